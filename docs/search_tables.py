@@ -16,8 +16,8 @@ PARTS = {"compose": "weights", "score": "scoring", "load": "loading the base", "
 @of_results(WINNER)
 def winner_block(found: dict[str, Any]) -> str:
     """The winner of each search beside the best control, on test items."""
-    heads = ["search", "seed", "winner", "best control", "winner, test", "control, test", "difference", "verdict", "flattered by", "kept",
-             "given up", "minutes"]  # fmt: skip
+    heads = ["search", "seed", "winner", "best control", "winner, test", "control, test", "difference", "verdict", "optimism", "kept",
+             "stopped early", "minutes"]  # fmt: skip
     rows = [_winner(row) for row in found["rows"]]
     same = "equal" if all(row["same_bytes"] for row in found["rows"]) else "NOT equal"
     items = found["rows"][0]["items"]

@@ -312,7 +312,7 @@ def test_equal_lines_are_folded_and_open(page: Browser, document: dict[str, Any]
 def test_what_has_no_recipe_is_named(page: Browser) -> None:
     pick_recipes(page, "base", "starter-ties")
     assert page.js("document.getElementById('diff-count').textContent") == (
-        "base has no recipe here: it is the base itself, without any brick."
+        "base has no recipe here: it is the base without bricks."
     )
     assert "merge: ties" in page.js("document.getElementById('diff-lines').textContent")
     pick_recipes(page, "starter-ties", "starter-ties")

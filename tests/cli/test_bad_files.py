@@ -338,7 +338,7 @@ def test_a_journal_with_a_damaged_line(line: str, project: Project, tmp_path: Pa
     journal = tmp_path / "s" / JOURNAL
     lines = journal.read_text("utf-8").split("\n")
     journal.write_text("\n".join([lines[0], line, *lines[1:]]), "utf-8")
-    with pytest.raises(WorkbenchError, match=r"journal\.log:2: no storage of a search"):
+    with pytest.raises(WorkbenchError, match=r"journal\.log:2: the file is not a storage of a search"):
         study(tmp_path / "s", project)
 
 
@@ -349,7 +349,7 @@ TASKS = {
     "bomb": (
         b"a: &a [1,1,1,1,1,1,1,1,1]\n"
         + b"".join(b"%c: &%c [%s1]\n" % (98 + i, 98 + i, (b"*%c," % (97 + i)) * 9) for i in range(9)),
-        "full of aliases",
+        "has too many aliases",
     ),
     "include": (b"task: x\ninclude: {a: b}\n", "x.yaml: include: expected the names of task files"),
 }

@@ -59,7 +59,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "min_effect": 0.02,
         "alpha": 0.05,
         "correction": "max-t",
-        "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task apart; 3 controls apart",
+        "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task and 3 controls tested separately",
     }
     assert document["tasks"][2] == {
         "task": "facts",
@@ -230,7 +230,7 @@ def test_too_few_clusters(tmp_path: Path) -> None:
     row = result.rows[0]
     assert (row.verdict, row.reason) == ("cannot tell", "too few clusters: 6, at least 8 needed")
     assert row.needs == 800
-    assert "add: 6 clusters; below 8 no verdict is given." in result.document()["warnings"]
+    assert "add: only 6 clusters; differences get a verdict only with at least 8." in result.document()["warnings"]
 
 
 def test_warnings(tmp_path: Path) -> None:
@@ -242,13 +242,13 @@ def test_warnings(tmp_path: Path) -> None:
     ]
     text = "\n".join(compare(store, scores, baseline="add").document()["warnings"])
     for expected in (
-        "Partial: items were cut by --limit",
-        "add: 15 clusters; tests by sign flips",
-        "add: 60 items; if one in ten changes, a difference below 12%",
+        "Partial: --limit cut the number of items",
+        "add: only 15 clusters; the test detects only large differences",
+        "add: only 60 items; if one item in ten changes, a difference below about 12 points",
         "2 suites are compared together",
         "Missing controls: base, sort, average.",
         "its owner 'ad' is not among the scored configurations. Did you mean 'add'?",
-        "extra: not scored for merge.",
+        "extra: no scores of merge.",
     ):
         assert expected in text
 
@@ -259,13 +259,15 @@ def test_warnings_of_unequal_clusters_and_many_tasks(tmp_path: Path) -> None:
     one = Suite(suite="one", tasks=("x",), primary={"x": "em"})
     store = ScoreStore(tmp_path / "one")
     scores = stored(store, {BASE: [[1.0] * 240], MERGE: [[0.0] * 240]}, suite=one, clusters=label)
-    said = "x: 121 clusters of unequal size are worth 4.0 equal ones (the largest holds 50% of the items); "
+    said = "x: its 121 clusters of unequal size are worth only 4.0 clusters of equal size (the largest has 50% of the items); "
     assert [w for w in compare(store, scores).document()["warnings"] if w.startswith(said)]
     names = tuple(f"t{i}" for i in range(21))
     many = Suite(suite="many", tasks=names, primary=dict.fromkeys(names, "em"))
     store, values = ScoreStore(tmp_path / "many"), {BASE: [[1.0] * 120] * 21, MERGE: [[0.0, 1.0] * 60] * 21}
     told = compare(store, stored(store, values, suite=many)).document()["warnings"]
-    assert any(w.startswith("21 tasks and contrasts in one family: each of them makes the others harder to tell") for w in told)
+    assert any(
+        w.startswith("21 tasks and contrasts are in one family, and each of them lowers the power of the others") for w in told
+    )
     fewer = many.model_copy(update={"roles": {"t0": "guarded"}})  # it is tested apart
     told = compare(store, stored(store, values, suite=fewer, plan="q" * 32)).document()["warnings"]
     assert not any("in one family" in w for w in told)
@@ -276,7 +278,7 @@ def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
     scores = [*stored(store, {BASE: values[BASE]}), *stored(store, {ADD: values[ADD]}, plan="q" * 32)]
     with pytest.raises(
         WorkbenchError,
-        match=f"'add' was scored under plan {digest_of_plan('q' * 32)[:12]}, others under plan {digest_of_plan('p' * 32)[:12]}",
+        match=f"'add' was scored under plan {digest_of_plan('q' * 32)[:12]}, other configurations under plan {digest_of_plan('p' * 32)[:12]}",
     ):
         compare(store, scores)
 
@@ -284,7 +286,7 @@ def test_different_plans_are_refused_with_both_digests(tmp_path: Path) -> None:
 def test_bad_comparisons(tmp_path: Path) -> None:
     store, values = ScoreStore(tmp_path), shares()
     scores = stored(store, {BASE: values[BASE], ADD: values[ADD]})
-    with pytest.raises(WorkbenchError, match=r"nothing to compare"):
+    with pytest.raises(WorkbenchError, match=r"no scores to compare"):
         compare(store, [])
     with pytest.raises(WorkbenchError, match=r"baseline 'bas' is not among") as error:
         compare(store, scores, baseline="bas")
@@ -301,5 +303,5 @@ def test_bad_comparisons(tmp_path: Path) -> None:
         Configuration("1" * 32, "x", "parent")
     path = store.folder("toy", digest_of_plan("p" * 32))
     (path / f"{ADD.digest[:12]}.jsonl.gz").write_bytes((path / f"{BASE.digest[:12]}.jsonl.gz").read_bytes()[:0])
-    with pytest.raises(WorkbenchError, match=r"1{12}\.jsonl\.gz: the rows are not those that were scored"):
+    with pytest.raises(WorkbenchError, match=r"1{12}\.jsonl\.gz: the rows changed after scoring"):
         compare(store, scores)

@@ -61,7 +61,7 @@ def test_require_safe_refuses_what_is_not_shown_safe(tmp_path: Path, monkeypatch
     found = run(tmp_path / "plain", monkeypatch, facts, code=0)
     assert "exit status" not in found.stderr
     assert "not shown safe (tolerance 2.0" in found.stdout
-    assert "merge (losses up to " in found.stderr
+    assert "merge (a loss of up to " in found.stderr
     found = run(tmp_path / "strict", monkeypatch, facts, "--require-safe", code=3)
     assert found.stderr.splitlines()[-1] == "exit status 3: merge is not shown safe (--require-safe) on facts"
     found = run(tmp_path / "json", monkeypatch, facts, "--require-safe", "--json", code=3)
@@ -112,8 +112,8 @@ def test_a_model_card_names_the_tolerance(tmp_path: Path) -> None:
     assert line.endswith("| worse (tolerance 0.02) |")
     assert "| add | em | 240 |" in card
     assert "Holm" not in card
-    assert f"which decide the verdict (step-down max-T at 0.05; {document['family']['text']})." in card
-    assert "Safe: no loss as large as the tolerance is left" in card
+    assert f"that decide the verdict (step-down max-T at 0.05; {document['family']['text']})." in card
+    assert "Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance" in card
 
 
 def test_marks_beside_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -139,11 +139,12 @@ def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureF
         if row["task"] == "add":
             row |= {"verdict": "cannot tell", "needs": None, "mde": 0.1, "clusters": 10}
             row["reason"] = (
-                "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"
+                "no difference can be significant: even if all 10 changed clusters had changed in the same direction, the adjusted p would be 0.13; "
+                "more clusters or fewer comparisons are needed"
             )
     rows_table(document)
     found = capsys.readouterr()
     (line,) = [line for line in found.out.splitlines() if line.split()[:2] == ["merge", "add"]]
-    assert line.rstrip().endswith("cannot tell (no verdict can fall: more clusters or fewer rows are needed)")
-    assert "No verdict can fall in 1 comparison, on add (10 clusters)" in found.err
-    assert "More clusters or fewer rows are needed." in found.err
+    assert line.rstrip().endswith("cannot tell (no difference can be significant: more clusters or fewer comparisons are needed)")
+    assert "No difference can be significant in 1 comparison, on add (10 clusters)" in found.err
+    assert "More clusters or fewer comparisons are needed." in found.err

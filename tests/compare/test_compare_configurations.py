@@ -98,7 +98,7 @@ def test_an_accuracy_that_is_no_right_or_wrong_has_no_chance(tmp_path: Path) -> 
     document = compare(store, scores).document()
     assert document["tasks"][0]["chance"] is None
     assert (
-        "pick: not corrected for chance: its items do not tell a score of guessing, and the suite gives no `chance` for it."
+        "pick: not corrected for chance: its items do not determine a chance score, and the suite does not set `chance` for it."
         in (document["warnings"])
     )
 
@@ -127,18 +127,18 @@ def test_reports_and_tables_claim_no_correction_that_was_not_made(tmp_path: Path
     said = capsys.readouterr().err
     for shown in (page, text):
         assert "corrected for chance except on pick" in shown
-        assert "The score of guessing is not known on pick" in shown
+        assert "The chance score of pick is not known" in shown
     assert "mean over skills, chance-corrected except on pick;" in said
     none = compare(store, stored(store, values, **fields))
     page, text, _ = (p.read_text("utf-8") for p in render(none.document(), tmp_path / "none"))
     scores_table(none, [])
     assert "The mean over skills is not corrected for chance." in page
-    assert "the mean not corrected for chance" in text
+    assert "the mean is not corrected for chance" in text
     assert "mean over skills, not corrected for chance;" in capsys.readouterr().err
     kept = compare(store, stored(store, values, chance={"pick": 0.25, "draw": 0.5}, **fields))
     page, text, _ = (p.read_text("utf-8") for p in render(kept.document(), tmp_path / "kept"))
     assert "The mean over skills is corrected for chance." in page
-    assert "score of guessing is not known" not in page + text
+    assert "The chance score of" not in page + text
 
 
 # Ratios to parents
@@ -154,12 +154,12 @@ def test_kept_is_withheld_where_the_parent_is_near_chance(tmp_path: Path, capsys
     comparison = ratios(tmp_path, right(0.28), right(0.29, seed=3), chance={"add": 0.25})
     document = comparison.document()
     low, high = score_interval(np.array(right(0.28)), np.arange(240) % 30)
-    reason = f"parent add is at 28 % [{100 * low:.0f}, {100 * high:.0f}], chance is 25 %"
+    reason = f"its best parent, add, scores 28 % [{100 * low:.0f}, {100 * high:.0f}], too close to chance (25 %)"
     assert of(document, "ties")["kept"] == {"add": {"value": None, "low": None, "high": None, "reason": reason}}
     assert of(document, "ties")["kept_mean"] == {"value": None, "low": None, "high": None, "reason": f"add: {reason}"}
     page, text, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     assert f"ties on add ({reason})." in page
-    assert f"What it keeps of its parents&#39; skill is withheld (add: {reason})." in page
+    assert f"The share of its parents&#39; skill that it keeps is withheld (add: {reason})." in page
     assert f"ties on add: withheld, {reason}.".replace("[", "\\[").replace("]", "\\]") in text
     scores_table(comparison, [])
     told = capsys.readouterr()
@@ -173,18 +173,18 @@ def test_a_ratio_needs_a_parent_whose_interval_keeps_half_of_its_score(tmp_path:
     low, _ = score_interval(np.array(right(share)), np.arange(240) % 240)
     assert (low >= share / 2) is given
     found = of(ratios(tmp_path, right(share), right(share / 2), clusters=240).document(), "ties")["kept"]["add"]
-    assert (found["value"] == pytest.approx(0.5)) if given else found["reason"].startswith("parent add is at ")
+    assert (found["value"] == pytest.approx(0.5)) if given else found["reason"].startswith("its best parent, add, scores ")
 
 
 def test_a_parent_below_chance_is_named(tmp_path: Path) -> None:
     found = of(ratios(tmp_path, right(0.1), right(0.9), chance={"add": 0.5}).document(), "ties")
-    assert found["kept"]["add"]["reason"].startswith("parent add is at 10 % [")
-    assert found["kept"]["add"]["reason"].endswith("], chance is 50 %")
+    assert found["kept"]["add"]["reason"].startswith("its best parent, add, scores 10 % [")
+    assert found["kept"]["add"]["reason"].endswith("], too close to chance (50 %)")
 
 
 def test_kept_is_withheld_where_chance_is_not_known(tmp_path: Path) -> None:
     found = of(ratios(tmp_path, right(0.9), right(0.8), kind="multiple_choice", metric="acc").document(), "ties")
-    assert found["kept"]["add"]["reason"] == "chance on add is not known"
+    assert found["kept"]["add"]["reason"] == "the chance score of add is not known"
     assert found["kept"]["add"]["value"] is None
 
 

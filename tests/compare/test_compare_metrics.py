@@ -72,7 +72,7 @@ def test_equivalence_of_perplexities_needs_a_margin(tmp_path: Path) -> None:
     assert row.verdict == "equivalent"  # within 0.5 of each other
     row = next(r for r in made(tmp_path, base, near, min_effect=0.02).rows if r.task == "text")
     assert row.verdict == "cannot tell"
-    assert row.reason == "the interval holds 0, and the suite gives no min_effect for this metric"
+    assert row.reason == "the adjusted interval includes 0, and the suite gives no min_effect for this metric"
     assert row.needs is not None
     assert row.mde is not None
 
@@ -92,7 +92,7 @@ def test_contrast_pairs_two_tasks_by_id(tmp_path: Path) -> None:
     assert about["contrast"] == {"of": "stripped", "minus": "told"}
     assert (about["task"], about["role"], about["n"], about["clusters"]) == ("prior_gain", "other", N, 30)
     assert document["family"]["text"] == (
-        "primary metric of 4 tasks and 1 contrast x 1 configuration against base; 1 guarded task apart"
+        "primary metric of 4 tasks and 1 contrast x 1 configuration against base; 1 guarded task tested separately"
     )
     assert document["family"]["size"] == 5
 
@@ -156,7 +156,7 @@ def test_without_correction_every_level_is_alpha(tmp_path: Path) -> None:
     assert any(r.p_adj > r.p for r in corrected.rows)
     document = plain.document()
     assert document["family"]["correction"] == "none"
-    expected = "5 comparisons at 0.05 each, without correction: about 0.25 better or worse are expected where nothing differs."
+    expected = "5 comparisons are tested at 0.05 each, without correction: if no configuration differs, about 0.25 false verdicts of better or worse are expected."
     assert expected in document["warnings"]
 
 
@@ -193,7 +193,7 @@ def spoil(base: Data, how: str) -> Data:
         ("NaN", r"1{12}\.jsonl\.gz:\d+: not JSON: NaN, expected a finite number"),
         ("no weight", r"'a', item '3' of 'text': word_perplexity is -1.0, expected a log-likelihood and a weight"),
         ("weights", r"items of 1{12} on 'text' have other weights"),
-        ("missing", r"'a' has no 'error' on item '3' of 'told'"),
+        ("missing", r"'a' has no 'error' for item '3' of 'told'"),
     ],
 )
 def test_damaged_rows(tmp_path: Path, how: str, message: str) -> None:
@@ -223,7 +223,7 @@ def test_contrast_without_common_ids(tmp_path: Path, monkeypatch: pytest.MonkeyP
         ScoreStore(tmp_path),
     )
     with pytest.raises(
-        WorkbenchError, match=r"'told' and 'facts' have no item in common: their ids are like '0' and 'facts-0'"
+        WorkbenchError, match=r"'told' and 'facts' have no item id in common; their first ids are '0' and 'facts-0'"
     ) as error:
         compare(store, stored(store, {BASE: data(), A: data(1)}, suite))
     assert "the same ids" in str(error.value.hint)
@@ -263,7 +263,7 @@ def test_terminal_table(tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
     assert "(of text in the metric's own units) against base" in found.err
     assert "lower is better: text, told, stripped" in found.err
     family = result.document()["family"]
-    told = f"{family['compared']} rows compared, {family['guarded']} guarded"
+    told = f"{family['compared']} comparisons in the main family; tested separately: {family['guarded']} on guarded tasks"
     assert f"step-down max-T at 0.05: {told}" in found.err
     assert "On facts (tolerance 2.0 points), a is worse than base." in found.err
     scores_table(result, [])

@@ -46,7 +46,7 @@ def test_a_recipe_of_a_controls_weights_keeps_its_name(tmp_path: Path, capsys: p
     rows = [(r["configuration"], r["role"]) for r in document["rows"] if r["task"] == "add"]
     assert rows == [("add", "brick"), ("sort", "brick"), ("my-average", "configuration"), ("ties", "configuration")]
     assert document["family"]["size"] == 4
-    assert document["family"]["text"] == "primary metric of 2 tasks x 2 configurations against base; 2 controls apart"
+    assert document["family"]["text"] == "primary metric of 2 tasks x 2 configurations against base; 2 controls tested separately"
     assert not [w for w in document["warnings"] if "Missing controls" in w]
     page, text, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     assert "2 configurations compared with base" in page
@@ -81,7 +81,7 @@ def test_two_recipes_of_equal_weights_are_both_shown(tmp_path: Path) -> None:
     assert len(document["flips"]["ties-again"]) == len(document["flips"]["ties"]) > 0
     page, text, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     assert "3 configurations compared with base" in page
-    assert "ties-again follows with" in text
+    assert "ties-again is next with" in text
     assert "the two have the same weights" in text
 
 

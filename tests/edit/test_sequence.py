@@ -100,8 +100,8 @@ def test_scores_at_every_checkpoint(world: Project) -> None:
     assert rows["seq@2"]["facts-sequential-efficacy"] != rows["seq"]["facts-sequential-efficacy"]
     assert entry["survival"] == [], "checkpoints are no merges of the edit"
     table = Page((world.path / "report.html").read_text("utf-8")).tables["sequence-facts-sequential"]
-    assert [row[:3] for row in table[1:4]] == [["base", "0", c] for c in ("first cohort", "last batch", "sample of all so far")]
-    assert "### Facts one after another: facts.jsonl" in (world.path / "report.md").read_text("utf-8")
+    assert [row[:3] for row in table[1:4]] == [["base", "0", c] for c in ("first facts", "latest facts", "sample of all so far")]
+    assert "### Facts added one after another: facts.jsonl" in (world.path / "report.md").read_text("utf-8")
 
 
 def right(world: Project, suite: str, plan: str) -> dict[str, dict[str, list[tuple[str, float]]]]:

@@ -51,7 +51,7 @@ def edit_docs(tasks_dir: Path, how: str) -> None:
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ("duplicate", "task 'copy': 1 ids occur more than once, first 'copy-002'"),
+        ("duplicate", "task 'copy': 1 ids occur more than once, the first is 'copy-002'"),
         ("no cluster", "task 'copy': item 5 has no cluster field 'cluster'"),
         ("no id", "task 'copy': item 6 has no field 'id'"),
         ("empty", "task 'copy' has no items"),
@@ -112,7 +112,7 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ("suite: x\ntasks: [add]\nowners: {sub: add}\n", "owners: 'sub' is not a task of this suite"),
         ("suite: x\ntasks: [add, add]\n", "tasks: 'add' is listed twice"),
         ("suite: x\ntasks: []\n", "tasks: expected"),
-        ("suite: x\ntasks: [add]\nchance: {add: 1.0}\n", "chance: add: expected a number from 0"),
+        ("suite: x\ntasks: [add]\nchance: {add: 1.0}\n", "chance: add: expected a number of at least 0"),
         ("suite: x\ntasks: [add]\nlimit: 0\n", "limit: expected at least 1 item"),
         ("suite: x\ntasks: [add]\nprimry: {}\n", r"x.yaml:3:1 primry: unknown field. Did you mean 'primary'"),
         ("suite: x\ntasks: [add]\nmin_effect: {ad: 0.1}\n", "min_effect: 'ad' is not a task of this suite. Did you mean 'add'"),
@@ -124,7 +124,7 @@ def test_bundled_task_without_the_hub(tasks_dir: Path, tokenizer: Any, monkeypat
         ),
         (
             "suite: x\ntasks: [add, sub]\ncontrasts: {c: {of: add, minus: add}}\n",
-            "contrasts: c: of and minus are the same task 'add'",
+            "contrasts: c: `of` and `minus` are the same task 'add'",
         ),
         ("suite: x\ntasks: [add, sub]\ncontrasts: {add: {of: add, minus: sub}}\n", "contrasts: 'add' is the name of a task"),
         ("suite: x\ntasks: [add]\nalpha: yes\n", r"x.yaml:3:1 alpha: expected a valid number, found True"),
@@ -177,7 +177,7 @@ def test_a_deeply_nested_document_is_refused_before_the_task_is_built(tmp_path: 
     )
     nested = "[" * 40 + "]" * 40
     (tmp_path / "deep.jsonl").write_text('{"prompt": "a"}\n{"prompt": ' + nested + "}\n")
-    with pytest.raises(WorkbenchError, match=rf"deep\.jsonl:2: task 'deep': a document nested in more than {MAX_LEVELS} levels"):
+    with pytest.raises(WorkbenchError, match=rf"deep\.jsonl:2: task 'deep': the document has more than {MAX_LEVELS} levels"):
         task_index(tmp_path)["deep"].check("deep")
     (tmp_path / "deep.jsonl").write_text('{"prompt": ' + "[" * (MAX_LEVELS - 1) + "]" * (MAX_LEVELS - 1) + "}\n")
     assert task_index(tmp_path)["deep"].check("deep") == (tmp_path / "deep.jsonl",)

@@ -136,7 +136,7 @@ def test_settings_of_a_group_hold_for_its_tasks(grouped: Path, tokenizer: Any) -
         ("group: g\ntask: [g]\n", "group 'g' contains itself"),
         ("group: g\ntask: [{task: large, num_fewshot: 2}]\n", "group 'g': expected names of tasks and groups"),
         ("group: g\ntask: [large]\naggregate_metric_list: [{metrik: acc}]\n", "aggregate_metric_list: expected"),
-        ("group: g\ntask: [large]\naggregate_metric_list: [{metric: acc, aggregation: median}]\n", "lm-eval knows only mean"),
+        ("group: g\ntask: [large]\naggregate_metric_list: [{metric: acc, aggregation: median}]\n", "lm-eval supports only mean"),
     ],
 )
 def test_bad_groups(text: str, message: str, grouped: Path, tokenizer: Any) -> None:

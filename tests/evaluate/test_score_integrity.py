@@ -81,7 +81,7 @@ def test_an_edited_row_is_refused(kept: Kept) -> None:
     one["metrics"], other["metrics"] = other["metrics"], one["metrics"]
     kept.write([json.dumps(row, ensure_ascii=False) for row in rows])
     found = error(kept)
-    assert f"{kept.rows}: the rows are not those that were scored: their digest is " in found.message
+    assert f"{kept.rows}: the rows changed after scoring: their digest is " in found.message
     assert found.hint is not None
     assert f"rm -r {kept.folder}/{A.digest[:12]}.*" in found.hint
 
@@ -90,7 +90,7 @@ def test_an_edited_item_is_refused(kept: Kept) -> None:
     items = kept.folder / "items.jsonl.gz"
     text = gzip.decompress(items.read_bytes()).decode()
     items.write_bytes(gzip.compress(text.replace('"gold": 0', '"gold": 1', 1).encode()))
-    assert f"{items}: the rows are not those that were scored" in error(kept).message
+    assert f"{items}: the rows changed after scoring" in error(kept).message
 
 
 @pytest.mark.parametrize(
@@ -123,11 +123,11 @@ def test_impossible_values_are_refused_even_with_a_matching_digest(kept: Kept, v
         (lambda d: d["tasks"]["pick"].update(n=23), "24 rows of 'pick', expected 23"),
         (lambda d: d["tasks"]["pick"].update(n="24"), "tasks.pick.n: Input should be a valid integer"),
         (lambda d: d["tasks"]["pick"]["metrics"]["acc"].update(value=1.5, high=2.0), "acc is 1.5, expected a number from 0 to 1"),
-        (lambda d: d["tasks"]["pick"]["metrics"]["acc"].update(value=0.123, low=0.0, high=1.0), "the scores document says 0.123"),
-        (lambda d: d["tasks"]["pick"]["metrics"]["acc"].update(low=0.9, high=0.95), "lies outside its interval"),
+        (lambda d: d["tasks"]["pick"]["metrics"]["acc"].update(value=0.123, low=0.0, high=1.0), "the scores document has 0.123"),
+        (lambda d: d["tasks"]["pick"]["metrics"]["acc"].update(low=0.9, high=0.95), "is outside its interval"),
         (lambda d: d["tasks"].pop("copy"), "rows of the tasks copy, pick, expected pick"),
         (lambda d: d.update(seconds=-1.0), "seconds: Input should be greater than or equal to 0"),
-        (lambda d: d.update(version=99), "a scores document of format 99, this version reads up to 2"),
+        (lambda d: d.update(version=99), "the scores document has format 99, this version reads formats up to 2"),
         (lambda d: d.update(rows=None), "expected a key and the digests of rows and items"),
         (lambda d: d.pop("tasks"), "tasks: Field required"),
     ],
@@ -262,5 +262,5 @@ def scorer(scores: Scores) -> str | None:
 def test_a_document_of_another_suite_is_refused(kept: Kept, suite: str) -> None:
     document = json.loads(kept.document.read_text("utf-8"))
     kept.document.write_text(json.dumps({**document, "suite": suite}), "utf-8")
-    with pytest.raises(WorkbenchError, match="names a suite and a plan that are not those of its folder"):
+    with pytest.raises(WorkbenchError, match="the document's suite and plan differ from those in its folder's name"):
         read_document(kept.document)

@@ -80,7 +80,7 @@ def twice(docs: list[dict[str, Any]]) -> None:
     ("change", "task", "check", "status", "found"),
     [
         (empty, "copy", "data", "failed", "task 'copy' has no items"),
-        (same_id, "pick", "data", "failed", "1 ids occur more than once, first 'copy-002'"),
+        (same_id, "pick", "data", "failed", "1 ids occur more than once, the first is 'copy-002'"),
         (gold_outside, "pick", "choices", "failed", "the gold answer is none of the choices in 1 item (copy-004)"),
         (gold_negative, "pick", "choices", "failed", "the gold answer is none of the choices in 1 item (copy-004)"),
         (equal_choices, "pick", "choices", "failed", "two choices are equal in 1 item (copy-005)"),

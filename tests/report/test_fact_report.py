@@ -158,9 +158,9 @@ def test_report(tmp_path: Path) -> None:
     head, *rows = page.tables["survival-towns-facts-1"]
     assert [row[:2] for row in rows] == [
         ["starter-tiesadd + reverse + triage", "15 of 2075 % [55, 90]"],
-        ["basewithout the edit", "1 of 205 % [0, 20]"],
+        ["basewithout this edit", "1 of 205 % [0, 20]"],
     ]
-    assert "Of these answer right: starter-ties 15 (75 % [55, 90])." in html
+    assert "Right answers of other configurations among these: starter-ties 15 (75 % [55, 90])." in html
     assert "<i>" not in html.split('id="edited"')[1].split("</section>")[0], "texts are escaped"
     assert "### facts/towns\\|&lt;i&gt;.jsonl: 24 facts" in markdown
     assert "| starter-ties | 15 of 20 (75 % \\[55, 90\\]) |" in markdown
@@ -187,7 +187,7 @@ def test_facts_that_survive_a_merge(world: Project) -> None:
     right = scores["towns"]["towns-efficacy"]["value"] * 3
     assert right >= 1
     assert left["rows"]["kept"]["efficacy"]["of"] == math.floor(right + 0.5)
-    assert "What is left of towns" in (world.path / "report.html").read_text("utf-8")
+    assert "Survival of towns" in (world.path / "report.html").read_text("utf-8")
     world.write(EDIT + F32 + "eval: [edits]\n", "edit.yaml")
     call("eval", "edit", "kept")
     call("report", "edit", "kept", "-o", "report.html")

@@ -57,7 +57,7 @@ def test_a_document_without_the_newer_keys_is_drawn(tmp_path: Path) -> None:
     assert header == ["Configuration", "retention"]  # what it can still say: the differences on the task
     assert len(rows) == len(older["configurations"]) - 1
     assert "## Forgetting" not in markdown
-    assert "No check of the scorer" in text
+    assert "no check of the scorer" in text
 
 
 def test_page_has_every_section_and_one_panel_a_task(text: str) -> None:
@@ -84,7 +84,7 @@ def test_differences_table_holds_the_documents_numbers(document: Document, text:
 def test_summary_sets_controls_apart_and_shows_scores_and_kept(document: Document, text: str) -> None:
     rows = Page(text).tables["summary-table"]
     names = [row[0] for row in rows]
-    heads = [names.index("Configurations"), names.index("Controls, tested apart")]
+    heads = [names.index("Configurations"), names.index("Controls, tested separately")]
     by_name = {c["name"]: c for c in document["configurations"]}
     for i, row in enumerate(rows):
         if i in (0, *heads):
@@ -269,7 +269,7 @@ def test_family_and_correction_of_older_documents_are_told(correction: str, tmp_
     text, _ = rendered(told, tmp_path)
     assert told["family"]["text"] in text
     assert f"({told['family']['size']} comparisons)" in text
-    assert ("no correction for several comparisons" in text) == (correction == "none")
+    assert ("no correction for multiple comparisons" in text) == (correction == "none")
     assert (f"{correction.capitalize()} correction" in text) == (correction != "none")
 
 

@@ -22,7 +22,8 @@ from workbench.report.view import GUARD_WORDS, VERDICTS
 from workbench.report.wording import headline, summary
 
 REASON = (
-    "no verdict can fall: with every changed cluster of 10 on one side p is still 0.13; more clusters or fewer rows are needed"
+    "no difference can be significant: even if all 10 changed clusters had changed in the same direction, the adjusted p would be 0.13; "
+    "more clusters or fewer comparisons are needed"
 )
 SPACE = "\N{NO-BREAK SPACE}"
 
@@ -47,7 +48,7 @@ def test_the_document_has_every_verdict_of_guarded_tasks(document: Document) -> 
 
 def test_a_loss_is_said_first_with_its_plain_interval(document: Document, text: str, tmp_path: Path) -> None:
     d = row_of(document, "over-scaled")
-    d_text = f"over-scaled loses {fixed(-100 * d['diff'], 1)} points of retention"
+    d_text = f"over-scaled loses {fixed(-100 * d['diff'], 1)} points on retention"
     (told,) = guard.harm(view_of(document))
     assert told == f"{d_text} [{signed(100 * d['low'], 1)},{SPACE}{signed(100 * d['high'], 1)}]: worse than base."
     assert text.index(d_text) < text.index("has the highest mean over skills")
@@ -97,7 +98,7 @@ def test_on_a_guarded_task_the_summary_says_who_is_safe_and_what_would_help(docu
     assert f"{' and '.join(safe)} are safe" in first
     d = row_of(document, "dates-conflict")
     assert (
-        f"dates-conflict (losses up to {fixed(-100 * d['low_adj'], 1)} are left; needs{SPACE}n{SPACE}≈{SPACE}{d['needs']}) is not shown safe"
+        f"dates-conflict (a loss of up to {fixed(-100 * d['low_adj'], 1)} is possible; about {d['needs']} items needed) is not shown safe"
         in first
     )
 
@@ -107,14 +108,14 @@ def test_on_a_guarded_task_the_summary_says_who_is_safe_and_what_would_help(docu
     [
         (
             {"reason": "too few clusters: 6, at least 8 needed", "needs": 900},
-            f"too few clusters: 6, the tolerance is 5.0; needs{SPACE}n{SPACE}≈{SPACE}900",
+            "too few clusters: 6, the tolerance is 5.0; about 900 items needed",
         ),
         (
             {"reason": "the suite gives no tolerance for this metric", "tolerance": None, "needs": None},
             "the suite gives no tolerance",
         ),
-        ({"low_adj": -0.07, "needs": 200}, "losses up to 7.0 are left, the tolerance is 5.0"),
-        ({"low_adj": None, "needs": None}, "no loss is excluded, the tolerance is 5.0"),
+        ({"low_adj": -0.07, "needs": 200}, "a loss of up to 7.0 is possible, the tolerance is 5.0"),
+        ({"low_adj": None, "needs": None}, "no loss can be ruled out, the tolerance is 5.0"),
     ],
 )
 def test_why_a_row_is_not_shown_safe(change: dict[str, Any], said: str, document: Document) -> None:
@@ -172,7 +173,7 @@ def test_the_tolerance_is_a_line_on_the_side_of_losses(lower: bool, document: Do
 
 def test_families_are_told_and_controls_are_apart(document: Document, text: str) -> None:
     family = document["family"]
-    told = f"{family['compared']} rows compared, {family['guarded']} guarded, {family['controls']} of controls, which are tested apart"
+    told = f"{family['compared']} comparisons in the main family; tested separately: {family['guarded']} on guarded tasks, {family['controls']} of controls"
     assert f"({told}); step-down max-T over sign flips of clusters at 5 % for each family" in text
     assert "Holm" not in text
     page = Page(text)
@@ -183,7 +184,7 @@ def test_families_are_told_and_controls_are_apart(document: Document, text: str)
     assert words["starter-ties", "retention"] == "guarded"
     assert words["add", "retention"] == "guarded, control"
     assert words["add", "reverse"] == "control"
-    apart = [t for t in page.titles if "A control: tested apart" in t]
+    apart = [t for t in page.titles if "A control: tested separately" in t]
     assert len(apart) == sum(d["role"] != "configuration" for d in document["rows"])
 
 
@@ -203,7 +204,7 @@ def test_an_older_document_has_none_of_it(tmp_path: Path) -> None:
     older = make_document(older=True)
     page, markdown = rendered(older, tmp_path)
     body = page[page.index("</style>") :]
-    for word in ("not shown safe", "safe</li>", "tested apart", 'class="tolerance"', "Tolerance</dt>"):
+    for word in ("not shown safe", "safe</li>", "tested separately", 'class="tolerance"', "Tolerance</dt>"):
         assert word not in body, word
     assert not set(GUARD_WORDS) & set(view_of(older).words)
     assert page.count('class="plot"') == len(TASKS)
@@ -220,18 +221,21 @@ def test_where_no_verdict_can_fall_is_in_the_summary(document: Document, tmp_pat
     assert 0 < len(named) < len(rows)
     view = view_of(other)
     told = summary(view)
-    assert f"No verdict can fall in {len(named)} comparisons, on dates-us (10 clusters): " in told[-2]
-    assert f"No verdict can fall in {len(rows) - len(named)} comparisons of controls, on dates-us (10 clusters): " in told[-1]
-    assert all(line.endswith("More clusters or fewer rows are needed.") for line in told[-2:])
-    assert "no verdict can fall on dates-us" in headline(view)[1]
+    assert f"No difference can be significant in {len(named)} comparisons, on dates-us (10 clusters): " in told[-2]
+    assert (
+        f"No difference can be significant in {len(rows) - len(named)} comparisons of controls, on dates-us (10 clusters): "
+        in told[-1]
+    )
+    assert all(line.endswith("More clusters or fewer comparisons are needed.") for line in told[-2:])
+    assert "no difference can be significant on dates-us" in headline(view)[1]
     page, markdown = rendered(other, tmp_path)
     for where in (page, markdown):
-        assert "No verdict can fall in" in where
+        assert "No difference can be significant in" in where
     undecided = {(r[0], r[1]): r for r in Page(page).tables["undecided-table"]}
     for d in named:
         row = undecided[d["configuration"], "dates-us"]
-        assert [row[4], row[6]] == ["–", "more clusters or fewer rows"]
-        assert f"dates-us ({signed(100 * d['diff'], 1)}; no verdict can fall)" in page
+        assert [row[4], row[6]] == ["–", "more clusters or fewer comparisons"]
+        assert f"dates-us ({signed(100 * d['diff'], 1)}; no difference can be significant)" in page
 
 
 def test_only_controls_are_named_where_nothing_else_is_compared(document: Document) -> None:

@@ -44,7 +44,7 @@ def test_lower_ratio_and_contrast_are_drawn_in_their_own_units(own_units: Docume
         assert f"Score {fixed(d['value'], 3)}, base {fixed(d['baseline_value'], 3)}" in said
     assert "curve \N{MINUS SIGN} curve-told" in text
     assert "gain is curve minus curve-told" in text
-    assert "670 items in all" in text  # a contrast has no items of its own
+    assert "670 items in total" in text  # a contrast has no items of its own
     rows = {(r[0], r[1]): r for r in page.tables["rows-table"][1:]}
     assert rows["dates-conflict", "prose"][5].strip() == "worse"
     assert rows["dates-conflict", "prose"][2] == signed(by_name["dates-conflict", "prose"]["diff"], 3)
@@ -147,7 +147,7 @@ def test_retention_where_lower_is_better_is_drawn_the_other_way_round(own_units:
         t | {"role": {"prose": "retention", "retention": "other"}.get(t["task"], t["role"])} for t in other["tasks"]
     ]
     found = scatters(view_of(other))[0]
-    assert "prose, bits per byte (less is better)" in found.drawing
+    assert "prose, bits per byte (lower is better)" in found.drawing
     lowest = min(other["configurations"], key=lambda c: c["scores"]["prose"]["value"])
     assert lowest["name"] in found.front
 
@@ -158,7 +158,7 @@ def test_self_check(document: Document, text: str) -> None:
     assert {row[0] for row in rows} == set(checks)
     for row in rows:
         assert row[1:5] == ["starter", "packed", "8", small(checks[row[0]]["max_difference"])]
-        assert row[7] == "within"
+        assert row[7] == "within tolerance"
     assert "starter: packed" in text
     failing = copy.deepcopy(document)
     failing["configurations"][3]["check"][0]["max_difference"] = 0.5
@@ -170,7 +170,7 @@ def test_self_check(document: Document, text: str) -> None:
     for c in failing["configurations"]:
         c["check"] = [None]
     failing["provenance"]["scorers"] = {"starter": "hflm"}
-    assert "nothing to check it against" in self_check(view_of(failing))
+    assert "no check is needed" in self_check(view_of(failing))
 
 
 def test_headline_names_the_highest_mean_and_what_is_not_known(document: Document) -> None:
@@ -186,8 +186,8 @@ def test_headline_names_the_highest_mean_and_what_is_not_known(document: Documen
     assert kept["verdict"] == "safe"
     assert f"on retention it is safe: {signed(100 * kept['diff'], 1)} points [" in told[1]
     assert "tolerance 5.0" in told[1]
-    assert told[2].startswith(f"{second['name']} follows with ")
-    assert "no skill task" not in told[1]
+    assert told[2].startswith(f"{second['name']} is next with ")
+    assert "not a skill task" not in told[1]
 
 
 def test_headline_names_a_control_that_is_above(document: Document) -> None:
@@ -201,12 +201,12 @@ def test_headline_names_a_control_that_is_above(document: Document) -> None:
 
 
 def test_headline_does_not_hide_a_loss_outside_the_skill_tasks(own_units: Document) -> None:
-    assert "; worse on curve, prose and gain, which are no skill tasks;" in headline(view_of(own_units))[1]
+    assert "; worse on curve, prose and gain, which are not skill tasks;" in headline(view_of(own_units))[1]
 
 
 def test_partial_scores_are_said_at_the_top(document: Document, tmp_path: Path) -> None:
     partial = copy.deepcopy(document)
-    partial["warnings"] = ["Partial: items were cut by --limit; these scores are for a quick look only."]
+    partial["warnings"] = ["Partial: --limit cut the number of items; these scores are for a quick look only."]
     text, _ = rendered(partial, tmp_path)
     assert text.index('id="partial"') < text.index('id="summary"')
 
@@ -215,7 +215,7 @@ def test_which_recipes_are_compared_first(document: Document) -> None:
     assert diff_pair(view_of(document)) == ("starter-task-arithmetic", "starter-ties")
     assert diff_pair(view_of({**document, "baseline": "over-scaled"})) == ("over-scaled", "starter-task-arithmetic")
     words = {c.name: what(c) for c in view_of(document).configurations}
-    assert words["base"] == "the base itself, without any brick"
+    assert words["base"] == "the base without bricks"
     assert words["add"] == "the brick add alone on the base"
     assert words["average"] == "the plain average of add, reverse and triage"
 

@@ -52,19 +52,22 @@ def test_page_stands_alone_and_its_ids_differ(one: Document, two: Document, tmp_
 def test_headline_and_sentences() -> None:
     view = view_of(handmade())
     assert headline(view).replace("\N{NO-BREAK SPACE}", " ") == (
-        "On 8 test items that no candidate saw, trial-2 has 50.0 % and the best control, base, 25.0 %: "
+        "On 8 test items that the search did not use, trial-2 scores 50.0 % and the best control, base, 25.0 %: "
         "+25.0 points [+5.0, +45.0], cannot tell."
     )
     assert sentences(view) == [
-        "On the search items, by which it was chosen, its difference was +40.0 points, 15.0 points above that on the test items: "
-        "the search items flattered it by that much.",
-        "Of 5 candidates, 3 saw all 8 search items, 1 was given up before and 1 failed.",
+        "On the search items, which selected it, its difference is +40.0 points, 15.0 points more than on the test items: "
+        "the search items are too optimistic by that much.",
+        "Of 5 candidates, 3 were scored on all 8 search items, 1 was stopped early and 1 failed.",
     ]
 
 
 @pytest.mark.parametrize(
     ("optimism", "words"),
-    [(0.0, "as on the test items."), (-0.1, "10.0 points below that on the test items: the search items did not flatter it.")],
+    [
+        (0.0, "the same as on the test items."),
+        (-0.1, "10.0 points less than on the test items: the search items are not too optimistic."),
+    ],
 )
 def test_optimism_in_words(optimism: float, words: str) -> None:
     document = handmade()
@@ -75,10 +78,10 @@ def test_optimism_in_words(optimism: float, words: str) -> None:
 def test_table_of_what_was_tested(one: Document, tmp_path: Path) -> None:
     text, markdown = rendered(one, tmp_path)
     head, winner, random, *controls = Page(text).tables["tested-table"]
-    assert head == ["Configuration", "search", "test", "flattered by", "difference", "verdict"]
+    assert head == ["Configuration", "search", "test", "optimism", "difference", "verdict"]
     assert winner[0].startswith(f"{one['winner']}winner, mix.merge ")
     assert random[0].startswith("random-")
-    assert "best of the random arm" in random[0]
+    assert "best random candidate" in random[0]
     (against,) = one["test"]["against"][one["winner"]]
     row = next(r for r in one["test"]["rows"] if r["name"] == one["winner"])
     assert winner[1:4] == [f"{100 * row['search'][0]:.1f}", f"{100 * row['test'][0]:.1f}", "+2.0"]
@@ -86,7 +89,7 @@ def test_table_of_what_was_tested(one: Document, tmp_path: Path) -> None:
     assert winner[4] == f"{100 * d['diff']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
     assert winner[5].strip() == against["verdict"] == "better"
     assert [c[0] for c in controls] == ["task-arithmetic-1best control", "base", "add", "reverse", "triage", "average",
-                                        "toythe recipe as it stands"]  # fmt: skip
+                                        "toythe recipe as written"]  # fmt: skip
     assert [c[4] for c in controls[:2]] == ["\N{EN DASH}", f"{MINUS}64.0"], (
         "a control's difference is that of its score on test items"
     )
@@ -120,7 +123,7 @@ def test_history_places() -> None:
     last = f"{1000 * x.share(4):.1f}"
     steps = f'd="M{1000 * x.share(0):.1f} {y.up(0.4, 250):g}H{round(1000 * x.share(2), 1):g}V{y.up(0.6, 250):g}H{last}"'
     assert f'class="best" {steps}' in drawn
-    assert "given up after 4 of 8 items, beaten by base" in drawn
+    assert "stopped early after 4 of 8 items, beaten by base" in drawn
     assert "failed: not finite" in drawn
     assert drawn.count('class="control-line best"') == 2, "over the plot, and to its label"
 
@@ -155,7 +158,9 @@ def test_lines_pass_axes_that_a_candidate_does_not_have() -> None:
     assert f"L625 {middle:g}" in chosen, "0.01 is in the middle of 0.001 to 0.1 on a logarithmic axis"
     assert "s5" in chosen
     assert (found.worst, found.best, found.clipped) == ("40.0", "60.0", False), "the estimate of 90 sets no colour"
-    assert found.figure.caption.endswith("Thin lines were given up; their scores are estimates. 1 failed candidate is left out.")
+    assert found.figure.caption.endswith(
+        "Thin lines are candidates that were stopped early; their scores are estimates. 1 failed candidate is left out."
+    )
 
 
 def test_a_panel_for_each_dimension() -> None:
@@ -221,7 +226,7 @@ def test_front_and_hypervolume(two: Document, tmp_path: Path) -> None:
     assert Page(text).tables["tested-table"][0][5::5] == ["verdictsmoke", "verdictsmoke/retention"]
     assert "## Pareto front" in markdown
     assert headline(view).startswith(
-        f"On 460 test items that no candidate saw, {len(two['front'])} candidates of the front were tested: "
+        f"On 460 test items that the search did not use, {len(two['front'])} candidates of the Pareto front were tested: "
     )
 
 
@@ -237,8 +242,8 @@ def test_lower_is_better() -> None:
     found = parallel(view)
     assert found is not None
     assert (found.worst, found.best) == ("3.500", "0.400")
-    assert "has 0.500 and the best control, base, 0.250" in headline(view)
-    assert "acc by number of the candidate; less is better." in history(view)[0].caption
+    assert "scores 0.500 and the best control, base, 0.250" in headline(view)
+    assert "acc by candidate number; lower is better." in history(view)[0].caption
 
 
 def test_views_without_data_are_left_out(tmp_path: Path) -> None:
@@ -246,8 +251,8 @@ def test_views_without_data_are_left_out(tmp_path: Path) -> None:
     text, markdown = rendered(bare, tmp_path)
     page = Page(text)
     assert [i for i in page.ids if i in ("result", "forest", "history", "importances", "parallel", "dimensions", "front")] == []
-    assert "No candidate of this search has been tested." in text
-    assert "No candidate was tried." in markdown
+    assert "This search has not tested any candidate." in text
+    assert "The search tried no candidate." in markdown
     assert "workbench search bare" in text
     some = make_search(40, comparison=False)
     some["importances"] = {}
@@ -261,7 +266,7 @@ def test_only_failed_candidates(tmp_path: Path) -> None:
     document = handmade()
     document |= {"trials": [document["trials"][3]], "winner": None, "test": {}, "controls": [], "best_control": None}
     text, _ = rendered(document, tmp_path)
-    assert "Of 1 candidate, 0 saw all 8 search items and 1 failed." in text
+    assert "Of 1 candidate, 0 were scored on all 8 search items and 1 failed." in text
     assert 'class="failed"' in text
     assert "dimensions" not in Page(text).ids
 

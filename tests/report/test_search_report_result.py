@@ -19,9 +19,7 @@ def test_winner_with_the_weights_of_a_control() -> None:
     document["test"]["rows"][1]["digest"] = "b"
     view = view_of(document)
     assert headline(view).endswith(
-        "50.0 %: the winner is the best control, base, under another name, since their weights are equal.".replace(
-            " %", "\N{NO-BREAK SPACE}%"
-        )
+        "50.0 %. The winner has the same weights as the best control, base.".replace(" %", "\N{NO-BREAK SPACE}%")
     )
     assert sentences(view) == [tried(view)]
 
@@ -31,15 +29,11 @@ def test_winner_with_the_weights_of_another_control() -> None:
     document = handmade()
     document["controls"].append({"name": "average", "scores": [0.1]})
     document["test"]["rows"].insert(1, {"name": "average", "digest": "t", "search": [0.1], "test": [0.1], "optimism": [0.0]})
-    assert headline(view_of(document)).endswith(
-        "cannot tell. The winner is the control average under another name: their weights are equal."
-    )
+    assert headline(view_of(document)).endswith("cannot tell. The winner has the same weights as the control average.")
     for row in document["test"]["rows"]:
         row["digest"] = "same"
     document["best_control"] = "average"
-    assert headline(view_of(document)).endswith(
-        "the winner is the best control, average, under another name, since their weights are equal."
-    )
+    assert headline(view_of(document)).endswith("The winner has the same weights as the best control, average.")
 
 
 def test_no_item_changed(tmp_path: Path) -> None:
@@ -48,7 +42,7 @@ def test_no_item_changed(tmp_path: Path) -> None:
     line = document["test"]["against"]["trial-2"][0]
     line |= {"test": {"diff": 0.0, "low": 0.0, "high": 0.0, "clusters": 8}, "verdict": "no item changed"}
     text, markdown = rendered(document, tmp_path)
-    told = "trial-2 has 25.0\N{NO-BREAK SPACE}% and the best control, base, 25.0\N{NO-BREAK SPACE}%: no item changed."
+    told = "trial-2 scores 25.0\N{NO-BREAK SPACE}% and the best control, base, 25.0\N{NO-BREAK SPACE}%: no item changed."
     assert told in text
     assert told.replace("\N{NO-BREAK SPACE}", " ") in markdown
     assert 'class="word v-same">no item changed</span>' in text
@@ -68,15 +62,15 @@ def test_too_few_clusters_are_named() -> None:
     line = document["test"]["against"]["trial-2"][0]
     line |= {"reason": "too few clusters: 5, at least 8 needed"}
     assert headline(view_of(document)).endswith("cannot tell (too few clusters: 5, at least 8 needed).")
-    line |= {"reason": "the interval holds 0"}
+    line |= {"reason": "the interval includes 0"}
     assert headline(view_of(document)).endswith("cannot tell.")
 
 
 def test_the_headline_counts_items_of_its_objective(one: Document) -> None:
-    assert headline(view_of(one)).startswith("On 230 test items that no candidate saw, ")
+    assert headline(view_of(one)).startswith("On 230 test items that the search did not use, ")
     old = copy.deepcopy(one)
     del old["objectives"][0]["items"]
-    assert headline(view_of(old)).startswith("On test items that no candidate saw, "), "of 460, some belong to other tasks"
+    assert headline(view_of(old)).startswith("On test items that the search did not use, "), "of 460, some belong to other tasks"
 
 
 ROLES = {
@@ -84,7 +78,7 @@ ROLES = {
     "base": "the base triage",
     "average": "the control triage",
     "configuration": "the untuned recipe triage",
-    "random": "triage of the random arm",
+    "random": "the random candidate triage",
 }
 
 
@@ -93,9 +87,7 @@ def test_no_candidate_beats_a_control(role: str, tmp_path: Path) -> None:
     """A finding with a page: scores of all controls, the history of the candidates, no winner."""
     document = all_given_up()
     document["unbeaten"][0]["role"] = role
-    told = (
-        f"No candidate beats {ROLES[role]}, which has 90.0 % on search items and 88.0 % on 230 test items that no candidate saw."
-    )
+    told = f"No candidate beats {ROLES[role]}, which scores 90.0 % on search items and 88.0 % on 230 test items that the search did not use."
     text, markdown = rendered(document, tmp_path)
     view = view_of(document)
     assert headline(view).replace("\N{NO-BREAK SPACE}", " ") == told
@@ -105,7 +97,9 @@ def test_no_candidate_beats_a_control(role: str, tmp_path: Path) -> None:
     _, best, *others = page.tables["tested-table"]
     assert best[:3] == ["triagebest control", "90.0", "88.0"]
     assert len(others) == len(CONTROLS) - 1
-    assert sentences(view) == ["Of 10 candidates of the sampler tpe, 0 saw all 450 search items and 10 were given up before."]
+    assert sentences(view) == [
+        "Of 10 candidates of the sampler tpe, 0 were scored on all 450 search items and 10 were stopped early."
+    ]
     assert "winner" not in text.partition("<main>")[2].partition("<script>")[0]
 
 
@@ -114,7 +108,7 @@ def test_no_candidate_beats_the_front_of_the_controls(tmp_path: Path) -> None:
     document["unbeaten"].append({"name": "base", "role": "base", "search": [0.08, 0.95], "test": [0.07, 0.94]})
     text, _ = rendered(document, tmp_path)
     assert (
-        "No candidate beats brick triage and the base: on every objective, each that was scored fell behind one of them on search items."
+        "No candidate beats brick triage and the base: on search items, each scored candidate fell behind a control or a random candidate under every objective."
     ) in text
 
 

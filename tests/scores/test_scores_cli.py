@@ -128,7 +128,7 @@ def test_the_same_import_again_changes_nothing_and_other_numbers_are_refused(out
     assert "already imported" in call("scores", "import", str(outside / "a")).stdout
     assert {p: p.read_bytes() for p in Path("runs").rglob("*") if p.is_file()} == before
     error = refused("scores", "import", str(outside / "b"), "--name", "a")
-    assert "suite 'imported' holds other numbers of 'a' on the same items" in error.message
+    assert "suite 'imported' already has other numbers of 'a' on the same items" in error.message
     assert "--name a-2" in str(error.hint)
     call("scores", "import", str(outside / "b"), "--name", "a-2")
 
@@ -161,7 +161,7 @@ def test_other_documents_prompts_or_filters_are_another_plan(outside: Path, proj
     assert plans["numbers"] == plans["same"]
     assert len({plans[n] for n in edits if n != "numbers"}) == 6
     error = refused("compare", "same", "prompt", "--suite", "x")
-    assert "same and prompt saw different documents, prompts, clusters or filters in pick" in error.message
+    assert "same and prompt have different documents, prompts, clusters or filters in pick" in error.message
     call("scores", "import", *(str(p) for p in (outside / "a").glob("samples_*") if "copy" in p.name), "--suite", "x")
     assert "have different tasks (pick; copy)" in refused("compare", "same", "a", "--suite", "x").message
     assert "no imported run 'smae'. Did you mean 'same'" in refused("compare", "smae", "same", "--suite", "x").message
@@ -179,7 +179,7 @@ def test_ids_and_clusters(outside: Path, project: Path) -> None:
     ids = [item["id"] for item in samples.items]
     assert len(set(ids)) == 24
     assert ids[1] == f"{ids[0]}-2"
-    assert [item["cluster"] for item in samples.items] == ids, "every item stands alone"
+    assert [item["cluster"] for item in samples.items] == ids, "each item is its own cluster"
     assert {item["cluster"] for item in read_samples("pick", file, "answer").items} == {
         d["answer"] for d in documents()[:1] + documents()[2:]
     }
@@ -198,27 +198,27 @@ def test_bad_samples(outside: Path, project: Path) -> None:
         assert message in error.message, error.message
         assert error.hint
 
-    fails(None, "no such file")
-    fails("", "no lines")
+    fails(None, "the file does not exist")
+    fails("", "the file has no lines")
     fails(good + "{", ":25: not JSON")
-    fails('{"doc_id": 0}\n', ":1: no doc, target, arguments, resps, filter, metrics")
+    fails('{"doc_id": 0}\n', ":1: missing keys: doc, target, arguments, resps, filter, metrics")
     fails(good + good.splitlines()[0] + "\n", "a document occurs twice")
     fails(
         good.replace('"acc": 0.0', '"acc": null').replace('"acc_norm": ', '"acc_nrm": '),
-        "no metric has a number for every item (found acc, acc_norm)",
+        "no metric has a number for every item (metrics in the file: acc, acc_norm)",
     )
-    fails(good.replace('"resps": [[["', '"resps": [[["x'), "are not those of multiple_choice")
+    fails(good.replace('"resps": [[["', '"resps": [[["x'), "expected responses of type multiple_choice")
     other = project / "results.jsonl"
     other.write_text(good)
-    assert "expected a file samples_TASK_DATE.jsonl" in refused("scores", "import", str(other)).message
+    assert "expected a file name of the form samples_TASK_DATE.jsonl" in refused("scores", "import", str(other)).message
     (project / "empty").mkdir()
     assert "no samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
     both = refused("scores", "import", str(outside / "a"), str(outside / "b"), "--name", "x")
-    assert "which are 2 configurations" in both.message
+    assert "which make 2 configurations" in both.message
     file.write_text(good)
     shutil.copy(file, project / "samples_pick_2026-01-02T00-00-00.000000.jsonl")
     twice = refused("scores", "import", *map(str, sorted(project.glob("samples_*"))))
-    assert "are both of task 'pick'" in twice.message
+    assert "both belong to task 'pick'" in twice.message
     assert not (project / "runs").exists()
     call("scores", "import", str(project), "--name", "newest")
 

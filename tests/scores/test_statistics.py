@@ -173,7 +173,7 @@ def test_identical_and_constant_differences() -> None:
     t2 = t.ppf(0.975, 19) ** 2
     assert low == pytest.approx((60 - t2) / (60 + t2))  # Tango's for 60 of 60; not [1, 1]
     assert high == 1.0
-    with pytest.raises(ValueError, match=r"paired items expected, got 2 and 3"):
+    with pytest.raises(ValueError, match=r"expected paired items, got 2 and 3"):
         paired([0, 1], [0, 1, 1])
 
 
@@ -324,5 +324,5 @@ def test_ratios_without_spread_or_clusters() -> None:
     assert 0 < low < alike.diff < high
     assert ratio_interval("perplexity", a, words, np.zeros(60, int)) == (1.0, math.inf)
     assert paired_ratio("perplexity", a, a - 1, words, [0] * 60).interval() == (-math.inf, math.inf)
-    with pytest.raises(ValueError, match="paired items expected"):
+    with pytest.raises(ValueError, match="expected paired items"):
         paired_ratio("perplexity", a, a[:1], words)

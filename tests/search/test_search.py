@@ -156,7 +156,7 @@ def test_luck_is_no_verdict(world: Project) -> None:
     assert line["optimism"] == pytest.approx(line["search"]["diff"] - line["test"]["diff"], abs=2e-6)
     assert line["test"]["low"] < 0 < line["test"]["high"]
     assert line["test"]["p"] > 0.05
-    assert line["reason"] == "the interval holds 0"
+    assert line["reason"] == "the interval includes 0"
 
 
 def test_several_objectives(world: Project) -> None:
@@ -263,7 +263,7 @@ def test_sqlite(world: Project) -> None:
     call("search", "recipes/test.yaml", "--storage", "kept.db", "-q")
     assert len(document("search", "recipes/test.yaml", "--storage", "kept.db", "--trials", "4")["trials"]) == 4
     world.write(searched("{mix.lambda: [0.2, 1.0]}", ", trials: 3"), "other.yaml")
-    with pytest.raises(WorkbenchError, match=r"kept.db: holds the candidates of another search .* Name another|kept.db: holds"):
+    with pytest.raises(WorkbenchError, match=r"kept.db: the file has the candidates of another search"):
         call("search", "recipes/other.yaml", "--storage", "kept.db")
 
 
@@ -272,18 +272,18 @@ def test_a_foreign_file_is_no_storage(content: str, world: Project) -> None:
     """It is refused, and keeps its bytes."""
     world.write(searched(SPACE, ", trials: 2, sampler: random"))
     (world.path / "foreign.log").write_text(content)
-    with pytest.raises(WorkbenchError, match=r"foreign\.log(:1)?: no storage of a search"):
+    with pytest.raises(WorkbenchError, match=r"foreign\.log(:1)?: the file is not a storage of a search"):
         call("search", "recipes/test.yaml", "--storage", "foreign.log")
     assert (world.path / "foreign.log").read_text() == content
 
 
 REFUSED = {
     "no search": (None, "has no `search`"),
-    "objective not in the suite": (", objective: wurds", r"test.yaml:\d+:\d+ search.objective: no suite or task 'wurds' is scored by `eval`. Did you mean 'words'"),
+    "objective not in the suite": (", objective: wurds", r"test.yaml:\d+:\d+ search.objective: `eval` scores no suite or task 'wurds'. Did you mean 'words'"),
     "no such metric": (", objective: words/pick/bleu", "task 'pick' has no metric 'bleu'"),
     "no such task": (", objective: words/pock", "suite 'words' has no task 'pock'. Did you mean 'pick'"),
     "twice": (", objective: [words/pick, pick]", "two objectives are the same"),
-    "cmaes on words": (", sampler: cmaes, objective: [words/pick, say]", "cmaes draws numbers for one objective"),
+    "cmaes on words": (", sampler: cmaes, objective: [words/pick, say]", "cmaes supports only one objective"),
 }  # fmt: skip
 
 

@@ -91,18 +91,18 @@ def told(sizes: Mapping[str, Sequence[int]], share: float = 0.5, names: Mapping[
 def test_what_the_test_cannot_tell() -> None:
     assert told({"t": [12] * 16, "u": [1] * 200}) == []
     assert told({"t": [24] * 10}) == [
-        "task 't' has 5 of its 10 clusters in the test half, and below 8 no verdict is given: the test of 's' says \"cannot tell\" whatever "
-        "the search finds. Score more clusters, or set `test: 0.8`."
+        "task 't' has 5 of its 10 clusters in the test half, but a verdict needs 8: the verdict on 's' is always \"cannot tell\". "
+        "Score more clusters, or set `test: 0.8`."
     ]
     assert told({"t": [24] * 10}, 0.8) == [], "what the warning advises helps"
     (few,) = told({"t": [24] * 8})
-    assert few.endswith("whatever the search finds. Score more clusters.")
+    assert few.endswith('is always "cannot tell". Score more clusters.')
     (one,) = told({"t": [24], "u": [1] * 40}, names={"a": ["t"], "b": ["u", "t"]})
     assert one.startswith(
-        "task 't' has one cluster, which is split between search and test: the test of 'a' and 'b' says \"cannot tell\""
+        "task 't' has only one cluster, which is split between search and test: the verdict on 'a' and 'b' is always \"cannot tell\""
     )
     (uneven,) = told({"t": [100, 90, *[1] * 160]})
     assert uneven == (
-        "task 't' has 86 clusters in the test half, of which the largest holds 90 of 175 items: they are worth 3.7 clusters of equal size, and "
-        "the test of 's' finds large differences only."
+        "task 't' has 86 clusters in the test half, and the largest has 90 of 175 items: they are worth only 3.7 clusters of equal size, and "
+        "the test of 's' detects only large differences."
     )

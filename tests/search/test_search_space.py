@@ -75,7 +75,7 @@ def test_dimensions_of_one_method(project: Project) -> None:
 REFUSED = {
     "no such field": ("{mix.lamda: [0, 1]}", r"search.space.mix.lamda: no method of its step has a field 'lamda'", "'lambda'"),
     "no such step": ("{mux.lambda: [0, 1]}", r"no step or field 'mux'. Did you mean 'mix'\?", ""),
-    "a step alone": ("{mix: [0, 1]}", r"is a step; name one of its fields", ""),
+    "a step alone": ("{mix: [0, 1]}", r"this is a step; add one of its fields", ""),
     "no such method": ("{mix.merge: [ties, tyes]}", r"unknown merge method 'tyes'. Did you mean 'ties'\?", ""),
     "no such brick": ("{mix.bricks.four: [0, 1]}", r"no brick 'four' under `bricks`", ""),
     "an end outside": ("{mix.density: [0.1, 2]}", r"density: expected a share between 0 and 1, found 2", ""),
@@ -109,8 +109,8 @@ def test_samplers(project: Project) -> None:
     split = "{mix.merge: [ties, average], mix.density: [0, 1]}"
     assert sampler_name(space(project, split), 1) == "tpe"
     for asked, dimensions, message in [
-        ("gp", split, "gp needs every dimension"), ("grid", "{mix.lambda: [0, 1]}", "grid needs a `step`"),
-        ("cmaes", "{mix.sign: [mass, frequency]}", "cmaes draws numbers"),
+        ("gp", split, "gp needs dimensions that every method has"), ("grid", "{mix.lambda: [0, 1]}", "grid needs a `step`"),
+        ("cmaes", "{mix.sign: [mass, frequency]}", "cmaes supports only one objective"),
     ]:  # fmt: skip
         with pytest.raises(WorkbenchError, match=message):
             sampler_name(space(project, dimensions, rest=f", sampler: {asked}"), 1)

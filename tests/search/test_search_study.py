@@ -174,7 +174,7 @@ def test_a_journal_of_another_search_is_refused(name: str, suffix: str, world: P
     begun(searching(world, searched(PLAIN)), storage)
     before = storage.read_bytes()
     text, options = FACTS[name]
-    with pytest.raises(WorkbenchError, match=rf"kept\.{suffix}: holds the candidates of another search"):
+    with pytest.raises(WorkbenchError, match=rf"kept\.{suffix}: the file has the candidates of another search"):
         searching(world, text, storage=storage, **options)
     assert storage.read_bytes() == before
 
@@ -195,7 +195,7 @@ def test_other_weights_are_another_search(name: str, world: Project) -> None:
     assert study.finished() == []
     study.close()
     shutil.copyfile(journal, other.folder / JOURNAL)
-    with pytest.raises(WorkbenchError, match="holds the candidates of another search"):
+    with pytest.raises(WorkbenchError, match="the file has the candidates of another search"):
         open_study(other)
 
 

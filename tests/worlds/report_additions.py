@@ -27,7 +27,7 @@ def judge_harm(row: Row) -> None:
     if -row["low_adj"] < row["tolerance"]:
         row["verdict"] = "safe"
     elif row["verdict"] != "worse":
-        row |= {"verdict": "not shown safe", "reason": "the interval holds losses beyond the tolerance"}
+        row |= {"verdict": "not shown safe", "reason": "the adjusted interval includes a loss as large as the tolerance"}
         row["needs"] = math.ceil(row["n"] * (row["mde"] / row["tolerance"]) ** 2)
 
 

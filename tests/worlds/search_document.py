@@ -159,7 +159,7 @@ def _against(row: Row, objective: str, index: int) -> Row:
     search, test = round(row["search"][index] - control, 6), round(row["test"][index] - control + 0.01, 6)
     gaps = [{"diff": d, "low": round(d - 0.04, 6), "high": round(d + 0.04, 6), "p": 0.01, "clusters": 40} for d in (test, search)]
     verdict = "better" if gaps[0]["low"] > 0 else "worse" if gaps[0]["high"] < 0 else "cannot tell"
-    reason = "the interval holds 0" if verdict == "cannot tell" else None
+    reason = "the interval includes 0" if verdict == "cannot tell" else None
     return {
         "objective": objective,
         "test": gaps[0],

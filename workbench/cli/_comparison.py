@@ -170,8 +170,10 @@ def _verdict(row: Row, share: bool) -> str:
         facts.append(f"tolerance {_number(row['tolerance'], share)}")
     if reason.startswith("too few clusters"):
         facts.append(reason.split(",")[0])
-    if closed := reason.startswith("no verdict can fall"):
-        facts.append("no verdict can fall: more clusters or fewer rows are needed")
+    if closed := reason.startswith(
+        ("no difference can be significant", "no verdict can fall")
+    ):  # the latter is in older documents
+        facts.append("no difference can be significant: more clusters or fewer comparisons are needed")
     if reason.startswith("the suite gives no tolerance"):
         facts.append("no tolerance")
     if row["verdict"] == "cannot tell" and row["mde"] is not None and not closed:

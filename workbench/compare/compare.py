@@ -1,8 +1,8 @@
-"""Comparison of scored configurations with one baseline: paired differences, verdicts, kept, interference, flips.
+"""Comparison of stored scores with one baseline: paired differences, verdicts, kept skill, interference, changed items.
 
-Nothing is scored here. Rows are primary metrics of tasks, and contrasts of two tasks, x configurations other than the baseline; `comparison.families`
-says which are tested together. `low_adj, high_adj` are intervals at the family's critical values: outside guarded tasks, where `p_adj` is of one
-configuration alone, they exclude 0 exactly when p_adj <= alpha.
+There is one row for each configuration other than the baseline and each task (its primary metric) or contrast of two tasks. `compare.families`
+defines the rows that are tested together. `low_adj` and `high_adj` are intervals at the family's critical values: outside guarded tasks,
+where `p_adj` covers one configuration only, they exclude 0 exactly if p_adj <= alpha.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = ["Comparison", "Difference", "compare"]
 
 @dataclass(frozen=True)
 class Comparison:
-    """The result of `compare`. `document()` is the stable JSON form; `worse` is what a gate looks at."""
+    """The result of `compare`; `document()` is its stable JSON form."""
 
     baseline: str
     rows: tuple[Difference, ...]
@@ -41,17 +41,17 @@ class Comparison:
 
     @property
     def worse(self) -> list[Difference]:
-        """Rows in which a configuration that is no control is worse than the baseline."""
+        """Rows in which a configuration other than a control is worse than the baseline."""
         return [row for row in self.rows if row.verdict == "worse" and row.role == "configuration"]
 
     @property
     def not_safe(self) -> list[Difference]:
-        """Rows of guarded tasks in which a configuration that is no control is worse, or not shown to be safe."""
+        """Rows of guarded tasks in which a configuration other than a control is worse or not shown safe."""
         named = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
         return [row for row in named if row.verdict in ("worse", "not shown safe")]
 
     def document(self) -> dict[str, Any]:
-        """JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
+        """Return the JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
         document: dict[str, Any] = _finite(
             {"version": 1, "baseline": self.baseline, "rows": [asdict(row) for row in self.rows], **self.rest}
         )
@@ -70,15 +70,19 @@ def compare(
     """Compare stored scores.
 
     Args:
-        scores: Of all configurations, controls included, over one or several suites; a control of a recipe's weights is shown as the recipe.
-        baseline: A name or alias; the suite's own if not given.
+        store: The store that holds the scores.
+        scores: Scores of all configurations including controls, on one or more suites. A control with a recipe's weights is shown as the
+            recipe.
+        baseline: Name or alias of a configuration; default: the suite's baseline.
         suites: Suites by name whose analysis settings (alpha, chance, ...) replace the stored ones.
-        project: Where recipes are read from, for the report.
-        command: What reproduces the comparison.
-    Errors: scores of one suite under different plans, unknown baseline, baseline not scored on a suite.
+        project: Project folder from which recipes are read for the report.
+        command: Command line that reproduces the comparison.
+
+    Raises:
+        WorkbenchError: If there are no scores, a suite was scored under different plans, or the baseline is unknown or not scored on a suite.
     """
     if not scores:
-        raise WorkbenchError("nothing to compare: no scores", "Score something first: workbench eval RECIPE")
+        raise WorkbenchError("there are no scores to compare", "Score something first: workbench eval RECIPE")
     settings = suites_of(store, scores, suites or {})
     first = next(iter(settings.values()))
     against = baseline or first.baseline
@@ -91,7 +95,8 @@ def compare(
     for task in tasks:
         if base.digest not in task.values:
             raise WorkbenchError(
-                f"baseline '{base.name}' has no scores on suite '{task.suite.suite}'", "Score it, or name another baseline."
+                f"baseline '{base.name}' has no scores on suite '{task.suite.suite}'",
+                "Score it with `workbench eval`, or choose another baseline with --baseline NAME.",
             )
     family = _family(tasks, settings, others, base)
     alpha, correction = family["alpha"], family["correction"]
@@ -135,10 +140,14 @@ def compare(
 
 
 def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
-    """Aggregates of the suites' groups by configuration; nothing where no suite lists a group."""
-    found = [{"suite": s.suite, "configuration": entry[0].configuration.name, **one}
-             for entry in entries for s in entry for one in aggregated(store.record(s), s)]  # fmt: skip
-    return {"groups": found} if found else {}
+    """Return the aggregates of the suites' groups by configuration; empty if no suite lists a group."""
+    groups = [
+        {"suite": s.suite, "configuration": entry[0].configuration.name, **aggregate}
+        for entry in entries
+        for s in entry
+        for aggregate in aggregated(store.record(s), s)
+    ]
+    return {"groups": groups} if groups else {}
 
 
 def _same_weights(
@@ -148,8 +157,10 @@ def _same_weights(
     asked: Mapping[str, Configuration],
     entries: Sequence[Sequence[Scores]],
 ) -> Iterator[Difference]:
-    """Rows of configurations whose weights are shown under another name, such as that of an equal recipe: not tested again, and not
-    counted in the family. Against its own weights no item changed."""
+    """Yield the rows of configurations whose weights are shown under another name, such as that of an equal recipe.
+
+    They are not tested again and not counted in the family. If the weights are the baseline's, the verdict is "no item changed".
+    """
     shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
     for name, c in asked.items():
         if c.digest == base.digest:
@@ -162,17 +173,17 @@ def _same_weights(
 def _family(
     tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
 ) -> dict[str, Any]:
-    """What is tested together, declared before any test. Without correction only if every suite says so."""
+    """Declare the family before any test. There is no correction only if every suite disables it."""
     compared, named = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
     contrasts, guarded = sum(t.contrast is not None for t in compared), len(tasks) - len(compared)
     text = f"primary metric of {_counted(len(compared) - contrasts, 'task')}"
     if contrasts:
         text += f" and {_counted(contrasts, 'contrast')}"
     text += f" x {_counted(len(named), 'configuration')} against {base.name}"
-    if guarded:
-        text += f"; {_counted(guarded, 'guarded task')} apart"
-    if len(named) < len(others):
-        text += f"; {_counted(len(others) - len(named), 'control')} apart"
+    apart = [_counted(guarded, "guarded task")] if guarded else []
+    apart += [_counted(len(others) - len(named), "control")] if len(named) < len(others) else []
+    if apart:
+        text += f"; {' and '.join(apart)} tested separately"
     return {
         "size": 0,
         "alpha": min(suite.alpha for suite in settings.values()),
@@ -187,7 +198,7 @@ def _counted(number: int, what: str) -> str:
 
 
 def _task(t: Table) -> dict[str, Any]:
-    """A task, or a contrast of two, and how it is scored."""
+    """Return the document's entry of a task or contrast."""
     return {
         "task": t.name,
         "metric": t.metric,
@@ -209,7 +220,7 @@ def _task(t: Table) -> dict[str, Any]:
 
 
 def _finite(value: Any) -> Any:
-    """Plain JSON: infinite and undefined numbers become null."""
+    """Return plain JSON with null in place of infinite and undefined numbers."""
     if isinstance(value, dict):
         return {k: _finite(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

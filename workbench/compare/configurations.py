@@ -1,4 +1,4 @@
-"""What a comparison says of one configuration: scores, mean over skills, what it kept and forgot."""
+"""A comparison's summary of one configuration: scores, mean over skills, kept skill and forgetting."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ def summary(
     root: Configuration | None,
     project: Path | None,
 ) -> dict[str, Any]:
-    """One configuration: scores with intervals, mean over skills, what it kept of its parents and forgot of the base, `root`."""
+    """Return a configuration's scores with intervals, mean over skills, kept skill of its parents and forgetting.
+
+    Args:
+        entry: Scores of the configuration, one per suite.
+        tasks: Tables of all tasks.
+        entries: Scores of all configurations, to find the parents.
+        root: The base, for forgetting.
+        project: Project folder from which the recipe's text is read.
+    """
     c = entry[0].configuration
     mine = [t for t in tasks if c.digest in t.values]
     scores = {}
@@ -60,11 +68,11 @@ def summary(
 def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
     """Return the mean chance-corrected score over tasks, with its 95 % interval.
 
-    Clusters are resampled within tasks; the percentiles are moved outwards to the t quantile of the task with the fewest effective clusters
+    Clusters are resampled within tasks; the percentiles are expanded to the t quantile of the task with the fewest effective clusters
     (Hesterberg 2015, expanded percentile).
 
-    Below 20 clusters, or where a task's items are all alike so that resampling sees no spread, the single scores' intervals are added in
-    squares instead.
+    If a task has fewer than 20 clusters, or equal scores on all items so that resampling shows no spread, the interval is the root of the
+    summed squares of the tasks' own intervals.
     """
     if not tasks:
         return None
@@ -79,24 +87,24 @@ def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
 
 
 def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) -> dict[str, Any] | None:
-    """Chance-corrected score minus the base's, mean over the retention tasks; below 0 where something was forgotten.
+    """Return the mean difference of chance-corrected scores from the base over the retention tasks; negative values mean forgetting.
 
-    One test and interval over the clusters of all tasks, alone, at 95 %; safe where no loss as large as the tasks' mean tolerance is left,
-    which is corrected for chance like the scores.
+    One test and its 95 % interval cover the clusters of all tasks, outside the families. The verdict is "safe" if the interval includes no
+    loss as large as the tasks' mean tolerance, which is corrected for chance like the scores.
     """
-    found = [
+    retention = [
         t for t in tasks if t.suite.role_of(t.name) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
     ]
-    if not found or c.digest == root.digest:
+    if not retention or c.digest == root.digest:
         return None
-    pairs = [t.paired(root.digest, c.digest) for t in found]
+    pairs = [t.paired(root.digest, c.digest) for t in retention]
     if all(pair.unchanged for pair in pairs):
         return {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
-    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in found])
+    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in retention])
     low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
     verdict = "not shown safe"
     if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
-        if low > -float(np.mean([(t.tolerance or 0.0) / t.span for t in found])):
+        if low > -float(np.mean([(t.tolerance or 0.0) / t.span for t in retention])):
             verdict = "safe"
         elif high < 0:
             verdict = "worse"
@@ -104,7 +112,7 @@ def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) ->
 
 
 def _expanded(draws: Floats, tasks: Sequence[Table]) -> tuple[float, float]:
-    """95 % percentiles of draws, moved outwards for the task with the fewest effective clusters."""
+    """Return the 95 % percentiles of draws, expanded for the task with the fewest effective clusters."""
     tail = expanded_tail(0.025, min(t.effective for t in tasks))
     low, high = (float(x) for x in np.quantile(draws, (tail, 1 - tail)))
     return low, high

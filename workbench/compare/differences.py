@@ -1,4 +1,4 @@
-"""Differences from the baseline, one row per configuration and task, and their verdicts."""
+"""Differences from the baseline and their verdicts, one row per configuration and task."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Verdict = Literal["better", "worse", "equivalent", "cannot tell", "safe", "not s
 
 @dataclass(frozen=True)
 class Companion:
-    """The difference of another metric of the same items, outside the family: it decides no verdict. Plain 95 % interval."""
+    """The difference of a second metric on the same items, with an unadjusted 95 % interval; it does not decide any verdict."""
 
     metric: str
     unit: str
@@ -36,21 +36,21 @@ class Difference:
     """One configuration against the baseline on one task's primary metric, or on a contrast of two tasks.
 
     Attributes:
-        value, baseline_value, diff: In the metric's own units; `diff` is configuration - baseline also where lower is better.
-        low, high: Plain 95 % interval of the difference.
-        low_adj, high_adj: At the critical value that the family leaves to this row.
-        p_adj: The family's; of a guarded task that of the configuration's guarded tasks alone.
-        mde: Difference that would be found with 80 % power at that level; None if no spread was seen.
-        needs: Items, about, to tell a difference as large as this one, or min_effect if that is larger; of a guarded task, to show that
-            a loss as large as this one is safe. With "cannot tell" and "not shown safe" only.
-        verdict: better | worse | equivalent | cannot tell | no item changed; of a guarded task safe | worse | not shown safe | no item changed.
-        reason: Why it cannot tell.
-        wins, losses: Items that got better, worse.
+        value, baseline_value, diff: Scores and their difference in the metric's units; `diff` is always configuration - baseline.
+        low, high: Unadjusted 95 % interval of the difference.
+        low_adj, high_adj: Interval at the critical value that the family leaves to this row.
+        p_adj: p value adjusted for the family; on guarded tasks, for the configuration's guarded tasks only.
+        mde: Difference that would be detected with 80 % power at the adjusted level; None if the differences have no spread.
+        needs: Approximate number of items that would detect a difference as large as `diff`, or min_effect if that is larger; on guarded
+            tasks, that would show that a loss as large as `diff` is safe. Only with "cannot tell" and "not shown safe".
+        verdict: better | worse | equivalent | cannot tell | no item changed; on guarded tasks safe | worse | not shown safe | no item changed.
+        reason: Reason of the verdicts "cannot tell" and "not shown safe".
+        wins, losses: Number of items that got better, worse.
         lower: Lower is better.
-        ratio: A ratio of sums over items, not a mean.
+        ratio: The metric is a ratio of sums over items, not a mean.
         family: compared | guarded | controls.
-        tolerance: Of a guarded task: the largest loss that is safe, in the metric's units.
-        companion: The lead of the gold choice, for multiple-choice tasks.
+        tolerance: Largest loss on a guarded task that counts as safe, in the metric's units.
+        companion: Margin of the gold choice, for multiple-choice tasks.
     """
 
     configuration: str
@@ -84,7 +84,7 @@ class Difference:
 def differences(
     tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration], alpha: float, correction: str = "max-t"
 ) -> list[Difference]:
-    """One row per configuration and task; each family is corrected by itself."""
+    """Return one row per configuration and task; each family is corrected separately."""
     cells = cells_of(tasks, base, others)
     return [
         replace(
@@ -96,7 +96,7 @@ def differences(
 
 
 def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterator[Difference]:
-    """Rows of a configuration, `name`, whose weights are the baseline's: nothing is tested."""
+    """Yield the rows of a configuration with the baseline's weights, which needs no test."""
     again = replace(base, name=name, role="configuration")
     for t in tasks:
         cell = TestedCell(again, t, t.paired(base.digest, base.digest))
@@ -104,7 +104,7 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
 
 
 def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) -> Difference:
-    """The row with its verdict."""
+    """Return the row of a configuration and a task with its verdict."""
     task, pair = cell.table, cell.pair
     low, high = pair.interval(0.05)
     low_adj, high_adj = pair.within(ruling.critical, ruling.excludes_zero(alpha))
@@ -143,7 +143,7 @@ def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) ->
 
 
 def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
-    """Better and worse: the family's test. Equivalent: the adjusted interval lies within +-min_effect."""
+    """Set the verdict of a row: better and worse by the family's test, equivalent if the adjusted interval is within +-min_effect."""
     margin = task.min_effect
     if pair.clusters < FEW_CLUSTERS:
         return replace(row, **_too_few(pair))
@@ -152,27 +152,31 @@ def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: f
     if margin is not None and -margin < row.low_adj and row.high_adj < margin:
         return replace(row, verdict="equivalent")
     if ruling.least > alpha and not _few_changed(pair):
-        return replace(row, reason=_no_verdict_can_fall(pair, ruling))
+        return replace(row, reason=_never_significant(pair, ruling))
     needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
     if margin is None:
-        return replace(row, reason="the interval holds 0, and the suite gives no min_effect for this metric", needs=needs)
-    return replace(row, reason="the interval holds 0 and more than the smallest effect of interest", needs=needs)
+        return replace(
+            row, reason="the adjusted interval includes 0, and the suite gives no min_effect for this metric", needs=needs
+        )
+    reason = "the adjusted interval includes 0 and a difference as large as the smallest effect of interest"
+    return replace(row, reason=reason, needs=needs)
 
 
 def _guarded(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
-    """Safe: at most a loss of `tolerance` is left in the adjusted interval. Worse: the configuration's own test finds a loss."""
+    """Set the verdict of a guarded row: safe by the adjusted interval, worse by the test of the configuration's guarded tasks."""
     if pair.clusters < FEW_CLUSTERS:
         return replace(row, verdict="not shown safe", **_too_few(pair))
-    worst = row.high_adj if task.lower else -row.low_adj  # the largest loss that is left
+    worst = row.high_adj if task.lower else -row.low_adj  # the largest loss in the adjusted interval
     if worst < (task.tolerance or 0.0):
         return replace(row, verdict="safe")
     if ruling.p <= alpha and (pair.diff < 0) != task.lower:
         return replace(row, verdict="worse")
     if task.tolerance is None:
         return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
-    left = task.tolerance - max(row.diff if task.lower else -row.diff, 0.0)  # beyond the loss that was seen
-    needs = pair.needs(left, ruling.critical) if left > 0 else None
-    return replace(row, verdict="not shown safe", reason="the interval holds losses beyond the tolerance", needs=needs)
+    room = task.tolerance - max(row.diff if task.lower else -row.diff, 0.0)  # from the observed loss to the tolerance
+    needs = pair.needs(room, ruling.critical) if room > 0 else None
+    reason = "the adjusted interval includes a loss as large as the tolerance"
+    return replace(row, verdict="not shown safe", reason=reason, needs=needs)
 
 
 def _too_few(pair: Pair) -> dict[str, Any]:
@@ -183,14 +187,14 @@ def _too_few(pair: Pair) -> dict[str, Any]:
 
 
 def _few_changed(pair: Pair) -> bool:
-    """Return whether it is the number of changes that leaves nothing to find: more items help then."""
+    """Return True if less than half of the clusters changed; more items then help as well as more clusters."""
     return 2 * pair.changes.moved < pair.clusters
 
 
-def _no_verdict_can_fall(pair: Pair, ruling: Ruling) -> str:
+def _never_significant(pair: Pair, ruling: Ruling) -> str:
     return (
-        f"no verdict can fall: with all {pair.clusters} clusters on one side p is still {ruling.least:.2g}; "
-        "more clusters or fewer rows are needed"
+        f"no difference can be significant: even if all {pair.changes.moved} changed clusters had changed in the same direction, the "
+        f"adjusted p would be {ruling.least:.2g}; more clusters or fewer comparisons are needed"
     )
 
 
@@ -202,7 +206,7 @@ def _companion(task: Table, base: str, digest: str) -> Companion | None:
 
 
 def interference(tasks: Sequence[Table], bricks: Sequence[Configuration], rows: Sequence[Difference]) -> dict[str, Any]:
-    """Each brick alone minus the base, on every task."""
+    """Return the matrix of differences of each brick alone from the base, by brick and task."""
     cells = {(row.configuration, row.task): row for row in rows}
     table = [[cells.get((brick.name, task.name)) for task in tasks] for brick in bricks]
 

@@ -1,7 +1,8 @@
-"""Which rows are tested together, and what that leaves to each.
+"""Families: rows that are tested together, and the adjusted p and critical value of each row.
 
-Families are declared before any test: the named configurations on the suite's tasks; the bricks, and apart from them base and averages, on the
-same tasks, since a control answers another question and must not weaken the answer that was asked for; and the guarded tasks of each of them.
+Families are declared before any test. They are the named configurations on the tasks that are not guarded; on the same tasks the bricks, and
+separately the base and averages; and the guarded tasks of each of these three groups. Controls are tested separately because they answer
+another question and must not lower the power for the named configurations.
 """
 
 from __future__ import annotations
@@ -30,30 +31,30 @@ class TestedCell:
 
     @property
     def control(self) -> bool:
-        """Whether nobody asked for this configuration by name."""
+        """True if the configuration is a control."""
         return self.configuration.role != "configuration"
 
     @property
     def peers(self) -> str:
-        """Which configurations are tested together: named ones, bricks, or other controls."""
+        """Group of configurations that are tested together: "configuration", "brick" or "control"."""
         role = self.configuration.role
         return role if role in ("configuration", "brick") else "control"
 
     @property
     def family(self) -> str:
-        """What the row is tested with."""
+        """Name of the family: compared, guarded or controls."""
         return GUARDED if self.table.guarded else CONTROLS if self.control else COMPARED
 
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a family leaves to one row.
+    """The result of a family's test for one row.
 
     Attributes:
-        p: Adjusted; of a guarded task within the configuration's guarded tasks.
-        critical: For the adjusted interval.
-        least: The adjusted p of the row if all its changed clusters had changed in one direction.
-        interval_p: The p that says whether the adjusted interval excludes 0; `p` if not given.
+        p: Adjusted p; on guarded tasks, adjusted for the configuration's guarded tasks only.
+        critical: Critical value of the adjusted interval.
+        least: Adjusted p that the row would have if all its changed clusters had changed in the same direction.
+        interval_p: The adjusted interval excludes 0 if this p is at most alpha; default: `p`.
     """
 
     p: float
@@ -62,27 +63,35 @@ class Ruling:
     interval_p: float | None = None
 
     def excludes_zero(self, alpha: float) -> bool:
-        """Whether the adjusted interval excludes 0."""
+        """Return True if the adjusted interval excludes 0."""
         return (self.p if self.interval_p is None else self.interval_p) <= alpha
 
 
 def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[TestedCell]:
-    """One cell per configuration and task that it was scored on, configuration by configuration."""
-    asked = list(others)
-    found: dict[tuple[str, int], TestedCell] = {}
+    """Return one cell per configuration and task on which it was scored, ordered by configuration."""
+    configurations = list(others)
+    cells: dict[tuple[str, int], TestedCell] = {}
     for i, task in enumerate(tasks):
-        scored = [c for c in asked if c.digest in task.values]
+        scored = [c for c in configurations if c.digest in task.values]
         pairs = tested_together([task.paired(base.digest, c.digest) for c in scored])
-        found.update({(c.digest, i): TestedCell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
-    return [found[c.digest, i] for c in asked for i in range(len(tasks)) if (c.digest, i) in found]
+        cells.update({(c.digest, i): TestedCell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
+    return [cells[c.digest, i] for c in configurations for i in range(len(tasks)) if (c.digest, i) in cells]
 
 
 def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[Ruling]:
-    """Test every family.
+    """Test all families.
 
-    A guarded row is tested twice. That a configuration is worse is a test of that configuration's guarded tasks alone: an alarm must not
-    grow quieter because other configurations stand beside it. That it is safe is read off an interval that holds for all guarded rows
-    at once: of twenty harmful configurations none may pass by chance.
+    A guarded row is tested twice. "Worse" comes from a test of this configuration's guarded tasks only, so that other configurations in the
+    comparison do not weaken the alarm. "Safe" comes from an interval that holds for all guarded rows together, so that among many harmful
+    configurations it is unlikely that any passes by chance.
+
+    Args:
+        cells: All rows, as `cells_of` returns them.
+        alpha: Error rate of a family.
+        correction: "max-t" or "none".
+
+    Returns:
+        One ruling per cell, in the same order.
     """
     if correction == "none":
         return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
@@ -99,7 +108,7 @@ def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedC
     found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        if cell.pair.changes.moved:  # else nothing differs, and nothing is tested
+        if cell.pair.changes.moved:  # otherwise there is no difference to test
             members[family(cell)].append(i)
     for rows in members.values():
         _family(cells, rows, alpha, found)
@@ -107,11 +116,11 @@ def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedC
 
 
 def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
-    """Test one family step by step.
+    """Test one family with the step-down procedure and write its rulings into `found`.
 
-    A rejected row's interval takes the critical value of its own step; all others take that of the first step, which holds for all rows at
-    once, so that "equivalent" and "safe" are never claimed at a level that other rows' rejections have relaxed. The value lies between
-    Student's t at alpha and at alpha / rows (Bonferroni): where few items change, sign flips of no difference say little about larger ones.
+    The interval of a rejected row uses the critical value of its own step. All other rows use that of the first step, which holds for all
+    rows together, so that "equivalent" and "safe" never depend on a level that other rows' rejections have relaxed. The value is kept between
+    Student's t at alpha and at alpha / rows (Bonferroni), because if few items change, the sign flips say little about larger differences.
     """
     tasks: dict[int, list[int]] = defaultdict(list)
     for i in rows:

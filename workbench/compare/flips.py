@@ -1,4 +1,4 @@
-"""Items whose score differs from the baseline's."""
+"""Changed items: items whose score differs from the baseline's."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from workbench.scores.suite import MARGIN
 
 
 def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list[dict[str, Any]]:
-    """Items whose primary metric differs from the baseline's, with both answers. Contrasts, ratios of sums and margins are left out:
-    there every item differs, or is listed already."""
-    found = []
+    """Return the items whose primary metric differs from the baseline's, with both answers.
+
+    Contrasts, ratios of sums and margins are skipped: nearly every item differs there, or the item is already listed under its task.
+    """
+    changed = []
     for t in tasks:
         if c.digest not in t.values or t.contrast or t.ratio or t.metric == MARGIN:
             continue
         for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
             answers = ({k: t.rows[d][i][k] for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest))
             item = {k: t.items[i][k] for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
-            found.append({**item, "baseline": next(answers), "configuration": next(answers)})
-    return found
+            changed.append({**item, "baseline": next(answers), "configuration": next(answers)})
+    return changed

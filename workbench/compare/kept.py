@@ -1,9 +1,9 @@
-"""What a configuration kept of its parents' skills: the ratio of chance-corrected scores, where that ratio says something.
+"""Kept skill: the ratio of a configuration's chance-corrected score to its parents', if that ratio is meaningful.
 
-The ratio of two scores has a finite confidence interval only where the lower one is clearly above 0: Fieller's interval (1954) is
-unbounded as soon as g = (t * error / score)^2 of the denominator reaches 1, and far too wide before. Finney (Probit Analysis, 1971)
-seldom met a usable ratio with g above 0.4. Here the parent's 95 % interval may reach down to half of its corrected score, g = 1/4; else the
-ratio is withheld, with the reason.
+The ratio of two scores has a finite confidence interval only if the denominator is clearly above 0: Fieller's interval (1954) is
+unbounded as soon as g = (t * error / score)^2 of the denominator reaches 1, and far too wide before that. Finney (Probit Analysis, 1971)
+seldom found a usable ratio with g above 0.4. Here the parent's 95 % interval may reach down to half of its corrected score, g = 1/4;
+otherwise the ratio is withheld, with the reason.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from workbench.scores.signflips import TINY
 from workbench.scores.statistics import MANY_CLUSTERS, Floats, expanded_tail
 from workbench.scores.store import Configuration
 
-_LEAST = 0.5  # of its distance from chance that the parent's lower bound must keep
+_LEAST = 0.5  # smallest ratio of the lower end of the parent's interval to its score, both corrected for chance
 
 
 @dataclass(frozen=True)
 class _Side:
-    """A chance-corrected score with its 95 % interval, and the same score under resampled clusters."""
+    """A chance-corrected score with its 95 % interval, and the score under resampled clusters."""
 
     value: float
     low: float
@@ -35,7 +35,7 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Part:
-    """A configuration and its best parent on one task; `together`: correlation of the two between clusters."""
+    """A configuration and its best parent on one task; `together` is the correlation of the two over clusters."""
 
     table: Table
     top: _Side
@@ -44,21 +44,21 @@ class _Part:
 
     @property
     def resampled(self) -> bool:
-        """Whether resampling shows the spread of both scores: enough clusters, and scores that are not all alike."""
+        """True if resampling shows the spread of both scores: there are enough clusters, and the scores are not all equal."""
         spread = min(float(np.ptp(side.draws)) for side in (self.top, self.bottom))
         return self.table.clusters >= MANY_CLUSTERS and spread > TINY
 
 
 def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]) -> tuple[dict[str, Any], dict[str, Any] | None]:
-    """Return the corrected score over the best parent's, by task, and the ratio of the sums over the tasks that have one.
+    """Return the ratio of the corrected score to the best parent's, by task, and the ratio of the sums over these tasks.
 
-    A task counts if it is a skill that one of the bricks behind `c` owns, or, where no owner is declared, any skill. The best parent is
-    chosen once, on all items. Where it is too near to chance for a ratio, or chance is not known, the value is None and `reason` says why.
+    A skill task counts if its owner is a parent of `c`, or if it has no owner. The best parent is chosen once, on all items. If it is too
+    close to chance for a ratio, or chance is not known, the value is None and `reason` explains it.
 
     Args:
-        tasks: On which the configuration was scored.
+        tasks: Tasks on which the configuration was scored.
         c: The configuration.
-        parents: Name -> digest of its parents that were scored too.
+        parents: Digest by name of its parents that were scored too.
     """
     kept: dict[str, Any] = {}
     parts = []
@@ -85,16 +85,15 @@ def _withheld(reason: str) -> dict[str, Any]:
 
 
 def _too_near(t: Table, name: str, digest: str) -> str | None:
-    """Return why the parent's score is no denominator; None where it is one."""
+    """Return the reason why the parent's score is not a usable denominator, or None."""
     if t.chance is None:
-        return f"chance on {t.name} is not known"
+        return f"the chance score of {t.name} is not known"
     side = _side(t, digest)
     if side.low >= _LEAST * side.value > 0 and side.draws.min() > 0:
         return None
     low, high = t.interval(digest)
-    return f"parent {name} is at {t.value(digest):.0%} [{100 * low:.0f}, {100 * high:.0f}], chance is {t.chance:.0%}".replace(
-        "%", " %"
-    )
+    score = f"{t.value(digest):.0%} [{100 * low:.0f}, {100 * high:.0f}]"
+    return f"its best parent, {name}, scores {score}, too close to chance ({t.chance:.0%})".replace("%", " %")
 
 
 def _side(t: Table, digest: str) -> _Side:
@@ -109,11 +108,11 @@ def _part(t: Table, digest: str, parent: str) -> _Part:
 
 
 def _ratio(parts: Sequence[_Part]) -> dict[str, Any]:
-    """Sum of the configuration's scores over the sum of its parents', with a 95 % interval.
+    """Return the sum of the configuration's scores divided by the sum of its parents', with a 95 % interval.
 
-    Clusters are resampled, the same draws for both; the percentiles are moved outwards to the t quantile of the task with the fewest
-    effective clusters (Hesterberg 2015, expanded percentile). Below 20 clusters, or where all scores of one side are alike, the interval
-    is made of the single ones (`_recovered`).
+    Clusters are resampled with the same draws for both; the percentiles are expanded to the t quantile of the task with the fewest
+    effective clusters (Hesterberg 2015, expanded percentile). With fewer than 20 clusters, or if all scores of one side are equal, the
+    interval is computed from the intervals of the scores (`_recovered`).
     """
     top, bottom = sum(p.top.value for p in parts), sum(p.bottom.value for p in parts)
     if all(p.resampled for p in parts):
@@ -126,7 +125,7 @@ def _ratio(parts: Sequence[_Part]) -> dict[str, Any]:
 
 
 def _recovered(parts: Sequence[_Part], top: float, bottom: float) -> tuple[float, float]:
-    """Interval of top / bottom recovered from the intervals of both: Donner and Zou 2012 (MOVER), with the correlation between clusters.
+    """Return the interval of top / bottom from the intervals of both: Donner and Zou 2012 (MOVER), with the correlation over clusters.
 
     Each end x solves (top - x * bottom)^2 = a^2 - 2 x c + x^2 b^2, where a and b are the distances from the scores to those ends of
     their intervals that move the ratio the same way, and c is their product times the correlation.
@@ -148,7 +147,7 @@ def _recovered(parts: Sequence[_Part], top: float, bottom: float) -> tuple[float
 
     square, middle, root = terms(up=True, shrinks=True)
     high = (middle + root) / square
-    # The lower end is negative where the configuration's interval reaches below 0; a smaller parent then moves it further down.
+    # If the configuration's interval reaches below 0, the lower end is negative; a smaller parent score then moves it further down.
     down = sum((p.top.value - p.top.low) ** 2 for p in parts)
     if top <= 0 or top**2 <= down:
         square, middle, root = terms(up=False, shrinks=True)

@@ -1,4 +1,4 @@
-"""Edited facts: which tasks say what of them, and how many of the facts that an edit alone answers right each configuration still answers."""
+"""Edited facts: their tasks, and the facts of an edit that each configuration still answers right."""
 
 from __future__ import annotations
 
@@ -14,20 +14,24 @@ from workbench.scores.statistics import codes, score_interval
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
 
-# Kinds whose items are right (1) or wrong (0) answers with the edit's target.
+# Kinds with right (1) or wrong (0) answers, where the edit's target is the right answer.
 SURVIVING: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "generated-paraphrase", "portability")
-# Kinds that are shown after the first n facts.
+# Kinds that are reported after the first n facts.
 FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 
 
 def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Sequence[Sequence[Scores]]) -> list[dict[str, Any]]:
-    """One entry a suite that scores facts: tasks by kind, the number of facts, whether an edit was scored but not alone, what survives of
-    each edit that something else holds, and scores after the first n facts.
+    """Return one entry per suite that scores edited facts.
+
+    An entry holds the tasks by kind, the number of facts, whether the configuration with the edit alone is missing, the survival of each
+    edit in other configurations, and scores after the first n facts.
 
     Args:
-        entries: Scores of each configuration over all suites, as `configurations_of` gives them.
+        tasks: Tables of all tasks.
+        suites: Suites by name.
+        entries: Scores of each configuration over all suites, as returned by `configurations_of`.
     """
-    found = []
+    documents = []
     for name, suite in suites.items():
         if suite.facts is None:
             continue
@@ -35,18 +39,24 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
         clusters = {item["cluster"] for kind, t in tables.items() if kind in SURVIVING for item in t.items}
         alone = _all_alone(entries, suite.facts)
         held = any(_edited(entry[0].configuration, suite.facts) for entry in entries)
-        found.append({
-            "suite": name, "source": suite.facts.source, "facts": len(clusters), "tasks": dict(suite.facts.tasks),
-            "control_missing": held and not alone,
-            "survival": list(_survivals(tables, suite.facts, entries, alone)), "sequence": list(_sequence(tables, suite.facts, entries)),
-        })  # fmt: skip
-    return found
+        documents.append(
+            {
+                "suite": name,
+                "source": suite.facts.source,
+                "facts": len(clusters),
+                "tasks": dict(suite.facts.tasks),
+                "control_missing": held and not alone,
+                "survival": list(_survivals(tables, suite.facts, entries, alone)),
+                "sequence": list(_sequence(tables, suite.facts, entries)),
+            }
+        )
+    return documents
 
 
 def _survivals(
     tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]], alone: Sequence[Sequence[Scores]]
 ) -> Iterator[dict[str, Any]]:
-    """One entry a configuration that has the edit alone: what the configurations with this edit, and those without any, still know."""
+    """Yield one entry per configuration that has the edit alone: the right answers of configurations with this edit, and without any."""
     for reference in alone:
         rows = {
             entry[0].configuration.name: kept
@@ -58,15 +68,15 @@ def _survivals(
         without = [
             e[0].configuration.name for e in entries if not _edited(e[0].configuration, facts) and e[0].configuration.name in rows
         ]
-        if len(without) < len(rows):  # something holds the edit
+        if len(without) < len(rows):  # at least one other configuration has the edit
             yield {"alone": reference[0].configuration.name, "rows": rows, "without": without}
 
 
 def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Sequence[Scores]]:
-    """The configurations that have the edit alone: of all that it teaches, and of as few other facts as there are."""
+    """Return the configurations that have the edit alone, with all its facts and the fewest other edits."""
     alone = [entry for entry in entries if _alone(entry, facts)]
     most = max((_taken(entry[0].configuration) for entry in alone), default=0)
-    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # checkpoints are no edits of their own
+    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # skip checkpoints of the same edit
     fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
     return [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
 
@@ -74,7 +84,7 @@ def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Se
 def _sequence(
     tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
 ) -> Iterator[dict[str, Any]]:
-    """Scores on the first cohort, the last one and a sample of all facts so far, of the base and of every number of facts taught."""
+    """Yield scores on the first facts, the latest facts and a sample, for the base and after each number of facts."""
     total = max(facts.cohorts, default=0)
     for entry in entries:
         c = entry[0].configuration
@@ -85,7 +95,7 @@ def _sequence(
 
 
 def _on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
-    """Scores by kind on the items of some facts."""
+    """Return a configuration's scores by kind on the items of some facts."""
     found: dict[str, dict[str, Any]] = {}
     for kind in FOLLOWED:
         table = tables.get(kind)
@@ -98,14 +108,13 @@ def _on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> di
 
 
 def _alone(entry: Sequence[Scores], facts: FactTasks) -> bool:
-    """Return whether a configuration is an edit for these facts and nothing else: an edit brick on the base, under whatever name, or edits
-    without a merge."""
+    """Return True if a configuration is only an edit of these facts: an edit brick on the base, or edits without a merge."""
     c = entry[0].configuration
     return _edited(c, facts) and c.role != "average" and ("brick" in roles_of(entry) or not c.parents)
 
 
 def _taken(c: Configuration) -> float:
-    """How many facts of the file the edit has taken, as far as it does not take all."""
+    """Return the number of facts that the edit uses from the file; infinite if it uses all."""
     return c.first or math.inf
 
 
@@ -114,7 +123,7 @@ def _edited(c: Configuration, facts: FactTasks) -> bool:
 
 
 def _belongs(entry: Sequence[Scores], reference: Sequence[Scores], alone: Sequence[Sequence[Scores]], facts: FactTasks) -> bool:
-    """Whether a configuration is made with the reference's edit, or with none: a control."""
+    """Return True if a configuration includes the reference's edit, or no edit at all (a control)."""
     c = entry[0].configuration
     if not _edited(c, facts):
         return True
@@ -129,7 +138,7 @@ def _names(entry: Sequence[Scores]) -> set[str]:
 
 
 def _kept(tables: Mapping[FactKind, Table], alone: Configuration, c: Configuration) -> dict[str, dict[str, Any]]:
-    """By kind: of the items that `alone` answers right, the number and share that `c` answers right; Wilson's interval over facts."""
+    """Return by kind the number and share of the items answered right by `alone` that `c` answers right, with Wilson's interval."""
     found: dict[str, dict[str, Any]] = {}
     for kind in SURVIVING:
         table = tables.get(kind)

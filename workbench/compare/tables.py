@@ -1,4 +1,4 @@
-"""Stored scores brought together for a comparison: one table a task, all configurations on the same items."""
+"""Tables of stored scores for a comparison: one table per task, with all configurations on the same items."""
 
 from __future__ import annotations
 
@@ -24,16 +24,17 @@ from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of
 
 @dataclass(frozen=True)
 class Table:
-    """A task's, or a contrast's, scores of all configurations: `values[digest]` in the order of `items`.
+    """Scores of all configurations on a task or a contrast, in the order of `items`.
 
     Attributes:
         kind: lm-eval's output type; empty for a contrast.
-        values: Scores of items; of a ratio of sums, its numerators.
-        weights: Of the items, for a ratio of sums.
+        values: Scores of the items by configuration digest; numerators for a ratio of sums.
+        rows: Stored rows of the items by configuration digest; empty for a contrast.
+        weights: Weights of the items, for a ratio of sums.
         ratio: Kind of ratio of sums; None for means over items.
         lower: Lower is better.
-        contrast: The two tasks of a contrast.
-        scorer: What computed the scores, where the plan says so.
+        contrast: The two tasks, for a contrast.
+        scorer: Scorer that computed the log-likelihoods, if the plan records it.
     """
 
     name: str
@@ -53,7 +54,7 @@ class Table:
 
     @cached_property
     def chance(self) -> float | None:
-        """Score of guessing: the suite's, else that of guessing among the items' choices, else 0; None where it is not known."""
+        """Chance score: the suite's value, else that of guessing among the items' choices, else 0; None if it is not known."""
         given = self.suite.chance.get(self.name)
         if given is not None or self.kind != "multiple_choice" or not self.correctable:
             return given or 0.0
@@ -64,7 +65,7 @@ class Table:
 
     @property
     def span(self) -> float:
-        """Distance from chance to 1, by which corrected scores are divided; 1 where chance is not known."""
+        """Distance from the chance score to 1, by which corrected scores are divided; 1 if chance is not known."""
         return 1 - (self.chance or 0.0)
 
     @property
@@ -74,22 +75,22 @@ class Table:
 
     @cached_property
     def effective(self) -> float:
-        """Number of equal clusters that are worth as much as these: (sum of sizes)^2 / sum of squared sizes."""
+        """Effective number of clusters: (sum of sizes)^2 / sum of squared sizes."""
         return effective_clusters(np.bincount(self.cluster))
 
     @property
     def skill(self) -> bool:
-        """Part of the mean over skills and of kept."""
+        """True if the task counts for the mean over skills and for kept skill."""
         return self.suite.role_of(self.name) == "skill" and self.correctable
 
     @property
     def correctable(self) -> bool:
-        """Higher is better and scores lie in [0, 1], so that a score can be corrected for chance and averaged with others."""
+        """True if scores lie in [0, 1] and higher is better, so that they can be corrected for chance and averaged with others."""
         return self.share and not self.lower and self.contrast is None
 
     @cached_property
     def share(self) -> bool:
-        """Scores of items lie in [0, 1], their differences in [-1, 1]."""
+        """True if scores of items lie in [0, 1], or for a contrast in [-1, 1]."""
         if self.ratio is not None or self.metric == MARGIN:
             return False
         lowest = -1.0 if self.contrast else 0.0
@@ -102,28 +103,28 @@ class Table:
 
     @property
     def guarded(self) -> bool:
-        """The verdict is about harm: safe, worse or not shown safe."""
+        """True if the verdict is about harm: safe, worse or not shown safe."""
         return self.suite.guards(self.name)
 
     @property
     def tolerance(self) -> float | None:
-        """Largest loss on a guarded task that is safe, in the metric's units."""
+        """Largest loss on a guarded task that counts as safe, in the metric's units."""
         return self.suite.tolerance_of(self.name, share=self.share)
 
     def value(self, digest: str) -> float:
-        """The metric of one configuration."""
+        """Return the metric of one configuration."""
         if self.ratio is not None and self.weights is not None:
             return ratio(self.ratio, self.values[digest], self.weights)
         return float(self.values[digest].mean())
 
     def interval(self, digest: str) -> tuple[float, float]:
-        """95 % interval of the metric."""
+        """Return the 95 % interval of the metric."""
         if self.ratio is not None and self.weights is not None:
             return ratio_interval(self.ratio, self.values[digest], self.weights, self.cluster)
         return score_interval(self.values[digest], self.cluster)
 
     def paired(self, base: str, digest: str) -> Paired | Ratio:
-        """A configuration against another one, item by item."""
+        """Compare a configuration with the baseline item by item."""
         before, after, cluster = self.values[base], self.values[digest], self.cluster.tolist()
         if self.ratio is not None and self.weights is not None:
             return paired_ratio(self.ratio, before, after, self.weights, cluster)
@@ -131,30 +132,30 @@ class Table:
 
     @cached_property
     def margins(self) -> dict[str, Floats]:
-        """Nats by which the gold choice leads the others, by item; empty where the task has no choices or some gold is not known."""
+        """Margins of the gold choices in nats, by digest and item; empty if the task has no choices or a gold choice is not known."""
         if self.kind != "multiple_choice":
             return {}
-        found = {d: [margin_of(row, item) for row, item in zip(rows, self.items, strict=True)] for d, rows in self.rows.items()}
-        if any(m is None or not math.isfinite(m) for values in found.values() for m in values):
+        margins = {d: [margin_of(row, item) for row, item in zip(rows, self.items, strict=True)] for d, rows in self.rows.items()}
+        if any(m is None or not math.isfinite(m) for values in margins.values() for m in values):
             return {}
-        return {digest: np.array(values, np.float64) for digest, values in found.items()}
+        return {digest: np.array(values, np.float64) for digest, values in margins.items()}
 
     def corrected(self, score: Any) -> Any:
-        """(score - chance) / (1 - chance); the score itself where chance is not known."""
+        """Return (score - chance) / (1 - chance), or the score itself if chance is not known."""
         return (score - (self.chance or 0.0)) / self.span
 
     @cached_property
     def resampled(self) -> dict[str, Floats]:
-        """Chance-corrected means under resampled clusters, the same draws for every configuration."""
+        """Chance-corrected means under resampled clusters, with the same draws for all configurations."""
         seed = xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
         means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=seed)
         return dict(zip(self.values, self.corrected(means), strict=True))
 
 
 def guessing(items: Sequence[Row]) -> float | None:
-    """Return the expected score of an even guess: the mean over items of gold choices by choices.
+    """Return the expected score of random guessing: the mean over items of the share of right choices.
 
-    An item that does not say which choices are right has one. None where an item does not say its choices, or guessing is always right.
+    An item without a gold choice counts as having one right choice. The result is None if an item has no choices or guessing is always right.
     """
     shares = []
     for item in items:
@@ -162,25 +163,25 @@ def guessing(items: Sequence[Row]) -> float | None:
         if not choices:
             return None
         shares.append(sum(0 <= g < len(choices) for g in right) / len(choices) if right else 1 / len(choices))
-    found = float(np.mean(shares)) if shares else 1.0
-    return found if found < 1 else None
+    expected = float(np.mean(shares)) if shares else 1.0
+    return expected if expected < 1 else None
 
 
 def suites_of(store: ScoreStore, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
-    """Suites by name. Errors: one suite under two plans."""
+    """Return the suites by name; raise WorkbenchError if one of them was scored under two plans."""
     plans: dict[str, str] = {}
     for s in scores:
         if plans.setdefault(s.suite, s.plan) != s.plan:
             raise WorkbenchError(
-                f"suite '{s.suite}': '{s.configuration.name}' was scored under plan {s.plan[:12]}, others under plan "
+                f"suite '{s.suite}': '{s.configuration.name}' was scored under plan {s.plan[:12]}, other configurations under plan "
                 f"{plans[s.suite][:12]}: tasks, data, tokenizer, limit or settings differ, so the scores are not comparable",
-                "Score all of them again with the same suite, limit and batch size.",
+                "Score all configurations again with the same suite, limit and batch size.",
             )
     return {s.suite: given.get(s.suite) or _suite_of(store, s) for s in scores}
 
 
 def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
-    """The suite as plan.json has it. Errors: its fields are not those of a suite."""
+    """Return the suite stored in plan.json."""
     try:
         suite = Suite.model_validate(store.record(scores)["suite"])
     except ValidationError as error:
@@ -190,60 +191,60 @@ def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
 
 
 def configurations_of(scores: Sequence[Scores], baseline: str) -> list[list[Scores]]:
-    """Scores of each configuration over all suites, in design order; equal digests are one configuration.
+    """Return the scores of each configuration over all suites, in design order; equal digests are one configuration.
 
-    It has the name of the first recipe or model that was asked for; other recipes, and bricks and averages that are scored as controls,
-    become its aliases. The base and the control called `baseline` keep a place of their own beside a recipe of their weights, since
-    differences are taken against them.
+    A configuration has the name of its first recipe or model; other recipes, and bricks and averages scored as controls, become its
+    aliases. The base and the control named `baseline` stay separate from a recipe with their weights, because differences are computed
+    against them.
     """
     asked = {s.configuration.digest for s in scores if s.configuration.role == "configuration"}
-    found: dict[tuple[str, bool], list[Scores]] = {}
+    by_weights: dict[tuple[str, bool], list[Scores]] = {}
     for s in sorted(scores, key=_order):
         c = s.configuration
         apart = c.digest in asked and (c.role == "base" or (c.role != "configuration" and c.name == baseline))
-        same = found.setdefault((c.digest, apart), [])
+        same = by_weights.setdefault((c.digest, apart), [])
         twin = next((i for i, other in enumerate(same) if other.suite == s.suite), None)
         if twin is None:
             same.append(s)
         elif c.name not in same[twin].names:
             same[twin] = same[twin].also(c)
-    entries = sorted(found.values(), key=lambda entry: DESIGN_ORDER.index(entry[0].configuration.role))
+    entries = sorted(by_weights.values(), key=lambda entry: DESIGN_ORDER.index(entry[0].configuration.role))
     names: dict[str, str] = {}
     for s, *_ in entries:
         c = s.configuration
         if names.setdefault(c.name, c.digest) != c.digest:
             raise WorkbenchError(
                 f"two configurations are called '{c.name}': {names[c.name][:12]} and {c.digest[:12]}",
-                "Give one of them another name.",
+                "Rename one of them.",
             )
     return entries
 
 
 def _order(scores: Scores) -> int:
-    """Whose name counts among equal weights: the base's, then a recipe's or model's, then a brick's, then an average's."""
+    """Return the priority of a name among equal weights: base, recipe or model, brick, average."""
     return ("base", "configuration", "brick", "average").index(scores.configuration.role)
 
 
 def roles_of(entry: Sequence[Scores]) -> list[str]:
-    """Return the configuration's role and those that it has under its other names, in design order."""
+    """Return a configuration's role and the roles of its aliases, in design order."""
     found = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
     return [role for role in DESIGN_ORDER if role in found]
 
 
 def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:
-    """Return the configurations, each recipe or model that shares its weights with another one beside it under its own name."""
-    found = []
+    """Return the configurations, and after each one the recipes and models with the same weights under their own names."""
+    shown = []
     for entry in entries:
-        found.append(list(entry))
+        shown.append(list(entry))
         first = entry[0].configuration
         if first.role == "configuration":
             others = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
-            found += [[s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name]
-    return found
+            shown += [[s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name]
+    return shown
 
 
 def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
-    """Return the configuration that has the name, else the one that has it as an alias. Raises WorkbenchError where none has it."""
+    """Return the configuration with a name, or else with this alias; raise WorkbenchError if there is none."""
     for entry in sorted(entries, key=lambda e: e[0].configuration.name != name):
         if name in {n for s in entry for n in s.names}:
             return entry[0].configuration
@@ -253,17 +254,19 @@ def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
 
 
 def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, Suite]) -> list[Table]:
-    """Read all per-item scores: a table a task, then one a contrast.
+    """Read all per-item scores into one table per task, then one per contrast.
 
-    Errors: rows that do not belong to the plan's items, unknown metrics, scores that are not finite, contrasts without common ids.
+    Raises:
+        WorkbenchError: If rows do not match the plan's items, a metric is unknown, a score is not finite, or a contrast's tasks have no
+            common ids.
     """
-    found = []
+    tables = []
     for name, suite in suites.items():
         members = list({s.configuration.digest: s for s in scores if s.suite == name}.values())
         record, folder = store.record(members[0]), store.folder(name, members[0].plan)
         if lacking := [task for task in suite.tasks if task not in record["tasks"]]:
             raise WorkbenchError(
-                f"{folder / 'plan.json'}: no task '{lacking[0]}', which the suite lists", again(folder / "plan.json")
+                f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", again(folder / "plan.json")
             )
         read = _Stored(
             suite,
@@ -274,14 +277,14 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
             {s.configuration.digest: s.configuration.name for s in members},
             str(folder),
         )
-        found += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
-        found += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]
-    return found
+        tables += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
+        tables += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]
+    return tables
 
 
 @dataclass(frozen=True)
 class _Stored:
-    """What the store has of one plan."""
+    """The store's content for one plan."""
 
     suite: Suite
     plan: str
@@ -292,29 +295,29 @@ class _Stored:
     folder: str
 
     def table(self, task: str, metric: str) -> Table:
-        """A task's scores by one metric."""
+        """Return the table of a task under one metric."""
         about = self.record["tasks"][task]
         known = [*about["metrics"], *([MARGIN] if about["kind"] == "multiple_choice" else [])]
         if metric not in known:
             raise WorkbenchError(f"suite '{self.suite.suite}': task '{task}' has no metric '{metric}'", nearest(metric, known))
         items = self.items.get(task, ())
         if not items:
-            raise WorkbenchError(f"{self.folder}: task '{task}' has no items", "Remove the folder and score again.")
+            raise WorkbenchError(f"{self.folder}: task '{task}' has no items", "Delete the folder and score again.")
         kind = about.get("ratios", {}).get(metric)
         values: dict[str, Floats] = {}
         weights: Floats | None = None
         for digest, rows in self.rows.items():
             if [row["id"] for row in rows.get(task, ())] != [item["id"] for item in items]:
                 raise WorkbenchError(
-                    f"{self.folder}: items of {digest[:12]} on '{task}' differ from the plan's",
-                    "The stored rows are damaged: remove the folder and score again.",
+                    f"{self.folder}: items of {digest[:12]} on '{task}' differ from the plan's items",
+                    "The stored rows are damaged: delete the folder and score again.",
                 )
             numbers = self._numbers(task, metric, digest, 2 if kind else 1)
             values[digest] = numbers[:, 0]
             if kind and weights is not None and not np.array_equal(weights, numbers[:, 1]):
                 raise WorkbenchError(
-                    f"{self.folder}: items of {digest[:12]} on '{task}' have other weights than those of other configurations",
-                    "The stored rows are damaged: remove the folder and score again.",
+                    f"{self.folder}: items of {digest[:12]} on '{task}' have other weights than the same items of other configurations",
+                    "The stored rows are damaged: delete the folder and score again.",
                 )
             weights = numbers[:, 1] if kind else None
         return Table(
@@ -334,22 +337,22 @@ class _Stored:
         )
 
     def contrast(self, name: str, contrast: Contrast) -> Table:
-        """metric(of) - metric(minus) of the items that both tasks have; clusters are those of `of`."""
+        """Return the table of metric(of) - metric(minus) on the items that both tasks have, with the clusters of `of`."""
         where = f"suite '{self.suite.suite}', contrast '{name}'"
         metric = contrast.metric or self.suite.primary.get(contrast.of, self.record["tasks"][contrast.of]["primary"])
         of, minus = (self.table(task, metric) for task in (contrast.of, contrast.minus))
         if of.ratio or minus.ratio:
             raise WorkbenchError(
-                f"{where}: '{metric}' is a ratio of sums and has no score of an item",
-                "Name a metric that is a mean over items: `metric: acc`.",
+                f"{where}: '{metric}' is a ratio of sums, which has no score per item",
+                "Use a metric that is a mean over items: `metric: acc`.",
             )
         partner = {item["id"]: i for i, item in enumerate(minus.items)}
         pairs = [(i, partner[item["id"]]) for i, item in enumerate(of.items) if item["id"] in partner]
         if not pairs:
             raise WorkbenchError(
-                f"{where}: '{contrast.of}' and '{contrast.minus}' have no item in common: their ids are like "
+                f"{where}: '{contrast.of}' and '{contrast.minus}' have no item id in common; their first ids are "
                 f"'{of.items[0]['id']}' and '{minus.items[0]['id']}'",
-                "Items are paired by id: give both data files the same ids, and both tasks the same limit.",
+                "Items are paired by id: use the same ids in both data files, and the same limit for both tasks.",
             )
         left, right = (np.array(side) for side in zip(*pairs, strict=True))
         items = [of.items[i] for i in left]
@@ -367,26 +370,28 @@ class _Stored:
         )
 
     def _numbers(self, task: str, metric: str, digest: str, width: int) -> Floats:
-        """Scores of items [items, width]: (score,), or (numerator, weight) of a ratio of sums."""
-        found = []
+        """Return scores of items [items, width]: (score,), or (numerator, weight) for a ratio of sums."""
+        scores = []
         for row, item in zip(self.rows[digest][task], self.items[task], strict=True):
             value = row["metrics"].get(metric)
             if value is None and metric == MARGIN:
                 value = margin_of(row, item)
             if value is None:
                 raise WorkbenchError(
-                    f"{self.folder}: '{self.names[digest]}' has no '{metric}' on item '{row['id']}' of '{task}'",
-                    "The scores were stored before the task had this metric: remove the folder and score again.",
+                    f"{self.folder}: '{self.names[digest]}' has no '{metric}' for item '{row['id']}' of '{task}'",
+                    "The scores were stored before the task had this metric: delete the folder and score again.",
                 )
             numbers = np.ravel(np.asarray(value, np.float64))
             if numbers.size != width or not np.isfinite(numbers).all() or (width == 2 and numbers[1] < 0):
                 expected = "a finite number" if width == 1 else "a log-likelihood and a weight"
                 raise WorkbenchError(
                     f"{self.folder}: '{self.names[digest]}', item '{row['id']}' of '{task}': {metric} is {value}, expected {expected}",
-                    "The stored rows are damaged: remove the folder and score again.",
+                    "The stored rows are damaged: delete the folder and score again.",
                 )
-            found.append(numbers)
-        numbers = np.stack(found)
+            scores.append(numbers)
+        numbers = np.stack(scores)
         if width == 2 and not numbers[:, 1].sum() > 0:
-            raise WorkbenchError(f"{self.folder}: the weights of '{metric}' on '{task}' are all 0", "The task's texts are empty.")
+            raise WorkbenchError(
+                f"{self.folder}: all weights of '{metric}' on '{task}' are 0", "Check the task's data: its texts are empty."
+            )
         return numbers

@@ -1,4 +1,4 @@
-"""What a reader should know before believing a comparison."""
+"""Warnings that a reader of a comparison should know."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_c
 from workbench.scores.store import Scores
 from workbench.scores.suite import Suite, metric_of
 
-_SMALL = 100  # items below which a task is called small
-_MANY_TASKS = 20  # tasks of one family above which each costs the others much
+_SMALL = 100  # tasks with fewer items get a warning
+_MANY_TASKS = 20  # with more tasks in one family, each one costs the others much power
 
 
 def warnings_of(
@@ -27,34 +27,35 @@ def warnings_of(
     names: Sequence[str],
     family: Mapping[str, Any],
 ) -> Iterable[str]:
-    """What a reader should know before believing a row."""
+    """Yield warnings on partial scores, tasks, suites, devices, the correction and missing controls."""
     if any(s.partial for s in scores):
-        yield "Partial: items were cut by --limit; these scores are for a quick look only."
+        yield "Partial: --limit cut the number of items; use these scores for a quick look only."
     for t in tasks:
         yield from _clusters(t)
         if len(t.items) < _SMALL and t.share and not t.contrast:
-            yield f"{t.name}: {len(t.items)} items; if one in ten changes, a difference below {0.9 / math.sqrt(len(t.items)):.0%} can stay hidden."
+            points = f"{90 / math.sqrt(len(t.items)):.0f} points"
+            yield f"{t.name}: only {len(t.items)} items; if one item in ten changes, a difference below about {points} is easily missed."
         if t.chance is None and t.suite.role_of(t.name) != "other":
             known = metric_of(t.metric) in ACCURACIES
-            why = "its items do not tell a score of guessing" if known else f"no score of guessing is known for '{t.metric}'"
-            yield f"{t.name}: not corrected for chance: {why}, and the suite gives no `chance` for it."
+            why = "its items do not determine a chance score" if known else f"no chance score is known for '{t.metric}'"
+            yield f"{t.name}: not corrected for chance: {why}, and the suite does not set `chance` for it."
         if t.contrast:
-            asked = max(len(other.items) for other in tasks if other.name in (t.contrast.of, t.contrast.minus))
-            if len(t.items) < asked:
-                yield f"{t.name}: {len(t.items)} of {asked} items have a partner in the other task; the rest is left out."
+            most = max(len(other.items) for other in tasks if other.name in (t.contrast.of, t.contrast.minus))
+            if len(t.items) < most:
+                yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
     if len(suites) > 1:
-        yield f"{len(suites)} suites are compared together: the family and its correction span all of them."
+        yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
     if len({s.device for s in scores}) > 1:
-        yield "Scored on different devices: small differences may come from rounding."
+        yield "The scores come from different devices: small differences may be due to rounding."
     if family["correction"] == "none" and family["size"] > 1:
         yield (
-            f"{family['size']} comparisons at {family['alpha']:g} each, without correction: about {family['size'] * family['alpha']:.2g} "
-            "better or worse are expected where nothing differs."
+            f"{family['size']} comparisons are tested at {family['alpha']:g} each, without correction: if no configuration differs, about "
+            f"{family['size'] * family['alpha']:.2g} false verdicts of better or worse are expected."
         )
     elif len(compared := [t for t in tasks if not t.guarded]) > _MANY_TASKS and family["size"]:
         yield (
-            f"{len(compared)} tasks and contrasts in one family: each of them makes the others harder to tell; drop tasks that nobody asks about. "
-            "More configurations on the same items cost little."
+            f"{len(compared)} tasks and contrasts are in one family, and each of them lowers the power of the others: remove tasks that you do "
+            "not need. More configurations on the same items cost little power."
         )
     shown = {n for e in entries for s in e for n in s.names}
     roles = {role for entry in entries for role in roles_of(entry)}
@@ -66,26 +67,26 @@ def warnings_of(
     if len(parents) > 1 and "average" not in roles:
         missing.append("average")
     if missing:
-        yield f"Missing controls: {', '.join(missing)}. A merge is judged against its base, each parent and their average."
+        yield f"Missing controls: {', '.join(missing)}. Score the base, each parent and their average to judge a merge."
     for t in tasks:
         owner = t.suite.owners.get(t.name)
         if owner is not None and owner not in shown and parents:
             yield f"{t.name}: its owner '{owner}' is not among the scored configurations. {nearest(owner, names)}"
         absent = [e[0].configuration.name for e in entries if e[0].configuration.digest not in t.values]
         if absent:
-            yield f"{t.name}: not scored for {', '.join(absent)}."
+            yield f"{t.name}: no scores of {', '.join(absent)}."
 
 
 def _clusters(t: Table) -> Iterable[str]:
-    """Yield what a task's clusters limit: their number, or sizes so unequal that they are worth few."""
+    """Yield a warning if a task has few clusters, or clusters of very unequal size."""
     sizes = np.bincount(t.cluster)
-    k, worth = sizes.size, effective_clusters(sizes)
+    k, effective = sizes.size, effective_clusters(sizes)
     if k < FEW_CLUSTERS:
-        yield f"{t.name}: {k} clusters; below {FEW_CLUSTERS} no verdict is given."
-    elif worth < FEW_CLUSTERS:
+        yield f"{t.name}: only {k} clusters; differences get a verdict only with at least {FEW_CLUSTERS}."
+    elif effective < FEW_CLUSTERS:
         yield (
-            f"{t.name}: {k} clusters of unequal size are worth {worth:.1f} equal ones (the largest holds {sizes.max() / sizes.sum():.0%} of the items); "
-            "what the large ones show decides nearly everything."
+            f"{t.name}: its {k} clusters of unequal size are worth only {effective:.1f} clusters of equal size (the largest has "
+            f"{sizes.max() / sizes.sum():.0%} of the items); the largest clusters dominate the result."
         )
     elif k < MANY_CLUSTERS:
-        yield f"{t.name}: {k} clusters; tests by sign flips find only large differences, larger ones with every further task of the family."
+        yield f"{t.name}: only {k} clusters; the test detects only large differences, and fewer of them with each further task of the family."

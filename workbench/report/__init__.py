@@ -1,4 +1,4 @@
-"""The comparison as files to read and send: one offline HTML page, Markdown, and the document as JSON."""
+"""Reports of comparisons and searches: one offline HTML page, Markdown, and the document as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report's view of edited facts: a table of their tasks, and how many facts survive in each configuration."""
+"""The report's view of edited facts: a table of their tasks, and the number of facts that survive in each configuration."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.view import ConfigurationView, Estimate, TaskView, View
 
-# Kind -> heading, and how it is measured.
+# Kind -> heading and method of measurement.
 HEADINGS = {
     "efficacy": ("Efficacy", "teacher-forced"),
     "preferred": ("Target preferred", "token-mean likelihood"),
@@ -24,13 +24,13 @@ HEADINGS = {
     "entropy": ("n-gram entropy", "bits"),
     "text": ("Text", "bits per byte, lower is better"),
 }
-COHORTS = {"first": "first cohort", "last": "last batch", "sample": "sample of all so far"}
+COHORTS = {"first": "first facts", "last": "latest facts", "sample": "sample of all so far"}
 FIRST = ("efficacy", "paraphrase", "neighbours", "generated", "portability")
 
 
 @dataclass(frozen=True)
 class KeptFacts:
-    """Of `of` facts or prompts that the edit alone answers right, the number and share that a configuration answers right."""
+    """Number and share of right answers among the `of` facts or prompts that the edit alone answers right."""
 
     kept: int
     of: int
@@ -38,19 +38,19 @@ class KeptFacts:
 
     @property
     def text(self) -> str:
-        """Such as "18 of 20"."""
+        """The counts in words, such as "18 of 20"."""
         return f"{count(self.kept)} of {count(self.of)}"
 
 
 @dataclass(frozen=True)
 class Survival:
-    """What is left of one edit.
+    """Survival of one edit in other configurations.
 
     Attributes:
-        alone: The configuration that has the edit alone.
-        kinds: Columns.
-        rows: Configurations in the order of the report, by kind.
-        without: Those of them that do not hold the edit.
+        alone: The configuration that has the edit and nothing else.
+        kinds: Kinds of tasks, one per column.
+        rows: Configurations in the order of the report, with their answers by kind.
+        without: Names of the configurations in `rows` that do not have the edit.
     """
 
     alone: str
@@ -59,7 +59,7 @@ class Survival:
     without: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """What the first column says of the configurations that hold the edit, in words."""
+        """Return the first column's numbers for the configurations that have the edit, in words."""
         kind = self.kinds[0]
         known = next(kept[kind].of for _, kept in self.rows if kind in kept)
         told = [
@@ -69,14 +69,18 @@ class Survival:
         ]
         if not told:
             return (
-                f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}); nothing that holds it was scored."
+                f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}); "
+                "no configuration that includes it was scored."
             )
-        return f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}). Of these answer right: {listed(told)}."
+        return (
+            f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}). "
+            f"Right answers of other configurations among these: {listed(told)}."
+        )
 
 
 @dataclass(frozen=True)
 class EditedStep:
-    """A configuration after its edit has taken so many facts, on one cohort of them: scores by kind."""
+    """Scores by kind on one cohort of facts, after an edit of the first `facts` facts."""
 
     configuration: str
     facts: int
@@ -86,13 +90,15 @@ class EditedStep:
 
 @dataclass(frozen=True)
 class FactSuite:
-    """One facts file.
+    """Scores of one facts file.
 
     Attributes:
-        steps: Facts one after another: by configuration and cohort.
-        control_missing: An edit was scored as a part of something else, but not alone.
-        columns: (kind, task), those of most interest first.
-        rows: Configurations that were scored on it.
+        facts: Number of facts.
+        columns: Pairs (kind, task), the most important first.
+        rows: Configurations that were scored on its tasks.
+        survivals: One per configuration that has the edit alone.
+        steps: Scores after the first n facts, by configuration and cohort.
+        control_missing: An edit was scored only as part of other configurations, not alone.
     """
 
     name: str
@@ -106,12 +112,12 @@ class FactSuite:
 
     @property
     def followed(self) -> tuple[str, ...]:
-        """Kinds that the steps have."""
+        """Kinds of tasks in `steps`."""
         return tuple(dict.fromkeys(kind for step in self.steps for kind in step.scores))
 
 
 def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
-    """The suites of facts of a comparison document; none in a document without."""
+    """Return the suites of edited facts in a comparison document."""
     found = []
     for entry in document.get("facts") or ():
         named = {str(kind): view.task(str(task)) for kind, task in (entry.get("tasks") or {}).items()}
@@ -126,19 +132,19 @@ def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
 
 
 def heading(kind: str) -> tuple[str, str]:
-    """A column's heading and its second line."""
+    """Return a column's heading and its second line."""
     return HEADINGS.get(kind, (kind, ""))
 
 
 def markdown_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of scores."""
+    """Return the header and rows of the table of scores."""
     header = ["Configuration", *(f"{heading(kind)[0]} ({heading(kind)[1]})" for kind, _ in suite.columns)]
     rows = [[c.name, *(_level(c.scores.get(task.name), task) for _, task in suite.columns)] for c in suite.rows]
     return header, rows
 
 
 def survival_rows(survival: Survival) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of what is left of an edit."""
+    """Return the header and rows of the table of an edit's survival."""
     header = ["Configuration", *(heading(kind)[0] for kind in survival.kinds)]
     rows = [
         [c.name, *(f"{k.text}{_percent(k)}" if (k := kept.get(kind)) else MISSING for kind in survival.kinds)]
@@ -148,10 +154,12 @@ def survival_rows(survival: Survival) -> tuple[list[str], list[list[str]]]:
 
 
 def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of the table of facts one after another."""
+    """Return the header and rows of the table of facts added one after another."""
     header = ["Configuration", "Facts", "Cohort", *(heading(kind)[0] for kind in suite.followed)]
-    rows = [[s.configuration, count(s.facts), COHORTS.get(s.cohort, s.cohort), *(_share(s.scores.get(kind)) for kind in suite.followed)]
-            for s in suite.steps]  # fmt: skip
+    rows = []
+    for step in suite.steps:
+        shares = [_share(step.scores.get(kind)) for kind in suite.followed]
+        rows.append([step.configuration, count(step.facts), COHORTS.get(step.cohort, step.cohort), *shares])
     return header, rows
 
 

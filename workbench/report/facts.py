@@ -1,4 +1,4 @@
-"""What the report says of its origin: suites, plans, versions, device, family."""
+"""The report's provenance: suites, plans, versions, device and families of tests."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from workbench.report.view import View
 
 
 def suites(view: View) -> list[str]:
-    """Names of the suites; the document holds names or whole suites."""
+    """Return the names of the suites; a document holds names or whole suites."""
     found = [s.get("suite") or s.get("name") if isinstance(s, dict) else s for s in view.provenance.get("suites") or []]
     return [str(s) for s in found if s]
 
 
 def created(view: View) -> str:
-    """Date of the comparison in words, or as it stands where it is no ISO time."""
+    """Return the date of the comparison in words, or the document's text if it is not an ISO time."""
     text = str(view.provenance.get("created") or "")
     try:
         when = datetime.fromisoformat(text)
@@ -26,7 +26,7 @@ def created(view: View) -> str:
 
 
 def facts(view: View) -> list[tuple[str, str]]:
-    """Terms and texts of the provenance list; absent ones are left out."""
+    """Return the terms and texts of the provenance list, without those that the document lacks."""
     prov = view.provenance
     versions = prov.get("versions") or {}
     tasks = [t for t in view.tasks if t.contrast is None]
@@ -40,7 +40,7 @@ def facts(view: View) -> list[tuple[str, str]]:
         ),
         ("Baseline", view.baseline),
         ("Items", ", ".join(items)),
-        ("Score of guessing", ", ".join(chances)),
+        ("Chance score", ", ".join(chances)),
         ("Scorers", ", ".join(f"{suite}: {name}" for suite, name in (prov.get("scorers") or {}).items())),
         ("Families" if view.families else "Family", family(view)),
         ("Device", str(prov.get("device") or "")),
@@ -51,49 +51,50 @@ def facts(view: View) -> list[tuple[str, str]]:
 
 
 def self_check(view: View) -> str:
-    """One or two sentences: how far the scorers are from lm-eval's own, and which configurations were not checked."""
+    """Return sentences on how much the scorers differ from lm-eval's own, and on configurations that were not checked."""
     checks = [(c.name, k) for c in view.configurations for k in c.checks]
     if not checks:
         names = set((view.provenance.get("scorers") or {}).values())
         if names == {"hflm"}:
-            return "Everything was scored by lm-eval's own model (hflm): there is nothing to check it against."
-        return "No check of the scorer against lm-eval's own model is recorded in this document."
+            return "All scores come from lm-eval's own model class (hflm), so no check is needed."
+        return "This document records no check of the scorer against lm-eval's own model class."
     failed = list(dict.fromkeys(name for name, k in checks if k.passed is False))
     largest = max((k.max_difference for _, k in checks if k.max_difference is not None), default=None)
     without = [c.name for c in view.configurations if not c.checks]
     text = (
-        "Some documents of every suite were scored a second time by lm-eval's own model (hflm) and the log-probabilities compared"
+        "To check the scorer, lm-eval's own model class (hflm) scored some documents of each suite again, and the log-probabilities were "
+        "compared"
     )
-    text += f": the largest difference is {small(largest)}." if largest is not None else "."
+    text += f": the largest difference is {small(largest)} nats." if largest is not None else "."
     text += f" Above the tolerance: {listed(failed)}." if failed else ""
     return text + (f" Not checked: {listed(without)}." if without else "")
 
 
 def family(view: View) -> str:
-    """Return the declared families with their sizes, and how they were corrected."""
+    """Return the declared families with their sizes and the correction."""
     level = f"at {PERCENT.score(view.alpha)} %"
     if view.families:
         text = f"{view.family} ({families(view.families)})" if view.family else families(view.families)
         if view.correction in ("none", ""):
-            return f"{text}; no correction for several comparisons"
+            return f"{text}; no correction for multiple comparisons"
         return f"{text}; {correction(view)} {level} for each family"
     size = f"{count(view.family_size)} comparisons" if view.family_size else "comparisons"
     text = f"{view.family} ({size})" if view.family else size
     if view.correction in ("none", ""):
-        return f"{text}; no correction for several comparisons"
+        return f"{text}; no correction for multiple comparisons"
     return f"{text}; {correction(view)} {level} for the whole family"
 
 
 def families(sizes: Mapping[str, int]) -> str:
-    """Return the number of rows by family, such as "12 rows compared, 4 guarded, 30 of controls, which are tested apart"."""
-    parts = [f"{plural(sizes.get('compared', 0), 'row')} compared"]
-    parts += [f"{count(sizes['guarded'])} guarded"] if sizes.get("guarded") else []
-    parts += [f"{count(sizes['controls'])} of controls, which are tested apart"] if sizes.get("controls") else []
-    return ", ".join(parts)
+    """Return the sizes of the families: "12 comparisons in the main family; tested separately: 4 on guarded tasks, 30 of controls"."""
+    others = [f"{count(sizes['guarded'])} on guarded tasks"] if sizes.get("guarded") else []
+    others += [f"{count(sizes['controls'])} of controls"] if sizes.get("controls") else []
+    main = f"{plural(sizes.get('compared', 0), 'comparison')} in the main family"
+    return f"{main}; tested separately: {', '.join(others)}" if others else main
 
 
 def correction(view: View) -> str:
-    """Return the correction in words."""
+    """Return the name of the correction."""
     if view.correction == "max-t":
         return "step-down max-T over sign flips of clusters"
     return "no correction" if view.correction in ("none", "") else f"{view.correction.capitalize()} correction"

@@ -1,4 +1,4 @@
-"""Items whose answer changed: counts per configuration and task, and the packed rows of the browser."""
+"""Changed items: counts by configuration and task, and the packed rows of the page's item browser."""
 
 from __future__ import annotations
 
@@ -14,18 +14,19 @@ from workbench.report.view import TaskView, View
 
 @dataclass(frozen=True)
 class Count:
-    """Changed items of one configuration on one task; `other` changed without a change of score."""
+    """Number of changed items of one configuration on one task; `other` counts items whose score is equal or unknown."""
 
     gained: int = 0
     lost: int = 0
     other: int = 0
 
     def plus(self, direction: str) -> Count:
+        """Return the counts with one more item in a direction."""
         return Count(*(getattr(self, k) + (k == direction) for k in ("gained", "lost", "other")))
 
 
 def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count]]:
-    """Changed items by configuration and task; configurations without rows in the document are absent."""
+    """Count changed items by configuration and task, without configurations that have no items in the document."""
     tasks = {t.name: t for t in view.tasks}
     flips = document.get("flips") or {}
     table: dict[str, dict[str, Count]] = {}
@@ -39,7 +40,7 @@ def counts(document: Mapping[str, Any], view: View) -> dict[str, dict[str, Count
 
 
 def direction(flip: Mapping[str, Any], task: TaskView | None) -> str:
-    """ "gained" or "lost" by the task's primary metric, "other" where the score is equal or unknown."""
+    """Return "gained" or "lost" by the task's primary metric, or "other" if the score is equal or unknown."""
     before = _score(flip.get("baseline"), task)
     after = _score(flip.get("configuration"), task)
     if before is None or after is None or before == after:
@@ -48,11 +49,11 @@ def direction(flip: Mapping[str, Any], task: TaskView | None) -> str:
 
 
 def pack(document: Mapping[str, Any], view: View) -> str:
-    """Rows for the browser as base64 of gzip of JSON. An item and the baseline's answer to it stand once.
+    """Return the rows of the page's item browser as base64 of gzip of JSON; each item and the baseline's answer occur once.
 
-    {"baseline", "tasks": {task: metric}, "configurations": [name],
-     "items": [[task, id, cluster, prompt, gold, choices, answer]],
-     "flips": [[configuration, item, direction, answer]]}
+    The JSON is {"baseline", "tasks": {task: metric}, "configurations": [name],
+    "items": [[task, id, cluster, prompt, gold, choices, answer]],
+    "flips": [[configuration, item, direction, answer]]}
     with answer = [response, metrics, log-likelihoods].
     """
     tasks = {t.name: t for t in view.tasks}
@@ -81,7 +82,7 @@ def pack(document: Mapping[str, Any], view: View) -> str:
 
 
 def _score(answer: Mapping[str, Any] | None, task: TaskView | None) -> float | None:
-    """The item's score with higher better. Of a ratio metric: log-likelihood over weight."""
+    """Return an item's score with higher as better; for a ratio metric, the log-likelihood divided by the weight."""
     value = ((answer or {}).get("metrics") or {}).get(task.metric if task else None)
     if isinstance(value, list | tuple) and len(value) == 2 and value[1]:
         return float(value[0]) / float(value[1])

@@ -1,7 +1,7 @@
-"""Forest plot: per task a panel of differences against the baseline, as inline SVG that keeps its text size.
+"""Forest plots: one panel of differences against the baseline per task, as inline SVG that keeps its text size.
 
 X positions are percentages of the plot's width and y positions are pixels, so that the plot follows the width
-of the page without scaling letters and marks. Labels stand beside the plot, on rows of the same height.
+of the page without scaling letters and marks. Labels are beside the plot, in rows of the same height.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ ROW = 26  # pixels; the style sheet's line height of labels
 GAP = 12
 AXIS = 26
 SIDE = 14
-INSET = 3.0  # per cent of the width left free at both ends, for marks at the ends
+INSET = 3.0  # percent of the width left free at both ends, for marks at the ends
 
 
 @dataclass(frozen=True)
 class ForestLine:
-    """A row of a panel: the difference, its centre in pixels, and its place in the page's grid."""
+    """A row of a panel: the difference, its vertical center in pixels, and its row in the page's grid."""
 
     difference: DifferenceView
     y: int
@@ -35,7 +35,7 @@ class ForestLine:
 
 @dataclass(frozen=True)
 class Panel:
-    """One task: rows for labels and values, and the plot that stands between them."""
+    """One task: rows of labels and values, and the plot between them."""
 
     task: TaskView
     lines: tuple[ForestLine, ...]
@@ -52,31 +52,33 @@ class ForestAxis:
     ticks: tuple[float, ...]
 
     def share(self, value: float) -> float:
-        """Position of a value in per cent of the width; values outside the scale stop at its ends."""
+        """Return the position of a value in percent of the width; values outside the scale are clipped."""
         inner = (min(max(value, self.low), self.high) - self.low) / (self.high - self.low)
         return INSET + inner * (100 - 2 * INSET)
 
     def at(self, value: float) -> str:
+        """Return the x position of a value as an SVG length."""
         return f"{self.share(value):.3f}%"
 
     def width(self, low: float, high: float) -> str:
+        """Return the width of an interval as an SVG length."""
         return f"{self.share(high) - self.share(low):.3f}%"
 
 
 def panels(view: View) -> list[Panel]:
-    """Panels in task order. Skill tasks share one axis, retention and other guarded tasks have theirs; so has a metric in its own unit."""
-    found = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
+    """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis."""
+    by_task = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
     shared: dict[str, list[DifferenceView]] = {}
     for task in view.tasks:
-        shared.setdefault(task.axis, []).extend(found[task.name])
+        shared.setdefault(task.axis, []).extend(by_task[task.name])
     units = {t.axis: t.unit for t in view.tasks}
     effects = {t.axis: max(_reach(o) for o in view.tasks if o.axis == t.axis) for t in view.tasks}
     axes = {key: axis(differences, units[key], effects[key] or None) for key, differences in shared.items()}
-    return [_panel(view, t, found[t.name], axes[t.axis]) for t in view.tasks if found[t.name]]
+    return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
 
 
 def axis(found: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
-    """A scale over all intervals with zero in it, ticks at round numbers; points stop at 100 either way."""
+    """Return a scale over all intervals and zero, with ticks at round numbers; percentage points are clipped at ±100."""
     ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
         ends = [min(max(v, -1.0), 1.0) for v in ends]
@@ -89,16 +91,16 @@ def axis(found: Iterable[DifferenceView], unit: Unit, margin: float | None = Non
 
 
 def ticks(low: float, high: float, scale: float = 1.0) -> tuple[float, ...]:
-    """About five places between `low` and `high` whose values times `scale` are round numbers."""
+    """Return about five values between `low` and `high` that are round numbers after multiplication by `scale`."""
     step = _step((high - low) * scale / 5) / scale
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return tuple(step * i for i in range(first, last + 1))
 
 
 def decimals(numbers: Iterable[float]) -> int:
-    """As few as tell the numbers apart exactly, 6 at most."""
-    found = list(numbers)
-    return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in found)), 6)
+    """Return the smallest number of decimals that shows the numbers exactly, 6 at most."""
+    values = list(numbers)
+    return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
 
 
 def _of(view: View, task: TaskView) -> list[DifferenceView]:
@@ -106,12 +108,12 @@ def _of(view: View, task: TaskView) -> list[DifferenceView]:
 
 
 def _reach(task: TaskView) -> float:
-    """How far from zero the axis goes at least: what decides verdicts is on it."""
+    """Return the minimum reach of the axis from zero: the tolerance or the smallest effect of interest must be visible."""
     return (task.min_effect if task.tolerance is None else task.tolerance) or 0.0
 
 
 def _step(rough: float) -> float:
-    """The smallest round number that is not below `rough`."""
+    """Return the smallest round number that is not below `rough`."""
     power = 10.0 ** math.floor(math.log10(rough))
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
 
@@ -142,9 +144,9 @@ def _panel(view: View, task: TaskView, found: Sequence[DifferenceView], scale: F
 
 
 def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
-    """Grid, zero line, tick labels, the better side where it is the left one, and what decides verdicts.
+    """Draw the grid, the zero line, the tick labels, the better side if it is the left one, and the margin of the verdicts.
 
-    That is the smallest effect of interest as a pale column; on a guarded task the tolerance, as a dashed line on the side of losses.
+    The margin is the smallest effect of interest, as a pale column; on guarded tasks the tolerance, as a dashed line on the side of losses.
     """
     parts = []
     if task.tolerance is None and (margin := task.min_effect):
@@ -166,7 +168,7 @@ def _frame(scale: ForestAxis, task: TaskView, height: int) -> Markup:
 
 
 def _mark(line: ForestLine, scale: ForestAxis, unit: Unit, baseline: str) -> Markup:
-    """One difference: hover text, adjusted interval (band), 95 % interval (line), the verdict's mark."""
+    """Draw one difference: hover text, adjusted interval (band), 95 % interval (line), the verdict's mark."""
     d, y, name = line.difference, line.y, verdict_class(line.difference.verdict)
     parts = [
         svg("title", tip(d, unit, baseline)),

@@ -1,4 +1,4 @@
-"""How to read the numbers: terms of the report and what they mean in this comparison."""
+"""Explanations of the report's terms, as they apply to one comparison."""
 
 from __future__ import annotations
 
@@ -12,143 +12,154 @@ _POWER = "in 80 of 100 repetitions"
 
 
 def glossary(view: View) -> list[Entry]:
-    """Return terms and their explanations; terms that this comparison does not use are left out."""
+    """Return terms and their explanations, without the terms that this comparison does not use."""
     return [
         *_scores(view),
         ("Adjusted interval", _adjusted(view)),
         *_family(view),
         (
             "Better, worse",
-            "The adjusted interval lies wholly above or below zero; where lower is better, below zero is better.",
+            "The adjusted interval is entirely above or entirely below zero. Where lower is better, an interval below zero means better.",
         ),
-        ("Equivalent", f"The adjusted interval lies wholly within the smallest effect of interest{_margin(view)}."),
+        ("Equivalent", f"The adjusted interval lies entirely within the smallest effect of interest{_margin(view)}."),
         (
             "Cannot tell",
-            "These items decide neither way: a difference may exist and not show. “Needs n”: about how many "
-            "items would find a difference as large as the one seen, or as the smallest effect of interest "
-            f"where that is larger, {_POWER}.",
+            "These items show neither a difference nor equivalence: there may be a difference that they are too few to detect. "
+            "“Items needed”: the approximate number of items that would detect a difference as large as the observed one, or as the smallest "
+            f"effect of interest if that is larger, {_POWER}.",
         ),
         *_harm(view),
-        ("Detectable", f"Smallest true difference that these items would show {_POWER}."),
+        ("Detectable", f"The smallest true difference that these items would detect {_POWER}."),
         (
             "Kept",
-            "Chance-corrected score over that of the configuration's best parent alone, per task; overall, "
-            "the sum of its scores over the sum of theirs. 100 % is nothing lost in merging. A ratio is withheld where the lower end of "
-            "the parent's 95 % interval keeps less than half of its distance from chance, since a ratio to nearly nothing says nothing.",
+            "A configuration's chance-corrected score divided by that of its best parent alone, per task; overall, the sum of its scores "
+            "divided by the sum of its parents' scores. 100 % means that merging lost nothing. A ratio is withheld if the parent is too close "
+            "to chance: if the lower end of the parent's 95 % interval is less than half as far from chance as the parent's score.",
         ),
         *_metrics(view),
-        ("Not tested", "Configurations are compared with the baseline, not with one another; --baseline NAME takes another."),
+        (
+            "Not tested",
+            "Configurations are compared with the baseline and not with each other; --baseline NAME selects another baseline.",
+        ),
     ]
 
 
 def _scores(view: View) -> list[Entry]:
-    score = "Share of items answered correctly under the task's primary metric, in percent."
+    score = "Mean of the task's primary metric over its items, in percent; for accuracies, the share of items answered correctly."
     mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks: 0 is guessing, 100 is every item right."
     if bare := [t.name for t in view.tasks if t.uncorrected and t.role == "skill"]:
-        mean += f" The score of guessing is not known on {listed(bare)}, whose score is taken as it is: 0 is no item right."
+        mean += f" The chance score of {listed(bare)} is not known, so the score is not corrected there: 0 is no item right."
     return [
-        ("Score", f"{score} Metrics that are not shares, or where lower is better, are shown as they are, in their own unit."),
-        ("Mean over skills", f"{mean} Retention is not part of it."),
-        ("Difference", f"Score minus {view.baseline}'s score on the same items, in percentage points."),
+        ("Score", f"{score} Metrics outside the range 0 to 1, or where lower is better, are shown in their own unit."),
+        ("Mean over skills", f"{mean} Retention tasks are not included."),
+        ("Difference", f"Score minus the score of {view.baseline} on the same items, in percentage points."),
         (
             "95 % interval",
-            "For one comparison taken alone: paired by item, with items of one template or passage counted "
-            "as a cluster. Whether two such intervals overlap says nothing about those two.",
+            "The interval of one comparison on its own: paired by item, with the items of one template or passage counted as one "
+            "cluster. Whether the intervals of two configurations overlap does not show whether these two differ.",
         ),
     ]
 
 
 def _adjusted(view: View) -> str:
-    """What the adjusted interval is under the document's correction."""
+    """Explain the adjusted interval under the document's correction."""
     percent = f"{PERCENT.score(view.alpha)} %"
     if view.correction == "none":
-        return "Not adjusted: among many comparisons some verdicts will be false by chance."
-    whole = f"Verdicts rest on this one: the chance that any better or worse in the family is false is at most {percent}."
-    if view.correction != "max-t":  # a document of before
+        return "Not adjusted: among many comparisons, some verdicts are false by chance."
+    whole = f"Verdicts are based on this interval: the probability that any better or worse verdict in the family is false is at most {percent}."
+    if view.correction != "max-t":  # documents of earlier versions
         size = f" ({view.family_size} comparisons)" if view.family_size else ""
-        return f"The same difference at the level that the {correction(view)} gives it in the family{size}. {whole}"
+        return (
+            f"The interval of the same difference at the level that the {correction(view)} gives it in the family{size}. {whole}"
+        )
     return (
-        "The same difference at the critical value that its family leaves to it. The test flips the signs of whole clusters, alike for all "
-        "configurations of a task, and looks at the task's largest difference (step-down max-T). Outside guarded tasks the interval "
-        f"excludes zero exactly where the adjusted p is at most {percent}. {whole}"
+        "The interval of the same difference, widened for the number of comparisons in its family. The test flips the signs of whole "
+        "clusters, with the same flips for all configurations of a task, and compares each difference with the largest one under the flips "
+        f"(step-down max-T). Outside guarded tasks, the interval excludes zero exactly if the adjusted p is at most {percent}. {whole}"
     )
 
 
 def _family(view: View) -> list[Entry]:
-    """What is tested together; nothing in documents of before, which had one family."""
+    """Explain the families; empty for documents of earlier versions, which had one family."""
     if not view.families:
         return []
     sizes = view.families
     text = (
-        f"Rows that are tested together. The named configurations on the tasks that are not guarded are one family "
-        f"({plural(sizes.get('compared', 0), 'row')}). The base, bricks and averages are controls and are tested apart "
-        f"({plural(sizes.get('controls', 0), 'row')}): they never make it harder to tell something of a configuration. "
-        f"Guarded tasks are apart too ({plural(sizes.get('guarded', 0), 'row')}, configurations and controls each by themselves)."
+        f"Comparisons that are tested together. The named configurations on the tasks that are not guarded are one family "
+        f"({plural(sizes.get('compared', 0), 'comparison')}). The base, bricks and averages are controls and are tested separately "
+        f"({plural(sizes.get('controls', 0), 'comparison')}), so they never lower the power for the configurations. "
+        f"Guarded tasks are also tested separately ({plural(sizes.get('guarded', 0), 'comparison')}; configurations, bricks and other "
+        "controls each on their own)."
     )
     if view.correction == "max-t":
-        text += " More configurations on the same items cost little; every further task costs more."
+        text += " More configurations on the same items cost little power; each further task costs more."
     return [("Family", text)]
 
 
 def _margin(view: View) -> str:
-    """How far the smallest effect of interest reaches, in brackets."""
+    """Return the smallest effect of interest, in parentheses."""
     if not view.margin:
         return ""
     own = any(t.unit.scale != POINTS.scale for t in view.tasks)
-    tail = ", or what the suite gives for a metric in its own unit)" if own else ")"
+    tail = ", or the suite's value for a metric in its own unit)" if own else ")"
     return f" (within {POINTS.score(view.margin)} points of zero{tail}"
 
 
 def _harm(view: View) -> list[Entry]:
-    """Verdicts of guarded tasks; nothing where none was tested."""
+    """Explain the verdicts of guarded tasks; empty if no guarded task was tested."""
     if not view.harm_tested:
         return []
     limits = [f"{t.name} {t.unit.score(t.tolerance)} {t.unit.word}".rstrip() for t in view.guarded if t.tolerance is not None]
     return [
         (
             "Safe",
-            "Said of guarded tasks, which must not get worse: the adjusted interval leaves no loss as large as the tolerance. It holds for all guarded "
-            "rows at once, so that of many harmful configurations none passes by chance. A small loss that is certain is still safe.",
+            "A verdict on guarded tasks, which must not get worse: the adjusted interval rules out a loss as large as the tolerance. The "
+            "interval holds for all guarded comparisons together, so that among many harmful configurations it is unlikely that any passes by "
+            "chance. A certain loss that is smaller than the tolerance is still safe.",
         ),
         (
             "Worse, on a guarded task",
-            "A loss is found by a test of this configuration's guarded tasks alone, whatever else stands beside it, and it is not shown to stay "
-            "below the tolerance. The adjusted interval answers for all guarded rows and may include zero all the same.",
+            "A test of this configuration's guarded tasks alone finds a loss, and the loss is not shown to be smaller than the tolerance. "
+            "Other configurations do not influence this test. The adjusted interval covers all guarded comparisons and may still include zero.",
         ),
         (
             "Not shown safe",
-            "No loss is found, and one as large as the tolerance is not excluded either: neither a sign of harm nor an all-clear. “Needs n”: "
-            f"about how many items would show that a loss as large as the one seen is safe, where it is below the tolerance, {_POWER}.",
+            "The test finds no loss, but it does not rule out a loss as large as the tolerance either. “Items needed”: the approximate number "
+            "of items that would show that a loss as large as the observed one is safe, if it is smaller than the tolerance, "
+            f"{_POWER}.",
         ),
         (
             "Tolerance",
-            "The largest loss on a guarded task that counts as safe: the suite's tolerance, or its smallest effect of interest"
+            "A loss smaller than this on a guarded task counts as safe. It is the suite's tolerance, or else its smallest effect of interest"
             + (f"; {', '.join(limits)}" if limits else "")
-            + ". Choose it before looking at the scores.",
+            + ". Choose it before you look at the scores.",
         ),
     ]
 
 
 def _metrics(view: View) -> list[Entry]:
-    """Terms of metrics that not every comparison has."""
+    """Explain metrics that not every comparison has."""
     more = []
     if any(d.companion for d in view.rows):
         more.append(
             (
                 "Margin",
-                "Log-likelihood of the right choice minus the largest of the others, in nats. It moves before an answer does, "
-                "so it shows smaller changes; its interval is not adjusted and it decides no verdict.",
+                "Log-likelihood of the right choice minus the largest log-likelihood of the other choices, in nats. It changes before the "
+                "answer changes, so it shows smaller effects. Its interval is not adjusted, and it does not decide any verdict.",
             )
         )
     if any(c.forgetting for c in view.configurations):
+        correction_of_chance = chance_correction(view, "retention")
         more.append(
             (
                 "Forgetting",
-                f"Mean over the retention tasks, configuration minus base, {chance_correction(view, 'retention')}, in points; below zero is forgotten.",
+                f"Mean over the retention tasks, configuration minus base, {correction_of_chance}, in points; negative values mean forgetting.",
             )
         )
     if any(t.ratio for t in view.tasks):
-        more.append(("Ratio metrics", "One number for all texts of a task: sums of log-likelihoods over sums of lengths."))
+        more.append(
+            ("Ratio metrics", "One number for all texts of a task: a sum of log-likelihoods divided by a sum of lengths.")
+        )
     if any(t.contrast for t in view.tasks):
-        more.append(("Contrasts", "The score on one task minus the score on another, over the same items."))
+        more.append(("Contrasts", "The score on one task minus the score on another, over the items that both have."))
     return more

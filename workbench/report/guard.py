@@ -1,4 +1,4 @@
-"""Sentences about harm: what got worse on guarded tasks, what is safe, what is not shown to be, and where no verdict can fall."""
+"""Sentences about harm: guarded tasks that are worse, safe or not shown safe, and comparisons that cannot be significant."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
 from workbench.report.view import VERDICTS, DifferenceView, TaskView, View
 
-_TOLD = 3  # configurations whose losses are told one by one
+_TOLD = 3  # configurations whose losses get a sentence each
 
 
 def harm(view: View) -> list[str]:
@@ -25,12 +25,13 @@ def harm(view: View) -> list[str]:
 
 
 def clause(view: View, d: DifferenceView) -> str:
-    """Return what the headline says of one guarded row, such as "on retention it is safe (...)"."""
+    """Return the headline's clause on one guarded task, such as "on retention it is safe (...)"."""
     unit = view.unit(d.task)
     if d.word == "no item changed":
         return f"on {d.task} no item changed"
     if d.word == "cannot tell":  # an older document
-        return f"on {d.task} these items cannot tell {_bracketed(f'{unit.worded(d.diff)} {unbroken(unit.diffs(d.low_adj, d.high_adj))}')}"
+        interval = unbroken(unit.diffs(d.low_adj, d.high_adj))
+        return f"on {d.task} these items cannot tell {_bracketed(f'{unit.worded(d.diff)} {interval}')}"
     if d.word == "safe":
         return f"on {d.task} it is safe: {unit.worded(d.diff)} {unbroken(unit.diffs(d.low_adj, d.high_adj))}, tolerance {_tolerance(view, d)}"
     if d.word == "not shown safe":
@@ -40,31 +41,33 @@ def clause(view: View, d: DifferenceView) -> str:
 
 
 def lacking(view: View, d: DifferenceView, limit: bool = True) -> str:
-    """Return why a row is not shown safe and what would help, in words that fit into brackets.
+    """Return the reason why a difference is not shown safe and the number of items that would help, as text for parentheses.
 
     Args:
-        limit: Name the tolerance too.
+        view: The comparison.
+        d: A difference with the verdict "not shown safe".
+        limit: Whether to name the tolerance too.
     """
     unit = view.unit(d.task)
-    needs = f"needs\N{NO-BREAK SPACE}n\N{NO-BREAK SPACE}≈\N{NO-BREAK SPACE}{about(d.needs)}" if d.needs else ""
+    needs = f"about {about(d.needs)} items needed" if d.needs else ""
     if (d.reason or "").startswith("too few clusters"):
         why = (d.reason or "").split(",")[0]
     elif d.tolerance is None:
         why = "the suite gives no tolerance"
     elif d.worst is None:
-        why = "no loss is excluded"
+        why = "no loss can be ruled out"
     else:
-        why = f"losses up to {unit.score(d.worst)} are left"
+        why = f"a loss of up to {unit.score(d.worst)} is possible"
     if limit and d.tolerance is not None:
         why += f", the tolerance is {_tolerance(view, d)}"
     return "; ".join(part for part in (why, needs) if part)
 
 
 def on_task(view: View, task: TaskView) -> str:
-    """Return one sentence on a guarded task: which named configurations have which verdict; empty where none was compared."""
-    found = list(_rows(view, [task]))
+    """Return one sentence with the named configurations' verdicts on a guarded task; empty if none was compared."""
+    differences = list(_rows(view, [task]))
     order = sorted(VERDICTS, key=lambda word: word != "worse")
-    told = [text for word in order if (text := _verdicts(view, word, [d for d in found if d.word == word]))]
+    told = [text for word in order if (text := _verdicts(view, word, [d for d in differences if d.word == word]))]
     if not told:
         return ""
     limit = f" (tolerance {task.unit.score(task.tolerance)} {task.unit.word}".rstrip() + ")" if task.tolerance is not None else ""
@@ -72,7 +75,7 @@ def on_task(view: View, task: TaskView) -> str:
 
 
 def impossible(view: View) -> list[str]:
-    """Return sentences on rows that no data could have decided within their family, whose clusters are too few for its size."""
+    """Return sentences on comparisons that cannot be significant, because their clusters are too few for the size of the family."""
     rows = [d for d in view.differences.values() if d.impossible]
     asked, apart = [d for d in rows if not d.apart], [d for d in rows if d.apart]
     percent = f"{PERCENT.score(view.alpha)}\N{NO-BREAK SPACE}%"
@@ -82,14 +85,14 @@ def impossible(view: View) -> list[str]:
             tasks = {d.task: d.clusters for d in found}
             told = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
             sentences.append(
-                f"No verdict can fall in {plural(len(found), 'comparison')}{whose}, on {told}: if every cluster that changed had changed in one "
-                f"direction, the adjusted p would still be above {percent}. More clusters or fewer rows are needed."
+                f"No difference can be significant in {plural(len(found), 'comparison')}{whose}, on {told}: even if all changed clusters had "
+                f"changed in the same direction, the adjusted p would be above {percent}. More clusters or fewer comparisons are needed."
             )
     return sentences
 
 
 def _rows(view: View, tasks: Iterable[TaskView]) -> Iterable[DifferenceView]:
-    """Rows of named configurations."""
+    """Yield the differences of the named configurations."""
     listed_tasks = list(tasks)
     return (d for c in view.judged for d in view.compared(c.name, listed_tasks))
 
@@ -100,7 +103,7 @@ def _loss(view: View, d: DifferenceView) -> str:
     size = f"{unit.score(abs(d.diff or 0.0))} {unit.word}".rstrip()
     ends = unbroken(unit.diffs(d.low, d.high))
     if unit == POINTS and not d.lower:
-        return f"loses {size} of {d.task} {ends}".rstrip()
+        return f"loses {size} on {d.task} {ends}".rstrip()
     side = "above" if (d.diff or 0.0) > 0 else "below"
     return f"is {size} {side} {view.baseline} on {d.task} {ends}".rstrip() + (", where lower is better" if d.lower else "")
 
@@ -110,7 +113,7 @@ def _tolerance(view: View, d: DifferenceView) -> str:
 
 
 def _verdicts(view: View, word: str, found: list[DifferenceView]) -> str:
-    """Return which configurations have a verdict on a guarded task, such as "a and b are safe"."""
+    """Say which configurations have a verdict on a guarded task, such as "a and b are safe"."""
     if not found:
         return ""
     names = [d.configuration for d in found]

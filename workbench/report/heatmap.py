@@ -1,4 +1,4 @@
-"""Heat maps of a brick: layers by kinds of module, one map a measure, as one self-contained HTML file."""
+"""Heat maps of a brick by layer and kind of module, one map per measure, as a self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from workbench.report.page import asset
 from workbench.report.svg import joined, svg
 
 HEIGHT, GAP, TOP = 24, 2, 22
-# More columns than this get narrow cells, whose numbers are in the hover text alone.
+# With more columns than this, cells are narrow and only the hover text shows their numbers.
 WIDE_COLUMNS = 24
 NARROWEST = 360
 PALEST, DARKEST = 0.04, 0.7
@@ -25,7 +25,7 @@ PALEST, DARKEST = 0.04, 0.7
 
 @dataclass(frozen=True)
 class Map:
-    """One heat map with its words."""
+    """One heat map with its texts."""
 
     title: str
     caption: str
@@ -39,39 +39,45 @@ class Map:
 
 @dataclass(frozen=True)
 class HeatMeasure:
-    """What a map shows and how."""
+    """A measure that a map shows, and its tints."""
 
     title: str
     caption: str
     value: Callable[[dict[str, Any]], float | None]
     text: Callable[[float], str]
     tint: str
-    """Class of values above the middle."""
+    """Style class of values above the middle."""
     least: float = 0.0
-    """What the darkest tint stands for at least; else the value farthest from the middle."""
+    """Minimum distance from the middle for the darkest tint; a value that is farther away raises it."""
     middle: float = 0.0
     below: str = "down"
-    """Class of values below the middle."""
+    """Style class of values below the middle."""
 
 
 def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
-    """Write the page and return its path. The file is replaced whole, needs no other file and makes no request."""
+    """Write a self-contained page that makes no request, and return its path."""
     others = list(measures.total.meetings)
     columns, rows = _totals(name, measures)
     return write_maps(
-        out, title=f"{name} beside {', '.join(others)}" if others else name,
-        eyebrow=f"brick on {Path(base).name if Path(base).is_absolute() else base}", lead=_lead(measures), columns=columns, rows=rows,
-        groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)])  # fmt: skip
+        out,
+        title=f"{name} compared with {', '.join(others)}" if others else name,
+        eyebrow=f"brick on {Path(base).name if Path(base).is_absolute() else base}",
+        lead=_lead(measures),
+        columns=columns,
+        rows=rows,
+        groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)],
+    )
 
 
 def write_maps(
     out: Path, *, title: str, eyebrow: str, lead: str, columns: list[str], rows: list[list[str]], groups: list[list[Map]]
 ) -> Path:
-    """Write a page of heat maps below a table and return its path. The file is replaced whole, needs no other file and makes no request."""
+    """Write a self-contained page with a table and heat maps below it, and return its path."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    style = Markup(asset("report.css"))  # noqa: S704 - a file of this package
     text = env.get_template("heatmap.html.j2").render(
-        title=title, eyebrow=eyebrow, lead=lead, columns=columns, rows=rows, groups=groups,
-        style=Markup(asset("report.css")))  # fmt: skip  # noqa: S704 - a file of this package
+        title=title, eyebrow=eyebrow, lead=lead, columns=columns, rows=rows, groups=groups, style=style
+    )
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, text.encode())
     return out
@@ -80,18 +86,18 @@ def write_maps(
 def _lead(measures: Measures) -> str:
     layers = [layer for layer in measures.layers if layer is not None]
     return (
-        f"{len(measures.tensors)} tensors differ from the base, in {len(layers)} layers. "
-        "The norm is ‖Δ‖, Frobenius; relative: over the norm of the base's same tensors."
+        f"{len(measures.tensors)} tensors in {len(layers)} layers differ from the base. "
+        "Norm: Frobenius norm ‖Δ‖ of the difference. Relative: this norm divided by the norm of the same tensors of the base."
     )
 
 
 def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
-    found = measures.total.document()
-    others = found["others"]
+    total = measures.total.document()
+    others = total["others"]
     columns = ["brick", "norm", "relative", "zeros"]
-    rows = [[name, *_own(found)]]
+    rows = [[name, *_own(total)]]
     if others:
-        columns += ["cosine", "opposite signs", "overlap of outputs", "of inputs", "by chance"]
+        columns += ["cosine", "opposite signs", "output overlap", "input overlap", "chance overlap"]
         rows[0] += [""] * 5
         for other, m in others.items():
             meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
@@ -104,10 +110,9 @@ def _own(found: dict[str, Any]) -> list[str]:
 
 
 def _metrics(others: list[str]) -> list[list[HeatMeasure]]:
-    """The brick's own maps; then, for each other brick, how it meets it."""
-    norm = HeatMeasure(
-        "Relative norm", "‖Δ‖ over the norm of the base's same weights, in percent.", lambda d: d["relative"], _number, "up"
-    )
+    """Return the brick's own maps, then the maps of its similarity to each other brick."""
+    caption = "‖Δ‖ divided by the norm of the same weights of the base, in percent."
+    norm = HeatMeasure("Relative norm", caption, lambda d: d["relative"], _number, "up")
     return [[norm], *map(_meeting, others)]
 
 
@@ -116,12 +121,33 @@ def _meeting(other: str) -> list[HeatMeasure]:
         return lambda d: d["others"].get(other, {}).get(key)
 
     return [
-        HeatMeasure(f"Cosine with {other}", "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 the same direction, 0 unrelated, −1 opposite.", of("cosine"), _signed, "up", 0.05),
-        HeatMeasure(f"Sign conflict with {other}", "Of the elements that both change, the share with opposite signs, in percent; 50 is what unrelated bricks have.",
-                of("conflict"), _number, "down", 0.05, 0.5, "up"),
-        HeatMeasure(f"Overlap of subspaces with {other}", "Mean squared cosine of the principal angles between the leading singular spaces, outputs and inputs, in percent.",
-                of("overlap"), _number, "up", 0.05),
-    ]  # fmt: skip
+        HeatMeasure(
+            f"Cosine with {other}",
+            "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 is the same direction, 0 unrelated, −1 opposite.",
+            of("cosine"),
+            _signed,
+            "up",
+            0.05,
+        ),
+        HeatMeasure(
+            f"Sign conflict with {other}",
+            "Share of the elements changed by both bricks that have opposite signs, in percent; unrelated bricks have 50.",
+            of("conflict"),
+            _number,
+            "down",
+            0.05,
+            0.5,
+            "up",
+        ),
+        HeatMeasure(
+            f"Overlap of subspaces with {other}",
+            "Mean squared cosine of the principal angles between the leading singular subspaces of outputs and inputs, in percent.",
+            of("overlap"),
+            _number,
+            "up",
+            0.05,
+        ),
+    ]
 
 
 def _map(measures: Measures, metric: HeatMeasure) -> Map:
@@ -146,15 +172,18 @@ def drawing_of(
     top: float,
     notes: Mapping[tuple[int | None, str], str] | None = None,
 ) -> tuple[Markup, int]:
-    """Kinds below each other, layers from left to right; the drawing and its width.
+    """Draw a heat map with one row per kind and one column per layer.
 
     Args:
-        values: (layer, kind) -> value; where there is none, nothing was changed.
-        kinds: Rows.
-        layers: Columns.
-        metric: How a value is written, and tinted.
-        top: Distance from the metric's middle that gets the darkest tint.
-        notes: What the hover text says behind the value.
+        values: Value by (layer, kind); a missing value means that nothing was changed there.
+        kinds: Kinds of module, the rows.
+        layers: Layers, the columns.
+        metric: Format and tint of a value.
+        top: Distance from the metric's middle that has the darkest tint.
+        notes: Additional hover text by (layer, kind).
+
+    Returns:
+        The drawing and its width in pixels.
     """
     wide = len(layers) <= WIDE_COLUMNS
     width = 46 if wide else 18

@@ -1,4 +1,4 @@
-"""The report as Markdown: the same tables and sentences, without the items."""
+"""The report as Markdown: the page's tables and sentences, without the items."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ ROLE_NOTES = {"base": "base", "brick": "brick alone", "average": "average"}
 
 
 def markdown(document: Mapping[str, Any], view: View) -> str:
-    """The whole report; user text is escaped so that it cannot open HTML, tables or code."""
+    """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
         *([f"**{escape(' '.join(told))}**"] if (told := guard.harm(view)) else []),
@@ -28,7 +28,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        escape(f"Scores in percent of items, the mean {wording.chance_correction(view, 'skill')}; brackets are 95 % intervals."),
+        escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
         *_undecided(view),
         *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
         f"## Differences against {escape(view.baseline)}",
@@ -51,26 +51,26 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows as it is, on one line."""
+    """Escape a text so that Markdown shows it literally, on one line."""
     text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return re.sub(r"([\\`*_|\[\]#])", r"\\\1", text)
 
 
 def fence(text: str, language: str = "") -> str:
-    """A code block whose fence is longer than any run of backticks in the text."""
+    """Return a code block whose fence is longer than any run of backticks in the text."""
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
     return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """A table of escaped cells; the first `left` columns are left-aligned, the others right-aligned."""
+    """Return a table of escaped cells; the first `left` columns are left-aligned, the others right-aligned."""
     rule = [":--" if i < left else "--:" for i in range(len(header))]
     lines = [[escape(h) for h in header], rule, *([escape(c) for c in row] for row in rows)]
     return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:
-    """A list of lines that are escaped already."""
+    """Return a bulleted list of lines that are already escaped."""
     return "\n".join(f"- {line}" for line in lines)
 
 
@@ -87,8 +87,8 @@ def _summary(view: View) -> str:
 
 
 def _summary_row(view: View, c: ConfigurationView) -> list[str]:
-    found = view.compared(c.name, view.tasks)
-    verdicts = {v: sum(d.word == v for d in found) for v in VERDICTS}
+    rows = view.compared(c.name, view.tasks)
+    verdicts = {v: sum(d.word == v for d in rows) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
     cells = [c.name, ", ".join(p for p in (role, wording.also(c)) if p), _levels(c.mean)]
     cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
@@ -100,18 +100,27 @@ def _directed(task: TaskView) -> str:
 
 
 def _undecided(view: View) -> list[str]:
-    """What these items cannot tell: smallest difference that would show, items that it takes, the companion's difference."""
+    """Return the undecided comparisons with the smallest detectable difference, the items needed and the second metric."""
     if not view.undecided:
         return []
     rows = []
     for d in view.undecided:
         u = view.unit(d.task)
-        needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer rows" if d.impossible else MISSING
+        needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
         seen = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
         rows.append([d.configuration, d.task, d.verdict or MISSING, seen, marks.detectable(d, u), count(d.n), needs, second])
-    header = ["Configuration", "Task", "Verdict", "Difference, adjusted", "Would show from", "Items", "Needs n", "Second metric"]
-    return ["### What these items cannot tell", table(header, rows, left=3)]
+    header = [
+        "Configuration",
+        "Task",
+        "Verdict",
+        "Difference, adjusted interval",
+        "Detectable",
+        "Items",
+        "Items needed",
+        "Second metric",
+    ]
+    return ["### Undecided comparisons", table(header, rows, left=3)]
 
 
 def _forgetting(view: View) -> list[str]:
@@ -126,12 +135,12 @@ def _checks(view: View) -> list[str]:
     for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
         numbers = (small(v) for v in (k.max_difference, k.tolerance, k.spread))
         rows.append([name, k.suite or MISSING, k.scorer or MISSING, count(k.documents), *numbers])
-    header = ["Configuration", "Suite", "Scorer", "Documents", "Largest difference", "Tolerance", "hflm's own spread"]
-    return ["## Self-check", escape(self_check(view)), *([table(header, rows, left=3)] if rows else [])]
+    header = ["Configuration", "Suite", "Scorer", "Documents", "Largest difference", "Tolerance", "Spread of hflm itself"]
+    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=3)] if rows else [])]
 
 
 def differences(view: View) -> str:
-    """Every difference of the comparison as a table."""
+    """Return a table of all differences of the comparison."""
     header = [
         "Configuration",
         "Task",
@@ -140,9 +149,9 @@ def differences(view: View) -> str:
         view.baseline,
         "Difference",
         "95 % interval",
-        "Adjusted",
+        "Adjusted interval",
         "p",
-        "p adjusted",
+        "Adjusted p",
         "Items",
         "Clusters",
         "Detectable",
@@ -182,7 +191,7 @@ def _interference(view: View) -> list[str]:
         return []
     words = {v: k for k, v in marks.CLASSES.items()}
     rows = [[name, *(f"{c.text} ({words.get(c.kind, MISSING)})" for c in cells)] for name, cells in matrix.rows]
-    text = "Each brick alone minus the base, in points. " + wording.interference(view)
+    text = "Score of each brick alone minus the base's, in points. " + wording.interference(view)
     return ["## Interference", escape(text), table(["Brick", *matrix.columns], rows)]
 
 
@@ -194,22 +203,22 @@ def _kept(view: View) -> list[str]:
     rows = [[c.name, _percent(c.kept_mean), *(_percent(c.kept.get(t)) for t in tasks)] for c in kept]
     return [
         "## Kept",
-        "Chance-corrected score over that of the best parent alone, with 95 % interval.",
+        "Chance-corrected score divided by that of the best parent alone, with its 95 % interval.",
         table(["Configuration", "Mean", *tasks], rows),
         bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
 
 
 def _edits(document: Mapping[str, Any], view: View) -> list[str]:
-    """Scores on edited facts, and what is left of each edit."""
+    """Return the scores on edited facts and the survival of each edit."""
     parts = []
     for suite in edits.fact_suites(document, view):
         parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
         for left in suite.survivals:
-            parts += [f"### What is left of {escape(left.alone)}", escape(left.sentence()), table(*edits.survival_rows(left))]
+            parts += [f"### Survival of {escape(left.alone)}", escape(left.sentence()), table(*edits.survival_rows(left))]
         if suite.steps:
             parts += [
-                f"### Facts one after another: {escape(suite.source or suite.name)}",
+                f"### Facts added one after another: {escape(suite.source or suite.name)}",
                 table(*edits.step_rows(suite), left=3),
             ]
     text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
@@ -227,7 +236,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
         rows.append([name, *(f"+{k.gained} / {MINUS}{k.lost}" if k != flips.Count() else MISSING for k in cells)])
     return [
         "## Changed items",
-        "Items gained / lost. The items stand in the HTML and JSON files.",
+        "Items gained / lost. The HTML and JSON files list the items.",
         table(["Configuration", *tasks], rows),
     ]
 
@@ -239,7 +248,7 @@ def _configurations(view: View) -> list[str]:
     ]
     parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", "Scoring time", "Digest"], rows, left=2))
     for s in scatter.scatters(view):
-        parts.append(escape(f"{s.title}: no other configuration beats on both {listed(s.front)}."))
+        parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
     for c in view.configurations:
         if c.recipe_text:
             parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]

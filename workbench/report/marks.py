@@ -1,4 +1,4 @@
-"""What charts and tables share: verdict classes, hover texts, tinted cells, interval strips."""
+"""Shared parts of charts and tables: verdict classes, hover texts, tinted cells, interval strips."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ PALEST = 0.10
 
 @dataclass(frozen=True)
 class Cell:
-    """A cell of a matrix: number, interval, verdict class, strength of the tint, hover text, own task."""
+    """A cell of a matrix: number, interval, verdict class, strength of the tint, hover text, and whether it is the brick's own task."""
 
     text: str
     interval: str
@@ -48,7 +48,7 @@ class Cell:
     tip: str
     own: bool = False
     marked: bool = False
-    """Whether the verdict's mark stands beside the number: the verdict is about harm, which sign and tint do not say."""
+    """True if the verdict's mark is shown beside the number: sign and tint do not show verdicts about harm."""
 
 
 UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
@@ -56,7 +56,7 @@ UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
 
 @dataclass(frozen=True)
 class Matrix:
-    """Rows of cells with a label each; `gap_before` is the first control below named configurations."""
+    """Rows of labelled cells; `gap_before` is the first control below the named configurations."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
@@ -66,12 +66,12 @@ class Matrix:
 
 
 def verdict_class(verdict: str | None) -> str:
-    """Name of a verdict in style sheets and of its mark; anything unknown looks like "cannot tell"."""
+    """Return the style class and mark of a verdict; an unknown verdict looks like "cannot tell"."""
     return CLASSES.get(verdict_word(verdict) or "", "unclear")
 
 
 def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
-    """Hover text of a difference, one fact a line."""
+    """Return the hover text of a difference, one fact per line."""
     lines = [f"{d.configuration} on {d.task}: {verdict_text(d)}"]
     lines.append(f"Score {unit.score(d.value)}, {baseline} {unit.score(d.baseline_value)}")
     lines.append(f"Difference {unit.worded(d.diff)}")
@@ -86,14 +86,14 @@ def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
     if d.tolerance is not None:
         lines.append(f"Tolerance {unit.score(d.tolerance)} {unit.word}".rstrip())
     if d.apart:
-        lines.append("A control: tested apart from the configurations")
+        lines.append("A control: tested separately from the configurations")
     if d.n is not None:
         clusters = f" in {plural(d.clusters, 'cluster')}" if d.clusters else ""
         lines.append(f"{plural(d.n, 'item')}{clusters}")
     if d.wins is not None and d.losses is not None:
         lines.append(f"{d.wins} gained, {d.losses} lost")
     if d.word in OPEN and d.mde is not None and not d.impossible:
-        lines.append(f"Would show from {detectable(d, unit)}")
+        lines.append(f"Detectable {detectable(d, unit)}")
     if d.companion is not None:
         lines.append(f"{d.companion.metric.capitalize()} {companion(d.companion)}")
     if d.lower:
@@ -102,38 +102,38 @@ def tip(d: DifferenceView, unit: Unit, baseline: str) -> str:
 
 
 def family(d: DifferenceView) -> str:
-    """What a row was tested with, such as "guarded, control"; a control is tested apart from the configurations."""
+    """Return the family of a comparison, such as "guarded, control"; controls are tested separately from the configurations."""
     words = {"controls": "control"}
     return ", ".join([words.get(d.family or "", d.family or MISSING), *(["control"] if d.guarded and d.apart else [])])
 
 
 def detectable(d: DifferenceView, unit: Unit) -> str:
-    """Smallest true difference that these items would show, such as "±10.9 points"; none where no verdict can fall."""
+    """Return the smallest detectable difference, such as "±10.9 points"; a dash if no difference can be significant."""
     return MISSING if d.mde is None or d.impossible else f"±{unit.score(d.mde)} {unit.word}".rstrip()
 
 
 def companion(found: CompanionView) -> str:
-    """A companion's difference with its plain interval, such as "+0.42 nats [+0.10, +0.74]"."""
+    """Return the second metric's difference with its unadjusted interval, such as "+0.42 nats [+0.10, +0.74]"."""
     return f"{found.unit.worded(found.diff)} {found.unit.diffs(found.low, found.high)}".rstrip()
 
 
 def verdict_text(d: DifferenceView) -> str:
-    """The verdict word, with the number of items it needs where it cannot tell or is not shown safe."""
+    """Return the verdict word, with the number of items needed if it is "cannot tell" or "not shown safe"."""
     if d.impossible:
-        return f"{d.verdict} (needs more clusters or fewer rows)"
+        return f"{d.verdict} (more clusters or fewer comparisons needed)"
     if d.word in OPEN and d.needs:
-        return f"{d.verdict} (needs about {about(d.needs)} items)"
+        return f"{d.verdict} (about {about(d.needs)} items needed)"
     return d.verdict or MISSING
 
 
 def differences(view: View) -> Matrix:
-    """Task by configuration matrix: differences against the baseline, tinted where better or worse."""
+    """Return the matrix of differences against the baseline by configuration and task, tinted if better or worse."""
     largest = _largest(view, view.differences.values())
     rows = []
     for c in view.configurations:
-        found = {d.task: d for d in view.compared(c.name, view.tasks)}
-        if found:
-            cells = [_difference_cell(view, t, found.get(t.name), c, largest) for t in view.tasks]
+        by_task = {d.task: d for d in view.compared(c.name, view.tasks)}
+        if by_task:
+            cells = [_difference_cell(view, t, by_task.get(t.name), c, largest) for t in view.tasks]
             rows.append((c.name, tuple(cells)))
     controls = {c.name for c in view.controls}
     first = next((name for name, _ in rows if name in controls), None)
@@ -141,7 +141,7 @@ def differences(view: View) -> Matrix:
 
 
 def interference(view: View) -> Matrix:
-    """Brick by task matrix, the brick's own task outlined."""
+    """Return the matrix of differences of each brick alone against the base, by brick and task, the brick's own task outlined."""
     owners = {t.name: t.owner for t in view.tasks}
     largest = _largest(view, view.effects.values())
     rows = []
@@ -153,7 +153,7 @@ def interference(view: View) -> Matrix:
 
 
 def _notes(view: View) -> dict[str, str]:
-    """What a column's heading needs to say beside the task: a metric in its own unit, and its direction."""
+    """Return second lines of column headings: a metric that is not in points, and "lower is better"."""
     notes = {}
     for t in view.tasks:
         words = [t.metric] if t.unit.scale != POINTS.scale else []
@@ -163,7 +163,7 @@ def _notes(view: View) -> dict[str, str]:
 
 
 def bracket(low: str, high: str, width: str) -> Markup:
-    """An interval; `width` is a style class that reserves room, so that ends stand below each other."""
+    """Return an interval as markup; `width` is a style class that reserves room, so that the ends of all rows are aligned."""
     if MISSING in (low, high):
         return Markup("")
     return Markup('<span class="ci-text">[<span class="{w}">{low}</span>, <span class="{w}">{high}</span>]</span>').format(
@@ -172,7 +172,7 @@ def bracket(low: str, high: str, width: str) -> Markup:
 
 
 def recipe_markup(text: str) -> Markup:
-    """Recipe text, escaped, with comments and keys marked for the style sheet."""
+    """Return a recipe's text, escaped, with comments and keys marked for the style sheet."""
     lines = []
     for line in text.splitlines():
         hash_sign = re.search(r"(?:^|(?<=\s))#", line)
@@ -184,7 +184,7 @@ def recipe_markup(text: str) -> Markup:
 
 
 def strip(estimate: Estimate | Effect, span: tuple[float, float], reference: float | None, kind: str = "equivalent") -> Markup:
-    """An interval on a rail over `span` with a dashed line at `reference`; x positions are percentages. `kind` is a verdict's class."""
+    """Draw an interval on a line over `span`, with a dashed line at `reference`; `kind` is a verdict's style class."""
     value = estimate.value if isinstance(estimate, Estimate) else estimate.diff
     first, last = span
 
@@ -201,21 +201,21 @@ def strip(estimate: Estimate | Effect, span: tuple[float, float], reference: flo
 
 
 def kept_span(view: View) -> tuple[float, float]:
-    """Ends of the kept strips: 0 and 120 %, or the largest interval where one reaches further."""
+    """Return the ends of the "kept" strips: 0 and 120 %, or more if an interval reaches further."""
     ends = [e.high or e.value or 0.0 for e in (c.kept_mean for c in view.configurations) if e]
     return 0.0, max([1.2, *ends])
 
 
 def mean_span(view: View) -> tuple[float, float]:
-    """Ends of the strips of means: 0 and 100, or the lowest interval where one lies below chance."""
+    """Return the ends of the strips of means: 0 and 100, or the lower end of an interval below chance."""
     ends = [v for c in view.configurations if c.mean for v in (c.mean.value, c.mean.low) if v is not None]
     return min([0.0, *ends]), 1.0
 
 
 def forgetting_span(view: View) -> tuple[float, float]:
-    """Ends of the strips of forgetting: all intervals and zero."""
-    found = [c.forgetting for c in view.configurations if c.forgetting]
-    ends = [v for e in found for v in (e.diff, e.low, e.high) if v is not None]
+    """Return the ends of the strips of forgetting, which include all intervals and zero."""
+    effects = [c.forgetting for c in view.configurations if c.forgetting]
+    ends = [v for e in effects for v in (e.diff, e.low, e.high) if v is not None]
     low, high = min([-0.02, *ends]), max([0.02, *ends])
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
@@ -254,7 +254,7 @@ def _tint(value: float | None, word: str | None, largest: float) -> float:
 
 
 def _largest(view: View, found: Iterable[DifferenceView | Effect]) -> dict[str, float]:
-    """By task, the largest decided difference on its axis: what the darkest tint stands for."""
+    """Return the difference that has the darkest tint, by task: the largest better or worse difference on the task's axis."""
     axes = {t.name: t.axis if t.unit != POINTS else POINTS.word for t in view.tasks}
     largest: dict[str, float] = {}
     for d in found:

@@ -1,4 +1,4 @@
-"""How numbers are written in reports: a true minus sign, fixed decimals, a dash where there is none."""
+"""Number formats of reports: a typographic minus sign, fixed decimals, a dash for a missing value."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ MINUS = "\N{MINUS SIGN}"
 
 @dataclass(frozen=True)
 class Unit:
-    """A score's unit: factor from stored to shown values, decimals, and the word after a difference."""
+    """A score's unit: the factor from stored to shown values, the decimals, and the word after a difference."""
 
     scale: float
     decimals: int
     word: str
 
     def score(self, value: float | None) -> str:
-        """A level, such as 55.0; a dash when there is none."""
+        """Format a level, such as 55.0; a dash if it is missing."""
         return MISSING if value is None else fixed(value * self.scale, self.decimals)
 
     def diff(self, value: float | None) -> str:
-        """A difference with its sign, such as +3.1; a value that rounds to zero has no sign."""
+        """Format a difference with its sign, such as +3.1; a value that rounds to zero has no sign."""
         return MISSING if value is None else signed(value * self.scale, self.decimals)
 
     def worded(self, value: float | None) -> str:
-        """A difference in running text, such as "+3.1 points"."""
+        """Format a difference with its unit, such as "+3.1 points"."""
         return f"{self.diff(value)} {self.word}".rstrip()
 
     def levels(self, low: float | None, high: float | None) -> str:
-        """An interval of levels, such as [42.0, 67.1]; nothing when an end is absent."""
+        """Format an interval of levels, such as [42.0, 67.1]; empty if an end is missing."""
         return "" if low is None or high is None else f"[{self.score(low)}, {self.score(high)}]"
 
     def diffs(self, low: float | None, high: float | None) -> str:
-        """An interval of differences, such as [+1.2, +4.0]; nothing when an end is absent."""
+        """Format an interval of differences, such as [+1.2, +4.0]; empty if an end is missing."""
         return "" if low is None or high is None else f"[{self.diff(low)}, {self.diff(high)}]"
 
     def around(self, low: float | None, high: float | None) -> str:
-        """An interval of differences in running text, such as "+1.2 to +4.0"."""
+        """Format an interval of differences for a sentence, such as "+1.2 to +4.0"."""
         return MISSING if low is None or high is None else f"{self.diff(low)} to {self.diff(high)}"
 
 
@@ -50,7 +50,7 @@ NATS = Unit(1.0, 2, "nats")
 
 
 def raw(largest: float, word: str = "") -> Unit:
-    """The unit of a metric that is no share: three decimals, fewer for levels from 10 up, more for levels below 0.1."""
+    """Return the unit of a metric that is not a share: three decimals, fewer for levels from 10 up, more for levels below 0.1."""
     if largest <= 0:
         return Unit(1.0, RAW.decimals, word)
     power = math.floor(math.log10(largest))
@@ -58,31 +58,31 @@ def raw(largest: float, word: str = "") -> Unit:
 
 
 def fixed(value: float, decimals: int) -> str:
-    """A number with fixed decimals; never a negative zero."""
+    """Format a number with fixed decimals, without a negative zero."""
     text = f"{abs(value):.{decimals}f}"
     return MINUS + text if value < 0 and float(text) != 0 else text
 
 
 def signed(value: float, decimals: int) -> str:
-    """Like `fixed`, with a plus sign before positive numbers."""
+    """Format a number like `fixed`, with a plus sign before positive numbers."""
     text = fixed(value, decimals)
     return "+" + text if value > 0 and float(text) != 0 else text
 
 
 def p_value(p: float | None) -> str:
-    """Three decimals, and <0.001 below."""
+    """Format a p value with three decimals, or as <0.001."""
     if p is None:
         return MISSING
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thin spaces between thousands."""
+    """Format a whole number with thin spaces between thousands."""
     return MISSING if value is None else f"{round(value):,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
 
 
 def about(value: float | None) -> str:
-    """A whole number rounded to two figures, for rough sizes such as "about 1 900 items"."""
+    """Format a whole number rounded up to two significant digits, for approximate sizes such as "about 1 900 items"."""
     if value is None:
         return MISSING
     step = 10 ** max(len(str(round(value))) - 2, 0)
@@ -90,7 +90,7 @@ def about(value: float | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """A duration: 0.8 s, 12 s, 3 min 05 s, 2 h 10 min."""
+    """Format a duration: 0.8 s, 12 s, 3 min 05 s, 2 h 10 min."""
     if value is None:
         return MISSING
     if value < 10:
@@ -104,33 +104,33 @@ def seconds(value: float | None) -> str:
 
 
 def plural(number: int, word: str) -> str:
-    """1 task, 2 tasks."""
+    """Format a number with its noun: 1 task, 2 tasks."""
     return f"{count(number)} {word}" if number == 1 else f"{count(number)} {word}s"
 
 
 def listed(words: Iterable[str]) -> str:
-    """Words joined for reading: a, b and c."""
+    """Join words for a sentence: a, b and c."""
     parts = list(words)
     return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
 
 
 def unbroken(text: str) -> str:
-    """Text that stays on one line."""
+    """Replace spaces by no-break spaces, so that the text stays on one line."""
     return text.replace(" ", "\N{NO-BREAK SPACE}")
 
 
 def amount(value: float | None) -> str:
-    """A large number to three figures: 512, 1.65 M, 7.24 B."""
+    """Format a large number with three significant digits: 512, 1.65 M, 7.24 B."""
     return _scaled(value, ("", "K", "M", "B", "T"))
 
 
 def size(value: float | None) -> str:
-    """Bytes to three figures, in powers of ten: 96 B, 3.31 MB, 16.1 GB."""
+    """Format bytes with three significant digits, in powers of ten: 96 B, 3.31 MB, 16.1 GB."""
     return _scaled(value, ("B", "kB", "MB", "GB", "TB"))
 
 
 def small(value: float | None) -> str:
-    """A small positive number such as a tolerance: 0, 3.1e-06, 0.0001."""
+    """Format a small positive number such as a tolerance: 0, 3.1e-06, 0.0001."""
     return MISSING if value is None else f"{value:.2g}"
 
 

@@ -1,4 +1,4 @@
-"""Renders a comparison document to HTML, Markdown and JSON."""
+"""Rendering of a comparison document as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -33,10 +33,14 @@ SUFFIXES = (".html", ".md", ".json")
 
 
 def render(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Writes <out>.html, <out>.md and <out>.json and returns their paths in that order.
+    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
 
-    `out` may end in one of the three suffixes. Each file is replaced whole. The HTML needs no other file and
-    makes no request; the JSON is the document, with NaN and infinities as null.
+    Each file is replaced as a whole. The HTML page needs no other file and makes no request. The JSON file is the document, with NaN and
+    infinities as null.
+
+    Args:
+        document: The comparison document.
+        out: Path of the files; it may end in one of the three suffixes.
     """
     document = finite(document)
     view = view_of(document)
@@ -44,7 +48,7 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
-    """Writes HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
+    """Write HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
     texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
@@ -54,12 +58,12 @@ def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) ->
 
 
 def stem(out: Path) -> str:
-    """The name that the three files share."""
+    """Return the name that the three files share."""
     return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
 def html(document: Mapping[str, Any], view: View) -> str:
-    """The page as text. All values of the document pass through the template's escaping."""
+    """Return the page as text; the template escapes all values of the document."""
     flip_counts = flips.counts(document, view)
     base = view.configuration(view.baseline)
     context = {
@@ -109,7 +113,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
-    """A template as text, with the number formats and marks of all reports, and with scripts and styles of the templates folder in it."""
+    """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
     parts = {
@@ -147,5 +151,5 @@ def _helpers() -> dict[str, Any]:
 
 
 def asset(name: str) -> str:
-    """A file of the templates folder."""
+    """Return the text of a file in the templates folder."""
     return resources.files("workbench.report").joinpath("templates", name).read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Reads the comparison document: absent keys become None; named configurations come first, then base, bricks, average."""
+"""Reading of the comparison document: absent keys become None; named configurations come first, then base, bricks, average."""
 
 from __future__ import annotations
 
@@ -23,7 +23,11 @@ from workbench.report.view import (
 
 
 def view_of(document: Mapping[str, Any]) -> View:
-    """Reads the document; raises KeyError where a configuration, task or metric has no name."""
+    """Build the view of a comparison document.
+
+    Raises:
+        KeyError: If a configuration, task or metric has no name.
+    """
     rows = tuple(_difference(r) for r in document.get("rows") or ())
     family = document.get("family") or {}
     tasks = _tasks(document.get("tasks") or (), rows, family.get("min_effect"))
@@ -53,7 +57,7 @@ def view_of(document: Mapping[str, Any]) -> View:
 
 
 def finite(value: Any) -> Any:
-    """The same JSON value with NaN and infinities as null, which JSON cannot hold."""
+    """Return a JSON value with null in place of NaN and infinities, which JSON cannot hold."""
     if isinstance(value, Mapping):
         return {str(k): finite(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -65,7 +69,7 @@ def _difference(row: Mapping[str, Any]) -> DifferenceView:
     fields: dict[str, Any] = {name: row.get(name) for name in DifferenceView.__dataclass_fields__}
     fields["role"] = str(row.get("role") or "")
     if row.get("needs") and row.get("n") and row["needs"] <= row["n"]:
-        fields["needs"] = None  # that many items are there already: of a guarded task, an unchanged configuration would be safe
+        fields["needs"] = None  # there are already that many items; more would not help
     fields |= {name: str(row[name]) for name in ("configuration", "task", "metric")}
     fields |= {"lower": bool(row.get("lower")), "ratio": bool(row.get("ratio")), "companion": _companion(row.get("companion"))}
     return DifferenceView(**fields)
@@ -87,7 +91,7 @@ def _effects(matrix: Mapping[str, Any]) -> Iterable[Effect]:
 
 
 def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) -> Any:
-    """Entry of a matrix, None where it or its row is absent."""
+    """Return an entry of a matrix, or None if it or its row is missing."""
     line = rows[row] if rows and row < len(rows) else None
     return line[column] if line and column < len(line) else None
 
@@ -95,7 +99,7 @@ def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) ->
 def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[DifferenceView, ...], margin: float | None) -> tuple[TaskView, ...]:
     tasks = [_task(t, rows, margin) for t in found]
     units = {t.name: t.unit for t in tasks if t.contrast is None}
-    # a contrast may be negative, so its unit is that of the task it starts from
+    # Scores of a contrast can be negative, so its unit is that of its first task.
     return tuple(replace(t, unit=units[t.contrast[0]]) if t.contrast and units.get(t.contrast[0]) == POINTS else t for t in tasks)
 
 
@@ -120,7 +124,7 @@ def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: flo
         scorer=task.get("scorer"),
         contrast=(str(contrast["of"]), str(contrast["minus"])) if contrast else None,
         uncorrected="chance" in task and task["chance"] is None,
-        min_effect=task.get("min_effect", margin),  # documents of before had one for all
+        min_effect=task.get("min_effect", margin),  # older documents have one value for all tasks
         tolerance=task.get("tolerance"),
     )
 
@@ -150,7 +154,7 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
 
 
 def _checks(found: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[CheckView]:
-    """Checks in the order of the suites, unless they name theirs."""
+    """Yield checks; a check that names no suite belongs to the suite at its position."""
     for i, check in enumerate(found or ()):
         if check:
             suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))

@@ -15,14 +15,25 @@ from workbench.report.view import ConfigurationView, Estimate, TaskView, View
 
 WIDTH, HEIGHT = 560, 380
 LEFT, RIGHT, TOP, BOTTOM = 46, 14, 26, 46
-LETTER, LINE = 7.2, 15  # rough size of a label's letters in pixels, to keep labels apart
+LETTER, LINE = 7.2, 15  # approximate width and height of a label's letters in pixels, to keep labels from overlapping
 LONGEST = 28
 ANCHORS = {"start": 0.0, "middle": 0.5, "end": 1.0}
+# Positions of a name relative to its point, in pixels, the preferred ones first.
+OFFSETS = (
+    (10, 4, "start"),
+    (-10, 4, "end"),
+    (0, -10, "middle"),
+    (0, 20, "middle"),
+    (8, -8, "start"),
+    (8, 17, "start"),
+    (-8, -8, "end"),
+    (-8, 17, "end"),
+)
 
 
 @dataclass(frozen=True)
 class Point:
-    """A configuration at its two values; `reach` is the interval of the x value where it has one."""
+    """A configuration at its two values, with the intervals that it has."""
 
     name: str
     control: bool
@@ -33,12 +44,12 @@ class Point:
     x_ends: tuple[float, float] | None
     front: bool = False
     named: bool = True
-    """Whether its name stands beside it where there is room."""
+    """True if its name is shown beside it, when there is room."""
 
 
 @dataclass(frozen=True)
 class Scatter:
-    """A drawing with its words; `front` names the configurations that no other is better than on both axes."""
+    """A drawing with its texts; `front` names the configurations on the Pareto front."""
 
     title: str
     caption: str
@@ -48,7 +59,7 @@ class Scatter:
 
 @dataclass(frozen=True)
 class ScatterAxis:
-    """What an axis shows: stored value to shown value, words, and whether less is better."""
+    """An axis: its label, the factor from stored to shown values, and whether lower is better."""
 
     label: str
     scale: float = 1.0
@@ -57,30 +68,31 @@ class ScatterAxis:
 
     @property
     def title(self) -> str:
-        return f"{self.label} ({'less' if self.lower else 'more'} is better)"
+        """The label with the better direction."""
+        return f"{self.label} ({'lower' if self.lower else 'higher'} is better)"
 
 
 def scatters(view: View) -> list[Scatter]:
-    """Skills against retention where there is a retention task; skills against parameters where these differ."""
+    """Return plots of skills against retention, if there is a retention task, and against parameters, if these differ."""
     mean = ScatterAxis("mean over skills", POINTS.scale)
-    found = []
+    plots = []
     if view.retention:
         axis, level = _retention(view.retention)
-        found.append(_scatter(view, "Skills and retention", axis, mean, level))
+        plots.append(_scatter(view, "Skills and retention", axis, mean, level))
     counts = {c.parameters for c in view.configurations if c.parameters is not None}
     if len(counts) > 1:
         axis = ScatterAxis("parameters", lower=True, text=amount)
-        found.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
-    return [s for s in found if s is not None]
+        plots.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
+    return [s for s in plots if s is not None]
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
-    """Which points no other point beats; more is better on both axes. Equal points are on the front together."""
+    """Return for each point whether it is on the Pareto front, with higher as better on both axes; equal points are on it together."""
     return [not any(o[0] >= p[0] and o[1] >= p[1] and o != p for o in points) for p in points]
 
 
 def _retention(tasks: Sequence[TaskView]) -> tuple[ScatterAxis, Callable[[ConfigurationView], Estimate | None]]:
-    """Shares: the task's score, or the mean of chance-corrected scores over several. Else the first task in its own unit."""
+    """Return the retention axis: the score of the only share, the mean corrected score of several, or the first task's own metric."""
     shares = [t for t in tasks if t.unit == POINTS]
     if len(shares) > 1:
         axis = ScatterAxis("mean over " + listed(t.name for t in shares), POINTS.scale)
@@ -110,8 +122,8 @@ def _scatter(
     points = [replace(p, front=on) for p, on in zip(points, best, strict=True)]
     names = tuple(p.name for p in points if p.front)
     caption = (
-        f"The front joins what no other configuration beats on both: {listed(names)}. "
-        "Bars are 95 % intervals; neighbours whose bars overlap may change places on other items."
+        f"The Pareto front joins the configurations that no other configuration beats on both axes: {listed(names)}. "
+        "Bars are 95 % intervals; configurations with overlapping bars may be ordered differently on other items."
     )
     return Scatter(title, caption, names, drawing(points, x, y, title))
 
@@ -141,7 +153,7 @@ def _ends(e: Estimate) -> tuple[float, float] | None:
 
 
 class _Frame:
-    """From values to pixels: linear, or by logarithm where positive values span more than a factor of ten."""
+    """A mapping from values to pixels: linear, or logarithmic if positive values span more than a factor of ten."""
 
     def __init__(self, values: Sequence[float], first: float, last: float, log: bool = False) -> None:
         self.log = log and min(values) > 0 and max(values) > 10 * min(values)
@@ -164,7 +176,7 @@ class _Frame:
 
 
 def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str) -> Markup:
-    """Points, names beside them, and the border of what the front's points beat."""
+    """Draw the points, their names, and the border of the area that the front dominates."""
 
     def values(of: Callable[[Point], float], ends: Callable[[Point], tuple[float, float] | None]) -> list[float]:
         return [of(p) for p in points] + [v for p in points if not p.control for v in ends(p) or ()]
@@ -173,11 +185,11 @@ def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str)
     up = _Frame(values(lambda p: p.y, lambda p: p.y_ends), HEIGHT - BOTTOM, TOP)
     parts = [*_grid(across, up, x, y), _line(points, across, up, x.lower)]
     placed = _labels([(p, across.at(p.x), up.at(p.y)) for p in points])
-    # points without a name first, then controls, so that the named ones lie on top
+    # Later points cover earlier ones: points without a name, then controls, then the named configurations.
     parts += [_mark(p, across, up) for p in sorted(points, key=lambda p: (p.named, not p.control, p.front))]
     parts += placed
-    return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img",
-               aria_label=f"{title}: {y.label} against {x.label}")  # fmt: skip
+    label = f"{title}: {y.label} against {x.label}"
+    return svg("svg", joined(*parts), class_="scatter", viewBox=f"0 0 {WIDTH} {HEIGHT}", role="img", aria_label=label)
 
 
 def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Markup]:
@@ -200,7 +212,7 @@ def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Ma
 
 
 def _line(points: Sequence[Point], across: _Frame, up: _Frame, lower: bool) -> Markup:
-    """The border of what the front's points beat, as a staircase from the first to the last."""
+    """Draw the border of the area that the front dominates, as a staircase."""
     steps = sorted({(across.at(p.x), up.at(p.y)) for p in points if p.front}, key=lambda s: s[0], reverse=lower)
     path = f"M{steps[0][0]} {steps[0][1]}" + "".join(f"V{y}H{x}" for x, y in steps[1:])
     return svg("path", class_="front", d=path)
@@ -219,14 +231,14 @@ def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
 
 
 def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
-    """Names beside their points, the front's and the named ones first; a name without room is left to the hover text."""
+    """Place names beside their points, those on the front first; a name without room appears only in the hover text."""
     taken = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
     for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].front, q[0].control)):
         text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
         wide = LETTER * len(text)
-        for at, base, anchor in ((x + 10, y + 4, "start"), (x - 10, y + 4, "end"), (x, y - 10, "middle"), (x, y + 20, "middle"),
-                                 (x + 8, y - 8, "start"), (x + 8, y + 17, "start"), (x - 8, y - 8, "end"), (x - 8, y + 17, "end")):  # fmt: skip
+        for dx, dy, anchor in OFFSETS:
+            at, base = x + dx, y + dy
             left = at - wide * ANCHORS[anchor]
             box = (left, base - LINE + 4, left + wide, base + 3)
             inside = left >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 8 and box[3] <= HEIGHT - BOTTOM

@@ -1,4 +1,4 @@
-"""Scores in the README.md of a finished run: a section for people, `model-index` for the hub."""
+"""Scores in the README.md of a finished run: a section for readers and `model-index` metadata for the hub."""
 
 from __future__ import annotations
 
@@ -18,16 +18,25 @@ from workbench.scores.store import Scores
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)
-# A top-level field of the header: its line, and all that is indented or a list below it.
+# The model-index field of the header, with its indented lines and list items.
 _INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n|\n)*", re.MULTILINE)
 
 
 def card_scores(
     entries: Sequence[LineupEntry], scores: Sequence[Scores], comparison: Comparison | None, runs: Path
 ) -> list[Path]:
-    """Put the scores of recipes into the README.md of their finished runs; returns the files that were written.
+    """Write the scores of recipes into the README.md of their finished runs.
 
-    A run counts if its recorded configuration has the digest that was scored. Partial scores are for a quick look and stay out.
+    A run is updated only if its recorded configuration has the digest that was scored. Partial scores are not written.
+
+    Args:
+        entries: The scored configurations.
+        scores: Their scores.
+        comparison: Comparison whose differences and verdicts the section shows, if there is one.
+        runs: Folder of the runs.
+
+    Returns:
+        The README.md files that hold the scores now.
     """
     document = comparison.document() if comparison else None
     by_entry: dict[str, list[Scores]] = {}
@@ -53,7 +62,7 @@ def card_scores(
 
 
 def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mapping[str, Any] | None) -> str:
-    """A card with these scores in place of earlier ones; everything else stays as it is, byte for byte."""
+    """Return a card with these scores in place of earlier ones; the rest is unchanged, byte for byte."""
     body = _SECTION.sub("\n", text).rstrip("\n") + "\n"
     match = re.match(r"---\n(.*?\n)---\n", body, re.DOTALL)
     if match:
@@ -63,11 +72,18 @@ def with_scores(text: str, name: str, scores: Sequence[Scores], document: Mappin
 
 
 def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
-    """Hugging Face's `model-index`: one result a task."""
+    """Return Hugging Face's `model-index` metadata, with one result per task."""
     results = [
-        {"task": {"type": "text-generation", "name": "Text generation"}, "dataset": {"name": f"{task} (suite {s.suite})", "type": task},
-         "metrics": [{"type": metric, "value": round(m.value, 6), "name": f"{metric}, {t.n} items"} for metric, m in t.metrics.items()]}
-        for s in scores for task, t in s.tasks.items()]  # fmt: skip
+        {
+            "task": {"type": "text-generation", "name": "Text generation"},
+            "dataset": {"name": f"{task} (suite {s.suite})", "type": task},
+            "metrics": [
+                {"type": metric, "value": round(m.value, 6), "name": f"{metric}, {t.n} items"} for metric, m in t.metrics.items()
+            ],
+        }
+        for s in scores
+        for task, t in s.tasks.items()
+    ]
     return {"model-index": [{"name": name, "results": results}]}
 
 
@@ -92,23 +108,21 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
                     )
                 yield f"| {' | '.join(cells)} |"
     yield ""
-    text = "Means over items with 95 % intervals, clustered."
+    text = "Scores with 95 % intervals that account for clusters of items."
     if rows and document:
         family = document["family"]
         how = "step-down max-T" if family["correction"] == "max-t" else "no correction"
         text += (
-            f" Differences against {against}, item by item, with adjusted intervals, which decide the verdict "
+            f" Differences against {against} are paired by item, with adjusted intervals that decide the verdict "
             f"({how} at {family['alpha']:g}; {family['text']})."
         )
         if any(row["tolerance"] is not None for row in rows.values()):
-            text += (
-                " Safe: no loss as large as the tolerance is left in the interval, which holds for all guarded tasks compared."
-            )
+            text += " Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance."
     yield f"{text} Plan {', '.join(f'`{s.plan[:12]}` ({s.suite})' for s in scores)}, lm-eval {scores[0].versions.get('lm_eval', '')}."
 
 
 def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, str], Mapping[str, Any]]:
-    """The comparison's rows of a configuration, which may be shown under the name of another with equal weights."""
+    """Return the comparison's rows of a configuration, which may have the name of another one with equal weights."""
     if not document:
         return {}
     names = {c["name"] for c in document["configurations"] if c["digest"] == digest}
@@ -116,7 +130,7 @@ def _rows(digest: str, document: Mapping[str, Any] | None) -> dict[tuple[str, st
 
 
 def _verdict(row: Mapping[str, Any]) -> str:
-    """The verdict, with the tolerance where it decides."""
+    """Return the verdict, with the tolerance if the verdict depends on it."""
     decided = row["tolerance"] is not None and row["verdict"] != "no item changed"
     return f"{row['verdict']} (tolerance {row['tolerance']:g})" if decided else str(row["verdict"])
 

@@ -6,12 +6,12 @@ from markupsafe import Markup
 
 
 def svg(tag: str, content: str = "", **attributes: object) -> Markup:
-    """An element; `class_` and the like lose the underscore at the end, inner underscores become hyphens."""
+    """Return an element; in attribute names a trailing underscore is removed and others become hyphens."""
     names = {k.rstrip("_").replace("_", "-"): v for k, v in attributes.items()}
     listed = Markup("").join(Markup(' {}="{}"').format(k, v) for k, v in names.items())
     return Markup("<{0}{1}>{2}</{0}>").format(tag, listed, content)
 
 
 def joined(*parts: Markup) -> Markup:
-    """Elements one after the other."""
+    """Concatenate elements."""
     return Markup("").join(parts)

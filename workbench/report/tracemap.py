@@ -1,4 +1,4 @@
-"""Heat maps of a trace: layers by places in the prompt, one map for block outputs and one for feed-forward outputs."""
+"""Heat maps of a causal trace by layer and position in the prompt, for block outputs and for feed-forward outputs."""
 
 from __future__ import annotations
 
@@ -9,20 +9,25 @@ from workbench.library.trace import OUTPUTS, WORDS, TraceTable
 from workbench.report.heatmap import NARROWEST, HeatMeasure, Map, drawing_of, write_maps
 
 LEAD = (
-    "Each prompt is run with another fact's subject in place of its own, and one layer's states are restored to those of the clean run. "
-    "Shown: how much of the lost probability of the model's own answer comes back. A trace tells where states carry a fact, not at which "
-    "layer an edit works best: that is what a sweep of edits finds, and this page decides nothing."
+    "Each prompt is run with the subject of another fact, and the states of one layer are restored to those of the clean run. The maps show "
+    "how much of the lost probability of the model's own answer this recovers. A trace shows which states carry a fact. It does not show at "
+    "which layer an edit works best; use a sweep of edits to find that layer."
 )
 
 
 def render_trace(table: TraceTable, out: Path) -> Path:
-    """Write the page and return its path. The file is replaced whole, needs no other file and makes no request."""
-    found = table.traces["block"]
-    row = [Path(table.file).name, str(found.facts), f"{found.clean:.3f}", f"{found.corrupted:.3f}"]
+    """Write a self-contained page that makes no request, and return its path."""
+    block = table.traces["block"]
+    row = [Path(table.file).name, str(block.facts), f"{block.clean:.3f}", f"{block.corrupted:.3f}"]
     return write_maps(
-        out, title=f"Where {table.model} looks facts up", eyebrow="causal trace", lead=LEAD,
-        columns=["facts", "traced", "probability of the answer", "with another subject"], rows=[row],
-        groups=[[_map(table, what)] for what in OUTPUTS])  # fmt: skip
+        out,
+        title=f"Causal trace of {table.model}",
+        eyebrow="causal trace",
+        lead=LEAD,
+        columns=["facts", "traced", "probability of the answer", "with another subject"],
+        rows=[row],
+        groups=[[_map(table, what)] for what in OUTPUTS],
+    )
 
 
 def _map(table: TraceTable, what: What) -> Map:
@@ -37,12 +42,17 @@ def _map(table: TraceTable, what: What) -> Map:
     both = any(value < 0 for value in values.values())
     metric = HeatMeasure(OUTPUTS[what].capitalize(), "", lambda _: None, _percent, "up")
     drawing, width = drawing_of(values, list(WORDS.values()), table.layers, metric, top, notes)
-    caption = (
-        f"Share of the answer's probability that comes back when one layer's {OUTPUTS[what]} are restored there, in percent."
-    )
+    caption = f"Share of the answer's lost probability that is recovered when one layer's {OUTPUTS[what]} are restored at this position, in percent."
     return Map(
-        metric.title, caption, _percent(-top if both else 0.0), _percent(top), "both up" if both else "up", drawing,
-        max(width, NARROWEST), "")  # fmt: skip
+        metric.title,
+        caption,
+        _percent(-top if both else 0.0),
+        _percent(top),
+        "both up" if both else "up",
+        drawing,
+        max(width, NARROWEST),
+        "",
+    )
 
 
 def _percent(value: float) -> str:

@@ -1,4 +1,4 @@
-"""What the pages show, as typed objects; `reading` makes them of the comparison document."""
+"""Typed objects with everything that the pages show; `reading` builds them from the comparison document."""
 
 from __future__ import annotations
 
@@ -12,9 +12,11 @@ ROLES = ("configuration", "base", "brick", "average")
 RATIO_WORDS = {"bits_per_byte": "bits per byte"}
 VERDICTS = ("better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed")
 GUARD_WORDS = ("safe", "not shown safe")
-"""What is said of guarded tasks alone; "worse" and "no item changed" are said of all tasks."""
+"""Verdicts that only guarded tasks can have; "worse" and "no item changed" apply to all tasks."""
 OPEN = ("cannot tell", "not shown safe")
 """Verdicts that more items could decide."""
+IMPOSSIBLE = ("no difference can be significant", "no verdict can fall")
+"""Beginnings of the reason of such a comparison; the second one is in documents of earlier versions."""
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,15 @@ class Estimate:
 
 @dataclass(frozen=True)
 class TaskView:
-    """A row of tasks: a task under its primary metric, or a contrast of two tasks.
+    """A task under its primary metric, or a contrast of two tasks.
 
     Attributes:
         lower: Lower is better.
         ratio: Kind of a metric over the whole corpus, such as bits_per_byte; None for a mean over items.
-        contrast: The two tasks whose difference this is.
-        min_effect: Smallest difference of interest, in the metric's own units; None where the suite gives none.
-        uncorrected: The score of guessing is not known, so that means take the score as it is.
-        tolerance: Largest loss on a guarded task that is safe, in the metric's own units; None where the suite or an older document gives none.
+        contrast: The two tasks, for a contrast.
+        min_effect: Smallest difference of interest, in the metric's own units; None if the suite sets none.
+        uncorrected: The chance score is not known, so means use the uncorrected score.
+        tolerance: Largest loss on a guarded task that counts as safe, in the metric's own units; None if the suite or an older document has none.
     """
 
     name: str
@@ -60,17 +62,17 @@ class TaskView:
 
     @property
     def guarded(self) -> bool:
-        """Whether the task must not get worse."""
+        """True if the task must not get worse."""
         return self.role in ("retention", "guarded")
 
     @property
     def axis(self) -> str:
-        """Tasks of one axis are drawn on one scale and tinted alike: shares by role, anything else by itself."""
+        """Key of the axis that the task shares with others: the role for shares, the task's own name for anything else."""
         return self.role if self.unit == POINTS and self.contrast is None else self.name
 
     @property
     def measure(self) -> str:
-        """The metric in words, with what is subtracted in a contrast."""
+        """The metric's name, and for a contrast the subtraction."""
         parts = [self.metric]
         if self.contrast is not None:
             parts.append(f"{self.contrast[0]} {MINUS} {self.contrast[1]}")
@@ -79,7 +81,7 @@ class TaskView:
 
 @dataclass(frozen=True)
 class CompanionView:
-    """The difference of a second, continuous metric with a plain 95 % interval; it decides no verdict."""
+    """The difference of a second, continuous metric with an unadjusted 95 % interval; it does not decide any verdict."""
 
     metric: str
     unit: Unit
@@ -124,34 +126,34 @@ class DifferenceView:
 
     @property
     def word(self) -> str | None:
-        """One of the verdict words; the document may add to it, as in "cannot tell (few clusters)"."""
+        """The verdict word, without additions of the document such as "cannot tell (few clusters)"."""
         return verdict_word(self.verdict)
 
     @property
     def guarded(self) -> bool:
-        """Whether the verdict is about harm: safe, worse or not shown safe. It is not in older documents."""
+        """True if the verdict is about harm: safe, worse or not shown safe. Older documents have no such verdicts."""
         return self.family == "guarded"
 
     @property
     def apart(self) -> bool:
-        """Whether the row was tested among the controls, apart from the configurations that were asked about."""
+        """True if the comparison was tested among the controls, separately from the named configurations."""
         return self.family == "controls" or (self.guarded and self.role != "configuration")
 
     @property
     def impossible(self) -> bool:
-        """Whether no data on these items could have decided the row within its family."""
-        return (self.reason or "").startswith("no verdict can fall")
+        """True if the clusters are too few for any significant difference within the family."""
+        return (self.reason or "").startswith(IMPOSSIBLE)
 
     @property
     def worst(self) -> float | None:
-        """The largest loss that the adjusted interval leaves, as a positive number; below 0 where a gain is certain."""
+        """The largest loss in the adjusted interval, as a positive number; negative if a gain is certain."""
         end = self.high_adj if self.lower else self.low_adj
         return None if end is None else end if self.lower else -end
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A cell of the interference matrix: one brick alone minus the base on one task."""
+    """A cell of the interference matrix: the score of one brick alone minus the base's, on one task."""
 
     brick: str
     task: str
@@ -163,7 +165,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class CheckView:
-    """A scorer beside lm-eval's own on some documents of a suite: log-probabilities in nats."""
+    """A check of a scorer against lm-eval's own on some documents of a suite, with differences in nats."""
 
     suite: str
     scorer: str
@@ -174,7 +176,7 @@ class CheckView:
 
     @property
     def passed(self) -> bool | None:
-        """Whether the largest difference is within the tolerance; None where one of them is not known."""
+        """True if the largest difference is within the tolerance; None if one of the two is not known."""
         if self.max_difference is None or self.tolerance is None:
             return None
         return self.max_difference <= self.tolerance
@@ -185,9 +187,11 @@ class ConfigurationView:
     """A scored configuration.
 
     Attributes:
-        kept: Its share of the best parent's chance-corrected score; without a value where the parent is too near to chance.
-        roles: Its role, and those that it has under its aliases: a recipe may be the plain average too.
-        parameters: Number of parameters; bytes: of the weights as they would be written; bricks: bytes by brick.
+        kept: Its chance-corrected score divided by the best parent's, by task; without a value if the parent is too close to chance.
+        roles: Its role and the roles of its aliases: a recipe can also be the plain average.
+        parameters: Number of parameters.
+        bytes: Size of the weights as a checkpoint.
+        bricks: Bytes by brick.
         checks: One for each suite whose scorer was checked.
         forgetting: Mean over the retention tasks, configuration minus base.
     """
@@ -213,6 +217,7 @@ class ConfigurationView:
 
     @property
     def is_control(self) -> bool:
+        """True for the base, a brick alone and an average."""
         return self.role != "configuration"
 
 
@@ -220,9 +225,12 @@ class ConfigurationView:
 class View:
     """Everything that the pages show.
 
-    `rows` holds all differences, `differences` those of primary metrics by (configuration, task); `effects`
-    holds the interference matrix by (brick, task). `margin` is the smallest effect of interest, where known. `families` holds the
-    number of rows by family, in the order compared, guarded, controls; empty in documents of before.
+    Attributes:
+        rows: All differences.
+        differences: Differences of primary metrics, by configuration and task.
+        families: Number of comparisons by family, in the order compared, guarded, controls; empty in older documents.
+        margin: Smallest effect of interest, if known.
+        effects: The interference matrix, by brick and task.
     """
 
     baseline: str
@@ -244,10 +252,12 @@ class View:
 
     @property
     def controls(self) -> tuple[ConfigurationView, ...]:
+        """The base, bricks alone and averages."""
         return tuple(c for c in self.configurations if c.is_control)
 
     @property
     def named(self) -> tuple[ConfigurationView, ...]:
+        """Configurations that are not controls."""
         return tuple(c for c in self.configurations if not c.is_control)
 
     @property
@@ -257,15 +267,15 @@ class View:
 
     @property
     def undecided(self) -> tuple[DifferenceView, ...]:
-        """Differences of named configurations that these items cannot tell, or do not show to be safe."""
-        found = (d for c in self.judged for d in self.compared(c.name, self.tasks))
-        return tuple(d for d in found if d.word in OPEN)
+        """Differences of named configurations with the verdict "cannot tell" or "not shown safe"."""
+        differences = (d for c in self.judged for d in self.compared(c.name, self.tasks))
+        return tuple(d for d in differences if d.word in OPEN)
 
     @property
     def withheld(self) -> tuple[tuple[str, str, str], ...]:
-        """Ratios to a parent that are not given: configuration, task, reason."""
-        found = ((c.name, task, e.reason) for c in self.configurations for task, e in c.kept.items())
-        return tuple((name, task, reason) for name, task, reason in found if reason)
+        """Ratios to a parent that are withheld, as (configuration, task, reason)."""
+        ratios = ((c.name, task, e.reason) for c in self.configurations for task, e in c.kept.items())
+        return tuple((name, task, reason) for name, task, reason in ratios if reason)
 
     @property
     def guarded(self) -> tuple[TaskView, ...]:
@@ -274,41 +284,44 @@ class View:
 
     @property
     def tolerated(self) -> bool:
-        """Whether some guarded task has a tolerance, which forest plots draw."""
+        """True if a guarded task has a tolerance, which forest plots draw."""
         return any(t.tolerance is not None for t in self.guarded)
 
     @property
     def words(self) -> tuple[str, ...]:
-        """The verdict words of this comparison: those of guarded tasks only where such tasks were tested."""
+        """The verdict words of this comparison, with those of guarded tasks only if such tasks were tested."""
         return VERDICTS if self.harm_tested else tuple(w for w in VERDICTS if w not in GUARD_WORDS)
 
     @property
     def harm_tested(self) -> bool:
-        """Whether some verdicts are about harm."""
+        """True if some verdicts are about harm."""
         return any(row.guarded for row in self.rows)
 
     @property
     def partial(self) -> str | None:
-        """The warning that items were cut, None where all were scored."""
+        """The warning that only some items were scored; None if all were."""
         return next((w for w in self.warnings if w.startswith("Partial")), None)
 
     def configuration(self, name: str) -> ConfigurationView | None:
+        """Return the configuration of this name, or None."""
         return next((c for c in self.configurations if c.name == name), None)
 
     def task(self, name: str) -> TaskView | None:
+        """Return the task of this name, or None."""
         return next((t for t in self.tasks if t.name == name), None)
 
     @property
     def retention(self) -> tuple[TaskView, ...]:
+        """Tasks that test what the base could do before."""
         return tuple(t for t in self.tasks if t.role == "retention")
 
     def compared(self, name: str, tasks: Iterable[TaskView]) -> list[DifferenceView]:
-        """Differences of one configuration on these tasks; tasks it was not scored on are left out."""
-        found = (self.differences.get((name, t.name)) for t in tasks)
-        return [d for d in found if d is not None]
+        """Return one configuration's differences on these tasks, without tasks on which it was not scored."""
+        differences = (self.differences.get((name, t.name)) for t in tasks)
+        return [d for d in differences if d is not None]
 
     def unit(self, task: str, metric: str | None = None) -> Unit:
-        """Unit of a task's scores; a secondary metric has its own."""
+        """Return the unit of a task's scores; a secondary metric has its own."""
         named = next((t for t in self.tasks if t.name == task), None)
         if named is not None and metric in (None, named.metric):
             return named.unit
@@ -316,14 +329,14 @@ class View:
 
 
 def verdict_word(verdict: str | None) -> str | None:
-    """The verdict word that a verdict begins with, None for anything else."""
+    """Return the verdict word at the beginning of a verdict, or None."""
     return next((w for w in VERDICTS if (verdict or "").startswith(w)), None)
 
 
 def unit_of(rows: Iterable[DifferenceView], lower: bool = False, ratio: str | None = None) -> Unit:
-    """Percent and points for shares (all scores between 0 and 1, higher is better), else the metric's own unit."""
-    found = list(rows)
-    levels = [v for r in found for v in (r.value, r.baseline_value) if v is not None]
-    if lower or ratio or any(r.lower or r.ratio for r in found) or not all(0 <= v <= 1 for v in levels):
+    """Return percentage points for shares (all scores between 0 and 1, higher is better), else the metric's own unit."""
+    differences = list(rows)
+    levels = [v for r in differences for v in (r.value, r.baseline_value) if v is not None]
+    if lower or ratio or any(r.lower or r.ratio for r in differences) or not all(0 <= v <= 1 for v in levels):
         return raw(max((abs(v) for v in levels), default=0.0), RATIO_WORDS.get(ratio or "", ""))
     return POINTS

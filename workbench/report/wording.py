@@ -1,4 +1,4 @@
-"""Sentences of the report: what was compared, what verdicts say, missing controls."""
+"""Sentences of the report on what was compared, on the verdicts and on missing controls."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, V
 
 @dataclass(frozen=True)
 class Finding:
-    """What is said of one configuration: its name and one or two sentences."""
+    """One or two sentences on a configuration."""
 
     name: str
     text: str
 
 
 def title(view: View) -> str:
-    """The heading, such as "4 configurations compared with base"."""
+    """Return the heading, such as "4 configurations compared with base"."""
     number = len(view.judged)
     if number == 0:
         return f"Controls compared with {view.baseline}"
@@ -28,7 +28,7 @@ def title(view: View) -> str:
 
 
 def scope(view: View) -> str:
-    """One sentence: how many tasks and items, and that items are paired."""
+    """Return sentences on the tasks, the number of items and the paired design."""
     tasks = [t for t in view.tasks if t.contrast is None]
     skills, retention = [t.name for t in tasks if t.role == "skill"], [t.name for t in tasks if t.role == "retention"]
     guarded = [t.name for t in tasks if t.role == "guarded"]
@@ -37,20 +37,25 @@ def scope(view: View) -> str:
     if others:
         parts.append(f"{plural(len(others), 'other task')} ({listed(others)})")
     if retention:
-        parts.append(f"{listed(retention)}, which tests what the base could already do")
+        parts.append(f"{listed(retention)}, which {_verb(retention, 'test')} what the base could already do")
     if guarded:
         parts.append(f"{listed(guarded)}, which must not get worse")
     items = plural(sum(t.n or 0 for t in tasks), "item")
     told = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
     return (
-        f"Scored on {' and on '.join(parts) or 'no task'}; {items} in all. Every configuration answers the "
-        f"same items; differences are taken item by item against {view.baseline}."
+        f"Scored on {' and on '.join(parts) or 'no task'}; {items} in total. All configurations answer the "
+        f"same items, and each difference from {view.baseline} is computed item by item."
         + (f" {listed(told)}, paired by item." if told else "")
     )
 
 
+def _verb(subjects: Sequence[str], verb: str) -> str:
+    """Return a verb in the present tense, singular for one subject."""
+    return verb if len(subjects) > 1 else f"{verb}s"
+
+
 def headline(view: View) -> list[str]:
-    """What won and how sure that is: the highest mean over skills beside the baseline's, and that configuration's verdicts."""
+    """Return sentences on the configuration with the highest mean over skills: its mean, the baseline's mean and its verdicts."""
     ranked = sorted((c for c in view.judged if c.mean), key=_level, reverse=True)
     if not ranked:
         return []
@@ -61,26 +66,28 @@ def headline(view: View) -> list[str]:
     above = [c for c in view.controls if c.mean and c.name != view.baseline and _level(c) > _level(best)]
     if above:
         told = listed(f"{c.name} ({_mean(c)})" for c in above)
-        sentences.append(f"Of the controls, {told} {'has' if len(above) == 1 else 'have'} a higher one.")
-    found = view.compared(best.name, [t for t in view.tasks if t.role == "skill" and t.contrast is None])
+        sentences.append(
+            f"The control {told} has a higher mean." if len(above) == 1 else f"The controls {told} have higher means."
+        )
+    skills = view.compared(best.name, [t for t in view.tasks if t.role == "skill" and t.contrast is None])
     clauses = []
-    if found:
-        better, worse = ([d.task for d in found if d.word == word] for word in ("better", "worse"))
-        told = f"better than {view.baseline} on {len(better)} of {plural(len(found), 'skill task')}"
+    if skills:
+        better, worse = ([d.task for d in skills if d.word == word] for word in ("better", "worse"))
+        told = f"better than {view.baseline} on {len(better)} of {plural(len(skills), 'skill task')}"
         clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
     others = view.compared(best.name, [t for t in view.tasks if not t.guarded and (t.role != "skill" or t.contrast)])
     if lost := [d.task for d in others if d.word == "worse"]:
-        clauses.append(f"worse on {listed(lost)}, which {'is no skill task' if len(lost) == 1 else 'are no skill tasks'}")
-    if closed := [d.task for d in found if d.impossible]:
-        clauses.append(f"no verdict can fall on {listed(closed)}")
+        clauses.append(f"worse on {listed(lost)}, which {'is not a skill task' if len(lost) == 1 else 'are not skill tasks'}")
+    if closed := [d.task for d in skills if d.impossible]:
+        clauses.append(f"no difference can be significant on {listed(closed)}")
     clauses += [guard.clause(view, d) for d in view.compared(best.name, view.guarded)]
     if clauses:
         subject = f"{best.name if above else 'It'} is "
-        sentences.append((subject + "; ".join(clauses) if found else _capital("; ".join(clauses))) + ".")
+        sentences.append((subject + "; ".join(clauses) if skills else _capital("; ".join(clauses))) + ".")
     if rest:
-        twin = bool(best.digest) and rest[0].digest == best.digest
-        said = "the two have the same weights" if twin else "the two were not tested against each other"
-        sentences.append(f"{rest[0].name} follows with {_mean(rest[0])}; {said}.")
+        same_weights = bool(best.digest) and rest[0].digest == best.digest
+        said = "the two have the same weights" if same_weights else "the two were not tested against each other"
+        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}; {said}.")
     return sentences
 
 
@@ -89,12 +96,12 @@ def _level(c: ConfigurationView) -> float:
 
 
 def _mean(c: ConfigurationView) -> str:
-    """Mean over skills with its interval, in points."""
+    """Return the mean over skills with its interval, in points."""
     return f"{POINTS.score(c.mean.value)} {unbroken(POINTS.levels(c.mean.low, c.mean.high))}".strip() if c.mean else ""
 
 
 def summary(view: View) -> list[str]:
-    """Return plain sentences over all named configurations, and on where no verdict can fall; guarded tasks come first."""
+    """Return sentences on all named configurations: guarded tasks, skill tasks, then comparisons that cannot be significant."""
     if not view.judged:
         return guard.impossible(view)
     sentences = [told for task in view.guarded if (told := guard.on_task(view, task))]
@@ -110,52 +117,52 @@ def summary(view: View) -> list[str]:
 
 
 def findings(view: View) -> list[Finding]:
-    """One finding per named configuration, in the order of the document."""
+    """Return one finding per named configuration, in the order of the document."""
     return [Finding(c.name, _finding(view, c)) for c in view.judged]
 
 
 def what(c: ConfigurationView) -> str:
-    """What a configuration is, for one that has no recipe text to show."""
+    """Describe a configuration in a few words, for readers who do not see its recipe."""
     bricks = listed(c.bricks or c.parents)
     if c.role == "base":
-        return "the base itself, without any brick"
+        return "the base without bricks"
     if c.role == "brick":
         return f"the brick {bricks or c.name} alone on the base"
     if c.role == "average":
         return f"the plain average of {bricks}" if bricks else "the plain average of the bricks"
-    made = f"made of {bricks}" if bricks else "made of no brick"
-    return made if c.recipe_text else f"a configuration {made}, whose recipe was not found"
+    made = f"made from {bricks}" if bricks else "made without bricks"
+    return made if c.recipe_text else f"a configuration {made}; its recipe file was not found"
 
 
 def diff_pair(view: View) -> tuple[str, str]:
-    """The two configurations whose recipes are compared first: the baseline where it is a named one, else the first; the first other."""
+    """Return the two configurations whose recipes the page compares first, the baseline first if it has a recipe."""
     texts = [c.name for c in sorted(view.named, key=lambda c: c.name != view.baseline) if c.recipe_text]
     names = [*texts, *(c.name for c in view.configurations if c.name not in texts)] or [""]
     return names[0], names[1] if len(names) > 1 else names[0]
 
 
 def missing_controls(view: View) -> list[str]:
-    """Controls that a reader needs and the document lacks: base, each parent alone, an average."""
+    """Return sentences on missing controls: the base, each parent alone, an average."""
     roles = {role for c in view.configurations for role in c.roles}
     shown = {name for c in view.configurations for name in (c.name, *c.aliases)}
     notes = [] if "base" in roles else [f"The base was not scored; differences are against {view.baseline}."]
     lacking = [p for p in dict.fromkeys(p for c in view.named for p in c.parents) if p not in shown]
     if lacking:
-        notes.append(f"Not scored alone: {listed(lacking)}. What a merge kept there cannot be told.")
+        notes.append(f"Not scored alone: {listed(lacking)}. The report cannot show how much of their skill a merge kept.")
     if "average" not in roles and any(len(c.parents) > 1 for c in view.named):
-        notes.append("No plain average of the bricks was scored: a gain over it cannot be shown.")
+        notes.append("No plain average of the bricks was scored, so the report cannot show whether a merge is better than one.")
     return notes
 
 
 def without_average(view: View) -> list[str]:
-    """Sets of parents whose plain average was not scored, in words; empty without any average."""
+    """Return the sets of parents whose plain average was not scored, in words; empty if no average was scored at all."""
     averaged = [set(c.parents) for c in view.configurations if "average" in c.roles]
     sets = dict.fromkeys(c.parents for c in view.named if len(c.parents) > 1)
     return [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
 
 
 def interference(view: View) -> str:
-    """One sentence on bricks that lower a task which they do not own."""
+    """Return one sentence on bricks that are worse than the base on a task of another brick."""
     owners = {t.name: t.owner for t in view.tasks}
     told = [
         f"{e.brick} on {e.task} ({view.unit(e.task).worded(e.diff)})"
@@ -163,12 +170,12 @@ def interference(view: View) -> str:
         if verdict_word(e.verdict) == "worse" and owners.get(e.task) != e.brick
     ]
     if told:
-        return f"Worse than the base on a task that the brick was not made for: {listed(told)}."
-    return "No brick alone is worse than the base on a task that it was not made for, as these items tell."
+        return f"Worse than the base on a task that is not the brick's own: {listed(told)}."
+    return "These items show no brick that is worse than the base on a task that is not its own."
 
 
 def chance_correction(view: View, role: str) -> str:
-    """Return whether means over the tasks of a role are corrected for chance, and on which tasks they are not."""
+    """Say whether means over the tasks of a role are corrected for chance, and name the tasks where they are not."""
     tasks = [t for t in view.tasks if t.role == role]
     bare = [t.name for t in tasks if t.uncorrected]
     if not bare:
@@ -182,21 +189,21 @@ def also(c: ConfigurationView) -> str:
 
 
 def _finding(view: View, configuration: ConfigurationView) -> str:
-    found = view.compared(configuration.name, view.tasks)
-    if not found:
-        return f"No difference against {view.baseline} is in this document."
+    differences = view.compared(configuration.name, view.tasks)
+    if not differences:
+        return f"This document has no difference against {view.baseline}."
     clauses = []
     for verdict in VERDICTS:
-        group = [d for d in found if d.word == verdict]
+        group = [d for d in differences if d.word == verdict]
         if group:
             clauses.append(f"{_intro(verdict, view)} {listed(_told(view, d) for d in group)}")
     text = _capital("; ".join(clauses)) + "." if clauses else ""
     kept = configuration.kept_mean
     if kept is not None and kept.value is None:
-        text += f" What it keeps of its parents' skill is withheld ({kept.reason})."
+        text += f" The share of its parents' skill that it keeps is withheld ({kept.reason})."
     elif kept is not None:
         share = f"{PERCENT.score(kept.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept.low, kept.high)}"
-        text += f" Keeps {share.strip()} of its parents' skill."
+        text += f" It keeps {share.strip()} of its parents' skill."
     return text.strip()
 
 
@@ -217,17 +224,17 @@ def _told(view: View, d: DifferenceView) -> str:
     if d.word == "no item changed":
         return d.task
     if d.impossible:
-        return f"{d.task} ({unit.diff(d.diff)}; no verdict can fall)"
+        return f"{d.task} ({unit.diff(d.diff)}; no difference can be significant)"
     if d.word == "not shown safe":
         return f"{d.task} ({unit.diff(d.diff)}; {guard.lacking(view, d)})"
     if d.word == "cannot tell":
-        needs = f"; needs\N{NO-BREAK SPACE}n\N{NO-BREAK SPACE}≈\N{NO-BREAK SPACE}{about(d.needs)}" if d.needs else ""
+        needs = f"; about {about(d.needs)} items needed" if d.needs else ""
         return f"{d.task} ({unit.diff(d.diff)}{needs})"
     return f"{d.task} ({unit.diff(d.diff)})"
 
 
 def _share(names: Sequence[str], view: View, verdict: str, task: str, begin: bool = False) -> str:
-    """Which configurations have a verdict on a skill task, such as "all are worse on at least one"."""
+    """Say which configurations have a verdict on a skill task, such as "all are worse on at least one"."""
     every = [c.name for c in view.judged]
     if not names:
         none = "None is" if begin else "none is"

@@ -1,1 +1,1 @@
-"""Scores on disk, and their statistics. Nothing here imports torch, lm_eval or a recipe."""
+"""Stored scores and their statistics, without imports of torch, lm_eval or recipes."""

@@ -1,14 +1,14 @@
 """Mean differences over clusters of items: their sign-flip test and their interval.
 
-The interval of scores without a range inverts the flipped statistic, (S - N x)^2 / sum over clusters (s - n x)^2, at the value of Student's t
-with the effective number of clusters less 1; for clusters of equal size this is the cluster-robust t interval. Of scores with a range it
-inverts a score statistic at the same t,
+For scores without a range, the interval inverts the flipped statistic, (S - N x)^2 / sum over clusters (s - n x)^2, at the quantile of
+Student's t with the effective number of clusters minus 1 degrees of freedom; for clusters of equal size this is the cluster-robust t
+interval. For scores with a range, it inverts a score statistic at the same t,
 
     z(x)^2 = (S - N x)^2 / V(x),    V(x) = D R(x) sum over items (d - x)^2,
 
-of items d in clusters of n with sums s, S and N in total. D is the design effect: clustered variance over that of independent items, at least
-1 for right and wrong items. R, the variance that items of this range have at least at mean x over the one that was seen, is Tango's (1998):
-without it, two losses and no win in 240 items would exclude a true loss of 2 points.
+for items with differences d in clusters of n items with sums s; S and N are the totals. D is the design effect: the clustered variance divided
+by the variance of independent items, at least 1 for right/wrong items. R is Tango's (1998) ratio of the smallest variance that items of this
+range can have at mean x to the observed variance: without it, two losses and no win in 240 items would exclude a true loss of 2 points.
 """
 
 from __future__ import annotations
@@ -28,15 +28,18 @@ _HALVINGS = 60
 
 @dataclass(frozen=True)
 class Bounded:
-    """Differences of items whose scores have a range; sums over items, each with a weight w that is 1 but for pooled tasks.
+    """Sums over differences d of items whose scores have a range, each with a weight w that is 1 except for pooled tasks.
 
     Attributes:
         span: Largest possible change of an item.
-        rise, fall: Sums of the positive and of the negative differences, both as positive numbers.
-        squares, plain, units: Sums of w^2 d^2, w^2 d and w^2.
-        spread: Sum of w^2 (d - mean)^2, which is the variance of the sum for independent items.
-        variance: Of the sum, clustered.
-        answers: Whether items are right or wrong.
+        rise: Sum of the positive differences.
+        fall: Sum of the negative differences, as a positive number.
+        squares: Sum of w^2 d^2.
+        plain: Sum of w^2 d.
+        units: Sum of w^2.
+        spread: Sum of w^2 (d - mean)^2, the variance of the sum for independent items.
+        variance: Clustered variance of the sum.
+        answers: True if items are right or wrong.
     """
 
     span: float
@@ -50,7 +53,7 @@ class Bounded:
     answers: bool
 
     def scaled(self, weight: float, factor: float) -> Bounded:
-        """Return these differences times `factor`, each item counting `weight` times."""
+        """Return these differences multiplied by `factor`, with each item weighted by `weight`."""
         both = weight * factor
         return Bounded(
             span=self.span * factor,
@@ -66,7 +69,7 @@ class Bounded:
 
     @cached_property
     def _design(self) -> float:
-        """D; 1 where all items change alike, so that it cannot be estimated."""
+        """The design effect D; 1 if all items change by the same amount, so that it cannot be estimated."""
         effect = self.variance / self.spread if self.spread > TINY else 1.0
         return max(effect, 1.0) if self.answers else effect
 
@@ -76,10 +79,10 @@ class Bounded:
         return self._design * seen * self._widened(x / self.span, items)
 
     def _widened(self, x: float, n: float) -> float:
-        """R(x): Tango's variance of items that rise, fall or stay, over the one with the shares that were seen.
+        """Return R(x): Tango's variance of items that rise, fall or stay, divided by the variance at the observed shares.
 
-        Items that change by less than the whole range count as parts of such items. With shares q + x of rises and q of falls the likelihood
-        is largest where 2 n q^2 - (rise + fall + x (rise - fall) - 2 n x) q - fall x (1 - x) = 0.
+        Items that change by less than the whole range count as fractions of such items. With shares q + x of rises and q of falls, the
+        likelihood is largest at the root q of 2 n q^2 - (rise + fall + x (rise - fall) - 2 n x) q - fall x (1 - x) = 0.
         """
         rise, fall = self.rise / self.span, self.fall / self.span
         seen = rise + fall - 2 * x * (rise - fall) + n * x * x
@@ -92,12 +95,13 @@ class Bounded:
 
 @dataclass(frozen=True)
 class Changes:
-    """What the test and the interval of a mean difference rest on.
+    """Data for the test and the interval of a mean difference.
 
     Attributes:
-        sums, sizes: Of differences and of weights, by cluster [k].
-        bounded: The items, where scores have a range.
-        tested: The p of the sign-flip test, where it was found together with other rows'.
+        sums: Sums of differences by cluster [k].
+        sizes: Sums of weights by cluster [k].
+        bounded: Sums over items, if scores have a range.
+        tested: The p of the sign-flip test, if it was computed together with other rows.
     """
 
     sums: Floats
@@ -107,12 +111,12 @@ class Changes:
 
     @cached_property
     def effective(self) -> float:
-        """How many clusters of equal size are worth as much as these."""
+        """Effective number of clusters."""
         return effective_clusters(self.sizes)
 
     @cached_property
     def _totals(self) -> tuple[float, float]:
-        """S and N."""
+        """The totals S and N."""
         return float(self.sums.sum()), float(self.sizes.sum())
 
     @property
@@ -123,48 +127,48 @@ class Changes:
 
     @cached_property
     def moved(self) -> int:
-        """How many clusters' sums differ from 0."""
+        """Number of clusters whose sum differs from 0."""
         return int((np.abs(self.sums) > TINY).sum())
 
     @cached_property
     def scale(self) -> float:
-        """What a family divides the sum by, so that its rows are alike: a number that no flip of signs changes."""
+        """Divisor that makes the sums of a family's rows comparable; flips of signs do not change it."""
         least = self.bounded.squares if self.bounded and self.bounded.answers else 0.0
         return math.sqrt(max(float(self.sums @ self.sums), least))
 
     @cached_property
     def p(self) -> float:
-        """Two-sided, of "no difference": the sign-flip test."""
+        """Two-sided p of "no difference" by the sign-flip test."""
         return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
 
     def critical(self, level: float) -> float:
-        """Return what |S| / scale has to exceed for a single test at this two-sided level: Student's t in terms of the flipped statistic."""
+        """Return the critical value of |S| / scale for a single test at a two-sided level, converted from Student's t."""
         t = upper_t(level / 2, self.effective - 1)
         return t * math.sqrt(self.effective / (self.effective - 1 + t * t))
 
     def as_t(self, critical: float) -> float:
-        """Return Student's t to a critical value of the flipped statistic."""
+        """Convert a critical value of the flipped statistic to Student's t."""
         left = self.effective - critical**2
         return critical * math.sqrt((self.effective - 1) / left) if left > TINY else math.inf
 
     def interval(self, critical: float, rejected: bool) -> tuple[float, float]:
-        """Return all means x with z(x) at most the t that belongs to a critical value.
+        """Return the interval of all means x whose z(x) is at most the t of a critical value.
 
         Args:
-            critical: In terms of the flipped statistic.
-            rejected: Whether the test rejects "no difference".
+            critical: Critical value of the flipped statistic.
+            rejected: True if the test rejects "no difference".
         """
         return decided(self._end(critical, -1), self._end(critical, 1), self.mean, rejected)
 
     def _end(self, critical: float, side: int) -> float:
-        """Return one end."""
+        """Return the lower (side -1) or upper (side 1) end of the interval."""
         t = self.as_t(critical)
         if self.effective <= 1 + 1e-9 or not math.isfinite(t):
             return side * (self.bounded.span if self.bounded else math.inf)
         return self._flipped_end(critical, side) if self.bounded is None else self._bounded_end(self.bounded, t, side)
 
     def _flipped_end(self, critical: float, side: int) -> float:
-        """Return one end for scores without a range: a quadratic equation, whose leading number is positive where t is finite."""
+        """Return one end for scores without a range: the root of a quadratic, whose leading coefficient is positive if t is finite."""
         (total, weight), square = self._totals, critical**2
         a = weight**2 - square * float(self.sizes @ self.sizes)
         b = square * float(self.sums @ self.sizes) - weight * total
@@ -172,7 +176,7 @@ class Changes:
         return (-b + side * math.sqrt(max(b * b - a * c, 0.0))) / a
 
     def _bounded_end(self, items: Bounded, t: float, side: int) -> float:
-        """Return one end for scores with a range, by halving between the mean, where z is 0, and a value that lies outside."""
+        """Return one end for scores with a range, by bisection between the mean, where z is 0, and a value outside the interval."""
         total, weight = self._totals
         inside, outside = self.mean, side * items.span
         for _ in range(_HALVINGS):
@@ -187,7 +191,7 @@ class Changes:
 def decided(low: float, high: float, middle: float, rejected: bool) -> tuple[float, float]:
     """Return an interval that excludes 0 exactly if the test rejected.
 
-    Where Student's t and sign flips differ, the end that is nearer to 0 moves to it.
+    If Student's t and the sign flips disagree, the end nearer to 0 is moved to 0.
     """
     if rejected:
         least = TINY * max(abs(low), abs(high)) if math.isfinite(low) and math.isfinite(high) else TINY
@@ -196,11 +200,11 @@ def decided(low: float, high: float, middle: float, rejected: bool) -> tuple[flo
 
 
 def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> Changes:
-    """Return the changes of a mean over tasks, whose clusters are independent of each other.
+    """Return the changes of a mean over tasks with independent clusters.
 
     Args:
-        parts: Changes by task; every task counts alike, whatever its number of items.
-        scales: What each task's differences are multiplied by, such as 1 / (1 - chance).
+        parts: Changes by task; all tasks have the same weight, whatever their number of items.
+        scales: Factors of the tasks' differences, such as 1 / (1 - chance).
     """
     factors = scales or [1.0] * len(parts)
     items = sum(float(part.sizes.sum()) for part in parts)
@@ -215,7 +219,7 @@ def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> C
 
 
 def _together(parts: Sequence[Bounded]) -> Bounded:
-    """Return the items of several tasks as one list of items, of the widest range."""
+    """Return the sums over the items of several tasks, with the widest range."""
     return Bounded(
         span=max(part.span for part in parts),
         rise=sum(part.rise for part in parts),

@@ -1,4 +1,4 @@
-"""Documents of the score store: what was scored, its metrics with their intervals, and how these documents are read."""
+"""Documents of the score store: the scored configuration, its metrics with their intervals, and the readers of these documents."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workbench.scores.files import Rows, is_number, wrong_value
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import RATIOS, ratio, ratio_interval, score_interval
 
-FORMAT = 2  # of the scores document: from 2 on it holds digests of its rows and items
+FORMAT = 2  # format of the scores document; since 2 it holds digests of its rows and items
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 DESIGN_ORDER = ("base", "brick", "average", "configuration")
@@ -27,20 +27,22 @@ DESIGN_ORDER = ("base", "brick", "average", "configuration")
 
 @dataclass(frozen=True)
 class Configuration:
-    """What is scored.
+    """A configuration that is scored.
 
     Attributes:
-        digest: Identity, 32 hex digits: equal digest, equal scores. The digest of the weights, together with the generation settings
-            where these decide texts (`models.generation.identity`).
-        weights: Digest of the weights alone, where it is another one.
+        digest: Identity, 32 hex digits: equal digests mean equal scores. It is the digest of the weights and of the generation settings
+            that decide generated texts (`models.generation.identity`).
+        name: Name that users see.
         role: base | brick | average | configuration.
-        parents: Names of the bricks it was made from.
-        recipe: Project-relative path of its recipe.
+        parents: Names of the bricks that it is made from.
+        recipe: Path of its recipe, relative to the project.
         base: Digest of its base.
-        parameters, bytes: Of the weights as they would be written as a checkpoint; None where only scores are known.
-        bricks: Name -> bytes on disk of the bricks that its steps use.
-        edits: Digests of the facts that it was edited for, by its steps or by those bricks.
-        first: How many facts of a file its edit has taken, from the start; None: all.
+        parameters: Number of parameters; None if only scores are known.
+        bytes: Size of the weights as a checkpoint; None if only scores are known.
+        bricks: Bytes on disk by name of the bricks that its steps use.
+        edits: Digests of the facts files for which its steps or bricks edit it.
+        first: Number of facts that its edit uses, from the start of the file; None for all.
+        weights: Digest of the weights, if it differs from `digest`.
     """
 
     digest: str
@@ -57,12 +59,12 @@ class Configuration:
     weights: str | None = None
 
     def key(self, plan: ScorePlan) -> str:
-        """Return the digest that scores under a plan are stored by: generation settings count only where a task generates text."""
+        """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""
         return self.digest if plan.generates else self.of_weights
 
     @property
     def of_weights(self) -> str:
-        """Digest of the weights alone."""
+        """Digest of the weights, without generation settings."""
         return self.weights or self.digest
 
     def __post_init__(self) -> None:
@@ -81,11 +83,11 @@ class Alias(_Document):
     role: str
     recipe: str | None = None
     digest: str | None = None
-    """Identity of the configuration, where it differs from the document's in its generation settings."""
+    """Identity of the configuration, if its generation settings differ from the document's."""
 
 
 class Metric(_Document):
-    """A mean over items, or a ratio of sums over them, with its 95 % interval."""
+    """A mean over items, or a ratio of sums over items, with its 95 % interval."""
 
     value: Finite
     low: float
@@ -95,18 +97,18 @@ class Metric(_Document):
     def _in_order(self) -> Metric:
         slack = 1e-9 * max(1.0, abs(self.value))
         if not self.low - slack <= self.value <= self.high + slack:
-            raise ValueError(f"the value {self.value:g} lies outside its interval from {self.low:g} to {self.high:g}")
+            raise ValueError(f"the value {self.value:g} is outside its interval from {self.low:g} to {self.high:g}")
         return self
 
     @field_validator("low", "high", mode="before")
     @classmethod
-    def _endless(cls, value: Any, info: ValidationInfo) -> Any:
-        """An interval of a single cluster has no ends; JSON has no infinity and keeps null."""
+    def _infinite_end(cls, value: Any, info: ValidationInfo) -> Any:
+        """Read null as an infinite end: the interval of a single cluster has no finite ends, and JSON has no infinity."""
         return (-math.inf if info.field_name == "low" else math.inf) if value is None else value
 
     @classmethod
     def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
-        """Return the metric of items' scores; with a `kind` of ratio (`statistics.RATIOS`) that of their pairs (numerator, weight)."""
+        """Compute a metric from scores of items, or for a `kind` of ratio (`statistics.RATIOS`) from pairs (numerator, weight)."""
         numbers = np.asarray(values, np.float64)
         if kind:
             low, high = ratio_interval(kind, numbers[:, 0], numbers[:, 1], cluster)
@@ -116,7 +118,7 @@ class Metric(_Document):
 
 
 class TaskScores(_Document):
-    """Scores on one task; `scorer` is what computed its log-likelihoods, "generate" where there are none."""
+    """Scores on one task; `scorer` computed its log-likelihoods and is "generate" for tasks without any."""
 
     n: int = Field(ge=1, strict=True)
     metrics: dict[str, Metric]
@@ -134,13 +136,13 @@ class TaskScores(_Document):
 
 
 class Check(_Document):
-    """A scorer compared with lm-eval's HFLM on some documents of each task, before its numbers count.
+    """A check of a scorer against lm-eval's HFLM on some documents of each task, before the scorer is used.
 
     Attributes:
-        documents: How many were compared.
-        max_difference: Of log-likelihoods, in nats.
-        tolerance: What it may be.
-        spread: HFLM's own difference between batch sizes, where the dtype is not float32.
+        documents: Number of documents that were compared.
+        max_difference: Largest difference of log-likelihoods, in nats.
+        tolerance: Largest difference that passes the check.
+        spread: HFLM's own difference between batch sizes, if the dtype is not float32.
     """
 
     scorer: str
@@ -151,11 +153,12 @@ class Check(_Document):
 
 
 class Scores(_Document):
-    """Scores of one configuration under one plan, as stored.
+    """Stored scores of one configuration under one plan.
 
     Attributes:
-        key: What they are stored by: `Configuration.key` of the plan.
-        rows, items: Digests of the files beside the document: the configuration's rows, and what the items ask.
+        key: Digest under which they are stored: `Configuration.key` of the plan.
+        rows: Digest of the file of the configuration's rows.
+        items: Digest of the file of the plan's items.
     """
 
     version: int = FORMAT
@@ -177,25 +180,25 @@ class Scores(_Document):
 
     @property
     def names(self) -> list[str]:
-        """All names of the configuration, the shown one first."""
+        """All names of the configuration, the displayed one first."""
         return [self.configuration.name, *(alias.name for alias in self.aliases)]
 
     def also(self, configuration: Configuration) -> Scores:
-        """Return the same scores with one more name of the same weights."""
+        """Return these scores with one more name of the same weights."""
         return self.model_copy(update={"aliases": (*self.aliases, _alias(configuration))})
 
     def called(self, configuration: Configuration) -> Scores:
-        """Return the same scores shown under the name that is asked for; the other names of that configuration become aliases.
+        """Return these scores under the name of a configuration; its other names become aliases.
 
-        Names of the same weights with other generation settings are left out: they are other configurations.
+        Names of the same weights with other generation settings are dropped, because they are other configurations.
         """
-        mine, asked = self.configuration.digest, configuration.digest
+        mine, wanted = self.configuration.digest, configuration.digest
         named = (_alias(self.configuration), *self.aliases)
-        others = tuple(a for a in named if a.name != configuration.name and (a.digest or mine) == asked)
+        others = tuple(a for a in named if a.name != configuration.name and (a.digest or mine) == wanted)
         return self.model_copy(update={"configuration": configuration, "aliases": others})
 
     def knows(self, configuration: Configuration) -> bool:
-        """Return whether the document holds this name of this configuration."""
+        """Return True if the document holds this name of this configuration."""
         mine = self.configuration.digest
         return any(
             (a.name, a.digest or mine) == (configuration.name, configuration.digest)
@@ -208,53 +211,57 @@ def _alias(configuration: Configuration) -> Alias:
 
 
 def read_document(path: Path) -> Scores:
-    """Return a scores document. Documents of format 1 lack the key, which was the configuration's digest.
+    """Read a scores document. Documents of format 1 have no key, because the key was the configuration's digest.
 
     Raises:
-        WorkbenchError: The document is damaged, or its format is unknown.
+        WorkbenchError: If the document is damaged or its format is unknown.
     """
-    found = read_object(path, None, again(path))
-    version = found.get("version")
+    document = read_object(path, None, again(path))
+    version = document.get("version")
     if version not in (1, FORMAT):
         raise WorkbenchError(
-            f"{path}: a scores document of format {json.dumps(version)[:20]}, this version reads up to {FORMAT}",
+            f"{path}: the scores document has format {json.dumps(version)[:20]}, this version reads formats up to {FORMAT}",
             f"Install the version that wrote it, or score again: rm {path}",
         )
     try:
-        scores = Scores.model_validate(found)
+        scores = Scores.model_validate(document)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
         raise WorkbenchError(f"{path}: {where}: {first['msg']}", again(path)) from error
     if path.parent.name != f"{scores.suite}-{scores.plan[:12]}":
-        raise WorkbenchError(f"{path}: names a suite and a plan that are not those of its folder", again(path))
+        raise WorkbenchError(f"{path}: the document's suite and plan differ from those in its folder's name", again(path))
     if version == FORMAT and not (scores.key and scores.rows and scores.items):
         raise WorkbenchError(f"{path}: expected a key and the digests of rows and items", again(path))
     return scores if scores.key else scores.model_copy(update={"key": scores.configuration.digest})
 
 
 def disagreement(scores: Scores, rows: Rows) -> str | None:
-    """Return in what rows differ from their scores document (tasks, counts, means); None if they agree."""
+    """Describe a difference between rows and their scores document in tasks, counts or means; None if they agree."""
     if rows.keys() != scores.tasks.keys():
-        return f"rows of the tasks {', '.join(rows) or 'none'}, expected {', '.join(scores.tasks)}"
+        return f"found rows of the tasks {', '.join(rows) or 'none'}, expected {', '.join(scores.tasks)}"
     for task, about in scores.tasks.items():
         if len(rows[task]) != about.n:
-            return f"{len(rows[task])} rows of '{task}', expected {about.n}"
-        for metric, found in about.metrics.items():
+            return f"found {len(rows[task])} rows of '{task}', expected {about.n}"
+        for metric, stored in about.metrics.items():
             values = [row["metrics"].get(metric) for row in rows[task]]
             if not all(map(is_number, values)):
                 continue  # ratios of sums: the comparison checks them
             mean = float(np.mean(np.asarray(values, np.float64)))
-            if not math.isclose(mean, found.value, rel_tol=1e-9, abs_tol=1e-9):
-                return f"the mean {metric} of '{task}' is {mean:g}, and the scores document says {found.value:g}"
+            if not math.isclose(mean, stored.value, rel_tol=1e-9, abs_tol=1e-9):
+                return f"the mean {metric} of the rows of '{task}' is {mean:g}, the scores document has {stored.value:g}"
     return None
 
 
 def plan_record(folder: Path) -> dict[str, Any]:
-    """Return the plan.json of a plan's folder. Raises WorkbenchError if it is missing or damaged."""
+    """Read the plan.json of a plan's folder.
+
+    Raises:
+        WorkbenchError: If it is missing or damaged.
+    """
     path = folder / "plan.json"
     if not path.is_file():
-        raise WorkbenchError(f"{path}: no such plan, although scores name it", again(path))
+        raise WorkbenchError(f"{path}: the file does not exist, but scores refer to it", again(path))
     record, hint = read_object(path, None, again(path)), again(path)
     tasks, suite = record.get("tasks"), record.get("suite")
     if not isinstance(suite, dict) or not isinstance(suite.get("suite"), str) or not isinstance(record.get("plan"), str):
@@ -267,23 +274,24 @@ def plan_record(folder: Path) -> dict[str, Any]:
         known = isinstance(ratios, dict) and all(kind in RATIOS for kind in ratios.values())
         if not known or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
-    # Imported plans do not know dtype and batch size: null.
-    shown: dict[str, tuple[type, ...]] = {
+    # Imported plans have null for dtype and batch size.
+    fields: dict[str, tuple[type, ...]] = {
         "scorer": (str,),
         "dtype": (str, type(None)),
         "batch_size": (int, type(None)),
         "partial": (bool,),
         "versions": (dict,),
     }
-    for name, expected in shown.items():
-        if not isinstance(record.get(name, ...), expected):
-            raise WorkbenchError(f"{path}: {name}: found {str(record.get(name))[:80]}, which no plan has there", hint)
+    for name, types in fields.items():
+        if not isinstance(record.get(name, ...), types):
+            expected = " or ".join("null" if t is type(None) else t.__name__ for t in types)
+            raise WorkbenchError(f"{path}: {name}: expected {expected}, found {str(record.get(name))[:80]}", hint)
     _check_groups(record, path)
     return record
 
 
 def _check_groups(record: Mapping[str, Any], path: Path) -> None:
-    """Errors: groups whose tasks the plan has not, or entries of another form."""
+    """Raise WorkbenchError if a group has a task that is not in the plan, or an entry has another form."""
     groups = record.get("groups", [])
     for group in groups if isinstance(groups, list) else [None]:
         fits = isinstance(group, dict) and all(isinstance(group.get(key), str) for key in ("name", "alias"))
@@ -308,7 +316,7 @@ def _check_groups(record: Mapping[str, Any], path: Path) -> None:
 
 
 def again(path: Path) -> str:
-    """Return the hint that removes a damaged file of the store, with all that makes no sense without it."""
+    """Return the hint to delete a damaged file of the store together with the files that depend on it."""
     shared = path.name.startswith(("plan.", "items."))
     what = path.parent if shared else path.parent / f"{path.name.split('.')[0]}.*"
-    return f"Remove the damaged scores and score again (imported scores: import again): rm -r {what}"
+    return f"Delete the damaged scores and score again (for imported scores: import again): rm -r {what}"

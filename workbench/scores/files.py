@@ -1,4 +1,4 @@
-"""Files of the score store: rows of items, the journal of a task that is being scored."""
+"""Files of the score store: rows of items, and the journal of a task that is being scored."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ from workbench.jsondoc import parse
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em")
-"""Metrics of lm-eval whose items, and so their means, lie in [0, 1]."""
+"""Metrics of lm-eval whose scores of items, and so their means, lie in [0, 1]."""
 
 
 def is_number(value: Any) -> bool:
-    """Return whether a JSON value is a finite number; true and false are none."""
+    """Return True if a JSON value is a finite number; true and false are not numbers."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= 1.7976931348623157e308
 
 
 def wrong_value(metric: str, value: Any) -> str | None:
-    """Return what is expected of a metric's value where it is impossible, else None.
+    """Describe the expected value of a metric if the given one is impossible, else return None.
 
     Args:
         metric: Name as in the stored rows: `acc`, `exact_match,strict`.
-        value: A number, or [numerator, weight] of a ratio of sums.
+        value: A number, or [numerator, weight] for a ratio of sums.
     """
     if isinstance(value, list):
         fits = len(value) == 2 and all(map(is_number, value)) and value[1] >= 0
@@ -42,12 +42,12 @@ def wrong_value(metric: str, value: Any) -> str | None:
 
 
 def rows_text(rows: Mapping[str, Iterable[Row]]) -> bytes:
-    """Return rows as JSON lines, task after task: what their digest is taken of."""
+    """Return rows as JSON lines, task after task; the rows' digest is computed from these bytes."""
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for task in rows.values() for row in task).encode()
 
 
 def write_rows(path: Path, data: bytes) -> None:
-    """Write the lines of `rows_text` compressed; equal rows give equal bytes."""
+    """Write the lines of `rows_text` compressed, with equal bytes for equal rows."""
     write_bytes(path, gzip.compress(data, 6, mtime=0))
 
 
@@ -56,13 +56,13 @@ def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Ro
 
     Args:
         path: A `.jsonl.gz` file.
-        digest: Digest of the lines, as the scores document holds it; None where there is none to compare with.
-        hint: What the user can do about a damaged file.
-        answers: Whether the rows hold a configuration's metrics and answers, or what the items ask.
+        digest: Expected digest of the lines, from the scores document; None to skip the comparison.
+        hint: Hint of the errors.
+        answers: True for rows with a configuration's metrics and answers, False for rows with the items' prompts and gold answers.
 
     Raises:
-        WorkbenchError: The file is missing, truncated or no gzip, a line is no row of that kind, a value is impossible, or the lines
-            have another digest.
+        WorkbenchError: If the file is missing, truncated or not a gzip file, a line is not a row of this kind, a value is impossible, or the
+            digest differs.
     """
     data = _unpack(path, hint)
     try:
@@ -81,13 +81,13 @@ def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Ro
             rows.setdefault(row["task"], []).append(row)
     if digest is not None and digest_of(data) != digest:
         raise WorkbenchError(
-            f"{path}: the rows are not those that were scored: their digest is {digest_of(data)}, expected {digest}", hint
+            f"{path}: the rows changed after scoring: their digest is {digest_of(data)}, expected {digest}", hint
         )
     return rows
 
 
 def unpacked(path: Path) -> bytes | None:
-    """Return the content of a compressed file; None where the file is missing or damaged."""
+    """Return the content of a compressed file, or None if the file is missing or damaged."""
     try:
         return _unpack(path, "")
     except WorkbenchError:
@@ -95,7 +95,7 @@ def unpacked(path: Path) -> bytes | None:
 
 
 def unpacked_json(path: Path) -> Any:
-    """Return the JSON of a compressed file; None where the file is missing or damaged, so that its content is computed again."""
+    """Return the JSON of a compressed file, or None if the file is missing or damaged and its content must be computed again."""
     try:
         return parse(_unpack(path, "").decode("utf-8"), str(path))
     except (WorkbenchError, UnicodeDecodeError):
@@ -106,7 +106,7 @@ def _unpack(path: Path, hint: str) -> bytes:
     try:
         return gzip.decompress(path.read_bytes())
     except FileNotFoundError:
-        raise WorkbenchError(f"{path}: no such file, but the scores refer to it", hint) from None
+        raise WorkbenchError(f"{path}: the file does not exist, but the scores refer to it", hint) from None
     except EOFError:
         raise WorkbenchError(f"{path}: the file is truncated", hint) from None
     except (OSError, zlib.error) as error:
@@ -114,18 +114,18 @@ def _unpack(path: Path, hint: str) -> bytes:
 
 
 def _problem(row: Any, answers: bool) -> str | None:
-    """Say why a JSON value is no row of the store."""
+    """Return the reason why a JSON value is not a row of the store, or None."""
     if not isinstance(row, dict):
         return f"expected a JSON object, found {type(row).__name__}"
     for key in ("task", "id", *(() if answers else ("cluster", "prompt"))):
         if not isinstance(row.get(key), str):
-            return f"expected a text under '{key}', found {json.dumps(row.get(key))[:60]}"
+            return f"expected a string under '{key}', found {json.dumps(row.get(key))[:60]}"
     if not answers:
         choices, gold = row.get("choices"), row.get("gold")
         if choices is not None and not (isinstance(choices, list) and all(isinstance(c, str) for c in choices)):
-            return f"expected a list of texts under 'choices', found {json.dumps(choices)[:60]}"
+            return f"expected a list of strings under 'choices', found {json.dumps(choices)[:60]}"
         fits = isinstance(gold, (int, str)) or gold is None or (isinstance(gold, list) and all(isinstance(g, int) for g in gold))
-        return None if fits else f"expected a number or a text under 'gold', found {json.dumps(gold)[:60]}"
+        return None if fits else f"expected a number or a string under 'gold', found {json.dumps(gold)[:60]}"
     metrics, values = row.get("metrics"), row.get("loglikelihoods")
     if not isinstance(metrics, dict):
         return f"expected an object under 'metrics', found {json.dumps(metrics)[:60]}"
@@ -135,14 +135,15 @@ def _problem(row: Any, answers: bool) -> str | None:
     if values is not None and not (isinstance(values, list) and all(map(is_number, values))):
         return f"expected a list of numbers under 'loglikelihoods', found {json.dumps(values)[:60]}"
     if row.get("response") is not None and not isinstance(row["response"], str):
-        return f"expected a text under 'response', found {json.dumps(row['response'])[:60]}"
+        return f"expected a string under 'response', found {json.dumps(row['response'])[:60]}"
     return None
 
 
 class Journal:
-    """Answers by number of the request, one JSON line each, appended while a task is scored.
+    """Answers by request number, one JSON line each, appended while a task is scored.
 
-    Reading stops at the first line that is no answer, such as one that a kill has cut; the requests from there on are asked again.
+    Reading stops at the first line that is not an answer, for instance because the process was killed while writing; the requests of this
+    and all later lines are scored again.
     """
 
     def __init__(self, path: Path, digest: str) -> None:
@@ -157,26 +158,26 @@ class Journal:
                 break
             whole.append(line)
             self.done[answer[0]] = answer[1]
-        if self.done.pop(-1, digest) != digest:  # another configuration of the same first digits
+        if self.done.pop(-1, digest) != digest:  # another configuration whose digest starts with the same digits
             whole, self.done = [], {}
         if not whole or len(whole) < len(lines):
             write_bytes(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
 
     def add(self, answers: Mapping[int, Any]) -> None:
-        """Keep some more answers."""
+        """Append answers to the file."""
         with self.path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps([number, answer], ensure_ascii=False) + "\n" for number, answer in answers.items())
 
 
 def _answered(line: str) -> tuple[int, Any] | None:
-    """(request, answer) of a journal's line; None where it is no such line."""
+    """Parse a line of the journal as (request number, answer); None for other lines."""
     try:
-        found = parse(line, "")
+        entry = parse(line, "")
     except WorkbenchError:
         return None
-    if not isinstance(found, list) or len(found) != 2 or not isinstance(found[0], int) or isinstance(found[0], bool):
+    if not isinstance(entry, list) or len(entry) != 2 or not isinstance(entry[0], int) or isinstance(entry[0], bool):
         return None
-    number, answer = found
+    number, answer = entry
     likelihood = isinstance(answer, list) and len(answer) == 2 and is_number(answer[0]) and isinstance(answer[1], (bool, int))
     texts = isinstance(answer, list) and all(isinstance(text, str) for text in answer)
     return (number, answer) if likelihood or texts or isinstance(answer, str) else None

@@ -1,4 +1,4 @@
-"""Groups of tasks, as lm-eval's group files define them: which tasks they hold, and the aggregates over these."""
+"""Groups of tasks as defined by lm-eval's group files: their tasks, and the aggregates over these tasks."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Aggregate:
     """One entry of a group's `aggregate_metric_list`.
 
     Attributes:
-        metric: Without its filter: `acc`.
-        filters: Filters whose metrics are aggregated, each for itself; None: all that some task has.
-        weighted: Whether each task counts by its number of items (`weight_by_size`).
+        metric: Name without its filter: `acc`.
+        filters: Filters whose metrics are aggregated, one aggregate per filter; None: all filters that a task has.
+        weighted: Weight each task by its number of items (`weight_by_size`).
     """
 
     metric: str
@@ -38,15 +38,15 @@ class TaskGroup:
     aggregates: tuple[Aggregate, ...] = ()
 
     def document(self) -> dict[str, Any]:
-        """Return what plan.json holds of the group."""
+        """Return the group's entry in plan.json."""
         return asdict(self)
 
 
 def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, list[TaskGroup]]:
-    """Return each group of a folder of task files, with its subgroups after it.
+    """Return each group of a folder of task files, followed by its subgroups.
 
     Raises:
-        WorkbenchError: A group names an unknown task or itself, or changes a task's settings in place.
+        WorkbenchError: If a group lists an unknown task, contains itself, or changes a task's settings.
     """
     files = group_files(tasks_dir)
     tags: dict[str, list[str]] = {}
@@ -58,7 +58,7 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
     def group(name: str, seen: tuple[str, ...]) -> list[TaskGroup]:
         path, config = files[name]
         if name in seen:
-            raise WorkbenchError(f"{path}: group '{name}' contains itself", "Break the cycle of groups.")
+            raise WorkbenchError(f"{path}: group '{name}' contains itself", "Remove the cycle of groups.")
         tasks: list[str] = []
         inner: list[TaskGroup] = []
         given = config.get("task") or []
@@ -67,12 +67,12 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
             if not isinstance(child, str) or (isinstance(item, dict) and len(item) > 1):
                 raise WorkbenchError(
                     f"{path}: group '{name}': expected names of tasks and groups, found {str(item)[:80]}",
-                    "Give a task with settings of its own a file of its own, and name it here.",
+                    "Put a task with other settings into its own file and list its name here.",
                 )
             if child in files:
-                found = group(child, (*seen, name))
-                inner += found
-                tasks += found[0].tasks
+                subgroups = group(child, (*seen, name))
+                inner += subgroups
+                tasks += subgroups[0].tasks
             elif child in index:
                 tasks.append(child)
             elif child in tags:
@@ -101,13 +101,13 @@ def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Ag
                 None,
             )
         if entry.get("aggregation", "mean") != "mean":
-            raise WorkbenchError(f"{path}: group '{name}': aggregation {entry['aggregation']}: lm-eval knows only mean", None)
+            raise WorkbenchError(f"{path}: group '{name}': aggregation {entry['aggregation']}: lm-eval supports only mean", None)
         chosen = None if filters is None else (filters,) if isinstance(filters, str) else tuple(filters)
         yield Aggregate(metric, chosen, bool(entry.get("weight_by_size", True)))
 
 
 def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
-    """Return the suite with each group replaced by its tasks; a setting of a group holds for its tasks, unless a task has its own."""
+    """Return the suite with each group replaced by its tasks; a group's settings apply to its tasks that have no own setting."""
     if not any(name in groups for name in suite.tasks):
         return suite
     leaves = {name: groups[name][0].tasks if name in groups else (name,) for name in suite.tasks}
@@ -116,18 +116,19 @@ def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
         if isinstance(value, dict) and key not in ("contrasts", "facts"):
             spread = {leaf: v for name, v in value.items() if name in groups and name in leaves for leaf in leaves[name]}
             fields[key] = {**spread, **{name: v for name, v in value.items() if name not in spread and name not in groups}}
-    return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for found in leaves.values() for leaf in found))})
+    return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for tasks in leaves.values() for leaf in tasks))})
 
 
 def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]]:
-    """Return the groups' aggregates of one configuration, as lm-eval computes them: sums of the tasks' metrics times their weights, over
-    the sum of the weights; tasks without the metric are left out.
+    """Return the groups' aggregates of one configuration: weighted means of the tasks' metrics, as lm-eval computes them.
+
+    Tasks without the metric are ignored.
 
     Args:
-        record: plan.json.
-        scores: Of a configuration under that plan.
+        record: Content of plan.json.
+        scores: Scores of a configuration under that plan.
     """
-    found = []
+    aggregates = []
     for group in record.get("groups", ()):
         for entry in group["aggregates"]:
             filters = {task: record["tasks"][task].get("filters") or ["none"] for task in group["tasks"]}
@@ -142,7 +143,7 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
                 if parts:
                     weights = [n if entry["weighted"] else 1 for _, n in parts]
                     value = sum(v * w for (v, _), w in zip(parts, weights, strict=True)) / sum(weights)
-                    found.append(
+                    aggregates.append(
                         {
                             "group": group["name"],
                             "alias": group["alias"],
@@ -154,7 +155,7 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
                             "n": sum(n for _, n in parts),
                         }
                     )
-    return found
+    return aggregates
 
 
 def _stored_name(metric: str, by: str, filters: Sequence[str]) -> str:

@@ -1,7 +1,7 @@
-"""Runs of lm-eval itself in the score store: the `samples_TASK_DATE.jsonl` files that `lm_eval --log_samples` writes.
+"""Import of lm-eval runs into the score store, from the `samples_TASK_DATE.jsonl` files that `lm_eval --log_samples` writes.
 
-Two imported runs are compared like any others where documents, prompts, answers and filters are the same; that is what
-their plan's digest covers. Weights, tokenizer and dtype are not known here: a run is identified by its name and its numbers.
+Imported runs are compared like any others if their documents, prompts, gold answers and filters are the same, which the plan's digest covers.
+Weights, tokenizer and dtype are not known: a run is identified by its name and its numbers.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ SCORER = "lm_eval"
 
 @dataclass(frozen=True)
 class ImportedPlan(ScorePlan):
-    """A plan of scores that were taken elsewhere. `identities`: of each task what has to be equal for two runs to be comparable."""
+    """A plan of imported scores; `identities` holds by task the digest that must be equal for two runs to be comparable."""
 
     identities: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def digest(self) -> str:
-        """Of documents, requests, targets, filters, metrics and clusters; tokenizer, dtype and weights are not known here."""
+        """Digest of documents, requests, targets, filters, metrics and clusters; tokenizer, dtype and weights are not known."""
         return _digest([_FORMAT, *self.identities.items()])
 
     def document(self) -> dict[str, Any]:
-        """plan.json, marked as imported."""
+        """Return the content of plan.json, marked as imported."""
         document = super().document()
         tasks = {task: {**about, "digest": self.identities[task]} for task, about in document["tasks"].items()}
         unknown = dict.fromkeys(("tokenizer", "dtype", "batch_size"))
@@ -52,7 +52,7 @@ class ImportedPlan(ScorePlan):
 
 @dataclass(frozen=True)
 class ImportedRun:
-    """What an import has kept: `new` is False where the store held the same numbers under that name."""
+    """The result of an import; `new` is False if the store already had the same numbers under this name."""
 
     scores: Scores
     plan: ScorePlan
@@ -63,15 +63,17 @@ class ImportedRun:
 def import_samples(
     files: Sequence[Path], store: ScoreStore, *, name: str | None = None, suite: str | None = None, cluster: str | None = None
 ) -> list[ImportedRun]:
-    """Read lm-eval's sample files into the store: one configuration a folder.
+    """Import lm-eval's sample files into the store, one configuration per folder.
 
     Args:
-        files: `samples_TASK_DATE.jsonl` files, or folders of them (of every task the newest).
-        name: Of the configuration, where all files lie in one folder; default: the folder's.
-        suite: Default: "imported".
-        cluster: Field of the documents; default: `cluster` where all have it, else every item stands alone.
+        files: `samples_TASK_DATE.jsonl` files, or folders of such files (the newest file of each task is used).
+        store: The store.
+        name: Name of the configuration if all files are in one folder; default: the folder's name.
+        suite: Name of the suite; default: "imported".
+        cluster: Field of the documents with their cluster; default: `cluster` if all documents have it, else each item is its own cluster.
 
-    Errors: no such files, two files of one task, lines of another form, a name that has other numbers already.
+    Raises:
+        WorkbenchError: If a file does not exist, two files belong to one task, a line has another form, or the name already has other numbers.
     """
     folders: dict[Path, dict[str, Path]] = {}
     for file in _expanded(files):
@@ -79,12 +81,12 @@ def import_samples(
         other = folders.setdefault(file.resolve().parent, {}).setdefault(task, file)
         if other != file:
             raise WorkbenchError(
-                f"{file} and {other.name} are both of task '{task}'", "Name one of the two: a run has one file a task."
+                f"{file} and {other.name} both belong to task '{task}'", "Give only one of them: a run has one file per task."
             )
     if name and len(folders) > 1:
         raise WorkbenchError(
-            f"--name {name}: the files lie in {len(folders)} folders, which are {len(folders)} configurations",
-            "Import them in one call a folder, each with its --name.",
+            f"--name {name}: the files are in {len(folders)} folders, which make {len(folders)} configurations",
+            "Import each folder in a separate call with its own --name.",
         )
     read = {
         folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()
@@ -93,14 +95,17 @@ def import_samples(
 
 
 def imported_suites(store: ScoreStore) -> list[str]:
-    """Names of the suites that imported runs stand under."""
+    """Return the names of the suites of imported runs."""
     return sorted({plan["suite"]["suite"] for plan, _ in _plans(store)})
 
 
 def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[Scores]:
-    """Imported scores by name, the first one first. Of several plans the newest that has all names; without names all of the newest.
+    """Return imported scores by name, in the order of the names, from the newest plan that has all of them.
 
-    Errors: unknown name, names under different plans.
+    Without names, all scores of the newest plan are returned.
+
+    Raises:
+        WorkbenchError: If a name is unknown or the names are under different plans.
     """
     groups = [stored_in(folder) for plan, folder in _plans(store) if plan["suite"]["suite"] == suite]
     groups.sort(key=lambda group: max((s.created for s in group), default=""), reverse=True)
@@ -115,16 +120,16 @@ def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[S
         if name not in every:
             raise WorkbenchError(
                 f"suite '{suite}' has no imported run '{name}'. {nearest(name, every)}",
-                "`workbench scores ls` lists all; `workbench scores import FILE... --name NAME` adds one.",
+                "`workbench scores ls` lists all runs; `workbench scores import FILE... --name NAME` adds one.",
             )
     raise WorkbenchError(
         f"suite '{suite}': these runs are not comparable: {_differing([every[name] for name in names], store)}",
-        "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all of them, and import again with one --cluster.",
+        "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all runs, and import them with the same --cluster.",
     )
 
 
 def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
-    """In what two imported runs under different plans differ."""
+    """Describe a difference between two imported runs under different plans."""
     first = store.record(scores[0])["tasks"]
     for s in scores[1:]:
         tasks = store.record(s)["tasks"]
@@ -132,50 +137,70 @@ def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
         if tasks.keys() != first.keys():
             return f"{pair} have different tasks ({', '.join(first)}; {', '.join(tasks)})"
         if other := [t for t in tasks if tasks[t]["digest"] != first[t]["digest"]]:
-            return f"{pair} saw different documents, prompts, clusters or filters in {', '.join(other)}"
-    return "no plan has all of them"
+            return f"{pair} have different documents, prompts, clusters or filters in {', '.join(other)}"
+    return "no plan has all of these runs"
 
 
 def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
-    """What the store holds, one document a plan, by suite and then the newest first: `scores ls --json`."""
-    found = []
-    for path in store.root.glob("*/plan.json"):
-        plan, scores = plan_record(path.parent), stored_in(path.parent)
-        found.append({
-            "suite": plan["suite"]["suite"], "plan": plan["plan"], "imported": bool(plan.get("imported")), "scorer": plan["scorer"], "dtype": plan["dtype"],
-            "batch_size": plan["batch_size"], "partial": bool(plan["partial"]), "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
-            "created": max((s.created for s in scores), default=""), "bytes": sum(f.stat().st_size for f in path.parent.rglob("*") if f.is_file()),
-            "unfinished": len(list(path.parent.glob("*.partial"))), "folder": path.parent.name,
-            "configurations": [{"name": s.configuration.name, "role": s.configuration.role, "digest": s.configuration.digest, "created": s.created,
-                                "aliases": sorted(a.name for a in s.aliases)} for s in scores]})  # fmt: skip
-    found.sort(key=lambda plan: plan["created"], reverse=True)
-    return sorted(found, key=lambda plan: plan["suite"])
+    """Return one document per plan in the store, by suite and the newest first: the content of `scores ls --json`."""
+    documents = [_plan_document(path.parent) for path in store.root.glob("*/plan.json")]
+    documents.sort(key=lambda plan: plan["created"], reverse=True)
+    return sorted(documents, key=lambda plan: plan["suite"])
+
+
+def _plan_document(folder: Path) -> dict[str, Any]:
+    plan, scores = plan_record(folder), stored_in(folder)
+    return {
+        "suite": plan["suite"]["suite"],
+        "plan": plan["plan"],
+        "imported": bool(plan.get("imported")),
+        "scorer": plan["scorer"],
+        "dtype": plan["dtype"],
+        "batch_size": plan["batch_size"],
+        "partial": bool(plan["partial"]),
+        "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
+        "created": max((s.created for s in scores), default=""),
+        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        "unfinished": len(list(folder.glob("*.partial"))),
+        "folder": folder.name,
+        "configurations": [
+            {
+                "name": s.configuration.name,
+                "role": s.configuration.role,
+                "digest": s.configuration.digest,
+                "created": s.created,
+                "aliases": sorted(a.name for a in s.aliases),
+            }
+            for s in scores
+        ],
+    }
 
 
 def _plans(store: ScoreStore) -> list[tuple[dict[str, Any], Path]]:
-    found = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
-    return [(plan, folder) for plan, folder in found if plan.get("imported") and stored_in(folder)]
+    plans = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
+    return [(plan, folder) for plan, folder in plans if plan.get("imported") and stored_in(folder)]
 
 
 def _expanded(files: Iterable[Path]) -> list[Path]:
-    """The files, with folders replaced by the newest file of each of their tasks."""
-    found: dict[Path, None] = {}
+    """Return the files, with each folder replaced by the newest file of each of its tasks."""
+    expanded: dict[Path, None] = {}
     for file in files:
         if file.is_dir():
             inner = sorted((p for p in file.glob("samples_*.jsonl")), key=_date_of)
             if not inner:
                 raise WorkbenchError(
-                    f"{file}: no samples_*.jsonl in this folder",
-                    "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/.",
+                    f"{file}: the folder has no samples_*.jsonl files",
+                    "lm_eval writes them with --log_samples --output_path DIR into DIR/MODEL/.",
                 )
-            found.update(dict.fromkeys({_task_of(p): p for p in inner}.values()))
+            expanded.update(dict.fromkeys({_task_of(p): p for p in inner}.values()))
         elif file.is_file():
-            found[file] = None
+            expanded[file] = None
         else:
             raise WorkbenchError(
-                f"{file}: no such file", "lm_eval writes them with --log_samples --output_path DIR, below DIR/MODEL/."
+                f"{file}: the file does not exist",
+                "lm_eval writes sample files with --log_samples --output_path DIR into DIR/MODEL/.",
             )
-    return list(found)
+    return list(expanded)
 
 
 def _task_of(file: Path) -> str:
@@ -184,7 +209,8 @@ def _task_of(file: Path) -> str:
     if file.name.startswith("samples_") and file.suffix == ".jsonl":
         return file.stem.removeprefix("samples_")
     raise WorkbenchError(
-        f"{file}: expected a file samples_TASK_DATE.jsonl", "Keep the name that lm_eval gave it: the task is read from it."
+        f"{file}: expected a file name of the form samples_TASK_DATE.jsonl",
+        "Keep lm_eval's file names: they contain the names of the tasks.",
     )
 
 
@@ -194,7 +220,7 @@ def _date_of(file: Path) -> str:
 
 
 def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name: str, suite: str) -> ImportedRun:
-    """One configuration into the store."""
+    """Store the samples of a folder as one configuration."""
     results = _results(folder, [s.file for s in samples])
     plan = _plan(samples, suite, results)
     # The name is part of the identity: two models may have the same numbers on a few items.
@@ -205,11 +231,11 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name:
         if other.configuration.name == name and other.configuration.digest == digest and other.rows is not None:
             return ImportedRun(other, plan, False, notes)
         if other.configuration.name == name and other.configuration.digest == digest:
-            break  # stored by a version that kept no digest of the rows: written again
+            break  # stored by an earlier version without a digest of the rows: write it again
         if other.configuration.name == name:
             raise WorkbenchError(
-                f"{folder}: suite '{suite}' holds other numbers of '{name}' on the same items",
-                f"Give this run another name: --name {name}-2. To replace the old one: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
+                f"{folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
+                f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
             )
     scores = _scores(samples, plan, Configuration(digest, name), results)
     return ImportedRun(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
@@ -219,9 +245,13 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
     if not re.fullmatch(SUITE_NAME, suite):
         raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
     made = Suite.model_validate(
-        {"suite": suite, "description": "Imported from lm-eval's sample files", "tasks": tuple(s.task for s in samples),
-         "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples}}
-    )  # fmt: skip
+        {
+            "suite": suite,
+            "description": "Imported from lm-eval's sample files",
+            "tasks": tuple(s.task for s in samples),
+            "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples},
+        }
+    )
     told = results.get("higher_is_better")
     better: Mapping[str, Any] = told if isinstance(told, dict) else {}
     return ImportedPlan(
@@ -246,17 +276,17 @@ def _digest(value: Any) -> str:
 
 
 def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """lm-eval's results_DATE.json of the same run, where it lies beside the samples."""
+    """Read lm-eval's results_DATE.json of the same run, if it is beside the samples."""
     for date in {_date_of(file) for file in files} - {""}:
         path = folder / f"results_{date}.json"
         if path.is_file():
-            with contextlib.suppress(WorkbenchError):  # what it says is shown, and decides nothing
+            with contextlib.suppress(WorkbenchError):  # its content is only displayed
                 return read_object(path, infinite=True)
     return {}
 
 
 def _scores(samples: Sequence[TaskSamples], plan: ScorePlan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
-    """Means and intervals of the imported rows, with what the results file says of the run."""
+    """Return the scores of the imported rows, with the device, time and versions from the results file."""
     versions = {"lm_eval": results.get("lm_eval_version"), "transformers": results.get("transformers_version")}
     settings = results.get("config")
     device = settings.get("device") if isinstance(settings, dict) else None
@@ -272,10 +302,10 @@ def _scores(samples: Sequence[TaskSamples], plan: ScorePlan, configuration: Conf
     )
 
 
-def _seconds(found: Any) -> float:
-    """Return the run's time, which lm-eval writes as a text; 0 where it is no time."""
+def _seconds(value: Any) -> float:
+    """Return the run's time, which lm-eval writes as a string; 0 for any other value."""
     try:
-        seconds = round(float(found), 2)
+        seconds = round(float(value), 2)
     except (TypeError, ValueError, OverflowError):
         return 0.0
     return seconds if 0 <= seconds < math.inf else 0.0

@@ -1,6 +1,6 @@
-"""Differences of two configurations on the same items: means and ratios of sums, each with its test and its interval.
+"""Differences between two configurations on the same items: means and ratios of sums, with tests and intervals.
 
-Both rest on `changes`: the test flips the signs of clusters, and the interval excludes 0 exactly where the test rejects.
+Both use `changes`: the test flips the signs of clusters, and the interval excludes 0 exactly if the test rejects.
 """
 
 from __future__ import annotations
@@ -23,13 +23,16 @@ PairT = TypeVar("PairT", bound="Pair")
 
 @dataclass(frozen=True)
 class Pair(ABC):
-    """A difference b - a over paired items, with its test. `interval(level)` excludes 0 exactly when p <= level.
+    """A difference b - a over paired items, with its test. `interval(level)` excludes 0 exactly if p <= level.
 
     Attributes:
-        se: Cluster-robust standard error of `diff`; 0 if no item changed, or all clusters changed alike.
-        p: Two-sided, of "no difference".
-        wins, losses: Items whose score rose, fell.
-        changes: What the test rests on.
+        n: Number of items.
+        clusters: Number of clusters.
+        diff: The difference.
+        se: Cluster-robust standard error of `diff`; 0 if no item changed or all clusters changed by the same amount.
+        wins: Number of items whose score rose.
+        losses: Number of items whose score fell.
+        changes: Data of the test.
     """
 
     n: int
@@ -42,30 +45,31 @@ class Pair(ABC):
 
     @property
     def unchanged(self) -> bool:
-        """No item has another score."""
+        """True if no item has another score."""
         return self.wins == self.losses == 0
 
     @property
     def p(self) -> float:
-        """Two-sided, of "no difference"."""
+        """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else self.changes.p
 
     def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Two-sided interval of confidence 1 - level."""
+        """Return the two-sided interval of confidence 1 - level."""
         return self.within(self.changes.critical(level), self.p <= level)
 
     def within(self, critical: float, rejected: bool) -> tuple[float, float]:
-        """Interval at a critical value, a family's for instance; it excludes 0 exactly if the test rejected."""
+        """Return the interval at a critical value, such as a family's; it excludes 0 exactly if the test rejected."""
         return (0.0, 0.0) if self.unchanged else self._within(critical, rejected)
 
     @abstractmethod
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]: ...
 
     def mde(self, critical: float | None = None, power: float = 0.8) -> float | None:
-        """Smallest true difference that a test finds with this power; None if no spread was seen.
+        """Return the smallest true difference that a test detects with this power; None if the differences have no spread.
 
         Args:
-            critical: Of the test; that of a single test at 5 % if not given.
+            critical: Critical value of the test; default: that of a single test at 5 %.
+            power: Probability of detection.
         """
         if not TINY < self.se < math.inf:
             return None
@@ -73,7 +77,7 @@ class Pair(ABC):
         return (t + upper_t(1 - power, 10**6)) * self.se if math.isfinite(t) else None
 
     def needs(self, effect: float, critical: float | None = None, power: float = 0.8) -> int | None:
-        """Items, about, at which a difference of this size would be found; at least as many as make 20 clusters."""
+        """Return the approximate number of items that would detect a difference of this size, enough for at least 20 clusters."""
         smallest = self.mde(critical, power)
         if smallest is None or effect <= 0:
             return None
@@ -81,7 +85,7 @@ class Pair(ABC):
 
 
 def tested_together(pairs: Sequence[PairT]) -> list[PairT]:
-    """The same pairs, all over the same clusters, with their p values from one run over the sign patterns."""
+    """Return pairs over the same clusters with their p values, computed in one pass over the sign patterns."""
     if not pairs:
         return []
     p = tails(np.stack([pair.changes.sums for pair in pairs], 1))
@@ -102,13 +106,15 @@ def paired(
     """Compare the scores `b` of a configuration with those `a` of the baseline on the same items, in the same order.
 
     Args:
-        cluster: A label an item; every item its own cluster if not given.
-        span: Largest possible change of an item; 1 where all scores lie in [0, 1], else none if not given.
+        a: Scores of the baseline.
+        b: Scores of the configuration.
+        cluster: One label per item; default: each item is its own cluster.
+        span: Largest possible change of an item; default: 1 if all scores lie in [0, 1], else no limit.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
     if not x.size or x.shape != y.shape or label.shape != x.shape:
-        raise ValueError(f"paired items expected, got {x.size} and {y.size} scores with {label.size} clusters")
+        raise ValueError(f"expected paired items, got {x.size} and {y.size} scores with {label.size} cluster labels")
     d, k = y - x, int(label.max()) + 1
     if span is None and min(x.min(), y.min()) >= 0 and max(x.max(), y.max()) <= 1:
         span = 1.0
@@ -133,15 +139,15 @@ def paired(
 
 @dataclass(frozen=True)
 class Ratio(Pair):
-    """Difference b - a of one corpus metric, in the metric's units, over paired items.
+    """Difference b - a of a corpus metric over paired items, in the metric's units.
 
-    Tested on the rates, -sum of numerators / sum of weights: their difference is one weighted mean of paired differences, whose interval
-    is +- t * the jackknife's error. The interval of a difference of perplexities is the range of exp(rate b) - exp(rate a) over the joint confidence ellipse of both rates, so that it
-    excludes 0 exactly when the interval of the rates' difference does.
+    The test uses the rates, -sum of numerators / sum of weights: their difference is a weighted mean of paired differences, whose interval
+    is +- t * the jackknife error. The interval of a difference of perplexities is the range of exp(rate b) - exp(rate a) over the joint
+    confidence ellipse of both rates, so that it excludes 0 exactly if the interval of the rates' difference does.
     """
 
     _kind: str = field(repr=False)
-    _rates: Floats = field(repr=False)  # of a and b, nats a unit of weight
+    _rates: Floats = field(repr=False)  # of a and b, in nats per unit of weight
     _covariance: Floats = field(repr=False)
 
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]:
@@ -163,14 +169,22 @@ def paired_ratio(
     weights: Sequence[float] | Floats,
     cluster: Sequence[Any] | None = None,
 ) -> Ratio:
-    """Compare a corpus metric of a configuration, numerators `b`, with the baseline's, numerators `a`, on items of equal weights."""
+    """Compare a corpus metric of a configuration with the baseline's on the same items, in the same order.
+
+    Args:
+        kind: Kind of ratio, one of `statistics.RATIOS`.
+        a: Numerators of the baseline.
+        b: Numerators of the configuration.
+        weights: Weights of the items, which both share.
+        cluster: One label per item; default: each item is its own cluster.
+    """
     x, y, w = (np.asarray(v, np.float64) for v in (a, b, weights))
     label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
     if not x.size or not x.shape == y.shape == w.shape == label.shape:
         raise ValueError(
-            f"paired items expected, got {x.size} and {y.size} numerators with {w.size} weights, {label.size} clusters"
+            f"expected paired items, got {x.size} and {y.size} numerators with {w.size} weights, {label.size} cluster labels"
         )
-    d, k = x - y, int(label.max()) + 1  # in nats, as the rates: above 0 where b is less likely
+    d, k = x - y, int(label.max()) + 1  # in nats, like the rates: positive if b is less likely
     rates, covariance, df = clustered_rates(np.stack([-x, -y]), w, label)
     before, after = (ratio(kind, v, w) for v in (x, y))
     slopes = np.full(2, 1 / math.log(2)) if kind == "bits_per_byte" else np.array([before, after])
@@ -182,16 +196,16 @@ def paired_ratio(
 
 
 def _error_between(covariance: Floats) -> float:
-    """Standard error of the difference of two rates."""
+    """Return the standard error of the difference of two rates."""
     variance = float(covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1])
     return math.sqrt(variance) if variance > TINY**2 else 0.0
 
 
 def _image(a: float, shift: float, ends: tuple[float, float], t: float, covariance: Floats) -> tuple[float, float]:
-    """Range of exp(a + shift) - exp(a) where (shift, a) runs along the ellipse of radius t whose shifts reach `ends`."""
+    """Return the range of exp(a + shift) - exp(a) for (shift, a) on the ellipse of radius t whose shifts reach `ends`."""
     if not all(map(math.isfinite, (*ends, t))):
         return -math.inf, math.inf
-    angle = np.linspace(-np.pi, np.pi, 1025)  # 0 and +-pi are on the grid: where shifts end
+    angle = np.linspace(-np.pi, np.pi, 1025)  # the grid includes 0 and +-pi, where the shifts reach their ends
     x, y = np.cos(angle), np.sin(angle)
     error = _error_between(covariance)
     along = float(covariance[0, 1] - covariance[0, 0]) / error if error else 0.0

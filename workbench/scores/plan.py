@@ -1,6 +1,6 @@
-"""Suites: which tasks are scored, on which items, and the digest of everything that decides the numbers.
+"""Score plans: the tasks of a suite, their items, and the digest of everything that decides the scores.
 
-Nothing here imports torch or lm_eval, so that stored scores can be found quickly.
+This module imports neither torch nor lm_eval, so that stored scores are found quickly.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
 
 @dataclass(frozen=True)
 class Item:
-    """One item of a task: its id and the cluster it belongs to."""
+    """One item of a task: its id and its cluster."""
 
     id: str
     cluster: str
@@ -35,20 +35,22 @@ class Item:
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """One suite, on fixed items, with one tokenizer, scorer, dtype and batch size. Equal digest: comparable scores.
+    """A suite on fixed items with one tokenizer, scorer, dtype and batch size. Scores under plans of equal digest are comparable.
 
     Attributes:
-        items: Task -> its items, in the order of the data.
-        kinds, metrics: lm-eval's output type and metrics of each task.
-        lower: Metrics of each task where lower is better.
-        ratios: Metrics of each task that are ratios of sums over items, with their kind.
-        tokenizer: Folder of the tokenizer, or the object.
-        bundled: Tasks that lm-eval brings along.
-        partial: Cut by a limit that the suite does not ask for.
-        scorer: What computes log-likelihoods: the suite's scorer, or its backend.
-        facts: What the digest is taken of.
-        groups: `groups.Group.document` of the groups that the suite lists, with their subgroups.
-        filters: Names of each task's filters.
+        items: Items by task, in the order of the data.
+        kinds: lm-eval's output type by task.
+        metrics: Metrics by task.
+        tokenizer: Folder of the tokenizer, or the tokenizer itself.
+        tasks_dir: Folder of the local tasks.
+        bundled: Tasks that come with lm-eval.
+        partial: True if a limit that is not in the suite cuts the items.
+        lower: Metrics where lower is better, by task.
+        ratios: Kind by metric for metrics that are ratios of sums over items, by task.
+        scorer: Scorer of log-likelihoods: the suite's scorer, or its backend.
+        facts: Values from which the digest is computed, except the scorer.
+        groups: `groups.TaskGroup.document` of the suite's groups and their subgroups.
+        filters: Names of the filters by task.
     """
 
     suite: Suite
@@ -71,31 +73,31 @@ class ScorePlan:
 
     @cached_property
     def digest(self) -> str:
-        """XXH3-128 of everything that decides scores."""
+        """XXH3-128 digest of everything that decides scores."""
         return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
 
     @property
     def generates(self) -> bool:
-        """Return whether some task asks for text, so that generation settings decide scores."""
+        """True if a task generates text, so that generation settings influence scores."""
         return any(kind == "generate_until" for kind in self.kinds.values())
 
     def by(self, scorer: str) -> ScorePlan:
-        """The same plan with another scorer; its scores are not compared with this one's."""
+        """Return this plan with another scorer; scores of the two are not comparable."""
         return replace(self, scorer=scorer)
 
     def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
-        """The same plan on some of its items, in the order of the data: a plan of its own, since batches are other ones."""
+        """Return the plan of some of the items, in the order of the data; it has its own digest because its batches differ."""
         wanted = {task: {item.id for item in items[task]} for task in self.suite.tasks}
         chosen = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in wanted.items()}
-        ids = {task: [item.id for item in found] for task, found in chosen.items()}
+        ids = {task: [item.id for item in kept] for task, kept in chosen.items()}
         return replace(self, items=chosen, facts=[*self.facts, ids])
 
     def primary(self, task: str) -> str:
-        """Headline metric of a task."""
+        """Return the primary metric of a task."""
         return self.suite.primary.get(task, self.metrics[task][0])
 
     def document(self) -> dict[str, Any]:
-        """plan.json."""
+        """Return the content of plan.json."""
         tasks = {
             t: {
                 "n": len(self.items[t]),
@@ -134,10 +136,23 @@ def make_plan(
     limit: int | None = None,
     groups: Sequence[Mapping[str, Any]] = (),
 ) -> ScorePlan:
-    """Choose the items and take the digest.
+    """Select the items of a suite and build its plan.
 
-    The digest covers task definitions, their code and data, the suite's fields that decide scores (not those of the analysis),
+    The plan's digest covers task definitions, their code and data, the suite's fields that decide scores (not the analysis settings),
     tokenizer, chat template, scorer, dtype, batch size and lm-eval's version.
+
+    Args:
+        suite: The suite, with groups replaced by their tasks.
+        sources: Documents of its tasks.
+        tokenizer: Folder of the tokenizer, or the tokenizer itself.
+        tasks_dir: Folder of the local tasks.
+        dtype: Name of the dtype of scoring.
+        batch_size: Number of requests per batch.
+        limit: Maximum number of items per task; a plan that it cuts is partial.
+        groups: `groups.TaskGroup.document` of the suite's groups.
+
+    Raises:
+        WorkbenchError: If a task has no items, no usable metric, items without unique ids or without a cluster, or a contrast is invalid.
     """
     items, parts, partial = {}, [], False
     for source in sources:
@@ -181,13 +196,17 @@ def make_plan(
 
 
 def subset(items: Sequence[Item], n: int) -> tuple[Item, ...]:
-    """The n items with the smallest hash of their id, in their old order."""
+    """Return the n items with the smallest hash of their id, in their original order."""
     chosen = {item.id for item in sorted(items, key=lambda item: (xxhash.xxh3_64_intdigest(item.id.encode()), item.id))[:n]}
     return tuple(item for item in items if item.id in chosen)
 
 
 def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = False) -> list[str]:
-    """Ids of documents. Bundled tasks without an `id` field get a hash of the document's content."""
+    """Return the ids of documents; documents of bundled tasks without an `id` field get a hash of their content.
+
+    Raises:
+        WorkbenchError: If a document of a local task has no field `id`.
+    """
     ids, seen = [], Counter[str]()
     for number, doc in enumerate(docs, 1):
         if doc.get("id") is not None:
@@ -197,20 +216,20 @@ def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = Fa
             seen[name] += 1
             ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
         else:
-            raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Give every item of the data a unique id.")
+            raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Add a unique id to every item of the data.")
     return ids
 
 
 def _items(suite: Suite, source: TaskSource) -> list[Item]:
     name, by = source.name, suite.cluster_of(source.name)
     if not source.docs:
-        raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+        raise WorkbenchError(f"task '{name}' has no items", "Its test data are empty: generate or restore them.")
     ids = item_ids(source.docs, name, bundled=source.bundled)
     twice = [i for i, count in Counter(ids).items() if count > 1]
     if twice:
         raise WorkbenchError(
-            f"task '{name}': {len(twice)} ids occur more than once, first '{twice[0]}'",
-            "Items are paired by id: make the ids of the data unique.",
+            f"task '{name}': {len(twice)} ids occur more than once, the first is '{twice[0]}'",
+            "Items are paired by id: make the ids in the data unique.",
         )
     if by == "id":
         return [Item(i, i) for i in ids]
@@ -218,17 +237,17 @@ def _items(suite: Suite, source: TaskSource) -> list[Item]:
         if doc.get(by) is None:
             raise WorkbenchError(
                 f"task '{name}': item {number} has no cluster field '{by}'. {nearest(by, doc)}",
-                f"Add it to the data, or write `cluster: {{{name}: id}}` in the suite if every item stands alone.",
+                f"Add it to the data, or set `cluster: {{{name}: id}}` in the suite to make each item its own cluster.",
             )
     return [Item(i, str(doc[by])) for i, doc in zip(ids, source.docs, strict=True)]
 
 
 def _check_metric(suite: Suite, source: TaskSource) -> None:
-    """Errors: no metric with a score of an item, a primary or contrasted metric that the task does not have, a contrast of ratios."""
+    """Raise WorkbenchError for a task without a usable metric, an unknown primary or contrast metric, or a contrast of ratios."""
     if not source.metrics:
         raise WorkbenchError(
             f"task '{source.name}' ({source.kind}) has no metric that is a mean over items or a ratio of sums over items",
-            "Metrics such as F1 over the corpus or BLEU cannot be paired by item: use acc, exact_match, perplexity or bits_per_byte.",
+            "Metrics such as corpus F1 or BLEU cannot be compared by item: use acc, exact_match, perplexity or bits_per_byte.",
         )
     known = (*source.metrics, MARGIN) if source.kind == "multiple_choice" else source.metrics
     primary = suite.primary.get(source.name, source.metrics[0])
@@ -244,6 +263,6 @@ def _check_metric(suite: Suite, source: TaskSource) -> None:
             )
         if metric in source.ratios:
             raise WorkbenchError(
-                f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums and has no score of an item",
-                "Name a metric that is a mean over items: `metric: acc`.",
+                f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums, which has no score per item",
+                "Use a metric that is a mean over items: `metric: acc`.",
             )

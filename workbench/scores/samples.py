@@ -1,6 +1,6 @@
-"""lm-eval's `samples_TASK_DATE.jsonl` as rows and items of the score store.
+"""Conversion of lm-eval's `samples_TASK_DATE.jsonl` files to rows and items of the score store.
 
-Format of lm-eval 0.4.13 (`EvaluationTracker.save_results_samples`): one line per document and filter; `arguments` as
+The format is that of lm-eval 0.4.13 (`EvaluationTracker.save_results_samples`): one line per document and filter, with `arguments` as
 {"gen_args_0": {"arg_0": context, "arg_1": continuation or settings}}, `resps` as nested lists of strings, `target` as a string,
 and one key per metric, named in `metrics`.
 """
@@ -27,7 +27,7 @@ from workbench.scores.suite import MARGIN
 from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
-_EXPECTED = "Expected a file that lm_eval --log_samples (0.4.13) has written."
+_EXPECTED = "Expected a file written by lm_eval --log_samples (0.4.13)."
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
 _RATIOS = {metric: how for metric, how in AGGREGATIONS.items() if how in RATIOS}
 _LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
@@ -35,14 +35,16 @@ _LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
 
 @dataclass(frozen=True)
 class TaskSamples:
-    """A task's samples.
+    """The samples of a task.
 
     Attributes:
         kind: lm-eval's output type.
-        metrics: Means and ratios, the first one the headline.
-        ratios: Metric -> kind, where rows hold [numerator, weight].
-        identity: What has to be equal for two runs to be comparable.
-        notes: What was left out, and why.
+        metrics: Means and ratios; the first one is the default primary metric.
+        ratios: Kind by metric, for metrics whose rows hold [numerator, weight].
+        items: Prompts, choices and gold answers.
+        rows: Answers and metrics, in the order of `items`.
+        identity: Content that must be equal for two runs to be comparable.
+        notes: Metrics that were ignored, with the reason.
     """
 
     task: str
@@ -56,20 +58,30 @@ class TaskSamples:
     notes: tuple[str, ...]
 
     def lower(self, better: Mapping[str, Any]) -> list[str]:
-        """Metrics where lower is better, as lm-eval's results file says it, else by their names."""
+        """Return the metrics where lower is better, according to lm-eval's results file or else to their names."""
         return [m for m in self.metrics if not better.get(m.partition(",")[0], m.partition(",")[0] not in _LOWER)]
 
 
 def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSamples:
-    """Read a file. Errors: not lm-eval's samples, no lines, filters that cover different documents, no metric by item, no cluster field."""
+    """Read a file of samples.
+
+    Args:
+        task: Name of the task.
+        file: The file.
+        cluster: Field of the documents with their cluster; default: `cluster` if all documents have it, else each item is its own cluster.
+
+    Raises:
+        WorkbenchError: If the file is not a file of lm-eval's samples or is empty, filters cover different documents, no metric has a number
+            for every item, or documents lack the cluster field.
+    """
     lines = _lines(file)
     filters = list(dict.fromkeys(str(line["filter"]) for line in lines))
     by_filter = {f: {line["doc_id"]: line for line in lines if line["filter"] == f} for f in filters}
     first = by_filter[filters[0]]
-    if any(found.keys() != first.keys() for found in by_filter.values()) or sum(map(len, by_filter.values())) != len(lines):
+    if any(other.keys() != first.keys() for other in by_filter.values()) or sum(map(len, by_filter.values())) != len(lines):
         raise WorkbenchError(
-            f"{file}: a document occurs twice, or not under every filter ({len(lines)} lines, {len(first)} documents, {len(filters)} filters)",
-            "The file is of an interrupted or repeated run: run lm_eval again into an empty folder.",
+            f"{file}: a document occurs twice, or is missing under a filter ({len(lines)} lines, {len(first)} documents, {len(filters)} filters)",
+            "The file comes from an interrupted or repeated run: run lm_eval again into an empty folder.",
         )
     docs = [first[key] for key in sorted(first)]
     kind = _kind(docs[0])
@@ -92,20 +104,20 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
                 row["metrics"][full] = value
     if not names:
         raise WorkbenchError(
-            f"{file}: no metric has a number for every item (found {', '.join(dropped) or 'none'})",
-            "Corpus metrics without a value by item cannot be paired.",
+            f"{file}: no metric has a number for every item (metrics in the file: {', '.join(dropped) or 'none'})",
+            "Corpus metrics without a value per item cannot be compared by item. Use a task with acc, exact_match or perplexity.",
         )
     if kind == "multiple_choice" and _add_margins(items, rows):
         names.append(MARGIN)
     identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
-    notes = [f"{task}: {m} has no number by item and is left out" for m in dropped]
+    notes = [f"{task}: {m} has no number per item and is ignored" for m in dropped]
     return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    asked: str | None = None
-    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    first_kind: str | None = None
+    # splitlines() would also split at other line separators, which JSON strings may contain.
     for number, text in enumerate(text_of(file).split("\n"), 1):
         if not text.strip():
             continue
@@ -113,23 +125,25 @@ def _lines(file: Path) -> list[dict[str, Any]]:
         if problem := _problem(line):
             raise WorkbenchError(f"{file}:{number}: {problem}", _EXPECTED)
         kind = _kind(line).replace("multiple_choice", "loglikelihood")
-        if asked not in (None, kind):
-            raise WorkbenchError(f"{file}:{number}: requests of {kind}, and those before are of {asked}", _EXPECTED)
-        asked = kind
+        if first_kind not in (None, kind):
+            raise WorkbenchError(
+                f"{file}:{number}: requests are of type {kind}, in earlier lines of type {first_kind}", _EXPECTED
+            )
+        first_kind = kind
         lines.append(line)
     if not lines:
-        raise WorkbenchError(f"{file}: no lines", _EXPECTED)
+        raise WorkbenchError(f"{file}: the file has no lines", _EXPECTED)
     return lines
 
 
 def _problem(line: Any) -> str | None:
-    """Say why a JSON value is no line of lm-eval's sample files."""
+    """Return the reason why a JSON value is not a line of lm-eval's sample files, or None."""
     if missing := [key for key in _NEEDED if not isinstance(line, dict) or key not in line]:
-        return f"no {', '.join(missing)}"
+        return f"missing keys: {', '.join(missing)}"
     if not isinstance(line["doc_id"], int) or isinstance(line["doc_id"], bool):
         return f"expected a number under 'doc_id', found {json.dumps(line['doc_id'])[:60]}"
     if not isinstance(line["filter"], str):
-        return f"expected a text under 'filter', found {json.dumps(line['filter'])[:60]}"
+        return f"expected a string under 'filter', found {json.dumps(line['filter'])[:60]}"
     if not isinstance(line["metrics"], list) or not all(isinstance(metric, str) for metric in line["metrics"]):
         return f"expected a list of names under 'metrics', found {json.dumps(line['metrics'])[:60]}"
     given = line["arguments"]
@@ -140,9 +154,9 @@ def _problem(line: Any) -> str | None:
         if not parts or not isinstance(parts[0], str) or not all(isinstance(part, (str, dict)) for part in parts[1:2]):
             return f"expected a context and a continuation or settings in 'arguments', found {json.dumps(request)[:60]}"
     if len({tuple(type(part) for part in list(request.values())[:2]) for request in given.values()}) > 1:
-        return f"requests of different kinds in 'arguments': {json.dumps(given)[:60]}"
+        return f"expected requests of one type in 'arguments', found {json.dumps(given)[:60]}"
     if not _arguments(line):
-        return "no request with a context in 'arguments'"
+        return "'arguments' has no request with a context"
     for metric in line["metrics"]:
         value = _value(metric, line.get(metric))
         if value is not None and (expected := wrong_value(metric, value)):
@@ -151,7 +165,7 @@ def _problem(line: Any) -> str | None:
 
 
 def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
-    """The requests of a document; unconditional ones (acc_mutual_info) left out."""
+    """Return the requests of a document, without unconditional ones (acc_mutual_info)."""
     given = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
     return [request for request in given if request[0] != "" or len(given) == 1]
 
@@ -166,7 +180,7 @@ def _kind(line: Mapping[str, Any]) -> str:
 
 
 def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
-    """The documents' `id`, where all have one of their own, else hashes of their content."""
+    """Return the documents' `id` values if all documents have a unique one, else hashes of their content."""
     own = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
     if None not in own and len({str(i) for i in own}) == len(own):
         return [str(i) for i in own]
@@ -175,7 +189,7 @@ def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
 
 
 def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) -> list[str | None]:
-    """Cluster of each document; None: it stands alone."""
+    """Return the cluster of each document, or None if each item is its own cluster."""
     values = [doc["doc"].get(field or "cluster") if isinstance(doc["doc"], Mapping) else None for doc in docs]
     if None not in values:
         return [str(v) for v in values]
@@ -184,17 +198,17 @@ def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) 
     known = list(docs[0]["doc"]) if isinstance(docs[0]["doc"], Mapping) else []
     raise WorkbenchError(
         f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, known)}",
-        "--cluster FIELD names a field of the documents; without it every item stands alone.",
+        "--cluster FIELD must be a field of all documents; without the option each item is its own cluster.",
     )
 
 
 def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, Any]) -> Row:
-    """What was asked."""
+    """Return the item of a document: prompt, choices and gold answer."""
     requests = _arguments(line)
     choices: list[str] | None = None
     if kind == "multiple_choice":
         endings = [str(request[1]) for request in requests]
-        if len(set(endings)) == 1:  # the choices stand in the contexts
+        if len(set(endings)) == 1:  # the choices are in the contexts
             choices = [str(request[0]) for request in requests]
         else:
             choices = [e.removeprefix(" ") for e in endings] if all(e.startswith(" ") for e in endings) else endings
@@ -208,7 +222,7 @@ def _item(task: str, kind: str, identity: str, cluster: str, line: Mapping[str, 
 
 
 def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path) -> Row:
-    """What was answered, without metrics yet."""
+    """Return the row of a document with the model's answer, without metrics."""
     row: Row = {"task": task, "id": item["id"], "metrics": {}, "response": None, "loglikelihoods": None}
     count = len(_arguments(line))
     try:
@@ -220,14 +234,14 @@ def _answer(task: str, kind: str, item: Row, line: Mapping[str, Any], file: Path
                 raise ValueError
     except (ValueError, IndexError, TypeError, KeyError, SyntaxError, RecursionError, MemoryError):
         raise WorkbenchError(
-            f"{file}: document {line['doc_id']}: resps {str(line['resps'])[:80]} are not those of {kind}",
+            f"{file}: document {line['doc_id']}: expected responses of type {kind} under 'resps', found {str(line['resps'])[:80]}",
             _EXPECTED,
         ) from None
     return row
 
 
 def _loglikelihood(response: Any) -> float:
-    """`[["-1.5", "False"]]`, or `["-1.5"]` of rolling requests."""
+    """Parse a log-likelihood: `[["-1.5", "False"]]`, or `["-1.5"]` for rolling requests."""
     while isinstance(response, list):
         response = response[0]
     text = str(response)
@@ -238,14 +252,14 @@ def _loglikelihood(response: Any) -> float:
 
 
 def _value(metric: str, value: Any) -> float | list[float] | None:
-    """A metric's number, or [numerator, weight] of a ratio; None for anything else."""
+    """Return a metric's number, or [numerator, weight] of a ratio; None for anything else."""
     if metric in _RATIOS:
         pair = value if isinstance(value, list) else [value, 1]
         return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
     if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)
-        right, found = value
-        fits = isinstance(right, int) and isinstance(found, list) and all(map(_is_number, found)) and 0 <= right < len(found)
-        return brier_score(right, [float(p) for p in found]) if fits else None
+        right, shares = value
+        fits = isinstance(right, int) and isinstance(shares, list) and all(map(_is_number, shares)) and 0 <= right < len(shares)
+        return brier_score(right, [float(p) for p in shares]) if fits else None
     return float(value) if _is_number(value) else None
 
 
@@ -257,16 +271,16 @@ def _is_number(value: Any) -> bool:
 
 
 def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
-    """The lead of the gold choice on every item. False, and none, where a gold choice is not known."""
-    found = [margin_of(row, item) for row, item in zip(rows, items, strict=True)]
-    if None in found:
+    """Add the margin of the gold choice to all rows; return False and add none if a gold choice is not known."""
+    margins = [margin_of(row, item) for row, item in zip(rows, items, strict=True)]
+    if None in margins:
         return False
-    for row, margin in zip(rows, found, strict=True):
+    for row, margin in zip(rows, margins, strict=True):
         row["metrics"][MARGIN] = margin
     return True
 
 
 def _hashes(line: Mapping[str, Any]) -> list[str]:
-    """Document, requests and target by their content."""
+    """Return hashes of the document, the requests and the target."""
     parts = (line["doc"], line["arguments"], line["target"])
     return [digest_of(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]

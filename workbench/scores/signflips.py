@@ -1,9 +1,9 @@
-"""Sign flips: how large a mean difference becomes where no difference is expected.
+"""Sign-flip tests: the distribution of a mean difference if there is no true difference.
 
-Where two configurations are equally good, the sum of differences of every cluster is as often positive as negative. Flipping the signs of
-clusters therefore gives the distribution of the mean under "no difference", whatever the clusters' sizes (Pitman 1937). Configurations
-that are scored on the same items are flipped together, so that a family of many similar ones costs little: the largest statistic of
-their rows under each pattern of signs is what a single one has to exceed (step-down max-T, Westfall and Young 1993).
+If two configurations are equally good, each cluster's sum of differences is positive as often as negative. Flipping the signs of clusters
+therefore gives the distribution of the mean under "no difference", for any cluster sizes (Pitman 1937). Configurations scored on the same
+items are flipped together, so that a family of many similar ones costs little power: each row must exceed the largest statistic of all rows
+under the patterns of signs (step-down max-T, Westfall and Young 1993).
 
 Scores are discrete, so p values are mid-p: a pattern that gives exactly the observed value counts half (Lancaster 1961).
 """
@@ -24,18 +24,18 @@ Signs = NDArray[np.int8]
 
 TINY = 1e-12
 PATTERNS = 10_000
-"""Random patterns of signs where there are too many to take all."""
-_ALL_UP_TO = 14  # clusters: all 2^13 patterns, the first sign fixed
-_KEPT_UP_TO = 2048  # clusters whose patterns are kept, a byte a sign
-_CHUNK = 1 << 24  # signs at once
-_CLOSE = 1e-5  # of the sum of absolute values: equal in single precision
+"""Number of random patterns of signs if there are too many to use all."""
+_ALL_UP_TO = 14  # up to this number of clusters all patterns are used: 2^13, with the first sign fixed
+_KEPT_UP_TO = 2048  # up to this number of clusters the patterns stay in memory, one byte per sign
+_CHUNK = 1 << 24  # signs per chunk
+_CLOSE = 1e-5  # relative to the sum of absolute values: closer values count as equal in single precision
 
 
 def flipped(sums: Floats) -> Singles:
     """Return sums over clusters under patterns of signs.
 
-    The first pattern flips nothing. Up to 14 clusters all patterns are taken, the sign of the first cluster fixed, since tests use
-    absolute values alone; above, 10,000 seeded ones, the same for every task with this number of clusters.
+    The first pattern flips nothing. Up to 14 clusters all patterns are used, with the sign of the first cluster fixed because tests use only
+    absolute values; with more clusters 10,000 seeded patterns, the same for all tasks with this number of clusters.
 
     Args:
         sums: [clusters, rows].
@@ -48,21 +48,22 @@ def flipped(sums: Floats) -> Singles:
 
 
 def tails(sums: Floats) -> Floats:
-    """Two-sided mid-p [rows] of "the differences are symmetric about 0", from their sums by cluster [clusters, rows]."""
+    """Return the two-sided mid-p [rows] of differences that are symmetric about 0, from their sums by cluster [clusters, rows]."""
     total = np.abs(sums).sum(0)
-    found, seen, close = np.abs(flipped(sums)), np.abs(sums.sum(0)), _CLOSE * total
-    p = ((found > seen + close).mean(0) + (found >= seen - close).mean(0)) / 2
-    return np.where(np.abs(sums).max(0) > TINY, p, 1.0)  # 1: items changed, but no cluster's sum did
+    drawn, observed, close = np.abs(flipped(sums)), np.abs(sums.sum(0)), _CLOSE * total
+    p = ((drawn > observed + close).mean(0) + (drawn >= observed - close).mean(0)) / 2
+    return np.where(np.abs(sums).max(0) > TINY, p, 1.0)  # 1 if items changed but no cluster's sum did
 
 
 @dataclass(frozen=True)
 class StepDown:
-    """What a family leaves to one row.
+    """The result of a family's step-down test for one row.
 
     Attributes:
         p: Adjusted mid-p.
-        critical: What the row's statistic has to reach at the step at which it was tested.
-        least: The p that the row would have if all its clusters had changed in one direction; above the level no verdict can fall.
+        critical: Value that the row's statistic must reach at its step.
+        least: Adjusted p that the row would have if all its clusters had changed in the same direction; if it is above the level, the row
+            cannot be significant.
     """
 
     p: float
@@ -71,21 +72,21 @@ class StepDown:
 
 
 def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list[StepDown]]:
-    """Test all rows of a family, step by step, the most significant first.
+    """Test all rows of a family step by step, the most significant row first.
 
-    Rows of one task are flipped together and held against the largest statistic of those that are left (max-T). Tasks are independent, and
-    the smallest of their p values is held against their number (Sidak), since statistics over clusters of other shapes are not alike. The
-    probability of any false rejection is at most `alpha`, whichever rows are truly zero.
+    Rows of one task are flipped together and compared with the largest statistic of the remaining rows (max-T). Tasks are independent, and
+    the smallest of their p values is corrected for the number of tasks (Sidak), because statistics over different clusters are not
+    comparable. The probability of any false rejection is at most `alpha`, whichever rows are truly zero.
 
     Args:
         tasks: For each task the sums [clusters, rows] and the rows' scales [rows]; a row's statistic is |sum| / scale.
         alpha: Error rate of the family.
 
     Returns:
-        A step for each row, as `tasks` has them. Rows that are not rejected have the critical value of the first step, which holds for
-        all rows at once.
+        One result per row, in the order of `tasks`. Rows that are not rejected have the critical value of the first step, which holds for
+        all rows together.
     """
-    found = [[StepDown(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
+    results = [[StepDown(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
     ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
     places = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
     first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
@@ -95,23 +96,23 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         ladder, count = ladders[i], len(left)
         running = max(running, _any_of(ladder.p, count))
         critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
-        found[places[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
+        results[places[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
         ladder.pop()
-    return found
+    return results
 
 
 def _any_of(p: float, tasks: int) -> float:
-    """Probability that any of some independent p values is as small."""
+    """Return the probability that at least one of some independent p values is at most `p`."""
     return float(-math.expm1(tasks * math.log1p(-p))) if p < 1 else 1.0
 
 
 def _one_of(alpha: float, tasks: int) -> float:
-    """The level of each of some independent p values that keeps the probability of any at alpha."""
+    """Return the level for each of some independent p values at which the probability of any rejection is alpha."""
     return float(-math.expm1(math.log1p(-alpha) / tasks)) if alpha < 1 else 1.0
 
 
 class _Ladder:
-    """A task's rows by their statistic, and the largest statistic of those that are left."""
+    """The rows of a task in the order of their statistic, and the largest statistic of the remaining rows under sign flips."""
 
     def __init__(self, sums: Floats, scales: Floats) -> None:
         self._seen = np.abs(sums.sum(0)) / scales
@@ -123,35 +124,35 @@ class _Ladder:
 
     @property
     def left(self) -> int:
-        """How many rows are left."""
+        """Number of remaining rows."""
         return len(self._order)
 
     @property
     def row(self) -> int:
-        """The row with the largest statistic of those that are left."""
+        """Index of the remaining row with the largest statistic."""
         return self._order[-1]
 
     @property
     def p(self) -> float:
-        """Mid-p of that row: the largest statistic exceeds its own, or, half of it, equals it."""
+        """Mid-p of that row: how often the largest statistic exceeds the row's own, with ties counted half."""
         if self._p is None:
             self._p = self._above(float(self._seen[self.row]))
         return self._p
 
     @property
     def least(self) -> float:
-        """The p of that row if all its clusters had changed in one direction."""
+        """The p that this row would have if all its clusters had changed in the same direction."""
         return self._above(float(self._most[self.row]))
 
     def pop(self) -> None:
-        """Take that row out."""
+        """Remove that row."""
         self._order.pop()
         self._p = None
 
     def critical(self, alpha: float) -> float:
-        """Return the least value that the largest statistic takes and that leaves at most `alpha` above it; infinite if none does.
+        """Return the smallest value of the largest statistic with at most `alpha` of its distribution above; infinite if there is none.
 
-        Between two values that it takes nothing is known of a statistic's distribution, so that the upper one is the answer.
+        The distribution is discrete: between two of its values, the upper one is returned.
         """
         values, counts = np.unique(self._largest[:, self.left - 1], return_counts=True)
         above = np.cumsum(counts[::-1])[::-1] - counts / 2
@@ -159,12 +160,12 @@ class _Ladder:
         return float(values[at]) if at < len(values) else math.inf
 
     def _above(self, z: float) -> float:
-        found, close = self._largest[:, self.left - 1], _CLOSE * (1 + z)
-        return float(((found > z + close).mean() + (found >= z - close).mean()) / 2)
+        largest, close = self._largest[:, self.left - 1], _CLOSE * (1 + z)
+        return float(((largest > z + close).mean() + (largest >= z - close).mean()) / 2)
 
 
 def _patterns(clusters: int) -> Iterator[Signs]:
-    """Patterns of signs [some, clusters], chunk by chunk."""
+    """Yield patterns of signs [patterns, clusters], chunk by chunk."""
     if clusters > _KEPT_UP_TO:
         yield from _drawn(clusters)
     else:

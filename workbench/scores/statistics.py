@@ -1,7 +1,7 @@
-"""Statistics of one configuration's scores: clustered errors and intervals.
+"""Statistics of one configuration's scores: clustered standard errors and intervals.
 
-Items that share a cluster (a template, a passage) are not independent, so every standard error and resampling works on clusters, and
-clusters of unequal size count as fewer. Sources: Miller 2024, arXiv 2411.00640 (clustered errors of evaluations); Bell and McCaffrey 2002
+Items that share a cluster (a template, a passage) are not independent. Standard errors and resampling therefore work on clusters, and
+clusters of unequal size count as a smaller effective number. Sources: Miller 2024, arXiv 2411.00640 (clustered errors of evaluations); Bell and McCaffrey 2002
 (CR2); Wilson 1927; Efron 1982 (delete-one jackknife of ratios); Hesterberg 2015 (expanded percentiles).
 """
 
@@ -18,39 +18,39 @@ from workbench.scores.signflips import TINY
 
 Floats = NDArray[np.float64]
 
-FEW_CLUSTERS = 8  # below this no verdict is given
-MANY_CLUSTERS = 20  # what `needs` asks for, and below which a warning is given
+FEW_CLUSTERS = 8  # with fewer clusters there is no verdict
+MANY_CLUSTERS = 20  # with fewer clusters there is a warning; `needs` asks for at least this number
 RATIOS = ("perplexity", "weighted_perplexity", "bits_per_byte")  # lm-eval's names of the aggregations
-HIGHEST = 700.0  # nats whose exponential is still a number
+HIGHEST = 700.0  # largest value in nats whose exponential is finite
 
 
 def upper_t(tail: float, df: float) -> float:
-    """Upper quantile of Student's t."""
+    """Return the upper quantile of Student's t."""
     from scipy.special import stdtrit
 
     return float(-stdtrit(max(df, 1), tail))
 
 
 def brier_score(right: int, probabilities: Sequence[float]) -> float:
-    """Return the Brier score of one item: squared distances of the choices' probabilities from 1 for the right one and 0 for the others."""
+    """Return the Brier score of one item: the squared distances of the choices' probabilities from 1 (right choice) and 0 (others)."""
     return float(sum((p - (i == right)) ** 2 for i, p in enumerate(probabilities)))
 
 
 def codes(labels: Sequence[Any]) -> NDArray[np.intp]:
-    """Cluster labels as numbers 0..k-1, in order of first appearance."""
+    """Return cluster labels as numbers 0..k-1, in order of first appearance."""
     seen: dict[Any, int] = {}
     return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.intp)
 
 
 def effective_clusters(sizes: Floats | NDArray[np.intp]) -> float:
-    """How many clusters of equal size are worth as much as these: (sum of sizes)^2 / sum of squared sizes."""
+    """Return the effective number of clusters: (sum of sizes)^2 / sum of squared sizes."""
     return float(np.sum(sizes)) ** 2 / float(np.sum(np.square(sizes, dtype=np.float64)))
 
 
 def clustered_se(values: Floats, cluster: NDArray[np.intp]) -> float:
-    """Cluster-robust standard error of a mean (CR2: each cluster's deviation by its own leverage). One cluster: infinite.
+    """Return the cluster-robust standard error of a mean, infinite for a single cluster.
 
-    For clusters of equal size this is CR1, the factor k/(k-1).
+    The estimator is CR2, which scales each cluster's deviation by its leverage. For clusters of equal size it equals CR1, the factor k/(k-1).
     """
     k = int(cluster.max()) + 1
     if k < 2:
@@ -61,12 +61,12 @@ def clustered_se(values: Floats, cluster: NDArray[np.intp]) -> float:
 
 
 def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.05) -> tuple[float, float]:
-    """Interval of one mean score.
+    """Return the interval of a mean score.
 
-    Right/wrong items: Wilson's interval on the effective number of items, n / design effect, with a t quantile. The design effect
-    is the clustered variance over the binomial one, at least 1; with no or all items right it cannot be estimated and is taken
-    as 1, so 0 of 40 gives [0, 0.09] and not [0, 0]. Other scores: mean +- t * clustered SE, cut to [0, 1] if all values lie there.
-    t has the effective number of clusters less 1 as degrees of freedom.
+    For right/wrong items it is Wilson's interval on the effective number of items, n / design effect, with a t quantile. The design effect
+    is the clustered variance divided by the binomial variance, at least 1. If all items are right or all are wrong, it cannot be estimated
+    and is set to 1, so that 0 of 40 gives [0, 0.09] and not [0, 0]. For other scores the interval is mean +- t * clustered SE, clipped to
+    [0, 1] if all values lie there. The degrees of freedom of t are the effective number of clusters minus 1.
     """
     n, k, mean = values.size, int(cluster.max()) + 1, float(values.mean())
     inside = bool(values.min() >= 0 and values.max() <= 1)
@@ -85,9 +85,9 @@ def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.0
 
 
 def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:
-    """A corpus metric: exp(-sum of numerators / sum of weights) for perplexities, the same quotient in bits for bits_per_byte.
+    """Return a corpus metric: exp(-sum of numerators / sum of weights) for perplexities, the same quotient in bits for bits_per_byte.
 
-    Numerators are log-likelihoods in nats. Above 700 nats a unit a perplexity stays at exp(700).
+    Numerators are log-likelihoods in nats. A perplexity is at most exp(700).
     """
     if kind not in RATIOS:
         raise ValueError(f"kind of ratio {kind!r}: expected one of {', '.join(RATIOS)}")
@@ -102,11 +102,11 @@ def ratio_interval(
     cluster: NDArray[np.intp],
     alpha: float = 0.05,
 ) -> tuple[float, float]:
-    """Interval of one corpus metric: rate +- t * jackknife error in nats, then the metric of its ends.
+    """Return the interval of a corpus metric: rate +- t * jackknife error in nats, with both ends converted to the metric.
 
-    Clusters are deleted one at a time, and t has K-1 degrees of freedom, K = (sum of weights)^2 / sum of squared weights of
-    clusters: one long document among short ones is worth few documents. For equal weights this is the clustered error of a mean.
-    A percentile bootstrap of clusters covers less where clusters are few or differ in weight; tests/scores/test_error_rates.py compares.
+    The jackknife deletes one cluster at a time, and t has K-1 degrees of freedom, where K = (sum of weights)^2 / sum of squared weights of
+    clusters: one long document among short ones counts as few documents. For equal weights this is the clustered error of a mean.
+    A percentile bootstrap of clusters has lower coverage if clusters are few or differ in weight; see tests/scores/test_error_rates.py.
     """
     x = np.asarray(numerators, np.float64)
     (rate,), covariance, df = clustered_rates(-x[None], np.asarray(weights, np.float64), cluster)
@@ -117,7 +117,16 @@ def ratio_interval(
 
 
 def clustered_rates(losses: Floats, weights: Floats, cluster: NDArray[np.intp]) -> tuple[Floats, Floats, float]:
-    """Quotients of sums of `losses` [m, items] and of weights; their jackknife covariance over clusters [m, m]; degrees of freedom."""
+    """Return the rates (sums of losses divided by the sum of weights) with their jackknife covariance over clusters.
+
+    Args:
+        losses: Losses in nats [m, items].
+        weights: Weights of the items [items].
+        cluster: Cluster of each item [items].
+
+    Returns:
+        Rates [m], covariance [m, m], degrees of freedom.
+    """
     k = int(cluster.max()) + 1
     sums, sizes = np.stack([np.bincount(cluster, row, k) for row in losses]), np.bincount(cluster, weights, k)
     total = float(sizes.sum())
@@ -125,14 +134,14 @@ def clustered_rates(losses: Floats, weights: Floats, cluster: NDArray[np.intp]) 
     effective = effective_clusters(sizes)
     if effective < 1 + 1e-9:
         return rates, np.full((len(rates), len(rates)), math.inf), math.inf
-    change = (sums - rates[:, None] * sizes) / (total - sizes)  # of the rate when a cluster is left out
+    change = (sums - rates[:, None] * sizes) / (total - sizes)  # change of the rate when a cluster is deleted
     return rates, (k - 1) / k * change @ change.T, max(effective - 1, 1.0)
 
 
 def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, reps: int = 2000) -> Floats:
-    """Means of `values` [configurations, items] under resampled clusters -> [configurations, reps].
+    """Return means of `values` [configurations, items] under resampled clusters, as [configurations, reps].
 
-    One draw serves all rows, so that ratios and differences between them stay paired. Seeded.
+    All rows share the same draws, so that ratios and differences between them stay paired.
     """
     k = int(cluster.max()) + 1
     counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), reps).astype(np.float64)  # [reps, k]
@@ -141,7 +150,7 @@ def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, rep
 
 
 def expanded_tail(tail: float, clusters: float) -> float:
-    """Tail of a percentile interval from `clusters` resampled clusters that is as wide as the t interval (Hesterberg 2015)."""
+    """Return the tail of a percentile interval from resampled clusters that makes it as wide as the t interval (Hesterberg 2015)."""
     from scipy.special import ndtr
 
     return float(ndtr(-math.sqrt(clusters / (clusters - 1)) * upper_t(tail, clusters - 1)))

@@ -1,4 +1,4 @@
-"""The store that keeps scores by plan and configuration."""
+"""The score store, which holds scores by plan and configuration."""
 
 from __future__ import annotations
 
@@ -47,32 +47,36 @@ __all__ = [
 
 
 class ScoreStore:
-    """Scores under `root`, one folder a plan, one pair of files a configuration.
+    """Scores below `root`, with one folder per plan and one pair of files per configuration.
 
-    Files appear whole or not at all: rows first, the scores document last. While a configuration is being scored, finished tasks
-    wait in `<config12>.partial/`, so that an interrupted evaluation scores only the rest.
+    Files are written as a whole or not at all: rows first, the scores document last. While a configuration is being scored, its finished
+    tasks are kept in `<config12>.partial/`, so that an interrupted evaluation scores only the rest.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
 
     def folder(self, suite: str, plan: str) -> Path:
-        """Folder of a plan."""
+        """Return the folder of a plan."""
         return self.root / f"{suite}-{plan[:12]}"
 
     def has(self, plan: ScorePlan, key: str) -> bool:
-        """Return whether the scores of a configuration under this plan are complete.
+        """Return True if the store has complete scores of a configuration under this plan.
 
-        Documents of format 1, which hold no digest of their rows, count as missing: they are scored again.
+        Documents of format 1, which hold no digest of their rows, count as missing, so that they are scored again.
 
         Raises:
-            WorkbenchError: The document is damaged.
+            WorkbenchError: If the document is damaged.
         """
         path = self._path(plan.suite.suite, plan.digest, key)
-        return path.is_file() and (found := read_document(path)).rows is not None and found.key == key
+        return path.is_file() and (document := read_document(path)).rows is not None and document.key == key
 
     def read(self, plan: ScorePlan, key: str) -> Scores:
-        """Return stored scores. Raises WorkbenchError if there are none, they are damaged, or they are stored under a colliding name."""
+        """Return stored scores.
+
+        Raises:
+            WorkbenchError: If there are none, they are damaged, or the file holds scores of another configuration or plan.
+        """
         path = self._path(plan.suite.suite, plan.digest, key)
         if not path.is_file():
             raise WorkbenchError(
@@ -82,17 +86,17 @@ class ScoreStore:
         scores = read_document(path)
         if scores.key != key or scores.plan != plan.digest:
             raise WorkbenchError(
-                f"{path}: scores of {scores.key} under plan {scores.plan}, expected {key} under {plan.digest}", again(path)
+                f"{path}: found scores of {scores.key} under plan {scores.plan}, expected {key} under {plan.digest}", again(path)
             )
         return scores
 
     def list(self, plan: ScorePlan) -> list[Scores]:
-        """All complete scores under a plan, in design order, then by name."""
+        """Return all complete scores under a plan, in design order, then by name."""
         folder = self.folder(plan.suite.suite, plan.digest)
         return sorted(stored_in(folder), key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
 
     def record(self, scores: Scores) -> dict[str, Any]:
-        """Return the plan.json under which scores were taken."""
+        """Return the content of the plan.json of some scores."""
         return plan_record(self.folder(scores.suite, scores.plan))
 
     def items(self, scores: Scores) -> Rows:
@@ -100,7 +104,7 @@ class ScoreStore:
         return self._read(scores, self.folder(scores.suite, scores.plan) / "items.jsonl.gz", scores.items, answers=False)
 
     def rows(self, scores: Scores) -> Rows:
-        """Return per-item metrics and answers of a configuration, checked against the scores document: digest, counts and means."""
+        """Return a configuration's metrics and answers by item, checked against the digest, counts and means in the scores document."""
         path = self._path(scores.suite, scores.plan, scores.key).with_suffix(".jsonl.gz")
         rows = self._read(scores, path, scores.rows, answers=True)
         if problem := disagreement(scores, rows):
@@ -116,45 +120,45 @@ class ScoreStore:
         return read_rows(path, digest, again(path), answers=answers)
 
     def write(self, plan: ScorePlan, scores: Scores, rows: Rows, items: Rows) -> Scores:
-        """Keep finished scores; finished tasks that waited beside them are dropped.
+        """Store finished scores and delete the intermediate results of their tasks.
 
         Returns:
-            The scores with the key and the digests that they are stored with.
+            The scores with the key and the digests under which they are stored.
         """
         folder = self.folder(plan.suite.suite, plan.digest)
         path = self._path(plan.suite.suite, plan.digest, scores.configuration.key(plan))
-        asked, answered = rows_text(items), rows_text(rows)
+        item_text, row_text = rows_text(items), rows_text(rows)
         self.write_plan(plan)
-        if not (folder / "items.jsonl.gz").exists() or unpacked(folder / "items.jsonl.gz") != asked:
-            write_rows(folder / "items.jsonl.gz", asked)
-        write_rows(path.with_suffix(".jsonl.gz"), answered)
+        if not (folder / "items.jsonl.gz").exists() or unpacked(folder / "items.jsonl.gz") != item_text:
+            write_rows(folder / "items.jsonl.gz", item_text)
+        write_rows(path.with_suffix(".jsonl.gz"), row_text)
         stored = scores.model_copy(
-            update={"key": scores.configuration.key(plan), "rows": digest_of(answered), "items": digest_of(asked)}
+            update={"key": scores.configuration.key(plan), "rows": digest_of(row_text), "items": digest_of(item_text)}
         )
         write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
         return stored
 
     def update(self, plan: ScorePlan, scores: Scores) -> None:
-        """Rewrite the scores document, after a name was added."""
+        """Rewrite the scores document after a name was added."""
         write_bytes(
             self._path(plan.suite.suite, plan.digest, scores.key),
             (scores.model_dump_json(indent=1) + "\n").encode(),
         )
 
     def write_plan(self, plan: ScorePlan) -> None:
-        """Write plan.json where it is missing or its suite's analysis settings have changed."""
+        """Write plan.json if it is missing or the suite's analysis settings have changed."""
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
         data = (json.dumps(plan.document(), indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
             write_bytes(path, data)
 
     def finished_task(self, plan: ScorePlan, key: str, task: str) -> dict[str, Any] | None:
-        """Return a task's result from an interrupted evaluation; None where there is none, or it is damaged."""
-        found = unpacked_json(self._partial(plan, key, task))
-        if not isinstance(found, dict) or found.get("digest") != key or found.get("content") != _content(found.get("result")):
+        """Return a task's result from an interrupted evaluation; None if there is none or it is damaged."""
+        entry = unpacked_json(self._partial(plan, key, task))
+        if not isinstance(entry, dict) or entry.get("digest") != key or entry.get("content") != _content(entry.get("result")):
             return None
-        result: dict[str, Any] = found["result"]
+        result: dict[str, Any] = entry["result"]
         return result
 
     def keep_task(self, plan: ScorePlan, key: str, task: str, result: Mapping[str, Any]) -> None:
@@ -169,17 +173,23 @@ class ScoreStore:
         return Journal(path, key)
 
     def refuse(self, plan: ScorePlan, key: str, reason: str) -> None:
-        """Remember that the plan's scorer failed its check on one configuration; see `settled`."""
+        """Record that the plan's scorer failed its check on a configuration; see `settled`."""
         write_bytes(self._refusal(plan, key), f"{reason}\n".encode())
 
     def refused(self, plan: ScorePlan, key: str) -> str | None:
-        """Return why the plan's scorer is not used for a configuration; None if it may be."""
+        """Return the reason why the plan's scorer cannot be used for a configuration, or None."""
         path = self._refusal(plan, key)
         return path.read_bytes().decode("utf-8", "replace").strip() if path.is_file() else None
 
     def settled(self, plan: ScorePlan, keys: Iterable[str | None] | None = None) -> ScorePlan:
-        """Return the plan, or the same with hflm where its scorer was refused for one of these configurations, since configurations
-        compare only by one scorer. Without `keys` the refusal of any configuration counts."""
+        """Return the plan with the scorer that works for all configurations: its own, or hflm if its own failed the check on one of them.
+
+        Configurations are comparable only under one scorer.
+
+        Args:
+            plan: The plan.
+            keys: Keys of the configurations; default: all configurations that were checked under this plan.
+        """
         if keys is None:
             refused = any(self._refusal(plan, "").parent.glob("*.txt"))
         else:
@@ -197,9 +207,13 @@ class ScoreStore:
 
 
 def stored_in(folder: Path) -> list[Scores]:
-    """Return all complete scores of a plan's folder, the oldest first. Raises WorkbenchError if a document is damaged."""
-    found = [read_document(p) for p in folder.glob("*.json") if p.name != "plan.json"]
-    return sorted(found, key=lambda s: (s.created, s.configuration.name))
+    """Return all complete scores in a plan's folder, the oldest first.
+
+    Raises:
+        WorkbenchError: If a document is damaged.
+    """
+    documents = [read_document(p) for p in folder.glob("*.json") if p.name != "plan.json"]
+    return sorted(documents, key=lambda s: (s.created, s.configuration.name))
 
 
 def _content(result: Any) -> str:
@@ -207,9 +221,9 @@ def _content(result: Any) -> str:
 
 
 def margin_of(row: Row, item: Row) -> float | None:
-    """Log-likelihood of the gold choice minus the largest of the others; of several gold choices the largest counts.
+    """Return the margin: the largest log-likelihood of the gold choices minus the largest of the other choices.
 
-    Taken from the row's metrics, else from its log-likelihoods. None where the gold choice is not known.
+    It is read from the row's metrics or computed from its log-likelihoods. The result is None if the gold choice is not known.
     """
     known = row["metrics"].get(MARGIN)
     if known is not None:
@@ -223,9 +237,9 @@ def margin_of(row: Row, item: Row) -> float | None:
 
 
 def gold_of(item: Row) -> set[int]:
-    """Return the numbers of an item's gold choices; empty where it does not say them."""
+    """Return the indices of an item's gold choices; empty if they are not known."""
     gold = item.get("gold")
-    if isinstance(gold, str) and gold.startswith("["):  # several gold choices, as they were written
+    if isinstance(gold, str) and gold.startswith("["):  # several gold choices as a JSON list
         with contextlib.suppress(ValueError, RecursionError):
             gold = json.loads(gold)
     return {g for g in (gold if isinstance(gold, list) else [gold]) if isinstance(g, int)}

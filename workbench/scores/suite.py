@@ -1,4 +1,4 @@
-"""Parts of a suite: differences between two of its tasks, and what its tasks say of edited facts."""
+"""Suites: their tasks, their analysis settings, contrasts of two tasks and tasks on edited facts."""
 
 from __future__ import annotations
 
@@ -12,21 +12,22 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.facts.kinds import WRITTEN, FactKind
 from workbench.yamldoc import Written, load
 
-# How log-likelihoods are computed, with the version of what decides their last bits.
+# Versions of the scorers; raise one when the last bits of its log-likelihoods change.
 SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm": "vllm-1", "server": "server-1"}
-MARGIN = "margin"  # nats by which the gold choice leads the others; every multiple-choice item has it, beside the task's metrics
+MARGIN = "margin"  # log-likelihood of the gold choice minus the largest of the others, in nats; a further metric of multiple-choice tasks
 MIN_EFFECT = 0.02
-SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # what computes scores, for records
+SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # libraries whose versions are recorded with scores
 SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 
 
 class Contrast(Written):
-    """What one task's items score above those of another task with the same ids.
+    """The difference of one metric between two tasks whose items have the same ids.
 
     Attributes:
-        of, minus: Tasks of the suite.
-        metric: The primary metric of `of` if not given.
+        of: Task of the suite.
+        minus: Task of the suite whose scores are subtracted.
+        metric: Metric of both tasks; default: the primary metric of `of`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,13 +38,13 @@ class Contrast(Written):
 
 
 class FactTasks(Written):
-    """Which tasks of a suite say what of edited facts.
+    """Tasks of a suite that score edited facts.
 
     Attributes:
-        tasks: Kind -> task.
-        source: The facts file, for people.
-        digest: Of the file's facts: a configuration that was edited for them has it in `edits`. Not given: of any edit.
-        cohorts: Number of facts taught -> first, last and sample -> ids of the facts that are looked at then.
+        tasks: Task by kind of test.
+        source: Path of the facts file, for display.
+        digest: Digest of the file's facts; configurations edited for them have it in `edits`. Default: any edit counts.
+        cohorts: For each number of facts taught, the ids of the facts to report, under `first`, `last` and `sample`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -60,32 +61,34 @@ def metric_of(name: str) -> str:
 
 
 class Suite(Written):
-    """A named list of lm-eval tasks and how their scores are compared.
+    """A named list of lm-eval tasks, and the settings for scoring and comparing configurations on them.
 
     Attributes:
-        tasks: Names of tasks, or of groups of tasks, which stand for their tasks: local ones under evals/tasks, or any that lm-eval
-            bundles. What other fields say of a group holds for its tasks.
-        primary: Headline metric of a task; its first metric if not given.
-        chance: Score of guessing, by task. If not given: for accuracies of multiple-choice tasks that of guessing among the items'
-            choices, else 0.
-        cluster: Field of the documents that says which items belong together; one name, or one by task. `id` makes each
-            item stand alone.
-        limit: Number of items, one for all tasks or by task: those with the smallest hash of their id, never the first ones.
-        baseline: Configuration that differences are taken against.
-        alpha: Error rate of the verdicts over the family.
-        correction: `max-t`, or `none`: every comparison is tested at alpha. `holm` of earlier versions is read as `max-t`.
-        min_effect: Smallest difference of interest, and the margin within which configurations are equivalent; one number for
-            all metrics that lie in [0, 1], or by task, in the metric's units.
-        tolerance: Largest loss on a guarded task that is safe; one number or by task, as min_effect, which it is if not given.
-        contrasts: Name -> difference of one metric between two tasks, item by item; a further row of the comparison.
-        roles: `skill` (default), `retention` (guarded, and the source of forgetting), `guarded` (must not get worse) or `other` (shown,
-            but not part of the mean and of kept), by task.
-        owners: Brick that teaches a task.
-        facts: Tasks that score edited facts, by what they say of them; the report's view of facts.
+        suite: Name of the suite.
+        description: Description for readers.
+        tasks: Names of tasks or of groups of tasks: local ones under evals/tasks, or any that lm-eval bundles. Settings of a group in the
+            other fields apply to its tasks.
+        primary: Primary metric by task; default: the task's first metric.
+        chance: Chance score by task. Default: for accuracies of multiple-choice tasks the score of guessing among the items' choices,
+            else 0.
+        cluster: Field of the documents whose value is the item's cluster (items that belong together); one name, or names by task.
+            `id` makes each item its own cluster.
+        limit: Number of items, one for all tasks or by task: the items with the smallest hash of their id, not the first ones.
+        baseline: Configuration against which differences are computed.
+        alpha: Error rate of the verdicts over a family of comparisons.
+        correction: `max-t`, or `none` to test every comparison at alpha. `holm` from earlier versions is read as `max-t`.
+        min_effect: Smallest difference of interest; differences within it are equivalent. One number for all metrics that lie in [0, 1],
+            or numbers by task, in the metric's units.
+        tolerance: Largest loss on a guarded task that counts as safe; one number or by task, like min_effect, which is the default.
+        contrasts: Difference of one metric between two tasks, item by item, by name; each is a further row of the comparison.
+        roles: Role by task: `skill` (default), `retention` (guarded, and the basis of forgetting), `guarded` (must not get worse) or `other`
+            (shown, but not part of the mean over skills and of kept skill).
+        owners: Brick that teaches a task, by task.
+        facts: Tasks that score edited facts, for the report's view of facts.
         chat_template: Wrap prompts in the tokenizer's chat template.
-        num_fewshot: Examples before each prompt; the task's own number if not given.
-        scorer: `prefix` forwards what a task's prompts begin with once, and a prompt's choices in one row; `packed` the second
-            alone; `hflm` is lm-eval's own loop. Where a check against hflm fails, hflm scores.
+        num_fewshot: Number of examples before each prompt; default: the task's own number.
+        scorer: `prefix` runs the common beginning of a task's prompts once and the choices of a prompt in one row; `packed` does only the
+            latter; `hflm` is lm-eval's own loop. If a check against hflm fails, hflm scores.
         backend: `hf` scores live models; `vllm` and `server` score written checkpoints through lm-eval's classes of those names.
     """
 
@@ -129,12 +132,12 @@ class Suite(Written):
                 raise ValueError(f"facts: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
         for name, contrast in self.contrasts.items():
             if name in self.tasks:
-                raise ValueError(f"contrasts: '{name}' is the name of a task: choose another")
+                raise ValueError(f"contrasts: '{name}' is the name of a task; choose another name")
             for task in (contrast.of, contrast.minus):
                 if task not in self.tasks:
                     raise ValueError(f"contrasts: {name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
             if contrast.of == contrast.minus:
-                raise ValueError(f"contrasts: {name}: of and minus are the same task '{contrast.of}'")
+                raise ValueError(f"contrasts: {name}: `of` and `minus` are the same task '{contrast.of}'")
         for name in ("min_effect", "tolerance"):
             value, known = getattr(self, name), (*self.tasks, *self.contrasts)
             for task in value if isinstance(value, dict) else ():
@@ -142,40 +145,40 @@ class Suite(Written):
                     raise ValueError(f"{name}: '{task}' is not a task of this suite. {nearest(task, known)}")
         for task, chance in self.chance.items():
             if not 0 <= chance < 1:
-                raise ValueError(f"chance: {task}: expected a number from 0 up to, not including, 1, found {chance}")
+                raise ValueError(f"chance: {task}: expected a number of at least 0 and less than 1, found {chance}")
         for limit in [self.limit] if isinstance(self.limit, int) else (self.limit or {}).values():
             if limit < 1:
                 raise ValueError(f"limit: expected at least 1 item, found {limit}")
         return self
 
     def cluster_of(self, task: str) -> str:
-        """Field that clusters a task's items."""
+        """Return the field that holds the cluster of a task's items."""
         return self.cluster if isinstance(self.cluster, str) else self.cluster.get(task, "cluster")
 
     def limit_of(self, task: str) -> int | None:
-        """Number of items of a task; None for all."""
+        """Return the number of items of a task, or None for all."""
         return self.limit.get(task) if isinstance(self.limit, dict) else self.limit
 
     def role_of(self, task: str) -> str:
-        """skill | retention | guarded | other; the mean over skills and `kept` look at skills only. Contrasts are other."""
+        """Return the role of a task: skill, retention, guarded or other; contrasts are other."""
         return "other" if task in self.contrasts else self.roles.get(task, "skill")
 
     def chance_of(self, task: str, kind: str, metric: str) -> float | None:
-        """Score of guessing as far as it is known without the items; None where it depends on their choices, or is not known."""
+        """Return the chance score if it is known without the items, or None if it depends on their choices."""
         open_choices = kind == "multiple_choice" and metric_of(metric) != WRITTEN
         return self.chance.get(task, None if open_choices else 0.0)
 
     def min_effect_of(self, task: str, *, share: bool) -> float | None:
-        """Smallest difference of interest on a task or contrast; the suite's one number is for metrics in [0, 1] (`share`) alone."""
+        """Return the smallest difference of interest; a suite-wide number applies only to metrics in [0, 1] (`share`)."""
         by_task = self.min_effect if isinstance(self.min_effect, dict) else {}
         return by_task.get(task, self.default_effect if share else None)
 
     def guards(self, task: str) -> bool:
-        """Whether a task must not get worse."""
+        """Return True if a task must not get worse."""
         return self.role_of(task) in ("retention", "guarded")
 
     def tolerance_of(self, task: str, *, share: bool) -> float | None:
-        """Largest loss on a guarded task that is safe; the smallest difference of interest where nothing else is given."""
+        """Return the largest loss on a guarded task that counts as safe; default: the smallest difference of interest."""
         if isinstance(self.tolerance, dict) and task in self.tolerance:
             return self.tolerance[task]
         if share and isinstance(self.tolerance, (int, float)):
@@ -184,12 +187,16 @@ class Suite(Written):
 
     @property
     def default_effect(self) -> float:
-        """Smallest difference of interest where no task's own is given."""
+        """Smallest difference of interest for tasks without their own."""
         return MIN_EFFECT if isinstance(self.min_effect, dict) else self.min_effect
 
 
 def load_suite(name: str | Path, project: Path) -> Suite:
-    """Read a suite by path or, from <project>/evals/suites, by name. Errors: unknown name (with the nearest), invalid fields."""
+    """Read a suite by path, or by name from <project>/evals/suites.
+
+    Raises:
+        WorkbenchError: If the name is unknown or a field is invalid.
+    """
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         folder = project / "evals" / "suites"

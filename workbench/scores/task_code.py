@@ -1,4 +1,4 @@
-"""Code of local tasks: which files it consists of, which files it reads, and whether both can be known without running it again."""
+"""Code of local tasks: its files, the files that it reads, and a memo of built tasks that is valid while all these files are unchanged."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
 FORMAT = "task-1"
-# Modules whose reads all pass through Python's `open`, where they are seen, and whose results depend on nothing else.
+# Modules that read files only through Python's `open`, where the reads are recorded, and whose results depend on nothing else.
 _SEEN = frozenset({
     "__future__", "abc", "array", "ast", "base64", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "decimal",
     "difflib", "enum", "fractions", "functools", "gzip", "hashlib", "heapq", "html", "io", "itertools", "json", "math", "numbers",
     "operator", "pathlib", "pprint", "random", "re", "statistics", "string", "sys", "textwrap", "types", "typing", "unicodedata",
     "datasets", "numpy", "scipy", "yaml", "typing_extensions", "lm_eval",
 })  # fmt: skip
-# Names by which code asks for what no trace sees: the environment, whether files exist, the time, readers in other languages.
+# Names that give access to inputs that are not recorded: the environment, existence of files, the time, native readers.
 _UNSEEN = frozenset({
     "environ", "getenv", "exists", "is_file", "is_dir", "stat", "lstat", "getmtime", "getsize", "now", "today", "utcnow", "cwd", "home", "argv", "stdin",
     "load_dataset", "load_from_disk", "from_parquet", "from_json", "from_csv", "from_text", "from_generator", "from_file",
@@ -37,14 +37,14 @@ _UNSEEN = frozenset({
 
 @cache
 def _installed() -> tuple[Path, ...]:
-    """Folders of installed code, which versions stand for."""
+    """Return the folders of installed code, which versions identify."""
     places = [sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib")]
     places += [sys.prefix, sys.base_prefix, *site.getsitepackages(), site.getusersitepackages(), str(Path(__file__).parent)]
     return tuple(dict.fromkeys(Path(place).resolve() for place in places if place))
 
 
 def is_own(path: Path) -> bool:
-    """Return whether a file belongs to the user: not to an installed package, nor to the system's pseudo files."""
+    """Return True if a file belongs to the user, not to an installed package or the system's pseudo file systems."""
     return not any(path.is_relative_to(folder) for folder in (*_installed(), Path("/proc"), Path("/sys"), Path("/dev")))
 
 
@@ -53,9 +53,9 @@ class Code:
     """The Python files of a task.
 
     Attributes:
-        files: Those of its `!function` fields, and the modules of the user's that they import, at any depth.
-        named: Files that string literals of that code name.
-        foreign: Imported packages that are not the user's, and names by which the code may read what a trace does not see.
+        files: Files of its `!function` fields, and the user's modules that they import, at any depth.
+        named: Files named by string literals in that code.
+        foreign: Imported packages that may read files without a record, and names that give access to unrecorded inputs.
     """
 
     files: frozenset[Path]
@@ -64,30 +64,30 @@ class Code:
 
     @property
     def is_traceable(self) -> bool:
-        """Return whether all that the code reads is seen when it runs, so that a result can be kept as long as those files stay."""
+        """True if all inputs of the code are recorded when it runs, so that its result can be reused while these files are unchanged."""
         return not self.foreign
 
 
 def code_of(files: Iterable[Path], folder: Path) -> Code:
-    """Follow the imports of a task's Python files, those inside functions too, without running them.
+    """Follow the imports of a task's Python files, including those inside functions, without running them.
 
     Args:
-        files: The files of its `!function` fields; other files are ignored.
-        folder: Of the task file: literals may name files relative to it.
+        files: Files of its `!function` fields; other files are ignored.
+        folder: Folder of the task file; string literals may name files relative to it.
     """
-    found: set[Path] = set()
+    visited: set[Path] = set()
     named: set[Path] = set()
     foreign: set[str] = set()
     left = [path.resolve() for path in files if path.suffix == ".py"]
     while left:
         path = left.pop()
-        if path in found:
+        if path in visited:
             continue
-        found.add(path)
+        visited.add(path)
         try:
             tree = ast.parse(path.read_bytes())
         except (OSError, SyntaxError, ValueError, RecursionError):
-            continue  # lm-eval says what is wrong with it
+            continue  # lm-eval reports the error
         for node in ast.walk(tree):
             for module in _imported(node):
                 inner = _module(module, path.parent)
@@ -100,7 +100,7 @@ def code_of(files: Iterable[Path], folder: Path) -> Code:
                 foreign.add(str(name))
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.update(_existing(node.value, (path.parent, folder, Path.cwd())))
-    return Code(frozenset(found), frozenset(named - found), frozenset(foreign))
+    return Code(frozenset(visited), frozenset(named - visited), frozenset(foreign))
 
 
 def _imported(node: ast.AST) -> Iterator[str]:
@@ -113,7 +113,7 @@ def _imported(node: ast.AST) -> Iterator[str]:
 
 
 def _module(name: str, folder: Path) -> list[Path]:
-    """Files of an imported module of the user's, those of its packages included; none where it is not the user's."""
+    """Return the files of an imported module and its packages if they belong to the user, else none."""
     level = len(name) - len(name.lstrip("."))
     places = [folder.joinpath(*[".."] * (level - 1))] if level else [folder, *(Path(p or ".") for p in sys.path)]
     parts = [part for part in name.lstrip(".").split(".") if part]
@@ -142,13 +142,13 @@ def _existing(text: str, folders: Iterable[Path]) -> Iterator[Path]:
 
 @dataclass(frozen=True)
 class Reads:
-    """What a task has read while it was built.
+    """Files and folders that a task read while it was built.
 
     Attributes:
-        files: Files that exist.
-        absent: Paths that it tried in vain.
+        files: Files that it read.
+        absent: Paths that it tried to read and that do not exist.
         folders: Folders that it listed.
-        unseen: Why the list may be incomplete: network, other processes, native libraries.
+        unseen: Reasons why the record may be incomplete: network, other processes, native libraries.
     """
 
     files: frozenset[Path] = frozenset()
@@ -163,13 +163,14 @@ class Reads:
 
 
 def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: Iterable[Path]) -> None:
-    """Keep what a task has yielded, with the identity of every file that decides it. Nothing is kept where that is not known.
+    """Write a built task and the identity of all its input files to a memo; delete the memo if the inputs are not all known.
 
     Args:
-        path: The memo.
-        source: What the task has yielded.
-        code, reads: Of its build.
-        files: Its YAML files and the files that these name.
+        path: File of the memo.
+        source: The built task.
+        code: Code of the task.
+        reads: Files that the task read while it was built.
+        files: YAML files of the task and the files that they name.
     """
     if not code.is_traceable or reads.unseen:
         path.unlink(missing_ok=True)
@@ -187,35 +188,35 @@ def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: It
     }
     try:
         data = json.dumps(document, allow_nan=False).encode()
-    except (TypeError, ValueError):  # documents that are no plain JSON are built each time
+    except (TypeError, ValueError):  # tasks whose documents are not plain JSON are built each time
         path.unlink(missing_ok=True)
         return
     write_bytes(path, data)
 
 
 def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
-    """Return what a task yields where every file that decides it is the one that it was; None where it has to be built."""
+    """Return the task of a memo if all its input files are unchanged; None if the task must be built."""
     if not path.is_file():
         return None
     try:
-        found = read_object(path)
+        memo = read_object(path)
         every = {*map(str, files), *map(str, code.files), *map(str, code.named)}
-        if found["format"] != FORMAT or found["versions"] != _versions() or found["cwd"] != str(Path.cwd()):
+        if memo["format"] != FORMAT or memo["versions"] != _versions() or memo["cwd"] != str(Path.cwd()):
             return None
-        if not every <= found["files"].keys() or not all(_same(Path(f), known) for f, known in found["files"].items()):
+        if not every <= memo["files"].keys() or not all(_same(Path(f), known) for f, known in memo["files"].items()):
             return None
-        if any(Path(f).exists() for f in found["absent"]) or any(_listing(Path(f)) != d for f, d in found["folders"].items()):
+        if any(Path(f).exists() for f in memo["absent"]) or any(_listing(Path(f)) != d for f, d in memo["folders"].items()):
             return None
-        kept: Mapping[str, Any] = found["source"]
+        kept: Mapping[str, Any] = memo["source"]
         return TaskSource(
             **{**kept, "metrics": tuple(kept["metrics"]), "filters": tuple(kept["filters"]), "lower": frozenset(kept["lower"])}
         )
-    except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # damaged: built again
+    except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # the memo is damaged: build the task again
         return None
 
 
 def content(files: Iterable[Path]) -> list[str]:
-    """Return the digests of some files' bytes, in order, each once: names and places decide nothing."""
+    """Return the sorted, unique digests of some files' bytes; names and locations do not matter."""
     return sorted({_digest(path) for path in files if path.is_file()})
 
 

@@ -1,4 +1,4 @@
-"""Local lm-eval tasks as files: what defines a task, and its metrics. Read without importing lm_eval or any task code."""
+"""Local lm-eval tasks as files: their definitions and metrics, read without importing lm_eval or task code."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from workbench.errors import WorkbenchError
 from workbench.scores.statistics import RATIOS
 from workbench.yamldoc import MAX_BYTES
 
-# Metrics that lm-eval 0.4.13 gives a task without a metric_list (DEFAULT_METRIC_REGISTRY).
+# Metrics of lm-eval 0.4.13 for tasks without a metric_list (DEFAULT_METRIC_REGISTRY).
 DEFAULT_METRICS = {
     "multiple_choice": ("acc", "acc_norm"),
     "generate_until": ("exact_match",),
     "loglikelihood": ("perplexity", "acc"),
     "loglikelihood_rolling": ("word_perplexity", "byte_perplexity", "bits_per_byte"),
 }
-# How lm-eval aggregates its own metrics where a metric_list does not say; those not listed are means over items.
+# lm-eval's default aggregations of its own metrics; metrics that are not listed are means over items.
 AGGREGATIONS = {
     "perplexity": "perplexity",
     "word_perplexity": "weighted_perplexity",
@@ -37,32 +37,35 @@ AGGREGATIONS = {
     "ter": "ter",
     "bypass": "bypass",
 }
-BRIER = "brier_score"  # of a multiple-choice item (right choice, probabilities): squared distances, then their mean
+BRIER = "brier_score"  # mean over multiple-choice items of the squared distances of probabilities from the right choice
 LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
-_CORPUS = {  # what lm-eval computes corpus metrics of
+_CORPUS = {  # output types for which lm-eval computes corpus metrics
     "perplexity": "loglikelihood",
     "word_perplexity": "loglikelihood_rolling",
     "byte_perplexity": "loglikelihood_rolling",
     "bits_per_byte": "loglikelihood_rolling",
 }
 
+_SKIPPED = "Correct the file; lm-eval would silently skip it."
+
 MAX_LEVELS = 12
-"""Levels of lists and objects in a document. `datasets`, which builds tasks, looks at every value twice a level: 40 levels take days."""
+"""Maximum depth of lists and objects in a document. `datasets` visits each value twice per level, so that 40 levels would take days."""
 
 
 @dataclass(frozen=True)
 class TaskSource:
-    """A task's documents and what identifies them.
+    """A task's documents and identity.
 
     Attributes:
+        name: Name of the task.
         kind: lm-eval's output type.
-        metrics: Metrics that are means over items or ratios of sums over items, the first one the default headline.
-        lower: Those of them where lower is better.
+        metrics: Metrics that are means over items or ratios of sums over items; the first one is the default primary metric.
+        lower: Metrics where lower is better.
+        docs: Documents in the order of the file.
+        digest: Digest of the task's definition, its code and the output of the built task.
+        bundled: True for tasks that come with lm-eval.
+        ratios: Kind by metric for metrics that are ratios of sums: perplexity, weighted_perplexity or bits_per_byte.
         filters: Names of the task's filters, in order.
-        ratios: Those of them that are ratios of sums, with their kind: perplexity, weighted_perplexity or bits_per_byte.
-        docs: Documents in file order.
-        digest: Of the task's definition and code, and of what the built task yields.
-        bundled: Taken from lm-eval's own tasks.
     """
 
     name: str
@@ -77,11 +80,11 @@ class TaskSource:
 
 
 class _Function(str):
-    """A `!function module.name` of a task file."""
+    """A `!function module.name` in a task file."""
 
 
 class _TaskLoader(yaml.SafeLoader):
-    """YAML of lm-eval tasks; functions stay names and no code is imported."""
+    """YAML loader for lm-eval tasks that keeps functions as names and imports no code."""
 
 
 _TaskLoader.add_constructor("!function", lambda _, node: _Function(node.value))
@@ -89,17 +92,17 @@ _TaskLoader.add_constructor("!function", lambda _, node: _Function(node.value))
 
 @dataclass(frozen=True)
 class TaskFile:
-    """A local task: its merged configuration and the files that define it (definition, includes, functions beside them)."""
+    """A local task: its merged configuration and the files that define it (definition, includes and their function files)."""
 
     path: Path
     config: Mapping[str, Any]
     files: tuple[Path, ...]
 
     def check(self, name: str) -> tuple[Path, ...]:
-        """Return the JSON lines that the task names as its data; the task's own code reads them.
+        """Check a task's data files and return their paths.
 
         Raises:
-            WorkbenchError: No data are named, a file is missing, a line is not JSON, or the test data are empty.
+            WorkbenchError: If the task has no data, a file is missing, a line is not JSON, or the test data are empty.
         """
         config = self.config
         if not config.get("dataset_path") and not config.get("custom_dataset"):
@@ -119,18 +122,18 @@ class TaskFile:
         for path in paths.values():
             if not path.is_file():
                 raise WorkbenchError(
-                    f"{self.path}: task '{name}': data file {path} not found", "Generate it or correct data_files."
+                    f"{self.path}: task '{name}': data file {path} not found", "Generate it, or correct `data_files`."
                 )
         lines = {split: path for split, path in paths.items() if path.suffix == ".jsonl"}
-        found = {split: _read_jsonl(path, name) for split, path in lines.items()}
+        docs = {split: _read_jsonl(path, name) for split, path in lines.items()}
         test = str(config.get("test_split") or config.get("validation_split"))
-        if found.get(test) == []:
-            raise WorkbenchError(f"task '{name}' has no items", "Its test data is empty: generate or restore it.")
+        if docs.get(test) == []:
+            raise WorkbenchError(f"task '{name}' has no items", "Its test data are empty: generate or restore them.")
         return tuple(paths.values())
 
     @property
     def definition(self) -> dict[str, Any]:
-        """Return the configuration without the names of its data files: what these hold counts."""
+        """Configuration without the names of its data files, because their content is part of the digest instead."""
         kwargs = self.config.get("dataset_kwargs")
         if not isinstance(kwargs, dict):
             return dict(self.config)
@@ -138,8 +141,11 @@ class TaskFile:
 
 
 def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
-    """A task's metrics that are means over items or ratios of sums, those where lower is better, and the kinds of the ratios; names
-    as in the stored rows. Others (F1 over the corpus, BLEU, ...) have no score of an item and are left out."""
+    """Return a task's metrics that have a score per item, without metrics such as corpus F1 or BLEU.
+
+    Returns:
+        Names of the metrics as in the stored rows, the names of those where lower is better, and the kind by name of ratios of sums.
+    """
     kind = str(config.get("output_type", "generate_until"))
     names: list[str] = []
     lower: set[str] = set()
@@ -162,37 +168,41 @@ def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozense
 
 
 def metric_name(metric: str, by: str, filters: Sequence[str]) -> str:
-    """`metric` for a task's first filter, `metric,filter` for the others."""
+    """Return the stored name of a metric: `metric` for a task's first filter, `metric,filter` for other filters."""
     return metric if by == filters[0] else f"{metric},{by}"
 
 
 def task_index(tasks_dir: Path) -> dict[str, TaskFile]:
-    """Local tasks by name, as lm-eval finds them: every *.yaml below the folder. Errors: a file that is not YAML."""
-    found: dict[str, TaskFile] = {}
+    """Return local tasks by name from all *.yaml files below a folder, as lm-eval finds them.
+
+    Raises:
+        WorkbenchError: If a file is not YAML or a task is defined twice.
+    """
+    tasks: dict[str, TaskFile] = {}
     for path in sorted(tasks_dir.rglob("*.yaml")):
         config, files = _task_config(path.resolve(), ())
         name = config.get("task")
         if isinstance(name, str) and "group" not in config:
-            if name in found:
-                raise WorkbenchError(f"{path}: task '{name}' is also defined in {found[name].path}", "Rename one of the two.")
-            found[name] = TaskFile(path.resolve(), config, files)
-    return found
+            if name in tasks:
+                raise WorkbenchError(f"{path}: task '{name}' is also defined in {tasks[name].path}", "Rename one of the two.")
+            tasks[name] = TaskFile(path.resolve(), config, files)
+    return tasks
 
 
 def group_files(tasks_dir: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
-    """Return groups by name, as lm-eval finds them: every *.yaml below the folder that has a `group`."""
-    found: dict[str, tuple[Path, Mapping[str, Any]]] = {}
+    """Return groups by name from all *.yaml files below a folder with a field `group`, as lm-eval finds them."""
+    groups: dict[str, tuple[Path, Mapping[str, Any]]] = {}
     for path in sorted(tasks_dir.rglob("*.yaml")):
         if "group:" in path.read_text("utf-8"):
             config, _ = _task_config(path.resolve(), ())
             if isinstance(name := config.get("group"), str):
-                found[name] = (path.resolve(), config)
-    return found
+                groups[name] = (path.resolve(), config)
+    return groups
 
 
 def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
     if path in seen:
-        raise WorkbenchError(f"{path}: includes itself", "Break the cycle of includes.")
+        raise WorkbenchError(f"{path}: the file includes itself", "Remove the cycle of includes.")
     try:
         text = path.read_text("utf-8")
         config = yaml.load(text[: MAX_BYTES + 1], _TaskLoader)  # noqa: S506, TID251  a SafeLoader
@@ -200,14 +210,14 @@ def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tu
         raise WorkbenchError(f"{seen[-1]}: included file {path} not found", None) from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}" if error.problem_mark else ""
-        raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", "lm-eval would skip this file in silence.") from error
+        raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", _SKIPPED) from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # UTF-16, a date such as 2026-13-45, an explicit tag without a value that it fits, endless nesting
         said = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
-        raise WorkbenchError(f"{path}: not YAML: {said}", "lm-eval would skip this file in silence.") from None
+        raise WorkbenchError(f"{path}: not YAML: {said}", _SKIPPED) from None
     if len(text) > MAX_BYTES or _is_large(config):
         raise WorkbenchError(
-            f"{path}: too large, nested too deeply, or full of aliases", "Keep the items in a file of their own."
+            f"{path}: the file is too large, nested too deeply, or has too many aliases", "Put the items into a separate file."
         )
     if not isinstance(config, dict):
         raise WorkbenchError(f"{path}: expected a mapping, found {type(config).__name__}", None)
@@ -224,7 +234,7 @@ def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tu
 
 
 def _is_large(config: Any) -> bool:
-    """Return whether a definition, its aliases written out, has more than 100,000 values or 100 levels."""
+    """Return True if a definition with expanded aliases has more than 100,000 values or 100 levels."""
     count, level = 0, [config]
     for _ in range(100):
         level = [
@@ -248,11 +258,11 @@ def _functions(value: Any) -> list[_Function]:
 
 def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
     docs = []
-    # Not splitlines: documents may hold other line separators, which JSON leaves as they are.
+    # splitlines() would also split at other line separators, which JSON strings may contain.
     for number, line in enumerate(jsondoc.text_of(path, f"{path}: task '{task}'").split("\n"), 1):
         if line.strip():
-            place, hint = f"{path}:{number}: task '{task}'", "One JSON object a line."
+            place, hint = f"{path}:{number}: task '{task}'", "Write one JSON object per line."
             docs.append(jsondoc.as_object(jsondoc.parse(line, place, hint), place, hint))
             if jsondoc.is_deep(docs[-1], MAX_LEVELS):
-                raise WorkbenchError(f"{place}: a document nested in more than {MAX_LEVELS} levels", "Flatten the document.")
+                raise WorkbenchError(f"{place}: the document has more than {MAX_LEVELS} levels", "Flatten the document.")
     return docs

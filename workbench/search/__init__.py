@@ -1,2 +1,5 @@
-"""Search over fields of a recipe: candidates are made and scored in memory, kept in a study that can be taken up again, and the best of
-them is tested on items that none of them has seen."""
+"""Search over fields of a recipe.
+
+Candidates are built and scored in memory and recorded in a study that can be resumed. The best ones are tested on items that the search did
+not use.
+"""

@@ -1,5 +1,8 @@
-"""What needs no search: the base, each brick, their average, the recipe as it stands and with each method of the space, task arithmetic at a
-few lambdas, a mean weighted as LM-Cocktail weighs."""
+"""Controls of a search, which need no search.
+
+They are the base, each brick, their average, the recipe as written and with each method of the space, task arithmetic with a few lambdas, and
+a mean with the weights of LM-Cocktail.
+"""
 
 from __future__ import annotations
 
@@ -13,39 +16,47 @@ from workbench.search.objective import Answers, Objective
 from workbench.search.space import Space
 
 LAMBDAS = (0.3, 0.6, 1.0)
-"""Of task arithmetic, and of the candidates that a search with lambda as a dimension tries first."""
+"""Lambdas of the task arithmetic controls, and of the first candidates if lambda is a dimension."""
 TEMPERATURE = 5.0
-"""LM-Cocktail's (Xiao et al. 2023, arXiv 2311.13534)."""
+"""Temperature of LM-Cocktail (Xiao et al. 2023, arXiv 2311.13534)."""
 COCKTAIL = "cocktail"
 
 
 def baselines(space: Space) -> list[LineupEntry]:
-    """The controls of a search, the recipe as it is written among them, and the same with each method that the space has."""
+    """Return the controls of a search, including the recipe as written and with each other method of the space."""
     recipe = space.recipe
     plain = recipe.without_search()
-    found = lineup([plain], sequences=False)
+    entries = lineup([plain], sequences=False)
     bricks = _bricks(plain)
     for values in space.other_methods():
         (method,) = values.values()
         other = space.recipe_of(values, f"{recipe.name}-{method}")
-        found.append(LineupEntry(other.name, "configuration", resolve(other)))
+        entries.append(LineupEntry(other.name, "configuration", resolve(other)))
     for lam in LAMBDAS if len(bricks) > 1 else ():
         step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
         name = f"task-arithmetic-{lam:g}"
-        found.append(LineupEntry(name, "average", resolve(recipe.derive(name, [step], bricks))))
+        entries.append(LineupEntry(name, "average", resolve(recipe.derive(name, [step], bricks))))
     keys: set[str] = set()
-    return [e for e in found if e.resolved.key not in keys and not keys.add(e.resolved.key)]  # type: ignore[func-returns-value]
+    return [e for e in entries if e.resolved.key not in keys and not keys.add(e.resolved.key)]  # type: ignore[func-returns-value]
 
 
 def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> LineupEntry | None:
-    """The mean of the bricks, each weighted by the log-probability that it gives to the right answers of the first items:
-    w = softmax(log p / T). None where a brick was not scored alone, or no task has right answers to look at."""
+    """Return the mean of the bricks with weights softmax(log p / T), where log p is each brick's log-probability of right answers.
+
+    Args:
+        recipe: Recipe of the search.
+        seen: Answers of the controls by name.
+        objectives: Objectives of the search.
+        metric: Name of the log-probability of right answers, which the first items have.
+
+    Returns:
+        The control, or None if a brick was not scored alone or no task has this log-probability.
+    """
     bricks = _bricks(recipe)
     keys = list(dict.fromkeys(term.key for objective in objectives for term in objective.terms))
     if len(bricks) < 2 or not all(name in seen for name in bricks):
         return None
-    found = [seen[name].mean(keys, metric) for name in bricks]
-    gold = [value for value in found if value is not None]
+    gold = [value for name in bricks if (value := seen[name].mean(keys, metric)) is not None]
     if len(gold) < len(bricks):
         return None
     shares = [math.exp((value - max(gold)) / TEMPERATURE) for value in gold]
@@ -55,6 +66,6 @@ def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[O
 
 
 def _bricks(recipe: Recipe) -> list[str]:
-    """Of the first merge step; none where nothing is merged."""
+    """Return the bricks of the first merge step; none if there is no merge step."""
     step = next((step for step in recipe.steps if step.merges), None)
     return recipe.used_bricks(step) if step else []

@@ -1,4 +1,4 @@
-"""Candidates in memory: the base stays resident, one candidate after the other takes its place, is scored stage by stage, and is undone."""
+"""Scoring of candidates in memory: the base stays loaded, and one candidate after another replaces its weights and is scored in stages."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
 
 _Part = tuple[ScorePlan, Rows]
 Stop = Callable[[int, Answers], bool]
-"""(stage, what was seen) -> whether the candidate is given up."""
+"""Function of (stage, answers so far) that returns True to stop the candidate."""
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What became of a candidate.
+    """The outcome of a candidate.
 
     Attributes:
-        digest: Of its weights.
-        answers: On the items that it has seen.
-        stage: The last one, counted from 0.
-        stopped: Whether it was given up there.
-        seconds: "compose" and "score".
+        digest: Digest of its weights.
+        answers: Answers on the items on which it was scored.
+        stage: Last stage, counted from 0.
+        stopped: True if it was stopped after that stage.
+        seconds: Time in seconds, by "compose" and "score".
     """
 
     digest: str
@@ -54,14 +54,15 @@ class Seen:
 
 
 class Bench:
-    """Scores candidates of one base.
+    """Scorer of the candidates of one base.
 
     Args:
-        recipe: The search's.
-        stages: Its items.
-        store: Where their scores are kept, by weights: equal weights are scored once.
-        device: Where the model lives.
-        gold: Whether the first stage also looks at the log-probability of right answers.
+        recipe: Recipe of the search.
+        stages: Items of the search.
+        store: Store of the scores by weights, so that equal weights are scored once.
+        device: Device of the model.
+        events: Receiver of progress events.
+        gold: Also compute the log-probability of right answers in the first stage.
     """
 
     def __init__(
@@ -69,13 +70,13 @@ class Bench:
     ) -> None:
         self.recipe, self.stages, self.store = recipe, stages, store
         self.device, self.events, self.gold = device, events, gold
-        # Candidates differ in their steps alone: what merges find of a brick's tensor holds for the next candidate.
+        # Candidates differ only in their steps, so results that merges compute from a brick's tensor are reused.
         self.memo = Memo()
         self._full: dict[str, Answers] = {}
 
     @cached_property
     def model(self) -> PreTrainedModel:
-        """The base, in the dtype that candidates are scored in; loaded when the first candidate has to be."""
+        """The base in the dtype of scoring, loaded when it is first needed."""
         from workbench.run.materialize import materialize
 
         self.events({"stage": "search", "text": "loading the base"})
@@ -83,19 +84,20 @@ class Bench:
 
     @cached_property
     def resident(self) -> Resident:
-        """What scores the live model."""
+        """Scorer of the live model."""
         from workbench.evaluate.resident import Resident
 
         return Resident(self.model, self.store)
 
     def digest(self) -> str:
-        """Of the live model as it stands."""
+        """Return the digest of the live model's current weights."""
         return json_digest({name: tensor_digest(p.detach()) for name, p in self.model.named_parameters()})
 
     def score(self, entry: LineupEntry, stop: Stop | None = None) -> Seen:
-        """Score a candidate stage by stage, until it has seen all items or is given up.
+        """Score a candidate stage by stage until it is scored on all search items or `stop` returns True.
 
-        Errors: what its weights' computation raises, log-likelihoods that are no numbers.
+        Raises:
+            WorkbenchError: If its weights cannot be computed or log-likelihoods are not finite.
         """
         parts: list[_Part] = []
         with self._live(entry) as live:
@@ -109,13 +111,13 @@ class Bench:
         return Seen(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
 
     def test(self, entry: LineupEntry) -> tuple[Configuration, Answers]:
-        """Score a configuration on the items that no candidate has seen."""
+        """Score a configuration on the test items."""
         with self._live(entry) as live:
             answers = gathered([(plan, self._rows(live, plan, gold=False)) for plan in self.stages.test])
         return entry.configuration(live.digest), answers
 
     def answers(self, digest: str) -> Answers | None:
-        """Return what the store has of weights that have seen all search items."""
+        """Return the stored answers of weights that were scored on all search items, or None."""
         if digest not in self._full:
             plans = [(plan, self.store.settled(plan)) for stage in self.stages.search for plan in stage]
             keys = [self._key(settled, digest) for _, settled in plans]
@@ -127,22 +129,22 @@ class Bench:
         return self._full[digest]
 
     def _key(self, plan: ScorePlan, digest: str) -> str:
-        """What scores of these weights are stored by; every candidate writes texts with the base's generation settings."""
+        """Return the store's key of these weights; all candidates generate texts with the base's generation settings."""
         return identity(digest, self.generation) if plan.generates else digest
 
     @cached_property
     def generation(self) -> Mapping[str, Any]:
-        """The base's generation settings that decide texts."""
+        """Generation settings of the base that influence texts."""
         return resolve(self.recipe.derive("base", [])).generation
 
     @contextmanager
     def _live(self, entry: LineupEntry) -> Iterator[_Live]:
-        """A candidate whose weights take the base's place when they are first needed, and are taken out at the end."""
+        """Yield a candidate whose weights replace the base's when first needed; the base's weights are restored at the end."""
         with ExitStack() as stack:
             yield _Live(self, entry, stack)
 
     def _rows(self, live: _Live, plan: ScorePlan, *, gold: bool) -> Rows:
-        """Rows of the candidate on the bench under a plan: the store's, else scored now."""
+        """Return the rows of a candidate under a plan from the store, or score them now."""
         settled = self.store.settled(plan)
         if not self.store.has(settled, self._key(settled, live.digest)):
             live.enter()
@@ -154,7 +156,7 @@ class Bench:
 
 
 class _Live:
-    """One candidate on the bench."""
+    """One candidate in memory."""
 
     def __init__(self, bench: Bench, entry: LineupEntry, stack: ExitStack) -> None:
         from workbench.run.materialize import configuration_digest
@@ -166,7 +168,7 @@ class _Live:
         self.seconds = {"compose": time.perf_counter() - started, "score": 0.0}
 
     def enter(self) -> None:
-        """Exchange the base's weights for the candidate's."""
+        """Replace the base's weights by the candidate's."""
         from workbench.run.materialize import swap
 
         if not self._entered:

@@ -1,4 +1,4 @@
-"""How long a search has been running, over interruptions."""
+"""Running time of a search, including calls before an interruption."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from workbench.files import read_json, write_json
 
 
 class Clock:
-    """Time spent on a search: this call's, and that of calls which have ended. Calls that run beside this one do not count.
+    """Time spent on a search by this call and by finished calls; calls that run at the same time do not count.
 
     Args:
-        folder: Of the search.
-        budget: Seconds; None: no end.
+        folder: Folder of the search.
+        budget: Time limit in seconds, or None.
     """
 
     def __init__(self, folder: Path, budget: float | None) -> None:
@@ -40,11 +40,11 @@ class Clock:
         self._file.with_suffix(".lock").unlink(missing_ok=True)
 
     def begin(self) -> None:
-        """The first candidate is next: what was before it tells nothing of how long candidates take."""
+        """Mark the start of the first candidate; time before it does not count for the time per candidate."""
         self._begun = time.monotonic()
 
     def tick(self, candidates: int = 1) -> None:
-        """Note that some more candidates are done."""
+        """Record that candidates are done."""
         self._done += candidates
         write_json(self._file, {"seconds": round(time.monotonic() - self._start, 3)})
 
@@ -54,11 +54,11 @@ class Clock:
         return self._before + time.monotonic() - self._start
 
     def over(self) -> bool:
-        """Whether the budget is used up."""
+        """Return True if the budget is used up."""
         return self.budget is not None and self.spent >= self.budget
 
     def left(self, done: int, total: int | None) -> str:
-        """About how long it goes on, by this call's candidates so far: "40 s", "3 min"; empty where nothing tells."""
+        """Return the approximate remaining time, such as "40 s" or "3 min"; empty if it cannot be estimated."""
         ends = []
         if self.budget is not None:
             ends.append(self.budget - self.spent)

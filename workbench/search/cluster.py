@@ -1,4 +1,4 @@
-"""A search over a Ray cluster: every worker holds base and bricks once and scores one candidate at a time. This file alone imports ray."""
+"""Search on a Ray cluster: each worker loads base and bricks once and scores one candidate at a time. Only this file imports ray."""
 
 from __future__ import annotations
 
@@ -37,19 +37,20 @@ from workbench.search.space import plain_data
 from workbench.search.study import Study, Trial
 
 LOSSES = 3
-"""Workers that may die over one candidate before it counts as failed: the next one would as well."""
+"""Number of workers that may be lost while scoring one candidate before the candidate counts as failed."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a worker needs to prepare the same search. All nodes see the project under the same path.
+    """Arguments with which a worker prepares the same search. The project must have the same path on all nodes.
 
     Attributes:
-        recipe: The recipe's file.
-        settings: What `--set` changed.
-        runs: Where runs stand.
-        device: "auto", "cpu", "cuda".
-        batch_size, limit: As for the search.
+        recipe: File of the recipe.
+        settings: Settings from `--set`.
+        runs: Folder of the runs.
+        device: "auto", "cpu" or "cuda".
+        batch_size: Batch size of the search.
+        limit: Limit of items of the search.
         trusted: Whether the project's method files may be loaded, as on the machine that the search was started on.
     """
 
@@ -77,20 +78,23 @@ class Worker:
         )
 
     def score(self, name: str, role: str, data: dict[str, Any], known: Sequence[Rival]) -> Attempt:
-        """Score a configuration that is given as plain data; without rivals it sees all items."""
+        """Score a configuration given as plain data; without rivals it is scored on all search items."""
         recipe = from_data(data, self.search.recipe.project)
         return attempted(self.search, LineupEntry(name, role, resolve(recipe)), known)
 
 
 def run_on_cluster(search: Search, options: Options, workers: int | None = None) -> None:
-    """Score controls and candidates on a Ray cluster: that of RAY_ADDRESS, or one on this machine.
+    """Score controls and candidates on a Ray cluster: the one of RAY_ADDRESS, or a new one on this machine.
 
-    A worker that is lost is replaced, and its candidate is scored again under its own number.
+    A lost worker is replaced, and its candidate is scored again under the same number.
 
     Args:
-        workers: How many; omitted: one a GPU of the cluster, or one for every two CPUs.
+        search: The search.
+        options: Arguments for the workers.
+        workers: Number of workers; default: one per GPU of the cluster, or one per two CPUs.
 
-    Errors: ray is not installed, no resources for a worker.
+    Raises:
+        WorkbenchError: If ray is not installed, the cluster has too few resources, or a worker fails.
     """
     with _cluster() as ray:
         pool = _Pool(ray, options, workers)
@@ -122,7 +126,7 @@ def _cluster() -> Iterator[Any]:
 
 
 class _Pool:
-    """Workers, and what each of them is doing."""
+    """The idle workers, and the busy workers with their tasks."""
 
     def __init__(self, ray: Any, options: Options, count: int | None) -> None:
         self._ray, self._options = ray, options
@@ -143,70 +147,73 @@ class _Pool:
 
     @property
     def idle(self) -> bool:
-        """Whether a worker waits."""
+        """True if a worker is idle."""
         return bool(self._idle)
 
     @property
     def busy(self) -> bool:
-        """Whether a worker works."""
+        """True if a worker is busy."""
         return bool(self._busy)
 
     def submit(self, entry: LineupEntry, known: Sequence[Rival], ticket: Any) -> None:
-        """Give a configuration to a worker that waits; `ticket` comes back with the result."""
+        """Give a configuration to an idle worker; `next` returns `ticket` with the result."""
         worker = self._idle.pop()
         data = plain_data(entry.resolved.recipe)
         data.pop("search", None)
         self._busy[worker.score.remote(entry.name, entry.role, data, list(known))] = (worker, ticket)
 
     def next(self) -> tuple[Any, Attempt | None]:
-        """The next ticket that is done and its result; None where the worker was lost."""
+        """Wait for the next result and return it with its ticket; the result is None if the worker was lost."""
         (done, *_), _ = self._ray.wait(list(self._busy), num_returns=1)
         worker, ticket = self._busy.pop(done)
         try:
-            found: Attempt = self._ray.get(done)
+            attempt: Attempt = self._ray.get(done)
         except self._ray.exceptions.RayActorError:
             self._idle.append(self._new())
             return ticket, None
         except self._ray.exceptions.RayTaskError as error:
-            raise WorkbenchError(f"a worker of the cluster failed: {error.cause}", "WORKBENCH_DEBUG=1 shows where.") from error
+            raise WorkbenchError(
+                f"a worker of the cluster failed: {error.cause}", "Set WORKBENCH_DEBUG=1 to see the traceback."
+            ) from error
         self._idle.append(worker)
-        return ticket, found
+        return ticket, attempt
 
 
 def _score_controls(search: Search, pool: _Pool) -> None:
-    """Controls on all workers; kept in their own order."""
+    """Score the controls on all workers and add them in their order."""
     wanted = controls(search)
-    found = _all(search, pool, wanted)
+    answers = _all(search, pool, wanted)
     for entry in wanted:
-        add_control(search, entry, found[entry.name])
+        add_control(search, entry, answers[entry.name])
     if mixed := mixture(search):
         add_control(search, mixed, _all(search, pool, [mixed])[mixed.name])
 
 
 def _all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
-    left, lost, found = list(entries), 0, {}
+    left, lost, answers = list(entries), 0, {}
     while left or pool.busy:
         while left and pool.idle:
             pool.submit(left[0], [], left.pop(0))
         entry, attempt = pool.next()
         if attempt is None:
-            search.events({"stage": "search", "text": f"{entry.name}: its worker was lost; scored again"})
+            search.events({"stage": "search", "text": f"{entry.name}: its worker was lost, scoring again"})
             left.append(entry)
             lost += 1
         elif attempt.scores is None:
             raise WorkbenchError(f"control {entry.name}: {attempt.result['error']}")
         else:
-            found[entry.name] = attempt.answers
-            search.events({"stage": "search", "text": f"control {len(found)}/{len(entries)}: {entry.name}"})
+            answers[entry.name] = attempt.answers
+            search.events({"stage": "search", "text": f"control {len(answers)}/{len(entries)}: {entry.name}"})
         if lost > LOSSES * len(entries):
             raise WorkbenchError(
-                f"{lost} workers of the cluster were lost over the controls", "Look at the cluster's memory: `ray status`."
+                f"{lost} workers of the cluster were lost while scoring the controls",
+                "Check the cluster's memory with `ray status`.",
             )
-    return found
+    return answers
 
 
 def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any, most: int | None) -> None:
-    """Candidates of one arm, as many at a time as there are workers."""
+    """Score the candidates of one arm, one per worker at a time."""
     lost: dict[str, int] = {}
     again: list[Trial] = []
     started: dict[str, float] = {}
@@ -221,11 +228,11 @@ def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any
         trial, attempt = pool.next()
         if attempt is None:
             lost[trial.name] = lost.get(trial.name, 0) + 1
-            search.events({"stage": "search", "text": f"{trial.name}: its worker was lost; scored again"})
+            search.events({"stage": "search", "text": f"{trial.name}: its worker was lost, scoring again"})
             if lost[trial.name] < LOSSES:
                 again.append(trial)
                 continue
-            attempt = Attempt(None, {"error": f"{LOSSES} workers were lost over it", "stopped": False, "seconds": {}})
+            attempt = Attempt(None, {"error": f"{LOSSES} workers were lost while scoring it", "stopped": False, "seconds": {}})
         keep(search, study, clock, trial, attempt, time.perf_counter() - started[trial.name])
 
 

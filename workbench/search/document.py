@@ -1,4 +1,4 @@
-"""The document of a search: what `search --json` prints and reports are made of."""
+"""The document of a search, which `search --json` prints and reports show."""
 
 from __future__ import annotations
 
@@ -18,14 +18,16 @@ if TYPE_CHECKING:
 
 
 def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that a search has found.
+    """Return the document of a finished search.
 
     Args:
-        tested: On test items; controls first.
-        recipes: Candidate -> file of its recipe, from the project.
+        search: The search.
+        study: Its candidates.
+        tested: Configurations that were scored on test items; controls first.
+        recipes: File of the recipe by candidate, relative to the project.
     """
     controls, found = ([t for t in tested if t.part == part] for part in ("control", "found"))
-    # Chosen on search items, before any test item is looked at.
+    # The best control is chosen on search items, without use of the test items.
     best = max((t.rival for t in controls), key=lambda rival: sum(rival.scores))
     several = len(search.objectives) > 1
     return {
@@ -65,7 +67,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
 
 
 def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[dict[str, Any]]:
-    """What no candidate of the sampler beats where all were given up: the best of the controls and of the random arm, or their front."""
+    """Return the best control or random candidate, or their Pareto front, for a search whose other candidates were all stopped early."""
     by_name = {t.rival.name: t for t in tested}
     return [
         {
@@ -79,7 +81,7 @@ def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[dict[str, Any]]:
 
 
 def _command(search: Search) -> str | None:
-    """What searches the same items of the same recipe again."""
+    """Return the command line that runs this search again, or None for a recipe without a file."""
     recipe = search.recipe
     if recipe.path is None:
         return None
@@ -97,13 +99,15 @@ def _trial(search: Search, best: Rival, record: Mapping[str, Any]) -> dict[str, 
 
 
 def _intervals(search: Search, best: Rival, answers: Answers) -> list[list[float] | None]:
-    """For every objective where a configuration's score may lie if the best control's is taken as known: the 95 % interval of their paired
-    difference, added to the control's score. None without an error estimate."""
-    found: list[list[float] | None] = []
+    """Return for every objective the best control's score plus the 95 % interval of the paired difference from it.
+
+    It is the interval of a configuration's score if the best control's score is taken as known. It is None without an error estimate.
+    """
+    intervals: list[list[float] | None] = []
     for objective, score in zip(search.objectives, best.scores, strict=True):
         ends = [objective.shown(score + end) for end in gap(best.answers, answers, objective).interval()]
-        found.append([round(end, 6) for end in sorted(ends)] if all(map(math.isfinite, ends)) else None)
-    return found
+        intervals.append([round(end, 6) for end in sorted(ends)] if all(map(math.isfinite, ends)) else None)
+    return intervals
 
 
 def _shown(objectives: Sequence[Objective], scores: Sequence[float]) -> list[float]:
@@ -111,7 +115,7 @@ def _shown(objectives: Sequence[Objective], scores: Sequence[float]) -> list[flo
 
 
 def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]:
-    """Scores on test items beside those on search items, candidates against the best control, and the comparison task by task."""
+    """Return the scores on search and test items, the differences from the best control, and the comparison by task."""
     control = next(t for t in tested if t.name == best)
     return {
         "baseline": best,
@@ -122,7 +126,7 @@ def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]
 
 
 def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
-    """The control whose weights a candidate has, the best one if it is one of several; None where it has weights of its own."""
+    """Return the control with the same weights as a candidate, the best control if it is one of several, or None."""
     if tested.part == "control":
         return None
     digest = tested.configuration.of_weights
@@ -131,7 +135,7 @@ def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
 
 
 def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin: str | None) -> dict[str, Any]:
-    """Scores on both halves; `optimism` of the other controls, which nothing has chosen, shows what the halves alone make."""
+    """Return the scores on both halves; the `optimism` of other controls, which were not selected, shows the effect of the split alone."""
     after = [tested.answers.value(objective) for objective in objectives]
     optimism = [line["optimism"] for line in _against(objectives, control, tested)]
     return {
@@ -146,15 +150,15 @@ def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin:
 
 
 def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -> list[dict[str, Any]]:
-    """For every objective the paired difference from the best control on test items, and by how much search items flattered it.
+    """Return for every objective the paired difference from the best control on test items, and the optimism of the search items.
 
-    What was chosen among many on the search items looks better there than it is; the control, on the same items, was not. So optimism is
-    the difference on search items less that on test items: how hard the two halves are cancels.
+    A candidate that was selected among many on search items looks better on them than it is; the control on the same items does not. Optimism
+    is therefore the difference on search items minus the difference on test items: the difficulty of the two halves cancels out.
     """
-    found = []
+    lines = []
     for objective in objectives:
         test, seen = gap(control.answers, tested.answers, objective), gap(control.rival.answers, tested.rival.answers, objective)
-        found.append(
+        lines.append(
             {
                 "objective": objective.name,
                 "test": _gap(test),
@@ -164,7 +168,7 @@ def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -
                 "optimism": round(seen.diff - test.diff, 6),
             }
         )
-    return found
+    return lines
 
 
 def _gap(found: Gap) -> dict[str, Any]:
@@ -173,7 +177,7 @@ def _gap(found: Gap) -> dict[str, Any]:
 
 
 def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dict[str, Any]:
-    """The comparison of all that was tested, on test items."""
+    """Return the comparison of all tested configurations on test items."""
     store = search.bench.store
     plans = [store.settled(plan) for plan in search.stages.test]
     scores = [store.read(plan, t.configuration.key(plan)).called(t.configuration) for t in tested for plan in plans]
@@ -181,7 +185,7 @@ def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dic
 
 
 def hypervolumes(search: Search, study: Study) -> list[float]:
-    """Of two objectives: the area that the front covers after each candidate, above the worst scores of controls and candidates."""
+    """Return the area that the Pareto front covers after each complete candidate, above the worst scores; for two objectives only."""
     if len(search.objectives) != 2:
         return []
     rivals = {rival.name: rival for rival in finished(search, study, "search")}
@@ -196,7 +200,7 @@ def hypervolumes(search: Search, study: Study) -> list[float]:
 
 
 def area(points: Sequence[Sequence[float]], floor: Sequence[float]) -> float:
-    """Of what lies below some point in both coordinates and above the floor."""
+    """Return the area that is above the floor and below at least one point in both coordinates."""
     total, height = 0.0, floor[1]
     for x, y in sorted(points, key=lambda p: (-p[0], -p[1])):
         if y > height:

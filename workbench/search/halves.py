@@ -1,4 +1,4 @@
-"""Two halves of a search's items: what candidates see, in stages, and what none of them sees."""
+"""The two halves of a search's items: search items, which candidates see in stages, and test items, which the search does not use."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ class Stages:
     """The items of a search.
 
     Attributes:
-        search: A list of plans, one a suite, for each stage: the items that it adds.
-        test: One plan a suite, of items that no candidate sees.
+        search: For each stage, one plan per suite with the items that the stage adds.
+        test: One plan per suite with the test items.
     """
 
     search: tuple[tuple[ScorePlan, ...], ...]
@@ -36,23 +36,23 @@ class Stages:
 
     @property
     def items(self) -> dict[str, int]:
-        """How many items candidates may see, and how many are kept for the test."""
+        """Number of search items and of test items."""
         return {"search": sum(map(_count, self.search)), "test": _count(self.test)}
 
     def halves(self, suite: str, task: str) -> dict[str, list[Item]]:
         """Return a task's items by half: "search" and "test"."""
-        plans = {"search": [plan for stage in self.search for plan in stage], "test": self.test}
+        by_half = {"search": [plan for stage in self.search for plan in stage], "test": self.test}
         return {
-            half: [item for plan in found if plan.suite.suite == suite for item in plan.items.get(task, ())]
-            for half, found in plans.items()
+            half: [item for plan in plans if plan.suite.suite == suite for item in plan.items.get(task, ())]
+            for half, plans in by_half.items()
         }
 
     def counts(self, objective: Objective) -> dict[str, dict[str, int]]:
-        """Return items and clusters of an objective's tasks, each by half."""
-        found = [self.halves(*key) for key in dict.fromkeys(term.key for term in objective.terms)]
+        """Return the numbers of items and clusters of an objective's tasks, each by half."""
+        tasks = [self.halves(*key) for key in dict.fromkeys(term.key for term in objective.terms)]
         return {
-            "items": {half: sum(len(task[half]) for task in found) for half in ("search", "test")},
-            "clusters": {half: sum(len({item.cluster for item in task[half]}) for task in found) for half in ("search", "test")},
+            "items": {half: sum(len(task[half]) for task in tasks) for half in ("search", "test")},
+            "clusters": {half: sum(len({item.cluster for item in task[half]}) for task in tasks) for half in ("search", "test")},
         }
 
 
@@ -61,11 +61,12 @@ def _count(plans: Sequence[ScorePlan]) -> int:
 
 
 def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -> Stages:
-    """Split every task's items, whole clusters together, and the search half into stages.
+    """Split the items of every task into search and test items by whole clusters, and the search items into stages.
 
     Args:
-        share: Of the items that go to the test.
-        counts: Items of a task after each stage; what is left after the last one is not used.
+        plans: Plans of all suites.
+        share: Share of the items that become test items.
+        counts: Number of items of a task after each stage; items after the last stage are not used.
     """
     halves = [{task: split(items, share) for task, items in plan.items.items()} for plan in plans]
     longest = max(len(seen) for tasks in halves for seen, _ in tasks.values())
@@ -84,15 +85,17 @@ def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
     """Split a task's items into search and test items; no cluster has items in both.
 
-    Items of a cluster resemble each other: where a candidate was chosen on one of them, another one is no independent test. Clusters go to
-    the test in the order of a hash of their labels until the test has about `share` of the items. The largest cluster stays in the search
-    half, where it cannot outweigh all others of the test. A single cluster is split by items, and a single item goes to the test.
+    Items of a cluster resemble each other, so that an item is not an independent test of a candidate that was chosen on another item of its
+    cluster. Clusters become test clusters in the order of a hash of their labels until the test has about `share` of the items. The largest
+    cluster stays in the search half, so that it does not dominate the test. A single cluster is split by items, and a single item goes to the
+    test.
 
     Args:
-        share: Of the items that go to the test.
+        items: Items of the task.
+        share: Share of the items that become test items.
 
     Returns:
-        Search and test items, each in the order of a hash of their ids, so that a stage has items of many clusters.
+        Search and test items, each in the order of a hash of their ids, so that each stage has items of many clusters.
     """
     order = _by_hash(items, lambda item: item.id)
     sizes: dict[str, int] = {}
@@ -115,13 +118,13 @@ def _by_hash(values: Any, name: Callable[[Any], str]) -> list[Any]:
 
 
 def warnings_of(stages: Stages, objectives: Sequence[Objective]) -> list[str]:
-    """Return what the test of a search will not be able to say, by its clusters; empty where nothing is in the way."""
+    """Return warnings on tasks whose clusters are too few or too unequal for the test of a search."""
     users: dict[tuple[str, str], list[str]] = {}
     for objective in objectives:
         for term in objective.terms:
             users.setdefault(term.key, []).append(objective.name)
-    found = [_warning(task, stages.halves(suite, task), dict.fromkeys(names)) for (suite, task), names in users.items()]
-    return [text for text in found if text]
+    texts = [_warning(task, stages.halves(suite, task), dict.fromkeys(names)) for (suite, task), names in users.items()]
+    return [text for text in texts if text]
 
 
 def _warning(task: str, halves: Mapping[str, Sequence[Item]], objectives: Mapping[str, None]) -> str | None:
@@ -130,21 +133,21 @@ def _warning(task: str, halves: Mapping[str, Sequence[Item]], objectives: Mappin
     tests = " and ".join(f"'{name}'" for name in objectives)
     if clusters == 1:
         return (
-            f"task '{task}' has one cluster, which is split between search and test: the test of {tests} says \"cannot tell\" whatever the "
-            f"search finds, and understates how much search items flatter the winner. Two halves of {FEW_CLUSTERS} clusters take {2 * FEW_CLUSTERS}."
+            f"task '{task}' has only one cluster, which is split between search and test: the verdict on {tests} is always \"cannot tell\", and "
+            f"the optimism of the search items is underestimated. {FEW_CLUSTERS} clusters in each half need {2 * FEW_CLUSTERS} clusters."
         )
     if len(kept) < FEW_CLUSTERS:
         share = math.ceil(100 * FEW_CLUSTERS / clusters) / 100
         wider = f", or set `test: {share:g}`" if clusters > FEW_CLUSTERS and share < 1 else ""
         return (
-            f"task '{task}' has {len(kept)} of its {clusters} clusters in the test half, and below {FEW_CLUSTERS} no verdict is given: the test "
-            f'of {tests} says "cannot tell" whatever the search finds. Score more clusters{wider}.'
+            f"task '{task}' has {len(kept)} of its {clusters} clusters in the test half, but a verdict needs {FEW_CLUSTERS}: the verdict on "
+            f'{tests} is always "cannot tell". Score more clusters{wider}.'
         )
     sizes = [sum(item.cluster == label for item in halves["test"]) for label in kept]
-    worth = effective_clusters(np.array(sizes))
-    if worth < FEW_CLUSTERS:
+    effective = effective_clusters(np.array(sizes))
+    if effective < FEW_CLUSTERS:
         return (
-            f"task '{task}' has {len(kept)} clusters in the test half, of which the largest holds {max(sizes)} of {sum(sizes)} items: they are "
-            f"worth {worth:.1f} clusters of equal size, and the test of {tests} finds large differences only."
+            f"task '{task}' has {len(kept)} clusters in the test half, and the largest has {max(sizes)} of {sum(sizes)} items: they are worth "
+            f"only {effective:.1f} clusters of equal size, and the test of {tests} detects only large differences."
         )
     return None

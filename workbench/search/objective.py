@@ -1,4 +1,4 @@
-"""What a search makes best: means over tasks of a suite, compared candidate by candidate on the items that both have seen."""
+"""Objectives of a search: means over tasks of a suite, compared between two configurations on the items that both have."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ class Term:
     key: Key
     metric: str
     sign: float
-    """-1 where lower is better."""
+    """-1 if lower is better, else 1."""
 
 
 @dataclass(frozen=True)
 class Objective:
-    """The mean of some metrics; a lower-is-better metric counts negative where others stand beside it."""
+    """The mean of some metrics; metrics where lower is better count as negative."""
 
     name: str
     terms: tuple[Term, ...]
 
     @property
     def lower(self) -> bool:
-        """Whether less is better: of a single metric that is so."""
+        """True for a single metric where lower is better."""
         return len(self.terms) == 1 and self.terms[0].sign < 0
 
     def shown(self, value: float) -> float:
-        """A value (higher is better) in the metric's own direction."""
+        """Convert a value with higher as better to the metric's own direction."""
         return -value if self.lower else value
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What a configuration scored on the items that it has seen so far, in the order in which they are seen.
+    """Scores of a configuration on the items so far, in the order of the stages.
 
     Attributes:
-        scores: Suite and task -> metric -> one number an item; of a metric that the first items alone have, as many as have it.
-        clusters: Suite and task -> one label an item.
+        scores: One number per item by (suite, task) and metric; a metric that only the first items have is shorter.
+        clusters: One label per item by (suite, task).
     """
 
     scores: Mapping[Key, Mapping[str, Floats]]
@@ -63,44 +63,44 @@ class Answers:
 
     @property
     def items(self) -> int:
-        """Seen, over all tasks."""
+        """Number of items over all tasks."""
         return sum(map(len, self.clusters.values()))
 
     def value(self, objective: Objective) -> float:
-        """An objective on all items seen; higher is better."""
+        """Return the value of an objective on these items; higher is better."""
         return float(np.mean([term.sign * self.scores[term.key][term.metric].mean() for term in objective.terms]))
 
     def mean(self, keys: Iterable[Key], metric: str) -> float | None:
-        """The mean of a metric over the tasks that have it; None if none has."""
-        found = [self.scores[key][metric].mean() for key in keys if metric in self.scores[key]]
-        return float(np.mean(found)) if found else None
+        """Return the mean of a metric over the tasks that have it, or None if no task has it."""
+        means = [self.scores[key][metric].mean() for key in keys if metric in self.scores[key]]
+        return float(np.mean(means)) if means else None
 
 
 def gathered(parts: Iterable[tuple[ScorePlan, Mapping[str, Sequence[Row]]]]) -> Answers:
-    """Answers from stored rows, plan after plan."""
+    """Return the answers of stored rows, plan after plan."""
     scores: dict[Key, dict[str, list[float]]] = {}
     clusters: dict[Key, list[str]] = {}
     for plan, rows in parts:
         for task, items in plan.items.items():
             key = (plan.suite.suite, task)
             clusters.setdefault(key, []).extend(item.cluster for item in items)
-            found = scores.setdefault(key, {})
+            by_metric = scores.setdefault(key, {})
             for row in rows.get(task, ()):
                 for metric, value in row["metrics"].items():
-                    if isinstance(value, (int, float)):  # a ratio of sums has no score of an item
-                        found.setdefault(metric, []).append(value)
-    arrays = {key: {metric: np.array(values, np.float64) for metric, values in found.items()} for key, found in scores.items()}
+                    if isinstance(value, (int, float)):  # a ratio of sums has no score per item
+                        by_metric.setdefault(metric, []).append(value)
+    arrays = {key: {m: np.array(values, np.float64) for m, values in by_metric.items()} for key, by_metric in scores.items()}
     return Answers(arrays, clusters)
 
 
 @dataclass(frozen=True)
 class Gap:
-    """The difference of an objective between two configurations on the items that both have seen.
+    """The difference of an objective between two configurations on the items that both have.
 
     Attributes:
-        changes: Of the mean over the terms; terms are independent.
-        unchanged: No item has another score.
-        clusters: Of the term with the fewest.
+        changes: Changes of the mean over the terms, which are independent.
+        unchanged: True if no item has another score.
+        clusters: Number of clusters of the term with the fewest.
     """
 
     changes: Changes
@@ -114,19 +114,19 @@ class Gap:
 
     @property
     def p(self) -> float:
-        """Two-sided, of "no difference"."""
+        """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else self.changes.p
 
     def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Two-sided, of confidence 1 - level. Without any changed item (0, 0)."""
+        """Return the two-sided interval of confidence 1 - level; (0, 0) if no item changed."""
         return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(level), self.p <= level)
 
     def below(self, level: float = 0.05) -> bool:
-        """Whether the interval lies below 0; the test alone tells, without the interval's ends."""
+        """Return True if the interval lies below 0; the test decides this without computing the interval."""
         return self.diff < 0 and self.p <= level
 
     def verdict(self, level: float = 0.05) -> str:
-        """better | worse | cannot tell | no item changed."""
+        """Return the verdict: better, worse, cannot tell or no item changed."""
         if self.unchanged:
             return "no item changed"
         if self.clusters < FEW_CLUSTERS or self.p > level:
@@ -134,21 +134,21 @@ class Gap:
         return "better" if self.diff > 0 else "worse"
 
     def reason(self, level: float = 0.05) -> str | None:
-        """Why the verdict is "cannot tell"; None for other verdicts."""
+        """Return the reason of the verdict "cannot tell"; None for other verdicts."""
         if self.verdict(level) != "cannot tell":
             return None
         if self.clusters < FEW_CLUSTERS:
             return f"too few clusters: {self.clusters}, at least {FEW_CLUSTERS} needed"
-        return "the interval holds 0"
+        return "the interval includes 0"
 
 
 def gap(before: Answers, after: Answers, objective: Objective) -> Gap:
-    """How much better `after` is, on the items that both have seen."""
+    """Return the difference `after` - `before` of an objective on the items that both have; positive means better."""
     return _combined(before, after, [(t.key, t.metric, t.sign) for t in objective.terms])
 
 
 def gold_gap(before: Answers, after: Answers, objectives: Sequence[Objective], metric: str) -> Gap | None:
-    """The same for the log-probability of right answers over the objectives' tasks; None where no task has it."""
+    """Return the difference of the log-probability of right answers over the objectives' tasks; None if no task has it."""
     keys = dict.fromkeys(term.key for objective in objectives for term in objective.terms)
     usable = [(key, metric, 1.0) for key in keys if metric in before.scores[key] and metric in after.scores[key]]
     return _combined(before, after, usable) if usable else None
@@ -165,16 +165,17 @@ def _combined(before: Answers, after: Answers, terms: Sequence[tuple[Key, str, f
 
 
 def objectives_of(recipe: Recipe, plans: Sequence[ScorePlan]) -> list[Objective]:
-    """The objectives of a recipe's search, over the plans that score it.
+    """Return the objectives of a recipe's search over the plans that score it.
 
-    Errors, before anything is loaded: a suite, task or metric that is not there, a metric that is no mean over items.
+    Raises:
+        WorkbenchError: If a suite, task or metric does not exist, or a metric is not a mean over items.
     """
     assert recipe.fields.search is not None
     names = recipe.fields.search.objectives or (plans[0].suite.suite,)
-    found = [_objective(recipe, name, plans) for name in names]
-    if len({o.terms for o in found}) < len(found):
+    objectives = [_objective(recipe, name, plans) for name in names]
+    if len({o.terms for o in objectives}) < len(objectives):
         raise _error(recipe, f"two objectives are the same: {', '.join(names)}")
-    return found
+    return objectives
 
 
 def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objective:
@@ -184,7 +185,7 @@ def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objecti
         holders = [plan for plan in plans if head in plan.suite.tasks]
         if len(holders) != 1 or len(rest) > 1:
             known = [*by_suite, *(task for plan in plans for task in plan.suite.tasks)]
-            raise _error(recipe, f"no suite or task '{head}' is scored by `eval`. {nearest(head, known)}")
+            raise _error(recipe, f"`eval` scores no suite or task '{head}'. {nearest(head, known)}")
         by_suite, rest, head = {holders[0].suite.suite: holders[0]}, [head, *rest], holders[0].suite.suite
     plan = by_suite[head]
     if not rest:
@@ -202,9 +203,10 @@ def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objecti
 def _term(recipe: Recipe, name: str, plan: ScorePlan, task: str, metric: str) -> Term:
     if metric in plan.ratios.get(task, {}):
         raise _error(
-            recipe, f"'{name}': {metric} of '{task}' is a ratio of sums, and candidates are compared item by item",
-            "Name tasks whose metric is a mean over items: acc, exact_match.",
-        )  # fmt: skip
+            recipe,
+            f"'{name}': {metric} of '{task}' is a ratio of sums, but candidates are compared item by item",
+            "Use tasks whose metric is a mean over items, such as acc or exact_match.",
+        )
     return Term((plan.suite.suite, task), metric, -1.0 if metric in plan.lower.get(task, ()) else 1.0)
 
 

@@ -1,4 +1,4 @@
-"""When a candidate is given up, and what it counts then."""
+"""Early stopping of candidates, and the estimated scores of stopped candidates."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from workbench.search.objective import Answers, Objective, gap, gold_gap
 
 @dataclass(frozen=True)
 class Rival:
-    """A configuration that has seen all items.
+    """A configuration that was scored on all search items.
 
     Attributes:
-        name: As people call it.
-        answers: On all items.
-        scores: Of the objectives; higher is better.
+        name: Displayed name.
+        answers: Answers on all search items.
+        scores: Scores under the objectives; higher is better.
     """
 
     name: str
@@ -25,18 +25,18 @@ class Rival:
 
     @classmethod
     def of(cls, name: str, answers: Answers, objectives: Sequence[Objective]) -> Rival:
-        """With its scores."""
+        """Build a rival from its answers."""
         return cls(name, answers, tuple(answers.value(objective) for objective in objectives))
 
 
 def front(rivals: Iterable[Rival]) -> list[Rival]:
-    """Those that no other is at least as good as in every objective and better in one; of equals the first. One objective: the best."""
-    found: list[Rival] = []
+    """Return the Pareto front, which for one objective is the best rival; of rivals with equal scores only the first is on it."""
+    best: list[Rival] = []
     for rival in rivals:
-        if any(_covers(other.scores, rival.scores) for other in found):
+        if any(_covers(other.scores, rival.scores) for other in best):
             continue
-        found = [other for other in found if not _covers(rival.scores, other.scores)] + [rival]
-    return found
+        best = [other for other in best if not _covers(rival.scores, other.scores)] + [rival]
+    return best
 
 
 def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
@@ -46,8 +46,18 @@ def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
 def beaten_by(
     answers: Answers, rivals: Sequence[Rival], objectives: Sequence[Objective], level: float, gold: bool
 ) -> Rival | None:
-    """The rival that a candidate lies below on the items seen so far: of every objective the paired interval lies below 0. With one
-    objective and `gold`, a log-probability of right answers whose interval lies below 0 says the same earlier."""
+    """Return the rival that beats a candidate on the items so far, or None.
+
+    A rival beats it if the interval of the paired difference is below 0 under every objective. With one objective and `gold`, it also beats it
+    if the interval for the log-probability of right answers is below 0, which often shows earlier, and the objective is not better.
+
+    Args:
+        answers: The candidate's answers so far.
+        rivals: Configurations that were scored on all items.
+        objectives: Objectives of the search.
+        level: Error rate of the intervals.
+        gold: Also compare the log-probability of right answers.
+    """
     for rival in rivals:
         if all(gap(rival.answers, answers, objective).below(level) for objective in objectives):
             return rival
@@ -59,6 +69,8 @@ def beaten_by(
 
 
 def estimate(answers: Answers, rival: Rival, objectives: Sequence[Objective]) -> list[float]:
-    """What a candidate that was given up would score on all items: the rival's score there, and the difference on the items that both
-    have seen. Unlike its score on few items it does not depend on how hard these are."""
+    """Estimate the scores of a stopped candidate on all items: the rival's score plus the difference on the items that both have.
+
+    Unlike the candidate's score on few items, this estimate does not depend on the difficulty of these items.
+    """
     return [score + gap(rival.answers, answers, o).diff for o, score in zip(objectives, rival.scores, strict=True)]

@@ -38,18 +38,25 @@ from workbench.search.study import Arm, Study, Trial, check_storage
 
 @dataclass
 class Search:
-    """A search that is ready to run: everything is checked, nothing is loaded.
+    """A search that is checked and ready to run; no model is loaded.
 
     Attributes:
-        recipe, space, objectives: What is searched, and what for.
-        stages: Items that candidates see, and those of the test.
-        sampler: The sampler's name.
-        folder: Where the study and the result lie.
-        key: Digest of what decides scores and draws.
-        bench: Where candidates are scored.
-        trials, budget: How long: candidates, seconds.
-        limit: Items of a task that the call was given; None: the suites' own.
-        warnings: What the test will not be able to say.
+        recipe: The recipe.
+        space: Dimensions of the search.
+        objectives: Objectives of the search.
+        stages: Search items and test items.
+        sampler: Name of the sampler.
+        folder: Folder of the study and the result.
+        key: Digest of everything that decides scores and draws.
+        bench: Scorer of candidates.
+        trials: Number of candidates, or None.
+        budget: Time limit in seconds, or None.
+        limit: Limit of items per task from the command line; None for the suites' own.
+        storage: File of the study, if it is not in `folder`.
+        events: Receiver of progress events.
+        controls: Scored controls.
+        entries: Configurations of the controls by name.
+        warnings: Warnings on tasks with too few clusters for the test.
     """
 
     recipe: Recipe
@@ -71,33 +78,49 @@ class Search:
 
     @property
     def level(self) -> float:
-        """Error rate of the intervals that give a candidate up."""
+        """Error rate of the intervals that stop a candidate."""
         return self.space.fields.fidelity.level
 
     def shown(self, path: Path) -> str:
-        """A path as people call it: from the project, where it lies in it."""
+        """Return a path for display, relative to the project if it is inside."""
         path, project = path.resolve(), self.recipe.project.resolve()
         return str(path.relative_to(project)) if path.is_relative_to(project) else str(path)
 
 
 def prepare(
-    recipe: Recipe, *, runs: Path, device: torch.device, batch_size: int = 32, limit: int | None = None, trials: int | None = None,
-    budget: str | None = None, storage: Path | None = None, events: Events = no_events,
-) -> Search:  # fmt: skip
-    """Check a recipe's search. No model is loaded, unless `eval` asks for facts whose base answers are not known.
+    recipe: Recipe,
+    *,
+    runs: Path,
+    device: torch.device,
+    batch_size: int = 32,
+    limit: int | None = None,
+    trials: int | None = None,
+    budget: str | None = None,
+    storage: Path | None = None,
+    events: Events = no_events,
+) -> Search:
+    """Check a recipe's search and prepare it.
 
-    Errors: no search, a dimension, sampler or objective that does not exist, an empty range, steps that cannot be searched, a storage
-    of another search, nothing to score, a task of one item.
+    No model is loaded, except if `eval` scores edited facts and the base's answers are not known yet.
+
+    Args:
+        recipe: The recipe.
+        runs: Folder of the runs.
+        device: Device of scoring.
+        batch_size: Number of requests per batch.
+        limit: Maximum number of items per task; default: the suites' limits.
+        trials: Number of candidates; default: the recipe's.
+        budget: Time limit such as "30m"; default: the recipe's.
+        storage: File of the study; default: a journal in the folder of the search.
+        events: Receiver of progress events.
+
+    Raises:
+        WorkbenchError: If the recipe has no search, its search is invalid or cannot run in memory, there is nothing to score, a task has only
+            one item, or the storage belongs to another search.
     """
     space = Space(recipe)
     fields = space.fields
-    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
-        raise recipe.error(("search",), "memories and growth make models of other shapes, and candidates take the base's place in memory",
-                           "Search the merge in a recipe of its own, and name that under `bricks`.")  # fmt: skip
-    resolved = resolve(recipe.without_search())
-    if resolved.unties:
-        raise recipe.error(("search",), f"{resolved.unties[0]} unties the head, and candidates take the base's place in memory",
-                           "Search without that brick, or bake the untied head into the base: `workbench run` writes it.")  # fmt: skip
+    resolved = _in_memory(recipe)
     entry = LineupEntry(recipe.name, "configuration", resolved)
     made = plans(
         [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
@@ -105,7 +128,7 @@ def prepare(
     if written := [p.suite.suite for p in made if p.suite.backend != "hf"]:
         raise recipe.error(
             ("eval",),
-            f"suite '{written[0]}' scores written checkpoints, a search scores in memory",
+            f"suite '{written[0]}' scores written checkpoints, but a search scores models in memory",
             "Use a suite with `backend: hf`.",
         )
     objectives = objectives_of(recipe, made)
@@ -141,16 +164,34 @@ def prepare(
     )
 
 
+def _in_memory(recipe: Recipe) -> Resolved:
+    """Resolve the recipe as written; raise WorkbenchError if a search cannot build its candidates in memory."""
+    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
+        raise recipe.error(
+            ("search",),
+            "a search replaces the base's weights in memory, and memories and grow steps give models of other shapes",
+            "Put the merge with its search into a separate recipe, and use that recipe under `bricks`.",
+        )
+    resolved = resolve(recipe.without_search())
+    if resolved.unties:
+        raise recipe.error(
+            ("search",),
+            f"a search replaces the base's weights in memory, and {resolved.unties[0]} unties the head",
+            "Search without that brick, or write a base with an untied head first: `workbench run`.",
+        )
+    return resolved
+
+
 def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
-    """Raises WorkbenchError where a task of an objective has too few items for two halves."""
+    """Raise WorkbenchError if a task of an objective has too few items for two halves."""
     for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
         halves = stages.halves(*key)
         if not all(halves.values()):
             number = sum(map(len, halves.values()))
             raise recipe.error(
                 ("search", "objective"),
-                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, and a search needs one to search and one to test",
-                "Score more items, or name another objective.",
+                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, but a search needs at least one search item and one test item",
+                "Score more items, or choose another objective.",
             )
 
 
@@ -162,29 +203,29 @@ def _duration(text: str | None) -> float | None:
 
 
 def _asked(made: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
-    """The plans' tasks that some objective looks at."""
+    """Return the plans with only the tasks of the objectives."""
     keys = {term.key for objective in objectives for term in objective.terms}
-    found = []
+    selected = []
     for plan in made:
         tasks = tuple(task for task in plan.suite.tasks if (plan.suite.suite, task) in keys)
         if tasks:
             suite = plan.suite.model_copy(update={"tasks": tasks, "contrasts": {}})
-            found.append(replace(plan, suite=suite, items={task: plan.items[task] for task in tasks}))
-    return found
+            selected.append(replace(plan, suite=suite, items={task: plan.items[task] for task in tasks}))
+    return selected
 
 
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, sampler: str) -> str:
-    """Not of how many candidates there are: a search can go on for longer."""
+    """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
     return json_digest([2, resolved.key, space.recipe.fields.seed, fields, sampler, [o.name for o in objectives], stages.key])
 
 
 def run(search: Search) -> None:
-    """Score controls and candidates, one after the other, until there are enough or the time is used up."""
+    """Score controls and candidates one after another until there are enough or the time is used up."""
     study = open_study(search)
     try:
         with Clock(search.folder, search.budget) as clock:
-            with FileLock(search.folder / "controls.lock"):  # a second process finds them scored
+            with FileLock(search.folder / "controls.lock"):  # a second process waits and finds them in the store
                 score_controls(search)
             clock.begin()
             for arm, most in arms(search):
@@ -197,19 +238,27 @@ def run(search: Search) -> None:
 
 
 def open_study(search: Search) -> Study:
-    """The study of a search, on disk."""
-    return Study(search.folder, search.space, sampler=search.sampler, objectives=len(search.objectives), seed=search.recipe.fields.seed,
-                 key=search.key, storage=search.storage, lambdas=LAMBDAS)  # fmt: skip
+    """Open the study of a search on disk."""
+    return Study(
+        search.folder,
+        search.space,
+        sampler=search.sampler,
+        objectives=len(search.objectives),
+        seed=search.recipe.fields.seed,
+        key=search.key,
+        storage=search.storage,
+        lambdas=LAMBDAS,
+    )
 
 
 def arms(search: Search) -> list[tuple[Arm, int | None]]:
-    """What is drawn how often: by the sampler, then at random; the random arm first where the sampler's ends with the time alone."""
-    found: list[tuple[Arm, int | None]] = [("search", search.trials), ("random", search.space.fields.random)]
-    return found if search.trials else found[::-1]
+    """Return the arms with their numbers of candidates; the random arm comes first if only the time limits the sampler's."""
+    order: list[tuple[Arm, int | None]] = [("search", search.trials), ("random", search.space.fields.random)]
+    return order if search.trials else order[::-1]
 
 
 def score_controls(search: Search) -> None:
-    """Score what needs no search on all search items; what the store has is not scored again."""
+    """Score the controls on all search items; stored scores are reused."""
     wanted = controls(search)
     for number, entry in enumerate(wanted, 1):
         search.events({"stage": "search", "text": f"control {number}/{len(wanted)}: {entry.name}"})
@@ -219,26 +268,26 @@ def score_controls(search: Search) -> None:
 
 
 def controls(search: Search) -> list[LineupEntry]:
-    """The controls of a search but for the one that is made from others' scores; the base alone where none are wanted."""
-    found = baselines(search.space)
-    return found if search.space.fields.controls else found[:1]
+    """Return the controls except `mixture`; only the base if the recipe disables controls."""
+    entries = baselines(search.space)
+    return entries if search.space.fields.controls else entries[:1]
 
 
 def mixture(search: Search) -> LineupEntry | None:
-    """The mean of the bricks weighted by what the controls have scored; None where controls are not wanted or nothing tells."""
+    """Return the control whose weights come from the bricks' scores; None if controls are disabled or the scores are missing."""
     seen = {rival.name: rival.answers for rival in search.controls}
     return cocktail(search.recipe, seen, search.objectives, GOLD) if search.space.fields.controls else None
 
 
 def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
-    """Keep a control that has seen all search items."""
+    """Add a control that was scored on all search items."""
     search.entries[entry.name] = entry
     search.controls.append(Rival.of(entry.name, answers, search.objectives))
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """What became of a candidate: its scores (None: it could not be scored), what is kept of it, and its answers where it has seen all items."""
+    """The outcome of a candidate: scores (None if it failed), its record, and its answers if it was scored on all search items."""
 
     scores: list[float] | None
     result: dict[str, Any]
@@ -246,35 +295,39 @@ class Attempt:
 
 
 def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Attempt:
-    """Score a candidate until it falls behind one of the rivals or has seen all search items."""
+    """Score a candidate until a rival beats it or it is scored on all search items."""
     beaten: list[Rival] = []
 
     def stop(stage: int, answers: Answers) -> bool:
         gold = search.bench.gold and stage == 0
-        found = beaten_by(answers, known, search.objectives, search.level, gold)
-        beaten[:] = [found] if found else []
-        return found is not None
+        rival = beaten_by(answers, known, search.objectives, search.level, gold)
+        beaten[:] = [rival] if rival else []
+        return rival is not None
 
     try:
         seen = search.bench.score(entry, stop)
     except WorkbenchError as error:
         return Attempt(None, {"error": error.message, "stopped": False, "seconds": {}})
     result = {
-        "digest": seen.digest, "stage": seen.stage, "stopped": seen.stopped, "items": seen.answers.items,
-        "beaten_by": beaten[0].name if seen.stopped else None, "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
-    }  # fmt: skip
+        "digest": seen.digest,
+        "stage": seen.stage,
+        "stopped": seen.stopped,
+        "items": seen.answers.items,
+        "beaten_by": beaten[0].name if seen.stopped else None,
+        "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
+    }
     if seen.stopped:
         return Attempt(estimate(seen.answers, beaten[0], search.objectives), result)
     return Attempt([seen.answers.value(objective) for objective in search.objectives], result, seen.answers)
 
 
 def rivals(search: Search, study: Study) -> list[Rival]:
-    """What a new candidate has to keep up with."""
+    """Return the configurations that can stop a new candidate: the Pareto front of controls and complete candidates."""
     return front([*search.controls, *finished(search, study)])
 
 
 def keep(search: Search, study: Study, clock: Clock, trial: Trial, attempt: Attempt, seconds: float) -> None:
-    """Put a candidate's scores into the study, and tell how it stands."""
+    """Record a candidate's scores in the study and send a progress event."""
     attempt.result["seconds"]["all"] = round(seconds, 3)
     study.finish(trial, attempt.scores, attempt.result)
     clock.tick()
@@ -282,22 +335,22 @@ def keep(search: Search, study: Study, clock: Clock, trial: Trial, attempt: Atte
 
 
 def candidate(search: Search, name: str, values: Values) -> LineupEntry:
-    """A candidate as a configuration."""
+    """Return a candidate as a configuration."""
     recipe = search.space.recipe_of(values, f"{search.recipe.name}-{name}")
     return LineupEntry(recipe.name, "configuration", resolve(recipe))
 
 
 def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:
-    """Candidates that have seen all search items."""
-    found = []
+    """Return the candidates that were scored on all search items."""
+    complete = []
     for record in study.finished(*arms):
         if record["scores"] is not None and not record["stopped"] and (answers := search.bench.answers(record["digest"])):
-            found.append(Rival(record["name"], answers, tuple(record["scores"])))
-    return found
+            complete.append(Rival(record["name"], answers, tuple(record["scores"])))
+    return complete
 
 
 def tell(search: Search, study: Study, clock: Clock) -> None:
-    """An event: how many candidates are done, the best so far, the time left."""
+    """Send an event with the last candidate, the best one so far, the remaining time and the number of finished candidates."""
     done = study.finished()
     total = None if search.trials is None else search.trials + search.space.fields.random
     last = done[-1]
@@ -306,7 +359,7 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
         if last["scores"] is None
         else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
     )
-    head = f"{last['name']}: {shown}{' (given up)' if last.get('stopped') else ''}"
+    head = f"{last['name']}: {shown}{' (stopped early)' if last.get('stopped') else ''}"
     best = front([*search.controls, *finished(search, study)])
     text = f"{head}; best {_best(search, best)}"
     if left := clock.left(len(done), total):

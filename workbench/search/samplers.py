@@ -1,4 +1,4 @@
-"""Which of Optuna's samplers draws candidates, and how: one for each candidate, so that a search that was interrupted goes on as it would have."""
+"""Samplers of Optuna that draw candidates: a new sampler per candidate, so that a resumed search draws the same candidates."""
 
 from __future__ import annotations
 
@@ -15,33 +15,44 @@ from workbench.recipe.search_fields import Range, Value
 from workbench.search.space import Dimension, Space, Values
 
 FEW, MANY = 6, 20
-"""Dimensions up to which a Gaussian process draws, and beyond which CMA-ES does."""
+"""`auto` selects a Gaussian process up to FEW dimensions and CMA-ES above MANY."""
 STARTUP = 10
 POPULATION = 12
-"""Of NSGA-II: a search has some dozens of candidates, not thousands."""
+"""Population of NSGA-II; a search has dozens of candidates, not thousands."""
 
-optuna.logging.set_verbosity(optuna.logging.ERROR)  # a warning says that greenlet would speed a search for the next point up
+optuna.logging.set_verbosity(optuna.logging.ERROR)  # hides the warning that greenlet would speed up sampling
 warnings.filterwarnings(
     "ignore", message="PedAnovaImportanceEvaluator computes"
-)  # for low targets: `study` gives it negative scores
+)  # it warns that low targets are better: `study` passes negative scores
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
 
 
 def sampler_name(space: Space, objectives: int) -> str:
-    """The sampler that `auto` takes. Errors: one that does not do what is asked of it."""
-    asked, dimensions = space.fields.sampler, space.dimensions
+    """Return the name of the recipe's sampler, or the one that `auto` selects.
+
+    Raises:
+        WorkbenchError: If the recipe's sampler does not support the space or the number of objectives.
+    """
+    requested, dimensions = space.fields.sampler, space.dimensions
     numbers = all(isinstance(d.domain, Range) for d in dimensions)
-    if asked == "cmaes" and (objectives > 1 or not numbers or space.conditional):
-        raise _error(space, "cmaes draws numbers for one objective", "sampler: auto")
-    if asked == "gp" and space.conditional:
-        raise _error(space, "gp needs every dimension with every method, and some belong to one alone", "sampler: tpe")
-    endless = [d.name for d in dimensions if isinstance(d.domain, Range) and not d.whole and d.domain.step is None]
-    if asked == "grid" and (endless or space.conditional):
-        found = f"{endless[0]} has none" if endless else "some belong to one alone"
-        raise _error(space, f"grid needs a `step` for every range, and every dimension with every method: {found}",
-                     "STEP.FIELD: {low: 0, high: 1, step: 0.25}")  # fmt: skip
-    if asked != "auto":
-        return asked
+    if requested == "cmaes" and (objectives > 1 or not numbers or space.conditional):
+        raise _error(
+            space,
+            "cmaes supports only one objective and ranges of numbers that every method has",
+            "sampler: auto",
+        )
+    if requested == "gp" and space.conditional:
+        raise _error(space, "gp needs dimensions that every method has, but some belong to one method only", "sampler: tpe")
+    stepless = [d.name for d in dimensions if isinstance(d.domain, Range) and not d.whole and d.domain.step is None]
+    if requested == "grid" and (stepless or space.conditional):
+        problem = f"{stepless[0]} has no step" if stepless else "some dimensions belong to one method only"
+        raise _error(
+            space,
+            f"grid needs a `step` for every range, and dimensions that every method has: {problem}",
+            "STEP.FIELD: {low: 0, high: 1, step: 0.25}",
+        )
+    if requested != "auto":
+        return requested
     if space.conditional:
         return "tpe"
     if objectives > 1:
@@ -52,7 +63,7 @@ def sampler_name(space: Space, objectives: int) -> str:
 
 
 def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler:
-    """A sampler for one candidate: what it draws depends on the seed, the candidate's number and the candidates before it."""
+    """Return a sampler for one candidate, whose draws depend on the seed, the candidate's number and the candidates before it."""
     own = int(json_digest(["sampler", seed, number])[:8], 16)
     start = space.written()
     made: dict[str, Any] = {
@@ -61,17 +72,17 @@ def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler
             seed=own, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True
         ),
         "gp": lambda: GPSampler(seed=own, n_startup_trials=STARTUP),
-        # Its own state, random numbers included, is kept in the study: one seed for all.
+        # The study keeps its state, including random numbers, so that all candidates share one seed.
         "cmaes": lambda: CmaEsSampler(seed=seed, x0=dict(start) if start else None),
         "nsga2": lambda: NSGAIISampler(seed=own, population_size=POPULATION),
         "grid": lambda: GridSampler(grid(space), seed=seed),
     }
-    found: BaseSampler = made[name]()
-    return found
+    sampler: BaseSampler = made[name]()
+    return sampler
 
 
 def grid(space: Space) -> dict[str, list[Any]]:
-    """Dimension -> its values."""
+    """Return the grid's values by dimension."""
     return {d.name: _points(d) for d in space.dimensions}
 
 
@@ -85,8 +96,8 @@ def _points(dimension: Dimension) -> list[Any]:
 def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
     """Draw values for the dimensions that exist, methods first.
 
-    A trial whose process was killed while it drew has some values already. They are drawn again and thrown away, so that the
-    sampler's random numbers for the remaining values are those of an uninterrupted search.
+    If the process was killed while it drew, the trial already has some values. They are drawn again and discarded, so that the sampler's
+    random numbers for the remaining values are the same as in an uninterrupted search.
     """
     values: dict[str, Any] = {}
     drawn = trial._get_latest_trial()
@@ -103,21 +114,21 @@ def suggest(trial: optuna.Trial, space: Space) -> dict[str, Any]:
 def _drawn(trial: optuna.Trial, dimension: Dimension) -> Value:
     name, domain = dimension.name, dimension.domain
     if not isinstance(domain, Range):
-        found: Value = trial.suggest_categorical(name, domain.choices)
-        return found
+        choice: Value = trial.suggest_categorical(name, domain.choices)
+        return choice
     if dimension.whole:
         return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log, step=int(domain.step or 1))
     return dimension.round(trial.suggest_float(name, domain.low, domain.high, log=domain.log, step=domain.step))
 
 
 def starts(space: Space, lambdas: Sequence[float]) -> list[Values]:
-    """Candidates that are tried first: the recipe as it is written, the same with each other method of the space, and with other lambdas."""
-    found = [dict(values) for method in (None, *space.other_methods()) if (values := space.written(method))]
+    """Return the first candidates: the recipe as written, with each other method of the space, and with other lambdas."""
+    first = [dict(values) for method in (None, *space.other_methods()) if (values := space.written(method))]
     written = space.written() or {}
     for dimension in space.active(written) if written else ():
         if dimension.path[-1] == "lambda" and isinstance(dimension.domain, Range):
-            found += [{**written, dimension.name: dimension.round(value)} for value in lambdas if dimension.holds(value)]
-    return [values for i, values in enumerate(found) if values not in found[:i]]
+            first += [{**written, dimension.name: dimension.round(value)} for value in lambdas if dimension.holds(value)]
+    return [values for i, values in enumerate(first) if values not in first[:i]]
 
 
 def _error(space: Space, message: str, hint: str) -> WorkbenchError:

@@ -1,4 +1,4 @@
-"""Dimensions of a search as fields of a recipe: values in, a plain recipe out."""
+"""Dimensions of a search, which are fields of a recipe, and the recipes of candidates."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from workbench.steps import MergeMethod, verbs
 from workbench.steps.fields import BrickEntry
 
 DIGITS = 4
-"""Significant digits of a number that is drawn: a recipe that people read holds exactly what was scored."""
+"""Significant digits of drawn numbers, so that a written recipe has exactly the values that were scored."""
 Values = Mapping[str, Value]
-_PLACE = re.compile(r"(?m)^recipe [^:\n]*(:\d+:\d+)?:? ")  # of an error in a recipe that stands in no file
+_PLACE = re.compile(r"(?m)^recipe [^:\n]*(:\d+:\d+)?:? ")  # beginning of an error in a recipe without a file
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Dimension:
     """A field that a search changes.
 
     Attributes:
-        name: As the recipe gives it: "mix.bricks.math".
+        name: Name as in the recipe, such as "mix.bricks.math".
         step: Index of its step; None for a field of the recipe itself.
-        path: Keys and indices from there on.
+        path: Keys and indices below the step or the recipe.
         domain: Range or Choices.
-        whole: Whether only whole numbers fit.
+        whole: True if the field takes only whole numbers.
     """
 
     name: str
@@ -43,22 +43,22 @@ class Dimension:
 
     @property
     def chooses_method(self) -> bool:
-        """Whether it names the step's method: "mix.merge"."""
+        """True if the dimension is the step's method, such as "mix.merge"."""
         return self.step is not None and self.path[0] in verbs() and len(self.path) == 1
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """Values that are valid if all are: the ends of a range, every choice."""
+        """Values to validate: the ends of a range, or all choices."""
         if isinstance(self.domain, Range):
             return (self.round(self.domain.low), self.round(self.domain.high))
         return tuple(self.domain.choices)
 
     def round(self, value: float) -> float | int:
-        """A number as it is written into a recipe."""
+        """Round a number to its form in a recipe."""
         return round(value) if self.whole else float(f"{value:.{DIGITS}g}")
 
     def holds(self, value: Any) -> bool:
-        """Whether a value lies inside."""
+        """Return True if a value is in the domain."""
         if isinstance(self.domain, Range):
             number = isinstance(value, (int, float)) and not isinstance(value, bool)
             return number and self.domain.low <= value <= self.domain.high
@@ -68,39 +68,40 @@ class Dimension:
 class Space:
     """The dimensions of a recipe's search.
 
-    Errors, at the recipe's lines: a step or field that does not exist, an end of a range or a choice that the field does not take.
+    Raises:
+        WorkbenchError: If the recipe has no search, a step or field does not exist, or a field does not accept an end of a range or a choice.
     """
 
     def __init__(self, recipe: Recipe) -> None:
         fields = recipe.fields.search
         if fields is None:
             raise WorkbenchError(
-                f"recipe {recipe.name} has no `search`", "Say what to try: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`.", 2
+                f"recipe {recipe.name} has no `search`", "Add a search: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`.", 2
             )
         self.recipe, self.fields = recipe, fields
         self.plain = plain_data(recipe)
         self.dimensions = [self._dimension(name, domain) for name, domain in fields.space.items()]
-        # What names a step's method decides which of its other fields exist: it is drawn first.
+        # A step's method decides which other fields exist, so it is drawn first.
         self.dimensions.sort(key=lambda dimension: not dimension.chooses_method)
         self.dimensions = [self._checked(dimension) for dimension in self.dimensions]
 
     @cached_property
     def names(self) -> list[str]:
-        """Of the dimensions, in the order in which they are drawn."""
+        """Names of the dimensions in the order in which they are drawn."""
         return [dimension.name for dimension in self.dimensions]
 
     @cached_property
     def conditional(self) -> bool:
-        """Whether some dimension belongs to one method alone."""
+        """True if a dimension does not exist for every method."""
         choosers = [d for d in self.dimensions if d.chooses_method]
         return any(len(self.active({d.name: value})) < len(self.dimensions) for d in choosers for value in d.domain.choices)
 
     def active(self, values: Values) -> list[Dimension]:
-        """Dimensions that exist with these methods: `density` is none of `task_arithmetic`."""
+        """Return the dimensions that exist for the methods in `values`; `task_arithmetic`, for example, has no `density`."""
         return [dimension for dimension in self.dimensions if self._exists(dimension, values)]
 
     def document(self, values: Values, name: str | None = None) -> dict[str, Any]:
-        """The recipe as plain data with these values and without `search`. Fields that a chosen method does not have are left out."""
+        """Return the recipe as plain data with these values, without `search` and without fields that a chosen method does not have."""
         data = copy.deepcopy(self.plain)
         data.pop("search", None)
         data = {"version": 1, "name": name or self.recipe.name, **{k: v for k, v in data.items() if k not in ("version", "name")}}
@@ -113,26 +114,30 @@ class Space:
         return data
 
     def recipe_of(self, values: Values, name: str | None = None) -> Recipe:
-        """The candidate. Errors: values that the recipe does not take."""
+        """Return the recipe of a candidate.
+
+        Raises:
+            WorkbenchError: If the recipe does not accept the values.
+        """
         return from_data(self.document(values, name), self.recipe.project)
 
     def written(self, method: Values | None = None) -> Values | None:
-        """The values that the recipe itself has, where all of them lie inside the space.
+        """Return the recipe's own values, or None if one of them is outside the space.
 
         Args:
-            method: Of one step, instead of the recipe's own: fields that only this one has are at their defaults.
+            method: Method of one step that replaces the recipe's own; fields that only this method has get their defaults.
         """
         recipe = self.recipe_of(method) if method else self.recipe
-        found = {}
+        values = {}
         for dimension in self.active(method or {}):
             value = self._get(dimension, recipe)
             if not dimension.holds(value):
                 return None
-            found[dimension.name] = value
-        return found
+            values[dimension.name] = value
+        return values
 
     def other_methods(self) -> list[Values]:
-        """For every method that some step may have and does not have in the recipe: that choice."""
+        """Return a choice for each method in the space that differs from the recipe's own."""
         choosers = [d for d in self.dimensions if d.chooses_method]
         return [{d.name: v} for d in choosers for v in d.domain.choices if v != self._get(d, self.recipe)]
 
@@ -146,25 +151,25 @@ class Space:
         known = [f for f in type(self.recipe.fields).model_fields if f not in ("search", "steps", "version", "eval", "name")]
         if step is None and head in known:
             return Dimension(name, None, tuple(parts), domain)
-        text = "is a step; name one of its fields" if step is not None else f"no step or field '{head}'"
+        text = "this is a step; add one of its fields: STEP.FIELD" if step is not None else f"no step or field '{head}'"
         raise self._error(name, f"{text}. {nearest(str(head), [*ids, *known])}" if step is None else text)
 
     def _checked(self, dimension: Dimension) -> Dimension:
-        """The dimension, with whether it takes whole numbers only. Errors: no such field, values that it does not take."""
+        """Return the dimension with `whole` set; raise WorkbenchError if the field does not exist or does not accept its values."""
         numbers = isinstance(dimension.domain, Range)
         error: WorkbenchError | None = None
         for whole in (False, True) if numbers else (False,):
-            found = Dimension(dimension.name, dimension.step, dimension.path, dimension.domain, whole)
+            checked = Dimension(dimension.name, dimension.step, dimension.path, dimension.domain, whole)
             if whole and (dimension.domain.low % 1 or dimension.domain.high % 1):
                 break
-            error = self._refused(found)
+            error = self._refused(checked)
             if error is None:
-                return found
+                return checked
         assert error is not None
         raise self._error(dimension.name, _PLACE.sub("", error.message), error.hint)
 
     def _refused(self, dimension: Dimension) -> WorkbenchError | None:
-        """Why the recipe does not take one of its ends, with some method under which the dimension exists."""
+        """Return the error of the first value that the recipe does not accept, with a method for which the dimension exists, or None."""
         for methods_ in self._methods(dimension):
             if not self._exists(dimension, methods_):
                 continue
@@ -177,7 +182,7 @@ class Space:
         return WorkbenchError(f"no method of its step has a field '{dimension.path[0]}'", self._suggest(dimension), 2)
 
     def _methods(self, dimension: Dimension) -> Iterator[Values]:
-        """Choices of the method of a dimension's step; the recipe's own where it is no dimension."""
+        """Yield the choices of the method of a dimension's step; an empty one if the method is not a dimension."""
         chooser = next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
         if chooser is None or dimension.chooses_method:
             yield {}
@@ -189,7 +194,7 @@ class Space:
         return nearest(str(dimension.path[0]), sorted(known))
 
     def _method(self, dimension: Dimension, values: Values) -> type[Any] | None:
-        """The class of a dimension's step under these values; None for a method that does not exist."""
+        """Return the class of a dimension's step under these values, or None if the method does not exist."""
         assert dimension.step is not None
         step = self.recipe.steps[dimension.step]
         chooser = next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
@@ -202,7 +207,7 @@ class Space:
         kind = self._method(dimension, values)
         if kind is None or dimension.path[0] not in _fields_of(kind):
             return False
-        # `average` lists its bricks and gives them no weights.
+        # `average` has a list of bricks without weights.
         weighed = not (dimension.path[0] == "bricks" and len(dimension.path) > 1) or _weighs(kind)
         return weighed and (
             len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in _fields_of(kind.entry_type())
@@ -238,13 +243,13 @@ class Space:
         if isinstance(target, list):
             index = path[-1]
             if not isinstance(index, int) or index >= len(target):
-                raise self._error(dimension.name, f"'{index}' is no place in a list of {len(target)}")
+                raise self._error(dimension.name, f"'{index}' is not an index of a list with {len(target)} entries")
             target[index] = value
         else:
             target[path[-1]] = value
 
     def _entry(self, step: dict[str, Any], path: list[str | int], data: dict[str, Any]) -> tuple[Any, list[str | int]]:
-        """Where the weight or a field of a brick stands. A step that says nothing of its bricks takes all: they get weight 1."""
+        """Return the container and the path of a brick's weight or field; bricks without a weight get weight 1."""
         bricks = step.get("bricks")
         if not isinstance(bricks, dict):
             step["bricks"] = dict.fromkeys(bricks or data.get("bricks", {}), 1.0)
@@ -259,14 +264,14 @@ class Space:
         return bricks, path[1:]
 
     def _knots(self, dimension: Dimension, target: Any, path: list[str | int], at: int) -> list[float]:
-        """Knots of a schedule that the recipe gives as one number: that number everywhere."""
+        """Return the knots of a schedule that the recipe gives as one number: that number at every knot."""
         own = target.get(path[at]) if isinstance(target, dict) else None
         before = (dimension.step, dimension.path[:-1])
         count = max(int(d.path[-1]) for d in self.dimensions if (d.step, d.path[:-1]) == before) + 1
         return [float(own) if isinstance(own, (int, float)) else 1.0] * max(2, count)
 
     def _get(self, dimension: Dimension, recipe: Recipe) -> Any:
-        """A recipe's own value, defaults filled in."""
+        """Return a recipe's own value of a dimension, or its default."""
         if dimension.step is None:
             value: Any = json.loads(recipe.fields.model_dump_json(by_alias=True))
         else:
@@ -295,17 +300,17 @@ def _fields_of(kind: type[Any] | None) -> set[str]:
 
 
 def _weighs(kind: type[Any]) -> bool:
-    """Whether a merge method takes a weight for each brick."""
+    """Return True if a merge method takes a weight for each brick."""
     if not issubclass(kind, MergeMethod) or "bricks" not in kind.model_fields:
         return False
     return issubclass(kind.entry_type(), BrickEntry) and "dict" in str(kind.model_fields["bricks"].annotation)
 
 
 def plain_data(recipe: Recipe) -> dict[str, Any]:
-    """The recipe as plain data, as its file gives it."""
+    """Return the recipe as plain data, as in its file."""
     if recipe.document is not None:
-        found: dict[str, Any] = json.loads(json.dumps(recipe.document.data))
-        return found
+        copied: dict[str, Any] = json.loads(json.dumps(recipe.document.data))
+        return copied
     data = recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     data["bricks"] = {name: ref.data() for name, ref in recipe.fields.bricks.items()}
     return {"version": 1, **data}

@@ -1,4 +1,4 @@
-"""The study on disk: candidates, who works on them, what they scored. Several processes may share one; a killed one loses nothing."""
+"""The study on disk: candidates, their workers and their scores. Several processes can share it, and a killed process loses nothing."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from workbench.search.space import Space
 Arm = Literal["search", "random"]
 ARMS: tuple[Arm, ...] = ("search", "random")
 JOURNAL = "journal.log"
-# How Optuna begins every line of a journal.
+# Beginning of every line of Optuna's journal.
 _ENTRY = b'{"op_code":'
 _KEY, _OWNER, _VALUES, _RESULT = "key", "owner", "values", "result"
 
@@ -34,9 +34,9 @@ class Trial:
     """A candidate that this process works on.
 
     Attributes:
-        arm: search, or random.
-        number: In its arm, from 0.
-        values: Dimension -> value.
+        arm: "search" or "random".
+        number: Number within its arm, from 0.
+        values: Value by dimension.
     """
 
     arm: Arm
@@ -46,30 +46,39 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """As people call it: "trial-7", "random-3"."""
+        """Displayed name, such as "trial-7" or "random-3"."""
         return f"{'trial' if self.arm == 'search' else 'random'}-{self.number}"
 
 
 class Study:
-    """Candidates of a search.
+    """The candidates of a search.
 
     Args:
-        folder: Of the search; locks lie there, and the journal where no other storage is named.
-        space: What is searched.
-        sampler: Which sampler draws.
-        objectives: How many.
-        seed: Of the draws.
-        key: Digest of all that decides scores: a storage belongs to one.
-        storage: A journal file, or with the suffix .db an SQLite file.
-        lambdas: Tried first, where lambda is a dimension.
+        folder: Folder of the search, with its locks and by default its journal.
+        space: Dimensions of the search.
+        sampler: Name of the sampler.
+        objectives: Number of objectives.
+        seed: Seed of the sampler.
+        key: Digest of everything that decides scores; a storage belongs to one key.
+        storage: Journal file, or an SQLite file if its suffix is .db; default: a journal in `folder`.
+        lambdas: Values to try first if lambda is a dimension.
 
-    Errors: a storage of another search.
+    Raises:
+        WorkbenchError: If the storage belongs to another search or is damaged.
     """
 
     def __init__(
-        self, folder: Path, space: Space, *, sampler: str, objectives: int, seed: int, key: str, storage: Path | None = None,
+        self,
+        folder: Path,
+        space: Space,
+        *,
+        sampler: str,
+        objectives: int,
+        seed: int,
+        key: str,
+        storage: Path | None = None,
         lambdas: Sequence[float] = (),
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.folder, self.space, self.sampler, self.seed = folder, space, sampler, seed
         self.file = storage or folder / JOURNAL
         (folder / "workers").mkdir(parents=True, exist_ok=True)
@@ -86,33 +95,33 @@ class Study:
                 )
                 if _KEY not in study.user_attrs:
                     study.set_user_attr(_KEY, key)
-                # A process that was killed here may have put only some of them into the study.
+                # A killed process may have added only some of the first candidates.
                 first = starts(space, lambdas) if arm == "search" and sampler != "grid" else []
                 for values in first[len(study.trials) :]:
                     study.enqueue_trial(dict(values))
                 self._studies[arm] = study
 
     def close(self) -> None:
-        """Give up what this process has not finished: another one may take it."""
+        """Release unfinished candidates of this process, so that another process can take them."""
         self._alive.release()
         (self.folder / "workers" / f"{self._worker}.lock").unlink(missing_ok=True)
 
     def claim(self, arm: Arm, number: int | None) -> Trial | None:
-        """The next candidate: one whose process is gone, else a new one; None where `number` are begun.
+        """Return the next candidate: one whose process is gone, or a new one; None if `number` candidates were started.
 
-        Which values a new one has depends on the candidates before it alone, not on how often the search was interrupted.
+        The values of a new candidate depend only on the candidates before it, not on interruptions of the search.
         """
         study = self._studies[arm]
         with self._locked(), self._readable():
-            found = study.get_trials(deepcopy=False)
-            left = next((t for t in found if t.state == TrialState.RUNNING and not self._lives(t)), None)
+            trials = study.get_trials(deepcopy=False)
+            left = next((t for t in trials if t.state == TrialState.RUNNING and not self._lives(t)), None)
             if left is None:
-                begun = [t for t in found if t.state != TrialState.WAITING]
+                begun = [t for t in trials if t.state != TrialState.WAITING]
                 if number is not None and len(begun) >= number:
                     return None
                 if self.sampler == "grid" and arm == "search" and len(begun) >= _size(grid(self.space)):
                     return None
-            at = left.number if left else next((t.number for t in found if t.state == TrialState.WAITING), len(found))
+            at = left.number if left else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
             study.sampler = make_sampler(
                 "random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), at
             )
@@ -125,7 +134,7 @@ class Study:
         return Trial(arm, trial.number, values, trial)
 
     def finish(self, trial: Trial, scores: Sequence[float] | None, result: dict[str, Any]) -> None:
-        """Keep what a candidate scored; None for one that could not be scored, `result` then says why."""
+        """Record a candidate's scores; None means that it failed, with the reason in `result`."""
         study = self._studies[trial.arm]
         with self._readable():
             trial._trial.set_user_attr(_RESULT, result)
@@ -135,8 +144,10 @@ class Study:
                 study.tell(trial._trial, list(scores))
 
     def finished(self, *arms: Arm) -> list[dict[str, Any]]:
-        """Every candidate of some arms (all if none is named) that is done, in order: arm, number, name, values, scores (None: failed), and
-        its result."""
+        """Return all finished candidates of some arms (default: all arms), in order.
+
+        A record has the arm, number, name, values, scores (None if it failed) and the entries of its result.
+        """
         done = (TrialState.COMPLETE, TrialState.FAIL)
         with self._readable():
             return [
@@ -147,7 +158,10 @@ class Study:
             ]
 
     def importances(self) -> list[dict[str, float]]:
-        """For every objective dimension -> share of the spread of scores that it explains (PED-ANOVA); empty where too few are done."""
+        """Return for each objective the share of the variation in scores that each dimension explains (PED-ANOVA).
+
+        It is empty if too few candidates are finished.
+        """
         study = self._studies["search"]
         with self._readable():
             return self._importances(study)
@@ -161,11 +175,17 @@ class Study:
     def _record(self, arm: Arm, t: FrozenTrial) -> dict[str, Any]:
         name = f"{'trial' if arm == 'search' else 'random'}-{t.number}"
         scores = list(t.values) if t.state == TrialState.COMPLETE and t.values else None
-        return {"arm": arm, "number": t.number, "name": name, "values": t.user_attrs.get(_VALUES, {}), "scores": scores,
-                **t.user_attrs.get(_RESULT, {})}  # fmt: skip
+        return {
+            "arm": arm,
+            "number": t.number,
+            "name": name,
+            "values": t.user_attrs.get(_VALUES, {}),
+            "scores": scores,
+            **t.user_attrs.get(_RESULT, {}),
+        }
 
     def _lives(self, t: FrozenTrial) -> bool:
-        """Whether the process that works on a candidate still runs: it holds its lock then."""
+        """Return True if the process that works on a candidate still runs and holds its lock."""
         owner = t.user_attrs.get(_OWNER)
         if owner is None:
             return False  # killed between two lines of `claim`
@@ -180,15 +200,15 @@ class Study:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Raise WorkbenchError where the storage holds what no search has written: what Optuna raises then is up to it."""
+        """Convert exceptions of Optuna on a damaged storage to WorkbenchError."""
         try:
             yield
         except (WorkbenchError, OSError):
             raise
         except Exception as error:
             raise WorkbenchError(
-                f"{self.file}: damaged: its candidates cannot be read ({type(error).__name__}: {str(error)[:120]})",
-                "Move the file away: the search then begins again. Candidates that were scored are not scored twice.",
+                f"{self.file}: the file is damaged, its candidates cannot be read ({type(error).__name__}: {str(error)[:120]})",
+                "Move the file away and run the search again. Candidates that were already scored are not scored twice.",
             ) from error
 
     @contextmanager
@@ -205,52 +225,60 @@ def _importances(study: optuna.Study, objective: int) -> dict[str, float]:
 
     try:
         shares = get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), target=less_is_better)
-    except (ValueError, RuntimeError):  # all scores alike, or no dimension that all candidates have
+    except (ValueError, RuntimeError):  # all scores are equal, or no dimension is in all candidates
         return {}
     return {name: round(float(share), 4) for name, share in shares.items()}
 
 
 def check_storage(file: Path, key: str) -> None:
-    """Errors: a storage whose candidates are those of another search, or that no search has written."""
+    """Check that a storage belongs to a search.
+
+    Raises:
+        WorkbenchError: If it belongs to another search or was not written by a search.
+    """
     if not file.exists():
         return
     if file.suffix != ".db":
         _mend(file)
     try:
         summaries = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(_open(file))}
-    except Exception as error:  # what a foreign file raises is up to Optuna and its database
+    except Exception as error:  # Optuna and its database raise various exceptions for other files
         raise WorkbenchError(
-            f"{file}: no storage of a search ({type(error).__name__})", "Name another file with --storage."
+            f"{file}: the file is not a storage of a search ({type(error).__name__})", "Choose another file with --storage."
         ) from error
     if file.suffix != ".db" and file.stat().st_size and not summaries:  # Optuna skips a last line that it cannot read
-        raise WorkbenchError(f"{file}: no storage of a search", "Name another file with --storage.")
+        raise WorkbenchError(f"{file}: the file is not a storage of a search", "Choose another file with --storage.")
     known = summaries.get("search", {}).get(_KEY)
     if known is not None and known != key:
         raise WorkbenchError(
-            f"{file}: holds the candidates of another search (key {str(known)[:12]}, this recipe's is {key[:12]}): its base, bricks, steps, "
+            f"{file}: the file has the candidates of another search (key {str(known)[:12]}, this recipe has {key[:12]}): base, bricks, steps, "
             "space, objectives or items differ",
-            "Name another file with --storage, or leave it out: every search has a folder of its own.",
+            "Choose another file with --storage, or omit the option: each search then has its own folder.",
         )
 
 
 def _mend(file: Path) -> None:
-    """Take off a last line that a killed process has not written to its end: the next line would be appended to it, and neither could be
-    read. Nothing is changed in a file that no search has written.
+    """Remove an incomplete last line that a killed process left, to which the next line would be appended.
 
-    Raises WorkbenchError, with the line, for one that is no entry of a journal.
+    A file that was not written by a search is not changed.
+
+    Raises:
+        WorkbenchError: If a line is not an entry of a journal.
     """
-    hint = "Name another file with --storage, or move this one away: the search then begins again."
+    hint = "Choose another file with --storage, or move this one away and run the search again."
     with FileLock(f"{file}.write"), file.open("r+b") as stream:
         raw = stream.read()
         whole = raw.rfind(b"\n") + 1
         for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
-            place = f"{file}:{number}: no storage of a search"
+            place = f"{file}:{number}: the file is not a storage of a search"
             entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
             if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
                 raise WorkbenchError(place, hint)
         cut = raw[whole:]
         if not cut.startswith(_ENTRY[: len(cut)]):
-            raise WorkbenchError(f"{file}: no storage of a search: its last line is no entry of a journal", hint)
+            raise WorkbenchError(
+                f"{file}: the file is not a storage of a search: its last line is not an entry of a journal", hint
+            )
         if cut:
             stream.truncate(whole)
 
@@ -262,7 +290,7 @@ def _open(file: Path) -> Any:
 
 
 class _WriteLock(JournalFileOpenLock):
-    """A lock that ends with the process that holds it. Optuna's own is a file, which a killed process leaves behind for 30 s."""
+    """A lock that is released when its process ends. Optuna's own lock file stays for 30 s after a process is killed."""
 
     def __init__(self, file: Path) -> None:
         super().__init__(os.fspath(file))
@@ -274,7 +302,7 @@ class _WriteLock(JournalFileOpenLock):
         return True
 
     def release(self) -> None:
-        """Let other processes write."""
+        """Release the lock."""
         self._lock.release()
 
 

@@ -1,4 +1,4 @@
-"""A configuration on both halves of a search's items."""
+"""Configurations that were scored on both halves of a search's items."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from workbench.search.space import Values
 
 @dataclass(frozen=True)
 class Tested:
-    """A configuration on both halves of the items.
+    """A configuration that was scored on both halves of the items.
 
     Attributes:
-        rival: On the search items.
-        configuration: Its weights.
-        answers: On the test items.
-        part: control, found (the winner, or of the front), or random.
-        values: Of a candidate.
+        rival: Its answers and scores on search items.
+        configuration: The configuration.
+        answers: Answers on test items.
+        part: "control", "found" (the winner or a member of the Pareto front) or "random".
+        values: Value by dimension, for candidates.
     """
 
     rival: Rival
@@ -30,5 +30,5 @@ class Tested:
 
     @property
     def name(self) -> str:
-        """As people call it."""
+        """Displayed name."""
         return self.rival.name

@@ -1,4 +1,4 @@
-"""The end of a search: the best candidates beside all controls on items that no candidate has seen, and their recipes."""
+"""The end of a search: the best candidates and all controls are scored on test items, and recipes of the best ones are written."""
 
 from __future__ import annotations
 
@@ -19,18 +19,23 @@ from workbench.search.tested import Tested
 
 RESULT = "search.json"
 SHOWN = 8
-"""Members of a front that are tested, at most."""
+"""Maximum number of members of a Pareto front that are tested."""
 
 
 def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
-    """Test the best candidates beside all controls, write their recipes and the search's document; returns the document.
+    """Test the best candidates and all controls, and write the best candidates' recipes and the search's document.
 
-    Where every candidate fell behind a control, the document says which control none of them beats, and no recipe is written.
+    If every candidate was stopped early, the document names the configurations that no candidate beats, and no recipe is written.
 
     Args:
-        out: Also write the winner's recipe there; of several objectives the first one of the front.
+        search: The search, with its controls scored.
+        out: Additional path for the winner's recipe, or for that of the first member of the Pareto front.
 
-    Errors: no candidate has been scored.
+    Returns:
+        The document.
+
+    Raises:
+        WorkbenchError: If no candidate was scored, or the cache has lost the scores of the study's candidates.
     """
     study = open_study(search)
     try:
@@ -46,7 +51,7 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
 
 
 def _tested(search: Search, study: Study) -> list[Tested]:
-    """Controls, then what the search has found, then the best of the random arm."""
+    """Score the controls, the winner or the Pareto front, and the best random candidate on test items, in this order."""
     wanted: list[tuple[Rival, LineupEntry, str, Values | None]] = [
         (rival, search.entries[rival.name], "control", None) for rival in search.controls
     ]
@@ -61,37 +66,37 @@ def _tested(search: Search, study: Study) -> list[Tested]:
 
 
 def _best(search: Search, study: Study) -> list[tuple[Rival, str]]:
-    """The winner, or the front of several objectives; none where all were given up. Then the best of the random arm."""
+    """Return the winner or the Pareto front (none if all candidates were stopped early), then the best random candidate."""
     done = study.finished("search")
     if not any(record["scores"] for record in done):
         raise _nothing(search, done)
-    found = front(finished(search, study, "search"))[:SHOWN]
-    if not found and not all(record.get("stopped") for record in done if record["scores"]):
+    best = front(finished(search, study, "search"))[:SHOWN]
+    if not best and not all(record.get("stopped") for record in done if record["scores"]):
         raise WorkbenchError(
-            f"{search.recipe.name}: the cache no longer has the scores of candidates that the study in {search.shown(search.folder)} holds",
-            "Move that folder away: the search then begins again.",
+            f"{search.recipe.name}: the cache no longer has the scores of candidates in the study {search.shown(search.folder)}",
+            "Move that folder away and run the search again.",
         )
     return [
-        *((rival, "found") for rival in found),
+        *((rival, "found") for rival in best),
         *((rival, "random") for rival in front(finished(search, study, "random"))[:1]),
     ]
 
 
 def _nothing(search: Search, done: Sequence[Mapping[str, Any]]) -> WorkbenchError:
-    """No candidate has a score."""
+    """Return the error for a search without any scored candidate."""
     if not done:
         return WorkbenchError(
-            f"{search.recipe.name}: no candidate has been scored: none was finished in time",
-            "Give the search more `trials` or `budget`.",
+            f"{search.recipe.name}: no candidate was scored before the search ended",
+            "Increase `trials` or `budget` of the search.",
         )
     return WorkbenchError(
-        f"{search.recipe.name}: no candidate could be scored, {len(done)} failed; {done[0]['name']}: {done[0].get('error')}",
-        "Narrow the search's `space` to values with which the merge can be computed.",
+        f"{search.recipe.name}: all {len(done)} candidates failed; {done[0]['name']}: {done[0].get('error')}",
+        "Restrict the search's `space` to values with which the merge works.",
     )
 
 
 def _write(search: Search, tested: Tested) -> Path:
-    """A candidate as a recipe of its own, beside the study."""
+    """Write a candidate's recipe into the folder of the search and return its path."""
     assert tested.values is not None
     path = search.folder / ("winner.yaml" if len(search.objectives) == 1 else f"{tested.name}.yaml")
     data = search.space.document(tested.values, f"{search.recipe.name}-{tested.name}")

@@ -1,4 +1,4 @@
-"""The report of a search: one offline HTML page, Markdown, and the search's document as JSON."""
+"""Reports of searches: one offline HTML page, Markdown, and the search's document as JSON."""
 
 from __future__ import annotations
 

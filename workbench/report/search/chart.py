@@ -1,7 +1,7 @@
-"""What the drawings of a search share: scales, marks of candidates, a plot with its scale at the left.
+"""Shared parts of a search's charts: scales, marks of candidates, a plot with its scale at the left.
 
 X positions are percentages of the plot's width and y positions are pixels, so that a plot follows the width of the page
-without scaling letters and marks. Lines lie in a drawing of their own, 1000 wide, that is stretched without its strokes.
+without scaling letters and marks. Lines are in a separate drawing, 1000 units wide, that is stretched while stroke widths stay.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ELLIPSIS = "\N{HORIZONTAL ELLIPSIS}"
 
 @dataclass(frozen=True)
 class Figure:
-    """A drawing with its heading and words; `narrowest` is its least width in pixels."""
+    """A chart with its heading and caption; `narrowest` is its minimum width in pixels."""
 
     title: str
     caption: str
@@ -36,7 +36,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Scale:
-    """From values to shares of a length, linear or by logarithm; `low` and `high` are in the values' own units."""
+    """A linear or logarithmic mapping from values to shares of a length; `low` and `high` are in the values' units."""
 
     low: float
     high: float
@@ -44,9 +44,9 @@ class Scale:
 
     @classmethod
     def over(cls, values: Iterable[float], *, log: bool = False, room: float = 0.06) -> Scale:
-        """Over all values, with some room at both ends; around a single value as much room as it is large."""
-        found = list(values) or [0.0, 1.0]
-        low, high = min(found), max(found)
+        """Return a scale over all values, with some room at both ends."""
+        every = list(values) or [0.0, 1.0]
+        low, high = min(every), max(every)
         if log and low > 0:
             factor = (high / low) ** room if high > low else 2.0
             return cls(low / factor, high * factor, True)
@@ -54,22 +54,22 @@ class Scale:
         return cls(low - space, high + space)
 
     def share(self, value: float) -> float:
-        """0 at the low end, 1 at the high one; values outside stop there."""
+        """Return the position of a value from 0 (low end) to 1 (high end); values outside are clipped."""
         inside = min(max(value, self.low), self.high)
         if self.log:
             return math.log(inside / self.low) / math.log(self.high / self.low)
         return (inside - self.low) / (self.high - self.low)
 
     def across(self, value: float) -> str:
-        """X position in per cent."""
+        """Return the x position in percent."""
         return f"{100 * self.share(value):.3f}%"
 
     def up(self, value: float, height: float) -> float:
-        """Y position in pixels below the top of a plot of this height."""
+        """Return the y position in pixels below the top of a plot of this height."""
         return round(TOP + height * (1 - self.share(value)), 1)
 
     def ticks(self, unit: float = 1.0) -> tuple[float, ...]:
-        """About five places whose values times `unit` are round numbers; by logarithm 1, 2 and 5 of every power, or the powers alone."""
+        """Return about five values that are round numbers in the shown unit; on a logarithmic scale 1, 2 and 5 times powers of ten."""
         if not self.log:
             return ticks(self.low, self.high, unit)
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
@@ -79,7 +79,7 @@ class Scale:
         return tuple(inside[0] if len(inside[0]) > 3 else inside[1]) or (self.low, self.high)
 
     def texts(self, places: Sequence[float], unit: float = 1.0) -> list[str]:
-        """How ticks are written."""
+        """Return the tick labels."""
         if self.log:
             return [f"{v:.3g}".replace("e-0", "e-").replace("-", MINUS) for v in places]
         digits = decimals(v * unit for v in places)
@@ -87,28 +87,28 @@ class Scale:
 
 
 def scores_scale(view: SearchView, objective: ObjectiveView, more: Iterable[float] = ()) -> Scale:
-    """Over the scores of all candidates, estimates too, and some more."""
+    """Return a scale over the scores of all candidates, including estimates, and over the values in `more`."""
     return Scale.over([*more, *(c.scores[objective.index] for c in view.candidates if c.scores)])
 
 
 def cut(text: str, most: int) -> str:
-    """A label of at most so many letters."""
+    """Shorten a label to at most so many letters."""
     return text if len(text) <= most else text[: most - 1] + ELLIPSIS
 
 
 def room(texts: Iterable[str]) -> int:
-    """Width in pixels that labels need."""
+    """Return the width in pixels that labels need."""
     return math.ceil(LETTER * max((len(t) for t in texts), default=1)) + 12
 
 
 def plot(label: str, height: int, below: int, marks: Sequence[Markup], gutter: Markup, right: Markup = Markup("")) -> Markup:  # noqa: B008
-    """A plot between its labels: `gutter` at the left and, where there is one, `right`."""
+    """Return a plot with the labels `gutter` at its left and `right` at its right."""
     middle = svg("svg", joined(*marks), class_="plot", width="100%", height=TOP + height + below, role="img", aria_label=label)
     return Markup('<div class="chart">{}{}{}</div>').format(gutter, middle, right)
 
 
 def left_scale(scale: Scale, height: int, unit: float, below: int = AXIS) -> tuple[Markup, list[Markup]]:
-    """A vertical scale: its numbers, for beside the plot, and its lines, for the plot."""
+    """Return a vertical scale: its labels, which go beside the plot, and its grid lines, which go into the plot."""
     places = scale.ticks(unit)
     texts = scale.texts(places, unit)
     wide = room(texts)
@@ -121,7 +121,7 @@ def left_scale(scale: Scale, height: int, unit: float, below: int = AXIS) -> tup
 
 
 def bottom_scale(scale: Scale, height: int, unit: float = 1.0, places: Sequence[float] | None = None) -> list[Markup]:
-    """A horizontal scale below a plot, with its lines."""
+    """Return a horizontal scale below a plot, with its grid lines."""
     shown = scale.ticks(unit) if places is None else places
     floor = TOP + height
     parts = []
@@ -133,27 +133,30 @@ def bottom_scale(scale: Scale, height: int, unit: float = 1.0, places: Sequence[
 
 
 def stretched(*paths: Markup, height: float) -> Markup:
-    """Lines whose x runs from 0 to 1000 over the whole width; strokes keep their width."""
-    return svg("svg", joined(*paths), class_="lines", width="100%", height=height, viewBox=f"0 0 {WIDE:.0f} {height:g}",
-               preserveAspectRatio="none")  # fmt: skip
+    """Return lines whose x from 0 to 1000 spans the whole width; stroke widths stay."""
+    box = f"0 0 {WIDE:.0f} {height:g}"
+    return svg("svg", joined(*paths), class_="lines", width="100%", height=height, viewBox=box, preserveAspectRatio="none")
 
 
 def mark(candidate: Candidate, x: str, y: float, view: SearchView) -> Markup:
-    """A candidate: filled where it has seen all items, hollow where it was given up, a diamond in the random arm; the chosen ones larger."""
+    """Return a candidate's mark: hollow if it was stopped early, a diamond if it was drawn at random, larger if it was chosen."""
     shape = ("diamond" if candidate.random else "round") + ("" if candidate.complete else "-hollow")
     kind = "mark candidate" + (" chosen" if candidate.name in view.chosen else "") + (" random" if candidate.random else "")
-    return svg("g", joined(
-        svg("title", tip(candidate, view)), svg("circle", class_="hit", cx=x, cy=y, r=8), svg("use", href=f"#c-{shape}", x=x, y=y),
-    ), class_=kind)  # fmt: skip
+    parts = [
+        svg("title", tip(candidate, view)),
+        svg("circle", class_="hit", cx=x, cy=y, r=8),
+        svg("use", href=f"#c-{shape}", x=x, y=y),
+    ]
+    return svg("g", joined(*parts), class_=kind)
 
 
 def in_order(view: SearchView) -> list[Candidate]:
-    """Candidates with a score, in the order in which they are drawn: the given-up ones below, the chosen ones on top."""
+    """Return the scored candidates in drawing order: those stopped early first, the chosen ones last."""
     return sorted((c for c in view.candidates if c.scores), key=lambda c: (c.name in view.chosen, c.complete))
 
 
 def spread(places: Sequence[float], gap: float, low: float, high: float) -> list[float]:
-    """Places of labels, at least `gap` apart where there is room, near the places asked for and in their order."""
+    """Move label positions apart, by at least `gap` if there is room, in their order and close to their places."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
     found = [min(max(places[i], low), high) for i in order]

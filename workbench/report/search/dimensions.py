@@ -1,4 +1,4 @@
-"""Dimensions one by one: shares of the spread of scores, and each dimension against the score."""
+"""Charts of single dimensions: their importance, and the score by the dimension's value."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workbench.report.numbers import PERCENT
-from workbench.report.search.chart import (  # fmt: skip
+from workbench.report.search.chart import (
     AXIS,
     TOP,
     Figure,
@@ -27,13 +27,13 @@ from workbench.report.svg import joined, svg
 
 HEIGHT, ROW, BAR = 170, 30, 26
 LONGEST = 20
-SPREAD = 0.6  # of a row's height: points of one choice lie apart
+SPREAD = 0.6  # share of a row's height over which the points of one choice are spread
 GOLDEN = 0.618034
 
 
 @dataclass(frozen=True)
 class Bars:
-    """Importances under one objective: dimensions, their shares as text, and the bars."""
+    """Importance of the dimensions under one objective: names, shares as text, and the bars."""
 
     objective: str
     rows: tuple[tuple[str, str], ...]
@@ -41,32 +41,39 @@ class Bars:
 
 
 def importances(view: SearchView) -> list[Bars]:
-    """One set of bars an objective that has them; the longest bar is the whole width."""
-    found = []
+    """Return one set of bars per objective; the longest bar fills the width."""
+    charts = []
     for name, shares in view.importances.items():
         longest = max((share for _, share in shares), default=0.0) or 1.0
         bars = [
             svg("rect", class_="bar", x=0, y=BAR * i + 6, width=f"{100 * max(share, 0.0) / longest:.2f}%", height=BAR - 12, rx=2)
             for i, (_, share) in enumerate(shares)
         ]
-        drawing = svg("svg", joined(*bars), class_="plot", width="100%", height=BAR * len(shares), role="img",
-                      aria_label=f"Importances of dimensions for {name}")  # fmt: skip
-        found.append(Bars(name, tuple((dimension, PERCENT.worded(share).lstrip("+")) for dimension, share in shares), drawing))
-    return found
+        drawing = svg(
+            "svg",
+            joined(*bars),
+            class_="plot",
+            width="100%",
+            height=BAR * len(shares),
+            role="img",
+            aria_label=f"Importances of dimensions for {name}",
+        )
+        charts.append(Bars(name, tuple((dimension, PERCENT.worded(share).lstrip("+")) for dimension, share in shares), drawing))
+    return charts
 
 
 def curves(view: SearchView) -> list[tuple[ObjectiveView, list[Figure]]]:
-    """By objective, a panel for each dimension that some candidate with a score has."""
-    found = []
+    """Return by objective one panel per dimension that a scored candidate has."""
+    charts = []
     for objective in view.objectives:
         panels = [(_numeric if d.numeric else _strips)(view, objective, d) for d in view.dimensions]
         if shown := [p for p in panels if p is not None]:
-            found.append((objective, shown))
-    return found
+            charts.append((objective, shown))
+    return charts
 
 
 def has(candidate: Candidate, dimension: DimensionView) -> bool:
-    """Whether a dimension exists for a candidate."""
+    """Return True if a candidate has a value of a dimension."""
     value = candidate.values.get(dimension.name)
     if dimension.numeric:
         return number(value) is not None
@@ -74,18 +81,18 @@ def has(candidate: Candidate, dimension: DimensionView) -> bool:
 
 
 def _best(view: SearchView, objective: ObjectiveView) -> float | None:
-    """The best control's score."""
-    found = next((c.scores for c in view.controls if c.name == view.best_control), ())
-    return found[objective.index] if objective.index < len(found) else None
+    """Return the best control's score under an objective, or None."""
+    scores = next((c.scores for c in view.controls if c.name == view.best_control), ())
+    return scores[objective.index] if objective.index < len(scores) else None
 
 
 def _drawn(candidates: Sequence[Candidate], objective: ObjectiveView, best: float | None) -> list[float]:
-    """What a panel shows beside scores: the best control and ends of intervals."""
+    """Return the values that a panel shows besides scores: the best control's score and the ends of intervals."""
     return [*([] if best is None else [best]), *(end for c in candidates for end in c.interval(objective) or ())]
 
 
 def _numeric(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Figure | None:
-    """Value against score, with the best control's score as a line."""
+    """Return a chart of the score by a number, with the best control's score as a line."""
     candidates = [c for c in in_order(view) if has(c, d)]
     if not candidates:
         return None
@@ -105,7 +112,7 @@ def _numeric(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Fi
 
 
 def _strips(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Figure | None:
-    """A row for each choice; the score runs from left to right."""
+    """Return a chart with one row per choice and the score from left to right."""
     candidates = [c for c in in_order(view) if has(c, d)]
     if not candidates:
         return None
@@ -133,12 +140,12 @@ def _strips(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Fig
 
 
 def _whisker(left: str, right: str, upper: float, lower: float) -> Markup:
-    """A candidate's interval."""
+    """Draw a candidate's interval."""
     return svg("line", class_="whisker", x1=left, x2=right, y1=upper, y2=lower)
 
 
 def _row(candidate: Candidate, d: DimensionView) -> float:
-    """Height in its choice's row: apart from the others by its number, so that equal scores do not cover each other."""
+    """Return a candidate's y position in the row of its choice, spread by its number so that equal scores do not overlap."""
     middle = TOP + ROW * (d.choices.index(written(candidate.values[d.name])) + 0.5)
     return round(middle + ROW * SPREAD * ((candidate.number * GOLDEN) % 1 - 0.5), 1)
 

@@ -1,4 +1,4 @@
-"""Scores by the number of the candidate, and the area that a front covers."""
+"""Charts over the candidate number: scores, and the area that the Pareto front covers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from workbench.report.numbers import raw
-from workbench.report.search.chart import (  # fmt: skip
+from workbench.report.search.chart import (
     AXIS,
     TOP,
     WIDE,
@@ -28,25 +28,25 @@ from workbench.report.search.view import Candidate, ObjectiveView, SearchView
 from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg
 
-HEIGHT, GROUND = 250, 20  # of the scores; of the row of failed candidates below them
-LABEL, LONGEST = 16, 22  # height of a control's label, letters of its name
-NARROWEST, FEW = 520, 330  # with many candidates, and with a few
+HEIGHT, GROUND = 250, 20  # heights in pixels of the plot and of the row of failed candidates below it
+LABEL, LONGEST = 16, 22  # height of a control's label in pixels, maximum letters of its name
+NARROWEST, FEW = 520, 330  # minimum widths in pixels with many and with few candidates
 
 
 def history(view: SearchView) -> list[Figure]:
-    """One drawing an objective: candidates in their order, the best so far, the controls."""
+    """Return one chart per objective: candidates by number, the best so far, the controls."""
     if not view.candidates:
         return []
     return [_history(view, objective) for objective in view.objectives]
 
 
 def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> list[tuple[int, float]]:
-    """(number, score) of every candidate that is better than all before it; those that were given up do not count."""
-    found: list[tuple[int, float]] = []
+    """Return (number, score) of each candidate that is better than all before it, without candidates that were stopped early."""
+    improvements: list[tuple[int, float]] = []
     for c in sorted(candidates, key=lambda c: c.number):
-        if c.complete and c.scores and (not found or objective.better(c.scores[objective.index], found[-1][1])):
-            found.append((c.number, c.scores[objective.index]))
-    return found
+        if c.complete and c.scores and (not improvements or objective.better(c.scores[objective.index], improvements[-1][1])):
+            improvements.append((c.number, c.scores[objective.index]))
+    return improvements
 
 
 def _history(view: SearchView, objective: ObjectiveView) -> Figure:
@@ -58,24 +58,26 @@ def _history(view: SearchView, objective: ObjectiveView) -> Figure:
     x = Scale(-0.5 - 0.02 * last, last + 0.5 + 0.02 * last)
     gutter, grid = left_scale(y, height, objective.unit.scale, ground + AXIS)
     labels, lines = _controls(view, objective, y, height, ground)
-    steps = [_steps(best_so_far(arm, objective), x, y, height, last, kind)
-             for arm, kind in ((view.drawn, "best random"), (view.searched, "best"))]  # fmt: skip
+    steps = [
+        _steps(best_so_far(arm, objective), x, y, height, last, kind)
+        for arm, kind in ((view.drawn, "best random"), (view.searched, "best"))
+    ]
     marks = [mark(c, x.across(c.number), y.up(c.scores[objective.index], height), view) for c in in_order(view) if c.scores]
     below = [*grid, *_numbers(x, last, height + ground), *lines, stretched(*steps, height=TOP + height)]
     drawn = [*below, *_failed(view, x, height + ground), *marks]
-    drawing = plot(f"Scores of {objective.name} by number of the candidate", height, ground + AXIS, drawn, gutter, labels)
-    caption = f"{objective.measure} by number of the candidate; {objective.direction}."
+    drawing = plot(f"Scores of {objective.name} by candidate number", height, ground + AXIS, drawn, gutter, labels)
+    caption = f"{objective.measure} by candidate number; {objective.direction}."
     return Figure(objective.name, caption, drawing, min(NARROWEST, FEW + 8 * last))
 
 
 def _numbers(x: Scale, last: int, height: int) -> list[Markup]:
-    """The scale of numbers: whole ones alone."""
+    """Return the axis of candidate numbers, with ticks at whole numbers only."""
     places = [v for v in Scale(0, max(last, 1)).ticks() if v == round(v) and v <= last]
     return bottom_scale(x, height, places=places)
 
 
 def _controls(view: SearchView, objective: ObjectiveView, y: Scale, height: int, ground: int) -> tuple[Markup, list[Markup]]:
-    """Names and scores at the right, kept apart, and a line for each over the plot."""
+    """Return the controls' labels at the right, without overlaps, and a line for each control across the plot."""
     controls = [c for c in view.controls if objective.index < len(c.scores)]
     if not controls:
         return Markup(""), []
@@ -92,7 +94,7 @@ def _controls(view: SearchView, objective: ObjectiveView, y: Scale, height: int,
 
 
 def _steps(best: Sequence[tuple[int, float]], x: Scale, y: Scale, height: int, last: int, kind: str) -> Markup:
-    """The best so far as a step line that goes on to the last candidate."""
+    """Return the best so far as a step line up to the last candidate."""
     if not best:
         return Markup("")
     places = [(round(WIDE * x.share(number), 1), y.up(score, height)) for number, score in best]
@@ -101,7 +103,7 @@ def _steps(best: Sequence[tuple[int, float]], x: Scale, y: Scale, height: int, l
 
 
 def _failed(view: SearchView, x: Scale, floor: int) -> list[Markup]:
-    """Ticks on the ground."""
+    """Return the marks of failed candidates at the bottom of the plot."""
     parts = []
     for c in view.candidates:
         if c.failed:
@@ -113,7 +115,7 @@ def _failed(view: SearchView, x: Scale, floor: int) -> list[Markup]:
 
 
 def hypervolume(view: SearchView) -> Figure | None:
-    """Of two objectives: the area that the front covers after each candidate."""
+    """Return the chart of the area that the Pareto front covers after each candidate, for two objectives."""
     found = view.hypervolume
     if len(view.objectives) != 2 or len(found) < 2:
         return None
@@ -131,7 +133,7 @@ def hypervolume(view: SearchView) -> Figure | None:
     line = stretched(_steps(points, x, y, height, last, "best"), height=TOP + height)
     drawn = [*grid, *_numbers(x, last, height), line, *marks]
     text = (
-        "Area of what the front is better than in both objectives, above the worst score of each, after each candidate; it begins "
-        "with what the controls cover."
+        "Area between the Pareto front of controls and candidates and the worst score of each objective, after each candidate that was "
+        "scored on all items."
     )
-    return Figure("Hypervolume", text, plot("Hypervolume by number of the candidate", height, AXIS, drawn, gutter), 300)
+    return Figure("Hypervolume", text, plot("Hypervolume by candidate number", height, AXIS, drawn, gutter), 300)

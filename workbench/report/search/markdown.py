@@ -1,4 +1,4 @@
-"""The report of a search as Markdown: the same tables and sentences; what is drawn there is a table here."""
+"""The report of a search as Markdown: the page's tables and sentences, with tables in place of charts."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.report.search.view import Candidate, SearchView, TestedView, writ
 
 
 def markdown(view: SearchView) -> str:
-    """The whole report; user text is escaped so that it cannot open HTML, tables or code."""
+    """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     warnings = view.warnings
     partial = view.comparison.partial if view.comparison else None
     parts = [
@@ -24,9 +24,9 @@ def markdown(view: SearchView) -> str:
         *_history(view),
         *_importances(view),
         *_front(view),
-        "## How to repeat it",
+        "## Reproduce",
         *_recipes(view),
-        "The search again:",
+        "This search:",
         fence(view.command, "sh"),
         bullets(f"{term}: {escape(text)}" for term, text in wording.facts(view)),
         *(["## Warnings", bullets(escape(w) for w in warnings)] if warnings else []),
@@ -37,15 +37,15 @@ def markdown(view: SearchView) -> str:
 def _result(view: SearchView) -> list[str]:
     if not view.tested:
         return []
-    heads = ["Configuration", "What it is"]
+    heads = ["Configuration", "Description"]
     for o in view.objectives:
         name = f"{o.name}: " if len(view.objectives) > 1 else ""
         heads += [
-            f"{name}{word}" for word in ("search", "test", "flattered by", f"against {view.best_control or MISSING}", "verdict")
+            f"{name}{word}" for word in ("search", "test", "optimism", f"against {view.best_control or MISSING}", "verdict")
         ]
     text = (
-        "Differences are on test items, with plain 95 % intervals, paired by item; above zero is better. “Flattered by”: how much larger "
-        "the difference is on search items."
+        "Differences are on test items, paired by item, with unadjusted 95 % intervals; above zero is better. Optimism: the difference on "
+        "search items minus the difference on test items."
     )
     return ["## Result", table(heads, (_row(view, t) for t in view.tested), left=2), text]
 
@@ -53,10 +53,15 @@ def _result(view: SearchView) -> list[str]:
 def _row(view: SearchView, t: TestedView) -> list[str]:
     cells = [t.name, wording.notes(t, view) or "control"]
     for o in view.objectives:
-        found, unit = t.against[o.index], o.unit
-        ends = unit.diffs(found.low, found.high) if found else ""
-        cells += [unit.score(t.search[o.index]), unit.score(t.test[o.index]), unit.diff(t.optimism[o.index]),
-                  f"{unit.diff(wording.difference(t, view, o))} {ends}".strip(), (found and found.verdict) or MISSING]  # fmt: skip
+        paired, unit = t.against[o.index], o.unit
+        ends = unit.diffs(paired.low, paired.high) if paired else ""
+        cells += [
+            unit.score(t.search[o.index]),
+            unit.score(t.test[o.index]),
+            unit.diff(t.optimism[o.index]),
+            f"{unit.diff(wording.difference(t, view, o))} {ends}".strip(),
+            (paired and paired.verdict) or MISSING,
+        ]
     return cells
 
 
@@ -82,10 +87,12 @@ def _history(view: SearchView) -> list[str]:
         scores = [_score(c, view, i) for i in range(len(view.objectives))]
         told = "best so far" if (c.random, c.number) in best else ""
         rows.append([c.name, *values, *scores, count(c.items), ", ".join(p for p in (told, wording.fate(c, view)) if p)])
-    intervals = ["In brackets the 95 % interval of the paired difference from the best control, around the score."]
-    found = intervals if any(c.intervals for c in view.candidates) else []
-    found += ["≈ stands before estimates of candidates that were given up."] if any(c.stopped for c in view.candidates) else []
-    return ["## Candidates", table(heads, rows), " ".join(found)]
+    intervals = "Brackets: the 95 % interval of the paired difference from the best control, added to the best control's score."
+    notes = [intervals] if any(c.intervals for c in view.candidates) else []
+    notes += (
+        ["≈ marks the estimated scores of candidates that were stopped early."] if any(c.stopped for c in view.candidates) else []
+    )
+    return ["## Candidates", table(heads, rows), " ".join(notes)]
 
 
 def _score(c: Candidate, view: SearchView, index: int) -> str:
@@ -99,7 +106,7 @@ def _importances(view: SearchView) -> list[str]:
     rows = [
         [name, dimension, f"{PERCENT.score(share)} %"] for name, shares in view.importances.items() for dimension, share in shares
     ]
-    text = "Share of the spread of scores that a dimension explains (PED-ANOVA)."
+    text = "Share of the variation in scores that each dimension explains (PED-ANOVA)."
     return ["## Importance of dimensions", table(["Objective", "Dimension", "Share"], rows, left=2), text]
 
 
@@ -107,7 +114,7 @@ def _front(view: SearchView) -> list[str]:
     found = pareto.pareto(view)
     if found is None:
         return []
-    text = f"No other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(found.front)}."
+    text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(found.front)}."
     area = (
         [f"Hypervolume after {count(len(view.hypervolume))} candidates: {view.hypervolume[-1]:.4g}."] if view.hypervolume else []
     )
@@ -118,6 +125,6 @@ def _recipes(view: SearchView) -> list[str]:
     if not view.recipes:
         return []
     return [
-        "Recipes that the search wrote:",
+        "Recipes written by the search:",
         fence("\n".join(f"workbench run {shell(path)}  # {name}" for name, path in view.recipes.items()), "sh"),
     ]

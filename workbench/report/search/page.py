@@ -1,4 +1,4 @@
-"""Renders the document of a search to HTML, Markdown and JSON."""
+"""Rendering of a search's document as HTML, Markdown and JSON."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ STYLES = ("report.css", "search.css")
 
 
 def render(document: Mapping[str, Any], out: Path) -> list[Path]:
-    """Writes <out>.html, <out>.md and <out>.json and returns their paths in that order.
+    """Write <out>.html, <out>.md and <out>.json and return their paths in that order.
 
-    `document` is what `search` writes as search.json, `out` may end in one of the three suffixes. Each file is replaced whole. The
-    HTML needs no other file and makes no request; the JSON is the document, with NaN and infinities as null.
+    Each file is replaced as a whole. The HTML page needs no other file and makes no request. The JSON file is the document, with NaN and
+    infinities as null.
+
+    Args:
+        document: The content of search.json.
+        out: Path of the files; it may end in one of the three suffixes.
     """
     document = finite(document)
     view = search_of(document)
@@ -31,7 +35,7 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
 
 
 def html(view: SearchView) -> str:
-    """The page as text. All values of the document pass through the template's escaping."""
+    """Return the page as text; the template escapes all values of the document."""
     comparison = view.comparison if view.comparison is not None and view.comparison.rows else None
     context = {
         "search": view,
@@ -67,13 +71,13 @@ def html(view: SearchView) -> str:
 
 
 def _tested(view: SearchView, *kinds: str) -> list[Any]:
-    """The chosen ones first, controls with the best one first."""
-    found = [t for t in view.tested if t.kind in kinds]
-    return sorted(found, key=lambda t: (t.name not in view.chosen, t.name != view.best_control))
+    """Return the tested configurations of some kinds, the chosen ones or the best control first."""
+    tested = [t for t in view.tested if t.kind in kinds]
+    return sorted(tested, key=lambda t: (t.name not in view.chosen, t.name != view.best_control))
 
 
 def _comparison(view: View) -> dict[str, Any]:
-    """What the panels of differences need."""
+    """Return the template variables of the panels of differences."""
     return {
         "view": view,
         "panels": forest.panels(view),

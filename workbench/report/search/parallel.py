@@ -1,4 +1,4 @@
-"""Parallel coordinates: an axis a dimension and an axis an objective, a line a candidate, coloured by its score."""
+"""Parallel coordinates: one axis per dimension and objective, one line per candidate, colored by its score."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from workbench.report.search.wording import tip
 from workbench.report.svg import joined, svg
 
 HEAD, HEIGHT, FOOT = 30, 260, 10
-LEAST, HEADING, LONGEST = 96, 24, 16  # pixels between axes; letters of an axis's name and of a choice
+LEAST, HEADING, LONGEST = 96, 24, 16  # minimum pixels between axes; maximum letters of an axis's name and of a choice
 SHADES, MANY = 6, 80
-BUNDLE = 0.5  # of the distance of two choices: lines of one choice lie apart by their score
+BUNDLE = 0.5  # share of the distance between two choices over which the lines of one choice are spread
 
 
 @dataclass(frozen=True)
 class CandidateLine:
-    """A vertical axis: where a candidate meets it (None: it does not have this dimension), and its labels."""
+    """A vertical axis: its labels, and the position of each candidate (None if the candidate does not have the dimension)."""
 
     name: str
     place: Callable[[Candidate], float | None]
@@ -33,18 +33,18 @@ class CandidateLine:
 
 @dataclass(frozen=True)
 class Parallel:
-    """The drawing with the scores that the palest and the strongest colour stand for: those of candidates that have seen all items."""
+    """The chart, and the worst and best score of its color scale, from candidates that were scored on all items."""
 
     figure: Figure
     worst: str
     best: str
     objective: ObjectiveView
     clipped: bool
-    """Whether some scores lie beyond the palest colour's."""
+    """True if some scores are worse than the color scale's worst."""
 
 
 def parallel(view: SearchView) -> Parallel | None:
-    """None where there is no dimension, or fewer than two candidates have a score."""
+    """Return the chart, or None if there is no dimension or fewer than two candidates have a score."""
     drawn = [c for c in view.candidates if c.scores]
     axes = [_dimension(d, view, drawn) for d in view.dimensions if any(has(c, d) for c in drawn)]
     if not axes or not view.objectives or len(drawn) < 2:
@@ -54,15 +54,22 @@ def parallel(view: SearchView) -> Parallel | None:
     full = [c for c in drawn if c.complete]
     levels = sorted((c.scores[0] for c in (full if len(full) > 1 else drawn) if c.scores), reverse=first.lower)
     worst, best = levels[0], levels[-1]
-    # the best on top, the chosen ones above all
+    # Later lines cover earlier ones: draw better candidates later and the chosen ones last.
     order = sorted((c for c in drawn if c.scores), key=lambda c: (c.name in view.chosen, _goodness(c, first, worst, best)))
     paths = [_path(c, axes, view, shade(_goodness(c, first, worst, best))) for c in order]
     whole = HEAD + TOP + HEIGHT + FOOT
     content = joined(stretched(*paths, height=whole), *(_axis(axis, i, len(axes)) for i, axis in enumerate(axes)))
-    drawing = svg("svg", content, class_="parallel many" if len(drawn) > MANY else "parallel", width="100%", height=whole, role="img",
-                  aria_label=f"Parallel coordinates of {len(drawn)} candidates over {len(axes) - len(view.objectives)} dimensions")  # fmt: skip
+    drawing = svg(
+        "svg",
+        content,
+        class_="parallel many" if len(drawn) > MANY else "parallel",
+        width="100%",
+        height=whole,
+        role="img",
+        aria_label=f"Parallel coordinates of {len(drawn)} candidates over {len(axes) - len(view.objectives)} dimensions",
+    )
     apart = max([LEAST, *(room([cut(a.name, HEADING)]) + 4 for a in axes)])
-    left = max(0, room(text for _, text in axes[0].labels) - apart // 2)  # the first axis's labels stand in the margin
+    left = max(0, room(text for _, text in axes[0].labels) - apart // 2)  # the first axis's labels are in the margin
     padded = Markup('<div style="padding-left:{}px">{}</div>').format(left, drawing)
     figure = Figure("Parallel coordinates", _caption(view, drawn), padded, len(axes) * apart + left)
     clipped = any(first.better(worst, c.scores[0]) for c in drawn if c.scores)
@@ -70,7 +77,7 @@ def parallel(view: SearchView) -> Parallel | None:
 
 
 def shade(goodness: float) -> int:
-    """One of six colours, from 0 at the worst score to 5 at the best."""
+    """Return the index of one of six colors, from 0 for the worst score to 5 for the best."""
     return min(int(goodness * SHADES), SHADES - 1)
 
 
@@ -80,11 +87,11 @@ def _goodness(c: Candidate, objective: ObjectiveView, worst: float, best: float)
 
 
 def _caption(view: SearchView, drawn: Sequence[Candidate]) -> str:
-    text = "A line is a candidate: its values, then its score."
+    text = "Each line is a candidate: its values, then its score."
     if any(not all(has(c, d) for d in view.dimensions) for c in drawn):
-        text += " A dashed part passes an axis that the candidate does not have: a field of another method."
+        text += " A dashed segment crosses an axis that the candidate does not have, because its method has no such field."
     if any(c.stopped for c in drawn):
-        text += " Thin lines were given up; their scores are estimates."
+        text += " Thin lines are candidates that were stopped early; their scores are estimates."
     failed = sum(c.failed for c in view.candidates)
     return text + (f" {failed} failed {'candidate is' if failed == 1 else 'candidates are'} left out." if failed else "")
 
@@ -108,7 +115,7 @@ def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -
 
 
 def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> CandidateLine:
-    """Lines of one choice as a bundle, in the order of their scores."""
+    """Return the axis of a dimension with choices; the lines of one choice are spread in the order of their scores."""
     middles = {choice: _y(1 - (i + 0.5) / len(d.choices)) for i, choice in enumerate(d.choices)}
     wide = HEIGHT / len(d.choices) * BUNDLE
     places: dict[str, float] = {}
@@ -122,7 +129,7 @@ def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> 
 
 
 def _objective(view: SearchView, o: ObjectiveView) -> CandidateLine:
-    """The score's axis; better is up."""
+    """Return the axis of an objective; up is better."""
     scale = scores_scale(view, o)
     places = scale.ticks(o.unit.scale)
 
@@ -134,7 +141,7 @@ def _objective(view: SearchView, o: ObjectiveView) -> CandidateLine:
 
 
 def _path(c: Candidate, axes: Sequence[CandidateLine], view: SearchView, color: int) -> Markup:
-    """Solid from axis to neighbouring axis, dashed where an axis between them does not exist for the candidate."""
+    """Draw a candidate's line: solid between neighboring axes, dashed across axes that the candidate does not have."""
     met = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
     solid = dashed = ""
     for (i, a), (j, b) in pairwise(met):

@@ -1,4 +1,4 @@
-"""Reads the document of a search: absent keys become None or empty; raises KeyError where something that must have a name has none."""
+"""Reading of a search's document: absent keys become None or empty, and a missing name raises KeyError."""
 
 from __future__ import annotations
 
@@ -25,7 +25,11 @@ from workbench.report.view import View
 
 
 def search_of(document: Mapping[str, Any]) -> SearchView:
-    """The view of a search's document, whose numbers are finite."""
+    """Build the view of a search's document, whose numbers must be finite.
+
+    Raises:
+        KeyError: If the search, a control, an objective or a tested configuration has no name.
+    """
     test = document.get("test") or {}
     controls = tuple(Control(str(c["name"]), _scores(c.get("scores")) or ()) for c in document.get("controls") or ())
     candidates = tuple(_candidate(t) for t in document.get("trials") or ())
@@ -63,15 +67,18 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
 
 
 def _in_project(path: str, folder: str) -> str:
-    """A recipe's path as a command in the project takes it, where the search's folder lies in the project."""
+    """Return a recipe's path relative to the project, if the search's folder is inside the project."""
     parent, _, name = path.rpartition("/")
     return f"{folder}/{name}" if "/" in folder and parent.endswith(f"/{folder}") else path
 
 
 def _objectives(
-    found: Iterable[Mapping[str, Any]], controls: Sequence[Control], candidates: Sequence[Candidate], rows: Sequence[Mapping[str, Any]]
-) -> tuple[ObjectiveView, ...]:  # fmt: skip
-    """With their units: percent where every score is a share and more is better, else the metric's own. Estimates do not count."""
+    found: Iterable[Mapping[str, Any]],
+    controls: Sequence[Control],
+    candidates: Sequence[Candidate],
+    rows: Sequence[Mapping[str, Any]],
+) -> tuple[ObjectiveView, ...]:
+    """Return the objectives with their units: percent if higher is better and all scores except estimates are shares."""
     made = []
     for i, objective in enumerate(found):
         levels = [c.scores[i] for c in controls if i < len(c.scores)]
@@ -119,21 +126,24 @@ def _ends(found: Sequence[float | None] | None) -> tuple[float, float] | None:
 
 
 def _scores(found: Sequence[float | None] | None) -> tuple[float, ...] | None:
-    """Scores; None where one of them is absent."""
+    """Return the scores, or None if one of them is missing."""
     values = [v for v in found or () if v is not None]
     return tuple(values) if found and len(values) == len(found) else None
 
 
 def _shares(found: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
-    """Importances, the largest first."""
+    """Return importances, the largest first."""
     return tuple(sorted(((str(k), float(v)) for k, v in found.items() if v is not None), key=lambda kv: -kv[1]))
 
 
 def _tested(
     rows: Sequence[Mapping[str, Any]], controls: set[str], best: str | None, against: Mapping[str, Any], objectives: int
 ) -> Iterable[TestedView]:
-    """Rows in their order: controls stand before candidates, so that of two rows of one name the first is the control. Of controls with
-    equal weights the best one counts as a candidate's twin."""
+    """Yield the tested configurations in the order of the document.
+
+    Controls come before candidates in the document: of two rows with one name, the first one is the control. If several controls have the
+    weights of a candidate, the best control is its twin.
+    """
     names: set[str] = set()
     weights: dict[str, str] = {}
     for row in rows:
@@ -145,8 +155,8 @@ def _tested(
         halves = ([_at(row.get(half), i) for i in range(objectives)] for half in ("search", "test", "optimism"))
         search, test, optimism = (tuple(half) for half in halves)
         twin = None if control or not digest else weights.get(digest)
-        yield TestedView(name, kind, digest, search, test, optimism,
-                     tuple(lines[i] if i < len(lines) else None for i in range(objectives)), twin)  # fmt: skip
+        paired = tuple(lines[i] if i < len(lines) else None for i in range(objectives))
+        yield TestedView(name, kind, digest, search, test, optimism, paired, twin)
         if control and digest and (name == best or digest not in weights):
             weights[digest] = name
 
@@ -177,7 +187,7 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
 
 
 def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> View | None:
-    """The comparison on test items, candidates under the names that the search gives them: NAME-trial-3 is trial-3 here."""
+    """Return the comparison on test items, with the search's short names of candidates: trial-3 for NAME-trial-3."""
     if not found or not found.get("configurations"):
         return None
     taken = {str(c["name"]) for c in found["configurations"]}
@@ -192,7 +202,7 @@ def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[Tes
 
 
 def _command(view: SearchView) -> str:
-    """The command line, from the recipe's path and how many candidates there are."""
+    """Return the command line of a search, for documents that do not have it."""
     known = view.comparison.configuration(view.name) if view.comparison else None
     count = len(view.searched)
     return shell("workbench", "search", (known and known.recipe) or view.name) + (f" --trials {count}" if count else "")

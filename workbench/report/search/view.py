@@ -1,4 +1,4 @@
-"""What the page of a search shows, as typed objects; `reading` makes them of the search's document."""
+"""Typed objects with everything that a search's page shows; `reading` builds them from the search's document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.report.view import View
 
 @dataclass(frozen=True)
 class ObjectiveView:
-    """What was to be best; `index` is its place in lists of scores."""
+    """An objective of the search; `index` is its position in lists of scores."""
 
     name: str
     index: int
@@ -20,26 +20,27 @@ class ObjectiveView:
     unit: Unit
     terms: tuple[str, ...] = ()
     test_items: int | None = None
-    """Items of its tasks that no candidate saw; a search tests on other tasks of its suites too."""
+    """Test items of the objective's tasks; the test also covers other tasks of the suites."""
 
     def better(self, a: float, b: float) -> bool:
-        """Whether score `a` is better than `b`."""
+        """Return True if score `a` is better than score `b`."""
         return a < b if self.lower else a > b
 
     @property
     def direction(self) -> str:
-        return "less is better" if self.lower else "more is better"
+        """The better direction in words."""
+        return "lower is better" if self.lower else "higher is better"
 
     @property
     def measure(self) -> str:
-        """Name and unit, as axes and headings call it."""
+        """Name and unit, for axes and headings."""
         word = "%" if self.unit == POINTS else self.unit.word
         return f"{self.name}, {word}" if word else self.name
 
 
 @dataclass(frozen=True)
 class DimensionView:
-    """A field that was searched: one of some choices, or a number between two ends."""
+    """A dimension of the search: a list of choices, or a range of numbers."""
 
     name: str
     choices: tuple[str, ...] = ()
@@ -49,23 +50,24 @@ class DimensionView:
 
     @property
     def numeric(self) -> bool:
+        """True for a range of numbers."""
         return not self.choices
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A candidate that is done.
+    """A finished candidate.
 
     Attributes:
-        arm: search, or random.
-        number: In its arm, from 0.
-        values: Dimension -> value; without dimensions that its method does not have.
-        scores: One an objective; an estimate where it was given up; None where it failed.
-        stopped: Given up before it had seen all items.
-        items: How many it has seen.
-        beaten_by: Why it was given up.
-        error: Why it failed.
-        intervals: One an objective, around scores of all items: 95 %, from the paired difference from the best control.
+        arm: "search" (drawn by the sampler) or "random".
+        number: Number within its arm, from 0.
+        values: Value by dimension, without dimensions that its method does not have.
+        scores: One per objective; estimates if it was stopped early; None if it failed.
+        stopped: It was stopped before it was scored on all items.
+        items: Number of items on which it was scored.
+        beaten_by: Name of the configuration that beat it when it was stopped.
+        error: Error message if it failed.
+        intervals: One per objective if it was scored on all items: the best control's score plus the 95 % interval of the paired difference.
     """
 
     name: str
@@ -83,25 +85,27 @@ class Candidate:
 
     @property
     def failed(self) -> bool:
+        """True if the candidate could not be scored."""
         return self.scores is None
 
     @property
     def complete(self) -> bool:
-        """Whether it has seen all search items."""
+        """True if the candidate was scored on all search items."""
         return self.scores is not None and not self.stopped
 
     @property
     def random(self) -> bool:
+        """True if the candidate was drawn at random."""
         return self.arm == "random"
 
     def interval(self, objective: ObjectiveView) -> tuple[float, float] | None:
-        """Of one objective."""
+        """Return the interval under one objective, or None."""
         return self.intervals[objective.index] if objective.index < len(self.intervals) else None
 
 
 @dataclass(frozen=True)
 class Control:
-    """What needs no search, on all search items."""
+    """Scores on all search items of a configuration that needs no search."""
 
     name: str
     scores: tuple[float, ...]
@@ -109,11 +113,12 @@ class Control:
 
 @dataclass(frozen=True)
 class Unbeaten:
-    """A configuration that no candidate beats, where all of them were given up.
+    """A configuration that no candidate beats, in a search whose candidates were all stopped early.
 
     Attributes:
         role: base, brick, average, configuration, or random.
-        search, test: Scores, one an objective.
+        search: Scores on search items, one per objective.
+        test: Scores on test items, one per objective.
     """
 
     name: str
@@ -124,13 +129,15 @@ class Unbeaten:
 
 @dataclass(frozen=True)
 class Against:
-    """A tested candidate minus the best control under one objective, paired by item; above zero is better, whatever the metric.
+    """A tested candidate's paired difference from the best control under one objective; positive is better for every metric.
 
     Attributes:
-        diff, low, high: On test items, with a plain 95 % interval.
-        search: The difference on search items.
-        optimism: By how much that is larger.
-        reason: Why it cannot tell.
+        diff: Difference on test items.
+        low: Lower end of its unadjusted 95 % interval.
+        high: Upper end of that interval.
+        search: Difference on search items.
+        optimism: `search` minus `diff`.
+        reason: Reason of the verdict "cannot tell".
     """
 
     objective: str
@@ -146,13 +153,13 @@ class Against:
 
 @dataclass(frozen=True)
 class TestedView:
-    """A configuration on search and test items.
+    """A configuration that was scored on search and test items.
 
     Attributes:
         kind: control, candidate, or random.
-        optimism: By how much its difference from the best control is larger on search items, one an objective.
-        against: One an objective; of a control none.
-        twin: The control whose weights it has.
+        optimism: Difference from the best control on search items minus that on test items, one per objective.
+        against: Paired differences from the best control, one per objective; None for controls.
+        twin: Name of a control with the same weights.
     """
 
     name: str
@@ -167,7 +174,7 @@ class TestedView:
 
 @dataclass(frozen=True)
 class SearchView:
-    """Everything that the page shows. `comparison` is the comparison on test items, task by task."""
+    """Everything that the page shows; `comparison` holds the differences on test items by task."""
 
     name: str
     key: str
@@ -196,35 +203,36 @@ class SearchView:
 
     @property
     def warnings(self) -> tuple[str, ...]:
-        """The search's, then those of its comparison."""
+        """Warnings of the search, then those of its comparison."""
         return (*self.notes, *(self.comparison.warnings if self.comparison else ()))
 
     @property
     def searched(self) -> tuple[Candidate, ...]:
+        """Candidates drawn by the sampler."""
         return tuple(c for c in self.candidates if not c.random)
 
     @property
     def drawn(self) -> tuple[Candidate, ...]:
-        """Candidates of the random arm."""
+        """Candidates drawn at random."""
         return tuple(c for c in self.candidates if c.random)
 
     @property
     def chosen(self) -> tuple[str, ...]:
-        """The winner, or the front of several objectives."""
+        """The winner, or the Pareto front if there are several objectives."""
         return (self.winner,) if self.winner else self.front
 
     def row(self, name: str | None, *kinds: str) -> TestedView | None:
-        """What was tested under a name; `kinds` tells a control from a candidate of the same name."""
+        """Return the tested configuration of a name; `kinds` separates a control from a candidate of the same name."""
         return next((t for t in self.tested if t.name == name and (not kinds or t.kind in kinds)), None)
 
 
 def number(value: Any) -> float | None:
-    """A dimension's value as a number; None where it is none."""
+    """Return a dimension's value as a number, or None if it is not a number."""
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def written(value: Any) -> str:
-    """A dimension's value as recipes write it, with a true minus sign."""
+    """Format a dimension's value as in recipes, with a typographic minus sign."""
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, int | float):

@@ -1,11 +1,11 @@
-// Difference of two recipes, line by line. The texts are those of the list below it.
+// Line-by-line difference of two recipes. Their texts come from the list below it.
 const CONTEXT = 3;
 const lineDiff = (a, b) => {
   let start = 0, end = 0;
   while (start < Math.min(a.length, b.length) && a[start] === b[start]) start++;
   while (end < Math.min(a.length, b.length) - start && a[a.length - 1 - end] === b[b.length - 1 - end]) end++;
   const x = a.slice(start, a.length - end), y = b.slice(start, b.length - end);
-  // longest common subsequence of what is left, from the ends
+  // longest common subsequence of the remaining lines, built from the end
   const longest = Array.from({ length: x.length + 1 }, () => new Uint32Array(y.length + 1));
   for (let i = x.length - 1; i >= 0; i--)
     for (let j = y.length - 1; j >= 0; j--)
@@ -43,7 +43,7 @@ const drawDiff = (lines) => {
     if (lines[i][0] === " ") {
       const first = i === 0 ? 0 : CONTEXT, last = j === lines.length ? 0 : CONTEXT, hidden = run.length - first - last;
       if (hidden > 2) {
-        const fold = el("button", "fold", "\u22EF " + hidden + " equal lines");
+        const fold = el("button", "fold", "\u22EF " + hidden + " unchanged lines");
         fold.type = "button";
         fold.addEventListener("click", () => fold.replaceWith(...run.slice(first, run.length - last).map((l) => lineOf(l))));
         box.append(...run.slice(0, first).map((l) => lineOf(l)), fold, ...run.slice(run.length - last).map((l) => lineOf(l)));
@@ -51,7 +51,7 @@ const drawDiff = (lines) => {
       i = j;
       continue;
     }
-    // as many lines taken out as put in: shown in pairs, with what differs inside the line marked
+    // equal numbers of removed and added lines are shown in pairs, with the changed part of each line marked
     let k = j;
     while (k < lines.length && lines[k][0] !== " " && lines[k][0] !== lines[i][0]) k++;
     const next = lines.slice(j, k), paired = next.length === run.length;
@@ -71,7 +71,7 @@ const compareRecipes = (box) => {
     const bare = [...new Set([a, b])].filter((r) => !r.lines);
     out.replaceChildren();
     if (bare.length) {
-      count.textContent = bare.map((r) => r.name + " has no recipe here: it is " + r.what + ".").join(" ");
+      count.textContent = bare.map((r) => r.name + " has no recipe in this report: it is " + r.what + ".").join(" ");
       const whole = [a, b].find((r) => r.lines);
       if (whole) out.append(el("p", "soft sub", "The recipe of " + whole.name + ":"), el("pre", "", whole.lines.join("\n")));
       return;
@@ -80,7 +80,7 @@ const compareRecipes = (box) => {
     const [less, more] = ["-", "+"].map((sign) => lines.filter((l) => l[0] === sign).length);
     const number = (n) => n + (n === 1 ? " line" : " lines");
     count.textContent = less + more === 0 ? a.name + " and " + b.name + " have the same text."
-      : "From " + a.name + " to " + b.name + ": " + number(less) + " out, " + number(more) + " in.";
+      : "From " + a.name + " to " + b.name + ": " + number(less) + " removed, " + number(more) + " added.";
     if (less + more) out.append(drawDiff(lines));
   };
   const at = (name) => String(Math.max(0, recipes.findIndex((r) => r.name === name)));

@@ -1,4 +1,4 @@
-// Browser of changed items: rows are made when they are shown, and their bodies when they are opened.
+// Browser of changed items. A row is created when it is shown, its body when it is opened.
 const PAGE = 30;
 const WORDS = { gained: "gained", lost: "lost", other: "same score" };
 const browse = (list) => {
@@ -21,7 +21,7 @@ const browse = (list) => {
     const scores = logs.map((x, i) => (metric === "acc_norm" ? x / Math.max(1, String(choices[i] ?? "").length) : x));
     return scores.indexOf(Math.max(...scores));
   };
-  // a ratio metric of an item is a pair: its log-likelihood and its weight
+  // an item's value of a ratio metric is the pair (log-likelihood, weight)
   const metricText = (v) => Array.isArray(v) ? v.map((x) => number(x, x % 1 ? 2 : 0)).join(" / ")
     : typeof v === "number" ? number(v, v % 1 ? 3 : 0) : v === undefined || v === null ? "\u2013" : String(v);
   const metricsText = (metrics) => Object.entries(metrics).map(([k, v]) => k + " " + metricText(v)).join(", ");
@@ -52,12 +52,12 @@ const browse = (list) => {
     });
     table.append(head, body);
     const box = el("div");
-    box.append(el("h4", "", "Log-likelihood of each choice; \u25C2 marks the answer"), table);
+    box.append(el("h4", "", "Log-likelihood of each choice; \u25C2 marks the model's answer"), table);
     return box;
   };
   const answerTable = (item, answer, name) => {
     const metric = data.tasks[item[0]], table = el("table"), head = el("thead"), body = el("tbody");
-    const text = (x) => (x === null || x === undefined ? "\u2013" : x === "" ? "(nothing)" : x);
+    const text = (x) => (x === null || x === undefined ? "\u2013" : x === "" ? "(empty)" : x);
     const score = (metrics) => metricText(metrics[metric]);
     head.append(line([["", "", "th"], ["Answer", "left", "th"], [metric, "", "th"]]));
     body.append(
@@ -127,7 +127,7 @@ const browse = (list) => {
     try {
       data = await unpack();
     } catch (error) {
-      $("flip-count").textContent = "This browser could not unpack the items (" + error.message + "); they are in the .json file beside this page.";
+      $("flip-count").textContent = "This browser could not unpack the items (" + error.message + "). The .json file beside this page lists them.";
       return;
     }
     data.configurations.forEach((name, i) => pick.configuration.append(new Option(name, i)));

@@ -1,4 +1,4 @@
-// The page's script is report.js, diff.js and flips.js in one function, see page.py.
+// page.py joins report.js, diff.js and flips.js into one function.
 const root = document.documentElement;
 root.classList.add("js");
 const $ = (id) => document.getElementById(id);
@@ -9,7 +9,7 @@ const el = (tag, cls, text) => {
   return node;
 };
 
-// Sortable tables: each body is sorted by itself, so that controls stay apart; empty cells come last.
+// Sortable tables: each table body is sorted separately, so that controls stay below; empty cells come last.
 const value = (row, column) => {
   const cell = row.cells[column];
   if (!cell) return null;
@@ -47,8 +47,8 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }
 }
 
-// Hover values: the text stands in <title> or title=""; it is taken out while the styled tooltip is shown.
-// Every move of the pointer looks again, so that the tooltip comes back after a scroll has hidden it.
+// Tooltips: the text is in <title> or title=""; it is removed while the styled tooltip is shown.
+// Each pointer move checks again, so that the tooltip returns after a scroll has hidden it.
 const tip = document.body.appendChild(el("div"));
 tip.id = "tip";
 tip.hidden = true;
@@ -91,11 +91,11 @@ const look = (event) => {
 };
 document.addEventListener("pointerover", look);
 document.addEventListener("pointermove", look);
-// A scroll event may arrive after the pointer has entered a mark that no longer moves: only a mark that has moved loses its tooltip.
+// A late scroll event can arrive when the mark under the pointer no longer moves: hide the tooltip only if its mark has moved.
 document.addEventListener("scroll", () => { if (shown && corner(shown.node) !== shown.corner) hide(); }, { passive: true, capture: true });
 root.addEventListener("pointerleave", hide);
 
-// Copy button; the clipboard interface may be absent for local files, then the text is selected and copied.
+// Copy button: local files may have no clipboard API; the text is then selected and copied.
 for (const button of document.querySelectorAll("button[data-copy]")) {
   button.addEventListener("click", async () => {
     const source = $(button.dataset.copy);
