@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     def get(family: str = "llama", dtype: torch.dtype = torch.bfloat16) -> Path:
         key = (family, dtype)
         if key not in made:
-            made[key] = save_model(tmp_path_factory.mktemp("models") / family, family, dtype=dtype)
+            made[key] = shared(save_model(tmp_path_factory.mktemp("models") / family, family, dtype=dtype))
         return made[key]
 
     return get
@@ -66,7 +66,7 @@ def bricks(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_adapter(llama, out / "two", seed=2, use_rslora=True)
     save_adapter(llama, out / "three", seed=3)
     save_finetuned(llama, out / "full", seed=4)
-    return out
+    return shared(out)
 
 
 @pytest.fixture
@@ -105,6 +105,31 @@ def words_project(tmp_path: Path, vocabularies: Path) -> Project:
     for name in ("base", "other", "third", "tied"):
         (tmp_path / name).symlink_to(vocabularies / name)
     return Project(tmp_path)
+
+
+SHARED: dict[Path, dict[str, tuple[int, int]]] = {}
+"""Folder of a model or a brick that tests share -> size and time of its files."""
+
+
+def shared(folder: Path) -> Path:
+    """Note the files of a folder that no test may change."""
+    SHARED[folder] = state_of(folder)
+    return folder
+
+
+def state_of(folder: Path) -> dict[str, tuple[int, int]]:
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+
+
+@pytest.fixture(autouse=True)
+def _shared_folders_stay() -> Iterator[None]:
+    """Fail the test that changes a model or a brick which other tests use."""
+    yield
+    for folder, state in SHARED.items():
+        if (now := state_of(folder)) != state:
+            SHARED[folder] = now
+            pytest.fail(f"the test has changed {folder}, which other tests use")
 
 
 @pytest.fixture(autouse=True)

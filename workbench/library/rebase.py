@@ -219,7 +219,7 @@ def _check_inputs(step: EditMethod, project: Path) -> None:
 
 
 def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> LiveSession:
-    """The configuration as a live model: before its output is cast, or cut to a rank."""
+    """Build the configuration as a live model, before its output is cast or reduced to a rank."""
     plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
@@ -235,7 +235,7 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
 
 
 def _correct_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
-    """What the model says with the old brick added to it, unless it holds it already; None where it does not fit."""
+    """Check the facts with the old brick added to the model, unless the model contains it; return None if it does not fit."""
     digest = old.brick.digest(None)
     edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
     if digest in edits:
@@ -291,7 +291,7 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
 
 
 def _write(edit: Edit, old: EditBrick, out: Path, on: LiveSession, card: dict[str, Any]) -> None:
-    """The new brick. Its record keeps the step as it was written, so that a later rebase may measure again."""
+    """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
     write_edit(edit, old.step, out, on, card, "workbench edit rebase")
@@ -301,10 +301,10 @@ def _write(edit: Edit, old: EditBrick, out: Path, on: LiveSession, card: dict[st
 
 
 def _document(
-    old: EditBrick, on: LiveSession, out: Path, said: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
+    old: EditBrick, on: LiveSession, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
     recipe = on.resolved.recipe
-    after = said["after"] or []
+    after = correct["after"] or []
     unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
     return {
         "brick": str(out),
