@@ -105,9 +105,8 @@ def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(w
 
 def test_choices_are_scored_once_for_both(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     document("eval", "models/plain", "--suite", "mini")
-    from workbench.run import execute as engine
 
-    monkeypatch.setattr(engine, "materialize", lambda *_: pytest.fail("scored again"))
+    monkeypatch.setattr("workbench.run.materialize.materialize", lambda *_: pytest.fail("scored again"))
     found = document("eval", "models/plain", "models/other", "--suite", "mini")
     assert [c["name"] for c in found["configurations"]] == ["plain", "other"]
     assert found["configurations"][0]["tasks"] == found["configurations"][1]["tasks"]
