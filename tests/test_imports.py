@@ -5,10 +5,13 @@ from __future__ import annotations
 import ast
 import importlib
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -193,6 +196,21 @@ def test_sizes() -> None:
                 length = (node.end_lineno or node.lineno) - node.lineno + 1
                 if length > MAX_FUNCTION:
                     offenders.append(f"{name}:{node.lineno}: {node.name} has {length} lines, at most {MAX_FUNCTION}")
+    assert not offenders, "\n".join(offenders)
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
+    listed = [*project["dependencies"], *project["optional-dependencies"]["server"], *project["optional-dependencies"]["cluster"]]
+    declared = {re.split(r"[\[<>=~! ]", line)[0].lower().replace("_", "-") for line in listed}
+    providers = {**packages_distributions(), "ray": ["ray"]}
+    offenders = []
+    for path in SOURCES:
+        for line, module in imports(path):
+            root = module.split(".")[0]
+            names = {name.lower().replace("_", "-") for name in providers.get(root, [root])}
+            if root not in {*sys.stdlib_module_names, "workbench"} and not names & declared:
+                offenders.append(f"{relative(path)}:{line} imports {root}, which pyproject.toml does not declare")
     assert not offenders, "\n".join(offenders)
 
 
