@@ -288,7 +288,7 @@ def test_two_recipes_are_compared_line_by_line(page: Browser, document: dict[str
     assert marked == ["starter-task-arithmetic.yaml", "starter-ties.yaml", "task_arithmetic", "ties"]
     page.js("document.getElementById('diff-swap').click()")
     assert [t for kind, t in page.js(DIFF) if kind in ("same", "add")] == before
-    assert "2 lines out, 2 lines in" in page.js("document.getElementById('diff-count').textContent")
+    assert "2 lines removed, 2 lines added" in page.js("document.getElementById('diff-count').textContent")
 
 
 def test_lines_put_in_and_taken_out_are_found(page: Browser, document: dict[str, Any]) -> None:
@@ -312,7 +312,7 @@ def test_equal_lines_are_folded_and_open(page: Browser, document: dict[str, Any]
 def test_what_has_no_recipe_is_named(page: Browser) -> None:
     pick_recipes(page, "base", "starter-ties")
     assert page.js("document.getElementById('diff-count').textContent") == (
-        "base has no recipe here: it is the base without bricks."
+        "base has no recipe in this report: it is the base without bricks."
     )
     assert "merge: ties" in page.js("document.getElementById('diff-lines').textContent")
     pick_recipes(page, "starter-ties", "starter-ties")

@@ -134,7 +134,7 @@ def test_command(project: Project, cwd: Path) -> None:
     row = next(line for line in shown.stdout.splitlines() if line.startswith("1 "))
     assert f"{100 * share:.1f}" in row
     page = (project.path / "trace.html").read_text("utf-8")
-    assert "Where subject looks facts up" in page
+    assert "Causal trace of subject" in page
     assert page.count("<svg") == len(OUTPUTS)
     assert "layer 1, last token of subject: " in page
     assert "http" not in page.replace("http-equiv", "")

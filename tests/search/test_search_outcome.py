@@ -32,7 +32,8 @@ def test_what_the_test_cannot_tell_is_said_first(project: Project, cwd: Path) ->
 def test_one_item_is_too_few(project: Project) -> None:
     world = lay_out(project, items=1)
     with pytest.raises(
-        WorkbenchError, match=r"search.objective: task 'pick' has 1 item, and a search needs one to search and one to test"
+        WorkbenchError,
+        match=r"search.objective: task 'pick' has 1 item, but a search needs at least one search item and one test item",
     ):
         search_of(world)
 
@@ -76,7 +77,7 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     assert "best.yaml was not written: there is no winner" in called.stderr
     assert not (world.path / "best.yaml").exists()
     call("report", "test")
-    assert f"{best['name']}, which has" in (world.path / "reports" / "report-search.html").read_text("utf-8")
+    assert f"{best['name']}, which scores" in (world.path / "reports" / "report-search.html").read_text("utf-8")
     again = document("search", "recipes/test.yaml")
     assert again["unbeaten"] == found["unbeaten"]
 
