@@ -202,7 +202,7 @@ def _no_weights(repository: Repository, folder: str, what: str) -> WorkbenchErro
             "(this opens the pickle: only do so for files that you trust)"
         )
         return WorkbenchError(
-            f"{what}: {repository.name} holds pickles only ({', '.join(pickles[:3])}), which are never opened; expected {expected}",
+            f"{what}: {repository.name} has pickle files only ({', '.join(pickles[:3])}), which are never opened; expected {expected}",
             convert,
         )
     listed = ", ".join(sorted(files)[:5]) or "nothing"
