@@ -244,7 +244,7 @@ def test_plan_predicts_the_file(project: Project) -> None:
         ("bricks: {full: bricks/full}\nsteps: [{merge: average}]\noutput: {form: adapter, rank: exact}", r"brick 'full' is a checkpoint, whose delta has full rank", "rank: 16"),
         ("bricks: {one: bricks/one}\nsteps: [{merge: average}, {grow: depth, blocks: 2}]\noutput: {form: adapter}", r"grow-depth adds tensors", "form: checkpoint"),
         ("bricks: {full: bricks/full}\nsteps: []\ntokenizer: {source: union}\noutput: {form: adapter, rank: 4}", r"another vocabulary changes the size of the embeddings", "form: checkpoint"),
-        ("bricks: {one: bricks/one}\nsteps: [{merge: ties, space: core}, {merge: linear}]\noutput: {form: adapter}", r"merge-linear: the result of linear is no sum", "space: core"),
+        ("bricks: {one: bricks/one}\nsteps: [{merge: ties, space: core}, {merge: linear}]\noutput: {form: adapter}", r"merge-linear: .rank: exact. needs a sum of the adapters' updates, but the result of linear is not one", "space: core"),
         ("steps: []\noutput: {form: adapter, rank: 0}", r"expected exact or a whole number from 1, found 0", ""),
         ("steps: []\noutput: {form: adapter, rank: true}", r"expected exact or a whole number from 1, found True", ""),
         ("steps: []\noutput: {rank: 8}", r"`rank` belongs to `form: adapter`", ""),

@@ -142,7 +142,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "recipe that needs itself": (nothing, "bricks: {me: {recipe: recipes/test.yaml}}\nsteps: [{merge: average}]\n", ["run"], 2, r"recipe recipes/test.yaml uses itself"),
     "facts missing": (nothing, "steps: [{edit: finetune, facts: fcats.jsonl}]\n", ["run"], 2, r"fcats.jsonl does not exist"),
     "facts not JSON": (lambda p: (p.path / "f.jsonl").write_text('{"prompt": "a", "target": "b"}\nnope\n'), "steps: [{edit: finetune, facts: f.jsonl}]\n", ["run"], 1, r"f.jsonl:2: not JSON"),
-    "grow beyond the model": (nothing, "steps: [{grow: depth, blocks: 40}]\n", ["plan"], 2, r"40 blocks for 4 layers"),
+    "grow beyond the model": (nothing, "steps: [{grow: depth, blocks: 40}]\n", ["plan"], 2, r"`blocks: 40` for a model of 4 layers"),
     "--set of an unknown step": (nothing, GOOD, ["run", "recipes/test.yaml", "--set", "mxi.lambda=1"], 2, r"no step or field 'mxi'. Did you mean 'mix'"),
     "unknown device": (nothing, GOOD, ["run", "recipes/test.yaml", "--device", "tpu"], 2, r"--device tpu: expected auto, cpu, cuda or cuda:N"),
     "output directory in use": (nothing, GOOD, ["run", "recipes/test.yaml", "-o", "recipes"], 1, r"-o recipes: exists and is not an empty directory"),
