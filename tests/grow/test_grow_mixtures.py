@@ -189,7 +189,7 @@ def test_command(project: Project, mixture_of: Callable[[str], Path], llama: Pat
     assert torch.allclose(torch.tensor(document["usage"]), shares, atol=1e-4)
     assert torch.allclose(torch.tensor(document["mean"]), shares.mean(0), atol=1e-4)
     lines = CliRunner().invoke(app, [*call, "--samples", "20"]).stdout.splitlines()
-    assert lines[0].startswith("240 tokens, 2 of 6 experts each")
+    assert lines[0].startswith("240 tokens, 2 of 6 experts per token")
     assert lines[1].split() == ["layer", "0", "1", "2", "3", "4", "5", "entropy,", "bits"]
     assert lines[3].split()[:3] == ["1", f"{100 * shares[1, 0]:.1f}", f"{100 * shares[1, 1]:.1f}"]
     assert lines[4].split()[0] == "mean"

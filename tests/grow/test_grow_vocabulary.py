@@ -111,7 +111,7 @@ def test_steps_meet_the_tokenizer_of_their_place(project: Project) -> None:
             'bricks: {full: bricks/full}\nsteps: [{grow: vocabulary, tokens: ["<a>"]}, {merge: task_arithmetic}]\n',
             "dense.yaml",
         )
-    assert "Merge before that step" in str(caught.value.hint)
+    assert "Merge the bricks before that step" in str(caught.value.hint)
 
 
 def test_keys_follow_tokens_and_tokenizer(project: Project) -> None:
