@@ -89,7 +89,7 @@ GROWN = {
     ),
     "vocabulary": (
         "afmoe apertus apertus1p5_text arcee aria_text beam bert-generation biogpt bitnet bloom codegen cohere cohere2 "
-        "cohere2_moe deepseek_v2 diffllama doge ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma "
+        "cohere2_moe deepseek_v2 diffllama doge electra ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe falcon flex_olmo flint gemma "
         "gemma2 gemma3_text gemma4_text glm glm4 glm4_moe gpt-sw3 gpt2 gpt_bigcode gpt_neox gpt_neox_japanese gpt_oss gptj "
         "granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 "
         "hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 lfm3 llama llama4_text mamba mellum "
