@@ -182,6 +182,10 @@ def test_a_journal_of_another_search_is_refused(name: str, suffix: str, world: P
 @pytest.mark.parametrize("name", ["base", "bricks/two"])
 def test_other_weights_are_another_search(name: str, world: Project) -> None:
     """One number of the base or of a brick: the journal of the search before is neither gone on with nor accepted by name."""
+    own = world.path / name.partition("/")[0]
+    shared = own.resolve()
+    own.unlink()
+    shutil.copytree(shared, own)
     search = searching(world, searched(PLAIN))
     journal = begun(search)
     (file,) = (world.path / name).glob("*.safetensors")
