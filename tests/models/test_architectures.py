@@ -317,7 +317,9 @@ def test_growth(layout: str, family_of: Callable[[str], Family]) -> None:
     if layout in refused:
         with pytest.raises(WorkbenchError, match=r"expected one .*, found 0|refers to layers by number") as caught:
             family.project.run(text, "grow.yaml")
-        assert "does not support the architecture" in (caught.value.hint or "") or "without these fields" in (caught.value.hint or "")
+        assert "does not support the architecture" in (caught.value.hint or "") or "without these fields" in (
+            caught.value.hint or ""
+        )
         return
     grown = loaded(family.kind, Path(family.project.run(text, "grow.yaml")["model"]))
     assert grown.config.get_text_config().num_hidden_layers == LAYERS + 1
