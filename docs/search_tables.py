@@ -16,8 +16,20 @@ PARTS = {"compose": "weights", "score": "scoring", "load": "loading the base", "
 @of_results(WINNER)
 def winner_block(found: dict[str, Any]) -> str:
     """The winner of each search beside the best control, on test items."""
-    heads = ["search", "seed", "winner", "best control", "winner, test", "control, test", "difference", "verdict", "optimism", "kept",
-             "stopped early", "minutes"]  # fmt: skip
+    heads = [
+        "search",
+        "seed",
+        "winner",
+        "best control",
+        "winner, test",
+        "control, test",
+        "difference",
+        "verdict",
+        "optimism",
+        "kept",
+        "stopped early",
+        "minutes",
+    ]
     rows = [_winner(row) for row in found["rows"]]
     same = "equal" if all(row["same_bytes"] for row in found["rows"]) else "NOT equal"
     items = found["rows"][0]["items"]
@@ -33,10 +45,20 @@ def _winner(row: Mapping[str, Any]) -> list[str]:
     line, scores = row["against"], row["scores"]
     method, *weights = row["values"].values()
     test = line["test"]
-    return [row["search"], str(row["seed"]), f"{method} {' '.join(f'{w:.2f}' for w in weights)}", row["control"].removeprefix("s-"),
-            points(scores["winner"]["test"]), points(scores["control"]["test"]),
-            f"{signed(test['diff'])} [{signed(test['low'])}, {signed(test['high'])}]", line["verdict"], signed(line["optimism"]),
-            points(row["kept"]), str(row["given_up"]), f"{row['seconds'] / 60:.1f}" if row["whole"] else ""]  # fmt: skip
+    return [
+        row["search"],
+        str(row["seed"]),
+        f"{method} {' '.join(f'{w:.2f}' for w in weights)}",
+        row["control"].removeprefix("s-"),
+        points(scores["winner"]["test"]),
+        points(scores["control"]["test"]),
+        f"{signed(test['diff'])} [{signed(test['low'])}, {signed(test['high'])}]",
+        line["verdict"],
+        signed(line["optimism"]),
+        points(row["kept"]),
+        str(row["given_up"]),
+        f"{row['seconds'] / 60:.1f}" if row["whole"] else "",
+    ]
 
 
 @of_results(SPEED)

@@ -20,11 +20,6 @@ from workbench import jsondoc
 from workbench.identity import unchanged
 
 
-def digest_of(data: bytes) -> str:
-    """Return the XXH3-128 of some bytes as 32 hex digits."""
-    return xxhash.xxh3_128_hexdigest(data)
-
-
 def json_digest(value: Any) -> str:
     """Return the XXH3-128 of plain data, written as canonical JSON, as 32 hex digits."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)

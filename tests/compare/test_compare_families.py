@@ -207,7 +207,7 @@ def test_needs_of_a_guarded_task_counts_from_the_loss_that_was_seen() -> None:
 
 @pytest.mark.parametrize(("side", "verdict"), [(1, "worse"), (-1, "safe")])
 def test_guarded_errors_must_not_rise(side: int, verdict: str) -> None:
-    """Where lower is better, a rise is the loss."""
+    """A rise is a loss on tasks whose scores are better when they are lower."""
     rng = np.random.default_rng(13)
     before = rng.random(200)
     after = before + side * 0.1 + 0.01 * rng.normal(size=200)

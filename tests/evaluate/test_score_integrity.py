@@ -16,7 +16,7 @@ from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.check import RefusedError
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.scores.documents import read_document
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore
@@ -41,7 +41,7 @@ class Kept:
         data = "".join(line + "\n" for line in lines).encode()
         self.rows.write_bytes(gzip.compress(data))
         if sign:
-            self.change(lambda d: d.update(rows=digest_of(data)))
+            self.change(lambda d: d.update(rows=bytes_digest(data)))
 
     def change(self, how: Callable[[dict[str, Any]], Any]) -> None:
         document = json.loads(self.document.read_text("utf-8"))
@@ -67,8 +67,8 @@ def error(kept: Kept) -> WorkbenchError:
 def test_the_document_holds_digests_of_rows_and_items(kept: Kept) -> None:
     document = json.loads(kept.document.read_text("utf-8"))
     assert document["version"] == 2
-    assert document["rows"] == digest_of(gzip.decompress(kept.rows.read_bytes()))
-    assert document["items"] == digest_of(gzip.decompress((kept.folder / "items.jsonl.gz").read_bytes()))
+    assert document["rows"] == bytes_digest(gzip.decompress(kept.rows.read_bytes()))
+    assert document["items"] == bytes_digest(gzip.decompress((kept.folder / "items.jsonl.gz").read_bytes()))
     assert kept.compared()["configurations"][0]["scores"]["pick"]["n"] == 24
 
 

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.scores.imported import find_imported, import_samples, stored_plans
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import read_samples
@@ -149,8 +149,8 @@ class World:
             document = json.loads(path.read_bytes())
             own = path.with_suffix(".jsonl.gz")
             document |= {
-                "rows": digest_of(gzip.decompress(own.read_bytes())),
-                "items": digest_of(gzip.decompress(self.items.read_bytes())),
+                "rows": bytes_digest(gzip.decompress(own.read_bytes())),
+                "items": bytes_digest(gzip.decompress(self.items.read_bytes())),
             }
             path.write_text(json.dumps(document))
 
@@ -249,7 +249,7 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
     found = ends_well(lambda: read_samples("pick", file), file)
     if found is not None:
         store = ScoreStore(world.outside.parent / "imported")
-        made = ends_well(lambda: import_samples([file], store, name=f"run-{digest_of(b''.join(lines))}"), file, store.root)
+        made = ends_well(lambda: import_samples([file], store, name=f"run-{bytes_digest(b''.join(lines))}"), file, store.root)
         if made is not None:
             scores = find_imported(store, "imported", [made[0].scores.configuration.name])
             assert (

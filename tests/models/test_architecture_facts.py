@@ -32,8 +32,17 @@ from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
 PACKAGE = Path(__file__).resolve().parents[2] / "workbench"
-EMBEDDINGS = ("model.embed_tokens", "transformer.wte", "gpt_neox.embed_in", "transformer.word_embeddings", "tok_embeddings",
-              "backbone.embeddings", "backbone.embedding", "shared", "model.shared")  # fmt: skip
+EMBEDDINGS = (
+    "model.embed_tokens",
+    "transformer.wte",
+    "gpt_neox.embed_in",
+    "transformer.word_embeddings",
+    "tok_embeddings",
+    "backbone.embeddings",
+    "backbone.embedding",
+    "shared",
+    "model.shared",
+)
 HEADS = ("lm_head", "language_model.lm_head", "embed_out", "output", "model.output")
 
 
@@ -63,9 +72,17 @@ def test_every_name_that_a_table_knew_is_known() -> None:
     assert architecture.is_before_layers("wpe.weight")
 
 
-@pytest.mark.parametrize("module", [
-    "rwkv.blocks.0.attention.output", "model.layers.1.mlp.shared", "model.norm", "model.embedding_norm", "model.layers.0.self_attn.o_proj",
-    "encoder.layer.0.output"])  # fmt: skip
+@pytest.mark.parametrize(
+    "module",
+    [
+        "rwkv.blocks.0.attention.output",
+        "model.layers.1.mlp.shared",
+        "model.norm",
+        "model.embedding_norm",
+        "model.layers.0.self_attn.o_proj",
+        "encoder.layer.0.output",
+    ],
+)
 def test_modules_of_layers_are_no_ends(module: str) -> None:
     assert not architecture.is_embedding_module(module)
     assert not architecture.is_head_module(module)
@@ -135,9 +152,15 @@ def test_conv1d_by_name(kind: str) -> None:
 # -- config.json
 
 
-@pytest.mark.parametrize("config", [
-    *({key: 3} for key in DEPTHS), *({part: {key: 3}} for part in TEXT_CONFIGS for key in DEPTHS), {"layers_block_type": ["mamba"] * 3},
-    {"llm_config": {"layers_block_type": ["mamba"] * 3}}])  # fmt: skip
+@pytest.mark.parametrize(
+    "config",
+    [
+        *({key: 3} for key in DEPTHS),
+        *({part: {key: 3}} for part in TEXT_CONFIGS for key in DEPTHS),
+        {"layers_block_type": ["mamba"] * 3},
+        {"llm_config": {"layers_block_type": ["mamba"] * 3}},
+    ],
+)
 def test_depth(config: dict[str, Any]) -> None:
     assert architecture.model_depth(config) == 3
 

@@ -88,8 +88,15 @@ def test_table_of_what_was_tested(one: Document, tmp_path: Path) -> None:
     d = against["test"]
     assert winner[4] == f"{100 * d['diff']:+.1f} [{100 * d['low']:+.1f}, {100 * d['high']:+.1f}]"
     assert winner[5].strip() == against["verdict"] == "better"
-    assert [c[0] for c in controls] == ["task-arithmetic-1best control", "base", "add", "reverse", "triage", "average",
-                                        "toythe recipe as written"]  # fmt: skip
+    assert [c[0] for c in controls] == [
+        "task-arithmetic-1best control",
+        "base",
+        "add",
+        "reverse",
+        "triage",
+        "average",
+        "toythe recipe as written",
+    ]
     assert [c[4] for c in controls[:2]] == ["\N{EN DASH}", f"{MINUS}64.0"], (
         "a control's difference is that of its score on test items"
     )

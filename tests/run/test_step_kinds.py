@@ -122,8 +122,12 @@ def test_a_new_kind_is_planned_keyed_checked_and_applied(project: Project) -> No
     assert plan(resolved, project.path / "runs").steps[1] == {"id": "norms", "scale": "norms", "scales": 38}
     document = project.run(STEPS)
     assert document["steps"][1] == {
-        "id": "norms", "scale": "norms", "tensors": 9, "key": resolved.keys[1], "check": {"before": 38},
-    }  # fmt: skip
+        "id": "norms",
+        "scale": "norms",
+        "tensors": 9,
+        "key": resolved.keys[1],
+        "check": {"before": 38},
+    }
     merged = project.tensors("bricks: {one: bricks/one}\nsteps: [{merge: average}]\n")
     scaled = project.tensors("bricks: {one: bricks/one}\nsteps: [{merge: average}, {scale: norms, by: 2}]\n")
     for name, tensor in merged.items():

@@ -1,4 +1,4 @@
-"""What both files train: a model and rows."""
+"""Fixtures of the trainer's tests: a model and rows."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def solve(context: MethodContext, name: str = "memit", **fields: Any) -> Any:
 
 
 def projected(context: MethodContext, facts: list[Fact], update: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """What the projection of layer 1 reads and gives at the facts' lookups, and whether the model says their targets."""
+    """Return the inputs and outputs of layer 1's projection at the facts' lookups, and whether the model says their targets."""
     parts = Parts.of(context)
     batch = padded([row_of(f, context.tokenizer, "subject_last") for f in facts], CPU)
     with parts.changed({} if update is None else {1: update}):
@@ -42,7 +42,7 @@ def projected(context: MethodContext, facts: list[Fact], update: Tensor | None =
 
 
 class Interrupt(Exception):
-    """As a key press would."""
+    """Stands for a key press that interrupts the process."""
 
 
 def stopping(what: str, at: int) -> Callable[[int, int, str], None]:

@@ -47,8 +47,17 @@ def save_base(out: Path, family: str) -> Path:
     """A random float32 model of a family, norms and biases random too."""
     import transformers as t
 
-    common = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-              "initializer_range": 0.2, "eos_token_id": 1, "bos_token_id": None, "max_position_embeddings": 64}  # fmt: skip
+    common = {
+        "vocab_size": VOCABULARY,
+        "hidden_size": 32,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "initializer_range": 0.2,
+        "eos_token_id": 1,
+        "bos_token_id": None,
+        "max_position_embeddings": 64,
+    }
     made: dict[str, Callable[[], Any]] = {
         "mixtral": lambda: t.MixtralConfig(intermediate_size=24, num_local_experts=3, **common),
         "qwen3_moe": lambda: t.Qwen3MoeConfig(
@@ -95,8 +104,13 @@ def reference(base: Path, adapter: Path) -> Any:
 
 def resolved(base: Path, adapter: Path, project: Path) -> Resolved:
     """The recipe that adds one adapter with weight 1."""
-    data = {"version": 1, "base": str(base), "bricks": {"one": {"adapter": str(adapter)}}, "steps": [{"merge": "task_arithmetic"}],
-            "output": {"dtype": "float32"}}  # fmt: skip
+    data = {
+        "version": 1,
+        "base": str(base),
+        "bricks": {"one": {"adapter": str(adapter)}},
+        "steps": [{"merge": "task_arithmetic"}],
+        "output": {"dtype": "float32"},
+    }
     return resolve(from_data(data, project))
 
 

@@ -46,8 +46,15 @@ class _Reader:
         out.copy_(self.rows[start:stop])
 
 
-def merge(method: str | type[MergeMethod], base: dict[str, Tensor], tuned: dict[str, dict[str, Tensor]], dtype: torch.dtype = torch.float32,
-          config: dict[str, Any] | None = None, measured: Any = None, **fields: Any) -> dict[str, Tensor]:  # fmt: skip
+def merge(
+    method: str | type[MergeMethod],
+    base: dict[str, Tensor],
+    tuned: dict[str, dict[str, Tensor]],
+    dtype: torch.dtype = torch.float32,
+    config: dict[str, Any] | None = None,
+    measured: Any = None,
+    **fields: Any,
+) -> dict[str, Tensor]:
     """The merge of models in memory, written in a dtype; `measured` stands for what the method would measure on texts."""
     cls = methods()[f"merge:{method}"] if isinstance(method, str) else method
     step = cls.model_validate({"merge": cls.name, **fields})

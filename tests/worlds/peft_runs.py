@@ -1,4 +1,4 @@
-"""What PEFT computes with an adapter on disk."""
+"""PEFT's own computation with an adapter on disk."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from workbench.evaluate import summarise
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.store import Configuration, Scores, ScoreStore
 from workbench.scores.suite import SCORERS, Suite
@@ -31,7 +31,7 @@ SHARES = {BASE: (0.0, 0.1, 0.8), ADD: (1.0, 0.1, 0.8), SORT: (0.0, 0.9, 0.6), AV
 
 def digest_of_plan(fact: str) -> str:
     """Digest of a plan of `stored`."""
-    return digest_of(json.dumps([fact, SCORERS["hflm"]]).encode())
+    return bytes_digest(json.dumps([fact, SCORERS["hflm"]]).encode())
 
 
 def stored(

@@ -238,7 +238,7 @@ class Oft(_Dense):
     stored: Stored
     """Upper triangles of the blocks, [blocks, b(b − 1)/2]."""
     share: bool
-    """Whether all blocks are the same one."""
+    """True if all blocks are the same block."""
     terms: int | None
     """Number of terms of the Neumann series; None computes the exact transform."""
 

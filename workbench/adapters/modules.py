@@ -46,7 +46,7 @@ class Live:
 
     @property
     def conv1d(self) -> bool:
-        """Whether the base stores its linear weights as [in, out]."""
+        """True if the base stores its linear weights as [in, out]."""
         return any(place.kind == "conv1d" for place in self.places.values())
 
 

@@ -51,7 +51,7 @@ class Brick:
 
     @property
     def headers_only(self) -> bool:
-        """Whether only the headers of the weights are on this machine; see `standins`."""
+        """True if only the headers of the weights are on this machine; see `standins`."""
         return is_stand_in(self.path)
 
     @cached_property
@@ -130,20 +130,6 @@ def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
     """
     digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
-
-
-def check_checkpoint(brick: Brick, base: Model, weights: Weights | None = None) -> None:
-    """Check that a checkpoint brick has exactly the base's tensors, in the base's shapes.
-
-    Args:
-        brick: The brick.
-        base: The base, with the output's vocabulary.
-        weights: The brick's weights aligned to that vocabulary; None uses the checkpoint's own.
-
-    Raises:
-        WorkbenchError: If tensors are missing, added, or of another shape or kind. The message names them.
-    """
-    fitted(brick, base, weights)
 
 
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:

@@ -63,11 +63,11 @@ def check_fit(brick: Brick, base: Model) -> Deltas:
     """
     import torch
 
-    from workbench.bricks.brick import check_checkpoint
+    from workbench.bricks.brick import fitted
     from workbench.run.compose import deltas
 
     if brick.kind == "checkpoint":
-        check_checkpoint(brick, base)
+        fitted(brick, base)
     return deltas(brick, base, torch.device("cpu"))
 
 

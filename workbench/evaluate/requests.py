@@ -56,7 +56,7 @@ class Requests:
 
     @property
     def drawn(self) -> bool:
-        """Whether texts are sampled at random."""
+        """True if texts are sampled at random."""
         settings = (self.instances[i].args[1] for i in self.generated)
         return any(given.get("do_sample", float(given.get("temperature") or 0) > 0) for given in settings)
 

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.scores.groups import Aggregate, TaskGroup, local_groups
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite
@@ -35,7 +35,7 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
         with quiet(), foreign_code(name, "built"):
             return _from_lm_eval(name, suite, index, tasks_dir)
     code = code_of(file.files, file.path.parent)
-    place = memo / f"{digest_of(json.dumps([str(file.path), name, suite.num_fewshot]).encode())}.json" if memo else None
+    place = memo / f"{bytes_digest(json.dumps([str(file.path), name, suite.num_fewshot]).encode())}.json" if memo else None
     if place and (kept := recall(place, code, file.files)):
         return kept
     data = file.check(name)
@@ -48,7 +48,7 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     seen = {*code.files, *code.named, *reads[0].files} - {path.resolve() for path in (*data, *file.files) if path.suffix != ".py"}
     parts = [name, file.definition, yields, content(p for p in seen if not _is_cache(p))]
     metrics, lower, ratios = listed_metrics(file.config) if "class" not in file.config else _metrics(task)
-    digest = digest_of(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    digest = bytes_digest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     filters = tuple(f.name for f in task._filters)
     source = TaskSource(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
     if place and file.config.get("custom_dataset") and not file.config.get("dataset_path"):
@@ -69,7 +69,7 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
     docs = [dict(doc) for doc in task.eval_docs]
     shots = list(task.fewshot_docs() or ()) if suite.num_fewshot or task.config.num_fewshot else []
     metrics, lower, ratios = _metrics(task)
-    digest = digest_of(repr([name, docs, shots]).encode())
+    digest = bytes_digest(repr([name, docs, shots]).encode())
     return TaskSource(
         name,
         str(task.OUTPUT_TYPE),

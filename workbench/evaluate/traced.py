@@ -13,7 +13,7 @@ from types import FrameType
 from typing import Any
 
 from workbench.evaluate.quiet import SEED
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.scores.task_code import Code, Reads, is_own
 
 _UNSEEN = (
@@ -137,7 +137,7 @@ def _forget_changed(code: Code) -> None:
     Compiled files are deleted: Python accepts one if size and time (in whole seconds) of the source are equal, whatever its
     content.
     """
-    digests = {path: digest_of(path.read_bytes()) for path in code.files if path.is_file()}
+    digests = {path: bytes_digest(path.read_bytes()) for path in code.files if path.is_file()}
     for path in filter(is_own, digests):
         with contextlib.suppress(OSError):
             Path(importlib.util.cache_from_source(str(path))).unlink(missing_ok=True)

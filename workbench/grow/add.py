@@ -57,13 +57,13 @@ class AddExpert(TextMethod):
     """Instead of `copy`: bricks, each of which becomes an expert. The mixture must come from `grow: experts` on a dense base in
     this recipe. Mapping of brick name to weight, or to {weight:, prompts:, negative_prompts:}."""
     gate: Literal["never", "prompts", "random"] | None = None
-    """With `bricks`: how the rows of the router are made. `never` (the default): the router selects the expert for no token of
+    """Only with `bricks`: initialization of the rows of the router. `never` (the default): the router selects the expert for no token of
     `calibration`, until it is trained. `prompts`: the mean of the router's inputs on each expert's prompts. `random`: drawn at
     random."""
     calibration: str | None = None
-    """With `gate: never`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
+    """Only with `gate: never`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
     temperature: Real = Field(0.1, gt=0)
-    """With `gate: prompts`: divisor of the cosines to the prompts' means. A lower value makes the router more decided."""
+    """Only with `gate: prompts`: divisor of the cosines to the prompts' means. A lower value makes the router more decided."""
 
     _base: Model | None = PrivateAttr(None)
 

@@ -61,32 +61,32 @@ class Experts(TextMethod):
     """Instead of `experts`: bricks, each of which becomes an expert. Mapping of brick name to weight, or to {weight:,
     calibration:, prompts:, negative_prompts:}."""
     anchor: bool = True
-    """With `bricks`: use the current layer, unchanged, as the first expert."""
+    """Only with `bricks`: use the current layer, unchanged, as the first expert."""
     top_k: Whole = Field(2, ge=1)
     """Number of experts that the router selects for each token."""
     into: str | None = None
     """Architecture of the result: mixtral, qwen2_moe, qwen3_moe, flex_olmo, granitemoe or ernie4_5_moe; if omitted, the usual one
     for the model."""
     redraw: Real = Field(0.0, ge=0, le=1)
-    """With `experts`: share of the neurons of every expert but the first that are drawn at random, with the mean and standard
+    """Only with `experts`: share of the neurons of every expert but the first that are drawn at random, with the mean and standard
     deviation of the old weights. The experts then differ, and the model computes another function (Drop-Upcycling uses 0.5)."""
     gate: Literal["random", "ridge", "prompts"] = "random"
-    """How the rows of the router are made: drawn at random (`random`); solved by ridge regression from the router's inputs on
+    """Initialization of the rows of the router: drawn at random (`random`); solved by ridge regression from the router's inputs on
     each expert's texts (`ridge`); or the mean of the router's inputs on each expert's prompts (`prompts`)."""
     calibration: str | None = None
-    """With `gate: ridge`: JSONL file of texts for the anchor, relative to the project: {"text":} or {"prompt":, "completion":} a
+    """Only with `gate: ridge`: JSONL file of texts for the anchor, relative to the project: {"text":} or {"prompt":, "completion":} a
     line."""
     prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """With `gate: prompts`: example prompts that the router should send to the anchor."""
+    """Only with `gate: prompts`: example prompts that the router should send to the anchor."""
     negative_prompts: tuple[str, ...] | None = Field(None, min_length=1)
-    """With `gate: prompts`: example prompts that the router should not send to the anchor."""
+    """Only with `gate: prompts`: example prompts that the router should not send to the anchor."""
     samples: Whole = Field(256, ge=5)
     """Largest number of texts read from each file, evenly spaced over the file. Every fifth text is held out, to measure how
     often the router selects the right expert."""
     ridge: Real = Field(1e-2, gt=0)
-    """With `gate: ridge`: value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal."""
+    """Only with `gate: ridge`: value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal."""
     temperature: Real = Field(0.1, gt=0)
-    """With `gate: ridge` or `prompts`: divisor of the regression's values (about 0 and 1), or of the cosines to the prompts'
+    """Only with `gate: ridge` or `prompts`: divisor of the regression's values (about 0 and 1), or of the cosines to the prompts'
     means. A lower value makes the router more decided."""
     norm_topk_prob: bool = True
     """Normalize the weights of a token's selected experts so that they add up to one. Only true is supported."""

@@ -42,7 +42,7 @@ class PruneExperts(TextMethod):
     to: Whole | None = Field(None, ge=1)
     """Instead of `drop`: how many experts to keep in each layer: those that the most tokens of `calibration` select."""
     calibration: str | None = None
-    """With `to`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
+    """Only with `to`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
     top_k: Whole | None = Field(None, ge=1)
     """Number of experts that the router selects for each token afterwards; if omitted, it does not change."""
 

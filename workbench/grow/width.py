@@ -52,7 +52,7 @@ class Width(GrowMethod):
     neurons: Whole | None = Field(None, ge=1)
     """Total number of neurons of every feed-forward layer after growth (intermediate_size)."""
     how: Literal["random", "copy"] = "random"
-    """How new neurons are made. `random`: random inputs, and outputs of zero. `copy`: copies of old neurons that share the output
+    """Initialization of new neurons. `random`: random inputs, and outputs of zero. `copy`: copies of old neurons that share the output
     in unequal parts, so that training moves them apart."""
     key_value_heads: Whole | None = Field(None, ge=1)
     """Total number of key-value heads of every layer after growth; each comes with its group of query heads."""

@@ -48,7 +48,7 @@ class Dare(MergeMethod):
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     rescale: Literal["inverse", "l1", "none"] = "inverse"
-    """How the kept elements are rescaled: by 1/density as in the paper (`inverse`), by the factor that preserves the tensor's sum
+    """Rescaling of the kept elements: by 1/density as in the paper (`inverse`), by the factor that preserves the tensor's sum
     of magnitudes as in mergekit (`l1`, which reads the deltas once more), or not at all (`none`)."""
     then: Literal["sum", "ties"] = "sum"
     """`sum` adds the deltas. `ties` elects one sign per element and divides the sum of the agreeing deltas by the sum of their

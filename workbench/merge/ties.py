@@ -44,12 +44,12 @@ class Ties(MergeMethod):
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
     sign: Literal["mass", "frequency"] = "mass"
-    """How the sign of an element is elected: the sign of the sum of the trimmed deltas (`mass`), or of the sum of their signs
+    """Election of the sign of an element: the sign of the sum of the trimmed deltas (`mass`), or of the sum of their signs
     (`frequency`)."""
     weigh: Literal["before", "after"] = "after"
-    """Whether the bricks' weights count in the election and the mean (`before`), or in the mean only (`after`)."""
+    """Use of the bricks' weights: in the election and the mean (`before`), or only in the mean (`after`)."""
     divide: Literal["count", "weight"] = "count"
-    """Whether the mean divides by the number of agreeing bricks (`count`) or by the sum of their weights (`weight`)."""
+    """Divisor of the mean: the number of agreeing bricks (`count`) or the sum of their weights (`weight`)."""
     threshold: Literal["tensor", "model"] = "tensor"
     """`tensor` trims each tensor to `density`. `model` trims a brick's whole delta with one threshold, which reads all bricks
     once more."""

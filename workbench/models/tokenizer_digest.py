@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 
 _TOKENIZER_JSON = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json")
 _NOT_TOKENS = (
@@ -45,9 +45,9 @@ def tokenizer_digest(tokenizer: Any) -> str:
             content = jsondoc.read_object(path, None, "Download the tokenizer's files again.", infinite=True)
             parts.append([path.name, {key: value for key, value in content.items() if key not in _NOT_TOKENS}])
         elif path.name in ("merges.txt", "tokenizer.model") or path.suffix == ".jinja":
-            parts.append([path.name, digest_of(path.read_bytes())])
+            parts.append([path.name, bytes_digest(path.read_bytes())])
     if not parts:
         raise WorkbenchError(
             f"no tokenizer found in {tokenizer}", "Copy tokenizer.json and tokenizer_config.json of its base there."
         )
-    return digest_of(json.dumps(parts, sort_keys=True).encode())
+    return bytes_digest(json.dumps(parts, sort_keys=True).encode())

@@ -91,7 +91,7 @@ class MethodFinder:
 
     @cached_property
     def trusted(self) -> bool:
-        """Whether the project has method files that may be loaded."""
+        """True if the project has method files that may be loaded."""
         return bool(self.files) and is_trusted(self.project)
 
     @cached_property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import digest_of, write_bytes
+from workbench.files import bytes_digest, write_bytes
 from workbench.jsondoc import parse
 
 Row = dict[str, Any]
@@ -79,9 +79,9 @@ def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Ro
             if problem:
                 raise WorkbenchError(f"{place}: {problem}", hint)
             rows.setdefault(row["task"], []).append(row)
-    if digest is not None and digest_of(data) != digest:
+    if digest is not None and bytes_digest(data) != digest:
         raise WorkbenchError(
-            f"{path}: the rows changed after scoring: their digest is {digest_of(data)}, expected {digest}", hint
+            f"{path}: the rows changed after scoring: their digest is {bytes_digest(data)}, expected {digest}", hint
         )
     return rows
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import TaskSamples, read_samples
@@ -272,7 +272,7 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
 
 
 def _digest(value: Any) -> str:
-    return digest_of(json.dumps(value, sort_keys=True).encode())
+    return bytes_digest(json.dumps(value, sort_keys=True).encode())
 
 
 def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:

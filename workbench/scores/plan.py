@@ -16,7 +16,7 @@ from typing import Any
 import xxhash
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
@@ -74,7 +74,7 @@ class ScorePlan:
     @cached_property
     def digest(self) -> str:
         """XXH3-128 digest of everything that decides scores."""
-        return digest_of(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+        return bytes_digest(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
 
     @property
     def generates(self) -> bool:
@@ -212,7 +212,7 @@ def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = Fa
         if doc.get("id") is not None:
             ids.append(str(doc["id"]))
         elif bundled:
-            name = digest_of(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
+            name = bytes_digest(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
             seen[name] += 1
             ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
         else:

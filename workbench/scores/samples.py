@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.files import digest_of
+from workbench.files import bytes_digest
 from workbench.jsondoc import parse, text_of
 from workbench.scores.files import wrong_value
 from workbench.scores.plan import item_ids
@@ -283,4 +283,4 @@ def _add_margins(items: Sequence[Row], rows: Sequence[Row]) -> bool:
 def _hashes(line: Mapping[str, Any]) -> list[str]:
     """Return hashes of the document, the requests and the target."""
     parts = (line["doc"], line["arguments"], line["target"])
-    return [digest_of(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]
+    return [bytes_digest(json.dumps(part, sort_keys=True).encode())[:16] for part in parts]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import digest_of, write_bytes
+from workbench.files import bytes_digest, write_bytes
 from workbench.scores.documents import (
     DESIGN_ORDER,
     Check,
@@ -133,7 +133,7 @@ class ScoreStore:
             write_rows(folder / "items.jsonl.gz", item_text)
         write_rows(path.with_suffix(".jsonl.gz"), row_text)
         stored = scores.model_copy(
-            update={"key": scores.configuration.key(plan), "rows": digest_of(row_text), "items": digest_of(item_text)}
+            update={"key": scores.configuration.key(plan), "rows": bytes_digest(row_text), "items": bytes_digest(item_text)}
         )
         write_bytes(path, (stored.model_dump_json(indent=1) + "\n").encode())
         shutil.rmtree(path.with_suffix(".partial"), ignore_errors=True)
@@ -217,7 +217,7 @@ def stored_in(folder: Path) -> list[Scores]:
 
 
 def _content(result: Any) -> str:
-    return digest_of(json.dumps(result, sort_keys=True).encode())
+    return bytes_digest(json.dumps(result, sort_keys=True).encode())
 
 
 def margin_of(row: Row, item: Row) -> float | None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import digest_of, write_bytes
+from workbench.files import bytes_digest, write_bytes
 from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
@@ -236,8 +236,8 @@ def _same(path: Path, known: list[Any]) -> bool:
 
 
 def _digest(path: Path) -> str:
-    return digest_of(path.read_bytes())
+    return bytes_digest(path.read_bytes())
 
 
 def _listing(path: Path) -> str:
-    return digest_of("\n".join(sorted(p.name for p in path.iterdir())).encode()) if path.is_dir() else ""
+    return bytes_digest("\n".join(sorted(p.name for p in path.iterdir())).encode()) if path.is_dir() else ""

@@ -58,7 +58,7 @@ class KeyContext(Protocol):
 
 @dataclass(frozen=True)
 class Plugin:
-    """Where a method outside this package comes from.
+    """Origin of a method outside this package.
 
     Attributes:
         source: Distribution and version, or the path of a method file of a project.

@@ -61,7 +61,7 @@ class HeldOut:
 
     @property
     def exhausted(self) -> bool:
-        """Whether the last `patience` measurements brought no lower loss."""
+        """True if the last `patience` measurements brought no lower loss."""
         if self.patience is None:
             return False
         later = [step for step, _ in self.losses if step > self.best_step]

@@ -70,7 +70,7 @@ class TrainSpec(Written):
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
     """Schedule of the learning rate after the warm-up."""
     learn_end: bool = True
-    """Whether to learn the end of the sequence after each completion. Set it to false for bricks that answer in a fixed number
+    """Learn the end of the sequence after each completion. Set it to false for bricks that answer in a fixed number
     of tokens: in a merge, a brick that learned to stop early may truncate the answers of other bricks."""
     held_out: float | str | None = None
     """Rows to measure the loss on and never train on: a share of the prompts between 0 and 1, or a jsonl file relative to the

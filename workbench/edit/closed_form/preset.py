@@ -65,7 +65,7 @@ class Preset(EditMethod):
     end_of_text: bool = False
     """Also make the model end the text after the target, so that generation stops there."""
     unconverged: Literal["refuse", "skip"] = "refuse"
-    """What to do with facts for which no value makes the model give the target: `refuse` stops before any weight changes, `skip`
+    """Handling of facts for which no value makes the model give the target: `refuse` stops before any weight changes, `skip`
     leaves them out."""
     refine: Whole = Field(1, ge=0)
     """Joint mode: number of rounds in which facts that the edited model does not know yet get a larger change, with the same

@@ -92,7 +92,7 @@ class Recall:
 
     @property
     def active(self) -> bool:
-        """Whether forward and generate look prompts up."""
+        """True if forward and generate look prompts up."""
         return not self._paused
 
     def extended(self, prompt: Sequence[int], room: int = 0) -> list[int] | None:
