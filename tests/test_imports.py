@@ -24,7 +24,7 @@ GROUPS = [
     "errors yamltree yamldoc jsondoc identity files events project versions",
     "weights facts",
     "models",
-    "adapters steps scores",
+    "adapters steps scores emergent",
     "vocabulary train bricks merge edit compare",
     "grow recipe",
     "resolve",

@@ -23,12 +23,13 @@ from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Settings, grouped
 from workbench.edit.places import upper
-from workbench.edit.places.parts import Parts, hooked
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
 from workbench.edit.places.rows import Padded, padded, row_of
 from workbench.edit.ultraedit import UltraEdit
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.models.hooks import hooked
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.steps import Edit, MethodContext

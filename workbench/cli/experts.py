@@ -38,8 +38,9 @@ def experts(
     quiet: QuietOpt = False,
 ) -> None:
     """Count how often each expert of a mixture is used, layer by layer."""
-    from workbench.grow.mixtures.usage import expert_modules, usage
+    from workbench.grow.mixtures.usage import usage
     from workbench.models.device import pick_device
+    from workbench.models.experts import expert_modules
     from workbench.models.texts import encode, longest_row, read_texts
 
     out.quiet = quiet or json

@@ -14,12 +14,13 @@ from torch import Tensor
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode
-from workbench.edit.places.parts import Parts, hooked
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, MethodContext, register

@@ -41,6 +41,9 @@ CONV1D_LAYERS = frozenset({"c_attn", "q_attn", "c_proj", "c_fc"})
 # Fields of config.json with one entry per layer, for models that have none of DEPTHS (Nemotron-H).
 LAYER_KINDS = ("layers_block_type",)
 
+# Fields of config.json for the number of experts of a layer.
+EXPERT_COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts")
+
 
 def is_embedding_module(module: str) -> bool:
     """Return whether a module, by its name, holds a model's input embeddings."""

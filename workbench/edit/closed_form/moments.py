@@ -22,12 +22,13 @@ from torch import Tensor
 
 from workbench import jsondoc
 from workbench.edit.closed_form.bundled import statistics_texts
-from workbench.edit.places.parts import Parts, Stopped, hooked
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run
 from workbench.edit.places.rows import Padded, vocabulary_key
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.models.batching import side_by_side
+from workbench.models.hooks import Stopped, hooked
 from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts
 from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors

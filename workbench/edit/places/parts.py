@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor, nn
 
 from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_conv1d
+from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 
     from workbench.steps import MethodContext
 
-_ATTENTION = re.compile(r"att(n|ention)")
 INSTEAD = "Use `edit: memory`, which stores facts outside the weights and works with every architecture."
 
 
@@ -59,28 +57,16 @@ class Parts:
         prefix = stack_prefix(model, context.layout.layout.depth)
         layers = model.get_submodule(prefix)
         assert isinstance(layers, nn.ModuleList)
-        places = _feed_forward_mixers(layers)
+        places = feed_forward_mixers(layers)
         if not places:
             _refuse(model, layers)
             places = list(range(len(layers)))
-        ran = _order(model, layers, context.device)
-        width = (
-            int(model.get_input_embeddings().weight.shape[1])
-            if not hasattr(model.config, "hidden_size")
-            else int(model.config.hidden_size)
-        )
-        names = {id(m): name for name, m in model.named_modules()}
-        modules: dict[int, str] = {}
-        for number in places:
-            projections = [
-                m for m in ran[number] if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
-            ]
-            if not projections:
-                raise WorkbenchError(
-                    f"layer {number} of {type(model).__name__} has no linear module outside the attention with {width} outputs",
-                    f"Edits change the feed-forward output projection. {INSTEAD}",
-                )
-            modules[number] = names[id(projections[-1])]
+        modules = output_projections(model, prefix, places, context.device)
+        if missing := [number for number in places if number not in modules]:
+            raise WorkbenchError(
+                f"layer {missing[0]} of {type(model).__name__} has no linear module outside the attention with {hidden_width(model)} outputs",
+                f"Edits change the feed-forward output projection. {INSTEAD}",
+            )
         on_disk = Places(context.layout.weights.specs, context.layout.config)
         tensors: dict[int, str] = {}
         for number, module in modules.items():
@@ -154,55 +140,6 @@ class Parts:
                 self.out(layer).weight.data = data
 
 
-class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward pass is skipped
-    """Exception that a hook raises to end a forward pass early."""
-
-
-@contextmanager
-def hooked(
-    module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
-) -> Iterator[None]:
-    """Register a forward pre-hook, a forward hook, or both, within the block."""
-    handles = []
-    if before is not None:
-        handles.append(module.register_forward_pre_hook(before))
-    if after is not None:
-        handles.append(module.register_forward_hook(after))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
-    """Reshape the input or output of a linear layer to [batch, time, width]; OPT flattens the first two dimensions."""
-    return flat.reshape(batch, time, flat.shape[-1])
-
-
-def first_of(output: Any) -> Tensor:
-    """Return the hidden state from a block's output, which is a tuple in some architectures."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
-
-
-def with_first(output: Any, hidden: Tensor) -> Any:
-    """Return a block's output with another hidden state."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
-
-
-def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
-    """Find the feed-forward layers of a model whose layers are one mixer each (Nemotron-H).
-
-    Each layer of such a model is an attention, a state-space model, a set of experts or a feed-forward part. Only feed-forward
-    parts can be edited. Returns an empty list for models of other kinds.
-    """
-    mixers = [getattr(layer, "mixer", None) for layer in layers]
-    if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
-        return []
-    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
-
-
 def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
     kind = type(model).__name__
     for number, layer in enumerate(layers):
@@ -214,36 +151,11 @@ def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
                 f"layer {number} of {kind} routes tokens to experts: edits of weights need one feed-forward part per layer",
                 INSTEAD,
             )
-        attention = any(_ATTENTION.search(n) for n, _ in layer.named_children()) or any(
-            _ATTENTION.search(n) for n, _ in layer.named_modules()
+        attention = any(is_attention(n) for n, _ in layer.named_children()) or any(
+            is_attention(n) for n, _ in layer.named_modules()
         )
         if any(n.endswith("A_log") for n in names) or not attention:
             raise WorkbenchError(
                 f"layer {number} of {kind} is a state-space or recurrent layer: edits of weights need attention and a feed-forward part",
                 INSTEAD,
             )
-
-
-def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
-    """Return the linear modules of every block in the order in which a one-token forward pass runs them."""
-    ran: list[list[nn.Module]] = [[] for _ in layers]
-    handles = []
-    for number, layer in enumerate(layers):
-        for module in layer.modules():
-            if _rows(module) is not None:
-                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
-    try:
-        with torch.no_grad():
-            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return ran
-
-
-def _rows(module: nn.Module) -> int | None:
-    """Return the number of outputs of a linear module; None for other modules."""
-    if isinstance(module, nn.Linear):
-        return int(module.weight.shape[0])
-    weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, Tensor) else None

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.edit.places.parts import Parts, Stopped, first_of, hooked, shaped
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
 from workbench.models.attention import head_sees
+from workbench.models.hooks import Stopped, first_of, hooked, shaped
 
 
 @torch.no_grad()

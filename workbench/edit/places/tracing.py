@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from workbench.edit.closed_form.bundled import known_facts
-from workbench.edit.places.parts import Parts, Stopped, first_of, hooked, shaped, with_first
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.facts import Fact
+from workbench.models.hooks import Stopped, first_of, hooked, shaped, with_first
 from workbench.steps import MethodContext
 
 What = Literal["block", "feed_forward"]

@@ -14,10 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.edit.places.parts import Parts, Stopped, hooked
+from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Padded
 from workbench.models.attention import additive_masks, cache_name, windows
+from workbench.models.hooks import Stopped, hooked
 
 # Largest difference of a row's mean log-probability, in nats, that a different order of float32 sums explains.
 TOLERANCE = 1e-3

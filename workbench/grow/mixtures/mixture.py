@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
+from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config, skeleton
 from workbench.steps import Axis, Grown
 from workbench.weights.specs import TensorSpec
 
-COUNTS = ("num_local_experts", "num_experts", "moe_num_experts", "n_routed_experts", "num_routed_experts")
-"""Fields of config.json for the number of experts of a layer."""
 TAKEN = ("num_experts_per_tok", "moe_k", "moe_top_k", "num_experts_per_token", "top_k_experts")
 """Fields for the number of experts that the router selects for each token."""
 GROUPS = ("n_group", "num_expert_group")
@@ -79,10 +78,10 @@ class Mixture:
         self.model, self.step = model, step
         self.parsed = parse_config(model.config).get_text_config().to_dict()
         kind = model.config.get("model_type")
-        self.field = next((f for f in COUNTS if self.parsed.get(f)), None)
+        self.field = next((f for f in EXPERT_COUNTS if self.parsed.get(f)), None)
         if self.field is None:
             raise WorkbenchError(
-                f"grow {step}: model_type {kind} has no experts: config.json has none of the fields {', '.join(COUNTS)}",
+                f"grow {step}: model_type {kind} has no experts: config.json has none of the fields {', '.join(EXPERT_COUNTS)}",
                 "`grow: experts` turns a dense model into a mixture.",
                 2,
             )
@@ -110,7 +109,7 @@ class Mixture:
         """Return config.json with another number of experts, in every field that states it."""
         text = text_config(self.model.config)
         changes: dict[str, Any] = {}
-        for fields, own, value in ((COUNTS, self.field, count), (TAKEN, self.taken, top_k)):
+        for fields, own, value in ((EXPERT_COUNTS, self.field, count), (TAKEN, self.taken, top_k)):
             if value is not None and own is not None:
                 changes |= {f: value for f in fields if f == own or text.get(f) is not None}
         return with_text(self.model.config, changes)

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
-from workbench.grow.mixtures.mixture import COUNTS
+from workbench.models.experts import chosen, expert_modules, unread
 from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:
@@ -79,7 +76,7 @@ def usage(
         if unseen := [name for name, (index, _) in selected.items() if index.numel() % len(real)] or sorted(
             modules.keys() - selected.keys()
         ):
-            raise _unread(unseen[0], model)
+            raise unread(unseen[0], model)
         for name, (index, weight) in selected.items():
             count = modules[name][1]
             numbers, factors = (t.reshape(len(real), -1)[real].flatten().cpu() for t in (index, weight))
@@ -93,59 +90,3 @@ def usage(
     shares, mean = (torch.stack([sums[n] / sums[n].sum().clamp_min(1e-30) for n in order]) for sums in (counts, weights))
     entropy = -(mean * mean.clamp_min(1e-30).log2()).sum(1)
     return Usage(tuple(modules[n][0] for n in order), shares, entropy.clamp_min(0), tokens, top_k)
-
-
-def expert_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
-    """Return the modules of experts, each with its layer and its number of experts.
-
-    Raises:
-        WorkbenchError: If the model has no experts, several mixtures in a layer, or layers with different numbers of experts.
-    """
-    config: Any = model.config.get_text_config()
-    kind = config.model_type
-    modules: dict[str, tuple[int, int]] = {}
-    for name, module in model.named_modules():
-        layer = re.search(r"\.(\d+)\.", name)
-        count = next((n for f in COUNTS for n in [getattr(module, f, None) or getattr(config, f, None)] if n), None)
-        if name.endswith(".experts") and layer and count:
-            modules[name] = int(layer[1]), int(count)
-    if not modules:
-        raise WorkbenchError(
-            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture.", 2
-        )
-    if len({count for _, count in modules.values()}) > 1 or len({layer for layer, _ in modules.values()}) < len(modules):
-        raise WorkbenchError(
-            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported", None, 2
-        )
-    return modules
-
-
-@contextmanager
-def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
-    """Record the selected experts inside the block: module of experts -> (numbers, weights), each [tokens, top_k]."""
-    selected: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def see(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-            handed = [*args, *given.values()]
-            if len(handed) != 3 or handed[1].is_floating_point() or handed[1].shape != handed[2].shape:
-                raise _unread(name, model)
-            selected[name] = handed[1], handed[2]
-
-        return hook
-
-    hooks = [model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True) for name in modules]
-    try:
-        yield selected
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def _unread(name: str, model: PreTrainedModel) -> WorkbenchError:
-    return WorkbenchError(
-        f"{name}: the experts of model_type {model.config.model_type} do not receive (tokens, numbers, weights), so the router's "
-        "choice cannot be read",
-        "Report this architecture.",
-        2,
-    )

@@ -1,0 +1,46 @@
+"""Forward hooks of live models, and the shapes of what they see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward pass is skipped
+    """Exception that a hook raises to end a forward pass early."""
+
+
+@contextmanager
+def hooked(
+    module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
+) -> Iterator[None]:
+    """Register a forward pre-hook, a forward hook, or both, within the block."""
+    handles = []
+    if before is not None:
+        handles.append(module.register_forward_pre_hook(before))
+    if after is not None:
+        handles.append(module.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
+    """Reshape the input or output of a linear layer to [batch, time, width]; OPT flattens the first two dimensions."""
+    return flat.reshape(batch, time, flat.shape[-1])
+
+
+def first_of(output: Any) -> Tensor:
+    """Return the hidden state from a block's output, which is a tuple in some architectures."""
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def with_first(output: Any, hidden: Tensor) -> Any:
+    """Return a block's output with another hidden state."""
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
