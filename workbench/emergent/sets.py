@@ -173,8 +173,8 @@ def read_set(folder: Path, label: str | None = None) -> NeuronSet:
         WorkbenchError: If a file is missing or damaged, an index does not exist in its layer, or the files do not belong together.
     """
     label = label or str(folder)
-    record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
     try:
+        record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(f"{label}/{TENSORS}: the file is missing or damaged ({error})", _MADE_BY) from None
