@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from workbench.cli import (
+    analyze,
     brick,
     chat,
     doctor,
@@ -70,6 +71,7 @@ app.command("chat")(reads_recipes(chat.chat))
 app.command("doctor")(doctor.doctor)
 app.command("trust")(trust.trust)
 app.command("experts")(reads_recipes(experts.experts))
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")

@@ -166,7 +166,7 @@ class ItemScores:
         sites: The sites.
         exact: [items, units of all sites] float32 in a file; None if only histograms are kept.
         histograms: Per site, items by (label, unit, bin) int32; empty if `exact` is kept.
-        labels: [labels, items] bool: the labels that histograms count. The last one has all items.
+        labels: [labels, items] bool: the labels that histograms count.
         statistics: Sums over tokens.
     """
 
@@ -219,7 +219,6 @@ def item_scores(
     size = 4 * units * len(rows)
     folder.mkdir(parents=True, exist_ok=True)
     statistics = Statistics.zeros(sites, int(functions.max()) + 1)
-    labels = torch.cat([labels, torch.ones(1, len(rows), dtype=torch.bool)])
     shape, path = (len(rows), units), folder / "scores.f32"
     exact = None
     if size <= limit:
