@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,13 +48,15 @@ def functions(
     data: DataOpt,
     to: OutOpt = None,
     share: Annotated[float, typer.Option("--share", min=0.0001, max=1, help="Share of the neurons in a function's set.")] = 0.05,
-    per: Annotated[str, typer.Option("--per", help="Take the share of every `layer`, or of the whole `model`.")] = "layer",
+    per: Annotated[
+        Literal["layer", "model"], typer.Option("--per", help="Take the share of every `layer`, or of the whole `model`.")
+    ] = "layer",
     polarity: Annotated[
-        str,
+        Literal["one", "both"],
         typer.Option("--polarity", help="`one`: neurons that are more active on the function; `both`: also less active ones."),
     ] = "one",
     score: Annotated[
-        str,
+        Literal["mean_abs", "max_relu"],
         typer.Option(
             "--score", help="Score of a text: `mean_abs`, the mean of |activation|, or `max_relu`, the largest activation."
         ),
@@ -83,10 +85,6 @@ def functions(
     from workbench.library.neurons_functions import PassOptions, analyze_functions
 
     out.quiet = json or quiet
-    _choice("--per", per, "layer", "model")
-    _choice("--polarity", polarity, "one", "both")
-    _choice("--score", score, "mean_abs", "max_relu")
-    _choice("--part", part, "prompt", "whole")
     texts = _texts(data)
     subject = _subject(model, device)
     settings = Settings(
@@ -95,9 +93,9 @@ def functions(
         polarity=polarity,
         draws=draws,
         keep_residents=not no_residents,
-        seed=seed,  # type: ignore[arg-type]
+        seed=seed,
     )
-    options = PassOptions(score=score, part=part, skip=skip, chat=chat)  # type: ignore[arg-type]
+    options = PassOptions(score=score, part=part, skip=skip, chat=chat)
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = to or Path("runs", "neurons", subject.name)
     analysis.write(place)
@@ -106,13 +104,6 @@ def functions(
         return
     _say_functions(analysis)
     out.say(f"written: {place}")
-
-
-def _choice(option: str, value: str, *allowed: str) -> None:
-    from workbench.errors import WorkbenchError, nearest
-
-    if value not in allowed:
-        raise WorkbenchError(f"{option} {value}: expected {' or '.join(allowed)}", nearest(value, allowed), 2)
 
 
 def _texts(data: Path) -> Labelled:

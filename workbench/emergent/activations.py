@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 Progress: TypeAlias = Callable[[int, int], None]
 """Takes (rows done, rows in total)."""
 ScoreOf: TypeAlias = Literal["mean_abs", "max_relu"]
+CPU_BATCH_TOKENS = 512
+"""Largest number of tokens of a batch on a CPU, whose caches hold the activations of a small batch: 1.6 times as fast as 4096."""
 _CHECKPOINT_ROWS = 256
 
 
@@ -61,7 +63,7 @@ def stream(
     *,
     part: Part = "prompt",
     skip: int = 1,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     done: int = 0,
     after: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -77,11 +79,12 @@ def stream(
         part: Tokens that count: the prompt's, or all.
         skip: Tokens at the start of a row that do not count. The first token of a text attracts attention and has activations that are
             many times larger than those of other tokens. A row of at most this many tokens keeps its last one.
-        batch_tokens: Largest number of tokens of a batch, including padding.
+        batch_tokens: Largest number of tokens of a batch, including padding; None chooses it for the device.
         done: Number of rows, in the order of lengths, that an earlier pass has consumed.
         after: Called after each batch with the number of rows consumed.
     """
     device = next(model.parameters()).device
+    limit = batch_tokens or (CPU_BATCH_TOKENS if device.type == "cpu" else BATCH_TOKENS)
     backbone = getattr(model, model.base_model_prefix, model)
     current: list[Tokens] = []
 
@@ -90,7 +93,7 @@ def stream(
         consume(number, shaped(activations, batch, time), current[0])
 
     with visiting(model, sites, visit):
-        for index in _batches(rows, batch_tokens, part, done):
+        for index in _batches(rows, limit, part, done):
             tokens = side_by_side([_part(rows[i], part) for i in index], device)
             lengths = tokens.mask.sum(1)
             position = torch.arange(tokens.mask.shape[1], device=device)
@@ -196,7 +199,7 @@ def item_scores(
     part: Part = "prompt",
     skip: int = 1,
     limit: int = 16 * 10**9,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> ItemScores:
     """Compute the score of every neuron on every item in one pass, or continue an interrupted one.
@@ -212,7 +215,7 @@ def item_scores(
         part: Tokens that count.
         skip: Tokens at the start that do not count.
         limit: Largest size of the file of exact scores in bytes. Beyond it, histograms are kept.
-        batch_tokens: Largest number of tokens of a batch.
+        batch_tokens: Largest number of tokens of a batch; None chooses it for the device.
         progress: Progress callback.
     """
     units = sum(site.units for site in sites)

@@ -175,7 +175,7 @@ def _item(row: dict[str, Any], function: str, place: str, number: int) -> tuple[
     if split is not None and split not in SPLITS:
         raise WorkbenchError(f"{place}: expected split 'train' or 'heldout', found {split!r}", _EXPECTED)
     task = row.get("task") or function
-    return Item(str(row.get("id", number)), prompt, response, function, task, "train", place), split
+    return Item(str(row.get("id", number)), str(prompt), response, function, task, "train", place), split
 
 
 def _with_splits(rows: list[tuple[Item, str | None]], shown: str) -> tuple[tuple[Item, ...], list[str]]:

@@ -33,7 +33,7 @@ def lape_sets(scores: FunctionScores, entropy_share: float = 0.01, firing_quanti
     for number, name in enumerate(scores.functions):
         member = np.zeros(len(entropy), bool)
         member[best] = firing[number, best] > bar
-        chosen = [part.nonzero().flatten() for part in torch.from_numpy(member).split(sizes)]
+        chosen = [part.nonzero().flatten() for part in torch.split(torch.from_numpy(member), sizes)]
         values = [torch.from_numpy(-e.copy()) for e in lape]
         result[name] = set_of(name, scores.sites, chosen, values)
     return result

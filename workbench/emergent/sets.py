@@ -117,7 +117,7 @@ def top_share(
         flat = torch.cat(list(scores))
         best = torch.zeros(len(flat), dtype=torch.bool)
         best[flat.topk(max(1, round(share * len(flat)))).indices] = True
-        chosen = [part.nonzero().flatten() for part in best.split([len(s) for s in scores])]
+        chosen = [part.nonzero().flatten() for part in torch.split(best, [len(s) for s in scores])]
     return set_of(name, sites, chosen, scores, **rest)
 
 
@@ -138,7 +138,7 @@ def set_of(
     if scores is not None:
         by_layer = {site.layer: score for site, score in zip(sites, scores, strict=True)}
         values = {layer: by_layer[layer][index].float() for layer, index in indices.items()}
-    kind = "experts" if all(site.kind == "experts" for site in sites) else "neurons"
+    kind: Literal["neurons", "experts"] = "experts" if all(site.kind == "experts" for site in sites) else "neurons"
     return NeuronSet(name, kind, {site.layer: site.units for site in sites}, indices, values, **rest)
 
 

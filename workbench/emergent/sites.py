@@ -51,7 +51,8 @@ class Site:
         weight = self.module.weight if self.kind == "neurons" else None
         if not isinstance(weight, Tensor):
             return torch.ones(self.units)
-        return torch.linalg.vector_norm(weight.detach().float(), dim=1 if is_conv1d(self.module) else 0)
+        norms: Tensor = torch.linalg.vector_norm(weight.detach().float(), dim=1 if is_conv1d(self.module) else 0)
+        return norms
 
     def columns(self) -> Tensor:
         """Return what one unit of activation of each neuron adds to the output [units, hidden], a view of the weight.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import io
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,9 +23,6 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.weights.saving import save_tensors
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 RECORD, TENSORS, SETS = "functions.json", "functions.safetensors", "sets"
 
@@ -117,17 +115,17 @@ class FunctionAnalysis:
         layers = [{"split": split, **row} for split in ("train", "heldout") for row in self.scores.by_layer(split)]
         return {"functions": rows, "layers": layers}
 
-    def to_pandas(self, table: str = "layers") -> pd.DataFrame:
+    def to_pandas(self, table: str = "layers") -> Any:
         """Return a table as a data frame.
 
         Raises:
             WorkbenchError: If pandas is not installed.
         """
         try:
-            import pandas as pd
+            pandas = importlib.import_module("pandas")
         except ModuleNotFoundError:
             raise WorkbenchError("to_pandas needs pandas, which is not installed", "Run `pip install pandas`.") from None
-        return pd.DataFrame(self.tables()[table])
+        return pandas.DataFrame(self.tables()[table])
 
     def neuron_sets(self) -> dict[str, NeuronSet]:
         """Return each function's set with its evidence."""
