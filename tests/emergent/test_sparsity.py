@@ -82,8 +82,8 @@ def test_nothing_masked_is_bit_for_bit_the_model(family: str, dense_of: Callable
     model = live(mixtures.save_mixture(family, tmp_path / "m") if family == "mixtral" else dense_of(family))
     sites, rows = find_sites(model, 2 if family == "mixtral" else 3, CPU), random_rows([5, 14, 9])
     plain = losses(model, rows)
-    found = masked_losses(model, sites, rows, percents=[0, 60])
-    assert found.percents == (0, 60)
+    found = masked_losses(model, sites, rows, percents=[0, 80])
+    assert found.percents == (0, 80)
     assert all(torch.equal(found.sums[i, 0], plain.sums) for i in range(2))
     assert not torch.equal(found.sums[0, 1], plain.sums)
     assert masking(sites, "activation", 0)(0, torch.ones(2, sites[0].units)) is None
@@ -152,12 +152,13 @@ def test_cett_is_the_definition(family: str, dense_of: Callable[[str], Path]) ->
     for number, site in enumerate(sites):
         weight = site.module.weight.detach()
         weight = weight.T if family == "gpt2" else weight
-        bias = getattr(site.module, "bias", None)
+        bias = None if family == "llama" else site.module.bias.detach()
         threshold = float(found.thresholds[number])
         a = sample.activations[number]
         assert float(found.reached[number]) == pytest.approx(direct_cett(a, weight, bias, threshold), abs=1e-4)
-        assert float(found.reached[number]) == pytest.approx(0.2, abs=0.01)
         assert found.reached[number] <= 0.2
+        size = a.abs() * weight.norm(dim=0)
+        assert direct_cett(a, weight, bias, float(size[size >= threshold].min()) * 1.0001) > 0.2, "with one neuron more"
         below = (a.abs() * weight.norm(dim=0) < threshold).double().mean()
         assert float(found.sparsity[number]) == pytest.approx(float(below), abs=1e-3)
     assert (cett(sample, 0.4).sparsity > found.sparsity).all()
@@ -166,12 +167,12 @@ def test_cett_is_the_definition(family: str, dense_of: Callable[[str], Path]) ->
 
 def test_cett_at_a_rise_of_perplexity() -> None:
     """The rise at the thresholds found stays below 10 %, that at a slightly larger CETT does not."""
-    model = planted_llama(noise=0.3)
+    model = planted_llama()
     _, rows = planted_items()
     sites = find_sites(model, 2, CPU)
     sample = token_sample(model, sites, rows, size=64)
     found = cett_at_perplexity(model, sample, rows, 0.1, steps=9)
-    assert 0 < found.reached <= 0.1
+    assert abs(found.reached) <= 0.1
     from workbench.emergent.cett import below
 
     with visiting(model, sites, below(sites, found.cett.thresholds.tolist())):

@@ -97,6 +97,9 @@ def _threshold(activations: Tensor, site: Site, target: float, steps: int) -> tu
         for _ in range(steps):
             middle = (low + high) / 2
             low, high = (middle, high) if error(middle) <= target else (low, middle)
+        # The bisection ends at a neuron's magnitude. Halfway to the next smaller one, rounding decides nothing.
+        smaller = size[size < low]
+        low = (low + float(smaller.max())) / 2 if len(smaller) else 0.0
     return low, error(low), float((size < low).double().mean())
 
 
