@@ -110,12 +110,14 @@ class SplitScores:
         auc: Per site, area under the ROC curve [functions, units].
         prevalence: Share of each function's items [functions]: the expected score of a random neuron.
         nulls: Kind of shuffle -> best scores on shuffled labels; without "task" if no function has several tasks.
+        shuffled: Per site, average precision on one label that is shuffled over items [units].
     """
 
     ap: list[Floats]
     auc: list[Floats]
     prevalence: Floats
     nulls: Mapping[Null, NullMaxima]
+    shuffled: list[Floats]
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,11 @@ class FunctionScores:
         if not self.settings.keep_residents:
             scores = [s.masked_fill(torch.from_numpy(r), -1.0) for s, r in zip(scores, self.residents, strict=True)]
         return top_share(name, self.sites, scores, self.settings.share, per=self.settings.per)
+
+    def shuffled_set(self) -> NeuronSet:
+        """Return the set that a label shuffled over the train items would choose: a control that means nothing."""
+        scores = [torch.from_numpy(ap.copy()) for ap in self.splits["train"].shuffled]
+        return top_share("shuffled", self.sites, scores, self.settings.share, per=self.settings.per)
 
     def by_layer(self, split: Split = "train") -> list[dict[str, Any]]:
         """Return, for each function and layer, the best score, the score that 5 in 1000 neurons exceed, and the mean."""
@@ -248,18 +255,19 @@ def _split_scores(scores: ItemScores, first: int, labels: SplitLabels, settings:
     """
     count = len(labels.functions)
     maxima = {null: np.zeros((*drawn.shape[:2], len(scores.sites))) for null, drawn in labels.shuffled.items()}
-    ap, auc = [], []
+    ap, auc, shuffled = [], [], []
     for site in range(len(scores.sites)):
         precision, area = _precision(scores, site, first, labels, settings.polarity)
         ap.append(precision[:count])
         auc.append(area)
+        shuffled.append(precision[count])
         start = count
         for null, drawn in labels.shuffled.items():
             stop = start + drawn.shape[0] * drawn.shape[1]
             maxima[null][..., site] = precision[start:stop].max(1).reshape(drawn.shape[:2])
             start = stop
     prevalence = labels.functions.mean(1)
-    return SplitScores(ap, auc, prevalence, {null: NullMaxima(values) for null, values in maxima.items()})
+    return SplitScores(ap, auc, prevalence, {null: NullMaxima(values) for null, values in maxima.items()}, shuffled)
 
 
 def _precision(scores: ItemScores, site: int, first: int, labels: SplitLabels, polarity: Polarity) -> tuple[Floats, Floats]:

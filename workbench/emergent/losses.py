@@ -16,7 +16,7 @@ from workbench.emergent.labelled import ItemRow
 from workbench.errors import WorkbenchError
 from workbench.models.attention import head_sees
 from workbench.models.batching import side_by_side
-from workbench.models.texts import BATCH_TOKENS
+from workbench.models.texts import BATCH_TOKENS, batch_limit
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -99,7 +99,9 @@ def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, scored: Scored = 
         raise WorkbenchError(f"none of the {len(rows)} items has a {what} whose loss could be computed", "Use other texts.")
     vocabulary = int(model.config.get_text_config().vocab_size)
     sums = torch.zeros(len(rows), dtype=torch.float64)
-    for index in loss_batches([len(row.tokens) for row in rows], counts.tolist(), max(1, logits // vocabulary)):
+    for index in loss_batches(
+        [len(row.tokens) for row in rows], counts.tolist(), max(1, logits // vocabulary), batch_limit(device)
+    ):
         batch = side_by_side([rows[i].tokens for i in index], device)
         width = batch.tokens.shape[1]
         # The token at position t is predicted at position t - 1.
@@ -123,18 +125,19 @@ def cross_entropies(logits: Tensor, wanted: Tensor) -> Tensor:
     return torch.cat([torch.nn.functional.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
 
 
-def loss_batches(lengths: Sequence[int], counts: Sequence[int], most: int) -> Iterator[list[int]]:
+def loss_batches(lengths: Sequence[int], counts: Sequence[int], most: int, limit: int = BATCH_TOKENS) -> Iterator[list[int]]:
     """Yield indices of rows of similar length that form a batch; rows without a counted token are left out.
 
     Args:
         lengths: Number of tokens of each row.
         counts: Number of counted tokens of each row.
-        most: Largest number of counted tokens of a batch. The number of all tokens, including padding, is limited too.
+        most: Largest number of counted tokens of a batch.
+        limit: Largest number of all tokens of a batch, including padding.
     """
     waiting: list[int] = []
     total = 0
     for i in sorted((i for i in range(len(lengths)) if counts[i]), key=lambda i: lengths[i]):
-        if waiting and (lengths[i] * (len(waiting) + 1) > BATCH_TOKENS or total + counts[i] > most):
+        if waiting and (lengths[i] * (len(waiting) + 1) > limit or total + counts[i] > most):
             yield waiting
             waiting, total = [], 0
         waiting.append(i)

@@ -7,7 +7,7 @@ import importlib
 import io
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from workbench.files import json_digest, write_json, write_text
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.weights.saving import save_tensors
 
-RECORD, TENSORS, SETS = "functions.json", "functions.safetensors", "sets"
+RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
 
 
 @dataclass(frozen=True)
@@ -170,6 +170,7 @@ class FunctionAnalysis:
         for name, neurons in lape_sets(scores).items():
             if neurons.size:
                 write_set(out / "lape" / name, neurons)
+        write_set(out / CONTROL, replace(scores.shuffled_set(), base=self.digest))
         write_json(out / RECORD, self.document(), indent=1)
 
 
