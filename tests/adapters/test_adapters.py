@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -148,6 +150,21 @@ def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
     bound.open_delta("model.embed_tokens.weight", CPU).read_delta(0, 64, rows, out)
     assert out.nonzero().tolist() == [[3, 4]]
     assert Adapter(lora, "x").unties(base) == "updates only the embeddings"
+
+
+def test_an_adapter_is_bound_once_to_a_base_and_then_freed(lora: Path, llama: Path) -> None:
+    checkpoint = Checkpoint(llama, "base")
+    base, equal = (Model(checkpoint, read_config(llama, "base")) for _ in range(2))
+    adapter = Adapter(lora, "x")
+    bound = bind(adapter, base.weights.specs, base)
+    assert bind(adapter, base.weights.specs, base) is bound
+    other = bind(adapter, equal.weights.specs, equal)
+    assert other is not bound
+    assert other.places.keys() == bound.places.keys()
+    alive = weakref.ref(adapter)
+    del adapter
+    gc.collect()
+    assert alive() is None, "neither the bound adapter nor the cache keeps the adapter alive"
 
 
 def test_no_safetensors(lora: Path) -> None:

@@ -46,7 +46,6 @@ class Adapter:
             )
         self.entries = read_header(path / WEIGHTS)
         self._matchers: dict[str, Patterns] = {}
-        self.bound: tuple[Model, Any] | None = None  # cache of `bind`: the last base, and the adapter bound to it
 
     def _read_config(self) -> dict[str, Any]:
         try:

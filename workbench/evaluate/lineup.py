@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.bricks.brick import Brick, vocabulary_digest
+from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.facts import checkpoints, edited_for
@@ -61,7 +61,7 @@ class LineupEntry:
         project = self.resolved.recipe.project.resolve()
         shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
         specs = written_specs(self.resolved).values()
-        bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
+        bricks = {name: self.resolved.bricks[name].stored_bytes for name in self.resolved.parents}
         return Configuration(
             identity(digest, self.resolved.generation),
             self.name,
@@ -93,13 +93,6 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
 def _first(recipe: Recipe) -> int | None:
     """Return the number of facts of the edit step that does not use all of them."""
     return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
-
-
-def bytes_of(brick: Brick | Resolved) -> int:
-    """Return the size on disk of a brick's weights; for a recipe as a brick, that of its bricks."""
-    if isinstance(brick, Resolved):
-        return sum(bytes_of(brick.bricks[name]) for name in brick.parents)
-    return sum(file.stat().st_size for file in brick.files())
 
 
 def lineup(
@@ -187,12 +180,12 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
 def _under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
     """Yield the names of a recipe's bricks under which other weights are scored."""
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if isinstance(brick, Resolved):
-            other = by_name.get(brick.recipe.name)
-            if other is not None and other.resolved.key != brick.key:
-                yield brick.recipe.name
-            yield from _under_another_name(brick, by_name)
+        if name in resolved.nested:
+            nested = resolved.nested[name]
+            other = by_name.get(nested.recipe.name)
+            if other is not None and other.resolved.key != nested.key:
+                yield nested.recipe.name
+            yield from _under_another_name(nested, by_name)
         elif (other := by_name.get(name)) is not None and (
             other.role != "brick" or other.resolved.digests.get(name) != resolved.digests[name]
         ):
@@ -245,9 +238,9 @@ def _controls(named: Sequence[LineupEntry]) -> list[LineupEntry]:
     for entry in named:
         recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
-            brick = entry.resolved.bricks[name]
-            if isinstance(brick, Resolved):
-                bricks.setdefault(brick.recipe.name, LineupEntry(brick.recipe.name, "brick", brick))
+            if name in entry.resolved.nested:
+                nested = entry.resolved.nested[name]
+                bricks.setdefault(nested.recipe.name, LineupEntry(nested.recipe.name, "brick", nested))
             else:
                 alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
                 bricks.setdefault(name, LineupEntry(name, "brick", resolve(alone)))
@@ -274,7 +267,9 @@ def _vocabulary(resolved: Resolved) -> str | None:
 
 def _ancestors(resolved: Resolved) -> Iterator[str]:
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        yield brick.recipe.name if isinstance(brick, Resolved) else name
-        if isinstance(brick, Resolved):
-            yield from _ancestors(brick)
+        nested = resolved.nested.get(name)
+        if nested is None:
+            yield name
+        else:
+            yield nested.recipe.name
+            yield from _ancestors(nested)

@@ -237,7 +237,7 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
 def _correct_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
     """Check the facts with the old brick added to the model, unless the model contains it; return None if it does not fit."""
     digest = old.brick.digest(None)
-    edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
+    edits = {b.digest(None) for b in on.resolved.on_disk.values() if edit_record(b)}
     if digest in edits:
         return _correct(on.context, old.facts)
     try:

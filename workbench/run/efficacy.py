@@ -88,9 +88,9 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     """Return the counts of all steps; those of recipes used as bricks come first."""
     counts: dict[str, dict[str, Any]] = {}
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if isinstance(brick, Resolved) and brick.gates:
-            inner = _counted(brick, compose(brick, device, events), device, events)
+        nested = resolved.nested.get(name)
+        if nested is not None and nested.gates:
+            inner = _counted(nested, compose(nested, device, events), device, events)
             counts |= {f"{name}/{step}": row for step, row in inner.items()}
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]

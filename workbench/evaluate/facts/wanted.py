@@ -10,7 +10,6 @@ from pathlib import Path
 
 import xxhash
 
-from workbench.bricks.brick import Brick
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.files import json_digest
@@ -114,10 +113,9 @@ def _edited_for(resolved: Resolved) -> Iterator[str]:
         if facts_file(step):
             yield facts_digest(read_step(step, resolved.recipe.project))
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if not isinstance(brick, Brick):
-            yield from _edited_for(brick)
-        elif (file := brick.path / FACTS).is_file():
+        if name in resolved.nested:
+            yield from _edited_for(resolved.nested[name])
+        elif (file := resolved.on_disk[name].path / FACTS).is_file():
             yield facts_digest(read_facts(file, str(file)))
 
 

@@ -19,17 +19,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
-from workbench.run.costs import (
-    CHECKED,
-    FLOPS_PER_SECOND,
-    LEARNED,
-    TRANSFORMERS,
-    Needs,
-    brick_bytes,
-    kind_name,
-    numel,
-    with_seconds,
-)
+from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, TRANSFORMERS, Needs, numel, with_seconds
 from workbench.run.grown import GrownStep
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.run.train_new import check_training, train_new
@@ -62,8 +52,8 @@ class Grow(Kind[GrowMethod]):
         growth, before = step.expand(model), numel(model)
         row = dict(growth.record)
         if names := step.names():
-            row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
-            needs.read += sum(brick_bytes(resolved.bricks[n]) for n in names)
+            row["bricks"] = {name: resolved.bricks[name].kind for name in names}
+            needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if files := step.files():
             row["inputs"] = files
         weights = GrownWeights(model.weights, growth, base=resolved.base.weights)

@@ -86,7 +86,7 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
     whole = settings.method == "full"
     # An interrupted training resumes from this directory.
     working = place.with_name(f".{place.name}.training")
-    others = {name: brick.path for name in step.names() or () if isinstance(brick := resolved.bricks[name], Brick)}
+    others = {name: resolved.on_disk[name].path for name in step.names() or () if name in resolved.on_disk}
     source = resolved.tokenizer_at(context.number)
     tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
     specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
