@@ -47,7 +47,7 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """The deltas of an adapter under the base's tensor names. Implements `merge.stream.Deltas`.
+    """The deltas of an adapter under the base's tensor names. Implements `merge.streaming.deltas.Deltas`.
 
     Attributes:
         adapter: The adapter.

@@ -61,9 +61,9 @@ class Parts:
         assert isinstance(layers, nn.ModuleList)
         places = _feed_forward_mixers(layers)
         if not places:
-            _refuse(model, layers)
+            _refuse_unsupported(model, layers)
             places = list(range(len(layers)))
-        ran = _order(model, layers, context.device)
+        run_order = _modules_in_run_order(model, layers, context.device)
         width = (
             int(model.get_input_embeddings().weight.shape[1])
             if not hasattr(model.config, "hidden_size")
@@ -73,7 +73,9 @@ class Parts:
         modules: dict[int, str] = {}
         for number in places:
             projections = [
-                m for m in ran[number] if _rows(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
+                m
+                for m in run_order[number]
+                if _output_size(m) == width and not _ATTENTION.search(names[id(m)].removeprefix(f"{prefix}."))
             ]
             if not projections:
                 raise WorkbenchError(
@@ -109,8 +111,8 @@ class Parts:
 
     def out(self, layer: int) -> nn.Module:
         """Return a layer's feed-forward output projection."""
-        found: nn.Module = self.model.get_submodule(self.modules[layer])
-        return found
+        module: nn.Module = self.model.get_submodule(self.modules[layer])
+        return module
 
     def width(self, layer: int) -> int:
         """Return the number of inputs of a layer's output projection, which is the length of a key."""
@@ -182,8 +184,8 @@ def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
 
 def first_of(output: Any) -> Tensor:
     """Return the hidden state from a block's output, which is a tuple in some architectures."""
-    found: Tensor = output[0] if isinstance(output, tuple) else output
-    return found
+    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
 
 
 def with_first(output: Any, hidden: Tensor) -> Any:
@@ -203,7 +205,8 @@ def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
     return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
 
 
-def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raise WorkbenchError if a layer has experts, or is not an attention with a feed-forward part."""
     kind = type(model).__name__
     for number, layer in enumerate(layers):
         names = dict(layer.named_parameters())
@@ -224,24 +227,24 @@ def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
             )
 
 
-def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
+def _modules_in_run_order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
     """Return the linear modules of every block in the order in which a one-token forward pass runs them."""
-    ran: list[list[nn.Module]] = [[] for _ in layers]
+    run_order: list[list[nn.Module]] = [[] for _ in layers]
     handles = []
     for number, layer in enumerate(layers):
         for module in layer.modules():
-            if _rows(module) is not None:
-                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
+            if _output_size(module) is not None:
+                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: run_order[number].append(m)))
     try:
         with torch.no_grad():
             model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
     finally:
         for handle in handles:
             handle.remove()
-    return ran
+    return run_order
 
 
-def _rows(module: nn.Module) -> int | None:
+def _output_size(module: nn.Module) -> int | None:
     """Return the number of outputs of a linear module; None for other modules."""
     if isinstance(module, nn.Linear):
         return int(module.weight.shape[0])

@@ -75,19 +75,19 @@ def usage(
     for batch in batches(rows, device):
         with chosen(model, list(modules)) as selected:
             model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-        real = batch.mask.flatten().bool()
-        if unseen := [name for name, (index, _) in selected.items() if index.numel() % len(real)] or sorted(
+        is_token = batch.mask.flatten().bool()
+        if unread := [name for name, (index, _) in selected.items() if index.numel() % len(is_token)] or sorted(
             modules.keys() - selected.keys()
         ):
-            raise _unread(unseen[0], model)
+            raise _unreadable(unread[0], model)
         for name, (index, weight) in selected.items():
             count = modules[name][1]
-            numbers, factors = (t.reshape(len(real), -1)[real].flatten().cpu() for t in (index, weight))
-            top_k = len(numbers) // int(real.sum())
-            real_experts = numbers < count  # higher numbers are experts that compute nothing
-            counts[name] += torch.bincount(numbers[real_experts], minlength=count).double()
-            weights[name].index_add_(0, numbers[real_experts], factors[real_experts].double())
-        tokens, done = tokens + int(real.sum()), done + len(batch.tokens)
+            numbers, factors = (t.reshape(len(is_token), -1)[is_token].flatten().cpu() for t in (index, weight))
+            top_k = len(numbers) // int(is_token.sum())
+            existing = numbers < count  # higher numbers are experts that compute nothing
+            counts[name] += torch.bincount(numbers[existing], minlength=count).double()
+            weights[name].index_add_(0, numbers[existing], factors[existing].double())
+        tokens, done = tokens + int(is_token.sum()), done + len(batch.tokens)
         progress(done, len(rows))
     order = sorted(modules, key=lambda name: modules[name][0])
     shares, mean = (torch.stack([sums[n] / sums[n].sum().clamp_min(1e-30) for n in order]) for sums in (counts, weights))
@@ -125,16 +125,16 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
     """Record the selected experts inside the block: module of experts -> (numbers, weights), each [tokens, top_k]."""
     selected: dict[str, tuple[Tensor, Tensor]] = {}
 
-    def see(name: str) -> Any:
-        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
-            handed = [*args, *given.values()]
-            if len(handed) != 3 or handed[1].is_floating_point() or handed[1].shape != handed[2].shape:
-                raise _unread(name, model)
-            selected[name] = handed[1], handed[2]
+    def recorder(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            arguments = [*args, *kwargs.values()]
+            if len(arguments) != 3 or arguments[1].is_floating_point() or arguments[1].shape != arguments[2].shape:
+                raise _unreadable(name, model)
+            selected[name] = arguments[1], arguments[2]
 
         return hook
 
-    hooks = [model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True) for name in modules]
+    hooks = [model.get_submodule(name).register_forward_pre_hook(recorder(name), with_kwargs=True) for name in modules]
     try:
         yield selected
     finally:
@@ -142,7 +142,7 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
             hook.remove()
 
 
-def _unread(name: str, model: PreTrainedModel) -> WorkbenchError:
+def _unreadable(name: str, model: PreTrainedModel) -> WorkbenchError:
     return WorkbenchError(
         f"{name}: the experts of model_type {model.config.model_type} do not receive (tokens, numbers, weights), so the router's "
         "choice cannot be read",
