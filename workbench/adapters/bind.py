@@ -52,7 +52,7 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """The deltas of an adapter under the base's tensor names. Implements `merge.stream.Deltas`.
+    """The deltas of an adapter under the base's tensor names. Implements `merge.streaming.deltas.Deltas`.
 
     Attributes:
         places: Tensor of the base -> its update. An update reads its tensors only when it is opened.

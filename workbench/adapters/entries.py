@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
 from workbench.weights.checkpoint import Entry
 
 
@@ -53,7 +53,7 @@ class Stored:
         """
         spec = self.entry.spec
         width = spec.cols * spec.dtype.itemsize
-        with unchanged(self.entry.file, self.entry.identity) as stream:
+        with open_unchanged(self.entry.file, self.entry.identity) as stream:
             stream.seek(self.entry.offset + start * width)
             raw = bytearray(stream.read((stop - start) * width))
         if len(raw) != (stop - start) * width:
@@ -78,7 +78,7 @@ class Stored:
         """
         spec = self.entry.spec
         size = spec.dtype.itemsize
-        with unchanged(self.entry.file, self.entry.identity) as stream:
+        with open_unchanged(self.entry.file, self.entry.identity) as stream:
             mapped = np.memmap(stream, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
             chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
         value = chosen.view(spec.dtype).view(spec.rows, -1).float()

@@ -164,12 +164,13 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 
 
 def _save(values: Mapping[str, Tensor], file: Path) -> None:
+    """Write values to a file; tensors that share storage are copied, because safetensors refuses them."""
     gc.collect()  # free the live model, which is in reference cycles: the file is assembled in memory
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in values.items():
-        plain = value.detach().cpu().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        tensors[name] = plain.clone() if storage in storages else plain
+        contiguous = value.detach().cpu().contiguous()
+        storage = contiguous.untyped_storage().data_ptr()
+        tensors[name] = contiguous.clone() if storage in storages else contiguous
         storages.add(storage)
     save_tensors(tensors, file)

@@ -62,6 +62,7 @@ class IsoC(MergeMethod):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the merged delta: the sum with all singular values replaced by their mean."""
     total = torch.zeros_like(deltas[0], dtype=torch.float64)
     for delta, weight in zip(deltas, weights, strict=True):
         total.add_(delta.double(), alpha=weight)

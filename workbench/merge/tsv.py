@@ -60,6 +60,7 @@ class Tsv(MergeMethod):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int) -> Tensor:
+    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal."""
     parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))

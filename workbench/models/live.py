@@ -58,10 +58,10 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
             f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
         ) from error
     # A mismatch is a tuple: name, actual shape, expected shape.
-    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
-    if lost:
+    missing = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if missing:
         raise WorkbenchError(
-            f"{source}: no tensor fits {min(lost)} of {kind.__name__} ({len(lost)} such tensors): its values would be random",
+            f"{source}: no tensor fits {min(missing)} of {kind.__name__} ({len(missing)} such tensors): its values would be random",
             _INCOMPLETE,
         )
     if (source / "generation_config.json").is_file():

@@ -84,7 +84,7 @@ class HeldOut:
         """Read losses and best weights that `save` wrote."""
         from safetensors.torch import load_file
 
-        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.kept(folder / _LOSSES, list) or []]
+        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.read_cached(folder / _LOSSES, list) or []]
         self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 
     def record(self, count: int) -> dict[str, Any]:
@@ -108,7 +108,7 @@ def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         for batch in batches:
-            learned = len(batch["wanted"])
+            learned = len(batch["targets"])
             total += float(batch_loss(model, {name: value.to(device) for name, value in batch.items()})) * learned
             count += learned
     model.train(training)

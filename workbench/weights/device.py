@@ -67,8 +67,15 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
 
 def _operators() -> list[Any]:
     """Return torch's settings for the precision of float32 operators: products, convolutions, recurrent layers."""
-    of: Any = torch.backends
-    return [of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn, of.mkldnn.matmul, of.mkldnn.conv, of.mkldnn.rnn]
+    backends: Any = torch.backends
+    return [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    ]
 
 
 class Staging:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json, write_json
-from workbench.identity import check_unchanged, identity_of, unchanged
+from workbench.identity import check_unchanged, identity_of, open_unchanged
 from workbench.weights.checkpoint import Entry
 from workbench.weights.specs import NAMES, TensorSpec
 
@@ -29,7 +29,7 @@ def entry_digest(entry: Entry) -> str:
         WorkbenchError: If the file has changed since its header was read.
     """
     digest = xxhash.xxh3_128()
-    with entry.file.open("rb") if entry.identity is None else unchanged(entry.file, entry.identity) as stream:
+    with entry.file.open("rb") if entry.identity is None else open_unchanged(entry.file, entry.identity) as stream:
         stream.seek(entry.offset)
         left = entry.spec.nbytes
         while left:
@@ -111,6 +111,7 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
 
 
 def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
+    """Group entries by the file that they are in."""
     groups: dict[Path, dict[str, Entry]] = {}
     for name, entry in entries.items():
         groups.setdefault(entry.file, {})[name] = entry
@@ -121,7 +122,7 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
     """Return the path and identity of the one file that a group of entries is in, and the entries' names."""
     first = next(iter(group.values()))
     identity = first.identity or identity_of(first.file)
-    return [str(first.file.resolve()), *identity.kept, sorted(group)]
+    return [str(first.file.resolve()), *identity.storable, sorted(group)]
 
 
 def _cache_file(group: Mapping[str, Entry], cache: Path) -> Path:

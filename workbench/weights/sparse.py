@@ -150,8 +150,8 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
             )
         )
     bits = magnitude_bits(rows.delta(brick, scratch(x, 0))).view(-1)
-    inside = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
-    counts.scatter_add_(0, inside, torch.ones_like(inside, dtype=counts.dtype))
+    in_window = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
+    counts.scatter_add_(0, in_window, torch.ones_like(in_window, dtype=counts.dtype))
     return int((bits >= low + len(counts)).sum()) if int(bits.max()) < INFINITE else -1
 
 
@@ -331,13 +331,13 @@ def dropped(x: Tensor, key: int, below: int, scale: float, index: int) -> Tensor
     """
     count = x.numel()
     word = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
-    other = torch.empty_like(word)
+    scratch_words = torch.empty_like(word)
     word.mul_(_signed(_GOLDEN)).add_(_signed(key))
     for shift, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
-        word ^= _shift(word, shift, other)
+        word ^= _shift(word, shift, scratch_words)
         word.mul_(_signed(factor))
     keep = torch.empty(2 * len(word), device=x.device)
-    torch.lt(_shift(word, 32, other), below, out=keep[1::2])
+    torch.lt(_shift(word, 32, scratch_words), below, out=keep[1::2])
     torch.lt(word.bitwise_and_(0xFFFFFFFF), below, out=keep[::2])
     x.mul_(as_float(scale)).mul_(keep[index & 1 :][:count].view(x.shape))
     return x.add_(0.0)  # turns -0.0 into 0.0, as in the C version
@@ -380,9 +380,9 @@ def _float(bits: int) -> float:
     return -1.0 if bits < 0 else float(np.int32(bits).view(np.float32))
 
 
-def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
+def _shift(x: Tensor, bits: int, out: Tensor) -> Tensor:
     """Shift int64 to the right and fill with zeros."""
-    return torch.bitwise_right_shift(x, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
+    return torch.bitwise_right_shift(x, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

@@ -135,9 +135,9 @@ def load(weights: Weights, name: str, dtype: torch.dtype, device: torch.device |
     spec = weights.specs[name]
     source = weights.open(name, device)
     scratch = buffer(spec, device)
-    whole = torch.empty(spec.rows, spec.cols, dtype=dtype if spec.is_float else spec.dtype, device=device)
+    tensor = torch.empty(spec.rows, spec.cols, dtype=dtype if spec.is_float else spec.dtype, device=device)
     for start, stop in spec.blocks(block_elements(device)):
         block = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, block)
-        whole[start:stop].copy_(block)
-    return whole.view(spec.shape)
+        tensor[start:stop].copy_(block)
+    return tensor.view(spec.shape)

@@ -18,7 +18,7 @@ import xxhash
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, naming, sync, write_text
+from workbench.files import json_digest, naming_file, sync, write_text
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.device import Landing
@@ -104,12 +104,12 @@ def write_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     specs = output_specs(weights.specs, dtype)
     shards = plan_shards(specs, shard_size)
-    _clear_others(out, shards)
+    _remove_other_files(out, shards)
     places = {name: entry for shard in shards for name, entry in _lay_out(out, shard).items()}
     journal = _Journal(out / JOURNAL, layout_digest(shards, device), places)
-    todo = [name for name in specs if name not in journal.digests]
+    unwritten = [name for name in specs if name not in journal.digests]
     total = sum(spec.nbytes for spec in specs.values())
-    done = total - sum(specs[name].nbytes for name in todo)
+    done = total - sum(specs[name].nbytes for name in unwritten)
     lock = threading.Lock()
 
     def write(name: str) -> None:
@@ -123,7 +123,7 @@ def write_checkpoint(
                 progress(done, total)
 
     with _Flusher([out / shard.name for shard in shards]) as flusher:
-        each(write, todo, threads, device)
+        each(write, unwritten, threads, device)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: s.name for s in shards for n in s.specs}}
         write_text(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -139,7 +139,7 @@ def layout_digest(shards: list[Shard], device: torch.device) -> str:
     return json_digest([device.type, *([shard.name, shard.header().hex()] for shard in shards)])
 
 
-def _clear_others(out: Path, shards: list[Shard]) -> None:
+def _remove_other_files(out: Path, shards: list[Shard]) -> None:
     """Remove files of an interrupted write with another shard size, which a reader would take for part of this checkpoint."""
     names = {shard.name for shard in shards}
     for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
@@ -152,19 +152,21 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
     file = out / shard.name
     header = shard.header()
     size = len(header) + shard.nbytes
-    if not file.exists() or file.stat().st_size != size or _front(file, len(header)) != header:
-        with naming(file), file.open("wb") as stream:
+    if not file.exists() or file.stat().st_size != size or _read_start(file, len(header)) != header:
+        with naming_file(file), file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
     return read_header(file, watched=False)
 
 
-def _front(file: Path, size: int) -> bytes:
+def _read_start(file: Path, size: int) -> bytes:
+    """Return the first bytes of a file."""
     with file.open("rb") as stream:
         return stream.read(size)
 
 
 def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.device) -> str:
+    """Compute one tensor, cast it, write it to its place, and return its digest."""
     spec = place.spec
     digest = xxhash.xxh3_128()
     source = weights.open(name, device)
@@ -187,7 +189,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
             data = landing.bytes_of(result)
             digest.update(data)
             while data:
-                with naming(place.file):
+                with naming_file(place.file):
                     count = os.pwrite(descriptor, data, offset)
                 offset += count
                 data = data[count:]
@@ -206,15 +208,15 @@ class _Flusher:
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
-        self._fresh = 0
+        self._unsynced = 0
         self._wake, self._stop = threading.Event(), False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def written(self, size: int) -> None:
         """Record that `size` more bytes were written."""
-        self._fresh += size
-        if self._fresh >= self.STEP:
-            self._fresh = 0
+        self._unsynced += size
+        if self._unsynced >= self.STEP:
+            self._unsynced = 0
             self._wake.set()
 
     def __enter__(self) -> _Flusher:
@@ -260,7 +262,7 @@ class _Journal:
 
     def add(self, name: str, digest: str) -> None:
         self.digests[name] = digest
-        with naming(self.path):
+        with naming_file(self.path):
             self._stream.write(json.dumps({"tensor": name, "digest": digest}) + "\n")
             self._stream.flush()
 

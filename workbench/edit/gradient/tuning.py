@@ -177,17 +177,17 @@ def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Ed
     rows = []
     for fact in facts:
         pair = fact_pair(fact, tokenizer)
-        prompt, wanted = pair.prompt, (*pair.continuation, *end)
-        if limit is not None and len(prompt) + len(wanted) > limit:
+        prompt, target = pair.prompt, (*pair.continuation, *end)
+        if limit is not None and len(prompt) + len(target) > limit:
             raise WorkbenchError(
-                f"{fact.place}: prompt and target have {len(prompt)} and {len(wanted)} tokens (with end of text); "
+                f"{fact.place}: prompt and target have {len(prompt)} and {len(target)} tokens (with end of text); "
                 f"the model accepts {limit} in total",
                 "Shorten the target, or split it into several facts.",
             )
         last = len(prompt) - 1
         # The last token is an input too, although its prediction is not used: attention over one position less rounds differently,
         # and edits would no longer be bit-identical to those of earlier versions.
-        rows.append(EditRow((*prompt, *wanted), last, last, wanted, (last, last + 1)))
+        rows.append(EditRow((*prompt, *target), last, last, target, (last, last + 1)))
     return rows
 
 
@@ -195,7 +195,7 @@ def token_losses(parts: Parts, batch: Padded) -> Tensor:
     """Return the cross-entropy of each target token of a batch, [place]; the output head runs on these positions only."""
     with logits_at(parts, batch.places):
         logits = run(parts, batch).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def fit(

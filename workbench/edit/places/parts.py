@@ -59,7 +59,7 @@ class Parts:
         assert isinstance(layers, nn.ModuleList)
         places = feed_forward_mixers(layers)
         if not places:
-            _refuse(model, layers)
+            _refuse_unsupported(model, layers)
             places = list(range(len(layers)))
         modules = output_projections(model, prefix, places, context.device)
         if missing := [number for number in places if number not in modules]:
@@ -95,8 +95,8 @@ class Parts:
 
     def out(self, layer: int) -> nn.Module:
         """Return a layer's feed-forward output projection."""
-        found: nn.Module = self.model.get_submodule(self.modules[layer])
-        return found
+        module: nn.Module = self.model.get_submodule(self.modules[layer])
+        return module
 
     def width(self, layer: int) -> int:
         """Return the number of inputs of a layer's output projection, which is the length of a key."""
@@ -140,7 +140,8 @@ class Parts:
                 self.out(layer).weight.data = data
 
 
-def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raise WorkbenchError if a layer has experts, or is not an attention with a feed-forward part."""
     kind = type(model).__name__
     for number, layer in enumerate(layers):
         names = dict(layer.named_parameters())

@@ -39,11 +39,11 @@ def is_norm(module: nn.Module) -> bool:
     """
     if any(True for _ in module.children()) or any(p.dim() != 1 for p in module.parameters()):
         return False
-    size = _size(module)
+    size = _channels(module)
     if size is None:
         return False
     x = _LARGE * torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(0))
-    small, large = _run(module, x), _run(module, 50 * x)
+    small, large = _output_of(module, x), _output_of(module, 50 * x)
     if small is None or large is None or small.shape != x.shape:
         return False
     varies = float((small - small.mean(0)).abs().max()) > _TOLERANCE
@@ -52,11 +52,11 @@ def is_norm(module: nn.Module) -> bool:
 
 def rms_norm(module: nn.Module) -> Norm | None:
     """Return what a norm computes, or None if it is no RMS norm."""
-    size = _size(module)
+    size = _channels(module)
     if size is None:
         return None
     x = _LARGE * (torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(1)) + 0.5)  # the mean is not 0
-    y = _run(module, x)
+    y = _output_of(module, x)
     if y is None or y.shape != x.shape:
         return None
     parameters = dict(module.named_parameters())
@@ -66,8 +66,8 @@ def rms_norm(module: nn.Module) -> Norm | None:
     y = y - bias if bias is not None else y
     for offset in (0, 1) if weight is not None else (0,):
         gain = offset + weight if weight is not None else torch.ones(size)
-        plain = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
-        if torch.allclose(y, plain, rtol=_TOLERANCE, atol=_TOLERANCE):
+        expected = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
+        if torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             return Norm(offset, _epsilon(module, gain, bias), weight is not None, bias is not None)
     return None
 
@@ -75,13 +75,13 @@ def rms_norm(module: nn.Module) -> Norm | None:
 def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
     """Return the epsilon, from an input so small that it matters: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
     x = torch.full((1, len(gain)), 1e-4)
-    y = _run(module, x)
+    y = _output_of(module, x)
     assert y is not None, "the module has just been run"
     y = y - bias if bias is not None else y
     return float(((x * gain / y).double().square() - x.double().square().mean()).median())
 
 
-def _size(module: nn.Module) -> int | None:
+def _channels(module: nn.Module) -> int | None:
     """Return the number of channels of a norm, or None if it is unknown."""
     for parameter in module.parameters():
         return int(parameter.numel())
@@ -99,7 +99,7 @@ def _values(name: str, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _run(module: nn.Module, x: Tensor) -> Tensor | None:
+def _output_of(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the output of a copy of the module on x, with known weights, or None if it does not accept such an input."""
     try:
         probe = copy.deepcopy(module).to_empty(device="cpu").float().eval()

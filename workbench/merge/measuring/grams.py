@@ -77,6 +77,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
 
 
 def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
+    """Measure the Grams of a brick layer by layer, and write them to a directory."""
     data = list(batches(rows, context.device))
     stack = LayerStack.of(context, brick)
     depth = len(stack.layers)
@@ -134,14 +135,14 @@ class LayerInputs:
             hook.remove()
 
     def _hook(self, name: str) -> Any:
-        def see(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
             for tensor, readers in self._seen:
                 if tensor is args[0]:
                     readers.append(name)
                     return
             self._seen.append((args[0], [name]))
 
-        return see
+        return record
 
     def add(self, mask: Tensor) -> None:
         """Add the inputs read since the last call, without padding.

@@ -39,7 +39,7 @@ class LayerStack:
         layers: The decoder layers.
         prefix: Live name of the layers: "model.layers".
         disk: Live parameter name -> tensor name.
-        around: Live names of the parameters outside the layers, an untied head excluded.
+        outside_layers: Live names of the parameters outside the layers, an untied head excluded.
         head: Tensor name of an untied head.
         tensor: Function that loads a tensor by name; None if the whole model is loaded.
     """
@@ -48,7 +48,7 @@ class LayerStack:
     layers: nn.ModuleList
     prefix: str
     disk: dict[str, str]
-    around: list[str]
+    outside_layers: list[str]
     head: str | None
     tensor: Callable[[str], Tensor] | None
     _calls: list[list[Call]] = field(default_factory=list)
@@ -77,18 +77,22 @@ class LayerStack:
             head = disk.get(live_head) or next(filter(is_head, weights.specs), None)
         prefix = stack_prefix(model, context.base.layout.depth)
         names = [name for name, _ in model.named_parameters() if name != live_head]
-        around = [name for name in names if not name.startswith(f"{prefix}.")]
+        outside_layers = [name for name in names if not name.startswith(f"{prefix}.")]
         tensor: Callable[[str], Tensor] | None = partial(load, weights, dtype=torch.float32, device=context.device)
         if any(name not in disk for name in names):
             model, tensor = context.live(brick), None
         layers = model.get_submodule(prefix)
         assert isinstance(layers, nn.ModuleList)
-        return cls(model, layers, prefix, disk, around, head, tensor)
+        return cls(model, layers, prefix, disk, outside_layers, head, tensor)
 
     @contextmanager
     def loaded(self, layer: int | None = None) -> Iterator[None]:
         """Load the parameters of a layer, or with None those outside the layers, for the duration of the block."""
-        names = self.around if layer is None else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
+        names = (
+            self.outside_layers
+            if layer is None
+            else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
+        )
         if self.tensor is None:
             yield
             return
@@ -142,6 +146,7 @@ class LayerStack:
             return self._forward(batch)
 
     def _forward(self, batch: Batch) -> Tensor:
+        """Run the decoder without its head, and return the last hidden states."""
         inner = getattr(self.model, self.model.base_model_prefix, self.model)
         result: Tensor = inner(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)[0]
         return result
@@ -158,13 +163,14 @@ class LayerStack:
                 layer.__dict__.pop("forward", None)
 
     def _record(self, layer: int, *args: Any, **kwargs: Any) -> Any:
-        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        """Record a layer's inputs in place of running it."""
+        hidden, other_args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         if self._tuples is None:
             with self.loaded(0):
-                self._tuples = isinstance(type(self.layers[0]).forward(self.layers[0], hidden, *rest, **kwargs), tuple)
+                self._tuples = isinstance(type(self.layers[0]).forward(self.layers[0], hidden, *other_args, **kwargs), tuple)
         if layer == 0:
             self._entering.append(hidden)
-        self._calls[-1].append((rest, kwargs))
+        self._calls[-1].append((other_args, kwargs))
         return self._shaped(hidden)
 
     def _shaped(self, hidden: Tensor) -> Any:

@@ -104,8 +104,8 @@ def takes_core(method: MergeMethod, group: Group) -> bool:
 
     It does if the recipe asks for it, or if the result is the same and takes less work.
     """
-    same = method.laws.rotation_invariant and method.laws.memory == "tensor"
-    return len(group.shape) == 2 and (method.in_core_space() or same)
+    is_equivalent = method.laws.rotation_invariant and method.laws.memory == "tensor"
+    return len(group.shape) == 2 and (method.in_core_space() or is_equivalent)
 
 
 def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:

@@ -113,6 +113,7 @@ class TensorGroup:
         return self._fill(start, stop, base, deltas)
 
     def _fill(self, start: int, stop: int, base: Tensor, deltas: list[Tensor]) -> Block:
+        """Read rows of the base and of all deltas into buffers."""
         self.base.read(start, stop, base)
         for source, delta in zip(self.deltas, deltas, strict=True):
             if source is None:
@@ -128,6 +129,7 @@ class TensorGroup:
             yield [model.rows(start, stop) for model in opened]
 
     def _open_model(self, brick: Deltas) -> Source:
+        """Open a brick's own tensor: the base's if the brick does not change it, else the stored one or base plus delta."""
         if not brick.touches(self.tensor):
             return self.model.weights.open(self.tensor, self.device)
         model = brick.open_model(self.tensor, self.device)

@@ -82,9 +82,10 @@ class MergedWeights:
     @cached_property
     def merged(self) -> list[str]:
         """Current names of the tensors that the step may change."""
-        return [name for name, spec in self.specs.items() if spec.is_float and self._reaches(name)]
+        return [name for name, spec in self.specs.items() if spec.is_float and self._merges(name)]
 
-    def _reaches(self, name: str) -> bool:
+    def _merges(self, name: str) -> bool:
+        """Return whether the step may change a tensor."""
         origin = self.origin(name)
         where = self._method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
@@ -169,6 +170,7 @@ class MergedWeights:
         return [digests[name] for name in self._bricks]
 
     def _survey(self, device: torch.device) -> Any:
+        """Return what the method measured on the whole model; it is computed once."""
         if not self._surveyed and type(self._method).survey is MergeMethod.survey:
             return None
         with self._lock:

@@ -64,8 +64,8 @@ class RowReader:
         bricks: list[Tensor | None] = []
         for brick in self._bricks:
             if isinstance(brick, tuple):
-                source, room = brick
-                delta = matrix(room, start, stop, cols)
+                source, buffer = brick
+                delta = matrix(buffer, start, stop, cols)
                 source.read_delta(start, stop, base, delta)
                 bricks.append(delta)
             else:

@@ -65,5 +65,5 @@ class _AlignedDelta:
         if len(places) < len(index):
             out.zero_()
         if len(places):
-            for at, row, length in runs(places, index[places]):
-                self._source.read_delta(row, row + length, base[at : at + length], out[at : at + length])
+            for offset, row, length in runs(places, index[places]):
+                self._source.read_delta(row, row + length, base[offset : offset + length], out[offset : offset + length])
