@@ -77,9 +77,9 @@ def panels(view: View) -> list[Panel]:
     return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
 
 
-def axis(found: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
+def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
     """Return a scale over all intervals and zero, with ticks at round numbers; percentage points are clipped at ±100."""
-    ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
+    ends = [v for d in differences for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
         ends = [min(max(v, -1.0), 1.0) for v in ends]
     if margin is not None:
@@ -118,11 +118,11 @@ def _step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
 
 
-def _panel(view: View, task: TaskView, found: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
     rows: list[int] = []
-    for d in found:
+    for d in differences:
         if lines and (d.configuration in controls) != (lines[-1].difference.configuration in controls):
             rows.append(GAP)
         rows.append(ROW)

@@ -95,18 +95,18 @@ def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
     total = measures.total.document()
     others = total["others"]
     columns = ["brick", "norm", "relative", "zeros"]
-    rows = [[name, *_own(total)]]
+    rows = [[name, *_sizes(total)]]
     if others:
         columns += ["cosine", "opposite signs", "output overlap", "input overlap", "chance overlap"]
         rows[0] += [""] * 5
         for other, m in others.items():
             meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
-            rows.append([other, *_own(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
+            rows.append([other, *_sizes(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
     return columns, rows
 
 
-def _own(found: dict[str, Any]) -> list[str]:
-    return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
+def _sizes(sums: dict[str, Any]) -> list[str]:
+    return [f"{sums['norm']:.4g}", _percent(sums["relative"]), _percent(sums["zeros"])]
 
 
 def _metrics(others: list[str]) -> list[list[HeatMeasure]]:

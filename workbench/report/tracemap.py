@@ -59,5 +59,5 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f}".replace("-", "−")
 
 
-def _interval(found: tuple[float, float] | None) -> str:
-    return f" [{_percent(found[0])}, {_percent(found[1])}]" if found else ""
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f" [{_percent(ends[0])}, {_percent(ends[1])}]" if ends else ""
