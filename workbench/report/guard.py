@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
 from workbench.report.view import VERDICTS, DifferenceView, TaskView, View
 
-_TOLD = 3  # configurations whose losses get a sentence each
+_DETAILED = 3  # configurations whose losses get a sentence each
 
 
 def harm(view: View) -> list[str]:
@@ -17,8 +17,10 @@ def harm(view: View) -> list[str]:
         if d.word == "worse":
             losses.setdefault(d.configuration, []).append(d)
     ranked = sorted(losses.items(), key=lambda item: -max(abs(d.diff or 0.0) * view.unit(d.task).scale for d in item[1]))
-    sentences = [f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_TOLD]]
-    if rest := [name for name, _ in ranked[_TOLD:]]:
+    sentences = [
+        f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_DETAILED]
+    ]
+    if rest := [name for name, _ in ranked[_DETAILED:]]:
         tasks = listed(dict.fromkeys(d.task for name in rest for d in losses[name]))
         sentences.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
     return sentences
