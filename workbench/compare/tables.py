@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.kinds import ACCURACIES, WRITTEN
-from workbench.scores.documents import again
+from workbench.scores.documents import rescore_hint
 from workbench.scores.paired import Paired, Ratio, paired, paired_ratio
 from workbench.scores.statistics import Floats, codes, effective_clusters, ratio, ratio_interval, resampled_means, score_interval
 from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
@@ -186,7 +186,7 @@ def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
         suite = Suite.model_validate(store.record(scores)["suite"])
     except ValidationError as error:
         path, first = store.folder(scores.suite, scores.plan) / "plan.json", error.errors()[0]
-        raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", again(path)) from error
+        raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", rescore_hint(path)) from error
     return suite
 
 
@@ -268,7 +268,7 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
         record, folder = store.record(members[0]), store.folder(name, members[0].plan)
         if lacking := [task for task in suite.tasks if task not in record["tasks"]]:
             raise WorkbenchError(
-                f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", again(folder / "plan.json")
+                f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", rescore_hint(folder / "plan.json")
             )
         read = _Stored(
             suite,
