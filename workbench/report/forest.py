@@ -67,7 +67,7 @@ class ForestAxis:
 
 def panels(view: View) -> list[Panel]:
     """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis."""
-    by_task = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
+    by_task = {t.name: [d for d in _differences_on(view, t) if d.diff is not None] for t in view.tasks}
     shared: dict[str, list[DifferenceView]] = {}
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(by_task[task.name])
@@ -103,7 +103,7 @@ def decimals(numbers: Iterable[float]) -> int:
     return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
 
 
-def _of(view: View, task: TaskView) -> list[DifferenceView]:
+def _differences_on(view: View, task: TaskView) -> list[DifferenceView]:
     return [d for c in view.configurations for d in view.compared(c.name, [task])]
 
 
