@@ -85,6 +85,7 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
+    """Read a search's result; raise WorkbenchError if the file is not one."""
     try:
         document: dict[str, Any] = jsondoc.read_object(
             file, f"{relative(file)}: expected a search's result as JSON", _again(recipe)

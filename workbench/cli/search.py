@@ -145,6 +145,7 @@ def _unbeaten(configurations: Sequence[Mapping[str, Any]], objectives: Sequence[
 
 
 def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
+    """Return the verdict on a tested candidate, with its differences on test and search items."""
     on = f" on {line['objective']}" if objectives > 1 else ""
     reason = f", {line['reason']}" if line["reason"] else ""
     if line["verdict"] == "no item changed":

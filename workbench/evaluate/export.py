@@ -254,6 +254,7 @@ def _write(
     localdata: Path,
     name: str,
 ) -> None:
+    """Write definition, documents, examples and code of an exported task."""
     (folder / "data").mkdir()
     _write_lines(folder / "data" / f"{stem}.jsonl", docs, name)
     if pool:

@@ -84,6 +84,7 @@ class WorkbenchLM(SafeHFLM):
         return answers
 
     def _answers(self, pairs: list[Pair]) -> list[Answer]:
+        """Return log-likelihoods of tokenized pairs; the first call checks the scorer against hflm."""
         if self._forward is None and self.scorer != "hflm":
             self._forward = Forward(self.model)
             try:

@@ -172,6 +172,7 @@ def _template(plan: ScorePlan) -> Any:
 
 
 def _built_item(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> BuiltItem:
+    """Return an item with its requests and the scores of its gold answer."""
     kind = task.OUTPUT_TYPE
     metrics = {
         metric: float(value)

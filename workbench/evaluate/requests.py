@@ -143,6 +143,7 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
 
 
 def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
+    """Return one task's requests, tokenized if the model gives tokens."""
     chat = plan.suite.chat_template
     if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
         raise WorkbenchError(
@@ -158,6 +159,7 @@ def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
 
 
 def _tokenize(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
+    """Add the tokens of all log-likelihood requests; raise WorkbenchError for a request without tokens to score."""
     for kind in dict.fromkeys(requests.instances[i].request_type for i in scored):
         members = [i for i in scored if requests.instances[i].request_type == kind]
         for owner, pairs in zip(members, lm.pairs([requests.instances[i] for i in members]), strict=True):
@@ -210,6 +212,7 @@ def _stored(value: Any, ratio: str | None) -> float | list[float]:
 
 
 def _rows(plan: ScorePlan, requests: Requests, item: Item, members: Sequence[Any]) -> tuple[Row, Row]:
+    """Return the rows of one item: its question, and the answer without the task's metrics."""
     task, name = requests.task, requests.name
     doc = members[0].doc
     choices = list(task.doc_to_choice(doc)) if plan.kinds[name] == "multiple_choice" else None

@@ -64,6 +64,7 @@ def _score(
     runs: Path,
     server: str | None,
 ) -> list[Scores]:
+    """Score every configuration under plans whose scorers are settled."""
     from workbench.run.materialize import configuration_digest
 
     scores: list[Scores] = []

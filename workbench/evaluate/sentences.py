@@ -104,6 +104,7 @@ def _letter(code: Any, argument: Any) -> str:
 
 
 def _matches(kind: str, value: Any, character: str) -> bool:
+    """Return True if a character matches one member of a set."""
     if kind == "RANGE":
         return bool(value[0] <= ord(character) <= value[1])
     if kind == "LITERAL":

@@ -54,6 +54,7 @@ def suites_of(recipes: Sequence[Recipe], names: Sequence[str], project: Path) ->
 
 
 def _requested(recipes: Sequence[Recipe], names: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
+    """Yield the suites that the names, or else the recipes, ask for."""
     for name in names:
         if name == EDITS:
             yield from _edits(recipes)

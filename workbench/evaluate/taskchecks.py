@@ -59,6 +59,7 @@ def checks_of(
 
 
 def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
+    """Check the number of clusters."""
     k = len({item.cluster for item in plan.items[name]})
     text = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
     hint = f"Create items from more templates or passages, or set `cluster: {{{name}: id}}` if all items are independent."
@@ -72,6 +73,7 @@ def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
 
 
 def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
+    """Check that choices are distinct and include the gold answer."""
     outside = [item.id for item in items if item.golds is None]
     equal = [item.id for item in items if len(set(item.choices or ())) < len(item.choices or ())]
     if outside:
@@ -144,6 +146,7 @@ def _length(
 
 
 def _shots(name: str, task: BuiltTask) -> SuiteCheck:
+    """Check that no test document is among the few-shot examples."""
     if not task.shots:
         return SuiteCheck(name, "few-shot", "ok", "no examples in the prompts")
     shared = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]

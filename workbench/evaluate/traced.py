@@ -87,6 +87,7 @@ def watched(code: Code) -> Iterator[list[Reads]]:
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
+    """Record an audit event if the task's code caused it."""
     watch = _watch
     if watch is None or threading.get_ident() != watch.thread:
         return

@@ -183,6 +183,7 @@ def measure(
 
 
 def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
+    """Add up the measures of tensors by layer, by layer and kind, and in total."""
     layers: dict[int | None, DeltaSums] = {}
     cells: dict[tuple[int | None, str], DeltaSums] = {}
     total = DeltaSums()
@@ -210,6 +211,7 @@ def _place(base: Model, name: str) -> tuple[int | None, str]:
 
 
 def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas], device: torch.device) -> DeltaSums:
+    """Return the measures of one tensor: from factors for adapters, else from the dense deltas."""
     spec = base.weights.specs[name]
     bricks = [brick, *others.values()]
     factors = [_factors(b, name, spec, device) for b in bricks]

@@ -178,6 +178,7 @@ def rebase(
 
 
 def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
+    """Raise WorkbenchError if the edit cannot be solved on a configuration: other tokenizer, growth, or a memory."""
     old_vocabulary, new_vocabulary = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
     if old_vocabulary and new_vocabulary and old_vocabulary != new_vocabulary:
         raise WorkbenchError(
@@ -303,6 +304,7 @@ def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: di
 def _document(
     old: EditBrick, session: LiveSession, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
+    """Return the document that `edit rebase --json` prints."""
     recipe = session.resolved.recipe
     after = correct["after"] or []
     unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]

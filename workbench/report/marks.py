@@ -223,6 +223,7 @@ def forgetting_span(view: View) -> tuple[float, float]:
 def _difference_cell(
     view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView, largest: dict[str, float]
 ) -> Cell:
+    """Return a cell of the matrix of differences."""
     if d is None:
         return UNSCORED
     return Cell(
@@ -237,6 +238,7 @@ def _difference_cell(
 
 
 def _effect_cell(view: View, e: Effect, own: bool, largest: dict[str, float]) -> Cell:
+    """Return a cell of the interference matrix; `own` marks the brick's own task."""
     unit = view.unit(e.task)
     tip = [f"{e.brick} alone on {e.task}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
     if e.low is not None:

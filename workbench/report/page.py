@@ -125,6 +125,7 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
 
 
 def _helpers() -> dict[str, Any]:
+    """Return the functions and constants that all templates use."""
     return {
         "points": numbers.POINTS,
         "percent": numbers.PERCENT,

@@ -104,6 +104,7 @@ def _tasks(entries: Sequence[Mapping[str, Any]], rows: tuple[DifferenceView, ...
 
 
 def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: float | None) -> TaskView:
+    """Return the view of a task; shares are shown in points, other metrics in their own unit."""
     name, metric = str(task["task"]), str(task.get("metric") or "")
     task_rows = [r for r in rows if r.task == name and r.metric == metric]
     lower, ratio, contrast = bool(task.get("lower")), task.get("ratio") or None, task.get("contrast") or None
@@ -130,6 +131,7 @@ def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: flo
 
 
 def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> ConfigurationView:
+    """Return the view of a configuration."""
     role = str(row.get("role") or "configuration")
     return ConfigurationView(
         name=str(row["name"]),

@@ -115,6 +115,7 @@ def _exact(value: int | None) -> Estimate | None:
 def _scatter(
     view: View, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ConfigurationView], Estimate | None]
 ) -> Scatter | None:
+    """Return the plot of mean skill against another value, or None for fewer than two points."""
     points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
         return None
@@ -193,6 +194,7 @@ def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str)
 
 
 def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Markup]:
+    """Draw grid lines, tick labels and axis titles."""
     floor, parts = HEIGHT - BOTTOM, []
     for frame, axis in ((across, x), (up, y)):
         values = frame.ticks(axis.scale)
@@ -219,6 +221,7 @@ def _line(points: Sequence[Point], across: _Frame, up: _Frame, lower: bool) -> M
 
 
 def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
+    """Draw a point with its intervals and hover text."""
     x, y = across.at(p.x), up.at(p.y)
     parts = [svg("title", p.tip), svg("circle", class_="hit", cx=x, cy=y, r=13)]
     if p.x_ends:

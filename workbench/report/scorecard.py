@@ -88,6 +88,7 @@ def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
 
 
 def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> Iterable[str]:
+    """Yield the lines of the README's section on scores."""
     yield "## Scores"
     yield ""
     rows = _rows(scores[0].configuration.digest, document)

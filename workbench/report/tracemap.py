@@ -31,6 +31,7 @@ def render_trace(table: TraceTable, out: Path) -> Path:
 
 
 def _map(table: TraceTable, what: What) -> Map:
+    """Return the heat map of the recovered share for one kind of output."""
     places: list[tuple[int, Place]] = [(layer, place) for layer in table.layers for place in PLACES]
     values: dict[tuple[int | None, str], float] = {
         (layer, WORDS[place]): table.traces[what].recovered[layer][place] for layer, place in places

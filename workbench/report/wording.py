@@ -193,6 +193,7 @@ def same_weights(c: ConfigurationView) -> str:
 
 
 def _finding(view: View, configuration: ConfigurationView) -> str:
+    """Return the verdicts of one configuration, grouped by verdict, and the share of skill that it keeps."""
     differences = view.compared(configuration.name, view.tasks)
     if not differences:
         return f"This document has no difference against {view.baseline}."
@@ -212,6 +213,7 @@ def _finding(view: View, configuration: ConfigurationView) -> str:
 
 
 def _intro(verdict: str, view: View) -> str:
+    """Return the words before the list of tasks with a verdict."""
     return {
         "better": f"better than {view.baseline} on",
         "worse": f"worse than {view.baseline} on",
@@ -224,6 +226,7 @@ def _intro(verdict: str, view: View) -> str:
 
 
 def _difference_text(view: View, d: DifferenceView) -> str:
+    """Return a task with its difference and, if the verdict is open, what would decide it."""
     unit = view.unit(d.task)
     if d.word == "no item changed":
         return d.task

@@ -103,6 +103,7 @@ def unpacked_json(path: Path) -> Any:
 
 
 def _unpack(path: Path, hint: str) -> bytes:
+    """Return the content of a compressed file; raise WorkbenchError with `hint` if it cannot be read."""
     try:
         return gzip.decompress(path.read_bytes())
     except FileNotFoundError:

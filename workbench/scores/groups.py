@@ -89,6 +89,7 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
 
 
 def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Aggregate]:
+    """Yield the entries of a group's `aggregate_metric_list`."""
     entries = config.get("aggregate_metric_list") or []
     for entry in entries if isinstance(entries, list) else [entries]:
         metric = entry.get("metric") if isinstance(entry, dict) else None

@@ -151,6 +151,7 @@ def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
 
 
 def _plan_document(folder: Path) -> dict[str, Any]:
+    """Return the entry of `scores ls --json` for one plan."""
     plan, scores = plan_record(folder), stored_in(folder)
     return {
         "suite": plan["suite"]["suite"],
@@ -206,6 +207,7 @@ def _expanded(files: Iterable[Path]) -> list[Path]:
 
 
 def _task_of(file: Path) -> str:
+    """Return the task that a sample file's name contains."""
     if match := _FILE.fullmatch(file.name):
         return match["task"]
     if file.name.startswith("samples_") and file.suffix == ".jsonl":
@@ -245,6 +247,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name:
 
 
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
+    """Return the plan of imported samples; the first metric that is a mean is the primary one."""
     if not re.fullmatch(SUITE_NAME, suite):
         raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
     imported_suite = Suite.model_validate(

@@ -221,6 +221,7 @@ def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = Fa
 
 
 def _items(suite: Suite, source: TaskSource) -> list[Item]:
+    """Return a task's items with their clusters, after their ids were found to be unique."""
     name, cluster_field = source.name, suite.cluster_of(source.name)
     if not source.docs:
         raise WorkbenchError(f"task '{name}' has no items", "Its test data are empty: generate or restore them.")

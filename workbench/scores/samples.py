@@ -116,6 +116,7 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
+    """Return the parsed lines of a file of samples; all must have requests of one type."""
     lines: list[dict[str, Any]] = []
     first_kind: str | None = None
     # splitlines() would also split at other line separators, which JSON strings may contain.

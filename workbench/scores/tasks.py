@@ -201,6 +201,7 @@ def group_files(tasks_dir: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
 
 
 def _task_config(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Return a task file's definition merged with its includes, and the files that define it."""
     if path in parents:
         raise WorkbenchError(f"{path}: the file includes itself", "Remove the cycle of includes.")
     try:
@@ -257,6 +258,7 @@ def _functions(value: Any) -> list[_Function]:
 
 
 def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
+    """Read a task's documents, one JSON object per line."""
     docs = []
     # splitlines() would also split at other line separators, which JSON strings may contain.
     for number, line in enumerate(jsondoc.text_of(path, f"{path}: task '{task}'").split("\n"), 1):

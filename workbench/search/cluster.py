@@ -111,6 +111,7 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
+    """Yield ray, connected to a cluster; disconnect afterwards if this call connected it."""
     try:
         import ray
     except ImportError:
@@ -190,6 +191,7 @@ def _score_controls(search: Search, pool: _Pool) -> None:
 
 
 def _score_all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
+    """Score configurations on all workers; return their answers by name."""
     queue, lost, answers = list(entries), 0, {}
     while queue or pool.busy:
         while queue and pool.idle:

@@ -173,6 +173,7 @@ def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -
 
 
 def _gap(difference: Gap) -> dict[str, Any]:
+    """Return a difference as plain data; infinite ends are None."""
     ends = [round(end, 6) if math.isfinite(end) else None for end in difference.interval()]
     return {
         "diff": round(difference.diff, 6),

@@ -131,6 +131,7 @@ def warnings_of(stages: Stages, objectives: Sequence[Objective]) -> list[str]:
 
 
 def _warning(task: str, halves: Mapping[str, Sequence[Item]], objectives: Mapping[str, None]) -> str | None:
+    """Return the warning on one task, or None if its test half has enough clusters."""
     search_clusters, test_clusters = ({item.cluster for item in halves[half]} for half in ("search", "test"))
     clusters = len(search_clusters | test_clusters)
     tests = " and ".join(f"'{name}'" for name in objectives)

@@ -142,6 +142,7 @@ class Space:
         return [{d.name: v} for d in choosers for v in d.domain.choices if v != self._get(d, self.recipe)]
 
     def _dimension(self, name: str, domain: Any) -> Dimension:
+        """Return the dimension of a name such as "mix.density"; raise WorkbenchError if its step or field does not exist."""
         parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
         ids = {step_id: i for i, step_id in enumerate(self.recipe.step_ids)}
         head = parts[0]

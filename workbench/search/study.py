@@ -175,6 +175,7 @@ class Study:
         return [_importances(study, i) for i in range(len(study.directions))]
 
     def _record(self, arm: Arm, t: FrozenTrial) -> dict[str, Any]:
+        """Return a finished candidate as plain data."""
         name = f"{'trial' if arm == 'search' else 'random'}-{t.number}"
         scores = list(t.values) if t.state == TrialState.COMPLETE and t.values else None
         return {

@@ -70,6 +70,7 @@ def export_facts(selection: Wanted, base: Resolved, to: Path, device: Any, event
 
 
 def _suite(selection: Wanted, kinds: Sequence[FactKind]) -> Suite:
+    """Return the suite of some kinds of fact tasks."""
     task_names = {kind: f"{selection.stem}-{kind}" for kind in kinds}
     return Suite(
         suite=selection.suite,

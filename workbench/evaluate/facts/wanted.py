@@ -110,6 +110,7 @@ def edited_for(resolved: Resolved) -> tuple[str, ...]:
 
 
 def _edited_for(resolved: Resolved) -> Iterator[str]:
+    """Yield the digests of the facts of a configuration's steps and bricks."""
     for step in resolved.recipe.steps:
         if facts_file(step):
             yield facts_digest(read_step(step, resolved.recipe.project))

@@ -50,6 +50,7 @@ def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> li
 
 
 def _history(view: SearchView, objective: ObjectiveView) -> Figure:
+    """Return the chart of one objective."""
     controls = [c for c in view.controls if objective.index < len(c.scores)]
     height = max(HEIGHT, LABEL * len(controls))
     ground = GROUND if any(c.failed for c in view.candidates) else 0

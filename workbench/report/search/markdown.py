@@ -35,6 +35,7 @@ def markdown(view: SearchView) -> str:
 
 
 def _result(view: SearchView) -> list[str]:
+    """Return the table of tested configurations."""
     if not view.tested:
         return []
     heads = ["Configuration", "Description"]
@@ -51,6 +52,7 @@ def _result(view: SearchView) -> list[str]:
 
 
 def _row(view: SearchView, tested: TestedView) -> list[str]:
+    """Return the table row of a tested configuration."""
     cells = [tested.name, wording.notes(tested, view) or "control"]
     for o in view.objectives:
         paired, unit = tested.against[o.index], o.unit
@@ -75,6 +77,7 @@ def _tasks(view: SearchView) -> list[str]:
 
 
 def _history(view: SearchView) -> list[str]:
+    """Return the table of all candidates, with the best score so far marked."""
     if not view.candidates:
         return []
     best = {
@@ -115,6 +118,7 @@ def _importances(view: SearchView) -> list[str]:
 
 
 def _front(view: SearchView) -> list[str]:
+    """Return the Pareto front and its hypervolume; empty for one objective."""
     plot = pareto.pareto(view)
     if plot is None:
         return []

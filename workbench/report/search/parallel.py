@@ -101,6 +101,7 @@ def _y(share: float) -> float:
 
 
 def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
+    """Return the axis of a dimension."""
     if not d.numeric:
         return _choices(d, view, drawn)
     scale = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in drawn if has(c, d))], log=d.log, room=0.0)

@@ -103,6 +103,7 @@ def _dimension(name: str, domain: Mapping[str, Any]) -> DimensionView:
 
 
 def _candidate(trial: Mapping[str, Any]) -> Candidate:
+    """Return the view of a candidate."""
     arm = str(trial.get("arm") or "search")
     trial_number = int(trial.get("number") or 0)
     seconds = trial.get("seconds") or {}
@@ -169,6 +170,7 @@ def _unbeaten(entry: Mapping[str, Any], objectives: int) -> Unbeaten:
 
 
 def _against(line: Mapping[str, Any]) -> Against:
+    """Return one paired difference from the best control."""
     test, search = line.get("test") or {}, line.get("search") or {}
     diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
     return Against(

@@ -194,6 +194,7 @@ def _called(unbeaten: Unbeaten) -> str:
 
 
 def _beside(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
+    """Return the winner's score beside the best control's, with their difference."""
     index = objective.index
     text = f"{tested.name} scores {_level(objective, tested.test[index])}"
     best, paired = view.row(view.best_control, "control"), tested.against[index]
@@ -219,6 +220,7 @@ def _level(objective: ObjectiveView, value: float | None) -> str:
 
 
 def _optimism(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
+    """Return the sentence that compares the winner's difference on search items with that on test items."""
     paired = tested.against[objective.index]
     if paired is None or paired.search is None or paired.optimism is None or tested.twin == view.best_control:
         return ""
@@ -252,6 +254,7 @@ def _verdicts(view: SearchView, chosen: Sequence[TestedView], objective: Objecti
 
 
 def _random(view: SearchView) -> str:
+    """Return the sentence on the best random candidate; empty if there is none."""
     best = next((t for t in view.tested if t.kind == "random"), None)
     if best is None:
         return ""
