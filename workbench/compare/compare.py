@@ -105,8 +105,8 @@ def compare(
         family[name] = sum(row.family == name for row in rows)
     family["size"] = family[COMPARED]
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
-    alone = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
-    bricks = [c for c in alone.values() if root is None or c.digest != root.digest]
+    bricks = _bricks(scores, root)
+    # The interference matrix needs each brick's difference from the base; the rows have it only if the base is the baseline.
     root_rows: Sequence[Difference] = rows
     if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
         root_rows = differences(tasks, root, bricks, alpha, correction)
@@ -124,19 +124,30 @@ def compare(
             "facts": facts_of(tasks, settings, entries),
             "family": family,
             "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
-            "provenance": {
-                "suites": list(settings),
-                "plans": list(dict.fromkeys(s.plan for s in scores)),
-                "scorers": {t.suite.suite: t.scorer for t in tasks},
-                "versions": scores[0].versions,
-                "device": ", ".join(sorted({s.device for s in scores})),
-                "command": command,
-                "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            },
+            "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )
+
+
+def _bricks(scores: Sequence[Scores], root: Configuration | None) -> list[Configuration]:
+    """Return the bricks that were scored alone, without those that have the base's weights."""
+    bricks = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
+    return [c for c in bricks.values() if root is None or c.digest != root.digest]
+
+
+def _provenance(scores: Sequence[Scores], suites: Mapping[str, Suite], tasks: Sequence[Table], command: str) -> dict[str, Any]:
+    """Return suites, plans, scorers, versions, devices, the command and the time of the comparison."""
+    return {
+        "suites": list(suites),
+        "plans": list(dict.fromkeys(s.plan for s in scores)),
+        "scorers": {t.suite.suite: t.scorer for t in tasks},
+        "versions": scores[0].versions,
+        "device": ", ".join(sorted({s.device for s in scores})),
+        "command": command,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
 
 
 def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
