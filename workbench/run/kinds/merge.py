@@ -125,16 +125,20 @@ def _check_reach(
         if gone := [n for n in lost if delta.touches(n)]:
             raise recipe.error(
                 ("steps", context.number),
-                f"{context.id}: brick '{brick}' changes {len(gone)} tensors that step {grown[-1]} has removed, such as {gone[0]}",
+                f"{context.id}: brick '{brick}' changes {_counted(gone)} that step {grown[-1]} has removed, such as {gone[0]}",
                 "Merge the brick before that step, or exclude those layers with `where`.",
             )
     changed = [n for n in merged.merged if merged.specs[n].shape != base.weights.specs[merged.origin(n) or ""].shape]
     if changed:
         raise recipe.error(
             ("steps", context.number),
-            f"{context.id}: bricks change {len(changed)} tensors whose shape step {grown[-1]} has changed, such as {changed[0]}",
+            f"{context.id}: bricks change {_counted(changed)} whose shape step {grown[-1]} has changed, such as {changed[0]}",
             "Merge the bricks before that step, or exclude these tensors with `where`.",
         )
+
+
+def _counted(tensors: Sequence[str]) -> str:
+    return f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
 
 
 def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Deltas]) -> Measured:
