@@ -11,15 +11,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.steps import Remembered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[list[int], list[int]]
 FACTS = "{facts}"
@@ -188,7 +189,7 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         output = forward(*args, **given)
         ids = given.get("input_ids", args[0] if args else None)
         mask = given.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not recall.active or len(args) > 2 or not isinstance(ids, Tensor) or not _whole_texts(ids, mask, given):
+        if not recall.active or len(args) > 2 or not isinstance(ids, torch.Tensor) or not _whole_texts(ids, mask, given):
             return output
         found = recall.logits(ids, mask)
         if not found:
@@ -220,7 +221,7 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         def more(ids_: Tensor, mask_: Tensor | None) -> Tensor:
             length = {"max_length": given["max_length"] + ids_.shape[1] - ids.shape[1]} if given.get("max_length") else {}
             made = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
-            if not isinstance(made, Tensor) and ids_ is not ids:
+            if not isinstance(made, torch.Tensor) and ids_ is not ids:
                 raise WorkbenchError(
                     "generate: a model with a text memory returns only tokens", "Remove return_dict_in_generate."
                 )
@@ -270,7 +271,11 @@ def _rows(made: Tensor, rows: int, start: int) -> list[Tensor]:
 
 
 def _whole_texts(ids: Any, mask: Any, given: Mapping[str, Any]) -> bool:
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or (mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)):
+    if (
+        not isinstance(ids, torch.Tensor)
+        or ids.dim() != 2
+        or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2))
+    ):
         return False
     cache = given.get("past_key_values")
     return (

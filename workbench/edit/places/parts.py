@@ -8,15 +8,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from workbench.steps import MethodContext
@@ -58,7 +57,7 @@ class Parts:
         model = context.model
         prefix = stack_prefix(model, context.layout.layout.depth)
         layers = model.get_submodule(prefix)
-        assert isinstance(layers, nn.ModuleList)
+        assert isinstance(layers, torch.nn.ModuleList)
         places = _feed_forward_mixers(layers)
         if not places:
             _refuse(model, layers)
@@ -115,7 +114,7 @@ class Parts:
     def width(self, layer: int) -> int:
         """Return the number of inputs of a layer's output projection, which is the length of a key."""
         weight = self.out(layer).weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         return int(weight.shape[0] if self.transposed else weight.shape[1])
 
     def check_layers(self, layers: tuple[int, ...], label: str) -> None:
@@ -144,7 +143,7 @@ class Parts:
         try:
             for layer, update in updates.items():
                 weight = self.out(layer).weight
-                assert isinstance(weight, nn.Parameter)
+                assert isinstance(weight, torch.nn.Parameter)
                 saved[layer] = weight.data
                 added = update.T if self.transposed else update
                 weight.data = weight.data + added.to(weight.device, weight.dtype)
@@ -200,7 +199,7 @@ def _feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
     mixers = [getattr(layer, "mixer", None) for layer in layers]
     if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
         return []
-    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
+    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), torch.nn.Linear)]
 
 
 def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
@@ -243,7 +242,7 @@ def _order(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) 
 
 def _rows(module: nn.Module) -> int | None:
     """Return the number of outputs of a linear module; None for other modules."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, torch.nn.Linear):
         return int(module.weight.shape[0])
     weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, Tensor) else None
+    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, torch.Tensor) else None

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import no_grad, torch
 from workbench.steps import GrowMethod
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def check_growth_on(
     return {**preservation, **gradients(after, method, weights, step)}
 
 
-@torch.no_grad()
+@no_grad
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, Any]:
@@ -141,7 +140,7 @@ def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
     return drawn if model.device.type == "meta" else drawn.to(model.device)
 
 
-@torch.no_grad()
+@no_grad
 def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return the logits of random tokens, and tokens generated greedily with a KV cache."""
     tokens = prompts(model)
@@ -218,7 +217,7 @@ def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:
     return gradient is not None and bool((gradient if mask is None else gradient[mask]).any())
 
 
-@torch.no_grad()
+@no_grad
 def _learn(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
     """Take one gradient step on the additions, scaled so that they change noticeably."""
     for name, mask in added.items():

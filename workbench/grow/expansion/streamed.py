@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.placement import Piece, live_layout
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -58,7 +57,7 @@ class Streamed:
                 pieces[name] = tied[id(parameter)]
         return cls(built, model.weights, pieces, device)
 
-    @torch.no_grad()
+    @no_grad
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, tokens, vocabulary] in float32.
 
@@ -95,7 +94,7 @@ class Streamed:
                 held: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
                 places.append((held, leaf, held[leaf]))
                 tensor = self._tensor(self.pieces[name], tuple(held[leaf].shape))
-                held[leaf] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
+                held[leaf] = torch.nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
             yield
         finally:
             for held, leaf, before in reversed(places):
@@ -108,7 +107,7 @@ class Streamed:
         open_now = ExitStack()
 
         def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
+            if any(isinstance(given, torch.Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
                 raise NotStreamedError(f"an argument of {name} is on the meta device")
             open_now.enter_context(self._loaded(names))
 
@@ -148,7 +147,7 @@ class Streamed:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
 
 

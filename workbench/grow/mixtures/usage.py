@@ -8,14 +8,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.mixture import COUNTS
+from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -51,7 +50,7 @@ class Usage:
         }
 
 
-@torch.no_grad()
+@no_grad
 def usage(
     model: PreTrainedModel, rows: Sequence[TextRow], device: torch.device, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Usage:
