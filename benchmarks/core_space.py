@@ -38,7 +38,7 @@ class Zeros:
     """A base with one tensor of zeros, so that the merged tensor is the merged delta."""
 
     def __init__(self, size: int) -> None:
-        self.specs = {NAME: TensorSpec((size, size), torch.float32)}
+        self.specs = {NAME: TensorSpec.of((size, size), torch.float32)}
 
     def origin(self, name: str) -> str:
         """Return the same name."""

@@ -187,7 +187,7 @@ def test_written_adapters_are_read_back(tmp_path: Path, transposed: bool) -> Non
     factors = {f"transformer.h.{i}.mlp.c_proj.weight": Factors(torch.randn(6, r, generator=generator), torch.randn(r, 4, generator=generator))
                for i, r in enumerate((1, 3, 3))}  # fmt: skip
     write_adapter(tmp_path, factors, "org/base", fan_in_fan_out=transposed)
-    specs = {name: TensorSpec((6, 4), torch.float32) for name in factors}
+    specs = {name: TensorSpec.of((6, 4), torch.float32) for name in factors}
     bound = bind(Adapter(tmp_path, "x"), specs)
     for name, update in factors.items():
         again = bound.factors(name, CPU)

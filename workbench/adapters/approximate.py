@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench.adapters.modules import Live, Place, live_places
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
 LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
@@ -39,7 +41,7 @@ class Policy:
 
     rank: int | None = None
     error: float = 0.0
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(default_factory=lambda: torch.float32)
     dense: Literal["approximate", "whole"] = "whole"
     embeddings: bool = False
     rest: Literal["save", "drop", "refuse"] = "save"

@@ -7,13 +7,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from weakref import WeakKeyDictionary
 
-import torch
-
 from workbench.adapters.binder import Binder
 from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import CONFIG, Adapter
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
@@ -95,7 +94,7 @@ class BoundAdapter:
 def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
     """Return whether an update is zero: low-rank factors exactly, other updates relative to the base's largest number."""
     if isinstance(update, LowRank):
-        return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
+        return all(patch.pair.a.is_zero() or patch.pair.b.is_zero() for patch in update.patches)
     cpu = torch.device("cpu")
     source, rows = open_base(cpu), update.open(cpu)
     buffers = buffer(spec, cpu), buffer(spec, cpu)

@@ -9,15 +9,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.lora import FactorPair
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DeltaRows(Protocol):

@@ -13,10 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.approximate import AdaptedPart, AdaptedWeights
 from workbench.adapters.keys import PREFIX
@@ -24,6 +21,7 @@ from workbench.adapters.modules import Live
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
+from workbench.lazy import torch
 from workbench.weights import svd
 from workbench.weights.checkpoint import SINGLE
 from workbench.weights.lowrank import Factors
@@ -31,6 +29,9 @@ from workbench.weights.parallel import each
 from workbench.weights.saving import save_tensors
 from workbench.weights.specs import Source, TensorSpec
 from workbench.weights.writer import write_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], None]
 
@@ -210,10 +211,10 @@ class _Files:
         return self._live.head is not None and module in self._live.ends
 
     def _spec(self, value: Tensor | _Whole) -> TensorSpec:
-        if isinstance(value, Tensor):
-            return TensorSpec(tuple(value.shape), value.dtype)
+        if isinstance(value, torch.Tensor):
+            return TensorSpec.of(value.shape, value.dtype)
         spec = self._adapted.specs[value.name]
-        return TensorSpec(spec.shape, self._dtype or spec.dtype)
+        return TensorSpec.of(spec.shape, self._dtype) if self._dtype else spec
 
     def origin(self, name: str) -> str | None:
         """Return None, because no brick addresses an adapter's tensors."""
@@ -222,7 +223,7 @@ class _Files:
     def open(self, name: str, device: torch.device) -> Source:
         """Open a factor in memory, or the result's tensor."""
         value = self._tensors[name]
-        return _AdapterRows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
+        return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.result.weights.open(value.name, device)
 
     def config(self, base: str) -> dict[str, Any]:
         """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""

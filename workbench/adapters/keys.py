@@ -10,7 +10,6 @@ from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
-from workbench.weights.specs import NAMES
 
 PREFIX = "base_model.model."
 _PART = re.compile(
@@ -71,7 +70,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
         stored, name = Stored(entry, key, label), key.removeprefix(PREFIX)
         if not entry.spec.is_float:
             raise WorkbenchError(
-                f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({NAMES[entry.spec.dtype]}), expected floating-point ones",
+                f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({entry.spec.stored}), expected floating-point ones",
                 "The adapter may be quantized: use the original adapter instead.",
             )
         match = _PART.fullmatch(name)

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench.adapters.entries import Stored
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Range = tuple[int, int]
 

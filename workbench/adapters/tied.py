@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from workbench.adapters.entries import Stored
 from workbench.adapters.keys import Keys
+from workbench.lazy import torch
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.tied import tied_embeddings
 from workbench.weights.digests import entry_digest
@@ -16,8 +15,6 @@ from workbench.weights.specs import block_elements, buffer, matrix
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
-
-_CPU = torch.device("cpu")
 
 
 def unties(keys: Keys, base: Model) -> str | None:
@@ -98,9 +95,9 @@ def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
 
 def _equals_base(stored: Stored, name: str, base: Model) -> bool:
     """Return whether a stored tensor equals the base's, cast to its dtype."""
-    spec = base.weights.specs[name]
-    source, scratch = base.weights.open(name, _CPU), buffer(spec, _CPU)
-    for start, stop in spec.blocks(block_elements(_CPU)):
+    spec, cpu = base.weights.specs[name], torch.device("cpu")
+    source, scratch = base.weights.open(name, cpu), buffer(spec, cpu)
+    for start, stop in spec.blocks(block_elements(cpu)):
         block = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, block)
         if not torch.equal(block.to(stored.entry.spec.dtype).float(), stored.rows(start, stop)):

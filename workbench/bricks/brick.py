@@ -23,7 +23,7 @@ from workbench.models.tied import tied_embeddings, with_head_of
 from workbench.weights.checkpoint import Checkpoint, Entry, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
 from workbench.weights.foreign import is_stand_in
-from workbench.weights.specs import NAMES, TensorSpec, Weights
+from workbench.weights.specs import TensorSpec, Weights
 
 STARTER = "bricks/starter/base"
 
@@ -241,8 +241,7 @@ def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> 
     """Raise WorkbenchError if a tensor's kind of numbers differs from the base's."""
     if spec.kind != want.kind:
         raise WorkbenchError(
-            f"{brick.label}: {name} holds {spec.kind} numbers ({NAMES[spec.dtype]}), the base has {want.kind} numbers "
-            f"({NAMES[want.dtype]})",
+            f"{brick.label}: {name} holds {spec.kind} numbers ({spec.stored}), the base has {want.kind} numbers ({want.stored})",
             "The checkpoint may be quantized: use the floating-point model that it was made from."
             if want.is_float
             else "Use a fine-tune that keeps the base's kind of numbers.",

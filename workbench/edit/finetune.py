@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from workbench.edit.fields import Layers, Mode
@@ -15,6 +14,7 @@ from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
 from workbench.steps import Edit, EditMethod, MethodContext, register

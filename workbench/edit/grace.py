@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from safetensors.torch import load_file
 
 from workbench.edit.memories.codebook import Codebook, radii, reading, writing
 from workbench.edit.places.rows import fact_pair
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.names import live_module
 from workbench.models.prompts import encode_pair
@@ -112,6 +111,8 @@ class Grace(MemoryMethod):
         key = json_digest([sorted(context.digests.items()), context.layout.config, self.code_key(), fields, tokens])
         file = context.cache / "grace" / f"{key}.safetensors"
         if file.is_file():
+            from safetensors.torch import load_file
+
             return load_file(file)
         batch_states = _Batch(context, block, rows)
         values, losses, learned, steps = self._values(context, block, batch_states)

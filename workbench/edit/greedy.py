@@ -6,11 +6,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.edit.places.passes import target_log_probabilities
 from workbench.edit.places.rows import EditRow, padded, row_of
 from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 
 if TYPE_CHECKING:
@@ -41,7 +40,7 @@ def too_few(row: Mapping[str, Any]) -> bool:
     return bool(row["said"] < row["min_efficacy"] * row["facts"])
 
 
-@torch.no_grad()
+@no_grad
 def said_by(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, facts: Sequence[Fact], device: torch.device
 ) -> list[bool]:

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode
@@ -20,12 +18,16 @@ from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 512
 """Largest number of tokens of a prompt with its target."""

@@ -11,17 +11,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.activations import Progress, Statistics
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import Scored, SetLosses, losses
 from workbench.emergent.sets import NeuronSet, set_of
 from workbench.emergent.sites import Site, switching_off
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 ControlKind: TypeAlias = Literal["random", "matched", "shuffled"]

@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
 
 from workbench.emergent.labelled import ItemRow, Part
 from workbench.emergent.ranking import BINS, log_bins
 from workbench.emergent.sites import Site, visiting
 from workbench.files import read_json, write_json
+from workbench.lazy import no_grad, torch
 from workbench.models.batching import side_by_side
 from workbench.models.hooks import shaped
 from workbench.models.texts import batch_limit
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -48,11 +47,11 @@ class Tokens:
     counted: Tensor
 
 
-Consumer: TypeAlias = Callable[[int, Tensor, Tokens], None]
+Consumer: TypeAlias = "Callable[[int, Tensor, Tokens], None]"
 """Takes (index of the site, activations [batch, time, units], the batch)."""
 
 
-@torch.no_grad()
+@no_grad
 def stream(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -315,4 +314,6 @@ def _saved(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     progress = read_json(folder / "progress.json", done=int, sums=str)
     if progress is None or not (folder / progress["sums"]).is_file():
         return None
+    from safetensors.torch import load_file
+
     return progress["done"], load_file(folder / progress["sums"])

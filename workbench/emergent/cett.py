@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import ItemLosses, Scored, losses
 from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.emergent.sparsity import TINY, Scale, TokenSample
+from workbench.lazy import no_grad, torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -56,7 +55,7 @@ class Cett:
         }
 
 
-@torch.no_grad()
+@no_grad
 def cett(sample: TokenSample, target: float = 0.2, *, steps: int = 30) -> Cett:
     """Find the largest threshold of each layer whose CETT does not exceed a target, by bisection.
 
@@ -82,7 +81,7 @@ def _threshold(activations: Tensor, site: Site, target: float, steps: int) -> tu
     bias = getattr(site.module, "bias", None)
     size = activations.abs() * site.norms().cpu()
     output = activations @ columns
-    if isinstance(bias, Tensor):
+    if isinstance(bias, torch.Tensor):
         output = output + bias.detach().float().cpu()
     whole = output.norm(dim=1).clamp_min(TINY)
 

@@ -14,15 +14,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
 from workbench.emergent.losses import loss_batches
+from workbench.lazy import no_grad, torch
 from workbench.models.batching import side_by_side
 from workbench.models.hooks import first_of, hooked, shaped
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Output: TypeAlias = Literal["hidden", "update"]
@@ -172,7 +171,7 @@ class LayerOutputs:
     update: Tensor
 
 
-@torch.no_grad()
+@no_grad
 def layer_outputs(model: PreTrainedModel, depth: int, rows: Sequence[Sequence[int]], places: Tensor) -> LayerOutputs:
     """Compute the outputs of every layer on some tokens. Models of bricks can be loaded one after the other for this.
 
@@ -184,7 +183,7 @@ def layer_outputs(model: PreTrainedModel, depth: int, rows: Sequence[Sequence[in
     """
     device = next(model.parameters()).device
     layers = model.get_submodule(stack_prefix(model, depth))
-    assert isinstance(layers, nn.ModuleList)
+    assert isinstance(layers, torch.nn.ModuleList)
     backbone = getattr(model, model.base_model_prefix, model)
     size, at = (0, 0), (places[:0, 0], places[:0, 1])  # shape of the current batch, and its tokens
     states: dict[tuple[str, int], Tensor] = {}
@@ -217,10 +216,10 @@ def layer_outputs(model: PreTrainedModel, depth: int, rows: Sequence[Sequence[in
 def _hooks(number: int, keep: Callable[[str, int, Tensor], None]) -> tuple[Callable[..., None], Callable[..., None]]:
     """Return hooks that keep the hidden states before and after a layer."""
 
-    def before(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+    def before(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
         keep("in", number, args[0] if args else named["hidden_states"])
 
-    def after(_module: nn.Module, _args: Any, output: Any) -> None:
+    def after(_module: torch.nn.Module, _args: Any, output: Any) -> None:
         keep("out", number, first_of(output))
 
     return before, after

@@ -8,12 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.emergent.activations import ItemScores
 from workbench.emergent.confounders import confounders
@@ -22,6 +20,10 @@ from workbench.emergent.nulls import Null, NullMaxima, labels_of, shuffled_over_
 from workbench.emergent.ranking import Ranked, histogram_auc, histogram_average_precision
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Floats: TypeAlias = NDArray[np.float64]
 Polarity: TypeAlias = Literal["one", "both"]

@@ -11,9 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.ablate import random_set
 from workbench.emergent.activations import Progress
 from workbench.emergent.locate import (
@@ -28,8 +25,10 @@ from workbench.emergent.locate import (
 )
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 FACTORS = {"suppressed": 0.0, "amplified": 2.0}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from workbench.emergent.functions import FunctionScores
 from workbench.emergent.sets import NeuronSet, set_of
+from workbench.lazy import torch
 
 
 def lape_sets(scores: FunctionScores, entropy_share: float = 0.01, firing_quantile: float = 0.95) -> dict[str, NeuronSet]:

@@ -14,14 +14,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.losses import cross_entropies
 from workbench.emergent.sets import NeuronSet, set_of
 from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, joined
+from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.batching import Batch, side_by_side
 from workbench.models.hooks import shaped
@@ -29,6 +27,7 @@ from workbench.models.prompts import encode_pair
 from workbench.models.texts import BATCH_TOKENS
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Answer: TypeAlias = Literal["target", "target_true", "own"]
@@ -251,7 +250,7 @@ def knowledge_neurons(
     return set_of(name, sites, chosen, means, base=base, evidence=evidence)
 
 
-@torch.no_grad()
+@no_grad
 def answer_probabilities(
     model: PreTrainedModel,
     sites: Sequence[Site],

@@ -9,16 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.labelled import ItemRow
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.batching import side_by_side
 from workbench.models.texts import BATCH_TOKENS, batch_limit
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Scored: TypeAlias = Literal["whole", "response"]
@@ -72,7 +71,7 @@ class SetLosses:
         return self.sums[[self.names.index(name) for name in names]]
 
 
-@torch.no_grad()
+@no_grad
 def losses(model: PreTrainedModel, rows: Sequence[ItemRow], *, scored: Scored = "whole", logits: int = LOGITS) -> ItemLosses:
     """Compute the loss of every item.
 

@@ -7,15 +7,18 @@ AUC is the probability that a positive item has a higher score than a negative o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
+
+from workbench.lazy import torch
 
 # Log2 histograms: sixteen bins for each power of two from 2^-14 to 2^4; smaller and larger values fall into the first and the last bin.
 LOWEST, PER_OCTAVE, BINS = -14, 16, 288
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
+from workbench.lazy import torch
 from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD, TENSORS = "neurons.json", "neurons.safetensors"
 _MADE_BY = "Make it again with `workbench analyze functions`."
@@ -175,6 +176,8 @@ def read_set(folder: Path, label: str | None = None) -> NeuronSet:
     label = label or str(folder)
     try:
         record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
+        from safetensors.torch import load_file
+
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(f"{label}/{TENSORS}: the file is missing or damaged ({error})", _MADE_BY) from None

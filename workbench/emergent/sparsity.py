@@ -11,17 +11,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.activations import Progress, Tokens, stream
 from workbench.emergent.decompose import sample_places
 from workbench.emergent.labelled import ItemRow, Part
 from workbench.emergent.losses import Scored, losses
 from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Indicator: TypeAlias = Literal["activation", "magnitude"]

@@ -10,6 +10,7 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate import register
 from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
@@ -24,7 +25,7 @@ class WorkbenchLM(SafeHFLM):
     Shared contexts are forwarded once.
 
     ```python
-    import lm_eval, workbench.evaluate
+    import lm_eval, workbench.evaluate.models
     lm_eval.simple_evaluate("workbench", model_args="recipe=recipes/starter-ties.yaml,batch_size=32", tasks=["arc_easy"])
     ```
 
@@ -97,6 +98,9 @@ class WorkbenchLM(SafeHFLM):
         bounds = bounds_of(self)
         answers = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
         return [answers[i] for i in range(len(pairs))]
+
+
+register()
 
 
 def _device(device: str | None, pretrained: Any) -> Any:

@@ -45,7 +45,7 @@ def plans(
     resolved = entries[0].resolved
     dtypes: dict[str, list[str]] = {}
     for entry in entries:
-        dtypes.setdefault(str(scored_dtype(entry.resolved)).removeprefix("torch."), []).append(entry.name)
+        dtypes.setdefault(scored_dtype(entry.resolved), []).append(entry.name)
     if len(dtypes) > 1:
         listed = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
         raise WorkbenchError(
@@ -98,6 +98,6 @@ def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) ->
             )
 
 
-def scored_dtype(resolved: Resolved) -> Any:
-    """Return the dtype that a configuration is scored in: its output's, else its base's."""
-    return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
+def scored_dtype(resolved: Resolved) -> str:
+    """Return the dtype that a configuration is scored in, such as "bfloat16": its output's, else its base's."""
+    return resolved.dtype_name or next(spec.dtype_name for spec in resolved.base.weights.specs.values() if spec.is_float)

@@ -90,8 +90,8 @@ def read_base(base: str, project: Path) -> Reader:
         settings = checkpoint.path / "tokenizer_config.json"
         longest = jsondoc.optional(settings).get("model_max_length")
         positions = int(longest) if isinstance(longest, (int, float)) and 1 <= longest < 1e9 else _UNKNOWN_POSITIONS
-    dtype = next((str(spec.dtype) for spec in checkpoint.specs.values() if spec.is_float), "float32")
-    return Reader(checkpoint.path, positions, dtype.removeprefix("torch."))
+    dtype = next((spec.dtype_name for spec in checkpoint.specs.values() if spec.is_float), "float32")
+    return Reader(checkpoint.path, positions, dtype)
 
 
 def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:

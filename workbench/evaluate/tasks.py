@@ -154,6 +154,8 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
     except WorkbenchError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("lm_eval", "datasets"):
+            raise  # the task is not to blame: lm-eval itself is not installed
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is offline: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"

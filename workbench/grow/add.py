@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import WorkbenchError
@@ -15,6 +14,7 @@ from workbench.grow.expansion.targets import TARGETS
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
 from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register

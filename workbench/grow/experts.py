@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
@@ -14,6 +13,7 @@ from workbench.grow.expansion.parts import check_places, check_shapes
 from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
 from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.models.texts import longest_row

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench import jsondoc
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.export import write_result
@@ -23,6 +21,7 @@ from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import publish, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import from_data

@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
@@ -19,6 +17,7 @@ from workbench.facts import Fact
 from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
 from workbench.facts.reading import read_all
 from workbench.facts.relations import folded
+from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
@@ -278,7 +277,7 @@ def _questions(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
         yield from ((probe.prompt, probe.continuation) for probe in fact.neighbours if probe.target is not None)
 
 
-@torch.no_grad()
+@no_grad
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expected: dict[str, str], events: Events = no_events
 ) -> dict[str, str]:

@@ -12,19 +12,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import each
 from workbench.weights.specs import TensorSpec, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Number of leading singular vectors of a dense delta that an overlap compares.
 DIRECTIONS = 16

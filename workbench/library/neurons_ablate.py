@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import controls, overlaps
 from workbench.emergent.labelled import Labelled
 from workbench.emergent.sets import NeuronSet, read_set
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json, write_text
+from workbench.lazy import torch
 from workbench.library.neurons_ablation import AblationTable, ablation
 from workbench.library.neurons_functions import CONTROL, SETS, TENSORS, csv_text
 from workbench.library.neurons_functions import RECORD as FUNCTIONS
 from workbench.library.neurons_sparsity import some_of_each_task
 from workbench.library.neurons_subject import NeuronSubject
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD = "ablation.json"
 
@@ -73,6 +73,8 @@ def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
             again,
         )
     sets = {row["function"]: read_set(folder / SETS / row["function"]) for row in record["functions"]}
+    from safetensors.torch import load_file
+
     tensors = load_file(folder / TENSORS)
     means = {site.layer: tensors[f"mean_abs.{site.layer}"].mean(0) for site in subject.sites}
     return StoredSets(sets, read_set(folder / CONTROL), means, str(record["data"].get("digest")))

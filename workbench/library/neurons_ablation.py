@@ -6,9 +6,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.emergent.ablate import Control, ablate, loss_changes, perplexity_changes
 from workbench.emergent.activations import Progress
 from workbench.emergent.decompose import coupling, dominant_rows, double_centered, row_couplings
@@ -17,9 +14,11 @@ from workbench.emergent.losses import SetLosses
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.library.neurons_draws import REPS, ItemGroups
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 

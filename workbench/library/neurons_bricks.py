@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from workbench.compare.tables import Table
 from workbench.emergent.decompose import FunctionCosines, LayerOutputs, Output, function_cosines, layer_outputs, sample_places
@@ -19,6 +17,7 @@ from workbench.emergent.labelled import Item, item_rows
 from workbench.emergent.losses import SetLosses, losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
+from workbench.lazy import torch
 from workbench.library.measure import measure
 from workbench.library.neurons_ablation import AblationTable, Damage, ablation_table, damage_of, finite
 from workbench.library.neurons_draws import ItemGroups
@@ -32,6 +31,7 @@ from workbench.run.compose import compose, deltas
 from workbench.weights.device import exact
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 LONGEST = 512

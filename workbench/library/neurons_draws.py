@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.emergent.labelled import Item
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.scores.statistics import codes, upper_t
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 REPS = 2000
 """Number of resamplings."""

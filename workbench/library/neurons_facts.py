@@ -10,14 +10,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.emergent.knowledge import LocatedFact, LocateSettings, locate_facts
 from workbench.emergent.locate import fact_prompts
 from workbench.emergent.sites import find_sites
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
+from workbench.lazy import torch
 from workbench.library.neurons_bricks import live_float32
 from workbench.library.trace import TraceTable, trace_table
 from workbench.models.architecture import model_depth

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from workbench.emergent.activations import ScoreOf, item_scores
 from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
@@ -21,6 +20,7 @@ from workbench.emergent.lape import entropies, lape_sets
 from workbench.emergent.sets import NeuronSet, write_set
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
+from workbench.lazy import torch
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.weights.saving import save_tensors
 

@@ -7,11 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.emergent.labelled import Item, ItemRow, item_rows
 from workbench.emergent.sites import Site, find_sites
 from workbench.events import Events, no_events, progress
+from workbench.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, vocabulary_digest
@@ -19,6 +17,7 @@ from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
+from workbench.lazy import torch
 from workbench.library.extract import brick_name, check_new, new_directory
 from workbench.models.layout import Model
 from workbench.models.names import live_module
@@ -224,7 +223,9 @@ def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, event
     plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    return live_session(plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), seed=seed)
+    return live_session(
+        plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), rounded_to=torch.float32, seed=seed
+    )
 
 
 def _solve(step: EditMethod, context: MethodContext) -> Edit:

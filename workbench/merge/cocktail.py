@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.identity import open_unchanged
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, log_likelihood, longest_row, read_texts
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register

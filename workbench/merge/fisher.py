@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 from safetensors import safe_open
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated
 from workbench.merge.measuring.least_squares import average, checked_weights, norm_report
 from workbench.models.layout import Model
@@ -23,6 +22,9 @@ from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

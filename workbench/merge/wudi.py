@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from workbench.merge.measuring.least_squares import (
     average,
@@ -21,6 +20,9 @@ from workbench.merge.measuring.least_squares import (
 from workbench.models.layout import Model
 from workbench.steps import Group, Laws, MergeMethod, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.skeleton import groups_of, skeleton
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 # A row is numbered by its tensor's index in the list of names (high bits) and its row in the tensor (low bits).
@@ -88,7 +87,7 @@ class Aligned:
                 self.specs[name] = sources[0]  # only renamed: the tensor keeps its own shape, which may differ
                 unused_rows[self._whole[name]] = 0
             elif sum(run.count for _, run in self._parts[name]) == spec.rows and {s.cols for s in sources} == {spec.cols}:
-                self.specs[name] = TensorSpec(spec.shape, sources[0].dtype)
+                self.specs[name] = TensorSpec(spec.shape, sources[0].stored)
                 for _, run in self._parts[name]:
                     unused_rows[run.name] -= run.count
         self.missing = [name for name in specs if name not in self.specs]

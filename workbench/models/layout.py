@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_before_layers, model_depth
 from workbench.weights.specs import Weights
 
@@ -156,7 +155,7 @@ def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     Raises:
         WorkbenchError: If there is no such list.
     """
-    stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if not stacks:
         raise WorkbenchError(
             f"{type(model).__name__}: no list of {depth} decoder layers",

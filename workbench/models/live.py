@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.skeleton import _decoder, parse_config
@@ -52,7 +51,7 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     except RuntimeError as error:
         live_names(
-            config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()}
+            config, {n: TensorSpec.of(t.shape, t.dtype) for n, t in tensors.items()}
         )  # raises an error that names the tensor
         raise WorkbenchError(
             f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE

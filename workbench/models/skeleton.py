@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

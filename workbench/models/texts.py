@@ -8,17 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.batching import Batch, side_by_side
 from workbench.models.prompts import encode_pair
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
 ANSWERS = ("completion", "response", "answer", "target")

@@ -9,8 +9,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
-
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, check_files, checkpoint_digest, vocabulary_digest
 from workbench.bricks.card import read_licence
@@ -18,6 +16,7 @@ from workbench.bricks.source import BrickSource
 from workbench.bricks.standins import Download, download_of
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
+from workbench.lazy import torch
 from workbench.models.generation import generation_settings
 from workbench.models.layout import Model
 from workbench.project import CACHE
@@ -238,8 +237,12 @@ class Resolved:
     @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the configuration's floating-point tensors; None keeps the base's, also for adapters with a `dtype`."""
-        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
-        return getattr(torch, name) if name else None
+        return getattr(torch, self.dtype_name) if self.dtype_name else None
+
+    @property
+    def dtype_name(self) -> str | None:
+        """Name of `dtype`, such as "bfloat16"."""
+        return self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
 
     @property
     def parents(self) -> list[str]:

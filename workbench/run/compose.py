@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.realigned import AlignedDeltas

@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.edit.greedy import count, said_by, told, too_few
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.tokenizer import load_tokenizer

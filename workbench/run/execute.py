@@ -11,13 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench import yamldoc
 from workbench.adapters.export import write_result
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import publish, write_json, write_text
+from workbench.lazy import torch
 from workbench.resolve.adapter_form import adapt
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card

@@ -86,7 +86,7 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
         page-locked host memory (two blocks of each input and one block of the result).
     """
     block = max(min(spec.numel, max(spec.cols, DEVICE_BLOCK_ELEMENTS)) for spec in specs.values())
-    stored = max(spec.dtype.itemsize for spec in specs.values()) * block
+    stored = max(spec.itemsize for spec in specs.values()) * block
     inputs = 2 * (width + 1) * stored
     return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
 

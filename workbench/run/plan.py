@@ -75,7 +75,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         row |= made
         steps.append(row)
     read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
-    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype_name).values())
     if refers_to_base(resolved):
         write = 0
     if resolved.recipe.fields.output.form == "adapter":

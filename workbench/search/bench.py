@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.generation import identity
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve

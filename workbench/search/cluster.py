@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
+from workbench.lazy import torch
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.trust import VARIABLE
 from workbench.resolve.resolve import resolve

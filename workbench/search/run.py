@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from workbench.errors import WorkbenchError
@@ -18,6 +17,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import seconds

@@ -208,12 +208,12 @@ class Grown:
     def spec(self, source: TensorSpec) -> TensorSpec:
         """Return its shape and dtype, given those of the source."""
         if self.shape is not None:
-            return TensorSpec(self.shape, source.dtype)
+            return TensorSpec(self.shape, source.stored)
         if not self.reshaped:
             return source
         rows = source.rows if self.rows is None else len(self.rows.index)
         cols = source.cols if self.cols is None else len(self.cols.index)
-        return TensorSpec((rows, cols) if len(source.shape) > 1 else (rows,), source.dtype)
+        return TensorSpec((rows, cols) if len(source.shape) > 1 else (rows,), source.stored)
 
     def added(self, source: TensorSpec) -> NDArray[np.bool_] | None:
         """Return the mask of added elements, [rows, cols] or [rows]; None if there are none."""

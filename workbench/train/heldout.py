@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.files import write_json
+from workbench.lazy import torch
 from workbench.train.rows import batch_loss, collate
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
 

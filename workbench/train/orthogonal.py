@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+from workbench.lazy import no_grad, torch
 from workbench.weights.digests import tensor_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PEFT = "base_model.model."
 _NAME = "default"
@@ -45,7 +46,7 @@ class Orthogonal:
         squares = [(matrix @ _matrix_a(module).T).square().sum() for pairs in self._pairs.values() for matrix, module in pairs]
         return torch.stack(squares).sum()
 
-    @torch.no_grad()
+    @no_grad
     def overlap(self) -> dict[str, float]:
         """Return, for each brick, the mean over shared modules of ‖A_i Aᵀ‖_F / (‖A_i‖_F ‖A‖_F).
 

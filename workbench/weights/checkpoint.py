@@ -8,20 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged, settled_identity
+from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise, is_stand_in
 from workbench.weights.specs import DTYPES, Source, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -99,7 +101,7 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
                 f"{file}: {name} has dtype {dtype}, a quantized or packed format; expected floating point",
                 dequantise("fp8" if dtype.startswith("F8") else None, file.parent),
             )
-        spec = TensorSpec(shape, DTYPES[dtype])
+        spec = TensorSpec(shape, dtype)
         if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
             raise WorkbenchError(
                 f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
@@ -310,7 +312,7 @@ class FileSource:
     def raw(self, start: int, stop: int) -> Tensor:
         """Return rows in their stored dtype, on the source's device; the next call overwrites them."""
         spec = self._entry.spec
-        width = spec.cols * spec.dtype.itemsize
+        width = spec.cols * spec.itemsize
         size = (stop - start) * width
         raw = self._staging.room(size)
         view = raw.numpy().data

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Index: TypeAlias = NDArray[np.int64]
 
@@ -127,7 +127,7 @@ class AlignedWeights:
         """The specs of the plain weights, with the output's number of rows in vocabulary tensors."""
         rows = self._plan.rows
         return {
-            name: TensorSpec((rows, *spec.shape[1:]), spec.dtype) if name in self._tensors else spec
+            name: TensorSpec((rows, *spec.shape[1:]), spec.stored) if name in self._tensors else spec
             for name, spec in self.plain.specs.items()
         }
 

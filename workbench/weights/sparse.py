@@ -8,22 +8,25 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.weights.kernels import (
     INFINITE,
-    KINDS,
     all_finite,
     as_float,
     count_of,
+    kind_of,
     library_for,
     magnitude_bits,
     pointer,
     scratch,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALL_TIES = 1 << 62
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -139,7 +142,7 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
         return int(
             library.wb_window(
                 pointer(x),
-                KINDS[x.dtype],
+                kind_of(x),
                 is_delta,
                 pointer(base),
                 _kind(base),
@@ -194,7 +197,7 @@ def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float])
         totals = (ctypes.c_double * 2)(*sums)
         finite = library.wb_drop_sums(
             pointer(x),
-            KINDS[x.dtype],
+            kind_of(x),
             is_delta,
             pointer(base),
             _kind(base),
@@ -372,7 +375,7 @@ def elected(deltas: Sequence[Tensor], weights: Sequence[float], lam: float, rule
 
 
 def _kind(x: Tensor | None) -> int:
-    return -1 if x is None else KINDS[x.dtype]
+    return -1 if x is None else kind_of(x)
 
 
 def _float(bits: int) -> float:

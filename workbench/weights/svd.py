@@ -6,11 +6,13 @@ Randomized SVD: Halko, Martinsson & Tropp 2011, Finding structure with randomnes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OVERSAMPLE, ITERATIONS = 10, 4
 # Singular values below this fraction of the largest rank-one term are rounding noise of float32 factors.

@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import xxhash
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, naming_file, sync, write_text
+from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest
 from workbench.weights.parallel import each
-from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
+from workbench.weights.specs import TensorSpec, Weights, block_elements, buffer, matrix, stored_name
 
 JOURNAL = "journal.jsonl"
 Progress = Callable[[int, int], None]
@@ -42,7 +42,7 @@ class Shard:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, spec in self.specs.items():
-            header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+            header[name] = {"dtype": spec.stored, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
             offset += spec.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -54,9 +54,10 @@ class Shard:
         return sum(spec.nbytes for spec in self.specs.values())
 
 
-def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | None) -> dict[str, TensorSpec]:
+def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | str | None) -> dict[str, TensorSpec]:
     """Return the output's specs: floating-point tensors in `dtype` (None keeps each tensor's dtype), others unchanged."""
-    return {n: TensorSpec(s.shape, dtype) if dtype and s.is_float else s for n, s in specs.items()}
+    stored = stored_name(dtype) if dtype else None
+    return {n: TensorSpec(s.shape, stored) if stored and s.is_float else s for n, s in specs.items()}
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int) -> list[Shard]:
@@ -170,7 +171,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
     spec = place.spec
     digest = xxhash.xxh3_128()
     source = weights.open(name, device)
-    work = buffer(TensorSpec(spec.shape, weights.specs[name].dtype), device)
+    work = buffer(TensorSpec(spec.shape, weights.specs[name].stored), device)
     landing = Landing(work.numel(), spec.dtype, device)
     descriptor = os.open(place.file, os.O_WRONLY)
     try:
@@ -183,7 +184,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
                 result.copy_(block)
             elif not kernels.narrow(block, result):
                 raise WorkbenchError(
-                    f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
+                    f"{name}: the result is not finite in {spec.stored} (rows {start}-{stop})",
                     "Lower the step's lambda or weights, or set `output: {dtype: float32}`.",
                 )
             data = landing.bytes_of(result)

@@ -14,11 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.edit.closed_form.bundled import statistics_texts
@@ -27,11 +25,15 @@ from workbench.edit.places.passes import run
 from workbench.edit.places.rows import Padded, vocabulary_key
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.hooks import Stopped, hooked
 from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts
 from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PER_INPUT = 10
 """Default number of vectors per input of the projection."""

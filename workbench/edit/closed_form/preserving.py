@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench import jsondoc
 from workbench.edit.closed_form.values import keys_of
@@ -13,6 +12,9 @@ from workbench.edit.places.rows import Position
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
 from workbench.steps import MethodContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
@@ -22,8 +19,12 @@ from workbench.edit.places.rows import Position, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import Edit, MethodContext
 from workbench.weights.digests import tensor_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass

@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.closed_form.moments import moments
 from workbench.edit.closed_form.solver import solve
@@ -18,6 +16,7 @@ from workbench.edit.places.rows import Position, padded, row_of, vocabulary_key
 from workbench.edit.places.tracing import Trace, trace
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
 from workbench.steps import MethodContext
 
 if TYPE_CHECKING:

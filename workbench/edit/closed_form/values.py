@@ -12,12 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.functional import kl_div
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
@@ -25,8 +22,12 @@ from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.edit.places.upper import upper
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AT_ONCE = 8
 """Number of facts that are optimized and saved together. Each has its own δ, so it changes results by rounding only."""
@@ -342,7 +343,8 @@ class _Descent:
         if not len(reference):
             return penalty
         log_probabilities = logits.float().log_softmax(-1)
-        return penalty + self.settings.kl * kl_div(log_probabilities, reference, reduction="none", log_target=True).sum(1)
+        divergence = torch.nn.functional.kl_div(log_probabilities, reference, reduction="none", log_target=True)
+        return penalty + self.settings.kl * divergence.sum(1)
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean over the rows of each group."""
@@ -367,7 +369,7 @@ class _Descent:
 def _output_width(parts: Parts, layer: int) -> int:
     """Return the number of outputs of a layer's output projection."""
     weight = parts.out(layer).weight
-    assert isinstance(weight, Tensor)
+    assert isinstance(weight, torch.Tensor)
     return int(weight.shape[1] if parts.transposed else weight.shape[0])
 
 

@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -60,7 +58,7 @@ class _Hooked:
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         self.transposed = is_conv1d(module)  # stores [in, out]
         self.rows, self.cols = weight.shape[::-1] if self.transposed else weight.shape
         self.bound = None if max_change is None else below(max_change)
@@ -103,12 +101,12 @@ class LowRankUpdate(_Hooked):
         update: Tensor = (inputs @ self.right.T) @ self.left.T
         return update
 
-    @torch.no_grad()
+    @no_grad
     def largest(self) -> float:
         """Return the largest absolute value of an element of the product."""
         return float((self.left @ self.right).abs().max())
 
-    @torch.no_grad()
+    @no_grad
     def project(self) -> None:
         """Scale the update down until no element of the product exceeds the bound."""
         while self.bound is not None and (largest := self.largest()) > self.bound:
@@ -140,7 +138,7 @@ class DenseUpdate(_Hooked):
         """Return the inputs times the matrix."""
         return inputs @ self.delta.T
 
-    @torch.no_grad()
+    @no_grad
     def project(self) -> None:
         """Clip elements to the bound: the nearest matrix with ‖ΔW‖∞ ≤ max_change."""
         if self.bound is not None:
@@ -248,7 +246,7 @@ def fit(
     return {"epochs": epoch, "steps": steps, "loss": worst}
 
 
-@torch.no_grad()
+@no_grad
 def row_losses(parts: Parts, rows: Sequence[EditRow], batch_size: int) -> list[float]:
     """Return the mean cross-entropy of each row's target tokens, including the end of text."""
     means: list[float] = []

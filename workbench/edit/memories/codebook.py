@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 # |x|² - 2xk + |k|² suffers from cancellation: its error is up to this share of |x|² + |k|² (with TF32 on GPUs). Pairs that may lie
 # within the radius are computed exactly.
@@ -155,11 +158,11 @@ def _hook_block(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | No
 
     def act(_block: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         states = inputs[0] if inputs else kwargs["hidden_states"]
-        first = output if isinstance(output, Tensor) else output[0]
+        first = output if isinstance(output, torch.Tensor) else output[0]
         changed = change(states.reshape(-1, states.shape[-1]), first.reshape(-1, first.shape[-1]))
         if changed is None:
             return None
         changed = changed.view_as(first)
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
     return block.register_forward_hook(act, with_kwargs=True)

@@ -17,15 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_inside
 from workbench.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUBJECT = 0.8
 FREQUENT = 5000
@@ -112,7 +113,7 @@ class SentenceEncoder:
         vectors = torch.stack([f["vector"] for f in facts])
         return lambda query: (vectors @ self._vector(query)).clamp(0, 1)
 
-    @torch.no_grad()
+    @no_grad
     def _vector(self, text: str) -> Tensor:
         """Return a text's vector [width] of length 1; texts are encoded one at a time, so that others do not affect rounding."""
         inputs = self.tokenizer(text, return_tensors="pt", truncation=True)

@@ -11,15 +11,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.steps import Remembered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[list[int], list[int]]
 FACTS = "{facts}"
@@ -190,7 +191,7 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         output = forward(*args, **kwargs)
         ids = kwargs.get("input_ids", args[0] if args else None)
         mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not recall.active or len(args) > 2 or not isinstance(ids, Tensor) or not _are_whole_texts(ids, mask, kwargs):
+        if not recall.active or len(args) > 2 or not isinstance(ids, torch.Tensor) or not _are_whole_texts(ids, mask, kwargs):
             return output
         recalled = recall.logits(ids, mask)
         if not recalled:
@@ -222,7 +223,7 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         def generate_from(ids_: Tensor, mask_: Tensor | None) -> Tensor:
             length = {"max_length": kwargs["max_length"] + ids_.shape[1] - ids.shape[1]} if kwargs.get("max_length") else {}
             output_ids = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
-            if not isinstance(output_ids, Tensor) and ids_ is not ids:
+            if not isinstance(output_ids, torch.Tensor) and ids_ is not ids:
                 raise WorkbenchError(
                     "generate: a model with a text memory returns only tokens", "Remove return_dict_in_generate."
                 )
@@ -273,7 +274,11 @@ def _new_tokens(tokens: Tensor, rows: int, start: int) -> list[Tensor]:
 
 def _are_whole_texts(ids: Any, mask: Any, kwargs: Mapping[str, Any]) -> bool:
     """Return whether a call passes whole texts as tokens: no cache, positions, embeddings or mask of more than two dimensions."""
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or (mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)):
+    if (
+        not isinstance(ids, torch.Tensor)
+        or ids.dim() != 2
+        or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2))
+    ):
         return False
     cache = kwargs.get("past_key_values")
     return (

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from workbench.steps import MethodContext
@@ -56,7 +56,7 @@ class Parts:
         model = context.model
         prefix = stack_prefix(model, context.layout.layout.depth)
         layers = model.get_submodule(prefix)
-        assert isinstance(layers, nn.ModuleList)
+        assert isinstance(layers, torch.nn.ModuleList)
         places = feed_forward_mixers(layers)
         if not places:
             _refuse_unsupported(model, layers)
@@ -101,7 +101,7 @@ class Parts:
     def width(self, layer: int) -> int:
         """Return the number of inputs of a layer's output projection, which is the length of a key."""
         weight = self.out(layer).weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         return int(weight.shape[0] if self.transposed else weight.shape[1])
 
     def check_layers(self, layers: tuple[int, ...], label: str) -> None:
@@ -130,7 +130,7 @@ class Parts:
         try:
             for layer, update in updates.items():
                 weight = self.out(layer).weight
-                assert isinstance(weight, nn.Parameter)
+                assert isinstance(weight, torch.nn.Parameter)
                 saved[layer] = weight.data
                 added = update.T if self.transposed else update
                 weight.data = weight.data + added.to(weight.device, weight.dtype)

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.hooks import Stopped, first_of, hooked, shaped
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@torch.no_grad()
+
+@no_grad
 def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Tensor]:
     """Return a projection's inputs and outputs at the lookup tokens; layers above it are not run.
 
@@ -103,7 +104,7 @@ def target_log_probabilities(logits: Tensor, batch: Padded, rows: int) -> tuple[
     return mean, top
 
 
-@torch.no_grad()
+@no_grad
 def score(parts: Parts, batch: Padded) -> tuple[Tensor, Tensor]:
     """Return `target_log_probabilities` of the model as it is."""
     with logits_at(parts, batch.places):

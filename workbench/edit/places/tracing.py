@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.facts import Fact
+from workbench.lazy import torch
 from workbench.models.hooks import Stopped, first_of, hooked, shaped, with_first
 from workbench.steps import MethodContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 What = Literal["block", "feed_forward"]
 Place = Literal["subject", "subject_last", "last"]

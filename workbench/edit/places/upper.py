@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Padded
+from workbench.lazy import torch
 from workbench.models.attention import additive_masks, cache_name, windows
 from workbench.models.hooks import Stopped, hooked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Largest difference of a row's mean log-probability, in nats, that a different order of float32 sums explains.
 TOLERANCE = 1e-3

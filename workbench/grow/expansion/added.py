@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import torch
 from workbench.models.conversion import live_runs
 
 if TYPE_CHECKING:

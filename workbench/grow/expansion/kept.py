@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.remap import runs
+from workbench.lazy import torch
 from workbench.steps import NEW, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights
-
-CPU = torch.device("cpu")
 
 
 def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
@@ -63,7 +61,8 @@ def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) 
         return 0
     new_columns, old_columns = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
     all_columns = len(new_columns) == old.cols == new.cols and grown.cols is None
-    old_source, new_source = before.open(grown.source, CPU), saved.open(name, CPU)
+    cpu = torch.device("cpu")
+    old_source, new_source = before.open(grown.source, cpu), saved.open(name, cpu)
     step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
     for start in range(0, len(rows), step):
         index = rows[start : start + step]

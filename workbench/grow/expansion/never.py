@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.gates import Gates, live_modules, load_gates, read_inputs, save_gates
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STRENGTH = 10.0
 """Default negative logit of the new expert, for a token in the direction of the mean."""
 
 
-@torch.no_grad()
+@no_grad
 def never_gates(
     context: GrowContext,
     rows: Sequence[TextRow],

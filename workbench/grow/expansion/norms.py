@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 _ROWS = 4
 _TOLERANCE = 1e-3
@@ -90,7 +94,7 @@ def _channels(module: nn.Module) -> int | None:
         value = value[-1] if isinstance(value, (tuple, list)) and value else value
         if isinstance(value, int) and value > 0:
             return value
-    return 32 if type(module) is not nn.Identity else None  # without weights and sizes: any number of channels will do
+    return 32 if type(module) is not torch.nn.Identity else None  # without weights and sizes: any number of channels will do
 
 
 def _values(name: str, size: int) -> Tensor:
@@ -108,4 +112,4 @@ def _output_of(module: nn.Module, x: Tensor) -> Tensor | None:
         output = probe(x)
     except _BUILDING:
         return None
-    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else None
+    return output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else None

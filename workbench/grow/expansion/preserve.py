@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import no_grad, torch
 from workbench.steps import GrowMethod
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def check_growth_on(
     return {**preservation, **gradients(after, method, weights, step)}
 
 
-@torch.no_grad()
+@no_grad
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, Any]:
@@ -145,7 +144,7 @@ def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
     return tokens if model.device.type == "meta" else tokens.to(model.device)
 
 
-@torch.no_grad()
+@no_grad
 def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return the logits of random tokens, and tokens generated greedily with a KV cache."""
     tokens = prompts(model)

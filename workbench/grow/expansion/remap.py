@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import NEW, Axis, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GrownWeights:

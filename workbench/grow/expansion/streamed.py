@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.placement import Piece, live_layout
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -58,7 +57,7 @@ class Streamed:
                 pieces[name] = tied[id(parameter)]
         return cls(built, model.weights, pieces, device)
 
-    @torch.no_grad()
+    @no_grad
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, tokens, vocabulary] in float32.
 
@@ -95,7 +94,7 @@ class Streamed:
                 registry: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
                 places.append((registry, leaf, registry[leaf]))
                 tensor = self._tensor(self.pieces[name], tuple(registry[leaf].shape))
-                registry[leaf] = nn.Parameter(tensor, requires_grad=False) if registry is module._parameters else tensor
+                registry[leaf] = torch.nn.Parameter(tensor, requires_grad=False) if registry is module._parameters else tensor
             yield
         finally:
             for registry, leaf, previous in reversed(places):
@@ -108,7 +107,9 @@ class Streamed:
         loaded = ExitStack()
 
         def load_tensors(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if any(isinstance(argument, Tensor) and argument.device.type == "meta" for argument in (*args, *kwargs.values())):
+            if any(
+                isinstance(argument, torch.Tensor) and argument.device.type == "meta" for argument in (*args, *kwargs.values())
+            ):
                 raise NotStreamedError(f"an argument of {name} is on the meta device")
             loaded.enter_context(self._loaded(names))
 
@@ -148,7 +149,7 @@ class Streamed:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
 
 

@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
+from workbench.lazy import no_grad, torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import TextRow, batches
 from workbench.steps import GrowContext, Grown
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HELD_OUT = 5
 """Every fifth text is held out."""
@@ -200,6 +200,8 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, e
 
 def load_gates(context: GrowContext) -> Gates | None:
     """Return the cached gates of an earlier call, or None."""
+    from safetensors.torch import load_file
+
     record = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
     return None if record is None else Gates(load_file(context.cache), record)
 
@@ -220,7 +222,7 @@ def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
     return {name: names[name][0].removesuffix(".weight") for name in tensors}
 
 
-@torch.no_grad()
+@no_grad
 def _moments(
     context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[TextRow], modules: Mapping[str, str]
 ) -> dict[str, _Moments]:
@@ -245,7 +247,7 @@ def _moments(
     return by_reader
 
 
-@torch.no_grad()
+@no_grad
 def read_inputs(
     live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], device: torch.device
 ) -> Iterator[dict[str, Tensor]]:

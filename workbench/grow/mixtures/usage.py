@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import no_grad, torch
 from workbench.models.experts import chosen, expert_modules, unread
 from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -48,7 +47,7 @@ class Usage:
         }
 
 
-@torch.no_grad()
+@no_grad
 def usage(
     model: PreTrainedModel, rows: Sequence[TextRow], device: torch.device, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Usage:

@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.files import publish, read_json, write_json
+from workbench.lazy import torch
 from workbench.merge.measuring.layers import LayerStack
 from workbench.models.texts import TextRow, batches
 from workbench.steps import MergeContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _INDEX = "index.json"
 

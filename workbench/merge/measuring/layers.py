@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d, is_head
 from workbench.models.batching import Batch
 from workbench.models.layout import stack_prefix
@@ -24,6 +22,7 @@ from workbench.steps import MergeContext
 from workbench.weights.specs import load
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -82,7 +81,7 @@ class LayerStack:
         if any(name not in disk for name in names):
             model, tensor = context.live(brick), None
         layers = model.get_submodule(prefix)
-        assert isinstance(layers, nn.ModuleList)
+        assert isinstance(layers, torch.nn.ModuleList)
         return cls(model, layers, prefix, disk, outside_layers, head, tensor)
 
     @contextmanager
@@ -100,7 +99,7 @@ class LayerStack:
         absent = {name: module._parameters[leaf] for module, leaf, name in places}
         try:
             for module, leaf, name in places:
-                module._parameters[leaf] = nn.Parameter(self.tensor(self.disk[name]), requires_grad=False)
+                module._parameters[leaf] = torch.nn.Parameter(self.tensor(self.disk[name]), requires_grad=False)
             yield
         finally:
             for module, leaf, name in places:
@@ -109,7 +108,7 @@ class LayerStack:
     def readers(self, layer: int) -> dict[str, nn.Module]:
         """Return the linear layers inside a decoder layer, by the tensor name of their weight."""
         inner = self.layers[layer].named_modules(prefix=f"{self.prefix}.{layer}")
-        linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or is_conv1d(m)}
+        linear = {name: m for name, m in inner if isinstance(m, torch.nn.Linear) or is_conv1d(m)}
         return {self.disk[f"{name}.weight"]: m for name, m in linear.items() if f"{name}.weight" in self.disk}
 
     def enter(self, data: Iterable[Batch]) -> tuple[list[Tensor], list[list[Call]]]:

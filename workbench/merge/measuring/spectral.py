@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.models.architecture import is_table
 from workbench.steps import Block, Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Singular values below this share of the largest count as zero: a low-rank delta in float32 has rounding errors of about 1e-7.
 RESOLUTION = 1e-6

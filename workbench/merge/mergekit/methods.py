@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.merge.mergekit.api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
 from workbench.merge.mergekit.table import KNOWN, Known
 from workbench.steps import Block, Group, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_at
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "mergekit/"
 _LOCK = threading.Lock()
@@ -169,7 +171,7 @@ class Bridge(MergeMethod):
 
         return rows
 
-    @torch.no_grad()
+    @no_grad
     def _delta(self, group: Group) -> Tensor:
         block = group.whole()
         if not block.base.numel():

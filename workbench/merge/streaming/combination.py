@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from workbench.merge.streaming.readers import Operand
 from workbench.steps import Combination
 from workbench.weights import kernels
@@ -13,6 +11,8 @@ from workbench.weights.lowrank import Factors, summed
 from workbench.weights.specs import Source, buffer, matrix
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.merge.streaming.deltas import DeltaSource
     from workbench.merge.streaming.group import TensorGroup
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, DeltaSource
 from workbench.merge.streaming.readers import Operand, RowReader
 from workbench.models.layout import Model
@@ -17,6 +15,9 @@ from workbench.steps.fields import value_at
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 

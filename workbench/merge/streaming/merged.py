@@ -6,11 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.combination import CombinedSource
 from workbench.merge.streaming.core import core_group, core_update, whole_tensors
 from workbench.merge.streaming.deltas import Deltas
@@ -21,6 +19,9 @@ from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.sparse import Selection
 from workbench.weights.specs import Source, TensorSpec, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MergedWeights:

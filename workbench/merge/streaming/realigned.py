@@ -6,15 +6,16 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, DeltaSource
 from workbench.weights.lowrank import Factors
 from workbench.weights.row_alignment import runs
 from workbench.weights.specs import Source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.weights.row_alignment import Index
 
 

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.steps import Group
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
 from workbench.weights.specs import TensorSpec, block_elements
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.files import read_json, write_json
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
+from workbench.lazy import torch
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -98,7 +97,7 @@ KIND = Grow()
 def _checking(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, needs: Needs) -> list[int]:
     """Add the bytes that the check reads and its seconds to `needs`; return the bytes of the live models that it holds."""
     before, after = numel(model), numel(grown)
-    written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype).values())
+    written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype_name).values())
     needs.read += written
     live = []
     if step.is_checked():

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.bricks.brick import vocabulary_digest
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
