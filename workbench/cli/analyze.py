@@ -62,7 +62,8 @@ def functions(
         ),
     ] = "mean_abs",
     part: Annotated[
-        str, typer.Option("--part", help="Tokens that count: those of the `prompt`, or of the `whole` text.")
+        Literal["prompt", "whole"],
+        typer.Option("--part", help="Tokens that count: those of the `prompt`, or of the `whole` text."),
     ] = "prompt",
     skip: Annotated[
         int, typer.Option("--skip", min=0, help="Tokens at the start of a text that do not count: they attract attention.")

@@ -100,7 +100,8 @@ def loss_changes(result: SetLosses, functions: Tensor, weights: Tensor | None = 
         weights = torch.ones(len(functions), dtype=torch.float64)
     tokens = weights.double() @ (result.tokens.double()[:, None] * member)
     totals = weights.double() @ rises.flatten(1)
-    return totals.unflatten(-1, rises.shape[1:]) / tokens[..., None, :]
+    changes: Tensor = totals.view(*totals.shape[:-1], *rises.shape[1:]) / tokens[..., None, :]
+    return changes
 
 
 def perplexity_changes(result: SetLosses, functions: Tensor, weights: Tensor | None = None) -> Tensor:

@@ -150,7 +150,7 @@ def attribute(
         clean = float(_probabilities(model, [prompt]).detach())
         for site in sites:
             total: Tensor | None = None
-            for number, part in enumerate(scales.split(max(1, BATCH_TOKENS // len(prompt.tokens)))):
+            for number, part in enumerate(torch.split(scales, max(1, BATCH_TOKENS // len(prompt.tokens)))):
                 probabilities, gradient, activations = _scaled(model, site, prompt, part, chosen)
                 if number == 0:
                     zeroed.append(float(probabilities[0]))

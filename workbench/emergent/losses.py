@@ -120,7 +120,7 @@ def cross_entropies(logits: Tensor, wanted: Tensor) -> Tensor:
         logits: [tokens, vocabulary].
         wanted: The tokens [tokens].
     """
-    parts = zip(logits.split(_CHUNK), wanted.split(_CHUNK), strict=True)
+    parts = zip(torch.split(logits, _CHUNK), torch.split(wanted, _CHUNK), strict=True)
     return torch.cat([torch.nn.functional.cross_entropy(part.float(), target, reduction="none") for part, target in parts])
 
 

@@ -87,7 +87,7 @@ def token_sample(
     """
     lengths = [row.prompt if part == "prompt" else len(row.tokens) for row in rows]
     drawn = sample_places(lengths, size, skip=skip, seed=seed)
-    chosen = drawn[:, 0].unique().tolist()
+    chosen = torch.unique(drawn[:, 0]).tolist()
     positions = [(drawn[:, 0] == i).nonzero().flatten() for i in chosen]  # of each chosen row's tokens in the sample
     buffers: dict[int, Tensor] = {}
 

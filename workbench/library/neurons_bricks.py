@@ -27,7 +27,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.run.compose import compose, deltas
+from workbench.run.compose import compose, deltas, recipe_deltas
 from workbench.weights.device import exact
 
 if TYPE_CHECKING:
@@ -222,7 +222,13 @@ def brick_cosines(
 
 
 def _weight_cosines(resolved: Resolved, names: Sequence[str], device: torch.device) -> Tensor:
-    changes = {name: deltas(resolved.bricks[name], resolved.base, device, vocabulary=resolved.vocabulary) for name in names}
+    nested = resolved.nested
+    changes = {
+        name: recipe_deltas(nested[name], resolved, device)
+        if name in nested
+        else deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
+        for name in names
+    }
     cosines = torch.eye(len(names), dtype=torch.float64)
     for i, name in enumerate(names[:-1]):
         others = {other: changes[other] for other in names[i + 1 :]}

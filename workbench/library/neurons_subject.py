@@ -70,7 +70,7 @@ def open_neurons(resolved: Resolved, name: str, device: torch.device, events: Ev
     """
     current = compose(resolved, device, events).model
     steps = len(resolved.recipe.steps)
-    session = live_session(resolved, steps, current, device, progress(events, "analyze", name))
+    session = live_session(resolved, steps, current, device, progress(events, "analyze", name), rounded_to=torch.float32)
     context = session.context
     sites = find_sites(context.model, current.layout.depth, device)
     digest = session.solved_on if steps else resolved.base_digest
