@@ -159,6 +159,16 @@ def test_items_without_predicted_tokens() -> None:
         ablation_table(result, items, ["a", "b"])
 
 
+def test_a_task_without_predicted_tokens_is_left_out() -> None:
+    """Its items count for nothing, instead of leaving the function without tokens in a quarter of the resamplings."""
+    result, items = made([[1.0, 0.0, 0.4, 0.4], [0.0, 0.0, 1.0, 1.0]])
+    result.base.tokens[2:4] = 0
+    table = ablation_table(result, items, ["a", "b"])
+    assert table.items == 6
+    assert torch.isfinite(table.damage.draws).all()
+    assert float(table.damage.changes[0, 0]) == pytest.approx(math.e - 1)
+
+
 def test_mask_curves() -> None:
     """Losses by hand: rises of .05 and .3 nats; intervals over four tasks are t intervals of task means."""
     items = [item("a", f"{n // 2}") for n in range(8)] + [item("b", f"{n}") for n in range(4)]
