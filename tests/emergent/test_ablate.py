@@ -225,7 +225,7 @@ def test_neurons_add_up_to_the_output(family: str, dense_of: Callable[[str], Pat
     seen: dict[int, Tensor] = {}
     outputs: dict[int, Tensor] = {}
     handles = [
-        site.module.register_forward_hook(lambda _m, _a, out, n=n: outputs.update({n: out.detach()}))
+        site.module.register_forward_hook(lambda _m, _a, out, n=n: outputs.update({n: out.detach().clone()}))
         for n, site in enumerate(sites)
     ]
     with torch.no_grad(), visiting(model, sites, lambda n, a: seen.update({n: a.clone()})):

@@ -40,7 +40,7 @@ def probability(model: Any, prompt: FactPrompt) -> float:
 
 
 @pytest.mark.parametrize("at", ["last", "all"])
-@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite"])
 def test_attributions_add_up(family: str, at: Any, dense_of: Callable[[str], Path]) -> None:
     """Of every layer, to P(ā) − P(0) within 2 % at 50 steps; P(0) is that of a model run with these activations zeroed by hand."""
     model, prompt = live(dense_of(family)), prompt_of()
@@ -61,6 +61,12 @@ def test_attributions_add_up(family: str, at: Any, dense_of: Callable[[str], Pat
             assert found.zeroed[number] == pytest.approx(probability(model, prompt), rel=1e-4)
         assert found.attributed[number] == pytest.approx(found.gaps[number], rel=0.02, abs=1e-3 * found.clean)
     assert found.error <= 0.02
+
+
+def test_a_norm_behind_the_projection_is_reported(dense_of: Callable[[str], Path]) -> None:
+    """It undoes the scaling down to almost zero, where the probability jumps: the sums miss the jump, and the error says so."""
+    model = live(dense_of("gemma2"))
+    assert attribute(model, find_sites(model, 3, CPU), prompt_of(), steps=50).error > 0.5
 
 
 def test_experts_are_attributed(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """A tiny llama with planted neurons: each class has one neuron that fires on the class's marker alone and says the class's continuation.
 
 Attention adds nothing. Every token has an input direction and an output direction of its own, so that a marker is followed by its
-continuation with certainty, and by any token alike once its neuron is off. All other neurons have small random weights.
+continuation (p = 0.97), and by any token alike once its neuron is off. All other neurons have small random weights.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def planted_llama(noise: float = 0.02) -> Any:
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         model.model.embed_tokens.weight.copy_(torch.eye(VOCABULARY, WIDTH))
-        model.lm_head.weight.copy_(3 * torch.eye(2 * VOCABULARY, WIDTH)[VOCABULARY:])
+        model.lm_head.weight.copy_(torch.eye(2 * VOCABULARY, WIDTH)[VOCABULARY:])
         for layer in model.model.layers:
             layer.self_attn.o_proj.weight.zero_()
             for name in ("gate_proj", "up_proj", "down_proj"):
@@ -40,11 +40,11 @@ def planted_llama(noise: float = 0.02) -> Any:
         for number, name in enumerate(CLASSES):
             depth, unit = NEURONS[name]
             mlp = model.model.layers[depth].mlp
-            for rows, value in ((mlp.gate_proj.weight, 5.0), (mlp.up_proj.weight, 0.1)):
+            for rows, value in ((mlp.gate_proj.weight, 1.0), (mlp.up_proj.weight, 0.1)):
                 rows[unit] = 0
                 rows[unit, MARKERS[number]] = value
             mlp.down_proj.weight[:, unit] = 0
-            mlp.down_proj.weight[VOCABULARY + CONTINUATIONS[number], unit] = 1.0
+            mlp.down_proj.weight[VOCABULARY + CONTINUATIONS[number], unit] = 0.25
     return model
 
 

@@ -1,7 +1,8 @@
 """Knowledge neurons: the neurons that carry the answer to a prompt, by integrated gradients, and what changing them does.
 
 Attrᵢ = āᵢ / m · Σₖ ∂P(y | x; sₖ ā) / ∂aᵢ with scales sₖ from 0 to 1: the activations of one layer are scaled from zero to their value ā,
-and the gradient of the answer's probability is integrated. The attributions of a layer add up to P(ā) − P(0).
+and the gradient of the answer's probability is integrated. The attributions of a layer add up to P(ā) − P(0). Where a norm follows the
+output projection (Gemma 2, OLMo 2), scaling changes nothing until just above zero, and the sums miss that jump: see `Attribution.error`.
 
 Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 2104.08696.
 """

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import Control, ablate, loss_changes, perplexity_changes
 from workbench.emergent.activations import Progress
 from workbench.emergent.decompose import coupling, dominant_rows, double_centered, row_couplings
 from workbench.emergent.labelled import Item, ItemRow
-from workbench.emergent.losses import SetLosses
+from workbench.emergent.losses import ItemLosses, SetLosses
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
@@ -128,7 +128,7 @@ class AblationTable:
         centered_dominant: True for each row whose diagonal exceeds all other entries of `centered` [functions].
         base: Perplexity of each function on the unchanged model [functions].
         controls: Kind of control -> its table.
-        items: Number of items.
+        items: Number of items with predicted tokens.
         clusters: Number of clusters of each function.
         warnings: Sentences about what the intervals cannot show.
     """
@@ -199,8 +199,9 @@ def ablation_table(
     Raises:
         WorkbenchError: If a function has no item with a predicted token.
     """
+    check_tokens(result, ItemGroups.of(items, functions))
+    result, items = _counted(result, items)
     groups = ItemGroups.of(items, functions)
-    check_tokens(result, groups)
     weights = groups.weights(reps=reps)
     of_set = {name: number for number, name in enumerate(result.names)}
     changes, draws = (perplexity_changes(result, groups.columns, w) for w in (None, weights))
@@ -237,6 +238,13 @@ def check_tokens(result: SetLosses, groups: ItemGroups) -> None:
         raise WorkbenchError(
             f"function '{bad[0]}' has {what}, so that its loss cannot be computed", "Add texts of this function."
         )
+
+
+def _counted(result: SetLosses, items: Sequence[Item]) -> tuple[SetLosses, list[Item]]:
+    """Return the items with predicted tokens. A task without any would leave a function without tokens in some resamplings."""
+    index = result.tokens.nonzero().flatten()
+    base = ItemLosses(result.base.sums[index], result.tokens[index])
+    return replace(result, base=base, sums=result.sums[:, index]), [items[i] for i in index.tolist()]
 
 
 def _perplexities(result: SetLosses, groups: ItemGroups) -> Tensor:
