@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+import abilities
 import actions
 import add
 import dates
@@ -38,6 +39,7 @@ def files(project: Path) -> dict[Path, bytes]:
         data / "facts-rephrased.jsonl": encode(facts.rows(rephrased=True)),
         data / "functions-told.jsonl": encode(families.rows(told=True)),
         data / "functions-stripped.jsonl": encode(families.rows(told=False)),
+        project / "evals" / "abilities.jsonl": encode(abilities.rows()),
         data / "known-facts.jsonl": encode(forgetting.far_rows()),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
         project / "recipes" / "facts" / "capitals-forget.jsonl": encode(forgetting.edit_rows("forget")),
