@@ -6,7 +6,7 @@ import copy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.lazy import torch
+from workbench.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -102,7 +102,7 @@ def _values(name: str, size: int) -> Tensor:
     return torch.linspace(0.3, 0.9, size) if name == "weight" else torch.linspace(-0.2, 0.4, size)
 
 
-@torch.no_grad()
+@no_grad
 def _output_of(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the output of a copy of the module on x, with known weights, or None if it does not accept such an input."""
     try:

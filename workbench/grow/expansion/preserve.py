@@ -223,7 +223,7 @@ def _has_gradient(gradient: Tensor | None, mask: Tensor | None) -> bool:
     return gradient is not None and bool((gradient if mask is None else gradient[mask]).any())
 
 
-@torch.no_grad()
+@no_grad
 def _gradient_step(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
     """Take one gradient step on the additions, scaled so that they change noticeably."""
     for name, mask in added.items():
