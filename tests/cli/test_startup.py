@@ -20,7 +20,7 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("recipe new recipes/new.yaml --base base --brick one=bricks/one", set()),
     ("recipe check mix", set()),
     ("recipe schema", set()),
-    ("recipe import mergekit.yaml", set()),
+    ("recipe import mergekit.yaml", {"mergekit", "torch"}),
     ("plan mix", set()),
     ("plan edited", set()),
     ("run mix --device cpu", {"torch"}),
