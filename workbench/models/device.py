@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.weights.device import prepare
 
 
@@ -22,10 +22,10 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2) from None
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise WorkbenchError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "Use --device cpu.")
     if device.type not in ("cpu", "cuda"):
-        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     prepare(device)
     return device

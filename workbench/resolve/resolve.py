@@ -9,7 +9,7 @@ from workbench.bricks.brick import Brick
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.tied import find_ties, rows_of
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
@@ -115,7 +115,9 @@ def _bound(resolved: Resolved) -> Resolved:
 
 def _all(problems: list[WorkbenchError]) -> WorkbenchError:
     hints = list(dict.fromkeys(p.hint for p in problems if p.hint))
-    return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
+    invalid = any(p.exit_code == InvalidRecipeError.exit_code for p in problems)
+    kind = InvalidRecipeError if invalid else WorkbenchError
+    return kind("\n".join(p.message for p in problems), "\n".join(hints) or None)
 
 
 def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path, ...]) -> Resolved:
@@ -123,17 +125,15 @@ def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path,
     path = (recipe.project / target).resolve()
     chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
     if path in chain:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
             "Remove this brick from one of these recipes.",
-            2,
         )
     inner = resolve(load_recipe(path), hub, chain)
     if memory := inner.recipe.memory:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
             "Remove the memory step from that recipe, and add it as the last step of this recipe.",
-            2,
         )
     with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
         if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:

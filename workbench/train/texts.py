@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
 from workbench.models.texts import Text, read_texts
 from workbench.train.spec import HubData, TrainSpec
@@ -90,10 +90,9 @@ def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
     held = {key for key, place in places.items() if place < share} or {min(places, key=places.__getitem__)}
     trained = [text for text in texts if _key(text) not in held]
     if not trained:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"held_out: a share of {share:g} of {len(places)} different prompts leaves none to train on",
             "Set a smaller share, or name a file of held-out rows.",
-            2,
         )
     return trained, [text for text in texts if _key(text) in held]
 
@@ -106,7 +105,7 @@ def _file(path: Path) -> list[Text]:
     if not path.is_file():
         near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = f"{nearest(path.name, near)} " if near else ""
-        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.", 2)
+        raise InvalidRecipeError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.")
     return read_texts(path, path.name)
 
 
@@ -115,10 +114,9 @@ def _refuse_trained(held: list[Text], trained: list[Text], name: str) -> None:
     training_rows = {(text.prompt, text.answer) for text in trained}
     both = [text for text in held if (text.prompt, text.answer) in training_rows]
     if both:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"{both[0].place}: this held-out row is also a training row ({len(both)} of {len(held)} held-out rows are)",
             f"Remove these rows from the training rows or from {name}, or set `held_out: 0.1` instead.",
-            2,
         )
 
 
@@ -136,10 +134,9 @@ def hub_texts(source: HubData, folder: Path) -> list[Text]:
     columns = [column for column in (source.prompt, source.completion) if column is not None]
     for column in columns:
         if column not in rows.column_names:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
                 f"{nearest(column, rows.column_names)} Set `prompt:` or `completion:` to one of its columns.",
-                2,
             )
     texts = []
     for number, row in enumerate(rows.select_columns(columns)):
@@ -147,10 +144,10 @@ def hub_texts(source: HubData, folder: Path) -> list[Text]:
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
                 found = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__
-                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {found}", "Use another column.", 2)
+                raise InvalidRecipeError(f"data: {place}: expected a text in '{column}', found {found}", "Use another column.")
         texts.append(Text(row[source.prompt] if source.prompt else "", row[source.completion], place))
     if not texts:
-        raise WorkbenchError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.", 2)
+        raise InvalidRecipeError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.")
     return texts
 
 
@@ -163,10 +160,8 @@ def _load(source: HubData, folder: Path) -> Any:
     arguments: dict[str, Any] = {"name": source.config, "split": source.split, "revision": source.revision}
     if local.is_file():
         if local.suffix not in _FORMATS:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"data: {source.hub}: expected a file name that ends in {', '.join(_FORMATS)}; found {local.suffix or 'no ending'}",
-                None,
-                2,
             )
         name, arguments = _FORMATS[local.suffix], {"data_files": str(local), "split": source.split}
     else:
@@ -187,13 +182,12 @@ def _no_data(source: HubData, folder: Path, error: Exception) -> WorkbenchError:
     text = " ".join(str(error).split())
     if "Unknown split" in text or "instruction format" in text:
         hint = "Set `split:` to a split of the data set."
-        return WorkbenchError(f"data: {source.hub}, split '{source.split}': {text}", hint, 2)
+        return InvalidRecipeError(f"data: {source.hub}, split '{source.split}': {text}", hint)
     if "BuilderConfig" in text or "Config name" in text:
         hint = "Set `config:` to a configuration of the data set."
-        return WorkbenchError(f"data: {source.hub}, config '{source.config}': {text}", hint, 2)
-    return WorkbenchError(
+        return InvalidRecipeError(f"data: {source.hub}, config '{source.config}': {text}", hint)
+    return InvalidRecipeError(
         f"data: expected a data set on the hub or a folder of data files in {folder}, found none at '{source.hub}' ({text})",
         "Check the id and the network. Local folders and jsonl, parquet or csv files are relative to train.yaml, or to the project "
         "in a recipe.",
-        2,
     )

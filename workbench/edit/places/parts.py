@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.adapters.places import Places
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import stack_prefix
 
@@ -129,12 +129,11 @@ class Parts:
             WorkbenchError: If a layer does not exist or has no feed-forward part.
         """
         if bad := [i for i in layers if not 0 <= i < self.depth]:
-            raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}", None, 2)
+            raise InvalidRecipeError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}")
         if bad := [i for i in layers if i not in self.modules]:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{label}: layer {bad[0]} has no feed-forward part to edit",
                 f"Choose from the layers that have one: {', '.join(map(str, self.editable))}.",
-                2,
             )
 
     @contextmanager

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.grow.mixtures.gates import Gates, keep_gates, kept_gates, live_modules, read_inputs
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
@@ -74,11 +74,10 @@ def never_gates(
             values = values.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
         selected = int((values.topk(top_k).indices == values.shape[1] - 1).any(1).sum())
         if selected:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
                 "of the router",
                 "Use other texts, `gate: prompts` or `gate: random`.",
-                2,
             )
         new_rows[name] = -strengths[name] * unit[name][None]
     context.progress(2, 2, "routers")

@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
@@ -165,20 +165,18 @@ def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """
     for reader, w in rows.items():
         if (nothing := w.norm(dim=1) < 1 - SAME).any():
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
                 f"same ({reader}), and leave no row",
                 "Give it other `negative_prompts`.",
-                2,
             )
         units = torch.nn.functional.normalize(w, dim=1)
         for a, b in combinations(range(len(experts)), 2):
             if units[a] @ units[b] > SAME:
                 one, two = (experts[i] or "the anchor" for i in (a, b))
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}, cosine > {SAME})",
                     "Give each its own `prompts`, or `negative_prompts`.",
-                    2,
                 )
 
 
@@ -191,7 +189,7 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, w
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
-            raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: the prompt {text!r} has no token", None, 2)
+            raise InvalidRecipeError(f"gate: prompts: {whose or 'the anchor'}: the prompt {text!r} has no token")
     return rows
 
 

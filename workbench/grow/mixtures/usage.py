@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.mixtures.mixture import COUNTS
 from workbench.models.texts import TextRow, batches
 
@@ -110,12 +110,12 @@ def expert_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
         if name.endswith(".experts") and layer and count:
             modules[name] = int(layer[1]), int(count)
     if not modules:
-        raise WorkbenchError(
-            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture.", 2
+        raise InvalidRecipeError(
+            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture."
         )
     if len({count for _, count in modules.values()}) > 1 or len({layer for layer, _ in modules.values()}) < len(modules):
-        raise WorkbenchError(
-            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported", None, 2
+        raise InvalidRecipeError(
+            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported"
         )
     return modules
 
@@ -143,9 +143,8 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
 
 
 def _unread(name: str, model: PreTrainedModel) -> WorkbenchError:
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"{name}: the experts of model_type {model.config.model_type} do not receive (tokens, numbers, weights), so the router's "
         "choice cannot be read",
         "Report this architecture.",
-        2,
     )
