@@ -56,7 +56,7 @@ class Terminal:
             text()
             return
         result = document()
-        self.json([one.plain() for one in result] if isinstance(result, Sequence) else result.plain())
+        self.json([one.to_dict() for one in result] if isinstance(result, Sequence) else result.to_dict())
 
     def json(self, document: Any) -> None:
         """Print one JSON document on stdout."""

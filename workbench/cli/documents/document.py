@@ -27,7 +27,7 @@ class Document(BaseModel):
         """
         return cls.model_construct(**data)
 
-    def plain(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Return the document as plain data."""
         return self.model_dump(by_alias=True, exclude_unset=True, warnings=False)
 

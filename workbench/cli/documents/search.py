@@ -175,8 +175,8 @@ class SearchDocument(Document):
     """The objectives."""
     space: dict[str, dict[str, Any]]
     """Dimension -> its range or choices."""
-    items: int
-    """Number of items that candidates are searched on, over all tasks."""
+    items: HalfCounts
+    """Numbers of items over all tasks."""
     stages: list[int]
     """Numbers of items after which a poor candidate can be stopped."""
     controls: list[ControlDocument]
