@@ -25,6 +25,7 @@ import search_tables
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
+from workbench.cli.documents import published
 from workbench.recipe.describe import pages, summary
 from workbench.recipe.methods import methods
 
@@ -46,7 +47,7 @@ MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P
 def outputs(project: Path) -> dict[Path, str]:
     """Every file that this script writes -> the text that it has to hold."""
     docs = project / "docs"
-    found = {docs / name: text for name, text in pages().items()}
+    found = {docs / name: text for name, text in {**pages(), **published.pages()}.items()}
     for path in (project / "README.md", *sorted(docs.glob("*.md"))):
         text = path.read_text("utf-8")
         if path not in found and MARK.search(text):
@@ -342,6 +343,7 @@ def main(arguments: list[str]) -> int:
     differ = stale(PROJECT)
     for path in differ:
         if not check:
+            path.parent.mkdir(exist_ok=True)
             path.write_text(found[path], "utf-8")
         sys.stdout.write(f"{'differs' if check else 'written'}: {path.relative_to(PROJECT)}\n")
     if check and differ:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, ClassVar, Self
 
 _CONTROLS = {i: f"\\x{i:02x}" for i in (*range(32), *range(127, 160)) if chr(i) not in "\n\t"}
 # Unicode characters for text direction and line separation, which reorder or break a terminal's output.
@@ -18,19 +19,51 @@ _NAME, _COMPARED, _LISTED = 100, 500, 200
 
 
 class WorkbenchError(Exception):
-    """An error that the user can repair.
+    """An error that the user can repair. `workbench` prints it without a traceback and exits with its exit code.
 
     Args:
         message: The place of the error, what was found there and what was expected.
         hint: The command or edit that repairs it.
-        exit_code: 1 for a user's error, 2 for an invalid recipe or wrong usage, 3 for a failed gate.
+
+    Attributes:
+        exit_code: Exit code of the command, which a subclass sets.
     """
 
-    def __init__(self, message: str, hint: str | None = None, exit_code: int = 1) -> None:
+    exit_code: ClassVar[int] = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
-        self.exit_code = exit_code
+
+    def reworded(self, message: str, hint: str | None = None) -> Self:
+        """Return an error of the same class and with the same attributes, but with another message and hint."""
+        other = copy.copy(self)
+        other.args, other.message, other.hint = (message,), message, hint
+        return other
+
+    def __copy__(self) -> Self:
+        other = type(self).__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+
+class UsageError(WorkbenchError):
+    """The command line is wrong: an option, an argument, or a combination of them."""
+
+    exit_code = 2
+
+
+class InvalidRecipeError(WorkbenchError):
+    """A recipe, or a file that it names, is invalid; or a step asks for something that its base does not have."""
+
+    exit_code = 2
+
+
+class GateFailedError(WorkbenchError):
+    """A check of a result failed: a gate of a step, a comparison with the recorded digests, or a check of a suite or of facts."""
+
+    exit_code = 3
 
 
 @dataclass(frozen=True)
@@ -100,7 +133,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return "Known: " + ", ".join(listed) + f"{remainder}." if known else "None is known."
 
 
-def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, what: str, exit_code: int = 1) -> None:
+def refuse_unknown(
+    row: Mapping[Any, Any], known: Collection[str], place: str, what: str, error: type[WorkbenchError] = WorkbenchError
+) -> None:
     """Raise an error if a row of data has an unknown field, which would otherwise be ignored silently.
 
     Args:
@@ -108,7 +143,7 @@ def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, w
         known: The fields that a row may have.
         place: file:line, for the message.
         what: Description of a row for the message, such as "a fact".
-        exit_code: Exit code of the error.
+        error: Class of the error to raise.
 
     Raises:
         WorkbenchError: If the row has a field that is not in `known`.
@@ -117,17 +152,19 @@ def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, w
         if key not in known:
             suggestion = nearest(str(key), known)
             fields = "" if suggestion.startswith("Known: ") else f" Known: {', '.join(sorted(known))}."
-            raise WorkbenchError(f"{place}: {what} has no field '{key}'", f"{suggestion}{fields}", exit_code)
+            raise error(f"{place}: {what} has no field '{key}'", f"{suggestion}{fields}")
 
 
-def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, exit_code: int = 1) -> None:
+def refuse_misspelt(
+    row: Mapping[Any, Any], known: Collection[str], place: str, error: type[WorkbenchError] = WorkbenchError
+) -> None:
     """Raise an error if an ignored field of a row looks like a misspelling of a known field that the row lacks.
 
     Args:
         row: The row; it may have other fields.
         known: The fields that are read.
         place: file:line, for the message.
-        exit_code: Exit code of the error.
+        error: Class of the error to raise.
 
     Raises:
         WorkbenchError: If a field of the row is similar to a missing known field.
@@ -135,8 +172,7 @@ def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, 
     missing = [key for key in known if key not in row]
     for key in row:
         if key not in known and (near := get_close_matches(str(key), missing, n=1, cutoff=0.8)):
-            raise WorkbenchError(
+            raise error(
                 f"{place}: the field '{key}' is not read",
                 f"Did you mean '{near[0]}'? If not, rename it or take it out.",
-                exit_code,
             )

@@ -11,7 +11,7 @@ import yaml
 from pydantic import BaseModel, GetCoreSchemaHandler, ValidationError
 from pydantic_core import CoreSchema, ErrorDetails, PydanticKnownError, core_schema
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.yamltree import NUMBER, Mark, read_tree
 from workbench.yamltree import KeyPath as KeyPath
 
@@ -95,7 +95,7 @@ class Document:
         """Return an error at a key path, with exit code 2 because the document itself is invalid."""
         dotted = ".".join(map(str, path))
         where = f"{self.at(path)} {dotted}: " if dotted else f"{self.at(path)} "
-        return WorkbenchError(where + message, hint, exit_code=2)
+        return InvalidRecipeError(where + message, hint)
 
     def replace_texts(self, path: KeyPath, document: Document) -> None:
         """Replace the source texts below a key path, after its value was replaced by that of another document."""
@@ -151,7 +151,7 @@ class Document:
                 hints.append(hint)
         if remaining > 0:
             lines.append(f"{self.path}: {remaining} more problems")
-        return WorkbenchError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None, exit_code=2)
+        return InvalidRecipeError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None)
 
     def _path_in_file(self, loc: KeyPath, of_a_key: bool) -> KeyPath:
         """Remove the parts of pydantic's location (union tags, `[key]`) that are not in the file.
@@ -193,15 +193,15 @@ def load(path: Path, label: str | None = None) -> Document:
         raw = path.read_bytes()
     except FileNotFoundError:
         names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise WorkbenchError(f"{label}: no such file", nearest(path.name, names) if names else None, 2) from None
+        raise InvalidRecipeError(f"{label}: no such file", nearest(path.name, names) if names else None) from None
     except IsADirectoryError:
-        raise WorkbenchError(f"{label}: is a directory, expected a YAML file", None, 2) from None
+        raise InvalidRecipeError(f"{label}: is a directory, expected a YAML file") from None
     if len(raw) > MAX_BYTES:
-        raise WorkbenchError(f"{label}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}", None, 2)
+        raise InvalidRecipeError(f"{label}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}")
     try:
         return parse(raw.decode("utf-8"), label)
     except UnicodeDecodeError as error:
-        raise WorkbenchError(f"{label}: not UTF-8 text (byte {error.start})", None, 2) from None
+        raise InvalidRecipeError(f"{label}: not UTF-8 text (byte {error.start})") from None
 
 
 def parse(text: str, label: str = "<text>") -> Document:

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from yaml.composer import Composer
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 
 KeyPath = tuple[str | int, ...]
 Mark = tuple[int, int]
@@ -64,13 +64,13 @@ def read_tree(text: str, label: str) -> Tree:
         where = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
         problem = error.problem or error.context or ""
         if "maximum nesting depth" in problem:
-            raise WorkbenchError(f"{where} nested too deeply", None, 2) from None
-        raise WorkbenchError(f"{where} not valid YAML: {problem}", None, 2) from None
+            raise InvalidRecipeError(f"{where} nested too deeply") from None
+        raise InvalidRecipeError(f"{where} not valid YAML: {problem}") from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         # The constructors of explicit tags (!!int x, !!timestamp y, !!binary z) raise the exceptions of Python's own functions.
-        raise WorkbenchError(f"{label}: not valid YAML: {error}", None, 2) from None
+        raise InvalidRecipeError(f"{label}: not valid YAML: {error}") from None
     except RecursionError:
-        raise WorkbenchError(f"{label}: nested too deeply", None, 2) from None
+        raise InvalidRecipeError(f"{label}: nested too deeply") from None
 
 
 def top_scalars(text: str) -> dict[str, str]:
@@ -166,10 +166,8 @@ def _loader(text: str, label: str) -> Any:
 
 
 def _too_much(where: str) -> WorkbenchError:
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"{where} nested too deeply, or too many aliases or values (at most {MAX_DEPTH} levels and {MAX_VALUES:,} values)",
-        None,
-        2,
     )
 
 
@@ -184,10 +182,9 @@ def _walk(node: yaml.Node, path: KeyPath, tree: Tree, label: str) -> None:
             mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             if (*path, key) in marks:
                 first = marks[(*path, key)]
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"{label}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
                     "Keep one of the two. YAML would silently use the last one.",
-                    2,
                 )
             marks[(*path, key)] = mark
             _walk(value, (*path, key), tree, label)
@@ -215,10 +212,9 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, label: str) -> Non
         node.tag = _FLOAT
     if node.tag == _FLOAT and NUMBER.fullmatch(text):
         if not math.isfinite(float(text.replace("_", ""))):
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{_place(node, label)} {text} is beyond the largest number that a float holds (1.8e308)",
                 f'Write a smaller number, or put "{text}" in quotes if it is a text.',
-                2,
             )
         if not _OLD_NUMBER.fullmatch(text):
             tree.texts[path] = text
@@ -226,10 +222,9 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, label: str) -> Non
 
 def _other_base(node: yaml.ScalarNode, label: str, base: str, intended: str) -> WorkbenchError:
     """Return the error for a number such as 010 or 1:30, with a hint that says what to type instead."""
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"{_place(node, label)} YAML reads {node.value} as {_integer(node.value)} ({base})",
         f'Write {intended} for the number {intended}, or put "{node.value}" in quotes if it is a text.',
-        2,
     )
 
 
@@ -247,17 +242,16 @@ def _integer(text: str) -> str:
 def _entries(node: yaml.MappingNode, label: str) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
     for key_node, value in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == f"{_TAG}merge":
-            raise WorkbenchError(f"{_place(key_node, label)} keys must be plain words", None, 2)
+            raise InvalidRecipeError(f"{_place(key_node, label)} keys must be plain words")
         _check_characters(key_node, label)
         if key_node.tag == _DATE and not key_node.style:
             key_node.tag = _STRING
         is_int = key_node.tag == _INT
         if key_node.tag not in (_STRING, _INT) or (is_int and not re.fullmatch("0|[1-9][0-9]*", key_node.value)):
             kind = key_node.tag.removeprefix(_TAG)
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{_place(key_node, label)} YAML reads the key {key_node.value} as {kind}, expected text",
                 f'Put it in quotes: "{key_node.value}".',
-                2,
             )
         yield (int(key_node.value) if is_int else str(key_node.value)), key_node, value
 
@@ -265,8 +259,8 @@ def _entries(node: yaml.MappingNode, label: str) -> Iterator[tuple[str | int, ya
 def _check_characters(node: yaml.Node, label: str) -> None:
     unusable = _UNUSABLE.search(node.value)
     if unusable:
-        raise WorkbenchError(
-            f"{_place(node, label)} the character U+{ord(unusable[0]):04X} is not allowed", "Remove the character.", 2
+        raise InvalidRecipeError(
+            f"{_place(node, label)} the character U+{ord(unusable[0]):04X} is not allowed", "Remove the character."
         )
 
 

@@ -17,8 +17,9 @@ from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
-from workbench.run.execute import execute, plan
+from workbench.run.execute import execute
 from workbench.run.materialize import materialize
+from workbench.run.plan import plan
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"

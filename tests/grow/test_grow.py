@@ -139,7 +139,7 @@ def test_old_elements_are_the_same_bits(steps: str, expected: dict[str, int], pr
 
 def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """An old tensor that changes on its way into the file, and a config.json that loads another model: exit 3, and no model."""
-    import workbench.run.execute
+    import workbench.run.forms
     from workbench.grow.expansion.remap import GrownWeights
 
     opened = GrownWeights.open
@@ -164,7 +164,7 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         project.run("steps: [{grow: depth, after: [3], check: tensors}]\n")
     assert caught.value.exit_code == 3
     monkeypatch.undo()
-    written = workbench.run.execute.write_config
+    written = workbench.run.forms.write_config
 
     wrong = {
         r"layer 0 differently from its source, layer 0.*variance_epsilon is 0.1, expected 1e-06": {"rms_norm_eps": 0.1},
@@ -173,9 +173,7 @@ def test_files_that_differ_are_not_kept(project: Project, monkeypatch: pytest.Mo
         },
     }
     for message, fields in wrong.items():
-        monkeypatch.setattr(
-            workbench.run.execute, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest)
-        )
+        monkeypatch.setattr(workbench.run.forms, "write_config", lambda config, *rest, f=fields: written({**config, **f}, *rest))
         with pytest.raises(WorkbenchError, match=message) as caught:
             project.run("steps: [{grow: stack, order: [0, 1, 2]}]\n")
         assert caught.value.exit_code == 3

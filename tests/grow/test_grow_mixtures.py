@@ -17,11 +17,11 @@ from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.evaluate.lineup import written_specs
 from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.plan import plan
+from workbench.run.shapes import written_specs
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from workbench.models.live import live_model
 from workbench.models.texts import Text, batches, encode, read_texts
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
-from workbench.run.execute import plan
+from workbench.run.plan import plan
 from workbench.steps import MergeContext, MergeMethod
 from workbench.weights.specs import load
 

@@ -253,7 +253,7 @@ def test_failure_leaves_no_model(project: Project, monkeypatch: pytest.MonkeyPat
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("workbench.run.execute.write_config", fail)  # after the last tensor, before the rename
+        patch.setattr("workbench.run.forms.write_config", fail)  # after the last tensor, before the rename
         with pytest.raises(KeyboardInterrupt):
             project.run(TIES)
     (run,) = list_runs(project.path / "runs")

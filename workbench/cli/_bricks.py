@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, nearest, shell, size
+from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -100,8 +100,8 @@ def say_measures(name: str, measured: Measures, metric: str | None) -> None:
     others = list(measured.total.meetings)
     metric = metric or ("cosine" if others else "relative")
     if metric in MEETING and not others:
-        raise WorkbenchError(
-            f"--metric {metric} compares bricks, but only {name} is named", f"workbench brick show {shell(name)} OTHER", 2
+        raise UsageError(
+            f"--metric {metric} compares bricks, but only {name} is named", f"workbench brick show {shell(name)} OTHER"
         )
     totals(name, measured)
     out.line("")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -13,6 +13,9 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 
 from workbench.errors import WorkbenchError, printable, shortened
+
+if TYPE_CHECKING:
+    from workbench.cli.documents.document import Document
 
 # json.dumps escapes characters below U+0020 itself. Other control characters and lone surrogates are escaped here as \\uXXXX.
 _IN_JSON = {i: f"\\u{i:04x}" for i in (*range(127, 160), *range(0x2028, 0x202F), *range(0x2066, 0x206A), *range(0xD800, 0xE000))}
@@ -40,6 +43,20 @@ class Terminal:
         self._bar: Progress | None = None
         self._task: TaskID | None = None
         self._last: tuple[Any, ...] = ()
+
+    def result(self, document: Callable[[], Document | Sequence[Document]], text: Callable[[], None], *, json: bool) -> None:
+        """Print the result of a command.
+
+        Args:
+            document: Returns the document that `--json` prints; a sequence is printed as a list.
+            text: Prints the result for people. Its messages (`say`, `warn`) are not printed if quiet.
+            json: Value of `--json`.
+        """
+        if not json:
+            text()
+            return
+        result = document()
+        self.json([one.to_dict() for one in result] if isinstance(result, Sequence) else result.to_dict())
 
     def json(self, document: Any) -> None:
         """Print one JSON document on stdout."""

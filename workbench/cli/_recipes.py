@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, nearest, shell
+from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
@@ -33,10 +33,9 @@ def recipe_file(name: str) -> Path:
     path = recipe_path(name)
     if path.is_file() or path.suffix in SUFFIXES:
         return path
-    raise WorkbenchError(
+    raise UsageError(
         f"no recipe '{name}': expected a file, or the name of a file in recipes/. {nearest(name, known_recipes())}",
         "`ls recipes` lists the recipes of this project; `workbench recipe new recipes/NAME.yaml` creates one.",
-        2,
     )
 
 
@@ -54,7 +53,7 @@ def no_subject(name: str, others: str = "a model directory or a hub id (org/name
         known: Names of these, for the suggestion.
     """
     message = f"'{name}': expected a recipe, {others}. {nearest(name, {*known_recipes(), *known})}"
-    return WorkbenchError(message, None, 2)
+    return UsageError(message)
 
 
 def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cli._output import out
 from workbench.cli._recipes import no_subject, recipe_path
-from workbench.errors import LeftOut, WorkbenchError, shell
+from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     import torch
@@ -105,7 +105,7 @@ def open_subjects(
     if lenient:
         loaded = _comparable(loaded)
     if settings and not loaded:
-        raise WorkbenchError("--set overrides recipe fields, but only models are named", "Remove --set, or name a recipe.", 2)
+        raise UsageError("--set overrides recipe fields, but only models are named", "Remove --set, or name a recipe.")
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
@@ -174,7 +174,7 @@ def _none_left(left_out: list[LeftOut]) -> WorkbenchError:
     """Return the error of a command whose recipes are all skipped: the error of the first one."""
     first = left_out[0].error or WorkbenchError(f"{left_out[0].name}: {left_out[0].reason}", left_out[0].hint)
     more = f"\nevery recipe is left out: {', '.join(one.name for one in left_out)}" if len(left_out) > 1 else ""
-    return WorkbenchError(first.message + more, first.hint, first.exit_code)
+    return first.reworded(first.message + more, first.hint)
 
 
 def refuse_left_out(left_out: list[LeftOut]) -> None:
@@ -241,8 +241,8 @@ def imported_scores(
     if not suite or not any(name in known for name in suite):
         return None
     if len(suite) > 1:
-        raise WorkbenchError(
-            f"--suite {' --suite '.join(suite)}: imported runs can be compared on one suite at a time", "Name one suite.", 2
+        raise UsageError(
+            f"--suite {' --suite '.join(suite)}: imported runs can be compared on one suite at a time", "Name one suite."
         )
     return find_imported(store, suite[0], names), store, project
 

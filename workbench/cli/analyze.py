@@ -245,12 +245,12 @@ def _page(place: Path, document: dict[str, Any]) -> Path:
 
 
 def _numbers(option: str, text: str) -> tuple[float, ...]:
-    from workbench.errors import WorkbenchError
+    from workbench.errors import UsageError
 
     try:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
-        raise WorkbenchError(f"{option} {text}: expected numbers separated by commas, such as 0,50,80", None, 2) from None
+        raise UsageError(f"{option} {text}: expected numbers separated by commas, such as 0,50,80") from None
 
 
 def _texts(data: Path) -> Labelled:

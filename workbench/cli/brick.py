@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -22,8 +23,7 @@ from workbench.cli._bricks import (
 )
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
-from workbench.cli.run import loading_class, say_text_only
-from workbench.errors import WorkbenchError, shell, size
+from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -40,11 +40,14 @@ NameArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in
 def list_(json: JsonOpt = False) -> None:
     """List the bricks in bricks/."""
     from workbench.bricks.card import library
+    from workbench.cli.documents.bricks import BrickDocument
 
     cards = library(Path.cwd())
-    if json:
-        out.json([card.model_dump(mode="json") for _, card in cards])
-    elif cards:
+
+    def text() -> None:
+        if not cards:
+            out.say("no bricks in bricks/ (bricks/*/brick.yaml); `workbench brick fetch starter` gets a base to start with")
+            return
         rows = [
             [
                 name,
@@ -59,8 +62,8 @@ def list_(json: JsonOpt = False) -> None:
             for name, card in cards
         ]
         out.table(["brick", "kind", "skill", "score", "base", "task"], rows, right=(3, 4))
-    else:
-        out.say("no bricks in bricks/ (bricks/*/brick.yaml); `workbench brick fetch starter` gets a base to start with")
+
+    out.result(lambda: [BrickDocument.model_validate(card.model_dump(mode="json")) for _, card in cards], text, json=json)
 
 
 @app.command()
@@ -81,6 +84,8 @@ def show(
     quiet: QuietOpt = False,
 ) -> None:
     """Show a brick's card and its changes per layer, or compare bricks."""
+    from workbench.cli.documents.bricks import ShownBrick
+
     out.quiet = quiet or json
     brick = find_brick(name)
     card = brick.card.model_dump(mode="json") if brick.card else {"name": brick.name, "kind": brick.kind}
@@ -93,10 +98,13 @@ def show(
             raise
         out.say(f"not measured: {error.message}. {error.hint or ''}")
         measured = None
-    if json:
-        out.json({**card, **({"delta": measured.document()} if measured else {})})
-    elif measured:
-        say_measures(brick.name, measured, metric)
+
+    def text() -> None:
+        if measured:
+            say_measures(brick.name, measured, metric)
+
+    shown = {**card, **({"delta": measured.document()} if measured else {})}
+    out.result(lambda: ShownBrick.model_validate(shown), text, json=json)
     if html and measured:
         from workbench.report.heatmap import render_heat_maps
 
@@ -159,10 +167,9 @@ def train(
     settings = {name: value for name, value in flags.items() if value is not None}
     if settings and (data is None or len(names) > 1):
         problem = f"{len(names)} bricks" if len(names) > 1 else f"--{next(iter(settings)).replace('_', '-')} without --data"
-        raise WorkbenchError(
+        raise UsageError(
             f"--base, --steps and similar flags describe one new brick made from --data; found {problem}",
             "Edit the train.yaml of existing bricks instead.",
-            2,
         )
     for name in names:
         folder = (
@@ -228,6 +235,7 @@ def extract(
     import torch
 
     from workbench.adapters.approximate import Policy
+    from workbench.cli.documents.bricks import ExtractDocument
     from workbench.library.extract import extract as run
     from workbench.models.device import pick_device
 
@@ -235,9 +243,14 @@ def extract(
     error = _error(energy, tolerance)
     policy = Policy(rank if error or rank else 32, error, getattr(torch, dtype), "approximate", embeddings, rest)
     record = run(checkpoint, base, to, policy, project=Path.cwd(), device=pick_device(device), threads=threads, events=out.event)
-    if json:
-        out.json({"adapter": str(to), **record})
-        return
+    document = {"adapter": str(to), **record}
+    out.result(lambda: ExtractDocument.model_validate(document), lambda: _print_extracted(record, base, to), json=json)
+
+
+def _print_extracted(record: Mapping[str, Any], base: str, to: Path) -> None:
+    """Print rank and errors of each tensor, tensors without low-rank factors, and commands that use the adapter."""
+    from workbench.run.forms import adapter_hints
+
     rows = [
         [n, str(t["rank"]), f"{t['norm']:.4g}", f"{t['error']:.2e}", f"{t['rounding']:.2e}"] for n, t in record["tensors"].items()
     ]
@@ -255,9 +268,8 @@ def extract(
     for note in record.get("notes", ()):
         out.warn(note)
     out.say(f"{to}: {size(record['bytes'])}, {record['parameters'] / 1e6:.1f} M parameters")
-    out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{to}")')
-    say_text_only(base)
-    out.say(f"show:   workbench brick show {shell(to)}")
+    for line in (*adapter_hints(base, str(to), base), f"show:   workbench brick show {shell(to)}"):
+        out.say(line)
 
 
 def _by_kind(names: list[str]) -> list[str]:
@@ -269,12 +281,10 @@ def _by_kind(names: list[str]) -> list[str]:
 def _error(energy: float | None, tolerance: float | None) -> float:
     """Return the relative error that --energy or --tolerance allows, or 0 if neither is given."""
     if energy is not None and tolerance is not None:
-        raise WorkbenchError("--energy and --tolerance exclude each other (tolerance² = 1 − energy)", "Use one of them.", 2)
+        raise UsageError("--energy and --tolerance exclude each other (tolerance² = 1 − energy)", "Use one of them.")
     for flag, value in (("--energy", energy), ("--tolerance", tolerance)):
         if value is not None and not 0 < value < 1:
-            raise WorkbenchError(
-                f"{flag} {value:g}: expected a number between 0 and 1", f"{flag} {'0.99' if energy else '0.05'}", 2
-            )
+            raise UsageError(f"{flag} {value:g}: expected a number between 0 and 1", f"{flag} {'0.99' if energy else '0.05'}")
     return math.sqrt(1 - energy) if energy is not None else tolerance or 0.0
 
 
@@ -298,18 +308,24 @@ def bake(
 
     Computes in float32 and casts once. An interrupted command resumes.
     """
+    from workbench.cli.documents.run import RunDocument
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
     result = run(named, base, to, project=Path.cwd(), device=pick_device(device), dtype=dtype, threads=threads, events=out.event)
-    if json:
-        out.json(result)
-        return
-    out.line(result["model"])
-    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
-    out.say(f'load:   {loading_class(result["model"])}.from_pretrained("{result["model"]}")')
+
+    def text() -> None:
+        from workbench.run.forms import load_hint
+
+        out.line(result["model"])
+        out.say(
+            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
+        )
+        out.say(load_hint(result["model"]))
+
+    out.result(lambda: RunDocument.model_validate(result), text, json=json)
 
 
 @app.command()
@@ -332,7 +348,7 @@ def verify(
     touched = read_all(check_fit(brick, model), model)
     digest = brick.digest(None)
     if brick.card and brick.card.digest and digest != brick.card.digest:
-        raise WorkbenchError(f"{brick.name}: digest {digest}, but its card says {brick.card.digest}", _again(brick, name), 3)
+        raise GateFailedError(f"{brick.name}: digest {digest}, but its card says {brick.card.digest}", _again(brick, name))
     recorded = " as on its card" if brick.card and brick.card.digest else ", no digest on its card"
     out.line(f"{brick.name}: {touched} tensors fit {on}, digest {digest[:12]}{recorded}")
     if brick.card and brick.card.base.digest:

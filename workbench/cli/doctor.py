@@ -15,17 +15,20 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
 
     Reports on the compiler, kernels, caches, device, versions and disk space. Exits with 3 if a problem remains.
     """
+    from workbench.cli.documents.machine import DoctorDocument
     from workbench.library.doctor import examine
     from workbench.project import find_project
 
     project = find_project(Path.cwd() / "here")
     findings = examine(project, runs_dir or project / "runs")
-    if as_json:
-        out.json({"version": 1, "project": str(project), "checks": [finding.document() for finding in findings]})
-    else:
+
+    def text() -> None:
         out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in findings])
         for finding in findings:
             if finding.hint:
                 out.say(f"{finding.check}: {finding.hint}")
+
+    document = {"version": 1, "project": str(project), "checks": [finding.document() for finding in findings]}
+    out.result(lambda: DoctorDocument.model_validate(document), text, json=as_json)
     if any(finding.status == "failed" for finding in findings):
         raise typer.Exit(3)

@@ -55,6 +55,7 @@ def rebase(
 
     Takes the facts and settings that the edit was made with.
     """
+    from workbench.cli.documents.edits import RebaseDocument
     from workbench.library.rebase import rebase as run
     from workbench.models.device import pick_device
 
@@ -72,13 +73,13 @@ def rebase(
         settings=settings or (),
         events=out.event,
     )
-    if json:
-        out.json(rebased)
-        return
-    out.line(rebased["brick"])
-    for line in _said(rebased):
-        out.line(line)
-    _say_use(rebased, onto, resolved)
+
+    def text() -> None:
+        for line in (rebased["brick"], *_said(rebased)):
+            out.line(line)
+        _say_use(rebased, onto, resolved)
+
+    out.result(lambda: RebaseDocument.model_validate(rebased), text, json=json)
 
 
 @app.command()
@@ -105,6 +106,7 @@ def trace(
     Restores one layer's states at a time, and measures how much of the answer's probability returns (causal tracing, Meng et
     al. 2022). Prints a table. It is for reading only: `layers: auto` of an edit step tries edits on several layers instead.
     """
+    from workbench.cli.documents.edits import TraceDocument
     from workbench.library.trace import trace_table
     from workbench.models.device import pick_device
 
@@ -113,10 +115,7 @@ def trace(
     table = trace_table(
         resolved, name, facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
     )
-    if json:
-        out.json(table.document())
-    else:
-        _say_trace(table)
+    out.result(lambda: TraceDocument.model_validate(table.document()), lambda: _say_trace(table), json=json)
     if html:
         from workbench.report.tracemap import render_trace
 

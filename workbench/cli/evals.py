@@ -26,7 +26,7 @@ from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
-from workbench.errors import LeftOut, WorkbenchError, nearest, shell
+from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.scores.store import Scores
@@ -60,6 +60,7 @@ def evaluate(
     Also scores the recipes' controls: the base, each brick alone, and their average. Scores are cached by content, so
     that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md.
     """
+    from workbench.cli.documents.scores import EvalDocument
     from workbench.evaluate.scoring import score_all
     from workbench.models.device import pick_device
     from workbench.report.scorecard import card_scores
@@ -69,7 +70,7 @@ def evaluate(
     opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
-        raise WorkbenchError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}", None, 2)
+        raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
     scores = score_all(
         opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event, runs=opened.runs, server=server
     )
@@ -84,11 +85,16 @@ def evaluate(
         for s in scores
         for one in aggregated(opened.store.record(s), s)
     ]
-    if json:
-        out.json(_documents(scores, opened, groups))
-    else:
+
+    def text() -> None:
         scores_table(comparison, scores)
         groups_table(groups)
+
+    def document() -> EvalDocument | list[EvalDocument]:
+        documents = [EvalDocument.model_validate(one) for one in _documents(scores, opened, groups)]
+        return documents[0] if len(documents) == 1 else documents
+
+    out.result(document, text, json=json)
     refuse_left_out(opened.left_out)
 
 
@@ -112,6 +118,7 @@ def compare(
     on a primary metric, guarded tasks included; with --require-safe, also if one is not shown safe on a guarded task.
     Otherwise exits with 1 if a configuration is left out because it is invalid or not scored.
     """
+    from workbench.cli.documents.scores import CompareDocument
     from workbench.evaluate.scoring import stored
 
     left_out: list[LeftOut] = []
@@ -136,10 +143,8 @@ def compare(
             scores = [s for s in scores if s.configuration.name not in lacking]
         comparison = compare_scores(opened.store, scores, against, opened.project)
     document = comparison.document()
-    if json:
-        out.json({"baseline": document["baseline"], "rows": document["rows"], **told(left_out)})
-    else:
-        rows_table(document)
+    printed = {"baseline": document["baseline"], "rows": document["rows"], **told(left_out)}
+    out.result(lambda: CompareDocument.model_validate(printed), lambda: rows_table(document), json=json)
     worse = [row for row in comparison.worse if row.configuration in named]
     not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
     if lines := gate_lines(worse, not_safe, document["baseline"]):
@@ -185,9 +190,7 @@ def report(
     else:
         every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
         if not every:
-            raise WorkbenchError(
-                "no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml", 2
-            )
+            raise UsageError("no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml")
         pages, unsearched = searched(every, settings, runs_dir)
         hint = eval_command(names or [], suite, settings, limit, batch_size)
         opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
@@ -242,8 +245,8 @@ def _compared(
     return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
 
 
-def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> Any:
-    """Return the documents of `eval --json`: one per suite, in a list if there are several suites."""
+def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return the documents of `eval --json`, one per suite."""
     documents: dict[str, dict[str, Any]] = {}
     for s in scores:
         document = documents.setdefault(s.plan, {"suite": s.suite, "plan": s.plan, "configurations": [], **told(opened.left_out)})
@@ -263,4 +266,4 @@ def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]
             document["configurations"][-1]["groups"] = [
                 {k: v for k, v in g.items() if k not in ("plan", "configuration")} for g in own
             ]
-    return next(iter(documents.values())) if len(documents) == 1 else list(documents.values())
+    return list(documents.values())

@@ -12,9 +12,10 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import GateFailedError, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.facts.published import Published
     from workbench.library.facts import FactFinding
     from workbench.recipe.recipe import Recipe
     from workbench.resolve.resolved import Resolved
@@ -58,6 +59,7 @@ def check(
     Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
     """
     from workbench.cli._recipes import recipe_file
+    from workbench.cli.documents.edits import FactsCheckDocument
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
     from workbench.recipe.recipe import load_recipe
@@ -66,17 +68,18 @@ def check(
     loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
     asked_model = _model(model, loaded)
     report = check_facts(file, str(file), recipe=loaded, model=asked_model, device=pick_device(device), events=out.event)
-    if json:
-        out.json(report.document())
-    elif report.findings:
-        _table(report.findings)
-    counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
-    looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
-    if not json:
+
+    def text() -> None:
+        if report.findings:
+            _table(report.findings)
+        counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
+        looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
         out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
+
+    out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:
         first, more = report.failed[0], f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
-        raise WorkbenchError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair, 3)
+        raise GateFailedError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair)
 
 
 def _table(findings: list[FactFinding]) -> None:
@@ -130,6 +133,7 @@ def import_(
     json: JsonOpt = False,
 ) -> None:
     """Convert a published facts dataset to JSONL, and list skipped rows."""
+    from workbench.cli.documents.edits import FactsImportDocument
     from workbench.facts import write_facts
     from workbench.facts.imported import import_facts
 
@@ -140,12 +144,31 @@ def import_(
     if to is not None:
         to.parent.mkdir(parents=True, exist_ok=True)
         write_facts(to, read.facts)
-    if json:
+
+    def document() -> FactsImportDocument:
         skipped = [{"place": skip.place, "reason": skip.reason} for skip in read.skipped]
-        out.json({"format": read.format, "facts": len(read.facts), "out": str(to) if to else None, "skipped": skipped})
-        return
-    for line in [str(to)] if to is not None else [dumps(fact.document(), ensure_ascii=False) for fact in read.facts]:
-        out.line(line)
+        imported = {"format": read.format, "facts": len(read.facts), "out": str(to) if to else None, "skipped": skipped}
+        return FactsImportDocument.model_validate(imported)
+
+    def text() -> None:
+        for line in [str(to)] if to is not None else [dumps(fact.document(), ensure_ascii=False) for fact in read.facts]:
+            out.line(line)
+        _say_imported(read, file, neighbours, limited=limit is not None)
+        if to is not None:
+            out.say(f"next: workbench facts check {shell(to)}")
+
+    out.result(document, text, json=json)
+
+
+def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool) -> None:
+    """Print the skipped rows, the number of facts, and the number of their neighbours.
+
+    Args:
+        read: The converted facts.
+        file: The file that they come from.
+        neighbours: Value of `--rebuild-neighbours`.
+        limited: Whether `--limit` is given.
+    """
     for skip in read.skipped[:SHOWN]:
         out.say(f"skipped: {skip.place}: {skip.reason}")
     more = len(read.skipped) - SHOWN
@@ -156,13 +179,5 @@ def import_(
     if neighbours:
         full = sum(len(fact.neighbours) >= neighbours for fact in read.facts)
         total = sum(len(fact.neighbours) for fact in read.facts)
-        out.say(
-            f"{total} neighbours; {full} facts have {neighbours} or more"
-            + (
-                ""
-                if limit
-                else ". All facts of the file are edited, which leaves few subjects as neighbours; --limit leaves more"
-            )
-        )
-    if to is not None:
-        out.say(f"next: workbench facts check {shell(to)}")
+        hint = ". All facts of the file are edited, which leaves few subjects as neighbours; --limit leaves more"
+        out.say(f"{total} neighbours; {full} facts have {neighbours} or more{'' if limited else hint}")

@@ -31,6 +31,8 @@ VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Versio
 @reads_recipes
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List facts with their versions and credibility."""
+    from workbench.cli.documents.memories import MemoryDocument
+
     memory, _ = _open(place, runs_dir)
     rows: list[dict[str, Any]] = [
         {
@@ -45,26 +47,28 @@ def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, j
         }
         for r in memory.kept(version).facts
     ]
-    if json:
-        out.json({"version": version or memory.log.version, "method": memory.record["method"], "facts": rows})
-        return
-    out.table(
-        ["fact", "prompt", "target", "version", "source", "credibility", ""],
-        [
+
+    def text() -> None:
+        out.table(
+            ["fact", "prompt", "target", "version", "source", "credibility", ""],
             [
-                r["id"],
-                r["prompt"],
-                r["target"],
-                str(r["version"]),
-                r["source"],
-                f"{r['credibility']:.2f}",
-                "" if r["used"] else "not used",
-            ]
-            for r in rows
-        ],
-        right=(3, 5),
-    )
-    out.say(f"{memory.record['method']}, version {version or memory.log.version} of {memory.log.version}, {len(rows)} facts")
+                [
+                    r["id"],
+                    r["prompt"],
+                    r["target"],
+                    str(r["version"]),
+                    r["source"],
+                    f"{r['credibility']:.2f}",
+                    "" if r["used"] else "not used",
+                ]
+                for r in rows
+            ],
+            right=(3, 5),
+        )
+        out.say(f"{memory.record['method']}, version {version or memory.log.version} of {memory.log.version}, {len(rows)} facts")
+
+    document = {"version": version or memory.log.version, "method": memory.record["method"], "facts": rows}
+    out.result(lambda: MemoryDocument.model_validate(document), text, json=json)
 
 
 @app.command()
@@ -149,21 +153,24 @@ def feedback(
 @app.command()
 def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show all changes of a memory, oldest first."""
+    from workbench.cli.documents.memories import MemoryChange
+
     memory, _ = _open(place, runs_dir)
-    if json:
-        out.json(list(memory.log.lines))
-        return
-    rows = [
-        [
-            str(line["version"]),
-            line["time"] or "",
-            line["action"],
-            line["id"],
-            line["fact"]["target"] if "fact" in line else f"{line.get('reward', '')}",
+
+    def text() -> None:
+        rows = [
+            [
+                str(line["version"]),
+                line["time"] or "",
+                line["action"],
+                line["id"],
+                line["fact"]["target"] if "fact" in line else f"{line.get('reward', '')}",
+            ]
+            for line in memory.log.lines
         ]
-        for line in memory.log.lines
-    ]
-    out.table(["version", "time", "action", "fact", "target or reward"], rows, right=(0,))
+        out.table(["version", "time", "action", "fact", "target or reward"], rows, right=(0,))
+
+    out.result(lambda: [MemoryChange.stored(line) for line in memory.log.lines], text, json=json)
 
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from workbench.cli.documents.methods import MethodDocument
 
 
 def methods(
@@ -23,6 +26,7 @@ def methods(
     Includes methods of installed distributions (entry point group workbench.methods) and, if the project is trusted, of its
     methods/ folder.
     """
+    from workbench.cli.documents.methods import MethodDocument
     from workbench.project import find_project
     from workbench.recipe.describe import describe, summary
     from workbench.recipe.methods import methods as built_in
@@ -34,11 +38,12 @@ def methods(
         out.warn(problem.message)
     unloaded = untrusted("not listed", finder.project) if finder.files and not finder.trusted else None
     if name is None:
-        if json:
-            out.json([describe(cls) for cls in known])
-        else:
-            rows = [[cls.verb, cls.name, cls.plugin.source if cls.plugin else "built in", summary(cls)] for cls in known]
-            out.table(["verb", "method", "from", "what it does"], rows)
+        rows = [[cls.verb, cls.name, cls.plugin.source if cls.plugin else "built in", summary(cls)] for cls in known]
+        out.result(
+            lambda: [MethodDocument.model_validate(describe(cls)) for cls in known],
+            lambda: out.table(["verb", "method", "from", "what it does"], rows),
+            json=json,
+        )
         if unloaded:
             out.say(f"{unloaded.message}. {unloaded.hint}")
         return
@@ -46,16 +51,18 @@ def methods(
     if not matches and unloaded:
         raise untrusted(f"unknown method '{name}'", finder.project)
     if not matches:
-        raise WorkbenchError(
-            f"unknown method '{name}'. {nearest(name, [cls.name for cls in known])}", "`workbench methods` lists all.", 2
+        raise UsageError(
+            f"unknown method '{name}'. {nearest(name, [cls.name for cls in known])}", "`workbench methods` lists all."
         )
-    document = describe(matches[0])
-    if json:
-        out.json(document)
-        return
-    out.line(f"{document['verb']}: {document['name']}\n{document['text']}\n")
-    out.line(f"formula  {document['formula']}\npaper    {document['paper']}")
-    if "plugin" in document:
-        out.line(f"from     {document['plugin']['source']}")
+    document = MethodDocument.model_validate(describe(matches[0]))
+    out.result(lambda: document, lambda: _print(document), json=json)
+
+
+def _print(method: MethodDocument) -> None:
+    """Print a method's text, formula, paper and fields."""
+    out.line(f"{method.verb}: {method.name}\n{method.text}\n")
+    out.line(f"formula  {method.formula}\npaper    {method.paper}")
+    if method.plugin:
+        out.line(f"from     {method.plugin.source}")
     out.line("")
-    out.table(["field", "default", "meaning"], [[f["name"], f["default"], f["text"]] for f in document["fields"]])
+    out.table(["field", "default", "meaning"], [[f.name, f.default, f.text] for f in method.fields])

@@ -10,7 +10,7 @@ import typer
 from workbench.cli._options import RecipesArg, SetOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, WorkbenchError, shell
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check and import recipes.")
 
@@ -65,7 +65,7 @@ def new(
     has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
     pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
     if bad := [name for name, equals, ref in pairs if not equals or not ref]:
-        raise WorkbenchError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora", 2)
+        raise UsageError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora")
     lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
     if suite is None and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +12,10 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
-from workbench.errors import shell, size
+from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
-    from workbench.resolve.resolved import Resolved
-
-
-# Values that vLLM accepts for --max-lora-rank.
-VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+    from workbench.run.plan import RunPlan
 
 
 def plan(
@@ -33,38 +30,39 @@ def plan(
 
     Reads file headers only. `--device cuda` also works on a machine without a GPU.
     """
+    from workbench.cli.documents.run import PlanDocument
     from workbench.run.plan import plan as make_plan
 
     resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
     planned = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
-    if json:
-        out.json(planned.document())
-    else:
-        out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
-        out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
-        for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
-            out.line(f"{edit['id']}: {_cost(edit)}")
-        out.line(
-            f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
-            + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
-            + f"about {duration(planned.seconds)}"
-            + (", and the passes over texts" if any("needs" in step for step in planned.steps) else "")
-            + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
-        )
-        if planned.downloads:
-            fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in planned.downloads)
-            out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
-        if planned.checked_at_run:
-            out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
-        for warning in planned.warnings:
-            out.warn(warning)
+    out.result(lambda: PlanDocument.model_validate(planned.document()), lambda: _print_plan(planned, runs), json=json)
     if planned.problems:
-        from workbench.errors import WorkbenchError
-
         downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if planned.downloads else ""
         raise WorkbenchError(
             "\n".join(planned.problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
         )
+
+
+def _print_plan(planned: RunPlan, runs: Path) -> None:
+    """Print the steps of a plan as a table, then its totals."""
+    out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
+    out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
+    for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+        out.line(f"{edit['id']}: {_cost(edit)}")
+    out.line(
+        f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
+        + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
+        + f"about {duration(planned.seconds)}"
+        + (", and the passes over texts" if any("needs" in step for step in planned.steps) else "")
+        + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
+    )
+    if planned.downloads:
+        fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in planned.downloads)
+        out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
+    if planned.checked_at_run:
+        out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
+    for warning in planned.warnings:
+        out.warn(warning)
 
 
 def plans_cuda(device: str) -> bool:
@@ -99,10 +97,11 @@ def run(
     The result is a Hugging Face checkpoint, a PEFT adapter or a configuration directory, as the recipe's `output` says.
     An interrupted run resumes.
     """
-    from workbench.edit.greedy import told as said_in_words
-    from workbench.grow.expansion.kept import told
+    from workbench.cli.documents.run import RunDocument
     from workbench.models.device import pick_device
+    from workbench.run.directory import run_for
     from workbench.run.execute import execute
+    from workbench.run.forms import CHECKPOINT, form_of
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
@@ -113,77 +112,37 @@ def run(
     for warning in resolved.warnings:
         out.warn(warning)
     result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event, wait=wait)
-    if json:
-        out.json(result)
-        return
+
+    def text() -> None:
+        form = form_of(resolved)
+        output = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
+        place = result[form.key]
+        _print_result(result, place, form.describe(output))
+        checkpoint = Path(place) if form is CHECKPOINT else None
+        for line in (*form.hints(place, output, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
+            out.say(line)
+
+    out.result(lambda: RunDocument.model_validate(result), text, json=json)
+
+
+def _print_result(result: Mapping[str, Any], place: str, described: str) -> None:
+    """Print the result's directory, facts that the model says, checks of grow steps, time and memory.
+
+    Args:
+        result: The document of the run.
+        place: Directory of the result.
+        described: Description of the result.
+    """
+    from workbench.edit.greedy import told as said_in_words
+    from workbench.grow.expansion.kept import told
+
     for name, row in result["said"].items():
         out.say(f"{name}: the model says {said_in_words(row)}")
-    if result["adapter"]:
-        _say_adapter(result, resolved, runs)
-        for line in score_lines(resolved, recipe, settings):
-            out.say(line)
-        return
-    if result["directory"]:
-        out.line(result["directory"])
-        out.say(
-            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
-        )
-        out.say(f'load:   workbench.load("{result["directory"]}")')
-        out.say(f"facts:  workbench memory ls {shell(result['directory'])}")
-        for line in score_lines(resolved, recipe, settings):
-            out.say(line)
-        return
-    out.line(result["model"])
+    out.line(place)
     for step in result["steps"]:
         if "check" in step:
             out.say(f"{step['id']}: {told(step['check'])}")
-    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}")
-    out.say(f'load:   {loading_class(result["model"])}.from_pretrained("{result["model"]}")')
-    out.say(f"serve:  vllm serve {shell(result['model'])}")
-    for line in score_lines(resolved, recipe, settings, Path(result["model"])):
-        out.say(line)
-
-
-def _say_adapter(result: dict[str, Any], resolved: Resolved, runs: Path) -> None:
-    """Print the adapter's directory, its size and error, and commands that use it."""
-    from workbench.run.directory import run_for
-
-    record = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
-    base = resolved.recipe.fields.base
-    out.line(result["adapter"])
-    out.say(
-        f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, rank {record['rank']}, {len(record['tensors'])} tensors, "
-        f"{size(record['bytes'])}, relative error {record['error']:.1e}"
-    )
-    if record["whole"]:
-        out.say(
-            f"{len(record['whole'])} tensors are saved whole (modules_to_save, biases); PEFT loads them, plain LoRA loaders do not: "
-            f"{', '.join(record['whole'][:3])}" + (" …" if len(record["whole"]) > 3 else "")
-        )
-    out.say(f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{result["adapter"]}")')
-    say_text_only(str(resolved.base_path))
-    if record["plain"] and record["rank"] <= VLLM_RANKS[-1]:
-        most = next(rank for rank in VLLM_RANKS if rank >= record["rank"])
-        out.say(
-            f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} "
-            f"--lora-modules " + shell(f"{resolved.recipe.name}={result['adapter']}")
-        )
-
-
-def loading_class(model: str | Path) -> str:
-    """Return the transformers class that loads all parts of a model directory."""
-    from workbench.models.skeleton import loading_class as of_config
-    from workbench.weights.checkpoint import read_config
-
-    return of_config(read_config(Path(model), str(model)))
-
-
-def say_text_only(base: str) -> None:
-    """Print that an adapter's modules are those of the text decoder, if the base has more parts."""
-    from workbench.bricks.locate import locate
-
-    if (whole := loading_class(locate(base, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
-        out.say(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
+    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, {described}")
 
 
 def _grouped(lines: list[str]) -> list[str]:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -11,7 +12,7 @@ from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
-from workbench.errors import WorkbenchError, shell, size
+from workbench.errors import GateFailedError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
@@ -23,6 +24,7 @@ NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its na
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
+    from workbench.cli.documents.run import RunRow
     from workbench.run.directory import list_runs
 
     listed = list_runs(_runs(runs_dir))
@@ -36,9 +38,11 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
         }
         for r in listed
     ]
-    if json:
-        out.json(rows)
-    elif rows:
+
+    def text() -> None:
+        if not rows:
+            out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
+            return
         out.table(
             ["run", "status", "created", "size", "configuration"],
             [
@@ -47,13 +51,14 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             ],
             right=(3,),
         )
-    else:
-        out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
+
+    out.result(lambda: [RunRow.stored(row) for row in rows], text, json=json)
 
 
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show a run's inputs, steps and result."""
+    from workbench.cli.documents.run import RunRecord
     from workbench.run.directory import RECORD, find_run
 
     run = find_run(_runs(runs_dir), name)
@@ -64,9 +69,14 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
             f"{relative(run.path / RECORD)}: the file is damaged: it lacks the status, creation time, device or base",
             "Run its recipe again: files that are complete are verified and reused.",
         )
-    if json:
-        out.json(record)
-        return
+    out.result(lambda: RunRecord.stored(record), lambda: _print(run, record), json=json)
+    if record.get("error") and not json:
+        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Fix the cause and run the recipe again.")
+
+
+def _print(run: RunDirectory, record: Mapping[str, Any]) -> None:
+    """Print a run's inputs, steps, result and warnings."""
+    base = record["inputs"]["base"]
     out.line(
         f"{run.name}: {record['status']}, {record['created']}, on {record['device']}"
         + (f", {record['seconds']} s" if record.get("seconds") is not None else "")
@@ -82,8 +92,6 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
         out.line(f"{place}  {output['digest'][:12]}, {output['parameters'] / 1e6:.1f} M parameters, {size(output['bytes'])}")
     for warning in record.get("warnings") or []:
         out.warn(warning)
-    if record.get("error"):
-        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Fix the cause and run the recipe again.")
 
 
 @app.command()
@@ -144,10 +152,9 @@ def verify(
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     if bad:
-        raise WorkbenchError(
+        raise GateFailedError(
             f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
             f"workbench runs rm {shell(run.name)}, then run the recipe again.",
-            3,
         )
     out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
 
@@ -161,10 +168,9 @@ def _verify_memory(run: RunDirectory, digest: str) -> None:
     from workbench.run.memories import SavedMemory
 
     if SavedMemory(run.configuration / "memory").digest(1) != digest:
-        raise WorkbenchError(
+        raise GateFailedError(
             f"{run.name}: the memory's first version differs from the record",
             f"workbench runs rm {shell(run.name)}, then run the recipe again.",
-            3,
         )
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
-from workbench.errors import WorkbenchError, shell, size
+from workbench.errors import UsageError, shell, size
 
 if TYPE_CHECKING:
     from workbench.scores.store import ScoreStore
@@ -21,18 +22,25 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List stored
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List stored scores, one line per suite and plan."""
+    from workbench.cli.documents.scores import StoredPlan
     from workbench.scores.imported import stored_plans
 
     store = _store(runs_dir)
     plans = stored_plans(store)
-    if json:
-        out.json(plans)
-        return
-    if not plans:
-        out.say(
-            f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
-        )
-        return
+
+    def text() -> None:
+        if plans:
+            _print(plans)
+        else:
+            out.say(
+                f"no scores in {relative(store.root)}; `workbench eval RECIPE` scores a recipe, `workbench scores import FILE...` imports lm-eval's"
+            )
+
+    out.result(lambda: [StoredPlan.stored(plan) for plan in plans], text, json=json)
+
+
+def _print(plans: Sequence[Mapping[str, Any]]) -> None:
+    """Print one row per suite and plan."""
     rows = []
     for plan in plans:
         names = [c["name"] for c in plan["configurations"]]
@@ -79,39 +87,40 @@ def import_(
 
     Each folder of sample files is one configuration.
     """
+    from workbench.cli.documents.scores import ImportedScores
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
     imported = import_samples(files, store, name=name, suite=suite, cluster=cluster)
-    if json:
-        out.json(
-            [
-                {
-                    "suite": f.scores.suite,
-                    "plan": f.scores.plan,
-                    "name": f.scores.configuration.name,
-                    "digest": f.scores.configuration.digest,
-                    "new": f.new,
-                    "tasks": {t: r.n for t, r in f.scores.tasks.items()},
-                }
-                for f in imported
-            ]
-        )
-        return
-    for one in imported:
-        for note in one.notes:
-            out.warn(note)
-        tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
-        out.line(
-            f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
-            + ("" if one.new else ", already imported")
-        )
-    names = [s.configuration.name for s in store.list(imported[-1].plan)]
-    if len(names) > 1:
-        out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
-    else:
-        out.say("to compare, import another run on the same documents and prompts")
+    documents = [
+        {
+            "suite": f.scores.suite,
+            "plan": f.scores.plan,
+            "name": f.scores.configuration.name,
+            "digest": f.scores.configuration.digest,
+            "new": f.new,
+            "tasks": {t: r.n for t, r in f.scores.tasks.items()},
+        }
+        for f in imported
+    ]
+
+    def text() -> None:
+        for one in imported:
+            for note in one.notes:
+                out.warn(note)
+            tasks = ", ".join(f"{task} (n={t.n})" for task, t in one.scores.tasks.items())
+            out.line(
+                f"{one.scores.configuration.name}: {tasks}, suite {suite}, plan {one.scores.plan[:12]}"
+                + ("" if one.new else ", already imported")
+            )
+        names = [s.configuration.name for s in store.list(imported[-1].plan)]
+        if len(names) > 1:
+            out.say(f"compare: workbench compare {shell(*names, '--suite', suite)}")
+        else:
+            out.say("to compare, import another run on the same documents and prompts")
+
+    out.result(lambda: [ImportedScores.model_validate(one) for one in documents], text, json=json)
 
 
 @app.command()
@@ -171,7 +180,7 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     from workbench.run.opened import resolve_model
 
     if base is None:
-        raise WorkbenchError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}", 2)
+        raise UsageError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}")
     project = find_project(Path.cwd() / "here")
     facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
     _, resolved = resolve_model(base, project)

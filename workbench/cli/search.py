@@ -11,7 +11,7 @@ import typer
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import recipe_file, relative
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, shell
 
 
 def search(
@@ -57,6 +57,7 @@ def search(
     Tries values of the fields under the recipe's `search`, in memory, and tests the best candidates on items that no
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
+    from workbench.cli.documents.search import SearchDocument
     from workbench.models.device import pick_device
     from workbench.recipe.recipe import load_recipe
     from workbench.recipe.trust import is_trusted
@@ -66,7 +67,7 @@ def search(
 
     out.quiet, out.verbose = quiet or json, verbose
     if engine not in ("local", "ray"):
-        raise WorkbenchError(f"--engine {engine}: expected local or ray", None, 2)
+        raise UsageError(f"--engine {engine}: expected local or ray")
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
     prepared = prepare(
@@ -80,8 +81,8 @@ def search(
         storage=storage,
         events=out.event,
     )
-    for text in prepared.warnings:
-        out.warn(text)
+    for warning in prepared.warnings:
+        out.warn(warning)
     if engine == "ray":
         place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
         options = Options(place, tuple(settings or ()), runs, device, batch_size, limit, is_trusted(loaded.project))
@@ -89,11 +90,12 @@ def search(
     else:
         run(prepared)
     document = conclude(prepared, to)
-    if json:
-        out.json(document)
-        return
-    _table(document)
-    _say_recipes(document, to, loaded.project)
+
+    def text() -> None:
+        _table(document)
+        _say_recipes(document, to, loaded.project)
+
+    out.result(lambda: SearchDocument.model_validate(document), text, json=json)
 
 
 def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) -> None:

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites of evaluation tasks.")
 NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
@@ -23,19 +23,22 @@ BaseOpt = Annotated[
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the suites in evals/suites."""
+    from workbench.cli.documents.suites import SuiteRow
     from workbench.evaluate.suitecheck import list_suites
 
     suites = list(list_suites(_project()))
-    if json:
-        out.json(suites)
-    elif suites:
+
+    def text() -> None:
+        if not suites:
+            out.say("no suites in evals/suites; `workbench recipe new NAME --project DIR` creates a project folder")
+            return
         out.table(
             ["suite", "tasks", "description"],
             [[s["suite"], str(len(s["tasks"])), s["error"] or s["description"]] for s in suites],
             right=(1,),
         )
-    else:
-        out.say("no suites in evals/suites; `workbench recipe new NAME --project DIR` creates a project folder")
+
+    out.result(lambda: [SuiteRow.model_validate(suite) for suite in suites], text, json=json)
 
 
 @app.command()
@@ -44,13 +47,16 @@ def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
 
     Loads no model.
     """
+    from workbench.cli.documents.suites import SuiteDocument
     from workbench.evaluate.suitecheck import show_suite
 
     out.quiet = json
     document = show_suite(name, _project(), base)
-    if json:
-        out.json(document)
-        return
+    out.result(lambda: SuiteDocument.model_validate(document), lambda: _print(document), json=json)
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    """Print a suite: its tasks as a table, its contrasts, its settings and its plan."""
     suite = document["suite"]
     out.line(f"{suite['suite']}: {suite['description']}" if suite["description"] else suite["suite"])
     rows = []
@@ -111,12 +117,12 @@ def check(
 
     Correct answers must get the full score. Exits with 3 if a check fails.
     """
+    from workbench.cli.documents.suites import SuiteCheckDocument
     from workbench.evaluate.suitecheck import check_suite
 
     report = check_suite(name, _project(), base, limit)
-    if json:
-        out.json(report.document())
-    else:
+
+    def text() -> None:
         marks = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
         out.table(["task", "check", "", "found"], [[c.task, c.check, marks[c.status], c.found] for c in report.checks])
         for warning in (c for c in report.checks if c.status == "warning"):
@@ -125,10 +131,12 @@ def check(
             for example in examples:
                 out.line(f"--- {task} {example['id']}\n{example['prompt']}")
                 out.line(f"choices: {example['choices']}" if example["choices"] is not None else f"target: {example['target']!r}")
+
+    out.result(lambda: SuiteCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:
         first = report.failed[0]
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
-        raise WorkbenchError(f"suite {report.suite}: {first.task}, {first.check}: {first.found}{more}", first.hint, 3)
+        raise GateFailedError(f"suite {report.suite}: {first.task}, {first.check}: {first.found}{more}", first.hint)
 
 
 def _project() -> Path:

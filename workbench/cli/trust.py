@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, shell
 
 
 def trust(
@@ -29,7 +29,7 @@ def trust(
 
     if folder is None:
         if remove:
-            raise WorkbenchError("--remove: no project is named", "workbench trust --remove DIR", 2)
+            raise UsageError("--remove: no project is named", "workbench trust --remove DIR")
         for path in read_settings().trusted_projects:
             out.line(path)
         out.say(f"settings: {settings_file()}")
@@ -40,7 +40,7 @@ def trust(
         return
     project = find_project(folder / "recipe.yaml") if folder.is_dir() else folder
     if project.resolve() != folder.resolve():
-        raise WorkbenchError(f"{folder}: belongs to the project {project}", shell("workbench", "trust", project), 2)
+        raise UsageError(f"{folder}: belongs to the project {project}", shell("workbench", "trust", project))
     news = add(folder)
     files = ", ".join(file.name for file in method_files(folder)) or "no files yet"
     out.say(f"{folder.resolve()} is {'now' if news else 'already'} trusted; methods/ has {files}")

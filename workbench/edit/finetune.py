@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from workbench.edit.fields import Layers, Mode
 from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
 from workbench.edit.places.parts import Parts
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
@@ -116,8 +116,8 @@ class Finetune(EditMethod):
         """
         facts = read_facts(project / self.facts, self.facts)
         if self.first is not None and self.first > len(facts):
-            raise WorkbenchError(
-                f"edit finetune: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}.", 2
+            raise InvalidRecipeError(
+                f"edit finetune: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}."
             )
         return facts[: self.first]
 

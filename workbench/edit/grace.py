@@ -11,7 +11,7 @@ from pydantic import Field
 
 from workbench.edit.memories.codebook import Codebook, radii, reading, writing
 from workbench.edit.places.rows import fact_pair
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
@@ -169,9 +169,7 @@ class Grace(MemoryMethod):
         layout = context.layout.layout
         layer = layout.depth * 2 // 3 if self.layer is None else self.layer
         if layer >= layout.depth:
-            raise WorkbenchError(
-                f"edit grace: layer {layer} does not exist; the model has layers 0 to {layout.depth - 1}", None, 2
-            )
+            raise InvalidRecipeError(f"edit grace: layer {layer} does not exist; the model has layers 0 to {layout.depth - 1}")
         modules = dict(context.model.named_modules())
         name = live_module(f"{layout.prefix}{layer}", modules)
         return layer, name, modules[name]

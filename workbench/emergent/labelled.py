@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts import joined
 from workbench.files import file_digest, json_digest
 from workbench.identity import open_unchanged
@@ -226,7 +226,7 @@ def item_rows(items: Sequence[Item], tokenizer: PreTrainedTokenizerBase, longest
         WorkbenchError: If a prompt has no tokens, or if `chat` is set and the tokenizer has no chat template.
     """
     if chat and not getattr(tokenizer, "chat_template", None):
-        raise WorkbenchError("the tokenizer has no chat template", "Leave out --chat.", 2)
+        raise UsageError("the tokenizer has no chat template", "Leave out --chat.")
     return list(_item_rows(items, tokenizer, longest, chat))
 
 

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.experts import expert_modules, has_experts, unread
@@ -89,10 +89,9 @@ def find_sites(model: PreTrainedModel, depth: int, device: torch.device) -> tupl
         module = model.get_submodule(name)
         found[layer] = Site(layer, "neurons", name, module, _inputs(module))
     if not found:
-        raise WorkbenchError(
+        raise UsageError(
             f"{type(model).__name__} has no feed-forward layers whose neurons could be read",
             "Neurons are the inputs of a linear layer outside the attention whose output is as wide as the hidden state.",
-            2,
         )
     return tuple(found[layer] for layer in sorted(found))
 

@@ -16,7 +16,7 @@ from workbench.emergent.decompose import sample_places
 from workbench.emergent.labelled import ItemRow, Part
 from workbench.emergent.losses import Scored, losses
 from workbench.emergent.sites import Site, Visitor, visiting
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError
 from workbench.lazy import torch
 
 if TYPE_CHECKING:
@@ -221,7 +221,7 @@ def masked_losses(
     """
     shares = sorted({0.0, *map(float, percents)})
     if bad := [share for share in shares if not 0 <= share <= 100]:
-        raise WorkbenchError(f"expected shares to mask between 0 and 100 percent, found {bad[0]:g}", None, 2)
+        raise UsageError(f"expected shares to mask between 0 and 100 percent, found {bad[0]:g}")
     total = 1 + len(indicators) * (len(shares) - 1)
     base = losses(model, rows, scored=scored)
     progress(1, total)

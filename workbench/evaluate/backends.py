@@ -11,7 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate.quiet import SEED
 from workbench.models.architecture import max_positions
 from workbench.scores.plan import ScorePlan
@@ -87,7 +87,7 @@ def _check_server(model: WrittenCheckpoint) -> None:
         )
     address = f"{model.server.rstrip('/')}/v1/models"
     if not address.startswith(("http://", "https://")):
-        raise WorkbenchError(f"--server {model.server}: expected http://HOST:PORT", None, 2)
+        raise UsageError(f"--server {model.server}: expected http://HOST:PORT")
     try:
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  http(s) is checked above
             names = [str(model_entry["id"]) for model_entry in json.loads(answer.read())["data"]]

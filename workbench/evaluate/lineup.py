@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import LeftOut, WorkbenchError
+from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import checkpoints, edited_for
 from workbench.files import read_json
 from workbench.models.generation import identity
@@ -16,12 +16,10 @@ from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.run.kind import kind_of
+from workbench.run.shapes import written_specs
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.steps import EditMethod
-from workbench.weights.specs import TensorSpec
-from workbench.weights.writer import output_specs
 
 
 @dataclass(frozen=True)
@@ -82,14 +80,6 @@ class LineupEntry:
         return identity(digest, self.resolved.generation) if digest and plan.generates else digest
 
 
-def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
-    """Return the shapes and dtypes of the configuration as a checkpoint, from headers: only growth changes shapes."""
-    model = resolved.base
-    for step in resolved.recipe.steps:
-        model = kind_of(step).shapes(step, model, resolved.base)
-    return output_specs(model.weights.specs, resolved.dtype_name)
-
-
 def _facts_used(recipe: Recipe) -> int | None:
     """Return the number of facts of the edit step that does not use all of them."""
     return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
@@ -121,7 +111,7 @@ def lineup(
     keys = {entry.resolved.key for entry in requested}
     others = [LineupEntry(name, "configuration", resolved) for name, resolved in models]
     if not requested and not others:
-        raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
+        raise UsageError("no recipe given", "workbench eval recipes/NAME.yaml")
     _check_bases(requested)
     control_entries = _controls(requested) if controls and requested else []
     # A recipe that is also a brick of another one stays at its own place in the list.

@@ -12,7 +12,7 @@ from workbench import jsondoc
 from workbench.bricks.brick import STARTER
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_base
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.taskchecks import SuiteCheck, checks_of, example, some
 from workbench.models.architecture import max_positions
@@ -70,10 +70,9 @@ def find_base(base: str | None, project: Path) -> str:
         return base
     if (project / STARTER / "config.json").is_file():
         return STARTER
-    raise WorkbenchError(
+    raise UsageError(
         "no base for the tokenizer",
         f"Give --base DIR or --base org/name, or fetch the default {STARTER}: workbench brick fetch starter",
-        2,
     )
 
 

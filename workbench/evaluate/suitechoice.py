@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError
 from workbench.evaluate.facts import EDITS, PREFIX, Wanted, facts_of_edits, sequential, wanted
 from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
@@ -35,21 +35,20 @@ def suites_of(recipes: Sequence[Recipe], names: Sequence[str], project: Path) ->
         other = suites.setdefault(key, suite)
         if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
             same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
-            raise WorkbenchError(
+            raise UsageError(
                 f"facts: {suite.source} is listed with different options"
                 if same
                 else f"facts: two suites have the name '{suite.suite}'",
                 "Use the same options for a file everywhere."
                 if same
                 else f"Rename {suite.source}, or score the two in two calls.",
-                2,
             )
     if not suites:
         known = sorted(p.stem for p in (project / "evals" / "suites").glob("*.yaml"))
         listed = f" Suites here: {', '.join(known)}." if known else ""
         text = "the recipe has no suite to score" if recipes else "no suite to score"
         hint = "Give --suite NAME" + (", or add `eval: [NAME]` to the recipe." if recipes else ".")
-        raise WorkbenchError(text, hint + listed, 2)
+        raise UsageError(text, hint + listed)
     return list(suites.values())
 
 
@@ -80,8 +79,8 @@ def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
     selections = [facts for recipe in recipes for facts in facts_of_edits(recipe)]
     if not selections:
         recipe_names = ", ".join(recipe.name for recipe in recipes) or "models"
-        raise WorkbenchError(
-            f"{EDITS}: no edit with facts in {recipe_names}", "Give the facts file itself: facts:recipes/facts/FILE.", 2
+        raise UsageError(
+            f"{EDITS}: no edit with facts in {recipe_names}", "Give the facts file itself: facts:recipes/facts/FILE."
         )
     yield from selections
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.credibility import Use
 from workbench.facts.facts import Fact, fact_of
 
@@ -70,7 +70,7 @@ class Log:
         """
         requested = self.version if version is None else version
         if not 0 < requested <= max(1, self.version):
-            raise WorkbenchError(f"{self.label}: no version {requested}; there are 1..{self.version}", None, 2)
+            raise UsageError(f"{self.label}: no version {requested}; there are 1..{self.version}")
         facts: dict[str, Alive] = {}
         for line in self.lines:
             if line["version"] > requested:

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.appended import corrections, from_base, from_bricks, routers
 from workbench.grow.expansion.never import never_gates
 from workbench.grow.expansion.targets import TARGETS
@@ -147,10 +147,8 @@ class AddExpert(TextMethod):
         if self.copy_of is not None:
             chosen = [*range(mixture.count), self.copy_of]
             if self.copy_of >= mixture.count:
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"grow add_expert: `copy: {self.copy_of}`: the model has experts 0..{mixture.count - 1} in each layer",
-                    None,
-                    2,
                 )
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:

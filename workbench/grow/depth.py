@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import in_order, reordered
 from workbench.models.layout import Model
 from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, register
@@ -48,14 +48,13 @@ class Depth(GrowMethod):
         """
         if self.after is not None:
             if bad := [i for i in self.after if not -depth <= i < depth]:
-                raise WorkbenchError(f"grow depth: `after` names layer {bad[0]}; the model has layers 0..{depth - 1}", None, 2)
+                raise InvalidRecipeError(f"grow depth: `after` names layer {bad[0]}; the model has layers 0..{depth - 1}")
             return sorted({i % depth for i in self.after})
         blocks = self.blocks or 0
         if blocks > depth:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow depth: `blocks: {blocks}` for a model of {depth} layers, expected at most one copy of each layer",
                 f"Set `blocks: {depth}`, and add a second grow step for more.",
-                2,
             )
         return [(i + 1) * depth // blocks - 1 for i in range(blocks)]
 

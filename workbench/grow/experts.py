@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes
 from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
@@ -199,19 +199,16 @@ class Experts(TextMethod):
         kind = str(model.config.get("model_type"))
         pairs = PAIRS.get(kind)
         if pairs is None:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow experts: model_type {kind} has no mixture-of-experts counterpart in transformers that computes the same "
                 f"function with identical experts; supported: {', '.join(PAIRS)}",
                 "See `workbench methods experts`.",
-                2,
             )
         into = self.into or next(iter(pairs))
         if into not in pairs:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow experts: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
                 f"{', '.join(pairs)}. {nearest(into, TARGETS)}",
-                None,
-                2,
             )
         target = TARGETS[into]
         target_fields = set(parse_config({"model_type": into}).to_dict())
@@ -245,10 +242,8 @@ class _ExpertsPlan:
         """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
         prefix, dense, target = f"{self.model.layout.prefix}{layer}.", self.dense(layer), self.target
         if missing := [n for n in dense.values() if n not in self.model.weights.specs]:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow experts: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj",
-                None,
-                2,
             )
         experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.count)]
         tensors = {

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
 from workbench.grow.mixtures.mixture import Mixture
 from workbench.grow.mixtures.texts import TextMethod
@@ -105,10 +105,9 @@ class PruneExperts(TextMethod):
         top_k = self.top_k or mixture.top_k
         if top_k > count:
             setting = f"`top_k` is {top_k}" if self.top_k else f"the model selects {top_k} experts per token ({mixture.taken})"
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow prune_experts: {setting}, but only {count} of {mixture.count} experts remain",
                 f"Set `top_k: {count}` or lower in the step.",
-                2,
             )
         config = mixture.config(count, self.top_k)
         tensors = mixture.regrown(lambda layer: experts[layer])
@@ -123,24 +122,21 @@ class PruneExperts(TextMethod):
         count, layers = mixture.count, mixture.layers
         listed = [self.drop or (), *(self.keep or ())]
         if beyond := [n for numbers in listed for n in numbers if n >= count]:
-            raise WorkbenchError(
-                f"grow prune_experts: no expert {beyond[0]}: the model has experts 0..{count - 1} in each layer", None, 2
+            raise InvalidRecipeError(
+                f"grow prune_experts: no expert {beyond[0]}: the model has experts 0..{count - 1} in each layer"
             )
         if self.to is not None:
             if self.to > count:
-                raise WorkbenchError(
-                    f"grow prune_experts: `to: {self.to}`: the model has only {count} experts in each layer", None, 2
-                )
+                raise InvalidRecipeError(f"grow prune_experts: `to: {self.to}`: the model has only {count} experts in each layer")
             return dict.fromkeys(layers, tuple(range(self.to)))
         if self.keep is not None:
             if len(self.keep) != len(layers):
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"grow prune_experts: `keep` has {len(self.keep)} lists, expected {len(layers)}, one for each layer with experts",
                     f"Write one list for each of the layers {', '.join(map(str, layers))}.",
-                    2,
                 )
             return dict(zip(layers, self.keep, strict=True))
         remaining = tuple(n for n in range(count) if n not in (self.drop or ()))
         if not remaining:
-            raise WorkbenchError(f"grow prune_experts: `drop` names all {count} experts; at least one must remain", None, 2)
+            raise InvalidRecipeError(f"grow prune_experts: `drop` names all {count} experts; at least one must remain")
         return dict.fromkeys(layers, remaining)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import in_order, reordered
 from workbench.models.layout import Model
 from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, register
@@ -75,10 +75,10 @@ class Stack(GrowMethod):
         slices = self.slices or ()
         # Check the ends first: a slice up to 2³¹ would become a huge list.
         if far := [s.layers[1] - 1 for s in slices if s.layers[1] > depth]:
-            raise WorkbenchError(f"grow stack: layer {far[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
+            raise InvalidRecipeError(f"grow stack: layer {far[0]} does not exist; the model has layers 0..{depth - 1}")
         places = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
         if bad := [i for i, _ in places if not 0 <= i < depth]:
-            raise WorkbenchError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}", None, 2)
+            raise InvalidRecipeError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}")
         return places
 
     def expand(self, model: Model) -> Growth:
@@ -103,10 +103,9 @@ class Stack(GrowMethod):
         tensors = in_order(layout, order, make)
         if unused:
             new, glob = min(unused)
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow stack: the glob {glob!r} of `scale` matches no tensor of layer {order[new]}",
                 f"Names in a layer: {', '.join(n.removeprefix(f'{layout.prefix}0.') for n in layout.in_layer(0)[:6])}.",
-                2,
             )
         removed = sorted(set(range(layout.depth)) - set(order))
         return Growth(

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, refuse_unknown
+from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_unknown
 from workbench.files import json_digest
 from workbench.grow.expansion.parts import check_shapes
 from workbench.models.layout import Model
@@ -91,10 +91,10 @@ class Vocabulary(GrowMethod):
                 continue
             token, description = _entry(line, f"{self.file}:{number}") if self.file.endswith(".jsonl") else (line.strip(), None)
             if token in descriptions:
-                raise WorkbenchError(f"{self.file}:{number}: {token!r} is listed twice", None, 2)
+                raise InvalidRecipeError(f"{self.file}:{number}: {token!r} is listed twice")
             descriptions[token] = description
         if not descriptions:
-            raise WorkbenchError(f"{self.file}: the file has no token", "Write one token a line.", 2)
+            raise InvalidRecipeError(f"{self.file}: the file has no token", "Write one token a line.")
         return descriptions
 
     def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Vocabulary, Path]:
@@ -109,10 +109,9 @@ class Vocabulary(GrowMethod):
         requested, tokens = self.requested(project), read_tokens(tokenizer, "grow vocabulary")
         if existing := [token for token in requested if token in tokens.ids]:
             count_text = f" ({len(existing)} of {len(requested)} tokens exist)" if existing[1:] else ""
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow vocabulary: {existing[0]!r} already exists as token {tokens.ids[existing[0]]}{count_text}",
                 "Remove it from the step: only new tokens get rows.",
-                2,
             )
         first = max(tokens.ids.values(), default=-1) + 1
         bound = self.model_copy()
@@ -126,10 +125,9 @@ class Vocabulary(GrowMethod):
                     continue
                 pieces = [int(i) for i in encode(text, add_special_tokens=False)["input_ids"] if i != encode.unk_token_id]
                 if not pieces:
-                    raise WorkbenchError(
+                    raise InvalidRecipeError(
                         f"grow vocabulary: the description {text!r} of {token!r} has no known token",
                         "Describe it in other words.",
-                        2,
                     )
                 bound._sources[bound._ids[token]] = pieces
         additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
@@ -178,7 +176,7 @@ def _entry(line: str, where: str) -> tuple[str, str | None]:
     except (WorkbenchError, KeyError, TypeError, AttributeError):
         token, description = None, None
     if isinstance(row, dict):
-        refuse_unknown(row, ("token", "description"), where, "a new token", 2)
+        refuse_unknown(row, ("token", "description"), where, "a new token", InvalidRecipeError)
     if not isinstance(token, str) or not token.strip() or not isinstance(description, str | None):
-        raise WorkbenchError(f'{where}: expected {{"token": "…", "description": "…"}}, found {line[:60]}', None, 2)
+        raise InvalidRecipeError(f'{where}: expected {{"token": "…", "description": "…"}}, found {line[:60]}')
     return token, description

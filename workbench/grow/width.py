@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import rms_norm
 from workbench.grow.expansion.parts import (
     HEAD_NORMS,
@@ -104,25 +104,22 @@ class _WidthPlan:
         layers = [self.parts.ffn(i) for i in range(self.parts.model.layout.depth)]
         sizes = {self.parts.sizes(out)[1] for _, out in layers}
         if len(sizes) > 1:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow width: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers",
-                None,
-                2,
             )
         (before,) = sizes
         _check_larger("neurons", before, count)
         key = next((k for k in NEURONS if k in self.parts.text or getattr(self.parts.parsed, k, None) is not None), None)
         if key is None:
-            raise WorkbenchError(
-                f"grow width: config.json has no field for the number of neurons of a layer ({', '.join(NEURONS)})", None, 2
+            raise InvalidRecipeError(
+                f"grow width: config.json has no field for the number of neurons of a layer ({', '.join(NEURONS)})"
             )
         self.config[key] = count
         self.record["neurons"] = [before, count]
         if inner := [n for i in range(self.parts.model.layout.depth) for n in self.parts.ffn_norms(i)]:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow width: {inner[0]} normalizes over the neurons, so new neurons would change the old ones",
                 "Grow `hidden` or `depth`.",
-                2,
             )
         into, out = _copied_axes(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
         for readers, writer in layers:
@@ -136,10 +133,9 @@ class _WidthPlan:
         size = self.parts.size
         queries = int(size("num_attention_heads") or 0)
         if not queries:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow width: model_type {self.parts.parsed.model_type} has no attention heads (num_attention_heads)",
                 "Grow `hidden`.",
-                2,
             )
         groups = int(size("num_key_value_heads") or queries)
         head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
@@ -151,9 +147,7 @@ class _WidthPlan:
                 self._outputs(matrix, Axis.padded(each * groups, each * count), std=self.std)
             self._inputs(out, Axis.padded(head * queries, head * (queries // groups) * count))
         if wide := self.parts.head_norms(head):
-            raise WorkbenchError(
-                f"grow width: {wide[0]} normalizes over all heads, so new heads would change the old ones", None, 2
-            )
+            raise InvalidRecipeError(f"grow width: {wide[0]} normalizes over all heads, so new heads would change the old ones")
         self.config |= {"num_attention_heads": queries // groups * count, "head_dim": head}
         if "num_key_value_heads" in self.parts.text or groups != queries:
             self.config["num_key_value_heads"] = count
@@ -184,7 +178,7 @@ class _WidthPlan:
             elif leaf in WRITERS and name.endswith(".weight"):
                 self._outputs(parts.linear(name), wider)
             elif not (name.endswith(".bias") and (leaf in (*READERS, *WRITERS) or is_head_module(name.removesuffix(".bias")))):
-                raise WorkbenchError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.", 2)
+                raise InvalidRecipeError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.")
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
         self.record["hidden"] = [before, count]
 
@@ -198,8 +192,8 @@ class _WidthPlan:
         eps = parts.size("rms_norm_eps")
 
         def refuse(reason: str) -> WorkbenchError:
-            return WorkbenchError(
-                f"grow width: `hidden` does not support model_type {kind}: it {reason}", "Grow `neurons` or `depth`.", 2
+            return InvalidRecipeError(
+                f"grow width: `hidden` does not support model_type {kind}: it {reason}", "Grow `neurons` or `depth`."
             )
 
         if eps is None:
@@ -272,10 +266,9 @@ def _same_epsilon(actual: float, expected: float) -> bool:
 def _check_larger(field: str, before: int, count: int) -> None:
     """Raise WorkbenchError unless the new size exceeds the current one."""
     if count <= before:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"grow width: `{field}: {count}`: the model has {before}, expected more",
             f"Set for example `{field}: {2 * before}`.",
-            2,
         )
 
 

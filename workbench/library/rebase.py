@@ -14,7 +14,7 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, vocabulary_digest
 from workbench.bricks.locate import resolve_brick
 from workbench.edit.greedy import count, said_by, too_few
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
 from workbench.lazy import torch
@@ -103,7 +103,7 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     for setting in settings:
         key, equals, text = setting.partition("=")
         if not equals or not key:
-            raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE", "Example: --set unconverged=skip", 2)
+            raise UsageError(f"--set {setting}: expected FIELD=VALUE", "Example: --set unconverged=skip")
         value = scalar(text)
         data[key] = value.data
         document.replace_texts((key,), value)
@@ -233,7 +233,7 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
         return step.solve(context)
     except WorkbenchError as error:
         hint = f"{error.hint or ''} Set fields of the step with `--set FIELD=VALUE`.".strip()
-        raise WorkbenchError(error.message, hint, error.exit_code) from None
+        raise error.reworded(error.message, hint) from None
 
 
 def _correct_with_old(old: EditBrick, session: LiveSession) -> list[bool] | None:

@@ -12,7 +12,7 @@ from typing import Any
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import check_rows
 from workbench.edit.places.tracing import PLACES, Trace, What, trace
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
 from workbench.lazy import torch
@@ -170,8 +170,8 @@ def layers_of(text: str | None, depth: int) -> list[int]:
     elif re.fullmatch(r"\d+(,\d+)*", text):
         selected = sorted({int(p) for p in text.split(",")})
     else:
-        raise WorkbenchError(f"--layers {text}: expected indices 0,4,8 or a slice 4:20", None, 2)
+        raise UsageError(f"--layers {text}: expected indices 0,4,8 or a slice 4:20")
     if not selected or selected[-1] >= depth:
         problem = f"layer {selected[-1]} does not exist" if selected else "selects no layer"
-        raise WorkbenchError(f"--layers {text}: {problem}; the model has layers 0 to {depth - 1}", None, 2)
+        raise UsageError(f"--layers {text}: {problem}; the model has layers 0 to {depth - 1}")
     return list(selected)

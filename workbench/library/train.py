@@ -12,7 +12,7 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import BaseRecord, BrickCard, Score, read_title, write_card
 from workbench.bricks.locate import kinds_of, resolve_base, resolve_brick
-from workbench.errors import WorkbenchError, nearest, shell
+from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
@@ -67,9 +67,7 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
     """
     file, project = folder / "train.yaml", find_project(folder / "train.yaml")
     if not re.fullmatch(NAME, folder.resolve().name):
-        raise WorkbenchError(
-            f"{folder}: a brick's name must consist of lower-case letters, digits and . _ -", "Choose another name.", 2
-        )
+        raise UsageError(f"{folder}: a brick's name must consist of lower-case letters, digits and . _ -", "Choose another name.")
     fields = dict(settings)
     if isinstance(fields.get("base"), str) and not (project / fields["base"]).is_dir() and Path(fields["base"]).is_dir():
         fields["base"] = str(Path(fields["base"]).absolute())
@@ -77,7 +75,7 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
         if isinstance(fields.get(name), str):
             if not Path(fields[name]).is_file():
                 flag = f"--{name.replace('_', '-')}"
-                raise WorkbenchError(f"{flag}: no such file: {fields[name]}", "Expected a jsonl file of training rows.", 2)
+                raise UsageError(f"{flag}: no such file: {fields[name]}", "Expected a jsonl file of training rows.")
             fields[name] = _from(folder, fields[name])
     if fields.get("orthogonal_to"):
         fields["orthogonal_to"] = [_from(folder, n) if Path(n).is_dir() else n for n in fields["orthogonal_to"]]
@@ -85,10 +83,9 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
     spec = yamldoc.parse(text, str(file)).validate(BrickSpec)
     if file.is_file():
         if yamldoc.load(file).validate(BrickSpec) != spec:
-            raise WorkbenchError(
+            raise UsageError(
                 f"{file} exists already, with other settings than the flags",
                 f"Edit that file and run `workbench brick train {shell(folder)}` without flags, or choose a new brick.",
-                2,
             )
         return
     resolve_base(spec.base, project)
@@ -170,15 +167,14 @@ def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:
         path = next((p for p in (folder / name, folder.parent / name, project / "bricks" / name) if p.is_dir()), None)
         if path is None:
             known = [p.parent.name for p in folder.resolve().parent.glob(f"*/{ADAPTER_CONFIG}") if p.parent != folder.resolve()]
-            raise WorkbenchError(f"orthogonal_to: no brick '{name}' in {folder.parent}", nearest(name, known), 2)
+            raise InvalidRecipeError(f"orthogonal_to: no brick '{name}' in {folder.parent}", nearest(name, known))
         if path.resolve() == folder.resolve():
-            raise WorkbenchError(f"orthogonal_to: '{name}' is the brick being trained", "List other bricks.", 2)
+            raise InvalidRecipeError(f"orthogonal_to: '{name}' is the brick being trained", "List other bricks.")
         brick = resolve_brick(path.resolve().name, BrickRef(path=str(path.resolve())), project)
         if brick.kind != "adapter":
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"orthogonal_to: brick '{name}' is a {brick.kind}, expected a LoRA adapter",
                 "`workbench brick extract` converts a checkpoint to an adapter.",
-                2,
             )
         paths[name] = brick.path
     return paths

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.steps import Combination, Group, Laws, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks
 from workbench.weights import kernels
@@ -59,5 +59,5 @@ class Slerp(MergeMethod):
     def _shares(self, group: Group) -> tuple[float, float]:
         first, second = group.values("weight") if self.bricks is not None else (0.5, 0.5)
         if abs(first + second - 1) > 1e-6:
-            raise WorkbenchError(f"slerp at {group.tensor}: {_SUM}, found {first:g} and {second:g}", None, 2)
+            raise InvalidRecipeError(f"slerp at {group.tensor}: {_SUM}, found {first:g} and {second:g}")
         return first, second

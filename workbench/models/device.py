@@ -6,7 +6,7 @@ import ctypes
 import sys
 from pathlib import Path
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.lazy import torch
 from workbench.weights.device import prepare
 
@@ -25,11 +25,11 @@ def pick_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2) from None
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise WorkbenchError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "Use --device cpu.")
     if device.type not in ("cpu", "cuda"):
-        raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
     prepare(device)
     return device
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.architecture import EXPERT_COUNTS
 
 if TYPE_CHECKING:
@@ -28,12 +28,12 @@ def expert_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
     """
     modules, kind = _candidates(model), model.config.get_text_config().model_type
     if not modules:
-        raise WorkbenchError(
-            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture.", 2
+        raise InvalidRecipeError(
+            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture."
         )
     if len({count for _, count in modules.values()}) > 1 or len({layer for layer, _ in modules.values()}) < len(modules):
-        raise WorkbenchError(
-            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported", None, 2
+        raise InvalidRecipeError(
+            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported"
         )
     return modules
 
@@ -74,9 +74,8 @@ def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str,
 
 def unread(name: str, model: PreTrainedModel) -> WorkbenchError:
     """Return the error for experts that do not receive the router's choice."""
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"{name}: the experts of model_type {model.config.model_type} do not receive (tokens, numbers, weights), so the router's "
         "choice cannot be read",
         "Report this architecture.",
-        2,
     )

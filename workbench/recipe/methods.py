@@ -9,7 +9,7 @@ from functools import cache
 from typing import TypeVar
 
 from workbench import steps
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, nearest
 from workbench.steps import Step
 from workbench.steps.registry import REGISTERED, verbs
 
@@ -47,7 +47,7 @@ def method(kind: type[K], name: str) -> type[K]:
     """
     by_name = {cls.name: cls for cls in methods().values() if issubclass(cls, kind)}
     if name not in by_name:
-        raise WorkbenchError(
-            f"unknown {kind.verb} method '{name}'. {nearest(name, by_name)}", "`workbench methods` lists all.", 2
+        raise InvalidRecipeError(
+            f"unknown {kind.verb} method '{name}'. {nearest(name, by_name)}", "`workbench methods` lists all."
         )
     return by_name[name]

@@ -19,7 +19,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar
 
-from workbench.errors import WorkbenchError, nearest, shell
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest, shell
 from workbench.files import bytes_digest, file_digest, json_digest
 from workbench.recipe.methods import methods
 from workbench.recipe.trust import FLAG, is_trusted
@@ -57,10 +57,9 @@ class Plugins:
                 self.methods[cls.tag] = cls
                 continue
             reason = "built-in methods cannot be replaced" if existing.plugin is None else "a name can have one method"
-            self.refused[cls.tag] = WorkbenchError(
+            self.refused[cls.tag] = InvalidRecipeError(
                 f"{cls.verb} method '{cls.name}' is defined in {_place(cls)} and in {_place(existing)}: {reason}",
                 "Rename or remove one of them.",
-                2,
             )
 
     @property
@@ -129,7 +128,7 @@ class MethodFinder:
             raise untrusted(unknown, self.project)
         for broken in self.plugins.broken[:1]:
             message = f"{unknown}, and a plug-in could not be loaded: {broken.message}"
-            raise WorkbenchError(message, broken.hint, 2) from broken
+            raise InvalidRecipeError(message, broken.hint) from broken
         return None
 
     def used(self, steps: Any) -> Iterator[tuple[int, str, type[Step] | WorkbenchError]]:
@@ -177,17 +176,16 @@ def method(kind: type[K], name: str, project: Path) -> type[K]:
         names = {
             method_class.name for method_class in [*methods().values(), *finder.plugins.usable] if issubclass(method_class, kind)
         }
-        raise WorkbenchError(f"unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all.", 2)
+        raise InvalidRecipeError(f"unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all.")
     return method_class
 
 
 def untrusted(problem: str, project: Path) -> WorkbenchError:
     """Return the error for method files that are not loaded because their project is not trusted."""
     names = ", ".join(file.name for file in method_files(project))
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"{problem}; the project's {FOLDER}/ ({names}) is not loaded, because {project} is not a trusted project",
         f"If you trust this code, add {FLAG} to the command, or type once: {shell('workbench', 'trust', project)}",
-        2,
     )
 
 
@@ -237,11 +235,11 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
     """Load a method file, unless its content is loaded already, and return its methods."""
     label = f"{FOLDER}/{file.name}"
     if not file.resolve().is_relative_to(project.resolve()):
-        raise WorkbenchError(f"{label}: links to {file.resolve()}, outside the project", f"Copy the file into {FOLDER}/.", 2)
+        raise InvalidRecipeError(f"{label}: links to {file.resolve()}, outside the project", f"Copy the file into {FOLDER}/.")
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise WorkbenchError(f"{label}: cannot be read: {error.strerror}", "Check the file's permissions.", 2) from error
+        raise InvalidRecipeError(f"{label}: cannot be read: {error.strerror}", "Check the file's permissions.") from error
     digest = bytes_digest(content)
     name = f"{_MODULE}_{json_digest([str(file.resolve()), digest])}"
     if name not in sys.modules:
@@ -249,7 +247,7 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
     classes = [cls for (where, _), cls in OUTSIDE.items() if where == name]
     if not classes:
         del sys.modules[name]
-        raise WorkbenchError(f"{label}: has no method", "A method is a class with the decorator @register.", 2)
+        raise InvalidRecipeError(f"{label}: has no method", "A method is a class with the decorator @register.")
     for cls in classes:
         cls.plugin = Plugin(label, digest)
     return classes
@@ -271,8 +269,8 @@ def _execute(name: str, file: Path, content: bytes, label: str) -> None:
         del sys.modules[name]
         for key in [key for key in OUTSIDE if key[0] == name]:
             del OUTSIDE[key]
-        raise WorkbenchError(
-            f"{label}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback.", 2
+        raise InvalidRecipeError(
+            f"{label}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback."
         ) from error
 
 

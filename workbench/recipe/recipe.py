@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench import yamldoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.plugins import MethodFinder
@@ -81,7 +81,7 @@ class Recipe:
         """
         if self.document:
             return self.document.error(path, message, hint)
-        return WorkbenchError(f"recipe {self.name}: {message}", hint, 2)
+        return InvalidRecipeError(f"recipe {self.name}: {message}", hint)
 
     def without_search(self) -> Recipe:
         """Return the same recipe without its `search`."""
@@ -124,10 +124,9 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     path = Path(path)
     document = yamldoc.load(path)
     if not isinstance(document.data, dict):
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"{document.path}: expected a mapping with version, base, bricks and steps",
             "`workbench recipe new recipes/NAME.yaml` writes a recipe to start from.",
-            2,
         )
     settings = tuple(settings)
     for setting in settings:
@@ -233,7 +232,7 @@ def _override(document: yamldoc.Document, setting: str) -> None:
     key, equals, text = setting.partition("=")
     parts = key.split(".")
     if not equals or not all(parts):
-        raise WorkbenchError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "Example: --set mix.density=0.3", 2)
+        raise UsageError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "Example: --set mix.density=0.3")
     listed = document.data.get("steps")
     places = [i for i, step in enumerate(listed) if isinstance(step, dict)] if isinstance(listed, list) else []
     ids = {_written_id(listed[i]): i for i in places}
@@ -246,16 +245,16 @@ def _override(document: yamldoc.Document, setting: str) -> None:
         parts = parts[1:]
         if not parts:
             message = f"--set {setting}: '{key}' is a step, expected one of its fields"
-            raise WorkbenchError(message, f"Write --set {key}.FIELD={text}.", 2)
+            raise InvalidRecipeError(message, f"Write --set {key}.FIELD={text}.")
     elif parts[0] not in fields:
-        raise WorkbenchError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}", None, 2)
+        raise UsageError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}")
     for part in parts[:-1]:
         inner = target.setdefault(part, {})
         if part == "bricks" and isinstance(inner, list) and all(isinstance(name, str) for name in inner):
             inner = target[part] = dict.fromkeys(inner, 1.0)  # a list of names means weights of 1
         target = inner
         if not isinstance(target, dict):
-            raise WorkbenchError(f"--set {setting}: '{part}' has no fields", None, 2)
+            raise UsageError(f"--set {setting}: '{part}' has no fields")
     value = yamldoc.scalar(text)
     target[parts[-1]] = value.data
     document.replace_texts((*path, *parts), value)

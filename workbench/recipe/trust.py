@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from workbench import yamldoc
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.files import write_text
 from workbench.steps.fields import Strict
 
@@ -80,7 +80,7 @@ def trust(project: Path) -> bool:
         WorkbenchError: If the folder does not exist, or if the settings cannot be read or written.
     """
     if not project.is_dir():
-        raise WorkbenchError(f"{project}: no such folder", "Name the project's folder, which holds methods/ and recipes/.", 2)
+        raise UsageError(f"{project}: no such folder", "Name the project's folder, which holds methods/ and recipes/.")
     trusted = read_settings().trusted_projects
     path = str(project.resolve())
     if path in trusted:
@@ -98,7 +98,7 @@ def distrust(project: Path) -> None:
     trusted = read_settings().trusted_projects
     path = str(project.resolve())
     if path not in trusted:
-        raise WorkbenchError(f"{path}: not a trusted project", "`workbench trust` lists the trusted projects.", 2)
+        raise UsageError(f"{path}: not a trusted project", "`workbench trust` lists the trusted projects.")
     _write(tuple(entry for entry in trusted if entry != path))
 
 

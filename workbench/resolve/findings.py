@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.weights.checkpoint import HeadersOnlyError
 
 
@@ -53,8 +53,6 @@ class Findings:
         if not self.problems:
             return
         hints = list(dict.fromkeys(problem.hint for problem in self.problems if problem.hint))
-        raise WorkbenchError(
-            "\n".join(problem.message for problem in self.problems),
-            "\n".join(hints) or None,
-            max(problem.exit_code for problem in self.problems),
-        )
+        invalid = any(problem.exit_code == InvalidRecipeError.exit_code for problem in self.problems)
+        error = InvalidRecipeError if invalid else WorkbenchError
+        raise error("\n".join(problem.message for problem in self.problems), "\n".join(hints) or None)

@@ -13,7 +13,7 @@ from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.source import BrickSource
 from workbench.bricks.tied import find_ties, rows_of, untied
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, load_recipe
@@ -122,17 +122,15 @@ class _Builder:
         path = (recipe.project / target).resolve()
         chain = (*self.above, *([recipe.path.resolve()] if recipe.path else []))
         if path in chain:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
                 "Remove this brick from one of these recipes.",
-                2,
             )
         inner = resolve(load_recipe(path), self.hub, chain)
         if memory := inner.recipe.memory:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
                 "Remove the memory step from that recipe, and add it as the last step of this recipe.",
-                2,
             )
         with self.findings.or_at_run(f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
             if inner.base_path != self.checkpoint.path and inner.base_digest != self._base_digest:

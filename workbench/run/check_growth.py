@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError, WorkbenchError
 from workbench.events import Events, no_events
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.kept import old_elements
@@ -119,22 +119,21 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
     try:
         loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
-        raise WorkbenchError(
-            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _REPORT, 3
+        raise GateFailedError(
+            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _REPORT
         ) from None
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
     unused = added & set(info.pop("unexpected_keys"))
     # A mismatch is a tuple: name, shape in the file, expected shape.
     wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
     if wrong:
-        raise WorkbenchError(
+        raise GateFailedError(
             f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
             _REPORT,
-            3,
         )
     reloaded = answers(loaded.to(device).eval())
     if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):
-        raise WorkbenchError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT, 3)
+        raise GateFailedError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT)
 
 
 def _check_logits(resolved: Resolved, current: Model, model: Model, grown: GrownStep, device: torch.device) -> dict[str, Any]:
@@ -181,13 +180,13 @@ def _runs(step: str, what: str) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
+    except GateFailedError:
+        raise
     except WorkbenchError as error:
-        if error.exit_code == 3:
-            raise
-        raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _OFF, 3) from None
+        raise GateFailedError(f"step {step}: {error.message}, so the growth cannot be checked", _OFF) from None
     except (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError) as error:
         why = " ".join(str(error).split()) or type(error).__name__
-        raise WorkbenchError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF, 3) from None
+        raise GateFailedError(f"step {step}: transformers cannot run {what} ({why[:200]})", _OFF) from None
 
 
 _OFF = "Report this architecture. `check: off` in the step writes the model without this check."

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.edit.greedy import count, said_by, told, too_few
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
@@ -24,15 +24,15 @@ from workbench.run.memories import attach_memory
 _VERSION = 1
 
 
-class EfficacyError(WorkbenchError):
-    """The edited model says too few facts of a step (exit code 3).
+class EfficacyError(GateFailedError):
+    """The edited model says too few facts of a step.
 
     Attributes:
         said: Counts of every step, for the run's record.
     """
 
     def __init__(self, message: str, hint: str, said: Mapping[str, Any]) -> None:
-        super().__init__(message, hint, 3)
+        super().__init__(message, hint)
         self.said = dict(said)
 
 

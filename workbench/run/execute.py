@@ -9,36 +9,26 @@ import time
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import yamldoc
-from workbench.adapters.export import write_result
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events
-from workbench.files import publish, write_json, write_text
+from workbench.files import publish, write_text
 from workbench.lazy import torch
-from workbench.resolve.adapter_form import adapt
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.directory import RunDirectory, disk_problems, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
+from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
-from workbench.run.materialize import remember_digest, with_memory
-from workbench.run.plan import plan
-from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
-from workbench.steps.fields import parse_size
+from workbench.run.materialize import remember_digest
 from workbench.versions import installed
-from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact
-from workbench.weights.digests import weights_digest
 from workbench.weights.parallel import default_threads
-from workbench.weights.writer import output_specs, write_checkpoint
-
-if TYPE_CHECKING:
-    pass
 
 
 def execute(
@@ -69,12 +59,13 @@ def execute(
         WorkbenchError: If the disk is too full, an input has changed, or a check of the result fails.
     """
     started = time.time()
-    form = resolved.recipe.fields.output.form
+    form = form_of(resolved)
+    form.refuse(resolved)
     if out is not None:
         _check_out(out)
     with hold(lambda: run_of(resolved, runs), wait, events) as run, exact(device):
         if not run.done:
-            if problems := disk_problems(runs, plan(resolved, runs, threads).write_bytes, run):
+            if problems := disk_problems(runs, form.size(resolved), run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, device, threads or default_threads(), events, started)
         else:
@@ -83,10 +74,17 @@ def execute(
     if out is not None:
         _leave(run.result, out)
     record, place = run.record, str(out or run.result)
-    return {"run": str(run.path), "key": resolved.key, "status": record["status"], "model": place if form == "checkpoint" else None,
-            "adapter": place if form == "adapter" else None, "directory": place if form == "configuration" else None,
-            "configuration": None if form == "adapter" else record["output"]["digest"], "steps": record["steps"], "said": record.get("said", {}), "seconds": round(time.time() - started, 2),
-            "peak_bytes": peak_bytes()}  # fmt: skip
+    return {
+        "run": str(run.path),
+        "key": resolved.key,
+        "status": record["status"],
+        **{other.key: place if other is form else None for other in FORMS.values()},
+        "configuration": form.configuration(record["output"]),
+        "steps": record["steps"],
+        "said": record.get("said", {}),
+        "seconds": round(time.time() - started, 2),
+        "peak_bytes": peak_bytes(),
+    }
 
 
 def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, threads: int, events: Events, started: float) -> None:
@@ -104,12 +102,10 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
         composition = compose(resolved, device, log)
         said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
-        form = resolved.recipe.fields.output.form
-        write = {"adapter": _write_adapter, "checkpoint": _write_model, "configuration": _write_configuration}[form]
-        output = write(resolved, run, composition, device, threads, log)
-        if form != "adapter":
-            for step_id, found in _check_written(resolved, run, composition, device, log).items():
-                checks[step_id] = {**checks.get(step_id, {}), **found}
+        form = form_of(resolved)
+        output = form.write(WriteContext(resolved, composition, run.partial, device, threads, log))
+        for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
+            checks[step_id] = {**checks.get(step_id, {}), **measured}
     except WorkbenchError as error:
         counted = {"said": error.said} if isinstance(error, EfficacyError) else {}
         run.write({**record, "status": "failed", "error": error.message, **counted})
@@ -121,9 +117,9 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
         run.write({**record, "status": "failed", "error": error.message})
         raise
     record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
-    _finish(resolved, run, composition, record, {"adapter": run.adapter, "checkpoint": run.model}.get(form, run.configuration))
-    if form != "adapter":
-        remember_digest(resolved, output["digest"], device)
+    _finish(resolved, run, composition, record, run.path / form.folder)
+    if digest := form.configuration(output):
+        remember_digest(resolved, digest, device)
     run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
@@ -138,12 +134,14 @@ def _check_steps(resolved: Resolved, device: torch.device, events: Events) -> di
 
 
 def _check_written(
-    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, events: Events
+    form: OutputForm, resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, events: Events
 ) -> dict[str, dict[str, Any]]:
     """Check the promises of grow steps on the written files, before they are published. Remove the files if a check fails."""
-    place = run.partial if resolved.recipe.fields.output.form == "checkpoint" else run.partial / MODEL
+    checkpoint = form.checkpoint(run.partial)
+    if checkpoint is None:
+        return {}
     try:
-        return check_written(resolved, composition.grown, composition.model, place, device, events)
+        return check_written(resolved, composition.grown, composition.model, checkpoint, device, events)
     except WorkbenchError:
         shutil.rmtree(run.partial, ignore_errors=True)
         raise
@@ -168,61 +166,6 @@ def _record_inputs(resolved: Resolved, record: dict[str, Any]) -> None:
     record["inputs"]["base"]["digest"] = resolved.base_digest
     for name, brick in record["inputs"]["bricks"].items():
         brick["digest"] = resolved.digests[name]
-
-
-def _write_model(
-    resolved: Resolved,
-    run: RunDirectory,
-    composition: Composition,
-    device: torch.device,
-    threads: int,
-    events: Events,
-    out: Path | None = None,
-) -> dict[str, Any]:
-    """Write the result as a Hugging Face checkpoint; return the record's "output"."""
-    out = out or run.partial
-    digests = write_checkpoint(
-        composition.model.weights, out, dtype=resolved.dtype,
-        shard_size=parse_size(resolved.recipe.fields.output.shard_size), device=device, threads=threads,
-        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
-    write_config(composition.model.config, resolved, out)
-    specs = output_specs(composition.model.weights.specs, resolved.dtype)
-    return {"digest": weights_digest(specs, digests, composition.model.config), "tensors": digests,
-            "parameters": sum(s.numel for s in specs.values()), "bytes": sum(s.nbytes for s in specs.values())}  # fmt: skip
-
-
-def _write_configuration(
-    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
-) -> dict[str, Any]:
-    """Write the memory, and the checkpoint unless it equals the base; return the record's "output"."""
-    assert composition.memory is not None
-    specs = output_specs(composition.model.weights.specs, resolved.dtype)
-    output: dict[str, Any] = {
-        "digest": resolved.base_digest,
-        "tensors": {},
-        "parameters": sum(s.numel for s in specs.values()),
-        "bytes": 0,
-    }
-    if not refers_to_base(resolved):
-        output = _write_model(resolved, run, composition, device, threads, events, run.partial / MODEL)
-    shutil.rmtree(run.partial / MEMORY, ignore_errors=True)
-    shutil.copytree(composition.memory.path, run.partial / MEMORY)
-    output["digest"] = with_memory(output["digest"], composition)
-    output["memory"] = composition.memory.digest
-    write_record(run.partial, resolved, output["digest"])
-    return output
-
-
-def _write_adapter(
-    resolved: Resolved, run: RunDirectory, composition: Composition, device: torch.device, threads: int, events: Events
-) -> dict[str, Any]:
-    """Write the result as a PEFT adapter of the base; return the record's "output"."""
-    shutil.rmtree(run.partial, ignore_errors=True)
-    output = resolved.recipe.fields.output
-    return write_result(
-        adapt(composition.model, resolved.base, output), run.partial, resolved.recipe.fields.base,
-        device=device, threads=threads, dtype=getattr(torch, output.dtype) if output.dtype else None,
-        progress=lambda done, total: events({"stage": "write", "done": done, "total": total}))  # fmt: skip
 
 
 def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[str, Any]:
@@ -250,25 +193,6 @@ def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, rec
         kind_of(step).keep(result, run.path, record["said"].get(result.id))
     write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
     publish(run.partial, target)
-
-
-def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
-    """Write config.json, generation_config.json, tokenizer and chat template, so that transformers loads the directory.
-
-    Args:
-        config: The model's configuration.
-        resolved: The recipe, whose tokenizer is copied.
-        out: Directory of the checkpoint.
-    """
-    shown = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
-    if resolved.dtype:
-        shown["dtype"] = str(resolved.dtype).removeprefix("torch.")
-    elif "torch_dtype" in config:
-        shown["dtype"] = config["torch_dtype"]
-    write_json(out / "config.json", shown, indent=2)
-    for name in ("generation_config.json", *TOKENIZER_FILES):
-        if (resolved.tokenizer_path / name).is_file():
-            shutil.copyfile(resolved.tokenizer_path / name, out / name)
 
 
 def recipe_text(resolved: Resolved) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import kinds_of, locate
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.models.skeleton import check_decoder
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -52,7 +52,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         whole = found.resolve()
         return (whole.parent if (whole.parent / RECORD).is_file() else whole).name, open_configuration(whole, version, hub)
     if version is not None:
-        raise WorkbenchError(f"{label}: has no memory, so it has no version {version}", "Remove the version.", 2)
+        raise UsageError(f"{label}: has no memory, so it has no version {version}", "Remove the version.")
     if (place / RECORD).is_file():
         if not (place / "model").is_dir():
             raise WorkbenchError(
@@ -88,4 +88,4 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         message = re.sub(
             r"^base(?=[: ])|^(?=config\.json:)", lambda m: label if m.group() else f"{label}: ", error.message, flags=re.MULTILINE
         )
-        raise WorkbenchError(message, error.hint, error.exit_code) from None
+        raise error.reworded(message, error.hint) from None

@@ -7,16 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.standins import space_problems
-from workbench.resolve.adapter_form import planned_bytes
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole, factor_bytes
+from workbench.run.costs import Needs, factor_bytes
 from workbench.run.directory import disk_problems, run_of
+from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
 from workbench.run.peaks import buffer_bytes, device_buffer_bytes
-from workbench.run.saved import refers_to_base
 from workbench.weights.parallel import default_threads
-from workbench.weights.writer import output_specs
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
 _INTERPRETER = 250_000_000
@@ -74,28 +72,19 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         made, model = kind_of(step).plan_row(step, resolved, i, model, needs)
         row |= made
         steps.append(row)
-    read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
-    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype_name).values())
-    if refers_to_base(resolved):
-        write = 0
-    if resolved.recipe.fields.output.form == "adapter":
-        used = resolved.parents
-        adapters = [adapter for name, adapter in resolved.adapters.items() if name in used]
-        dense = len(adapters) < len(used) or not all(step.keeps_rank() for step in resolved.recipe.steps)
-        whole_too = len(adapters) < len(used)
-        write = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
-        whole = adapter_whole(resolved, needs, dense)
-        live = max(live, whole) + TRANSFORMERS
+    form = form_of(resolved)
+    form.add_needs(resolved, needs)
+    write = form.size(resolved)
     if run.done:
-        cached.append("run")
-    live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
+        needs.cached.append("run")
+    tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = threads * sum(factor_bytes(adapter) for adapter in resolved.adapters.values())
-    host = buffer_bytes(model.weights.specs, width, threads) + factors + max(live, whole)
+    host = buffer_bytes(model.weights.specs, needs.width, threads) + factors + tensors
     on_device = 0
     if cuda:
-        on_device, host = device_buffer_bytes(model.weights.specs, width, threads)
-        on_device += factors + max(live, whole)
-        host += factors + (TRANSFORMERS if resolved.recipe.fields.output.form == "adapter" else 0)
+        on_device, host = device_buffer_bytes(model.weights.specs, needs.width, threads)
+        on_device += factors + tensors
+        host += factors + form.host_bytes
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return RunPlan(
@@ -103,11 +92,11 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         resolved.key if resolved.known else None,
         None if resolved.headers_only else run.name,
         steps,
-        read,
+        needs.read,
         write,
         _INTERPRETER + host,
-        round(seconds + (read + write) / _BYTES_PER_SECOND, 1),
-        cached,
+        round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
+        needs.cached,
         problems,
         [*resolved.warnings, *licence_warnings(resolved)],
         sum(d.bytes for d in downloads),

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
@@ -98,11 +98,11 @@ def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
     routers = list(weights.growth.routers)
     field = "parameters: routers" if step.train.parameters == "routers" else "balance" if step.train.balance else "concentration"
     if not routers and (step.train.parameters == "routers" or step.train.balance or step.train.concentration):
-        raise WorkbenchError(f"grow {step.name}: train: `{field}` needs routers, but the step adds none", "Remove the field.", 2)
+        raise InvalidRecipeError(f"grow {step.name}: train: `{field}` needs routers, but the step adds none", "Remove the field.")
     names = routers if step.train.parameters == "routers" else list(weights.specs)
     trained = [name for name in names if weights.added(name) is not None]
     if not trained:
-        raise WorkbenchError(f"grow {step.name}: train: the step adds no parameters to train", "Remove `train`.", 2)
+        raise InvalidRecipeError(f"grow {step.name}: train: the step adds no parameters to train", "Remove `train`.")
     return trained
 
 

@@ -17,7 +17,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
 from workbench.scores.plan import Item, ScorePlan
@@ -249,7 +249,7 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name:
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
     """Return the plan of imported samples; the first metric that is a mean is the primary one."""
     if not re.fullmatch(SUITE_NAME, suite):
-        raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
+        raise UsageError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite")
     imported_suite = Suite.model_validate(
         {
             "suite": suite,

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.resident import GOLD
@@ -199,7 +199,7 @@ def _duration(text: str | None) -> float | None:
     try:
         return None if text is None else seconds(text)
     except ValueError as error:
-        raise WorkbenchError(f"--budget {text}: {error}", "--budget 30m", 2) from None
+        raise UsageError(f"--budget {text}: {error}", "--budget 30m") from None
 
 
 def _only_objectives(score_plans: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:

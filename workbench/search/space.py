@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.search_fields import Range, Value
@@ -75,8 +75,8 @@ class Space:
     def __init__(self, recipe: Recipe) -> None:
         fields = recipe.fields.search
         if fields is None:
-            raise WorkbenchError(
-                f"recipe {recipe.name} has no `search`", "Add a search: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`.", 2
+            raise InvalidRecipeError(
+                f"recipe {recipe.name} has no `search`", "Add a search: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`."
             )
         self.recipe, self.fields = recipe, fields
         self.plain = plain_data(recipe)
@@ -180,7 +180,7 @@ class Space:
                 except WorkbenchError as error:
                     return error
             return None
-        return WorkbenchError(f"no method of its step has a field '{dimension.path[0]}'", self._suggest(dimension), 2)
+        return InvalidRecipeError(f"no method of its step has a field '{dimension.path[0]}'", self._suggest(dimension))
 
     def _chooser(self, dimension: Dimension) -> Dimension | None:
         """Return the dimension that chooses the method of a dimension's step, or None if the method is fixed."""

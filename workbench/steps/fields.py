@@ -46,7 +46,7 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
-        if not issubclass(cls, Strict) or (cls.__module__ == __name__ and cls is Strict):
+        if not issubclass(cls, BaseModel) or cls.__module__.startswith("pydantic"):
             continue
         try:
             (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.read import CONFIG, Adapter
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.files import json_digest
 from workbench.lazy import no_grad, torch
 from workbench.weights.digests import tensor_digest
@@ -76,30 +76,28 @@ def _shared_modules(name: str, path: Path, trained: Mapping[str, Any], device: t
     """Return (A of the brick, trained layer) for each module that both adapt."""
     label = f"orthogonal_to: brick '{name}'"
     if not (path / CONFIG).is_file():
-        raise WorkbenchError(f"{label}: expected a LoRA adapter, found no {CONFIG}", "List bricks that hold a LoRA adapter.", 2)
+        raise InvalidRecipeError(f"{label}: expected a LoRA adapter, found no {CONFIG}", "List bricks that hold a LoRA adapter.")
     adapter = Adapter(path, label)
     if adapter.config["peft_type"] != "LORA":
-        raise WorkbenchError(
-            f"{label}: expected a LoRA adapter, found {adapter.config['peft_type']}", "List bricks that hold a LoRA adapter.", 2
+        raise InvalidRecipeError(
+            f"{label}: expected a LoRA adapter, found {adapter.config['peft_type']}", "List bricks that hold a LoRA adapter."
         )
     brick_matrices = adapter.modules()
     shared = [module for module in brick_matrices if module in trained]
     if not shared:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"{label} shares no module with the new adapter: it has {', '.join(sorted(brick_matrices)[:3]) or 'no A matrices'}, "
             f"the new adapter has {', '.join(sorted(trained)[:3])}",
             "Set `target_modules:` to modules that the bricks share, or remove the brick from `orthogonal_to:`.",
-            2,
         )
     pairs = []
     for module in shared:
         entry = brick_matrices[module][0]
         width = _matrix_a(trained[module]).shape[1]
         if entry.spec.shape[1:] != (width,):
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{label}: A of {module} is {list(entry.spec.shape)}, expected [rank, {width}]",
                 "The brick was trained on another base: remove it from `orthogonal_to:`.",
-                2,
             )
         pairs.append((Stored(entry, module, label).read(device), trained[module]))
     return pairs

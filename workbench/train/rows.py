@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, refuse_misspelt
+from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts import joined
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.texts import ANSWERS
@@ -26,31 +26,30 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
             a misspelling of `completion` or another name for it. The message names the file and the line.
     """
     if not path.is_file():
-        raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file name in `replay:`.", 2)
+        raise InvalidRecipeError(f"{path.name}: no such file of prompts", "Check the file name in `replay:`.")
     prompts = []
     for number, row in jsondoc.lines(path, path.name, "Expected one object with `prompt` per line."):
         prompts.append(_parse_replay_row(row, f"{path.name}:{number}"))
     if not prompts:
-        raise WorkbenchError(f"{path.name}: the file has no prompts", None, 2)
+        raise InvalidRecipeError(f"{path.name}: the file has no prompts")
     return prompts
 
 
 def _parse_replay_row(row: Any, place: str) -> tuple[str, str | None]:
     """Return the prompt and the completion of a row, or None if the base is to sample one."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise WorkbenchError(f"{place}: expected an object with `prompt`", None, 2)
-    refuse_misspelt(row, ("prompt", "completion"), place, 2)
+        raise InvalidRecipeError(f"{place}: expected an object with `prompt`")
+    refuse_misspelt(row, ("prompt", "completion"), place, InvalidRecipeError)
     if "completion" not in row:
         if alias := next((key for key in ANSWERS if key in row), None):
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{place}: the field '{alias}' is not used, because the base samples a continuation of prompts without `completion`",
                 "Rename it to `completion` if the brick should learn it, or remove it.",
-                2,
             )
         return row["prompt"], None
     if not isinstance(row["completion"], str) or not row["completion"].strip():
-        raise WorkbenchError(
-            f"{place}: expected a text in 'completion', found {row['completion']!r}", "Leave the field out if there is none.", 2
+        raise InvalidRecipeError(
+            f"{place}: expected a text in 'completion', found {row['completion']!r}", "Leave the field out if there is none."
         )
     return row["prompt"], row["completion"]
 
@@ -87,7 +86,7 @@ def encode(
             "Increase `max_length`, or shorten the row.",
         )
     if len(head) + len(tail) < 2:
-        raise WorkbenchError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Remove the row.", 2)
+        raise InvalidRecipeError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Remove the row.")
     return head + tail, min(len(tail), len(head) + len(tail) - 1)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
 from workbench.models.texts import Text, read_texts
 from workbench.train.spec import HubData, TrainSpec
@@ -92,10 +92,9 @@ def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
     }
     training = [text for text in texts if _key(text) not in held_out_keys]
     if not training:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"held_out: a share of {share:g} of {len(positions)} different prompts leaves none to train on",
             "Set a smaller share, or name a file of held-out rows.",
-            2,
         )
     return training, [text for text in texts if _key(text) in held_out_keys]
 
@@ -110,7 +109,7 @@ def _read_file(path: Path) -> list[Text]:
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = f"{nearest(path.name, names)} " if names else ""
-        raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.", 2)
+        raise InvalidRecipeError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.")
     return read_texts(path, path.name)
 
 
@@ -119,10 +118,9 @@ def _refuse_overlap(held_out: list[Text], trained: list[Text], name: str) -> Non
     training_rows = {(text.prompt, text.answer) for text in trained}
     in_both = [text for text in held_out if (text.prompt, text.answer) in training_rows]
     if in_both:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"{in_both[0].place}: this held-out row is also a training row ({len(in_both)} of {len(held_out)} held-out rows are)",
             f"Remove these rows from the training rows or from {name}, or set `held_out: 0.1` instead.",
-            2,
         )
 
 
@@ -140,10 +138,9 @@ def hub_texts(source: HubData, folder: Path) -> list[Text]:
     columns = [column for column in (source.prompt, source.completion) if column is not None]
     for column in columns:
         if column not in rows.column_names:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
                 f"{nearest(column, rows.column_names)} Set `prompt:` or `completion:` to one of its columns.",
-                2,
             )
     texts = []
     for number, row in enumerate(rows.select_columns(columns)):
@@ -151,10 +148,10 @@ def hub_texts(source: HubData, folder: Path) -> list[Text]:
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
                 actual = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__
-                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {actual}", "Use another column.", 2)
+                raise InvalidRecipeError(f"data: {place}: expected a text in '{column}', found {actual}", "Use another column.")
         texts.append(Text(row[source.prompt] if source.prompt else "", row[source.completion], place))
     if not texts:
-        raise WorkbenchError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.", 2)
+        raise InvalidRecipeError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.")
     return texts
 
 
@@ -167,10 +164,8 @@ def _load(source: HubData, folder: Path) -> Any:
     arguments: dict[str, Any] = {"name": source.config, "split": source.split, "revision": source.revision}
     if local.is_file():
         if local.suffix not in _FORMATS:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"data: {source.hub}: expected a file name that ends in {', '.join(_FORMATS)}; found {local.suffix or 'no ending'}",
-                None,
-                2,
             )
         name, arguments = _FORMATS[local.suffix], {"data_files": str(local), "split": source.split}
     else:
@@ -191,13 +186,12 @@ def _missing_data_error(source: HubData, folder: Path, error: Exception) -> Work
     text = " ".join(str(error).split())
     if "Unknown split" in text or "instruction format" in text:
         hint = "Set `split:` to a split of the data set."
-        return WorkbenchError(f"data: {source.hub}, split '{source.split}': {text}", hint, 2)
+        return InvalidRecipeError(f"data: {source.hub}, split '{source.split}': {text}", hint)
     if "BuilderConfig" in text or "Config name" in text:
         hint = "Set `config:` to a configuration of the data set."
-        return WorkbenchError(f"data: {source.hub}, config '{source.config}': {text}", hint, 2)
-    return WorkbenchError(
+        return InvalidRecipeError(f"data: {source.hub}, config '{source.config}': {text}", hint)
+    return InvalidRecipeError(
         f"data: expected a data set on the hub or a folder of data files in {folder}, found none at '{source.hub}' ({text})",
         "Check the id and the network. Local folders and jsonl, parquet or csv files are relative to train.yaml, or to the project "
         "in a recipe.",
-        2,
     )

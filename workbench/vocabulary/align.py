@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import json_digest
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.layout import Model
@@ -346,10 +346,9 @@ def _rule(
         return MEAN, 0
     name = source if isinstance(source, str) else source.model
     if name not in names:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"{where}: '{name}' is not a model with vocabulary rows. {nearest(name, names)}",
             "Name base or a checkpoint brick.",
-            2,
         )
     number = names.index(name)
     row_token = token if isinstance(source, str) else source.token
@@ -357,11 +356,11 @@ def _rule(
         assert isinstance(source, TokenRow)
         assert source.token_id is not None
         if source.token_id >= sizes[number]:
-            raise WorkbenchError(f"{where}: token_id {source.token_id}, but {name} has {sizes[number]} rows", None, 2)
+            raise InvalidRecipeError(f"{where}: token_id {source.token_id}, but {name} has {sizes[number]} rows")
         return number, source.token_id
     if row_token not in token_rows[number]:
-        raise WorkbenchError(
-            f"{where}: {name} has no token {row_token!r}", "Name a model that has the token, or write `source: zero`.", 2
+        raise InvalidRecipeError(
+            f"{where}: {name} has no token {row_token!r}", "Name a model that has the token, or write `source: zero`."
         )
     return number, token_rows[number][row_token]
 
@@ -375,19 +374,18 @@ def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], pr
     if member is not None:
         template = read_template(member.path)
         if template is None:
-            raise WorkbenchError(f"tokenizer: chat_template: {member.label} has no chat template in {member.path}", None, 2)
+            raise InvalidRecipeError(f"tokenizer: chat_template: {member.label} has no chat template in {member.path}")
         return template
     if setting.endswith(".jinja"):
         if not (project / setting).is_file():
-            raise WorkbenchError(
-                f"tokenizer: chat_template: {setting} does not exist", "Paths start at the project directory.", 2
+            raise InvalidRecipeError(
+                f"tokenizer: chat_template: {setting} does not exist", "Paths start at the project directory."
             )
         return jsondoc.text_of(project / setting, str(setting))
     if "{" not in setting:
         choices = ["base", *(b.name for b in bricks)]
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"tokenizer: chat_template: '{setting}' is not a model. {nearest(setting, choices)}",
             "Write base, the name of a brick, a .jinja file, or the template itself.",
-            2,
         )
     return setting

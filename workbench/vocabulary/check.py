@@ -89,11 +89,10 @@ def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path
     difference, _ = _difference(path, base_path, f"brick '{name}'")
     if not difference:
         return error
-    return WorkbenchError(
+    return error.reworded(
         f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
         "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
         f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
-        error.exit_code,
     )
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.adapters.places import Places
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
@@ -115,12 +115,11 @@ class Parts:
             WorkbenchError: If a layer does not exist or has no feed-forward part.
         """
         if bad := [i for i in layers if not 0 <= i < self.depth]:
-            raise WorkbenchError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}", None, 2)
+            raise InvalidRecipeError(f"{label}: layer {bad[0]} does not exist; the model has layers 0 to {self.depth - 1}")
         if bad := [i for i in layers if i not in self.modules]:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"{label}: layer {bad[0]} has no feed-forward part to edit",
                 f"Choose from the layers that have one: {', '.join(map(str, self.editable))}.",
-                2,
             )
 
     @contextmanager

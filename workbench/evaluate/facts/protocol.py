@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.evaluate.facts.wanted import Wanted, ranked, read_step, wanted
 from workbench.facts import Fact
 from workbench.recipe.eval_fields import FactsEval, SequentialEval
@@ -52,16 +52,14 @@ def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
         ]:  # order matters, because cohorts follow it
             continue
         if "first" not in type(step).model_fields:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"recipe {recipe.name}: sequential: edit {step.name} has no field `first`",
                 "Score it without `sequential`, or use a method that has the field `first`.",
-                2,
             )
         return step, int(getattr(step, "first", None) or len(facts.everything))
-    raise WorkbenchError(
+    raise InvalidRecipeError(
         f"recipe {recipe.name}: sequential: no edit step uses the facts of {facts.source}",
         "Give the facts file of an edit step.",
-        2,
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.targets import DOWN, GATE, TARGETS, UP, Target
 from workbench.grow.mixtures.mixture import Mixture, numbered
 from workbench.models.layout import Model
@@ -28,8 +28,8 @@ def from_base(mixture: Mixture, base: Model, numbers: Sequence[int]) -> dict[str
     """
     base_mixture = Mixture(base, f"{mixture.step}: the base")
     if beyond := [n for n in numbers if not 0 <= n < base_mixture.count]:
-        raise WorkbenchError(
-            f"grow {mixture.step}: no expert {beyond[0]}: the base has experts 0..{base_mixture.count - 1} in each layer", None, 2
+        raise InvalidRecipeError(
+            f"grow {mixture.step}: no expert {beyond[0]}: the base has experts 0..{base_mixture.count - 1} in each layer"
         )
     origin, old = mixture.model.weights.origin, mixture.count
 
@@ -67,10 +67,9 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
     model, count = mixture.model, len(names)
     kind = str(model.config.get("model_type"))
     if kind not in TARGETS:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"grow {mixture.step}: `bricks` support the architectures {', '.join(TARGETS)}; this model is {kind}",
             "`copy` and `base` work with every mixture.",
-            2,
         )
     target, dense = TARGETS[kind], {layer: _dense(mixture, base, layer) for layer in mixture.layers}
 
@@ -151,10 +150,9 @@ def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None
 
 
 def _shape_error(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"grow {mixture.step}: {source} has the shape {list(spec.shape)} in the base and {list(like.shape)} in the current model",
         "Add experts before the step that changes sizes.",
-        2,
     )
 
 
@@ -165,11 +163,10 @@ def _dense(mixture: Mixture, base: Model, layer: int) -> dict[str, str]:
     base_layer = next((p for p in places if p is not None), None)
     parts = {part: f"{base.layout.prefix}{base_layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
     if missing := [n for n in parts.values() if n not in base.weights.specs]:
-        raise WorkbenchError(
+        raise InvalidRecipeError(
             f"grow {mixture.step}: the base has no {missing[0]}: `bricks` need a dense feed-forward layer of the "
             f"base from which layer {layer} was made",
             "Use `bricks` after `grow: experts` on a dense base. If the base is a mixture, use `base: N` or `copy: N`.",
-            2,
         )
     return parts
 
@@ -181,12 +178,11 @@ def _layer_prefix(mixture: Mixture, name: str) -> tuple[str, int]:
 
 
 def _not_from_base_error(mixture: Mixture, name: str) -> WorkbenchError:
-    return WorkbenchError(
+    return InvalidRecipeError(
         f"grow {mixture.step}: {name} does not come from an expert of the base, so `base` has nothing to add to it",
         "Use `copy: N` to copy an expert of the current model.",
-        2,
     )
 
 
 def _unknown_tensor_error(mixture: Mixture, name: str, target: Target) -> WorkbenchError:
-    return WorkbenchError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}", None, 2)
+    return InvalidRecipeError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}")

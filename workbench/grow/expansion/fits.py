@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError, WorkbenchError
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.models.architecture import model_depth
 from workbench.models.conversion import live_names
@@ -46,11 +46,11 @@ def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
     try:
         return skeleton(json.dumps(dict(config), sort_keys=True))
     except WorkbenchError as error:
-        raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT, 3) from None
+        raise GateFailedError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT) from None
     except _BUILDING as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise WorkbenchError(
-            f"step {step}: transformers cannot build a model from the grown config.json: {reason[:200]}", _REPORT, 3
+        raise GateFailedError(
+            f"step {step}: transformers cannot build a model from the grown config.json: {reason[:200]}", _REPORT
         ) from None
 
 
@@ -76,11 +76,10 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
         source = growth.tensors[name].source if name in growth.tensors else name
         if live or not old_places.get(source, ["unknown"]):
             continue
-        raise WorkbenchError(
+        raise GateFailedError(
             f"step {step}: the model that transformers builds from the grown config.json (model_type {kind}) has no parameter "
             f"for {name}{_depths(before, growth, specs)}",
             _REPORT,
-            3,
         )
     shapes = {name: tuple(tensor.shape) for name, tensor in built.state_dict().items()}
     filled = Counter(place for live in places.values() for place in live)
@@ -89,19 +88,17 @@ def check_fits(before: Model, growth: Growth, specs: Mapping[str, TensorSpec], s
             continue
         (place,) = live
         if len(shapes[place]) == len(specs[name].shape) and shapes[place] != specs[name].shape:
-            raise WorkbenchError(
+            raise GateFailedError(
                 f"step {step}: {name} has the shape {list(specs[name].shape)}; transformers builds {list(shapes[place])} "
                 f"from the grown config.json (model_type {kind})",
                 _REPORT,
-                3,
             )
     filled_places = {place for live in places.values() for place in live} | set(built.all_tied_weights_keys)
     if absent := sorted(name for name, _ in built.named_parameters() if name not in filled_places):
-        raise WorkbenchError(
+        raise GateFailedError(
             f"step {step}: transformers builds {absent[0]} from the grown config.json (model_type {kind}), and no tensor fills "
             f"it ({len(absent)} such parameters){_depths(before, growth, specs)}",
             _REPORT,
-            3,
         )
     _check_layers(before, growth, specs, built, step)
 
@@ -130,11 +127,10 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
         actual = _signature(new_layers[1][number])
         if different := sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)):
             key = different[0]
-            raise WorkbenchError(
+            raise GateFailedError(
                 f"step {step}: transformers builds layer {number} differently from its source, layer {source}: {key} is "
                 f"{actual.get(key)!r}, expected {expected.get(key)!r}; config.json changes what a layer computes",
                 _REPORT,
-                3,
             )
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError
 from workbench.grow.expansion.remap import runs
 from workbench.lazy import torch
 from workbench.steps import NEW, Grown, Growth
@@ -43,10 +43,9 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
             # The first part is the old tensor: `Mixture` appends new experts to the old ones.
             old = grown.parts[0] if grown.parts else grown
             if (row := _first_difference(old, before, saved, names[name])) is not None:
-                raise WorkbenchError(
+                raise GateFailedError(
                     f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
                     "Report this architecture. `check: off` in the step writes the model without this check.",
-                    3,
                 )
             counts["with_additions" if grown.reshaped else "identical"] += 1
     return counts

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.grow.mixtures.gates import Gates, live_modules, load_gates, read_inputs, save_gates
 from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
@@ -76,11 +76,10 @@ def never_gates(
             scores = scores.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
         selected = int((scores.topk(top_k).indices == scores.shape[1] - 1).any(1).sum())
         if selected:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
                 "of the router",
                 "Use other texts, `gate: prompts` or `gate: random`.",
-                2,
             )
         new_rows[name] = -strengths[name] * direction[name][None]
     context.progress(2, 2, "routers")

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import is_norm
 from workbench.models.architecture import is_conv1d
 from workbench.models.conversion import live_names
@@ -82,8 +82,8 @@ class DecoderParts:
             return getattr(self.parsed, field, None)
         except RuntimeError as error:  # transformers raises it for fields with one value per layer
             reason = " ".join(str(error).split())
-            raise WorkbenchError(
-                f"grow width: {field} is not a single number in config.json ({reason[:120]})", "Grow `depth`.", 2
+            raise InvalidRecipeError(
+                f"grow width: {field} is not a single number in config.json ({reason[:120]})", "Grow `depth`."
             ) from None
 
     def _is_conv1d(self, name: str) -> bool:
@@ -156,8 +156,8 @@ class DecoderParts:
         readers = [self.linear(n) for n in siblings if n != out and self.linear(n).leaf in FFN_IN]
         unknown = [n for n in siblings if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
         if not readers or (unknown and not parent.endswith(str(layer))):
-            raise WorkbenchError(
-                f"grow width: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}", _HINT, 2
+            raise InvalidRecipeError(
+                f"grow width: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}", _HINT
             )
         return readers, self.linear(out)
 
@@ -188,11 +188,10 @@ class DecoderParts:
         parent = out.weight.removesuffix(".weight").rpartition(".")[0]
         inner = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
         if len(inner) < 3:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(inner) or 'none'} "
                 f"beside {out.weight}",
                 _HINT,
-                2,
             )
         return inner, out
 
@@ -243,8 +242,8 @@ def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
         WorkbenchError,
     ) as error:
         reason = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
-        raise WorkbenchError(
-            f"grow {step}: transformers cannot build a model of these sizes: {reason[:300]}", "Choose other sizes.", 2
+        raise InvalidRecipeError(
+            f"grow {step}: transformers cannot build a model of these sizes: {reason[:300]}", "Choose other sizes."
         ) from None
 
 
@@ -259,11 +258,10 @@ def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
     for name, places in live_names(config, specs).items():
         for place in places:
             if len(live[place]) == len(specs[name].shape) and live[place] != specs[name].shape:
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"grow {step}: {name} would have the shape {list(specs[name].shape)}, but transformers builds "
                     f"{list(live[place])} for model_type {config.get('model_type')}: config.json cannot express this size",
                     _HINT,
-                    2,
                 )
 
 
@@ -276,10 +274,10 @@ def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
     places = live_names(config, specs)
     kind = config.get("model_type")
     if unplaced := [n for n, live in places.items() if not live]:
-        raise WorkbenchError(f"grow {step}: {kind} has no parameter for {unplaced[0]} ({len(unplaced)} such tensors)", hint, 2)
+        raise InvalidRecipeError(f"grow {step}: {kind} has no parameter for {unplaced[0]} ({len(unplaced)} such tensors)", hint)
     built = skeleton(json.dumps(config, sort_keys=True))
     filled = {live for names in places.values() for live in names} | set(built.all_tied_weights_keys)
     if absent := sorted(n for n, _ in built.named_parameters() if n not in filled):
-        raise WorkbenchError(
-            f"grow {step}: {kind} needs {absent[0]}, which the model does not have ({len(absent)} such tensors)", None, 2
+        raise InvalidRecipeError(
+            f"grow {step}: {kind} needs {absent[0]}, which the model does not have ({len(absent)} such tensors)"
         )

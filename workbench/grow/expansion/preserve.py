@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import GateFailedError
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import no_grad, torch
@@ -110,14 +110,14 @@ def same_logits(
     compared = torch.ones(vocabulary, dtype=torch.bool, device=old.device)
     compared[[i for i in added if i < vocabulary]] = False
     if new.shape[-1] < vocabulary:
-        raise WorkbenchError(
-            f"step {step}: the grown model has {new.shape[-1]} logits, the model before growth {vocabulary}", _REPORT, 3
+        raise GateFailedError(
+            f"step {step}: the grown model has {new.shape[-1]} logits, the model before growth {vocabulary}", _REPORT
         )
     old_compared, new_compared = old[..., compared], new[..., :vocabulary][..., compared]
     difference = float((old_compared - new_compared).abs().max())
     if not difference <= tolerance * max(1.0, float(old_compared.abs().max())) or not agrees:
-        raise WorkbenchError(
-            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}{details})", _REPORT, 3
+        raise GateFailedError(
+            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}{details})", _REPORT
         )
     share = {"new_token_probability": float(new.softmax(-1)[..., added].sum(-1).mean())} if added else {}
     return {"max_logit_difference": difference, **share}
@@ -130,7 +130,7 @@ def finite_logits(logits: Tensor, step: str) -> None:
         WorkbenchError: If a logit is NaN or infinite (exit code 3).
     """
     if not bool(torch.isfinite(logits).all()):
-        raise WorkbenchError(f"step {step}: the grown model gives NaN or infinite logits", _REPORT, 3)
+        raise GateFailedError(f"step {step}: the grown model gives NaN or infinite logits", _REPORT)
 
 
 def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) -> Tensor:
@@ -209,11 +209,10 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
             break
     model.zero_grad()
     if without_gradient:
-        raise WorkbenchError(
+        raise GateFailedError(
             f"step {step}: {len(without_gradient)} of {len(added)} tensors with additions have no gradient ({without_gradient[0]}), "
             f"{'even after one gradient step on the others, ' if waiting else ''}and cannot be trained",
             _REPORT,
-            3,
         )
     return {"gradient": counts, **({"at_first_without": waiting} if waiting else {})}
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
 from workbench.lazy import no_grad, torch
 from workbench.models.conversion import live_names
@@ -168,20 +168,18 @@ def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """
     for reader, w in rows.items():
         if (is_zero := w.norm(dim=1) < 1 - SAME).any():
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"gate: prompts: {experts[int(is_zero.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
                 f"same ({reader}), and leave no row",
                 "Give it other `negative_prompts`.",
-                2,
             )
         units = torch.nn.functional.normalize(w, dim=1)
         for a, b in combinations(range(len(experts)), 2):
             if units[a] @ units[b] > SAME:
                 first, second = (experts[i] or "the anchor" for i in (a, b))
-                raise WorkbenchError(
+                raise InvalidRecipeError(
                     f"gate: prompts: the prompts of {first} and {second} give the same row of the router ({reader}, cosine > {SAME})",
                     "Give each its own `prompts`, or `negative_prompts`.",
-                    2,
                 )
 
 
@@ -194,7 +192,7 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, e
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
-            raise WorkbenchError(f"gate: prompts: {expert or 'the anchor'}: the prompt {text!r} has no token", None, 2)
+            raise InvalidRecipeError(f"gate: prompts: {expert or 'the anchor'}: the prompt {text!r} has no token")
     return rows
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.conversion import live_names
@@ -80,28 +80,25 @@ class Mixture:
         kind = model.config.get("model_type")
         self.field = next((f for f in EXPERT_COUNTS if self.parsed.get(f)), None)
         if self.field is None:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow {step}: model_type {kind} has no experts: config.json has none of the fields {', '.join(EXPERT_COUNTS)}",
                 "`grow: experts` turns a dense model into a mixture.",
-                2,
             )
         self.count = int(self.parsed[self.field])
         if groups := [f for f in GROUPS if (self.parsed.get(f) or 1) != 1]:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow {step}: {groups[0]} is {self.parsed[groups[0]]}: the router first selects groups of experts, and "
                 "another number of experts would change the groups",
                 "Models with one group are supported.",
-                2,
             )
         self.taken = next((f for f in TAKEN if self.parsed.get(f)), None)
         self.top_k = int(self.parsed[self.taken]) if self.taken else 0
         self.places = self._find_places()
         self.layers = sorted({p.layer for p in self.places.values()})
         if not self.layers:
-            raise WorkbenchError(
+            raise InvalidRecipeError(
                 f"grow {step}: model_type {kind} has no experts: no tensor depends on {self.field}",
                 "`grow: experts` turns a dense model into a mixture.",
-                2,
             )
         self._check_numbers()
 
@@ -170,10 +167,9 @@ class Mixture:
                 raise self._unknown_tensor(kind, f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}")
 
     def _unknown_tensor(self, name: str, reason: str) -> WorkbenchError:
-        return WorkbenchError(
+        return InvalidRecipeError(
             f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {reason}",
             "Report this architecture.",
-            2,
         )
 
     def regrown(self, experts: Callable[[int], Sequence[int]]) -> dict[str, Grown]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench import yamldoc
-from workbench.errors import WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, nearest
 from workbench.merge.mergekit.table import KNOWN
 
 TOP = (
@@ -49,8 +49,8 @@ class ImportReport:
     def stop(self) -> None:
         """Raise WorkbenchError with all problems, if there are any."""
         if self.problems:
-            raise WorkbenchError(
-                "\n".join(dict.fromkeys(self.problems)), "Change these fields, or run the file with mergekit.", 2
+            raise InvalidRecipeError(
+                "\n".join(dict.fromkeys(self.problems)), "Change these fields, or run the file with mergekit."
             )
 
 

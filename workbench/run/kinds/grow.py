@@ -42,7 +42,9 @@ class Grow(Kind[GrowMethod]):
     def shapes(self, step: GrowMethod, model: Model, base: Model) -> Model:
         """Return the grown model's names, shapes and configuration."""
         growth = step.expand(model)
-        return Model(GrownWeights(model.weights, growth, base=base.weights), growth.config)
+        weights = GrownWeights(model.weights, growth, base=base.weights)
+        check_training(step, weights)
+        return Model(weights, growth.config)
 
     def plan_row(
         self, step: GrowMethod, resolved: Resolved, number: int, model: Model, needs: Needs

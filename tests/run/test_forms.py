@@ -1,0 +1,111 @@
+"""Forms of a result: their size before anything is written, what they refuse, and the hints after a run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.commands import call
+from worlds.memory_world import FACTS, GRACE, write_rows
+from worlds.project import CPU, Project
+
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.run.directory import RunDirectory
+from workbench.run.execute import execute
+from workbench.run.forms import FORMS, form_of
+from workbench.run.kinds.grow import Grow
+from workbench.run.kinds.merge import Merge
+from workbench.run.saved import open_configuration
+
+TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
+
+
+def output_of(document: dict[str, Any]) -> dict[str, Any]:
+    output: dict[str, Any] = RunDirectory(Path(document["run"])).record["output"]
+    return output
+
+
+@pytest.fixture
+def planned_steps(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Collects a word for each step that is planned."""
+    planned: list[str] = []
+    for kind in (Merge, Grow):
+        real = kind.plan_row
+        monkeypatch.setattr(kind, "plan_row", lambda *a, real=real, **k: (planned.append(a[1].verb), real(*a, **k))[1])
+    return planned
+
+
+def test_run_plans_nothing(project: Project, cwd: Path, planned_steps: list[str]) -> None:
+    project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}, {grow: depth, blocks: 1, check: off}]\n")
+    call("plan", "recipes/test.yaml")
+    assert planned_steps == ["merge", "grow"]
+    planned_steps.clear()
+    call("run", "recipes/test.yaml", "--device", "cpu")
+    assert planned_steps == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        TWO,
+        TWO + "output: {dtype: float32}\n",
+        "steps: [{grow: depth, blocks: 1, check: off}]\n",
+        TWO + "output: {form: adapter}\n",
+        TWO + "output: {form: adapter, rank: 4}\n",
+    ],
+    ids=["checkpoint", "float32", "grown", "adapter", "truncated adapter"],
+)
+def test_the_size_is_known_before_the_result_is_written(project: Project, text: str) -> None:
+    resolved = project.resolve(text)
+    expected = form_of(resolved).size(resolved)
+    assert expected == output_of(execute(resolved, project.path / "runs", device=CPU))["bytes"] > 0
+
+
+def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> None:
+    write_rows(project.path / "facts.jsonl", FACTS)
+    for text, whole in ((GRACE, False), ("output: {dtype: float32}\n" + GRACE, True)):
+        resolved = project.resolve(text)
+        document = execute(resolved, project.path / "runs", device=CPU)
+        assert form_of(resolved).size(resolved) == output_of(document)["bytes"]
+        assert (Path(document["directory"]) / "model").is_dir() is whole == (output_of(document)["bytes"] > 0)
+
+
+def test_a_memory_is_not_lost_in_a_checkpoint(project: Project) -> None:
+    """A saved configuration is resolved as a recipe without steps, whose form is a checkpoint."""
+    write_rows(project.path / "facts.jsonl", FACTS)
+    resolved = open_configuration(Path(project.run(GRACE)["directory"]))
+    with pytest.raises(InvalidRecipeError, match="the result has a memory, which `form: checkpoint` cannot hold"):
+        execute(resolved, project.path / "runs", device=CPU)
+    with pytest.raises(InvalidRecipeError, match="the result has a memory, which `form: adapter` cannot hold"):
+        FORMS["adapter"].refuse(resolved)
+    with pytest.raises(InvalidRecipeError, match="`form: configuration` needs a memory"):
+        FORMS["configuration"].refuse(project.resolve(""))
+
+
+def test_a_wrong_training_is_refused_before_earlier_steps_are_computed(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project.path / "texts.jsonl").write_text(json.dumps({"text": "w1 w2 w3"}) + "\n", "utf-8")
+    monkeypatch.setattr(Merge, "apply", lambda *_: pytest.fail("a step is computed"))
+    with pytest.raises(WorkbenchError, match="`parameters: routers` needs routers, but the step adds none"):
+        project.run(
+            "bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}, "
+            "{grow: depth, blocks: 1, train: {data: texts.jsonl, parameters: routers}}]\n"
+        )
+
+
+def test_hints_after_a_run(project: Project, cwd: Path) -> None:
+    write_rows(project.path / "facts.jsonl", FACTS)
+    for text, lines in {
+        TWO: ["load:   AutoModelForCausalLM.from_pretrained(", "serve:  vllm serve runs/"],
+        TWO + "output: {form: adapter}\n": [
+            "load:   PeftModel.from_pretrained(AutoModelForCausalLM",
+            "serve:  vllm serve base --enable-lora",
+        ],
+        GRACE: ['load:   workbench.load("runs/', "facts:  workbench memory ls runs/"],
+    }.items():
+        project.write(text)
+        result = call("run", "recipes/test.yaml", "--device", "cpu")
+        assert Path(result.stdout.strip()).is_dir()
+        assert [line for line in lines if line not in result.stderr] == []

@@ -1,0 +1,1 @@
+"""JSON documents that commands print with `--json`, one class each. A command imports only the module of its own document."""

@@ -1,0 +1,56 @@
+"""Documents of `doctor` and `experts`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from workbench.cli.documents.document import Document, Number
+
+
+class DiagnosisDocument(Document):
+    """One check of the machine or the project."""
+
+    check: str
+    """Name of the check."""
+    status: Literal["ok", "repaired", "warning", "failed"]
+    """Result of the check."""
+    text: str
+    """Result in words."""
+    hint: str | None
+    """Advice on how to fix a problem."""
+    data: Any
+    """Result as data, which depends on the check."""
+
+
+class DoctorDocument(Document):
+    """Checks of the installation. With a failed check, the exit code is 3."""
+
+    version: Literal[1]
+    """Version of the format."""
+    project: str
+    """Folder of the project."""
+    checks: list[DiagnosisDocument]
+    """All checks."""
+
+
+class ExpertsDocument(Document):
+    """Use of the experts of a mixture on some texts."""
+
+    model: str
+    """Recipe, run or model directory, as named on the command line."""
+    texts: str
+    """File of the texts."""
+    samples: int
+    """Number of texts that were read."""
+    tokens: int
+    """Number of tokens."""
+    top_k: int
+    """Number of experts that the router selects for each token."""
+    layers: list[int]
+    """Layers with experts, in ascending order."""
+    usage: list[list[Number]]
+    """By layer, share of all selections that each expert gets; a row adds up to 1."""
+    mean: list[Number]
+    """Mean share of each expert over the layers."""
+    entropy: list[Number]
+    """By layer, entropy of the experts' mean weights in bits."""

@@ -1,0 +1,203 @@
+"""Document of `search`."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from workbench.cli.documents.document import Document, Number, optional
+
+
+class HalfCounts(Document):
+    """Numbers for the two halves of the items."""
+
+    search: int
+    """Number for the items that candidates are searched on."""
+    test: int
+    """Number for the items that only the best candidates are tested on."""
+
+
+class ObjectiveDocument(Document):
+    """An objective of a search: a mean of metrics."""
+
+    name: str
+    """Name of the objective."""
+    lower: bool
+    """Whether lower scores are better."""
+    terms: list[list[str]]
+    """The averaged metrics, each as [suite, task, metric]."""
+    items: HalfCounts
+    """Numbers of items."""
+    clusters: HalfCounts
+    """Numbers of clusters."""
+
+
+class ControlDocument(Document):
+    """A control of a search, scored on all search items."""
+
+    name: str
+    """Name of the control."""
+    role: str
+    """"base", "brick", "average" or "configuration"."""
+    scores: list[Number]
+    """Score on search items by objective."""
+    intervals: list[list[Number] | None]
+    """By objective, 95 % interval [low, high] of the paired difference from the best control, around that control's score; null
+    without an error estimate."""
+
+
+class TrialDocument(Document):
+    """A candidate of a search."""
+
+    arm: Literal["search", "random"]
+    """"search" for a candidate of the sampler, "random" for one of the random baseline."""
+    number: int
+    """Number within its arm, from 0."""
+    name: str
+    """Name of the candidate, such as "trial-7"."""
+    values: dict[str, Any]
+    """Dimension -> value."""
+    scores: list[Number] | None
+    """Score on search items by objective; an estimate for a candidate that was stopped early; null for one that failed."""
+    digest: str = optional()
+    """Digest of the candidate's weights."""
+    stage: int = optional()
+    """Stage at which scoring ended, from 0."""
+    stopped: bool = optional()
+    """Whether scoring was stopped early, because another configuration is better."""
+    items: int = optional()
+    """Number of items that were scored."""
+    beaten_by: str | None = optional()
+    """Configuration that stopped the candidate."""
+    seconds: dict[str, Number] = optional()
+    """Part of the work -> wall time in seconds; "all" is the total."""
+    error: str = optional()
+    """Error of a candidate that failed."""
+    intervals: list[list[Number] | None] = optional()
+    """Intervals as for controls, for a candidate that was scored on all search items."""
+
+
+class UnbeatenDocument(Document):
+    """A configuration that no candidate beats."""
+
+    name: str
+    """Name of the configuration."""
+    role: str
+    """Role of a control, or "random"."""
+    search: list[Number]
+    """Score on search items by objective."""
+    test: list[Number]
+    """Score on test items by objective."""
+
+
+class TestedRow(Document):
+    """A configuration that was scored on test items."""
+
+    name: str
+    """Name of the configuration."""
+    part: Literal["control", "found", "random"]
+    """"control"; "found" for the winner or a member of the Pareto front; "random" for the best random candidate."""
+    digest: str
+    """Digest of its weights."""
+    search: list[Number]
+    """Score on search items by objective."""
+    test: list[Number]
+    """Score on test items by objective."""
+    optimism: list[Number]
+    """By objective, by how much the search items overrate the configuration: difference from the best control on search items
+    minus the difference on test items."""
+    same_as: str | None
+    """Control with the same weights."""
+
+
+class GapDocument(Document):
+    """A paired difference of an objective, higher is better."""
+
+    diff: Number
+    """Difference from the best control."""
+    low: Number | None
+    """Lower end of the 95 % interval; null if it is infinite."""
+    high: Number | None
+    """Upper end of the interval; null if it is infinite."""
+    p: Number
+    """Two-sided p value of "no difference"."""
+    clusters: int
+    """Number of clusters of the task with the fewest."""
+
+
+class VerdictDocument(Document):
+    """A candidate against the best control on one objective."""
+
+    objective: str
+    """Name of the objective."""
+    test: GapDocument
+    """Difference on test items."""
+    search: GapDocument
+    """Difference on search items."""
+    verdict: Literal["better", "worse", "cannot tell", "no item changed"]
+    """Verdict on test items."""
+    reason: str | None
+    """Reason of the verdict "cannot tell"."""
+    optimism: Number
+    """Difference on search items minus the difference on test items."""
+
+
+class SearchTest(Document):
+    """The test of the best candidates on items that no candidate has seen."""
+
+    baseline: str
+    """Name of the best control."""
+    rows: list[TestedRow]
+    """Tested configurations, controls first."""
+    against: dict[str, list[VerdictDocument]]
+    """Candidate -> verdict by objective."""
+    comparison: dict[str, Any]
+    """Comparison by task, as in the JSON file that `report` writes."""
+
+
+class SearchDocument(Document):
+    """The result of a search, which is also written to search.json in its folder."""
+
+    version: Literal[1]
+    """Version of the format."""
+    name: str
+    """Name of the recipe."""
+    key: str
+    """Digest of everything that decides scores."""
+    directory: str
+    """Folder of the search, relative to the project."""
+    command: str | None
+    """Command that runs the search again; null for a recipe without a file."""
+    sampler: str
+    """Name of the sampler."""
+    seed: int
+    """Seed of the sampler."""
+    objectives: list[ObjectiveDocument]
+    """The objectives."""
+    space: dict[str, dict[str, Any]]
+    """Dimension -> its range or choices."""
+    items: HalfCounts
+    """Numbers of items over all tasks."""
+    stages: list[int]
+    """Numbers of items after which a poor candidate can be stopped."""
+    controls: list[ControlDocument]
+    """Base, bricks alone, their average, and other controls."""
+    trials: list[TrialDocument]
+    """Finished candidates, in order."""
+    importances: dict[str, dict[str, Number]]
+    """Objective -> dimension -> share of the variation in scores that it explains; empty after few candidates."""
+    winner: str | None
+    """The best candidate; null with several objectives, or if no candidate beats the controls."""
+    recipes: dict[str, str]
+    """Candidate -> recipe file that was written for it, relative to the project."""
+    best_control: str
+    """The control with the best scores on search items."""
+    unbeaten: list[UnbeatenDocument] = optional()
+    """Configurations that no candidate beats, if all candidates were stopped early."""
+    front: list[str] = optional()
+    """Members of the Pareto front, with several objectives."""
+    hypervolume: list[Number] = optional()
+    """Area that the Pareto front covers after each complete candidate, with two objectives; empty with more."""
+    warnings: list[str]
+    """Warnings about the search."""
+    test: SearchTest
+    """The test on other items."""

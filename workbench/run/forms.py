@@ -1,0 +1,356 @@
+"""Forms of a recipe's result: a checkpoint, a PEFT adapter, or a configuration directory with a memory.
+
+`plan` and `execute` ask the form of a recipe how large the result is, `execute` lets it write the result, and `workbench run`
+prints its hints. A new form is a class here and a value of `output: {form:}` in `recipe/schema.py`.
+"""
+
+from __future__ import annotations
+
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from workbench.adapters.read import Adapter
+from workbench.bricks.brick import Brick
+from workbench.bricks.locate import locate
+from workbench.errors import InvalidRecipeError, shell, size
+from workbench.events import Events
+from workbench.files import write_json
+from workbench.lazy import torch
+from workbench.resolve.adapter_form import adapt, planned_bytes
+from workbench.resolve.resolved import Resolved
+from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole
+from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
+from workbench.run.shapes import written_specs
+from workbench.steps.fields import parse_size
+from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
+from workbench.weights.checkpoint import read_config
+from workbench.weights.digests import weights_digest
+from workbench.weights.writer import output_specs, write_checkpoint
+
+if TYPE_CHECKING:
+    from workbench.run.compose import Composition
+
+# Values that vLLM accepts for --max-lora-rank.
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+_NAMED = 3  # tensors that a hint names
+
+
+@dataclass(frozen=True)
+class WriteContext:
+    """The composed recipe, and where and how its result is written.
+
+    Attributes:
+        resolved: The recipe.
+        composition: The composed recipe.
+        out: Directory to write.
+        device: Device that computes the tensors.
+        threads: Number of tensors computed at the same time.
+        events: Receives progress.
+    """
+
+    resolved: Resolved
+    composition: Composition
+    out: Path
+    device: torch.device
+    threads: int
+    events: Events
+
+    @property
+    def progress(self) -> Callable[[int, int], None]:
+        """A callback that sends the numbers (done, total) as an event."""
+        return lambda done, total: self.events({"stage": "write", "done": done, "total": total})
+
+
+class OutputForm(ABC):
+    """A form of a recipe's result.
+
+    Attributes:
+        name: Value of `output: {form:}` in a recipe.
+        key: Field of the document of `run --json` that holds the result's directory.
+        folder: Name of the result's directory in the run directory.
+        has_memory: True if the form holds a memory; a result with a memory has no other form.
+        host_bytes: Memory of the host that writing this form needs beside the tensors, in bytes, on a run with a CUDA device.
+    """
+
+    name: ClassVar[str]
+    key: ClassVar[str]
+    folder: ClassVar[str]
+    has_memory: ClassVar[bool] = False
+    host_bytes: ClassVar[int] = 0
+
+    def refuse(self, resolved: Resolved) -> None:
+        """Check that the form can hold the result of a recipe.
+
+        `resolve` makes the checks that concern single steps and bricks (`adapter_form.check_form`).
+
+        Raises:
+            InvalidRecipeError: If the recipe has a memory and the form holds none, or the other way round.
+        """
+        memory = resolved.recipe.memory is not None or resolved.memory is not None
+        if memory and not self.has_memory:
+            raise InvalidRecipeError(
+                f"{resolved.recipe.name}: the result has a memory, which `form: {self.name}` cannot hold",
+                "Use `workbench.load(DIR)` on the configuration directory, or run the recipe that wrote it.",
+            )
+        if self.has_memory and not memory:
+            raise InvalidRecipeError(
+                f"{resolved.recipe.name}: `form: {self.name}` needs a memory, but no step makes one",
+                "Add a memory such as `edit: memory` as the last step, or write `form: checkpoint`.",
+            )
+
+    @abstractmethod
+    def size(self, resolved: Resolved) -> int:
+        """Return the size of the result in bytes, from file headers."""
+
+    def add_needs(self, resolved: Resolved, needs: Needs) -> None:
+        """Add the memory that writing this form needs to the needs of a recipe's steps."""
+        return
+
+    @abstractmethod
+    def write(self, context: WriteContext) -> dict[str, Any]:
+        """Write the result, and return `output` of the run's record: digest, tensors, number of parameters, bytes."""
+
+    def checkpoint(self, result: Path) -> Path | None:
+        """Return the directory of the checkpoint in a result, which later checks load; None if the form has none.
+
+        Args:
+            result: Directory of the result.
+        """
+        return None
+
+    def configuration(self, output: Mapping[str, Any]) -> str | None:
+        """Return the configuration's digest from `output` of the run's record; None if only its files have a digest."""
+        digest: str = output["digest"]
+        return digest
+
+    def describe(self, output: Mapping[str, Any]) -> str:
+        """Describe the result in one line.
+
+        Args:
+            output: `output` of the run's record.
+        """
+        return f"configuration {output['digest'][:12]}"
+
+    @abstractmethod
+    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+        """Return lines with commands that load and serve the result.
+
+        Args:
+            place: Directory of the result.
+            output: `output` of the run's record.
+            resolved: The recipe.
+        """
+
+
+class CheckpointForm(OutputForm):
+    """A Hugging Face checkpoint directory."""
+
+    name = "checkpoint"
+    key = "model"
+    folder = "model"
+
+    def size(self, resolved: Resolved) -> int:
+        """Return the bytes of all tensors."""
+        return sum(spec.nbytes for spec in written_specs(resolved).values())
+
+    def write(self, context: WriteContext) -> dict[str, Any]:
+        """Write all tensors, the configuration and the tokenizer."""
+        resolved, model = context.resolved, context.composition.model
+        digests = write_checkpoint(
+            model.weights,
+            context.out,
+            dtype=resolved.dtype,
+            shard_size=parse_size(resolved.recipe.fields.output.shard_size),
+            device=context.device,
+            threads=context.threads,
+            progress=context.progress,
+        )
+        write_config(model.config, resolved, context.out)
+        specs = output_specs(model.weights.specs, resolved.dtype)
+        return {
+            "digest": weights_digest(specs, digests, model.config),
+            "tensors": digests,
+            "parameters": sum(s.numel for s in specs.values()),
+            "bytes": sum(s.nbytes for s in specs.values()),
+        }
+
+    def checkpoint(self, result: Path) -> Path:
+        """Return the result itself."""
+        return result
+
+    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+        """Return the commands for transformers and vLLM."""
+        return [load_hint(place), f"serve:  vllm serve {shell(place)}"]
+
+
+class AdapterForm(OutputForm):
+    """A PEFT adapter of the base."""
+
+    name = "adapter"
+    key = "adapter"
+    folder = "adapter"
+    host_bytes = TRANSFORMERS
+
+    def size(self, resolved: Resolved) -> int:
+        """Return the bytes of the factors, and of tensors that are saved whole."""
+        adapters, others = _parents(resolved)
+        return planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, self._is_dense(resolved), others)
+
+    def add_needs(self, resolved: Resolved, needs: Needs) -> None:
+        """Replace the memory of the merges by that of the factors, and add that of a model without weights."""
+        needs.whole = adapter_whole(resolved, needs, self._is_dense(resolved))
+        needs.live = max(needs.live, needs.whole) + TRANSFORMERS
+
+    def _is_dense(self, resolved: Resolved) -> bool:
+        """Return True if the update of a tensor has full rank before it is truncated."""
+        return _parents(resolved)[1] or not all(step.keeps_rank() for step in resolved.recipe.steps)
+
+    def write(self, context: WriteContext) -> dict[str, Any]:
+        """Write the factors and adapter_config.json. A previous, interrupted write starts again."""
+        from workbench.adapters.export import write_result
+
+        shutil.rmtree(context.out, ignore_errors=True)
+        resolved, output = context.resolved, context.resolved.recipe.fields.output
+        return write_result(
+            adapt(context.composition.model, resolved.base, output),
+            context.out,
+            resolved.recipe.fields.base,
+            device=context.device,
+            threads=context.threads,
+            dtype=getattr(torch, output.dtype) if output.dtype else None,
+            progress=context.progress,
+        )
+
+    def configuration(self, output: Mapping[str, Any]) -> None:
+        """Return None: the record has the digest of the adapter's files."""
+        return
+
+    def describe(self, output: Mapping[str, Any]) -> str:
+        """Return rank, number of tensors, size and error."""
+        return (
+            f"rank {output['rank']}, {len(output['tensors'])} tensors, {size(output['bytes'])}, "
+            f"relative error {output['error']:.1e}"
+        )
+
+    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+        """Return the commands for PEFT and vLLM, and a note on tensors that plain LoRA loaders do not read."""
+        base, whole = resolved.recipe.fields.base, output["whole"]
+        lines = []
+        if whole:
+            more = " …" if len(whole) > _NAMED else ""
+            lines.append(
+                f"{len(whole)} tensors are saved whole (modules_to_save, biases); PEFT loads them, plain LoRA loaders do not: "
+                f"{', '.join(whole[:_NAMED])}{more}"
+            )
+        lines += adapter_hints(base, place, str(resolved.base_path))
+        if output["plain"] and output["rank"] <= _VLLM_RANKS[-1]:
+            most = next(rank for rank in _VLLM_RANKS if rank >= output["rank"])
+            module = shell(f"{resolved.recipe.name}={place}")
+            lines.append(f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} --lora-modules {module}")
+        return lines
+
+
+class ConfigurationForm(OutputForm):
+    """A directory with a memory, and the checkpoint that it acts on unless this is the unchanged base."""
+
+    name = "configuration"
+    key = "directory"
+    folder = "configuration"
+    has_memory = True
+
+    def size(self, resolved: Resolved) -> int:
+        """Return the bytes of the checkpoint; the facts of a memory are small."""
+        return 0 if refers_to_base(resolved) else CHECKPOINT.size(resolved)
+
+    def write(self, context: WriteContext) -> dict[str, Any]:
+        """Write the memory, the record of the configuration, and the checkpoint unless it equals the base."""
+        from workbench.run.materialize import with_memory
+
+        resolved, memory = context.resolved, context.composition.memory
+        assert memory is not None, "`refuse` rejects a recipe without a memory"
+        if refers_to_base(resolved):
+            specs = output_specs(context.composition.model.weights.specs, resolved.dtype)
+            parameters = sum(s.numel for s in specs.values())
+            output: dict[str, Any] = {"digest": resolved.base_digest, "tensors": {}, "parameters": parameters, "bytes": 0}
+        else:
+            output = CHECKPOINT.write(replace(context, out=context.out / MODEL))
+        shutil.rmtree(context.out / MEMORY, ignore_errors=True)
+        shutil.copytree(memory.path, context.out / MEMORY)
+        output["digest"] = with_memory(output["digest"], context.composition)
+        output["memory"] = memory.digest
+        write_record(context.out, resolved, output["digest"])
+        return output
+
+    def checkpoint(self, result: Path) -> Path:
+        """Return the directory of the checkpoint, which does not exist if the memory acts on the unchanged base."""
+        return result / MODEL
+
+    def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
+        """Return the Python call that loads the model, and the command that lists the facts."""
+        return [f'load:   workbench.load("{place}")', f"facts:  workbench memory ls {shell(place)}"]
+
+
+CHECKPOINT = CheckpointForm()
+FORMS: Mapping[str, OutputForm] = {form.name: form for form in (CHECKPOINT, AdapterForm(), ConfigurationForm())}
+"""Value of `output: {form:}` -> the form."""
+
+
+def form_of(resolved: Resolved) -> OutputForm:
+    """Return the form of a recipe's result."""
+    return FORMS[resolved.recipe.fields.output.form]
+
+
+def _parents(resolved: Resolved) -> tuple[list[Adapter], bool]:
+    """Return the adapters among the bricks that steps use, and whether there are other bricks (checkpoints, recipes)."""
+    used = [resolved.bricks[name] for name in resolved.parents]
+    adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+    return adapters, len(adapters) < len(used)
+
+
+def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
+    """Write config.json, generation_config.json, tokenizer and chat template, so that transformers loads the directory.
+
+    Args:
+        config: The model's configuration.
+        resolved: The recipe, whose tokenizer is copied.
+        out: Directory of the checkpoint.
+    """
+    written = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
+    if resolved.dtype:
+        written["dtype"] = str(resolved.dtype).removeprefix("torch.")
+    elif "torch_dtype" in config:
+        written["dtype"] = config["torch_dtype"]
+    write_json(out / "config.json", written, indent=2)
+    for name in ("generation_config.json", *TOKENIZER_FILES):
+        if (resolved.tokenizer_path / name).is_file():
+            shutil.copyfile(resolved.tokenizer_path / name, out / name)
+
+
+def load_hint(model: str) -> str:
+    """Return the line with the Python call that loads a checkpoint directory."""
+    return f'load:   {_loading_class(Path(model))}.from_pretrained("{model}")'
+
+
+def adapter_hints(base: str, adapter: str, base_path: str) -> list[str]:
+    """Return the lines on loading an adapter: the Python call, and a note if the base has more parts than the text decoder.
+
+    Args:
+        base: The base as the user names it.
+        adapter: Directory of the adapter.
+        base_path: Directory or hub id of the base.
+    """
+    lines = [f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")']
+    if (whole := _loading_class(locate(base_path, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
+        lines.append(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
+    return lines
+
+
+def _loading_class(model: Path) -> str:
+    """Return the transformers class that loads all parts of a model directory."""
+    from workbench.models.skeleton import loading_class
+
+    return loading_class(read_config(model, str(model)))
