@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.cli._neurons import axes_text
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, nearest, shell, size
 
@@ -130,6 +131,7 @@ def say_card(brick: Brick) -> None:
         out.line(
             f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters"
         )
+    out.line(f"axes     {axes_text(brick.axes)}")
     if card:
         out.line(f"base     {card.base.title or card.base.id}  {(card.base.digest or '')[:12]}")
         for label, value in (("prompt", card.prompt_format), ("made by", card.generator), ("license", card.licence)):

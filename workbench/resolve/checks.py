@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, fitted
-from workbench.bricks.hub import Hub
+from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.integers import check_integers
 from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
 from workbench.bricks.tied import base_for
@@ -39,7 +39,7 @@ _SHARED = frozenset({
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
     """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
-    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks)]
+    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks), *_check_axes(recipe, bricks)]
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
@@ -79,7 +79,7 @@ def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
         resolved.deferred.append(what)
 
 
-def _read_digest(resolved: Resolved, hub: Hub) -> str:
+def read_digest(resolved: Resolved, hub: Hub) -> str:
     """Return the base's digest.
 
     Raises:
@@ -130,7 +130,7 @@ def _check_origin(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
     digest = None
     if recorded_digests(brick):
         with or_at_run(resolved, f"{brick.label}: the base has the weights that the brick's card records"):
-            digest = _read_digest(resolved, hub)
+            digest = read_digest(resolved, hub)
     recipe = resolved.recipe
     base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
     return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
@@ -172,7 +172,7 @@ def edit_record(brick: Brick | Resolved) -> dict[str, Any] | None:
 def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
     """Raise WorkbenchError if an edit was solved on another base."""
     record = edit_record(brick)
-    if record is not None and record.get("base") != _read_digest(resolved, hub):
+    if record is not None and record.get("base") != read_digest(resolved, hub):
         raise WorkbenchError(
             f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
             f"this base has {resolved.base_digest[:10]})",
@@ -214,7 +214,7 @@ def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
     Raises:
         HeadersOnlyError: If only headers may be read and a digest is not cached.
     """
-    _read_digest(resolved, hub)
+    read_digest(resolved, hub)
     for name, brick in resolved.bricks.items():
         if hub.headers_only and not (brick.known(resolved.cache) if isinstance(brick, Brick) else brick.known):
             raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
@@ -258,6 +258,23 @@ def _check_kinds(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list
     for i, step in enumerate(recipe.steps):
         used = {name: kinds[name] for name in recipe.used_bricks(step) if name in kinds}
         problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in step.check_kinds(used)]
+    return problems
+
+
+def _check_axes(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+    """Return an error for each brick that a step adds to the weights although its card says that it is used in another way."""
+    problems = []
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        for name in recipe.used_bricks(step) if step.merges else ():
+            brick = bricks.get(name)
+            stated = brick.card.axes.stated() if isinstance(brick, Brick) and brick.card else {}
+            for axis, expected in (("routing", "none"), ("aggregation", "parameter_sum")):
+                if (value := stated.get(axis, expected)) != expected:
+                    message = (
+                        f"brick '{name}': its card says axes.{axis}: {value}, but step '{step_id}' adds its delta to the weights"
+                    )
+                    hint = f"Remove `{axis}` from its {CARD}, or use the brick in a step that routes to it."
+                    problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
     return problems
 
 

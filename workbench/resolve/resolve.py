@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
+from workbench.resolve.neurons import check_neurons
 from workbench.resolve.resolved import Resolved, told_apart
 from workbench.steps import Step
 from workbench.vocabulary.align import AlignedVocabulary, Member, align
@@ -64,7 +65,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
         except WorkbenchError as error:
             problems.append(error)
     kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in resolved.bricks.items()}
-    problems += [*check_steps(recipe, resolved.base, resolved.bricks), *check_form(recipe, kinds)]
+    problems += [*check_steps(recipe, resolved.base, resolved.bricks), *check_form(recipe, kinds), *check_neurons(resolved, hub)]
     if problems:
         raise _all(problems)
     resolved = _bound(resolved)

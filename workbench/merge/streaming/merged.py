@@ -19,6 +19,7 @@ from workbench.merge.streaming.selection import SelectionSource
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed
+from workbench.weights.masks import TensorMask
 from workbench.weights.sparse import Selection
 from workbench.weights.specs import Source, TensorSpec, Weights
 
@@ -36,6 +37,8 @@ class MergedWeights:
         seed: The recipe's seed, for random methods.
         measured: Value from the method's `measure`, if it has one.
         memo: Values that earlier compositions computed from the same bricks.
+        masks: Base's tensor -> the rows or columns that the step may change; other tensors may change everywhere. The bricks' deltas
+            are zero elsewhere (`MaskedDeltas`), and so is the merged delta, although some methods spread a delta over its tensor.
         contents: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole
             bricks, so it is called only when a method needs it. Default: `keys`, else the names.
 
@@ -54,12 +57,14 @@ class MergedWeights:
         measured: Any = None,
         memo: Memo | None = None,
         contents: Callable[[], Mapping[str, str]] | None = None,
+        masks: Mapping[str, TensorMask] | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
         self._seed = seed
         self._memo = memo
+        self._masks = masks or {}
         self._contents = contents or (lambda: {name: (keys or {}).get(name, name) for name in bricks})
         self._content_lock = threading.Lock()
         order = (
@@ -104,7 +109,8 @@ class MergedWeights:
             return self._current.weights.open(name, device)
         group = self.group(name, device)
         group.survey = self._survey(device)
-        if (update := core_update(self._method, group)) is not None:
+        mask = self._mask(group)
+        if (update := self._core_update(group, mask)) is not None:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
         current = None if self._is_first else self._current.weights.open(name, device)
@@ -112,7 +118,7 @@ class MergedWeights:
             return CombinedSource(group, prepared, current)
         if isinstance(prepared, Selection):
             return SelectionSource(group, prepared, current)
-        return _MergedSource(group, prepared, current)
+        return _MergedSource(group, prepared, current, mask)
 
     @property
     def current(self) -> Weights:
@@ -129,7 +135,7 @@ class MergedWeights:
             return Factors.zero(self.specs[name], device)
         group = self.group(name, device)
         group.survey = self._survey(device)
-        if (update := core_update(self._method, group)) is not None:
+        if (update := self._core_update(group, self._mask(group))) is not None:
             return update
         factors = [f for f in group.factors() if f is not None]
         prepared = self._method.prepare(group) if len(factors) == len(group.bricks) else None
@@ -140,6 +146,14 @@ class MergedWeights:
     def whole(self, device: torch.device) -> list[str]:
         """Return the tensors that a step with `space: core` merges whole, for the step's record."""
         return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
+
+    def _mask(self, group: TensorGroup) -> TensorMask | None:
+        mask = self._masks.get(group.tensor)
+        return mask.to(group.device) if mask else None
+
+    def _core_update(self, group: TensorGroup, mask: TensorMask | None) -> Factors | None:
+        update = core_update(self._method, group)
+        return mask.factors(update) if mask and update is not None else update
 
     @property
     def _is_first(self) -> bool:
@@ -191,9 +205,12 @@ class _Groups:
 
 
 class _MergedSource:
-    def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
+    def __init__(
+        self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None, mask: TensorMask | None
+    ) -> None:
         self._group = group
-        self._delta = prepared
+        self._prepared = prepared
+        self._mask = mask
         self._current = current  # None: the current tensor is the base's, which the block already has
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
@@ -203,3 +220,7 @@ class _MergedSource:
         else:
             self._current.read(start, stop, out)
             out.add_(self._delta(block))
+
+    def _delta(self, block: Block) -> Tensor:
+        delta = self._prepared(block)
+        return delta if self._mask is None else self._mask.keep(block.start, block.start + len(block.base), delta.clone())
