@@ -39,7 +39,10 @@ def direct_scores(project: Project, brick: str) -> list[torch.Tensor]:
             model(torch.tensor([tokenizer(text)["input_ids"]]))
     scores = []
     for number, parts in enumerate(seen):
-        delta = {n: (tuned[f"model.layers.{number}.mlp.{n}.weight"] - base[f"model.layers.{number}.mlp.{n}.weight"]).double() for n in ("gate_proj", "up_proj", "down_proj")}
+        delta = {
+            n: (tuned[f"model.layers.{number}.mlp.{n}.weight"] - base[f"model.layers.{number}.mlp.{n}.weight"]).double()
+            for n in ("gate_proj", "up_proj", "down_proj")
+        }
         square = delta["gate_proj"].square().sum(1) + delta["up_proj"].square().sum(1) + delta["down_proj"].square().sum(0)
         scores.append(square.sqrt() * torch.cat(parts).double().mean(0))
     return scores
@@ -66,7 +69,9 @@ def test_scores_and_choice(project: Project, texts: str, brick: str) -> None:
 
 
 def test_refused(project: Project, texts: str, tmp_path_factory: pytest.TempPathFactory) -> None:
-    attention = save_adapter(project.path / "base", tmp_path_factory.mktemp("adapters") / "attention", seed=1, target_modules=["q_proj"])
+    attention = save_adapter(
+        project.path / "base", tmp_path_factory.mktemp("adapters") / "attention", seed=1, target_modules=["q_proj"]
+    )
     with pytest.raises(WorkbenchError, match="changes no feed-forward tensor"):
         transplant_set("base", str(attention), texts, project=project.path, device=CPU)
     with pytest.raises(WorkbenchError, match="share 0: expected a share above 0"):

@@ -62,6 +62,16 @@ def test_nothing_outside_the_set_changes(project: Project, chosen: NeuronSet, me
     assert changed > 0
 
 
+def test_a_method_that_scales_the_base_scales_only_the_set(project: Project, chosen: NeuronSet) -> None:
+    fields = {"normalize": "false", "bricks": "{one: 0.5, full: 1}"}
+    merged = project.tensors(MIXED + step("linear", **fields))
+    plain = project.tensors(MIXED + "steps: [{merge: linear, normalize: false, bricks: {one: 0.5, full: 1}}]\n")
+    for name, theta in tensors_of(project.path / "base").items():
+        where = places(chosen, name, theta)
+        expected = plain[name] if where is None else torch.where(where, plain[name], theta.float())
+        torch.testing.assert_close(merged[name], expected, atol=1e-6, rtol=0)
+
+
 @pytest.mark.parametrize("method", ["task_arithmetic", "average", "tall_mask"])
 def test_inside_the_set_it_is_the_plain_merge(project: Project, chosen: NeuronSet, method: str) -> None:
     """Element by element methods give on the set, and on all tensors without neurons, what they give without a set."""
@@ -90,10 +100,11 @@ def test_low_rank_deltas_stay_low_rank(project: Project, chosen: NeuronSet) -> N
         update = low_rank_update(model.weights, resolved.base.weights, name, CPU)
         assert update is not None
         assert update.rank <= 12
-        torch.testing.assert_close(theta.float() + update.left @ update.right, merged[name], atol=1e-6, rtol=0)
+        product = (update.left @ update.right).reshape(theta.shape)
+        torch.testing.assert_close(theta.float() + product, merged[name], atol=1e-6, rtol=0)
         where = places(chosen, name, theta)
         if where is not None:
-            assert not (update.left @ update.right)[~where].any()
+            assert not product[~where].any()
     document = project.run(LORAS + step("task_arithmetic") + "output: {form: adapter, rank: exact}\n")
     from peft import PeftModel
     from transformers import AutoModelForCausalLM
@@ -164,7 +175,6 @@ def test_plan_and_record(project: Project, chosen: NeuronSet) -> None:
         (step("average").replace("sets/math", "sets/maths"), "where.neurons: sets/maths: no such directory"),
         (step("average").replace("sets/math", "bricks/one"), "expected a set of neurons with a neurons.json, but it is an adapter"),
         ("steps: [{merge: average, where: {neurons: sets/math, include: ['*self_attn*']}}]\n", "select no tensor with neurons of the set"),
-        (step("linear", normalize="false"), "linear scales the base in these settings"),
     ],
 )  # fmt: skip
 def test_refused(project: Project, chosen: NeuronSet, text: str, message: str) -> None:

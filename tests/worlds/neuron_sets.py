@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from workbench.bricks.brick import checkpoint_digest
-from workbench.emergent.axes import neuron_axes, unit_counts
+from workbench.emergent.places import neuron_axes, unit_counts
 from workbench.emergent.sets import NeuronSet, write_set
 from workbench.models.layout import Model
 from workbench.weights.checkpoint import Checkpoint

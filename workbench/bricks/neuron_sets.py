@@ -9,7 +9,7 @@ from typing import Any
 from workbench.bricks.axes import Axes, axes_of
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
 from workbench.bricks.hub import CARD
-from workbench.emergent.axes import set_masks
+from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet, read_set, write_set
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model

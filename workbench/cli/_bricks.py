@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli._neurons import axes_text
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, nearest, shell, size
 
@@ -142,6 +141,13 @@ def say_card(brick: Brick) -> None:
             out.line(f"score    {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}{base}")
         if card.training:
             out.line("training " + ", ".join(f"{k} {v}" for k, v in card.training.items() if not isinstance(v, dict)))
+
+
+def axes_text(axes: dict[str, str]) -> str:
+    """Return axes as one line: "customized, layer, low-rank update, routing: none, ..."."""
+    plain = {name: value.replace("_", " ") for name, value in axes.items()}
+    told = [plain[name] for name in ("origin", "granularity", "computation")]
+    return ", ".join([*told, *(f"{name}: {plain[name]}" for name in ("routing", "aggregation", "training"))])
 
 
 def read_all(bound: Deltas, base: Model) -> int:

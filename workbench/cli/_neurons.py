@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.cli._bricks import axes_text, brick_directory
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
@@ -60,13 +61,6 @@ def show_neurons(folder: Path, others: list[str], json: bool) -> None:
     out.table(["layer", neurons.kind, "share", "highest scores"], rows, right=(1, 2))
 
 
-def axes_text(axes: dict[str, str]) -> str:
-    """Return axes as one line: "customized, layer, low-rank update, routing: none, ..."."""
-    plain = {name: value.replace("_", " ") for name, value in axes.items()}
-    told = [plain[name] for name in ("origin", "granularity", "computation")]
-    return ", ".join([*told, *(f"{name}: {plain[name]}" for name in ("routing", "aggregation", "training"))])
-
-
 def verify_neurons(folder: Path, base: str | None) -> None:
     """Check a set's files, its digest and its fit to the base, and print the result.
 
@@ -111,7 +105,6 @@ def _other(neurons: NeuronSet, name: str, folder: Path) -> NeuronSet:
     """Read another set of neurons of the same model."""
     from workbench.bricks.locate import is_neuron_set
     from workbench.bricks.neuron_sets import neuron_brick
-    from workbench.cli._bricks import brick_directory
 
     other = brick_directory(name)
     if not is_neuron_set(other):

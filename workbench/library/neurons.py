@@ -20,8 +20,8 @@ from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.neuron_sets import document, write_neuron_brick
 from workbench.bricks.tied import base_for
 from workbench.emergent.activations import Tokens, stream
-from workbench.emergent.axes import neuron_axes
 from workbench.emergent.labelled import ItemRow
+from workbench.emergent.places import neuron_axes
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site, find_sites
 from workbench.errors import WorkbenchError
@@ -197,7 +197,7 @@ def delta_activation(norms: Mapping[int, Tensor], means: Sequence[Tensor], sites
     if missing := [site.layer for site in sites if site.layer not in norms or len(norms[site.layer]) != site.units]:
         raise WorkbenchError(
             f"{label}: the tensors of the neurons of layer {missing[0]} are not known by name",
-            "Report this architecture: workbench/emergent/axes.py lacks its tensor names.",
+            "Report this architecture: workbench/emergent/places.py lacks its tensor names.",
         )
     if not any(bool(norm.any()) for norm in norms.values()):
         raise WorkbenchError(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
-from workbench.emergent.axes import set_masks
+from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet
 from workbench.errors import WorkbenchError
 from workbench.resolve.checks import or_at_run, read_digest

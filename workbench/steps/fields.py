@@ -115,7 +115,7 @@ class MergeWhere(Where):
     neurons: str | None = None
     """Directory of a set of neurons (`neurons.json`), relative to the project. Of the feed-forward matrices, the step then changes
     only the rows and columns of these neurons, or the tensors of these experts. All other tensors follow `include`, `exclude` and
-    `layers`; `include: ["*mlp*"]` limits the step to feed-forward tensors."""
+    `layers`; `include: ["*mlp*"]` limits the step to feed-forward tensors. The `where` of a rule in a schedule has no such field."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:

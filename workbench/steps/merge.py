@@ -80,9 +80,6 @@ class MergeMethod(BrickStep):
             yield Problem(at, message, "List the bricks to merge under the step's `bricks`.")
         if len(set(names)) != len(names):
             yield Problem(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
-        if self.neuron_set() and self.moves_base():
-            message = f"{self.name} scales the base in these settings, which `neurons` cannot limit to some neurons"
-            yield Problem(("where", "neurons"), message, "Remove `neurons`, or let the weights be normalized.")
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
         """Yield an error for each brick without low-rank factors, if the step uses `space: core`."""

@@ -21,7 +21,7 @@ from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.masks import TensorMask
 from workbench.weights.sparse import Selection
-from workbench.weights.specs import Source, TensorSpec, Weights
+from workbench.weights.specs import Source, TensorSpec, Weights, matrix
 
 
 class MergedWeights:
@@ -38,7 +38,7 @@ class MergedWeights:
         measured: Value from the method's `measure`, if it has one.
         memo: Values that earlier compositions computed from the same bricks.
         masks: Base's tensor -> the rows or columns that the step may change; other tensors may change everywhere. The bricks' deltas
-            are zero elsewhere (`MaskedDeltas`), and so is the merged delta, although some methods spread a delta over its tensor.
+            are zero elsewhere (`MaskedDeltas`), and current values stay there, although some methods spread a delta over its tensor.
         contents: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole
             bricks, so it is called only when a method needs it. Default: `keys`, else the names.
 
@@ -114,11 +114,15 @@ class MergedWeights:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
         current = None if self._is_first else self._current.weights.open(name, device)
-        if isinstance(prepared, Combination):
-            return CombinedSource(group, prepared, current)
         if isinstance(prepared, Selection):
-            return SelectionSource(group, prepared, current)
-        return _MergedSource(group, prepared, current, mask)
+            return SelectionSource(group, prepared, current)  # element by element: zero deltas stay zero
+        source: Source
+        if isinstance(prepared, Combination):
+            source = CombinedSource(group, prepared, current)
+            mask = mask if prepared.base else None
+        else:
+            source = _MergedSource(group, prepared, current)
+        return source if mask is None else _KeptOutside(source, self._current.weights.open(name, device), mask, group.spec)
 
     @property
     def current(self) -> Weights:
@@ -205,12 +209,9 @@ class _Groups:
 
 
 class _MergedSource:
-    def __init__(
-        self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None, mask: TensorMask | None
-    ) -> None:
+    def __init__(self, group: TensorGroup, prepared: Callable[[Block], Tensor], current: Source | None) -> None:
         self._group = group
-        self._prepared = prepared
-        self._mask = mask
+        self._delta = prepared
         self._current = current  # None: the current tensor is the base's, which the block already has
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
@@ -221,6 +222,18 @@ class _MergedSource:
             self._current.read(start, stop, out)
             out.add_(self._delta(block))
 
-    def _delta(self, block: Block) -> Tensor:
-        delta = self._prepared(block)
-        return delta if self._mask is None else self._mask.keep(block.start, block.start + len(block.base), delta.clone())
+
+class _KeptOutside:
+    """A merged tensor with the current values outside a mask, for methods that spread a delta over its tensor or scale the base."""
+
+    def __init__(self, merged: Source, current: Source, mask: TensorMask, spec: TensorSpec) -> None:
+        self._merged, self._current, self._mask = merged, current, mask
+        self._scratch, self._cols = torch.empty(0, device=mask.chosen.device), spec.cols
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        if len(self._scratch) < out.numel():
+            self._scratch = torch.empty(out.numel(), device=out.device)
+        before = matrix(self._scratch, start, stop, self._cols)
+        self._merged.read(start, stop, out)
+        self._current.read(start, stop, before)
+        self._mask.put(start, stop, before, out)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from workbench.bricks.brick import Brick, vocabulary_digest
-from workbench.emergent.axes import set_masks
+from workbench.emergent.places import set_masks
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.merge.streaming.deltas import Deltas
@@ -47,7 +47,10 @@ class Merge(Kind[MergeMethod]):
         resolved, recipe = context.resolved, context.recipe
         bricks = {name: context.deltas(name) for name in recipe.used_bricks(step)}
         chosen = _Neurons.of(step, resolved)
-        digests = partial(chosen.digests, resolved) if chosen else lambda: resolved.digests
+
+        def digests() -> Mapping[str, str]:
+            return chosen.digests(resolved) if chosen else resolved.digests
+
         if chosen:
             bricks = {name: MaskedDeltas(deltas, chosen.masks) for name, deltas in bricks.items()}
         measured = _measured(context, step, bricks, digests)
@@ -199,7 +202,8 @@ def _measured(
         gc.collect()  # reference cycles keep the previous model alive
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
-    digests = {name: contents()[name] for name in bricks} | {"": ""}
+    known = contents()
+    digests = {name: known[name] for name in bricks} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
     tools = MergeContext(

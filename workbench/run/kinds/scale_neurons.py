@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from workbench.edit.scale_neurons import ScaleNeurons
-from workbench.emergent.axes import set_masks
+from workbench.emergent.places import set_masks
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, set_row

@@ -108,7 +108,7 @@ def set_masks(
         raise WorkbenchError(
             f"{label}: the tensors of layer {unknown[0]} have no known feed-forward matrix "
             f"(model_type {model.config.get('model_type')})",
-            "Report this architecture: workbench/emergent/axes.py lacks its tensor names.",
+            "Report this architecture: workbench/emergent/places.py lacks its tensor names.",
         )
     neurons.check_model(counts, base, label)
     none = torch.zeros(0, dtype=torch.long)
@@ -166,5 +166,5 @@ def _of_neurons(names: list[str], layer: int, model: Model) -> Iterator[tuple[st
         elif outputs % units == 0:
             raise WorkbenchError(
                 f"{name} has {outputs} outputs for {units} neurons, and it is unknown how they are stacked",
-                "Report this architecture: workbench/emergent/axes.py lacks its tensor names.",
+                "Report this architecture: workbench/emergent/places.py lacks its tensor names.",
             )
