@@ -20,11 +20,11 @@ REPORT := reports/$(if $(FULL),full,demo).html
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make .venv and install the workbench with its development tools
+setup: $(READY)  ## make .venv and install the workbench with all extras and its development tools
 
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "setup   .venv (once)" && $(PYTHON) -m venv .venv
-	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[all,dev]'
 	@touch $@
 
 bricks/starter/base/config.json: | $(READY)

@@ -1,4 +1,4 @@
-"""Spectral merges of LoRA adapters on one layer: from their factors, in the core space, and on whole deltas.
+"""Measure spectral merges of LoRA adapters on one layer: from their factors in the core space, and from dense deltas.
 
     python benchmarks/core_space.py
 
@@ -35,51 +35,51 @@ NAME = "layer.weight"
 
 
 class Zeros:
-    """A base of one tensor, all zeros: the merged tensor is the merged delta."""
+    """A base with one tensor of zeros, so that the merged tensor is the merged delta."""
 
     def __init__(self, size: int) -> None:
-        self.specs = {NAME: TensorSpec((size, size), torch.float32)}
+        self.specs = {NAME: TensorSpec.of((size, size), torch.float32)}
 
     def origin(self, name: str) -> str:
-        """The base's own names."""
+        """Return the same name."""
         return name
 
     def open(self, _name: str, _device: torch.device) -> Source:
-        """The tensor."""
+        """Return the tensor's source."""
         return self
 
     def read(self, _start: int, _stop: int, out: Tensor) -> None:
-        """Zeros."""
+        """Write zeros."""
         out.zero_()
 
 
 class Lora:
-    """An adapter on that tensor; `whole` hides its factors."""
+    """An adapter on that tensor; `whole` hides its factors, like a checkpoint."""
 
     def __init__(self, factors: Factors, whole: bool) -> None:
         self._factors = factors
         self._whole = whole
 
     def touches(self, _name: str) -> bool:
-        """It does."""
+        """Return True."""
         return True
 
     def factors(self, _name: str, _device: torch.device) -> Factors | None:
-        """The factors, or None as of a checkpoint."""
+        """Return the factors, or None if they are hidden."""
         return None if self._whole else self._factors
 
     def open_delta(self, _name: str, device: torch.device) -> DeltaSource:
-        """Rows of the product."""
+        """Return the source of the product's rows."""
         self._product = LowRankSource(self._factors, device)
         return self
 
     def read_delta(self, start: int, stop: int, _base: Tensor, out: Tensor) -> None:
-        """Rows of the product."""
+        """Read rows of the product."""
         self._product.read(start, stop, out)
 
 
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds, and the result."""
+    """Return the CPU seconds of a call, and its result."""
     start = time.process_time()
     result = work()
     return round(time.process_time() - start, 3), result
@@ -94,35 +94,52 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
-    factors = [Factors(torch.randn(options.size, options.rank, generator=generator) * 0.02,
-                       torch.randn(options.rank, options.size, generator=generator) * 0.02) for _ in range(options.adapters)]  # fmt: skip
+    factors = [
+        Factors(
+            torch.randn(options.size, options.rank, generator=generator) * 0.02,
+            torch.randn(options.rank, options.size, generator=generator) * 0.02,
+        )
+        for _ in range(options.adapters)
+    ]
     model = Model(Zeros(options.size), {"num_hidden_layers": 1})
 
     def step(method: str, whole: bool) -> MergedWeights:
         cls = methods()[f"merge:{method}"]
-        made = cls.model_validate({"merge": method})
-        assert isinstance(made, MergeMethod)
-        return MergedWeights(model, model, made, {f"b{i}": Lora(f, whole) for i, f in enumerate(factors)})
+        merge_step = cls.model_validate({"merge": method})
+        assert isinstance(merge_step, MergeMethod)
+        return MergedWeights(model, model, merge_step, {f"b{i}": Lora(f, whole) for i, f in enumerate(factors)})
 
     rows: list[dict[str, Any]] = []
     warm = step("task_arithmetic", False)
     timed(lambda: load(warm, NAME, torch.float32))
-    made = methods()["merge:tsv"].model_validate({"merge": "tsv"})
-    basis, _ = timed(lambda: core_group(made, warm.group(NAME, CPU)))  # type: ignore[arg-type]
+    tsv = methods()["merge:tsv"].model_validate({"merge": "tsv"})
+    basis, _ = timed(lambda: core_group(tsv, warm.group(NAME, CPU)))  # type: ignore[arg-type]
     for method in ("tsv", "iso_c"):
         factored, one = timed(lambda m=method: load(step(m, False), NAME, torch.float32))  # type: ignore[misc]
         whole, two = timed(lambda m=method: load(step(m, True), NAME, torch.float32))  # type: ignore[misc]
         difference = float((one - two).norm() / two.norm())
-        row = {"method": method, "factors_seconds": factored, "whole_seconds": whole, "ratio": round(whole / factored),
-               "relative_difference": float(f"{difference:.1e}")}  # fmt: skip
+        row = {
+            "method": method,
+            "factors_seconds": factored,
+            "whole_seconds": whole,
+            "ratio": round(whole / factored),
+            "relative_difference": float(f"{difference:.1e}"),
+        }
         rows.append(row)
         sys.stdout.write(f"{row}\n")
         sys.stdout.flush()
     write_results(
         Path(__file__).parent / "results" / "core-space.json",
-        {"size": options.size, "adapters": options.adapters, "rank": options.rank, "threads": 1, "torch": torch.__version__,
-         "basis_seconds": basis, "rows": rows},
-    )  # fmt: skip
+        {
+            "size": options.size,
+            "adapters": options.adapters,
+            "rank": options.rank,
+            "threads": 1,
+            "torch": torch.__version__,
+            "basis_seconds": basis,
+            "rows": rows,
+        },
+    )
     sys.stdout.write(f"basis {basis} s\n")
 
 

@@ -1,16 +1,17 @@
-"""What edits cost: values and the linear solve apart, memory, and a straightforward implementation on the same facts in the same run.
+"""Measure the cost of edits: values, linear solve and memory, and a direct implementation on the same facts in the same run.
 
     python benchmarks/edit.py
     python benchmarks/edit.py --numbers 2 4 --fixture-numbers 2 4 --peer 2 --blocks 1      a quick look
 
-1. On the starter base, at one layer: statistics once; then for each number of facts the values (ROME's optimisation; refining included)
-   from an empty cache, and the solve (statistics read, keys read, the system, the factors) with the values there. The same on the trained
-   fixture, with more facts. `linear` is the time of the most facts over that of the fewest, by the ratio of their numbers: at most 1.1.
-2. Peak memory above what is held before, of values and of the solve, and its growth a fact: beside one covariance of the projection.
-3. The peer (`edit_reference.py`): ROME and MEMIT one fact after the other, through the whole model, with systems of the projection's whole
-   width. Blocks of facts in turn with the workbench; the interval of the ratio is a bootstrap over blocks.
+1. On the starter base, at one layer: the statistics once; then for each number of facts the values (ROME's optimization, including refining)
+   from an empty cache, and the solve (reading statistics and keys, the linear system, the factors) with cached values. The same is measured on
+   the trained fixture, with more facts. `linear` is the time of the most facts divided by that of the fewest and by the ratio of their numbers;
+   it should be at most 1.1.
+2. Peak memory that the values and the solve add, and its growth per fact, relative to one covariance of the projection.
+3. The peer (`edit_reference.py`): ROME and MEMIT one fact after the other, through the whole model, with systems of the projection's full
+   width. Both sides solve blocks of facts in turn; the interval of the ratio is a bootstrap over blocks.
 
-CPU seconds of one thread. Results go to benchmarks/results/edit.json.
+Times are CPU seconds of one thread. Results go to benchmarks/results/edit.json.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from edit_reference import Found, memit, rome, value_of
+from edit_reference import PeerValue, memit, rome, value_of
 from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_project, one_thread, published
 from edit_single import solve
 from record import parser_of, write_results
@@ -50,7 +51,7 @@ DRAWS = 2000
 
 
 def main() -> None:
-    """All parts, the results file."""
+    """Run all parts and write the results file."""
     parser = parser_of(__doc__, "edit")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--numbers", type=int, nargs="+", default=[10, 100], help="facts on the starter base")
@@ -60,47 +61,52 @@ def main() -> None:
     parser.add_argument("--peer", type=int, default=8, help="facts of a block")
     parser.add_argument("--blocks", type=int, default=5, help="blocks; 0: without the peer")
     parser.add_argument("--tokens-per-input", type=int, default=10, help="of the statistics")
-    given = parser.parse_args()
+    options = parser.parse_args()
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:
-        facts = published(given.facts, max(*given.numbers, given.peer * given.blocks), 0)
+        facts = published(options.facts, max(*options.numbers, options.peer * options.blocks), 0)
         project = make_project(Path(scratch) / "starter", PROJECT / STARTER, facts)
         fields = {
-            "layers": [given.layer],
+            "layers": [options.layer],
             "position": "subject_last",
-            "tokens_per_input": given.tokens_per_input,
+            "tokens_per_input": options.tokens_per_input,
             "unconverged": "skip",
         }
         context = live_context(project)
         document: dict[str, Any] = {
-            "file": given.facts.name,
-            "starter": {"base": STARTER, **timed(context, facts, given.numbers, fields)},
+            "file": options.facts.name,
+            "starter": {"base": STARTER, **timed(context, facts, options.numbers, fields)},
         }
-        if given.blocks:
-            document["peer"] = peer(context, facts, given, fields)
-        document["fixture"] = fixture(Path(scratch) / "fixture", given)
-    write_results(given.out, document)
+        if options.blocks:
+            document["peer"] = peer(context, facts, options, fields)
+        document["fixture"] = fixture(Path(scratch) / "fixture", options)
+    write_results(options.out, document)
 
 
-def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """The same on the trained fixture."""
+def fixture(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure the same on the trained fixture."""
     sys.path.insert(0, str(PROJECT / "tests"))
     from worlds import people
 
-    facts = people.facts(max(given.fixture_numbers))
+    facts = people.facts(max(options.fixture_numbers))
     project = make_project(folder, people.SUBJECT, facts)
     (project / "text.txt").write_text("\n\n".join(people.lines(3000, seed=1)), "utf-8")
-    fields = {"layers": [given.fixture_layer], "position": "subject_last", "statistics": "text.txt", "unconverged": "skip"}
-    return {"base": "tests/fixtures/people/subject", **timed(live_context(project), facts, given.fixture_numbers, fields)}
+    fields = {"layers": [options.fixture_layer], "position": "subject_last", "statistics": "text.txt", "unconverged": "skip"}
+    return {"base": "tests/fixtures/people/subject", **timed(live_context(project), facts, options.fixture_numbers, fields)}
 
 
 def timed(context: MethodContext, facts: Sequence[Fact], numbers: Sequence[int], fields: dict[str, Any]) -> dict[str, Any]:
-    """Statistics, then values and solve of each number of facts."""
+    """Measure the statistics, then values and solve for each number of facts."""
     parts = Parts.of(context)
     (layer,) = fields["layers"]
     width = parts.width(layer)
     seconds, _ = cpu(lambda: moments(context, parts, [layer], fields.get("statistics"), fields.get("tokens_per_input", 10)))
-    found: dict[str, Any] = {"layer": layer, "inputs": width, "covariance_bytes": 8 * width**2, "statistics": round(seconds, 2)}
+    document: dict[str, Any] = {
+        "layer": layer,
+        "inputs": width,
+        "covariance_bytes": 8 * width**2,
+        "statistics": round(seconds, 2),
+    }
     _once(context, facts[:1], "memit", fields)  # what is loaded once is loaded
     rows = []
     for number in sorted(numbers):
@@ -110,56 +116,63 @@ def timed(context: MethodContext, facts: Sequence[Fact], numbers: Sequence[int],
             row[name] = _mean([_once(context, facts[start : start + number], name, fields) for start in starts])
         rows.append(row)
         print(row, flush=True)
-    return {**found, "rows": rows, "linear": {name: _linear(rows, name) for name in METHODS}}
+    return {**document, "rows": rows, "linear": {name: _linear(rows, name) for name in METHODS}}
 
 
 def _once(context: MethodContext, facts: Sequence[Fact], name: str, fields: dict[str, Any]) -> dict[str, Any]:
-    """One edit twice: with an empty cache of values, and again."""
+    """Run an edit twice: with an empty cache of values, and with the values cached."""
     write_facts(context.project / "timed.jsonl", list(facts))
     step = {"edit": name, "facts": "timed.jsonl", **fields}
     drop(context.cache / "values")
-    whole, (edit, grown) = cpu(lambda: peak(lambda: solve(context, step)))
-    alone, (_, held) = cpu(lambda: peak(lambda: solve(context, step)))
-    told = edit.record["facts"]
-    return {"values": whole - alone, "solve": alone, "steps": sum(f.get("steps", 0) for f in told), "rank": max(edit.record["rank"].values()),
-            "skipped": sum(bool(f.get("skipped")) for f in told), "values_peak": grown, "solve_peak": held}  # fmt: skip
+    with_values, (edit, values_peak) = cpu(lambda: peak(lambda: solve(context, step)))
+    solve_only, (_, solve_peak) = cpu(lambda: peak(lambda: solve(context, step)))
+    facts_record = edit.record["facts"]
+    return {
+        "values": with_values - solve_only,
+        "solve": solve_only,
+        "steps": sum(f.get("steps", 0) for f in facts_record),
+        "rank": max(edit.record["rank"].values()),
+        "skipped": sum(bool(f.get("skipped")) for f in facts_record),
+        "values_peak": values_peak,
+        "solve_peak": solve_peak,
+    }
 
 
 def _mean(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over blocks of facts, of the peaks the largest."""
-    found: dict[str, Any] = {
+    """Return the means over blocks of facts, and the largest of the peaks."""
+    means: dict[str, Any] = {
         key: round(sum(b[key] for b in blocks) / len(blocks), 4) for key in blocks[0] if not key.endswith("_peak")
     }
     return {
-        **found,
+        **means,
         **{key: max((b[key] for b in blocks if b[key] is not None), default=None) for key in blocks[0] if key.endswith("_peak")},
     }
 
 
 def _linear(rows: Sequence[dict[str, Any]], name: str) -> dict[str, Any]:
-    """Time of the most facts over that of the fewest, by the ratio of their numbers; memory a fact between the two."""
+    """Return the time ratio of most to fewest facts, divided by the ratio of their numbers, and the memory per additional fact."""
     few, many = rows[0], rows[-1]
-    times = many["facts"] / few["facts"]
-    found: dict[str, Any] = {}
+    ratio = many["facts"] / few["facts"]
+    growth: dict[str, Any] = {}
     for part in ("values", "solve"):
-        found[part] = round(many[name][part] / max(few[name][part], 1e-9) / times, 3)
+        growth[part] = round(many[name][part] / max(few[name][part], 1e-9) / ratio, 3)
         peaks = [row[name][f"{part}_peak"] for row in (few, many)]
-        found[f"{part}_bytes_a_fact"] = (
+        growth[f"{part}_bytes_a_fact"] = (
             None if None in peaks else round((peaks[1] - peaks[0]) / max(1, many["facts"] - few["facts"]))
         )
-    both = [row[name]["values"] + row[name]["solve"] for row in (few, many)]
-    return {**found, "both": round(both[1] / both[0] / times, 3), "at_most": LINEAR}
+    totals = [row[name]["values"] + row[name]["solve"] for row in (few, many)]
+    return {**growth, "both": round(totals[1] / totals[0] / ratio, 3), "at_most": LINEAR}
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process, and the result."""
+    """Return the CPU seconds that a call takes in this process, and its result."""
     start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
+    result = work()
+    return time.process_time() - start, result
 
 
 def peak(work: Callable[[], Any]) -> tuple[Any, int | None]:
-    """The result of a piece of work, and its peak of resident bytes above those before it; None where the system does not tell."""
+    """Return a call's result and the resident bytes that it adds at its peak; None if the system does not report them."""
     clear = Path("/proc/self/clear_refs")
     _give_back()
     try:
@@ -167,12 +180,12 @@ def peak(work: Callable[[], Any]) -> tuple[Any, int | None]:
     except OSError:
         return work(), None
     before = _resident("VmRSS")
-    found = work()
-    return found, max(0, _resident("VmHWM") - before)
+    result = work()
+    return result, max(0, _resident("VmHWM") - before)
 
 
 def _give_back() -> None:
-    """Return freed memory to the system, so that what is used again counts."""
+    """Return freed memory to the system, so that memory that is used again counts."""
     gc.collect()
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
@@ -183,62 +196,85 @@ def _resident(field: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{field}:"))
 
 
-def peer(context: MethodContext, facts: Sequence[Fact], given: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
-    """Blocks of facts by the workbench and by the reference, in turn."""
+def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+    """Solve blocks of facts with the workbench and with the reference, in turn."""
     parts = Parts.of(context)
     settings = _settings()
     before = contexts(statistics_source(context, None)[0], 3)
-    second = moments(context, parts, [given.layer], None, given.tokens_per_input)[given.layer]
-    whole = (second.vectors * second.values) @ second.vectors.T
+    second = moments(context, parts, [options.layer], None, options.tokens_per_input)[options.layer]
+    covariance = (second.vectors * second.values) @ second.vectors.T
     step = method("edit", "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
-    width = parts.width(given.layer)
+    width = parts.width(options.layer)
     ridge = 1e-6 * second.scale * torch.eye(width, dtype=torch.float64)
     blocks, agreement = [], []
-    for number in range(given.blocks):
-        chosen = list(facts[number * given.peer : (number + 1) * given.peer])
-        groups, key = grouped(chosen, "subject_last"), f"peer-{json_digest(number)}"
+    for number in range(options.blocks):
+        block = list(facts[number * options.peer : (number + 1) * options.peer])
+        groups, key = grouped(block, "subject_last"), f"peer-{json_digest(number)}"
         drop(context.cache / "values")
-        ours, mine = cpu(lambda g=groups, key=key: values(context, parts, given.layer, g, "subject_last", before, settings, key))
-        keys, changes = torch.stack([v.key for v in mine]).double().T, torch.stack([v.change for v in mine]).double().T
+        values_seconds, workbench_values = cpu(
+            lambda g=groups, key=key: values(context, parts, options.layer, g, "subject_last", before, settings, key)
+        )
+        keys, changes = (
+            torch.stack([v.key for v in workbench_values]).double().T,
+            torch.stack([v.change for v in workbench_values]).double().T,
+        )
         solving, _ = cpu(lambda k=keys, c=changes: c @ right_factor(k, step.metric(second, width), step.ridge(width)).T)
-        theirs, other = cpu(lambda c=chosen: [value_of(context, parts, given.layer, fact, before, settings) for fact in c])
-        rank_one, _ = cpu(lambda o=other: [rome(whole + ridge, found) for found in o])
-        sequence, _ = cpu(lambda o=other: [memit(whole, [found], 0.1 * width) for found in o])
-        joint, _ = cpu(lambda o=other: memit(whole, o, 0.1 * width))
-        agreement += [] if len(groups) < len(chosen) else [_cosine(v.change, f) for v, f in zip(mine, other, strict=True)]
-        blocks.append({"facts": len(chosen), "values": [round(ours, 3), round(theirs, 3)], "steps": [sum(v.steps for v in mine), sum(f.steps for f in other)],
-                       "top": [sum(v.top for v in mine), sum(f.top for f in other)], "solve": round(solving, 4), "rome": round(rank_one, 4),
-                       "memit_one_by_one": round(sequence, 4), "memit_joint": round(joint, 4)})  # fmt: skip
-        print(f"  block {number + 1}/{given.blocks}: {blocks[-1]}", flush=True)
-    return {"layer": given.layer, "facts": given.peer * given.blocks, "blocks": blocks, "ratio": ratios(blocks),
-            "cosine": {"least": min(agreement, default=None), "median": float(np.median(agreement)) if agreement else None}}  # fmt: skip
+        peer_seconds, peer_values = cpu(
+            lambda c=block: [value_of(context, parts, options.layer, fact, before, settings) for fact in c]
+        )
+        rank_one, _ = cpu(lambda o=peer_values: [rome(covariance + ridge, found) for found in o])
+        sequence, _ = cpu(lambda o=peer_values: [memit(covariance, [found], 0.1 * width) for found in o])
+        joint, _ = cpu(lambda o=peer_values: memit(covariance, o, 0.1 * width))
+        agreement += (
+            [] if len(groups) < len(block) else [_cosine(v.change, f) for v, f in zip(workbench_values, peer_values, strict=True)]
+        )
+        blocks.append(
+            {
+                "facts": len(block),
+                "values": [round(values_seconds, 3), round(peer_seconds, 3)],
+                "steps": [sum(v.steps for v in workbench_values), sum(f.steps for f in peer_values)],
+                "top": [sum(v.top for v in workbench_values), sum(f.top for f in peer_values)],
+                "solve": round(solving, 4),
+                "rome": round(rank_one, 4),
+                "memit_one_by_one": round(sequence, 4),
+                "memit_joint": round(joint, 4),
+            }
+        )
+        print(f"  block {number + 1}/{options.blocks}: {blocks[-1]}", flush=True)
+    return {
+        "layer": options.layer,
+        "facts": options.peer * options.blocks,
+        "blocks": blocks,
+        "ratio": ratios(blocks),
+        "cosine": {"least": min(agreement, default=None), "median": float(np.median(agreement)) if agreement else None},
+    }
 
 
 def _settings() -> Any:
-    """Those that rome and memit have by default."""
+    """Return the default settings of rome and memit."""
     step = method("edit", "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
     return step.settings()
 
 
-def _cosine(change: torch.Tensor, other: Found) -> float:
-    """Of the two sides' wanted changes of one fact."""
+def _cosine(change: torch.Tensor, other: PeerValue) -> float:
+    """Return the cosine between the two value changes of one fact."""
     return round(float(torch.nn.functional.cosine_similarity(change, other.change, dim=0)), 4)
 
 
 def ratios(blocks: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The peer's CPU seconds over the workbench's, values and solve together, and values alone; bootstrap over blocks."""
-    ours = np.array([b["values"][0] + b["solve"] for b in blocks])
+    """Return the peer's CPU seconds divided by the workbench's, with bootstrap intervals over blocks."""
+    workbench = np.array([b["values"][0] + b["solve"] for b in blocks])
     draws = np.random.default_rng(0).integers(0, len(blocks), (DRAWS, len(blocks)))
-    found = {}
-    for name, theirs in {
+    ratios_of = {}
+    for name, peer in {
         "values": np.array([b["values"][1] for b in blocks]),
         "rome": np.array([b["values"][1] + b["rome"] for b in blocks]),
         "memit": np.array([b["values"][1] + b["memit_one_by_one"] for b in blocks]),
     }.items():
-        under = np.array([b["values"][0] for b in blocks]) if name == "values" else ours
-        low, high = np.percentile(theirs[draws].sum(1) / under[draws].sum(1), (2.5, 97.5))
-        found[name] = {"value": round(theirs.sum() / under.sum(), 2), "low": round(low, 2), "high": round(high, 2)}
-    return found
+        own = np.array([b["values"][0] for b in blocks]) if name == "values" else workbench
+        low, high = np.percentile(peer[draws].sum(1) / own[draws].sum(1), (2.5, 97.5))
+        ratios_of[name] = {"value": round(peer.sum() / own.sum(), 2), "low": round(low, 2), "high": round(high, 2)}
+    return ratios_of
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What a live model answers, in process: strict greedy, token by token, and mean log-likelihoods of a token."""
+"""Answers of a live model: greedy decoding checked token by token, and mean log-likelihoods per token."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ Pair = tuple[str, str]
 AT_ONCE = 32
 
 
-def told(context: MethodContext, parts: Parts, pairs: Sequence[Pair]) -> tuple[list[float], list[bool]]:
-    """Mean log-likelihood of a token of each answer, and whether every token of it is the likeliest one."""
+def scored_answers(context: MethodContext, parts: Parts, pairs: Sequence[Pair]) -> tuple[list[float], list[bool]]:
+    """Return each answer's mean log-likelihood per token, and whether each of its tokens is the most likely one."""
     rows = [_row(context.tokenizer, *pair) for pair in pairs]
     means, right = [0.0] * len(rows), [False] * len(rows)
     order = sorted(range(len(rows)), key=lambda i: len(rows[i].tokens))
     for start in range(0, len(order), AT_ONCE):
-        chosen = order[start : start + AT_ONCE]
-        mean, top = score(parts, padded([rows[i] for i in chosen], context.device))
-        for i, value, good in zip(chosen, mean.tolist(), top.tolist(), strict=True):
+        batch = order[start : start + AT_ONCE]
+        mean, top = score(parts, padded([rows[i] for i in batch], context.device))
+        for i, value, good in zip(batch, mean.tolist(), top.tolist(), strict=True):
             means[i], right[i] = value, good
     return means, right
 
@@ -39,43 +39,48 @@ def _row(tokenizer: Any, prompt: str, answer: str) -> EditRow:
     return EditRow(tuple(pair.tokens[:-1]), last, last, tuple(pair.continuation), (last, last + 1))
 
 
-class Asked:
-    """Facts with all that is asked of them, and what the model says now of prompts whose answers must stay."""
+class Questions:
+    """Prompts of facts by kind, with the model's current answers to prompts whose answers must not change."""
 
     def __init__(self, context: MethodContext, facts: Sequence[Fact]) -> None:
         from workbench.evaluate.answers import answers_to_keep
 
         self.context, self.facts, self.parts = context, list(facts), Parts.of(context)
         prompts = list(dict.fromkeys(probe.prompt for fact in facts for probe in fact.neighbours))
-        kept = answers_to_keep(context.model, context.tokenizer, prompts, tokens=8) if prompts else {}
-        self.asked: dict[str, list[tuple[int, Pair]]] = {
+        base_answers = answers_to_keep(context.model, context.tokenizer, prompts, tokens=8) if prompts else {}
+        self.questions: dict[str, list[tuple[int, Pair]]] = {
             "efficacy": [(i, (f.text, f.target)) for i, f in enumerate(facts)],
             "paraphrase": [(i, (text, f.target)) for i, f in enumerate(facts) for text in f.paraphrases],
             "neighbours": [
-                (i, (p.prompt, kept[p.prompt])) for i, f in enumerate(facts) for p in f.neighbours if p.prompt in kept
+                (i, (p.prompt, base_answers[p.prompt]))
+                for i, f in enumerate(facts)
+                for p in f.neighbours
+                if p.prompt in base_answers
             ],
         }
 
     def answers(self, kinds: Iterable[str] = ("efficacy", "paraphrase", "neighbours")) -> dict[str, list[bool]]:
-        """Kind -> whether the model as it is answers each of its prompts so."""
+        """Return kind -> whether the current model gives the expected answer to each of its prompts."""
         return {
-            kind: told(self.context, self.parts, [pair for _, pair in self.asked[kind]])[1] for kind in kinds if self.asked[kind]
+            kind: scored_answers(self.context, self.parts, [pair for _, pair in self.questions[kind]])[1]
+            for kind in kinds
+            if self.questions[kind]
         }
 
     def shares(self, answers: dict[str, list[bool]]) -> dict[str, dict[str, float]]:
-        """Kind -> share with its 95 % interval; prompts of one fact are one cluster."""
-        return {kind: share(right, [i for i, _ in self.asked[kind]]) for kind, right in answers.items()}
+        """Return kind -> share of right answers with its 95 % interval; prompts of one fact are one cluster."""
+        return {kind: share(right, [i for i, _ in self.questions[kind]]) for kind, right in answers.items()}
 
-    def of(self, number: int) -> Asked:
-        """The same of one of the facts alone."""
-        one = object.__new__(Asked)
+    def of(self, number: int) -> Questions:
+        """Return the questions of one fact."""
+        one = object.__new__(Questions)
         one.context, one.parts, one.facts = self.context, self.parts, [self.facts[number]]
-        one.asked = {kind: [(0, pair) for i, pair in pairs if i == number] for kind, pairs in self.asked.items()}
+        one.questions = {kind: [(0, pair) for i, pair in pairs if i == number] for kind, pairs in self.questions.items()}
         return one
 
 
 def share(right: Sequence[bool], cluster: Sequence[int]) -> dict[str, float]:
-    """A share with its 95 % interval over clusters."""
+    """Return a share with its 95 % interval over clusters."""
     values = np.asarray(right, np.float64)
     _, index = np.unique(np.asarray(cluster), return_inverse=True)
     low, high = score_interval(values, index)

@@ -1,4 +1,4 @@
-"""Edits that are merged: how many facts survive task arithmetic, TIES and DARE with two skills, and after a rebase onto each merge.
+"""Measure how many facts of an edit survive a merge with two skills (task arithmetic, TIES, DARE), and after a rebase onto it.
 
     python benchmarks/edit_merge.py
     python benchmarks/edit_merge.py --methods memit rome --count 50
@@ -6,12 +6,12 @@
 
 CounterFact facts are solved on the starter base and kept as an edit brick (`METHOD`). Configurations, for each merge (`MERGES`):
 
-    MERGE                   the skills `add` and `reverse` alone: the control, whose answers are those targets that the merge says anyway
+    MERGE                   the skills `add` and `reverse` alone: the control, for targets that the merge gives without the edit
     MERGE-METHOD            the same merge with the edit brick as a third brick
     MERGE-METHOD-rebased    the skills' merge, and on it the edit as `workbench edit rebase` solves it there
 
-A fact survives where the edit alone on the base gives its target (teacher-forced, strict greedy) and the configuration gives it as well.
-With --folder DIR the project stays, and a later call solves and scores only what is missing. Results go to
+A fact survives if both the edit alone on the base and the configuration give its target (teacher-forced, strict greedy).
+With --folder DIR the project is kept, and a later call solves and scores only what is missing. Results go to
 benchmarks/results/edit-merge.json.
 """
 
@@ -51,62 +51,62 @@ WANTED = 0.95  # of the facts that are right after the edit alone, after a rebas
 
 
 def main() -> None:
-    """Solve, merge, rebase, score, write the results file."""
+    """Solve, merge, rebase and score edits, and write the results file."""
     parser = parser_of(__doc__, "edit-merge")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
-    parser.add_argument("--count", type=int, default=50, help="facts, the first ones that convert without conflicts")
+    parser.add_argument("--count", type=int, default=50, help="number of facts: the first ones that convert without conflicts")
     parser.add_argument(
-        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+        "--skip", type=int, default=100, help="number of facts to skip before them; the defaults were chosen on the first 60"
     )
     parser.add_argument(
         "--methods", nargs="+", default=["memit"], choices=["memit", "rome", "emmet", "alphaedit", "encore", "finetune"]
     )
     parser.add_argument("--merges", nargs="+", default=list(MERGES), choices=list(MERGES))
     parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE", help="a field of the edit steps"
+        "--set", dest="settings", action="append", default=[], metavar="FIELD=VALUE", help="set a field of the edit steps"
     )
-    parser.add_argument("--limit", type=int, help="items a task, for a quick look")
+    parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
     parser.add_argument("--items", type=int, default=80, help="items of each skill")
     parser.add_argument("--batch-size", type=int, default=32)
-    parser.add_argument("--folder", type=Path, help="a project folder that is kept, so that the work can be taken up again")
-    given = parser.parse_args()
+    parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
+    options = parser.parse_args()
     one_thread()
-    facts = sorted(published(given.facts, given.count, 1, given.skip), key=lambda fact: fact.id)
+    facts = sorted(published(options.facts, options.count, 1, options.skip), key=lambda fact: fact.id)
     with tempfile.TemporaryDirectory() as scratch:
-        project = make_project((given.folder or Path(scratch)).resolve(), PROJECT / STARTER, facts)
+        project = make_project((options.folder or Path(scratch)).resolve(), PROJECT / STARTER, facts)
         document = {
             "base": STARTER,
             "facts": len(facts),
-            "file": given.facts.name,
-            "skip": given.skip,
+            "file": options.facts.name,
+            "skip": options.skip,
             "skills": list(SKILLS),
-            "limit": given.limit,
+            "limit": options.limit,
         }
-        document["merges"] = {name: MERGES[name] for name in given.merges}
-        write_results(given.out, {**document, **measured(Bench(project, given), facts)})
+        document["merges"] = {name: MERGES[name] for name in options.merges}
+        write_results(options.out, {**document, **measured(Bench(project, options), facts)})
 
 
 class Bench:
     """The configurations of one call, as recipes of its project."""
 
-    def __init__(self, project: Path, given: argparse.Namespace) -> None:
-        self.project, self.given = project, given
-        asked = [{"facts": "facts.jsonl", "tasks": KINDS}, {"tasks": list(SKILLS), "limit": given.items}]
-        self.common: dict[str, Any] = {"version": 1, "base": "base", "eval": asked}
+    def __init__(self, project: Path, options: argparse.Namespace) -> None:
+        self.project, self.options = project, options
+        suites = [{"facts": "facts.jsonl", "tasks": KINDS}, {"tasks": list(SKILLS), "limit": options.items}]
+        self.common: dict[str, Any] = {"version": 1, "base": "base", "eval": suites}
 
     def entry(
         self, name: str, steps: Sequence[Mapping[str, Any]], bricks: Mapping[str, str], role: str = "configuration"
     ) -> LineupEntry:
-        """A configuration."""
+        """Return a configuration."""
         return LineupEntry(
             name, role, resolve(from_data({**self.common, "name": name, "bricks": bricks, "steps": steps}, self.project))
         )
 
     def solved(self, method: str) -> tuple[Path, dict[str, Any]]:
-        """The edit brick of a method on the base, and what is recorded of it."""
+        """Return the folder of a method's edit brick on the base, and its record."""
         from workbench.yamldoc import scalar
 
-        fields = {key: scalar(value) for key, _, value in (setting.partition("=") for setting in self.given.settings)}
+        fields = {key: scalar(value) for key, _, value in (setting.partition("=") for setting in self.options.settings)}
         skip = {} if method == "finetune" else {"unconverged": "skip"}
         step = {"edit": method, "facts": "facts.jsonl", **skip, **fields}
         entry = self.entry(f"solve-{method}", [step], {})
@@ -115,25 +115,30 @@ class Bench:
         composition = compose(entry.resolved, CPU, clock)
         clock.note("done")
         clock.save()
-        (found,) = composition.edits.values()
-        _copy(found, place)
+        (cached,) = composition.edits.values()
+        _copy(cached, place)
         (record,) = composition.records()
         skipped = [fact["id"] for fact in record["facts"] if fact.get("skipped")] if isinstance(record["facts"], list) else []
         parts = {part: round(seconds, 2) for part, seconds in clock.seconds.items()}
-        return place, {"step": step, "layers": record["layers"], "skipped": skipped, "seconds": parts,
-                       "updates": [vars(size) for size in sizes(entry.resolved)]}  # fmt: skip
+        return place, {
+            "step": step,
+            "layers": record["layers"],
+            "skipped": skipped,
+            "seconds": parts,
+            "updates": [vars(size) for size in sizes(entry.resolved)],
+        }
 
     def control(self, merge: str) -> LineupEntry:
-        """The skills' merge alone."""
+        """Return the merge of the skills alone."""
         return self.entry(merge, [self.step(merge, SKILLS)], self.skills())
 
     def merged(self, merge: str, method: str, brick: Path) -> LineupEntry:
-        """The merge with the edit brick among its bricks."""
+        """Return the merge of the skills and the edit brick."""
         bricks = {**self.skills(), method: self._relative(brick)}
         return self.entry(f"{merge}-{method}", [self.step(merge, [*SKILLS, method])], bricks)
 
     def rebased(self, merge: str, method: str, brick: Path) -> tuple[LineupEntry, dict[str, Any]]:
-        """The skills' merge with the edit solved again on it, and what the rebase says."""
+        """Return the merge of the skills with the edit solved again on it, and the record of the rebase."""
         name = f"{merge}-{method}-rebased"
         place = self.project / "edits" / name
         if not place.is_dir():
@@ -143,11 +148,11 @@ class Bench:
         return self.entry(name, steps, {**self.skills(), name: self._relative(place)}), record
 
     def step(self, merge: str, bricks: Sequence[str]) -> dict[str, Any]:
-        """The merge of some bricks, all with weight 1."""
+        """Return the merge step of some bricks, all with weight 1."""
         return {**MERGES[merge], "bricks": dict.fromkeys(bricks, 1.0)}
 
     def skills(self) -> dict[str, str]:
-        """The skills' bricks."""
+        """Return the skills' bricks."""
         return {name: f"bricks/{name}" for name in SKILLS}
 
     def _relative(self, brick: Path) -> str:
@@ -155,35 +160,35 @@ class Bench:
 
 
 def measured(bench: Bench, facts: Sequence[Fact]) -> dict[str, Any]:
-    """A row a method: the edit alone, and each merge three times."""
+    """Return one row per method: the edit alone, and the three configurations of each merge."""
     base = LineupEntry("base", "base", bench.entry("base", [], {}).resolved)
-    controls = [bench.control(merge) for merge in bench.given.merges]
+    controls = [bench.control(merge) for merge in bench.options.merges]
     rows = []
-    for method in bench.given.methods:
+    for method in bench.options.methods:
         print(method, flush=True)
         brick, record = bench.solved(method)
         bricks = {method: bench._relative(brick)}
         alone = bench.entry(method, [{"merge": "task_arithmetic", "bricks": {method: 1.0}, "lambda": 1.0}], bricks, "brick")
-        held = [bench.merged(merge, method, brick) for merge in bench.given.merges]
-        rebased = [bench.rebased(merge, method, brick) for merge in bench.given.merges]
-        scores = scored(bench, [base, alone, *controls, *held, *(entry for entry, _ in rebased)])
+        merged = [bench.merged(merge, method, brick) for merge in bench.options.merges]
+        rebased = [bench.rebased(merge, method, brick) for merge in bench.options.merges]
+        scores = scored(bench, [base, alone, *controls, *merged, *(entry for entry, _ in rebased)])
         rows.append({"method": method, **record, **summary(bench, scores, method, {e.name: r for e, r in rebased})})
-        for merge, found in rows[-1]["merges"].items():
-            print(f"  {merge}: { ({k: v['efficacy'] for k, v in found.items()}) }", flush=True)
-    kept = [found["rebased"]["survival"]["efficacy"]["value"] for row in rows for found in row["merges"].values()]
-    return {"rows": rows, "rebased_at_least": WANTED, "reached": all(value is not None and value >= WANTED for value in kept)}
+        for merge, result in rows[-1]["merges"].items():
+            print(f"  {merge}: { ({k: v['efficacy'] for k, v in result.items()}) }", flush=True)
+    survival = [result["rebased"]["survival"]["efficacy"]["value"] for row in rows for result in row["merges"].values()]
+    return {"rows": rows, "rebased_at_least": WANTED, "reached": all(value is not None and value >= WANTED for value in survival)}
 
 
 def scored(bench: Bench, entries: Sequence[LineupEntry]) -> list[Scores]:
-    """Scores of the facts and of the skills."""
-    given = bench.given
+    """Score facts and skills."""
+    options = bench.options
     suites = suites_of([entries[0].resolved.recipe], [], bench.project)
-    made = plans(entries, suites, batch_size=given.batch_size, limit=given.limit, device=CPU, events=show)
-    return score_all(entries, made, ScoreStore(bench.project / "scores"), device=CPU, events=show)
+    score_plans = plans(entries, suites, batch_size=options.batch_size, limit=options.limit, device=CPU, events=show)
+    return score_all(entries, score_plans, ScoreStore(bench.project / "scores"), device=CPU, events=show)
 
 
-def summary(bench: Bench, scores: Sequence[Scores], method: str, said: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Scores of the edit alone, and for each merge those of its three configurations with what survives."""
+def summary(bench: Bench, scores: Sequence[Scores], method: str, records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the scores of the edit alone, and for each merge the scores and surviving facts of its three configurations."""
     document = compare(ScoreStore(bench.project / "scores"), scores, baseline="base").document()
     configurations = {name: c for c in document["configurations"] for name in (c["name"], *c["aliases"])}
     (suite,) = document["facts"]
@@ -191,20 +196,22 @@ def summary(bench: Bench, scores: Sequence[Scores], method: str, said: Mapping[s
 
     def of(name: str) -> dict[str, Any]:
         scores = configurations[name]["scores"]
-        told = {kind: {k: scores[task][k] for k in ("value", "low", "high", "n")} for kind, task in suite["tasks"].items()}
+        facts_scores = {
+            kind: {k: scores[task][k] for k in ("value", "low", "high", "n")} for kind, task in suite["tasks"].items()
+        }
         skills = {task: {k: scores[task][k] for k in ("value", "low", "high", "n")} for task in SKILLS}
-        return {**told, "skills": skills, "survival": survival["rows"].get(configurations[name]["name"], {})}
+        return {**facts_scores, "skills": skills, "survival": survival["rows"].get(configurations[name]["name"], {})}
 
     merges = {
         merge: {"control": of(merge), "merged": of(f"{merge}-{method}"), "rebased": of(f"{merge}-{method}-rebased")}
-        for merge in bench.given.merges
+        for merge in bench.options.merges
     }
-    rebased = {merge: dict(said[f"{merge}-{method}-rebased"]) for merge in bench.given.merges}
+    rebased = {merge: dict(records[f"{merge}-{method}-rebased"]) for merge in bench.options.merges}
     return {"base": of("base"), "alone": of(method), "merges": merges, "rebases": rebased}
 
 
 def _copy(place: Path, out: Path) -> None:
-    """An edit from the cache as a brick of the project."""
+    """Copy an edit from the cache to a brick of the project."""
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(place, out)
 

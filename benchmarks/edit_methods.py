@@ -1,17 +1,17 @@
-"""Every edit method on the same facts: what it teaches, what it spares, what it costs.
+"""Compare all edit methods on the same facts: efficacy, unchanged neighbors and cost.
 
     python benchmarks/edit_methods.py                          100 CounterFact facts on the starter base, all at once
     python benchmarks/edit_methods.py --single 100             each fact edited alone as well
-    python benchmarks/edit_methods.py --curve                  efficacy against unchanged neighbours, over strengths
+    python benchmarks/edit_methods.py --curve                  efficacy against unchanged neighbors, over strengths
     python benchmarks/edit_methods.py --fixture                1, 10, 100 and 1000 facts on the trained fixture
     python benchmarks/edit_methods.py --fixture prompt         the same on the one that finds facts at the prompt's last token
     python benchmarks/edit_methods.py --count 4 --limit 20     a quick look
 
-One recipe a method (`METHODS`), scored by the workbench's own tasks of facts and the suite `retention`: teacher-forced strict greedy
-answers (efficacy, paraphrase, neighbours: the base's own answer must stay), token-mean likelihoods against the true answer (ES, PS and NS
-of Meng et al. 2022), greedy text with a natural stop, n-gram entropy, perplexity of a fixed text. Intervals are 95 %.
+There is one recipe per method (`METHODS`). It is scored on the workbench's tasks of facts and on the suite `retention`: teacher-forced strict
+greedy answers (efficacy, paraphrases, and neighbors, whose answers must not change), token-mean likelihoods against the true answer (ES, PS
+and NS of Meng et al. 2022), greedy text with a natural stop, n-gram entropy, and perplexity of a fixed text. Intervals are 95 %.
 
-With --folder DIR the project stays, and a later call solves and scores only what is missing. CPU seconds are those of one thread.
+With --folder DIR the project is kept, and a later call solves and scores only what is missing. CPU seconds are those of one thread.
 Results go to benchmarks/results/edit-methods.json; --fixture writes edit-fixture.json or edit-fixture-prompt.json beside it.
 """
 
@@ -80,162 +80,193 @@ FIXTURE: dict[str, dict[str, Any]] = {
     "finetune-lora": {"layers": [2], "epochs": 100, "learning_rate": 3e-3},
 }
 UNFIT = ("memit-end",)  # on the fixture, whose answers end with a full stop before the end of text
-KINDS = ["efficacy", "preferred", "paraphrase", "preferred-paraphrase", "neighbours", "preferred-neighbours", "portability",
-         "generated", "entropy", "text"]  # fmt: skip
+KINDS = [
+    "efficacy",
+    "preferred",
+    "paraphrase",
+    "preferred-paraphrase",
+    "neighbours",
+    "preferred-neighbours",
+    "portability",
+    "generated",
+    "entropy",
+    "text",
+]
 NUMBERS = (1, 10, 100, 1000)
 LINES = 6000  # of the fixture's own text, for second moments
 
 
 def main() -> None:
-    """Measure, write the results file."""
-    given = options()
+    """Measure all methods and write the results file."""
+    options = parse_options()
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:
-        folder = (given.folder or Path(scratch)).resolve()
-        if given.fixture:
-            document = fixture(folder, given)
-            name = "edit-fixture" if given.fixture == "subject" else "edit-fixture-prompt"
+        folder = (options.folder or Path(scratch)).resolve()
+        if options.fixture:
+            document = fixture(folder, options)
+            name = "edit-fixture" if options.fixture == "subject" else "edit-fixture-prompt"
         else:
-            document = starter(folder, given)
+            document = starter(folder, options)
             name = "edit-methods"
-    write_results(given.out or Path(__file__).parent / "results" / f"{name}.json", document)
+    write_results(options.out or Path(__file__).parent / "results" / f"{name}.json", document)
 
 
-def options() -> argparse.Namespace:
-    """The command line."""
+def parse_options() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
-    parser.add_argument("--count", type=int, default=100, help="facts, the first ones that convert without conflicts")
+    parser.add_argument("--count", type=int, default=100, help="number of facts: the first ones that convert without conflicts")
     parser.add_argument(
-        "--skip", type=int, default=100, help="facts of the file before them: the defaults were chosen on the first 60"
+        "--skip", type=int, default=100, help="number of facts to skip before them; the defaults were chosen on the first 60"
     )
     parser.add_argument(
-        "--neighbours", type=int, default=1, help="neighbours a fact: the file's own, filled up from its other rows"
+        "--neighbours", type=int, default=1, help="neighbors per fact: the file's own, completed from its other rows"
     )
-    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows; all if not given")
-    parser.add_argument("--single", type=int, metavar="K", help="also edit the first K facts each alone")
+    parser.add_argument("--methods", nargs="+", choices=list(METHODS), help="rows to measure; default: all")
+    parser.add_argument("--single", type=int, metavar="K", help="also edit each of the first K facts alone")
     parser.add_argument(
-        "--curve", action="store_true", help="also trade efficacy against neighbours: strengths of memit and rome"
+        "--curve", action="store_true", help="also measure efficacy against unchanged neighbors, over strengths of memit and rome"
     )
     parser.add_argument(
         "--fixture",
         nargs="?",
         const="subject",
         choices=["subject", "prompt"],
-        help="a trained fixture instead of the starter base",
+        help="use a trained fixture instead of the starter base",
     )
     parser.add_argument("--numbers", type=int, nargs="+", default=NUMBERS, help="numbers of facts on the fixture")
-    parser.add_argument("--no-entropy", action="store_true", help="without the long texts whose n-grams are counted")
-    parser.add_argument("--dtype", help="what is written and scored; the base's own if not given")
-    parser.add_argument("--limit", type=int, help="items a task, for a quick look")
+    parser.add_argument("--no-entropy", action="store_true", help="skip the long texts whose n-grams are counted")
+    parser.add_argument("--dtype", help="dtype of the scored checkpoints; default: the base's")
+    parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument(
-        "--set", dest="settings", action="append", default=[], metavar="ROW.FIELD=VALUE", help="a field of a row's step"
+        "--set", dest="settings", action="append", default=[], metavar="ROW.FIELD=VALUE", help="set a field of a row's step"
     )
-    parser.add_argument("--folder", type=Path, help="a project folder that is kept, so that the work can be taken up again")
+    parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
     parser.add_argument("--out", type=Path, help="the results file")
     return parser.parse_args()
 
 
-def starter(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """CounterFact facts on the starter base."""
-    facts = published(given.facts, given.count, given.neighbours, given.skip)
+def starter(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure CounterFact facts on the starter base."""
+    facts = published(options.facts, options.count, options.neighbours, options.skip)
     project = make_project(folder, PROJECT / STARTER, facts)
     document = {
         "base": STARTER,
         "facts": len(facts),
-        "skip": given.skip,
-        "file": given.facts.name,
+        "skip": options.skip,
+        "file": options.facts.name,
         "prompts": prompts(facts),
-        "limit": given.limit,
+        "limit": options.limit,
     }
-    document |= measured(project, recipes(project, given, "facts.jsonl", {}, ["retention"]), given)
-    if given.single:
-        chosen = {"rome", "memit", "emmet", "finetune"} & set(given.methods or METHODS)
-        document["single"] = singles(project, facts[: given.single], METHODS, chosen, document["rows"])
-    if given.curve:
-        others = held_out(facts, import_facts(given.facts, given.facts.name).facts, 2 * given.count)
+    document |= measured(project, recipes(project, options, "facts.jsonl", {}, ["retention"]), options)
+    if options.single:
+        row_names = {"rome", "memit", "emmet", "finetune"} & set(options.methods or METHODS)
+        document["single"] = singles(project, facts[: options.single], METHODS, row_names, document["rows"])
+    if options.curve:
+        others = held_out(facts, import_facts(options.facts, options.facts.name).facts, 2 * options.count)
         document["curve"] = curve(project, facts, others, document["rows"])
     return document
 
 
-def fixture(folder: Path, given: argparse.Namespace) -> dict[str, Any]:
-    """Facts of the people fixture: what is true is known of every prompt."""
+def fixture(folder: Path, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure facts of the people fixture, where the true answer to every prompt is known."""
     sys.path.insert(0, str(PROJECT / "tests"))
     from worlds import people
 
-    found = []
-    for number in given.numbers:
+    results = []
+    for number in options.numbers:
         facts = people.facts(number)
-        model = people.SUBJECT if given.fixture == "subject" else people.PROMPT
+        model = people.SUBJECT if options.fixture == "subject" else people.PROMPT
         project = make_project(folder, model, facts, f"people-{number}.jsonl")
         (project / "text.txt").write_text("\n\n".join(people.lines(LINES, seed=1)), "utf-8")
         (project / "told.txt").write_text("\n".join(people.lines(400, seed=3)), "utf-8")
-        named = recipes(project, given, f"people-{number}.jsonl", FIXTURE, [], f"-{number}")
-        found.append({"facts": number, "prompts": prompts(facts), **measured(project, named, given)})
+        recipe_files = recipes(project, options, f"people-{number}.jsonl", FIXTURE, [], f"-{number}")
+        results.append({"facts": number, "prompts": prompts(facts), **measured(project, recipe_files, options)})
         print(f"{number} facts done", flush=True)
-    return {"base": f"tests/fixtures/people/{given.fixture}", "limit": given.limit, "numbers": found}
+    return {"base": f"tests/fixtures/people/{options.fixture}", "limit": options.limit, "numbers": results}
 
 
 def prompts(facts: Sequence[Fact]) -> dict[str, int]:
-    """How much is asked beside the facts themselves."""
+    """Return the number of prompts by kind, besides the facts' own."""
     return {kind: sum(len(getattr(fact, kind)) for fact in facts) for kind in ("paraphrases", "neighbours", "portability")}
 
 
 def recipes(
     project: Path,
-    given: argparse.Namespace,
+    options: argparse.Namespace,
     facts: str,
-    more: Mapping[str, Mapping[str, Any]],
+    extra_fields: Mapping[str, Mapping[str, Any]],
     suites: Sequence[str],
-    end: str = "",
+    suffix: str = "",
 ) -> dict[str, Path]:
-    """Row -> its recipe; methods that this workbench does not have are left out."""
+    """Return row -> recipe file, without methods that this workbench does not have."""
     known = {m.name for m in methods().values() if m.verb == "edit"}
-    kinds = [k for k in KINDS if not (given.no_entropy and k == "entropy") and not (k == "portability" and not end)]
-    asked = {"facts": facts, "tasks": kinds, **({"text": "told.txt"} if end else {})}
-    written = {}
+    kinds = [k for k in KINDS if not (options.no_entropy and k == "entropy") and not (k == "portability" and not suffix)]
+    fact_suite = {"facts": facts, "tasks": kinds, **({"text": "told.txt"} if suffix else {})}
+    files = {}
     for name, step in METHODS.items():
-        if (given.methods and name not in given.methods) or step["edit"] not in known or (end and name in UNFIT):
+        if (options.methods and name not in options.methods) or step["edit"] not in known or (suffix and name in UNFIT):
             continue
         document: dict[str, Any] = {
-            "name": f"{name}{end}",
-            "steps": [{**step, "facts": facts, **more.get(name, {}), **_set(given, name)}],
+            "name": f"{name}{suffix}",
+            "steps": [{**step, "facts": facts, **extra_fields.get(name, {}), **_set(options, name)}],
         }
-        document |= {"eval": [asked, *suites], **({"output": {"dtype": given.dtype}} if given.dtype else {})}
-        written[name] = write_recipe(project, f"{name}{end}", document)
-    return written
+        document |= {"eval": [fact_suite, *suites], **({"output": {"dtype": options.dtype}} if options.dtype else {})}
+        files[name] = write_recipe(project, f"{name}{suffix}", document)
+    return files
 
 
-def _set(given: argparse.Namespace, row: str) -> dict[str, Any]:
-    """Fields of a row's step from --set."""
+def _set(options: argparse.Namespace, row: str) -> dict[str, Any]:
+    """Return the fields of a row's step that --set gives."""
     from workbench.yamldoc import scalar
 
-    pairs = (setting.partition("=") for setting in given.settings)
+    pairs = (setting.partition("=") for setting in options.settings)
     return {key.removeprefix(f"{row}."): scalar(value) for key, _, value in pairs if key.startswith(f"{row}.")}
 
 
-def measured(project: Path, named: Mapping[str, Path], given: argparse.Namespace) -> dict[str, Any]:
-    """Solve and score: a row a method, and one for the base."""
-    entries = lineup([load_recipe(path) for path in named.values()])
-    base, found = entries[0], dict(zip(named, entries[1:], strict=True))
-    made = plans(entries, suites_of([e.resolved.recipe for e in found.values()], [], project), batch_size=given.batch_size,
-                 limit=given.limit, device=CPU, events=show)  # fmt: skip
-    failed = {row: error for row, entry in found.items() if (error := solved(project, entry))}
-    scored = [base, *(entry for row, entry in found.items() if row not in failed)]
-    scores = score_all(scored, made, ScoreStore(project / "scores"), device=CPU, events=show)
-    facts, rest = (_compared(project, scores, made, of_facts) for of_facts in (True, False))
+def measured(project: Path, recipe_files: Mapping[str, Path], options: argparse.Namespace) -> dict[str, Any]:
+    """Solve and score: one row per method, and one for the base."""
+    entries = lineup([load_recipe(path) for path in recipe_files.values()])
+    base, entry_of = entries[0], dict(zip(recipe_files, entries[1:], strict=True))
+    score_plans = plans(
+        entries,
+        suites_of([e.resolved.recipe for e in entry_of.values()], [], project),
+        batch_size=options.batch_size,
+        limit=options.limit,
+        device=CPU,
+        events=show,
+    )
+    failed = {row: error for row, entry in entry_of.items() if (error := solved(project, entry))}
+    scored = [base, *(entry for row, entry in entry_of.items() if row not in failed)]
+    scores = score_all(scored, score_plans, ScoreStore(project / "scores"), device=CPU, events=show)
+    facts, rest = (_compared(project, scores, score_plans, of_facts) for of_facts in (True, False))
     rows = [_row("base", base, facts, rest, scores)]
-    for row, entry in found.items():
+    for row, entry in entry_of.items():
         print(f"  {row}: {failed.get(row, 'done')}", flush=True)
-        rows.append({"row": row, "error": failed[row]} if row in failed else {
-            **_row(row, entry, facts, rest, scores), **_record(entry), "step": json.loads(json.dumps(entry.resolved.recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)["steps"][0]))})  # fmt: skip
-    _seconds(project, rows, found)
-    return {"dtype": made[0].dtype, "kinds": [k for p in made if p.suite.facts for k in p.suite.facts.tasks], "rows": rows}
+        rows.append(
+            {"row": row, "error": failed[row]}
+            if row in failed
+            else {
+                **_row(row, entry, facts, rest, scores),
+                **_record(entry),
+                "step": json.loads(
+                    json.dumps(
+                        entry.resolved.recipe.fields.model_dump(mode="json", by_alias=True, exclude_defaults=True)["steps"][0]
+                    )
+                ),
+            }
+        )
+    _seconds(project, rows, entry_of)
+    return {
+        "dtype": score_plans[0].dtype,
+        "kinds": [k for p in score_plans if p.suite.facts for k in p.suite.facts.tasks],
+        "rows": rows,
+    }
 
 
 def solved(project: Path, entry: LineupEntry) -> str | None:
-    """Solve a recipe's edit, on the clock; the message of one that refuses these facts."""
+    """Solve a recipe's edit and record its CPU seconds; return the message if the method refuses these facts."""
     print(f"{entry.name}", flush=True)
     clock = Clock(project / "seconds.json", entry.resolved.key)
     try:
@@ -248,36 +279,36 @@ def solved(project: Path, entry: LineupEntry) -> str | None:
     return None
 
 
-def _compared(project: Path, scores: Sequence[Scores], made: Sequence[ScorePlan], of_facts: bool) -> dict[str, Any] | None:
-    """The comparison with the base on the facts' own tasks, or on the other suites: two families of tests."""
-    suites = {plan.suite.suite: plan.suite for plan in made if (plan.suite.facts is not None) == of_facts}
-    mine = [s for s in scores if s.suite in suites]
-    return compare(ScoreStore(project / "scores"), mine, suites=suites).document() if mine else None
+def _compared(project: Path, scores: Sequence[Scores], score_plans: Sequence[ScorePlan], of_facts: bool) -> dict[str, Any] | None:
+    """Compare with the base on the facts' own tasks, or on the other suites; these are two families of tests."""
+    suites = {plan.suite.suite: plan.suite for plan in score_plans if (plan.suite.facts is not None) == of_facts}
+    selected = [s for s in scores if s.suite in suites]
+    return compare(ScoreStore(project / "scores"), selected, suites=suites).document() if selected else None
 
 
 def _row(
     row: str, entry: LineupEntry, facts: Mapping[str, Any] | None, rest: Mapping[str, Any] | None, scores: Sequence[Scores]
 ) -> dict[str, Any]:
-    """What one configuration scored."""
+    """Return the scores of one configuration."""
     assert facts is not None
     (suite,) = facts["facts"]
     configuration = _of(facts["configurations"], entry.name)
-    named = suite["tasks"]
-    told = {kind: _estimate(configuration["scores"][task]) for kind, task in named.items()}
-    if "generated" in named:
-        began = _held(entry.name, named["generated"], scores).metrics["starts_with"]
-        told["begun"] = {"value": began.value, "low": began.low, "high": began.high, "n": told["generated"]["n"]}
-    found: dict[str, Any] = {"row": row, "scores": told}
-    if "text" in named:
-        found["perplexity"] = _perplexity(entry, named["text"], facts, scores)
+    tasks = suite["tasks"]
+    kind_scores = {kind: _estimate(configuration["scores"][task]) for kind, task in tasks.items()}
+    if "generated" in tasks:
+        starts = _scores_on(entry.name, tasks["generated"], scores).metrics["starts_with"]
+        kind_scores["begun"] = {"value": starts.value, "low": starts.low, "high": starts.high, "n": kind_scores["generated"]["n"]}
+    result: dict[str, Any] = {"row": row, "scores": kind_scores}
+    if "text" in tasks:
+        result["perplexity"] = _perplexity(entry, tasks["text"], facts, scores)
     if rest is not None:
-        found["retention"] = {"score": _estimate(_of(rest["configurations"], entry.name)["scores"]["retention"])}
-        found["retention"] |= _difference(rest, entry.name, "retention")
-    return found
+        result["retention"] = {"score": _estimate(_of(rest["configurations"], entry.name)["scores"]["retention"])}
+        result["retention"] |= _difference(rest, entry.name, "retention")
+    return result
 
 
 def _of(configurations: Sequence[Mapping[str, Any]], name: str) -> Mapping[str, Any]:
-    """A configuration, under whatever name its weights are shown."""
+    """Return a configuration by its name or an alias."""
     return next(c for c in configurations if name == c["name"] or name in c["aliases"])
 
 
@@ -286,59 +317,59 @@ def _estimate(score: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _difference(document: Mapping[str, Any], name: str, task: str) -> dict[str, Any]:
-    """Against the base; nothing for the base itself."""
+    """Return the difference from the base; empty for the base itself."""
     row = next((r for r in document["rows"] if r["configuration"] == name and r["task"] == task), None)
     keys = ("diff", "low", "high", "low_adj", "high_adj", "verdict")
     return {} if row is None else {key: row[key] for key in keys}
 
 
-def _held(name: str, task: str, scores: Sequence[Scores]) -> TaskScores:
-    """A configuration's scores on a task, whatever name its weights are shown under."""
+def _scores_on(name: str, task: str, scores: Sequence[Scores]) -> TaskScores:
+    """Return a configuration's scores on a task, by its name or an alias."""
     return next(s.tasks[task] for s in scores if name in s.names and task in s.tasks)
 
 
 def _perplexity(entry: LineupEntry, task: str, facts: Mapping[str, Any], scores: Sequence[Scores]) -> dict[str, Any]:
-    """Perplexity of a word, and its relative change with a paired interval.
+    """Return the word perplexity, and its relative change with a paired interval.
 
     The comparison pairs bits per byte, passage by passage. On a fixed text a difference of b bits per byte is one of b · ln 2 · bytes/words nats
     a word, and bytes/words follows from the base's two metrics.
     """
-    base, mine = (_held(name, task, scores).metrics for name in ("base", entry.name))
-    value, start = mine["word_perplexity"].value, base["word_perplexity"].value
+    base, edited = (_scores_on(name, task, scores).metrics for name in ("base", entry.name))
+    value, start = edited["word_perplexity"].value, base["word_perplexity"].value
     per_bit = math.log(start) / base["bits_per_byte"].value
-    found = {"value": value, "low": mine["word_perplexity"].low, "high": mine["word_perplexity"].high}
+    result = {"value": value, "low": edited["word_perplexity"].low, "high": edited["word_perplexity"].high}
     row = _difference(facts, entry.name, task)
     if row:
-        found["change"] = {
+        result["change"] = {
             "value": value / start - 1,
             **{k: None if row[k] is None else math.expm1(per_bit * row[k]) for k in ("low", "high")},
         }
-    return found
+    return result
 
 
 def _record(entry: LineupEntry) -> dict[str, Any]:
-    """What the method itself recorded, and the size of its update."""
+    """Return the method's own record, and the size of its update."""
     (record,) = compose(entry.resolved, CPU).records()
     facts = record.get("facts")
-    found: dict[str, Any] = {"layers": record.get("layers", record.get("layer")), "positions": record.get("positions")}
+    result: dict[str, Any] = {"layers": record.get("layers", record.get("layer")), "positions": record.get("positions")}
     if "position" in record:
-        found["positions"] = {str(layer): record["position"] for layer in record["layers"]}
+        result["positions"] = {str(layer): record["position"] for layer in record["layers"]}
     if isinstance(facts, list):
-        found["skipped"] = sum(bool(fact.get("skipped")) for fact in facts)
-    found["updates"] = [asdict(size) for size in sizes(entry.resolved)]
-    return {key: value for key, value in found.items() if value is not None}
+        result["skipped"] = sum(bool(fact.get("skipped")) for fact in facts)
+    result["updates"] = [asdict(size) for size in sizes(entry.resolved)]
+    return {key: value for key, value in result.items() if value is not None}
 
 
-def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, LineupEntry]) -> None:
-    """CPU seconds by part. Values and statistics that a method found in the cache count as they took where they were computed."""
-    held = clocked(project / "seconds.json")
+def _seconds(project: Path, rows: Sequence[dict[str, Any]], entry_of: Mapping[str, LineupEntry]) -> None:
+    """Add CPU seconds by part. Values and statistics from the cache count with the seconds of the method that computed them."""
+    seconds_of = clocked(project / "seconds.json")
     most: dict[str, tuple[float, str]] = {}
-    for name, entry in found.items():
-        for part, seconds in held.get(entry.resolved.key, {}).items():
+    for name, entry in entry_of.items():
+        for part, seconds in seconds_of.get(entry.resolved.key, {}).items():
             if part == "statistics" or part.startswith("values"):
                 most[part] = max(most.get(part, (0.0, name)), (seconds, name))
     for row in rows:
-        parts = dict(held.get(found[row["row"]].resolved.key, {})) if row["row"] in found else {}
+        parts = dict(seconds_of.get(entry_of[row["row"]].resolved.key, {})) if row["row"] in entry_of else {}
         shared = {}
         for part in list(_shareable(row, most)):
             if parts.get(part, 0.0) < 0.1 * most[part][0]:
@@ -349,10 +380,10 @@ def _seconds(project: Path, rows: Sequence[dict[str, Any]], found: Mapping[str, 
 
 
 def _shareable(row: Mapping[str, Any], most: Mapping[str, Any]) -> Iterator[str]:
-    """Parts that a closed-form row may have found in the cache."""
+    """Yield the parts that a closed-form row may have read from the cache."""
     if "positions" in row and "skipped" in row:
-        wanted = {"statistics", *(f"values at layer {layer}" for layer in row["layers"])}
-        yield from (part for part in most if part in wanted)
+        cached = {"statistics", *(f"values at layer {layer}" for layer in row["layers"])}
+        yield from (part for part in most if part in cached)
 
 
 if __name__ == "__main__":

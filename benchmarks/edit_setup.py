@@ -1,4 +1,4 @@
-"""What the edit benchmarks share: a project folder on a base, the CPU seconds of an edit's parts, a live model to edit in process."""
+"""Shared parts of the edit benchmarks: a project on a base, CPU seconds of an edit's parts, and a live model to edit."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ EVERY = 5.0  # seconds between two notes of how long an edit has taken
 
 
 def published(path: Path, count: int, neighbours: int, skip: int = 0) -> list[Fact]:
-    """Facts of a published file, behind the first `skip` ones that convert and do not contradict each other. Errors: no such file, too few facts."""
+    """Return facts of a published file that convert without conflicts, after the first `skip` ones; exit if there are too few."""
     if not path.is_file():
         raise SystemExit(f"{path}: no such file. Name a CounterFact file with --facts FILE (docs/facts.md lists the formats).")
-    found = import_facts(path, path.name, skip + count, neighbours)
-    if len(found.facts) < skip + count:
-        raise SystemExit(f"{path}: {len(found.facts)} facts convert without conflicts, expected {skip + count}")
-    print(f"{count} facts of {path.name}, {len(found.skipped)} rows skipped", flush=True)
-    return found.facts[skip:]
+    imported = import_facts(path, path.name, skip + count, neighbours)
+    if len(imported.facts) < skip + count:
+        raise SystemExit(f"{path}: {len(imported.facts)} facts convert without conflicts, expected {skip + count}")
+    print(f"{count} facts of {path.name}, {len(imported.skipped)} rows skipped", flush=True)
+    return imported.facts[skip:]
 
 
 def make_project(folder: Path, base: Path, facts: Iterable[Fact], name: str = "facts.jsonl") -> Path:
-    """A project: `base`, evals, bricks of the starter and a facts file. What an earlier call has left in its cache and scores stays."""
+    """Create a project with a base, evals, the starter's bricks and a facts file; keep the cache and scores of an earlier call."""
     (folder / "recipes").mkdir(parents=True, exist_ok=True)
     for link, target in (("base", base), ("bricks", PROJECT / "bricks"), ("evals", PROJECT / "evals")):
         if not (folder / link).is_symlink():
@@ -57,7 +57,7 @@ def make_project(folder: Path, base: Path, facts: Iterable[Fact], name: str = "f
 
 
 def write_recipe(project: Path, name: str, document: Mapping[str, Any]) -> Path:
-    """A recipe on the project's base."""
+    """Write a recipe on the project's base."""
     path = project / "recipes" / f"{name}.yaml"
     path.write_text(yaml.safe_dump({"version": 1, "base": "base", **document}, sort_keys=False), "utf-8")
     return path
@@ -65,7 +65,7 @@ def write_recipe(project: Path, name: str, document: Mapping[str, Any]) -> Path:
 
 @dataclass
 class Clock:
-    """Listens to events: prints some of them, and adds up the CPU seconds between them by what they say is being done.
+    """Receiver of events that prints some of them and adds up the CPU seconds of each part of an edit.
 
     Attributes:
         file: Recipe key -> part -> CPU seconds; an interrupted solve goes on where it was, and so do its seconds.
@@ -85,13 +85,13 @@ class Clock:
         self.seconds = dict(clocked(self.file).get(self.key, {}))
 
     def __call__(self, event: dict[str, Any]) -> None:
-        """An event: what has gone by since the last one belongs to the part that ran until now."""
+        """Receive an event: the seconds since the last event belong to the part that ran until now."""
         if event.get("stage") == "edit" and "done" in event:
             self.note(part_of(event))
         show(event, self)
 
     def note(self, following: str) -> None:
-        """Book the seconds of the part that ends here."""
+        """Add the seconds of the part that ends here."""
         now = time.process_time()
         self.seconds[self.part] = self.seconds.get(self.part, 0.0) + now - self.last
         self.last, self.part = now, following
@@ -99,26 +99,26 @@ class Clock:
             self.save()
 
     def save(self) -> None:
-        """Keep what is booked."""
-        known = {**clocked(self.file), self.key: {k: round(v, 3) for k, v in self.seconds.items()}}
+        """Write the seconds so far."""
+        all_seconds = {**clocked(self.file), self.key: {k: round(v, 3) for k, v in self.seconds.items()}}
         partial = self.file.with_suffix(".partial")
-        partial.write_text(json.dumps(known, indent=1), "utf-8")
+        partial.write_text(json.dumps(all_seconds, indent=1), "utf-8")
         partial.rename(self.file)
         self.kept = time.monotonic()
 
 
 def clocked(file: Path) -> dict[str, dict[str, float]]:
-    """Recipe key -> part -> CPU seconds, of the calls so far."""
-    found: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    return found
+    """Return recipe key -> part -> CPU seconds of all calls so far."""
+    seconds: dict[str, dict[str, float]] = json.loads(file.read_text("utf-8")) if file.is_file() else {}
+    return seconds
 
 
 def part_of(event: Mapping[str, Any]) -> str:
-    """What runs after an event of an edit: "values at layer 14", "statistics", "sweep", "trace", "refining", "solve", "training"."""
+    """Return the part that runs after an event, such as "values at layer 14", "statistics", "sweep", "trace" or "solve"."""
     text = str(event.get("text", ""))
     if text.startswith(("values", "refining")):
-        whole = "refining" if text.startswith("refining") else text
-        return "solve" if event["done"] == event["total"] else whole
+        part_name = "refining" if text.startswith("refining") else text
+        return "solve" if event["done"] == event["total"] else part_name
     for start, part in (
         ("where facts", "trace"),
         ("trace", "trace"),
@@ -132,7 +132,7 @@ def part_of(event: Mapping[str, Any]) -> str:
 
 
 def show(event: Mapping[str, Any], clock: Clock | None = None) -> None:
-    """Print an event; of those that count, about LINES."""
+    """Print an event; of a series of counted ones about LINES."""
     text = str(event.get("text", ""))
     done, total = event.get("done"), event.get("total")
     if done is not None and total and done != total and done % max(1, total // LINES):
@@ -146,7 +146,7 @@ def show(event: Mapping[str, Any], clock: Clock | None = None) -> None:
 
 @dataclass(frozen=True)
 class Size:
-    """A low-rank update beside the weight that it changes."""
+    """The size of a low-rank update, relative to the weight that it changes."""
 
     tensor: str
     rank: int
@@ -155,8 +155,8 @@ class Size:
 
 
 def sizes(resolved: Resolved) -> list[Size]:
-    """The updates of a recipe's edits. Weights are the base's: for recipes that edit it first."""
-    found = []
+    """Return the sizes of a recipe's edits relative to the base's weights, for recipes whose first steps are edits."""
+    sizes_of = []
     for step, place in compose(resolved, CPU).edits.items():
         bound = bind(Adapter(place, step), resolved.base.weights.specs, resolved.base)
         for name in sorted(bound.places):
@@ -164,8 +164,8 @@ def sizes(resolved: Resolved) -> list[Size]:
             assert factors is not None
             left, right = factors.left.double(), factors.right.double()
             change = float(((left.T @ left) * (right @ right.T)).sum().clamp(min=0).sqrt())
-            found.append(Size(name, factors.rank, change / float(_tensor(resolved, name).norm())))
-    return found
+            sizes_of.append(Size(name, factors.rank, change / float(_tensor(resolved, name).norm())))
+    return sizes_of
 
 
 def _tensor(resolved: Resolved, name: str) -> torch.Tensor:
@@ -176,7 +176,7 @@ def _tensor(resolved: Resolved, name: str) -> torch.Tensor:
 
 
 def live_context(project: Path, recipe: Mapping[str, Any] | None = None, threads: int = 1) -> MethodContext:
-    """What an edit gets on a recipe of the project, or on its base: the engine's way, kept in process."""
+    """Return the context of an edit on a recipe of the project, or on its base, as the engine builds it."""
     from transformers import AutoTokenizer
 
     torch.set_num_threads(threads)
@@ -191,7 +191,7 @@ def live_context(project: Path, recipe: Mapping[str, Any] | None = None, threads
 
 @contextmanager
 def edited(context: MethodContext, parts: Parts, edit: Edit) -> Iterator[None]:
-    """The live model with an edit inside the block, its own weights after."""
+    """Apply an edit to the live model inside the block, and restore its weights afterwards."""
     layers = {f"{module}.weight": layer for layer, module in enumerate(parts.modules)}
     layers |= {tensor: layer for layer, tensor in enumerate(parts.tensors)}
     updates = {}
@@ -203,7 +203,7 @@ def edited(context: MethodContext, parts: Parts, edit: Edit) -> Iterator[None]:
 
 
 def one_thread() -> None:
-    """CPU seconds are those of one thread; no bars of transformers between the lines."""
+    """Use one thread, so that CPU seconds are those of one thread, and hide transformers' progress bars."""
     from transformers.utils import logging
 
     torch.set_num_threads(1)
@@ -211,5 +211,5 @@ def one_thread() -> None:
 
 
 def drop(path: Path) -> None:
-    """Remove a cache folder, so that work is done again."""
+    """Remove a cache folder, so that its content is computed again."""
     shutil.rmtree(path, ignore_errors=True)

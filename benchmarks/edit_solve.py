@@ -36,47 +36,56 @@ LAMBDA, MU = 0.05, 1.0
 
 
 def main() -> None:
-    """Both widths, the results file."""
+    """Measure both widths and write the results file."""
     parser = parser_of(__doc__, "edit-solve")
-    parser.add_argument("--facts", type=int, default=2000, help="facts that both sides solve")
-    parser.add_argument("--most", type=int, default=10_000, help="facts that the workbench solves")
-    parser.add_argument("--blocks", type=int, default=3, help="how often both sides solve, in turn")
-    given = parser.parse_args()
+    parser.add_argument("--facts", type=int, default=2000, help="number of facts that both sides solve")
+    parser.add_argument("--most", type=int, default=10_000, help="number of facts that the workbench solves")
+    parser.add_argument("--blocks", type=int, default=3, help="number of times that both sides solve, in turn")
+    options = parser.parse_args()
     one_thread()
-    rows = [measured(width, outputs, given) for width, outputs in WIDTHS]
-    write_results(given.out, {"contexts": CONTEXTS, "rows": rows})
+    rows = [measured(width, outputs, options) for width, outputs in WIDTHS]
+    write_results(options.out, {"contexts": CONTEXTS, "rows": rows})
 
 
-def measured(width: int, outputs: int, given: argparse.Namespace) -> dict[str, Any]:
-    """One width: both sides in turn, then the most facts."""
+def measured(width: int, outputs: int, options: argparse.Namespace) -> dict[str, Any]:
+    """Measure one width: both sides in turn, then the largest number of facts."""
     metric = text_metric(width)
-    few, ours, theirs, peaks = Facts(metric, given.facts, width, outputs), [], [], ([], [])
-    for _ in range(given.blocks):
-        seconds, (mine, held) = cpu(lambda: measured_peak(lambda: workbench(few, metric)))
-        other_seconds, (other, other_held) = cpu(lambda: measured_peak(lambda: reference(few, metric)))
-        ours.append(round(seconds, 3))
-        theirs.append(round(other_seconds, 3))
-        for peaks_of, value in zip(peaks, (held, other_held), strict=True):
+    few, workbench_seconds, reference_seconds, peaks = Facts(metric, options.facts, width, outputs), [], [], ([], [])
+    for _ in range(options.blocks):
+        seconds, (update, peak) = cpu(lambda: measured_peak(lambda: workbench(few, metric)))
+        other_seconds, (reference_update, reference_peak) = cpu(lambda: measured_peak(lambda: reference(few, metric)))
+        workbench_seconds.append(round(seconds, 3))
+        reference_seconds.append(round(other_seconds, 3))
+        for peaks_of, value in zip(peaks, (peak, reference_peak), strict=True):
             peaks_of.append(value)
-        difference = float(((mine - other) @ few.keys.double().T).abs().max() / few.changes.abs().max())
-    many = Facts(metric, given.most, width, outputs)
-    seconds, (_, held) = cpu(lambda: measured_peak(lambda: workbench(many, metric)))
-    found = {
-        "inputs": width, "outputs": outputs, "facts": given.facts, "seconds": ours, "reference_seconds": theirs,
-        "ratio": round(sum(theirs) / sum(ours), 1), "peak": most(peaks[0]), "reference_peak": most(peaks[1]), "difference": difference,
-        "most": given.most, "most_seconds": round(seconds, 3), "most_peak": held,
-    }  # fmt: skip
-    print(found, flush=True)
-    return found
+        difference = float(((update - reference_update) @ few.keys.double().T).abs().max() / few.changes.abs().max())
+    many = Facts(metric, options.most, width, outputs)
+    seconds, (_, peak) = cpu(lambda: measured_peak(lambda: workbench(many, metric)))
+    row = {
+        "inputs": width,
+        "outputs": outputs,
+        "facts": options.facts,
+        "seconds": workbench_seconds,
+        "reference_seconds": reference_seconds,
+        "ratio": round(sum(reference_seconds) / sum(workbench_seconds), 1),
+        "peak": most(peaks[0]),
+        "reference_peak": most(peaks[1]),
+        "difference": difference,
+        "most": options.most,
+        "most_seconds": round(seconds, 3),
+        "most_peak": peak,
+    }
+    print(row, flush=True)
+    return row
 
 
 def most(peaks: list[int | None]) -> int | None:
-    """The largest of some peaks; None where the system does not tell."""
+    """Return the largest of some peaks; None if the system does not report them."""
     return max((p for p in peaks if p is not None), default=None)
 
 
 def text_metric(width: int) -> KeyMetric:
-    """MEMIT's metric of second moments whose eigenvalues fall like those of text: 1/(1 + i/16)."""
+    """Return MEMIT's metric of second moments whose eigenvalues fall like those of text: 1/(1 + i/16)."""
     generator = torch.Generator().manual_seed(0)
     basis = torch.linalg.qr(torch.randn(width, width, generator=generator, dtype=torch.float64))[0]
     values = (1 / (1 + torch.arange(width, dtype=torch.float64) / 16)).flip(0)
@@ -84,7 +93,7 @@ def text_metric(width: int) -> KeyMetric:
 
 
 class Facts:
-    """Random facts, float32: keys [n, width] and wanted changes [n, outputs]; what contexts add to a key is made when it is asked for."""
+    """Random facts, float32: keys [n, width] and value changes [n, outputs]; the spread over contexts is generated on demand."""
 
     def __init__(self, metric: KeyMetric, count: int, width: int, outputs: int) -> None:
         generator = torch.Generator().manual_seed(1)
@@ -94,7 +103,7 @@ class Facts:
         self.changes = torch.randn(count, outputs, generator=generator)
 
     def spread(self) -> Iterator[Tensor]:
-        """Columns [width, ·], a tenth of a key's length, in chunks of facts."""
+        """Yield columns [width, ·] of a tenth of a key's length, in chunks of facts."""
         for start in range(0, len(self.keys), CHUNK):
             rows = (1 + CONTEXTS) * min(CHUNK, len(self.keys) - start)
             generator = torch.Generator().manual_seed(2 + start)
@@ -102,30 +111,30 @@ class Facts:
 
 
 def workbench(facts: Facts, metric: KeyMetric) -> Tensor:
-    """ΔW [outputs, width] as an edit solves it."""
+    """Return ΔW [outputs, width] as an edit solves it."""
     left, right = solve(facts.keys, metric.after_all(facts.spread(), MU), MU).update(facts.changes)
     return left @ right
 
 
 def reference(facts: Facts, metric: KeyMetric) -> Tensor:
-    """The same by Woodbury's identity with all columns of the spread at once, and a system of one row a fact."""
+    """Return the same by Woodbury's identity with all columns of the spread at once, and a system with one row per fact."""
     spread, keys = torch.cat(list(facts.spread()), 1).double(), facts.keys.double().T
     through = plain(metric, spread)
     right = torch.cholesky_solve(through.T, ridged(spread.T @ through)).T
-    found = plain(metric, keys)
-    found = found - right @ (spread.T @ found)
-    factor = torch.cholesky_solve(found.T, ridged(keys.T @ found))
+    product = plain(metric, keys)
+    product = product - right @ (spread.T @ product)
+    factor = torch.cholesky_solve(product.T, ridged(keys.T @ product))
     return facts.changes.double().T @ factor
 
 
 def plain(metric: KeyMetric, x: Tensor) -> Tensor:
-    """G x of a metric without written keys."""
+    """Return G x of a metric without written keys."""
     assert metric.basis is not None
     return metric.basis @ ((metric.basis.T @ x) / metric.diagonal[:, None])
 
 
 def ridged(gram: Tensor) -> Tensor:
-    """The Cholesky factor of a Gram matrix with its ridge."""
+    """Return the Cholesky factor of a Gram matrix with its ridge."""
     return torch.linalg.cholesky((gram + gram.T) / 2 + MU * torch.eye(len(gram), dtype=gram.dtype))
 
 

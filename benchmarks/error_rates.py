@@ -1,4 +1,4 @@
-"""How often verdicts err: the simulations of tests/scores/test_error_rates.py with more trials.
+"""Measure the error rates of verdicts: the simulations of tests/scores/test_error_rates.py with more trials.
 
     python benchmarks/error_rates.py
     python benchmarks/error_rates.py --trials 200          a quick look
@@ -24,25 +24,25 @@ HERE = Path(__file__).parent
 
 
 def main() -> None:
-    """Simulate, write the results file."""
+    """Run the simulations and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=4000, help="of a single row; families take at least 2,000")
+    parser.add_argument("--trials", type=int, default=4000, help="trials of a single row; families use at least 2,000")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    given = parser.parse_args()
+    options = parser.parse_args()
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
-        found = Path(folder) / "rates.jsonl"
+        rates_file = Path(folder) / "rates.jsonl"
         environment = {
             **os.environ,
-            "WORKBENCH_TRIALS": str(given.trials),
-            "WORKBENCH_ERROR_RATES": str(found),
+            "WORKBENCH_TRIALS": str(options.trials),
+            "WORKBENCH_ERROR_RATES": str(rates_file),
             "OMP_NUM_THREADS": "1",
         }
-        test = [sys.executable, "-m", "pytest", "-q", "-n", str(given.processes), "tests/scores/test_error_rates.py"]
+        test = [sys.executable, "-m", "pytest", "-q", "-n", str(options.processes), "tests/scores/test_error_rates.py"]
         failed = subprocess.run(test, cwd=HERE.parent, env=environment, check=False).returncode
-        rows = [json.loads(line) for line in found.read_text("utf-8").splitlines()]
+        rows = [json.loads(line) for line in rates_file.read_text("utf-8").splitlines()]
     rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
-    document = {"seconds": round(time.time() - started), "trials": given.trials, "within_limits": not failed, "rows": rows}
+    document = {"seconds": round(time.time() - started), "trials": options.trials, "within_limits": not failed, "rows": rows}
     write_results(HERE / "results" / "error-rates.json", document)
 
 

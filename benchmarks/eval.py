@@ -1,13 +1,13 @@
-"""Scoring on the starter base against lm-eval, same dtype and batch size; CPU seconds of one thread.
+"""Compare scoring on the starter base with lm-eval, at the same dtype and batch size, in CPU seconds of one thread.
 
     python benchmarks/eval.py
     python benchmarks/eval.py --items 40 --dtype float32
 
-Tasks are made here: `long`, a passage of about 140 tokens with five choices of 7 to 11; `letters`, five examples and a question with
+tasks are generated here: `long`, a passage of about 140 tokens with five choices of 7 to 11; `letters`, five examples and a question with
 four lettered choices; `story`, running text.
 
 1. In process: lm-eval's HFLM with exact settings (logits_cache=False), with its default (logits_cache=True), and the scorers
-   `packed` and `prefix`, on the same tokenised requests. `token ratio` is tokens that HFLM forwards over tokens that the scorer forwards,
+   `packed` and `prefix`, on the same tokenized requests. `token ratio` is tokens that HFLM forwards over tokens that the scorer forwards,
    padding included; `time ratio` the same of CPU seconds; `bare` a forward pass over the scorer's own tokens after the same
    cached prefix, with the model's own causal mask and the output head on as many positions.
 2. Whole processes: `workbench eval` of 8 configurations against 8 calls of `lm_eval` on the written checkpoints, children included.
@@ -88,25 +88,30 @@ TASKS = {
 
 
 def sentence(seed: int, words: int) -> str:
-    """Words that depend on the seed alone."""
+    """Return words that depend only on the seed."""
     return " ".join(WORDS[(seed * 7919 + i * i * 31 + i * 17) % len(WORDS)] for i in range(words))
 
 
 def write_tasks(folder: Path, items: int) -> None:
-    """Task files and their data."""
+    """Write task files and their data."""
     folder.mkdir(parents=True)
     shutil.copyfile(PROJECT / "evals" / "tasks" / "localdata.py", folder / "localdata.py")
     for name, text in TASKS.items():
         (folder / f"{name}.yaml").write_text(text)
     rows = {
         "long": [
-            {"prompt": f"Passage {i}. {sentence(i, 110 + i % 9)}.\nWhat happened next?", "gold": i % 5,
-             "choices": [sentence(100 * i + k, 5 + (i + k) % 4) for k in range(5)]} for i in range(items)],
+            {
+                "prompt": f"Passage {i}. {sentence(i, 110 + i % 9)}.\nWhat happened next?",
+                "gold": i % 5,
+                "choices": [sentence(100 * i + k, 5 + (i + k) % 4) for k in range(5)],
+            }
+            for i in range(items)
+        ],
         "letters": [_lettered(i) for i in range(items)],
         "shots": [_lettered(10_000 + i) for i in range(5)],
-    }  # fmt: skip
-    for name, found in rows.items():
-        lines = (json.dumps({"id": f"{name}-{i}", "cluster": f"c{i % 20}", **row}) + "\n" for i, row in enumerate(found))
+    }
+    for name, docs in rows.items():
+        lines = (json.dumps({"id": f"{name}-{i}", "cluster": f"c{i % 20}", **row}) + "\n" for i, row in enumerate(docs))
         (folder / f"{name}.jsonl").write_text("".join(lines))
 
 
@@ -116,14 +121,14 @@ def _lettered(i: int) -> dict[str, Any]:
 
 
 def cpu(work: Callable[[], Any]) -> tuple[float, Any]:
-    """CPU seconds of this process, and the result."""
+    """Return the CPU seconds that a call takes in this process, and its result."""
     start = time.process_time()
-    found = work()
-    return time.process_time() - start, found
+    result = work()
+    return time.process_time() - start, result
 
 
 def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[str, Any]:
-    """HFLM and the scorers on the same requests; the best of some repeats each, in turn."""
+    """Measure HFLM and the scorers on the same requests in turn, and return the best of some repeats each."""
     from transformers import AutoModelForCausalLM
 
     with quiet():
@@ -131,7 +136,7 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     suite = Suite(suite="bench", tasks=tuple(TASKS))
     plan = build_plan(suite, BASE, tasks_dir=tasks, dtype=dtype, batch_size=batch_size)
     scorer = Scorer(plan, Configuration("0" * 32, "base"), model)
-    found: dict[str, Any] = {"check": scorer.check().model_dump()}
+    results: dict[str, Any] = {"check": scorer.check().model_dump()}
     forward = Forward(model)
     bounds = bounds_of(scorer.lm)
     for name, requests in scorer.requests.items():
@@ -151,16 +156,23 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
             for arm, work in arms.items():
                 seconds[arm].append(cpu(work)[0])
         best = {arm: min(values) for arm, values in seconds.items()}
-        found[name] = {
-            "requests": len(pairs), "tokens": tokens, "seconds": {arm: round(value, 3) for arm, value in best.items()},
+        results[name] = {
+            "requests": len(pairs),
+            "tokens": tokens,
+            "seconds": {arm: round(value, 3) for arm, value in best.items()},
             "spread": {arm: round(max(values) / min(values), 3) for arm, values in seconds.items()},
-            **{kind: {
-                "token_ratio": round(tokens["hflm"] / tokens[kind], 2), "time_ratio": round(best["hflm"] / best[kind], 2),
-                "time_ratio_default": round(best["hflm_default"] / best[kind], 2),
-                "over_bare": round(best[kind] / best[f"{kind}_bare"], 3)} for kind in layouts},
-        }  # fmt: skip
-        print(name, json.dumps(found[name]), flush=True)
-    return found
+            **{
+                kind: {
+                    "token_ratio": round(tokens["hflm"] / tokens[kind], 2),
+                    "time_ratio": round(best["hflm"] / best[kind], 2),
+                    "time_ratio_default": round(best["hflm_default"] / best[kind], 2),
+                    "over_bare": round(best[kind] / best[f"{kind}_bare"], 3),
+                }
+                for kind in layouts
+            },
+        }
+        print(name, json.dumps(results[name]), flush=True)
+    return results
 
 
 def _run(forward: Forward, layout: PackedLayout) -> None:
@@ -179,7 +191,7 @@ def _default(scorer: Scorer, pairs: Any) -> None:
 
 @torch.inference_mode()
 def _bare(forward: Forward, layout: PackedLayout) -> None:
-    """The same tokens in the same batches after the same prefix: the model's own masks, no answers; the head on as many positions."""
+    """Forward the same tokens in the same batches after the same prefix, with the model's own masks."""
     model = forward.model
     forward._prefix = ([], [])
     for prefix, rows in layout.batches():
@@ -191,7 +203,7 @@ def _bare(forward: Forward, layout: PackedLayout) -> None:
 
 
 def _tokens(model: Any, work: Callable[[], Any]) -> int:
-    """Elements of all input_ids that a piece of work forwards, padding included."""
+    """Return the number of tokens that a call forwards, including padding."""
     count = 0
 
     def see(_module: Any, _args: Any, kwargs: dict[str, Any]) -> None:
@@ -207,7 +219,7 @@ def _tokens(model: Any, work: Callable[[], Any]) -> int:
 
 
 def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]:
-    """8 configurations by one `workbench eval` in a fresh project, against 8 calls of `lm_eval`."""
+    """Score 8 configurations with one `workbench eval` in a new project, and with 8 calls of `lm_eval`."""
     project = folder / "project"
     for name in ("recipes", "bricks"):
         shutil.copytree(PROJECT / name, project / name, ignore=shutil.ignore_patterns("base", "checkpoint"))
@@ -226,13 +238,21 @@ def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    ours = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
-    again = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
-    names = json.loads(subprocess.run([*python, "workbench", "eval", *recipes, "--suite", "bench", *batch, "--json"], cwd=project,
-                                      env=environment, check=True, capture_output=True, text=True).stdout)["configurations"]  # fmt: skip
-    theirs = []
+    workbench_seconds = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
+    repeat_seconds = timed(*python, "workbench", "eval", *recipes, "--suite", "bench", *batch)
+    names = json.loads(
+        subprocess.run(
+            [*python, "workbench", "eval", *recipes, "--suite", "bench", *batch, "--json"],
+            cwd=project,
+            env=environment,
+            check=True,
+            capture_output=True,
+            text=True,
+        ).stdout
+    )["configurations"]
+    lm_eval_seconds = []
     for recipe in RECIPES:
-        done = subprocess.run(
+        process = subprocess.run(
             [*python, "workbench", "run", f"recipes/{recipe}.yaml", "--json"],
             cwd=project,
             env=environment,
@@ -240,32 +260,58 @@ def whole_processes(folder: Path, items: int, batch_size: int) -> dict[str, Any]
             capture_output=True,
             text=True,
         )
-        model = json.loads(done.stdout)["model"]
-        theirs.append(timed(*python, "lm_eval", "--model", "hf", "--model_args", f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
-                            "--include_path", "evals/tasks", "--tasks", "long,letters", "--batch_size", str(batch_size), "--device", "cpu"))  # fmt: skip
-        print(recipe, theirs[-1], flush=True)
-    mean = sum(theirs) / len(theirs)
-    return {"configurations": len(names), "seconds": round(ours, 1), "again": round(again, 1), "lm_eval_calls": [round(t, 1) for t in theirs],
-            "lm_eval_seconds": round(mean * len(names), 1), "ratio": round(mean * len(names) / ours, 2)}  # fmt: skip
+        model = json.loads(process.stdout)["model"]
+        lm_eval_seconds.append(
+            timed(
+                *python,
+                "lm_eval",
+                "--model",
+                "hf",
+                "--model_args",
+                f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
+                "--include_path",
+                "evals/tasks",
+                "--tasks",
+                "long,letters",
+                "--batch_size",
+                str(batch_size),
+                "--device",
+                "cpu",
+            )
+        )
+        print(recipe, lm_eval_seconds[-1], flush=True)
+    mean = sum(lm_eval_seconds) / len(lm_eval_seconds)
+    return {
+        "configurations": len(names),
+        "seconds": round(workbench_seconds, 1),
+        "again": round(repeat_seconds, 1),
+        "lm_eval_calls": [round(t, 1) for t in lm_eval_seconds],
+        "lm_eval_seconds": round(mean * len(names), 1),
+        "ratio": round(mean * len(names) / workbench_seconds, 2),
+    }
 
 
 def main() -> None:
-    """Both parts, the results file."""
+    """Run both parts and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--items", type=int, default=20, help="items a task")
+    parser.add_argument("--items", type=int, default=20, help="items per task")
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--dtype", default="bfloat16")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--no-processes", action="store_true", help="the first part alone")
-    given = parser.parse_args()
+    parser.add_argument("--no-processes", action="store_true", help="run only the first part")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write_tasks(folder / "tasks", given.items)
-        document = {"items": given.items, "batch_size": given.batch_size, "dtype": given.dtype,
-                    "in_process": in_process(folder / "tasks", given.dtype, given.batch_size, given.repeats)}  # fmt: skip
-        if not given.no_processes:
-            document["processes"] = whole_processes(folder, given.items, given.batch_size)
+        write_tasks(folder / "tasks", options.items)
+        document = {
+            "items": options.items,
+            "batch_size": options.batch_size,
+            "dtype": options.dtype,
+            "in_process": in_process(folder / "tasks", options.dtype, options.batch_size, options.repeats),
+        }
+        if not options.no_processes:
+            document["processes"] = whole_processes(folder, options.items, options.batch_size)
     write_results(Path(__file__).parent / "results" / "eval.json", document)
 
 

@@ -1,4 +1,4 @@
-"""Capitals unlearned by task negation, at several strengths: what is forgotten, and what else is lost.
+"""Unlearn capitals by task negation at several strengths, and measure what is forgotten and what else is lost.
 
     python benchmarks/forgetting.py
 
@@ -29,7 +29,7 @@ TOLERANCE = 0.05
 
 
 def main() -> None:
-    """Score each set of weights, choose one of each kind, write the results file."""
+    """Score each set of weights, choose one of each kind and write the results file."""
     started = time.time()
     base = {"learned": 0.0, "kept": 0.0, "scores": scores("bricks/starter/base")}
     rows = [base]
@@ -39,26 +39,29 @@ def main() -> None:
             settings = [f"mix.bricks.{brick}={weight}" for brick, weight in weights.items()]
             rows.append({**weights, "scores": scores(RECIPE, *settings)})
     for kept in (False, True):
-        fine = [row for row in rows[1:] if (row["kept"] > 0) is kept and harmless(row, base, RETAIN[kept])]
-        if fine:
-            min(fine, key=lambda row: float(row["scores"]["capitals-forget"]["value"]))["chosen"] = True
+        harmless_rows = [row for row in rows[1:] if (row["kept"] > 0) is kept and harmless(row, base, RETAIN[kept])]
+        if harmless_rows:
+            min(harmless_rows, key=lambda row: float(row["scores"]["capitals-forget"]["value"]))["chosen"] = True
     document = {"seconds": round(time.time() - started), "tolerance": TOLERANCE, "rows": rows}
     write_results(HERE / "results" / "forgetting.json", document)
 
 
 def harmless(row: dict[str, Any], base: dict[str, Any], retain: tuple[str, ...]) -> bool:
-    """Whether the retain set keeps its score."""
+    """Return True if the retain set keeps its score."""
     return all(row["scores"][task]["value"] >= base["scores"][task]["value"] - TOLERANCE for task in retain)
 
 
 def scores(target: str, *settings: str) -> dict[str, Any]:
-    """Task -> value, interval and number of items of one configuration on the suite."""
+    """Return task -> value, interval and number of items of one configuration on the suite."""
     options = [part for setting in settings for part in ("--set", setting)]
     command = [sys.executable, "-m", "workbench", "eval", target, "--suite", "forget", "--no-controls", "--json", *options]
-    done = subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True)
-    (configuration,) = json.loads(done.stdout)["configurations"]
+    process = subprocess.run(command, cwd=HERE.parent, check=True, stdout=subprocess.PIPE, text=True)
+    (configuration,) = json.loads(process.stdout)["configurations"]
     tasks = configuration["tasks"].items()
-    return {task: {"n": found["n"], **found["acc" if task == "retention" else "exact_match"]} for task, found in tasks}
+    return {
+        task: {"n": task_scores["n"], **task_scores["acc" if task == "retention" else "exact_match"]}
+        for task, task_scores in tasks
+    }
 
 
 if __name__ == "__main__":

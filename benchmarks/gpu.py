@@ -1,4 +1,4 @@
-"""The workbench on a CUDA device: its tests, and its speed beside mergekit and lm-eval in the same run.
+"""Run the workbench's tests on a CUDA device, and compare its speed with mergekit and lm-eval in the same run.
 
     make gpu                       everything, under nine minutes on one card
     python benchmarks/gpu.py --seconds 200 --size XS
@@ -42,32 +42,44 @@ RECIPE, SUITE = "recipes/starter-ties.yaml", "three"
 
 
 def tests() -> dict[str, Any]:
-    """The tests that need a device."""
+    """Run the tests that need a device."""
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "tests"]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    summary = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr[-500:]
+    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    summary = process.stdout.strip().splitlines()[-1] if process.stdout.strip() else process.stderr[-500:]
     counts = {word: int(count) for count, word in re.findall(r"(\d+) (passed|failed|skipped|error|errors)", summary)}
-    failures = [line for line in done.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
-    return {"exit_code": done.returncode, **counts, "failures": failures, **({"output": done.stdout[-6000:]} if failures else {})}
+    failures = [line for line in process.stdout.splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return {
+        "exit_code": process.returncode,
+        **counts,
+        "failures": failures,
+        **({"output": process.stdout[-6000:]} if failures else {}),
+    }
 
 
 def merges(folder: Path, size: str) -> list[dict[str, Any]]:
-    """Both tools on the same models, on all cores."""
+    """Run both tools on the same models, on all cores."""
     cores = os.cpu_count() or 1
     threads, cpus = min(8, cores), f"0-{cores - 1}"
-    place = folder / size
-    place.mkdir()
-    make_models(place, size, device="cuda")
+    models_folder = folder / size
+    models_folder.mkdir()
+    make_models(models_folder, size, device="cuda")
     rows = []
     for method in METHODS:
-        mine = merge.ours(place, method, threads, cores - 1, "cuda")
-        other = merge.theirs(place, method, "bfloat16", cpus, ("--cuda",))
-        floor = merge.floor(place, method, cores - 1)
+        workbench = merge.ours(models_folder, method, threads, cores - 1, "cuda")
+        mergekit = merge.theirs(models_folder, method, "bfloat16", cpus, ("--cuda",))
+        floor = merge.floor(models_folder, method, cores - 1)
         rows.append(
-            {"method": method, "workbench": mine, "mergekit": other, "floor": floor, "wall_ratio": round(other["wall"] / mine["wall"], 2),
-             "over_floor": round(mine["wall"] / floor["wall"], 2)})  # fmt: skip
+            {
+                "method": method,
+                "workbench": workbench,
+                "mergekit": mergekit,
+                "floor": floor,
+                "wall_ratio": round(mergekit["wall"] / workbench["wall"], 2),
+                "over_floor": round(workbench["wall"] / floor["wall"], 2),
+            }
+        )
         print(json.dumps(rows[-1]), flush=True)
-    shutil.rmtree(place)
+    shutil.rmtree(models_folder)
     return rows
 
 
@@ -77,7 +89,7 @@ def swaps() -> dict[str, float]:
     from workbench.resolve.resolve import resolve
     from workbench.run.materialize import configuration_digest, materialize, swap
 
-    found: dict[str, float] = {}
+    seconds: dict[str, float] = {}
     for name in ("cuda", "cpu"):
         device = torch.device(name)
         loaded = load_recipe(PROJECT / RECIPE)
@@ -90,12 +102,12 @@ def swaps() -> dict[str, float]:
         with swap(model, merged, tensors):
             if name == "cuda":
                 torch.cuda.synchronize()
-            found |= {f"{name}_compute": round(computed - started, 3), f"{name}_swap": round(time.perf_counter() - computed, 3)}
-    return found
+            seconds |= {f"{name}_compute": round(computed - started, 3), f"{name}_swap": round(time.perf_counter() - computed, 3)}
+    return seconds
 
 
 def evals(folder: Path) -> dict[str, float]:
-    """Our process against lm-eval's, on the same tasks."""
+    """Time `workbench eval` and lm-eval on the same tasks."""
     project = folder / "eval"
     project.mkdir()
     for name in ("bricks", "evals", "recipes"):
@@ -103,34 +115,57 @@ def evals(folder: Path) -> dict[str, float]:
     python = [sys.executable, "-m", "workbench"]
     model = project / "model"
     search.timed([*python, "run", RECIPE, "-o", str(model), "--runs-dir", "runs", "-q"], project)
-    ours = search.timed(
+    workbench = search.timed(
         [*python, "eval", RECIPE, "--suite", SUITE, "--no-controls", "--runs-dir", "runs", "--device", "cuda"], project
     )
-    theirs = search.timed(
-        [*search.LM_EVAL, "--model_args", f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32", "--tasks", ",".join(search.TASKS),
-         "--include_path", "evals/tasks", "--batch_size", "32", "--device", "cuda:0"], project)  # fmt: skip
-    return {"workbench": ours["wall"], "lm_eval": theirs["wall"], "wall_ratio": round(theirs["wall"] / ours["wall"], 2)}
+    lm_eval = search.timed(
+        [
+            *search.LM_EVAL,
+            "--model_args",
+            f"pretrained={model},dtype=bfloat16,logits_cache=False,softmax_dtype=float32",
+            "--tasks",
+            ",".join(search.TASKS),
+            "--include_path",
+            "evals/tasks",
+            "--batch_size",
+            "32",
+            "--device",
+            "cuda:0",
+        ],
+        project,
+    )
+    return {
+        "workbench": workbench["wall"],
+        "lm_eval": lm_eval["wall"],
+        "wall_ratio": round(lm_eval["wall"] / workbench["wall"], 2),
+    }
 
 
 def searches(folder: Path, candidates: int) -> dict[str, Any]:
-    """A search in memory, and one of its candidates by command lines; the peer's time is scaled up to all candidates."""
-    ours = search.searched(folder / "search", candidates, {"items": [100000], "gold": False}, "cuda")
-    trial = ours["document"]["trials"][0]
-    one = search.peer(folder / "peer", trial["values"], ours["samples"], "cuda")
-    return {"candidates": candidates, "workbench": ours["wall"], "peer_one": one["wall"],
-            "wall_ratio": round(candidates * one["wall"] / ours["wall"], 2), "score": trial["scores"][0], "peer_score": one["mean"]}  # fmt: skip
+    """Time a search in memory, and one of its candidates by command lines; the peer's time is scaled up to all candidates."""
+    search_result = search.searched(folder / "search", candidates, {"items": [100000], "gold": False}, "cuda")
+    trial = search_result["document"]["trials"][0]
+    peer_result = search.peer(folder / "peer", trial["values"], search_result["samples"], "cuda")
+    return {
+        "candidates": candidates,
+        "workbench": search_result["wall"],
+        "peer_one": peer_result["wall"],
+        "wall_ratio": round(candidates * peer_result["wall"] / search_result["wall"], 2),
+        "score": trial["scores"][0],
+        "peer_score": peer_result["mean"],
+    }
 
 
 def main() -> int:
-    """All parts that fit the time."""
+    """Run the parts for which there is time, and write the results file after each."""
     parser = parser_of(__doc__, "gpu")
     parser.add_argument(
         "--size", choices=[size for size in SHAPES if size != "8B"], default="8B-8", help="shape of the merged models"
     )
-    parser.add_argument("--seconds", type=int, default=480, help="no part starts later")
+    parser.add_argument("--seconds", type=int, default=480, help="seconds after which no further part starts")
     parser.add_argument("--candidates", type=int, default=4)
     parser.add_argument("--folder", type=Path, help="where models are made; default: a temporary folder")
-    given = parser.parse_args()
+    options = parser.parse_args()
     if not torch.cuda.is_available():
         print("make gpu: no CUDA device here, nothing was run")
         return 0
@@ -138,17 +173,20 @@ def main() -> int:
     document: dict[str, Any] = {
         "device": torch.cuda.get_device_name(),
         "torch": torch.__version__,
-        "size": given.size,
+        "size": options.size,
         "left_out": [],
     }
-    with tempfile.TemporaryDirectory(dir=given.folder) as name:
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         parts: dict[str, Callable[[], Any]] = {
-            "tests": tests, "merge": lambda: merges(folder, given.size), "swap": swaps, "eval": lambda: evals(folder),
-            "search": lambda: searches(folder, given.candidates),
-        }  # fmt: skip
+            "tests": tests,
+            "merge": lambda: merges(folder, options.size),
+            "swap": swaps,
+            "eval": lambda: evals(folder),
+            "search": lambda: searches(folder, options.candidates),
+        }
         for part, work in parts.items():
-            if time.monotonic() - started > given.seconds:
+            if time.monotonic() - started > options.seconds:
                 document["left_out"].append(part)
                 continue
             begun = time.monotonic()
@@ -158,7 +196,7 @@ def main() -> int:
                 document[part] = {"failed": f"{type(error).__name__}: {str(error)[-3000:]}"}
             document.setdefault("seconds", {})[part] = round(time.monotonic() - begun, 1)
             print(part, json.dumps(document[part]), flush=True)
-            write_results(given.out, document)
+            write_results(options.out, document)
     failed = [
         part
         for part in parts

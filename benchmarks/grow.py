@@ -1,4 +1,4 @@
-"""Growing a large checkpoint: seconds, bytes and peak resident memory of every operator, two of them beside mergekit in the same run.
+"""Measure seconds, bytes and peak memory of every growth operator on a large checkpoint, two of them beside mergekit.
 
     python benchmarks/grow.py --size M
     python benchmarks/grow.py --size XS          a quick look
@@ -43,7 +43,7 @@ for offset in range(0, size, len(piece)):
 
 
 def steps(size: str) -> dict[str, dict[str, Any]]:
-    """Operator -> its step, about a quarter more of everything."""
+    """Return operator -> its step, which adds about a quarter."""
     layers, hidden, mlp, heads = SHAPES[size]
     return {
         "depth": {"grow": "depth", "blocks": layers // 4},
@@ -61,24 +61,24 @@ def steps(size: str) -> dict[str, dict[str, Any]]:
 
 
 def main() -> None:
-    """Measure all operators, write the results file."""
+    """Measure all operators and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SHAPES, default="M")
-    given = parser.parse_args()
+    options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        make_models(folder, given.size, bricks=False)
+        make_models(folder, options.size, bricks=False)
         save_tokenizer(folder / "base", json.loads((folder / "base" / "config.json").read_text("utf-8"))["vocab_size"])
         rows = []
-        for name, step in steps(given.size).items():
+        for name, step in steps(options.size).items():
             rows.append(row(folder, name, step))
             print(json.dumps(rows[-1]), flush=True)
         base = (folder / "base" / "model.safetensors").stat().st_size
-        write_results(HERE / "results" / f"grow-{given.size}.json", {"size": given.size, "base_bytes": base, "rows": rows})
+        write_results(HERE / "results" / f"grow-{options.size}.json", {"size": options.size, "base_bytes": base, "rows": rows})
 
 
 def save_tokenizer(folder: Path, count: int) -> None:
-    """A tokenizer of as many words as the model has rows."""
+    """Save a tokenizer with as many words as the model has rows."""
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast
 
@@ -87,56 +87,63 @@ def save_tokenizer(folder: Path, count: int) -> None:
 
 
 def measure_here(command: list[str]) -> dict[str, float]:
-    """One process on the last core."""
+    """Measure one process on the last core."""
     return measure(command, 1, str((os.cpu_count() or 1) - 1))
 
 
 def row(folder: Path, name: str, step: dict[str, Any]) -> dict[str, Any]:
-    """One operator: the workbench with and without its check, the floor, and mergekit where it has one."""
+    """Measure one operator: the workbench with and without its check, the floor, and mergekit if it has a counterpart."""
     base = folder / ("mixture" if name in ("prune_experts", "add_expert") else "base")
     file, command = folder / "recipes" / "grow.yaml", [sys.executable, "-m", "workbench"]
     file.parent.mkdir(exist_ok=True)
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for key, check in (("unchecked", "off"), ("checked", "tensors")):
         file.write_text(yaml.safe_dump({"version": 1, "base": str(base), "steps": [{**step, "check": check}]}))
         for place in ("runs", ".workbench"):
             shutil.rmtree(folder / place, ignore_errors=True)
         text = subprocess.run([*command, "plan", str(file), "--json"], capture_output=True, text=True, check=True).stdout
         planned = json.loads(text)
-        found[key] = measure_here([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
-        found[key]["planned_peak"] = planned["peak_bytes"]
+        result[key] = measure_here([*command, "run", str(file), "--quiet", "--device", "cpu", "--threads", "1"])
+        result[key]["planned_peak"] = planned["peak_bytes"]
     (model,) = (folder / "runs").glob("*/model")
     if name == "experts":
         model.rename(folder / "mixture")
     shutil.rmtree(folder / "runs")
     written = str(planned["write_bytes"])
     read = max(base.glob("*.safetensors"), key=lambda f: f.stat().st_size)
-    found["floor"] = measure_here([sys.executable, "-c", FLOOR, str(read), str(folder / "floor"), written])
+    result["floor"] = measure_here([sys.executable, "-c", FLOOR, str(read), str(folder / "floor"), written])
     (folder / "floor").unlink()
-    if theirs := peer(folder, name, step):
-        found |= {"mergekit": theirs, "ratio": round(theirs["cpu"] / found["unchecked"]["cpu"], 2)}
-    shown = {**step, "tokens": len(step["tokens"])} if "tokens" in step else step
-    return {"operator": name, "step": shown, "bytes": planned["write_bytes"], **found}
+    if mergekit := peer(folder, name, step):
+        result |= {"mergekit": mergekit, "ratio": round(mergekit["cpu"] / result["unchecked"]["cpu"], 2)}
+    displayed = {**step, "tokens": len(step["tokens"])} if "tokens" in step else step
+    return {"operator": name, "step": displayed, "bytes": planned["write_bytes"], **result}
 
 
 def peer(folder: Path, name: str, step: dict[str, Any]) -> dict[str, float] | None:
-    """The same by mergekit's command lines; None where it has no counterpart."""
+    """Measure mergekit's counterpart; None if it has none."""
     base, out, tools = str(folder / "base"), str(folder / "out"), Path(sys.executable).parent
     config: dict[str, Any]
     if name == "stack":
         tool = "mergekit-yaml"
-        config = {"merge_method": "passthrough", "dtype": "bfloat16",
-                  "slices": [{"sources": [{"model": base, "layer_range": s["layers"]}]} for s in step["slices"]]}  # fmt: skip
+        config = {
+            "merge_method": "passthrough",
+            "dtype": "bfloat16",
+            "slices": [{"sources": [{"model": base, "layer_range": s["layers"]}]} for s in step["slices"]],
+        }
     elif name == "experts":
         tool = "mergekit-moe"
-        config = {"base_model": base, "gate_mode": "random", "dtype": "bfloat16",
-                  "experts": [{"source_model": base, "positive_prompts": [""]} for _ in range(step["experts"])]}  # fmt: skip
+        config = {
+            "base_model": base,
+            "gate_mode": "random",
+            "dtype": "bfloat16",
+            "experts": [{"source_model": base, "positive_prompts": [""]} for _ in range(step["experts"])],
+        }
     else:
         return None
     (folder / "mergekit.yaml").write_text(yaml.safe_dump(config))
-    found = measure_here([str(tools / tool), str(folder / "mergekit.yaml"), out])
+    result = measure_here([str(tools / tool), str(folder / "mergekit.yaml"), out])
     shutil.rmtree(out)
-    return found
+    return result
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Merging large checkpoints: CPU seconds, wall time and peak resident memory, beside mergekit in the same run.
+"""Measure CPU seconds, wall time and peak resident memory of merges of large checkpoints, beside mergekit in the same run.
 
     python benchmarks/merge.py --size M
 
@@ -60,13 +60,15 @@ os.unlink(out)
 
 
 def recipe(folder: Path, method: str) -> Path:
-    """A recipe of ours for one method: weight 1 for each of three bricks, slerp halfway between two."""
+    """Write the workbench's recipe for one method: weight 1 for each of three bricks, slerp halfway between two."""
     names = "ab" if method == "slerp" else "abc"
     bricks = {n: str(folder / (f"l{n}" if method == "lora" else n)) for n in names}
     step: dict[str, Any] = {"merge": {"lora": "task_arithmetic", "dare_l1": "dare"}.get(method, method)}
-    step |= {"ties": {"density": DENSITY, "weigh": "before", "divide": "weight"},
-             "dare": {"density": DENSITY, "then": "ties"},
-             "dare_l1": {"density": DENSITY, "rescale": "l1", "then": "ties"}}.get(method, {})  # fmt: skip
+    step |= {
+        "ties": {"density": DENSITY, "weigh": "before", "divide": "weight"},
+        "dare": {"density": DENSITY, "then": "ties"},
+        "dare_l1": {"density": DENSITY, "rescale": "l1", "then": "ties"},
+    }.get(method, {})
     path = folder / "recipes" / f"{method}.yaml"
     path.parent.mkdir(exist_ok=True)
     data = {"version": 1, "base": str(folder / "base"), "bricks": bricks, "steps": [step], "output": {"dtype": "bfloat16"}}
@@ -75,11 +77,14 @@ def recipe(folder: Path, method: str) -> Path:
 
 
 def peer(folder: Path, method: str, dtype: str) -> Path:
-    """The same merge in mergekit's syntax, computed in `dtype`."""
+    """Write the same merge in mergekit's syntax, computed in `dtype`."""
     names = "ab" if method == "slerp" else "abc"
     where = {n: f"{folder / 'base'}+{folder / f'l{n}'}" if method == "lora" else str(folder / n) for n in names}
-    config: dict[str, Any] = {"merge_method": {"dare": "dare_ties", "lora": "task_arithmetic"}.get(method, method), "dtype": dtype,
-                              "out_dtype": "bfloat16"}  # fmt: skip
+    config: dict[str, Any] = {
+        "merge_method": {"dare": "dare_ties", "lora": "task_arithmetic"}.get(method, method),
+        "dtype": dtype,
+        "out_dtype": "bfloat16",
+    }
     parameters = {"weight": 1.0, **({"density": DENSITY} if method in ("ties", "dare") else {})}
     if method == "slerp":
         config |= {"base_model": where["a"], "parameters": {"t": 0.5}}
@@ -93,24 +98,24 @@ def peer(folder: Path, method: str, dtype: str) -> Path:
 
 
 def measure(command: list[str], threads: int, cpus: str) -> dict[str, float]:
-    """One process, pinned to `cpus`."""
+    """Measure one process, pinned to `cpus`."""
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(
+    process = subprocess.run(
         [*pin(cpus), sys.executable, "-c", MEASURE, *command], capture_output=True, text=True, env=environment, check=True
     )
-    result: dict[str, float] = json.loads(done.stdout)
+    result: dict[str, float] = json.loads(process.stdout)
     if result["rc"]:
         sys.exit(f"{' '.join(command)} failed:\n{result['error']}")
     return {k: round(result[k], 2) for k in ("wall", "cpu", "peak")}
 
 
 def pin(cpus: str) -> list[str]:
-    """A command prefix that keeps a process on some cores, where that can be had."""
+    """Return the command prefix that keeps a process on some cores; empty if taskset is not installed."""
     return ["taskset", "-c", cpus] if shutil.which("taskset") else []
 
 
 def ours(folder: Path, method: str, threads: int, last: int, device: str = "cpu") -> dict[str, float]:
-    """The workbench, from nothing: no run, no remembered digest."""
+    """Measure the workbench without earlier runs and cached digests."""
     file = recipe(folder, method)
     for name in ("runs", ".workbench"):
         shutil.rmtree(folder / name, ignore_errors=True)
@@ -119,31 +124,31 @@ def ours(folder: Path, method: str, threads: int, last: int, device: str = "cpu"
     planned = subprocess.run(
         [sys.executable, "-m", "workbench", "plan", str(file), "--json"], capture_output=True, text=True, check=True
     )
-    found = measure(command, 1, ",".join(map(str, range(last, last - threads, -1))))
+    result = measure(command, 1, ",".join(map(str, range(last, last - threads, -1))))
     shutil.rmtree(folder / "runs")
-    return {**found, "planned_peak": json.loads(planned.stdout)["peak_bytes"]}
+    return {**result, "planned_peak": json.loads(planned.stdout)["peak_bytes"]}
 
 
 def theirs(folder: Path, method: str, dtype: str, cpus: str, flags: tuple[str, ...] = ()) -> dict[str, float]:
-    """mergekit's command line."""
+    """Measure mergekit's command line."""
     command = [str(Path(sys.executable).parent / "mergekit-yaml"), str(peer(folder, method, dtype)), str(folder / "out"), *flags]
     warm(folder, method)
     if method == "lora":
         command += ["--lora-merge-cache", str(folder / "lora")]
-    found = measure(command, 1, cpus)
+    result = measure(command, 1, cpus)
     for name in ("out", "lora"):
         shutil.rmtree(folder / name, ignore_errors=True)
-    return found
+    return result
 
 
 def inputs(folder: Path, method: str) -> list[str]:
-    """The files that a merge reads."""
+    """Return the files that a merge reads."""
     names = {"linear": "abc", "slerp": "ab"}.get(method, ["base", *(["la", "lb", "lc"] if method == "lora" else "abc")])
     return [str(next((folder / n).glob("*.safetensors"))) for n in names]
 
 
 def warm(folder: Path, method: str) -> None:
-    """Bring a merge's inputs into the page cache: a process before may have pushed them out."""
+    """Read a merge's inputs into the page cache, because an earlier process may have displaced them."""
     for name in inputs(folder, method):
         with open(name, "rb", buffering=0) as stream:
             while stream.read(1 << 22):
@@ -151,16 +156,17 @@ def warm(folder: Path, method: str) -> None:
 
 
 def floor(folder: Path, method: str, last: int) -> dict[str, float]:
-    """Reading the inputs and writing the output, start-up excluded."""
+    """Measure reading of the inputs and writing of the output, without start-up."""
     warm(folder, method)
     files = inputs(folder, method)
-    done = subprocess.run([*pin(str(last)), sys.executable, "-c", FLOOR, str(folder / "floor"), *files],
-                          capture_output=True, text=True, check=True)  # fmt: skip
-    return {k: round(v, 2) for k, v in json.loads(done.stdout).items()}
+    process = subprocess.run(
+        [*pin(str(last)), sys.executable, "-c", FLOOR, str(folder / "floor"), *files], capture_output=True, text=True, check=True
+    )
+    return {k: round(v, 2) for k, v in json.loads(process.stdout).items()}
 
 
 def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: dict[Any, Any]) -> dict[str, Any]:
-    """One method: both tools in turn, their start-up, the floor. `measured` keeps mergekit's figures for dare_l1."""
+    """Measure one method: both tools in turn, their start-up, the floor. `measured` keeps mergekit's figures for dare_l1."""
     last = (os.cpu_count() or 1) - 1
     row: dict[str, Any] = {"method": method, "workbench": ours(folder, method, 1, last), "floor": floor(folder, method, last)}
     start = min(ours(tiny, method, 1, last)["cpu"] for _ in range(2))
@@ -169,13 +175,13 @@ def compare(folder: Path, tiny: Path, method: str, dtypes: list[str], measured: 
     for dtype in dtypes:
         if (method.removesuffix("_l1"), dtype) not in measured:
             measured[method, dtype] = theirs(folder, method, dtype, str(last)), theirs(tiny, method, dtype, str(last))["cpu"]
-        found, begin = measured[method.removesuffix("_l1"), dtype]
+        result, peer_start = measured[method.removesuffix("_l1"), dtype]
         row[f"mergekit_{dtype}"] = {
-            **found,
-            "start_cpu": begin,
-            "cpu_ratio": round(found["cpu"] / row["workbench"]["cpu"], 1),
-            "cpu_ratio_without_start": round((found["cpu"] - begin) / work, 1),
-            "peak_ratio": round(found["peak"] / row["workbench"]["peak"], 1),
+            **result,
+            "start_cpu": peer_start,
+            "cpu_ratio": round(result["cpu"] / row["workbench"]["cpu"], 1),
+            "cpu_ratio_without_start": round((result["cpu"] - peer_start) / work, 1),
+            "peak_ratio": round(result["peak"] / row["workbench"]["peak"], 1),
         }
     if last:
         two = ours(folder, method, 2, last)
@@ -209,10 +215,10 @@ def main() -> None:
             sys.stdout.write(json.dumps(rows[-1]) + "\n")
             sys.stdout.flush()
     file = HERE / "results" / f"merge-{options.size}.json"
-    kept = json.loads(file.read_text("utf-8")) if options.keep and file.is_file() else {"rows": []}
+    earlier_results = json.loads(file.read_text("utf-8")) if options.keep and file.is_file() else {"rows": []}
     earlier = [
-        {"measured": f"{kept['command']}, commit {kept['commit']}", **row}
-        for row in kept["rows"]
+        {"measured": f"{earlier_results['command']}, commit {earlier_results['commit']}", **row}
+        for row in earlier_results["rows"]
         if row["method"] not in options.methods
     ]
     rows = sorted([*rows, *earlier], key=lambda row: METHODS.index(row["method"]))

@@ -6,8 +6,13 @@ import json
 import math
 from pathlib import Path
 
-SHAPES = {"S": (24, 1280, 3584, 20), "M": (24, 2048, 8192, 32), "XS": (4, 256, 512, 4), "8B": (32, 4096, 14336, 32),
-          "8B-8": (8, 4096, 14336, 32)}  # fmt: skip
+SHAPES = {
+    "S": (24, 1280, 3584, 20),
+    "M": (24, 2048, 8192, 32),
+    "XS": (4, 256, 512, 4),
+    "8B": (32, 4096, 14336, 32),
+    "8B-8": (8, 4096, 14336, 32),
+}
 """Name -> layers, hidden size, MLP size, heads."""
 VOCABULARY = 32000
 SPARSE = ("8B",)
@@ -15,14 +20,22 @@ SPARSE = ("8B",)
 
 
 def make_models(folder: Path, size: str, bricks: bool = True, device: str = "cpu") -> None:
-    """Base and, with `bricks`, fine-tunes `a b c` as checkpoints of one file, adapters `la lb lc`. The device draws the numbers."""
+    """Write a base and, with `bricks`, the fine-tunes `a b c` and adapters `la lb lc`; `device` generates the numbers."""
     import torch
     from safetensors.torch import save_file
     from transformers import LlamaConfig
 
     layers, hidden, mlp, heads = SHAPES[size]
-    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=mlp, num_hidden_layers=layers,
-                         num_attention_heads=heads, num_key_value_heads=heads, tie_word_embeddings=False, dtype="bfloat16")  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=heads,
+        tie_word_embeddings=False,
+        dtype="bfloat16",
+    )
     config.architectures = ["LlamaForCausalLM"]
     shapes = _shapes(size)
     generator = torch.Generator(device).manual_seed(0)
@@ -50,16 +63,32 @@ def make_models(folder: Path, size: str, bricks: bool = True, device: str = "cpu
                 factors[f"{key}.lora_A.weight"] = drawn((16, shape[1]), 0.02).bfloat16().cpu()
                 factors[f"{key}.lora_B.weight"] = drawn((shape[0], 16), 0.02).bfloat16().cpu()
         save_file(factors, folder / name / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / name / "adapter_config.json").write_text(json.dumps({
-            "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": 16, "lora_alpha": 16, "base_model_name_or_path": str(folder / "base"),
-            "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]}))  # fmt: skip
+        (folder / name / "adapter_config.json").write_text(
+            json.dumps(
+                {
+                    "peft_type": "LORA",
+                    "task_type": "CAUSAL_LM",
+                    "r": 16,
+                    "lora_alpha": 16,
+                    "base_model_name_or_path": str(folder / "base"),
+                    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+                }
+            )
+        )
 
 
 def _shapes(size: str) -> dict[str, tuple[int, ...]]:
     layers, hidden, mlp, _ = SHAPES[size]
     vocabulary = 128256 if size == "8B" else VOCABULARY
-    linear = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden, hidden), "self_attn.v_proj": (hidden, hidden),
-              "self_attn.o_proj": (hidden, hidden), "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp)}  # fmt: skip
+    linear = {
+        "self_attn.q_proj": (hidden, hidden),
+        "self_attn.k_proj": (hidden, hidden),
+        "self_attn.v_proj": (hidden, hidden),
+        "self_attn.o_proj": (hidden, hidden),
+        "mlp.gate_proj": (mlp, hidden),
+        "mlp.up_proj": (mlp, hidden),
+        "mlp.down_proj": (hidden, mlp),
+    }
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
     for layer in range(layers):
         shapes |= {f"model.layers.{layer}.{name}.weight": shape for name, shape in linear.items()}
@@ -68,7 +97,7 @@ def _shapes(size: str) -> dict[str, tuple[int, ...]]:
 
 
 def _sparse(file: Path, shapes: dict[str, tuple[int, ...]]) -> None:
-    """A safetensors file of bf16 zeros that takes no blocks on disk."""
+    """Write a safetensors file of bf16 zeros that takes no blocks on disk."""
     header, offset = {}, 0
     for name, shape in shapes.items():
         size = 2 * math.prod(shape)

@@ -1,4 +1,4 @@
-"""How a results file is written: what was measured, on which machine, by which command, at which commit."""
+"""Writing of results files, which name the machine, the command and the commit."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
 
 
 def machine() -> str:
-    """Processor and number of cores."""
+    """Return the processor, the number of cores and the system."""
     info = Path("/proc/cpuinfo")
     lines = info.read_text("utf-8").splitlines() if info.is_file() else []
     model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), platform.processor())

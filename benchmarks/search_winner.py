@@ -1,4 +1,4 @@
-"""What a search finds: the winner beside the best recipe that nobody tuned, on items that no candidate has seen.
+"""Compare the winner of a search with the best untuned recipe, on items that no candidate was scored on.
 
     python benchmarks/search_winner.py
     python benchmarks/search_winner.py --seeds 0 --searches three-methods --trials 12      a quick look
@@ -37,52 +37,61 @@ EVEN = ("add", "reverse", "triage")
 
 
 def main() -> None:
-    """Run the searches, write the results file."""
+    """Run the searches and write the results file."""
     parser = parser_of(__doc__, "search-winner")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--searches", nargs="+", choices=SUITES, default=list(SUITES))
     parser.add_argument("--trials", type=int, default=40)
-    given = parser.parse_args()
+    options = parser.parse_args()
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         project = Path(folder)
         for shared in ("bricks", "evals"):
             (project / shared).symlink_to(PROJECT / shared, target_is_directory=True)
         (project / "recipes").mkdir()
-        for name in given.searches:
-            for seed in given.seeds:
-                whole = SUITES[name] not in {SUITES[row["search"]] for row in rows}
-                rows.append({"search": name, "seed": seed, "whole": whole, **searched(project, name, seed, given.trials)})
+        for name in options.searches:
+            for seed in options.seeds:
+                is_first = SUITES[name] not in {SUITES[row["search"]] for row in rows}
+                rows.append({"search": name, "seed": seed, "whole": is_first, **searched(project, name, seed, options.trials)})
                 print(json.dumps(rows[-1]), flush=True)
-                write_results(given.out, {"trials": given.trials, "rows": rows})
+                write_results(options.out, {"trials": options.trials, "rows": rows})
 
 
 def searched(project: Path, name: str, seed: int, trials: int) -> dict[str, Any]:
-    """One search, and its winner made again."""
+    """Run one search, and run its winner's recipe in a new process."""
     (project / "recipes" / "s.yaml").write_text(yaml.safe_dump(recipe(name, seed, trials), sort_keys=False), "utf-8")
     started = time.perf_counter()
-    found = called(project, "search", "recipes/s.yaml")
+    result = called(project, "search", "recipes/s.yaml")
     seconds = time.perf_counter() - started
-    winner = found["winner"]
+    winner = result["winner"]
     if winner is None:
-        raise SystemExit(f"{name}, seed {seed}: no candidate beats {found['unbeaten'][0]['name']}")
-    rows = {row["name"]: row for row in found["test"]["rows"]}
-    ran = called(project, "run", found["recipes"][winner])
-    trial = next(t for t in found["trials"] if t["name"] == winner)
-    (line,) = found["test"]["against"][winner]
-    parents = owned(found["test"]["comparison"], SUITES[name])
+        raise SystemExit(f"{name}, seed {seed}: no candidate beats {result['unbeaten'][0]['name']}")
+    rows = {row["name"]: row for row in result["test"]["rows"]}
+    run_result = called(project, "run", result["recipes"][winner])
+    trial = next(t for t in result["trials"] if t["name"] == winner)
+    (line,) = result["test"]["against"][winner]
+    parents = owned(result["test"]["comparison"], SUITES[name])
     return {
-        "seconds": round(seconds, 1), "sampler": found["sampler"], "items": found["items"],
-        "candidates": len(found["trials"]), "given_up": sum(t["stopped"] for t in found["trials"]),
-        "values": trial["values"], "control": found["best_control"],
-        "scores": {part: {half: rows[who][half][0] for half in ("search", "test")} for part, who in (("winner", winner), ("control", found["best_control"]))},
-        "against": line, "parents": round(parents, 4), "kept": round(rows[winner]["test"][0] / parents, 4),
-        "same_bytes": ran["configuration"] == trial["digest"],
-    }  # fmt: skip
+        "seconds": round(seconds, 1),
+        "sampler": result["sampler"],
+        "items": result["items"],
+        "candidates": len(result["trials"]),
+        "given_up": sum(t["stopped"] for t in result["trials"]),
+        "values": trial["values"],
+        "control": result["best_control"],
+        "scores": {
+            part: {half: rows[who][half][0] for half in ("search", "test")}
+            for part, who in (("winner", winner), ("control", result["best_control"]))
+        },
+        "against": line,
+        "parents": round(parents, 4),
+        "kept": round(rows[winner]["test"][0] / parents, 4),
+        "same_bytes": run_result["configuration"] == trial["digest"],
+    }
 
 
 def recipe(name: str, seed: int, trials: int) -> dict[str, Any]:
-    """A search as a recipe."""
+    """Return a search as a recipe."""
     data: dict[str, Any] = copy.deepcopy(yaml.safe_load((PROJECT / "recipes" / "starter-search.yaml").read_text("utf-8")))
     data |= {"name": "s", "seed": seed}
     data["search"]["trials"] = trials
@@ -97,20 +106,20 @@ def recipe(name: str, seed: int, trials: int) -> dict[str, Any]:
 
 
 def owned(comparison: Mapping[str, Any], suite: str) -> float:
-    """The mean of the bricks on their own tasks, on test items."""
+    """Return the mean score of the bricks on their own tasks, on test items."""
     owners = {t["task"]: t["owner"] for t in comparison["tasks"] if t["suite"] == suite}
     by_name = {c["name"]: c["scores"] for c in comparison["configurations"]}
     return sum(by_name[owner][task]["value"] for task, owner in owners.items()) / len(owners)
 
 
 def called(project: Path, *arguments: str) -> dict[str, Any]:
-    """The JSON that a command of the workbench prints. Errors: it fails."""
+    """Return the JSON that a command of the workbench prints; exit if it fails."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(PROJECT)}
     command = [sys.executable, "-m", "workbench", *arguments, "--json"]
-    done = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{' '.join(arguments)}: {done.stderr[-4000:]}")
-    printed: dict[str, Any] = json.loads(done.stdout)
+    process = subprocess.run(command, cwd=project, env=environment, capture_output=True, text=True, check=False)
+    if process.returncode:
+        raise SystemExit(f"{' '.join(arguments)}: {process.stderr[-4000:]}")
+    printed: dict[str, Any] = json.loads(process.stdout)
     return printed
 
 

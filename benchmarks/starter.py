@@ -1,4 +1,4 @@
-"""The first starter recipes scored on all items of all suites: the source of the tables in README and docs.
+"""Score the starter recipes on all items of all suites: the source of the tables in README and docs.
 
     python benchmarks/starter.py
     python benchmarks/starter.py --smoke
@@ -51,25 +51,25 @@ SMOKE = ("average", "task-arithmetic", "ties", "dare", "tsv", "iso", "wudi", "fi
 
 
 def main() -> None:
-    """Score, compare, write the results file."""
+    """Score and compare the recipes, and write the results file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--smoke", action="store_true", help="one merge a method on the suite smoke")
+    parser.add_argument("--smoke", action="store_true", help="one merge per method on the suite smoke")
     parser.add_argument("--six", action="store_true", help="the merge of six skills and its controls")
     parser.add_argument("--grow", action="store_true", help="grown models beside merges of the same bricks")
-    given = parser.parse_args()
+    options = parser.parse_args()
     project = HERE.parent
     recipes = [f"recipes/{name}.yaml" for name in STARTER]
     suites, name, baselines = SUITES, "starter", []
-    if given.six:
+    if options.six:
         recipes, suites, name = ["recipes/starter-six.yaml"], ["--suite", "six", "--suite", "function-modelling"], "starter-six"
-    elif given.grow:
+    elif options.grow:
         recipes, suites, name = (
             [f"recipes/{recipe}.yaml" for recipe in GROW],
             ["--suite", "grow", "--suite", "retention"],
             "starter-grow",
         )
         baselines = ["average", "starter-two"]
-    elif given.smoke:
+    elif options.smoke:
         name = "starter-smoke"
         recipes, suites = [f"recipes/starter-{method}.yaml" for method in SMOKE], ["--suite", "smoke"]
     workbench = [sys.executable, "-m", "workbench"]

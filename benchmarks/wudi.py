@@ -34,7 +34,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    """Merge by `wudi`, take each brick alone, and compare tensor by tensor."""
+    """Merge with `wudi`, compose each brick alone, and compare tensor by tensor."""
     torch.set_num_threads(1)
     plain = resolve(load_recipe(PROJECT / RECIPE))
     (step,) = plain.recipe.steps
@@ -60,7 +60,7 @@ def main() -> None:
 
 
 def _alone(brick: str) -> Any:
-    """The base plus one brick."""
+    """Return the base plus one brick."""
     text = f"version: 1\nbase: bricks/starter/base\nbricks: {{{brick}: bricks/{brick}}}\nsteps: [{{merge: task_arithmetic}}]\n"
     file = PROJECT / "recipes" / f".wudi-{brick}.yaml"
     file.write_text(text, "utf-8")
@@ -71,7 +71,7 @@ def _alone(brick: str) -> Any:
 
 
 def compared(merged: Tensor, deltas: Sequence[Tensor]) -> dict[str, float]:
-    """Length and cosine of a merged delta against the sum of the bricks', and its smallest projection on one of them."""
+    """Return length and cosine of a merged delta relative to the bricks' sum, and its smallest projection on one brick's delta."""
     total = torch.stack(list(deltas)).sum(0)
     inner = float((merged * total).sum())
     shares = [float((merged * delta).sum() / delta.square().sum()) for delta in deltas if delta.any()]
@@ -83,7 +83,7 @@ def compared(merged: Tensor, deltas: Sequence[Tensor]) -> dict[str, float]:
 
 
 def summary(values: Sequence[float]) -> dict[str, float]:
-    """Mean over the layers, lowest and highest."""
+    """Return the mean over the layers, the lowest and the highest value."""
     return {"mean": round(statistics.fmean(values), 4), "low": round(min(values), 4), "high": round(max(values), 4)}
 
 

@@ -18,10 +18,12 @@ import pytest
 
 from worlds.places import PROJECT
 
+from workbench.cli._failures import EXTRAS
+
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
-    "errors yamltree yamldoc jsondoc identity files events project versions",
+    "errors lazy yamltree yamldoc jsondoc identity files events project versions",
     "weights facts",
     "models",
     "adapters steps scores emergent",
@@ -52,6 +54,15 @@ ONLY_IN = {
     "cloudpickle": (),
     "requests": (),
 }
+# Files whose imports need an extra; only commands that need the extra import them.
+NEED_EXTRAS = {
+    "evaluate/answers.py",
+    "evaluate/hflm.py",
+    "evaluate/models.py",
+    "evaluate/resident.py",
+    "search/samplers.py",
+    "search/study.py",
+}
 WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash"}
 MAX_FILE, MAX_FUNCTION = 400, 80
 
@@ -63,9 +74,14 @@ def relative(path: Path) -> str:
     return path.relative_to(PACKAGE).as_posix()
 
 
-def imports(path: Path) -> Iterator[tuple[int, str]]:
-    """(line, dotted module) of every import, those inside functions and for type checkers alone too."""
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+def imports(path: Path, at_start: bool = False) -> Iterator[tuple[int, str]]:
+    """Yield (line, dotted module) of every import, or of those that run when the module itself is imported.
+
+    Args:
+        path: The module.
+        at_start: Skip imports inside functions and for type checkers.
+    """
+    for node in nodes(ast.parse(path.read_text("utf-8")), at_start):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
@@ -75,6 +91,16 @@ def imports(path: Path) -> Iterator[tuple[int, str]]:
                 inner = PROJECT / module.replace(".", "/") / alias.name
                 is_module = module.split(".")[0] == "workbench" and (inner.with_suffix(".py").is_file() or inner.is_dir())
                 yield node.lineno, f"{module}.{alias.name}" if is_module else module
+
+
+def nodes(tree: ast.AST, at_start: bool) -> Iterator[ast.AST]:
+    """Yield the nodes below a node; without functions and code for type checkers if `at_start`."""
+    for node in ast.iter_child_nodes(tree):
+        typed = isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        if at_start and (typed or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))):
+            continue
+        yield node
+        yield from nodes(node, at_start)
 
 
 def folder(name: str) -> str:
@@ -122,7 +148,7 @@ def test_third_parties() -> None:
                 offenders.append(f"{name}:{line} imports {root}, allowed in {places or 'no file'}")
             if name.startswith("weights/") and root not in {*sys.stdlib_module_names, *WEIGHTS_MAY_IMPORT, "workbench"}:
                 offenders.append(f"{name}:{line} imports {module}")
-            if name.startswith("scores/") and root in ("torch", "transformers"):
+            if name.startswith("scores/") and (root in ("torch", "transformers") or module == "workbench.lazy"):
                 offenders.append(f"{name}:{line} imports {root}: scores are read without it")
     assert not offenders, "\n".join(offenders)
 
@@ -201,7 +227,8 @@ def test_sizes() -> None:
 
 def test_what_is_imported_is_declared() -> None:
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text("utf-8"))["project"]
-    listed = [*project["dependencies"], *project["optional-dependencies"]["server"], *project["optional-dependencies"]["cluster"]]
+    optional = project["optional-dependencies"]
+    listed = [*project["dependencies"], *(line for extra in EXTRAS for line in optional[extra])]
     declared = {re.split(r"[\[<>=~! ]", line)[0].lower().replace("_", "-") for line in listed}
     providers = {**packages_distributions(), "ray": ["ray"]}
     offenders = []
@@ -211,6 +238,29 @@ def test_what_is_imported_is_declared() -> None:
             names = {name.lower().replace("_", "-") for name in providers.get(root, [root])}
             if root not in {*sys.stdlib_module_names, "workbench"} and not names & declared:
                 offenders.append(f"{relative(path)}:{line} imports {root}, which pyproject.toml does not declare")
+    assert not offenders, "\n".join(offenders)
+
+
+def test_the_core_needs_no_extra() -> None:
+    """No module outside `evaluate` and `search` imports a library of an extra, even through other modules of the package."""
+    extras = {module for modules in EXTRAS.values() for module in modules}
+    names = {f"workbench.{relative(p).removesuffix('.py').removesuffix('/__init__').replace('/', '.')}": p for p in SOURCES}
+    direct = {name: {module for _, module in imports(path, at_start=True)} for name, path in names.items()}
+    needing = {name for name, modules in direct.items() if {m.split(".")[0] for m in modules} & extras}
+    assert {relative(names[name]) for name in needing} == NEED_EXTRAS
+    offenders = []
+    for start, path in names.items():
+        if folder(relative(path)) in ("evaluate", "search"):
+            continue
+        reached, todo = {start: start}, [start]
+        for name in todo:
+            # Importing a.b.c also imports a and a.b.
+            parts = {".".join(m.split(".")[: i + 1]) for m in direct[name] for i in range(m.count(".") + 1)}
+            new = sorted((parts & names.keys()) - reached.keys())
+            reached |= dict.fromkeys(new, name)
+            todo += new
+        for name in needing & reached.keys():
+            offenders.append(f"{start} imports {name}, which needs an extra, through {reached[name]}")
     assert not offenders, "\n".join(offenders)
 
 

@@ -83,7 +83,7 @@ def test_recipes_give_the_same_keys_and_files(world: Project, same: Callable[[st
             {
                 "key": resolved.key,
                 "run_key": resolved.run_key,
-                "keys": resolved.keys,
+                "keys": list(resolved.keys),
                 "files": _files(document),
             },
         )

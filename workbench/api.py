@@ -133,7 +133,7 @@ def load(path: str | Path, version: int | None = None, device: str = "auto") -> 
     from workbench.models.device import pick_device
     from workbench.run.materialize import materialize
 
-    return materialize(_opened(path, version), pick_device(device))
+    return materialize(_resolve_model(path, version), pick_device(device))
 
 
 def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
@@ -147,10 +147,10 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     """
     from workbench.models import tokenizer
 
-    return tokenizer.load_tokenizer(_opened(path, None).tokenizer_path)
+    return tokenizer.load_tokenizer(_resolve_model(path, None).tokenizer_path)
 
 
-def _opened(path: str | Path, version: int | None) -> Resolved:
+def _resolve_model(path: str | Path, version: int | None) -> Resolved:
     from workbench.project import find_project
     from workbench.run.opened import resolve_model
 

@@ -91,13 +91,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
     """
     known = sorted(known)
     # Names from untrusted files can be many and long, and difflib takes time quadratic in both.
-    alike = [k for k in known if len(k) <= 2 * len(name) + 4][:_COMPARED] if len(name) <= _NAME else []
-    close = get_close_matches(name, alike, n=2, cutoff=0.6)
+    candidates = [k for k in known if len(k) <= 2 * len(name) + 4][:_COMPARED] if len(name) <= _NAME else []
+    close = get_close_matches(name, candidates, n=2, cutoff=0.6)
     if close:
         return "Did you mean " + " or ".join(f"'{c}'" for c in close) + "?"
     listed = [k if len(k) <= _NAME else f"{k[:_NAME]}…" for k in known[:_LISTED]]
-    more = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
-    return "Known: " + ", ".join(listed) + f"{more}." if known else "None is known."
+    remainder = f" and {len(known) - _LISTED} more" if len(known) > _LISTED else ""
+    return "Known: " + ", ".join(listed) + f"{remainder}." if known else "None is known."
 
 
 def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, what: str, exit_code: int = 1) -> None:
@@ -115,9 +115,9 @@ def refuse_unknown(row: Mapping[Any, Any], known: Collection[str], place: str, w
     """
     for key in row:
         if key not in known:
-            near = nearest(str(key), known)
-            fields = "" if near.startswith("Known: ") else f" Known: {', '.join(sorted(known))}."
-            raise WorkbenchError(f"{place}: {what} has no field '{key}'", f"{near}{fields}", exit_code)
+            suggestion = nearest(str(key), known)
+            fields = "" if suggestion.startswith("Known: ") else f" Known: {', '.join(sorted(known))}."
+            raise WorkbenchError(f"{place}: {what} has no field '{key}'", f"{suggestion}{fields}", exit_code)
 
 
 def refuse_misspelt(row: Mapping[Any, Any], known: Collection[str], place: str, exit_code: int = 1) -> None:

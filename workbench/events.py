@@ -1,14 +1,14 @@
-"""What happens during a command, as events for whoever shows it."""
+"""Events that report the progress of a command to the code that shows it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-Progress = Callable[[str, int, int], None]  # task, requests done, requests in all
-
-
+Progress = Callable[[str, int, int], None]
+"""Callback that takes (task, requests done, requests in total)."""
 Events = Callable[[dict[str, Any]], None]
+"""Callback that takes an event as plain data."""
 
 
 def no_events(_event: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ from typing import Any
 import xxhash
 
 from workbench import jsondoc
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
 
 
 def json_digest(value: Any) -> str:
@@ -38,7 +38,7 @@ def file_digest(path: Path) -> str:
         InputChangedError: If the file changes while it is read.
     """
     digest = xxhash.xxh3_128()
-    with unchanged(path) as stream:
+    with open_unchanged(path) as stream:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -54,7 +54,7 @@ def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | 
     Returns:
         The object, or None if the file is missing, is damaged or lacks a required field. Callers then compute its content again.
     """
-    cached = jsondoc.kept(path)
+    cached = jsondoc.read_cached(path)
     return cached if cached is not None and all(isinstance(cached.get(key), kind) for key, kind in needs.items()) else None
 
 
@@ -64,7 +64,7 @@ def write_json(path: Path, data: Any, indent: int | None = None) -> None:
 
 
 @contextmanager
-def naming(path: Path) -> Iterator[None]:
+def naming_file(path: Path) -> Iterator[None]:
     """Add a file's name to operating system errors that have none, such as those of write()."""
     try:
         yield
@@ -78,7 +78,7 @@ def sync(path: Path) -> None:
     """Flush a file or the entries of a directory to disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        with naming(path):
+        with naming_file(path):
             os.fsync(descriptor)
     except OSError as error:
         if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some file systems do not support it
@@ -88,7 +88,7 @@ def sync(path: Path) -> None:
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; if the block succeeds, the file there is flushed and renamed to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
@@ -107,7 +107,7 @@ def whole(path: Path) -> Iterator[Path]:
 
 def write_bytes(path: Path, data: bytes) -> None:
     """Write a file atomically and create its directory if necessary."""
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_bytes(data)
 
 

@@ -30,7 +30,7 @@ class FileIdentity(NamedTuple):
     ctime_ns: int
 
     @property
-    def kept(self) -> list[int]:
+    def storable(self) -> list[int]:
         """Return the fields that may be stored on disk. The device number is left out: it can change when a machine restarts."""
         return list(self[1:])
 
@@ -68,7 +68,7 @@ def check_unchanged(file: int | Path, expected: FileIdentity | None, path: Path)
 
 
 @contextmanager
-def unchanged(path: Path, expected: FileIdentity | None = None) -> Iterator[BinaryIO]:
+def open_unchanged(path: Path, expected: FileIdentity | None = None) -> Iterator[BinaryIO]:
     """Open a file for reading and check that it does not change before the block ends.
 
     Args:
@@ -97,7 +97,7 @@ class WatchedFiles:
         Raises:
             InputChangedError: If the file changed since the first read.
         """
-        with unchanged(path, self._known.get(path)) as stream:
+        with open_unchanged(path, self._known.get(path)) as stream:
             self._known.setdefault(path, identity_of(stream.fileno()))
             return stream.read()
 

@@ -18,12 +18,12 @@ _HALF = "an unpaired surrogate in a string"
 _KINDS: dict[type, str] = {dict: "an object", list: "a list", str: "a text"}
 
 
-def text_of(path: Path, shown: str | None = None) -> str:
+def text_of(path: Path, label: str | None = None) -> str:
     """Read a text file; a byte order mark is removed and line ends become newlines.
 
     Args:
         path: The file.
-        shown: The file's name in messages; None takes the path.
+        label: The file's name in messages; None takes the path.
 
     Raises:
         WorkbenchError: If the file is not UTF-8.
@@ -32,15 +32,15 @@ def text_of(path: Path, shown: str | None = None) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
     except UnicodeDecodeError as error:
-        raise WorkbenchError(f"{shown or path}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
+        raise WorkbenchError(f"{label or path}: not UTF-8 text (byte {error.start})", "Save the file as UTF-8.") from None
 
 
-def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
+def parse(text: bytes | str, label: str, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
     """Parse one JSON value.
 
     Args:
         text: The file's bytes, or one of its lines.
-        shown: The text's name in messages: a file, or file:line.
+        label: The text's name in messages: a file, or file:line.
         hint: The hint for a damaged file.
         infinite: Accept Infinity and NaN, which transformers writes into config.json.
         unique: Refuse an object with duplicate keys.
@@ -58,24 +58,24 @@ def parse(text: bytes | str, shown: str, hint: str | None = None, *, infinite: b
             object_pairs_hook=_unique if unique else None,
         )
     except UnicodeDecodeError as error:
-        raise WorkbenchError(f"{shown}: not JSON: not UTF-8 text (byte {error.start})", hint) from None
+        raise WorkbenchError(f"{label}: not JSON: not UTF-8 text (byte {error.start})", hint) from None
     except UnicodeEncodeError:
-        raise WorkbenchError(f"{shown}: not JSON: {_HALF}", hint) from None
+        raise WorkbenchError(f"{label}: not JSON: {_HALF}", hint) from None
     except RecursionError:
-        raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint) from None
+        raise WorkbenchError(f"{label}: not JSON: {_DEEP}", hint) from None
     except ValueError as error:
-        raise WorkbenchError(f"{shown}: not JSON: {error}", hint) from None
-    check(value, raw, shown, hint)
+        raise WorkbenchError(f"{label}: not JSON: {error}", hint) from None
+    check(value, raw, label, hint)
     return value
 
 
-def check(value: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
+def check(value: Any, raw: bytes, label: str, hint: str | None = None) -> None:
     """Check that parsed JSON is not nested too deeply and that its strings can be stored as UTF-8.
 
     Args:
         value: The value.
         raw: The bytes that the value was parsed from.
-        shown: The value's name in messages.
+        label: The value's name in messages.
         hint: The hint for a damaged file.
 
     Raises:
@@ -85,17 +85,17 @@ def check(value: Any, raw: bytes, shown: str, hint: str | None = None) -> None:
         try:
             json.dumps(value, ensure_ascii=False).encode("utf-8")
         except (UnicodeEncodeError, RecursionError) as error:
-            raise WorkbenchError(f"{shown}: not JSON: {_DEEP if isinstance(error, RecursionError) else _HALF}", hint) from None
+            raise WorkbenchError(f"{label}: not JSON: {_DEEP if isinstance(error, RecursionError) else _HALF}", hint) from None
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and is_deep(value):
-        raise WorkbenchError(f"{shown}: not JSON: {_DEEP}", hint)
+        raise WorkbenchError(f"{label}: not JSON: {_DEEP}", hint)
 
 
-def read(path: Path, shown: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
+def read(path: Path, label: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False) -> Any:
     """Read a JSON file.
 
     Args:
         path: The file.
-        shown: The file's name in messages; None takes the path.
+        label: The file's name in messages; None takes the path.
         hint: The hint for a damaged file.
         infinite: Accept Infinity and NaN.
         unique: Refuse an object with duplicate keys.
@@ -104,14 +104,14 @@ def read(path: Path, shown: str | None = None, hint: str | None = None, *, infin
         WorkbenchError: If the file's content is invalid; see `parse`.
         FileNotFoundError: If there is no such file.
     """
-    return parse(path.read_bytes(), shown or str(path), hint, infinite=infinite, unique=unique)
+    return parse(path.read_bytes(), label or str(path), hint, infinite=infinite, unique=unique)
 
 
 def read_object(
-    path: Path, shown: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False
+    path: Path, label: str | None = None, hint: str | None = None, *, infinite: bool = False, unique: bool = False
 ) -> dict[str, Any]:
     """Read a JSON file that holds an object; for the arguments see `read`."""
-    return as_object(read(path, shown, hint, infinite=infinite, unique=unique), shown or str(path), hint)
+    return as_object(read(path, label, hint, infinite=infinite, unique=unique), label or str(path), hint)
 
 
 def optional(path: Path, label: str = "") -> dict[str, Any]:
@@ -124,39 +124,39 @@ def optional(path: Path, label: str = "") -> dict[str, Any]:
     Raises:
         WorkbenchError: If the file is damaged. Infinity and NaN are accepted, since transformers writes them.
     """
-    shown = f"{label}: {path}" if label else str(path)
-    return read_object(path, shown, "Download the file again.", infinite=True) if path.is_file() else {}
+    owner_and_path = f"{label}: {path}" if label else str(path)
+    return read_object(path, owner_and_path, "Download the file again.", infinite=True) if path.is_file() else {}
 
 
-def as_object(value: Any, shown: str, hint: str | None = None) -> dict[str, Any]:
+def as_object(value: Any, label: str, hint: str | None = None) -> dict[str, Any]:
     """Return a JSON value if it is an object.
 
     Raises:
         WorkbenchError: If the value is not an object.
     """
     if not isinstance(value, dict):
-        raise WorkbenchError(f"{shown}: found {kind(value)}, expected an object", hint)
+        raise WorkbenchError(f"{label}: found {kind(value)}, expected an object", hint)
     return value
 
 
-def lines(path: Path, shown: str | None = None, hint: str | None = None) -> Iterator[tuple[int, Any]]:
+def lines(path: Path, label: str | None = None, hint: str | None = None) -> Iterator[tuple[int, Any]]:
     """Yield (line number, value) for every line of a jsonl file that is not blank.
 
     Args:
         path: The file.
-        shown: The file's name in messages; None takes the path.
+        label: The file's name in messages; None takes the path.
         hint: The hint for a damaged line.
 
     Raises:
         WorkbenchError: If a line is invalid; see `parse`. The message names the line.
     """
-    shown = shown or str(path)
+    label = label or str(path)
     for number, line in enumerate(path.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         if line.strip():
-            yield number, parse(line, f"{shown}:{number}", hint)
+            yield number, parse(line, f"{label}:{number}", hint)
 
 
-def kept(path: Path, expected: type = dict) -> Any:
+def read_cached(path: Path, expected: type = dict) -> Any:
     """Read a JSON value from the workbench's cache; return None if it is missing, damaged or not of the expected type."""
     try:
         cached = parse(path.read_bytes(), str(path), infinite=True)
@@ -192,8 +192,8 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     value = dict(pairs)
     if len(value) != len(pairs):
         names: set[str] = set()
-        twice = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
-        raise ValueError(f"duplicate key {twice[:80]!r}")
+        duplicate = next(name for name, _ in pairs if name in names or names.add(name))  # type: ignore[func-returns-value]
+        raise ValueError(f"duplicate key {duplicate[:80]!r}")
     return value
 
 

@@ -97,11 +97,11 @@ class Document:
         where = f"{self.at(path)} {dotted}: " if dotted else f"{self.at(path)} "
         return WorkbenchError(where + message, hint, exit_code=2)
 
-    def replace_texts(self, path: KeyPath, by: Document) -> None:
+    def replace_texts(self, path: KeyPath, document: Document) -> None:
         """Replace the source texts below a key path, after its value was replaced by that of another document."""
         for replaced in [key for key in self.texts if key[: len(path)] == path]:
             del self.texts[replaced]
-        self.texts.update({(*path, *inner): text for inner, text in by.texts.items()})
+        self.texts.update({(*path, *inner): text for inner, text in document.texts.items()})
 
     @property
     def as_texts(self) -> Any:
@@ -124,34 +124,36 @@ class Document:
         except ValidationError as error:
             details = error.errors(include_url=False)
         places = [
-            self._existing(detail["loc"], False) for detail in details if detail["type"] in ("string_type", "literal_error")
+            self._path_in_file(detail["loc"], False) for detail in details if detail["type"] in ("string_type", "literal_error")
         ]
-        wanted = {path: self.texts[path] for path in places if path in self.texts}
-        if wanted:
+        number_texts = {path: self.texts[path] for path in places if path in self.texts}
+        if number_texts:
             try:
-                return model.model_validate(_with_texts(data, wanted), context=context)
+                return model.model_validate(_with_texts(data, number_texts), context=context)
             except ValidationError as error:
                 details = error.errors(include_url=False)
-        raise self._all(details, model) from None
+        raise self._combined_error(details, model) from None
 
-    def _all(self, details: list[ErrorDetails], model: type[BaseModel]) -> WorkbenchError:
+    def _combined_error(self, details: list[ErrorDetails], model: type[BaseModel]) -> WorkbenchError:
         lines = []
         hints: list[str] = []
-        more, details = len(details) - _LISTED, details[:_LISTED]
-        paths = [self._existing(detail["loc"], detail["type"] in _OF_A_KEY) for detail in details]
+        remaining, details = len(details) - _LISTED, details[:_LISTED]
+        paths = [self._path_in_file(detail["loc"], detail["type"] in _OF_A_KEY) for detail in details]
         for detail, path in zip(details, paths, strict=True):
             # A refused element also makes its list "too short", and a union reports every alternative: keep the deepest problem.
-            if detail["type"] in _SHALLOW and any(other[: len(path)] == path and len(other) > len(path) for other in paths):
+            if detail["type"] in _SHALLOW and any(
+                other_path[: len(path)] == path and len(other_path) > len(path) for other_path in paths
+            ):
                 continue
             message, hint = _explain(detail, self._value(path), model)
             lines.append(self.error(path, message).message)
             if hint and hint not in hints:
                 hints.append(hint)
-        if more > 0:
-            lines.append(f"{self.path}: {more} more problems")
+        if remaining > 0:
+            lines.append(f"{self.path}: {remaining} more problems")
         return WorkbenchError("\n".join(dict.fromkeys(lines)), " ".join(hints) or None, exit_code=2)
 
-    def _existing(self, loc: KeyPath, of_a_key: bool) -> KeyPath:
+    def _path_in_file(self, loc: KeyPath, of_a_key: bool) -> KeyPath:
         """Remove the parts of pydantic's location (union tags, `[key]`) that are not in the file.
 
         With `of_a_key` the last part stays, so that the message names a missing field at its parent's position.
@@ -176,36 +178,36 @@ class Document:
         return value
 
 
-def load(path: Path, shown: str | None = None) -> Document:
+def load(path: Path, label: str | None = None) -> Document:
     """Read a YAML file.
 
     Args:
         path: The file.
-        shown: The file's name in messages; None takes its path, relative to the working directory if possible.
+        label: The file's name in messages; None takes its path, relative to the working directory if possible.
 
     Raises:
         WorkbenchError: If the file is missing, is larger than 1 MB, or is not one valid YAML document in UTF-8; see `read_tree`.
     """
-    shown = shown or _shown(path)
+    label = label or _shown(path)
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        raise WorkbenchError(f"{shown}: no such file", nearest(path.name, near) if near else None, 2) from None
+        names = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        raise WorkbenchError(f"{label}: no such file", nearest(path.name, names) if names else None, 2) from None
     except IsADirectoryError:
-        raise WorkbenchError(f"{shown}: is a directory, expected a YAML file", None, 2) from None
+        raise WorkbenchError(f"{label}: is a directory, expected a YAML file", None, 2) from None
     if len(raw) > MAX_BYTES:
-        raise WorkbenchError(f"{shown}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}", None, 2)
+        raise WorkbenchError(f"{label}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}", None, 2)
     try:
-        return parse(raw.decode("utf-8"), shown)
+        return parse(raw.decode("utf-8"), label)
     except UnicodeDecodeError as error:
-        raise WorkbenchError(f"{shown}: not UTF-8 text (byte {error.start})", None, 2) from None
+        raise WorkbenchError(f"{label}: not UTF-8 text (byte {error.start})", None, 2) from None
 
 
-def parse(text: str, shown: str = "<text>") -> Document:
+def parse(text: str, label: str = "<text>") -> Document:
     """Parse a YAML text; see `load`."""
-    tree = read_tree(text, shown)
-    return Document(tree.data, tree.marks, shown, tree.texts)
+    tree = read_tree(text, label)
+    return Document(tree.data, tree.marks, label, tree.texts)
 
 
 def scalar(text: str) -> Document:
@@ -254,7 +256,7 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     if kind == "string_pattern_mismatch":
         name = loc[-2] if loc[-1] == "[key]" else value
         return f"expected lower-case letters, digits and . _ - (pattern {context['pattern']}), found {_brief(name)}", None
-    plain = {
+    expected_kinds = {
         "tuple_type": "a list",
         "list_type": "a list",
         "dict_type": "a mapping",
@@ -262,8 +264,8 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
         "string_too_short": "a text that is not empty",
         "too_short": f"at least {context.get('min_length')} entries",
     }
-    if kind in plain:
-        return f"expected {plain[kind]}, found {_brief(value)}", None
+    if kind in expected_kinds:
+        return f"expected {expected_kinds[kind]}, found {_brief(value)}", None
     message = detail["msg"].removeprefix("Value error, ").removeprefix("Input should be ").strip()
     if kind == "value_error":
         return message, None

@@ -46,31 +46,31 @@ class Tree:
     texts: dict[KeyPath, str] = field(default_factory=dict)
 
 
-def read_tree(text: str, shown: str) -> Tree:
+def read_tree(text: str, label: str) -> Tree:
     """Parse one YAML document.
 
     Args:
         text: The document.
-        shown: The document's name in messages, such as a file name.
+        label: The document's name in messages, such as a file name.
 
     Raises:
         WorkbenchError: If the text is not YAML, or has several documents, duplicate keys, more than 100,000 values or 40 levels, a
             number in base 8 or 60, or a character that cannot be stored. The message names line and column.
     """
     try:
-        return _read(text, shown)
+        return _read(text, label)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        where = f"{shown}:{mark.line + 1}:{mark.column + 1}" if mark else shown
+        where = f"{label}:{mark.line + 1}:{mark.column + 1}" if mark else label
         problem = error.problem or error.context or ""
         if "maximum nesting depth" in problem:
             raise WorkbenchError(f"{where} nested too deeply", None, 2) from None
         raise WorkbenchError(f"{where} not valid YAML: {problem}", None, 2) from None
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError) as error:
         # The constructors of explicit tags (!!int x, !!timestamp y, !!binary z) raise the exceptions of Python's own functions.
-        raise WorkbenchError(f"{shown}: not valid YAML: {error}", None, 2) from None
+        raise WorkbenchError(f"{label}: not valid YAML: {error}", None, 2) from None
     except RecursionError:
-        raise WorkbenchError(f"{shown}: nested too deeply", None, 2) from None
+        raise WorkbenchError(f"{label}: nested too deeply", None, 2) from None
 
 
 def top_scalars(text: str) -> dict[str, str]:
@@ -90,8 +90,8 @@ def top_scalars(text: str) -> dict[str, str]:
     }
 
 
-def _read(text: str, shown: str) -> Tree:
-    loader = _loader(text, shown)
+def _read(text: str, label: str) -> Tree:
+    loader = _loader(text, label)
     try:
         try:
             node = loader.get_single_node()
@@ -99,11 +99,11 @@ def _read(text: str, shown: str) -> Tree:
             if len(text) > _EXPLAINED or isinstance(loader, _Plain) or "maximum nesting depth" in str(error):
                 raise
             loader.dispose()
-            loader = _Plain(text, shown)
+            loader = _Plain(text, label)
             node = loader.get_single_node()
         tree = Tree()
         if node is not None:
-            _walk(node, (), tree, shown)
+            _walk(node, (), tree, label)
             tree.data = loader.construct_document(node)
         return tree
     finally:
@@ -113,7 +113,7 @@ def _read(text: str, shown: str) -> Tree:
 class _Bounded(Composer):
     """Builds nodes up to the limits of size and depth, and does not parse the rest."""
 
-    shown: str
+    label: str
     _count = 0
     _depth = 0
 
@@ -127,7 +127,7 @@ class _Bounded(Composer):
         self._depth += 1
         if self._count > MAX_VALUES or self._depth > MAX_DEPTH + 1:
             mark = self.peek_event().start_mark  # type: ignore[attr-defined]
-            raise _too_much(f"{self.shown}:{mark.line + 1}:{mark.column + 1}")
+            raise _too_much(f"{self.label}:{mark.line + 1}:{mark.column + 1}")
         node = super().compose_node(parent, index)
         self._depth -= 1
         return node
@@ -144,15 +144,15 @@ class _Bounded(Composer):
 class _Plain(_Bounded, yaml.SafeLoader):
     """The parser written in Python."""
 
-    def __init__(self, text: str, shown: str) -> None:
+    def __init__(self, text: str, label: str) -> None:
         yaml.SafeLoader.__init__(self, text)
-        self.shown = shown
+        self.label = label
 
 
-def _loader(text: str, shown: str) -> Any:
+def _loader(text: str, label: str) -> Any:
     """Return libyaml's parser if PyYAML has it, which is ten times as fast as the parser in Python."""
     if not yaml.__with_libyaml__:
-        return _Plain(text, shown)
+        return _Plain(text, label)
     from yaml.cyaml import CParser  # type: ignore[attr-defined]
 
     class Fast(_Bounded, CParser, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
@@ -160,7 +160,7 @@ def _loader(text: str, shown: str) -> Any:
             CParser.__init__(self, text)
             for part in (Composer, yaml.constructor.SafeConstructor, yaml.resolver.Resolver):
                 part.__init__(self)
-            self.shown = shown
+            self.label = label
 
     return Fast()
 
@@ -173,50 +173,50 @@ def _too_much(where: str) -> WorkbenchError:
     )
 
 
-def _walk(node: yaml.Node, path: KeyPath, tree: Tree, shown: str) -> None:
+def _walk(node: yaml.Node, path: KeyPath, tree: Tree, label: str) -> None:
     """Record the positions of all keys, resolve plain scalars, and refuse duplicate keys, merge keys and oversized documents."""
     marks = tree.marks
     marks.setdefault(path, (node.start_mark.line + 1, node.start_mark.column + 1))
     if len(path) > MAX_DEPTH or len(marks) > MAX_VALUES:
-        raise _too_much(_place(node, shown))
+        raise _too_much(_place(node, label))
     if isinstance(node, yaml.MappingNode):
-        for key, key_node, value in _entries(node, shown):
+        for key, key_node, value in _entries(node, label):
             mark = (key_node.start_mark.line + 1, key_node.start_mark.column + 1)
             if (*path, key) in marks:
                 first = marks[(*path, key)]
                 raise WorkbenchError(
-                    f"{shown}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
+                    f"{label}:{mark[0]}:{mark[1]} duplicate key '{key}' (first at line {first[0]})",
                     "Keep one of the two. YAML would silently use the last one.",
                     2,
                 )
             marks[(*path, key)] = mark
-            _walk(value, (*path, key), tree, shown)
+            _walk(value, (*path, key), tree, label)
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            _walk(value, (*path, i), tree, shown)
+            _walk(value, (*path, i), tree, label)
     elif isinstance(node, yaml.ScalarNode):
-        _settle(node, path, tree, shown)
+        _settle(node, path, tree, label)
 
 
-def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> None:
+def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, label: str) -> None:
     """Set the type of a plain scalar; raise an error for a number in base 8 or 60, which readers would misread."""
     text = str(node.value)
-    _check_characters(node, shown)
+    _check_characters(node, label)
     if node.style:  # quoted or a block scalar
         return
     if node.tag == _DATE:
         node.tag = _STRING  # no field is a date
     elif node.tag == _INT and _OCTAL.fullmatch(text):
         sign, digits = ("-" if text.startswith("-") else ""), text.replace("_", "").lstrip("+-0")
-        raise _other_base(node, shown, "octal", f"{sign}{digits}" if digits else "0")
+        raise _other_base(node, label, "octal", f"{sign}{digits}" if digits else "0")
     elif node.tag in (_INT, _FLOAT) and ":" in text:
-        raise _other_base(node, shown, "base 60", _integer(text))
+        raise _other_base(node, label, "base 60", _integer(text))
     elif node.tag == _STRING and NUMBER.fullmatch(text) and not _WHOLE.fullmatch(text):
         node.tag = _FLOAT
     if node.tag == _FLOAT and NUMBER.fullmatch(text):
         if not math.isfinite(float(text.replace("_", ""))):
             raise WorkbenchError(
-                f"{_place(node, shown)} {text} is beyond the largest number that a float holds (1.8e308)",
+                f"{_place(node, label)} {text} is beyond the largest number that a float holds (1.8e308)",
                 f'Write a smaller number, or put "{text}" in quotes if it is a text.',
                 2,
             )
@@ -224,11 +224,11 @@ def _settle(node: yaml.ScalarNode, path: KeyPath, tree: Tree, shown: str) -> Non
             tree.texts[path] = text
 
 
-def _other_base(node: yaml.ScalarNode, shown: str, base: str, meant: str) -> WorkbenchError:
+def _other_base(node: yaml.ScalarNode, label: str, base: str, intended: str) -> WorkbenchError:
     """Return the error for a number such as 010 or 1:30, with a hint that says what to type instead."""
     return WorkbenchError(
-        f"{_place(node, shown)} YAML reads {node.value} as {_integer(node.value)} ({base})",
-        f'Write {meant} for the number {meant}, or put "{node.value}" in quotes if it is a text.',
+        f"{_place(node, label)} YAML reads {node.value} as {_integer(node.value)} ({base})",
+        f'Write {intended} for the number {intended}, or put "{node.value}" in quotes if it is a text.',
         2,
     )
 
@@ -244,31 +244,31 @@ def _integer(text: str) -> str:
     return f"{sign}{int(digits, 8)}"
 
 
-def _entries(node: yaml.MappingNode, shown: str) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
+def _entries(node: yaml.MappingNode, label: str) -> Iterator[tuple[str | int, yaml.Node, yaml.Node]]:
     for key_node, value in node.value:
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == f"{_TAG}merge":
-            raise WorkbenchError(f"{_place(key_node, shown)} keys must be plain words", None, 2)
-        _check_characters(key_node, shown)
+            raise WorkbenchError(f"{_place(key_node, label)} keys must be plain words", None, 2)
+        _check_characters(key_node, label)
         if key_node.tag == _DATE and not key_node.style:
             key_node.tag = _STRING
         is_int = key_node.tag == _INT
         if key_node.tag not in (_STRING, _INT) or (is_int and not re.fullmatch("0|[1-9][0-9]*", key_node.value)):
             kind = key_node.tag.removeprefix(_TAG)
             raise WorkbenchError(
-                f"{_place(key_node, shown)} YAML reads the key {key_node.value} as {kind}, expected text",
+                f"{_place(key_node, label)} YAML reads the key {key_node.value} as {kind}, expected text",
                 f'Put it in quotes: "{key_node.value}".',
                 2,
             )
         yield (int(key_node.value) if is_int else str(key_node.value)), key_node, value
 
 
-def _check_characters(node: yaml.Node, shown: str) -> None:
+def _check_characters(node: yaml.Node, label: str) -> None:
     unusable = _UNUSABLE.search(node.value)
     if unusable:
         raise WorkbenchError(
-            f"{_place(node, shown)} the character U+{ord(unusable[0]):04X} is not allowed", "Remove the character.", 2
+            f"{_place(node, label)} the character U+{ord(unusable[0]):04X} is not allowed", "Remove the character.", 2
         )
 
 
-def _place(node: yaml.Node, shown: str) -> str:
-    return f"{shown}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"
+def _place(node: yaml.Node, label: str) -> str:
+    return f"{label}:{node.start_mark.line + 1}:{node.start_mark.column + 1}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +152,21 @@ def test_copies_of_the_base_need_the_base(lora: Path, llama: Path) -> None:
     assert Adapter(lora, "x").unties(base) == "updates only the embeddings"
 
 
+def test_an_adapter_is_bound_once_to_a_base_and_then_freed(lora: Path, llama: Path) -> None:
+    checkpoint = Checkpoint(llama, "base")
+    base, equal = (Model(checkpoint, read_config(llama, "base")) for _ in range(2))
+    adapter = Adapter(lora, "x")
+    bound = bind(adapter, base.weights.specs, base)
+    assert bind(adapter, base.weights.specs, base) is bound
+    other = bind(adapter, equal.weights.specs, equal)
+    assert other is not bound
+    assert other.places.keys() == bound.places.keys()
+    alive = weakref.ref(adapter)
+    del adapter
+    gc.collect()
+    assert alive() is None, "neither the bound adapter nor the cache keeps the adapter alive"
+
+
 def test_no_safetensors(lora: Path) -> None:
     (lora / WEIGHTS).rename(lora / "adapter_model.bin")
     with pytest.raises(
@@ -170,7 +187,7 @@ def test_written_adapters_are_read_back(tmp_path: Path, transposed: bool) -> Non
     factors = {f"transformer.h.{i}.mlp.c_proj.weight": Factors(torch.randn(6, r, generator=generator), torch.randn(r, 4, generator=generator))
                for i, r in enumerate((1, 3, 3))}  # fmt: skip
     write_adapter(tmp_path, factors, "org/base", fan_in_fan_out=transposed)
-    specs = {name: TensorSpec((6, 4), torch.float32) for name in factors}
+    specs = {name: TensorSpec.of((6, 4), torch.float32) for name in factors}
     bound = bind(Adapter(tmp_path, "x"), specs)
     for name, update in factors.items():
         again = bound.factors(name, CPU)

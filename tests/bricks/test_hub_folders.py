@@ -397,4 +397,4 @@ def test_digests_do_not_count_buffers(copy: Callable[[str], Project], models: Ca
     drop(project.path / "base", "inv_freq", "attention.bias", "masked")
     resolved = project.resolve("steps: []\n")
     assert resolved.base_digest == new
-    assert resolved.warnings == []
+    assert resolved.warnings == ()

@@ -18,7 +18,7 @@ from worlds.tiny import files_of
 
 from workbench.cli._failures import explained
 from workbench.errors import size
-from workbench.files import whole, write_text
+from workbench.files import atomic_write, write_text
 from workbench.weights.saving import save_tensors
 
 RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
@@ -171,7 +171,7 @@ def test_sizes() -> None:
 def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     write_text(file, "old")
-    with pytest.raises(RuntimeError), whole(file) as temporary:
+    with pytest.raises(RuntimeError), atomic_write(file) as temporary:
         temporary.write_text("new, cut sh")
         raise RuntimeError
     assert file.read_text() == "old"

@@ -255,7 +255,7 @@ def test_statistics_go_on_after_an_interruption(facts: Project, monkeypatch: pyt
     with pytest.raises(Interrupt):
         solve(replace(context, progress=stopping("statistics", 200)), first=1)
     assert not any("values" in str(p) for p in context.cache.iterdir())
-    calls = counting(monkeypatch, moments, "_add")
+    calls = counting(monkeypatch, moments, "_add_batch")
     solve(context, first=1)
     assert len(calls) == 480 // 40 - 4, "the fifth batch was not saved yet when it stopped"
     one, other = ((root / "moments") for root in (context.cache, facts.path / "other"))
@@ -268,7 +268,7 @@ def test_statistics_go_on_after_an_interruption(facts: Project, monkeypatch: pyt
 def test_statistics_are_shared(facts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """By methods, and by bases that differ above the layer alone; not by other texts."""
     context = context_of(facts)
-    calls = counting(monkeypatch, moments, "_factor")
+    calls = counting(monkeypatch, moments, "_save_factors")
     solve(context, "memit", first=1)
     solve(context, "encore", first=1)
     digests = {n: ("other" if "layers.2" in n or n == PROJECTION else d) for n, d in context.digests.items()}

@@ -121,7 +121,7 @@ def test_the_base_keeps_its_own_answers(world: Project) -> None:
 
 def test_answers_are_looked_up_where_no_model_may_be_loaded(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
-        WorkbenchError, match=r"facts.jsonl: the base's answers to the neighbours' prompts are not known yet"
+        WorkbenchError, match=r"facts.jsonl: the base's answers to the neighbors' prompts are not known yet"
     ) as error:
         plan_of(world, device=None)
     assert "workbench eval" in str(error.value.hint)

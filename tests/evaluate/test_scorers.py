@@ -239,7 +239,7 @@ def test_lm_evals_python_api_scores_a_recipe(project: Any, task_files: Path) -> 
     import lm_eval
     from lm_eval.tasks import TaskManager
 
-    import workbench.evaluate  # noqa: F401  registers the model
+    import workbench.evaluate.models  # noqa: F401  registers the model
 
     recipe = project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\noutput: {dtype: float32}\n")
     path = project.run(recipe.read_text("utf-8"))["model"]

@@ -307,7 +307,7 @@ def test_what_is_drawn_depends_on_seed_and_row_alone() -> None:
 
     rows = Axis(np.array([1, 2, NEW, 0, 0, NEW, NEW, 3]))
     made = Grown("x", rows=rows, cols=Axis(np.array([0, NEW, 1])), std=0.5, scale=2.0)
-    source = GrownSource(Ones(), TensorSpec((4, 2), torch.float32), made, seed=3)
+    source = GrownSource(Ones(), TensorSpec.of((4, 2), torch.float32), made, seed=3)
     whole = torch.empty(8, 3)
     source.read(0, 8, whole)
     parts = torch.empty(8, 3)
@@ -318,7 +318,7 @@ def test_what_is_drawn_depends_on_seed_and_row_alone() -> None:
     drawn = torch.cat([whole[[2, 5, 6]].flatten(), whole[[0, 1, 3, 4, 7], 1]])
     assert len(drawn.unique()) == len(drawn)
     other = torch.empty(8, 3)
-    GrownSource(Ones(), TensorSpec((4, 2), torch.float32), made, seed=4).read(0, 8, other)
+    GrownSource(Ones(), TensorSpec.of((4, 2), torch.float32), made, seed=4).read(0, 8, other)
     assert not (other == whole)[2].any()
 
 

@@ -106,7 +106,7 @@ def test_steps_meet_the_tokenizer_of_their_place(project: Project) -> None:
     mean = embeddings[[VOCABULARY, WORDS.index("w1")]].mean(0)
     assert torch.allclose(embeddings[VOCABULARY + 1], mean, atol=1e-2)
     assert read_json(Path(document["model"]) / "config.json")["vocab_size"] == VOCABULARY + 2  # type: ignore[index]
-    with pytest.raises(WorkbenchError, match=r"bricks change 1 tensors whose shape step .* has changed") as caught:
+    with pytest.raises(WorkbenchError, match=r"bricks change 1 tensor whose shape step .* has changed") as caught:
         project.run(
             'bricks: {full: bricks/full}\nsteps: [{grow: vocabulary, tokens: ["<a>"]}, {merge: task_arithmetic}]\n',
             "dense.yaml",

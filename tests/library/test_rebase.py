@@ -100,7 +100,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     both = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/%s}\n"
     top = "{merge: task_arithmetic, bricks: {facts: 1.0}}"
     resolved = edited.resolve(both % "rebased" + f"steps: [{MIX}, {top}]\n")
-    assert resolved.warnings == []
+    assert resolved.warnings == ()
     again = edited.tensors(HEAD + f"steps: [{MIX}, {MEMIT}]\n")
     here = edited.tensors(both % "rebased" + f"steps: [{MIX}, {top}]\n")
     for name, tensor in again.items():  # an edit step there gives the same

@@ -28,7 +28,7 @@ def measured(base: Path, first: Path, *others: Path) -> Measures:
     model = Model(checkpoint, checkpoint.config)
 
     def brick(path: Path) -> Any:
-        return deltas(Brick(path.name, "adapter" if (path / WEIGHTS).is_file() else "checkpoint", path), model, CPU)
+        return deltas(Brick(path.name, "adapter" if (path / WEIGHTS).is_file() else "checkpoint", path), model)
 
     return measure(model, brick(first), {path.name: brick(path) for path in others}, device=CPU, threads=1)
 

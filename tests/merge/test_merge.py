@@ -153,7 +153,7 @@ class OneGroup:
 
     def __init__(self, delta: Tensor, elements: int) -> None:
         self.delta = delta
-        self.spec = TensorSpec(tuple(delta.shape), delta.dtype)
+        self.spec = TensorSpec.of(tuple(delta.shape), delta.dtype)
         self.elements = elements
 
     device, memo = CPU, None

@@ -171,7 +171,7 @@ def test_square_conv1d_is_transposed(model_of: Callable[..., Path], tmp_path: Pa
     """GPT-2's attention output is square: its shape does not tell [in, out] from [out, in]."""
     base = model_of("gpt2")
     adapter = Adapter(save_adapter(base, tmp_path / "lora", seed=3, family="gpt2", target_modules=["attn.c_proj"]), "x")
-    bound = bind(adapter, {f"h.{i}.attn.c_proj.weight": TensorSpec((32, 32), torch.float32) for i in range(4)})
+    bound = bind(adapter, {f"h.{i}.attn.c_proj.weight": TensorSpec.of((32, 32), torch.float32) for i in range(4)})
     assert all(name.startswith("h.") for name in bound.places)  # the base may lack the root that the adapter names
     a, b = (tensors_of(tmp_path / "lora")[f"base_model.model.transformer.h.0.attn.c_proj.lora_{x}.weight"] for x in "AB")
     factors = bound.factors("h.0.attn.c_proj.weight", CPU)

@@ -50,11 +50,11 @@ class Stored:
     """Weights of which only shapes are read."""
 
     def __init__(self, **shapes: tuple[int, ...]) -> None:
-        self.specs = {name.replace("__", "."): TensorSpec(shape, torch.float32) for name, shape in shapes.items()}
+        self.specs = {name.replace("__", "."): TensorSpec.of(shape, torch.float32) for name, shape in shapes.items()}
 
 
 def specs(*names: str) -> Mapping[str, TensorSpec]:
-    return {name: TensorSpec((8, 4), torch.float32) for name in names}
+    return {name: TensorSpec.of((8, 4), torch.float32) for name in names}
 
 
 # -- names
@@ -122,7 +122,7 @@ def test_embeddings_of_the_first_mamba_files_are_aligned_too() -> None:
 def test_heads_come_after_embeddings_and_biases_belong_to_them() -> None:
     found = vocabulary_tensors(specs("lm_head.weight", "transformer.wte.weight", "transformer.h.0.attn.output.weight"))
     assert found == ["transformer.wte.weight", "lm_head.weight"]
-    biased = {**specs("transformer.wte.weight", "lm_head.weight"), "lm_head.bias": TensorSpec((8,), torch.float32)}
+    biased = {**specs("transformer.wte.weight", "lm_head.weight"), "lm_head.bias": TensorSpec.of((8,), torch.float32)}
     assert vocabulary_tensors(biased) == ["transformer.wte.weight", "lm_head.weight", "lm_head.bias"]
 
 

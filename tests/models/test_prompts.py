@@ -12,7 +12,7 @@ import torch
 from worlds.project import CPU, Project
 from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
 
-from workbench.edit.grace import _foreign
+from workbench.edit.grace import _foreign_rows
 from workbench.edit.grace import _row as grace_row
 from workbench.edit.gradient.tuning import rows_of
 from workbench.edit.memories.retrieval import TokenMatch
@@ -66,7 +66,7 @@ def test_all_readers_of_facts_and_rows_agree(kind: str) -> None:
     assert (list(tuned.tokens), list(tuned.target)) == ([*expected, end], [*answer, end])
     learned = grace_row(one, tokenizer, True)
     assert (learned.ids, learned.answer) == (expected, [*answer, end])
-    foreign = _foreign(one, learned, tokenizer, True)
+    foreign = _foreign_rows(one, learned, tokenizer, True)
     assert whole(tokenizer, "The capital of London is Paris") in foreign
     assert encode(tokenizer, prompt, "Paris", 64) == ([*expected, end], 2)
     (text,) = encode_texts([Text(prompt, "Paris", "here:1")], tokenizer, 64)

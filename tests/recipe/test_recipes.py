@@ -47,7 +47,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     memory = resolved.recipe.memory is not None  # acts on the base as it is: nothing of it is written
     assert found.write_bytes == (0 if memory else 269_030_016 + grown * layer + mixture + words)
     assert found.problems == []
-    assert resolved.warnings == [], "every brick was made on these weights"
+    assert resolved.warnings == (), "every brick was made on these weights"
 
 
 @pytest.mark.starter

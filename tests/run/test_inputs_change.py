@@ -19,7 +19,7 @@ from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.adapters.read import Adapter
 from workbench.files import file_digest
-from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, settled_identity, unchanged
+from workbench.identity import FileIdentity, InputChangedError, WatchedFiles, identity_of, open_unchanged, settled_identity
 from workbench.steps import Memo
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, entry_digest, fingerprint, tensor_digests
@@ -178,8 +178,8 @@ def test_an_identity_is_taken_when_a_later_write_would_change_it(tmp_path: Path,
 def test_what_a_stored_key_takes_of_an_identity() -> None:
     """All but the device, whose number may differ when the machine has started again."""
     one = FileIdentity(1, 2, 3, 4, 5)
-    assert one.kept == one._replace(device=9).kept
-    assert all(one.kept != one._replace(**{field: 9}).kept for field in ("inode", "size", "mtime_ns", "ctime_ns"))
+    assert one.storable == one._replace(device=9).storable
+    assert all(one.storable != one._replace(**{field: 9}).storable for field in ("inode", "size", "mtime_ns", "ctime_ns"))
 
 
 def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_file_that_changed_is_not_read(tmp_path: Path) -> None:
     file.write_text("a")
     before = identity_of(file)
     file.write_text("bc")
-    with pytest.raises(InputChangedError, match="changed"), unchanged(file, before):
+    with pytest.raises(InputChangedError, match="changed"), open_unchanged(file, before):
         pytest.fail("read all the same")
 
     made = xxhash.xxh3_128

@@ -97,7 +97,7 @@ def test_memory_of_a_run_is_planned(large: Project, case: str) -> None:
 
 def test_bytes_of_shapes_and_ranks() -> None:
     """By hand, since the interpreter hides small errors of a measured run: buffers a thread, the core space, updates that are held."""
-    one, two = TensorSpec((100, 60), torch.float32), TensorSpec((50, 50), torch.float32)
+    one, two = TensorSpec.of((100, 60), torch.float32), TensorSpec.of((50, 50), torch.float32)
     assert buffer_bytes({"a": one}, 3, 2) == 2 * (3 + 6) * 4 * BLOCK_ELEMENTS
     factors, first, second, small = 4 * 160 * 8, 8 * 60 * 8, (4 + 8 + 16 + 8) * 100 * 8, 16 * 7 * 64
     assert core_bytes(one, 8, 3) == factors + first + second + small

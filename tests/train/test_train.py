@@ -34,7 +34,7 @@ def test_labels_are_the_completion_alone(base: Path) -> None:
     assert batch["input_ids"].tolist() == [rows[0][0], [*ids(["say", "c", "c"]), 1, 0, 0, 0, 0]]
     assert batch["attention_mask"].tolist() == [[1] * 8, [1, 1, 1, 1, 0, 0, 0, 0]]
     assert batch["places"].tolist() == [4, 5, 6, 8 + 1, 8 + 2]
-    assert batch["wanted"].tolist() == [*ids(["b", "a"]), 1, *ids(["c"]), 1]
+    assert batch["targets"].tolist() == [*ids(["b", "a"]), 1, *ids(["c"]), 1]
 
 
 def test_loss_equals_the_plain_one(base: Path) -> None:
@@ -210,7 +210,7 @@ def test_whole_texts_are_learned_but_for_the_first_token(base: Path, tmp_path: P
     text, short = encode(tokenizer, "", "say a then b", 16), encode(tokenizer, "say c", "c", 16)
     assert text == ([*ids(["say", "a", "then", "b"]), 1], 4)
     batch = collate([text, short])
-    assert batch["wanted"].tolist() == [*text[0][1:], *short[0][-2:]]
+    assert batch["targets"].tolist() == [*text[0][1:], *short[0][-2:]]
     assert batch["places"].tolist() == [0, 1, 2, 3, 5 + 1, 5 + 2]
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.float32).eval()
     with torch.no_grad():

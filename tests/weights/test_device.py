@@ -102,7 +102,7 @@ class Ones:
     """Weights whose tensors are all ones; remembers what was opened."""
 
     def __init__(self) -> None:
-        self.specs = {name: TensorSpec((4, 4), torch.float32) for name in "abc"}
+        self.specs = {name: TensorSpec.of((4, 4), torch.float32) for name in "abc"}
         self.opened: list[str] = []
 
     def origin(self, name: str) -> str:
@@ -136,8 +136,8 @@ def test_a_write_is_not_resumed_on_another_kind_of_device(other: bool, tmp_path:
 
 
 def test_layouts_differ_by_device_and_by_header() -> None:
-    shards = [Shard("x", {"a": TensorSpec((2,), torch.float32)})]
-    others = [Shard("x", {"a": TensorSpec((2,), torch.bfloat16)})]
+    shards = [Shard("x", {"a": TensorSpec.of((2,), torch.float32)})]
+    others = [Shard("x", {"a": TensorSpec.of((2,), torch.bfloat16)})]
     assert len({layout_digest(shards, CPU), layout_digest(shards, CUDA), layout_digest(others, CPU)}) == 3
     assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
 

@@ -218,7 +218,7 @@ def test_source_outlives_its_checkpoint(tmp_path: Path) -> None:
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=30), st.integers(1, 100))
 @settings(max_examples=80, deadline=None)
 def test_plan_shards(sizes: list[int], shard_size: int) -> None:
-    specs = {f"t{i}": TensorSpec((n,), torch.int8) for i, n in enumerate(sizes)}
+    specs = {f"t{i}": TensorSpec.of((n,), torch.int8) for i, n in enumerate(sizes)}
     shards = plan_shards(specs, shard_size)
     assert [n for shard in shards for n in shard.specs] == list(specs)
     assert all(shard.nbytes <= shard_size or len(shard.specs) == 1 for shard in shards)
@@ -355,7 +355,7 @@ def test_configuration_digest_ignores_bookkeeping(llama: Path) -> None:
     other = {**digests, next(iter(digests)): "0" * 32}
     assert weights_digest(checkpoint.specs, other, checkpoint.config) != digest()
     name, spec = next(iter(checkpoint.specs.items()))
-    for same_bytes in (TensorSpec(spec.shape[::-1], spec.dtype), TensorSpec(spec.shape, torch.float16)):
+    for same_bytes in (TensorSpec.of(spec.shape[::-1], spec.dtype), TensorSpec.of(spec.shape, torch.float16)):
         assert weights_digest({**checkpoint.specs, name: same_bytes}, digests, checkpoint.config) != digest()
 
 

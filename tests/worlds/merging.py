@@ -29,7 +29,7 @@ class InMemory:
 
     @property
     def specs(self) -> dict[str, TensorSpec]:
-        return {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in self.tensors.items()}
+        return {n: TensorSpec.of(t.shape, t.dtype) for n, t in self.tensors.items()}
 
     def origin(self, name: str) -> str:
         return name

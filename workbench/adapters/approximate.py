@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench.adapters.modules import Live, Place, live_places
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
 LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
@@ -39,7 +41,7 @@ class Policy:
 
     rank: int | None = None
     error: float = 0.0
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype = field(default_factory=lambda: torch.float32)
     dense: Literal["approximate", "whole"] = "whole"
     embeddings: bool = False
     rest: Literal["save", "drop", "refuse"] = "save"
@@ -117,7 +119,7 @@ class AdaptedWeights:
         if update is not None and place and self._takes_factors(place):
             return self._from_factors(update)
         if update is None and place and self._is_approximated(place):
-            part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._without_loss(name, device)
+            part = self._from_dense(name, device) if self.policy.dense == "approximate" else self._exact_factors(name, device)
             if part is not None:
                 return part
         norm = self._distance(name, device)
@@ -126,7 +128,7 @@ class AdaptedWeights:
         if self.policy.rest == "drop":
             return AdaptedPart("dropped", None, norm, 1.0)
         if self.policy.rest == "refuse" or place is None:
-            raise self._not_adaptable(name, place)
+            raise self._not_adaptable_error(name, place)
         return AdaptedPart("whole", None, norm)
 
     def _takes_factors(self, place: Place) -> bool:
@@ -144,26 +146,28 @@ class AdaptedWeights:
         return self.policy.embeddings or place.module not in self.live.ends
 
     def _from_factors(self, update: Factors) -> AdaptedPart:
+        """Return the part of a tensor whose update is a product."""
         factors = svd.reduced(update) if self.policy.rank is None else svd.truncated(update, self.policy.rank)
         if factors.rank == 0:
             return AdaptedPart("same")
-        factors = self._rounded(factors)
+        factors = self._round(factors)
         norm = math.sqrt(max(0.0, svd.inner(update, update)))
         difference = summed([(1.0, update), (-1.0, factors)])
         error = math.sqrt(max(0.0, svd.inner(difference, difference))) / norm if norm else 0.0
         return AdaptedPart("lora", factors, norm, error)
 
     def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
+        """Return the part of a tensor whose update is dense, approximated at the policy's rank and error."""
         delta, noise = self._delta(name, device)
         total = svd.squared(delta)
         if total == 0:
             return AdaptedPart("same")
         seed = xxhash.xxh32_intdigest(name.encode())
-        factors = self._rounded(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
+        factors = self._round(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
         error = math.sqrt(svd.residual(delta, factors) / total)
         return AdaptedPart("lora", factors, math.sqrt(total), error, math.sqrt(noise / total))
 
-    def _without_loss(self, name: str, device: torch.device) -> AdaptedPart | None:
+    def _exact_factors(self, name: str, device: torch.device) -> AdaptedPart | None:
         """Factor a dense update that is exactly low-rank, as spectral methods produce; return None if factors save no space."""
         delta, _ = self._delta(name, device)
         total = svd.squared(delta)
@@ -176,11 +180,12 @@ class AdaptedWeights:
                 return None
             factors = svd.balanced(left[:, :count], values[:count], right[:count])
             if math.sqrt(svd.residual(delta, factors) / total) <= LOSSLESS:
-                factors = self._rounded(factors)
+                factors = self._round(factors)
                 return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(svd.residual(delta, factors) / total))
         return None
 
-    def _rounded(self, factors: Factors) -> Factors:
+    def _round(self, factors: Factors) -> Factors:
+        """Round factors to the adapter's dtype."""
         dtype = self.policy.dtype
         return Factors(factors.left.to(dtype).float(), factors.right.to(dtype).float())
 
@@ -211,7 +216,7 @@ class AdaptedWeights:
             total += float(result.sub_(base).double().square().sum())
         return math.sqrt(total)
 
-    def _not_adaptable(self, name: str, place: Place | None) -> WorkbenchError:
+    def _not_adaptable_error(self, name: str, place: Place | None) -> WorkbenchError:
         if place is None:
             return WorkbenchError(
                 f"{name} differs from the base, but an adapter cannot hold it: transformers splits it, fuses it with other tensors "

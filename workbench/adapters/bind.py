@@ -5,17 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-
-import torch
+from weakref import WeakKeyDictionary
 
 from workbench.adapters.binder import Binder
 from workbench.adapters.dense import DeltaRows, Update
 from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import CONFIG, Adapter
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+
+# Adapter -> the base that it was bound to last, and the result: `resolve`, `plan` and `compose` bind the same adapters again.
+# An entry lives as long as its adapter, because no update refers to the adapter itself.
+_last: WeakKeyDictionary[Adapter, tuple[Model, BoundAdapter]] = WeakKeyDictionary()
 
 
 def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None = None) -> BoundAdapter:
@@ -31,31 +35,29 @@ def bind(adapter: Adapter, specs: Mapping[str, TensorSpec], base: Model | None =
         WorkbenchError: If the base lacks a module of the adapter, if shapes differ, or if part of the adapter cannot be
             expressed exactly as a change of the base's tensors.
     """
-    if base is not None and adapter.bound is not None and adapter.bound[0] is base:
-        cached: BoundAdapter = adapter.bound[1]  # `resolve`, `plan` and `compose` each call this
-        return cached
+    last = _last.get(adapter)
+    if base is not None and last is not None and last[0] is base:
+        return last[1]
     binder = Binder(adapter, specs, base)
     binder.bind()
     notes = list(binder.notes)
     if unknown := unknown_fields(adapter.config):
         notes.append(f"{adapter.label}: {CONFIG} sets {', '.join(unknown)}, which is not supported and is ignored")
-    bound = BoundAdapter(adapter, binder.updates, notes)
+    bound = BoundAdapter(binder.updates, notes)
     if base is not None:
-        adapter.bound = (base, bound)
+        _last[adapter] = (base, bound)
     return bound
 
 
 @dataclass(frozen=True)
 class BoundAdapter:
-    """The deltas of an adapter under the base's tensor names. Implements `merge.stream.Deltas`.
+    """The deltas of an adapter under the base's tensor names. Implements `merge.streaming.deltas.Deltas`.
 
     Attributes:
-        adapter: The adapter.
         places: Tensor of the base -> its update. An update reads its tensors only when it is opened.
         notes: Messages for the user.
     """
 
-    adapter: Adapter
     places: dict[str, Update]
     notes: list[str] = field(default_factory=list)
 
@@ -92,7 +94,7 @@ class BoundAdapter:
 def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:
     """Return whether an update is zero: low-rank factors exactly, other updates relative to the base's largest number."""
     if isinstance(update, LowRank):
-        return not any(patch.pair.a.read().any() and patch.pair.b.read().any() for patch in update.patches)
+        return all(patch.pair.a.is_zero() or patch.pair.b.is_zero() for patch in update.patches)
     cpu = torch.device("cpu")
     source, rows = open_base(cpu), update.open(cpu)
     buffers = buffer(spec, cpu), buffer(spec, cpu)

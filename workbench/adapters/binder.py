@@ -80,10 +80,10 @@ class Binder:
         """
         for name, stored in self.adapter.keys.saved.items():
             self._saved(name, stored)
-        taken: dict[str, Part] = {}
+        owners: dict[str, Part] = {}
         for part in self.adapter.keys.parts:
             for disk in self._part(part):
-                first = taken.setdefault(disk, part)
+                first = owners.setdefault(disk, part)
                 if first is not part and self._clash(first, part):
                     raise WorkbenchError(f"{self.label}: two modules of the adapter update {disk}", "Save the adapter again.")
         for disk in self.updates:
@@ -95,18 +95,18 @@ class Binder:
         for kind, count in self._kinds.items():
             self.notes.append(f"{self.label}: {kind} on {count} tensors is applied as dense deltas, which are not low-rank")
         if self._replaced:
-            shown = ", ".join(self._replaced[:3]) + (" …" if len(self._replaced) > 3 else "")
+            names = ", ".join(self._replaced[:3]) + (" …" if len(self._replaced) > 3 else "")
             self.notes.append(
-                f"{self.label}: holds whole tensors ({shown}; {len(self._replaced)} in total), which are merged as dense deltas"
+                f"{self.label}: holds whole tensors ({names}; {len(self._replaced)} in total), which are merged as dense deltas"
             )
 
-    def _clash(self, one: Part, other: Part) -> bool:
+    def _clash(self, first: Part, second: Part) -> bool:
         """Return whether two modules are the same one, with names that differ only by a root prefix.
 
         Different modules may update one tensor if the base stores them fused.
         """
-        names = one.module, other.module
-        return one.depth == other.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
+        names = first.module, second.module
+        return first.depth == second.depth and any(a == b or a.endswith(f".{b}") for a, b in (names, names[::-1]))
 
     def _part(self, part: Part) -> list[str]:
         """Add the updates of one module and return the tensors on disk that they change."""
@@ -131,6 +131,7 @@ class Binder:
         return self._parameter(part) if self._adapts_parameter(part, name) else self._linear(part)
 
     def _adapts_parameter(self, part: Part, name: str) -> bool:
+        """Return whether the update belongs to a parameter (`target_parameters`) rather than to a linear layer."""
         return bool(part.depth or (self.config.get("target_parameters") and not self.places.pieces(name)))
 
     def _check_fields(self, part: Part, name: str) -> None:
@@ -138,12 +139,13 @@ class Binder:
         fields = set(part.fields)
         kind = next(used for first, used in _USED.items() if first in fields or first == "lokr")
         used = {"lora_A", "lora_B"} if kind is _USED["lora_A"] and self._adapts_parameter(part, name) else kind
-        both = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
-        if left := fields - used | both:
-            key = part.fields[min(left)].key
+        redundant = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
+        if unused := fields - used | redundant:
+            key = part.fields[min(unused)].key
             raise WorkbenchError(f"{self.label}: adapter key {key} cannot be combined with the other keys of {part.module}", BAKE)
 
     def _linear(self, part: Part) -> list[str]:
+        """Add LoRA on a linear layer."""
         a, b = part.fields["lora_A"], part.fields["lora_B"]
         name = f"{part.module}.weight"
         shape = self.places.shape(name)
@@ -156,33 +158,34 @@ class Binder:
         if self._is_target_parameter(name) and update == shape:
             flip = False
         if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
-            raise self._unfit(name, b, a)
-        pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, between=self._between(part))
+            raise self._shape_error(name, b, a)
+        pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, singular_values=self._singular_values(part))
         disks = self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
         if "lora_B.bias" in part.fields:
             self._shift(part, part.fields["lora_B.bias"], pair.scale)
         return disks
 
-    def _between(self, part: Part) -> Stored | None:
+    def _singular_values(self, part: Part) -> Stored | None:
         """Return AdaLoRA's singular values; raise WorkbenchError if they are missing, unexpected or of another number."""
         values = part.fields.get("lora_E")
         rank = part.fields["lora_A"].shape[0]
         if (values is not None) != (self.config["peft_type"] == "ADALORA") or (values and math.prod(values.shape) != rank):
-            shown = f"lora_E {list(values.shape)}" if values else "no lora_E"
+            description = f"lora_E {list(values.shape)}" if values else "no lora_E"
             raise WorkbenchError(
-                f"{self.label}: {part.module} has {shown}; expected {rank} numbers with peft_type ADALORA, and no lora_E otherwise",
+                f"{self.label}: {part.module} has {description}; expected {rank} numbers with peft_type ADALORA, and no lora_E otherwise",
                 "Save the adapter again.",
             )
         return values
 
     def _embedding(self, part: Part) -> list[str]:
+        """Add LoRA on an embedding."""
         a, b = part.fields["lora_embedding_A"], part.fields["lora_embedding_B"]
         name = f"{part.module}.weight"
         shape = self.places.shape(name)
         if shape is None:
             disk_weight(part.module, self.specs, self.label)  # raises
         if len(a.shape) != 2 or b.shape[1:] != (a.shape[0],) or shape != (a.shape[1], b.shape[0]):
-            raise self._unfit(name, b, a)
+            raise self._shape_error(name, b, a)
         pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip=True)
         return self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
 
@@ -198,12 +201,12 @@ class Binder:
         name = targets[len(targets) - 1 - part.depth]  # the first parameter has the innermost wrapper
         shape = self.places.shape(name) or ()
         if not self.places.spots(name):
-            raise self._unsupported_layout(name)
+            raise self._layout_error(name)
         experts = shape[0] if len(shape) == 3 else 1
         transposed = len(shape) == 3 and self.places.stores_experts_in_out(part.module)
         out, width = (shape[-1], shape[-2]) if transposed else (shape[-2], shape[-1])
         if a.shape[1:] != (width,) or b.shape != (out, a.shape[0]) or a.shape[0] % experts:
-            raise self._unfit(name, b, a)
+            raise self._shape_error(name, b, a)
         pair = FactorPair(a, b, self.adapter.scale(name, a.shape[0] // experts), transposed)
         return self._low_rank(pair, name, experts if len(shape) == 3 else None)
 
@@ -211,24 +214,33 @@ class Binder:
         """Add a product to the tensors on disk that store the live tensor."""
         spots = self.places.spots(name)
         if not spots:
-            raise self._unsupported_layout(name)
+            raise self._layout_error(name)
         updates: dict[str, LowRank] = {}
         for spot in spots:
             part = FactorPair(
-                pair.a, pair.b, pair.scale, pair.flip, _expert(spot, experts), spot.rows, spot.cols, spot.swap, pair.between
+                pair.a,
+                pair.b,
+                pair.scale,
+                pair.flip,
+                _expert(spot, experts),
+                spot.rows,
+                spot.cols,
+                spot.swap,
+                pair.singular_values,
             )
             updates.setdefault(spot.disk, LowRank(self.specs[spot.disk])).patches.append(Patch(part, spot.row, spot.col))
         for disk, update in updates.items():
             self.updates[disk] = added(self.updates.get(disk), update)
         return list(updates)
 
-    def _unsupported_layout(self, name: str) -> WorkbenchError:
+    def _layout_error(self, name: str) -> WorkbenchError:
         return WorkbenchError(
             f"{self.label}: the adapter updates {name}, which the base does not have or stores in a layout that is not supported",
             BAKE,
         )
 
     def _magnitude(self, part: Part, pair: FactorPair, name: str) -> list[str]:
+        """Add a DoRA update, which depends on the base's weight."""
         disk, magnitude = self._whole(name, "DoRA"), part.fields["lora_magnitude_vector"]
         if math.prod(magnitude.shape) != pair.b.shape[0]:
             raise WorkbenchError(
@@ -236,7 +248,7 @@ class Binder:
                 "Save the adapter again.",
             )
         if disk in self.updates:
-            raise self._replaced_too("DoRA", disk)
+            raise self._double_update_error("DoRA", disk)
         if self.base is None:
             raise WorkbenchError(f"{self.label}: DoRA on {disk} requires the base's weights", BAKE)
         self._kinds["DoRA"] += 1
@@ -252,7 +264,7 @@ class Binder:
         if kind in ("LOHA", "LOKR"):
             update = tuners.lycoris(part, disk, spec, self.adapter.lycoris_scale(part.module), self.label)
         elif disk in self.updates:
-            raise self._replaced_too(TITLES[kind], disk)
+            raise self._double_update_error(TITLES[kind], disk)
         elif kind == "OFT":
             update = tuners.oft(part, disk, spec, self.config, self.label)
         else:
@@ -260,14 +272,14 @@ class Binder:
             update = tuners.ia3(part, disk, spec, conv1d, self.label)
             if part.fields["ia3_l"].shape[0] != 1 and (bias := self.places.direct(f"{part.module}.bias")):
                 if bias in self.updates:
-                    raise self._replaced_too(TITLES[kind], bias)
+                    raise self._double_update_error(TITLES[kind], bias)
                 self._shift(part, part.fields["ia3_l"], None)
         self._kinds[TITLES[kind]] += 1
         self.updates[disk] = added(self.updates.get(disk), update)
         return [disk]
 
-    def _replaced_too(self, what: str, disk: str) -> WorkbenchError:
-        return WorkbenchError(f"{self.label}: the adapter has both {what} and another update on {disk}", BAKE)
+    def _double_update_error(self, description: str, disk: str) -> WorkbenchError:
+        return WorkbenchError(f"{self.label}: the adapter has both {description} and another update on {disk}", BAKE)
 
     def _tokens(self, part: Part) -> list[str]:
         """Add trained rows of the embeddings, and the same rows of a head that shares the embeddings."""
@@ -312,7 +324,7 @@ class Binder:
                 f"{self.label}: {stored.key} is {list(stored.shape)}, the base has {list(shape or ())}{vocabulary}",
                 f"Resize the base's embeddings to {stored.shape[0]} tokens first, as the adapter's training did."
                 if vocabulary and stored.shape[0] != rows
-                else self._other_base(),
+                else self._trained_on_hint(),
             )
         if ".base_layer." in stored.key and self.base is None:
             raise WorkbenchError(f"{self.label}: adapter key {stored.key} is a weight, not an update", _UNSAVE)
@@ -322,6 +334,7 @@ class Binder:
             self._replace(name, stored, spot, shape)
 
     def _replace(self, name: str, stored: Stored, spot: Spot, shape: tuple[int, ...]) -> None:
+        """Add a whole tensor of the adapter as a replacement of the base's rows."""
         spec = self.specs[spot.disk]
         height, width = (shape[-2], shape[-1]) if len(shape) > 1 else (shape[0], 1)
         if spot.swap or spot.cols != (0, width) or spot.col or spec.cols != width:
@@ -341,38 +354,40 @@ class Binder:
         if math.prod(stored.shape) != self.specs[disk].numel:
             raise WorkbenchError(
                 f"{self.label}: {stored.key} is {list(stored.shape)}, {disk} is {list(self.specs[disk].shape)} in the base",
-                self._other_base(),
+                self._trained_on_hint(),
             )
         self.updates[disk] = added(self.updates.get(disk), BiasShift(stored, scale))
         self._kinds["lora_bias" if scale is not None else TITLES["IA3"]] += 1
 
-    def _whole(self, name: str, what: str) -> str:
+    def _whole(self, name: str, description: str) -> str:
         """Return the one tensor on disk that stores a live tensor; raise WorkbenchError if there is none or it is split or fused."""
         disk = self.places.whole(name)
         if disk is None:
             if not self.places.pieces(name):
                 disk_weight(name.removesuffix(".weight"), self.specs, self.label)  # raises
             raise WorkbenchError(
-                f"{self.label}: {what} on {name} is not supported, because the base stores that tensor split or fused with others",
+                f"{self.label}: {description} on {name} is not supported, because the base stores that tensor split or fused with others",
                 BAKE,
             )
         return disk
 
     def _is_target_parameter(self, name: str) -> bool:
+        """Return whether the adapter's configuration lists a parameter under `target_parameters`."""
         return any(re.fullmatch(rf"(.*\.)?{re.escape(t)}", name) for t in self.config.get("target_parameters") or ())
 
-    def _unfit(self, name: str, b: Stored, a: Stored) -> WorkbenchError:
+    def _shape_error(self, name: str, b: Stored, a: Stored) -> WorkbenchError:
         disk = self.places.direct(name) or name
         return WorkbenchError(
             f"{self.label}: {disk} is {list(self.places.shape(name) or ())} in the base, the adapter's update is "
             f"{list(b.shape)} x {list(a.shape)}",
-            self._other_base(),
+            self._trained_on_hint(),
         )
 
-    def _other_base(self) -> str:
+    def _trained_on_hint(self) -> str:
         trained_on = self.config.get("base_model_name_or_path")
         return f"The adapter was trained on {trained_on}: set the recipe's `base:` to that model."
 
 
 def _expert(spot: Spot, experts: int | None) -> tuple[int, int] | None:
+    """Return the index of a spot's expert and the number of experts; None without experts."""
     return (spot.expert or 0, experts) if experts is not None else None

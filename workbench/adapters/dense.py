@@ -1,6 +1,6 @@
 """Updates that are not a product of two small factors: dense deltas, computed by rows from the adapter and the base.
 
-Every class describes one tensor's update. Its `open(device)` returns a `merge.stream.DeltaSource`, and `factors` returns None.
+Every class describes one tensor's update. Its `open(device)` returns a `merge.streaming.deltas.DeltaSource`, and `factors` returns None.
 Formulas use the orientation of torch.nn.Linear, W [out, in]; `flip` means that the weight is stored transposed.
 """
 
@@ -9,19 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Protocol
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.lora import FactorPair
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 class DeltaRows(Protocol):
-    """Interface of an open update, the same as `merge.stream.DeltaSource`."""
+    """Interface of an open update, the same as `merge.streaming.deltas.DeltaSource`."""
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
         """Fill `out` with rows start..stop of the delta."""
@@ -151,6 +152,7 @@ class Dora(_Dense):
         return _Rows(compute)
 
     def _column_norms(self, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
+        """Return the norms of the columns of the base plus the update, for DoRA."""
         source, scratch = self.reopen(device), buffer(self.spec, device)
         squares = torch.zeros(self.spec.cols, dtype=torch.float64, device=device)
         for start, stop in self.spec.blocks(block_elements(device)):
@@ -212,6 +214,7 @@ class LoKr(_Dense):
         return _Rows(compute)
 
     def _factor(self, name: str, device: torch.device) -> Tensor:
+        """Return a Kronecker factor, computed from its low-rank parts if it is stored that way."""
         if f"lokr_{name}" in self.fields:
             return self.fields[f"lokr_{name}"].read(device)
         return self.fields[f"lokr_{name}_a"].read(device) @ self.fields[f"lokr_{name}_b"].read(device)
@@ -221,9 +224,9 @@ class LoKr(_Dense):
         """Shape of the product, [out, in]."""
         heights, widths = [], []
         for name in ("w1", "w2"):
-            whole = self.fields.get(f"lokr_{name}")
-            heights.append((whole or self.fields[f"lokr_{name}_a"]).shape[0])
-            widths.append((whole or self.fields[f"lokr_{name}_b"]).shape[1])
+            full = self.fields.get(f"lokr_{name}")
+            heights.append((full or self.fields[f"lokr_{name}_a"]).shape[0])
+            widths.append((full or self.fields[f"lokr_{name}_b"]).shape[1])
         return heights[0] * heights[1], widths[0] * widths[1]
 
 
@@ -265,6 +268,7 @@ class Oft(_Dense):
         return _Rows(compute)
 
     def _rotation(self, device: torch.device) -> Tensor:
+        """Return the blocks' rotations by the Cayley transform, or its Neumann series of `terms` terms as in PEFT."""
         upper = self.stored.read(device)
         rows, cols = torch.triu_indices(self.size, self.size, 1)
         skew = torch.zeros(len(upper), self.size, self.size, device=device)

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
+from workbench.lazy import torch
 from workbench.weights.checkpoint import Entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+# Magnitude bits of infinity; those of finite numbers are smaller, those of NaN larger.
+_INFINITIES = {"F16": 0x7C00, "BF16": 0x7F80, "F32": 0x7F800000}
 
 
 @dataclass(frozen=True)
@@ -51,20 +57,27 @@ class Stored:
         Raises:
             WorkbenchError: If the rows hold NaN or infinity, or the file ends early.
         """
-        spec = self.entry.spec
-        width = spec.cols * spec.dtype.itemsize
-        with unchanged(self.entry.file, self.entry.identity) as stream:
-            stream.seek(self.entry.offset + start * width)
-            raw = bytearray(stream.read((stop - start) * width))
-        if len(raw) != (stop - start) * width:
-            raise WorkbenchError(
-                f"{self.label}: {self.entry.file} ends early", "The file changed while it was being read: run the command again."
-            )
+        spec, raw = self.entry.spec, self._bytes(start, stop)
         if not raw:
             return torch.empty(stop - start, spec.cols, device=device)
         value = torch.frombuffer(raw, dtype=spec.dtype).view(stop - start, spec.cols).float()
         self._check(value, start, 0, 1)
         return value.to(device) if device is not None else value
+
+    def is_zero(self) -> bool:
+        """Return whether every number is zero, without torch for the usual dtypes.
+
+        Raises:
+            WorkbenchError: If the tensor holds NaN or infinity, or the file ends early.
+        """
+        spec = self.entry.spec
+        if spec.stored not in _INFINITIES:
+            return not bool(self.read().any())
+        bits = np.frombuffer(self._bytes(0, spec.rows), f"<u{spec.itemsize}")
+        magnitudes = bits & ((1 << 8 * spec.itemsize - 1) - 1)
+        if magnitudes.size and magnitudes.max() >= _INFINITIES[spec.stored]:
+            self.read()  # raises the error, with the number's place
+        return not magnitudes.any()
 
     def columns(self, first: int, step: int) -> Tensor:
         """Read columns first, first + step, … of the tensor's 2-D view as float32.
@@ -77,13 +90,25 @@ class Stored:
             WorkbenchError: If the columns hold NaN or infinity.
         """
         spec = self.entry.spec
-        size = spec.dtype.itemsize
-        with unchanged(self.entry.file, self.entry.identity) as stream:
+        size = spec.itemsize
+        with open_unchanged(self.entry.file, self.entry.identity) as stream:
             mapped = np.memmap(stream, np.uint8, "r", self.entry.offset, (spec.rows, spec.cols, size))
             chosen = torch.from_numpy(np.ascontiguousarray(mapped[:, first::step]))
         value = chosen.view(spec.dtype).view(spec.rows, -1).float()
         self._check(value, 0, first, step)
         return value
+
+    def _bytes(self, start: int, stop: int) -> bytearray:
+        """Read the stored bytes of rows start..stop."""
+        width = self.entry.spec.cols * self.entry.spec.itemsize
+        with open_unchanged(self.entry.file, self.entry.identity) as stream:
+            stream.seek(self.entry.offset + start * width)
+            raw = bytearray(stream.read((stop - start) * width))
+        if len(raw) != (stop - start) * width:
+            raise WorkbenchError(
+                f"{self.label}: {self.entry.file} ends early", "The file changed while it was being read: run the command again."
+            )
+        return raw
 
     def _check(self, value: Tensor, start: int, first: int, step: int) -> None:
         if value.isfinite().all():

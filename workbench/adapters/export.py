@@ -13,10 +13,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.approximate import AdaptedPart, AdaptedWeights
 from workbench.adapters.keys import PREFIX
@@ -24,6 +21,7 @@ from workbench.adapters.modules import Live
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
+from workbench.lazy import torch
 from workbench.weights import svd
 from workbench.weights.checkpoint import SINGLE
 from workbench.weights.lowrank import Factors
@@ -31,6 +29,9 @@ from workbench.weights.parallel import each
 from workbench.weights.saving import save_tensors
 from workbench.weights.specs import Source, TensorSpec
 from workbench.weights.writer import write_checkpoint
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Progress = Callable[[int, int], None]
 
@@ -90,8 +91,8 @@ def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
     counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
     norm = math.sqrt(sum(p.norm**2 for p in counted))
-    lost = math.sqrt(sum((p.norm * p.error) ** 2 for p in counted))
-    noise = math.sqrt(sum((p.norm * p.rounding) ** 2 for p in counted))
+    error = math.sqrt(sum((p.norm * p.error) ** 2 for p in counted))
+    rounding = math.sqrt(sum((p.norm * p.rounding) ** 2 for p in counted))
     return {
         "tensors": {
             n: {"rank": p.factors.rank if p.factors else 0, "norm": p.norm, "error": p.error, "rounding": p.rounding}
@@ -100,8 +101,8 @@ def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
         "whole": [n for n, p in parts.items() if p.kind == "whole"],
         "dropped": [n for n, p in parts.items() if p.kind == "dropped"],
         "norm": norm,
-        "error": lost / norm if norm else 0.0,
-        "rounding": noise / norm if norm else 0.0,
+        "error": error / norm if norm else 0.0,
+        "rounding": rounding / norm if norm else 0.0,
     }
 
 
@@ -151,9 +152,9 @@ class _Files:
         biases = {n for n, p in places.items() if p.parameter == "bias" and self._has_matrix(p.module)}
         self.saved = sorted({p.module for n, p in places.items() if n not in biases})
         self.biases = sorted(n for n in biases if places[n].module not in self.saved)
-        if both := sorted(targeted & set(self.saved)):
+        if in_both := sorted(targeted & set(self.saved)):
             raise WorkbenchError(
-                f"{both[0]}: this result requires both an update and a whole copy of the module, which an adapter cannot hold"
+                f"{in_both[0]}: this result requires both an update and a whole copy of the module, which an adapter cannot hold"
             )
         self.rank = max((f.rank for f in lora.values()), default=1)
         sizes = {name: sum(adapted.specs[name].shape) for name in lora}
@@ -190,8 +191,8 @@ class _Files:
         """Return lora_A [r, in] and lora_B [out, r] under their keys; A of an embedding is [r, vocabulary]."""
         place = self._live.places[name]
         key = f"{PREFIX}{place.module}"
-        plain = factors if place.kind == "linear" else factors.transposed()
-        a, b = (t.to(self._adapted.policy.dtype).contiguous() for t in (plain.right, plain.left))
+        oriented = factors if place.kind == "linear" else factors.transposed()
+        a, b = (t.to(self._adapted.policy.dtype).contiguous() for t in (oriented.right, oriented.left))
         if place.kind == "embedding":
             return {f"{key}.lora_embedding_A": a, f"{key}.lora_embedding_B": b}
         return {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b}
@@ -210,10 +211,10 @@ class _Files:
         return self._live.head is not None and module in self._live.ends
 
     def _spec(self, value: Tensor | _Whole) -> TensorSpec:
-        if isinstance(value, Tensor):
-            return TensorSpec(tuple(value.shape), value.dtype)
+        if isinstance(value, torch.Tensor):
+            return TensorSpec.of(value.shape, value.dtype)
         spec = self._adapted.specs[value.name]
-        return TensorSpec(spec.shape, self._dtype or spec.dtype)
+        return TensorSpec.of(spec.shape, self._dtype) if self._dtype else spec
 
     def origin(self, name: str) -> str | None:
         """Return None, because no brick addresses an adapter's tensors."""
@@ -222,7 +223,7 @@ class _Files:
     def open(self, name: str, device: torch.device) -> Source:
         """Open a factor in memory, or the result's tensor."""
         value = self._tensors[name]
-        return _AdapterRows(value) if isinstance(value, Tensor) else self._adapted.result.weights.open(value.name, device)
+        return _AdapterRows(value) if isinstance(value, torch.Tensor) else self._adapted.result.weights.open(value.name, device)
 
     def config(self, base: str) -> dict[str, Any]:
         """Return adapter_config.json with alpha = rank, so that the product of the factors is the update without further scaling."""
@@ -232,7 +233,7 @@ class _Files:
             "base_model_name_or_path": base,
             "r": self.rank,
             "lora_alpha": self.rank,
-            "target_modules": _short(self._live, set(self.targets.values())),
+            "target_modules": _short_targets(self._live, set(self.targets.values())),
             "rank_pattern": self.ranks,
             "alpha_pattern": self.ranks,
             "modules_to_save": self.saved or None,
@@ -254,7 +255,7 @@ class _AdapterRows:
         out.copy_(self._tensor[start:stop])
 
 
-def _short(live: Live, targets: set[str]) -> list[str]:
+def _short_targets(live: Live, targets: set[str]) -> list[str]:
     """Return `target_modules`: the short name ("q_proj") if all modules of that name are updated, else full names."""
     last: dict[str, set[str]] = {}
     for module in live.modules:
@@ -276,10 +277,10 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
     ranks: dict[str, int] = {}
     for name, update in sorted(factors.items()):
         module = name.removesuffix(".weight")
-        plain = update.transposed() if fan_in_fan_out else update
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = plain.right.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = plain.left.contiguous()
-        ranks[module] = plain.rank
+        oriented = update.transposed() if fan_in_fan_out else update
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = oriented.right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = oriented.left.contiguous()
+        ranks[module] = oriented.rank
     rank = max(ranks.values(), default=1)
     smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
     config = {

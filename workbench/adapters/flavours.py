@@ -60,7 +60,7 @@ def _is_positive(value: Any) -> bool:
     return _is_number(value) and value > 0
 
 
-def _is_whole(value: Any) -> bool:
+def _is_integer(value: Any) -> bool:
     return type(value) is int and 0 <= value < 2**31
 
 
@@ -74,7 +74,7 @@ def _are_texts(value: Any) -> bool:
 
 def _are_tokens(value: Any) -> bool:
     lists = list(value.values()) if isinstance(value, dict) else [value]
-    return all(isinstance(tokens, list) and all(_is_whole(token) for token in tokens) for tokens in lists)
+    return all(isinstance(tokens, list) and all(_is_integer(token) for token in tokens) for tokens in lists)
 
 
 def _are_ranks(value: Any) -> bool:
@@ -91,8 +91,8 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "auto_mapping": (lambda value: isinstance(value, dict), "an object"),
     "lora_alpha": (_is_number, "a number"),
     "alpha": (_is_number, "a number"),
-    "r": (_is_whole, "a whole number"),
-    "init_r": (_is_whole, "a whole number"),
+    "r": (_is_integer, "a whole number"),
+    "init_r": (_is_integer, "a whole number"),
     "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "patterns with numbers"),
     "target_parameters": (lambda value: _are_texts(value) and not isinstance(value, str), "a list of texts"),
     "target_modules": (_are_texts, "a text or a list of texts"),
@@ -100,31 +100,31 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
     "trainable_token_indices": (_are_tokens, "a list of token ids"),
     "token_indices": (_are_tokens, "a list of token ids"),
-    "num_cayley_neumann_terms": (lambda value: _is_whole(value) and 0 < value <= 100, "a whole number from 1 to 100"),
+    "num_cayley_neumann_terms": (lambda value: _is_integer(value) and 0 < value <= 100, "a whole number from 1 to 100"),
     **dict.fromkeys(
         ("use_rslora", "use_dora", "fan_in_fan_out", "use_cayley_neumann", "block_share"), (_is_flag, "true or false")
     ),
 }
 
 
-def check_kinds(config: Mapping[str, Any], where: str) -> None:
+def check_kinds(config: Mapping[str, Any], label: str) -> None:
     """Check that fields of adapter_config.json have the types that PEFT writes; "16" is not a number.
 
     Args:
         config: The configuration.
-        where: Name of the adapter and its file in the error message.
+        label: Name of the adapter and its file in the error message.
 
     Raises:
         WorkbenchError: If a field has another type. The message names the file and the field.
     """
-    check_fields(config, _KINDS, where)
+    check_fields(config, _KINDS, label)
     # AdaLoRA uses this field for lists of booleans that mark the singular values it keeps.
     test, expected = (
         (_are_masks, "lists of truth values")
         if config.get("peft_type") == "ADALORA"
         else (_are_ranks, "patterns with numbers over 0")
     )
-    check_fields(config, {"rank_pattern": (test, expected)}, where)
+    check_fields(config, {"rank_pattern": (test, expected)}, label)
 
 
 def check_config(config: Mapping[str, Any], label: str) -> None:

@@ -10,7 +10,6 @@ from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Entry
-from workbench.weights.specs import NAMES
 
 PREFIX = "base_model.model."
 _PART = re.compile(
@@ -71,7 +70,7 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
         stored, name = Stored(entry, key, label), key.removeprefix(PREFIX)
         if not entry.spec.is_float:
             raise WorkbenchError(
-                f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({NAMES[entry.spec.dtype]}), expected floating-point ones",
+                f"{label}: adapter key {key} holds {entry.spec.kind} numbers ({entry.spec.stored}), expected floating-point ones",
                 "The adapter may be quantized: use the original adapter instead.",
             )
         match = _PART.fullmatch(name)
@@ -82,13 +81,13 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
             wrapper = match["module"].removesuffix(".token_adapter")
             module = re.sub(r"(\.base_layer)+$", "", wrapper)
             part = parts.setdefault(wrapper, Part(module, wrapper.count(".base_layer")))
-            fresh = kind not in part.fields
+            is_new = kind not in part.fields
             part.fields[kind] = stored
         else:
-            plain = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
-            fresh = plain not in saved
-            saved[plain] = stored
-        if not fresh:
+            tensor_name = re.sub(r"\.(base_layer|modules_to_save)(?=\.)", "", name)
+            is_new = tensor_name not in saved
+            saved[tensor_name] = stored
+        if not is_new:
             raise WorkbenchError(f"{label}: adapter key {key} names the same tensor as another key", "Save the adapter again.")
     for part in parts.values():
         _check_pairs(part, label)
@@ -96,16 +95,17 @@ def sort_keys(entries: Mapping[str, Entry], start: str, label: str) -> Keys:
 
 
 def _check_pairs(part: Part, label: str) -> None:
-    for one, other in _PAIRS:
-        if (one in part.fields) != (other in part.fields):
-            present = one if one in part.fields else other
+    """Raise WorkbenchError if a module lacks the other half of a pair, or has no complete update."""
+    for first, second in _PAIRS:
+        if (first in part.fields) != (second in part.fields):
+            present = first if first in part.fields else second
             raise WorkbenchError(
-                f"{label}: {part.module} has {present}, but no {other if present == one else one}",
+                f"{label}: {part.module} has {present}, but no {second if present == first else first}",
                 "Save the adapter again.",
             )
-    known = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "oft_R", "trainable_tokens_delta"}
+    main_fields = {"lora_A", "lora_embedding_A", "hada_w1_a", "ia3_l", "oft_R", "trainable_tokens_delta"}
     kronecker = all(any(f"lokr_{w}{end}" in part.fields for end in ("", "_a")) for w in ("w1", "w2"))
-    if not known & set(part.fields) and not kronecker:
+    if not main_fields & set(part.fields) and not kronecker:
         raise WorkbenchError(
             f"{label}: {part.module} has only {', '.join(part.fields)}, which is not a complete update", "Save the adapter again."
         )

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench.adapters.entries import Stored
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Range = tuple[int, int]
 
@@ -27,7 +29,7 @@ class FactorPair:
         rows: Selected rows of the stored weight, before `swap`; None selects all.
         cols: Selected columns of the stored weight, before `swap`; None selects all.
         swap: Whether the tensor on disk is the transpose of that part.
-        between: AdaLoRA's singular values, [rank, 1], which scale the rank dimension.
+        singular_values: AdaLoRA's singular values, [rank, 1], which scale the rank dimension.
     """
 
     a: Stored
@@ -38,7 +40,7 @@ class FactorPair:
     rows: Range | None = None
     cols: Range | None = None
     swap: bool = False
-    between: Stored | None = None
+    singular_values: Stored | None = None
 
     @property
     def rank(self) -> int:
@@ -57,7 +59,7 @@ class FactorPair:
             left = self.b.columns(index, count)
         else:
             right, left = self.a.read(), self.b.read()
-        right = right * self.between.read().reshape(-1, 1) if self.between else right
+        right = right * self.singular_values.read().reshape(-1, 1) if self.singular_values else right
         factors = Factors(left, right * self.scale)
         factors = factors.transposed() if self.flip else factors
         rows, cols = self.rows or (0, factors.left.shape[0]), self.cols or (0, factors.right.shape[1])
@@ -90,8 +92,8 @@ class LowRank:
         for patch in self.patches:
             part = patch.pair.factors()
             height, width = part.left.shape[0], part.right.shape[1]
-            lefts.append(part.left if height == rows else _placed(part.left, (rows, part.rank), patch.row, 0))
-            rights.append(part.right if width == cols else _placed(part.right, (part.rank, cols), 0, patch.col))
+            lefts.append(part.left if height == rows else _embed(part.left, (rows, part.rank), patch.row, 0))
+            rights.append(part.right if width == cols else _embed(part.right, (part.rank, cols), 0, patch.col))
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 1)
         right = rights[0] if len(rights) == 1 else torch.cat(rights, 0)
         return Factors(left.to(device), right.to(device))
@@ -107,7 +109,8 @@ class LowRank:
         return PatchSource(parts)
 
 
-def _placed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor:
+def _embed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor:
+    """Return a matrix of zeros with a smaller matrix at a position."""
     large = torch.zeros(shape)
     large[row : row + small.shape[0], col : col + small.shape[1]] = small
     return large
@@ -115,7 +118,7 @@ def _placed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor
 
 @dataclass(frozen=True)
 class ProductSource:
-    """Reader of the rows of one product. Implements `merge.stream.DeltaSource`."""
+    """Reader of the rows of one product. Implements `merge.streaming.deltas.DeltaSource`."""
 
     product: LowRankSource
 
@@ -126,7 +129,7 @@ class ProductSource:
 
 @dataclass(frozen=True)
 class PatchSource:
-    """Reader of the rows of several patches. Implements `merge.stream.DeltaSource`."""
+    """Reader of the rows of several patches. Implements `merge.streaming.deltas.DeltaSource`."""
 
     parts: list[tuple[int, int, Factors]]
 

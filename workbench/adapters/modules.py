@@ -9,9 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import torch
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d, is_head_module
 from workbench.models.layout import Model
 from workbench.models.names import live_module
@@ -81,8 +80,8 @@ def live_places(model: Model) -> Live:
             if not is_head_module(owner) or id(last) not in names:
                 continue
             module = names[id(last)]  # GPT-NeoX's "embed_out" is "lm_head" in transformers 5
-        held = dict(modules[module].named_parameters(recurse=False)).get(parameter)
-        if held is not None and tuple(held.shape) == spec.shape:
+        tensor = dict(modules[module].named_parameters(recurse=False)).get(parameter)
+        if tensor is not None and tuple(tensor.shape) == spec.shape:
             places[name] = Place(module, _kind(modules[module]) if parameter == "weight" else "other", parameter)
     ends = frozenset(names[id(module)] for module in (first, last) if id(module) in names)
     stored = {place.module for place in places.values()}

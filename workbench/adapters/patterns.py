@@ -26,14 +26,14 @@ class Patterns:
 
     Args:
         patterns: Pattern -> number.
-        where: The file and the field, for error messages.
+        label: The file and the field, for error messages.
 
     Raises:
         WorkbenchError: If a pattern is not a regular expression, or requires lookaround or backreferences, which cannot be
             matched in linear time; if more than 256 patterns are not plain names.
     """
 
-    def __init__(self, patterns: Mapping[str, float] | None, where: str) -> None:
+    def __init__(self, patterns: Mapping[str, float] | None, label: str) -> None:
         self._values = list((patterns or {}).values())
         # (length, positions of wildcards, anchored) -> name with wildcards blanked -> index of the first such pattern
         self._names: dict[tuple[int, tuple[int, ...], bool], dict[str, int]] = {}
@@ -42,9 +42,9 @@ class Patterns:
             if name := _NAME.fullmatch(pattern):
                 self._add_name(number, name[2], bool(name[1]))
             elif len(self._expressions) == MAX_EXPRESSIONS:
-                raise WorkbenchError(f"{where}: more than {MAX_EXPRESSIONS} patterns that are not names of modules", _HINT)
+                raise WorkbenchError(f"{label}: more than {MAX_EXPRESSIONS} patterns that are not names of modules", _HINT)
             else:
-                self._expressions.append((number, _compiled(pattern, where)))
+                self._expressions.append((number, _compiled(pattern, label)))
 
     def value(self, module: str, default: float) -> float:
         """Return the number of the first pattern that matches the whole module name or its last components, else the default."""
@@ -52,18 +52,18 @@ class Patterns:
         ends = [0, *(i + 1 for i, character in enumerate(module) if character == ".")]
         for (length, anywhere, anchored), names in self._names.items():
             start = len(module) - length
-            if start in ((0,) if anchored else ends) and (name := _without(module[start:], anywhere)) in names:
+            if start in ((0,) if anchored else ends) and (name := _with_wildcards_marked(module[start:], anywhere)) in names:
                 matches.append(names[name])
         return self._values[min(matches)] if matches else default
 
     def _add_name(self, number: int, pattern: str, anchored: bool) -> None:
         parts = re.findall(r"\\.|.", pattern)
         anywhere = tuple(i for i, part in enumerate(parts) if part == ".")
-        name = _without("".join(part[-1] for part in parts), anywhere)
+        name = _with_wildcards_marked("".join(part[-1] for part in parts), anywhere)
         self._names.setdefault((len(parts), anywhere, anchored), {}).setdefault(name, number)
 
 
-def _without(name: str, anywhere: tuple[int, ...]) -> str:
+def _with_wildcards_marked(name: str, anywhere: tuple[int, ...]) -> str:
     """Return the name with a marker in place of wildcard characters."""
     characters = list(name)
     for i in anywhere:
@@ -71,7 +71,7 @@ def _without(name: str, anywhere: tuple[int, ...]) -> str:
     return "".join(characters)
 
 
-def _compiled(pattern: str, where: str) -> Any:
+def _compiled(pattern: str, label: str) -> Any:
     """Compile PEFT's rule with RE2; raise WorkbenchError unless RE2 and Python both accept the pattern with the same meaning."""
     import re2
 
@@ -91,4 +91,4 @@ def _compiled(pattern: str, where: str) -> Any:
             problem = reason.decode(errors="replace") if isinstance(reason, bytes) else str(reason)
         except (re.error, RecursionError, OverflowError) as error:
             problem = str(error)
-    raise WorkbenchError(f"{where}: the pattern {pattern[:80]!r} is not supported: {problem[:120]}", _HINT)
+    raise WorkbenchError(f"{label}: the pattern {pattern[:80]!r} is not supported: {problem[:120]}", _HINT)

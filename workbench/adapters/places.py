@@ -106,8 +106,8 @@ class Places:
         if len(pieces) != 1:
             return None
         piece = pieces[0]
-        same = piece.size == self.specs[piece.disk].shape and piece.axes == tuple(range(len(piece.size)))
-        return piece.disk if same else None
+        is_complete = piece.size == self.specs[piece.disk].shape and piece.axes == tuple(range(len(piece.size)))
+        return piece.disk if is_complete else None
 
     def parameters(self, module: str) -> list[str]:
         """Return the parameters directly in a live module, in the model's order, or the file's if transformers has no such model."""

@@ -39,14 +39,13 @@ class Adapter:
         self.label = label
         self.config = self._read_config()
         if not (path / WEIGHTS).is_file():
-            found = "adapter_model.bin (pickles are never opened)" if (path / "adapter_model.bin").is_file() else "no weights"
+            present = "adapter_model.bin (pickles are never opened)" if (path / "adapter_model.bin").is_file() else "no weights"
             raise WorkbenchError(
-                f"{label}: expected {WEIGHTS} in {path}, found {found}",
+                f"{label}: expected {WEIGHTS} in {path}, found {present}",
                 "Save it again with PEFT: model.save_pretrained(DIR, safe_serialization=True).",
             )
         self.entries = read_header(path / WEIGHTS)
         self._matchers: dict[str, Patterns] = {}
-        self.bound: tuple[Model, Any] | None = None  # cache of `bind`: the last base, and the adapter bound to it
 
     def _read_config(self) -> dict[str, Any]:
         try:

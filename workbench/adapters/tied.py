@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import torch
-
 from workbench.adapters.entries import Stored
 from workbench.adapters.keys import Keys
+from workbench.lazy import torch
 from workbench.models.architecture import is_embedding_module, is_head_module
 from workbench.models.tied import tied_embeddings
 from workbench.weights.digests import entry_digest
@@ -16,8 +15,6 @@ from workbench.weights.specs import block_elements, buffer, matrix
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
-
-_CPU = torch.device("cpu")
 
 
 def unties(keys: Keys, base: Model) -> str | None:
@@ -50,11 +47,11 @@ def updates_both_alike(keys: Keys) -> bool:
     """
     heads, first = _updates(keys, is_head_module), _updates(keys, is_embedding_module)
     rows, first_rows = heads.pop("tokens", None), first.pop("tokens", None)
-    if rows and not (first_rows and _same(rows[0], first_rows[0])):
+    if rows and not (first_rows and _same_tensor(rows[0], first_rows[0])):
         return False
     if set(heads) != set(first) or "other" in heads:
         return False
-    if "saved" in heads and not _same(heads["saved"][0], first["saved"][0]):
+    if "saved" in heads and not _same_tensor(heads["saved"][0], first["saved"][0]):
         return False
     if "factors" not in heads:
         return True
@@ -69,8 +66,8 @@ def _updates(keys: Keys, is_end: Callable[[str], bool]) -> dict[str, tuple[Store
     updates: dict[str, tuple[Stored, ...]] = {}
     for part in keys.parts:
         if is_end(part.module):
-            plain = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
-            kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if plain else "other"
+            is_lora = set(part.fields) in ({"lora_A", "lora_B"}, {"lora_embedding_A", "lora_embedding_B"})
+            kind = "tokens" if "trainable_tokens_delta" in part.fields else "factors" if is_lora else "other"
             updates[kind] = tuple(part.fields[name] for name in sorted(part.fields))
     for name, stored in keys.saved.items():
         if name.endswith(".weight") and is_end(name.removesuffix(".weight")):
@@ -78,8 +75,9 @@ def _updates(keys: Keys, is_end: Callable[[str], bool]) -> dict[str, tuple[Store
     return updates
 
 
-def _same(one: Stored, other: Stored) -> bool:
-    return one.entry.spec == other.entry.spec and entry_digest(one.entry) == entry_digest(other.entry)
+def _same_tensor(first: Stored, second: Stored) -> bool:
+    """Return whether two stored tensors are equal."""
+    return first.entry.spec == second.entry.spec and entry_digest(first.entry) == entry_digest(second.entry)
 
 
 def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
@@ -91,14 +89,15 @@ def is_copy(keys: Keys, stored: Stored, name: str, base: Model | None) -> bool:
         return False
     place = (stored.key, name)
     if place not in keys.copies:
-        keys.copies[place] = _equal(stored, name, base)
+        keys.copies[place] = _equals_base(stored, name, base)
     return keys.copies[place]
 
 
-def _equal(stored: Stored, name: str, base: Model) -> bool:
-    spec = base.weights.specs[name]
-    source, scratch = base.weights.open(name, _CPU), buffer(spec, _CPU)
-    for start, stop in spec.blocks(block_elements(_CPU)):
+def _equals_base(stored: Stored, name: str, base: Model) -> bool:
+    """Return whether a stored tensor equals the base's, cast to its dtype."""
+    spec, cpu = base.weights.specs[name], torch.device("cpu")
+    source, scratch = base.weights.open(name, cpu), buffer(spec, cpu)
+    for start, stop in spec.blocks(block_elements(cpu)):
         block = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, block)
         if not torch.equal(block.to(stored.entry.spec.dtype).float(), stored.rows(start, stop)):

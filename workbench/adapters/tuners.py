@@ -82,8 +82,8 @@ def lycoris(part: Part, disk: str, spec: TensorSpec, scale: float, label: str) -
         update = LoKr(part.fields, scale)
         shapes = {update.shape}
     if shapes != {spec.shape}:
-        shown = " and ".join(str(list(s)) for s in sorted(shapes))
-        raise WorkbenchError(f"{label}: {disk} is {list(spec.shape)} in the base, the adapter's update is {shown}", _OTHER)
+        shape_text = " and ".join(str(list(s)) for s in sorted(shapes))
+        raise WorkbenchError(f"{label}: {disk} is {list(spec.shape)} in the base, the adapter's update is {shape_text}", _OTHER)
     return update
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,29 +12,30 @@ from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
 from workbench.bricks.axes import Axes, axes_of
 from workbench.bricks.card import BrickCard, read_licence
+from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
-from workbench.identity import WatchedFiles
+from workbench.identity import WatchedFiles, check_unchanged
 from workbench.models.architecture import is_head
 from workbench.models.cleanup import tidy
 from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
-from workbench.models.tied import with_head_of
-from workbench.weights.checkpoint import Checkpoint, read_config
+from workbench.models.tied import tied_embeddings, with_head_of
+from workbench.weights.checkpoint import Checkpoint, Entry, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
 from workbench.weights.foreign import is_stand_in
-from workbench.weights.specs import NAMES, TensorSpec, Weights
+from workbench.weights.specs import TensorSpec, Weights
 
 STARTER = "bricks/starter/base"
 
 
 @dataclass(frozen=True)
 class Brick:
-    """An adapter or checkpoint on disk.
+    """An adapter or checkpoint on disk. Implements `bricks.source.BrickSource`.
 
     Attributes:
         name: Name of the brick in the recipe.
-        kind: "adapter" or "checkpoint". The engine resolves bricks that are recipes.
+        kind: "adapter" or "checkpoint".
         path: Directory of the weights.
         card: Content of brick.yaml, or None if the brick has no card.
         revision: Commit of the hub repository, or None for a local directory.
@@ -51,9 +53,27 @@ class Brick:
         return f"brick '{self.name}'"
 
     @property
+    def public_name(self) -> str:
+        """The card's name, the hub id or the directory's name, for model cards."""
+        if self.card:
+            return self.card.name
+        return self.path.parent.parent.name.removeprefix("models--").replace("--", "/") if self.revision else self.path.name
+
+    @property
     def headers_only(self) -> bool:
         """True if only the headers of the weights are on this machine; see `standins`."""
         return is_stand_in(self.path)
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """The download that is required before the weights can be read; empty if they are local."""
+        download = download_of(self.path)
+        return (download,) if download else ()
+
+    @property
+    def deferred(self) -> tuple[str, ...]:
+        """Checks of a checkpoint that are left to `run`, because they need tensors that are not local."""
+        return tuple(self.checkpoint.deferred) if self.kind == "checkpoint" else ()
 
     @cached_property
     def adapter(self) -> Adapter:
@@ -83,11 +103,30 @@ class Brick:
         tuner = str(self.adapter.config.get("peft_type", "LORA")) if self.kind == "adapter" else None
         return axes_of(kind, self.card.axes if self.card else Axes(), self.card.training if self.card else None, tuner=tuner)
 
+    @property
+    def entries(self) -> Mapping[str, Entry]:
+        """The stored tensors by name.
+
+        Raises:
+            WorkbenchError: If the directory is not a valid adapter or checkpoint.
+        """
+        return self.adapter.entries if self.kind == "adapter" else self.checkpoint.entries
+
     def files(self) -> list[Path]:
         """Return the files that hold the weights."""
         if self.kind == "adapter":
             return [self.path / ADAPTER_WEIGHTS]
         return list(dict.fromkeys(entry.file for entry in self.checkpoint.entries.values()))
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the files that hold the weights, in bytes."""
+        return sum(file.stat().st_size for file in self.files())
+
+    @property
+    def input_bytes(self) -> int:
+        """Number of bytes read to get the weights: the size of their files."""
+        return self.stored_bytes
 
     def digest(self, cache: Path | None) -> str:
         """Return a digest of the content: the tensors, and settings that change what they mean.
@@ -113,20 +152,37 @@ class Brick:
         """Return the key for sorting bricks. It samples the tensors of a checkpoint, so different checkpoints may share a key."""
         return self.digest(cache) if self.kind == "adapter" else fingerprint(self.checkpoint.entries)
 
+    def check_inputs(self) -> None:
+        """Check that no file of the weights has changed since its header was read.
+
+        Raises:
+            InputChangedError: If a file has changed.
+        """
+        check_files(self.entries)
+
+    def unties(self, base: Model) -> str | None:
+        """Describe how the brick unties a tied base's head from its embeddings; return None if they stay one tensor."""
+        if tied_embeddings(base.weights.specs, base.config) is None:
+            return None
+        if self.kind == "adapter":
+            return self.adapter.unties(base)
+        return "has a head of its own" if any(map(is_head, self.checkpoint.specs)) else None
+
     def licence(self) -> str | None:
         """Return the license from the card or, failing that, from the README."""
         return self.card.licence if self.card and self.card.licence else read_licence(self.path)
 
-    def data_licences(self) -> dict[str, str | None]:
-        """Return data set -> license for the data that the card names.
+    def data_licences(self) -> list[tuple[str, str, str]]:
+        """Return (brick, data set, license) for the data that the card names; "unknown" if no license is stated.
 
         Training data without an entry in `data_licences` counts under the card's own license.
         """
         if self.card is None:
-            return {}
+            return []
         named = [self.card.training[key] for key in ("data", "replay") if self.card.training.get(key)]
         files = [str(name["hub"]) if isinstance(name, dict) else str(name) for name in named]
-        return {**dict.fromkeys(files, self.card.licence), **self.card.data_licences}
+        stated = {**dict.fromkeys(files, self.card.licence), **self.card.data_licences}
+        return [(self.name, data, (licence or "unknown").lower()) for data, licence in stated.items()]
 
 
 def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
@@ -138,6 +194,16 @@ def checkpoint_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
     """
     digests = tensor_digests(checkpoint.entries, cache, checkpoint.streamed)
     return weights_digest(checkpoint.specs, digests, checkpoint.config)
+
+
+def check_files(entries: Mapping[str, Entry]) -> None:
+    """Check that no file of some stored tensors has changed since its header was read.
+
+    Raises:
+        InputChangedError: If a file has changed.
+    """
+    for file, identity in {entry.file: entry.identity for entry in entries.values()}.items():
+        check_unchanged(file, identity, file)
 
 
 def fitted(brick: Brick, base: Model, weights: Weights | None = None) -> Weights:
@@ -183,8 +249,7 @@ def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> 
     """Raise WorkbenchError if a tensor's kind of numbers differs from the base's."""
     if spec.kind != want.kind:
         raise WorkbenchError(
-            f"{brick.label}: {name} holds {spec.kind} numbers ({NAMES[spec.dtype]}), the base has {want.kind} numbers "
-            f"({NAMES[want.dtype]})",
+            f"{brick.label}: {name} holds {spec.kind} numbers ({spec.stored}), the base has {want.kind} numbers ({want.stored})",
             "The checkpoint may be quantized: use the floating-point model that it was made from."
             if want.is_float
             else "Use a fine-tune that keeps the base's kind of numbers.",

@@ -6,21 +6,12 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.bricks.brick import Brick
+from workbench.bricks.source import BrickSource
 from workbench.errors import WorkbenchError
-from workbench.models.architecture import is_head
 from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights, tied_embeddings, untied_config, with_head_of
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.specs import Weights
-
-
-def unties(brick: Brick, base: Model) -> str | None:
-    """Describe how a brick unties the head of a tied base from its embeddings; return None if they stay one tensor."""
-    if tied_embeddings(base.weights.specs, base.config) is None:
-        return None
-    if brick.kind == "adapter":
-        return brick.adapter.unties(base)
-    return "has a head of its own" if any(map(is_head, brick.checkpoint.specs)) else None
 
 
 def untied(checkpoint: Checkpoint) -> Model:
@@ -33,16 +24,16 @@ def untied(checkpoint: Checkpoint) -> Model:
 def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
     """Return the base for a set of bricks, with a separate head if one of them unties it."""
     tied = Model(checkpoint, checkpoint.config)
-    return untied(checkpoint) if any(unties(brick, tied) for brick in bricks) else tied
+    return untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
 
 
 def find_ties(
-    bricks: Mapping[str, Any], checkpoint: Checkpoint, later: list[str]
+    bricks: Mapping[str, BrickSource], checkpoint: Checkpoint, later: list[str]
 ) -> tuple[dict[str, str], dict[str, WorkbenchError]]:
     """Find the bricks that untie the base's head from its embeddings.
 
     Args:
-        bricks: Name -> brick, or a resolved recipe with an attribute `unties`.
+        bricks: Name -> brick.
         checkpoint: The base.
         later: List that receives messages about checks that require tensors not downloaded yet.
 
@@ -53,8 +44,7 @@ def find_ties(
     tied = Model(checkpoint, checkpoint.config)
     for name, brick in bricks.items():
         try:
-            own = "has a head of its own" if not isinstance(brick, Brick) and brick.unties else None
-            if reason := unties(brick, tied) if isinstance(brick, Brick) else own:
+            if reason := brick.unties(tied):
                 reasons[name] = f"brick '{name}' {reason}: the output is untied, with its head stored as a separate tensor"
         except HeadersOnlyError:
             later.append(f"brick '{name}': head and embeddings stay tied")

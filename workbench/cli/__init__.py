@@ -13,6 +13,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from workbench.cli import (
+    analyze,
     brick,
     chat,
     doctor,
@@ -30,7 +31,7 @@ from workbench.cli import (
     suite,
     trust,
 )
-from workbench.cli._failures import explained, while_printing
+from workbench.cli._failures import command_of, explained, missing_extra, while_printing
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
@@ -70,6 +71,7 @@ app.command("chat")(reads_recipes(chat.chat))
 app.command("doctor")(doctor.doctor)
 app.command("trust")(trust.trust)
 app.command("experts")(reads_recipes(experts.experts))
+app.add_typer(analyze.app, name="analyze")
 app.add_typer(recipe.app, name="recipe")
 app.add_typer(brick.app, name="brick")
 app.add_typer(suite.app, name="suite")
@@ -105,6 +107,10 @@ def main() -> None:
             error.filename = "standard output"
         _drop_output()
         _fail(explained(error))
+    except ImportError as error:
+        if extra := missing_extra(error, command_of(sys.argv[1:], [group.name or "" for group in app.registered_groups])):
+            _fail(extra)
+        raise
     except RuntimeError as error:
         if type(error).__name__ == "OutOfMemoryError":
             what = f"out of memory on the device: {str(error).splitlines()[0]}"

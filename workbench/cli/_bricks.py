@@ -45,8 +45,8 @@ def measure_brick(brick: Brick, others: list[str], base: str, device: str) -> Me
     with exact(on):
         return measure(
             model,
-            deltas(brick, model, on),
-            {n: deltas(b, model, on) for n, b in compared.items()},
+            deltas(brick, model),
+            {n: deltas(b, model) for n, b in compared.items()},
             device=on,
             threads=default_threads(),
             progress=lambda done, total: out.event(
@@ -61,14 +61,12 @@ def check_fit(brick: Brick, base: Model) -> Deltas:
     Raises:
         WorkbenchError: If the brick does not fit the base.
     """
-    import torch
-
     from workbench.bricks.brick import fitted
     from workbench.run.compose import deltas
 
     if brick.kind == "checkpoint":
         fitted(brick, base)
-    return deltas(brick, base, torch.device("cpu"))
+    return deltas(brick, base)
 
 
 def base_of_brick(brick: Brick) -> str:

@@ -1,15 +1,24 @@
-"""Messages and hints for errors of the operating system."""
+"""Messages and hints for errors of the operating system, and for libraries of extras that are not installed."""
 
 from __future__ import annotations
 
 import errno
+import importlib.util
 import os
 import shutil
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 
 from workbench.errors import WorkbenchError, size
 
+# Extra of pyproject.toml -> module -> its distribution.
+EXTRAS = {
+    "eval": {"lm_eval": "lm-eval", "datasets": "datasets"},
+    "search": {"optuna": "optuna", "cmaes": "cmaes"},
+    "server": {"aiohttp": "aiohttp", "tenacity": "tenacity"},
+    "cluster": {"ray": "ray"},
+}
 _AGAIN = "then run the same command again: it resumes."
 _WRITABLE = "Name a writable place with --runs-dir DIR or -o DIR, or run the command in another project folder."
 
@@ -27,6 +36,43 @@ def explained(error: OSError) -> WorkbenchError:
     where = "a file" if path is None else str(path)
     message, hint = _said(error, path)
     return WorkbenchError(f"{where}: {message}", hint)
+
+
+def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
+    """Return the error for a library that belongs to an extra and is not installed; None if `error` has another cause.
+
+    Args:
+        error: An ImportError, or an error that was raised from one.
+        command: The command that needs the library, such as "workbench eval".
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        module = (cause.name or "").partition(".")[0] if isinstance(cause, ModuleNotFoundError) else ""
+        for extra, modules in EXTRAS.items():
+            if module in modules and not _is_installed(module):
+                missing = [name for other, name in modules.items() if not _is_installed(other)]
+                listed = f"{' and '.join(missing)}, which {'is' if len(missing) == 1 else 'are'} not installed"
+                return WorkbenchError(f"`{command}` needs {listed}: pip install 'brick-workbench[{extra}]'")
+        cause = cause.__cause__
+    return None
+
+
+def _is_installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:
+        return False
+
+
+def command_of(arguments: Sequence[str], groups: Sequence[str]) -> str:
+    """Return the command of a command line, for messages: "workbench eval", "workbench brick ls".
+
+    Args:
+        arguments: The arguments after the program.
+        groups: Commands that have subcommands.
+    """
+    words = [word for word in arguments if not word.startswith("-")]
+    return " ".join(["workbench", *words[: 2 if words[:1] and words[0] in groups else 1]])
 
 
 def while_printing(error: OSError) -> bool:

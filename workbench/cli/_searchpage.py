@@ -35,7 +35,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
         WorkbenchError: If a search.json is not a search's result.
     """
     results: dict[str, dict[str, Any]] = {}
-    without = []
+    unfinished = []
     for recipe in _recipes(names, settings):
         folders = (runs_dir or recipe.project / "runs") / "search"
         pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
@@ -45,26 +45,26 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
                 results[recipe.name] = document
                 break
         else:
-            without.append(recipe.name)
+            unfinished.append(recipe.name)
             if any(folders.glob(pattern)):
                 out.say(f"the search of {recipe.name} is not finished; resume it: {_again(recipe)}")
-    return results, without
+    return results, unfinished
 
 
-def write_pages(found: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
+def write_pages(results: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path]:
     """Write a page for each search beside the report, and return the paths.
 
     Args:
-        found: Results of searches by recipe name.
+        results: Results of searches by recipe name.
         to: The report's HTML file. Pages are called <stem>-search, or <stem>-search-NAME if there are several.
     """
     from workbench.report.page import stem
     from workbench.report.search import render
 
     paths = []
-    for name, document in found.items():
-        tail = f"-{name}" if len(found) > 1 else ""
-        paths += render(document, to.with_name(f"{stem(to)}-search{tail}.html"))
+    for name, document in results.items():
+        suffix = f"-{name}" if len(results) > 1 else ""
+        paths += render(document, to.with_name(f"{stem(to)}-search{suffix}.html"))
     return paths
 
 
@@ -85,16 +85,17 @@ def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
 
 
 def _document(file: Path, recipe: Recipe) -> dict[str, Any]:
+    """Read a search's result; raise WorkbenchError if the file is not one."""
     try:
         document: dict[str, Any] = jsondoc.read_object(
             file, f"{relative(file)}: expected a search's result as JSON", _again(recipe)
         )
     except OSError as error:
         raise WorkbenchError(f"{relative(file)}: expected a search's result as JSON, found {error}", _again(recipe)) from error
-    lacking = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
-    if lacking:
+    missing = [key for key in KEYS if key not in document] if isinstance(document, dict) else list(KEYS)
+    if missing:
         message = (
-            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}; missing: {', '.join(lacking)}"
+            f"{relative(file)}: expected the result of a search with the keys {', '.join(KEYS)}; missing: {', '.join(missing)}"
         )
         raise WorkbenchError(message, _again(recipe))
     return document

@@ -204,7 +204,7 @@ def _comparable(recipes: list[Recipe]) -> list[Recipe]:
     for recipe in recipes:
         try:
             resolved = resolve(recipe, HEADERS)
-            kept.setdefault((resolved.base_digest, str(scored_dtype(resolved))), []).append(recipe)
+            kept.setdefault((resolved.base_digest, scored_dtype(resolved)), []).append(recipe)
         except WorkbenchError as error:
             out.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
     first, *others = kept.values() or [[]]

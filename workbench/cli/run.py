@@ -69,8 +69,10 @@ def plan(
 
 def plans_cuda(device: str) -> bool:
     """Return whether a plan is for a CUDA device; a device named as cuda may be missing on this machine."""
-    from workbench.models.device import pick_device
+    from workbench.models.device import has_cuda, pick_device
 
+    if device == "auto":
+        return has_cuda()
     return re.fullmatch(r"cuda(:\d+)?", device) is not None or pick_device(device).type == "cuda"
 
 

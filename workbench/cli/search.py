@@ -107,15 +107,15 @@ def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) ->
 def _table(document: Mapping[str, Any]) -> None:
     """Print the scores of tested candidates on search and test items, then the verdicts."""
     names = [objective["name"] for objective in document["objectives"]]
-    heads = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
+    columns = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
     cells = [
         [row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))]
         for row in document["test"]["rows"]
     ]
-    out.table(heads, cells, right=range(1, len(heads)))
-    done = [t for t in document["trials"] if t["arm"] == "search"]
-    given_up = sum(bool(t.get("stopped")) for t in done)
-    out.line(f"{len(done)} candidates ({given_up} stopped early), sampler {document['sampler']}")
+    out.table(columns, cells, right=range(1, len(columns)))
+    searched = [t for t in document["trials"] if t["arm"] == "search"]
+    stopped = sum(bool(t.get("stopped")) for t in searched)
+    out.line(f"{len(searched)} candidates ({stopped} stopped early), sampler {document['sampler']}")
     for o in document["objectives"]:
         out.line(
             f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} items in "
@@ -131,17 +131,21 @@ def _table(document: Mapping[str, Any]) -> None:
             out.line(f"{name} has the same weights as the control {twin}")
 
 
-def _unbeaten(found: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+def _unbeaten(configurations: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
     """Return the result of a search in which no candidate beats the controls."""
-    told = []
-    for one in found:
-        scores = (f"{name}: search {one['search'][i]:.3f}, test {one['test'][i]:.3f}" for i, name in enumerate(objectives))
-        role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(one["role"], "")
-        told.append(f"{role}{one['name']} ({'; '.join(scores)})")
-    return f"no candidate beats {' or '.join(told)}: all scored candidates were worse on search items and were stopped early"
+    texts = []
+    for configuration in configurations:
+        scores = (
+            f"{name}: search {configuration['search'][i]:.3f}, test {configuration['test'][i]:.3f}"
+            for i, name in enumerate(objectives)
+        )
+        role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(configuration["role"], "")
+        texts.append(f"{role}{configuration['name']} ({'; '.join(scores)})")
+    return f"no candidate beats {' or '.join(texts)}: all scored candidates were worse on search items and were stopped early"
 
 
 def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
+    """Return the verdict on a tested candidate, with its differences on test and search items."""
     on = f" on {line['objective']}" if objectives > 1 else ""
     reason = f", {line['reason']}" if line["reason"] else ""
     if line["verdict"] == "no item changed":
@@ -152,6 +156,6 @@ def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) 
     )
 
 
-def _interval(found: Mapping[str, Any]) -> str:
-    ends: Sequence[Any] = (found["low"], found["high"])
-    return f"{found['diff']:+.3f}" + ("" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]")
+def _interval(difference: Mapping[str, Any]) -> str:
+    ends: Sequence[Any] = (difference["low"], difference["high"])
+    return f"{difference['diff']:+.3f}" + ("" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]")

@@ -47,8 +47,8 @@ class Comparison:
     @property
     def not_safe(self) -> list[Difference]:
         """Rows of guarded tasks in which a configuration other than a control is worse or not shown safe."""
-        named = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
-        return [row for row in named if row.verdict in ("worse", "not shown safe")]
+        guarded = [row for row in self.rows if row.role == "configuration" and row.family == GUARDED]
+        return [row for row in guarded if row.verdict in ("worse", "not shown safe")]
 
     def document(self) -> dict[str, Any]:
         """Return the JSON document; infinite bounds (metrics without a range, too few clusters) are null."""
@@ -85,11 +85,11 @@ def compare(
         raise WorkbenchError("there are no scores to compare", "Score something first: workbench eval RECIPE")
     settings = suites_of(store, scores, suites or {})
     first = next(iter(settings.values()))
-    against = baseline or first.baseline
-    entries = configurations_of(scores, against)
+    baseline_name = baseline or first.baseline
+    entries = configurations_of(scores, baseline_name)
     shown = with_twins(entries, scores)
     names = [entry[0].configuration.name for entry in shown]
-    base = named(shown, against)
+    base = named(shown, baseline_name)
     tasks = tables_of(store, scores, settings)
     others = [entry[0].configuration for entry in entries if entry[0].configuration.digest != base.digest]
     for task in tasks:
@@ -105,38 +105,49 @@ def compare(
         family[name] = sum(row.family == name for row in rows)
     family["size"] = family[COMPARED]
     root = next((e[0].configuration for e in entries if e[0].configuration.role == "base"), None)
-    alone = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
-    bricks = [c for c in alone.values() if root is None or c.digest != root.digest]
-    against_root: Sequence[Difference] = rows
+    bricks = _bricks(scores, root)
+    # The interference matrix needs each brick's difference from the base; the rows have it only if the base is the baseline.
+    root_rows: Sequence[Difference] = rows
     if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
-        against_root = differences(tasks, root, bricks, alpha, correction)
-    asked = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
-    same = list(_same_weights(tasks, rows, base, asked, entries))
-    if not rows and not same and base.role != "base":  # a brick or an average that is compared with itself
-        same = list(unchanged(tasks, base, base.name))
+        root_rows = differences(tasks, root, bricks, alpha, correction)
+    configurations = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
+    equal_rows = list(_same_weights(tasks, rows, base, configurations, entries))
+    if not rows and not equal_rows and base.role != "base":  # a brick or an average that is compared with itself
+        equal_rows = list(unchanged(tasks, base, base.name))
     return Comparison(
         base.name,
-        (*rows, *same),
+        (*rows, *equal_rows),
         {
             "configurations": [summary(entry, tasks, entries, root, project) for entry in shown],
             "tasks": [_task(t) for t in tasks],
-            "interference": interference(tasks, bricks if root else [], against_root),
+            "interference": interference(tasks, bricks if root else [], root_rows),
             "facts": facts_of(tasks, settings, entries),
             "family": family,
             "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
-            "provenance": {
-                "suites": list(settings),
-                "plans": list(dict.fromkeys(s.plan for s in scores)),
-                "scorers": {t.suite.suite: t.scorer for t in tasks},
-                "versions": scores[0].versions,
-                "device": ", ".join(sorted({s.device for s in scores})),
-                "command": command,
-                "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-            },
+            "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )
+
+
+def _bricks(scores: Sequence[Scores], root: Configuration | None) -> list[Configuration]:
+    """Return the bricks that were scored alone, without those that have the base's weights."""
+    bricks = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "brick"}
+    return [c for c in bricks.values() if root is None or c.digest != root.digest]
+
+
+def _provenance(scores: Sequence[Scores], suites: Mapping[str, Suite], tasks: Sequence[Table], command: str) -> dict[str, Any]:
+    """Return suites, plans, scorers, versions, devices, the command and the time of the comparison."""
+    return {
+        "suites": list(suites),
+        "plans": list(dict.fromkeys(s.plan for s in scores)),
+        "scorers": {t.suite.suite: t.scorer for t in tasks},
+        "versions": scores[0].versions,
+        "device": ", ".join(sorted({s.device for s in scores})),
+        "command": command,
+        "created": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    }
 
 
 def _groups(store: ScoreStore, entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
@@ -154,7 +165,7 @@ def _same_weights(
     tasks: Sequence[Table],
     rows: Sequence[Difference],
     base: Configuration,
-    asked: Mapping[str, Configuration],
+    configurations: Mapping[str, Configuration],
     entries: Sequence[Sequence[Scores]],
 ) -> Iterator[Difference]:
     """Yield the rows of configurations whose weights are shown under another name, such as that of an equal recipe.
@@ -162,7 +173,7 @@ def _same_weights(
     They are not tested again and not counted in the family. If the weights are the baseline's, the verdict is "no item changed".
     """
     shown = {entry[0].configuration.digest: entry[0].configuration.name for entry in entries}
-    for name, c in asked.items():
+    for name, c in configurations.items():
         if c.digest == base.digest:
             if name != base.name:
                 yield from unchanged(tasks, base, name)
@@ -174,16 +185,16 @@ def _family(
     tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
 ) -> dict[str, Any]:
     """Declare the family before any test. There is no correction only if every suite disables it."""
-    compared, named = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
+    compared, configurations = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
     contrasts, guarded = sum(t.contrast is not None for t in compared), len(tasks) - len(compared)
     text = f"primary metric of {_counted(len(compared) - contrasts, 'task')}"
     if contrasts:
         text += f" and {_counted(contrasts, 'contrast')}"
-    text += f" x {_counted(len(named), 'configuration')} against {base.name}"
-    apart = [_counted(guarded, "guarded task")] if guarded else []
-    apart += [_counted(len(others) - len(named), "control")] if len(named) < len(others) else []
-    if apart:
-        text += f"; {' and '.join(apart)} tested separately"
+    text += f" x {_counted(len(configurations), 'configuration')} against {base.name}"
+    separate = [_counted(guarded, "guarded task")] if guarded else []
+    separate += [_counted(len(others) - len(configurations), "control")] if len(configurations) < len(others) else []
+    if separate:
+        text += f"; {' and '.join(separate)} tested separately"
     return {
         "size": 0,
         "alpha": min(suite.alpha for suite in settings.values()),

@@ -33,15 +33,15 @@ def summary(
         project: Project folder from which the recipe's text is read.
     """
     c = entry[0].configuration
-    mine = [t for t in tasks if c.digest in t.values]
+    tables = [t for t in tasks if c.digest in t.values]
     scores = {}
-    for t in mine:
+    for t in tables:
         low, high = t.interval(c.digest)
         value = t.value(c.digest)
         corrected = float(t.corrected(value)) if t.correctable and t.chance is not None else None
         scores[t.name] = {"value": value, "low": low, "high": high, "corrected": corrected, "n": len(t.items)}
     digests = {name: e[0].configuration.digest for e in entries for s in e for name in s.names}
-    kept, kept_mean = kept_of(mine, c, {n: digests[n] for n in c.parents if digests.get(n, c.digest) != c.digest})
+    kept, kept_mean = kept_of(tables, c, {n: digests[n] for n in c.parents if digests.get(n, c.digest) != c.digest})
     recipe = project / c.recipe if project and c.recipe else None
     return {
         "name": c.name,
@@ -53,10 +53,10 @@ def summary(
         "roles": roles_of(entry),
         "aliases": sorted({n for s in entry for n in s.names} - {c.name}),
         "seconds": round(sum(s.seconds for s in entry), 2),
-        "mean": _mean([t for t in mine if t.skill], c.digest),
+        "mean": _mean([t for t in tables if t.skill], c.digest),
         "kept": kept,
         "kept_mean": kept_mean,
-        "forgetting": forgetting(mine, root, c) if root else None,
+        "forgetting": forgetting(tables, root, c) if root else None,
         "parameters": c.parameters,
         "bytes": c.bytes,
         "bricks": c.bricks,

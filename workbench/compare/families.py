@@ -95,27 +95,27 @@ def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[
     """
     if correction == "none":
         return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
-    found = _tested(cells, alpha, lambda cell: (cell.family, cell.peers))
+    results = _tested(cells, alpha, lambda cell: (cell.family, cell.peers))
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
     alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
-    for i, own in zip(guarded, alone, strict=True):
-        found[i] = Ruling(own.p, found[i].critical, own.least, found[i].p)
-    return found
+    for i, ruling in zip(guarded, alone, strict=True):
+        results[i] = Ruling(ruling.p, results[i].critical, ruling.least, results[i].p)
+    return results
 
 
 def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedCell], Hashable]) -> list[Ruling]:
     """Return the ruling of every cell within its family."""
-    found = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
+    results = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
         if cell.pair.changes.moved:  # otherwise there is no difference to test
             members[family(cell)].append(i)
     for rows in members.values():
-        _family(cells, rows, alpha, found)
-    return found
+        _family(cells, rows, alpha, results)
+    return results
 
 
-def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, found: list[Ruling]) -> None:
+def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, results: list[Ruling]) -> None:
     """Test one family with the step-down procedure and write its rulings into `found`.
 
     The interval of a rejected row uses the critical value of its own step. All other rows use that of the first step, which holds for all
@@ -126,11 +126,11 @@ def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, foun
     for i in rows:
         tasks[id(cells[i].table)].append(i)
     changes = {i: cells[i].pair.changes for i in rows}
-    given = [
+    task_sums = [
         (np.stack([changes[i].sums for i in task], 1), np.array([changes[i].scale for i in task])) for task in tasks.values()
     ]
-    steps = step_down(given, alpha)
+    steps = step_down(task_sums, alpha)
     for task, of_task in zip(tasks.values(), steps, strict=True):
         for i, step in zip(task, of_task, strict=True):
             critical = max(step.critical, changes[i].critical(alpha))
-            found[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)
+            results[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)

@@ -22,7 +22,9 @@ def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list
         if c.digest not in t.values or t.contrast or t.ratio or t.metric == MARGIN:
             continue
         for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
-            answers = ({k: t.rows[d][i][k] for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest))
+            before, after = (
+                {k: t.rows[d][i][k] for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest)
+            )
             item = {k: t.items[i][k] for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
-            changed.append({**item, "baseline": next(answers), "configuration": next(answers)})
+            changed.append({**item, "baseline": before, "configuration": after})
     return changed

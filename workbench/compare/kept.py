@@ -35,12 +35,12 @@ class _Side:
 
 @dataclass(frozen=True)
 class _Part:
-    """A configuration and its best parent on one task; `together` is the correlation of the two over clusters."""
+    """A configuration and its best parent on one task; `correlation` is that of the two over clusters."""
 
     table: Table
     top: _Side
     bottom: _Side
-    together: float
+    correlation: float
 
     @property
     def resampled(self) -> bool:
@@ -76,7 +76,7 @@ def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]
         parts.append(part)
     if parts:
         return kept, _ratio(parts)
-    reasons = {name: found["reason"] for name, found in kept.items()}
+    reasons = {name: ratio["reason"] for name, ratio in kept.items()}
     return kept, _withheld("; ".join(f"{name}: {reason}" for name, reason in reasons.items())) if reasons else None
 
 
@@ -136,12 +136,12 @@ def _recovered(parts: Sequence[_Part], top: float, bottom: float) -> tuple[float
             (
                 p.top.high - p.top.value if up else p.top.value - p.top.low,
                 p.bottom.value - p.bottom.low if shrinks else p.bottom.high - p.bottom.value,
-                p.together,
+                p.correlation,
             )
             for p in parts
         ]
         a, b = (sum(e[i] ** 2 for e in ends) for i in (0, 1))
-        middle = top * bottom - sum(x * y * together for x, y, together in ends)
+        middle = top * bottom - sum(x * y * correlation for x, y, correlation in ends)
         square, rest = bottom**2 - b, top**2 - a
         return square, middle, math.sqrt(max(middle**2 - square * rest, 0.0))
 

@@ -38,14 +38,14 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
         tables = {kind: t for kind, task in suite.facts.tasks.items() for t in tasks if (t.name, t.suite.suite) == (task, name)}
         clusters = {item["cluster"] for kind, t in tables.items() if kind in SURVIVING for item in t.items}
         alone = _all_alone(entries, suite.facts)
-        held = any(_edited(entry[0].configuration, suite.facts) for entry in entries)
+        has_edit = any(_edited(entry[0].configuration, suite.facts) for entry in entries)
         documents.append(
             {
                 "suite": name,
                 "source": suite.facts.source,
                 "facts": len(clusters),
                 "tasks": dict(suite.facts.tasks),
-                "control_missing": held and not alone,
+                "control_missing": has_edit and not alone,
                 "survival": list(_survivals(tables, suite.facts, entries, alone)),
                 "sequence": list(_sequence(tables, suite.facts, entries)),
             }
@@ -59,11 +59,11 @@ def _survivals(
     """Yield one entry per configuration that has the edit alone: the right answers of configurations with this edit, and without any."""
     for reference in alone:
         rows = {
-            entry[0].configuration.name: kept
+            entry[0].configuration.name: survivors
             for entry in entries
             if entry is not reference
             and _belongs(entry, reference, alone, facts)
-            and (kept := _kept(tables, reference[0].configuration, entry[0].configuration))
+            and (survivors := _survivors(tables, reference[0].configuration, entry[0].configuration))
         }
         without = [
             e[0].configuration.name for e in entries if not _edited(e[0].configuration, facts) and e[0].configuration.name in rows
@@ -75,8 +75,8 @@ def _survivals(
 def _all_alone(entries: Sequence[Sequence[Scores]], facts: FactTasks) -> list[Sequence[Scores]]:
     """Return the configurations that have the edit alone, with all its facts and the fewest other edits."""
     alone = [entry for entry in entries if _alone(entry, facts)]
-    most = max((_taken(entry[0].configuration) for entry in alone), default=0)
-    alone = [entry for entry in alone if _taken(entry[0].configuration) == most]  # skip checkpoints of the same edit
+    most = max((_facts_used(entry[0].configuration) for entry in alone), default=0)
+    alone = [entry for entry in alone if _facts_used(entry[0].configuration) == most]  # skip checkpoints of the same edit
     fewest = min((len(entry[0].configuration.edits) for entry in alone), default=0)
     return [entry for entry in alone if len(entry[0].configuration.edits) == fewest]
 
@@ -90,21 +90,21 @@ def _sequence(
         c = entry[0].configuration
         n = c.first or total
         if (c.role == "base" or _edited(c, facts)) and n in facts.cohorts:
-            cohorts = {name: _on(tables, c, set(ids)) for name, ids in facts.cohorts[n].items()}
+            cohorts = {name: _scores_on(tables, c, set(ids)) for name, ids in facts.cohorts[n].items()}
             yield {"configuration": c.name, "facts": 0 if c.role == "base" else n, "cohorts": cohorts}
 
 
-def _on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
+def _scores_on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
     """Return a configuration's scores by kind on the items of some facts."""
-    found: dict[str, dict[str, Any]] = {}
+    scores: dict[str, dict[str, Any]] = {}
     for kind in FOLLOWED:
         table = tables.get(kind)
         rows = [i for i, item in enumerate(table.items) if item["cluster"] in ids] if table else []
         if table is not None and rows and c.digest in table.values:
             values = table.values[c.digest][rows]
             low, high = score_interval(values, codes(table.cluster[rows].tolist()))
-            found[kind] = {"value": float(values.mean()), "low": low, "high": high, "n": len(rows)}
-    return found
+            scores[kind] = {"value": float(values.mean()), "low": low, "high": high, "n": len(rows)}
+    return scores
 
 
 def _alone(entry: Sequence[Scores], facts: FactTasks) -> bool:
@@ -113,7 +113,7 @@ def _alone(entry: Sequence[Scores], facts: FactTasks) -> bool:
     return _edited(c, facts) and c.role != "average" and ("brick" in roles_of(entry) or not c.parents)
 
 
-def _taken(c: Configuration) -> float:
+def _facts_used(c: Configuration) -> float:
     """Return the number of facts that the edit uses from the file; infinite if it uses all."""
     return c.first or math.inf
 
@@ -127,19 +127,19 @@ def _belongs(entry: Sequence[Scores], reference: Sequence[Scores], alone: Sequen
     c = entry[0].configuration
     if not _edited(c, facts):
         return True
-    if any(entry is other for other in alone) or _taken(c) < _taken(reference[0].configuration):
+    if any(entry is other for other in alone) or _facts_used(c) < _facts_used(reference[0].configuration):
         return False
-    mine = [other for other in alone if _names(other) & {*c.parents, *(f"{name}-edited" for name in _names(entry))}]
-    return any(other is reference for other in mine) if mine else len(alone) == 1
+    own_edits = [other for other in alone if _names(other) & {*c.parents, *(f"{name}-edited" for name in _names(entry))}]
+    return any(other is reference for other in own_edits) if own_edits else len(alone) == 1
 
 
 def _names(entry: Sequence[Scores]) -> set[str]:
     return {name for scores in entry for name in scores.names}
 
 
-def _kept(tables: Mapping[FactKind, Table], alone: Configuration, c: Configuration) -> dict[str, dict[str, Any]]:
+def _survivors(tables: Mapping[FactKind, Table], alone: Configuration, c: Configuration) -> dict[str, dict[str, Any]]:
     """Return by kind the number and share of the items answered right by `alone` that `c` answers right, with Wilson's interval."""
-    found: dict[str, dict[str, Any]] = {}
+    survivors: dict[str, dict[str, Any]] = {}
     for kind in SURVIVING:
         table = tables.get(kind)
         if table is None or not {alone.digest, c.digest} <= set(table.values):
@@ -150,5 +150,5 @@ def _kept(tables: Mapping[FactKind, Table], alone: Configuration, c: Configurati
         if right.size:
             low, high = score_interval(values, codes(table.cluster[right].tolist()))
             share = {"value": float(values.mean()), "low": low, "high": high}
-        found[kind] = {"kept": int(values.sum()), "of": int(right.size), **share}
-    return found
+        survivors[kind] = {"kept": int(values.sum()), "of": int(right.size), **share}
+    return survivors

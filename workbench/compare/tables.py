@@ -15,7 +15,7 @@ from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.kinds import ACCURACIES, WRITTEN
-from workbench.scores.documents import again
+from workbench.scores.documents import rescore_hint
 from workbench.scores.paired import Paired, Ratio, paired, paired_ratio
 from workbench.scores.statistics import Floats, codes, effective_clusters, ratio, ratio_interval, resampled_means, score_interval
 from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
@@ -55,9 +55,9 @@ class Table:
     @cached_property
     def chance(self) -> float | None:
         """Chance score: the suite's value, else that of guessing among the items' choices, else 0; None if it is not known."""
-        given = self.suite.chance.get(self.name)
-        if given is not None or self.kind != "multiple_choice" or not self.correctable:
-            return given or 0.0
+        declared = self.suite.chance.get(self.name)
+        if declared is not None or self.kind != "multiple_choice" or not self.correctable:
+            return declared or 0.0
         if metric_of(self.metric) == WRITTEN:
             return 0.0
         binary = all(np.isin(values, (0.0, 1.0)).all() for values in self.values.values())
@@ -167,7 +167,7 @@ def guessing(items: Sequence[Row]) -> float | None:
     return expected if expected < 1 else None
 
 
-def suites_of(store: ScoreStore, scores: Sequence[Scores], given: Mapping[str, Suite]) -> dict[str, Suite]:
+def suites_of(store: ScoreStore, scores: Sequence[Scores], overrides: Mapping[str, Suite]) -> dict[str, Suite]:
     """Return the suites by name; raise WorkbenchError if one of them was scored under two plans."""
     plans: dict[str, str] = {}
     for s in scores:
@@ -177,7 +177,7 @@ def suites_of(store: ScoreStore, scores: Sequence[Scores], given: Mapping[str, S
                 f"{plans[s.suite][:12]}: tasks, data, tokenizer, limit or settings differ, so the scores are not comparable",
                 "Score all configurations again with the same suite, limit and batch size.",
             )
-    return {s.suite: given.get(s.suite) or _suite_of(store, s) for s in scores}
+    return {s.suite: overrides.get(s.suite) or _suite_of(store, s) for s in scores}
 
 
 def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
@@ -186,7 +186,7 @@ def _suite_of(store: ScoreStore, scores: Scores) -> Suite:
         suite = Suite.model_validate(store.record(scores)["suite"])
     except ValidationError as error:
         path, first = store.folder(scores.suite, scores.plan) / "plan.json", error.errors()[0]
-        raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", again(path)) from error
+        raise WorkbenchError(f"{path}: suite: {'.'.join(map(str, first['loc']))}: {first['msg']}", rescore_hint(path)) from error
     return suite
 
 
@@ -197,17 +197,17 @@ def configurations_of(scores: Sequence[Scores], baseline: str) -> list[list[Scor
     aliases. The base and the control named `baseline` stay separate from a recipe with their weights, because differences are computed
     against them.
     """
-    asked = {s.configuration.digest for s in scores if s.configuration.role == "configuration"}
+    configuration_digests = {s.configuration.digest for s in scores if s.configuration.role == "configuration"}
     by_weights: dict[tuple[str, bool], list[Scores]] = {}
     for s in sorted(scores, key=_order):
         c = s.configuration
-        apart = c.digest in asked and (c.role == "base" or (c.role != "configuration" and c.name == baseline))
-        same = by_weights.setdefault((c.digest, apart), [])
-        twin = next((i for i, other in enumerate(same) if other.suite == s.suite), None)
+        separate = c.digest in configuration_digests and (c.role == "base" or (c.role != "configuration" and c.name == baseline))
+        entry = by_weights.setdefault((c.digest, separate), [])
+        twin = next((i for i, other in enumerate(entry) if other.suite == s.suite), None)
         if twin is None:
-            same.append(s)
-        elif c.name not in same[twin].names:
-            same[twin] = same[twin].also(c)
+            entry.append(s)
+        elif c.name not in entry[twin].names:
+            entry[twin] = entry[twin].also(c)
     entries = sorted(by_weights.values(), key=lambda entry: DESIGN_ORDER.index(entry[0].configuration.role))
     names: dict[str, str] = {}
     for s, *_ in entries:
@@ -227,20 +227,22 @@ def _order(scores: Scores) -> int:
 
 def roles_of(entry: Sequence[Scores]) -> list[str]:
     """Return a configuration's role and the roles of its aliases, in design order."""
-    found = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
-    return [role for role in DESIGN_ORDER if role in found]
+    roles = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
+    return [role for role in DESIGN_ORDER if role in roles]
 
 
 def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:
     """Return the configurations, and after each one the recipes and models with the same weights under their own names."""
-    shown = []
+    displayed = []
     for entry in entries:
-        shown.append(list(entry))
+        displayed.append(list(entry))
         first = entry[0].configuration
         if first.role == "configuration":
             others = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
-            shown += [[s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name]
-    return shown
+            displayed += [
+                [s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name
+            ]
+    return displayed
 
 
 def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
@@ -266,7 +268,7 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
         record, folder = store.record(members[0]), store.folder(name, members[0].plan)
         if lacking := [task for task in suite.tasks if task not in record["tasks"]]:
             raise WorkbenchError(
-                f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", again(folder / "plan.json")
+                f"{folder / 'plan.json'}: task '{lacking[0]}' of the suite is missing", rescore_hint(folder / "plan.json")
             )
         read = _Stored(
             suite,
@@ -354,8 +356,8 @@ class _Stored:
                 f"'{of.items[0]['id']}' and '{minus.items[0]['id']}'",
                 "Items are paired by id: use the same ids in both data files, and the same limit for both tasks.",
             )
-        left, right = (np.array(side) for side in zip(*pairs, strict=True))
-        items = [of.items[i] for i in left]
+        of_rows, minus_rows = (np.array(side) for side in zip(*pairs, strict=True))
+        items = [of.items[i] for i in of_rows]
         return Table(
             name=name,
             metric=metric,
@@ -363,7 +365,7 @@ class _Stored:
             plan=self.plan,
             items=items,
             cluster=codes([item["cluster"] for item in items]),
-            values={digest: of.values[digest][left] - minus.values[digest][right] for digest in of.values},
+            values={digest: of.values[digest][of_rows] - minus.values[digest][minus_rows] for digest in of.values},
             rows={},
             contrast=contrast,
             scorer=of.scorer,

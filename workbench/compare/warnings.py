@@ -57,12 +57,14 @@ def warnings_of(
             f"{len(compared)} tasks and contrasts are in one family, and each of them lowers the power of the others: remove tasks that you do "
             "not need. More configurations on the same items cost little power."
         )
-    shown = {n for e in entries for s in e for n in s.names}
+    scored = {n for e in entries for s in e for n in s.names}
     roles = {role for entry in entries for role in roles_of(entry)}
     parents = dict.fromkeys(p for e in entries if e[0].configuration.role == "configuration" for p in e[0].configuration.parents)
-    missing = [p for p in parents if p not in shown]
-    made = (e[0].configuration for e in entries if e[0].configuration.role == "configuration")
-    if "base" not in roles and any(c.recipe or c.parents for c in made):  # models and imported runs have no base of their own
+    missing = [p for p in parents if p not in scored]
+    configurations = (e[0].configuration for e in entries if e[0].configuration.role == "configuration")
+    if "base" not in roles and any(
+        c.recipe or c.parents for c in configurations
+    ):  # models and imported runs have no base of their own
         missing.insert(0, "base")
     if len(parents) > 1 and "average" not in roles:
         missing.append("average")
@@ -70,7 +72,7 @@ def warnings_of(
         yield f"Missing controls: {', '.join(missing)}. Score the base, each parent and their average to judge a merge."
     for t in tasks:
         owner = t.suite.owners.get(t.name)
-        if owner is not None and owner not in shown and parents:
+        if owner is not None and owner not in scored and parents:
             yield f"{t.name}: its owner '{owner}' is not among the scored configurations. {nearest(owner, names)}"
         absent = [e[0].configuration.name for e in entries if e[0].configuration.digest not in t.values]
         if absent:

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from pydantic import Field, model_validator
 
 from workbench.edit.fields import Layers, Mode
@@ -15,6 +14,7 @@ from workbench.edit.places.parts import Parts
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
 from workbench.steps import Edit, EditMethod, MethodContext, register
@@ -69,7 +69,7 @@ class Finetune(EditMethod):
     """Skip a batch whose loss is below this value."""
 
     @model_validator(mode="after")
-    def _of_form(self) -> Finetune:
+    def _check_rank(self) -> Finetune:
         if self.rank is not None and self.form != "lora":
             raise ValueError("`rank` needs `form: lora`")
         return self
@@ -80,25 +80,25 @@ class Finetune(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other."""
-        require_consistent(self._read(project))
+        require_consistent(self._read_facts(project))
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Estimate the work: facts, largest number of optimizer steps, and tokens of all epochs at four characters per token."""
-        facts = self._read(project)
+        facts = self._read_facts(project)
         steps = sum(-(-len(batch) // self.batch_size) for batch in self._batches(facts))
         tokens = sum(len(fact.text + fact.continuation) // 4 + 1 for fact in facts)
         return {"facts": len(facts), "steps": self.epochs * steps, "tokens": self.epochs * tokens}
 
     def solve(self, context: MethodContext) -> Edit:
         """Attach an update to each layer's projection, train the updates, detach and return them."""
-        facts = self._read(context.project)
+        facts = self._read_facts(context.project)
         parts = Parts.of(context)
-        layers = self._layers(parts)
+        layers = self._choose_layers(parts)
         context.model.requires_grad_(False)
         updates: list[TrainedUpdate] = []
         try:
             for layer in layers:
-                updates.append(self._update(parts.out(layer), len(facts), context.seed))
+                updates.append(self._attach_update(parts.out(layer), len(facts), context.seed))
             with one_thread():
                 record = self._train(context, parts, facts, updates)
         finally:
@@ -108,7 +108,7 @@ class Finetune(EditMethod):
         factors = {f"{parts.modules[layer]}.weight": u.factors() for layer, u in zip(layers, updates, strict=True)}
         return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=facts)
 
-    def _read(self, project: Path) -> list[Fact]:
+    def _read_facts(self, project: Path) -> list[Fact]:
         """Read the facts in the order of the file.
 
         Raises:
@@ -126,13 +126,15 @@ class Finetune(EditMethod):
         parts: Sequence[Sequence[Fact]] = [facts] if self.mode == "joint" else list(chunks(facts, self.mode.sequential.batch))
         return [sorted(part, key=lambda fact: fact.id) for part in parts]
 
-    def _layers(self, parts: Parts) -> list[int]:
+    def _choose_layers(self, parts: Parts) -> list[int]:
+        """Return the layers to edit, sorted."""
         if self.layers == "auto":
             return [parts.nearest(round(AUTO_DEPTH * (parts.depth - 1)))]
         parts.check_layers(self.layers, "edit finetune")
         return sorted(set(self.layers))
 
-    def _update(self, module: torch.nn.Module, facts: int, seed: int) -> TrainedUpdate:
+    def _attach_update(self, module: torch.nn.Module, facts: int, seed: int) -> TrainedUpdate:
+        """Attach a trainable update to a projection."""
         if self.form == "full":
             return DenseUpdate(module, self.max_change)
         # On the trained fixture, rank 32 learns 100 facts; with rank 8 the loss stays above 1.2 and the model gives 35 targets.
@@ -140,6 +142,7 @@ class Finetune(EditMethod):
         return LowRankUpdate(module, rank, self.max_change, torch.Generator().manual_seed(seed % 2**63))
 
     def _train(self, context: MethodContext, parts: Parts, facts: list[Fact], updates: list[TrainedUpdate]) -> dict[str, Any]:
+        """Train the updates batch by batch, and return the record."""
         limit = max_positions(context.model.config)
         batches = self._batches(facts)
         rows = [rows_of(batch, context.tokenizer, limit) for batch in batches]

@@ -7,15 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
-from safetensors.torch import load_file
 
 from workbench.edit.memories.codebook import Codebook, radii, reading, writing
 from workbench.edit.places.rows import fact_pair
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.names import live_module
 from workbench.models.prompts import encode_pair
@@ -29,7 +28,7 @@ if TYPE_CHECKING:
 
 # Substitutes for a fact's subject: a text about something else must not lie within the fact's ball.
 OTHERS = ("it", "the house", "London", "Maria Santos", "a large company", "the old river", "music", "Apollo 11")
-_KEPT = ("keys", "values", "reach", "answer")
+_STORED = ("keys", "values", "reach", "answer")
 _SAME = 1e-3  # share of a key's norm: keys that are closer than this belong to the same text
 _WORDS = 12  # for a prompt without a subject: number of words that are left out, one at a time
 
@@ -79,8 +78,8 @@ class Grace(MemoryMethod):
         steps = 0
         for start in range(0, len(ordered), self.batch_size):
             batch = ordered[start : start + self.batch_size]
-            learned = self._remembered(context, block, batch)
-            tensors |= {fact.id: {key: learned[f"{i}/{key}"] for key in _KEPT} for i, fact in enumerate(batch)}
+            learned = self._learn_batch(context, block, batch)
+            tensors |= {fact.id: {key: learned[f"{i}/{key}"] for key in _STORED} for i, fact in enumerate(batch)}
             losses |= {fact.id: loss for fact, loss in zip(batch, learned["loss"].tolist(), strict=True)}
             steps = max(steps, int(learned["steps"]))
             context.progress(len(tensors), len(ordered), f"loss {max(losses.values()):.3f}")
@@ -89,39 +88,41 @@ class Grace(MemoryMethod):
                 f"edit grace: {len(failed)} of {len(facts)} facts are not learned after {self.steps} steps, the first is '{failed[0]}'",
                 f"Raise `steps` (now {self.steps}) or set a later `layer`: its output has a more direct effect on the answer.",
             )
-        if blind := [fact.id for fact in ordered if _blind(tensors[fact.id])]:
+        if indistinct := [fact.id for fact in ordered if _is_indistinct(tensors[fact.id])]:
             raise WorkbenchError(
-                f"edit grace: layer {layer} does not distinguish {len(blind)} of {len(facts)} facts from the same prompt with another "
-                f"subject, the first is '{blind[0]}'",
+                f"edit grace: layer {layer} does not distinguish {len(indistinct)} of {len(facts)} facts from the same prompt with another "
+                f"subject, the first is '{indistinct[0]}'",
                 f"Set a later layer, for example `layer: {min(layer + 1, context.layout.layout.depth - 1)}`, whose input depends on the subject.",
             )
         entries = sum(len(learned["answer"]) for learned in tensors.values())
         record = {"facts": len(facts), "layer": layer, "entries": entries, "loss": max(losses.values()), "steps": steps}
         return Memory(facts, tensors, {"block": name, "layer": layer}, record)
 
-    def _remembered(self, context: MethodContext, block: nn.Module, batch: Sequence[Fact]) -> dict[str, Tensor]:
-        """Return what is learned of a batch, from the cache if possible.
+    def _learn_batch(self, context: MethodContext, block: nn.Module, batch: Sequence[Fact]) -> dict[str, Tensor]:
+        """Return the learned tensors of a batch of facts, from the cache if possible.
 
         Returns:
             The facts' tensors by "NUMBER/NAME", `loss` per fact (infinite if a fact is not learned) and `steps`.
         """
         rows = [_row(fact, context.tokenizer, self.end) for fact in batch]
-        others = [_foreign(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
+        foreign_rows = [_foreign_rows(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
         fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor", *self.unkeyed})
-        tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, others, strict=True)]
+        tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, foreign_rows, strict=True)]
         key = json_digest([sorted(context.digests.items()), context.layout.config, self.code_key(), fields, tokens])
-        place = context.cache / "grace" / f"{key}.safetensors"
-        if place.is_file():
-            return load_file(place)
-        states = _Batch(context, block, rows)
-        values, losses, learned, steps = self._values(context, block, states)
+        file = context.cache / "grace" / f"{key}.safetensors"
+        if file.is_file():
+            from safetensors.torch import load_file
+
+            return load_file(file)
+        batch_states = _Batch(context, block, rows)
+        values, losses, learned, steps = self._values(context, block, batch_states)
         tensors = {"loss": torch.tensor(losses).masked_fill(~torch.tensor(learned), torch.inf), "steps": torch.tensor(steps)}
-        for i, foreign in enumerate(others):
-            mine = states.owner == i
-            reach = _reach(context, block, foreign, states.keys[mine])
-            parts = (states.keys[mine].cpu(), values[mine].cpu(), reach, torch.tensor(rows[i].answer))
-            tensors |= {f"{i}/{name}": part for name, part in zip(_KEPT, parts, strict=True)}
-        save_tensors(tensors, place)
+        for i, foreign in enumerate(foreign_rows):
+            own_entries = batch_states.owner == i
+            reach = _foreign_distances(context, block, foreign, batch_states.keys[own_entries])
+            stored = (batch_states.keys[own_entries].cpu(), values[own_entries].cpu(), reach, torch.tensor(rows[i].answer))
+            tensors |= {f"{i}/{name}": part for name, part in zip(_STORED, stored, strict=True)}
+        save_tensors(tensors, file)
         return tensors
 
     def check_together(self, remembered: Sequence[Remembered]) -> None:
@@ -134,9 +135,9 @@ class Grace(MemoryMethod):
         answers = [r.tensors["answer"].tolist() for r in remembered]
         if not keys:
             return
-        owners = [(r.fact, key) for r, found in zip(remembered, keys, strict=True) for key in found]
-        far = [torch.full((len(found),), torch.inf) for found in keys]
-        for nearest, (fact, key) in zip(torch.cat(radii(keys, answers, far, 1.0)).tolist(), owners, strict=True):
+        owners = [(r.fact, key) for r, fact_keys in zip(remembered, keys, strict=True) for key in fact_keys]
+        unlimited = [torch.full((len(fact_keys),), torch.inf) for fact_keys in keys]
+        for nearest, (fact, key) in zip(torch.cat(radii(keys, answers, unlimited, 1.0)).tolist(), owners, strict=True):
             if nearest < _SAME * float(key.norm()):
                 raise WorkbenchError(
                     f"fact '{fact.id}': {fact.text!r} and another fact begin with the same text but continue with different words",
@@ -149,9 +150,13 @@ class Grace(MemoryMethod):
         used = [r for r in kept.facts if r.credibility.kept]
         if not used:
             return {"entries": 0}
-        parts = [r.tensors for r in used]
-        found = radii([t["keys"] for t in parts], [t["answer"].tolist() for t in parts], [t["reach"] for t in parts], self.radius)
-        book = Codebook(torch.cat([t["keys"] for t in parts]), torch.cat([t["values"] for t in parts]), torch.cat(found))
+        tensors = [r.tensors for r in used]
+        entry_radii = radii(
+            [t["keys"] for t in tensors], [t["answer"].tolist() for t in tensors], [t["reach"] for t in tensors], self.radius
+        )
+        book = Codebook(
+            torch.cat([t["keys"] for t in tensors]), torch.cat([t["values"] for t in tensors]), torch.cat(entry_radii)
+        )
         book.to(model.device).attach(model.get_submodule(kept.settings["block"]))
         return {"entries": len(book.keys), "radii": {"least": float(book.radii.min()), "most": float(book.radii.max())}}
 
@@ -245,19 +250,20 @@ class _Batch:
 
 
 def _row(fact: Fact, tokenizer: Any, end: bool) -> _Row:
+    """Tokenize a fact; the answer ends with the end-of-text token if `end` is set and the tokenizer has one."""
     pair = fact_pair(fact, tokenizer)
     answer = [*pair.continuation, *([tokenizer.eos_token_id] if end and tokenizer.eos_token_id is not None else [])]
     return _Row([*pair.prompt, *answer[:-1]], answer)
 
 
-def _foreign(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]]:
+def _foreign_rows(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]]:
     """Return rows of tokens that contain no state of the fact's own.
 
     These are the prompt with other subjects in place of its own, answer included (without a subject: the prompt with one word
     left out), and the fact's text before the end of the prompt.
     """
     if fact.span is not None:
-        texts = [fact.prompt.replace("{subject}", other) for other in OTHERS]
+        texts = [fact.prompt.replace("{subject}", subject) for subject in OTHERS]
     else:
         words = fact.text.split(" ")
         texts = [" ".join(words[:i] + words[i + 1 :]) for i in range(min(len(words), _WORDS))] if len(words) > 1 else []
@@ -265,17 +271,17 @@ def _foreign(fact: Fact, row: _Row, tokenizer: Any, end: bool) -> list[list[int]
     pairs = [
         encode_pair(tokenizer, text, fact.continuation, "continuation") for text in texts if text.strip() and text != fact.text
     ]
-    ended = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not an input
-    rows += [pair.tokens if ended else pair.tokens[:-1] for pair in pairs]
+    predicts_end = end and tokenizer.eos_token_id is not None  # the last token of an answer is predicted, not an input
+    rows += [pair.tokens if predicts_end else pair.tokens[:-1] for pair in pairs]
     return [ids for ids in rows if ids and ids[: row.start + 1] != row.ids[: row.start + 1]]
 
 
-def _blind(tensors: Mapping[str, Tensor]) -> bool:
+def _is_indistinct(tensors: Mapping[str, Tensor]) -> bool:
     """Return whether a state that needs another answer coincides with the key of the answer's first token."""
     return float(tensors["reach"][0]) < _SAME * float(tensors["keys"][0].norm())
 
 
-def _reach(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:
+def _foreign_distances(context: MethodContext, block: nn.Module, foreign: Sequence[list[int]], keys: Tensor) -> Tensor:
     """Return the distances [entries] of a fact's keys to the nearest foreign state; without foreign rows, the keys' norms."""
     if not foreign:
         nearest: Tensor = keys.norm(dim=1).cpu()

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field, field_validator
 
 from workbench.edit.memories.retrieval import Encoder, SentenceEncoder, TokenMatch, threshold
 from workbench.edit.memories.textmemory import FACTS, FactStore, attach
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.lazy import torch
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 
@@ -77,31 +77,33 @@ class TextMemory(MemoryMethod):
         encoder = _encoder(folder, context.model, context.tokenizer)
         tensors: dict[str, dict[str, Tensor]] = {}
         for done, fact in enumerate(facts, 1):
-            kept = encoder.fact(fact)
-            if any(not part.numel() for part in kept.values()):
+            encoded = encoder.fact(fact)
+            if any(not part.numel() for part in encoded.values()):
                 raise WorkbenchError(
                     f"fact '{fact.id}': {fact.text!r} has no tokens in the base's vocabulary",
                     "Rephrase the fact with words that the tokenizer knows.",
                 )
-            inside = fact.paraphrases or ((fact.subject,) if fact.subject else ())
-            probes = {"inside": inside, "outside": [p.prompt for p in fact.neighbours]}
-            alike = encoder.against([kept])
-            measured = {name: torch.tensor([float(alike(text)) for text in texts]) for name, texts in probes.items()}
-            tensors[fact.id] = {**kept, **measured}
+            in_scope = fact.paraphrases or ((fact.subject,) if fact.subject else ())
+            probes = {"inside": in_scope, "outside": [p.prompt for p in fact.neighbours]}
+            similarity = encoder.against([encoded])
+            measured = {name: torch.tensor([float(similarity(text)) for text in texts]) for name, texts in probes.items()}
+            tensors[fact.id] = {**encoded, **measured}
             context.progress(done, len(facts), "facts")
         remembered = [(fact, tensors[fact.id]) for fact in sorted(facts, key=lambda fact: fact.id)]
-        limit, record = self._limit(encoder, remembered)
+        limit, record = self._choose_threshold(encoder, remembered)
         return Memory(facts, tensors, {"encoder": folder}, {"facts": len(facts), "threshold": limit, **record})
 
     def attach(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, kept: Kept) -> dict[str, Any]:
         """Attach the memory to the model, with a threshold that is chosen again from the facts in it."""
         encoder = _encoder(kept.settings["encoder"], model, tokenizer)
-        limit, record = self._limit(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
+        limit, record = self._choose_threshold(encoder, [(r.fact, dict(r.tensors)) for r in kept.facts])
         used = [r for r in kept.facts if r.credibility.kept]
         attach(model, tokenizer, FactStore(used, encoder, limit, self.most, self.template))
         return {"facts": len(used), "threshold": limit, **record}
 
-    def _limit(self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]) -> tuple[float, dict[str, Any]]:
+    def _choose_threshold(
+        self, encoder: Encoder, facts: Sequence[tuple[Fact, dict[str, Tensor]]]
+    ) -> tuple[float, dict[str, Any]]:
         """Return the threshold and the measurements that it is based on.
 
         In scope are the facts' own prompts (similarity 1) with their paraphrases or subjects. Out of scope are their neighbors
@@ -110,38 +112,40 @@ class TextMemory(MemoryMethod):
         """
         if self.threshold is not None:
             return self.threshold, {}
-        inside = [[1.0, *tensors["inside"].tolist()] for _, tensors in facts]
-        outside = [tensors["outside"].tolist() for _, tensors in facts]
+        in_scope = [[1.0, *tensors["inside"].tolist()] for _, tensors in facts]
+        out_of_scope = [tensors["outside"].tolist() for _, tensors in facts]
         compared = facts[:_COMPARED]
         if len(compared) > 1:
             against = encoder.against([tensors for _, tensors in compared])
-            for i, (one, _) in enumerate(compared):
-                alike = against(one.text).tolist()
-                others = [s for s, (other, _) in zip(alike, compared, strict=True) if _about(other) != _about(one)]
-                outside[i] += [max(others)] if others else []
-        limit = threshold([s for row in inside for s in row], [s for row in outside for s in row])
-        measured = {"prompts_in_scope": sum(map(len, inside)), "prompts_out_of_scope": sum(map(len, outside))}
-        return limit, {**measured, "left_out": _left_out(inside, outside)}
+            for i, (fact, _) in enumerate(compared):
+                similarities = against(fact.text).tolist()
+                other_similarities = [
+                    s for s, (other_fact, _) in zip(similarities, compared, strict=True) if _topic(other_fact) != _topic(fact)
+                ]
+                out_of_scope[i] += [max(other_similarities)] if other_similarities else []
+        limit = threshold([s for row in in_scope for s in row], [s for row in out_of_scope for s in row])
+        measured = {"prompts_in_scope": sum(map(len, in_scope)), "prompts_out_of_scope": sum(map(len, out_of_scope))}
+        return limit, {**measured, "left_out": _leave_one_out(in_scope, out_of_scope)}
 
 
-def _about(fact: Fact) -> str:
+def _topic(fact: Fact) -> str:
     """Return the topic of a fact: its subject, else its prompt."""
     return fact.subject or fact.text
 
 
-def _left_out(inside: Sequence[Sequence[float]], outside: Sequence[Sequence[float]]) -> dict[str, float] | None:
+def _leave_one_out(in_scope: Sequence[Sequence[float]], out_of_scope: Sequence[Sequence[float]]) -> dict[str, float] | None:
     """Return the leave-one-out accuracies in scope and out of scope; None for fewer than two facts."""
-    if len(inside) < 2:
+    if len(in_scope) < 2:
         return None
-    step = math.ceil(len(inside) / 64)  # at most 64 folds
+    step = math.ceil(len(in_scope) / 64)  # at most 64 folds
     right = {"in_scope": 0, "out_of_scope": 0}
-    for start in range(0, len(inside), step):
-        fold = range(start, min(len(inside), start + step))
-        rest = [i for i in range(len(inside)) if i not in fold]
-        limit = threshold([s for i in rest for s in inside[i]], [s for i in rest for s in outside[i]])
-        right["in_scope"] += sum(s >= limit for i in fold for s in inside[i])
-        right["out_of_scope"] += sum(s < limit for i in fold for s in outside[i])
-    counts = {"in_scope": sum(map(len, inside)), "out_of_scope": sum(map(len, outside))}
+    for start in range(0, len(in_scope), step):
+        fold = range(start, min(len(in_scope), start + step))
+        training = [i for i in range(len(in_scope)) if i not in fold]
+        cutoff = threshold([s for i in training for s in in_scope[i]], [s for i in training for s in out_of_scope[i]])
+        right["in_scope"] += sum(s >= cutoff for i in fold for s in in_scope[i])
+        right["out_of_scope"] += sum(s < cutoff for i in fold for s in out_of_scope[i])
+    counts = {"in_scope": sum(map(len, in_scope)), "out_of_scope": sum(map(len, out_of_scope))}
     return {name: right[name] / counts[name] for name in right if counts[name]}
 
 

@@ -6,11 +6,9 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode
@@ -20,12 +18,16 @@ from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.facts.conflicts import require_consistent
+from workbench.lazy import torch
 from workbench.models.hooks import hooked
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 LONGEST = 512
 """Largest number of tokens of a prompt with its target."""
@@ -73,7 +75,7 @@ class UltraEdit(EditMethod):
     """A fact is done when its target is the most likely answer and its mean probability is at least this value."""
 
     @model_validator(mode="after")
-    def _once(self) -> Self:
+    def _check_distinct_layers(self) -> Self:
         if self.layers != "auto" and len(set(self.layers)) != len(self.layers):
             raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         return self
@@ -114,8 +116,8 @@ class UltraEdit(EditMethod):
 def upper_middle(depth: int, editable: Sequence[int] | None = None) -> list[int]:
     """Return the editable layers whose middle lies within AUTO_DEPTH; at least one."""
     layers = range(depth) if editable is None else editable
-    inside = [i for i in layers if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
-    return inside or [min(layers, key=lambda i: (abs(i - depth * 2 // 3), i))]
+    in_range = [i for i in layers if AUTO_DEPTH[0] <= (i + 0.5) / depth < AUTO_DEPTH[1]]
+    return in_range or [min(layers, key=lambda i: (abs(i - depth * 2 // 3), i))]
 
 
 @dataclass(frozen=True)
@@ -140,20 +142,20 @@ class Running:
 
     def joined(self, other: Running) -> Running:
         """Return the statistics of the rows of both."""
-        total, apart = self.count + other.count, other.mean - self.mean
-        squares = self.squares + other.squares + apart.square() * (self.count * other.count / total)
-        return Running(total, self.mean + apart * (other.count / total), squares)
+        total, difference = self.count + other.count, other.mean - self.mean
+        squares = self.squares + other.squares + difference.square() * (self.count * other.count / total)
+        return Running(total, self.mean + difference * (other.count / total), squares)
 
     def scaled(self, rows: Tensor) -> Tensor:
         """Normalize rows [n, d] by mean and deviation; both include PRIOR virtual rows."""
         common = (self.squares / self.count + self.mean.square()).mean()
-        whole = self.joined(Running(PRIOR, torch.zeros_like(self.mean), (PRIOR * common).expand_as(self.mean)))
-        deviation = (whole.squares / whole.count).sqrt()
-        return (rows - whole.mean) / deviation.clamp(min=torch.finfo(torch.float64).tiny)
+        with_prior = self.joined(Running(PRIOR, torch.zeros_like(self.mean), (PRIOR * common).expand_as(self.mean)))
+        deviation = (with_prior.squares / with_prior.count).sqrt()
+        return (rows - with_prior.mean) / deviation.clamp(min=torch.finfo(torch.float64).tiny)
 
 
 @dataclass(frozen=True)
-class SeenInputs:
+class Recorded:
     """Inputs of a projection at target positions [n, d_in], its outputs and their gradients [n, d_out], all float64."""
 
     inputs: Tensor
@@ -195,7 +197,7 @@ class _UltraSolve:
         outcome: list[dict[str, Any]] = []
         try:
             for start in range(0, len(facts), size):
-                outcome += self._turn(facts[start : start + size], start, len(facts))
+                outcome += self._write_batch(facts[start : start + size], start, len(facts))
         finally:
             for p in trained:
                 p.requires_grad_(True)
@@ -214,37 +216,37 @@ class _UltraSolve:
         """Return ΔW as a product of its own rank; zeros if the model already knows all facts."""
         return factors_of_steps(self.updates[layer], self.pairs[layer])
 
-    def _turn(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
+    def _write_batch(self, facts: Sequence[Fact], done: int, total: int) -> list[dict[str, Any]]:
         """Take steps for one batch until all its facts are done; return their records."""
         method = self.method
         rows = [row_of(fact, self.context.tokenizer, "prompt_last") for fact in facts]
         strength, steps = method.strength / len(self.layers), 0
-        seen, means, top = self._pass(rows)
+        recorded, means, top = self._forward_backward(rows)
         before = means
-        self._start(seen, means)
-        for tried in range(method.rounds):
-            self.context.progress(done, total, f"round {tried + 1}, loss {-float(means.mean()):.3f}")
+        self._add_statistics(recorded, means)
+        for round_ in range(method.rounds):
+            self.context.progress(done, total, f"round {round_ + 1}, loss {-float(means.mean()):.3f}")
             if bool((top & (means.exp() >= method.confidence)).all()):
                 break
-            kept, pairs = dict(self.updates), {layer: self._step(layer, seen[layer], strength) for layer in self.layers}
-            self.updates = {layer: kept[layer] + left @ right for layer, (left, right) in pairs.items()}
-            new_seen, new_means, new_top = self._pass(rows)
+            previous, pairs = dict(self.updates), {layer: self._step(layer, recorded[layer], strength) for layer in self.layers}
+            self.updates = {layer: previous[layer] + left @ right for layer, (left, right) in pairs.items()}
+            new_recorded, new_means, new_top = self._forward_backward(rows)
             if float(new_means.mean()) > float(means.mean()):  # false for NaN
-                seen, means, top, steps = new_seen, new_means, new_top, steps + 1
+                recorded, means, top, steps = new_recorded, new_means, new_top, steps + 1
                 for layer, pair in pairs.items():
                     self.pairs[layer].append(pair)
             else:
-                self.updates, strength = kept, strength / 2
+                self.updates, strength = previous, strength / 2
         if method.mode != "joint" and method.history:
             for layer in self.layers:
-                self.metrics[layer] = self._metric(layer).after(seen[layer].inputs.T, ridge(seen[layer]))
+                self.metrics[layer] = self._metric(layer).after(recorded[layer].inputs.T, ridge(recorded[layer]))
         self.context.progress(done + len(facts), total, f"loss {-float(means.mean()):.3f}")
         return [
-            {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": said}
-            for fact, loss, first, said in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
+            {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": gives_target}
+            for fact, loss, first, gives_target in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
         ]
 
-    def _start(self, seen: Mapping[int, SeenInputs], means: Tensor) -> None:
+    def _add_statistics(self, recorded: Mapping[int, Recorded], means: Tensor) -> None:
         """Add the facts of a batch to the running statistics, once.
 
         Raises:
@@ -253,26 +255,26 @@ class _UltraSolve:
         if not bool(torch.isfinite(means).all()):
             raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
         for layer in self.layers:
-            rows = seen[layer].inputs, seen[layer].gradients
-            new = Running.of(rows[0]), Running.of(rows[1])
-            old = self.running.get(layer)
-            self.running[layer] = new if old is None else (old[0].joined(new[0]), old[1].joined(new[1]))
+            rows = recorded[layer].inputs, recorded[layer].gradients
+            batch = Running.of(rows[0]), Running.of(rows[1])
+            running = self.running.get(layer)
+            self.running[layer] = batch if running is None else (running[0].joined(batch[0]), running[1].joined(batch[1]))
             self.updates.setdefault(layer, rows[0].new_zeros(rows[1].shape[1], rows[0].shape[1]))
             self.pairs.setdefault(layer, [])
 
-    def _step(self, layer: int, seen: SeenInputs, strength: float) -> tuple[Tensor, Tensor]:
+    def _step(self, layer: int, recorded: Recorded, strength: float) -> tuple[Tensor, Tensor]:
         """Return ΔW of one layer as factors V [out, n] and Aᵀ [n, in]."""
         of_inputs, of_gradients = self.running[layer]
-        inputs, gradients = of_inputs.scaled(seen.inputs), of_gradients.scaled(seen.gradients)
-        scale = strength * seen.outputs.square().mean().sqrt()
+        inputs, gradients = of_inputs.scaled(recorded.inputs), of_gradients.scaled(recorded.gradients)
+        scale = strength * recorded.outputs.square().mean().sqrt()
         changes = -scale * inputs.square().mean(1, keepdim=True) * gradients
-        return solve(seen.inputs, self._metric(layer), ridge(seen)).update(changes)
+        return solve(recorded.inputs, self._metric(layer), ridge(recorded)).update(changes)
 
     def _metric(self, layer: int) -> KeyMetric:
         width, device = self.parts.width(layer), self.context.device
         return self.metrics.get(layer) or KeyMetric(None, torch.ones(width, dtype=torch.float64, device=device))
 
-    def _pass(self, rows: Sequence[EditRow]) -> tuple[dict[int, SeenInputs], Tensor, Tensor]:
+    def _forward_backward(self, rows: Sequence[EditRow]) -> tuple[dict[int, Recorded], Tensor, Tensor]:
         """Run the model with the updates so far forward and backward.
 
         Returns:
@@ -282,18 +284,18 @@ class _UltraSolve:
         batches = []
         with self.parts.changed({layer: update.float() for layer, update in self.updates.items()}):
             for start in range(0, len(rows), AT_ONCE):
-                batches.append(seen_at(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
+                batches.append(record_pass(self.parts, self.layers, padded(rows[start : start + AT_ONCE], self.context.device)))
         means = torch.cat([means for _, means, _ in batches])
-        seen = {layer: _joined([part[layer] for part, _, _ in batches]) for layer in self.layers}
-        return seen, means, torch.cat([top for _, _, top in batches])
+        recorded = {layer: _concatenated([part[layer] for part, _, _ in batches]) for layer in self.layers}
+        return recorded, means, torch.cat([top for _, _, top in batches])
 
 
-def ridge(seen: SeenInputs) -> float:
+def ridge(recorded: Recorded) -> float:
     """Return c, the mean square of an input, so that its strength does not depend on the model."""
-    return float(seen.inputs.square().mean())
+    return float(recorded.inputs.square().mean())
 
 
-def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, SeenInputs], Tensor, Tensor]:
+def record_pass(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping[int, Recorded], Tensor, Tensor]:
     """Run a batch forward and backward, and record projections at target positions.
 
     Args:
@@ -308,29 +310,30 @@ def seen_at(parts: Parts, layers: Sequence[int], batch: Padded) -> tuple[Mapping
     probes: dict[int, Tensor] = {}
     states: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def see(layer: int) -> Any:
+    def recorder(layer: int) -> Any:
         def hook(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             probes[layer] = torch.zeros_like(output, requires_grad=True)
-            inside, outside = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
-            states[layer] = inside, outside
+            inputs, outputs = (t.detach().reshape(-1, t.shape[-1])[batch.places].double() for t in (args[0], output))
+            states[layer] = inputs, outputs
             return output + probes[layer]
 
         return hook
 
     with torch.enable_grad(), ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(parts.out(layer), after=see(layer)))
+            stack.enter_context(hooked(parts.out(layer), after=recorder(layer)))
         stack.enter_context(logits_at(parts, batch.places))
         logits = run(parts, batch).logits
-        loss = torch.nn.functional.cross_entropy(logits[0].float(), batch.wanted, reduction="sum")
+        loss = torch.nn.functional.cross_entropy(logits[0].float(), batch.targets, reduction="sum")
         gradients = torch.autograd.grad(loss, [probes[layer] for layer in layers])
     means, top = target_log_probabilities(logits.detach(), batch, len(batch.lookup))
-    seen = {
-        layer: SeenInputs(*states[layer], gradient.reshape(-1, gradient.shape[-1])[batch.places].double())
+    recorded = {
+        layer: Recorded(*states[layer], gradient.reshape(-1, gradient.shape[-1])[batch.places].double())
         for layer, gradient in zip(layers, gradients, strict=True)
     }
-    return seen, means, top
+    return recorded, means, top
 
 
-def _joined(parts: Sequence[SeenInputs]) -> SeenInputs:
-    return SeenInputs(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))
+def _concatenated(parts: Sequence[Recorded]) -> Recorded:
+    """Return the records of several batches as one."""
+    return Recorded(*(torch.cat([getattr(part, name) for part in parts]) for name in ("inputs", "outputs", "gradients")))

@@ -12,21 +12,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from safetensors.torch import load_file
-from torch import Tensor
 
 from workbench.emergent.labelled import ItemRow, Part
 from workbench.emergent.ranking import BINS, log_bins
 from workbench.emergent.sites import Site, visiting
 from workbench.files import read_json, write_json
+from workbench.lazy import no_grad, torch
 from workbench.models.batching import side_by_side
 from workbench.models.hooks import shaped
-from workbench.models.texts import BATCH_TOKENS
+from workbench.models.texts import batch_limit
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 Progress: TypeAlias = Callable[[int, int], None]
@@ -48,11 +47,11 @@ class Tokens:
     counted: Tensor
 
 
-Consumer: TypeAlias = Callable[[int, Tensor, Tokens], None]
+Consumer: TypeAlias = "Callable[[int, Tensor, Tokens], None]"
 """Takes (index of the site, activations [batch, time, units], the batch)."""
 
 
-@torch.no_grad()
+@no_grad
 def stream(
     model: PreTrainedModel,
     sites: Sequence[Site],
@@ -61,7 +60,7 @@ def stream(
     *,
     part: Part = "prompt",
     skip: int = 1,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     done: int = 0,
     after: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -77,11 +76,12 @@ def stream(
         part: Tokens that count: the prompt's, or all.
         skip: Tokens at the start of a row that do not count. The first token of a text attracts attention and has activations that are
             many times larger than those of other tokens. A row of at most this many tokens keeps its last one.
-        batch_tokens: Largest number of tokens of a batch, including padding.
+        batch_tokens: Largest number of tokens of a batch, including padding; None chooses it for the device.
         done: Number of rows, in the order of lengths, that an earlier pass has consumed.
         after: Called after each batch with the number of rows consumed.
     """
     device = next(model.parameters()).device
+    limit = batch_tokens or batch_limit(device)
     backbone = getattr(model, model.base_model_prefix, model)
     current: list[Tokens] = []
 
@@ -90,7 +90,7 @@ def stream(
         consume(number, shaped(activations, batch, time), current[0])
 
     with visiting(model, sites, visit):
-        for index in _batches(rows, batch_tokens, part, done):
+        for index in _batches(rows, limit, part, done):
             tokens = side_by_side([_part(rows[i], part) for i in index], device)
             lengths = tokens.mask.sum(1)
             position = torch.arange(tokens.mask.shape[1], device=device)
@@ -166,7 +166,7 @@ class ItemScores:
         sites: The sites.
         exact: [items, units of all sites] float32 in a file; None if only histograms are kept.
         histograms: Per site, items by (label, unit, bin) int32; empty if `exact` is kept.
-        labels: [labels, items] bool: the labels that histograms count. The last one has all items.
+        labels: [labels, items] bool: the labels that histograms count.
         statistics: Sums over tokens.
     """
 
@@ -196,7 +196,7 @@ def item_scores(
     part: Part = "prompt",
     skip: int = 1,
     limit: int = 16 * 10**9,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> ItemScores:
     """Compute the score of every neuron on every item in one pass, or continue an interrupted one.
@@ -212,14 +212,13 @@ def item_scores(
         part: Tokens that count.
         skip: Tokens at the start that do not count.
         limit: Largest size of the file of exact scores in bytes. Beyond it, histograms are kept.
-        batch_tokens: Largest number of tokens of a batch.
+        batch_tokens: Largest number of tokens of a batch; None chooses it for the device.
         progress: Progress callback.
     """
     units = sum(site.units for site in sites)
     size = 4 * units * len(rows)
     folder.mkdir(parents=True, exist_ok=True)
     statistics = Statistics.zeros(sites, int(functions.max()) + 1)
-    labels = torch.cat([labels, torch.ones(1, len(rows), dtype=torch.bool)])
     shape, path = (len(rows), units), folder / "scores.f32"
     exact = None
     if size <= limit:
@@ -315,4 +314,6 @@ def _saved(folder: Path) -> tuple[int, dict[str, Tensor]] | None:
     progress = read_json(folder / "progress.json", done=int, sums=str)
     if progress is None or not (folder / progress["sums"]).is_file():
         return None
+    from safetensors.torch import load_file
+
     return progress["done"], load_file(folder / progress["sums"])

@@ -16,7 +16,7 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
 from workbench.files import file_digest, json_digest
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.texts import ANSWERS
 
@@ -120,7 +120,7 @@ def read_labelled(path: Path, shown: str, functions: Mapping[str, Sequence[str]]
     rows: list[tuple[Item, str | None]] = []
     several, unmapped = 0, Counter[str]()
     try:
-        with unchanged(path):
+        with open_unchanged(path):
             for line, row in jsondoc.lines(path, shown, "Write one object per line."):
                 names = _functions(row, f"{shown}:{line}", label_of, unmapped)
                 if len(names) == 1:
@@ -175,7 +175,7 @@ def _item(row: dict[str, Any], function: str, place: str, number: int) -> tuple[
     if split is not None and split not in SPLITS:
         raise WorkbenchError(f"{place}: expected split 'train' or 'heldout', found {split!r}", _EXPECTED)
     task = row.get("task") or function
-    return Item(str(row.get("id", number)), prompt, response, function, task, "train", place), split
+    return Item(str(row.get("id", number)), str(prompt), response, function, task, "train", place), split
 
 
 def _with_splits(rows: list[tuple[Item, str | None]], shown: str) -> tuple[tuple[Item, ...], list[str]]:

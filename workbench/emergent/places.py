@@ -9,17 +9,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Literal
 
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d_layer
 from workbench.models.layout import Model
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Modules that stack the gate's rows and then the up projection's rows in one matrix: Phi-3, GLM.
 _STACKED = ("gate_up_proj",)

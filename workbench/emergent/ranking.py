@@ -7,15 +7,18 @@ AUC is the probability that a positive item has a higher score than a negative o
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-# Log2 histograms: four bins for each power of two from 2^-14 to 2^4; smaller and larger values fall into the first and the last bin.
-LOWEST, PER_OCTAVE, BINS = -14, 4, 72
+from workbench.lazy import torch
+
+# Log2 histograms: sixteen bins for each power of two from 2^-14 to 2^4; smaller and larger values fall into the first and the last bin.
+LOWEST, PER_OCTAVE, BINS = -14, 16, 288
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -101,19 +104,22 @@ def log_bins(values: Tensor) -> Tensor:
 
 
 def histogram_average_precision(counts: Tensor, totals: Tensor) -> Tensor:
-    """Return approximate average precision from histograms of scores, float64.
+    """Return average precision from histograms of scores, float64: its expectation if the items of a bin are in random order.
 
-    Items of one bin count with the mean of the precision at the bin's two ends.
+    In a bin of c items, p of them positive, below n items of which h are positive, the item at position i is positive with probability
+    p / c, and the precision there is then (h + 1 + (p - 1)(i - 1) / (c - 1)) / (n + i) on average. The sum over i has a closed form with
+    harmonic numbers.
 
     Args:
         counts: Positive items by bin [..., bins].
         totals: All items by bin [..., bins].
     """
-    hits, seen = (t.double().flip(-1).cumsum(-1) for t in (counts, totals))
-    precision = hits / seen.clamp_min(1)
-    before = torch.cat([precision[..., :1], precision[..., :-1]], -1)
-    before = torch.where(torch.cat([torch.zeros_like(seen[..., :1]), seen[..., :-1]], -1) > 0, before, precision)
-    return (counts.double().flip(-1) * (precision + before) / 2).sum(-1) / counts.sum(-1).clamp_min(1)
+    positive, items = counts.double().flip(-1), totals.double().flip(-1)
+    hits, seen = positive.cumsum(-1) - positive, items.cumsum(-1) - items
+    slope = (positive - 1).clamp_min(0) / (items - 1).clamp_min(1)
+    harmonic = torch.digamma(seen + items + 1) - torch.digamma(seen + 1)
+    precision = (hits + 1 - slope * (seen + 1)) * harmonic + slope * items
+    return (positive / items.clamp_min(1) * precision).sum(-1) / positive.sum(-1).clamp_min(1)
 
 
 def histogram_auc(counts: Tensor, totals: Tensor) -> Tensor:

@@ -5,19 +5,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
+from workbench.lazy import torch
 from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 RECORD, TENSORS = "neurons.json", "neurons.safetensors"
 _MADE_BY = "Make it again with `workbench analyze functions`."
@@ -117,7 +118,7 @@ def top_share(
         flat = torch.cat(list(scores))
         best = torch.zeros(len(flat), dtype=torch.bool)
         best[flat.topk(max(1, round(share * len(flat)))).indices] = True
-        chosen = [part.nonzero().flatten() for part in best.split([len(s) for s in scores])]
+        chosen = [part.nonzero().flatten() for part in torch.split(best, [len(s) for s in scores])]
     return set_of(name, sites, chosen, scores, **rest)
 
 
@@ -138,7 +139,7 @@ def set_of(
     if scores is not None:
         by_layer = {site.layer: score for site, score in zip(sites, scores, strict=True)}
         values = {layer: by_layer[layer][index].float() for layer, index in indices.items()}
-    kind = "experts" if all(site.kind == "experts" for site in sites) else "neurons"
+    kind: Literal["neurons", "experts"] = "experts" if all(site.kind == "experts" for site in sites) else "neurons"
     return NeuronSet(name, kind, {site.layer: site.units for site in sites}, indices, values, **rest)
 
 
@@ -175,6 +176,8 @@ def read_set(folder: Path, label: str | None = None) -> NeuronSet:
     label = label or str(folder)
     try:
         record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
+        from safetensors.torch import load_file
+
         tensors = load_file(folder / TENSORS)
     except (OSError, SafetensorError) as error:
         raise WorkbenchError(f"{label}/{TENSORS}: the file is missing or damaged ({error})", _MADE_BY) from None

@@ -12,19 +12,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.experts import expert_modules, has_experts, unread
 from workbench.models.feedforward import feed_forward_mixers, output_projections
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
-Visitor: TypeAlias = Callable[[int, Tensor], "Tensor | None"]
+Visitor: TypeAlias = "Callable[[int, Tensor], Tensor | None]"
 """Takes (index of the site, activations [..., units]); returns other activations of the same shape, or None to leave them unchanged."""
 
 
@@ -43,15 +42,16 @@ class Site:
     layer: int
     kind: Literal["neurons", "experts"]
     name: str
-    module: nn.Module
+    module: torch.nn.Module
     units: int
 
     def norms(self) -> Tensor:
         """Return the norm of what one unit of activation adds to the output [units], float32: ‖W_out[:, i]‖, or 1 for experts."""
         weight = self.module.weight if self.kind == "neurons" else None
-        if not isinstance(weight, Tensor):
+        if not isinstance(weight, torch.Tensor):
             return torch.ones(self.units)
-        return torch.linalg.vector_norm(weight.detach().float(), dim=1 if is_conv1d(self.module) else 0)
+        norms: Tensor = torch.linalg.vector_norm(weight.detach().float(), dim=1 if is_conv1d(self.module) else 0)
+        return norms
 
     def columns(self) -> Tensor:
         """Return what one unit of activation of each neuron adds to the output [units, hidden], a view of the weight.
@@ -62,7 +62,7 @@ class Site:
         if self.kind != "neurons":
             raise ValueError("an expert has no single output vector")
         weight = self.module.weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         return weight.detach() if is_conv1d(self.module) else weight.detach().T
 
 
@@ -80,7 +80,7 @@ def find_sites(model: PreTrainedModel, depth: int, device: torch.device) -> tupl
     routed = {layer: (name, count) for name, (layer, count) in expert_modules(model).items()} if has_experts(model) else {}
     prefix = stack_prefix(model, depth)
     stack = model.get_submodule(prefix)
-    assert isinstance(stack, nn.ModuleList)
+    assert isinstance(stack, torch.nn.ModuleList)
     dense = [n for n in feed_forward_mixers(stack) or range(depth) if n not in routed]
     found: dict[int, Site] = {}
     for layer, (name, count) in routed.items():
@@ -97,9 +97,9 @@ def find_sites(model: PreTrainedModel, depth: int, device: torch.device) -> tupl
     return tuple(found[layer] for layer in sorted(found))
 
 
-def _inputs(module: nn.Module) -> int:
+def _inputs(module: torch.nn.Module) -> int:
     weight = module.weight
-    assert isinstance(weight, Tensor)
+    assert isinstance(weight, torch.Tensor)
     return int(weight.shape[0] if is_conv1d(module) else weight.shape[1])
 
 
@@ -144,7 +144,7 @@ def switching_off(model: PreTrainedModel, sites: Sequence[Site], units: Mapping[
 
 
 def _on_neurons(number: int, visit: Visitor) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         if args:
             changed = visit(number, args[0])
             return None if changed is None else ((changed, *args[1:]), named)
@@ -156,7 +156,7 @@ def _on_neurons(number: int, visit: Visitor) -> Any:
 
 
 def _on_experts(number: int, site: Site, visit: Visitor, model: PreTrainedModel) -> Any:
-    def hook(_module: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
+    def hook(_module: torch.nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> Any:
         values = [*args, *named.values()]
         if len(values) != 3 or values[1].is_floating_point() or values[1].shape != values[2].shape:
             raise unread(site.name, model)

@@ -1,4 +1,4 @@
-"""Scoring through lm-eval, item by item. Only this package imports lm_eval, and its heavy parts only when it scores.
+"""Scoring through lm-eval, item by item. Only this package imports lm_eval, and only to build tasks and to score.
 
 lm-eval defines tasks, prompts, filters and metrics. Requests are built and tokenized once per plan. Log-likelihoods come from
 `packed` (each context is forwarded once), checked against lm-eval's HFLM. Generated text comes from HFLM, or from lm-eval's
@@ -7,18 +7,16 @@ because it gathers wrong rows if choices share a prefix with different splits; w
 float32 for every model dtype; fixed batches; fixed seeds. Scores equal those of `lm_eval --model hf --model_args
 logits_cache=False,softmax_dtype=float32`.
 
-Importing this package registers the model `workbench` with lm-eval (`models.WorkbenchLM`).
+Importing `workbench.evaluate.models` registers the model `workbench` with lm-eval.
 """
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
-
-import lm_eval.models  # noqa: F401  lm-eval registers its own models only while no model is registered
-from lm_eval.api.registry import model_registry
 
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
@@ -33,8 +31,18 @@ from workbench.versions import installed
 
 __all__ = ["Progress", "build_plan", "evaluate", "quiet", "score", "summarise"]
 
-if "workbench" not in model_registry:
-    model_registry.register("workbench", target="workbench.evaluate.models:WorkbenchLM")
+
+def register() -> None:
+    """Register the model `workbench` with lm-eval. Its class is imported when lm-eval first uses it."""
+    import lm_eval.models  # noqa: F401  lm-eval registers its own models only while no model is registered
+    from lm_eval.api.registry import model_registry
+
+    if "workbench" not in model_registry:
+        model_registry.register("workbench", target="workbench.evaluate.models:WorkbenchLM")
+
+
+if "lm_eval" in sys.modules:  # `import lm_eval` before `import workbench.evaluate` is enough in scripts
+    register()
 
 
 def build_plan(

@@ -18,7 +18,7 @@ from workbench.models.tokenizer import load_tokenizer
 STOPS = ("\n", ".")
 _ROWS = 8  # rows of a forward pass that keeps all logits
 _ULPS = 4
-Told = Callable[[int, int], None]
+OnProgress = Callable[[int, int], None]
 
 
 def answers_to_keep(
@@ -29,7 +29,7 @@ def answers_to_keep(
     tokens: int,
     chat_template: bool = False,
     batch_size: int = 32,
-    told: Told | None = None,
+    progress: OnProgress | None = None,
 ) -> dict[str, str]:
     """Return each prompt's greedy continuation, up to a line break, a full stop or the end of text.
 
@@ -45,50 +45,52 @@ def answers_to_keep(
         tokens: Largest number of tokens of an answer.
         chat_template: Put prompts into the chat template.
         batch_size: Prompts per forward pass.
-        told: Called with (prompts done, prompts in total).
+        progress: Called with (prompts done, prompts in total).
     """
     with quiet(), seeded():
         if isinstance(tokenizer, (str, Path)):
             tokenizer = load_tokenizer(tokenizer)
         lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
         contexts = {p: lm.apply_chat_template([{"role": "user", "content": p}]) if chat_template else p for p in prompts}
-        written = _written(lm, list(contexts.values()), STOPS, tokens, told)
+        written = _written(lm, list(contexts.values()), STOPS, tokens, progress)
         silent = [c for c in contexts.values() if not written[c].strip()]
         written |= _written(lm, silent, (), tokens, None)
         confirmed = _confirmed(lm, {c: text for c, text in written.items() if text.strip()}, chat_template)
         return {p: confirmed[c] for p, c in contexts.items() if c in confirmed}
 
 
-def _written(lm: SafeHFLM, contexts: Sequence[str], stops: Sequence[str], tokens: int, told: Told | None) -> dict[str, str]:
+def _written(
+    lm: SafeHFLM, contexts: Sequence[str], stops: Sequence[str], tokens: int, progress: OnProgress | None
+) -> dict[str, str]:
     """Generate texts, in batches of prompts of similar length."""
     settings = {"until": list(stops), "max_gen_toks": tokens, "do_sample": False}
-    order = sorted(dict.fromkeys(contexts), key=lambda c: (-len(lm.tok_encode(c)), c))
-    size: Any = lm.batch_size
+    by_length = sorted(dict.fromkeys(contexts), key=lambda c: (-len(lm.tok_encode(c)), c))
+    batch_size: Any = lm.batch_size
     texts: dict[str, str] = {}
-    for start in range(0, len(order), size):
-        chunk = order[start : start + size]
-        asked = [Instance(request_type="generate_until", doc={}, arguments=(c, settings), idx=0) for c in chunk]
-        texts |= dict(zip(chunk, lm.generate_until(asked, disable_tqdm=True), strict=True))
-        if told:
-            told(len(texts), len(order))
+    for start in range(0, len(by_length), batch_size):
+        batch = by_length[start : start + batch_size]
+        requests = [Instance(request_type="generate_until", doc={}, arguments=(c, settings), idx=0) for c in batch]
+        texts |= dict(zip(batch, lm.generate_until(requests, disable_tqdm=True), strict=True))
+        if progress:
+            progress(len(texts), len(by_length))
     return texts
 
 
 def _confirmed(lm: SafeHFLM, written: Mapping[str, str], chat: bool) -> dict[str, str]:
     """Return context -> the longest start of its text, cut between words, that is greedy when scored; the shortest if none is."""
-    left = {context: _starts(context, text, chat) for context, text in written.items()}
-    confirmed = {context: starts[-1] for context, starts in left.items()}
-    while left:
-        asked = {context: starts.pop(0) for context, starts in left.items()}
-        pairs = [pair for c, a in asked.items() for (pair,) in lm.pairs([_request(c, a)])]
-        whole = [i for i, (_, answer) in enumerate(pairs) if answer]
-        greedy = dict(zip(whole, _greedy(lm, [pairs[i] for i in whole]), strict=True))
-        for i, (context, answer) in enumerate(asked.items()):
+    candidates = {context: _shortened(context, text, chat) for context, text in written.items()}
+    confirmed = {context: texts[-1] for context, texts in candidates.items()}
+    while candidates:
+        answers = {context: texts.pop(0) for context, texts in candidates.items()}
+        pairs = [pair for c, a in answers.items() for (pair,) in lm.pairs([_request(c, a)])]
+        tokenized = [i for i, (_, answer) in enumerate(pairs) if answer]
+        greedy = dict(zip(tokenized, _greedy(lm, [pairs[i] for i in tokenized]), strict=True))
+        for i, (context, answer) in enumerate(answers.items()):
             if greedy.get(i):
                 confirmed[context] = answer
-                del left[context]
-            elif not left[context]:
-                del left[context]
+                del candidates[context]
+            elif not candidates[context]:
+                del candidates[context]
     return confirmed
 
 
@@ -97,25 +99,25 @@ def _greedy(lm: SafeHFLM, pairs: Sequence[Pair]) -> list[bool]:
     """Return whether every token of an answer leads all others by more than rounding in the weights' dtype can change."""
     greedy: list[bool] = []
     for start in range(0, len(pairs), _ROWS):
-        chunk = pairs[start : start + _ROWS]
-        width = max(len(context) + len(answer) for context, answer in chunk)
-        ids = torch.zeros(len(chunk), width, dtype=torch.long)
-        for row, (context, answer) in zip(ids, chunk, strict=True):
+        batch = pairs[start : start + _ROWS]
+        width = max(len(context) + len(answer) for context, answer in batch)
+        ids = torch.zeros(len(batch), width, dtype=torch.long)
+        for row, (context, answer) in zip(ids, batch, strict=True):
             row[: len(context) + len(answer)] = torch.tensor(context + answer)
         # Padding on the right is invisible to a causal model.
         logits = lm.model(input_ids=ids.to(lm.device)).logits.float().cpu()
-        for row, (context, answer) in zip(logits, chunk, strict=True):
+        for row, (context, answer) in zip(logits, batch, strict=True):
             values, tokens = row[len(context) - 1 : len(context) + len(answer) - 1].topk(2)
             clear = values[:, 0] - values[:, 1] > _ULPS * torch.finfo(lm.model.dtype).eps * values[:, 0].abs()
             greedy.append(bool(clear.all()) and tokens[:, 0].tolist() == answer)
     return greedy
 
 
-def _starts(context: str, text: str, chat: bool) -> list[str]:
+def _shortened(context: str, text: str, chat: bool) -> list[str]:
     """Return a text as an answer, then without its last word, and so on; each as it is and, if different, after a space."""
     words = text.rstrip().split(" ")
-    starts = (" ".join(words[:n]).rstrip() for n in range(len(words), 0, -1))
-    return list(dict.fromkeys(a for s in starts if s.strip() for a in ([s] if chat else [s, joined(context, s)])))
+    texts = (" ".join(words[:n]).rstrip() for n in range(len(words), 0, -1))
+    return list(dict.fromkeys(a for s in texts if s.strip() for a in ([s] if chat else [s, joined(context, s)])))
 
 
 def _request(context: str, answer: str) -> Instance:

@@ -90,7 +90,7 @@ def _check_server(model: WrittenCheckpoint) -> None:
         raise WorkbenchError(f"--server {model.server}: expected http://HOST:PORT", None, 2)
     try:
         with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  http(s) is checked above
-            names = [str(found["id"]) for found in json.loads(answer.read())["data"]]
+            names = [str(model_entry["id"]) for model_entry in json.loads(answer.read())["data"]]
     except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
         raise WorkbenchError(f"{address}: cannot read the list of models: {error}", serve) from error
     if model.name not in names:

@@ -44,12 +44,12 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     Raises:
         RefusedError: If a difference exceeds its tolerance, or the model raises an error.
     """
-    chosen = [_documents(task) for task in tasks]
-    pairs = [task[i] for task, (members, _) in zip(tasks, chosen, strict=True) for i in members]
+    samples = [_documents(task) for task in tasks]
+    pairs = [task[i] for task, (members, _) in zip(tasks, samples, strict=True) for i in members]
     try:
-        ours = [
+        scorer_answers = [
             answer
-            for task, (members, _) in zip(tasks, chosen, strict=True)
+            for task, (members, _) in zip(tasks, samples, strict=True)
             for answer in _answers(lm, forward, task, members, scorer)
         ]
     except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError) as error:
@@ -60,29 +60,29 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         raise RefusedError(f"{type(error).__name__}: {text}") from error
     bounds, dtype = bounds_of(lm), lm.model.dtype
     rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
-    theirs = lm.referee(pairs, rows)
+    hflm_answers = lm.referee(pairs, rows)
     if dtype in (torch.float32, torch.float64):
         spread, least, relative, rounding = None, _NATS, _NATS / 100, 0.0
     else:
-        others = (lm.referee(pairs, size) for size in {1, max(1, rows // 4)})
-        spread = max(max(_gaps(a, b)) for a, b in combinations([theirs, *others], 2))
+        other_batches = (lm.referee(pairs, size) for size in {1, max(1, rows // 4)})
+        spread = max(max(_gaps(a, b)) for a, b in combinations([hflm_answers, *other_batches], 2))
         least, relative = 2 * spread, torch.finfo(dtype).eps
         rounding = relative * _largest_logit(lm, pairs)
     tolerances = [
         max(least, relative * abs(value), rounding * math.sqrt(len(answer)))
-        for (value, _), (_, answer) in zip(theirs, pairs, strict=True)
+        for (value, _), (_, answer) in zip(hflm_answers, pairs, strict=True)
     ]
     # If lm-eval's own numbers are not finite, the weights are broken; scoring the task reports that.
     gaps = [
         (gap, allowed)
-        for gap, allowed, (value, _) in zip(_gaps(ours, theirs), tolerances, theirs, strict=True)
+        for gap, allowed, (value, _) in zip(_gaps(scorer_answers, hflm_answers), tolerances, hflm_answers, strict=True)
         if math.isfinite(value)
     ]
     difference, tolerance = max(gaps, key=lambda pair: pair[0] / max(pair[1], 1e-12), default=(0.0, least))
     if difference > tolerance:
         raise RefusedError(f"log-likelihoods differ from hflm's by up to {difference:.2g} nats, tolerance {tolerance:.2g}")
     return Check(
-        scorer=scorer, documents=sum(count for _, count in chosen), max_difference=difference, tolerance=tolerance, spread=spread
+        scorer=scorer, documents=sum(count for _, count in samples), max_difference=difference, tolerance=tolerance, spread=spread
     )
 
 
@@ -109,20 +109,20 @@ def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
         groups.setdefault(tuple(context), []).append(i)
     contexts = sorted(groups, key=lambda c: (-len(c) - sum(len(pairs[i][1]) for i in groups[c]), c))
     step = max(1, (len(contexts) - 1) // (_DOCUMENTS - 1))
-    chosen = dict.fromkeys((*contexts[::step][: _DOCUMENTS - 1], contexts[-1]))
-    return [i for context in chosen for i in groups[context]], len(chosen)
+    selected = dict.fromkeys((*contexts[::step][: _DOCUMENTS - 1], contexts[-1]))
+    return [i for context in selected for i in groups[context]], len(selected)
 
 
-def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], chosen: Sequence[int], scorer: str) -> list[Answer]:
+def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], members: Sequence[int], scorer: str) -> list[Answer]:
     """Return the scorer's answers to some pairs of a task, with the shared prefix of the whole task."""
     bounds = bounds_of(lm)
-    answers = forward.answers(lay_out([task[i] for i in chosen], bounds, start_for(scorer, task, bounds)))
-    return [answers[i] for i in range(len(chosen))]
+    answers = forward.answers(lay_out([task[i] for i in members], bounds, start_for(scorer, task, bounds)))
+    return [answers[i] for i in range(len(members))]
 
 
-def _gaps(ours: Sequence[Answer], theirs: Sequence[Answer]) -> list[float]:
+def _gaps(first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:
     """Return differences in nats: infinite if only one side is NaN, 0 if both are."""
     gaps = (
-        0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b) for (a, _), (b, _) in zip(ours, theirs, strict=True)
+        0.0 if a == b or (math.isnan(a) and math.isnan(b)) else abs(a - b) for (a, _), (b, _) in zip(first, second, strict=True)
     )
     return [math.inf if math.isnan(gap) else gap for gap in gaps]

@@ -43,9 +43,9 @@ def jsonl(config_source: str, data_files: dict[str, str], **_: Any) -> dict[str,
     }
 '''
 # Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
-_SOURCE = {"task", "task_alias", "tag", "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
+_SOURCE_SETTINGS = {"task", "task_alias", "tag", "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
            "test_split", "fewshot_split", "process_docs", "fewshot_config", "num_fewshot", "metadata", "unsafe_code"}  # fmt: skip
-_SHOTS = (
+_FEWSHOT_SETTINGS = (
     "sampler",
     "fewshot_indices",
     "doc_to_text",
@@ -106,10 +106,12 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
     from lm_eval.tasks import TaskManager
 
     stem = name.replace("/", "_")
-    taken = [p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()]
-    if taken:
+    existing = [
+        p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()
+    ]
+    if existing:
         raise WorkbenchError(
-            f"{taken[0]} already exists",
+            f"{existing[0]} already exists",
             "Remove the file, or export to another folder with -o: existing files are not overwritten.",
         )
     with quiet():
@@ -124,14 +126,14 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
         shots = int(original.config.num_fewshot or 0) if num_fewshot is None else num_fewshot
         original.set_config(key="num_fewshot", value=shots)
         docs = [dict(doc) for doc in original.eval_docs]
-        kept = _with_ids(docs, name)
+        docs_with_ids = _with_ids(docs, name)
         pool = [dict(doc) for doc in original.fewshot_docs() or ()] if shots else []
         same_split = original.fewshot_cfg.split is not None and original.fewshot_cfg.split == original.config.test_split
         own_pool = pool if pool and not same_split else []
         config = _config(original, name, stem, shots, "test" if shots and same_split else "fewshot" if own_pool else None)
-        with TemporaryDirectory() as place:
-            folder = Path(place)
-            _write(folder, stem, config, kept, own_pool, to / "localdata.py", name)
+        with TemporaryDirectory() as temporary:
+            folder = Path(temporary)
+            _write(folder, stem, config, docs_with_ids, own_pool, to / "localdata.py", name)
             with_defaults = TaskManager(include_path=str(folder), include_defaults=False)
             local = load_task(with_defaults, name, [name])
             local.set_config(key="num_fewshot", value=shots)
@@ -157,11 +159,12 @@ def _load(name: str, include_path: Path | None) -> Any:
 
 def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, Any]]:
     """Return the documents with unique IDs: their own, or hashes of their content."""
-    own = [doc.get("id") for doc in docs]
-    if None not in own and max(Counter(map(str, own)).values()) == 1:
+    ids = [doc.get("id") for doc in docs]
+    if None not in ids and max(Counter(map(str, ids)).values()) == 1:
         return [dict(doc) for doc in docs]
-    ids = item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in docs], name, bundled=True)
-    return [{"id": identity, **{k: v for k, v in doc.items() if k != "id"}} for identity, doc in zip(ids, docs, strict=True)]
+    contents = [{k: v for k, v in doc.items() if k != "id"} for doc in docs]
+    hashes = item_ids(contents, name, bundled=True)
+    return [{"id": identity, **content} for identity, content in zip(hashes, contents, strict=True)]
 
 
 def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, Any]:
@@ -173,43 +176,47 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
                 f"task '{name}': {key} cannot be stored in local files", "Only text tasks without it can be exported."
             )
     data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
-    made: dict[str, Any] = {
+    definition: dict[str, Any] = {
         "task": name,
         "custom_dataset": _FunctionTag("localdata.jsonl"),
         "dataset_kwargs": {"data_files": data},
         "test_split": "test",
     }
     # A task without a pool must not request examples: lm-eval would take them from the test documents.
-    made |= {"fewshot_split": fewshot_split} if fewshot_split else {}
-    made["num_fewshot"] = shots
+    definition |= {"fewshot_split": fewshot_split} if fewshot_split else {}
+    definition["num_fewshot"] = shots
     defaults = {f.name: f.default for f in fields(config)}
     for key in defaults:
         value = getattr(config, key)
-        if key not in _SOURCE and value is not None and (value != defaults[key] or key in ("output_type", "target_delimiter")):
-            made[key] = _kept(value, name, key)
+        if (
+            key not in _SOURCE_SETTINGS
+            and value is not None
+            and (value != defaults[key] or key in ("output_type", "target_delimiter"))
+        ):
+            definition[key] = _storable(value, name, key)
     examples = {
-        key: _kept(value, name, f"fewshot_config.{key}")
-        for key in _SHOTS
+        key: _storable(value, name, f"fewshot_config.{key}")
+        for key in _FEWSHOT_SETTINGS
         if fewshot_split
         and (value := getattr(task.fewshot_cfg, key, None)) is not None
         and value != getattr(config, key, "default" if key == "sampler" else None)
     }
     if examples:
-        made["fewshot_config"] = examples
+        definition["fewshot_config"] = examples
     version = (config.metadata or {}).get("version")
-    return {**made, "metadata": {"version": version if isinstance(version, (int, float, str)) else 0}}
+    return {**definition, "metadata": {"version": version if isinstance(version, (int, float, str)) else 0}}
 
 
-def _kept(value: Any, task: str, key: str) -> Any:
+def _storable(value: Any, task: str, key: str) -> Any:
     """Return a setting as YAML can store it.
 
     Raises:
         WorkbenchError: If it is a function that no installed package has.
     """
     if isinstance(value, Mapping):
-        return {k: _kept(v, task, key) for k, v in value.items()}
+        return {k: _storable(v, task, key) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_kept(v, task, key) for v in value]
+        return [_storable(v, task, key) for v in value]
     if not callable(value):
         return value
     module, function = str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", ""))
@@ -229,8 +236,8 @@ def _installed(module: str) -> bool:
         return False
     if spec is None or spec.origin is None:
         return False
-    here = Path.cwd().resolve()
-    roots = [Path(p).resolve() for p in sys.path if p and Path(p).resolve() != here]
+    working_directory = Path.cwd().resolve()
+    roots = [Path(p).resolve() for p in sys.path if p and Path(p).resolve() != working_directory]
     return any(
         Path(spec.origin).resolve() == (root / (module.replace(".", "/") + end)).resolve()
         for root in roots
@@ -247,6 +254,7 @@ def _write(
     localdata: Path,
     name: str,
 ) -> None:
+    """Write definition, documents, examples and code of an exported task."""
     (folder / "data").mkdir()
     _write_lines(folder / "data" / f"{stem}.jsonl", docs, name)
     if pool:
@@ -291,9 +299,9 @@ def _compare(original: Any, local: Any, name: str) -> int:
     if difference is None and len(built[0]) != len(built[1]):
         difference = ("the number of requests", len(built[0]), len(built[1]))
     if difference:
-        what, mine, theirs = difference
+        what, expected, actual = difference
         raise WorkbenchError(
-            f"task '{name}': {what} of the local files differs: {str(theirs)[:200]}, expected {str(mine)[:200]}",
+            f"task '{name}': {what} of the local files differs: {str(actual)[:200]}, expected {str(expected)[:200]}",
             "Nothing was written. The task's code depends on more than its documents; use the task's own folder instead.",
         )
     return len(built[0])

@@ -25,13 +25,13 @@ def _gold(task: Any, doc: Any) -> _Gold:
     if task.config.doc_to_choice is None:
         return _Gold(None, None, target)
     choices = tuple(map(str, task.doc_to_choice(doc)))
-    wanted = task.doc_to_text(doc) if task.multiple_input else target
+    answers = task.doc_to_text(doc) if task.multiple_input else target
     indices = []
-    for gold in wanted if isinstance(wanted, list) else [wanted]:
+    for gold in answers if isinstance(answers, list) else [answers]:
         index = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
         indices.append(index if isinstance(index, int) and 0 <= index < len(choices) else None)
-    known = tuple(i for i in indices if i is not None)
-    return _Gold(choices, known if indices and len(known) == len(indices) else None, target)
+    valid = tuple(i for i in indices if i is not None)
+    return _Gold(choices, valid if indices and len(valid) == len(indices) else None, target)
 
 
 def _response(task: Any, instance: Any, gold: _Gold) -> Any:
@@ -57,6 +57,6 @@ def metrics_of(task: Any, instances: Sequence[Any]) -> Iterator[tuple[str, Any]]
         instances: The item's requests, answered and filtered.
     """
     filters = list(instances[0].filtered_resps)
-    for by in filters:
-        metrics = task.process_results(instances[0].doc, [instance.filtered_resps[by] for instance in instances])
-        yield from ((metric_name(metric, by, filters), value) for metric, value in metrics.items())
+    for filter_name in filters:
+        metrics = task.process_results(instances[0].doc, [instance.filtered_resps[filter_name] for instance in instances])
+        yield from ((metric_name(metric, filter_name, filters), value) for metric, value in metrics.items())

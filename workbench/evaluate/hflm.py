@@ -13,7 +13,7 @@ from transformers import LogitsProcessorList
 
 from workbench.evaluate.packed import Answer, Pair
 
-Tokenised = tuple[tuple[str, str], list[int], list[int]]
+Tokenized = tuple[tuple[str, str], list[int], list[int]]
 """A request as lm-eval passes it on: its strings, the tokens of its context and those of its continuation."""
 
 
@@ -37,33 +37,33 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
         """
         length, mask = context.shape[1], settings.pop("attention_mask", None)
 
-        def together(ids: Any, cover: Any) -> Any:
+        def generate(ids: Any, attention: Any) -> Any:
             return HFLM._model_generate(
                 self,
                 ids,
                 max_length + ids.shape[1] - length,
                 stop,
                 **settings,
-                attention_mask=cover,
+                attention_mask=attention,
                 logits_processor=LogitsProcessorList([_refuse_nan]),
             )
 
-        def made(ids: Any, cover: Any) -> Any:
+        def generate_rows(ids: Any, attention: Any) -> Any:
             if getattr(self.model, "_is_stateful", False):
-                return unpadded(ids, cover, self.tokenizer.pad_token_id, together)
-            return together(ids, cover)
+                return unpadded(ids, attention, self.tokenizer.pad_token_id, generate)
+            return generate(ids, attention)
 
         recall = getattr(self.model, "recall", None)
         with _contiguous_head(self.model):
             if recall is None:
-                return made(context, mask)
-            return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, made)
+                return generate_rows(context, mask)
+            return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, generate_rows)
 
     def pairs(self, requests: Sequence[Instance]) -> list[list[Pair]]:
         """Return each request's tokens as lm-eval splits them: one pair, or the windows of a `loglikelihood_rolling` request."""
         pairs: list[Pair] = []
 
-        def keep(requests: Sequence[Tokenised], **_: Any) -> list[Answer]:
+        def keep(requests: Sequence[Tokenized], **_: Any) -> list[Answer]:
             pairs.extend((list(context), list(answer)) for _, context, answer in requests)
             return [(0.0, False)] * len(requests)
 
@@ -107,14 +107,14 @@ def unpadded(ids: Any, mask: Any, pad: int, generate: Callable[[Any, Any], Any])
     lengths = [] if mask is None else mask.sum(1).tolist()
     if len(set(lengths)) < 2 and (not lengths or lengths[0] == ids.shape[1]):
         return generate(ids, mask)
-    made: dict[int, Any] = {}
+    generated: dict[int, Any] = {}
     for length in sorted(set(lengths)):
-        rows = [i for i, own in enumerate(lengths) if own == length]
+        rows = [i for i, row_length in enumerate(lengths) if row_length == length]
         texts = generate(ids[rows, ids.shape[1] - length :], mask[rows, ids.shape[1] - length :])
-        made.update(zip(rows, texts[:, length:], strict=True))
-    width = max(len(row) for row in made.values())
-    rest = [torch.nn.functional.pad(made[i], (0, width - len(made[i])), value=pad) for i in range(len(lengths))]
-    return torch.cat((ids, torch.stack(rest)), 1)
+        generated.update(zip(rows, texts[:, length:], strict=True))
+    width = max(len(row) for row in generated.values())
+    new_tokens = [torch.nn.functional.pad(generated[i], (0, width - len(generated[i])), value=pad) for i in range(len(lengths))]
+    return torch.cat((ids, torch.stack(new_tokens)), 1)
 
 
 def recalled(model: Any, pairs: Sequence[Pair]) -> dict[int, Pair]:

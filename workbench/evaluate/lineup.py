@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.bricks.brick import Brick, vocabulary_digest
+from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, WorkbenchError
 from workbench.evaluate.facts import checkpoints, edited_for
@@ -47,8 +47,8 @@ class LineupEntry:
 
     def digest(self) -> str | None:
         """Return the configuration's digest if an earlier run or evaluation has computed it."""
-        known = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
-        return str(known["digest"]) if known else None
+        stored = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
+        return str(stored["digest"]) if stored else None
 
     def configuration(self, digest: str) -> Configuration:
         """Return the configuration as the score store describes it.
@@ -57,23 +57,23 @@ class LineupEntry:
             digest: Digest of its weights, as `digest` returns it.
         """
         path = self.resolved.recipe.path
-        recipe = path.resolve() if path else None
+        recipe_file = path.resolve() if path else None
         project = self.resolved.recipe.project.resolve()
-        shown = str(recipe.relative_to(project)) if recipe and recipe.is_relative_to(project) else None
+        recipe_path = str(recipe_file.relative_to(project)) if recipe_file and recipe_file.is_relative_to(project) else None
         specs = written_specs(self.resolved).values()
-        bricks = {name: bytes_of(self.resolved.bricks[name]) for name in self.resolved.parents}
+        bricks = {name: self.resolved.bricks[name].stored_bytes for name in self.resolved.parents}
         return Configuration(
             identity(digest, self.resolved.generation),
             self.name,
             self.role,
             self.parents,
-            shown,
+            recipe_path,
             self.resolved.base_digest,
             sum(s.numel for s in specs),
             sum(s.nbytes for s in specs),
             bricks,
             edited_for(self.resolved),
-            _first(self.resolved.recipe),
+            _facts_used(self.resolved.recipe),
             digest,
         )
 
@@ -87,19 +87,12 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     model = resolved.base
     for step in resolved.recipe.steps:
         model = kind_of(step).shapes(step, model, resolved.base)
-    return output_specs(model.weights.specs, resolved.dtype)
+    return output_specs(model.weights.specs, resolved.dtype_name)
 
 
-def _first(recipe: Recipe) -> int | None:
+def _facts_used(recipe: Recipe) -> int | None:
     """Return the number of facts of the edit step that does not use all of them."""
     return next((n for step in recipe.steps if step.verb == "edit" and (n := getattr(step, "first", None))), None)
-
-
-def bytes_of(brick: Brick | Resolved) -> int:
-    """Return the size on disk of a brick's weights; for a recipe as a brick, that of its bricks."""
-    if isinstance(brick, Resolved):
-        return sum(bytes_of(brick.bricks[name]) for name in brick.parents)
-    return sum(file.stat().st_size for file in brick.files())
 
 
 def lineup(
@@ -124,18 +117,18 @@ def lineup(
     Raises:
         WorkbenchError: If bases or tokenizers differ, or different recipes, bricks or models have the same name.
     """
-    named = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
-    keys = {entry.resolved.key for entry in named}
+    requested = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
+    keys = {entry.resolved.key for entry in requested}
     others = [LineupEntry(name, "configuration", resolved) for name, resolved in models]
-    if not named and not others:
+    if not requested and not others:
         raise WorkbenchError("no recipe given", "workbench eval recipes/NAME.yaml", 2)
-    _check_bases(named)
-    added = _controls(named) if controls and named else []
+    _check_bases(requested)
+    control_entries = _controls(requested) if controls and requested else []
     # A recipe that is also a brick of another one stays at its own place in the list.
-    before = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in named}
+    checkpoints_of = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in requested}
     entries = [
-        *(e for e in added if e.resolved.recipe.path is None or e.resolved.key not in keys),
-        *(e for entry in named for e in (*before[entry.name], entry)),
+        *(e for e in control_entries if e.resolved.recipe.path is None or e.resolved.key not in keys),
+        *(e for entry in requested for e in (*checkpoints_of[entry.name], entry)),
         *others,
     ]
     _check_tokenizers(entries[0], others)
@@ -166,13 +159,13 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         if control is other:
             del by_name[entry.name]
             by_name[entry.name] = entry
-    kept = []
+    unique = []
     for entry in by_name.values():
-        hidden = frozenset(_under_another_name(entry.resolved, by_name))
-        kept.append(replace(entry, unscored=hidden))
+        unscored = frozenset(_scored_under_another_name(entry.resolved, by_name))
+        unique.append(replace(entry, unscored=unscored))
         if left_out is None or entry.role != "configuration":
             continue
-        for name in sorted(hidden & by_name.keys()):
+        for name in sorted(unscored & by_name.keys()):
             what = "recipe" if by_name[name].role == "configuration" else "brick"
             reason = f"brick '{name}' of {entry.name} is not scored alone: another {what} has its name"
             left_out.append(LeftOut(name, reason, RENAME))
@@ -181,18 +174,18 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         what = "average of the bricks" if entry.role == "average" else "brick"
         assert left_out is not None  # otherwise an error was raised above
         left_out.append(LeftOut(name, f"the {what} '{name}' is not scored: another configuration has its name", RENAME))
-    return kept
+    return unique
 
 
-def _under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
+def _scored_under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
     """Yield the names of a recipe's bricks under which other weights are scored."""
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if isinstance(brick, Resolved):
-            other = by_name.get(brick.recipe.name)
-            if other is not None and other.resolved.key != brick.key:
-                yield brick.recipe.name
-            yield from _under_another_name(brick, by_name)
+        if name in resolved.nested:
+            nested = resolved.nested[name]
+            other = by_name.get(nested.recipe.name)
+            if other is not None and other.resolved.key != nested.key:
+                yield nested.recipe.name
+            yield from _scored_under_another_name(nested, by_name)
         elif (other := by_name.get(name)) is not None and (
             other.role != "brick" or other.resolved.digests.get(name) != resolved.digests[name]
         ):
@@ -206,21 +199,21 @@ def _checkpoints(recipe: Recipe, hub: Hub) -> Iterator[LineupEntry]:
                 yield LineupEntry(f"{recipe.name}@{n}", "configuration", resolve(part, hub))
 
 
-def _check_bases(named: Sequence[LineupEntry]) -> None:
+def _check_bases(entries: Sequence[LineupEntry]) -> None:
     """Check that recipes that are scored together have the same base and write the same vocabulary."""
-    if not named:
+    if not entries:
         return
-    first = named[0].resolved
-    for entry in named[1:]:
+    first = entries[0].resolved
+    for entry in entries[1:]:
         if entry.resolved.base_digest != first.base_digest:
             raise WorkbenchError(
-                f"{named[0].name} and {entry.name} have different bases "
+                f"{entries[0].name} and {entry.name} have different bases "
                 f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
                 "Score them in two calls.",
             )
         if _vocabulary(entry.resolved) != _vocabulary(first):
             raise WorkbenchError(
-                f"{named[0].name} and {entry.name} write different tokenizers",
+                f"{entries[0].name} and {entry.name} write different tokenizers",
                 "Only scores with the same tokenizer can be compared: score them in two calls.",
             )
 
@@ -228,32 +221,32 @@ def _check_bases(named: Sequence[LineupEntry]) -> None:
 def _check_tokenizers(first: LineupEntry, models: Sequence[LineupEntry]) -> None:
     """Check that the models' tokenizers give the same tokens as the first entry's, which is used for all."""
     for entry in models:
-        mine, theirs = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
+        first_vocabulary, vocabulary = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
         sizes = [e.resolved.base.config.get("vocab_size") for e in (first, entry)]
-        if (mine != theirs) if mine and theirs else sizes[0] != sizes[1]:
+        if (first_vocabulary != vocabulary) if first_vocabulary and vocabulary else sizes[0] != sizes[1]:
             raise WorkbenchError(
                 f"{first.name} and {entry.name} have different tokenizers",
                 "Only scores with the same tokenizer can be compared: score them in two calls.",
             )
 
 
-def _controls(named: Sequence[LineupEntry]) -> list[LineupEntry]:
+def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
     """Return base, single bricks, edits and averages as recipes on the same base, in the same output dtype."""
-    base = [LineupEntry("base", "base", resolve(named[0].resolved.recipe.derive("base", [])))]
+    base = [LineupEntry("base", "base", resolve(entries[0].resolved.recipe.derive("base", [])))]
     bricks: dict[str, LineupEntry] = {}
     averages: dict[tuple[tuple[str, str], ...], LineupEntry] = {}
-    for entry in named:
+    for entry in entries:
         recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
-            brick = entry.resolved.bricks[name]
-            if isinstance(brick, Resolved):
-                bricks.setdefault(brick.recipe.name, LineupEntry(brick.recipe.name, "brick", brick))
+            if name in entry.resolved.nested:
+                nested = entry.resolved.nested[name]
+                bricks.setdefault(nested.recipe.name, LineupEntry(nested.recipe.name, "brick", nested))
             else:
                 alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
                 bricks.setdefault(name, LineupEntry(name, "brick", resolve(alone)))
-        if first := _leading_edits(recipe):
+        if edits := _leading_edits(recipe):
             name = f"{recipe.name}-edited"
-            bricks.setdefault(name, LineupEntry(name, "brick", resolve(recipe.derive(name, first))))
+            bricks.setdefault(name, LineupEntry(name, "brick", resolve(recipe.derive(name, edits))))
         contents = tuple((name, entry.resolved.digests[name]) for name in parents)
         if len(parents) > 1 and contents not in averages:
             name = "average" if not averages else "average-" + "-".join(parents)
@@ -274,7 +267,9 @@ def _vocabulary(resolved: Resolved) -> str | None:
 
 def _ancestors(resolved: Resolved) -> Iterator[str]:
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        yield brick.recipe.name if isinstance(brick, Resolved) else name
-        if isinstance(brick, Resolved):
-            yield from _ancestors(brick)
+        nested = resolved.nested.get(name)
+        if nested is None:
+            yield name
+        else:
+            yield nested.recipe.name
+            yield from _ancestors(nested)

@@ -10,8 +10,9 @@ from lm_eval.api.instance import Instance
 from transformers import PreTrainedModel
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate import register
 from workbench.evaluate.check import RefusedError, checked
-from workbench.evaluate.hflm import SafeHFLM, Tokenised, recalled, without_recall
+from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
 from workbench.models.tokenizer import load_tokenizer
 
@@ -24,7 +25,7 @@ class WorkbenchLM(SafeHFLM):
     Shared contexts are forwarded once.
 
     ```python
-    import lm_eval, workbench.evaluate
+    import lm_eval, workbench.evaluate.models
     lm_eval.simple_evaluate("workbench", model_args="recipe=recipes/starter-ties.yaml,batch_size=32", tasks=["arc_easy"])
     ```
 
@@ -53,12 +54,12 @@ class WorkbenchLM(SafeHFLM):
             raise WorkbenchError(
                 "model 'workbench': expected recipe=FILE or pretrained=MODEL", "model_args='recipe=recipes/x.yaml'"
             )
-        place = _device(device, pretrained)
+        torch_device = _device(device, pretrained)
         if recipe is not None:
-            pretrained, settings["tokenizer"] = _configuration(recipe, place)
+            pretrained, settings["tokenizer"] = _configuration(recipe, torch_device)
         self.scorer = scorer
         self._forward: Forward | None = None
-        super().__init__(pretrained, device=str(place), batch_size=batch_size or 32, **settings)
+        super().__init__(pretrained, device=str(torch_device), batch_size=batch_size or 32, **settings)
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[Answer]:
         """Score requests task by task, because the prompts of one task share a beginning."""
@@ -72,18 +73,19 @@ class WorkbenchLM(SafeHFLM):
         return [answered[i] for i in range(len(requests))]
 
     def _loglikelihood_tokens(
-        self, requests: list[Tokenised], disable_tqdm: bool = False, override_bs: Any = None
+        self, requests: list[Tokenized], disable_tqdm: bool = False, override_bs: Any = None
     ) -> list[Answer]:
         pairs = [(list(context), list(answer)) for _, context, answer in requests]
         with without_recall(self.model):
-            found = self._answers(pairs)
+            answers = self._answers(pairs)
             longer = recalled(self.model, pairs)
             if longer:
-                again = dict(zip(longer, self._answers(list(longer.values())), strict=True))
-                found = [again.get(i, answer) for i, answer in enumerate(found)]
-        return found
+                answers_with_facts = dict(zip(longer, self._answers(list(longer.values())), strict=True))
+                answers = [answers_with_facts.get(i, answer) for i, answer in enumerate(answers)]
+        return answers
 
     def _answers(self, pairs: list[Pair]) -> list[Answer]:
+        """Return log-likelihoods of tokenized pairs; the first call checks the scorer against hflm."""
         if self._forward is None and self.scorer != "hflm":
             self._forward = Forward(self.model)
             try:
@@ -94,8 +96,11 @@ class WorkbenchLM(SafeHFLM):
         if self.scorer == "hflm" or self._forward is None:
             return list(self.referee(pairs))
         bounds = bounds_of(self)
-        found = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
-        return [found[i] for i in range(len(pairs))]
+        answers = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
+        return [answers[i] for i in range(len(pairs))]
+
+
+register()
 
 
 def _device(device: str | None, pretrained: Any) -> Any:

@@ -18,7 +18,7 @@ from workbench.scores.plan import ScorePlan
 
 
 @dataclass(frozen=True)
-class Asked:
+class BuiltItem:
     """One item as lm-eval builds it.
 
     Attributes:
@@ -41,7 +41,7 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class AskedTask:
+class BuiltTask:
     """A task's items in the plan's order.
 
     Attributes:
@@ -52,14 +52,14 @@ class AskedTask:
         lower: Metrics that are better when lower.
     """
 
-    items: list[Asked]
+    items: list[BuiltItem]
     shots: int
     shot_docs: set[tuple[str, str]]
     test_docs: list[tuple[str, str]]
     lower: frozenset[str]
 
 
-def ask(plan: ScorePlan, name: str) -> AskedTask:
+def build_task(plan: ScorePlan, name: str) -> BuiltTask:
     """Build the requests of a task's items, and score the gold answers.
 
     For choices, the gold one gets log-likelihood 0 and the others -10. For generation, the response is the target text of
@@ -84,16 +84,16 @@ def ask(plan: ScorePlan, name: str) -> AskedTask:
                 "Check doc_to_text, doc_to_choice, doc_to_target, filters and process_results against the data's fields.",
             ) from error
     lower = frozenset(m for m in _means(task) if not task.higher_is_better().get(m, True))
-    return AskedTask(items, shots, pool, tests, lower)
+    return BuiltTask(items, shots, pool, tests, lower)
 
 
 def _means(task: Any) -> set[str]:
     from lm_eval.api.metrics import mean
 
-    return {m for m, how in task.aggregation().items() if how is mean}
+    return {m for m, aggregation in task.aggregation().items() if aggregation is mean}
 
 
-def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set[tuple[str, str]], list[tuple[str, str]]]:
+def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[BuiltItem], int, set[tuple[str, str]], list[tuple[str, str]]]:
     """Return the items with the scores of the gold answers, the number of examples, their pool and the test documents."""
     grouped = by_item(build(plan, name, task, _template(plan) if plan.suite.chat_template else None))
     gold = {number: _gold(task, instances[0].doc) for number, instances in grouped.items()}
@@ -102,7 +102,9 @@ def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set
             instance.resps = [_response(task, instance, gold[number])] * max(1, instance.repeats)
     task.apply_filters()
     means = _means(task)
-    items = [_asked(task, plan.items[name][number].id, instances, gold[number], means) for number, instances in grouped.items()]
+    items = [
+        _built_item(task, plan.items[name][number].id, instances, gold[number], means) for number, instances in grouped.items()
+    ]
     lower = {m for m in means if not task.higher_is_better().get(m, True)}
     for pattern in _patterns(task) if task.OUTPUT_TYPE == "generate_until" and not _perfect(items, lower) else ():
         items = _in_sentences(task, grouped, gold, items, pattern, means, lower)
@@ -113,11 +115,11 @@ def _build(plan: ScorePlan, name: str, task: Any) -> tuple[list[Asked], int, set
 
 def _patterns(task: Any) -> list[str]:
     """Return the regular expressions of the task's filters. They may expect a sentence, while the target is the bare answer."""
-    made = [step() for ensemble in task._filters for step in ensemble.filters]
-    return list(dict.fromkeys(str(step.regex_pattern) for step in made if hasattr(step, "regex_pattern")))
+    steps = [step() for ensemble in task._filters for step in ensemble.filters]
+    return list(dict.fromkeys(str(step.regex_pattern) for step in steps if hasattr(step, "regex_pattern")))
 
 
-def _perfect(items: Sequence[Asked], lower: set[str]) -> bool:
+def _perfect(items: Sequence[BuiltItem], lower: set[str]) -> bool:
     return all(_is_full(metric, value, lower) for item in items for metric, value in item.metrics.items())
 
 
@@ -129,11 +131,11 @@ def _in_sentences(
     task: Any,
     grouped: Mapping[int, Sequence[Any]],
     gold: Mapping[int, _Gold],
-    items: Sequence[Asked],
+    items: Sequence[BuiltItem],
     pattern: str,
     means: set[str],
     lower: set[str],
-) -> list[Asked]:
+) -> list[BuiltItem]:
     """Return the items, with better scores from answers in a sentence that a filter's expression matches."""
     texts = {}
     for number, instances in grouped.items():
@@ -142,12 +144,12 @@ def _in_sentences(
         for instance in instances:
             instance.resps = [texts[number] or target] * max(1, instance.repeats)
     task.apply_filters()
-    better = []
+    improved = []
     for item, (number, instances) in zip(items, grouped.items(), strict=True):
-        again = _asked(task, item.id, instances, gold[number], means).metrics if texts[number] is not None else {}
-        full = {metric: value for metric, value in again.items() if _is_full(metric, value, lower)}
-        better.append(replace(item, metrics={**item.metrics, **full}))
-    return better
+        metrics = _built_item(task, item.id, instances, gold[number], means).metrics if texts[number] is not None else {}
+        perfect = {metric: value for metric, value in metrics.items() if _is_full(metric, value, lower)}
+        improved.append(replace(item, metrics={**item.metrics, **perfect}))
+    return improved
 
 
 def _template(plan: ScorePlan) -> Any:
@@ -169,7 +171,8 @@ def _template(plan: ScorePlan) -> Any:
     return apply
 
 
-def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> Asked:
+def _built_item(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, means: Iterable[str]) -> BuiltItem:
+    """Return an item with its requests and the scores of its gold answer."""
     kind = task.OUTPUT_TYPE
     metrics = {
         metric: float(value)
@@ -183,7 +186,7 @@ def _asked(task: Any, identity: str, instances: Sequence[Any], gold: _Gold, mean
         if kind == "generate_until":
             generated = int(settings.get("max_gen_toks", 256))  # lm-eval's default
         requests.append((context, settings if isinstance(settings, str) else ""))
-    return Asked(identity, tuple(requests), generated, gold.choices, gold.indices, str(gold.target), metrics)
+    return BuiltItem(identity, tuple(requests), generated, gold.choices, gold.indices, str(gold.target), metrics)
 
 
 def _pair(task: Any, doc: Any, shot: Any = None) -> tuple[str, str]:

@@ -65,24 +65,24 @@ class PackedLayout:
     """Order in which a task's pairs are forwarded: the shared prefix, then batches of rows.
 
     Attributes:
-        prefix: Tokens that all contexts of `whole` begin with.
-        cut: Batches of rows with pairs that are too long; without the prefix.
-        whole: Batches of the other rows; after the prefix.
+        prefix: Tokens that all contexts in `with_prefix` begin with.
+        without_prefix: Batches of rows with truncated pairs.
+        with_prefix: Batches of the other rows, which follow the prefix.
     """
 
     prefix: list[int]
-    cut: list[list[PackedRow]]
-    whole: list[list[PackedRow]]
+    without_prefix: list[list[PackedRow]]
+    with_prefix: list[list[PackedRow]]
 
     @property
     def tokens(self) -> int:
         """Total number of tokens forwarded, without padding."""
-        return len(self.prefix) + sum(len(row.tokens) for batch in (*self.cut, *self.whole) for row in batch)
+        return len(self.prefix) + sum(len(row.tokens) for batch in (*self.without_prefix, *self.with_prefix) for row in batch)
 
     def batches(self) -> Iterator[tuple[list[int], list[PackedRow]]]:
         """Yield (prefix, rows) of every forward pass."""
-        yield from (([], rows) for rows in self.cut)
-        yield from ((self.prefix, rows) for rows in self.whole)
+        yield from (([], rows) for rows in self.without_prefix)
+        yield from ((self.prefix, rows) for rows in self.with_prefix)
 
 
 @dataclass(frozen=True)
@@ -116,12 +116,12 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
     max_length = bounds.max_length
     open_rows: dict[tuple[int, ...], PackedRow] = {}
     rows: list[PackedRow] = []
-    alone: list[PackedRow] = []
+    truncated: list[PackedRow] = []
     for i, (context, answer) in enumerate(pairs):
         if len(context) + len(answer) > max_length + 1:
-            kept = (context + answer)[-(max_length + 1) :]
-            alone.append(_row(kept[: -len(answer)], 0))
-            _append(alone[-1], max_length + 1 - len(answer), i, answer)
+            tail = (context + answer)[-(max_length + 1) :]
+            truncated.append(_row(tail[: -len(answer)], 0))
+            _append(truncated[-1], max_length + 1 - len(answer), i, answer)
         else:
             row = open_rows.get(tuple(context))
             branches = len(row.tokens) + len(shared) - len(context) + len(answer) - 1 if row else 0
@@ -129,9 +129,9 @@ def lay_out(pairs: Sequence[Pair], bounds: Bounds, shared: Sequence[int] = ()) -
                 row = open_rows[tuple(context)] = _row(context, len(shared))
                 rows.append(row)
             _append(row, len(context), i, answer)
-    parts = (sorted(found, key=lambda row: (-len(row.tokens), row.tokens)) for found in (alone, rows))
-    cut, whole = (_batches(part, bounds, before) for part, before in zip(parts, (0, len(shared)), strict=True))
-    return PackedLayout(list(shared), cut, whole)
+    without_prefix = _batches(_longest_first(truncated), bounds, 0)
+    with_prefix = _batches(_longest_first(rows), bounds, len(shared))
+    return PackedLayout(list(shared), without_prefix, with_prefix)
 
 
 def bounds_of(lm: Any) -> Bounds:
@@ -177,6 +177,10 @@ def _append(row: PackedRow, length: int, pair: int, answer: list[int]) -> None:
     row.positions += range(length, length + len(answer) - 1)
     row.segments += [len(row.answers)] * (len(answer) - 1)
     row.longest = max(row.longest, length + len(answer) - 1)
+
+
+def _longest_first(rows: Sequence[PackedRow]) -> list[PackedRow]:
+    return sorted(rows, key=lambda row: (-len(row.tokens), row.tokens))
 
 
 def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[list[PackedRow]]:
@@ -243,18 +247,18 @@ class Forward:
             inputs[self.cache_name] = self._cache(prefix, len(rows))
         if branched or n:
             inputs["attention_mask"] = self._masks(positions, segments, n)
-        places = [i * width + place for i, row in enumerate(rows) for _, own, _ in row.answers for place in own]
+        places = [i * width + place for i, row in enumerate(rows) for _, predicting, _ in row.answers for place in predicting]
         targets = torch.tensor([token for row in rows for *_, tokens in row.answers for token in tokens], device=device)
         with head_sees(self.head, torch.tensor(places, device=device)):
             logits = self.model(**inputs).logits[0]
         # The same expression as in HFLM: on the CPU it is off by 1e-5 nats per token, and the numbers here must match it.
         likelihoods = torch.log_softmax(logits, -1, dtype=torch.float32).gather(1, targets[:, None])[:, 0].tolist()
         greedy = (logits.argmax(1) == targets).tolist()
-        answers, at = {}, 0
+        answers, start = {}, 0
         for row in rows:
-            for pair, own, _ in row.answers:
-                answers[pair] = (sum(likelihoods[at : at + len(own)]), all(greedy[at : at + len(own)]))
-                at += len(own)
+            for pair, predicting, _ in row.answers:
+                answers[pair] = (sum(likelihoods[start : start + len(predicting)]), all(greedy[start : start + len(predicting)]))
+                start += len(predicting)
         return answers
 
     def _masks(self, positions: Tensor, segments: Tensor, shared: int) -> Tensor | dict[str, Tensor]:

@@ -45,24 +45,24 @@ def plans(
     resolved = entries[0].resolved
     dtypes: dict[str, list[str]] = {}
     for entry in entries:
-        dtypes.setdefault(str(scored_dtype(entry.resolved)).removeprefix("torch."), []).append(entry.name)
+        dtypes.setdefault(scored_dtype(entry.resolved), []).append(entry.name)
     if len(dtypes) > 1:
-        shown = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
+        listed = ", ".join(f"{dtype}: {names[0]}" for dtype, names in sorted(dtypes.items()))
         raise WorkbenchError(
-            f"the configurations have different output dtypes ({shown})",
+            f"the configurations have different output dtypes ({listed})",
             "Give all recipes the same `output: {dtype:}`; for a model, write a recipe with the model as base.",
         )
-    made: list[tuple[Suite, Path]] = []
+    suites_with_tasks: list[tuple[Suite, Path]] = []
     for suite in suites:
         if not isinstance(suite, Wanted):
-            made.append((suite, resolved.recipe.project / "evals" / "tasks"))
+            suites_with_tasks.append((suite, resolved.recipe.project / "evals" / "tasks"))
             continue
         try:
-            made.append(build(suite, _base(entries), device, events))
+            suites_with_tasks.append(build(suite, _base(entries), device, events))
         except WorkbenchError:
             if not lenient:
                 raise
-    _check_templates(entries, [suite for suite, _ in made])
+    _check_templates(entries, [suite for suite, _ in suites_with_tasks])
     return [
         build_plan(
             suite,
@@ -73,7 +73,7 @@ def plans(
             limit=limit,
             memo=resolved.cache / "tasks",
         )
-        for suite, tasks in made
+        for suite, tasks in suites_with_tasks
     ]
 
 
@@ -98,6 +98,6 @@ def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) ->
             )
 
 
-def scored_dtype(resolved: Resolved) -> Any:
-    """Return the dtype that a configuration is scored in: its output's, else its base's."""
-    return resolved.dtype or next(spec.dtype for spec in resolved.base.weights.specs.values() if spec.is_float)
+def scored_dtype(resolved: Resolved) -> str:
+    """Return the dtype that a configuration is scored in, such as "bfloat16": its output's, else its base's."""
+    return resolved.dtype_name or next(spec.dtype_name for spec in resolved.base.weights.specs.values() if spec.is_float)

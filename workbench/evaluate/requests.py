@@ -57,8 +57,8 @@ class Requests:
     @property
     def drawn(self) -> bool:
         """True if texts are sampled at random."""
-        settings = (self.instances[i].args[1] for i in self.generated)
-        return any(given.get("do_sample", float(given.get("temperature") or 0) > 0) for given in settings)
+        generation_settings = (self.instances[i].args[1] for i in self.generated)
+        return any(setting.get("do_sample", float(setting.get("temperature") or 0) > 0) for setting in generation_settings)
 
     def likelihoods(self, answers: Mapping[int, tuple[float, bool]]) -> dict[int, Any]:
         """Return request -> (log-likelihood, greedy), or the sum over the windows of a rolling request."""
@@ -108,8 +108,8 @@ def build(
     """
     items = plan.items[name]
     ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
-    wanted = {item.id for item in items}
-    samples = [i for i, identity in enumerate(ids) if identity in wanted]  # sorted, because lm-eval mislabels unsorted samples
+    planned = {item.id for item in items}
+    samples = [i for i, identity in enumerate(ids) if identity in planned]  # sorted, because lm-eval mislabels unsorted samples
     if [ids[i] for i in samples] != [item.id for item in items]:
         raise WorkbenchError(
             f"task '{name}': lm-eval loads other items than those of the plan", "The task's data has changed. Start again."
@@ -143,6 +143,7 @@ def by_item(instances: Sequence[Any]) -> dict[int, list[Any]]:
 
 
 def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
+    """Return one task's requests, tokenized if the model gives tokens."""
     chat = plan.suite.chat_template
     if chat and not getattr(getattr(lm, "tokenizer", None), "chat_template", None):
         raise WorkbenchError(
@@ -158,6 +159,7 @@ def _requests(plan: ScorePlan, name: str, task: Any, lm: Any) -> Requests:
 
 
 def _tokenize(requests: Requests, scored: Sequence[int], lm: SafeHFLM) -> None:
+    """Add the tokens of all log-likelihood requests; raise WorkbenchError for a request without tokens to score."""
     for kind in dict.fromkeys(requests.instances[i].request_type for i in scored):
         members = [i for i in scored if requests.instances[i].request_type == kind]
         for owner, pairs in zip(members, lm.pairs([requests.instances[i] for i in members]), strict=True):
@@ -188,8 +190,8 @@ def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> 
         repeated = isinstance(answers[i], list)
         instance.resps, instance.filtered_resps = (list(answers[i]) if repeated else [answers[i]]), {}
     task._instances = requests.instances
-    answered: list[Row] = []
-    asked: list[Row] = []
+    answers_by_item: list[Row] = []
+    questions: list[Row] = []
     with quiet():
         task.apply_filters()
         for number, members in by_item(requests.instances).items():
@@ -197,9 +199,9 @@ def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> 
             for metric, value in metrics_of(task, members):
                 if metric in plan.metrics[name]:
                     answer["metrics"][metric] = _stored(value, plan.ratios.get(name, {}).get(metric))
-            asked.append(question)
-            answered.append(answer)
-    return answered, asked
+            questions.append(question)
+            answers_by_item.append(answer)
+    return answers_by_item, questions
 
 
 def _stored(value: Any, ratio: str | None) -> float | list[float]:
@@ -210,13 +212,14 @@ def _stored(value: Any, ratio: str | None) -> float | list[float]:
 
 
 def _rows(plan: ScorePlan, requests: Requests, item: Item, members: Sequence[Any]) -> tuple[Row, Row]:
+    """Return the rows of one item: its question, and the answer without the task's metrics."""
     task, name = requests.task, requests.name
     doc = members[0].doc
     choices = list(task.doc_to_choice(doc)) if plan.kinds[name] == "multiple_choice" else None
     gold = task.doc_to_target(doc)
     if choices and isinstance(gold, str) and gold in choices:
         gold = choices.index(gold)
-    asked = {
+    question = {
         "task": name,
         "id": item.id,
         "cluster": item.cluster,
@@ -227,11 +230,11 @@ def _rows(plan: ScorePlan, requests: Requests, item: Item, members: Sequence[Any
     answer: Row = {"task": name, "id": item.id, "metrics": {}, "response": None, "loglikelihoods": None}
     if members[0].request_type == GENERATED:
         answer["response"] = str(members[0].resps[0])
-        return asked, answer
+        return question, answer
     values = [float(m.resps[0][0] if isinstance(m.resps[0], tuple) else m.resps[0]) for m in members]
     if not all(map(math.isfinite, values)):
         raise ArithmeticError(f"item '{item.id}' has log-likelihoods {values}")
     answer["loglikelihoods"] = values[: len(choices)] if choices else values
-    if choices and not task.multiple_input and (margin := margin_of(answer, asked)) is not None:
+    if choices and not task.multiple_input and (margin := margin_of(answer, question)) is not None:
         answer["metrics"][MARGIN] = margin
-    return asked, answer
+    return question, answer

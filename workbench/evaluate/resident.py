@@ -84,15 +84,15 @@ def _gold(scorer: Scorer, requests: Requests, done: Mapping[str, Sequence[Row]])
     if kind != GENERATED:
         return [None] * len(done["rows"])
     firsts = {instance.doc_id: instance for instance in reversed(requests.instances)}
-    asked = [firsts[i] for i in range(len(done["rows"]))]
+    first_requests = [firsts[i] for i in range(len(done["rows"]))]
     delimiter = str(getattr(requests.task.config, "target_delimiter", " "))
-    texts = [_text(requests.task.doc_to_target(instance.doc)) for instance in asked]
-    made = [
+    texts = [_text(requests.task.doc_to_target(instance.doc)) for instance in first_requests]
+    gold_requests = [
         Instance("loglikelihood", instance.doc, (str(instance.args[0]), text if text[:1].isspace() else delimiter + text), 0)
-        for instance, text in zip(asked, texts, strict=True)
+        for instance, text in zip(first_requests, texts, strict=True)
         if text
     ]
-    pairs = iter(_likelihoods(scorer, made))
+    pairs = iter(_likelihoods(scorer, gold_requests))
     return [next(pairs) if text else None for text in texts]
 
 
@@ -103,12 +103,12 @@ def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
     pairs = [pair for (pair,) in scorer.lm.pairs(instances)]
     with scorer._scoring():
         if scorer.forward is None:
-            found = scorer.lm.referee(pairs)
+            likelihoods = scorer.lm.referee(pairs)
         else:
             bounds = bounds_of(scorer.lm)
             answers = scorer.forward.answers(lay_out(pairs, bounds, start_for(scorer.plan.scorer, pairs, bounds)))
-            found = [answers[i] for i in range(len(pairs))]
-    return [float(value) / len(answer) for (value, _), (_, answer) in zip(found, pairs, strict=True)]
+            likelihoods = [answers[i] for i in range(len(pairs))]
+    return [float(value) / len(answer) for (value, _), (_, answer) in zip(likelihoods, pairs, strict=True)]
 
 
 def _among(row: Row, item: Row) -> float | None:

@@ -47,7 +47,7 @@ class Scorer:
         tasks: Sequence[str] | None = None,
     ) -> None:
         self.plan, self.configuration, self.model = plan, configuration, model
-        self.wanted = list(tasks if tasks is not None else plan.suite.tasks)
+        self.tasks = list(tasks if tasks is not None else plan.suite.tasks)
         self.forward: Forward | None = None
         if plan.suite.backend != "hf":
             with quiet():
@@ -72,8 +72,10 @@ class Scorer:
 
     def sizes(self) -> dict[str, int]:
         """Return the number of answers that each task needs: pairs to score and texts to generate."""
-        texts = {name: len(found.generated) for name, found in self.requests.items()}
-        return {n: (len(found.pairs) or len(found.instances) - texts[n]) + texts[n] for n, found in self.requests.items()}
+        texts = {name: len(requests.generated) for name, requests in self.requests.items()}
+        return {
+            n: (len(requests.pairs) or len(requests.instances) - texts[n]) + texts[n] for n, requests in self.requests.items()
+        }
 
     def check(self) -> Check | None:
         """Compare the scorer with hflm; return None if it is hflm.
@@ -81,7 +83,7 @@ class Scorer:
         Raises:
             check.RefusedError: If they disagree.
         """
-        tasks = [self.requests[name].pairs for name in self.wanted if self.requests[name].pairs]
+        tasks = [self.requests[name].pairs for name in self.tasks if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
         with self._scoring():
@@ -108,18 +110,18 @@ class Scorer:
             with self._scoring(), seeded():
                 if requests.pairs:
                     layout = self._layout(requests) if self.forward is not None else None
-                    kept = KeptRows(journal, 0, len(requests.pairs))
-                    longer = recalled(self.model, requests.pairs)
-                    done = {**kept.answers, **longer}  # skip batches that consist of such pairs only
+                    resumed = KeptRows(journal, 0, len(requests.pairs))
+                    with_facts = recalled(self.model, requests.pairs)
+                    done = {**resumed.answers, **with_facts}  # skip batches that consist of such pairs only
                     work = self._packed(layout, done) if layout else self._hflm(requests, done)
-                    found = kept.collect(work, progress, name) | self._recalled(longer)
-                    answers |= requests.likelihoods(found)
+                    pair_answers = resumed.collect(work, progress, name) | self._recalled(with_facts)
+                    answers |= requests.likelihoods(pair_answers)
                 elif len(requests.generated) < len(requests.instances):
-                    answers |= self._asked(requests)
+                    answers |= self._backend_likelihoods(requests)
                 if requests.generated:
                     # Sampled texts depend on all samples before them, so such a task is not resumed.
-                    kept = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
-                    answers |= kept.collect(self._generate(requests, kept.answers), progress, name)
+                    resumed = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
+                    answers |= resumed.collect(self._generate(requests, resumed.answers), progress, name)
             rows, items = rows_of(self.plan, requests, answers)
         except FloatingPointError:
             raise self._not_finite(name, "NaN logits while generating") from None
@@ -152,20 +154,20 @@ class Scorer:
             if not all(pair in done for row in rows for pair, *_ in row.answers):
                 yield self.forward.batch(prefix, rows)
 
-    def _recalled(self, longer: Mapping[int, Pair]) -> dict[int, Answer]:
+    def _recalled(self, with_facts: Mapping[int, Pair]) -> dict[int, Answer]:
         """Return answers to pairs with facts from a text memory, in separate batches, so that the others do not change."""
-        pairs = list(longer.values())
+        pairs = list(with_facts.values())
         if not pairs:
             return {}
         if self.forward is None:
-            return dict(zip(longer, self.lm.referee(pairs), strict=True))
-        found = self.forward.answers(lay_out(pairs, bounds_of(self.lm)))
-        return {number: found[i] for i, number in enumerate(longer)}
+            return dict(zip(with_facts, self.lm.referee(pairs), strict=True))
+        answers = self.forward.answers(lay_out(pairs, bounds_of(self.lm)))
+        return {number: answers[i] for i, number in enumerate(with_facts)}
 
     def _hflm(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         """Yield the answers of lm-eval's batches one by one, in its order."""
-        whole = [context + answer for context, answer in requests.pairs]
-        order = sorted(range(len(whole)), key=lambda i: (-len(whole[i]), whole[i]))
+        tokens = [context + answer for context, answer in requests.pairs]
+        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
         for chunk in _chunks(order, self.plan.batch_size):
             if not all(pair in done for pair in chunk):
                 yield dict(zip(chunk, self.lm.referee([requests.pairs[i] for i in chunk]), strict=True))
@@ -193,7 +195,7 @@ class Scorer:
             by_request.setdefault(i, []).append(text)
         return {i: texts if len(texts) > 1 else texts[0] for i, texts in by_request.items()}
 
-    def _asked(self, requests: Requests) -> dict[int, Any]:
+    def _backend_likelihoods(self, requests: Requests) -> dict[int, Any]:
         """Return log-likelihoods from a backend that tokenizes itself."""
         by_request: dict[int, Any] = {}
         for kind in dict.fromkeys(i.request_type for i in requests.instances if i.request_type != "generate_until"):
@@ -204,9 +206,9 @@ class Scorer:
     def _scoring(self) -> Any:
         return _evaluating(self.model if self.plan.suite.backend == "hf" else None)
 
-    def _not_finite(self, task: str, found: str) -> WorkbenchError:
+    def _not_finite(self, task: str, problem: str) -> WorkbenchError:
         return WorkbenchError(
-            f"configuration '{self.configuration.name}', task '{task}': {found}",
+            f"configuration '{self.configuration.name}', task '{task}': {problem}",
             "The weights contain NaN or overflow. Check for a lambda that is too large or a damaged brick.",
         )
 

@@ -64,14 +64,15 @@ def _score(
     runs: Path,
     server: str | None,
 ) -> list[Scores]:
+    """Score every configuration under plans whose scorers are settled."""
     from workbench.run.materialize import configuration_digest
 
     scores: list[Scores] = []
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        known = entry.digest()
-        before = known and all(store.has(plan, str(entry.key(plan, known))) for plan in plans)
-        events({**head, "text": "scores are stored" if before else "composing"})
+        known_digest = entry.digest()
+        is_stored = known_digest and all(store.has(plan, str(entry.key(plan, known_digest))) for plan in plans)
+        events({**head, "text": "scores are stored" if is_stored else "composing"})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
         for plan in plans:
@@ -140,17 +141,17 @@ def stored(
     usable: list[tuple[ScorePlan, dict[str, str]]] = []
     for plan in plans:
         settled = store.settled(plan, [entry.key(plan, digests[entry.name]) for entry in entries])
-        ways = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
-        have = [(way, _keys(entries, digests, way, store)) for way in ways]
-        way, names = max(have, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
+        candidates = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
+        scored = [(candidate, _keys(entries, digests, candidate, store)) for candidate in candidates]
+        candidate, names = max(scored, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
         if all(base in names for base in bases):
-            usable.append((way, names))
+            usable.append((candidate, names))
     scores: list[Scores] = []
     missing: list[str] = []
     for entry in entries:
-        have_it = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
-        scores += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in have_it]
-        if not have_it or len(have_it) < len(usable):
+        plan_keys = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
+        scores += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in plan_keys]
+        if not plan_keys or len(plan_keys) < len(usable):
             missing.append(entry.name)
     return scores, missing
 
@@ -165,7 +166,7 @@ def _keys(
 
 def _progress(events: Events, head: dict[str, Any], plan: ScorePlan) -> Callable[[str, int, int], None]:
     def report(task: str, done: int, total: int) -> None:
-        items = sum(len(found) for found in plan.items.values())
+        items = sum(len(task_items) for task_items in plan.items.values())
         text = f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"
         events({**head, "done": done, "total": total, "text": text})
 

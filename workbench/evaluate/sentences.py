@@ -28,11 +28,11 @@ def sentence_for(pattern: str, answer: str) -> str | None:
         return None
     for group in range(1, compiled.groups + 1) if compiled.groups else (0,):
         try:
-            text = "".join(_of(parsed, answer, _Place(group)))
+            text = "".join(_shortest_texts(parsed, answer, _Place(group)))
         except (ValueError, RecursionError, NotImplementedError):
             continue
-        found = compiled.search(text) if len(text) <= _LONGEST else None
-        if found and answer in {part.strip() for part in (found.group(), *(g for g in found.groups() if g))}:
+        match = compiled.search(text) if len(text) <= _LONGEST else None
+        if match and answer in {part.strip() for part in (match.group(), *(g for g in match.groups() if g))}:
             return text
     return None
 
@@ -50,60 +50,61 @@ class _Place:
     open: bool = True
 
 
-def _of(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterable[str]:
+def _shortest_texts(parsed: Iterable[tuple[Any, Any]], answer: str, place: _Place) -> Iterable[str]:
     """Yield the shortest texts of the pattern's parts, one after another, with the answer in its place."""
-    for code, given in parsed:
+    for code, argument in parsed:
         kind = str(code)
         if kind == "LITERAL":
-            yield chr(given)
+            yield chr(argument)
         elif kind == "SUBPATTERN":
-            group, *_, inner = given
+            group, *_, inner = argument
             if group is not None and group == place.group:
                 place.open = False
                 yield answer
             else:
-                yield from _of(inner, answer, place)
+                yield from _shortest_texts(inner, answer, place)
         elif kind in ("MAX_REPEAT", "MIN_REPEAT", "POSSESSIVE_REPEAT"):
-            least, _, inner = given
+            minimum, _, inner = argument
             if place.group == 0 and place.open and str(inner[0][0]) in ("IN", "ANY"):
                 place.open = False
                 yield answer
             elif place.group and str(inner[0][0]) == "SUBPATTERN" and inner[0][1][0] == place.group:
-                yield from _of(inner, answer, place)
+                yield from _shortest_texts(inner, answer, place)
             else:
-                for _ in range(min(least, 20)):
-                    yield from _of(inner, answer, place)
+                for _ in range(min(minimum, 20)):
+                    yield from _shortest_texts(inner, answer, place)
         elif kind == "BRANCH":
-            yield from _of(given[1][0], answer, place)
+            yield from _shortest_texts(argument[1][0], answer, place)
         elif kind == "ASSERT":
-            yield from _of(given[1], answer, place)
+            yield from _shortest_texts(argument[1], answer, place)
         elif kind in ("IN", "ANY", "CATEGORY", "NOT_LITERAL"):
-            yield _letter(code, given)
+            yield _letter(code, argument)
         elif kind == "ATOMIC_GROUP":
-            yield from _of(given, answer, place)
+            yield from _shortest_texts(argument, answer, place)
         elif kind not in ("AT", "ASSERT_NOT"):
             raise NotImplementedError(kind)
 
 
-def _letter(code: Any, given: Any) -> str:
+def _letter(code: Any, argument: Any) -> str:
     """Return a character that matches one part."""
     kind = str(code)
     if kind == "ANY":
         return "."
     if kind == "NOT_LITERAL":
-        return next(c for c in _ALPHABET if ord(c) != given)
-    members = given if kind == "IN" else [(code, given)]
+        return next(c for c in _ALPHABET if ord(c) != argument)
+    members = argument if kind == "IN" else [(code, argument)]
     negated = any(str(inner) == "NEGATE" for inner, _ in members)
     for inner, value in members:
         if str(inner) == "LITERAL" and not negated:
             return chr(value)
-    fitting = [c for c in _ALPHABET if any(_holds(str(inner), value, c) for inner, value in members) is not negated]
+    fitting = [c for c in _ALPHABET if any(_matches(str(inner), value, c) for inner, value in members) is not negated]
     if not fitting:
         raise NotImplementedError(kind)
     return fitting[0]
 
 
-def _holds(kind: str, value: Any, character: str) -> bool:
+def _matches(kind: str, value: Any, character: str) -> bool:
+    """Return True if a character matches one member of a set."""
     if kind == "RANGE":
         return bool(value[0] <= ord(character) <= value[1])
     if kind == "LITERAL":

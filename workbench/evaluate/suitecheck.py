@@ -90,8 +90,8 @@ def read_base(base: str, project: Path) -> Reader:
         settings = checkpoint.path / "tokenizer_config.json"
         longest = jsondoc.optional(settings).get("model_max_length")
         positions = int(longest) if isinstance(longest, (int, float)) and 1 <= longest < 1e9 else _UNKNOWN_POSITIONS
-    dtype = next((str(spec.dtype) for spec in checkpoint.specs.values() if spec.is_float), "float32")
-    return Reader(checkpoint.path, positions, dtype.removeprefix("torch."))
+    dtype = next((spec.dtype_name for spec in checkpoint.specs.values() if spec.is_float), "float32")
+    return Reader(checkpoint.path, positions, dtype)
 
 
 def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
@@ -143,7 +143,7 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     Raises:
         WorkbenchError: If the suite is unknown or there is no base.
     """
-    from workbench.evaluate.oracle import ask
+    from workbench.evaluate.oracle import build_task
 
     suite, base_name = _expanded(load_suite(name, project), project), find_base(base, project)
     reader = read_base(base_name, project)
@@ -153,16 +153,16 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     for task in suite.tasks:
         try:
             plan = _plan(_alone(suite, task), project, reader.path, reader.dtype, limit)
-            asked = ask(plan, task)
+            built = build_task(plan, task)
         except WorkbenchError as error:
             checks.append(SuiteCheck(task, "data", "failed", error.message, error.hint))
             continue
         # Clusters are counted without the limit.
-        whole = _plan(_alone(suite, task), project, reader.path, reader.dtype) if limit else plan
-        checks += checks_of(plan, whole, task, asked, reader.positions, count)
-        ids[task] = {item.id for item in whole.items[task]}
-        step = max(1, len(asked.items) // 3)
-        examples[task] = [example(item) for item in asked.items[::step][:3]]
+        full_plan = _plan(_alone(suite, task), project, reader.path, reader.dtype) if limit else plan
+        checks += checks_of(plan, full_plan, task, built, reader.positions, count)
+        ids[task] = {item.id for item in full_plan.items[task]}
+        step = max(1, len(built.items) // 3)
+        examples[task] = [example(item) for item in built.items[::step][:3]]
     if not any(check.check == "data" and check.status == "failed" for check in checks):
         try:  # errors that only appear with all tasks together
             _plan(suite, project, reader.path, reader.dtype)
@@ -202,18 +202,18 @@ def _contrasts(suite: Suite, ids: Mapping[str, set[str]]) -> Iterator[SuiteCheck
     """Check that the tasks of each contrast have items with equal IDs; items without a partner are not compared."""
     for name, contrast in suite.contrasts.items():
         of, minus = ids[contrast.of], ids[contrast.minus]
-        alone = sorted(of ^ minus)
-        found = f"{len(of & minus)} items of {contrast.of} and {contrast.minus} have the same id"
-        if alone:
+        unmatched = sorted(of ^ minus)
+        text = f"{len(of & minus)} items of {contrast.of} and {contrast.minus} have the same id"
+        if unmatched:
             yield SuiteCheck(
                 name,
                 "contrast",
                 "warning" if of & minus else "failed",
-                f"{found}; without a partner: {some(alone)}",
+                f"{text}; without a partner: {some(unmatched)}",
                 "Give the items of both tasks the same ids, and both tasks the same limit.",
             )
         else:
-            yield SuiteCheck(name, "contrast", "ok", found)
+            yield SuiteCheck(name, "contrast", "ok", text)
 
 
 def list_suites(project: Path) -> Iterable[Mapping[str, Any]]:

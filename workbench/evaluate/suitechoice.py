@@ -13,12 +13,12 @@ from workbench.recipe.recipe import Recipe
 from workbench.scores.suite import Suite, load_suite
 
 
-def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> list[Suite | Wanted]:
+def suites_of(recipes: Sequence[Recipe], names: Sequence[str], project: Path) -> list[Suite | Wanted]:
     """Return the suites to score, in order; facts are returned as `Wanted`.
 
     Args:
-        recipes: Recipes whose `eval` lists suites; used if `named` is empty.
-        named: Names of suites, `facts:FILE`, or `edits` for the facts of all edits that the recipes use.
+        recipes: Recipes whose `eval` lists suites; used if `names` is empty.
+        names: Names of suites, `facts:FILE`, or `edits` for the facts of all edits that the recipes use.
         project: Project folder.
 
     Raises:
@@ -26,13 +26,13 @@ def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) ->
             file is listed with different options.
     """
     suites: dict[str, Suite | Wanted] = {}
-    for suite in _asked(recipes, named, project):
+    for suite in _requested(recipes, names, project):
         if not isinstance(suite, Wanted):
             suites.setdefault(suite.suite, suite)
             continue
         same_facts = (n for n, other in suites.items() if isinstance(other, Wanted) and _identity(other) == _identity(suite))
-        name = next(same_facts, suite.suite)
-        other = suites.setdefault(name, suite)
+        key = next(same_facts, suite.suite)
+        other = suites.setdefault(key, suite)
         if not isinstance(other, Wanted) or (_identity(other), _options(other)) != (_identity(suite), _options(suite)):
             same = isinstance(other, Wanted) and _identity(other) == _identity(suite)
             raise WorkbenchError(
@@ -53,8 +53,9 @@ def suites_of(recipes: Sequence[Recipe], named: Sequence[str], project: Path) ->
     return list(suites.values())
 
 
-def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
-    for name in named:
+def _requested(recipes: Sequence[Recipe], names: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
+    """Yield the suites that the names, or else the recipes, ask for."""
+    for name in names:
         if name == EDITS:
             yield from _edits(recipes)
         else:
@@ -63,7 +64,7 @@ def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> It
                 if name.startswith(PREFIX)
                 else load_suite(name, project)
             )
-    for recipe in () if named else recipes:
+    for recipe in () if names else recipes:
         for i, item in enumerate(recipe.fields.eval):
             if isinstance(item, FactsEval):
                 yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
@@ -76,13 +77,13 @@ def _asked(recipes: Sequence[Recipe], named: Sequence[str], project: Path) -> It
 
 
 def _edits(recipes: Sequence[Recipe]) -> Iterator[Wanted]:
-    found = [facts for recipe in recipes for facts in facts_of_edits(recipe)]
-    if not found:
-        names = ", ".join(recipe.name for recipe in recipes) or "models"
+    selections = [facts for recipe in recipes for facts in facts_of_edits(recipe)]
+    if not selections:
+        recipe_names = ", ".join(recipe.name for recipe in recipes) or "models"
         raise WorkbenchError(
-            f"{EDITS}: no edit with facts in {names}", "Give the facts file itself: facts:recipes/facts/FILE.", 2
+            f"{EDITS}: no edit with facts in {recipe_names}", "Give the facts file itself: facts:recipes/facts/FILE.", 2
         )
-    yield from found
+    yield from selections
 
 
 def _identity(facts: Wanted) -> tuple[str, bool]:

@@ -11,7 +11,7 @@ from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
 
 if TYPE_CHECKING:
-    from workbench.evaluate.oracle import Asked, AskedTask
+    from workbench.evaluate.oracle import BuiltItem, BuiltTask
 
 
 @dataclass(frozen=True)
@@ -34,22 +34,22 @@ class SuiteCheck:
 
 
 def checks_of(
-    plan: ScorePlan, whole: ScorePlan, name: str, task: AskedTask, positions: int, count: Callable[[Sequence[str]], list[int]]
+    plan: ScorePlan, full_plan: ScorePlan, name: str, task: BuiltTask, positions: int, count: Callable[[Sequence[str]], list[int]]
 ) -> Iterator[SuiteCheck]:
     """Yield all checks of a task that can be read.
 
     Args:
         plan: Plan of the checked items.
-        whole: Plan of all items.
+        full_plan: Plan of all items.
         name: Name of the task.
         task: The task's requests and gold answers.
         positions: Number of tokens that the base accepts.
         count: Returns the number of tokens of each text.
     """
     items = task.items
-    number = f"{len(items)} items" if plan is whole else f"{len(items)} of {len(whole.items[name])} items"
+    number = f"{len(items)} items" if plan is full_plan else f"{len(items)} of {len(full_plan.items[name])} items"
     yield SuiteCheck(name, "data", "ok", f"{number}, ids unique, {plan.kinds[name]}, primary {plan.primary(name)}")
-    yield _clusters(whole, name)
+    yield _clusters(full_plan, name)
     if items[0].choices is not None:
         yield _choices(name, items)
     yield _oracle(plan, name, task)
@@ -59,19 +59,21 @@ def checks_of(
 
 
 def _clusters(plan: ScorePlan, name: str) -> SuiteCheck:
+    """Check the number of clusters."""
     k = len({item.cluster for item in plan.items[name]})
-    found = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
+    text = f"{k} clusters by '{plan.suite.cluster_of(name)}'"
     hint = f"Create items from more templates or passages, or set `cluster: {{{name}: id}}` if all items are independent."
     if k < FEW_CLUSTERS:
-        return SuiteCheck(name, "clusters", "failed", f"{found}: with fewer than {FEW_CLUSTERS} there is no verdict", hint)
+        return SuiteCheck(name, "clusters", "failed", f"{text}: with fewer than {FEW_CLUSTERS} there is no verdict", hint)
     if k < MANY_CLUSTERS:
         return SuiteCheck(
-            name, "clusters", "warning", f"{found}: with fewer than {MANY_CLUSTERS} only large differences are detected", hint
+            name, "clusters", "warning", f"{text}: with fewer than {MANY_CLUSTERS} only large differences are detected", hint
         )
-    return SuiteCheck(name, "clusters", "ok", found)
+    return SuiteCheck(name, "clusters", "ok", text)
 
 
-def _choices(name: str, items: Sequence[Asked]) -> SuiteCheck:
+def _choices(name: str, items: Sequence[BuiltItem]) -> SuiteCheck:
+    """Check that choices are distinct and include the gold answer."""
     outside = [item.id for item in items if item.golds is None]
     equal = [item.id for item in items if len(set(item.choices or ())) < len(item.choices or ())]
     if outside:
@@ -90,36 +92,36 @@ def _choices(name: str, items: Sequence[Asked]) -> SuiteCheck:
     return SuiteCheck(name, "choices", "ok", f"{' or '.join(map(str, sizes))} distinct choices, with the gold answer")
 
 
-def _oracle(plan: ScorePlan, name: str, task: AskedTask) -> SuiteCheck:
+def _oracle(plan: ScorePlan, name: str, task: BuiltTask) -> SuiteCheck:
     """Check that gold answers score 1, or 0 if lower is better: required for the headline metric, a warning for others."""
-    head = plan.primary(name)
-    wrong: dict[str, list[Asked]] = {}
-    seen: set[str] = set()
+    primary = plan.primary(name)
+    wrong: dict[str, list[BuiltItem]] = {}
+    scored: set[str] = set()
     for item in task.items:
         for metric in plan.metrics[name]:
             if metric in item.metrics:
-                seen.add(metric)
+                scored.add(metric)
                 if abs(item.metrics[metric] - (0.0 if metric.partition(",")[0] in task.lower else 1.0)) > 1e-6:
                     wrong.setdefault(metric, []).append(item)
-    if not seen:
+    if not scored:
         return SuiteCheck(name, "gold answers", "ok", "no metric has a perfect score (log-likelihood of a text)")
     hint = "The filters or metrics reject the answer of doc_to_target: compare filter_list, until and metric_list with the data's answers."
-    if head in wrong:
-        item = wrong[head][0]
-        best = 0 if head.partition(",")[0] in task.lower else 1
-        found = (
-            f"{head} of the gold answer is not {best} in {some([i.id for i in wrong[head]])}: "
-            f"target {item.target[:60]!r} scores {item.metrics[head]:g}"
+    if primary in wrong:
+        item = wrong[primary][0]
+        best = 0 if primary.partition(",")[0] in task.lower else 1
+        text = (
+            f"{primary} of the gold answer is not {best} in {some([i.id for i in wrong[primary]])}: "
+            f"target {item.target[:60]!r} scores {item.metrics[primary]:g}"
         )
-        return SuiteCheck(name, "gold answers", "failed", found, hint)
+        return SuiteCheck(name, "gold answers", "failed", text, hint)
     if wrong:
         listed = ", ".join(f"{metric} in {len(members)} items" for metric, members in wrong.items())
-        return SuiteCheck(name, "gold answers", "warning", f"{head} ok; no perfect score: {listed}", hint)
-    return SuiteCheck(name, "gold answers", "ok", f"perfect score in {', '.join(m for m in plan.metrics[name] if m in seen)}")
+        return SuiteCheck(name, "gold answers", "warning", f"{primary} ok; no perfect score: {listed}", hint)
+    return SuiteCheck(name, "gold answers", "ok", f"perfect score in {', '.join(m for m in plan.metrics[name] if m in scored)}")
 
 
 def _length(
-    name: str, kind: str, items: Sequence[Asked], positions: int, count: Callable[[Sequence[str]], list[int]]
+    name: str, kind: str, items: Sequence[BuiltItem], positions: int, count: Callable[[Sequence[str]], list[int]]
 ) -> SuiteCheck:
     """Check the longest input: context with continuation or with all generated tokens. Rolling requests are cut into windows."""
     if kind == "loglikelihood_rolling":
@@ -130,29 +132,30 @@ def _length(
     sizes = [n + (item.generated if kind == "generate_until" else -1) for n, item in zip(count(texts), owners, strict=True)]
     longest = max(range(len(sizes)), key=sizes.__getitem__)
     parts = f" ({items[0].generated} of them generated)" if kind == "generate_until" else ""
-    found = f"longest input {sizes[longest]} of {positions} tokens{parts}"
+    text = f"longest input {sizes[longest]} of {positions} tokens{parts}"
     if sizes[longest] > positions:
         over = [item.id for n, item in zip(sizes, owners, strict=True) if n > positions]
         return SuiteCheck(
             name,
             "length",
             "failed",
-            f"{found}: {some(list(dict.fromkeys(over)))} would be cut from the left",
+            f"{text}: {some(list(dict.fromkeys(over)))} would be cut from the left",
             "Shorten these items, lower num_fewshot or max_gen_toks, or use a base with more positions.",
         )
-    return SuiteCheck(name, "length", "ok", found)
+    return SuiteCheck(name, "length", "ok", text)
 
 
-def _shots(name: str, task: AskedTask) -> SuiteCheck:
+def _shots(name: str, task: BuiltTask) -> SuiteCheck:
+    """Check that no test document is among the few-shot examples."""
     if not task.shots:
         return SuiteCheck(name, "few-shot", "ok", "no examples in the prompts")
-    both = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]
-    if both:
+    shared = [pair for pair in dict.fromkeys(task.test_docs) if pair in task.shot_docs]
+    if shared:
         return SuiteCheck(
             name,
             "few-shot",
             "failed",
-            f"{len(both)} test documents are in the pool of {len(task.shot_docs)} examples, the first is {both[0][0][:60]!r}",
+            f"{len(shared)} test documents are in the pool of {len(task.shot_docs)} examples, the first is {shared[0][0][:60]!r}",
             "Give the task a `fewshot_split` of its own, without test documents.",
         )
     return SuiteCheck(
@@ -160,7 +163,7 @@ def _shots(name: str, task: AskedTask) -> SuiteCheck:
     )
 
 
-def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[SuiteCheck]:
+def _prompts(name: str, items: Sequence[BuiltItem], kind: str) -> Iterator[SuiteCheck]:
     """Check for contexts that end in a space, and for prompts that occur twice."""
     if kind == "loglikelihood_rolling":
         return
@@ -191,11 +194,11 @@ def _prompts(name: str, items: Sequence[Asked], kind: str) -> Iterator[SuiteChec
 
 def some(ids: Sequence[str]) -> str:
     """Return the number of items with the first IDs: "5 items (a, b, c, …)"."""
-    shown = ", ".join(ids[:3])
-    return f"{len(ids)} item{'s' if len(ids) > 1 else ''} ({shown}{', …' if len(ids) > 3 else ''})"
+    first = ", ".join(ids[:3])
+    return f"{len(ids)} item{'s' if len(ids) > 1 else ''} ({first}{', …' if len(ids) > 3 else ''})"
 
 
-def example(item: Asked) -> dict[str, Any]:
+def example(item: BuiltItem) -> dict[str, Any]:
     """Return an item as an example prompt of the report."""
     return {
         "id": item.id,

@@ -35,9 +35,9 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
         with quiet(), foreign_code(name, "built"):
             return _from_lm_eval(name, suite, index, tasks_dir)
     code = code_of(file.files, file.path.parent)
-    place = memo / f"{bytes_digest(json.dumps([str(file.path), name, suite.num_fewshot]).encode())}.json" if memo else None
-    if place and (kept := recall(place, code, file.files)):
-        return kept
+    memo_file = memo / f"{bytes_digest(json.dumps([str(file.path), name, suite.num_fewshot]).encode())}.json" if memo else None
+    if memo_file and (remembered := recall(memo_file, code, file.files)):
+        return remembered
     data = file.check(name)
     with watched(code) as reads, quiet(), foreign_code(name, "built"):
         task = load_task(manager_of(tasks_dir, bundled=False), name, index)
@@ -45,14 +45,16 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
             task.set_config(key="num_fewshot", value=suite.num_fewshot)
         docs, yields = [dict(doc) for doc in task.eval_docs], yielded(task)
         score_first(task)
-    seen = {*code.files, *code.named, *reads[0].files} - {path.resolve() for path in (*data, *file.files) if path.suffix != ".py"}
-    parts = [name, file.definition, yields, content(p for p in seen if not _is_cache(p))]
+    input_files = {*code.files, *code.named, *reads[0].files} - {
+        path.resolve() for path in (*data, *file.files) if path.suffix != ".py"
+    }
+    parts = [name, file.definition, yields, content(p for p in input_files if not _is_cache(p))]
     metrics, lower, ratios = listed_metrics(file.config) if "class" not in file.config else _metrics(task)
     digest = bytes_digest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     filters = tuple(f.name for f in task._filters)
     source = TaskSource(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
-    if place and file.config.get("custom_dataset") and not file.config.get("dataset_path"):
-        remember(place, source, code, reads[0], [*file.files, *data])
+    if memo_file and file.config.get("custom_dataset") and not file.config.get("dataset_path"):
+        remember(memo_file, source, code, reads[0], [*file.files, *data])
     return source
 
 
@@ -89,11 +91,13 @@ def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]
 
     filters = [f.name for f in task._filters]
     kinds = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
-    how = {m: found for m, found in task.aggregation().items() if found in (mean, brier_score) or found in kinds}
+    aggregations = {
+        m: function for m, function in task.aggregation().items() if function in (mean, brier_score) or function in kinds
+    }
     better = task.higher_is_better()
-    named = {metric_name(m, f, filters): m for f in filters for m in how}
-    lower = frozenset(full for full, m in named.items() if not better.get(m, True))
-    return tuple(named), lower, {full: kinds[how[m]] for full, m in named.items() if how[m] in kinds}
+    metrics = {metric_name(m, f, filters): m for f in filters for m in aggregations}
+    lower = frozenset(name for name, m in metrics.items() if not better.get(m, True))
+    return tuple(metrics), lower, {name: kinds[aggregations[m]] for name, m in metrics.items() if aggregations[m] in kinds}
 
 
 def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
@@ -150,6 +154,8 @@ def foreign_code(name: str, done: str) -> Iterator[None]:
     except WorkbenchError:
         raise
     except Exception as error:
+        if isinstance(error, ModuleNotFoundError) and error.name in ("lm_eval", "datasets"):
+            raise  # the task is not to blame: lm-eval itself is not installed
         offline = os.environ.get("HF_HUB_OFFLINE") in ("1", "true", "TRUE") or os.environ.get("HF_DATASETS_OFFLINE") == "1"
         hint = (
             f"The hub is offline: unset HF_HUB_OFFLINE, or copy the task on a connected machine: workbench scores export {shell(name)}"
@@ -174,11 +180,13 @@ def groups_of(suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path) -> d
 
 
 def _group(group: Any) -> TaskGroup:
-    given = [
+    aggregates = [
         Aggregate(a.metric, None if a.filter_list is None else tuple(a.filter_list), bool(a.weight_by_size))
         for a in group.aggregate_metric_list or ()
     ]
-    return TaskGroup(group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(given))
+    return TaskGroup(
+        group.name, group.alias or group.name, tuple(task.task_name for task in group.get_all_tasks()), tuple(aggregates)
+    )
 
 
 def load_tasks(plan: ScorePlan) -> dict[str, Any]:
@@ -186,11 +194,11 @@ def load_tasks(plan: ScorePlan) -> dict[str, Any]:
     managers = {bundled: manager_of(plan.tasks_dir, bundled=bundled) for bundled in {t in plan.bundled for t in plan.suite.tasks}}
     tasks = {name: load_task(managers[name in plan.bundled], name, plan.suite.tasks) for name in plan.suite.tasks}
     for task in tasks.values():
-        own, asked = task.get_config("num_fewshot"), plan.suite.num_fewshot
-        if own == 0 and asked:  # lm-eval would silently use no examples
+        task_shots, suite_shots = task.get_config("num_fewshot"), plan.suite.num_fewshot
+        if task_shots == 0 and suite_shots:  # lm-eval would silently use no examples
             raise WorkbenchError(
-                f"task '{task.task_name}' sets num_fewshot: 0, but the suite sets {asked}",
+                f"task '{task.task_name}' sets num_fewshot: 0, but the suite sets {suite_shots}",
                 "Remove num_fewshot from the task's YAML, or from the suite.",
             )
-        task.set_config(key="num_fewshot", value=own or 0 if asked is None else asked)
+        task.set_config(key="num_fewshot", value=task_shots or 0 if suite_shots is None else suite_shots)
     return tasks

@@ -16,7 +16,7 @@ from workbench.evaluate.quiet import SEED
 from workbench.files import bytes_digest
 from workbench.scores.task_code import Code, Reads, is_own
 
-_UNSEEN = (
+_UNRECORDED = (
     "socket.connect",
     "subprocess.Popen",
     "os.system",
@@ -26,7 +26,7 @@ _UNSEEN = (
     "ctypes.dlopen",
     "sqlite3.connect",
 )
-_LISTED = ("os.listdir", "os.scandir")
+_LISTING = ("os.listdir", "os.scandir")
 
 
 class _Watch:
@@ -34,14 +34,14 @@ class _Watch:
 
     Attributes:
         code: Files of the task's code, and modules that it imports by computed names.
-        seen: (event, name) of files opened, folders listed, and actions whose reads cannot be recorded.
+        events: (event, name) of files opened, folders listed, and actions whose reads cannot be recorded.
         at_import: Module -> events recorded during its import.
     """
 
     def __init__(self, thread: int, code: Code) -> None:
         self.thread = thread
         self.code = {str(path) for path in code.files}
-        self.seen: set[tuple[str, str]] = set()
+        self.events: set[tuple[str, str]] = set()
         self.at_import: dict[str, set[tuple[str, str]]] = {}
 
 
@@ -63,34 +63,35 @@ def watched(code: Code) -> Iterator[list[Reads]]:
         sys.addaudithook(_hook)  # audit hooks cannot be removed; this one does nothing outside `watched`
         _hooked = True
     watch, reads = _Watch(threading.get_ident(), code), list[Reads]()
-    before, _watch = _watch, watch
+    outer, _watch = _watch, watch
     try:
         yield reads
     finally:
-        _watch = before
-        for module, events in watch.at_import.items():
-            _imports.setdefault(module, set()).update(events)
+        _watch = outer
+        for module, recorded in watch.at_import.items():
+            _imports.setdefault(module, set()).update(recorded)
         computed = _computed.setdefault(code.files, set())
         computed |= {file for file in watch.code if Path(file) not in code.files}
         files = {*map(str, code.files), *computed}
-        seen = watch.seen.union({("open", file) for file in computed}, *(_imports.get(file, ()) for file in files))
-        own = {path for path in (_source(Path(name)) for event, name in seen if event == "open") if is_own(path)}
-        listed = {_source(Path(name)) for event, name in seen if event in _LISTED}
+        events = watch.events.union({("open", file) for file in computed}, *(_imports.get(file, ()) for file in files))
+        user_files = {path for path in (_source(Path(name)) for event, name in events if event == "open") if is_own(path)}
+        listed = {_source(Path(name)) for event, name in events if event in _LISTING}
         reads.append(
             Reads(
-                frozenset(p for p in own if p.is_file()),
-                frozenset(p for p in own if not p.exists()),
+                frozenset(p for p in user_files if p.is_file()),
+                frozenset(p for p in user_files if not p.exists()),
                 frozenset(p for p in listed if is_own(p)),
-                frozenset(event for event, _ in seen if event not in ("open", *_LISTED)),
+                frozenset(event for event, _ in events if event not in ("open", *_LISTING)),
             )
         )
 
 
 def _hook(event: str, args: tuple[Any, ...]) -> None:
+    """Record an audit event if the task's code caused it."""
     watch = _watch
     if watch is None or threading.get_ident() != watch.thread:
         return
-    if event not in ("open", *_LISTED, *_UNSEEN):
+    if event not in ("open", *_LISTING, *_UNRECORDED):
         return
     frames = list(_frames())
     if not any(file in watch.code for file, _ in frames):
@@ -103,13 +104,13 @@ def _hook(event: str, args: tuple[Any, ...]) -> None:
         name = os.path.abspath(os.fsdecode(path))  # noqa: PTH100  a hook must not open, list or resolve anything
         if name.endswith((".py", ".pyc")):
             watch.code.add(str(_source(Path(name))))
-    elif event in _LISTED and isinstance(args[0], int):
+    elif event in _LISTING and isinstance(args[0], int):
         event, name = f"{event} of a descriptor", ""
-    elif event in _LISTED:
+    elif event in _LISTING:
         name = os.getcwd() if args[0] is None else os.path.abspath(os.fsdecode(args[0]))  # noqa: PTH100, PTH109
     else:
         name = ""
-    watch.seen.add((event, name))
+    watch.events.add((event, name))
     for file, function in frames:
         if function == "<module>" and file in watch.code:
             watch.at_import.setdefault(file, set()).add((event, name))
@@ -153,10 +154,13 @@ def _forget_changed(code: Code) -> None:
 def yielded(task: Any) -> list[Any]:
     """Return the prompt, target and choices of each document of a task, and of its pool of examples."""
     shots = task.fewshot_docs() if task.config.num_fewshot else ()
-    return [[_of(task, doc, None) for doc in task.eval_docs], [_of(task, doc, task.fewshot_cfg) for doc in shots or ()]]
+    return [
+        [_document_content(task, doc, None) for doc in task.eval_docs],
+        [_document_content(task, doc, task.fewshot_cfg) for doc in shots or ()],
+    ]
 
 
-def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
+def _document_content(task: Any, doc: Any, shot: Any) -> list[Any]:
     """Return the content of one document.
 
     If a template fails, its error takes the place of the text; building the requests reports it.
@@ -164,10 +168,14 @@ def _of(task: Any, doc: Any, shot: Any) -> list[Any]:
     text, target, choices = (shot.doc_to_text, shot.doc_to_target, shot.doc_to_choice) if shot else (None, None, None)
     content: list[Any] = [doc]
     has_choices = task.config.doc_to_choice is not None or choices is not None
-    ways = [(task.doc_to_text, text), (task.doc_to_target, target), *([(task.doc_to_choice, choices)] if has_choices else [])]
-    for way, given in ways:
+    functions = [
+        (task.doc_to_text, text),
+        (task.doc_to_target, target),
+        *([(task.doc_to_choice, choices)] if has_choices else []),
+    ]
+    for function, argument in functions:
         try:
-            content.append(way(doc, given) if given is not None else way(doc))
+            content.append(function(doc, argument) if argument is not None else function(doc))
         except Exception as error:  # noqa: BLE001  code of a task may raise anything
             content.append(f"{type(error).__name__}: {error}")
     return content

@@ -59,9 +59,10 @@ def require_consistent(facts: Sequence[Fact]) -> None:
         WorkbenchError: If there are contradictions; the message shows the first three.
     """
     if pairs := contradictions(facts):
-        more = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
+        remainder = f" (and {len(pairs) - 3} more)" if len(pairs) > 3 else ""
         raise WorkbenchError(
-            "\n".join(f"{c.place}: {c.what}" for c in pairs[:3]) + more, f"{pairs[0].repair} `workbench facts check` lists all."
+            "\n".join(f"{c.place}: {c.what}" for c in pairs[:3]) + remainder,
+            f"{pairs[0].repair} `workbench facts check` lists all.",
         )
 
 
@@ -78,13 +79,13 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
             "failed",
             fact,
             first,
-            f"answers {asked or fact.text!r} with {fact.target!r}, and {_at(first, fact)}"
-            + ("" if asked else f" {first.text!r}")
+            f"answers {question or fact.text!r} with {fact.target!r}, and {_place_of(first, fact)}"
+            + ("" if question else f" {first.text!r}")
             + f" with {first.target!r}",
-            f"Keep one: delete this line or {_at(first, fact)}.",
+            f"Keep one: delete this line or {_place_of(first, fact)}.",
         )
-        for fact, first, same, asked in _repeated(facts)
-        if not same
+        for fact, first, same_target, question in _repeated(facts)
+        if not same_target
     ]
 
 
@@ -96,11 +97,12 @@ def duplicates(facts: Iterable[Fact]) -> list[Conflict]:
             "warning",
             fact,
             first,
-            f"answers {fact.text!r} with {fact.target!r}, as {_at(first, fact)} does" + ("" if asked else " in other words"),
-            "Delete this line." if asked else "Delete this line, and add its prompt to the other fact's paraphrases.",
+            f"answers {fact.text!r} with {fact.target!r}, as {_place_of(first, fact)} does"
+            + ("" if question else " in other words"),
+            "Delete this line." if question else "Delete this line, and add its prompt to the other fact's paraphrases.",
         )
-        for fact, first, same, asked in _repeated(facts)
-        if same
+        for fact, first, same_target, question in _repeated(facts)
+        if same_target
     ]
 
 
@@ -114,19 +116,19 @@ def _repeated(facts: Iterable[Fact]) -> Iterator[tuple[Fact, Fact, bool, str | N
     relations: dict[tuple[str, str], dict[str, Fact]] = defaultdict(dict)
     for fact in facts:
         target = folded(fact.target)
-        asks = [] if fact.subject is None else [(folded(fact.subject), key) for key in single_keys_of(fact)]
-        earlier = [(fact.text, entry) for index in (texts, paraphrases) for entry in index.get(folded(fact.text), {}).items()]
-        earlier += [(text, entry) for text in fact.paraphrases for entry in texts.get(folded(text), {}).items()]
-        pairs: list[tuple[str | None, tuple[str, Fact]]] = [
-            *earlier,
-            *((None, e) for key in asks for e in relations.get(key, {}).items()),
+        relation_keys = [] if fact.subject is None else [(folded(fact.subject), key) for key in single_keys_of(fact)]
+        earlier: list[tuple[str | None, tuple[str, Fact]]] = [
+            (fact.text, entry) for index in (texts, paraphrases) for entry in index.get(folded(fact.text), {}).items()
         ]
-        for same in (True, False):
-            yield from [(fact, other, same, asked) for asked, (theirs, other) in pairs if (theirs == target) is same][:1]
+        earlier += [(text, entry) for text in fact.paraphrases for entry in texts.get(folded(text), {}).items()]
+        earlier += [(None, entry) for key in relation_keys for entry in relations.get(key, {}).items()]
+        for same_target in (True, False):
+            pairs = [(fact, first, same_target, text) for text, (answer, first) in earlier if (answer == target) is same_target]
+            yield from pairs[:1]
         texts[folded(fact.text)].setdefault(target, fact)
         for text in fact.paraphrases:
             paraphrases[folded(text)].setdefault(target, fact)
-        for key in asks:
+        for key in relation_keys:
             relations[key].setdefault(target, fact)
 
 
@@ -136,30 +138,29 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     Inverse relations come from the table in `relations` and from the facts themselves: two relations are inverse if at least two pairs
     of facts agree with that, and more agree than disagree. A pair is only a warning if the inverse may have several values.
     """
-    known, by_subject, order = _inverses_of(facts), _by_subject(facts), _order(facts)
+    inverse_relations, by_subject, order = _inverses_of(facts), _by_subject(facts), _file_order(facts)
     pairs = []
     for fact in facts:
         if fact.subject is None:
             continue
-        back: dict[str, bool] = {}
-        for key in keys_of(fact):
-            back |= known.get(key, {})
+        is_certain = {inverse: certain for key in keys_of(fact) for inverse, certain in inverse_relations.get(key, {}).items()}
         answers = [
-            (other, [back[key] for key in keys_of(other) if key in back]) for other in by_subject.get(folded(fact.target), ())
+            (reverse, [is_certain[key] for key in keys_of(reverse) if key in is_certain])
+            for reverse in by_subject.get(folded(fact.target), ())
         ]
-        answers = [(other, certain) for other, certain in answers if certain and other is not fact]
-        if any(folded(other.target) == folded(fact.subject) for other, _ in answers):
+        answers = [(reverse, certain) for reverse, certain in answers if certain and reverse is not fact]
+        if any(folded(reverse.target) == folded(fact.subject) for reverse, _ in answers):
             continue
-        for other, certain in answers:
-            first, later = sorted((fact, other), key=order)
+        for reverse, certain in answers:
+            first, later = sorted((fact, reverse), key=order)
             pairs.append(
                 Conflict(
                     "reverse",
                     "failed" if any(certain) else "warning",
                     later,
                     first,
-                    f"{_states(later)} and {_at(first, later)} {_states(first)} do not agree: their relations are inverse to each other",
-                    f"Give {_at(other, later)} the target {fact.subject!r}, or delete one of the two"
+                    f"{_statement(later)} and {_place_of(first, later)} {_statement(first)} do not agree: their relations are inverse to each other",
+                    f"Give {_place_of(reverse, later)} the target {fact.subject!r}, or delete one of the two"
                     + ("." if any(certain) else ", unless both hold."),
                 )
             )
@@ -169,22 +170,22 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
 def _inverses_of(facts: Sequence[Fact]) -> dict[str, dict[str, bool]]:
     """Map each relation to its inverses, from the table and from the facts, and to whether an inverse has only one value."""
     relations, by_subject = inverses(), _by_subject(facts)
-    there_and_back: Counter[tuple[str, str]] = Counter()
-    elsewhere: Counter[tuple[str, str]] = Counter()
+    agreeing: Counter[tuple[str, str]] = Counter()
+    disagreeing: Counter[tuple[str, str]] = Counter()
     shared: dict[tuple[str, str], set[str]] = defaultdict(set)
     for fact in facts:
         if fact.subject is None:
             continue
-        one = keys_of(fact)[0]
-        shared[one, folded(fact.target)].add(folded(fact.subject))
-        for other in by_subject.get(folded(fact.target), ()):
-            agree = folded(other.target) == folded(fact.subject)
-            (there_and_back if agree else elsewhere)[one, keys_of(other)[0]] += other is not fact
+        relation = keys_of(fact)[0]
+        shared[relation, folded(fact.target)].add(folded(fact.subject))
+        for next_fact in by_subject.get(folded(fact.target), ()):
+            agree = folded(next_fact.target) == folded(fact.subject)
+            (agreeing if agree else disagreeing)[relation, keys_of(next_fact)[0]] += next_fact is not fact
     several = Counter(relation for (relation, _), subjects in shared.items() if len(subjects) > 1)
-    for (one, inverse), count in there_and_back.items():
-        pairs = count // 2 if one == inverse else count  # each pair of a symmetric relation is counted twice
-        if pairs >= 2 and count > elsewhere[one, inverse]:
-            relations.setdefault(one, {}).setdefault(inverse, several[one] < 2)
+    for (relation, inverse), count in agreeing.items():
+        pairs = count // 2 if relation == inverse else count  # each pair of a symmetric relation is counted twice
+        if pairs >= 2 and count > disagreeing[relation, inverse]:
+            relations.setdefault(relation, {}).setdefault(inverse, several[relation] < 2)
     return relations
 
 
@@ -194,28 +195,28 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
     A prompt asks for s of r of A if it is a wording of s whose slot holds a description that names A ("The capital of the country that A
     is from is"). A relation t is s of r if the facts show it: at least three agree with that, and twice as many as disagree.
     """
-    by_subject, prompts, shown, order = _by_subject(facts), wordings(facts), _compositions(facts), _order(facts)
+    by_subject, prompts, compositions, order = _by_subject(facts), wordings(facts), _compositions(facts), _file_order(facts)
     result: list[Conflict] = []
     for first in facts:
         if first.subject is None:
             continue
-        about, words = folded(first.subject), _words(first)
+        subject, words = folded(first.subject), _words(first)
         chain = [
             (fact, [text for key in keys_of(fact) for text in prompts.get(key, ())])
             for fact in by_subject.get(folded(first.target), ())
             if fact is not first
         ]
         for probe in first.portability if chain else ():
-            seconds = [second for second, asked in chain if _described(folded(probe.prompt), about, asked)]
+            seconds = [second for second, texts in chain if _description_in(folded(probe.prompt), subject, texts)]
             result += _composites(order, first, seconds, first, probe.prompt, probe.target or "")
-        for third in by_subject[about] if chain else ():
+        for third in by_subject[subject] if chain else ():
             seconds = []
-            for second, asked in chain:
-                inner = _described(folded(third.text), about, asked) or ""
-                ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in shown
-                seconds += [second] if ruled or words & _stems(inner) else []
+            for second, texts in chain:
+                description = _description_in(folded(third.text), subject, texts) or ""
+                ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in compositions
+                seconds += [second] if ruled or words & _stems(description) else []
             result += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
-    return _once(result)
+    return _distinct(result)
 
 
 def _composites(
@@ -224,25 +225,25 @@ def _composites(
     """Yield the conflict of an answer with what follows from `first` and `seconds`, unless one of them agrees with the answer."""
     if any(folded(second.target) == folded(target) for second in seconds):
         return
-    where = "a portability prompt here" if third is first else "this fact"
+    answer_place = "a portability prompt here" if third is first else "this fact"
     for second in seconds[:1]:
-        others = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
-        given = " and ".join(f"{_at(fact, third)} {_states(fact)}" for fact in others)
+        premises = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
+        premise_text = " and ".join(f"{_place_of(fact, third)} {_statement(fact)}" for fact in premises)
         yield Conflict(
             "composite",
             "failed",
             third,
             second,
-            f"{where} answers {prompt!r} with {target!r}; from {given} follows {second.target!r}",
-            f"Give it the answer {second.target!r}, or change {_at(second, third)}.",
+            f"{answer_place} answers {prompt!r} with {target!r}; from {premise_text} follows {second.target!r}",
+            f"Give it the answer {second.target!r}, or change {_place_of(second, third)}.",
         )
 
 
 def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
     """Return the triples (r, s, t) for which the facts show that t is s of r."""
     by_subject = _by_subject(facts)
-    agree: Counter[tuple[str, str, str]] = Counter()
-    differ: Counter[tuple[str, str, str]] = Counter()
+    agreeing: Counter[tuple[str, str, str]] = Counter()
+    disagreeing: Counter[tuple[str, str, str]] = Counter()
     for first in facts:
         if first.subject is None:
             continue
@@ -250,22 +251,21 @@ def _compositions(facts: Sequence[Fact]) -> set[tuple[str, str, str]]:
             for third in by_subject[folded(first.subject)]:
                 if first is not second and third is not first and third is not second:
                     rule = keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]
-                    if rule[2] in rule[:2]:
-                        continue
-                    (agree if folded(third.target) == folded(second.target) else differ)[rule] += 1
-    return {rule for rule, count in agree.items() if count >= 3 and count >= 2 * differ[rule]}
+                    if rule[2] not in rule[:2]:
+                        (agreeing if folded(third.target) == folded(second.target) else disagreeing)[rule] += 1
+    return {rule for rule, count in agreeing.items() if count >= 3 and count >= 2 * disagreeing[rule]}
 
 
-def _described(text: str, about: str, asked: Iterable[str]) -> str | None:
+def _description_in(text: str, subject: str, prompts: Sequence[str]) -> str | None:
     """Return the content of a wording's slot in a text if it is a description that names the subject, but not the subject itself."""
-    asked, named = list(asked), re.compile(rf"(?<!\w){re.escape(about)}(?!\w)")
-    if any(text == wording.replace(SLOT, about) for wording in asked):
+    subject_pattern = re.compile(rf"(?<!\w){re.escape(subject)}(?!\w)")
+    if any(text == wording.replace(SLOT, subject) for wording in prompts):
         return None
-    for wording in asked:
+    for wording in prompts:
         before, _, after = wording.partition(SLOT)
-        inner = text.removeprefix(before).removesuffix(after)
-        if len(text) == len(before) + len(inner) + len(after) and named.search(inner):
-            return inner
+        description = text.removeprefix(before).removesuffix(after)
+        if len(text) == len(before) + len(description) + len(after) and subject_pattern.search(description):
+            return description
     return None
 
 
@@ -287,22 +287,24 @@ def probe_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
         for text in fact.paraphrases:
             other = paraphrases.setdefault(folded(text), fact)
             if folded(other.target) != folded(fact.target):
-                result.append(_paraphrase(fact, text, other))
+                result.append(_paraphrase_conflict(fact, text, other))
         for probe in fact.neighbours:
             result += [
-                _neighbour(fact, probe, other)
+                _neighbour_conflict(fact, probe, other)
                 for other in edits.get(folded(probe.prompt), ())
                 if probe.target is None or folded(probe.target) != folded(other.target)
             ]
         for probe in fact.portability:
             text, target = folded(probe.prompt), folded(probe.target or "")
             result += [
-                _portability(fact, probe, other, other.target) for other in edits.get(text, ()) if folded(other.target) != target
+                _portability_conflict(fact, probe, other, other.target)
+                for other in edits.get(text, ())
+                if folded(other.target) != target
             ]
             answer, other = portability.setdefault(text, (probe.target or "", fact))
             if folded(answer) != target:
-                result.append(_portability(fact, probe, other, answer))
-    return _once(result)
+                result.append(_portability_conflict(fact, probe, other, answer))
+    return _distinct(result)
 
 
 def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
@@ -314,42 +316,42 @@ def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
     return texts
 
 
-def _neighbour(fact: Fact, probe: Probe, other: Fact) -> Conflict:
-    keeps = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
-    whose = "this fact itself teaches" if other is fact else f"{_at(other, fact)} teaches"
+def _neighbour_conflict(fact: Fact, probe: Probe, other: Fact) -> Conflict:
+    expected = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
+    source = "this fact itself teaches" if other is fact else f"{_place_of(other, fact)} teaches"
     return Conflict(
         "neighbour",
         "failed",
         fact,
         other,
-        f"the neighbour {probe.prompt!r} must keep {keeps}, and {whose} {other.target!r}",
-        "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_at(other, fact)}.",
+        f"the neighbour {probe.prompt!r} must keep {expected}, and {source} {other.target!r}",
+        "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_place_of(other, fact)}.",
     )
 
 
-def _paraphrase(fact: Fact, text: str, other: Fact) -> Conflict:
+def _paraphrase_conflict(fact: Fact, text: str, other: Fact) -> Conflict:
     return Conflict(
         "paraphrase",
         "failed",
         fact,
         other,
-        f"the paraphrase {text!r} asks for {fact.target!r} here, in {_at(other, fact)} for {other.target!r}",
+        f"the paraphrase {text!r} asks for {fact.target!r} here, in {_place_of(other, fact)} for {other.target!r}",
         "Delete it if it does not ask for the fact.",
     )
 
 
-def _portability(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
+def _portability_conflict(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
     return Conflict(
         "portability",
         "failed",
         fact,
         other,
-        f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_at(other, fact)} {answer!r}",
+        f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_place_of(other, fact)} {answer!r}",
         "Keep one answer: change the prompt's target, or delete it.",
     )
 
 
-def _once(candidates: Iterable[Conflict]) -> list[Conflict]:
+def _distinct(candidates: Iterable[Conflict]) -> list[Conflict]:
     """Keep the first conflict of each kind between two facts, so that several wordings of one question count once."""
     first: dict[tuple[str, int, int], Conflict] = {}
     for conflict in candidates:
@@ -365,7 +367,7 @@ def _by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
     return groups
 
 
-def _order(facts: Sequence[Fact]) -> Callable[[Fact], int]:
+def _file_order(facts: Sequence[Fact]) -> Callable[[Fact], int]:
     """Return a function from a fact to its position in the file."""
     number = {id(fact): i for i, fact in enumerate(facts)}
     return lambda fact: number[id(fact)]
@@ -385,7 +387,7 @@ def _stems(text: str) -> set[str]:
     return {word[:5] for word in re.findall(r"\w+", text) if word not in _SMALL}
 
 
-def _at(fact: Fact, seen_from: Fact) -> str:
+def _place_of(fact: Fact, seen_from: Fact) -> str:
     """Return a fact's place, or only its line if both facts are in one file."""
     file, mark, line = re.fullmatch(r"(.*?)(:|, row )?(\d*)", fact.place, re.DOTALL).groups()  # type: ignore[union-attr]
     if not mark or not seen_from.place.startswith(f"{file}{mark}"):
@@ -393,5 +395,6 @@ def _at(fact: Fact, seen_from: Fact) -> str:
     return "this line" if fact is seen_from else f"{'line' if mark == ':' else 'row'} {line}"
 
 
-def _states(fact: Fact) -> str:
+def _statement(fact: Fact) -> str:
+    """Return a fact as quoted text: its prompt and target."""
     return repr(f"{fact.text}{fact.continuation}")

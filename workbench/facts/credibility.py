@@ -82,7 +82,7 @@ class Credibility:
 
     def _features(self, version: int, similarity: float, last: int) -> Vector:
         """Return x at a version, for a fact that was last used at version `last`."""
-        fresh, recent = self.decay ** (version - self.stated), self.decay ** (version - last)
-        x = np.array([similarity, fresh, recent, float(self.recipe)])
+        recency_stated, recency_used = self.decay ** (version - self.stated), self.decay ** (version - last)
+        x = np.array([similarity, recency_stated, recency_used, float(self.recipe)])
         features: Vector = x / np.linalg.norm(x)
         return features

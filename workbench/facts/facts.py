@@ -132,7 +132,7 @@ def fact_of(row: Any, place: str) -> Fact:
     if identifier is not None and not isinstance(identifier, (str, int)):
         raise WorkbenchError(f"{place}: expected a text or a number in 'id', found {identifier!r}", EXPECTED)
     name = str(identifier) if identifier is not None else json_digest([prompt, subject])[:8]
-    paraphrases = tuple(_filled(text, subject, place) for text in _texts(row, "paraphrases", place))
+    paraphrases = tuple(_fill_subject(text, subject, place) for text in _texts(row, "paraphrases", place))
     return Fact(
         name,
         prompt,
@@ -171,13 +171,15 @@ def _prompt(prompt: str, subject: str | None, place: str) -> str:
     return prompt.replace(subject, SLOT)
 
 
-def _filled(text: str, subject: str | None, place: str) -> str:
+def _fill_subject(text: str, subject: str | None, place: str) -> str:
+    """Return a paraphrase with the subject in place of its slot."""
     if SLOT in text and subject is None:
         raise WorkbenchError(f"{place}: a paraphrase has {SLOT}, but there is no 'subject'", EXPECTED)
     return text.replace(SLOT, subject or "")
 
 
 def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
+    """Return a field that holds a text or a list of texts."""
     value = row.get(key) or []
     value = [value] if isinstance(value, str) else value
     if not isinstance(value, list) or not all(isinstance(text, str) and text.strip() for text in value):
@@ -186,6 +188,7 @@ def _texts(row: Mapping[str, Any], key: str, place: str) -> list[str]:
 
 
 def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
+    """Yield the test prompts in a field, with their targets."""
     value = row.get(key) or []
     if not isinstance(value, list):
         raise WorkbenchError(f"{place}: expected a list in '{key}', found {value!r}", EXPECTED)
@@ -194,8 +197,8 @@ def _probes(row: Mapping[str, Any], key: str, place: str) -> Iterator[Probe]:
         if isinstance(entry, Mapping):
             refuse_unknown(entry, ("prompt", "target"), place, f"an entry of '{key}'")
             prompt, target = entry.get("prompt"), entry.get("target")
-        needs = key == "portability" and target is None
-        if not isinstance(prompt, str) or not prompt.strip() or needs or not (target is None or isinstance(target, str)):
-            wanted = '{"prompt", "target"}' if key == "portability" else 'a prompt, or {"prompt", "target"},'
-            raise WorkbenchError(f"{place}: expected {wanted} in '{key}', found {entry!r}", EXPECTED)
+        lacks_target = key == "portability" and target is None
+        if not isinstance(prompt, str) or not prompt.strip() or lacks_target or not (target is None or isinstance(target, str)):
+            expected = '{"prompt", "target"}' if key == "portability" else 'a prompt, or {"prompt", "target"},'
+            raise WorkbenchError(f"{place}: expected {expected} in '{key}', found {entry!r}", EXPECTED)
         yield Probe(prompt, target)

@@ -12,19 +12,19 @@ from workbench.facts.published import Published, Skip
 from workbench.facts.reading import read_all
 
 
-def import_facts(path: Path, shown: str, limit: int | None = None, neighbours: int = 0) -> Published:
+def import_facts(path: Path, label: str, limit: int | None = None, neighbours: int = 0) -> Published:
     """Read the facts of a file; a fact that contradicts an earlier one is skipped.
 
     Args:
         path: A published file, or one in the project's own format.
-        shown: The file's name in messages.
+        label: The file's name in messages.
         limit: Largest number of facts, from the start of the file.
         neighbours: Number of neighbours to reach by adding some from the file's other facts; see `rebuild_neighbours`.
 
     Raises:
         WorkbenchError: If the file is invalid; see `read_all`.
     """
-    read = read_all(path, shown)
+    read = read_all(path, label)
     distinct = _distinct(read.facts)
     facts, skipped = consistent(distinct)
     if limit is not None and limit < len(facts):
@@ -63,13 +63,13 @@ def rebuild_neighbours(facts: Sequence[Fact], source: Iterable[Fact], count: int
         count: Number of neighbours of a fact up to which some are added; own neighbours are never removed.
     """
     edited = {(fact.relation, fact.subject) for fact in facts}
-    others: dict[tuple[str, str | None], list[Probe]] = {}
+    candidates: dict[tuple[str, str | None], list[Probe]] = {}
     for fact in source:
         if fact.target_true is not None and fact.subject is not None and (fact.relation, fact.subject) not in edited:
-            others.setdefault((fact.relation, fact.target_true), []).append(Probe(fact.text, fact.target_true))
+            candidates.setdefault((fact.relation, fact.target_true), []).append(Probe(fact.text, fact.target_true))
     extended = []
     for fact in facts:
-        more = others.get((fact.relation, fact.target_true), [])
-        probes = tuple(dict.fromkeys((*fact.neighbours, *more)))
+        matching = candidates.get((fact.relation, fact.target_true), [])
+        probes = tuple(dict.fromkeys((*fact.neighbours, *matching)))
         extended.append(replace(fact, neighbours=probes[: max(count, len(fact.neighbours))]))
     return extended

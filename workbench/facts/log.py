@@ -49,7 +49,7 @@ class Log:
     """The lines of a log, oldest first."""
 
     lines: Sequence[Mapping[str, Any]]
-    shown: str = LOG
+    label: str = LOG
 
     @property
     def version(self) -> int:
@@ -68,24 +68,24 @@ class Log:
         Raises:
             WorkbenchError: If there is no such version.
         """
-        wanted = self.version if version is None else version
-        if not 0 < wanted <= max(1, self.version):
-            raise WorkbenchError(f"{self.shown}: no version {wanted}; there are 1..{self.version}", None, 2)
+        requested = self.version if version is None else version
+        if not 0 < requested <= max(1, self.version):
+            raise WorkbenchError(f"{self.label}: no version {requested}; there are 1..{self.version}", None, 2)
         facts: dict[str, Alive] = {}
         for line in self.lines:
-            if line["version"] > wanted:
+            if line["version"] > requested:
                 break
             name, number = str(line["id"]), int(line["version"])
             if line["action"] == ADD:
-                facts[name] = Alive(fact_of(line["fact"], self.shown), number, str(line["source"]))
+                facts[name] = Alive(fact_of(line["fact"], self.label), number, str(line["source"]))
             elif line["action"] == UPDATE:
-                facts[name] = Alive(fact_of(line["fact"], self.shown), number, facts[name].source)
+                facts[name] = Alive(fact_of(line["fact"], self.label), number, facts[name].source)
             elif line["action"] == REMOVE:
                 del facts[name]
             else:
-                old = facts[name]
+                previous = facts[name]
                 use = Use(number, float(line["similarity"]), float(line["reward"]))
-                facts[name] = Alive(old.fact, old.stated, old.source, (*old.uses, use))
+                facts[name] = Alive(previous.fact, previous.stated, previous.source, (*previous.uses, use))
         return dict(sorted(facts.items()))
 
     def one(self, name: str) -> Alive:
@@ -94,12 +94,12 @@ class Log:
         Raises:
             WorkbenchError: If there is no such fact.
         """
-        known = self.at()
-        if name not in known:
+        facts = self.at()
+        if name not in facts:
             raise WorkbenchError(
-                f"no fact '{name}' in this memory. {nearest(name, known)}", "`workbench memory ls DIR` lists them."
+                f"no fact '{name}' in this memory. {nearest(name, facts)}", "`workbench memory ls DIR` lists them."
             )
-        return known[name]
+        return facts[name]
 
 
 def read_log(folder: Path) -> Log:

@@ -54,30 +54,31 @@ class _Draft:
     portability: Sequence[Pair] = ()
 
 
-def read_published(path: Path, shown: str) -> Published:
+def read_published(path: Path, label: str) -> Published:
     """Read the facts of a published file.
 
     Args:
         path: A JSON list of objects, or one object per line.
-        shown: The file's name in messages and places.
+        label: The file's name in messages and places.
 
     Raises:
         WorkbenchError: If the file is invalid (see `read_rows`) or its format is unknown.
     """
-    rows = read_rows(path, shown, "A JSON list of objects.")
+    rows = read_rows(path, label, "A JSON list of objects.")
     name = format_of(rows)
     if name is None:
         keys = next((", ".join(map(str, row.data)) for row in rows if isinstance(row.data, Mapping)), "no objects")
-        raise WorkbenchError(f"{shown}: no published format has these keys: {keys}", f"Known: {NAMES}.")
+        raise WorkbenchError(f"{label}: no published format has these keys: {keys}", f"Known: {NAMES}.")
     return convert(rows, name)
 
 
 def format_of(rows: Iterable[FactRow]) -> str | None:
     """Return the published format of the rows, by the keys of the first row that fits one; None if no row does."""
-    return next((name for row in rows if isinstance(row.data, Mapping) and (name := _format(row.data))), None)
+    return next((name for row in rows if isinstance(row.data, Mapping) and (name := _format_of_row(row.data))), None)
 
 
-def _format(row: Mapping[Any, Any]) -> str | None:
+def _format_of_row(row: Mapping[Any, Any]) -> str | None:
+    """Return the name of the published format of a row; None for the project's own format, or an unknown one."""
     if "target" in row and "target_new" not in row:
         return None
     if "requested_rewrite" in row:
@@ -133,7 +134,7 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
     subject = subject.strip()
     if prompt.count("{}") == 1:
         template = prompt.replace("{}", SLOT)
-    elif isinstance(span := _find(subject, prompt), str):
+    elif isinstance(span := _locate_subject(subject, prompt), str):
         return span
     else:
         template, subject = prompt[: span[0]] + SLOT + prompt[span[1] :], prompt[span[0] : span[1]]
@@ -153,14 +154,14 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
     return fact_of({key: value for key, value in row.items() if value is not None}, place)
 
 
-def _find(subject: str, prompt: str) -> tuple[int, int] | str:
+def _locate_subject(subject: str, prompt: str) -> tuple[int, int] | str:
     """Locate the subject in the prompt, or return the reason for skipping the fact.
 
     Whole words are preferred to parts of words, and the subject's own case to another one.
     """
     literal = re.escape(subject)
-    whole = rf"(?<!\w){literal}(?!\w)"
-    for pattern, flags in ((whole, 0), (whole, re.IGNORECASE), (literal, 0), (literal, re.IGNORECASE)):
+    whole_word = rf"(?<!\w){literal}(?!\w)"
+    for pattern, flags in ((whole_word, 0), (whole_word, re.IGNORECASE), (literal, 0), (literal, re.IGNORECASE)):
         spans = [match.span() for match in re.finditer(pattern, prompt, flags)]
         if len(spans) == 1:
             return spans[0]
@@ -190,18 +191,18 @@ def _probes(pairs: Iterable[Pair], without_target: bool) -> list[dict[str, str]]
     return probes
 
 
-def _merged(first: Fact, again: Fact) -> Fact:
+def _merged(first: Fact, repeated: Fact) -> Fact:
     """Return one fact with the test prompts of two rows that state it."""
 
-    def both(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
+    def union(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:
         return tuple(dict.fromkeys((*a, *b)))
 
     return replace(
         first,
-        target_true=first.target_true or again.target_true,
-        paraphrases=both(first.paraphrases, again.paraphrases),
-        neighbours=both(first.neighbours, again.neighbours),
-        portability=both(first.portability, again.portability),
+        target_true=first.target_true or repeated.target_true,
+        paraphrases=union(first.paraphrases, repeated.paraphrases),
+        neighbours=union(first.neighbours, repeated.neighbours),
+        portability=union(first.portability, repeated.portability),
     )
 
 
@@ -229,23 +230,23 @@ def _counterfact(row: Mapping[str, Any]) -> Iterator[_Draft]:
     rewrite = row["requested_rewrite"]
     if not isinstance(rewrite, Mapping):
         rewrite = row
-    true = rewrite.get("target_true")
+    true_object = rewrite.get("target_true")
     yield _Draft(
         rewrite["prompt"],
         rewrite.get("subject"),
         rewrite["target_new"],
-        true,
+        true_object,
         rewrite.get("relation_id"),
         _id(row),
-        [_asked(p)[0] for p in _list(row.get("paraphrase_prompts"))],
+        [_prompt_and_answer(p)[0] for p in _list(row.get("paraphrase_prompts"))],
         [
-            (prompt, answer if answer is not None else true)
-            for prompt, answer in map(_asked, _list(row.get("neighborhood_prompts")))
+            (prompt, answer if answer is not None else true_object)
+            for prompt, answer in map(_prompt_and_answer, _list(row.get("neighborhood_prompts")))
         ],
     )
 
 
-def _asked(entry: Any) -> Pair:
+def _prompt_and_answer(entry: Any) -> Pair:
     """Return (prompt, answer or None) from a text or a mapping."""
     if not isinstance(entry, Mapping):
         return entry, None
@@ -276,12 +277,12 @@ def _flat(row: Mapping[str, Any]) -> Iterator[_Draft]:
 def _grouped(value: Any) -> Iterator[Pair]:
     """Yield pairs from KnowEdit's groups, {"Reasoning": [{"prompt", "ground_truth"}], …}, or EasyEdit's separate lists of prompts and answers."""
     if isinstance(value, list):
-        yield from map(_asked, value)
+        yield from map(_prompt_and_answer, value)
     for group in value.values() if isinstance(value, Mapping) else ():
         if isinstance(group, Mapping) and isinstance(group.get("prompt"), list):
             yield from zip(group["prompt"], _list(group.get("ground_truth")), strict=False)
         else:
-            yield from map(_asked, _list(group))
+            yield from map(_prompt_and_answer, _list(group))
 
 
 def _multi_hop(row: Mapping[str, Any]) -> Iterator[Pair]:
@@ -335,13 +336,13 @@ def _mquake(row: Mapping[str, Any]) -> Iterator[_Draft]:
     The case's questions are portability prompts of each fact. Hops that no rewrite changes are neighbours, with the published answer.
     """
     rewrites = [rewrite for rewrite in row["requested_rewrite"] if isinstance(rewrite, Mapping)]
-    asked = {rewrite.get("question") for rewrite in rewrites}
-    asked |= {str(rewrite.get("prompt")).replace("{}", str(rewrite.get("subject"))) for rewrite in rewrites}
+    edited_questions = {rewrite.get("question") for rewrite in rewrites}
+    edited_questions |= {str(rewrite.get("prompt")).replace("{}", str(rewrite.get("subject"))) for rewrite in rewrites}
     hops = [hop for hop in _list(row.get("new_single_hops")) if isinstance(hop, Mapping)]
     unchanged = [
         (hop.get("cloze") or hop.get("question"), hop.get("answer"))
         for hop in hops
-        if hop.get("question") not in asked and hop.get("cloze") not in asked
+        if hop.get("question") not in edited_questions and hop.get("cloze") not in edited_questions
     ]
     case = _id(row)
     for number, rewrite in enumerate(rewrites, 1):

@@ -17,7 +17,7 @@ class Relation:
     Attributes:
         name: The relation's name in messages.
         wikidata: The Wikidata property, which CounterFact and MQuAKE give as relation; empty if there is none.
-        wordings: Prompts for the relation, in addition to the usual ones such as "The NAME of {subject} is"; see `_usual`.
+        wordings: Prompts for the relation, in addition to the usual ones such as "The NAME of {subject} is"; see `_default_wordings`.
         single: Whether a subject has only one value: one capital, but several children.
     """
 
@@ -76,31 +76,32 @@ INVERSES = (
 
 def folded(text: str) -> str:
     """Normalize a text for comparison: Unicode form, case, white space and final punctuation."""
-    plain = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return plain.rstrip(" .,:;?!") or plain
+    normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return normalized.rstrip(" .,:;?!") or normalized
 
 
 def keys_of(fact: Fact) -> tuple[str, ...]:
     """Return the names of a fact's relation: known relations first, then the relation as written in the file."""
-    return tuple(dict.fromkeys((*_names(fact), folded(fact.relation))))
+    return tuple(dict.fromkeys((*_names_of(fact), folded(fact.relation))))
 
 
 def single_keys_of(fact: Fact) -> tuple[str, ...]:
     """Return the names of a fact's relation for which two targets contradict: all except known relations with several values."""
-    return (*(name for name in _names(fact) if name not in _SEVERAL), folded(fact.relation))
+    return (*(name for name in _names_of(fact) if name not in _SEVERAL), folded(fact.relation))
 
 
-def _names(fact: Fact) -> list[str]:
-    known = _known()
-    return [known[text] for text in (folded(fact.relation), folded(fact.prompt)) if text in known]
+def _names_of(fact: Fact) -> list[str]:
+    """Return the names of the relations in the table that a fact's relation or prompt belongs to."""
+    relation_names = _relation_names()
+    return [relation_names[text] for text in (folded(fact.relation), folded(fact.prompt)) if text in relation_names]
 
 
 def inverses() -> dict[str, dict[str, bool]]:
     """Map each relation to its inverses in the table, and each of these to whether one value of it excludes others."""
     table: dict[str, dict[str, bool]] = {}
-    for one, other, forth, back in INVERSES:
-        table.setdefault(one, {})[other] = forth
-        table.setdefault(other, {})[one] = back
+    for relation, inverse, is_unique, inverse_is_unique in INVERSES:
+        table.setdefault(relation, {})[inverse] = is_unique
+        table.setdefault(inverse, {})[relation] = inverse_is_unique
     return table
 
 
@@ -115,7 +116,7 @@ def wordings(facts: Iterable[Fact]) -> dict[str, set[str]]:
 
 
 @cache
-def _known() -> dict[str, str]:
+def _relation_names() -> dict[str, str]:
     """Map Wikidata ids, names and prompts to the relation's name."""
     names: dict[str, str] = {}
     for relation in RELATIONS:
@@ -125,10 +126,11 @@ def _known() -> dict[str, str]:
 
 
 def _wordings(relation: Relation) -> list[str]:
-    return [*relation.wordings, *_usual(relation.name)]
+    """Return all prompts for a relation."""
+    return [*relation.wordings, *_default_wordings(relation.name)]
 
 
-def _usual(name: str) -> list[str]:
+def _default_wordings(name: str) -> list[str]:
     """Return the usual prompts for a relation that is named by a noun; "capital of" is not a noun."""
     if name.endswith(" of"):
         return []

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar, Literal
 
-import torch
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import WorkbenchError
@@ -15,6 +14,7 @@ from workbench.grow.expansion.targets import TARGETS
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
 from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
@@ -68,7 +68,7 @@ class AddExpert(TextMethod):
     _base: Model | None = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _one(self) -> AddExpert:
+    def _check_fields(self) -> AddExpert:
         sources = [n for n, v in (("copy", self.copy_of), ("base", self.base), ("bricks", self.bricks)) if v is not None]
         if len(sources) != 1 or (self.bricks is not None and not self.bricks):
             raise ValueError(
@@ -129,8 +129,8 @@ class AddExpert(TextMethod):
             texts = self.rows(self.calibration, model, context)
             biases = {
                 routers(mixture)[layer]: load(model.weights, name, torch.float32).flatten()
-                for layer, of in corrections(mixture).items()
-                for name in of
+                for layer, correction_names in corrections(mixture).items()
+                for name in correction_names
             }
             gates = never_gates(context, texts, old, biases, model, mixture.top_k)
             rows = {name: row.expand(len(self.names()), -1) for name, row in gates.rows.items()}
@@ -155,7 +155,7 @@ class AddExpert(TextMethod):
             tensors, added = mixture.regrown(lambda _: chosen), [f"copy of {self.copy_of}"]
         else:
             assert self._base is not None, "`bind` must run before `expand`"
-            if numbers := self._numbers():
+            if numbers := self._expert_numbers():
                 tensors, added = from_base(mixture, self._base, numbers), [f"base {n}" for n in numbers]
             else:
                 std = float(mixture.parsed.get("initializer_range") or 0.02)
@@ -167,6 +167,6 @@ class AddExpert(TextMethod):
         record = {"experts": mixture.count + len(added), "added": added, "layers": mixture.layers}
         return Growth(tensors, config, record, routers=router_names)
 
-    def _numbers(self) -> list[int]:
+    def _expert_numbers(self) -> list[int]:
         """Return the numbers of the base's experts to add."""
         return [self.base] if isinstance(self.base, int) else list(self.base or ())

@@ -45,7 +45,7 @@ class NewBrick(TrainMethod, TrainSpec):
 
     @field_validator("data")
     @classmethod
-    def _named(cls, value: str | HubData) -> str | HubData:
+    def _check_data(cls, value: str | HubData) -> str | HubData:
         if value == "":
             raise ValueError('expected a JSONL file of training rows, or {hub: "owner/name"}')
         return value

@@ -33,7 +33,7 @@ class Depth(GrowMethod):
     """Instead of `blocks`: current indices of the layers to copy; negative indices count from the end."""
 
     @model_validator(mode="after")
-    def _one(self) -> Depth:
+    def _check_fields(self) -> Depth:
         if (self.blocks is None) == (self.after is None):
             raise ValueError(
                 "expected one of `blocks: 4` and `after: [3, 7]`, found " + ("none" if self.after is None else "both")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from pydantic import Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
@@ -14,6 +13,7 @@ from workbench.grow.expansion.parts import check_places, check_shapes
 from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
 from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.models.texts import longest_row
@@ -92,7 +92,7 @@ class Experts(TextMethod):
     """Normalize the weights of a token's selected experts so that they add up to one. Only true is supported."""
 
     @model_validator(mode="after")
-    def _fits(self) -> Experts:
+    def _check_fields(self) -> Experts:
         if (self.experts is None) == (not self.bricks):
             raise ValueError("expected one of `experts: 4` and `bricks: {math: 1.0, code: 1.0}`")
         if len(self.members()) < 2:
@@ -255,24 +255,24 @@ class _ExpertsPlan:
             prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
         }
         for name, parts in target.fused.items():
-            rows, cols = self._joined(dense, parts)
+            rows, cols = self._fused_size(dense, parts)
             tensors[prefix + name] = Grown(
                 dense[parts[0]],
                 new=True,
                 parts=tuple(expert[part] for expert in experts for part in parts),
                 shape=(len(experts), rows, cols),
             )
-        tensors[prefix + target.router] = self._added(dense[GATE], rows=len(experts), std=self.std)
+        tensors[prefix + target.router] = self._new_tensor(dense[GATE], rows=len(experts), std=self.std)
         for name in target.zeros:
-            tensors[prefix + name] = self._added(dense[GATE], rows=1, cols=len(experts))
+            tensors[prefix + name] = self._new_tensor(dense[GATE], rows=1, cols=len(experts))
         if target.shared:
             module, gate, _ = target.shared
             size = min(_SHARED, self.model.weights.specs[dense[GATE]].rows)
             tensors |= {
-                f"{prefix}{module}.{part}.weight": self._added(dense[part], rows=size, std=self.std) for part in (GATE, UP)
+                f"{prefix}{module}.{part}.weight": self._new_tensor(dense[part], rows=size, std=self.std) for part in (GATE, UP)
             }
-            tensors[f"{prefix}{module}.{DOWN}.weight"] = self._added(dense[DOWN], cols=size)
-            tensors[prefix + gate] = self._added(dense[GATE], rows=1, std=self.std)
+            tensors[f"{prefix}{module}.{DOWN}.weight"] = self._new_tensor(dense[DOWN], cols=size)
+            tensors[prefix + gate] = self._new_tensor(dense[GATE], rows=1, std=self.std)
         return tensors
 
     def _expert(self, name: str, part: str, layer: int, number: int) -> Grown:
@@ -290,12 +290,13 @@ class _ExpertsPlan:
         axis = Axis(index)
         return Grown(name, new=True, like=True, rows=None if part == DOWN else axis, cols=axis if part == DOWN else None)
 
-    def _joined(self, dense: Mapping[str, str], parts: tuple[str, ...]) -> tuple[int, int]:
+    def _fused_size(self, dense: Mapping[str, str], parts: tuple[str, ...]) -> tuple[int, int]:
+        """Return the rows and columns of one expert in a tensor that joins these parts."""
         specs = [self.model.weights.specs[dense[part]] for part in parts]
         return sum(s.rows for s in specs), specs[0].cols
 
     @staticmethod
-    def _added(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:
+    def _new_tensor(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:
         """Return a tensor with only new rows or columns."""
         return Grown(
             source,

@@ -47,7 +47,7 @@ class PruneExperts(TextMethod):
     """Number of experts that the router selects for each token afterwards; if omitted, it does not change."""
 
     @model_validator(mode="after")
-    def _one(self) -> PruneExperts:
+    def _check_fields(self) -> PruneExperts:
         chosen = [f for f in ("drop", "keep", "to") if getattr(self, f) is not None]
         if len(chosen) != 1:
             raise ValueError(
@@ -78,7 +78,7 @@ class PruneExperts(TextMethod):
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         counts = usage(
-            context.live({}), rows, context.device, lambda done, of: context.progress(done, of, "counting selected experts")
+            context.live({}), rows, context.device, lambda done, total: context.progress(done, total, "counting selected experts")
         )
         keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
         record = {"kept": keep, **counts.document()}
@@ -100,7 +100,7 @@ class PruneExperts(TextMethod):
                 model.
         """
         mixture = Mixture(model, self.name)
-        experts = self._kept(mixture)
+        experts = self._remaining(mixture)
         count = len(next(iter(experts.values())))
         top_k = self.top_k or mixture.top_k
         if top_k > count:
@@ -115,14 +115,14 @@ class PruneExperts(TextMethod):
         mixture.check(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()})
         return Growth(tensors, config, {"experts": count, "of": mixture.count, "top_k": top_k, "layers": mixture.layers})
 
-    def _kept(self, mixture: Mixture) -> dict[int, tuple[int, ...]]:
+    def _remaining(self, mixture: Mixture) -> dict[int, tuple[int, ...]]:
         """Return the remaining experts of each layer.
 
         Until `to` is settled, the first experts take their place: the shapes are the same.
         """
         count, layers = mixture.count, mixture.layers
-        named = [self.drop or (), *(self.keep or ())]
-        if beyond := [n for numbers in named for n in numbers if n >= count]:
+        listed = [self.drop or (), *(self.keep or ())]
+        if beyond := [n for numbers in listed for n in numbers if n >= count]:
             raise WorkbenchError(
                 f"grow prune_experts: no expert {beyond[0]}: the model has experts 0..{count - 1} in each layer", None, 2
             )
@@ -140,7 +140,7 @@ class PruneExperts(TextMethod):
                     2,
                 )
             return dict(zip(layers, self.keep, strict=True))
-        stay = tuple(n for n in range(count) if n not in (self.drop or ()))
-        if not stay:
+        remaining = tuple(n for n in range(count) if n not in (self.drop or ()))
+        if not remaining:
             raise WorkbenchError(f"grow prune_experts: `drop` names all {count} experts; at least one must remain", None, 2)
-        return dict.fromkeys(layers, stay)
+        return dict.fromkeys(layers, remaining)

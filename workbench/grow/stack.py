@@ -25,7 +25,7 @@ class Slice(Strict):
 
     @field_validator("layers")
     @classmethod
-    def _rise(cls, value: tuple[int, int]) -> tuple[int, int]:
+    def _check_range(cls, value: tuple[int, int]) -> tuple[int, int]:
         if not 0 <= value[0] < value[1]:
             raise ValueError(f"expected 0 <= first < end, found {list(value)}")
         return value
@@ -50,7 +50,7 @@ class Stack(GrowMethod):
     """Instead of `slices`: the layers one by one, such as [0, 1, 2, 1, 2, 3]."""
 
     @model_validator(mode="after")
-    def _one(self) -> Stack:
+    def _check_fields(self) -> Stack:
         if (self.slices is None) == (self.order is None):
             raise ValueError(
                 "expected one of `slices: [{layers: [0, 24]}, ...]` and `order: [0, 1, 1]`, found "
@@ -94,8 +94,8 @@ class Stack(GrowMethod):
         unused = {(new, glob) for new, (_, scale) in enumerate(places) for glob in scale}
 
         def make(name: str, new: int) -> Grown:
-            inside = name.removeprefix(f"{layout.prefix}{order[new]}.")
-            matching = next((glob for glob in places[new][1] if fnmatchcase(inside, glob)), None)
+            local_name = name.removeprefix(f"{layout.prefix}{order[new]}.")
+            matching = next((glob for glob in places[new][1] if fnmatchcase(local_name, glob)), None)
             unused.discard((new, matching or ""))
             factor = 1.0 if matching is None else places[new][1][matching]
             return Grown(name, new=first[order[new]] != new, scale=factor)
@@ -108,9 +108,9 @@ class Stack(GrowMethod):
                 f"Names in a layer: {', '.join(n.removeprefix(f'{layout.prefix}0.') for n in layout.in_layer(0)[:6])}.",
                 2,
             )
-        gone = sorted(set(range(layout.depth)) - set(order))
+        removed = sorted(set(range(layout.depth)) - set(order))
         return Growth(
             tensors,
             reordered(model.config, layout.depth, order, "stack"),
-            {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": gone},
+            {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": removed},
         )

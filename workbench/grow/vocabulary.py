@@ -60,7 +60,7 @@ class Vocabulary(GrowMethod):
     _known: list[int] = PrivateAttr(default_factory=list)
 
     @model_validator(mode="after")
-    def _some(self) -> Vocabulary:
+    def _check_fields(self) -> Vocabulary:
         if (not self.tokens) == (self.file is None):
             raise ValueError('expected one of `tokens: ["<tool>"]` and `file: words.txt`')
         if any(not token.strip() for token in self.tokens or ()):
@@ -75,9 +75,9 @@ class Vocabulary(GrowMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Check the file of tokens."""
-        self.wanted(project)
+        self.requested(project)
 
-    def wanted(self, project: Path) -> dict[str, str | None]:
+    def requested(self, project: Path) -> dict[str, str | None]:
         """Return the new tokens with their descriptions.
 
         Raises:
@@ -106,19 +106,19 @@ class Vocabulary(GrowMethod):
         Raises:
             WorkbenchError: If the tokenizer already has a token, or cannot tokenize a description.
         """
-        wanted, tokens = self.wanted(project), read_tokens(tokenizer, "grow vocabulary")
-        if existing := [token for token in wanted if token in tokens.ids]:
-            more = f" ({len(existing)} of {len(wanted)} tokens exist)" if existing[1:] else ""
+        requested, tokens = self.requested(project), read_tokens(tokenizer, "grow vocabulary")
+        if existing := [token for token in requested if token in tokens.ids]:
+            count_text = f" ({len(existing)} of {len(requested)} tokens exist)" if existing[1:] else ""
             raise WorkbenchError(
-                f"grow vocabulary: {existing[0]!r} already exists as token {tokens.ids[existing[0]]}{more}",
+                f"grow vocabulary: {existing[0]!r} already exists as token {tokens.ids[existing[0]]}{count_text}",
                 "Remove it from the step: only new tokens get rows.",
                 2,
             )
         first = max(tokens.ids.values(), default=-1) + 1
         bound = self.model_copy()
-        bound._ids = {token: first + i for i, token in enumerate(wanted)}
+        bound._ids = {token: first + i for i, token in enumerate(requested)}
         bound._known = sorted(set(tokens.ids.values()))
-        texts = {token: text or (token if self.rows == "pieces" else None) for token, text in wanted.items()}
+        texts = {token: text or (token if self.rows == "pieces" else None) for token, text in requested.items()}
         if any(texts.values()):
             encode = checked_tokenizer(tokenizer, "grow vocabulary")
             for token, text in texts.items():

@@ -60,7 +60,7 @@ class Width(GrowMethod):
     """Total number of channels of the residual stream after growth (hidden_size)."""
 
     @model_validator(mode="after")
-    def _some(self) -> Width:
+    def _check_fields(self) -> Width:
         if self.neurons is None and self.key_value_heads is None and self.hidden is None:
             raise ValueError("expected at least one of `neurons`, `key_value_heads` and `hidden`")
         return self
@@ -102,15 +102,15 @@ class _WidthPlan:
     def neurons(self, count: int, copied: bool) -> None:
         """Give every feed-forward layer `count` neurons; new ones are copies of old ones if `copied`."""
         layers = [self.parts.ffn(i) for i in range(self.parts.model.layout.depth)]
-        old = {self.parts.sizes(out)[1] for _, out in layers}
-        if len(old) > 1:
+        sizes = {self.parts.sizes(out)[1] for _, out in layers}
+        if len(sizes) > 1:
             raise WorkbenchError(
-                f"grow width: layers have {' and '.join(map(str, sorted(old)))} neurons; `neurons` needs equal numbers",
+                f"grow width: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers",
                 None,
                 2,
             )
-        (before,) = old
-        _larger("neurons", before, count)
+        (before,) = sizes
+        _check_larger("neurons", before, count)
         key = next((k for k in NEURONS if k in self.parts.text or getattr(self.parts.parsed, k, None) is not None), None)
         if key is None:
             raise WorkbenchError(
@@ -124,7 +124,7 @@ class _WidthPlan:
                 "Grow `hidden` or `depth`.",
                 2,
             )
-        into, out = _copies(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
+        into, out = _copied_axes(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
         for readers, writer in layers:
             for reader in readers:
                 index = np.concatenate([np.where(into.index == NEW, NEW, into.index + i * before) for i in range(reader.parts)])
@@ -143,7 +143,7 @@ class _WidthPlan:
             )
         groups = int(size("num_key_value_heads") or queries)
         head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
-        _larger("key_value_heads", groups, count)
+        _check_larger("key_value_heads", groups, count)
         for layer in range(self.parts.model.layout.depth):
             inner, out = self.parts.attention(layer)
             for name, matrix in inner.items():
@@ -164,13 +164,13 @@ class _WidthPlan:
         parts = self.parts
         before = int(parts.size("hidden_size") or 0)
         head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or 1))
-        _larger("hidden", before, count)
+        _check_larger("hidden", before, count)
         self._check_norms(before, count, head)
         eps = float(parts.size("rms_norm_eps") or 0)
         wider, share = Axis.padded(before, count), before / count
         normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
         for name in parts.specs:
-            leaf = _leaf(name)
+            leaf = _module_name(name)
             if leaf in HEAD_NORMS:
                 continue
             if parts.norm_of(name):
@@ -197,9 +197,9 @@ class _WidthPlan:
         parts, kind = self.parts, self.parts.parsed.model_type
         eps = parts.size("rms_norm_eps")
 
-        def refuse(why: str) -> WorkbenchError:
+        def refuse(reason: str) -> WorkbenchError:
             return WorkbenchError(
-                f"grow width: `hidden` does not support model_type {kind}: it {why}", "Grow `neurons` or `depth`.", 2
+                f"grow width: `hidden` does not support model_type {kind}: it {reason}", "Grow `neurons` or `depth`.", 2
             )
 
         if eps is None:
@@ -207,19 +207,21 @@ class _WidthPlan:
         wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": head_dim})
         check_builds(wider, "width")
         if factors := parts.width_factors(wider):
-            name, now, then = factors[0]
-            what = "its embeddings" if "embed" in name else "something"
-            raise refuse(f"scales {what} by the width ({name} is {now:g} with {before} channels and {then:g} with {count})")
+            name, value, wider_value = factors[0]
+            description = "its embeddings" if "embed" in name else "something"
+            raise refuse(
+                f"scales {description} by the width ({name} is {value:g} with {before} channels and {wider_value:g} with {count})"
+            )
         for name, module in parts.norms.items():
             norm = rms_norm(module)
             if name.rpartition(".")[2] in HEAD_NORMS:
                 if norm is None or not _same_epsilon(norm.eps, eps):
-                    what = (
+                    description = (
                         "that are no RMS norms"
                         if norm is None
                         else f"with an epsilon of their own ({norm.eps:g}, rms_norm_eps: {eps:g})"
                     )
-                    raise refuse(f"has norms of queries and keys {what} ({name})")
+                    raise refuse(f"has norms of queries and keys {description} ({name})")
                 continue
             if parts.is_inside(name):
                 raise refuse(f"has a norm inside its layers that does not read the residual stream ({name})")
@@ -250,7 +252,7 @@ class _WidthPlan:
         self.tensors[name] = replace(self.tensors[name], **changes)
 
 
-def _copies(before: int, count: int) -> tuple[Axis, Axis]:
+def _copied_axes(before: int, count: int) -> tuple[Axis, Axis]:
     """Return the sources of all neurons for the matrices into them, and for the matrix out of them with their shares.
 
     As in Net2Net, the shares of a neuron and its copies add up to one; here they differ, so that the copies can learn different
@@ -262,11 +264,13 @@ def _copies(before: int, count: int) -> tuple[Axis, Axis]:
     return Axis(index), Axis(index, (number / total[index]).astype(np.float32))
 
 
-def _same_epsilon(found: float, expected: float) -> bool:
-    return abs(found - expected) <= 0.02 * max(found, expected) + 1e-10
+def _same_epsilon(actual: float, expected: float) -> bool:
+    """Return whether two epsilons agree within the precision of a measured one."""
+    return abs(actual - expected) <= 0.02 * max(actual, expected) + 1e-10
 
 
-def _larger(field: str, before: int, count: int) -> None:
+def _check_larger(field: str, before: int, count: int) -> None:
+    """Raise WorkbenchError unless the new size exceeds the current one."""
     if count <= before:
         raise WorkbenchError(
             f"grow width: `{field}: {count}`: the model has {before}, expected more",
@@ -275,5 +279,6 @@ def _larger(field: str, before: int, count: int) -> None:
         )
 
 
-def _leaf(name: str) -> str:
+def _module_name(name: str) -> str:
+    """Return the last part of the name of the module that a tensor belongs to."""
     return name.rpartition(".")[0].rpartition(".")[2]

@@ -53,6 +53,7 @@ def examine(project: Path, runs: Path) -> list[Diagnosis]:
 
 
 def _kernels() -> Iterator[Diagnosis]:
+    """Report the C compiler and the kernels, which are rebuilt if they are damaged."""
     kernels = backend()
     data = {
         **kernels.record(),
@@ -93,6 +94,7 @@ def _versions() -> Diagnosis:
 
 
 def _caches(cache: Path) -> Iterator[Diagnosis]:
+    """Report the sizes of the project's caches, and remove damaged files."""
     if not cache.exists():
         yield Diagnosis("caches", "ok", f"{cache}: not created yet", None, {})
         return
@@ -130,17 +132,18 @@ def _damaged(file: Path) -> bool:
 
 
 def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
+    """Report free space and permissions of the project, the runs and the hub's cache."""
     from huggingface_hub import constants
 
     for name, place in {"project": project, "runs": runs, "hub cache": Path(constants.HF_HUB_CACHE)}.items():
-        here = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
-        free = shutil.disk_usage(here).free
-        data = {"path": str(place), "free": free, "writable": os.access(here, os.W_OK)}
-        if not here.is_dir():
-            yield Diagnosis(name, "failed", f"{place}: {here} is a file, expected a folder", "Move or delete the file.", data)
+        existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
+        free = shutil.disk_usage(existing).free
+        data = {"path": str(place), "free": free, "writable": os.access(existing, os.W_OK)}
+        if not existing.is_dir():
+            yield Diagnosis(name, "failed", f"{place}: {existing} is a file, expected a folder", "Move or delete the file.", data)
         elif not data["writable"]:
             yield Diagnosis(
-                name, "failed", f"{place}: {here} is not writable", "Change its permissions, or use another folder.", data
+                name, "failed", f"{place}: {existing} is not writable", "Change its permissions, or use another folder.", data
             )
         elif free < _LOW_SPACE:
             yield Diagnosis(

@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench import jsondoc
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.export import write_result
@@ -23,6 +21,7 @@ from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import publish, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import from_data
@@ -72,11 +71,11 @@ def extract(
         problem = "is already a PEFT adapter" if kinds_of(path) else "is not a checkpoint (it has no config.json)"
         raise WorkbenchError(f"{checkpoint} {problem}", f"`workbench brick show {shell(checkpoint)}` shows its content.")
     brick = Brick(path.name, "checkpoint", path)
-    ours, _ = resolve_base(base, project)
-    tuned_from = Model(ours, ours.config)
-    tuned = fitted(brick, tuned_from)
-    notes = check_integers(brick, ours, tuned)
-    adapted = AdaptedWeights(Model(tuned, ours.config), tuned_from, policy)
+    base_checkpoint, _ = resolve_base(base, project)
+    base_model = Model(base_checkpoint, base_checkpoint.config)
+    tuned = fitted(brick, base_model)
+    notes = check_integers(brick, base_checkpoint, tuned)
+    adapted = AdaptedWeights(Model(tuned, base_checkpoint.config), base_model, policy)
     with new_directory(out) as partial, exact(device):
         record = write_result(
             adapted,
@@ -87,14 +86,14 @@ def extract(
             progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}),
         )
         cache = project / CACHE
-        digest = weights_digest(ours.specs, tensor_digests(ours.entries, cache), ours.config)
+        digest = weights_digest(base_checkpoint.specs, tensor_digests(base_checkpoint.entries, cache), base_checkpoint.config)
         record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
         write_json(partial / RECORD, record, indent=1)
         card = BrickCard(
             version=1,
             name=brick_name(out),
             kind="adapter",
-            base=BaseRecord(id=base, title=read_title(ours.path), digest=digest),
+            base=BaseRecord(id=base, title=read_title(base_checkpoint.path), digest=digest),
             digest=_digest(partial),
             licence=read_licence(path),
             extraction={
@@ -189,14 +188,14 @@ def base_of(path: Path, project: Path, hint: str) -> str:
     """
     card = read_card(path) if (path / CARD).is_file() else None
     files = path / card.files if card else path
-    named = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
-    if not isinstance(named, str) or not named:
+    base_name = card.base.id if card else jsondoc.optional(files / ADAPTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(base_name, str) or not base_name:
         raise WorkbenchError(f"{path}: neither {CARD} nor {ADAPTER_CONFIG} names its base", hint)
     try:
-        locate(named, project, "base")
+        locate(base_name, project, "base")
     except WorkbenchError as error:
-        raise WorkbenchError(f"{path}: the brick's base {named} cannot be found ({error.message})", hint) from None
-    return str(named)
+        raise WorkbenchError(f"{path}: the brick's base {base_name} cannot be found ({error.message})", hint) from None
+    return str(base_name)
 
 
 def brick_name(path: Path) -> str:

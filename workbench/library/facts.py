@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
@@ -19,6 +17,7 @@ from workbench.facts import Fact
 from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
 from workbench.facts.reading import read_all
 from workbench.facts.relations import folded
+from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
@@ -173,7 +172,7 @@ class _Source:
 
 def _check_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator[FactFinding]:
     """Yield facts that another edit brick or edit step of the recipe covers (same target) or contradicts (other target)."""
-    mine = {id(fact) for fact in facts}
+    checked = {id(fact) for fact in facts}
     for source in _sources(recipe, path.resolve(), ()):
         if source.facts is None:
             yield FactFinding(
@@ -184,13 +183,13 @@ def _check_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator
                 f"Put the facts file that it was solved from next to its {RECORD}.",
             )
             continue
-        together = [*source.facts, *facts]
+        all_facts = [*source.facts, *facts]
         for status, kind, pairs in (
-            ("failed", "contradiction", contradictions(together)),
-            ("warning", "covered", duplicates(together)),
+            ("failed", "contradiction", contradictions(all_facts)),
+            ("warning", "covered", duplicates(all_facts)),
         ):
             for pair in pairs:
-                if id(pair.fact) in mine and id(pair.other) not in mine:
+                if id(pair.fact) in checked and id(pair.other) not in checked:
                     yield _shared(pair, source, kind, "failed" if status == "failed" else "warning")
 
 
@@ -202,20 +201,20 @@ def _shared(pair: Conflict, source: _Source, kind: str, status: Status) -> FactF
     return FactFinding(fact.place, kind, status, problem, repair, fact.id, other.place)
 
 
-def _sources(recipe: Recipe, own: Path, above: tuple[Path, ...]) -> Iterator[_Source]:
+def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> Iterator[_Source]:
     """Yield the bricks and edit steps of a recipe that teach facts, including those of recipes used as bricks.
 
     Args:
         recipe: The recipe.
-        own: The facts file being checked, which is skipped.
-        above: Recipes that contain this one, to stop at cycles.
+        checked_file: The facts file being checked, which is skipped.
+        parents: Recipes that contain this one, to stop at cycles.
     """
     project = recipe.project
     for name, ref in recipe.fields.bricks.items():
         if ref.kind == "recipe":
             inner = (project / ref.target).resolve()
-            if inner not in above:
-                for source in _sources(load_recipe(inner), own, (*above, inner)):
+            if inner not in parents:
+                for source in _sources(load_recipe(inner), checked_file, (*parents, inner)):
                     yield _Source(f"brick '{name}', {source.name}", source.facts, source.place)
             continue
         source_brick = _brick_source(resolve_brick(name, ref, project, HEADERS), ref.target)
@@ -223,7 +222,7 @@ def _sources(recipe: Recipe, own: Path, above: tuple[Path, ...]) -> Iterator[_So
             yield source_brick
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
-        if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != own:
+        if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
             yield _Source(f"step '{step_id}'", read_all(project / file, file).facts, file)
 
 
@@ -278,7 +277,7 @@ def _questions(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
         yield from ((probe.prompt, probe.continuation) for probe in fact.neighbours if probe.target is not None)
 
 
-@torch.no_grad()
+@no_grad
 def greedy_answers(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, expected: dict[str, str], events: Events = no_events
 ) -> dict[str, str]:

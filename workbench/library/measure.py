@@ -12,19 +12,21 @@ import math
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import each
 from workbench.weights.specs import TensorSpec, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Number of leading singular vectors of a dense delta that an overlap compares.
 DIRECTIONS = 16
@@ -94,10 +96,10 @@ class DeltaSums(Delta):
         """Add the sums of another part."""
         for name in ("square", "base", "zeros", "numel", "tensors"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for brick, theirs in other.meetings.items():
-            mine = self.meetings.setdefault(brick, Meeting())
+        for brick, other_meeting in other.meetings.items():
+            meeting = self.meetings.setdefault(brick, Meeting())
             for name in ("square", "base", "zeros", "numel", "dot", "opposite", "both", "outputs", "inputs", "chance"):
-                setattr(mine, name, getattr(mine, name) + getattr(theirs, name))
+                setattr(meeting, name, getattr(meeting, name) + getattr(other_meeting, name))
 
     def document(self) -> dict[str, Any]:
         """Return the delta's measures and, for each other brick, its measures, cosine, conflict and overlaps (None: undefined)."""
@@ -183,6 +185,7 @@ def measure(
 
 
 def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
+    """Add up the measures of tensors by layer, by layer and kind, and in total."""
     layers: dict[int | None, DeltaSums] = {}
     cells: dict[tuple[int | None, str], DeltaSums] = {}
     total = DeltaSums()
@@ -210,20 +213,21 @@ def _place(base: Model, name: str) -> tuple[int | None, str]:
 
 
 def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas], device: torch.device) -> DeltaSums:
+    """Return the measures of one tensor: from factors for adapters, else from the dense deltas."""
     spec = base.weights.specs[name]
     bricks = [brick, *others.values()]
     factors = [_factors(b, name, spec, device) for b in bricks]
     sums = DeltaSums(tensors=1, meetings={other: Meeting() for other in others})
     dense = others or factors[0] is None
     norm = _stream(base, name, bricks if dense else [], sums, device)
-    mine = factors[0]
-    if mine is not None:
-        sums.square, sums.zeros = svd.inner(mine, mine), _zeros(mine)
-    for theirs, meeting in zip(factors[1:], sums.meetings.values(), strict=True):
-        if theirs is not None:
-            meeting.square, meeting.zeros = svd.inner(theirs, theirs), _zeros(theirs)
-            if mine is not None:
-                meeting.dot = svd.inner(mine, theirs)
+    brick_factors = factors[0]
+    if brick_factors is not None:
+        sums.square, sums.zeros = svd.inner(brick_factors, brick_factors), _zeros(brick_factors)
+    for other_factors, meeting in zip(factors[1:], sums.meetings.values(), strict=True):
+        if other_factors is not None:
+            meeting.square, meeting.zeros = svd.inner(other_factors, other_factors), _zeros(other_factors)
+            if brick_factors is not None:
+                meeting.dot = svd.inner(brick_factors, other_factors)
     for part in (sums, *sums.meetings.values()):
         part.settle(norm, spec.numel)
     if others and len(spec.shape) == 2 and min(spec.shape) > 1:
@@ -252,15 +256,15 @@ def _stream(base: Model, name: str, bricks: list[Deltas], sums: DeltaSums, devic
             block.zero_() if delta is None else delta.read_delta(start, stop, weights, block)
         if not values:
             continue
-        mine, *theirs = values
-        sums.square += _dot(mine, mine)
-        sums.zeros += int((mine == 0).sum())
-        signs = mine.sign()
-        for block, meeting in zip(theirs, sums.meetings.values(), strict=True):
-            meeting.dot += _dot(mine, block)
-            meeting.square += _dot(block, block)
-            meeting.zeros += int((block == 0).sum())
-            product = block.sign_().mul_(signs)
+        brick_block, *other_blocks = values
+        sums.square += _dot(brick_block, brick_block)
+        sums.zeros += int((brick_block == 0).sum())
+        signs = brick_block.sign()
+        for other_block, meeting in zip(other_blocks, sums.meetings.values(), strict=True):
+            meeting.dot += _dot(brick_block, other_block)
+            meeting.square += _dot(other_block, other_block)
+            meeting.zeros += int((other_block == 0).sum())
+            product = other_block.sign_().mul_(signs)
             meeting.both += int(product.count_nonzero())
             meeting.opposite += int((product < 0).sum())
     return norm
@@ -280,11 +284,11 @@ def _overlaps(
         for j in (0, i):
             if j not in spaces:
                 spaces[j] = _subspaces(base, name, bricks[j], factors[j], device)
-        (left, right), (their_left, their_right) = spaces[0], spaces[i]
-        for mine, theirs, overlaps in ((left, their_left, meeting.outputs), (right, their_right, meeting.inputs)):
-            small, large = sorted((mine.shape[1], theirs.shape[1]))
-            overlaps.append(float((mine.T @ theirs).square().sum()) / small)
-            meeting.chance.append(large / mine.shape[0])
+        (left, right), (other_left, other_right) = spaces[0], spaces[i]
+        for space, other_space, overlaps in ((left, other_left, meeting.outputs), (right, other_right, meeting.inputs)):
+            small, large = sorted((space.shape[1], other_space.shape[1]))
+            overlaps.append(float((space.T @ other_space).square().sum()) / small)
+            meeting.chance.append(large / space.shape[0])
 
 
 def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -294,13 +298,13 @@ def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, d
         rank = max(1, int((values > 1e-6 * values.max()).sum()))
         return left[:, :rank], right[:rank].T
     spec = base.weights.specs[name]
-    whole = torch.empty(spec.rows, spec.cols, device=device)
+    dense = torch.empty(spec.rows, spec.cols, device=device)
     source, delta, scratch = base.weights.open(name, device), brick.open_delta(name, device), buffer(spec, device)
     for start, stop in spec.blocks(block_elements(device)):
         weights = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, weights)
-        delta.read_delta(start, stop, weights, whole[start:stop])
-    left, _, right = svd.singular(whole, DIRECTIONS, xxhash.xxh32_intdigest(name.encode()))
+        delta.read_delta(start, stop, weights, dense[start:stop])
+    left, _, right = svd.singular(dense, DIRECTIONS, xxhash.xxh32_intdigest(name.encode()))
     return left.double(), right.T.double()
 
 
@@ -315,8 +319,8 @@ def _dot(a: Tensor, b: Tensor) -> float:
     return float((a.double() * b.double()).sum())
 
 
-def _ratio(part: float, whole: float) -> float | None:
-    return part / whole if whole else None
+def _ratio(part: float, total: float) -> float | None:
+    return part / total if total else None
 
 
 def _mean(values: Iterable[float]) -> float | None:

@@ -11,9 +11,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.card import BaseRecord, read_licence, read_title
 from workbench.bricks.locate import resolve_base, resolve_brick
@@ -26,6 +23,7 @@ from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site, find_sites
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -38,6 +36,7 @@ from workbench.weights.device import exact
 from workbench.weights.specs import block_elements, buffer, matrix
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 LONGEST = 512

@@ -9,8 +9,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, vocabulary_digest
@@ -19,6 +17,7 @@ from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
+from workbench.lazy import torch
 from workbench.library.extract import brick_name, check_new, new_directory
 from workbench.models.layout import Model
 from workbench.models.names import live_module
@@ -150,36 +149,37 @@ def rebase(
     old = read_edit(folder, settings)
     check_new(out)
     _check_onto(old, onto, name)
-    step, fixed = (old.step, {}) if remeasure else _fix_auto(old)
+    step, fixed_settings = (old.step, {}) if remeasure else _fix_auto(old)
     step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), onto.recipe.project.resolve())})
     _check_inputs(step, onto.recipe.project)
     with exact(device):
-        on = _live(old, onto, name, device, events)
-        correct = {"without": _correct(on.context, old.facts), "before": _correct_with_old(old, on)}
+        session = _live(old, onto, name, device, events)
+        correct = {"without": _correct(session.context, old.facts), "before": _correct_with_old(old, session)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})
-        edit = _solve(step, on.context)
-        with added(on.context.model, edit.factors):
-            correct["after"] = _correct(on.context, old.facts)
-    counted = count(old.facts, correct["after"] or [], step.min_efficacy)
-    if too_few(counted):
-        message, hint = refusal(f"{old.brick.name} on {name}", counted, set_by="`--set min_efficacy=0`", what="brick")
-        raise EfficacyError(message, hint, {old.brick.name: counted})
+        edit = _solve(step, session.context)
+        with added(session.context.model, edit.factors):
+            correct["after"] = _correct(session.context, old.facts)
+    efficacy = count(old.facts, correct["after"] or [], step.min_efficacy)
+    if too_few(efficacy):
+        message, hint = refusal(f"{old.brick.name} on {name}", efficacy, set_by="`--set min_efficacy=0`", what="brick")
+        raise EfficacyError(message, hint, {old.brick.name: efficacy})
     rebased = {
         "digest": old.brick.digest(None),
         "solved_on": old.record["solved_on"],
         "onto": name,
-        "kept": fixed,
+        "kept": fixed_settings,
         "said": {when: None if answers is None else sum(answers) / len(answers) for when, answers in correct.items()},
     }
-    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": counted})
+    edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy})
     with new_directory(out) as partial:
-        _write(edit, old, partial, on, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
-    return _document(old, on, out, correct, rebased)
+        _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
+    return _document(old, session, out, correct, rebased)
 
 
 def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
-    mine, theirs = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
-    if mine and theirs and mine != theirs:
+    """Raise WorkbenchError if the edit cannot be solved on a configuration: other tokenizer, growth, or a memory."""
+    old_vocabulary, new_vocabulary = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
+    if old_vocabulary and new_vocabulary and old_vocabulary != new_vocabulary:
         raise WorkbenchError(
             f"{name} has another tokenizer than the base that {old.brick.name} was solved on: its layers and positions do not apply",
             f"Solve the facts from scratch, with an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
@@ -223,7 +223,9 @@ def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, event
     plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    return live_session(plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), seed=seed)
+    return live_session(
+        plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), rounded_to=torch.float32, seed=seed
+    )
 
 
 def _solve(step: EditMethod, context: MethodContext) -> Edit:
@@ -234,18 +236,18 @@ def _solve(step: EditMethod, context: MethodContext) -> Edit:
         raise WorkbenchError(error.message, hint, error.exit_code) from None
 
 
-def _correct_with_old(old: EditBrick, on: LiveSession) -> list[bool] | None:
+def _correct_with_old(old: EditBrick, session: LiveSession) -> list[bool] | None:
     """Check the facts with the old brick added to the model, unless the model contains it; return None if it does not fit."""
     digest = old.brick.digest(None)
-    edits = {b.digest(None) for b in on.resolved.bricks.values() if isinstance(b, Brick) and edit_record(b)}
+    edits = {b.digest(None) for b in session.resolved.on_disk.values() if edit_record(b)}
     if digest in edits:
-        return _correct(on.context, old.facts)
+        return _correct(session.context, old.facts)
     try:
-        updates = updates_of(old.brick.adapter, on.context.layout, on.context.model, on.context.device)
+        updates = updates_of(old.brick.adapter, session.context.layout, session.context.model, session.context.device)
     except WorkbenchError:
         return None
-    with added(on.context.model, updates):
-        return _correct(on.context, old.facts)
+    with added(session.context.model, updates):
+        return _correct(session.context, old.facts)
 
 
 def updates_of(adapter: Adapter, layout: Model, model: PreTrainedModel, device: torch.device) -> dict[str, Factors]:
@@ -290,20 +292,21 @@ def _correct(context: MethodContext, facts: Sequence[Fact]) -> list[bool]:
     return said_by(context.model, context.tokenizer, facts, context.device)
 
 
-def _write(edit: Edit, old: EditBrick, out: Path, on: LiveSession, card: dict[str, Any]) -> None:
+def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: dict[str, Any]) -> None:
     """Write the new brick. Its record keeps the original step with `auto`, so that a later rebase can measure again."""
     if old.brick.card:
         card = {**card, "licence": old.brick.card.licence, "data_licences": old.brick.card.data_licences}
-    write_edit(edit, old.step, out, on, card, "workbench edit rebase")
+    write_edit(edit, old.step, out, session, card, "workbench edit rebase")
     if (out / FACTS).is_file():
         return
     (out / FACTS).write_bytes(old.place.read_bytes())
 
 
 def _document(
-    old: EditBrick, on: LiveSession, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
+    old: EditBrick, session: LiveSession, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
 ) -> dict[str, Any]:
-    recipe = on.resolved.recipe
+    """Return the document that `edit rebase --json` prints."""
+    recipe = session.resolved.recipe
     after = correct["after"] or []
     unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
     return {
@@ -312,8 +315,8 @@ def _document(
         "method": old.step.name,
         "facts": len(old.facts),
         "onto": rebased["onto"],
-        "base": on.resolved.base_digest,
-        "solved_on": on.solved_on,
+        "base": session.resolved.base_digest,
+        "solved_on": session.solved_on,
         "kept": rebased["kept"],
         "said": rebased["said"],
         "not_said": [fact.id for fact, right in zip(old.facts, after, strict=True) if not right],

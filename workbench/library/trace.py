@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import check_rows
 from workbench.edit.places.tracing import PLACES, Trace, What, trace
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
+from workbench.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
@@ -134,7 +133,8 @@ def trace_table(
     with exact(device):
         current = compose(resolved, device, events).model
         chosen = layers_of(layers, current.layout.depth)
-        context = live_session(resolved, len(resolved.recipe.steps), current, device, progress(events, "edit", name)).context
+        steps, told = len(resolved.recipe.steps), progress(events, "edit", name)
+        context = live_session(resolved, steps, current, device, told, rounded_to=torch.float32).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
         if layers is None:

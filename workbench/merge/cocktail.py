@@ -6,12 +6,12 @@ import math
 from pathlib import Path
 from typing import Literal
 
-import torch
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, read_json, write_json
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, log_likelihood, longest_row, read_texts
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, MergeMethod, register
@@ -62,7 +62,7 @@ class Cocktail(MergeMethod):
     def measure(self, context: MergeContext) -> Measured:
         """Measure the loss of each model on the examples, one model at a time, and derive the weights."""
         longest = longest_row(context.base.config, self.max_length)
-        with unchanged(context.project / self.examples):  # the cache key must describe the examples that were read
+        with open_unchanged(context.project / self.examples):  # the cache key must describe the examples that were read
             rows = encode(read_texts(context.project / self.examples, self.examples), context.tokenizer, longest)
             data = file_digest(context.project / self.examples)
         names = [*context.bricks, *([BASE] if self.include_base else [])]

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.measuring.task_masks import is_used, masked_sum
 from workbench.steps import Block, Group, Laws, MergeMethod, Problem, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Whole, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from pydantic import Field
 from safetensors import safe_open
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated
 from workbench.merge.measuring.least_squares import average, checked_weights, norm_report
 from workbench.models.layout import Model
@@ -23,6 +22,9 @@ from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -164,12 +166,13 @@ def _by_tensor(base: Model, model: Any, sums: Mapping[str, Tensor]) -> dict[str,
 
 
 def _save(values: Mapping[str, Tensor], file: Path) -> None:
+    """Write values to a file; tensors that share storage are copied, because safetensors refuses them."""
     gc.collect()  # free the live model, which is in reference cycles: the file is assembled in memory
     tensors: dict[str, Tensor] = {}
     storages: set[int] = set()
     for name, value in values.items():
-        plain = value.detach().cpu().contiguous()
-        storage = plain.untyped_storage().data_ptr()
-        tensors[name] = plain.clone() if storage in storages else plain
+        contiguous = value.detach().cpu().contiguous()
+        storage = contiguous.untyped_storage().data_ptr()
+        tensors[name] = contiguous.clone() if storage in storages else contiguous
         storages.add(storage)
     save_tensors(tensors, file)

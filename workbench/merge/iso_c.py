@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, singular, whole_bytes
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -62,6 +64,7 @@ class IsoC(MergeMethod):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Return the merged delta: the sum with all singular values replaced by their mean."""
     total = torch.zeros_like(deltas[0], dtype=torch.float64)
     for delta, weight in zip(deltas, weights, strict=True):
         total.add_(delta.double(), alpha=weight)

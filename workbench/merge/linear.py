@@ -30,7 +30,7 @@ class Linear(MergeMethod):
     it requires `normalize: true`."""
 
     @model_validator(mode="after")
-    def _span(self) -> Linear:
+    def _check_space(self) -> Linear:
         if self.space == "core" and not self.normalize:
             raise ValueError("`normalize: false` scales the base, which the core space does not contain: use `space: full`")
         return self

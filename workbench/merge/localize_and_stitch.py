@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field, model_validator
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.streaming.trim import joint_trims, selection_bytes, trims
 from workbench.models.layout import Model
 from workbench.steps import Block, Group, Laws, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Share
 from workbench.weights.sparse import Trim, trimmed
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -36,7 +36,7 @@ class Slerp(MergeMethod):
     """Value of |cosine| above which the result is the linear mean, because the arc is nearly a line."""
 
     @model_validator(mode="after")
-    def _sum(self) -> Slerp:
+    def _check_weights(self) -> Slerp:
         weights = [w.weight if isinstance(w, BrickEntry) else w for w in (self.bricks or {}).values()]
         if len(weights) == 2 and all(isinstance(w, float) for w in weights) and abs(sum(weights) - 1) > 1e-6:  # type: ignore[arg-type]
             raise ValueError(f"{_SUM}, found {weights[0]:g} and {weights[1]:g}")
@@ -46,8 +46,8 @@ class Slerp(MergeMethod):
         """Measure the norms and the angle in one pass; return a linear combination of the two models."""
         first, second = self._shares(group)
         sums = [0.0, 0.0, 0.0]
-        for one, two in group.models():
-            sums = kernels.dots(one, two, sums)
+        for rows_a, rows_b in group.models():
+            sums = kernels.dots(rows_a, rows_b, sums)
         lengths, dot = math.sqrt(sums[0]) * math.sqrt(sums[1]), sums[2]
         cosine = dot / lengths if lengths > 0 else 1.0
         if not abs(cosine) <= self.parallel:

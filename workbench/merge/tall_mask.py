@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor
 
 from workbench.merge.measuring.task_masks import is_used, masked_sum
 from workbench.steps import Block, Group, Laws, MergeMethod, Problem, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -60,6 +62,7 @@ class Tsv(MergeMethod):
 
 
 def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int) -> Tensor:
+    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal."""
     parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from workbench.merge.measuring.least_squares import (
     average,
@@ -21,6 +20,9 @@ from workbench.merge.measuring.least_squares import (
 from workbench.models.layout import Model
 from workbench.steps import Group, Laws, MergeMethod, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @register
@@ -51,7 +53,7 @@ class Wudi(MergeMethod):
     are nearly opposite, rounding errors inflate the result: see `norm_ratio` in the run's record."""
 
     @model_validator(mode="after")
-    def _weights(self) -> Wudi:
+    def _check_weights(self) -> Wudi:
         not_negative(self.bricks)
         return self
 
@@ -74,6 +76,6 @@ class Wudi(MergeMethod):
 
 def own_gram(delta: Tensor) -> Tensor:
     """Return τᵀτ / ‖τ‖² [in, in] of a delta [out, in] in float64, or zeros if the delta is zero."""
-    wide = delta.double()
-    mass = float(wide.square().sum())
-    return (wide.T @ wide) / mass if mass else wide.T @ wide
+    delta64 = delta.double()
+    norm_squared = float(delta64.square().sum())
+    return (delta64.T @ delta64) / norm_squared if norm_squared else delta64.T @ delta64

@@ -119,6 +119,7 @@ def max_positions(config: Any) -> int | None:
 
 
 def _is_one_of(module: str, names: tuple[str, ...]) -> bool:
+    """Return whether a module has one of the names; some names count only outside the layers."""
     if module.endswith(tuple(name for name in names if name not in _USED_IN_LAYERS)):
         return True
     *parents, leaf = module.split(".")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 
 def windows(config: Any) -> dict[str, int | None]:
@@ -38,12 +40,13 @@ def additive_masks(
     """
     longest = int(queries.max())
     if not any(window and longest >= window for window in kinds.values()):
-        return _additive(visible, queries, keys, None, dtype)  # all kinds of attention see the same keys
-    masks = {kind: _additive(visible, queries, keys, window, dtype) for kind, window in kinds.items()}
+        return _additive_mask(visible, queries, keys, None, dtype)  # all kinds of attention see the same keys
+    masks = {kind: _additive_mask(visible, queries, keys, window, dtype) for kind, window in kinds.items()}
     return masks if len(masks) > 1 else next(iter(masks.values()))
 
 
-def _additive(visible: Tensor, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+def _additive_mask(visible: Tensor, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return an additive mask [row, 1, query, key]: 0 for visible keys, the lowest number of the dtype for others."""
     if window:
         visible = visible & (queries[:, :, None] - keys[:, None, :] < window)
     mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)

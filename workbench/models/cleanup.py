@@ -45,21 +45,21 @@ def tidy(checkpoint: Checkpoint) -> None:
     drop_tied_copy(checkpoint)
 
 
-def native(config: dict[str, Any], where: str) -> dict[str, Any]:
+def native(config: dict[str, Any], label: str) -> dict[str, Any]:
     """Return config.json without the custom code that it names.
 
     Models that transformers now supports natively may still name their original code, which is not needed and never run.
 
     Args:
         config: The content of config.json.
-        where: The file's name in messages.
+        label: The file's name in messages.
 
     Raises:
         WorkbenchError: If transformers does not support the architecture natively.
     """
     if "auto_map" in config and not is_native(config):
         raise WorkbenchError(
-            f"{where} requires custom code (auto_map), which is never executed",
+            f"{label} requires custom code (auto_map), which is never executed",
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",
         )
     return {key: value for key, value in config.items() if key != "auto_map"}
@@ -82,17 +82,17 @@ def drop_tied_copy(checkpoint: Checkpoint) -> None:
     """
     for head in [n for n in checkpoint.entries if is_head(n)]:
         shape = checkpoint.entries[head].spec.shape
-        alike = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and is_embedding(n)]
-        if not alike or not is_tied(checkpoint):
+        embeddings = [n for n, e in checkpoint.entries.items() if n != head and e.spec.shape == shape and is_embedding(n)]
+        if not embeddings or not is_tied(checkpoint):
             continue
         try:
-            differs = entry_digest(checkpoint.entries[alike[0]]) != entry_digest(checkpoint.entries[head])
+            differs = entry_digest(checkpoint.entries[embeddings[0]]) != entry_digest(checkpoint.entries[head])
         except HeadersOnlyError:
             differs = False
-            checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {alike[0]}, as config.json states")
+            checkpoint.deferred.append(f"{checkpoint.label}: {head} equals {embeddings[0]}, as config.json states")
         if differs:
             raise WorkbenchError(
-                f"{checkpoint.label}: {head} differs from {alike[0]}, although config.json ties them",
+                f"{checkpoint.label}: {head} differs from {embeddings[0]}, although config.json ties them",
                 "Set tie_word_embeddings to false in config.json if the model has its own head; if not, save the model again.",
             )
         del checkpoint.entries[head]

@@ -16,14 +16,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.skeleton import groups_of, skeleton
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 # A row is numbered by its tensor's index in the list of names (high bits) and its row in the tensor (low bits).
@@ -73,26 +72,26 @@ class Aligned:
 
     def __init__(self, weights: Weights, specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> None:
         self._weights = weights
-        theirs, mine = live_runs(config, specs), live_runs(config, weights.specs)
+        target_runs, own_runs = live_runs(config, specs), live_runs(config, weights.specs)
         self._parts: dict[str, list[tuple[int, RowRun]]] = {name: [] for name in specs}
         self.specs: dict[str, TensorSpec] = {}
-        left = {name: spec.rows for name, spec in weights.specs.items()}
-        self._whole = _one_to_one(theirs, mine)
-        for live, runs in theirs.items():
-            for want in runs:
-                self._parts[want.name].extend(_overlap(want, mine.get(live, [])))
+        unused_rows = {name: spec.rows for name, spec in weights.specs.items()}
+        self._whole = _one_to_one(target_runs, own_runs)
+        for live, runs in target_runs.items():
+            for target in runs:
+                self._parts[target.name].extend(_overlap(target, own_runs.get(live, [])))
         for name, spec in specs.items():
             self._parts[name].sort(key=lambda part: part[0])
             sources = [weights.specs[run.name] for _, run in self._parts[name]]
             if name in self._whole and sources and len(sources[0].shape) == len(spec.shape):
                 self.specs[name] = sources[0]  # only renamed: the tensor keeps its own shape, which may differ
-                left[self._whole[name]] = 0
+                unused_rows[self._whole[name]] = 0
             elif sum(run.count for _, run in self._parts[name]) == spec.rows and {s.cols for s in sources} == {spec.cols}:
-                self.specs[name] = TensorSpec(spec.shape, sources[0].dtype)
+                self.specs[name] = TensorSpec(spec.shape, sources[0].stored)
                 for _, run in self._parts[name]:
-                    left[run.name] -= run.count
+                    unused_rows[run.name] -= run.count
         self.missing = [name for name in specs if name not in self.specs]
-        self.unused = [name for name, rows in left.items() if rows > 0]
+        self.unused = [name for name, rows in unused_rows.items() if rows > 0]
 
     def origin(self, name: str) -> str | None:
         """Return the name itself: bricks address these tensors by their names."""
@@ -106,10 +105,10 @@ class Aligned:
         """Open one tensor; the reader reads the stored tensors that have its rows."""
         if name in self._whole:
             return self._weights.open(self._whole[name], device)
-        return _RunRows(self._parts[name], partial(self._weights.open, device=device))
+        return _RunReader(self._parts[name], partial(self._weights.open, device=device))
 
 
-class _RunRows:
+class _RunReader:
     """Reader of rows from several tensors. Only one is open at a time, since a fused tensor can have hundreds of parts with a buffer each."""
 
     def __init__(self, parts: list[tuple[int, RowRun]], opener: Callable[[str], Source]) -> None:
@@ -128,21 +127,23 @@ class _RunRows:
             self._current[1].read(run.row + low - first, run.row + high - first, out[low - start : high - start])
 
 
-def _one_to_one(theirs: Mapping[str, list[RowRun]], mine: Mapping[str, list[RowRun]]) -> dict[str, str]:
-    """Tensors of the one that stand for the same live tensor as a tensor of the other, both alone and for nothing else."""
-    counts = [Counter(run.name for runs in side.values() for run in runs) for side in (theirs, mine)]
+def _one_to_one(target_runs: Mapping[str, list[RowRun]], own_runs: Mapping[str, list[RowRun]]) -> dict[str, str]:
+    """Map target tensors to stored ones where both fill the same live tensor alone, and no other live tensor."""
+    counts = [Counter(run.name for runs in model_runs.values() for run in runs) for model_runs in (target_runs, own_runs)]
     pairs = [
-        (runs[0].name, mine[live][0].name) for live, runs in theirs.items() if len(runs) == 1 and len(mine.get(live, [])) == 1
+        (runs[0].name, own_runs[live][0].name)
+        for live, runs in target_runs.items()
+        if len(runs) == 1 and len(own_runs.get(live, [])) == 1
     ]
-    return {one: two for one, two in pairs if counts[0][one] == 1 and counts[1][two] == 1}
+    return {target: source for target, source in pairs if counts[0][target] == 1 and counts[1][source] == 1}
 
 
-def _overlap(want: RowRun, have: list[RowRun]) -> Iterator[tuple[int, RowRun]]:
-    """Yield (first row in the wanted tensor, rows on disk) for the live rows that `want` and `have` share."""
-    for run in have:
-        low, high = max(want.live, run.live), min(want.live + want.count, run.live + run.count)
+def _overlap(target: RowRun, stored: list[RowRun]) -> Iterator[tuple[int, RowRun]]:
+    """Yield (first row in the target tensor, rows on disk) for the live rows that `target` and `stored` share."""
+    for run in stored:
+        low, high = max(target.live, run.live), min(target.live + target.count, run.live + run.count)
         if low < high:
-            yield want.row + low - want.live, RowRun(low, run.name, run.row + low - run.live, high - low)
+            yield target.row + low - target.live, RowRun(low, run.name, run.row + low - run.live, high - low)
 
 
 def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dict[str, list[RowRun]]:
@@ -175,9 +176,9 @@ def live_runs(config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> dic
         inputs = [_numbered(place[name], specs[name]) for name, _ in members]
         for (name, pattern), numbers in zip(members, inputs, strict=True):
             transform.add_tensor(key, name, pattern, numbers)
-        made = _converted(transform, key, model, members[0][0])
-        _check_moved(inputs, list(made.values()), key, members[0][0])
-        for live, rows in made.items():
+        converted = _converted(transform, key, model, members[0][0])
+        _check_moved(inputs, list(converted.values()), key, members[0][0])
+        for live, rows in converted.items():
             _check_rows(rows, shapes.get(live), live, members[0][0])
             runs[live] = list(_compress(rows.reshape(-1), names))
     return runs
@@ -188,18 +189,18 @@ def _converted(transform: Any, key: str, model: PreTrainedModel, example: str) -
     from transformers.core_model_loading import SkipParameters
 
     try:
-        made = transform.convert(key, model=model, config=model.config)
+        converted = transform.convert(key, model=model, config=model.config)
     except (SkipParameters, RuntimeError, ValueError, IndexError, KeyError) as error:
         raise WorkbenchError(
             f"{example}: transformers cannot make {key} from this group of tensors ({str(error).splitlines()[0][:200] if str(error) else type(error).__name__})",
             "Tensors of the group are missing or differ in shape: download the checkpoint again.",
         ) from None
-    return {live: value[0] if isinstance(value, list) else value for live, value in made.items()}
+    return {live: value[0] if isinstance(value, list) else value for live, value in converted.items()}
 
 
-def _check_moved(inputs: list[Tensor], made: list[Tensor], key: str, example: str) -> None:
+def _check_moved(inputs: list[Tensor], outputs: list[Tensor], key: str, example: str) -> None:
     """Check that a conversion keeps every row exactly once, since one that computes values cannot be read row by row."""
-    before, after = (torch.cat([t.reshape(-1) for t in side]) for side in (inputs, made))
+    before, after = (torch.cat([t.reshape(-1) for t in tensors]) for tensors in (inputs, outputs))
     if after.dtype != before.dtype or not torch.equal(before.sort().values, after.sort().values):
         raise WorkbenchError(
             f"{example}: transformers computes {key} from it instead of only moving rows, which is not supported between layouts",
@@ -208,6 +209,7 @@ def _check_moved(inputs: list[Tensor], made: list[Tensor], key: str, example: st
 
 
 def _check_rows(rows: Tensor, shape: tuple[int, ...] | None, live: str, example: str) -> None:
+    """Check that a converted tensor keeps its rows, and has the shape that the model expects."""
     if shape is None or rows.shape == shape or (len(shape) > 1 and rows.shape[:-1] == shape[:-1]):
         return
     if rows.dim() == len(shape) and rows.shape[-1] == 1:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-import torch
+import ctypes
+import sys
+from pathlib import Path
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.weights.device import prepare
 
 
@@ -18,7 +21,7 @@ def pick_device(name: str) -> torch.device:
         WorkbenchError: If there is no such device.
     """
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if has_cuda() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
@@ -29,3 +32,19 @@ def pick_device(name: str) -> torch.device:
         raise WorkbenchError(f"--device {name}: expected auto, cpu, cuda or cuda:N", None, 2)
     prepare(device)
     return device
+
+
+def has_cuda() -> bool:
+    """Return whether torch can compute on a CUDA device. On a machine without a GPU driver, the answer needs no torch."""
+    return _has_driver() and torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Return whether NVIDIA's driver library can be loaded, or AMD's driver is present."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True

@@ -10,9 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
-
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 
 if TYPE_CHECKING:
@@ -42,7 +40,7 @@ def output_projections(model: PreTrainedModel, prefix: str, layers: Sequence[int
         Layer -> live name of the module. Layers without such a module are left out.
     """
     stack = model.get_submodule(prefix)
-    assert isinstance(stack, nn.ModuleList)
+    assert isinstance(stack, torch.nn.ModuleList)
     ran = _linear_modules_run(model, stack, device)
     width = hidden_width(model)
     names = {id(m): name for name, m in model.named_modules()}
@@ -56,7 +54,7 @@ def output_projections(model: PreTrainedModel, prefix: str, layers: Sequence[int
     return modules
 
 
-def feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
+def feed_forward_mixers(layers: torch.nn.ModuleList) -> list[int]:
     """Return the feed-forward layers of a model whose layers are one mixer each (Nemotron-H); empty for other models.
 
     Each layer of such a model is an attention, a state-space model, a set of experts or a feed-forward part.
@@ -64,7 +62,7 @@ def feed_forward_mixers(layers: nn.ModuleList) -> list[int]:
     mixers = [getattr(layer, "mixer", None) for layer in layers]
     if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
         return []
-    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), nn.Linear)]
+    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), torch.nn.Linear)]
 
 
 def hidden_width(model: PreTrainedModel) -> int:
@@ -74,17 +72,17 @@ def hidden_width(model: PreTrainedModel) -> int:
     return int(model.get_input_embeddings().weight.shape[1])
 
 
-def n_outputs(module: nn.Module) -> int | None:
+def n_outputs(module: torch.nn.Module) -> int | None:
     """Return the number of outputs of a linear module; None for other modules."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, torch.nn.Linear):
         return int(module.weight.shape[0])
     weight = getattr(module, "weight", None)
-    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, Tensor) else None
+    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, torch.Tensor) else None
 
 
-def _linear_modules_run(model: PreTrainedModel, layers: nn.ModuleList, device: torch.device) -> list[list[nn.Module]]:
+def _linear_modules_run(model: PreTrainedModel, layers: torch.nn.ModuleList, device: torch.device) -> list[list[torch.nn.Module]]:
     """Return the linear modules of every layer in the order in which a one-token forward pass runs them."""
-    ran: list[list[nn.Module]] = [[] for _ in layers]
+    ran: list[list[torch.nn.Module]] = [[] for _ in layers]
     handles = []
     for number, layer in enumerate(layers):
         for module in layer.modules():

@@ -83,11 +83,11 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
         for key, value in read_object(path, None, "Download the file again.", infinite=True).items()
         if value is not None and key not in _IDLE
     }
-    plain: dict[str, Any] = {}
+    config_values: dict[str, Any] = {}
     for part in reversed(list(text_parts(config))):
-        plain |= {key: value for key, value in part.items() if value is not None}
-    without = {key: plain[key] for key in _LEGACY if plain.get(key) is not None}
-    differing = sorted(key for key in {*stated, *without} if _value(stated, key) != _value(without, key))
+        config_values |= {key: value for key, value in part.items() if value is not None}
+    from_config = {key: config_values[key] for key in _LEGACY if config_values.get(key) is not None}
+    differing = sorted(key for key in {*stated, *from_config} if _value(stated, key) != _value(from_config, key))
     return {key: stated.get(key) for key in differing}
 
 
@@ -97,5 +97,6 @@ def identity(weights: str, settings: Mapping[str, Any]) -> str:
 
 
 def _value(settings: Mapping[str, Any], key: str) -> Any:
+    """Return a setting or its default; a list of one value equals the value."""
     value = settings.get(key, DEFAULTS.get(key))
     return value[0] if isinstance(value, list) and len(value) == 1 else value

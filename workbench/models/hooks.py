@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward pass is skipped
@@ -15,7 +18,7 @@ class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward p
 
 @contextmanager
 def hooked(
-    module: nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
+    module: torch.nn.Module, *, before: Callable[..., Any] | None = None, after: Callable[..., Any] | None = None
 ) -> Iterator[None]:
     """Register a forward pre-hook, a forward hook, or both, within the block."""
     handles = []

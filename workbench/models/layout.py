@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_before_layers, model_depth
 from workbench.weights.specs import Weights
 
@@ -74,9 +73,9 @@ class Layout:
         stacks = stacks or [prefix for prefix, layers in text.items() if layers > set(range(depth))]
         if not depth or not stacks:
             numbered = ", ".join(f"{p}0..{max(n)}" for p, n in sorted(numbers.items())[:3]) or "none"
-            wanted = f"a stack of {depth} layers" if depth else "a number of layers in config.json"
+            expected = f"a stack of {depth} layers" if depth else "a number of layers in config.json"
             raise WorkbenchError(
-                f"expected {wanted}; numbered tensor names: {numbered}",
+                f"expected {expected}; numbered tensor names: {numbered}",
                 "Layer schedules, edits and growth need a decoder-only model.",
             )
         return cls(min(stacks, key=len), depth, names)
@@ -101,15 +100,15 @@ class Layout:
 
     def mlp_out(self, layer: int) -> str:
         """Return the weight of the layer's feed-forward down-projection."""
-        return self._one(layer, _MLP_OUT, "feed-forward down-projection")
+        return self._single_weight(layer, _MLP_OUT, "feed-forward down-projection")
 
     def mlp_layers(self) -> list[int]:
         """Return the layers with a feed-forward down-projection: all layers, except in models whose layers are one mixer each."""
-        return [layer for layer in range(self.depth) if self._matching(layer, _MLP_OUT)]
+        return [layer for layer in range(self.depth) if self._weights_matching(layer, _MLP_OUT)]
 
     def attention_out(self, layer: int) -> str:
         """Return the weight of the layer's attention output projection."""
-        return self._one(layer, _ATTENTION_OUT, "attention output projection")
+        return self._single_weight(layer, _ATTENTION_OUT, "attention output projection")
 
     def residual_writers(self, layer: int) -> list[str]:
         """Return all tensors, including biases, through which a layer adds to the residual stream."""
@@ -121,16 +120,18 @@ class Layout:
         ]
         return [name for name in self.in_layer(layer) if name.rpartition(".")[0] in modules]
 
-    def _one(self, layer: int, pattern: re.Pattern[str], what: str) -> str:
-        weights = self._matching(layer, pattern)
+    def _single_weight(self, layer: int, pattern: re.Pattern[str], description: str) -> str:
+        """Return the only weight of a layer whose module matches a pattern."""
+        weights = self._weights_matching(layer, pattern)
         if len(weights) != 1:
             raise WorkbenchError(
-                f"layer {layer}: expected one {what}, found {len(weights)} ({', '.join(weights) or 'none'})",
+                f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})",
                 "This operation does not support the architecture (mixture of experts, state space or hybrid).",
             )
         return weights[0]
 
-    def _matching(self, layer: int, pattern: re.Pattern[str]) -> list[str]:
+    def _weights_matching(self, layer: int, pattern: re.Pattern[str]) -> list[str]:
+        """Return the weights of a layer whose modules match a pattern."""
         start = len(f"{self.prefix}{layer}.")
         return [n for n in self.in_layer(layer) if n.endswith(".weight") and pattern.search(n[start:].removesuffix(".weight"))]
 
@@ -154,7 +155,7 @@ def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     Raises:
         WorkbenchError: If there is no such list.
     """
-    stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m) == depth]
+    stacks: list[str] = [name for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m) == depth]
     if not stacks:
         raise WorkbenchError(
             f"{type(model).__name__}: no list of {depth} decoder layers",

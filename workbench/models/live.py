@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.skeleton import _decoder, parse_config
@@ -52,16 +51,16 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
         )
     except RuntimeError as error:
         live_names(
-            config, {n: TensorSpec(tuple(t.shape), t.dtype) for n, t in tensors.items()}
+            config, {n: TensorSpec.of(t.shape, t.dtype) for n, t in tensors.items()}
         )  # raises an error that names the tensor
         raise WorkbenchError(
             f"{source}: transformers cannot load these weights ({str(error).strip()[:200]})", _INCOMPLETE
         ) from error
     # A mismatch is a tuple: name, actual shape, expected shape.
-    lost = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
-    if lost:
+    missing = [name if isinstance(name, str) else name[0] for name in (*info["missing_keys"], *info["mismatched_keys"])]
+    if missing:
         raise WorkbenchError(
-            f"{source}: no tensor fits {min(lost)} of {kind.__name__} ({len(lost)} such tensors): its values would be random",
+            f"{source}: no tensor fits {min(missing)} of {kind.__name__} ({len(missing)} such tensors): its values would be random",
             _INCOMPLETE,
         )
     if (source / "generation_config.json").is_file():

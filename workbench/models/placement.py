@@ -74,6 +74,7 @@ def live_layout(specs: Mapping[str, TensorSpec], config: Mapping[str, Any]) -> L
 
 @lru_cache(maxsize=4)
 def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout | None:
+    """Trace transformers' conversion of the tensors' names and shapes; None if the architecture is unknown."""
     try:
         model = skeleton(config)
     except WorkbenchError:
@@ -83,19 +84,20 @@ def _layout(config: str, tensors: tuple[tuple[str, Shape], ...]) -> LiveLayout |
     pieces: dict[str, tuple[Piece, ...]] = {}
     for live, converter, members in groups_of(model, list(on_disk)):
         if converter is None:
-            pieces[live] = _whole(members[0][0], on_disk[members[0][0]]).pieces
+            pieces[live] = _disk_symbol(members[0][0], on_disk[members[0][0]]).pieces
             continue
         sources: dict[str, list[_Symbol]] = {}
         for name, pattern in members:
-            sources.setdefault(pattern, []).append(_whole(name, on_disk[name]))
-        for target, made in _converted(converter, live, sources, shapes).items():
-            if made.shape == shapes.get(target):
-                pieces[target] = made.pieces
+            sources.setdefault(pattern, []).append(_disk_symbol(name, on_disk[name]))
+        for target, symbol in _converted(converter, live, sources, shapes).items():
+            if symbol.shape == shapes.get(target):
+                pieces[target] = symbol.pieces
     transposed = frozenset(name for name, module in model.named_modules() if getattr(module, "is_transposed", False))
     return LiveLayout(pieces, shapes, transposed)
 
 
-def _whole(name: str, shape: Shape) -> _Symbol:
+def _disk_symbol(name: str, shape: Shape) -> _Symbol:
+    """Return a tensor on disk as a symbol of one piece."""
     zero = (0,) * len(shape)
     return _Symbol(shape, (Piece(name, zero, shape, tuple(range(len(shape))), zero),))
 
@@ -111,20 +113,20 @@ def _converted(converter: Any, live: str, sources: dict[str, list[_Symbol]], sha
         if type(operation) is MergeModulelist and operation.dim == 0:
             ordered = [[_stacked(group)] for group in ordered]
         elif type(operation) is Concatenate and operation.num_shards_attribute is None:
-            ordered = [[_joined([symbol for group in ordered for symbol in group], operation.dim)]]
+            ordered = [[_concatenated([symbol for group in ordered for symbol in group], operation.dim)]]
         elif type(operation) is Transpose:
             ordered = [[_swapped(symbol, operation.dim0, operation.dim1) for symbol in group] for group in ordered]
         elif type(operation) in (Chunk, Split) and len(ordered) == 1 and getattr(operation, "num_shards_attribute", None) is None:
-            whole = ordered[0][0]
+            combined = ordered[0][0]
             if type(operation) is Split:
                 sizes = [shapes[name][operation.dim] for name in names]
             else:
-                sizes = [whole.shape[operation.dim] // len(targets)] * len(targets)
-            ordered = [[part] for part in _parts(whole, operation.dim, sizes)]
+                sizes = [combined.shape[operation.dim] // len(targets)] * len(targets)
+            ordered = [[part] for part in _parts(combined, operation.dim, sizes)]
         else:
             return {}
-    made = [symbol for group in ordered for symbol in group]
-    return dict(zip(names, made, strict=True)) if len(made) == len(names) else {}
+    results = [symbol for group in ordered for symbol in group]
+    return dict(zip(names, results, strict=True)) if len(results) == len(names) else {}
 
 
 def _stacked(symbols: list[_Symbol]) -> _Symbol:
@@ -137,19 +139,19 @@ def _stacked(symbols: list[_Symbol]) -> _Symbol:
     return _Symbol((len(symbols), *symbols[0].shape), tuple(pieces))
 
 
-def _joined(symbols: list[_Symbol], dim: int) -> _Symbol:
+def _concatenated(symbols: list[_Symbol], dim: int) -> _Symbol:
     """Concatenate tensors along a dimension."""
     pieces: list[Piece] = []
     offset = 0
     for symbol in symbols:
-        pieces += [replace(p, start=_at(p.start, dim, p.start[dim] + offset)) for p in symbol.pieces]
+        pieces += [replace(p, start=_with_item(p.start, dim, p.start[dim] + offset)) for p in symbol.pieces]
         offset += symbol.shape[dim]
-    return _Symbol(_at(symbols[0].shape, dim, offset), tuple(pieces))
+    return _Symbol(_with_item(symbols[0].shape, dim, offset), tuple(pieces))
 
 
 def _parts(symbol: _Symbol, dim: int, sizes: list[int]) -> list[_Symbol]:
     """Split a tensor along a dimension."""
-    made = []
+    parts = []
     offset = 0
     for size in sizes:
         pieces = []
@@ -158,12 +160,12 @@ def _parts(symbol: _Symbol, dim: int, sizes: list[int]) -> list[_Symbol]:
             if low < high:
                 axis, begin = p.axes[dim], p.disk_start
                 if axis is not None:
-                    begin = _at(begin, axis, begin[axis] + low - p.start[dim])
-                start, extent = _at(p.start, dim, low - offset), _at(p.size, dim, high - low)
+                    begin = _with_item(begin, axis, begin[axis] + low - p.start[dim])
+                start, extent = _with_item(p.start, dim, low - offset), _with_item(p.size, dim, high - low)
                 pieces.append(replace(p, start=start, size=extent, disk_start=begin))
-        made.append(_Symbol(_at(symbol.shape, dim, size), tuple(pieces)))
+        parts.append(_Symbol(_with_item(symbol.shape, dim, size), tuple(pieces)))
         offset += size
-    return made
+    return parts
 
 
 def _swapped(symbol: _Symbol, first: int, second: int) -> _Symbol:
@@ -179,5 +181,6 @@ def _swapped(symbol: _Symbol, first: int, second: int) -> _Symbol:
     return _Symbol(tuple(symbol.shape[i] for i in order), tuple(pieces))
 
 
-def _at(values: Shape, index: int, value: int) -> Shape:
+def _with_item(values: Shape, index: int, value: int) -> Shape:
+    """Return a shape with another value at one index."""
     return (*values[:index], value, *values[index % len(values) + 1 :])

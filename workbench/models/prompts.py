@@ -59,8 +59,8 @@ def encode_pair(
     ids, offsets, begin = _tokens(tokenizer, prompt + continuation)
     if offsets is None:
         alone = _tokens(tokenizer, words)[0]
-        if (split := _shared(ids, alone)) < len(alone):
-            split = _shared(ids, _tokens(tokenizer, prompt)[0])
+        if (split := _common_prefix_length(ids, alone)) < len(alone):
+            split = _common_prefix_length(ids, _tokens(tokenizer, prompt)[0])
     else:
         split = next((i for i in range(begin, len(ids)) if offsets[i][1] > len(prompt) or offsets[i][0] >= len(words)), len(ids))
         # Byte-level post-processors may exclude spaces from offsets: the token ": " then has the offsets of ":".
@@ -100,18 +100,18 @@ def _tokens(tokenizer: Any, text: str) -> tuple[list[int], list[tuple[int, int]]
         begin = next((i for i, mark in enumerate(added) if not mark), len(ids))
         end = len(ids) - next((i for i, mark in enumerate(reversed(added)) if not mark), len(ids) - begin)
     else:
-        ids, bare = list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
-        begin = next((i for i in range(len(ids) - len(bare) + 1) if ids[i : i + len(bare)] == bare), 0)
-        end = begin + len(bare) if bare else len(ids)
+        ids, plain_ids = list(tokenizer(text)["input_ids"]), list(tokenizer(text, add_special_tokens=False)["input_ids"])
+        begin = next((i for i in range(len(ids) - len(plain_ids) + 1) if ids[i : i + len(plain_ids)] == plain_ids), 0)
+        end = begin + len(plain_ids) if plain_ids else len(ids)
     ids, offsets = ids[:end], None if offsets is None else offsets[:end]
     if begin == 1 and len(ids) > 1 and ids[0] == ids[1] == getattr(tokenizer, "bos_token_id", None):
         return ids[1:], None if offsets is None else offsets[1:], 0
     return ids, offsets, begin
 
 
-def _shared(one: Sequence[int], other: Sequence[int]) -> int:
+def _common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:
     """Return the length of the common start of two sequences."""
-    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+    return next((i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second)))
 
 
 def _reaches_beyond(tokenizer: Any, token: int, prompt: str, continuation: str) -> bool:

@@ -10,9 +10,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,9 +31,9 @@ def parse_config(config: Mapping[str, Any]) -> PretrainedConfig:
         try:
             return AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError, TypeError, StrictDataclassError) as error:
-            why = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise WorkbenchError(
-                f"config.json: transformers cannot read model_type {config.get('model_type')} ({why[:200]})",
+                f"config.json: transformers cannot read model_type {config.get('model_type')} ({reason[:200]})",
                 "A newer version of transformers may support it.",
             ) from None
 
@@ -107,8 +106,8 @@ def skeleton(config: str) -> PreTrainedModel:
 
     data = json.loads(config)
     parsed = parse_config({k: v for k, v in data.items() if k != "quantization_config"})
-    named: list[Any] = [getattr(transformers, str(name), None) for name in data.get("architectures") or []]
-    kinds: list[Any] = [k for k in named if _is_model(k) and k.config_class is type(parsed)]
+    classes: list[Any] = [getattr(transformers, str(name), None) for name in data.get("architectures") or []]
+    kinds: list[Any] = [k for k in classes if _is_model(k) and k.config_class is type(parsed)]
     if type(parsed) in MODEL_FOR_CAUSAL_LM_MAPPING:
         kinds.append(MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)])
     if not kinds:
@@ -162,21 +161,23 @@ def loading_class(config: dict[str, Any]) -> str:
     It is the Auto class for the class in `architectures`, with common Auto classes first, or the class in `architectures` itself.
     `AutoModelForCausalLM` loads many multimodal models without their towers, so it is returned only for classes that it maps to.
     """
-    kind, named = config.get("model_type"), (config.get("architectures") or [None])[0]
-    if isinstance(named, str) and named.endswith("ForCausalLM"):
+    kind, architecture = config.get("model_type"), (config.get("architectures") or [None])[0]
+    if isinstance(architecture, str) and architecture.endswith("ForCausalLM"):
         return "AutoModelForCausalLM"
     from transformers.models.auto import modeling_auto
 
     usual = ("AutoModelForImageTextToText", "AutoModelForMultimodalLM", "AutoModelForCausalLM", "AutoModelForSeq2SeqLM")
-    if isinstance(named, str) and "vision_config" not in config and "audio_config" not in config:
+    if isinstance(architecture, str) and "vision_config" not in config and "audio_config" not in config:
         usual = (usual[2], *usual[:2], usual[3])
-    others = [name for name in sorted(vars(modeling_auto)) if name.startswith("AutoModelFor") and name not in usual]
-    for name in (*usual, *others, "AutoModel"):
+    other_names = [name for name in sorted(vars(modeling_auto)) if name.startswith("AutoModelFor") and name not in usual]
+    for name in (*usual, *other_names, "AutoModel"):
         mapping = getattr(getattr(modeling_auto, name, None), "_model_mapping", None)
         stands_for = mapping._model_mapping.get(kind) if mapping is not None else None
-        if stands_for and (named is None or named in ((stands_for,) if isinstance(stands_for, str) else stands_for)):
+        if stands_for and (
+            architecture is None or architecture in ((stands_for,) if isinstance(stands_for, str) else stands_for)
+        ):
             return str(name)
-    return str(named or "AutoModelForCausalLM")
+    return str(architecture or "AutoModelForCausalLM")
 
 
 def check_decoder(config: dict[str, Any]) -> None:

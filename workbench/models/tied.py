@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-import torch
-
+from workbench.lazy import torch
 from workbench.models.architecture import is_embedding, is_head, text_parts
 from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights

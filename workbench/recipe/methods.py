@@ -45,7 +45,9 @@ def method(kind: type[K], name: str) -> type[K]:
     Raises:
         WorkbenchError: If there is no such method; the message suggests the nearest name.
     """
-    known = {cls.name: cls for cls in methods().values() if issubclass(cls, kind)}
-    if name not in known:
-        raise WorkbenchError(f"unknown {kind.verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
-    return known[name]
+    by_name = {cls.name: cls for cls in methods().values() if issubclass(cls, kind)}
+    if name not in by_name:
+        raise WorkbenchError(
+            f"unknown {kind.verb} method '{name}'. {nearest(name, by_name)}", "`workbench methods` lists all.", 2
+        )
+    return by_name[name]

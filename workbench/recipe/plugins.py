@@ -49,16 +49,16 @@ class Plugins:
     refused: dict[str, WorkbenchError] = field(default_factory=dict)
     broken: list[WorkbenchError] = field(default_factory=list)
 
-    def add(self, found: Iterable[type[Step]]) -> None:
+    def add(self, classes: Iterable[type[Step]]) -> None:
         """Add methods; refuse the names of built-in methods and of methods that are added already."""
-        for cls in found:
-            other = methods().get(cls.tag) or self.methods.get(cls.tag)
-            if other is None or other is cls:  # several entry points may name one module
+        for cls in classes:
+            existing = methods().get(cls.tag) or self.methods.get(cls.tag)
+            if existing is None or existing is cls:  # several entry points may name one module
                 self.methods[cls.tag] = cls
                 continue
-            what = "built-in methods cannot be replaced" if other.plugin is None else "a name can have one method"
+            reason = "built-in methods cannot be replaced" if existing.plugin is None else "a name can have one method"
             self.refused[cls.tag] = WorkbenchError(
-                f"{cls.verb} method '{cls.name}' is defined in {_place(cls)} and in {_place(other)}: {what}",
+                f"{cls.verb} method '{cls.name}' is defined in {_place(cls)} and in {_place(existing)}: {reason}",
                 "Rename or remove one of them.",
                 2,
             )
@@ -172,18 +172,20 @@ def method(kind: type[K], name: str, project: Path) -> type[K]:
         WorkbenchError: If there is no such method, or if it is a plug-in that cannot be used.
     """
     finder = MethodFinder(project)
-    found = finder.find(kind.verb, name)
-    if found is None or not issubclass(found, kind):
-        known = {cls.name for cls in [*methods().values(), *finder.plugins.usable] if issubclass(cls, kind)}
-        raise WorkbenchError(f"unknown {kind.verb} method '{name}'. {nearest(name, known)}", "`workbench methods` lists all.", 2)
-    return found
+    method_class = finder.find(kind.verb, name)
+    if method_class is None or not issubclass(method_class, kind):
+        names = {
+            method_class.name for method_class in [*methods().values(), *finder.plugins.usable] if issubclass(method_class, kind)
+        }
+        raise WorkbenchError(f"unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all.", 2)
+    return method_class
 
 
-def untrusted(what: str, project: Path) -> WorkbenchError:
+def untrusted(problem: str, project: Path) -> WorkbenchError:
     """Return the error for method files that are not loaded because their project is not trusted."""
     names = ", ".join(file.name for file in method_files(project))
     return WorkbenchError(
-        f"{what}; the project's {FOLDER}/ ({names}) is not loaded, because {project} is not a trusted project",
+        f"{problem}; the project's {FOLDER}/ ({names}) is not loaded, because {project} is not a trusted project",
         f"If you trust this code, add {FLAG} to the command, or type once: {shell('workbench', 'trust', project)}",
         2,
     )
@@ -218,42 +220,42 @@ def _of_distribution(entry: EntryPoint) -> list[type[Step]]:
             f"distribution {source}: its methods in {entry.module} cannot be loaded: {_brief(error)}",
             f"Update it or remove it: pip uninstall {name}",
         ) from error
-    found = [cls for (where, _), cls in OUTSIDE.items() if f"{where}.".startswith(f"{module.__name__}.")]
-    if not found:
+    classes = [cls for (where, _), cls in OUTSIDE.items() if f"{where}.".startswith(f"{module.__name__}.")]
+    if not classes:
         raise WorkbenchError(
             f"distribution {source}: the module {entry.module} has no method", "A method is a class with the decorator @register."
         )
-    for cls in found:
+    for cls in classes:
         if "plugin" not in vars(cls):
             file = sys.modules[cls.__module__].__file__
             content = file_digest(Path(file)) if file and Path(file).is_file() else None  # None inside a zip file
             cls.plugin = Plugin(source, json_digest([name, version, content]))
-    return found
+    return classes
 
 
 def _of_file(file: Path, project: Path) -> list[type[Step]]:
     """Load a method file, unless its content is loaded already, and return its methods."""
-    shown = f"{FOLDER}/{file.name}"
+    label = f"{FOLDER}/{file.name}"
     if not file.resolve().is_relative_to(project.resolve()):
-        raise WorkbenchError(f"{shown}: links to {file.resolve()}, outside the project", f"Copy the file into {FOLDER}/.", 2)
+        raise WorkbenchError(f"{label}: links to {file.resolve()}, outside the project", f"Copy the file into {FOLDER}/.", 2)
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise WorkbenchError(f"{shown}: cannot be read: {error.strerror}", "Check the file's permissions.", 2) from error
+        raise WorkbenchError(f"{label}: cannot be read: {error.strerror}", "Check the file's permissions.", 2) from error
     digest = bytes_digest(content)
     name = f"{_MODULE}_{json_digest([str(file.resolve()), digest])}"
     if name not in sys.modules:
-        _execute(name, file, content, shown)
-    found = [cls for (where, _), cls in OUTSIDE.items() if where == name]
-    if not found:
+        _execute(name, file, content, label)
+    classes = [cls for (where, _), cls in OUTSIDE.items() if where == name]
+    if not classes:
         del sys.modules[name]
-        raise WorkbenchError(f"{shown}: has no method", "A method is a class with the decorator @register.", 2)
-    for cls in found:
-        cls.plugin = Plugin(shown, digest)
-    return found
+        raise WorkbenchError(f"{label}: has no method", "A method is a class with the decorator @register.", 2)
+    for cls in classes:
+        cls.plugin = Plugin(label, digest)
+    return classes
 
 
-def _execute(name: str, file: Path, content: bytes, shown: str) -> None:
+def _execute(name: str, file: Path, content: bytes, label: str) -> None:
     """Run a method file as a module; nothing of it stays if it fails."""
     methods()
     spec = spec_from_loader(name, _Content(file, content), origin=str(file))
@@ -270,7 +272,7 @@ def _execute(name: str, file: Path, content: bytes, shown: str) -> None:
         for key in [key for key in OUTSIDE if key[0] == name]:
             del OUTSIDE[key]
         raise WorkbenchError(
-            f"{shown}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback.", 2
+            f"{label}: cannot be loaded: {_brief(error)}", "WORKBENCH_DEBUG=1 shows the traceback.", 2
         ) from error
 
 
@@ -280,8 +282,8 @@ def _no_new_kinds() -> Iterator[None]:
     before = set(VERBS)
     try:
         yield
-        if new := set(VERBS) - before:
-            raise TypeError(f"a method cannot declare a new kind of step ('{new.pop()}')")
+        if added := set(VERBS) - before:
+            raise TypeError(f"a method cannot declare a new kind of step ('{added.pop()}')")
     finally:
         for verb in set(VERBS) - before:
             del VERBS[verb]

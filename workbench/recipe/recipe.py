@@ -55,15 +55,15 @@ class Recipe:
     @cached_property
     def step_ids(self) -> list[str]:
         """Unique name of each step: its id, or its verb and method, with the step's index if that is not unique."""
-        taken = {step.id for step in self.steps if step.id}
-        plain = [f"{step.verb}-{step.name}" for step in self.steps]
+        used = {step.id for step in self.steps if step.id}
+        default_names = [f"{step.verb}-{step.name}" for step in self.steps]
         names: list[str] = []
-        for i, (step, name) in enumerate(zip(self.steps, plain, strict=True)):
-            unique = name if plain.count(name) == 1 and name not in taken else f"{name}-{i}"
-            while unique in taken and not step.id:
+        for i, (step, name) in enumerate(zip(self.steps, default_names, strict=True)):
+            unique = name if default_names.count(name) == 1 and name not in used else f"{name}-{i}"
+            while unique in used and not step.id:
                 unique += "-"
             names.append(step.id or unique)
-            taken.add(names[-1])
+            used.add(names[-1])
         return names
 
     def used_bricks(self, step: Step) -> list[str]:
@@ -141,6 +141,7 @@ def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
 
 
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
+    """Validate a document as a recipe, and check the references between its fields."""
     fields = _with_form(document.validate(recipe_model(_plugins(document, project))))
     recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
     _check_references(recipe)
@@ -154,10 +155,10 @@ def _plugins(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...
         WorkbenchError: If a step names one that cannot be used, at the step's place.
     """
     plugins = []
-    for i, verb, found in MethodFinder(project).used(document.data.get("steps")):
-        if isinstance(found, WorkbenchError):
-            raise document.error(("steps", i, verb), found.message, found.hint) from found
-        plugins.append(found)
+    for i, verb, method in MethodFinder(project).used(document.data.get("steps")):
+        if isinstance(method, WorkbenchError):
+            raise document.error(("steps", i, verb), method.message, method.hint) from method
+        plugins.append(method)
     return tuple(dict.fromkeys(plugins))
 
 
@@ -211,17 +212,17 @@ def _check_tokenizer(recipe: Recipe) -> None:
     block = recipe.fields.tokenizer
     if block is None:
         return
-    if taken := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
-        text = f"a brick cannot be named '{taken[0]}' in a recipe with a `tokenizer` block, where this word has a meaning"
-        raise recipe.error(("bricks", taken[0]), text, "Rename the brick.")
+    if reserved := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
+        text = f"a brick cannot be named '{reserved[0]}' in a recipe with a `tokenizer` block, where this word has a meaning"
+        raise recipe.error(("bricks", reserved[0]), text, "Rename the brick.")
     bricks = {name for name, ref in recipe.fields.bricks.items() if ref.kind != "recipe"}
-    named: list[tuple[tuple[str | int, ...], str, tuple[str, ...]]] = [(("source",), block.source, ("base", "union"))]
+    references: list[tuple[tuple[str | int, ...], str, tuple[str, ...]]] = [(("source",), block.source, ("base", "union"))]
     for token, rule in block.tokens.items():
         if isinstance(rule.source, TokenRow):
-            named.append((("tokens", token, "source", "model"), rule.source.model, ("base",)))
+            references.append((("tokens", token, "source", "model"), rule.source.model, ("base",)))
         elif rule.source is not None:
-            named.append((("tokens", token, "source"), rule.source, ("base", "zero", "mean")))
-    for path, name, words in named:
+            references.append((("tokens", token, "source"), rule.source, ("base", "zero", "mean")))
+    for path, name, words in references:
         if name not in words and name not in bricks:
             text = f"expected {', '.join(words)} or a brick with its own tokenizer, found '{name}'. "
             raise recipe.error(("tokenizer", *path), text + nearest(name, [*words, *bricks]))
@@ -240,8 +241,8 @@ def _override(document: yamldoc.Document, setting: str) -> None:
     target: Any = document.data
     path: tuple[str | int, ...] = ()
     if parts[0] in ids or (parts[0].isdecimal() and int(parts[0]) < len(places)):
-        at = ids[parts[0]] if parts[0] in ids else places[int(parts[0])]
-        target, path = listed[at], ("steps", at)
+        index = ids[parts[0]] if parts[0] in ids else places[int(parts[0])]
+        target, path = listed[index], ("steps", index)
         parts = parts[1:]
         if not parts:
             message = f"--set {setting}: '{key}' is a step, expected one of its fields"

@@ -36,20 +36,20 @@ class Output(Strict):
 
     @field_validator("rank", mode="before")
     @classmethod
-    def _rank(cls, value: Any) -> Any:
+    def _check_rank(cls, value: Any) -> Any:
         if value in (None, "exact") or (isinstance(value, int) and not isinstance(value, bool) and value >= 1):
             return value
         raise ValueError(f"expected exact or a whole number from 1, found {value!r}")
 
     @model_validator(mode="after")
-    def _of_form(self) -> Output:
+    def _check_fields(self) -> Output:
         if self.rank is not None and self.form != "adapter":
             raise ValueError("`rank` belongs to `form: adapter`")
         return self
 
     @field_validator("shard_size")
     @classmethod
-    def _size(cls, value: str) -> str:
+    def _check_size(cls, value: str) -> str:
         try:
             parse_size(value)
         except WorkbenchError as error:
@@ -91,13 +91,13 @@ def _check_verb(value: Any, plugins: tuple[type[Step], ...]) -> Any:
         return value
     written = [v for v in verbs() if v in value]
     if len(written) != 1:
-        found = " and ".join(written) if written else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
+        actual = " and ".join(written) if written else "neither" + (f" (fields: {', '.join(map(str, value))})" if value else "")
         raise PydanticCustomError(
-            "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": found}
+            "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": actual}
         )
-    known = [cls.name for cls in [*methods().values(), *plugins] if cls.verb == written[0]]
-    if value[written[0]] not in known:
-        text = f"unknown {written[0]} method '{value[written[0]]}'. {nearest(str(value[written[0]]), known)} `workbench methods` lists all."
+    names = [cls.name for cls in [*methods().values(), *plugins] if cls.verb == written[0]]
+    if value[written[0]] not in names:
+        text = f"unknown {written[0]} method '{value[written[0]]}'. {nearest(str(value[written[0]]), names)} `workbench methods` lists all."
         raise PydanticCustomError("value_error", "{text}", {"text": text})
     return value
 
@@ -130,9 +130,9 @@ def recipe_schema() -> dict[str, Any]:
     for name, part in {**schema.get("$defs", {}), RecipeFields.__name__: schema}.items():
         docs = field_docs(kinds[name]) if name in kinds else {}
         for key, text in docs.items():
-            shown = part["properties"].get(kinds[name].model_fields[key].alias or key)
-            if shown is not None and text:
-                shown["description"] = text
+            property_schema = part["properties"].get(kinds[name].model_fields[key].alias or key)
+            if property_schema is not None and text:
+                property_schema["description"] = text
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **schema}
 
 

@@ -29,7 +29,7 @@ class Range(Strict):
     """Sample only low, low + step, low + 2 step and so on. If omitted, all numbers in the range."""
 
     @model_validator(mode="after")
-    def _not_empty(self) -> Range:
+    def _check_not_empty(self) -> Range:
         if not self.low < self.high:
             raise ValueError(f"expected low < high, found {self.low:g} and {self.high:g}: an empty range")
         if self.log and (self.low <= 0 or self.step is not None):
@@ -45,7 +45,7 @@ class Choices(Strict):
 
     @field_validator("choices")
     @classmethod
-    def _differ(cls, value: tuple[Value, ...]) -> tuple[Value, ...]:
+    def _check_distinct(cls, value: tuple[Value, ...]) -> tuple[Value, ...]:
         if len({(type(v), v) for v in value}) < len(value):
             raise ValueError(f"expected choices that differ, found {list(value)}")
         return value
@@ -64,18 +64,18 @@ def _kind(value: Any) -> str:
     return "choices" if isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value) else "range"
 
 
-class _Listed(Strict):
+class _ListForm(Strict):
     @model_validator(mode="before")
     @classmethod
     def _list(cls, value: Any) -> Any:
         return _expand(value)
 
 
-class ListedRange(_Listed, Range):
+class ListedRange(_ListForm, Range):
     """A range of numbers. `[low, high]` is a short form."""
 
 
-class ListedChoices(_Listed, Choices):
+class ListedChoices(_ListForm, Choices):
     """A list of values to choose from. A plain list is a short form, except for two numbers, which are a range."""
 
 
@@ -104,7 +104,7 @@ class Fidelity(Strict):
 
     @field_validator("items")
     @classmethod
-    def _rise(cls, value: tuple[int, ...]) -> tuple[int, ...]:
+    def _check_ascending(cls, value: tuple[int, ...]) -> tuple[int, ...]:
         if not value or value[0] < 2 or any(a >= b for a, b in pairwise(value)):
             raise ValueError(f"expected increasing numbers of at least 2, found {list(value)}")
         return value

@@ -81,11 +81,11 @@ def trust(project: Path) -> bool:
     """
     if not project.is_dir():
         raise WorkbenchError(f"{project}: no such folder", "Name the project's folder, which holds methods/ and recipes/.", 2)
-    known = read_settings().trusted_projects
+    trusted = read_settings().trusted_projects
     path = str(project.resolve())
-    if path in known:
+    if path in trusted:
         return False
-    _write((*known, path))
+    _write((*trusted, path))
     return True
 
 
@@ -95,11 +95,11 @@ def distrust(project: Path) -> None:
     Raises:
         WorkbenchError: If it is not among them, or if the settings cannot be read or written.
     """
-    known = read_settings().trusted_projects
+    trusted = read_settings().trusted_projects
     path = str(project.resolve())
-    if path not in known:
+    if path not in trusted:
         raise WorkbenchError(f"{path}: not a trusted project", "`workbench trust` lists the trusted projects.", 2)
-    _write(tuple(other for other in known if other != path))
+    _write(tuple(entry for entry in trusted if entry != path))
 
 
 @contextmanager

@@ -15,9 +15,9 @@ HEADINGS = {
     "preferred": ("Target preferred", "token-mean likelihood"),
     "paraphrase": ("Paraphrase", "teacher-forced"),
     "preferred-paraphrase": ("Preferred, paraphrase", "token-mean likelihood"),
-    "neighbours": ("Neighbours unchanged", "the base's answer"),
-    "neighbours-right": ("Neighbours right", "the stated answer"),
-    "preferred-neighbours": ("Preferred, neighbours", "token-mean likelihood"),
+    "neighbours": ("Neighbors unchanged", "the base's answer"),
+    "neighbours-right": ("Neighbors right", "the stated answer"),
+    "preferred-neighbours": ("Preferred, neighbors", "token-mean likelihood"),
     "portability": ("Portability", "teacher-forced"),
     "generated": ("Generated", "natural stop"),
     "generated-paraphrase": ("Generated, paraphrase", "natural stop"),
@@ -61,20 +61,20 @@ class Survival:
     def sentence(self) -> str:
         """Return the first column's numbers for the configurations that have the edit, in words."""
         kind = self.kinds[0]
-        known = next(kept[kind].of for _, kept in self.rows if kind in kept)
-        told = [
+        right_alone = next(kept[kind].of for _, kept in self.rows if kind in kept)
+        others = [
             f"{c.name} {count(k.kept)}{_percent(k)}"
             for c, kept in self.rows
             if c.name not in self.without and (k := kept.get(kind))
         ]
-        if not told:
+        if not others:
             return (
-                f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}); "
+                f"{self.alone} alone answers {count(right_alone)} right ({heading(kind)[0].lower()}); "
                 "no configuration that includes it was scored."
             )
         return (
-            f"{self.alone} alone answers {count(known)} right ({heading(kind)[0].lower()}). "
-            f"Right answers of other configurations among these: {listed(told)}."
+            f"{self.alone} alone answers {count(right_alone)} right ({heading(kind)[0].lower()}). "
+            f"Right answers of other configurations among these: {listed(others)}."
         )
 
 
@@ -118,17 +118,17 @@ class FactSuite:
 
 def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
     """Return the suites of edited facts in a comparison document."""
-    found = []
+    suites = []
     for entry in document.get("facts") or ():
-        named = {str(kind): view.task(str(task)) for kind, task in (entry.get("tasks") or {}).items()}
-        columns = tuple((kind, task) for kind in _ordered(named) if (task := named[kind]) is not None)
+        task_of = {str(kind): view.task(str(task)) for kind, task in (entry.get("tasks") or {}).items()}
+        columns = tuple((kind, task) for kind in _ordered(task_of) if (task := task_of[kind]) is not None)
         rows = tuple(c for c in view.configurations if any(task.name in c.scores for _, task in columns))
         if columns and rows:
             survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
             steps = tuple(_steps(entry.get("sequence") or ()))
             name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
-            found.append(FactSuite(name, source, facts, columns, rows, survivals, steps, bool(entry.get("control_missing"))))
-    return found
+            suites.append(FactSuite(name, source, facts, columns, rows, survivals, steps, bool(entry.get("control_missing"))))
+    return suites
 
 
 def heading(kind: str) -> tuple[str, str]:
@@ -167,21 +167,21 @@ def _share(e: Estimate | None) -> str:
     return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
 
 
-def _steps(found: Iterable[Mapping[str, Any]]) -> Iterable[EditedStep]:
-    for row in found:
+def _steps(rows: Iterable[Mapping[str, Any]]) -> Iterable[EditedStep]:
+    for row in rows:
         for cohort, scores in row["cohorts"].items():
             estimates = {str(k): Estimate(v["value"], v.get("low"), v.get("high"), n=v.get("n")) for k, v in scores.items()}
             yield EditedStep(str(row["configuration"]), int(row["facts"]), str(cohort), estimates)
 
 
 def _ordered(kinds: Iterable[str]) -> list[str]:
-    given = list(kinds)
-    return [*(k for k in FIRST if k in given), *(k for k in given if k not in FIRST)]
+    all_kinds = list(kinds)
+    return [*(k for k in FIRST if k in all_kinds), *(k for k in all_kinds if k not in FIRST)]
 
 
 def _survival(part: Mapping[str, Any], view: View) -> Survival | None:
-    found = part.get("rows") or {}
-    rows = tuple((c, {str(k): _kept(v) for k, v in found[c.name].items()}) for c in view.configurations if c.name in found)
+    answers = part.get("rows") or {}
+    rows = tuple((c, {str(k): _kept(v) for k, v in answers[c.name].items()}) for c in view.configurations if c.name in answers)
     kinds = _ordered(dict.fromkeys(kind for _, kept in rows for kind, k in kept.items() if k.of))
     return Survival(str(part["alone"]), tuple(kinds), rows, tuple(map(str, part.get("without") or ()))) if kinds else None
 

@@ -11,8 +11,8 @@ from workbench.report.view import View
 
 def suites(view: View) -> list[str]:
     """Return the names of the suites; a document holds names or whole suites."""
-    found = [s.get("suite") or s.get("name") if isinstance(s, dict) else s for s in view.provenance.get("suites") or []]
-    return [str(s) for s in found if s]
+    names = [s.get("suite") or s.get("name") if isinstance(s, dict) else s for s in view.provenance.get("suites") or []]
+    return [str(s) for s in names if s]
 
 
 def created(view: View) -> str:
@@ -32,7 +32,7 @@ def facts(view: View) -> list[tuple[str, str]]:
     tasks = [t for t in view.tasks if t.contrast is None]
     items = [f"{t.name} {count(t.n)}" + (f" in {count(t.clusters)} clusters" if t.clusters else "") for t in tasks]
     chances = [f"{t.name} {t.unit.score(t.chance)}" for t in view.tasks if t.chance]
-    found = [
+    entries = [
         ("Suites", listed(suites(view))),
         (
             "Plans",
@@ -47,7 +47,7 @@ def facts(view: View) -> list[tuple[str, str]]:
         ("Versions", ", ".join(f"{k} {v}" for k, v in versions.items())),
         ("Created", created(view)),
     ]
-    return [(term, text) for term, text in found if text]
+    return [(term, text) for term, text in entries if text]
 
 
 def self_check(view: View) -> str:

@@ -67,7 +67,7 @@ class ForestAxis:
 
 def panels(view: View) -> list[Panel]:
     """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis."""
-    by_task = {t.name: [d for d in _of(view, t) if d.diff is not None] for t in view.tasks}
+    by_task = {t.name: [d for d in _differences_on(view, t) if d.diff is not None] for t in view.tasks}
     shared: dict[str, list[DifferenceView]] = {}
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(by_task[task.name])
@@ -77,9 +77,9 @@ def panels(view: View) -> list[Panel]:
     return [_panel(view, t, by_task[t.name], axes[t.axis]) for t in view.tasks if by_task[t.name]]
 
 
-def axis(found: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
+def axis(differences: Iterable[DifferenceView], unit: Unit, margin: float | None = None) -> ForestAxis:
     """Return a scale over all intervals and zero, with ticks at round numbers; percentage points are clipped at ±100."""
-    ends = [v for d in found for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
+    ends = [v for d in differences for v in (d.diff, d.low, d.high, d.low_adj, d.high_adj) if v is not None]
     if unit == POINTS:
         ends = [min(max(v, -1.0), 1.0) for v in ends]
     if margin is not None:
@@ -103,7 +103,7 @@ def decimals(numbers: Iterable[float]) -> int:
     return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
 
 
-def _of(view: View, task: TaskView) -> list[DifferenceView]:
+def _differences_on(view: View, task: TaskView) -> list[DifferenceView]:
     return [d for c in view.configurations for d in view.compared(c.name, [task])]
 
 
@@ -118,11 +118,12 @@ def _step(rough: float) -> float:
     return next(m * power for m in (1, 2, 2.5, 5, 10) if m * power >= rough - 1e-12)
 
 
-def _panel(view: View, task: TaskView, found: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+def _panel(view: View, task: TaskView, differences: Sequence[DifferenceView], scale: ForestAxis) -> Panel:
+    """Return one task's panel, with a gap between named configurations and controls."""
     controls = {c.name for c in view.controls}
     lines: list[ForestLine] = []
     rows: list[int] = []
-    for d in found:
+    for d in differences:
         if lines and (d.configuration in controls) != (lines[-1].difference.configuration in controls):
             rows.append(GAP)
         rows.append(ROW)

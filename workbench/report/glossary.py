@@ -45,6 +45,7 @@ def glossary(view: View) -> list[Entry]:
 
 
 def _scores(view: View) -> list[Entry]:
+    """Explain scores, means over skills and the chance correction."""
     score = "Mean of the task's primary metric over its items, in percent; for accuracies, the share of items answered correctly."
     mean = f"Mean of (score {MINUS} chance) / (1 {MINUS} chance) over the skill tasks: 0 is guessing, 100 is every item right."
     if bare := [t.name for t in view.tasks if t.uncorrected and t.role == "skill"]:

@@ -7,21 +7,23 @@ from collections.abc import Iterable
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
 from workbench.report.view import VERDICTS, DifferenceView, TaskView, View
 
-_TOLD = 3  # configurations whose losses get a sentence each
+_DETAILED = 3  # configurations whose losses get a sentence each
 
 
 def harm(view: View) -> list[str]:
     """Return one sentence per named configuration that is worse on a guarded task, the largest losses first."""
-    found: dict[str, list[DifferenceView]] = {}
+    losses: dict[str, list[DifferenceView]] = {}
     for d in _rows(view, view.guarded):
         if d.word == "worse":
-            found.setdefault(d.configuration, []).append(d)
-    ranked = sorted(found.items(), key=lambda item: -max(abs(d.diff or 0.0) * view.unit(d.task).scale for d in item[1]))
-    told = [f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_TOLD]]
-    if rest := [name for name, _ in ranked[_TOLD:]]:
-        tasks = listed(dict.fromkeys(d.task for name in rest for d in found[name]))
-        told.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
-    return told
+            losses.setdefault(d.configuration, []).append(d)
+    ranked = sorted(losses.items(), key=lambda item: -max(abs(d.diff or 0.0) * view.unit(d.task).scale for d in item[1]))
+    sentences = [
+        f"{name} {listed(_loss(view, d) for d in lost)}: worse than {view.baseline}." for name, lost in ranked[:_DETAILED]
+    ]
+    if rest := [name for name, _ in ranked[_DETAILED:]]:
+        tasks = listed(dict.fromkeys(d.task for name in rest for d in losses[name]))
+        sentences.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
+    return sentences
 
 
 def clause(view: View, d: DifferenceView) -> str:
@@ -49,43 +51,43 @@ def lacking(view: View, d: DifferenceView, limit: bool = True) -> str:
         limit: Whether to name the tolerance too.
     """
     unit = view.unit(d.task)
-    needs = f"about {about(d.needs)} items needed" if d.needs else ""
+    items_needed = f"about {about(d.needs)} items needed" if d.needs else ""
     if (d.reason or "").startswith("too few clusters"):
-        why = (d.reason or "").split(",")[0]
+        reason = (d.reason or "").split(",")[0]
     elif d.tolerance is None:
-        why = "the suite gives no tolerance"
+        reason = "the suite gives no tolerance"
     elif d.worst is None:
-        why = "no loss can be ruled out"
+        reason = "no loss can be ruled out"
     else:
-        why = f"a loss of up to {unit.score(d.worst)} is possible"
+        reason = f"a loss of up to {unit.score(d.worst)} is possible"
     if limit and d.tolerance is not None:
-        why += f", the tolerance is {_tolerance(view, d)}"
-    return "; ".join(part for part in (why, needs) if part)
+        reason += f", the tolerance is {_tolerance(view, d)}"
+    return "; ".join(part for part in (reason, items_needed) if part)
 
 
 def on_task(view: View, task: TaskView) -> str:
     """Return one sentence with the named configurations' verdicts on a guarded task; empty if none was compared."""
     differences = list(_rows(view, [task]))
     order = sorted(VERDICTS, key=lambda word: word != "worse")
-    told = [text for word in order if (text := _verdicts(view, word, [d for d in differences if d.word == word]))]
-    if not told:
+    clauses = [text for word in order if (text := _verdicts(view, word, [d for d in differences if d.word == word]))]
+    if not clauses:
         return ""
     limit = f" (tolerance {task.unit.score(task.tolerance)} {task.unit.word}".rstrip() + ")" if task.tolerance is not None else ""
-    return f"On {task.name}{limit}, {'; '.join(told)}."
+    return f"On {task.name}{limit}, {'; '.join(clauses)}."
 
 
 def impossible(view: View) -> list[str]:
     """Return sentences on comparisons that cannot be significant, because their clusters are too few for the size of the family."""
-    rows = [d for d in view.differences.values() if d.impossible]
-    asked, apart = [d for d in rows if not d.apart], [d for d in rows if d.apart]
+    hopeless = [d for d in view.differences.values() if d.impossible]
+    main, controls = [d for d in hopeless if not d.apart], [d for d in hopeless if d.apart]
     percent = f"{PERCENT.score(view.alpha)}\N{NO-BREAK SPACE}%"
     sentences = []
-    for found, whose in ((asked, ""), (apart, " of controls")):
-        if found:
-            tasks = {d.task: d.clusters for d in found}
-            told = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
+    for differences, whose in ((main, ""), (controls, " of controls")):
+        if differences:
+            tasks = {d.task: d.clusters for d in differences}
+            named_tasks = listed(f"{t} ({plural(k, 'cluster')})" if k else t for t, k in tasks.items())
             sentences.append(
-                f"No difference can be significant in {plural(len(found), 'comparison')}{whose}, on {told}: even if all changed clusters had "
+                f"No difference can be significant in {plural(len(differences), 'comparison')}{whose}, on {named_tasks}: even if all changed clusters had "
                 f"changed in the same direction, the adjusted p would be above {percent}. More clusters or fewer comparisons are needed."
             )
     return sentences
@@ -112,16 +114,16 @@ def _tolerance(view: View, d: DifferenceView) -> str:
     return view.unit(d.task).score(d.tolerance)
 
 
-def _verdicts(view: View, word: str, found: list[DifferenceView]) -> str:
+def _verdicts(view: View, word: str, differences: list[DifferenceView]) -> str:
     """Say which configurations have a verdict on a guarded task, such as "a and b are safe"."""
-    if not found:
+    if not differences:
         return ""
-    names = [d.configuration for d in found]
+    names = [d.configuration for d in differences]
     verb = "is" if len(names) == 1 else "are"
     if word in ("cannot tell", "no item changed"):
         return f"{word} for {listed(names)}"
     if word == "not shown safe":
-        return f"{listed(f'{d.configuration} ({lacking(view, d, limit=False)})' for d in found)} {verb} not shown safe"
+        return f"{listed(f'{d.configuration} ({lacking(view, d, limit=False)})' for d in differences)} {verb} not shown safe"
     than = {"equivalent": f"equivalent to {view.baseline}", "safe": "safe"}.get(word, f"{word} than {view.baseline}")
     return f"{listed(names)} {verb} {than}"
 

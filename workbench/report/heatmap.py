@@ -92,31 +92,34 @@ def _lead(measures: Measures) -> str:
 
 
 def _totals(name: str, measures: Measures) -> tuple[list[str], list[list[str]]]:
+    """Return header and rows of the table above the maps."""
     total = measures.total.document()
     others = total["others"]
     columns = ["brick", "norm", "relative", "zeros"]
-    rows = [[name, *_own(total)]]
+    rows = [[name, *_sizes(total)]]
     if others:
         columns += ["cosine", "opposite signs", "output overlap", "input overlap", "chance overlap"]
         rows[0] += [""] * 5
         for other, m in others.items():
-            meeting = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
-            rows.append([other, *_own(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *meeting])
+            similarity = [_percent(m[key]) for key in ("conflict", "overlap_out", "overlap_in", "chance")]
+            rows.append([other, *_sizes(m), MISSING if m["cosine"] is None else signed(m["cosine"], 3), *similarity])
     return columns, rows
 
 
-def _own(found: dict[str, Any]) -> list[str]:
-    return [f"{found['norm']:.4g}", _percent(found["relative"]), _percent(found["zeros"])]
+def _sizes(sums: dict[str, Any]) -> list[str]:
+    return [f"{sums['norm']:.4g}", _percent(sums["relative"]), _percent(sums["zeros"])]
 
 
 def _metrics(others: list[str]) -> list[list[HeatMeasure]]:
     """Return the brick's own maps, then the maps of its similarity to each other brick."""
     caption = "‖Δ‖ divided by the norm of the same weights of the base, in percent."
     norm = HeatMeasure("Relative norm", caption, lambda d: d["relative"], _number, "up")
-    return [[norm], *map(_meeting, others)]
+    return [[norm], *map(_similarity_maps, others)]
 
 
-def _meeting(other: str) -> list[HeatMeasure]:
+def _similarity_maps(other: str) -> list[HeatMeasure]:
+    """Return the maps of the brick's similarity to another brick."""
+
     def of(key: str) -> Callable[[dict[str, Any]], float | None]:
         return lambda d: d["others"].get(other, {}).get(key)
 
@@ -151,6 +154,7 @@ def _meeting(other: str) -> list[HeatMeasure]:
 
 
 def _map(measures: Measures, metric: HeatMeasure) -> Map:
+    """Return the heat map of one measure."""
     documents = {place: sums.document() for place, sums in measures.cells.items()}
     values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
     top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
@@ -207,6 +211,7 @@ def drawing_of(
 def _cell(
     value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: HeatMeasure, top: float, note: str
 ) -> Markup:
+    """Draw one cell with its hover text, and its number if cells are wide."""
     box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
     if value is None:
         return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))

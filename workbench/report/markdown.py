@@ -19,7 +19,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
-        *([f"**{escape(' '.join(told))}**"] if (told := guard.harm(view)) else []),
+        *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
         *([f"> **{escape(view.partial)}**"] if view.partial else []),
@@ -75,6 +75,7 @@ def bullets(lines: Iterable[str]) -> str:
 
 
 def _summary(view: View) -> str:
+    """Return the summary table."""
     header = [
         "Configuration",
         "Role",
@@ -90,7 +91,7 @@ def _summary_row(view: View, c: ConfigurationView) -> list[str]:
     rows = view.compared(c.name, view.tasks)
     verdicts = {v: sum(d.word == v for d in rows) for v in VERDICTS}
     role = ROLE_NOTES.get(c.role, "configuration")
-    cells = [c.name, ", ".join(p for p in (role, wording.also(c)) if p), _levels(c.mean)]
+    cells = [c.name, ", ".join(p for p in (role, wording.same_weights(c)) if p), _levels(c.mean)]
     cells += [t.unit.score(c.scores[t.name].value) if t.name in c.scores else MISSING for t in view.tasks]
     return [*cells, _percent(c.kept_mean), ", ".join(f"{n} {v}" for v, n in verdicts.items() if n) or MISSING]
 
@@ -108,8 +109,10 @@ def _undecided(view: View) -> list[str]:
         u = view.unit(d.task)
         needs = f"≈ {about(d.needs)}" if d.needs else "more clusters or fewer comparisons" if d.impossible else MISSING
         second = f"{d.companion.metric} {marks.companion(d.companion)}" if d.companion else MISSING
-        seen = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
-        rows.append([d.configuration, d.task, d.verdict or MISSING, seen, marks.detectable(d, u), count(d.n), needs, second])
+        difference = f"{u.diff(d.diff)} {u.diffs(d.low_adj, d.high_adj)}".strip()
+        rows.append(
+            [d.configuration, d.task, d.verdict or MISSING, difference, marks.detectable(d, u), count(d.n), needs, second]
+        )
     header = [
         "Configuration",
         "Task",
@@ -124,8 +127,8 @@ def _undecided(view: View) -> list[str]:
 
 
 def _forgetting(view: View) -> list[str]:
-    found = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
-    rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in found]
+    effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
+    rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
     return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
@@ -196,6 +199,7 @@ def _interference(view: View) -> list[str]:
 
 
 def _kept(view: View) -> list[str]:
+    """Return the table of kept skill, with the ratios that are withheld."""
     kept = [c for c in view.configurations if c.kept]
     tasks = [t.name for t in view.tasks if any(t.name in c.kept for c in kept)]
     if not kept:
@@ -214,8 +218,12 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
     parts = []
     for suite in edits.fact_suites(document, view):
         parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
-        for left in suite.survivals:
-            parts += [f"### Survival of {escape(left.alone)}", escape(left.sentence()), table(*edits.survival_rows(left))]
+        for survival in suite.survivals:
+            parts += [
+                f"### Survival of {escape(survival.alone)}",
+                escape(survival.sentence()),
+                table(*edits.survival_rows(survival)),
+            ]
         if suite.steps:
             parts += [
                 f"### Facts added one after another: {escape(suite.source or suite.name)}",
@@ -226,6 +234,7 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
 
 
 def _flips(document: Mapping[str, Any], view: View) -> list[str]:
+    """Return the table of changed items by configuration and task."""
     counted = flips.counts(document, view)
     if not counted:
         return []
@@ -242,6 +251,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
 
 
 def _configurations(view: View) -> list[str]:
+    """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts = ["## Configurations"]
     rows = [
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), seconds(c.seconds), c.digest[:12]] for c in view.configurations

@@ -112,9 +112,9 @@ def detectable(d: DifferenceView, unit: Unit) -> str:
     return MISSING if d.mde is None or d.impossible else f"±{unit.score(d.mde)} {unit.word}".rstrip()
 
 
-def companion(found: CompanionView) -> str:
+def companion(second: CompanionView) -> str:
     """Return the second metric's difference with its unadjusted interval, such as "+0.42 nats [+0.10, +0.74]"."""
-    return f"{found.unit.worded(found.diff)} {found.unit.diffs(found.low, found.high)}".rstrip()
+    return f"{second.unit.worded(second.diff)} {second.unit.diffs(second.low, second.high)}".rstrip()
 
 
 def verdict_text(d: DifferenceView) -> str:
@@ -223,6 +223,7 @@ def forgetting_span(view: View) -> tuple[float, float]:
 def _difference_cell(
     view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView, largest: dict[str, float]
 ) -> Cell:
+    """Return a cell of the matrix of differences."""
     if d is None:
         return UNSCORED
     return Cell(
@@ -237,6 +238,7 @@ def _difference_cell(
 
 
 def _effect_cell(view: View, e: Effect, own: bool, largest: dict[str, float]) -> Cell:
+    """Return a cell of the interference matrix; `own` marks the brick's own task."""
     unit = view.unit(e.task)
     tip = [f"{e.brick} alone on {e.task}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
     if e.low is not None:
@@ -253,11 +255,11 @@ def _tint(value: float | None, word: str | None, largest: float) -> float:
     return round(PALEST + (DARKEST - PALEST) * min(abs(value) / largest, 1.0), 3)
 
 
-def _largest(view: View, found: Iterable[DifferenceView | Effect]) -> dict[str, float]:
+def _largest(view: View, differences: Iterable[DifferenceView | Effect]) -> dict[str, float]:
     """Return the difference that has the darkest tint, by task: the largest better or worse difference on the task's axis."""
     axes = {t.name: t.axis if t.unit != POINTS else POINTS.word for t in view.tasks}
     largest: dict[str, float] = {}
-    for d in found:
+    for d in differences:
         if verdict_word(d.verdict) in DECIDED and d.diff is not None and d.task in axes:
             axis = axes[d.task]
             largest[axis] = max(largest.get(axis, 0.0), abs(d.diff))

@@ -52,8 +52,8 @@ def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) ->
     texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
     paths = [out.with_name(stem(out) + suffix) for suffix in SUFFIXES]
-    for path, whole in zip(paths, texts, strict=True):
-        write_bytes(path, whole.encode())
+    for path, content in zip(paths, texts, strict=True):
+        write_bytes(path, content.encode())
     return paths
 
 
@@ -125,6 +125,7 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
 
 
 def _helpers() -> dict[str, Any]:
+    """Return the functions and constants that all templates use."""
     return {
         "points": numbers.POINTS,
         "percent": numbers.PERCENT,
@@ -140,7 +141,7 @@ def _helpers() -> dict[str, Any]:
         "heading": heading,
         "cohort_words": COHORTS,
         "what": wording.what,
-        "also": wording.also,
+        "same_weights": wording.same_weights,
         "tip": marks.tip,
         "bracket": marks.bracket,
         "recipe_markup": marks.recipe_markup,

@@ -75,12 +75,12 @@ def _difference(row: Mapping[str, Any]) -> DifferenceView:
     return DifferenceView(**fields)
 
 
-def _companion(found: Mapping[str, Any] | None) -> CompanionView | None:
-    if not found or found.get("diff") is None:
+def _companion(entry: Mapping[str, Any] | None) -> CompanionView | None:
+    if not entry or entry.get("diff") is None:
         return None
-    unit = NATS if found.get("unit") == NATS.word else Unit(1.0, NATS.decimals, str(found.get("unit") or ""))
-    values = {k: found.get(k) for k in ("value", "baseline_value", "diff", "low", "high", "p")}
-    return CompanionView(metric=str(found.get("metric") or "margin"), unit=unit, **values)
+    unit = NATS if entry.get("unit") == NATS.word else Unit(1.0, NATS.decimals, str(entry.get("unit") or ""))
+    values = {k: entry.get(k) for k in ("value", "baseline_value", "diff", "low", "high", "p")}
+    return CompanionView(metric=str(entry.get("metric") or "margin"), unit=unit, **values)
 
 
 def _effects(matrix: Mapping[str, Any]) -> Iterable[Effect]:
@@ -96,20 +96,21 @@ def _cell(rows: Sequence[Sequence[Any] | None] | None, row: int, column: int) ->
     return line[column] if line and column < len(line) else None
 
 
-def _tasks(found: Sequence[Mapping[str, Any]], rows: tuple[DifferenceView, ...], margin: float | None) -> tuple[TaskView, ...]:
-    tasks = [_task(t, rows, margin) for t in found]
+def _tasks(entries: Sequence[Mapping[str, Any]], rows: tuple[DifferenceView, ...], margin: float | None) -> tuple[TaskView, ...]:
+    tasks = [_task(t, rows, margin) for t in entries]
     units = {t.name: t.unit for t in tasks if t.contrast is None}
     # Scores of a contrast can be negative, so its unit is that of its first task.
     return tuple(replace(t, unit=units[t.contrast[0]]) if t.contrast and units.get(t.contrast[0]) == POINTS else t for t in tasks)
 
 
 def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: float | None) -> TaskView:
+    """Return the view of a task; shares are shown in points, other metrics in their own unit."""
     name, metric = str(task["task"]), str(task.get("metric") or "")
-    mine = [r for r in rows if r.task == name and r.metric == metric]
+    task_rows = [r for r in rows if r.task == name and r.metric == metric]
     lower, ratio, contrast = bool(task.get("lower")), task.get("ratio") or None, task.get("contrast") or None
-    unit = unit_of(mine, lower, ratio)
+    unit = unit_of(task_rows, lower, ratio)
     if contrast and unit == POINTS:
-        unit = raw(max((abs(v) for r in mine for v in (r.value, r.baseline_value) if v is not None), default=0.0))
+        unit = raw(max((abs(v) for r in task_rows for v in (r.value, r.baseline_value) if v is not None), default=0.0))
     return TaskView(
         name=name,
         metric=metric,
@@ -130,6 +131,7 @@ def _task(task: Mapping[str, Any], rows: tuple[DifferenceView, ...], margin: flo
 
 
 def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> ConfigurationView:
+    """Return the view of a configuration."""
     role = str(row.get("role") or "configuration")
     return ConfigurationView(
         name=str(row["name"]),
@@ -153,19 +155,19 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
     )
 
 
-def _checks(found: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[CheckView]:
+def _checks(entries: Sequence[Mapping[str, Any] | None] | None, suites: Sequence[str]) -> Iterable[CheckView]:
     """Yield checks; a check that names no suite belongs to the suite at its position."""
-    for i, check in enumerate(found or ()):
+    for i, check in enumerate(entries or ()):
         if check:
             suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))
             numbers = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread"))
             yield CheckView(suite, str(check.get("scorer") or ""), *numbers)
 
 
-def _forgetting(name: str, found: Mapping[str, Any] | None) -> Effect | None:
-    if not found or found.get("diff") is None:
+def _forgetting(name: str, entry: Mapping[str, Any] | None) -> Effect | None:
+    if not entry or entry.get("diff") is None:
         return None
-    return Effect(name, "retention", *(found.get(k) for k in ("diff", "low", "high", "verdict")))
+    return Effect(name, "retention", *(entry.get(k) for k in ("diff", "low", "high", "verdict")))
 
 
 def _estimate(value: Mapping[str, Any] | None) -> Estimate | None:
@@ -175,5 +177,5 @@ def _estimate(value: Mapping[str, Any] | None) -> Estimate | None:
 
 
 def _estimates(values: Mapping[str, Any] | None) -> dict[str, Estimate]:
-    found = {str(k): _estimate(v) for k, v in (values or {}).items()}
-    return {k: v for k, v in found.items() if v is not None}
+    estimates = {str(k): _estimate(v) for k, v in (values or {}).items()}
+    return {k: v for k, v in estimates.items() if v is not None}

@@ -99,8 +99,8 @@ def _retention(tasks: Sequence[TaskView]) -> tuple[ScatterAxis, Callable[[Config
 
         def mean(c: ConfigurationView) -> Estimate | None:
             levels = [c.scores[t.name].corrected for t in shares if t.name in c.scores]
-            known = [v for v in levels if v is not None]
-            return Estimate(sum(known) / len(known), None, None) if len(known) == len(shares) else None
+            corrected = [v for v in levels if v is not None]
+            return Estimate(sum(corrected) / len(corrected), None, None) if len(corrected) == len(shares) else None
 
         return axis, mean
     task = shares[0] if shares else tasks[0]
@@ -115,6 +115,7 @@ def _exact(value: int | None) -> Estimate | None:
 def _scatter(
     view: View, title: str, x: ScatterAxis, y: ScatterAxis, level: Callable[[ConfigurationView], Estimate | None]
 ) -> Scatter | None:
+    """Return the plot of mean skill against another value, or None for fewer than two points."""
     points = [p for c in view.configurations if (p := _point(c, level(c), x, y))]
     if len(points) < 2:
         return None
@@ -131,16 +132,16 @@ def _scatter(
 def _point(c: ConfigurationView, x: Estimate | None, x_axis: ScatterAxis, y_axis: ScatterAxis) -> Point | None:
     if x is None or x.value is None or c.mean is None or c.mean.value is None:
         return None
-    tip = f"{c.name}\n{_said(x_axis, x)}\n{_said(y_axis, c.mean)}"
+    tip = f"{c.name}\n{_axis_text(x_axis, x)}\n{_axis_text(y_axis, c.mean)}"
     return Point(c.name, c.is_control, x.value, c.mean.value, tip, _ends(c.mean), _ends(x))
 
 
-def _said(axis: ScatterAxis, e: Estimate) -> str:
-    ends = f" [{_written(axis, e.low)}, {_written(axis, e.high)}]" if e.low is not None and e.high is not None else ""
-    return f"{axis.label.capitalize()} {_written(axis, e.value)}{ends}"
+def _axis_text(axis: ScatterAxis, e: Estimate) -> str:
+    ends = f" [{_formatted(axis, e.low)}, {_formatted(axis, e.high)}]" if e.low is not None and e.high is not None else ""
+    return f"{axis.label.capitalize()} {_formatted(axis, e.value)}{ends}"
 
 
-def _written(axis: ScatterAxis, value: float | None) -> str:
+def _formatted(axis: ScatterAxis, value: float | None) -> str:
     if value is None:
         return MISSING
     if axis.text is not None:
@@ -193,11 +194,12 @@ def drawing(points: Sequence[Point], x: ScatterAxis, y: ScatterAxis, title: str)
 
 
 def _grid(across: _Frame, up: _Frame, x: ScatterAxis, y: ScatterAxis) -> list[Markup]:
+    """Draw grid lines, tick labels and axis titles."""
     floor, parts = HEIGHT - BOTTOM, []
     for frame, axis in ((across, x), (up, y)):
-        shown = frame.ticks(axis.scale)
-        places = decimals(v * axis.scale for v in shown)
-        for value in shown:
+        values = frame.ticks(axis.scale)
+        places = decimals(v * axis.scale for v in values)
+        for value in values:
             at = frame.at(value)
             text = axis.text(value) if axis.text else fixed(value * axis.scale, places)
             if frame is across:
@@ -219,6 +221,7 @@ def _line(points: Sequence[Point], across: _Frame, up: _Frame, lower: bool) -> M
 
 
 def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
+    """Draw a point with its intervals and hover text."""
     x, y = across.at(p.x), up.at(p.y)
     parts = [svg("title", p.tip), svg("circle", class_="hit", cx=x, cy=y, r=13)]
     if p.x_ends:
@@ -232,18 +235,18 @@ def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
 
 def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     """Place names beside their points, those on the front first; a name without room appears only in the hover text."""
-    taken = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
+    occupied = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
     for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].front, q[0].control)):
         text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
-        wide = LETTER * len(text)
+        width = LETTER * len(text)
         for dx, dy, anchor in OFFSETS:
             at, base = x + dx, y + dy
-            left = at - wide * ANCHORS[anchor]
-            box = (left, base - LINE + 4, left + wide, base + 3)
+            left = at - width * ANCHORS[anchor]
+            box = (left, base - LINE + 4, left + width, base + 3)
             inside = left >= LEFT and box[2] <= WIDTH and box[1] >= TOP - 8 and box[3] <= HEIGHT - BOTTOM
-            if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in taken):
-                taken.append(box)
+            if inside and not any(box[0] < t[2] and t[0] < box[2] and box[1] < t[3] and t[1] < box[3] for t in occupied):
+                occupied.append(box)
                 kind = ("name" if not p.control else "name control") + (" on-front" if p.front else "")
                 labels.append(svg("text", text, class_=kind, x=round(at, 1), y=round(base, 1), text_anchor=anchor))
                 break

@@ -44,17 +44,17 @@ def card_scores(
         by_entry.setdefault(s.configuration.name, []).append(s)
     written = []
     for entry in entries:
-        mine = [s for s in by_entry.get(entry.name, []) if not s.partial]
-        if entry.role != "configuration" or entry.resolved.recipe.path is None or not mine:
+        complete = [s for s in by_entry.get(entry.name, []) if not s.partial]
+        if entry.role != "configuration" or entry.resolved.recipe.path is None or not complete:
             continue
         run = run_for(runs, entry.resolved.recipe.name, entry.resolved.run_key)
         is_adapter = entry.resolved.recipe.fields.output.form == "adapter"  # its record has the adapter's digest; the key decides
-        if not run.done or not (is_adapter or run.record["output"]["digest"] == mine[0].configuration.of_weights):
+        if not run.done or not (is_adapter or run.record["output"]["digest"] == complete[0].configuration.of_weights):
             continue
         card = (run.adapter if is_adapter else run.model) / "README.md"
         if card.is_file():
             before = card.read_text("utf-8")
-            after = with_scores(before, entry.name, mine, document)
+            after = with_scores(before, entry.name, complete, document)
             if after != before:
                 write_bytes(card, after.encode())
             written.append(card)
@@ -88,13 +88,14 @@ def model_index(name: str, scores: Sequence[Scores]) -> dict[str, Any]:
 
 
 def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> Iterable[str]:
+    """Yield the lines of the README's section on scores."""
     yield "## Scores"
     yield ""
     rows = _rows(scores[0].configuration.digest, document)
     against = document["baseline"] if document else None
-    heads = ["task", "metric", "items", "score", *([f"{against}", "difference", "verdict"] if rows else [])]
-    yield f"| {' | '.join(heads)} |"
-    yield f"| --- | --- | {' | '.join('--:' for _ in heads[2:6])} |{' --- |' if rows else ''}"
+    columns = ["task", "metric", "items", "score", *([f"{against}", "difference", "verdict"] if rows else [])]
+    yield f"| {' | '.join(columns)} |"
+    yield f"| --- | --- | {' | '.join('--:' for _ in columns[2:6])} |{' --- |' if rows else ''}"
     for s in scores:
         for task, t in s.tasks.items():
             for metric, m in t.metrics.items():
@@ -111,10 +112,10 @@ def _section(scores: Sequence[Scores], document: Mapping[str, Any] | None) -> It
     text = "Scores with 95 % intervals that account for clusters of items."
     if rows and document:
         family = document["family"]
-        how = "step-down max-T" if family["correction"] == "max-t" else "no correction"
+        correction = "step-down max-T" if family["correction"] == "max-t" else "no correction"
         text += (
             f" Differences against {against} are paired by item, with adjusted intervals that decide the verdict "
-            f"({how} at {family['alpha']:g}; {family['text']})."
+            f"({correction} at {family['alpha']:g}; {family['text']})."
         )
         if any(row["tolerance"] is not None for row in rows.values()):
             text += " Safe: the interval, adjusted for all guarded comparisons, includes no loss as large as the tolerance."

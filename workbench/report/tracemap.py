@@ -31,6 +31,7 @@ def render_trace(table: TraceTable, out: Path) -> Path:
 
 
 def _map(table: TraceTable, what: What) -> Map:
+    """Return the heat map of the recovered share for one kind of output."""
     places: list[tuple[int, Place]] = [(layer, place) for layer in table.layers for place in PLACES]
     values: dict[tuple[int | None, str], float] = {
         (layer, WORDS[place]): table.traces[what].recovered[layer][place] for layer, place in places
@@ -59,5 +60,5 @@ def _percent(value: float) -> str:
     return f"{100 * value:.0f}".replace("-", "−")
 
 
-def _interval(found: tuple[float, float] | None) -> str:
-    return f" [{_percent(found[0])}, {_percent(found[1])}]" if found else ""
+def _interval(ends: tuple[float, float] | None) -> str:
+    return f" [{_percent(ends[0])}, {_percent(ends[1])}]" if ends else ""

@@ -41,11 +41,11 @@ def scope(view: View) -> str:
     if guarded:
         parts.append(f"{listed(guarded)}, which must not get worse")
     items = plural(sum(t.n or 0 for t in tasks), "item")
-    told = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
+    contrasts = [f"{t.name} is {t.contrast[0]} minus {t.contrast[1]}" for t in view.tasks if t.contrast]
     return (
         f"Scored on {' and on '.join(parts) or 'no task'}; {items} in total. All configurations answer the "
         f"same items, and each difference from {view.baseline} is computed item by item."
-        + (f" {listed(told)}, paired by item." if told else "")
+        + (f" {listed(contrasts)}, paired by item." if contrasts else "")
     )
 
 
@@ -76,18 +76,20 @@ def headline(view: View) -> list[str]:
         told = f"better than {view.baseline} on {len(better)} of {plural(len(skills), 'skill task')}"
         clauses.append(told + (f" and worse on {listed(worse)}" if worse else " and worse on none"))
     others = view.compared(best.name, [t for t in view.tasks if not t.guarded and (t.role != "skill" or t.contrast)])
-    if lost := [d.task for d in others if d.word == "worse"]:
-        clauses.append(f"worse on {listed(lost)}, which {'is not a skill task' if len(lost) == 1 else 'are not skill tasks'}")
-    if closed := [d.task for d in skills if d.impossible]:
-        clauses.append(f"no difference can be significant on {listed(closed)}")
+    if worse_tasks := [d.task for d in others if d.word == "worse"]:
+        clauses.append(
+            f"worse on {listed(worse_tasks)}, which {'is not a skill task' if len(worse_tasks) == 1 else 'are not skill tasks'}"
+        )
+    if impossible := [d.task for d in skills if d.impossible]:
+        clauses.append(f"no difference can be significant on {listed(impossible)}")
     clauses += [guard.clause(view, d) for d in view.compared(best.name, view.guarded)]
     if clauses:
         subject = f"{best.name if above else 'It'} is "
         sentences.append((subject + "; ".join(clauses) if skills else _capital("; ".join(clauses))) + ".")
     if rest:
-        same_weights = bool(best.digest) and rest[0].digest == best.digest
-        said = "the two have the same weights" if same_weights else "the two were not tested against each other"
-        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}; {said}.")
+        is_same = bool(best.digest) and rest[0].digest == best.digest
+        relation = "the two have the same weights" if is_same else "the two were not tested against each other"
+        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}; {relation}.")
     return sentences
 
 
@@ -104,11 +106,11 @@ def summary(view: View) -> list[str]:
     """Return sentences on all named configurations: guarded tasks, skill tasks, then comparisons that cannot be significant."""
     if not view.judged:
         return guard.impossible(view)
-    sentences = [told for task in view.guarded if (told := guard.on_task(view, task))]
+    sentences = [sentence for task in view.guarded if (sentence := guard.on_task(view, task))]
     if skills := [t for t in view.tasks if t.role == "skill"]:
-        counts = {c.name: [d.word for d in view.compared(c.name, skills)] for c in view.judged}
-        gains = [n for n, v in counts.items() if "better" in v]
-        losses = [n for n, v in counts.items() if "worse" in v]
+        verdicts = {c.name: [d.word for d in view.compared(c.name, skills)] for c in view.judged}
+        gains = [n for n, v in verdicts.items() if "better" in v]
+        losses = [n for n, v in verdicts.items() if "worse" in v]
         sentences.append(
             f"{_share(gains, view, f'better than {view.baseline}', 'skill task', begin=True)}; "
             f"{_share(losses, view, 'worse', 'one')}."
@@ -130,8 +132,8 @@ def what(c: ConfigurationView) -> str:
         return f"the brick {bricks or c.name} alone on the base"
     if c.role == "average":
         return f"the plain average of {bricks}" if bricks else "the plain average of the bricks"
-    made = f"made from {bricks}" if bricks else "made without bricks"
-    return made if c.recipe_text else f"a configuration {made}; its recipe file was not found"
+    origin = f"made from {bricks}" if bricks else "made without bricks"
+    return origin if c.recipe_text else f"a configuration {origin}; its recipe file was not found"
 
 
 def diff_pair(view: View) -> tuple[str, str]:
@@ -164,31 +166,34 @@ def without_average(view: View) -> list[str]:
 def interference(view: View) -> str:
     """Return one sentence on bricks that are worse than the base on a task of another brick."""
     owners = {t.name: t.owner for t in view.tasks}
-    told = [
+    harmed = [
         f"{e.brick} on {e.task} ({view.unit(e.task).worded(e.diff)})"
         for e in view.effects.values()
         if verdict_word(e.verdict) == "worse" and owners.get(e.task) != e.brick
     ]
-    if told:
-        return f"Worse than the base on a task that is not the brick's own: {listed(told)}."
+    if harmed:
+        return f"Worse than the base on a task that is not the brick's own: {listed(harmed)}."
     return "These items show no brick that is worse than the base on a task that is not its own."
 
 
 def chance_correction(view: View, role: str) -> str:
     """Say whether means over the tasks of a role are corrected for chance, and name the tasks where they are not."""
     tasks = [t for t in view.tasks if t.role == role]
-    bare = [t.name for t in tasks if t.uncorrected]
-    if not bare:
+    uncorrected = [t.name for t in tasks if t.uncorrected]
+    if not uncorrected:
         return "corrected for chance"
-    return "not corrected for chance" if len(bare) == len(tasks) else f"corrected for chance except on {listed(bare)}"
+    return (
+        "not corrected for chance" if len(uncorrected) == len(tasks) else f"corrected for chance except on {listed(uncorrected)}"
+    )
 
 
-def also(c: ConfigurationView) -> str:
+def same_weights(c: ConfigurationView) -> str:
     """Return the other names of a configuration's weights, such as "same weights as average"; empty where there are none."""
     return f"same weights as {listed(c.aliases)}" if c.aliases else ""
 
 
 def _finding(view: View, configuration: ConfigurationView) -> str:
+    """Return the verdicts of one configuration, grouped by verdict, and the share of skill that it keeps."""
     differences = view.compared(configuration.name, view.tasks)
     if not differences:
         return f"This document has no difference against {view.baseline}."
@@ -196,18 +201,19 @@ def _finding(view: View, configuration: ConfigurationView) -> str:
     for verdict in VERDICTS:
         group = [d for d in differences if d.word == verdict]
         if group:
-            clauses.append(f"{_intro(verdict, view)} {listed(_told(view, d) for d in group)}")
+            clauses.append(f"{_intro(verdict, view)} {listed(_difference_text(view, d) for d in group)}")
     text = _capital("; ".join(clauses)) + "." if clauses else ""
-    kept = configuration.kept_mean
-    if kept is not None and kept.value is None:
-        text += f" The share of its parents' skill that it keeps is withheld ({kept.reason})."
-    elif kept is not None:
-        share = f"{PERCENT.score(kept.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept.low, kept.high)}"
+    kept_mean = configuration.kept_mean
+    if kept_mean is not None and kept_mean.value is None:
+        text += f" The share of its parents' skill that it keeps is withheld ({kept_mean.reason})."
+    elif kept_mean is not None:
+        share = f"{PERCENT.score(kept_mean.value)}\N{NO-BREAK SPACE}% {PERCENT.levels(kept_mean.low, kept_mean.high)}"
         text += f" It keeps {share.strip()} of its parents' skill."
     return text.strip()
 
 
 def _intro(verdict: str, view: View) -> str:
+    """Return the words before the list of tasks with a verdict."""
     return {
         "better": f"better than {view.baseline} on",
         "worse": f"worse than {view.baseline} on",
@@ -219,7 +225,8 @@ def _intro(verdict: str, view: View) -> str:
     }[verdict]
 
 
-def _told(view: View, d: DifferenceView) -> str:
+def _difference_text(view: View, d: DifferenceView) -> str:
+    """Return a task with its difference and, if the verdict is open, what would decide it."""
     unit = view.unit(d.task)
     if d.word == "no item changed":
         return d.task

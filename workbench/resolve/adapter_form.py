@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import torch
-
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
+from workbench.weights.specs import TensorSpec
 
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
@@ -47,7 +47,7 @@ def planned_bytes(base: Model, output: Output, adapters: Sequence[Adapter], dens
         dense: Whether a step's result has full rank.
         whole_too: Whether bricks (checkpoints, recipes) also change tensors that are not linear weights.
     """
-    size: int = getattr(torch, output.dtype or "float32").itemsize
+    size = TensorSpec.of((), output.dtype or "float32").itemsize
     if not dense:
         return _joined(adapters, output.rank if isinstance(output.rank, int) else None) * size
     assert isinstance(output.rank, int), "check_form rejects an exact rank for a dense result"

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pydantic import BaseModel
 
@@ -13,21 +12,21 @@ from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.integers import check_integers
 from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
+from workbench.bricks.source import BrickSource
 from workbench.bricks.tied import base_for
 from workbench.errors import WorkbenchError, shell
 from workbench.files import read_json
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
+from workbench.resolve.findings import Findings
+from workbench.resolve.resolved import Resolved
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
 from workbench.weights.digests import digests_known
 from workbench.weights.foreign import is_stand_in
-
-if TYPE_CHECKING:
-    from workbench.resolve.resolved import Resolved
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
@@ -37,7 +36,7 @@ _SHARED = frozenset({
 })  # fmt: skip
 
 
-def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
     """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
     return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks), *_check_axes(recipe, bricks)]
 
@@ -65,20 +64,6 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     return [] if inner.recipe.steps else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
-@contextmanager
-def or_at_run(resolved: Resolved, what: str) -> Iterator[None]:
-    """Defer a check to `run` if it needs tensors that are not local, and list it in `resolved.deferred`.
-
-    Args:
-        resolved: The recipe.
-        what: The statement that the check confirms.
-    """
-    try:
-        yield
-    except HeadersOnlyError:
-        resolved.deferred.append(what)
-
-
 def read_digest(resolved: Resolved, hub: Hub) -> str:
     """Return the base's digest.
 
@@ -90,8 +75,14 @@ def read_digest(resolved: Resolved, hub: Hub) -> str:
     return resolved.base_digest
 
 
-def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
+def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
     """Check that an adapter or a checkpoint fits the base, and return warnings.
+
+    Args:
+        brick: The brick.
+        resolved: The recipe.
+        hub: Access to the hub.
+        findings: Receives the checks that are left to `run`.
 
     Raises:
         WorkbenchError: If its tensors, vocabulary or recorded base do not fit.
@@ -107,7 +98,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
         except WorkbenchError as error:
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         warnings += bound.notes
-        with or_at_run(resolved, f"{brick.label}: the edit was solved on this base"):
+        with findings.or_at_run(f"{brick.label}: the edit was solved on this base"):
             _check_edit(brick, resolved, hub)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
@@ -117,19 +108,19 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
         base = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None)
         warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
-        with or_at_run(resolved, f"{brick.label}: its integer tensors equal the base's"):
+        with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
-    warnings += _check_origin(brick, resolved, hub)
+    warnings += _check_origin(brick, resolved, hub, findings)
     if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, base, resolved.cache):
         warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
     return warnings
 
 
-def _check_origin(brick: Brick, resolved: Resolved, hub: Hub) -> list[str]:
+def _check_origin(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
     """Return warnings about the base that a brick was made on. Raises WorkbenchError if it was made on another base."""
     digest = None
     if recorded_digests(brick):
-        with or_at_run(resolved, f"{brick.label}: the base has the weights that the brick's card records"):
+        with findings.or_at_run(f"{brick.label}: the base has the weights that the brick's card records"):
             digest = read_digest(resolved, hub)
     recipe = resolved.recipe
     base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
@@ -163,9 +154,9 @@ def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     return fields
 
 
-def edit_record(brick: Brick | Resolved) -> dict[str, Any] | None:
+def edit_record(brick: Brick) -> dict[str, Any] | None:
     """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
-    record = read_json(brick.path / "edit.json") if isinstance(brick, Brick) else None
+    record = read_json(brick.path / "edit.json")
     return record if isinstance(record, dict) and "solved_on" in record else None
 
 
@@ -180,18 +171,24 @@ def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
         )
 
 
-def edit_warnings(resolved: Resolved, hub: Hub) -> list[str]:
-    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on."""
+def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
+    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on.
+
+    Args:
+        resolved: The recipe.
+        hub: Access to the hub.
+        findings: Receives the checks that are left to `run`.
+    """
     warnings: list[str] = []
     recipe = resolved.recipe
-    for name, brick in resolved.bricks.items():
+    for name, brick in resolved.on_disk.items():
         record = edit_record(brick)
-        if record is None or not isinstance(brick, Brick):
+        if record is None:
             continue
         for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
             if not step.merges or name not in recipe.used_bricks(step):
                 continue
-            with or_at_run(resolved, f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
+            with findings.or_at_run(f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
                 if reason := _inexact(record, name, resolved, i, hub):
                     warnings.append(f"{brick.label}: an edit, {reason}. {_survival(brick, resolved)}")
                     break
@@ -216,7 +213,7 @@ def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
     """
     read_digest(resolved, hub)
     for name, brick in resolved.bricks.items():
-        if hub.headers_only and not (brick.known(resolved.cache) if isinstance(brick, Brick) else brick.known):
+        if hub.headers_only and not brick.known(resolved.cache):
             raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
     return resolved.state(steps)
 
@@ -251,17 +248,16 @@ def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
     return problems
 
 
-def _check_kinds(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+def _check_kinds(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
     """Return an error for each brick whose kind its step cannot use."""
-    kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in bricks.items()}
     problems = []
     for i, step in enumerate(recipe.steps):
-        used = {name: kinds[name] for name in recipe.used_bricks(step) if name in kinds}
+        used = {name: bricks[name].kind for name in recipe.used_bricks(step) if name in bricks}
         problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in step.check_kinds(used)]
     return problems
 
 
-def _check_axes(recipe: Recipe, bricks: Mapping[str, Brick | Resolved]) -> list[WorkbenchError]:
+def _check_axes(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
     """Return an error for each brick that a step adds to the weights although its card says that it is used in another way."""
     problems = []
     for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -79,3 +80,14 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
         fields = {**dump_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
         keys.append(json_digest([keys[-1], fields, type(step).code_key(), *step.key_parts(StepKey(inputs, bricks, i))]))
     return keys
+
+
+def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
+    """Make sort keys unique: append the digest of the content to keys that several bricks share.
+
+    Args:
+        keys: Brick name -> sort key.
+        content: Returns the digest of a brick's content.
+    """
+    counts = Counter(keys.values())
+    return {name: key if counts[key] == 1 else f"{key}-{content(name)}" for name, key in keys.items()}

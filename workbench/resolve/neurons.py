@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.locate import kinds_of
 from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet
 from workbench.errors import WorkbenchError
-from workbench.resolve.checks import or_at_run, read_digest
+from workbench.resolve.checks import read_digest
+from workbench.resolve.findings import Findings
 from workbench.resolve.resolved import Resolved
 from workbench.steps.fields import Where
 
 
-def check_neurons(resolved: Resolved, hub: Hub) -> list[WorkbenchError]:
-    """Return an error for each step whose set of neurons is missing, damaged or chosen on another model.
+def check_neurons(resolved: Resolved, hub: Hub, findings: Findings) -> None:
+    """Record an error for each step whose set of neurons is missing, damaged or chosen on another model.
 
-    Warnings are added to `resolved.warnings`. The digest of the base is compared at `run` if its tensors are not local.
+    The digest of the base is compared at `run` if its tensors are not local.
+
+    Args:
+        resolved: The recipe with its inputs.
+        hub: Access to the hub.
+        findings: Receives warnings, deferred checks and problems.
     """
-    problems = []
     for number, step in enumerate(resolved.recipe.steps):
         if not (named := step.neuron_set()):
             continue
         path, folder = named
         try:
-            _check(resolved, hub, number, folder, ".".join(path))
+            _check(resolved, hub, findings, number, folder, ".".join(path))
         except WorkbenchError as error:
-            problems.append(resolved.recipe.error(("steps", number, *path), error.message, error.hint))
-    return problems
+            findings.problems.append(resolved.recipe.error(("steps", number, *path), error.message, error.hint))
 
 
-def _check(resolved: Resolved, hub: Hub, number: int, folder: str, field: str) -> None:
+def _check(resolved: Resolved, hub: Hub, findings: Findings, number: int, folder: str, field: str) -> None:
     recipe, step = resolved.recipe, resolved.recipe.steps[number]
     place, label = recipe.project / folder, f"{field}: {folder}"
     if not (place / RECORD).is_file():
@@ -56,17 +62,16 @@ def _check(resolved: Resolved, hub: Hub, number: int, folder: str, field: str) -
             f"{label}: `include`, `exclude` and `layers` select no tensor with neurons of the set",
             "Remove `neurons`, or include the feed-forward tensors.",
         )
-    _check_digest(resolved, hub, neurons, folder, label)
+    _check_digest(resolved, hub, findings, neurons, resolved.recipe.project / folder, label)
 
 
-def _check_digest(resolved: Resolved, hub: Hub, neurons: NeuronSet, folder: str, label: str) -> None:
+def _check_digest(resolved: Resolved, hub: Hub, findings: Findings, neurons: NeuronSet, place: Path, label: str) -> None:
     """Compare the weights that a set was chosen on with the base's; warn if the set does not record them."""
     if neurons.base is None:
-        resolved.warnings.append(f"{label}: the set does not record the weights that its neurons were chosen on")
+        findings.warnings.append(f"{label}: the set does not record the weights that its neurons were chosen on")
         return
-    place = resolved.recipe.project / folder
     card = read_card(place) if (place / CARD).is_file() else None
-    with or_at_run(resolved, f"{label}: the neurons were chosen on this base"):
+    with findings.or_at_run(f"{label}: the neurons were chosen on this base"):
         digest = read_digest(resolved, hub)
         if card is None or digest not in card.base.aliases:
             neurons.check_model(neurons.units, digest, label)

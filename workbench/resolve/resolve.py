@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 
-from workbench.bricks.brick import Brick
+from workbench.bricks.brick import Brick, checkpoint_digest
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import resolve_base, resolve_brick
-from workbench.bricks.tied import find_ties, rows_of
+from workbench.bricks.source import BrickSource
+from workbench.bricks.tied import find_ties, rows_of, untied
 from workbench.errors import WorkbenchError
+from workbench.models.layout import Model
+from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
-from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings, or_at_run
+from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings
+from workbench.resolve.findings import Findings
+from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
-from workbench.resolve.resolved import Resolved, told_apart
+from workbench.resolve.resolved import Resolved, brick_sources, used_names
 from workbench.steps import Step
 from workbench.vocabulary.align import AlignedVocabulary, Member, align
 
@@ -36,67 +44,145 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
         if not (ahead.headers_only or ahead.deferred):
             return ahead
         hub.check_space(ahead.downloads)
-    checkpoint, revision = resolve_base(recipe.fields.base, recipe.project, hub)
-    resolved = Resolved(recipe, checkpoint, {}, revision)
-    resolved.warnings.extend(buffers_left_out(checkpoint))
-    problems: list[WorkbenchError] = []
-    for name, ref in recipe.fields.bricks.items():
-        try:
-            if ref.kind == "recipe":
-                resolved.bricks[name] = _inner(resolved, name, ref.target, hub, _above)
-            else:
-                resolved.bricks[name] = resolve_brick(name, ref, recipe.project, hub)
-        except WorkbenchError as error:
-            problems.append(error)
-    reasons, unread = find_ties(resolved.bricks, checkpoint, resolved.deferred)
-    problems += unread.values()
-    resolved.unties.extend(reason for name, reason in reasons.items() if name in resolved.parents)
-    resolved.warnings.extend(resolved.unties)
-    if recipe.fields.tokenizer and not problems:
-        resolved = replace(resolved, vocabulary=_aligned(resolved))
-    for name, brick in resolved.bricks.items():
-        try:
+    return _Builder(recipe, hub, _above).build()
+
+
+class _Builder:
+    """Collects the inputs of a recipe and what their checks find, and builds a `Resolved` from them.
+
+    Args:
+        recipe: The recipe.
+        hub: Access to the hub.
+        above: Files of the recipes that use this recipe as a brick.
+    """
+
+    def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
+        self.recipe, self.hub, self.above = recipe, hub, above
+        self.checkpoint, self.revision = resolve_base(recipe.fields.base, recipe.project, hub)
+        self.on_disk: dict[str, Brick] = {}
+        self.nested: dict[str, Resolved] = {}
+        self.findings = Findings(warnings=buffers_left_out(self.checkpoint))
+
+    def build(self) -> Resolved:
+        """Locate the bricks, check everything, and return the resolved recipe.
+
+        Raises:
+            WorkbenchError: If there is a problem. The message lists all problems.
+        """
+        findings = self.findings
+        self._locate_bricks()
+        reasons, unread = find_ties(self._sources, self.checkpoint, findings.deferred)
+        findings.problems += unread.values()
+        used = used_names(self.recipe)
+        unties = tuple(reason for name, reason in reasons.items() if name in used)
+        findings.warnings += unties
+        plain = untied(self.checkpoint) if unties else Model(self.checkpoint, self.checkpoint.config)
+        inputs = Resolved(
+            self.recipe,
+            self.checkpoint,
+            plain,
+            on_disk=MappingProxyType(self.on_disk),
+            nested=MappingProxyType(self.nested),
+            base_revision=self.revision,
+            unties=unties,
+            vocabulary=self._aligned(plain) if self.recipe.fields.tokenizer and not findings.problems else None,
+        )
+        self._check(inputs, unread)
+        findings.raise_problems()
+        resolved = _with_tokenizers(inputs)
+        findings.warnings += edit_warnings(resolved, self.hub, findings)
+        deferred = (*self.checkpoint.deferred, *findings.deferred, *(d for b in resolved.bricks.values() for d in b.deferred))
+        return replace(resolved, warnings=tuple(findings.warnings), deferred=deferred)
+
+    @property
+    def _sources(self) -> Mapping[str, BrickSource]:
+        """The bricks that were found, by name."""
+        return brick_sources(self.recipe, self.on_disk, self.nested)
+
+    @cached_property
+    def _base_digest(self) -> str:
+        """Digest of the base."""
+        return checkpoint_digest(self.checkpoint, self.recipe.project / CACHE)
+
+    def _locate_bricks(self) -> None:
+        """Find every brick, and resolve those that are recipes."""
+        for name, ref in self.recipe.fields.bricks.items():
+            with self.findings.or_problem():
+                if ref.kind == "recipe":
+                    self.nested[name] = self._inner(name, ref.target)
+                else:
+                    self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
+
+    def _inner(self, name: str, target: str) -> Resolved:
+        """Return a resolved recipe that is used as a brick.
+
+        Raises:
+            WorkbenchError: If the recipe cannot be resolved, uses itself, ends in a memory or has another base.
+        """
+        recipe = self.recipe
+        path = (recipe.project / target).resolve()
+        chain = (*self.above, *([recipe.path.resolve()] if recipe.path else []))
+        if path in chain:
+            raise WorkbenchError(
+                f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
+                "Remove this brick from one of these recipes.",
+                2,
+            )
+        inner = resolve(load_recipe(path), self.hub, chain)
+        if memory := inner.recipe.memory:
+            raise WorkbenchError(
+                f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
+                "Remove the memory step from that recipe, and add it as the last step of this recipe.",
+                2,
+            )
+        with self.findings.or_at_run(f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
+            if inner.base_path != self.checkpoint.path and inner.base_digest != self._base_digest:
+                raise WorkbenchError(
+                    f"brick '{name}': {target} has the base {inner.recipe.fields.base}, but this recipe has {recipe.fields.base}",
+                    "Use the same base in both recipes: a brick's delta is taken against the recipe's base.",
+                )
+        return inner
+
+    def _aligned(self, base: Model) -> AlignedVocabulary:
+        """Return the vocabulary that the recipe's `tokenizer` block describes.
+
+        Args:
+            base: The base with its own vocabulary.
+        """
+        block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
+        cache = project / CACHE
+        assert block is not None
+        sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
+        keys = told_apart(
+            sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
+        )
+        members = [Member(n, b.path, keys[n], *rows_of(b, base)) for n, b in bricks.items()]
+        vocabulary = align(block, Member("base", self.checkpoint.path, "", base.weights, base.config), members, project, cache)
+        self.findings.warnings += [*vocabulary.warnings, *filter(None, [vocabulary.note()])]
+        return vocabulary
+
+    def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
+        """Check bricks and steps, and record warnings, deferred checks and problems.
+
+        Args:
+            inputs: The recipe with its inputs.
+            unread: Bricks that cannot be read, whose errors are recorded already.
+        """
+        findings = self.findings
+        for name in inputs.bricks:
             if name in unread:
                 continue
-            with or_at_run(resolved, f"brick '{name}': fits the base"):
-                resolved.warnings.extend(
-                    check_brick(brick, resolved, hub) if isinstance(brick, Brick) else check_recipe(name, brick, resolved)
-                )
-        except WorkbenchError as error:
-            problems.append(error)
-    kinds = {name: brick.kind if isinstance(brick, Brick) else "recipe" for name, brick in resolved.bricks.items()}
-    problems += [*check_steps(recipe, resolved.base, resolved.bricks), *check_form(recipe, kinds), *check_neurons(resolved, hub)]
-    if problems:
-        raise _all(problems)
-    resolved = _bound(resolved)
-    resolved.warnings.extend(edit_warnings(resolved, hub))
-    for brick in resolved.bricks.values():
-        if isinstance(brick, Resolved):
-            resolved.deferred.extend(brick.deferred)
-        elif brick.kind == "checkpoint":
-            resolved.deferred.extend(brick.checkpoint.deferred)
-    resolved.deferred[:0] = checkpoint.deferred
-    return resolved
+            with findings.or_problem(), findings.or_at_run(f"brick '{name}': fits the base"):
+                if name in self.nested:
+                    findings.warnings += check_recipe(name, self.nested[name], inputs)
+                else:
+                    findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
+        kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
+        findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
+        check_neurons(inputs, self.hub, findings)
 
 
-def _aligned(resolved: Resolved) -> AlignedVocabulary:
-    """Return the vocabulary that the recipe's `tokenizer` block describes."""
-    block, cache, base = resolved.recipe.fields.tokenizer, resolved.cache, resolved.plain
-    assert block is not None
-    bricks = {n: b for n, b in resolved.bricks.items() if isinstance(b, Brick)}
-    sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
-    keys = told_apart(
-        sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
-    )
-    members = [Member(n, b.path, keys[n], *rows_of(b, base)) for n, b in bricks.items()]
-    found = align(
-        block, Member("base", resolved.base_path, "", base.weights, base.config), members, resolved.recipe.project, cache
-    )
-    resolved.warnings.extend([*found.warnings, *filter(None, [found.note()])])
-    return found
-
-
-def _bound(resolved: Resolved) -> Resolved:
+def _with_tokenizers(resolved: Resolved) -> Resolved:
     """Bind each step to the tokenizer in effect before it.
 
     Raises:
@@ -112,34 +198,3 @@ def _bound(resolved: Resolved) -> Resolved:
     if steps == list(resolved.recipe.steps) and set(tokenizers) <= {resolved.tokenizer_at(0)}:
         return resolved
     return replace(resolved, recipe=replace(resolved.recipe, steps=tuple(steps)), tokenizers=tuple(tokenizers))
-
-
-def _all(problems: list[WorkbenchError]) -> WorkbenchError:
-    hints = list(dict.fromkeys(p.hint for p in problems if p.hint))
-    return WorkbenchError("\n".join(p.message for p in problems), "\n".join(hints) or None, max(p.exit_code for p in problems))
-
-
-def _inner(outer: Resolved, name: str, target: str, hub: Hub, above: tuple[Path, ...]) -> Resolved:
-    recipe = outer.recipe
-    path = (recipe.project / target).resolve()
-    chain = (*above, *([recipe.path.resolve()] if recipe.path else []))
-    if path in chain:
-        raise WorkbenchError(
-            f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
-            "Remove this brick from one of these recipes.",
-            2,
-        )
-    inner = resolve(load_recipe(path), hub, chain)
-    if memory := inner.recipe.memory:
-        raise WorkbenchError(
-            f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
-            "Remove the memory step from that recipe, and add it as the last step of this recipe.",
-            2,
-        )
-    with or_at_run(outer, f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
-        if inner.base_path != outer.base_path and inner.base_digest != outer.base_digest:
-            raise WorkbenchError(
-                f"brick '{name}': {target} has the base {inner.recipe.fields.base}, but this recipe has {recipe.fields.base}",
-                "Use the same base in both recipes: a brick's delta is taken against the recipe's base.",
-            )
-    return inner

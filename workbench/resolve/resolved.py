@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-import torch
-
-from workbench.bricks.brick import Brick, checkpoint_digest, vocabulary_digest
+from workbench.adapters.read import Adapter
+from workbench.bricks.brick import Brick, check_files, checkpoint_digest, vocabulary_digest
+from workbench.bricks.card import read_licence
+from workbench.bricks.source import BrickSource
 from workbench.bricks.standins import Download, download_of
-from workbench.bricks.tied import untied
 from workbench.emergent.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.files import bytes_digest, json_digest
-from workbench.identity import WatchedFiles, check_unchanged
+from workbench.identity import WatchedFiles
+from workbench.lazy import torch
 from workbench.models.generation import generation_settings
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
-from workbench.resolve.keys import chain
+from workbench.resolve.keys import chain, told_apart
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.align import AlignedVocabulary
@@ -42,12 +43,14 @@ class MemoryAt:
 
 @dataclass(frozen=True)
 class Resolved:
-    """A recipe whose inputs exist and fit.
+    """A recipe whose inputs exist and fit. `resolve.resolve` builds it; it does not change afterwards.
 
     Attributes:
         recipe: The recipe, with its steps bound to their tokenizers.
         checkpoint: The base on disk.
-        bricks: Name -> a brick's files, or another resolved recipe.
+        plain: The base with its own vocabulary, and with a separate head if a brick unties it.
+        on_disk: Name -> brick, for bricks that are directories.
+        nested: Name -> resolved recipe, for bricks that are recipes.
         base_revision: Commit of a base from the hub.
         warnings: Warnings for the user, which the run records.
         unties: For each brick that needs it, why the output's head is a separate tensor although the base ties it to the
@@ -57,29 +60,39 @@ class Resolved:
         memory: A saved memory that acts on the result, for a configuration that was loaded from disk.
         tokenizers: Directory of the tokenizer after each step; empty if no step changes the tokenizer.
         memo: Values shared by compositions of the same base and bricks in a search.
-        watched: Small input files whose digests are part of the keys.
+        watched: Small input files whose digests are part of the keys. It records each file when the file is first read.
     """
 
     recipe: Recipe
     checkpoint: Checkpoint
-    bricks: dict[str, Brick | Resolved]
+    plain: Model = field(compare=False, repr=False)
+    on_disk: Mapping[str, Brick]
+    nested: Mapping[str, Resolved]
     base_revision: str | None = None
-    warnings: list[str] = field(default_factory=list)
-    unties: list[str] = field(default_factory=list)
+    warnings: tuple[str, ...] = ()
+    unties: tuple[str, ...] = ()
     vocabulary: AlignedVocabulary | None = None
-    deferred: list[str] = field(default_factory=list)
+    deferred: tuple[str, ...] = ()
     memory: MemoryAt | None = None
     tokenizers: tuple[Path, ...] = ()
     memo: Memo | None = field(default=None, compare=False, repr=False)
     watched: WatchedFiles = field(default_factory=WatchedFiles, compare=False, repr=False)
 
     @cached_property
-    def downloads(self) -> list[Download]:
+    def bricks(self) -> Mapping[str, BrickSource]:
+        """Name -> brick, in the recipe's order."""
+        return brick_sources(self.recipe, self.on_disk, self.nested)
+
+    @property
+    def adapters(self) -> dict[str, Adapter]:
+        """Name -> adapter, for bricks that are adapters."""
+        return {name: brick.adapter for name, brick in self.on_disk.items() if brick.kind == "adapter"}
+
+    @cached_property
+    def downloads(self) -> tuple[Download, ...]:
         """Downloads that `run` makes first: base and bricks of which only headers are local, each repository once."""
-        downloads = [download_of(self.base_path)]
-        for brick in self.bricks.values():
-            downloads += brick.downloads if isinstance(brick, Resolved) else [download_of(brick.path)]
-        return list(dict.fromkeys(filter(None, downloads)))
+        downloads = [download_of(self.base_path), *(d for brick in self.bricks.values() for d in brick.downloads)]
+        return tuple(dict.fromkeys(filter(None, downloads)))
 
     @property
     def headers_only(self) -> bool:
@@ -97,12 +110,7 @@ class Resolved:
             return self.tokenizers[steps - 1]
         return self.vocabulary.path if self.vocabulary else self.base_path
 
-    @cached_property
-    def plain(self) -> Model:
-        """The base with its own vocabulary, and with a separate head if a brick unties it."""
-        return untied(self.checkpoint) if self.unties else Model(self.checkpoint, self.checkpoint.config)
-
-    @cached_property
+    @property
     def base(self) -> Model:
         """Lazy weights and configuration of the base, against which deltas are taken."""
         return self.vocabulary.base if self.vocabulary else self.plain
@@ -123,34 +131,30 @@ class Resolved:
         return checkpoint_digest(self.checkpoint, self.cache)
 
     @cached_property
-    def digests(self) -> dict[str, str]:
+    def digests(self) -> Mapping[str, str]:
         """Brick name -> digest of its content, or the key of a recipe. Reads only tensors whose digest is not cached."""
-        return {n: _content(b, self.cache) for n, b in self.bricks.items()}
+        return MappingProxyType({name: brick.digest(self.cache) for name, brick in self.bricks.items()})
 
     @cached_property
-    def fingerprints(self) -> dict[str, str]:
+    def fingerprints(self) -> Mapping[str, str]:
         """Brick name -> sort key from a sample of its content, or from the whole content for bricks with equal samples."""
-        return told_apart(
-            {
-                n: json_digest([sorted(b.fingerprints.items()), dump_steps(b.recipe), *b._rows(b.fingerprints)])
-                if isinstance(b, Resolved)
-                else b.fingerprint(self.cache)
-                for n, b in self.bricks.items()
-            },
-            lambda name: _content(self.bricks[name], self.cache),
-        )
+        samples = {name: brick.fingerprint(self.cache) for name, brick in self.bricks.items()}
+        return MappingProxyType(told_apart(samples, lambda name: self.bricks[name].digest(self.cache)))
+
+    @property
+    def fingerprint(self) -> str:
+        """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
+        return json_digest([sorted(self.fingerprints.items()), dump_steps(self.recipe), *self._rows(self.fingerprints)])
 
     @property
     def known(self) -> bool:
         """True if every key and digest is cached, so that no tensor must be read for them."""
-        return digests_known(self.checkpoint.entries, self.cache) and all(
-            b.known if isinstance(b, Resolved) else b.known(self.cache) for b in self.bricks.values()
-        )
+        return digests_known(self.checkpoint.entries, self.cache) and all(b.known(self.cache) for b in self.bricks.values())
 
     @cached_property
     def stamp(self) -> str:
         """Substitute for `run_key` until the inputs have been read, from the paths, sizes and modification times of files."""
-        bricks = {n: b.stamp if isinstance(b, Resolved) else b.stamp(self.cache) for n, b in self.bricks.items()}
+        bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
         return chain(self, [stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
 
@@ -161,14 +165,13 @@ class Resolved:
         )
 
     @cached_property
-    def keys(self) -> list[str]:
+    def keys(self) -> tuple[str, ...]:
         """Key of the weights after each step, made from everything that determines them."""
-        return chain(self, self._start, self.digests)[1:]
+        return tuple(chain(self, self._start(self.digests), self.digests)[1:])
 
-    @property
-    def _start(self) -> list[Any]:
-        """Everything that determines the base's weights."""
-        return ["base", self.base_digest, *self._rows(self.digests), *(["untied"] if self.unties else [])]
+    def _start(self, bricks: Mapping[str, str]) -> list[Any]:
+        """Return everything that determines the base's weights."""
+        return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
 
     def input_digest(self, name: str) -> str:
         """Return the digest of a step's input file, and watch the file for changes."""
@@ -200,16 +203,9 @@ class Resolved:
             InputChangedError: If an input has changed.
         """
         self.watched.check()
-        files = {entry.file: entry.identity for entry in self.checkpoint.entries.values()}
+        check_files(self.checkpoint.entries)
         for brick in self.bricks.values():
-            if isinstance(brick, Resolved):
-                brick.check_inputs()
-            else:
-                files |= {
-                    e.file: e.identity for e in (brick.adapter if brick.kind == "adapter" else brick.checkpoint).entries.values()
-                }
-        for file, identity in files.items():
-            check_unchanged(file, identity, file)
+            brick.check_inputs()
 
     def state(self, steps: int) -> str:
         """Return a key of the weights after the first `steps` steps that does not depend on other bricks and steps of the recipe.
@@ -219,14 +215,13 @@ class Resolved:
         before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
         names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
-        bricks = {name: _content(self.bricks[name], self.cache) for name in names}
-        start = ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
-        return chain(before, start, bricks, listed=True)[-1]
+        bricks = {name: self.bricks[name].digest(self.cache) for name in names}
+        return chain(before, self._start(bricks), bricks, listed=True)[-1]
 
     @cached_property
     def key(self) -> str:
         """Key of the configuration, made from the key of the last step and the form and dtype of the output."""
-        last = chain(self, self._start, self.digests)[-1]
+        last = chain(self, self._start(self.digests), self.digests)[-1]
         output = self.recipe.fields.output
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
@@ -234,7 +229,7 @@ class Resolved:
         return json_digest([*plain, self.memory.digest] if self.memory else plain)
 
     @cached_property
-    def generation(self) -> dict[str, Any]:
+    def generation(self) -> Mapping[str, Any]:
         """Settings of the output's generation_config.json that change generated text; usually empty."""
         return generation_settings(self.tokenizer_path, self.base.config)
 
@@ -243,7 +238,7 @@ class Resolved:
         """Smallest share of facts that the model must say: step id, or "BRICK/STEP" for a recipe used as a brick -> share."""
         steps = zip(self.recipe.steps, self.recipe.step_ids, strict=True)
         gates = {name: step.efficacy_gate for step, name in steps if step.efficacy_gate is not None}
-        inner = {name: brick for name in self.parents if isinstance(brick := self.bricks[name], Resolved)}
+        inner = {name: self.nested[name] for name in self.parents if name in self.nested}
         return {**gates, **{f"{name}/{step}": share for name, brick in inner.items() for step, share in brick.gates.items()}}
 
     @property
@@ -258,27 +253,127 @@ class Resolved:
     @property
     def dtype(self) -> torch.dtype | None:
         """Dtype of the configuration's floating-point tensors; None keeps the base's, also for adapters with a `dtype`."""
-        name = self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
-        return getattr(torch, name) if name else None
+        return getattr(torch, self.dtype_name) if self.dtype_name else None
+
+    @property
+    def dtype_name(self) -> str | None:
+        """Name of `dtype`, such as "bfloat16"."""
+        return self.recipe.fields.output.dtype if self.recipe.fields.output.form != "adapter" else None
 
     @property
     def parents(self) -> list[str]:
         """Names of the bricks that steps use, in the recipe's order."""
-        used = {n for s in self.recipe.steps for n in self.recipe.used_bricks(s)}
-        return [name for name in self.recipe.fields.bricks if name in used]
+        return used_names(self.recipe)
+
+    @property
+    def licences(self) -> dict[str, str]:
+        """License of the base and of every brick that a step uses; "unknown" if none is stated."""
+        stated = {"base": read_licence(self.base_path), **{name: self.bricks[name].licence() for name in self.parents}}
+        return {name: (licence or "unknown").lower() for name, licence in stated.items()}
+
+    @property
+    def data_licences(self) -> list[tuple[str, str, str]]:
+        """Rows of (brick, data set, license) for all data in the bricks' cards; "unknown" if no license is stated."""
+        return [row for name in self.parents for row in self.bricks[name].data_licences()]
 
 
-def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:
-    """Make sort keys unique: append the digest of the content to keys that several bricks share.
+@dataclass(frozen=True)
+class RecipeBrick:
+    """A recipe used as a brick of another recipe. Implements `bricks.source.BrickSource`.
 
-    Args:
-        keys: Brick name -> sort key.
-        content: Returns the digest of a brick's content.
+    Attributes:
+        name: Name of the brick in the outer recipe.
+        resolved: The recipe.
     """
-    counts = Counter(keys.values())
-    return {name: key if counts[key] == 1 else f"{key}-{content(name)}" for name, key in keys.items()}
+
+    name: str
+    resolved: Resolved
+
+    @property
+    def kind(self) -> str:
+        """The kind of brick."""
+        return "recipe"
+
+    @property
+    def public_name(self) -> str:
+        """The recipe's name, for model cards."""
+        return f"recipe {self.resolved.recipe.name}"
+
+    @property
+    def revision(self) -> str | None:
+        """None: a recipe has no commit on the hub."""
+        return None
+
+    @property
+    def headers_only(self) -> bool:
+        """True if tensors of an input of the recipe are not local."""
+        return self.resolved.headers_only
+
+    @property
+    def downloads(self) -> tuple[Download, ...]:
+        """Downloads of the recipe's inputs."""
+        return self.resolved.downloads
+
+    @property
+    def deferred(self) -> tuple[str, ...]:
+        """Checks of the recipe's inputs that are left to `run`."""
+        return self.resolved.deferred
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size on disk of the bricks that the recipe's steps use, in bytes."""
+        return sum(self.resolved.bricks[name].stored_bytes for name in self.resolved.parents)
+
+    @property
+    def input_bytes(self) -> int:
+        """Size of the recipe's base and of all its bricks, in bytes."""
+        base = sum(spec.nbytes for spec in self.resolved.base.weights.specs.values())
+        return base + sum(brick.input_bytes for brick in self.resolved.bricks.values())
+
+    def digest(self, cache: Path) -> str:
+        """Return the recipe's key."""
+        return self.resolved.key
+
+    def fingerprint(self, cache: Path) -> str:
+        """Return the recipe's sort key."""
+        return self.resolved.fingerprint
+
+    def known(self, cache: Path) -> bool:
+        """Return whether the digests of all inputs of the recipe are cached."""
+        return self.resolved.known
+
+    def stamp(self, cache: Path) -> str:
+        """Return the substitute for the recipe's key."""
+        return self.resolved.stamp
+
+    def check_inputs(self) -> None:
+        """Check that no input of the recipe has changed.
+
+        Raises:
+            InputChangedError: If an input has changed.
+        """
+        self.resolved.check_inputs()
+
+    def unties(self, base: Model) -> str | None:
+        """Describe how the recipe's result unties the head from the embeddings; return None if they stay one tensor."""
+        return "has a head of its own" if self.resolved.unties else None
+
+    def licence(self) -> str | None:
+        """Return the licenses of the recipe's inputs, each once."""
+        return ", ".join(sorted(set(self.resolved.licences.values())))
+
+    def data_licences(self) -> list[tuple[str, str, str]]:
+        """Return the rows of the recipe's bricks, with the brick as "BRICK/INNER BRICK"."""
+        return [(f"{self.name}/{inner}", data, licence) for inner, data, licence in self.resolved.data_licences]
 
 
-def _content(brick: Brick | Resolved, cache: Path) -> str:
-    """Return the digest of a brick's content, or the key of a recipe."""
-    return brick.key if isinstance(brick, Resolved) else brick.digest(cache)
+def used_names(recipe: Recipe) -> list[str]:
+    """Return the names of the bricks that a recipe's steps use, in the recipe's order."""
+    used = {name for step in recipe.steps for name in recipe.used_bricks(step)}
+    return [name for name in recipe.fields.bricks if name in used]
+
+
+def brick_sources(recipe: Recipe, on_disk: Mapping[str, Brick], nested: Mapping[str, Resolved]) -> Mapping[str, BrickSource]:
+    """Return name -> brick in the recipe's order, with nested recipes as bricks."""
+    sources: dict[str, BrickSource] = {**on_disk, **{name: RecipeBrick(name, inner) for name, inner in nested.items()}}
+    return MappingProxyType({name: sources[name] for name in recipe.fields.bricks if name in sources})

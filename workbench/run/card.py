@@ -7,13 +7,12 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.bricks.axes import Axes, axes_of
-from workbench.bricks.brick import Brick
 from workbench.edit.greedy import told as said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import as_markdown, printable
 from workbench.grow.expansion.kept import told
 from workbench.models.skeleton import loading_class
-from workbench.resolve.licences import base_title, data_licences, licences
+from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
@@ -36,7 +35,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         recipe_text: Text of the recipe file.
     """
     recipe = resolved.recipe
-    stated = licences(resolved)
+    stated = resolved.licences
     known = sorted({value for value in stated.values() if value != "unknown"})
     verbs = sorted({step.verb for step in recipe.steps})
     adapter = recipe.fields.output.form == "adapter"
@@ -44,7 +43,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     metadata: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
-        "base_model": [base_title(resolved), *(_reference(resolved.bricks[n]) for n in resolved.parents)],
+        "base_model": [base_title(resolved), *(resolved.bricks[n].public_name for n in resolved.parents)],
         "base_model_relation": "merge" if "merge" in verbs else "finetune",
         "tags": [*verbs, "brick-workbench"],
     }
@@ -61,7 +60,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(stated['base'])} |",
     ]
     lines += [
-        f"| brick `{n}` | {as_markdown(_reference(resolved.bricks[n]))} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
+        f"| brick `{n}` | {as_markdown(resolved.bricks[n].public_name)} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
         for n in resolved.parents
     ]
     lines += [
@@ -69,7 +68,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         for folder, neurons in _neurons(resolved).items()
     ]
     lines += _axes_table(resolved)
-    if data := data_licences(resolved):
+    if data := resolved.data_licences:
         lines += ["", "| brick | trained on | license |", "| --- | --- | --- |"]
         lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
     if resolved.warnings:
@@ -108,7 +107,7 @@ def _neurons(resolved: Resolved) -> dict[str, NeuronSet]:
 
 def _axes_table(resolved: Resolved) -> list[str]:
     """Return a table of the axes of the bricks and sets of neurons; empty if there are none."""
-    axes = {name: brick.axes for name in resolved.parents if isinstance(brick := resolved.bricks[name], Brick)}
+    axes = {name: resolved.on_disk[name].axes for name in resolved.parents if name in resolved.on_disk}
     axes |= {
         folder: axes_of("neurons", Axes(), experts=neurons.kind == "experts") for folder, neurons in _neurons(resolved).items()
     }
@@ -124,12 +123,3 @@ def _axes_table(resolved: Resolved) -> list[str]:
 def _line(warning: str) -> str:
     """Return a warning as one line without HTML, because it can contain names from other people's files."""
     return " ".join(printable(warning).split()).replace("<", "\\<")
-
-
-def _reference(brick: Brick | Resolved) -> str:
-    """Return a name for a brick without local paths: its recipe's name, its hub id, or its folder's name."""
-    if isinstance(brick, Resolved):
-        return f"recipe {brick.recipe.name}"
-    if brick.card:
-        return brick.card.name
-    return brick.path.parent.parent.name.removeprefix("models--").replace("--", "/") if brick.revision else brick.path.name

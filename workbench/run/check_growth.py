@@ -9,14 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.kept import old_elements
 from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
 from workbench.grow.expansion.streamed import Streamed
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton

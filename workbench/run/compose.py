@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.realigned import AlignedDeltas
@@ -64,43 +63,48 @@ class Composition:
         return [{**result.record, **(result.report() if result.report else {})} for result in self.results]
 
 
-def deltas(
-    brick: Brick | Resolved,
-    base: Model,
-    device: torch.device,
-    events: Events = no_events,
-    vocabulary: AlignedVocabulary | None = None,
-) -> Deltas:
-    """Return a brick's deltas on a base, in the output's vocabulary.
+def deltas(brick: Brick, base: Model, vocabulary: AlignedVocabulary | None = None) -> Deltas:
+    """Return the deltas of a brick on disk, in the output's vocabulary.
 
     Args:
-        brick: A brick, or a recipe used as a brick.
+        brick: The brick.
         base: The recipe's base.
-        device: Device that a recipe's edits and trainings run on.
-        events: Receives progress of a recipe.
         vocabulary: The vocabulary of the `tokenizer` block; None for the base's.
 
     Raises:
-        WorkbenchError: If a recipe used as a brick grows the base, so that its tensors have other shapes or tokens.
+        WorkbenchError: If the brick does not fit the base.
     """
-    if isinstance(brick, Resolved):
-        composed = compose(brick, device, events).model
-        inner = with_head_of(composed.weights, base.weights, composed.config)
-        if vocabulary is not None and brick.vocabulary is None:
-            inner = vocabulary.on_base(inner)
-        other_tokens = brick.tokenizer_path != brick.tokenizer_at(0)
-        if other_tokens or {n: s.shape for n, s in inner.specs.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
-            raise WorkbenchError(
-                f"recipe {brick.recipe.name} cannot be a brick: it grows the base, so its tensors have no delta to the base's tensors",
-                "Move its grow step into this recipe.",
-            )
-        return WeightsDelta(inner, base.weights)
     if brick.kind == "adapter" and vocabulary is not None:
         bound = bind(brick.adapter, vocabulary.plain.specs, Model(vocabulary.plain, base.config))
         return AlignedDeltas(bound, vocabulary.base_rows, vocabulary.tensors)
     if brick.kind == "adapter":
         return bind(brick.adapter, base.weights.specs, base)
     return WeightsDelta(fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None), base.weights)
+
+
+def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, events: Events = no_events) -> Deltas:
+    """Return the deltas of a recipe used as a brick, in the output's vocabulary. The recipe is composed now.
+
+    Args:
+        nested: The recipe that is the brick.
+        outer: The recipe that uses it.
+        device: Device that the recipe's edits and trainings run on.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If the recipe grows the base, so that its tensors have other shapes or tokens.
+    """
+    composed, base = compose(nested, device, events).model, outer.base.weights
+    weights = with_head_of(composed.weights, base, composed.config)
+    if outer.vocabulary is not None and nested.vocabulary is None:
+        weights = outer.vocabulary.on_base(weights)
+    other_tokens = nested.tokenizer_path != nested.tokenizer_at(0)
+    if other_tokens or {n: s.shape for n, s in weights.specs.items()} != {n: s.shape for n, s in base.specs.items()}:
+        raise WorkbenchError(
+            f"recipe {nested.recipe.name} cannot be a brick: it grows the base, so its tensors have no delta to the base's tensors",
+            "Move its grow step into this recipe.",
+        )
+    return WeightsDelta(weights, base)
 
 
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
@@ -130,7 +134,9 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
     """Return the context of one step of a recipe."""
 
     def brick_deltas(name: str) -> Deltas:
-        return deltas(resolved.bricks[name], resolved.base, device, events, resolved.vocabulary)
+        if name in resolved.nested:
+            return recipe_deltas(resolved.nested[name], resolved, device, events)
+        return deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
 
     def model_before() -> Model:
         first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number]))

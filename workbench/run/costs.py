@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.bricks.brick import Brick
+from workbench.adapters.read import Adapter
 from workbench.emergent.sets import NeuronSet
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
@@ -89,18 +89,6 @@ def with_seconds(cost: dict[str, Any], parameters: int, passes: int) -> dict[str
     return {"cost": cost, "seconds": round(2 * passes * parameters * cost["tokens"] / FLOPS_PER_SECOND, 1)}
 
 
-def kind_name(brick: Brick | Resolved) -> str:
-    """Return the kind of a brick: adapter, checkpoint or recipe."""
-    return brick.kind if isinstance(brick, Brick) else "recipe"
-
-
-def brick_bytes(brick: Brick | Resolved) -> int:
-    """Return the size of a brick's files in bytes, or of all files that a recipe reads."""
-    if isinstance(brick, Resolved):
-        return sum(brick_bytes(b) for b in brick.bricks.values()) + sum(s.nbytes for s in brick.base.weights.specs.values())
-    return sum(file.stat().st_size for file in brick.files())
-
-
 def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
     """Return the memory for writing an adapter: the largest tensors while their rank is reduced, and all updates, in bytes.
 
@@ -116,6 +104,6 @@ def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
     return largest(work, needs.threads) + held
 
 
-def factor_bytes(brick: Brick) -> int:
+def factor_bytes(adapter: Adapter) -> int:
     """Return the memory for an adapter's largest update while it is merged: factors as read, in float32 and stacked, in bytes."""
-    return 24 * max((entry.spec.numel for entry in brick.adapter.entries.values()), default=0)
+    return 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)

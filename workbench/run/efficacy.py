@@ -7,13 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.edit.greedy import count, said_by, told, too_few
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.tokenizer import load_tokenizer
@@ -88,9 +87,9 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
     """Return the counts of all steps; those of recipes used as bricks come first."""
     counts: dict[str, dict[str, Any]] = {}
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if isinstance(brick, Resolved) and brick.gates:
-            inner = _counted(brick, compose(brick, device, events), device, events)
+        nested = resolved.nested.get(name)
+        if nested is not None and nested.gates:
+            inner = _counted(nested, compose(nested, device, events), device, events)
             counts |= {f"{name}/{step}": row for step, row in inner.items()}
     for taught in (t for t in composition.taught if t.facts):
         step = resolved.recipe.steps[taught.number]

@@ -11,20 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench import yamldoc
 from workbench.adapters.export import write_result
-from workbench.bricks.brick import Brick
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import publish, write_json, write_text
+from workbench.lazy import torch
 from workbench.resolve.adapter_form import adapt
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
-from workbench.run.costs import kind_name
 from workbench.run.directory import RunDirectory, disk_problems, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.kind import kind_of
@@ -237,7 +234,7 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
         "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
         "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
-                   "bricks": {n: {"kind": kind_name(b), "revision": b.revision if isinstance(b, Brick) else None}
+                   "bricks": {n: {"kind": b.kind, "revision": b.revision}
                               for n, b in resolved.bricks.items()}},
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
         "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,

@@ -10,10 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from workbench.events import Events, progress
 from workbench.facts import Fact
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe

@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose

@@ -17,8 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
-from safetensors.torch import load_file
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, write_facts
@@ -33,6 +31,7 @@ from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 RECORD, FACTS = "memory.json", "facts.jsonl"
@@ -180,6 +179,8 @@ def attach_memory(model: PreTrainedModel, path: Path, tokenizer_path: Path, vers
 
 def _tensors(folder: Path, version: int) -> dict[str, dict[str, Tensor]]:
     """Return fact id -> its tensors by name, for the facts that were added or updated in a version."""
+    from safetensors.torch import load_file
+
     tensors: dict[str, dict[str, Tensor]] = {}
     for key, tensor in load_file(folder / f"tensors-{version}.safetensors").items():
         fact, _, name = key.rpartition("/")

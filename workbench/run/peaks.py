@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import Summed, Update
 from workbench.adapters.lora import LowRank
-from workbench.bricks.brick import Brick
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import HeadersOnlyError
@@ -33,13 +32,11 @@ class Merged:
     @classmethod
     def of(cls, resolved: Resolved, names: list[str]) -> Merged | None:
         """Bind the adapters to the base. Return None if a brick is not an adapter or needs tensors that are not local."""
-        used = [resolved.bricks[name] for name in names]
-        adapters = [b.adapter for b in used if isinstance(b, Brick) and b.kind == "adapter"]
-        if len(adapters) < len(used):
+        adapters, base = resolved.adapters, resolved.base
+        if not adapters.keys() >= set(names):
             return None
-        base = resolved.base
         try:
-            bound = [bind(adapter, base.weights.specs, base) for adapter in adapters]
+            bound = [bind(adapters[name], base.weights.specs, base) for name in names]
         except HeadersOnlyError:
             return None
         return cls({n: _rank(bound, n, s) for n, s in base.weights.specs.items() if any(b.touches(n) for b in bound)})
@@ -89,7 +86,7 @@ def device_buffer_bytes(specs: Mapping[str, TensorSpec], width: int, threads: in
         page-locked host memory (two blocks of each input and one block of the result).
     """
     block = max(min(spec.numel, max(spec.cols, DEVICE_BLOCK_ELEMENTS)) for spec in specs.values())
-    stored = max(spec.dtype.itemsize for spec in specs.values()) * block
+    stored = max(spec.itemsize for spec in specs.values()) * block
     inputs = 2 * (width + 1) * stored
     return threads * ((width + 6) * 4 * block + inputs), threads * (inputs + stored)
 

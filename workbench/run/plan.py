@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.bricks.brick import Brick
 from workbench.bricks.standins import space_problems
 from workbench.resolve.adapter_form import planned_bytes
 from workbench.resolve.licences import licence_warnings
@@ -76,12 +75,12 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         row |= made
         steps.append(row)
     read, live, whole, width, seconds, cached = needs.read, needs.live, needs.whole, needs.width, needs.seconds, needs.cached
-    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype).values())
+    write = sum(s.nbytes for s in output_specs(model.weights.specs, resolved.dtype_name).values())
     if refers_to_base(resolved):
         write = 0
     if resolved.recipe.fields.output.form == "adapter":
-        used = [resolved.bricks[name] for name in resolved.parents]
-        adapters = [brick.adapter for brick in used if isinstance(brick, Brick) and brick.kind == "adapter"]
+        used = resolved.parents
+        adapters = [adapter for name, adapter in resolved.adapters.items() if name in used]
         dense = len(adapters) < len(used) or not all(step.keeps_rank() for step in resolved.recipe.steps)
         whole_too = len(adapters) < len(used)
         write = planned_bytes(resolved.base, resolved.recipe.fields.output, adapters, dense, whole_too)
@@ -90,7 +89,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     if run.done:
         cached.append("run")
     live = max(live, resolved.vocabulary.memory() if resolved.vocabulary else 0)
-    factors = threads * sum(factor_bytes(b) for b in resolved.bricks.values() if isinstance(b, Brick) and b.kind == "adapter")
+    factors = threads * sum(factor_bytes(adapter) for adapter in resolved.adapters.values())
     host = buffer_bytes(model.weights.specs, width, threads) + factors + max(live, whole)
     on_device = 0
     if cuda:
@@ -113,6 +112,6 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         [*resolved.warnings, *licence_warnings(resolved)],
         sum(d.bytes for d in downloads),
         [asdict(d) for d in downloads],
-        resolved.deferred,
+        list(resolved.deferred),
         on_device,
     )

@@ -26,7 +26,7 @@ RECORD, MODEL, MEMORY = "configuration.json", "model", "memory"
 def refers_to_base(resolved: Resolved) -> bool:
     """Return True if a recipe's memory acts on the unchanged base, so that no weights are written."""
     alone = resolved.recipe.memory is not None and len(resolved.recipe.steps) == 1
-    return alone and resolved.dtype is None and resolved.vocabulary is None and not resolved.unties
+    return alone and resolved.dtype_name is None and resolved.vocabulary is None and not resolved.unties
 
 
 def write_record(out: Path, resolved: Resolved, digest: str) -> None:

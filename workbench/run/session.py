@@ -6,8 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.tokenizer import load_tokenizer
@@ -43,7 +42,7 @@ def live_session(
     device: torch.device,
     progress: Callable[[int, int, str], None],
     *,
-    rounded_to: torch.dtype | None = torch.float32,
+    rounded_to: torch.dtype | None,
     seed: int | None = None,
 ) -> LiveSession:
     """Load a configuration as a live float32 model.

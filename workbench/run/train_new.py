@@ -9,13 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from safetensors.torch import load_file
-
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import torch
 from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -46,6 +44,8 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
     Raises:
         WorkbenchError: If `check_training` fails or the data are invalid.
     """
+    from safetensors.torch import load_file
+
     assert step.train is not None
     resolved, device, at = context.resolved, context.device, context.number
     place = resolved.cache / "grown" / f"{context.key}.safetensors"

@@ -54,16 +54,16 @@ class Bounded:
 
     def scaled(self, weight: float, factor: float) -> Bounded:
         """Return these differences multiplied by `factor`, with each item weighted by `weight`."""
-        both = weight * factor
+        scale = weight * factor
         return Bounded(
             span=self.span * factor,
-            rise=both * self.rise,
-            fall=both * self.fall,
-            squares=both**2 * self.squares,
-            plain=both * weight * self.plain,
+            rise=scale * self.rise,
+            fall=scale * self.fall,
+            squares=scale**2 * self.squares,
+            plain=scale * weight * self.plain,
             units=weight**2 * self.units,
-            spread=both**2 * self.spread,
-            variance=both**2 * self.variance,
+            spread=scale**2 * self.spread,
+            variance=scale**2 * self.variance,
             answers=self.answers,
         )
 
@@ -75,8 +75,8 @@ class Bounded:
 
     def variance_at(self, x: float, items: float) -> float:
         """Return V(x), the variance of the sum of `items` differences whose true mean is x."""
-        seen = max(self.squares - 2 * x * self.plain + x * x * self.units, 0.0)
-        return self._design * seen * self._widened(x / self.span, items)
+        observed = max(self.squares - 2 * x * self.plain + x * x * self.units, 0.0)
+        return self._design * observed * self._widened(x / self.span, items)
 
     def _widened(self, x: float, n: float) -> float:
         """Return R(x): Tango's variance of items that rise, fall or stay, divided by the variance at the observed shares.
@@ -85,12 +85,12 @@ class Bounded:
         likelihood is largest at the root q of 2 n q^2 - (rise + fall + x (rise - fall) - 2 n x) q - fall x (1 - x) = 0.
         """
         rise, fall = self.rise / self.span, self.fall / self.span
-        seen = rise + fall - 2 * x * (rise - fall) + n * x * x
-        if seen <= TINY * n:
+        observed = rise + fall - 2 * x * (rise - fall) + n * x * x
+        if observed <= TINY * n:
             return 1.0
         b, c = 2 * n * x - (rise + fall) - x * (rise - fall), -fall * x * (1 - x)
         q = max((math.sqrt(max(b * b - 8 * n * c, 0.0)) - b) / (4 * n), 0.0, -x)
-        return max(n * (2 * q + x - x * x), 0.0) / seen
+        return max(n * (2 * q + x - x * x), 0.0) / observed
 
 
 @dataclass(frozen=True)
@@ -148,8 +148,8 @@ class Changes:
 
     def as_t(self, critical: float) -> float:
         """Convert a critical value of the flipped statistic to Student's t."""
-        left = self.effective - critical**2
-        return critical * math.sqrt((self.effective - 1) / left) if left > TINY else math.inf
+        remainder = self.effective - critical**2
+        return critical * math.sqrt((self.effective - 1) / remainder) if remainder > TINY else math.inf
 
     def interval(self, critical: float, rejected: bool) -> tuple[float, float]:
         """Return the interval of all means x whose z(x) is at most the t of a critical value.
@@ -209,11 +209,11 @@ def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> C
     factors = scales or [1.0] * len(parts)
     items = sum(float(part.sizes.sum()) for part in parts)
     weights = [items / (len(parts) * float(part.sizes.sum())) for part in parts]
-    both = list(zip(parts, weights, factors, strict=True))
-    bounded = [part.bounded.scaled(w, f) for part, w, f in both if part.bounded]
+    weighted = list(zip(parts, weights, factors, strict=True))
+    bounded = [part.bounded.scaled(w, f) for part, w, f in weighted if part.bounded]
     return Changes(
-        sums=np.concatenate([w * f * part.sums for part, w, f in both]),
-        sizes=np.concatenate([w * part.sizes for part, w, _ in both]),
+        sums=np.concatenate([w * f * part.sums for part, w, f in weighted]),
+        sizes=np.concatenate([w * part.sizes for part, w, _ in weighted]),
         bounded=_together(bounded) if len(bounded) == len(parts) else None,
     )
 

@@ -192,16 +192,16 @@ class Scores(_Document):
 
         Names of the same weights with other generation settings are dropped, because they are other configurations.
         """
-        mine, wanted = self.configuration.digest, configuration.digest
-        named = (_alias(self.configuration), *self.aliases)
-        others = tuple(a for a in named if a.name != configuration.name and (a.digest or mine) == wanted)
+        own_digest, new_digest = self.configuration.digest, configuration.digest
+        names = (_alias(self.configuration), *self.aliases)
+        others = tuple(a for a in names if a.name != configuration.name and (a.digest or own_digest) == new_digest)
         return self.model_copy(update={"configuration": configuration, "aliases": others})
 
     def knows(self, configuration: Configuration) -> bool:
         """Return True if the document holds this name of this configuration."""
-        mine = self.configuration.digest
+        own_digest = self.configuration.digest
         return any(
-            (a.name, a.digest or mine) == (configuration.name, configuration.digest)
+            (a.name, a.digest or own_digest) == (configuration.name, configuration.digest)
             for a in (_alias(self.configuration), *self.aliases)
         )
 
@@ -216,7 +216,7 @@ def read_document(path: Path) -> Scores:
     Raises:
         WorkbenchError: If the document is damaged or its format is unknown.
     """
-    document = read_object(path, None, again(path))
+    document = read_object(path, None, rescore_hint(path))
     version = document.get("version")
     if version not in (1, FORMAT):
         raise WorkbenchError(
@@ -228,11 +228,11 @@ def read_document(path: Path) -> Scores:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "document"
-        raise WorkbenchError(f"{path}: {where}: {first['msg']}", again(path)) from error
+        raise WorkbenchError(f"{path}: {where}: {first['msg']}", rescore_hint(path)) from error
     if path.parent.name != f"{scores.suite}-{scores.plan[:12]}":
-        raise WorkbenchError(f"{path}: the document's suite and plan differ from those in its folder's name", again(path))
+        raise WorkbenchError(f"{path}: the document's suite and plan differ from those in its folder's name", rescore_hint(path))
     if version == FORMAT and not (scores.key and scores.rows and scores.items):
-        raise WorkbenchError(f"{path}: expected a key and the digests of rows and items", again(path))
+        raise WorkbenchError(f"{path}: expected a key and the digests of rows and items", rescore_hint(path))
     return scores if scores.key else scores.model_copy(update={"key": scores.configuration.digest})
 
 
@@ -261,8 +261,8 @@ def plan_record(folder: Path) -> dict[str, Any]:
     """
     path = folder / "plan.json"
     if not path.is_file():
-        raise WorkbenchError(f"{path}: the file does not exist, but scores refer to it", again(path))
-    record, hint = read_object(path, None, again(path)), again(path)
+        raise WorkbenchError(f"{path}: the file does not exist, but scores refer to it", rescore_hint(path))
+    record, hint = read_object(path, None, rescore_hint(path)), rescore_hint(path)
     tasks, suite = record.get("tasks"), record.get("suite")
     if not isinstance(suite, dict) or not isinstance(suite.get("suite"), str) or not isinstance(record.get("plan"), str):
         raise WorkbenchError(f"{path}: expected a suite and the digest of a plan", hint)
@@ -271,8 +271,8 @@ def plan_record(folder: Path) -> dict[str, Any]:
         if not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in kinds.items()):
             raise WorkbenchError(f"{path}: tasks: {task or 'missing'}: expected an object with {', '.join(kinds)}", hint)
         ratios, lower = about.get("ratios", {}), about.get("lower", [])
-        known = isinstance(ratios, dict) and all(kind in RATIOS for kind in ratios.values())
-        if not known or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
+        known_ratios = isinstance(ratios, dict) and all(kind in RATIOS for kind in ratios.values())
+        if not known_ratios or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
             raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
     # Imported plans have null for dtype and batch size.
     fields: dict[str, tuple[type, ...]] = {
@@ -307,15 +307,15 @@ def _check_groups(record: Mapping[str, Any], path: Path) -> None:
             fits = fits and listed and isinstance(entry.get("metric"), str) and isinstance(entry.get("weighted"), bool)
         if not fits:
             raise WorkbenchError(
-                f"{path}: groups: expected names, tasks of the plan and aggregates, found {str(group)[:80]}", again(path)
+                f"{path}: groups: expected names, tasks of the plan and aggregates, found {str(group)[:80]}", rescore_hint(path)
             )
     for task, about in record["tasks"].items():
         filters = about.get("filters", ["none"])
         if not isinstance(filters, list) or not all(isinstance(f, str) for f in filters):
-            raise WorkbenchError(f"{path}: tasks: {task}: filters: expected names, found {str(filters)[:80]}", again(path))
+            raise WorkbenchError(f"{path}: tasks: {task}: filters: expected names, found {str(filters)[:80]}", rescore_hint(path))
 
 
-def again(path: Path) -> str:
+def rescore_hint(path: Path) -> str:
     """Return the hint to delete a damaged file of the store together with the files that depend on it."""
     shared = path.name.startswith(("plan.", "items."))
     what = path.parent if shared else path.parent / f"{path.name.split('.')[0]}.*"

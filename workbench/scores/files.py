@@ -103,6 +103,7 @@ def unpacked_json(path: Path) -> Any:
 
 
 def _unpack(path: Path, hint: str) -> bytes:
+    """Return the content of a compressed file; raise WorkbenchError with `hint` if it cannot be read."""
     try:
         return gzip.decompress(path.read_bytes())
     except FileNotFoundError:
@@ -151,17 +152,17 @@ class Journal:
         self.done: dict[int, Any] = {}
         lines = path.read_bytes().decode("utf-8", "replace").split("\n") if path.is_file() else []
         lines = lines[:-1] if lines and not lines[-1] else lines
-        whole = []
+        complete = []
         for line in lines:
             answer = _answered(line)
             if answer is None:
                 break
-            whole.append(line)
+            complete.append(line)
             self.done[answer[0]] = answer[1]
         if self.done.pop(-1, digest) != digest:  # another configuration whose digest starts with the same digits
-            whole, self.done = [], {}
-        if not whole or len(whole) < len(lines):
-            write_bytes(path, "".join(f"{line}\n" for line in whole or [json.dumps([-1, digest])]).encode())
+            complete, self.done = [], {}
+        if not complete or len(complete) < len(lines):
+            write_bytes(path, "".join(f"{line}\n" for line in complete or [json.dumps([-1, digest])]).encode())
 
     def add(self, answers: Mapping[int, Any]) -> None:
         """Append answers to the file."""

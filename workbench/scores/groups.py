@@ -10,7 +10,7 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest
 from workbench.scores.documents import Scores
 from workbench.scores.suite import Suite
-from workbench.scores.tasks import TaskFile, group_files
+from workbench.scores.tasks import TaskFile, group_files, metric_name
 
 
 @dataclass(frozen=True)
@@ -51,18 +51,18 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
     files = group_files(tasks_dir)
     tags: dict[str, list[str]] = {}
     for name, file in index.items():
-        given = file.config.get("tag")
-        for tag in given if isinstance(given, list) else [given] if isinstance(given, str) else []:
+        tag_field = file.config.get("tag")
+        for tag in tag_field if isinstance(tag_field, list) else [tag_field] if isinstance(tag_field, str) else []:
             tags.setdefault(tag, []).append(name)
 
-    def group(name: str, seen: tuple[str, ...]) -> list[TaskGroup]:
+    def group(name: str, parents: tuple[str, ...]) -> list[TaskGroup]:
         path, config = files[name]
-        if name in seen:
+        if name in parents:
             raise WorkbenchError(f"{path}: group '{name}' contains itself", "Remove the cycle of groups.")
         tasks: list[str] = []
-        inner: list[TaskGroup] = []
-        given = config.get("task") or []
-        for item in given if isinstance(given, list) else [given]:
+        subgroups: list[TaskGroup] = []
+        members = config.get("task") or []
+        for item in members if isinstance(members, list) else [members]:
             child = item if isinstance(item, str) else item.get("task") or item.get("group") if isinstance(item, dict) else None
             if not isinstance(child, str) or (isinstance(item, dict) and len(item) > 1):
                 raise WorkbenchError(
@@ -70,27 +70,28 @@ def local_groups(tasks_dir: Path, index: Mapping[str, TaskFile]) -> dict[str, li
                     "Put a task with other settings into its own file and list its name here.",
                 )
             if child in files:
-                subgroups = group(child, (*seen, name))
-                inner += subgroups
-                tasks += subgroups[0].tasks
+                child_groups = group(child, (*parents, name))
+                subgroups += child_groups
+                tasks += child_groups[0].tasks
             elif child in index:
                 tasks.append(child)
             elif child in tags:
                 tasks += tags[child]
             else:
                 raise WorkbenchError(f"{path}: group '{name}': unknown task '{child}'", nearest(child, [*index, *files, *tags]))
-        shown = config.get("group_alias")
-        own = TaskGroup(
-            name, shown if isinstance(shown, str) else name, tuple(dict.fromkeys(tasks)), tuple(_aggregates(config, path, name))
+        alias = config.get("group_alias")
+        this = TaskGroup(
+            name, alias if isinstance(alias, str) else name, tuple(dict.fromkeys(tasks)), tuple(_aggregates(config, path, name))
         )
-        return [own, *inner]
+        return [this, *subgroups]
 
     return {name: group(name, ()) for name in files}
 
 
 def _aggregates(config: Mapping[str, Any], path: Path, name: str) -> Iterable[Aggregate]:
-    given = config.get("aggregate_metric_list") or []
-    for entry in given if isinstance(given, list) else [given]:
+    """Yield the entries of a group's `aggregate_metric_list`."""
+    entries = config.get("aggregate_metric_list") or []
+    for entry in entries if isinstance(entries, list) else [entries]:
         metric = entry.get("metric") if isinstance(entry, dict) else None
         filters = entry.get("filter_list") if isinstance(entry, dict) else None
         listed = isinstance(filters, list) and all(isinstance(f, str) for f in filters)
@@ -132,13 +133,15 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
     for group in record.get("groups", ()):
         for entry in group["aggregates"]:
             filters = {task: record["tasks"][task].get("filters") or ["none"] for task in group["tasks"]}
-            wanted = entry["filters"] if entry["filters"] is not None else sorted({f for own in filters.values() for f in own})
-            for by in wanted:
+            filter_names = entry["filters"]
+            if filter_names is None:
+                filter_names = sorted({f for task_filters in filters.values() for f in task_filters})
+            for filter_name in filter_names:
                 parts = [
                     (scores.tasks[task].metrics[name].value, scores.tasks[task].n)
                     for task in group["tasks"]
-                    if by in filters[task]
-                    and (name := _stored_name(entry["metric"], by, filters[task])) in scores.tasks[task].metrics
+                    if filter_name in filters[task]
+                    and (name := metric_name(entry["metric"], filter_name, filters[task])) in scores.tasks[task].metrics
                 ]
                 if parts:
                     weights = [n if entry["weighted"] else 1 for _, n in parts]
@@ -148,7 +151,7 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
                             "group": group["name"],
                             "alias": group["alias"],
                             "metric": entry["metric"],
-                            "filter": by,
+                            "filter": filter_name,
                             "value": value,
                             "weighted": entry["weighted"],
                             "tasks": len(parts),
@@ -156,7 +159,3 @@ def aggregated(record: Mapping[str, Any], scores: Scores) -> list[dict[str, Any]
                         }
                     )
     return aggregates
-
-
-def _stored_name(metric: str, by: str, filters: Sequence[str]) -> str:
-    return metric if by == filters[0] else f"{metric},{by}"

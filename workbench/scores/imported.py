@@ -88,10 +88,12 @@ def import_samples(
             f"--name {name}: the files are in {len(folders)} folders, which make {len(folders)} configurations",
             "Import each folder in a separate call with its own --name.",
         )
-    read = {
+    samples_by_folder = {
         folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()
     }
-    return [_keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in read.items()]
+    return [
+        _keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in samples_by_folder.items()
+    ]
 
 
 def imported_suites(store: ScoreStore) -> list[str]:
@@ -115,29 +117,29 @@ def find_imported(store: ScoreStore, suite: str, names: Sequence[str]) -> list[S
         by_name = {s.configuration.name: s for s in group}
         if all(name in by_name for name in names):
             return [by_name[name] for name in names]
-    every = {s.configuration.name: s for group in reversed(groups) for s in group}
+    newest = {s.configuration.name: s for group in reversed(groups) for s in group}
     for name in names:
-        if name not in every:
+        if name not in newest:
             raise WorkbenchError(
-                f"suite '{suite}' has no imported run '{name}'. {nearest(name, every)}",
+                f"suite '{suite}' has no imported run '{name}'. {nearest(name, newest)}",
                 "`workbench scores ls` lists all runs; `workbench scores import FILE... --name NAME` adds one.",
             )
     raise WorkbenchError(
-        f"suite '{suite}': these runs are not comparable: {_differing([every[name] for name in names], store)}",
+        f"suite '{suite}': these runs are not comparable: {_differing([newest[name] for name in names], store)}",
         "Run lm_eval with the same tasks, --num_fewshot, --limit and chat template for all runs, and import them with the same --cluster.",
     )
 
 
 def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
     """Describe a difference between two imported runs under different plans."""
-    first = store.record(scores[0])["tasks"]
+    first_tasks = store.record(scores[0])["tasks"]
     for s in scores[1:]:
         tasks = store.record(s)["tasks"]
         pair = f"{scores[0].configuration.name} and {s.configuration.name}"
-        if tasks.keys() != first.keys():
-            return f"{pair} have different tasks ({', '.join(first)}; {', '.join(tasks)})"
-        if other := [t for t in tasks if tasks[t]["digest"] != first[t]["digest"]]:
-            return f"{pair} have different documents, prompts, clusters or filters in {', '.join(other)}"
+        if tasks.keys() != first_tasks.keys():
+            return f"{pair} have different tasks ({', '.join(first_tasks)}; {', '.join(tasks)})"
+        if changed := [t for t in tasks if tasks[t]["digest"] != first_tasks[t]["digest"]]:
+            return f"{pair} have different documents, prompts, clusters or filters in {', '.join(changed)}"
     return "no plan has all of these runs"
 
 
@@ -149,6 +151,7 @@ def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
 
 
 def _plan_document(folder: Path) -> dict[str, Any]:
+    """Return the entry of `scores ls --json` for one plan."""
     plan, scores = plan_record(folder), stored_in(folder)
     return {
         "suite": plan["suite"]["suite"],
@@ -204,6 +207,7 @@ def _expanded(files: Iterable[Path]) -> list[Path]:
 
 
 def _task_of(file: Path) -> str:
+    """Return the task that a sample file's name contains."""
     if match := _FILE.fullmatch(file.name):
         return match["task"]
     if file.name.startswith("samples_") and file.suffix == ".jsonl":
@@ -228,23 +232,25 @@ def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name:
     digest = _digest([name, rows])
     notes = tuple(note for s in samples for note in s.notes)
     for other in store.list(plan):
-        if other.configuration.name == name and other.configuration.digest == digest and other.rows is not None:
-            return ImportedRun(other, plan, False, notes)
-        if other.configuration.name == name and other.configuration.digest == digest:
+        if other.configuration.name != name:
+            continue
+        if other.configuration.digest == digest:
+            if other.rows is not None:
+                return ImportedRun(other, plan, False, notes)
             break  # stored by an earlier version without a digest of the rows: write it again
-        if other.configuration.name == name:
-            raise WorkbenchError(
-                f"{folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
-                f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
-            )
+        raise WorkbenchError(
+            f"{folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
+            f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
+        )
     scores = _scores(samples, plan, Configuration(digest, name), results)
     return ImportedRun(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
 
 
 def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
+    """Return the plan of imported samples; the first metric that is a mean is the primary one."""
     if not re.fullmatch(SUITE_NAME, suite):
         raise WorkbenchError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite", 2)
-    made = Suite.model_validate(
+    imported_suite = Suite.model_validate(
         {
             "suite": suite,
             "description": "Imported from lm-eval's sample files",
@@ -252,10 +258,9 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
             "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples},
         }
     )
-    told = results.get("higher_is_better")
-    better: Mapping[str, Any] = told if isinstance(told, dict) else {}
+    directions = _mapping(results.get("higher_is_better"))
     return ImportedPlan(
-        suite=made,
+        suite=imported_suite,
         items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
         kinds={s.task: s.kind for s in samples},
         metrics={s.task: s.metrics for s in samples},
@@ -264,11 +269,16 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
         tasks_dir=Path(),
         dtype="",
         batch_size=0,
-        lower={s.task: tuple(s.lower(found if isinstance(found := better.get(s.task), dict) else {})) for s in samples},
+        lower={s.task: tuple(s.lower(_mapping(directions.get(s.task)))) for s in samples},
         ratios={s.task: dict(s.ratios) for s in samples},
         scorer=SCORER,
         identities={s.task: _digest(s.identity) for s in samples},
     )
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    """Return the value if it is a mapping, else an empty one: files of other programs may hold anything."""
+    return value if isinstance(value, dict) else {}
 
 
 def _digest(value: Any) -> str:

@@ -87,10 +87,10 @@ class ScorePlan:
 
     def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
         """Return the plan of some of the items, in the order of the data; it has its own digest because its batches differ."""
-        wanted = {task: {item.id for item in items[task]} for task in self.suite.tasks}
-        chosen = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in wanted.items()}
-        ids = {task: [item.id for item in kept] for task, kept in chosen.items()}
-        return replace(self, items=chosen, facts=[*self.facts, ids])
+        ids_of = {task: {item.id for item in items[task]} for task in self.suite.tasks}
+        selected = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in ids_of.items()}
+        ids = {task: [item.id for item in task_items] for task, task_items in selected.items()}
+        return replace(self, items=selected, facts=[*self.facts, ids])
 
     def primary(self, task: str) -> str:
         """Return the primary metric of a task."""
@@ -157,19 +157,19 @@ def make_plan(
     items, parts, partial = {}, [], False
     for source in sources:
         _check_metric(suite, source)
-        everything = _items(suite, source)
-        wanted = suite.limit_of(source.name) or len(everything)
-        kept = min(wanted, len(everything), limit or len(everything))
-        partial |= kept < min(wanted, len(everything))
-        items[source.name] = subset(everything, kept)
-        parts.append([source.name, source.digest, suite.cluster_of(source.name), kept])
-    token = tokenizer_digest(tokenizer)
+        all_items = _items(suite, source)
+        suite_limit = suite.limit_of(source.name) or len(all_items)
+        number = min(suite_limit, len(all_items), limit or len(all_items))
+        partial |= number < min(suite_limit, len(all_items))
+        items[source.name] = subset(all_items, number)
+        parts.append([source.name, source.digest, suite.cluster_of(source.name), number])
+    digest = tokenizer_digest(tokenizer)
     facts = [
         _PLAN_FORMAT,
         parts,
         suite.chat_template,
         suite.num_fewshot,
-        token,
+        digest,
         dtype,
         batch_size,
         installed("lm_eval")["lm_eval"],
@@ -180,7 +180,7 @@ def make_plan(
         kinds={s.name: s.kind for s in sources},
         metrics={s.name: s.metrics for s in sources},
         tokenizer=tokenizer,
-        tokenizer_digest=token,
+        tokenizer_digest=digest,
         tasks_dir=tasks_dir,
         dtype=dtype,
         batch_size=batch_size,
@@ -207,39 +207,40 @@ def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = Fa
     Raises:
         WorkbenchError: If a document of a local task has no field `id`.
     """
-    ids, seen = [], Counter[str]()
+    ids, counts = [], Counter[str]()
     for number, doc in enumerate(docs, 1):
         if doc.get("id") is not None:
             ids.append(str(doc["id"]))
         elif bundled:
-            name = bytes_digest(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
-            seen[name] += 1
-            ids.append(name if seen[name] == 1 else f"{name}-{seen[name]}")
+            content_hash = bytes_digest(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
+            counts[content_hash] += 1
+            ids.append(content_hash if counts[content_hash] == 1 else f"{content_hash}-{counts[content_hash]}")
         else:
             raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Add a unique id to every item of the data.")
     return ids
 
 
 def _items(suite: Suite, source: TaskSource) -> list[Item]:
-    name, by = source.name, suite.cluster_of(source.name)
+    """Return a task's items with their clusters, after their ids were found to be unique."""
+    name, cluster_field = source.name, suite.cluster_of(source.name)
     if not source.docs:
         raise WorkbenchError(f"task '{name}' has no items", "Its test data are empty: generate or restore them.")
     ids = item_ids(source.docs, name, bundled=source.bundled)
-    twice = [i for i, count in Counter(ids).items() if count > 1]
-    if twice:
+    repeated = [i for i, count in Counter(ids).items() if count > 1]
+    if repeated:
         raise WorkbenchError(
-            f"task '{name}': {len(twice)} ids occur more than once, the first is '{twice[0]}'",
+            f"task '{name}': {len(repeated)} ids occur more than once, the first is '{repeated[0]}'",
             "Items are paired by id: make the ids in the data unique.",
         )
-    if by == "id":
+    if cluster_field == "id":
         return [Item(i, i) for i in ids]
     for number, doc in enumerate(source.docs, 1):
-        if doc.get(by) is None:
+        if doc.get(cluster_field) is None:
             raise WorkbenchError(
-                f"task '{name}': item {number} has no cluster field '{by}'. {nearest(by, doc)}",
+                f"task '{name}': item {number} has no cluster field '{cluster_field}'. {nearest(cluster_field, doc)}",
                 f"Add it to the data, or set `cluster: {{{name}: id}}` in the suite to make each item its own cluster.",
             )
-    return [Item(i, str(doc[by])) for i, doc in zip(ids, source.docs, strict=True)]
+    return [Item(i, str(doc[cluster_field])) for i, doc in zip(ids, source.docs, strict=True)]
 
 
 def _check_metric(suite: Suite, source: TaskSource) -> None:

@@ -88,33 +88,35 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
     ids, clusters = _ids(docs, task), _clusters(docs, file, cluster)
     items = [_item(task, kind, i, c or i, line) for i, c, line in zip(ids, clusters, docs, strict=True)]
     rows = [_answer(task, kind, item, line, file) for item, line in zip(items, docs, strict=True)]
-    names, dropped = [], []
+    names, ignored = [], []
     ratios: dict[str, str] = {}
-    for by in filters:
-        for metric in first[docs[0]["doc_id"]]["metrics"] if by == filters[0] else next(iter(by_filter[by].values()))["metrics"]:
-            full = metric_name(str(metric), by, filters)
-            values = [_value(str(metric), by_filter[by][line["doc_id"]].get(metric)) for line in docs]
+    for filter_name, filtered in by_filter.items():
+        sample = docs[0] if filter_name == filters[0] else next(iter(filtered.values()))
+        for metric in sample["metrics"]:
+            name = metric_name(str(metric), filter_name, filters)
+            values = [_value(str(metric), filtered[line["doc_id"]].get(metric)) for line in docs]
             if any(v is None for v in values):
-                dropped.append(full)
+                ignored.append(name)
                 continue
-            names.append(full)
+            names.append(name)
             if metric in _RATIOS:
-                ratios[full] = _RATIOS[str(metric)]
+                ratios[name] = _RATIOS[str(metric)]
             for row, value in zip(rows, values, strict=True):
-                row["metrics"][full] = value
+                row["metrics"][name] = value
     if not names:
         raise WorkbenchError(
-            f"{file}: no metric has a number for every item (metrics in the file: {', '.join(dropped) or 'none'})",
+            f"{file}: no metric has a number for every item (metrics in the file: {', '.join(ignored) or 'none'})",
             "Corpus metrics without a value per item cannot be compared by item. Use a task with acc, exact_match or perplexity.",
         )
     if kind == "multiple_choice" and _add_margins(items, rows):
         names.append(MARGIN)
     identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
-    notes = [f"{task}: {m} has no number per item and is ignored" for m in dropped]
+    notes = [f"{task}: {m} has no number per item and is ignored" for m in ignored]
     return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
+    """Return the parsed lines of a file of samples; all must have requests of one type."""
     lines: list[dict[str, Any]] = []
     first_kind: str | None = None
     # splitlines() would also split at other line separators, which JSON strings may contain.
@@ -146,15 +148,15 @@ def _problem(line: Any) -> str | None:
         return f"expected a string under 'filter', found {json.dumps(line['filter'])[:60]}"
     if not isinstance(line["metrics"], list) or not all(isinstance(metric, str) for metric in line["metrics"]):
         return f"expected a list of names under 'metrics', found {json.dumps(line['metrics'])[:60]}"
-    given = line["arguments"]
-    if not isinstance(given, dict) or list(given) != [f"gen_args_{i}" for i in range(len(given))]:
-        return f"expected gen_args_0, gen_args_1, ... under 'arguments', found {json.dumps(given)[:60]}"
-    for request in given.values():
+    arguments = line["arguments"]
+    if not isinstance(arguments, dict) or list(arguments) != [f"gen_args_{i}" for i in range(len(arguments))]:
+        return f"expected gen_args_0, gen_args_1, ... under 'arguments', found {json.dumps(arguments)[:60]}"
+    for request in arguments.values():
         parts = list(request.values()) if isinstance(request, dict) else []
         if not parts or not isinstance(parts[0], str) or not all(isinstance(part, (str, dict)) for part in parts[1:2]):
             return f"expected a context and a continuation or settings in 'arguments', found {json.dumps(request)[:60]}"
-    if len({tuple(type(part) for part in list(request.values())[:2]) for request in given.values()}) > 1:
-        return f"expected requests of one type in 'arguments', found {json.dumps(given)[:60]}"
+    if len({tuple(type(part) for part in list(request.values())[:2]) for request in arguments.values()}) > 1:
+        return f"expected requests of one type in 'arguments', found {json.dumps(arguments)[:60]}"
     if not _arguments(line):
         return "'arguments' has no request with a context"
     for metric in line["metrics"]:
@@ -166,8 +168,8 @@ def _problem(line: Any) -> str | None:
 
 def _arguments(line: Mapping[str, Any]) -> list[list[Any]]:
     """Return the requests of a document, without unconditional ones (acc_mutual_info)."""
-    given = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
-    return [request for request in given if request[0] != "" or len(given) == 1]
+    requests = [list(line["arguments"][f"gen_args_{i}"].values()) for i in range(len(line["arguments"]))]
+    return [request for request in requests if request[0] != "" or len(requests) == 1]
 
 
 def _kind(line: Mapping[str, Any]) -> str:
@@ -181,9 +183,9 @@ def _kind(line: Mapping[str, Any]) -> str:
 
 def _ids(docs: Sequence[Mapping[str, Any]], task: str) -> list[str]:
     """Return the documents' `id` values if all documents have a unique one, else hashes of their content."""
-    own = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
-    if None not in own and len({str(i) for i in own}) == len(own):
-        return [str(i) for i in own]
+    ids = [doc["doc"].get("id") if isinstance(doc["doc"], Mapping) else None for doc in docs]
+    if None not in ids and len({str(i) for i in ids}) == len(ids):
+        return [str(i) for i in ids]
     contents = [dict(doc["doc"]) if isinstance(doc["doc"], Mapping) else {"doc": doc["doc"]} for doc in docs]
     return item_ids([{k: v for k, v in doc.items() if k != "id"} for doc in contents], task, bundled=True)
 
@@ -195,9 +197,9 @@ def _clusters(docs: Sequence[Mapping[str, Any]], file: Path, field: str | None) 
         return [str(v) for v in values]
     if field is None or field == "id":
         return [None] * len(docs)
-    known = list(docs[0]["doc"]) if isinstance(docs[0]["doc"], Mapping) else []
+    fields = list(docs[0]["doc"]) if isinstance(docs[0]["doc"], Mapping) else []
     raise WorkbenchError(
-        f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, known)}",
+        f"{file}: document {values.index(None)} has no field '{field}'. {nearest(field, fields)}",
         "--cluster FIELD must be a field of all documents; without the option each item is its own cluster.",
     )
 

@@ -88,15 +88,15 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
     """
     results = [[StepDown(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
     ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
-    places = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
+    task_of = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
     first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
     running = 0.0
-    while left := [i for i, ladder in enumerate(ladders) if ladder.left]:
-        i = min(left, key=lambda i: ladders[i].p)
-        ladder, count = ladders[i], len(left)
+    while remaining := [i for i, ladder in enumerate(ladders) if ladder.remaining]:
+        i = min(remaining, key=lambda i: ladders[i].p)
+        ladder, count = ladders[i], len(remaining)
         running = max(running, _any_of(ladder.p, count))
         critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
-        results[places[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
+        results[task_of[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
         ladder.pop()
     return results
 
@@ -115,15 +115,15 @@ class _Ladder:
     """The rows of a task in the order of their statistic, and the largest statistic of the remaining rows under sign flips."""
 
     def __init__(self, sums: Floats, scales: Floats) -> None:
-        self._seen = np.abs(sums.sum(0)) / scales
+        self._observed = np.abs(sums.sum(0)) / scales
         self._most = np.abs(sums).sum(0) / scales
-        self._order = [int(r) for r in np.argsort(self._seen, kind="stable")]
+        self._order = [int(r) for r in np.argsort(self._observed, kind="stable")]
         drawn = (np.abs(flipped(sums)) / scales).astype(np.float32)
         self._largest = np.maximum.accumulate(drawn[:, self._order], axis=1)  # [patterns, rows], row by row from the smallest
         self._p: float | None = None
 
     @property
-    def left(self) -> int:
+    def remaining(self) -> int:
         """Number of remaining rows."""
         return len(self._order)
 
@@ -136,7 +136,7 @@ class _Ladder:
     def p(self) -> float:
         """Mid-p of that row: how often the largest statistic exceeds the row's own, with ties counted half."""
         if self._p is None:
-            self._p = self._above(float(self._seen[self.row]))
+            self._p = self._above(float(self._observed[self.row]))
         return self._p
 
     @property
@@ -154,34 +154,34 @@ class _Ladder:
 
         The distribution is discrete: between two of its values, the upper one is returned.
         """
-        values, counts = np.unique(self._largest[:, self.left - 1], return_counts=True)
+        values, counts = np.unique(self._largest[:, self.remaining - 1], return_counts=True)
         above = np.cumsum(counts[::-1])[::-1] - counts / 2
-        at = int(np.searchsorted(-above / counts.sum(), -alpha, "left"))
-        return float(values[at]) if at < len(values) else math.inf
+        index = int(np.searchsorted(-above / counts.sum(), -alpha, "left"))
+        return float(values[index]) if index < len(values) else math.inf
 
     def _above(self, z: float) -> float:
-        largest, close = self._largest[:, self.left - 1], _CLOSE * (1 + z)
+        largest, close = self._largest[:, self.remaining - 1], _CLOSE * (1 + z)
         return float(((largest > z + close).mean() + (largest >= z - close).mean()) / 2)
 
 
 def _patterns(clusters: int) -> Iterator[Signs]:
     """Yield patterns of signs [patterns, clusters], chunk by chunk."""
     if clusters > _KEPT_UP_TO:
-        yield from _drawn(clusters)
+        yield from _random_patterns(clusters)
     else:
-        kept, rows = _kept(clusters), max(1, _CHUNK // clusters)
-        yield from (kept[start : start + rows] for start in range(0, len(kept), rows))
+        patterns, rows = _cached_patterns(clusters), max(1, _CHUNK // clusters)
+        yield from (patterns[start : start + rows] for start in range(0, len(patterns), rows))
 
 
 @lru_cache(maxsize=8)
-def _kept(clusters: int) -> Signs:
+def _cached_patterns(clusters: int) -> Signs:
     if clusters > _ALL_UP_TO:
-        return np.concatenate(list(_drawn(clusters)))
+        return np.concatenate(list(_random_patterns(clusters)))
     bits = np.arange(1 << max(clusters - 1, 0))[:, None] >> np.arange(clusters)[None, ::-1] & 1
     return (1 - 2 * bits).astype(np.int8)
 
 
-def _drawn(clusters: int) -> Iterator[Signs]:
+def _random_patterns(clusters: int) -> Iterator[Signs]:
     rng, rows = np.random.default_rng(clusters), max(1, _CHUNK // clusters)
     for start in range(0, PATTERNS, rows):
         signs = 1 - 2 * rng.integers(0, 2, (min(rows, PATTERNS - start), clusters), np.int8)

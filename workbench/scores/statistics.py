@@ -38,8 +38,8 @@ def brier_score(right: int, probabilities: Sequence[float]) -> float:
 
 def codes(labels: Sequence[Any]) -> NDArray[np.intp]:
     """Return cluster labels as numbers 0..k-1, in order of first appearance."""
-    seen: dict[Any, int] = {}
-    return np.array([seen.setdefault(label, len(seen)) for label in labels], dtype=np.intp)
+    numbers: dict[Any, int] = {}
+    return np.array([numbers.setdefault(label, len(numbers)) for label in labels], dtype=np.intp)
 
 
 def effective_clusters(sizes: Floats | NDArray[np.intp]) -> float:
@@ -79,9 +79,9 @@ def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.0
     spread = mean * (1 - mean)
     effective = n / max(1.0, se**2 * n / spread) if spread > TINY else n
     share = effective + t**2
-    centre = (mean * effective + t**2 / 2) / share
+    center = (mean * effective + t**2 / 2) / share
     half = t * math.sqrt(spread * effective + t**2 / 4) / share
-    return max(0.0, centre - half), min(1.0, centre + half)
+    return max(0.0, center - half), min(1.0, center + half)
 
 
 def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:

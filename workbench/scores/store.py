@@ -19,10 +19,10 @@ from workbench.scores.documents import (
     Metric,
     Scores,
     TaskScores,
-    again,
     disagreement,
     plan_record,
     read_document,
+    rescore_hint,
 )
 from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
 from workbench.scores.plan import ScorePlan
@@ -86,7 +86,8 @@ class ScoreStore:
         scores = read_document(path)
         if scores.key != key or scores.plan != plan.digest:
             raise WorkbenchError(
-                f"{path}: found scores of {scores.key} under plan {scores.plan}, expected {key} under {plan.digest}", again(path)
+                f"{path}: found scores of {scores.key} under plan {scores.plan}, expected {key} under {plan.digest}",
+                rescore_hint(path),
             )
         return scores
 
@@ -108,16 +109,16 @@ class ScoreStore:
         path = self._path(scores.suite, scores.plan, scores.key).with_suffix(".jsonl.gz")
         rows = self._read(scores, path, scores.rows, answers=True)
         if problem := disagreement(scores, rows):
-            raise WorkbenchError(f"{path}: {problem}", again(path))
+            raise WorkbenchError(f"{path}: {problem}", rescore_hint(path))
         return rows
 
     def _read(self, scores: Scores, path: Path, digest: str | None, *, answers: bool) -> Rows:
         document = self._path(scores.suite, scores.plan, scores.key)
         if digest is None:
             raise WorkbenchError(
-                f"{document}: an earlier version stored these scores without a digest of their rows", again(document)
+                f"{document}: an earlier version stored these scores without a digest of their rows", rescore_hint(document)
             )
-        return read_rows(path, digest, again(path), answers=answers)
+        return read_rows(path, digest, rescore_hint(path), answers=answers)
 
     def write(self, plan: ScorePlan, scores: Scores, rows: Rows, items: Rows) -> Scores:
         """Store finished scores and delete the intermediate results of their tasks.
@@ -225,9 +226,9 @@ def margin_of(row: Row, item: Row) -> float | None:
 
     It is read from the row's metrics or computed from its log-likelihoods. The result is None if the gold choice is not known.
     """
-    known = row["metrics"].get(MARGIN)
-    if known is not None:
-        return float(known)
+    stored = row["metrics"].get(MARGIN)
+    if stored is not None:
+        return float(stored)
     values, choices, right = row.get("loglikelihoods"), item.get("choices"), gold_of(item)
     if not values or not choices or len(values) != len(choices):
         return None

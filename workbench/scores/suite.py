@@ -119,6 +119,7 @@ class Suite(Written):
 
     @model_validator(mode="after")
     def _names_are_tasks(self) -> Suite:
+        """Check that names in other fields are tasks of the suite, and that numbers are in their ranges."""
         twice = [name for name, count in Counter(self.tasks).items() if count > 1]
         if twice:
             raise ValueError(f"tasks: '{twice[0]}' is listed twice")

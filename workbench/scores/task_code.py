@@ -21,14 +21,14 @@ from workbench.versions import installed
 
 FORMAT = "task-1"
 # Modules that read files only through Python's `open`, where the reads are recorded, and whose results depend on nothing else.
-_SEEN = frozenset({
+_RECORDED_MODULES = frozenset({
     "__future__", "abc", "array", "ast", "base64", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "decimal",
     "difflib", "enum", "fractions", "functools", "gzip", "hashlib", "heapq", "html", "io", "itertools", "json", "math", "numbers",
     "operator", "pathlib", "pprint", "random", "re", "statistics", "string", "sys", "textwrap", "types", "typing", "unicodedata",
     "datasets", "numpy", "scipy", "yaml", "typing_extensions", "lm_eval",
 })  # fmt: skip
 # Names that give access to inputs that are not recorded: the environment, existence of files, the time, native readers.
-_UNSEEN = frozenset({
+_UNRECORDED_NAMES = frozenset({
     "environ", "getenv", "exists", "is_file", "is_dir", "stat", "lstat", "getmtime", "getsize", "now", "today", "utcnow", "cwd", "home", "argv", "stdin",
     "load_dataset", "load_from_disk", "from_parquet", "from_json", "from_csv", "from_text", "from_generator", "from_file",
     "memmap", "SystemRandom", "__import__", "eval", "exec", "import_module",
@@ -78,9 +78,9 @@ def code_of(files: Iterable[Path], folder: Path) -> Code:
     visited: set[Path] = set()
     named: set[Path] = set()
     foreign: set[str] = set()
-    left = [path.resolve() for path in files if path.suffix == ".py"]
-    while left:
-        path = left.pop()
+    queue = [path.resolve() for path in files if path.suffix == ".py"]
+    while queue:
+        path = queue.pop()
         if path in visited:
             continue
         visited.add(path)
@@ -91,12 +91,12 @@ def code_of(files: Iterable[Path], folder: Path) -> Code:
         for node in ast.walk(tree):
             for module in _imported(node):
                 inner = _module(module, path.parent)
-                left += inner
-                foreign.update({module.rpartition(".")[2]} & _UNSEEN)
-                if not inner and not module.startswith(".") and module.partition(".")[0] not in _SEEN:
+                queue += inner
+                foreign.update({module.rpartition(".")[2]} & _UNRECORDED_NAMES)
+                if not inner and not module.startswith(".") and module.partition(".")[0] not in _RECORDED_MODULES:
                     foreign.add(module.partition(".")[0])
             name = node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else None
-            if name in _UNSEEN:
+            if name in _UNRECORDED_NAMES:
                 foreign.add(str(name))
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 named.update(_existing(node.value, (path.parent, folder, Path.cwd())))
@@ -129,6 +129,7 @@ def _module(name: str, folder: Path) -> list[Path]:
 
 
 def _existing(text: str, folders: Iterable[Path]) -> Iterator[Path]:
+    """Yield the user's files that a string literal may name."""
     if not 0 < len(text) < 200 or "\n" in text or "\0" in text:
         return
     for folder in folders:
@@ -175,16 +176,16 @@ def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: It
     if not code.is_traceable or reads.unseen:
         path.unlink(missing_ok=True)
         return
-    every = {*files, *code.files, *code.named, *reads.files}
-    kept = {**asdict(source), "lower": sorted(source.lower), "docs": list(source.docs)}
+    input_files = {*files, *code.files, *code.named, *reads.files}
+    source_data = {**asdict(source), "lower": sorted(source.lower), "docs": list(source.docs)}
     document = {
         "format": FORMAT,
         "versions": _versions(),
         "cwd": str(Path.cwd()),
-        "files": {str(f): [*_stat(f), _digest(f)] for f in sorted(every) if f.is_file()},
+        "files": {str(f): [*_stat(f), _digest(f)] for f in sorted(input_files) if f.is_file()},
         "absent": sorted(map(str, reads.absent)),
         "folders": {str(f): _listing(f) for f in sorted(reads.folders)},
-        "source": kept,
+        "source": source_data,
     }
     try:
         data = json.dumps(document, allow_nan=False).encode()
@@ -200,16 +201,21 @@ def recall(path: Path, code: Code, files: Iterable[Path]) -> TaskSource | None:
         return None
     try:
         memo = read_object(path)
-        every = {*map(str, files), *map(str, code.files), *map(str, code.named)}
+        input_files = {*map(str, files), *map(str, code.files), *map(str, code.named)}
         if memo["format"] != FORMAT or memo["versions"] != _versions() or memo["cwd"] != str(Path.cwd()):
             return None
-        if not every <= memo["files"].keys() or not all(_same(Path(f), known) for f, known in memo["files"].items()):
+        if not input_files <= memo["files"].keys() or not all(_same(Path(f), known) for f, known in memo["files"].items()):
             return None
         if any(Path(f).exists() for f in memo["absent"]) or any(_listing(Path(f)) != d for f, d in memo["folders"].items()):
             return None
-        kept: Mapping[str, Any] = memo["source"]
+        source: Mapping[str, Any] = memo["source"]
         return TaskSource(
-            **{**kept, "metrics": tuple(kept["metrics"]), "filters": tuple(kept["filters"]), "lower": frozenset(kept["lower"])}
+            **{
+                **source,
+                "metrics": tuple(source["metrics"]),
+                "filters": tuple(source["filters"]),
+                "lower": frozenset(source["lower"]),
+            }
         )
     except (WorkbenchError, KeyError, TypeError, AttributeError, ValueError):  # the memo is damaged: build the task again
         return None
@@ -225,8 +231,8 @@ def _versions() -> dict[str, str]:
 
 
 def _stat(path: Path) -> list[int]:
-    about = path.stat()
-    return [about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns]
+    status = path.stat()
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
 
 
 def _same(path: Path, known: list[Any]) -> bool:

@@ -110,15 +110,15 @@ class TaskFile:
                 f"{self.path}: task '{name}' has no data: neither dataset_path nor custom_dataset",
                 "Add `custom_dataset: !function localdata.jsonl` and `dataset_kwargs: {data_files: {test: data/NAME.jsonl}}`, or dataset_path.",
             )
-        given = config.get("dataset_kwargs") or {}
-        if not isinstance(given, dict):
+        kwargs = config.get("dataset_kwargs") or {}
+        if not isinstance(kwargs, dict):
             raise WorkbenchError(
-                f"{self.path}: task '{name}': dataset_kwargs: expected a mapping, found {type(given).__name__}", None
+                f"{self.path}: task '{name}': dataset_kwargs: expected a mapping, found {type(kwargs).__name__}", None
             )
-        given = given.get("data_files")
-        if not config.get("custom_dataset") or not isinstance(given, dict):
+        data_files = kwargs.get("data_files")
+        if not config.get("custom_dataset") or not isinstance(data_files, dict):
             return ()
-        paths = {split: self.path.parent / str(p) for split, p in given.items()}
+        paths = {split: self.path.parent / str(p) for split, p in data_files.items()}
         for path in paths.values():
             if not path.is_file():
                 raise WorkbenchError(
@@ -200,21 +200,22 @@ def group_files(tasks_dir: Path) -> dict[str, tuple[Path, Mapping[str, Any]]]:
     return groups
 
 
-def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
-    if path in seen:
+def _task_config(path: Path, parents: tuple[Path, ...]) -> tuple[dict[str, Any], tuple[Path, ...]]:
+    """Return a task file's definition merged with its includes, and the files that define it."""
+    if path in parents:
         raise WorkbenchError(f"{path}: the file includes itself", "Remove the cycle of includes.")
     try:
         text = path.read_text("utf-8")
         config = yaml.load(text[: MAX_BYTES + 1], _TaskLoader)  # noqa: S506, TID251  a SafeLoader
     except FileNotFoundError:
-        raise WorkbenchError(f"{seen[-1]}: included file {path} not found", None) from None
+        raise WorkbenchError(f"{parents[-1]}: included file {path} not found", None) from None
     except yaml.MarkedYAMLError as error:
         line = f":{error.problem_mark.line + 1}:{error.problem_mark.column + 1}" if error.problem_mark else ""
         raise WorkbenchError(f"{path}{line}: not YAML: {error.problem}", _SKIPPED) from error
     except (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError) as error:
         # UTF-16, a date such as 2026-13-45, an explicit tag without a value that it fits, endless nesting
-        said = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
-        raise WorkbenchError(f"{path}: not YAML: {said}", _SKIPPED) from None
+        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error).split("\n")[0][:120]
+        raise WorkbenchError(f"{path}: not YAML: {reason}", _SKIPPED) from None
     if len(text) > MAX_BYTES or _is_large(config):
         raise WorkbenchError(
             f"{path}: the file is too large, nested too deeply, or has too many aliases", "Put the items into a separate file."
@@ -227,7 +228,7 @@ def _task_config(path: Path, seen: tuple[Path, ...]) -> tuple[dict[str, Any], tu
     for name in includes if isinstance(includes, list) else [includes]:
         if not isinstance(name, str) or "\0" in name:
             raise WorkbenchError(f"{path}: include: expected the names of task files, found {name!r:.60}", None)
-        inner, more = _task_config((path.parent / name).resolve(), (*seen, path))
+        inner, more = _task_config((path.parent / name).resolve(), (*parents, path))
         merged.update(inner)
         files.extend(more)
     return {**merged, **config}, tuple(dict.fromkeys(f for f in files if f.is_file()))
@@ -257,6 +258,7 @@ def _functions(value: Any) -> list[_Function]:
 
 
 def _read_jsonl(path: Path, task: str) -> list[dict[str, Any]]:
+    """Read a task's documents, one JSON object per line."""
     docs = []
     # splitlines() would also split at other line separators, which JSON strings may contain.
     for number, line in enumerate(jsondoc.text_of(path, f"{path}: task '{task}'").split("\n"), 1):

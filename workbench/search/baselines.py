@@ -36,16 +36,18 @@ def baselines(space: Space) -> list[LineupEntry]:
         step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
         name = f"task-arithmetic-{lam:g}"
         entries.append(LineupEntry(name, "average", resolve(recipe.derive(name, [step], bricks))))
-    keys: set[str] = set()
-    return [e for e in entries if e.resolved.key not in keys and not keys.add(e.resolved.key)]  # type: ignore[func-returns-value]
+    unique: dict[str, LineupEntry] = {}
+    for entry in entries:
+        unique.setdefault(entry.resolved.key, entry)
+    return list(unique.values())
 
 
-def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> LineupEntry | None:
+def cocktail(recipe: Recipe, answers: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> LineupEntry | None:
     """Return the mean of the bricks with weights softmax(log p / T), where log p is each brick's log-probability of right answers.
 
     Args:
         recipe: Recipe of the search.
-        seen: Answers of the controls by name.
+        answers: Answers of the controls by name.
         objectives: Objectives of the search.
         metric: Name of the log-probability of right answers, which the first items have.
 
@@ -54,12 +56,12 @@ def cocktail(recipe: Recipe, seen: Mapping[str, Answers], objectives: Sequence[O
     """
     bricks = _bricks(recipe)
     keys = list(dict.fromkeys(term.key for objective in objectives for term in objective.terms))
-    if len(bricks) < 2 or not all(name in seen for name in bricks):
+    if len(bricks) < 2 or not all(name in answers for name in bricks):
         return None
-    gold = [value for name in bricks if (value := seen[name].mean(keys, metric)) is not None]
-    if len(gold) < len(bricks):
+    log_probabilities = [value for name in bricks if (value := answers[name].mean(keys, metric)) is not None]
+    if len(log_probabilities) < len(bricks):
         return None
-    shares = [math.exp((value - max(gold)) / TEMPERATURE) for value in gold]
+    shares = [math.exp((value - max(log_probabilities)) / TEMPERATURE) for value in log_probabilities]
     weights = {name: round(share / sum(shares), 4) for name, share in zip(bricks, shares, strict=True)}
     step = {"merge": "linear", "bricks": weights}
     return LineupEntry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))

@@ -9,11 +9,10 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.generation import identity
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
@@ -29,13 +28,13 @@ if TYPE_CHECKING:
 
     from workbench.evaluate.resident import Resident
 
-_Part = tuple[ScorePlan, Rows]
+_ScoredPlan = tuple[ScorePlan, Rows]
 Stop = Callable[[int, Answers], bool]
 """Function of (stage, answers so far) that returns True to stop the candidate."""
 
 
 @dataclass(frozen=True)
-class Seen:
+class Outcome:
     """The outcome of a candidate.
 
     Attributes:
@@ -93,22 +92,22 @@ class Bench:
         """Return the digest of the live model's current weights."""
         return json_digest({name: tensor_digest(p.detach()) for name, p in self.model.named_parameters()})
 
-    def score(self, entry: LineupEntry, stop: Stop | None = None) -> Seen:
+    def score(self, entry: LineupEntry, stop: Stop | None = None) -> Outcome:
         """Score a candidate stage by stage until it is scored on all search items or `stop` returns True.
 
         Raises:
             WorkbenchError: If its weights cannot be computed or log-likelihoods are not finite.
         """
-        parts: list[_Part] = []
+        parts: list[_ScoredPlan] = []
         with self._live(entry) as live:
             for number, plans in enumerate(self.stages.search):
                 parts += [(plan, self._rows(live, plan, gold=self.gold and number == 0)) for plan in plans]
                 answers = gathered(parts)
                 last = number == len(self.stages.search) - 1
                 if not last and stop and stop(number, answers):
-                    return Seen(live.digest, answers, number, True, live.seconds)
+                    return Outcome(live.digest, answers, number, True, live.seconds)
         self._full[live.digest] = answers
-        return Seen(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
+        return Outcome(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
 
     def test(self, entry: LineupEntry) -> tuple[Configuration, Answers]:
         """Score a configuration on the test items."""

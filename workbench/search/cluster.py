@@ -10,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
+from workbench.lazy import torch
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.trust import VARIABLE
 from workbench.resolve.resolve import resolve
@@ -111,17 +110,18 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
 
 @contextmanager
 def _cluster() -> Iterator[Any]:
+    """Yield ray, connected to a cluster; disconnect afterwards if this call connected it."""
     try:
         import ray
     except ImportError:
         raise WorkbenchError("--engine ray: ray is not installed", "pip install 'brick-workbench[cluster]'") from None
-    mine = not ray.is_initialized()
-    if mine:
+    started_here = not ray.is_initialized()
+    if started_here:
         ray.init(log_to_driver=False, logging_level=40, include_dashboard=False)
     try:
         yield ray
     finally:
-        if mine:
+        if started_here:
             ray.shutdown()
 
 
@@ -181,23 +181,24 @@ class _Pool:
 
 def _score_controls(search: Search, pool: _Pool) -> None:
     """Score the controls on all workers and add them in their order."""
-    wanted = controls(search)
-    answers = _all(search, pool, wanted)
-    for entry in wanted:
-        add_control(search, entry, answers[entry.name])
+    entries = controls(search)
+    answers_of = _score_all(search, pool, entries)
+    for entry in entries:
+        add_control(search, entry, answers_of[entry.name])
     if mixed := mixture(search):
-        add_control(search, mixed, _all(search, pool, [mixed])[mixed.name])
+        add_control(search, mixed, _score_all(search, pool, [mixed])[mixed.name])
 
 
-def _all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
-    left, lost, answers = list(entries), 0, {}
-    while left or pool.busy:
-        while left and pool.idle:
-            pool.submit(left[0], [], left.pop(0))
+def _score_all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
+    """Score configurations on all workers; return their answers by name."""
+    queue, lost, answers = list(entries), 0, {}
+    while queue or pool.busy:
+        while queue and pool.idle:
+            pool.submit(queue[0], [], queue.pop(0))
         entry, attempt = pool.next()
         if attempt is None:
             search.events({"stage": "search", "text": f"{entry.name}: its worker was lost, scoring again"})
-            left.append(entry)
+            queue.append(entry)
             lost += 1
         elif attempt.scores is None:
             raise WorkbenchError(f"control {entry.name}: {attempt.result['error']}")
@@ -214,12 +215,18 @@ def _all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[st
 
 def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any, most: int | None) -> None:
     """Score the candidates of one arm, one per worker at a time."""
-    lost: dict[str, int] = {}
-    again: list[Trial] = []
+    losses: dict[str, int] = {}
+    lost_trials: list[Trial] = []
     started: dict[str, float] = {}
     ended = False
+
+    def next_trial() -> Trial | None:
+        if lost_trials:
+            return lost_trials.pop()
+        return None if ended or clock.over() else study.claim(arm, most)
+
     while True:
-        while pool.idle and (trial := again.pop() if again else None if ended else _claimed(study, clock, arm, most)) is not None:
+        while pool.idle and (trial := next_trial()) is not None:
             started.setdefault(trial.name, time.perf_counter())
             pool.submit(candidate(search, trial.name, trial.values), rivals(search, study), trial)
         ended = ended or pool.idle
@@ -227,14 +234,10 @@ def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any
             return
         trial, attempt = pool.next()
         if attempt is None:
-            lost[trial.name] = lost.get(trial.name, 0) + 1
+            losses[trial.name] = losses.get(trial.name, 0) + 1
             search.events({"stage": "search", "text": f"{trial.name}: its worker was lost, scoring again"})
-            if lost[trial.name] < LOSSES:
-                again.append(trial)
+            if losses[trial.name] < LOSSES:
+                lost_trials.append(trial)
                 continue
             attempt = Attempt(None, {"error": f"{LOSSES} workers were lost while scoring it", "stopped": False, "seconds": {}})
         keep(search, study, clock, trial, attempt, time.perf_counter() - started[trial.name])
-
-
-def _claimed(study: Study, clock: Clock, arm: Any, most: int | None) -> Trial | None:
-    return None if clock.over() else study.claim(arm, most)

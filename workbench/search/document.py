@@ -26,10 +26,10 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         tested: Configurations that were scored on test items; controls first.
         recipes: File of the recipe by candidate, relative to the project.
     """
-    controls, found = ([t for t in tested if t.part == part] for part in ("control", "found"))
+    controls, winners = ([t for t in tested if t.part == part] for part in ("control", "found"))
     # The best control is chosen on search items, without use of the test items.
     best = max((t.rival for t in controls), key=lambda rival: sum(rival.scores))
-    several = len(search.objectives) > 1
+    multi_objective = len(search.objectives) > 1
     return {
         "version": 1,
         "name": search.recipe.name,
@@ -56,11 +56,11 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         ],
         "trials": [_trial(search, best, record) for record in study.finished()],
         "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
-        "winner": found[0].name if found and not several else None,
+        "winner": winners[0].name if winners and not multi_objective else None,
         "recipes": dict(recipes),
         "best_control": best.name,
-        **({} if found else {"unbeaten": _unbeaten(search, tested)}),
-        **({"front": [t.name for t in found], "hypervolume": hypervolumes(search, study)} if several else {}),
+        **({} if winners else {"unbeaten": _unbeaten(search, tested)}),
+        **({"front": [t.name for t in winners], "hypervolume": hypervolumes(search, study)} if multi_objective else {}),
         "warnings": list(search.warnings),
         "test": _test(search, tested, best.name),
     }
@@ -92,10 +92,10 @@ def _command(search: Search) -> str | None:
 
 def _trial(search: Search, best: Rival, record: Mapping[str, Any]) -> dict[str, Any]:
     scores = record["scores"]
-    found = {**record, "scores": None if scores is None else _shown(search.objectives, scores)}
-    whole = scores is not None and not record["stopped"]
-    answers = search.bench.answers(record["digest"]) if whole else None
-    return {**found, "intervals": _intervals(search, best, answers)} if answers else found
+    trial = {**record, "scores": None if scores is None else _shown(search.objectives, scores)}
+    is_complete = scores is not None and not record["stopped"]
+    answers = search.bench.answers(record["digest"]) if is_complete else None
+    return {**trial, "intervals": _intervals(search, best, answers)} if answers else trial
 
 
 def _intervals(search: Search, best: Rival, answers: Answers) -> list[list[float] | None]:
@@ -136,14 +136,14 @@ def _twin(tested: Tested, best: Tested, others: Sequence[Tested]) -> str | None:
 
 def _row(objectives: Sequence[Objective], tested: Tested, control: Tested, twin: str | None) -> dict[str, Any]:
     """Return the scores on both halves; the `optimism` of other controls, which were not selected, shows the effect of the split alone."""
-    after = [tested.answers.value(objective) for objective in objectives]
+    test_scores = [tested.answers.value(objective) for objective in objectives]
     optimism = [line["optimism"] for line in _against(objectives, control, tested)]
     return {
         "name": tested.name,
         "part": tested.part,
         "digest": tested.configuration.of_weights,
         "search": _shown(objectives, tested.rival.scores),
-        "test": _shown(objectives, after),
+        "test": _shown(objectives, test_scores),
         "optimism": optimism,
         "same_as": twin,
     }
@@ -157,23 +157,31 @@ def _against(objectives: Sequence[Objective], control: Tested, tested: Tested) -
     """
     lines = []
     for objective in objectives:
-        test, seen = gap(control.answers, tested.answers, objective), gap(control.rival.answers, tested.rival.answers, objective)
+        test = gap(control.answers, tested.answers, objective)
+        search = gap(control.rival.answers, tested.rival.answers, objective)
         lines.append(
             {
                 "objective": objective.name,
                 "test": _gap(test),
-                "search": _gap(seen),
+                "search": _gap(search),
                 "verdict": test.verdict(),
                 "reason": test.reason(),
-                "optimism": round(seen.diff - test.diff, 6),
+                "optimism": round(search.diff - test.diff, 6),
             }
         )
     return lines
 
 
-def _gap(found: Gap) -> dict[str, Any]:
-    ends = [round(end, 6) if math.isfinite(end) else None for end in found.interval()]
-    return {"diff": round(found.diff, 6), "low": ends[0], "high": ends[1], "p": round(found.p, 6), "clusters": found.clusters}
+def _gap(difference: Gap) -> dict[str, Any]:
+    """Return a difference as plain data; infinite ends are None."""
+    ends = [round(end, 6) if math.isfinite(end) else None for end in difference.interval()]
+    return {
+        "diff": round(difference.diff, 6),
+        "low": ends[0],
+        "high": ends[1],
+        "p": round(difference.p, 6),
+        "clusters": difference.clusters,
+    }
 
 
 def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dict[str, Any]:
@@ -191,12 +199,12 @@ def hypervolumes(search: Search, study: Study) -> list[float]:
     rivals = {rival.name: rival for rival in finished(search, study, "search")}
     points = [rival.scores for rival in search.controls]
     floor = [min(p[i] for p in [*points, *(r.scores for r in rivals.values())]) for i in range(2)]
-    found = []
+    areas = []
     for record in study.finished("search"):
         if record["name"] in rivals:
             points.append(rivals[record["name"]].scores)
-        found.append(round(area(points, floor), 6))
-    return found
+        areas.append(round(area(points, floor), 6))
+    return areas
 
 
 def area(points: Sequence[Sequence[float]], floor: Sequence[float]) -> float:

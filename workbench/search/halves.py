@@ -69,16 +69,19 @@ def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -
         counts: Number of items of a task after each stage; items after the last stage are not used.
     """
     halves = [{task: split(items, share) for task, items in plan.items.items()} for plan in plans]
-    longest = max(len(seen) for tasks in halves for seen, _ in tasks.values())
+    longest = max(len(search_items) for tasks in halves for search_items, _ in tasks.values())
     ends = list(dict.fromkeys(min(count, longest) for count in counts))
     stages = []
     for start, end in zip([0, *ends], ends, strict=False):
         parts = [
-            plan.part({task: seen[start:end] for task, (seen, _) in tasks.items()})
+            plan.part({task: search_items[start:end] for task, (search_items, _) in tasks.items()})
             for plan, tasks in zip(plans, halves, strict=True)
         ]
         stages.append(tuple(parts))
-    test = tuple(plan.part({task: kept for task, (_, kept) in tasks.items()}) for plan, tasks in zip(plans, halves, strict=True))
+    test = tuple(
+        plan.part({task: test_items for task, (_, test_items) in tasks.items()})
+        for plan, tasks in zip(plans, halves, strict=True)
+    )
     return Stages(tuple(stages), test)
 
 
@@ -102,8 +105,8 @@ def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
     for item in items:
         sizes[item.cluster] = sizes.get(item.cluster, 0) + 1
     if len(sizes) < 2:
-        kept = min(max(1, round(share * len(order))), max(len(order) - 1, 1))
-        return order[kept:], order[:kept]
+        test_count = min(max(1, round(share * len(order))), max(len(order) - 1, 1))
+        return order[test_count:], order[:test_count]
     labels = _by_hash(sizes, lambda label: label)
     largest = max(reversed(labels), key=sizes.__getitem__)
     labels.remove(largest)
@@ -128,26 +131,27 @@ def warnings_of(stages: Stages, objectives: Sequence[Objective]) -> list[str]:
 
 
 def _warning(task: str, halves: Mapping[str, Sequence[Item]], objectives: Mapping[str, None]) -> str | None:
-    seen, kept = ({item.cluster for item in halves[half]} for half in ("search", "test"))
-    clusters = len(seen | kept)
+    """Return the warning on one task, or None if its test half has enough clusters."""
+    search_clusters, test_clusters = ({item.cluster for item in halves[half]} for half in ("search", "test"))
+    clusters = len(search_clusters | test_clusters)
     tests = " and ".join(f"'{name}'" for name in objectives)
     if clusters == 1:
         return (
             f"task '{task}' has only one cluster, which is split between search and test: the verdict on {tests} is always \"cannot tell\", and "
             f"the optimism of the search items is underestimated. {FEW_CLUSTERS} clusters in each half need {2 * FEW_CLUSTERS} clusters."
         )
-    if len(kept) < FEW_CLUSTERS:
+    if len(test_clusters) < FEW_CLUSTERS:
         share = math.ceil(100 * FEW_CLUSTERS / clusters) / 100
         wider = f", or set `test: {share:g}`" if clusters > FEW_CLUSTERS and share < 1 else ""
         return (
-            f"task '{task}' has {len(kept)} of its {clusters} clusters in the test half, but a verdict needs {FEW_CLUSTERS}: the verdict on "
+            f"task '{task}' has {len(test_clusters)} of its {clusters} clusters in the test half, but a verdict needs {FEW_CLUSTERS}: the verdict on "
             f'{tests} is always "cannot tell". Score more clusters{wider}.'
         )
-    sizes = [sum(item.cluster == label for item in halves["test"]) for label in kept]
+    sizes = [sum(item.cluster == label for item in halves["test"]) for label in test_clusters]
     effective = effective_clusters(np.array(sizes))
     if effective < FEW_CLUSTERS:
         return (
-            f"task '{task}' has {len(kept)} clusters in the test half, and the largest has {max(sizes)} of {sum(sizes)} items: they are worth "
+            f"task '{task}' has {len(test_clusters)} clusters in the test half, and the largest has {max(sizes)} of {sum(sizes)} items: they are worth "
             f"only {effective:.1f} clusters of equal size, and the test of {tests} detects only large differences."
         )
     return None

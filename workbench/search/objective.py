@@ -179,6 +179,7 @@ def objectives_of(recipe: Recipe, plans: Sequence[ScorePlan]) -> list[Objective]
 
 
 def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objective:
+    """Return the objective of a name: SUITE, SUITE/TASK, SUITE/TASK/METRIC, or a task that one suite has."""
     head, *rest = name.split(SEPARATOR)
     by_suite = {plan.suite.suite: plan for plan in plans}
     if head not in by_suite:

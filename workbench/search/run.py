@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from filelock import FileLock
 
 from workbench.errors import WorkbenchError
@@ -18,6 +17,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import seconds
@@ -122,20 +122,20 @@ def prepare(
     fields = space.fields
     resolved = _in_memory(recipe)
     entry = LineupEntry(recipe.name, "configuration", resolved)
-    made = plans(
+    score_plans = plans(
         [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
     )
-    if written := [p.suite.suite for p in made if p.suite.backend != "hf"]:
+    if unsupported := [p.suite.suite for p in score_plans if p.suite.backend != "hf"]:
         raise recipe.error(
             ("eval",),
-            f"suite '{written[0]}' scores written checkpoints, but a search scores models in memory",
+            f"suite '{unsupported[0]}' scores written checkpoints, but a search scores models in memory",
             "Use a suite with `backend: hf`.",
         )
-    objectives = objectives_of(recipe, made)
+    objectives = objectives_of(recipe, score_plans)
     sampler = sampler_name(space, len(objectives))
     stages = replace(
-        stages_of(_asked(made, objectives), fields.test, fields.fidelity.items),
-        test=stages_of(made, fields.test, fields.fidelity.items).test,
+        stages_of(_only_objectives(score_plans, objectives), fields.test, fields.fidelity.items),
+        test=stages_of(score_plans, fields.test, fields.fidelity.items).test,
     )
     _check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, sampler)
@@ -144,8 +144,8 @@ def prepare(
         check_storage(storage, key)
     store = ScoreStore(recipe.project / CACHE / "search")
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
-    given = trials if trials is not None else fields.number if budget is None else fields.trials
-    limit_s = budget if budget is not None else fields.budget
+    candidates = trials if trials is not None else fields.number if budget is None else fields.trials
+    time_limit = budget if budget is not None else fields.budget
     return Search(
         recipe,
         space,
@@ -155,8 +155,8 @@ def prepare(
         folder,
         key,
         bench,
-        given,
-        _duration(limit_s),
+        candidates,
+        _duration(time_limit),
         limit,
         storage,
         events,
@@ -202,11 +202,11 @@ def _duration(text: str | None) -> float | None:
         raise WorkbenchError(f"--budget {text}: {error}", "--budget 30m", 2) from None
 
 
-def _asked(made: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
+def _only_objectives(score_plans: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
     """Return the plans with only the tasks of the objectives."""
     keys = {term.key for objective in objectives for term in objective.terms}
     selected = []
-    for plan in made:
+    for plan in score_plans:
         tasks = tuple(task for task in plan.suite.tasks if (plan.suite.suite, task) in keys)
         if tasks:
             suite = plan.suite.model_copy(update={"tasks": tasks, "contrasts": {}})
@@ -259,9 +259,9 @@ def arms(search: Search) -> list[tuple[Arm, int | None]]:
 
 def score_controls(search: Search) -> None:
     """Score the controls on all search items; stored scores are reused."""
-    wanted = controls(search)
-    for number, entry in enumerate(wanted, 1):
-        search.events({"stage": "search", "text": f"control {number}/{len(wanted)}: {entry.name}"})
+    entries = controls(search)
+    for number, entry in enumerate(entries, 1):
+        search.events({"stage": "search", "text": f"control {number}/{len(entries)}: {entry.name}"})
         add_control(search, entry, search.bench.score(entry).answers)
     if mixed := mixture(search):
         add_control(search, mixed, search.bench.score(mixed).answers)
@@ -275,8 +275,8 @@ def controls(search: Search) -> list[LineupEntry]:
 
 def mixture(search: Search) -> LineupEntry | None:
     """Return the control whose weights come from the bricks' scores; None if controls are disabled or the scores are missing."""
-    seen = {rival.name: rival.answers for rival in search.controls}
-    return cocktail(search.recipe, seen, search.objectives, GOLD) if search.space.fields.controls else None
+    answers = {rival.name: rival.answers for rival in search.controls}
+    return cocktail(search.recipe, answers, search.objectives, GOLD) if search.space.fields.controls else None
 
 
 def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
@@ -305,20 +305,20 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
         return rival is not None
 
     try:
-        seen = search.bench.score(entry, stop)
+        outcome = search.bench.score(entry, stop)
     except WorkbenchError as error:
         return Attempt(None, {"error": error.message, "stopped": False, "seconds": {}})
     result = {
-        "digest": seen.digest,
-        "stage": seen.stage,
-        "stopped": seen.stopped,
-        "items": seen.answers.items,
-        "beaten_by": beaten[0].name if seen.stopped else None,
-        "seconds": {k: round(v, 3) for k, v in seen.seconds.items()},
+        "digest": outcome.digest,
+        "stage": outcome.stage,
+        "stopped": outcome.stopped,
+        "items": outcome.answers.items,
+        "beaten_by": beaten[0].name if outcome.stopped else None,
+        "seconds": {k: round(v, 3) for k, v in outcome.seconds.items()},
     }
-    if seen.stopped:
-        return Attempt(estimate(seen.answers, beaten[0], search.objectives), result)
-    return Attempt([seen.answers.value(objective) for objective in search.objectives], result, seen.answers)
+    if outcome.stopped:
+        return Attempt(estimate(outcome.answers, beaten[0], search.objectives), result)
+    return Attempt([outcome.answers.value(objective) for objective in search.objectives], result, outcome.answers)
 
 
 def rivals(search: Search, study: Study) -> list[Rival]:
@@ -354,14 +354,14 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
     done = study.finished()
     total = None if search.trials is None else search.trials + search.space.fields.random
     last = done[-1]
-    shown = (
+    scores = (
         "failed"
         if last["scores"] is None
         else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
     )
-    head = f"{last['name']}: {shown}{' (stopped early)' if last.get('stopped') else ''}"
+    candidate_text = f"{last['name']}: {scores}{' (stopped early)' if last.get('stopped') else ''}"
     best = front([*search.controls, *finished(search, study)])
-    text = f"{head}; best {_best(search, best)}"
+    text = f"{candidate_text}; best {_best(search, best)}"
     if left := clock.left(len(done), total):
         text += f"; {left} left"
     event: dict[str, Any] = {"stage": "search", "text": text}

@@ -64,20 +64,20 @@ def sampler_name(space: Space, objectives: int) -> str:
 
 def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler:
     """Return a sampler for one candidate, whose draws depend on the seed, the candidate's number and the candidates before it."""
-    own = int(json_digest(["sampler", seed, number])[:8], 16)
+    candidate_seed = int(json_digest(["sampler", seed, number])[:8], 16)
     start = space.written()
-    made: dict[str, Any] = {
-        "random": lambda: RandomSampler(seed=own),
+    constructors: dict[str, Any] = {
+        "random": lambda: RandomSampler(seed=candidate_seed),
         "tpe": lambda: TPESampler(
-            seed=own, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True
+            seed=candidate_seed, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True
         ),
-        "gp": lambda: GPSampler(seed=own, n_startup_trials=STARTUP),
+        "gp": lambda: GPSampler(seed=candidate_seed, n_startup_trials=STARTUP),
         # The study keeps its state, including random numbers, so that all candidates share one seed.
         "cmaes": lambda: CmaEsSampler(seed=seed, x0=dict(start) if start else None),
-        "nsga2": lambda: NSGAIISampler(seed=own, population_size=POPULATION),
+        "nsga2": lambda: NSGAIISampler(seed=candidate_seed, population_size=POPULATION),
         "grid": lambda: GridSampler(grid(space), seed=seed),
     }
-    sampler: BaseSampler = made[name]()
+    sampler: BaseSampler = constructors[name]()
     return sampler
 
 

@@ -142,6 +142,7 @@ class Space:
         return [{d.name: v} for d in choosers for v in d.domain.choices if v != self._get(d, self.recipe)]
 
     def _dimension(self, name: str, domain: Any) -> Dimension:
+        """Return the dimension of a name such as "mix.density"; raise WorkbenchError if its step or field does not exist."""
         parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
         ids = {step_id: i for i, step_id in enumerate(self.recipe.step_ids)}
         head = parts[0]
@@ -181,15 +182,20 @@ class Space:
             return None
         return WorkbenchError(f"no method of its step has a field '{dimension.path[0]}'", self._suggest(dimension), 2)
 
+    def _chooser(self, dimension: Dimension) -> Dimension | None:
+        """Return the dimension that chooses the method of a dimension's step, or None if the method is fixed."""
+        return next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
+
     def _methods(self, dimension: Dimension) -> Iterator[Values]:
         """Yield the choices of the method of a dimension's step; an empty one if the method is not a dimension."""
-        chooser = next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
+        chooser = self._chooser(dimension)
         if chooser is None or dimension.chooses_method:
             yield {}
         else:
             yield from ({chooser.name: value} for value in chooser.domain.choices)
 
     def _suggest(self, dimension: Dimension) -> str:
+        """Return the hint that names the closest field of the step's methods."""
         known = {field for values in self._methods(dimension) for field in _fields_of(self._method(dimension, values))}
         return nearest(str(dimension.path[0]), sorted(known))
 
@@ -197,11 +203,12 @@ class Space:
         """Return the class of a dimension's step under these values, or None if the method does not exist."""
         assert dimension.step is not None
         step = self.recipe.steps[dimension.step]
-        chooser = next((d for d in self.dimensions if d.chooses_method and d.step == dimension.step), None)
+        chooser = self._chooser(dimension)
         name = values.get(chooser.name, step.name) if chooser else step.name
         return MethodFinder(self.recipe.project).find(step.verb, str(name))
 
     def _exists(self, dimension: Dimension, values: Values) -> bool:
+        """Return True if the step's method under these values has the dimension's field."""
         if dimension.step is None or dimension.chooses_method:
             return True
         kind = self._method(dimension, values)
@@ -214,6 +221,7 @@ class Space:
         )
 
     def _choose(self, step: dict[str, Any], dimension: Dimension, method: str) -> None:
+        """Set a step's method, and remove the fields that this method does not have."""
         step[str(dimension.path[0])] = method
         kind = MethodFinder(self.recipe.project).find(str(dimension.path[0]), method)
         if kind is None:
@@ -224,6 +232,7 @@ class Space:
             step["bricks"] = list(step["bricks"])
 
     def _put(self, data: dict[str, Any], dimension: Dimension, value: Value) -> None:
+        """Set a dimension's value in a recipe's plain data; containers that are missing on the way are created."""
         target: Any = data if dimension.step is None else data["steps"][dimension.step]
         path = list(dimension.path)
         if dimension.step is not None and path[0] == "bricks" and len(path) > 1:
@@ -265,10 +274,10 @@ class Space:
 
     def _knots(self, dimension: Dimension, target: Any, path: list[str | int], at: int) -> list[float]:
         """Return the knots of a schedule that the recipe gives as one number: that number at every knot."""
-        own = target.get(path[at]) if isinstance(target, dict) else None
-        before = (dimension.step, dimension.path[:-1])
-        count = max(int(d.path[-1]) for d in self.dimensions if (d.step, d.path[:-1]) == before) + 1
-        return [float(own) if isinstance(own, (int, float)) else 1.0] * max(2, count)
+        number = target.get(path[at]) if isinstance(target, dict) else None
+        schedule = (dimension.step, dimension.path[:-1])
+        count = max(int(d.path[-1]) for d in self.dimensions if (d.step, d.path[:-1]) == schedule) + 1
+        return [float(number) if isinstance(number, (int, float)) else 1.0] * max(2, count)
 
     def _get(self, dimension: Dimension, recipe: Recipe) -> Any:
         """Return a recipe's own value of a dimension, or its default."""
@@ -278,9 +287,9 @@ class Space:
             step = recipe.steps[dimension.step]
             value = {step.verb: step.name, **step.model_dump(mode="json", by_alias=True)}
             if dimension.path[0] == "bricks" and step.merges:
-                given = value.get("bricks") or {}
+                weights = value.get("bricks") or {}
                 value["bricks"] = {
-                    name: given.get(name, 1.0) if isinstance(given, dict) else 1.0 for name in recipe.used_bricks(step)
+                    name: weights.get(name, 1.0) if isinstance(weights, dict) else 1.0 for name in recipe.used_bricks(step)
                 }
         for part in dimension.path:
             if isinstance(value, (int, float)) and part == "knots":

@@ -114,18 +114,20 @@ class Study:
         study = self._studies[arm]
         with self._locked(), self._readable():
             trials = study.get_trials(deepcopy=False)
-            left = next((t for t in trials if t.state == TrialState.RUNNING and not self._lives(t)), None)
-            if left is None:
+            abandoned = next((t for t in trials if t.state == TrialState.RUNNING and not self._lives(t)), None)
+            if abandoned is None:
                 begun = [t for t in trials if t.state != TrialState.WAITING]
                 if number is not None and len(begun) >= number:
                     return None
                 if self.sampler == "grid" and arm == "search" and len(begun) >= _size(grid(self.space)):
                     return None
-            at = left.number if left else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
-            study.sampler = make_sampler(
-                "random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), at
+            index = (
+                abandoned.number if abandoned else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
             )
-            trial = optuna.Trial(study, left._trial_id) if left else study.ask()
+            study.sampler = make_sampler(
+                "random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), index
+            )
+            trial = optuna.Trial(study, abandoned._trial_id) if abandoned else study.ask()
             trial.set_user_attr(_OWNER, self._worker)
             values = trial.user_attrs.get(_VALUES) or suggest(trial, self.space)
             if not isinstance(values, dict):
@@ -173,6 +175,7 @@ class Study:
         return [_importances(study, i) for i in range(len(study.directions))]
 
     def _record(self, arm: Arm, t: FrozenTrial) -> dict[str, Any]:
+        """Return a finished candidate as plain data."""
         name = f"{'trial' if arm == 'search' else 'random'}-{t.number}"
         scores = list(t.values) if t.state == TrialState.COMPLETE and t.values else None
         return {
@@ -268,19 +271,19 @@ def _mend(file: Path) -> None:
     hint = "Choose another file with --storage, or move this one away and run the search again."
     with FileLock(f"{file}.write"), file.open("r+b") as stream:
         raw = stream.read()
-        whole = raw.rfind(b"\n") + 1
-        for number, line in enumerate(raw[:whole].split(b"\n")[:-1], 1):
+        complete = raw.rfind(b"\n") + 1
+        for number, line in enumerate(raw[:complete].split(b"\n")[:-1], 1):
             place = f"{file}:{number}: the file is not a storage of a search"
             entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
             if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
                 raise WorkbenchError(place, hint)
-        cut = raw[whole:]
-        if not cut.startswith(_ENTRY[: len(cut)]):
+        rest = raw[complete:]
+        if not rest.startswith(_ENTRY[: len(rest)]):
             raise WorkbenchError(
                 f"{file}: the file is not a storage of a search: its last line is not an entry of a journal", hint
             )
-        if cut:
-            stream.truncate(whole)
+        if rest:
+            stream.truncate(complete)
 
 
 def _open(file: Path) -> Any:

@@ -41,28 +41,28 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
     try:
         tested = _tested(search, study)
         recipes = {t.name: _write(search, t) for t in tested if t.part == "found"}
-        found = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
+        result = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
         if out is not None and recipes:
             write_bytes(out, next(iter(recipes.values())).read_bytes())
-        write_json(search.folder / RESULT, found, indent=1)
-        return found
+        write_json(search.folder / RESULT, result, indent=1)
+        return result
     finally:
         study.close()
 
 
 def _tested(search: Search, study: Study) -> list[Tested]:
     """Score the controls, the winner or the Pareto front, and the best random candidate on test items, in this order."""
-    wanted: list[tuple[Rival, LineupEntry, str, Values | None]] = [
+    configurations: list[tuple[Rival, LineupEntry, str, Values | None]] = [
         (rival, search.entries[rival.name], "control", None) for rival in search.controls
     ]
     values: Mapping[str, Values] = {record["name"]: record["values"] for record in study.finished()}
     for rival, part in _best(search, study):
-        wanted.append((rival, candidate(search, rival.name, values[rival.name]), part, values[rival.name]))
-    found = []
-    for number, (rival, entry, part, drawn) in enumerate(wanted, 1):
-        search.events({"stage": "search", "text": f"test {number}/{len(wanted)}: {rival.name}"})
-        found.append(Tested(rival, *search.bench.test(entry), part, drawn))
-    return found
+        configurations.append((rival, candidate(search, rival.name, values[rival.name]), part, values[rival.name]))
+    tested = []
+    for number, (rival, entry, part, candidate_values) in enumerate(configurations, 1):
+        search.events({"stage": "search", "text": f"test {number}/{len(configurations)}: {rival.name}"})
+        tested.append(Tested(rival, *search.bench.test(entry), part, candidate_values))
+    return tested
 
 
 def _best(search: Search, study: Study) -> list[tuple[Rival, str]]:
@@ -100,8 +100,8 @@ def _write(search: Search, tested: Tested) -> Path:
     assert tested.values is not None
     path = search.folder / ("winner.yaml" if len(search.objectives) == 1 else f"{tested.name}.yaml")
     data = search.space.document(tested.values, f"{search.recipe.name}-{tested.name}")
-    shown = ", ".join(f"{key} {value}" for key, value in tested.values.items())
+    values = ", ".join(f"{key} {value}" for key, value in tested.values.items())
     source = search.recipe.path.name if search.recipe.path else search.recipe.name
-    head = f"# workbench run {shell(search.shown(path))}\n# {tested.name} of the search in {source}: {shown}\n"
-    write_bytes(path, (head + yamldoc.dump(data)).encode())
+    header = f"# workbench run {shell(search.shown(path))}\n# {tested.name} of the search in {source}: {values}\n"
+    write_bytes(path, (header + yamldoc.dump(data)).encode())
     return path

@@ -81,7 +81,7 @@ class Where(Strict):
 
     @field_validator("layers")
     @classmethod
-    def _slice(cls, value: str | None) -> str | None:
+    def _check_slice(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"-?\d+|-?\d*:-?\d*(:-?[1-9]\d*)?", value):
             raise ValueError(f"expected a slice of layers such as '4:20', '-4:' or '7', found {value!r}")
         return value
@@ -92,7 +92,7 @@ class Where(Strict):
         for glob in self.include:
             if glob != "*" and not any(fnmatchcase(name, glob) for name in names):
                 return f"include {glob!r}"
-        if self.layers is not None and not self._indices(model.layout.depth):
+        if self.layers is not None and not self._layer_indices(model.layout.depth):
             return f"layers {self.layers!r}"
         return None if any(self.matches(name, model) for name in names) else "`where`"
 
@@ -100,9 +100,9 @@ class Where(Strict):
         """Return True if a tensor belongs to the set."""
         if not any(fnmatchcase(name, glob) for glob in self.include) or any(fnmatchcase(name, g) for g in self.exclude):
             return False
-        return self.layers is None or model.layout.layer(name) in self._indices(model.layout.depth)
+        return self.layers is None or model.layout.layer(name) in self._layer_indices(model.layout.depth)
 
-    def _indices(self, depth: int) -> range:
+    def _layer_indices(self, depth: int) -> range:
         parts = [int(p) if p else None for p in (self.layers or ":").split(":")]
         if len(parts) == 1 and parts[0] is not None:
             return range(depth)[parts[0] : parts[0] + 1 or None]
@@ -181,13 +181,13 @@ def lowest(schedule: Any) -> float:
     return float(min(constants(schedule), default=0.0))
 
 
-def _share(schedule: Any) -> Any:
+def _check_share(schedule: Any) -> Any:
     if bad := [v for v in constants(schedule) if not 0 <= v <= 1]:
         raise ValueError(f"expected a share between 0 and 1, found {bad[0]:g}")
     return schedule
 
 
-def _finite(schedule: Any) -> Any:
+def _check_finite(schedule: Any) -> Any:
     if bad := [v for v in constants(schedule) if not abs(v) < 1e30]:
         raise ValueError(f"expected a finite number, found {bad[0]}")
     return schedule
@@ -195,8 +195,8 @@ def _finite(schedule: Any) -> Any:
 
 Space = Literal["full", "core"]
 """Representation that a merge method works on: whole deltas ("full"), or the small matrices of stacked LoRA factors ("core")."""
-Number = Annotated[Schedule, AfterValidator(_finite)]
-Share = Annotated[Schedule, AfterValidator(_share)]
+Number = Annotated[Schedule, AfterValidator(_check_finite)]
+Share = Annotated[Schedule, AfterValidator(_check_share)]
 
 
 def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
@@ -229,8 +229,8 @@ class BrickEntry(Strict):
 
 
 def _is_entry(value: Any) -> str:
-    plain = isinstance(value, Mapping) and not {"first", "last", "knots"} & set(value)
-    return "entry" if plain or isinstance(value, BrickEntry) else "weight"
+    is_brick_fields = isinstance(value, Mapping) and not {"first", "last", "knots"} & set(value)
+    return "entry" if is_brick_fields or isinstance(value, BrickEntry) else "weight"
 
 
 class _ListOfNames:
@@ -284,11 +284,11 @@ class BrickRef(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _bare(cls, value: Any) -> Any:
+    def _from_path(cls, value: Any) -> Any:
         return {"path": value} if isinstance(value, str) else value
 
     @model_validator(mode="after")
-    def _one(self) -> BrickRef:
+    def _check_fields(self) -> BrickRef:
         keys = list(self._places())
         if len(keys) != 1:
             raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(keys) or 'none'}")

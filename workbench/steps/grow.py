@@ -29,7 +29,7 @@ NEW = -1
 """Marks a row or column of an `Axis` that growth adds."""
 
 
-def _said(value: Any) -> Any:
+def _off_as_text(value: Any) -> Any:
     """Convert a Boolean back to a word, because YAML reads an unquoted `off` as false."""
     return {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value
 
@@ -49,7 +49,7 @@ class GrowMethod(BrickStep):
     random: ClassVar[bool] = False
     """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 
-    check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_said)] = "full"
+    check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_off_as_text)] = "full"
     """Checks that `run` makes. `tensors`: config.json and the tensors agree; the written files contain every old element bit for
     bit; and, if the method promises it, the logits of two short prompts are unchanged. This check holds one decoder layer and the
     embeddings in memory at a time. `full`: also compares logits of longer prompts, cached generation and gradients, and loads the
@@ -208,12 +208,12 @@ class Grown:
     def spec(self, source: TensorSpec) -> TensorSpec:
         """Return its shape and dtype, given those of the source."""
         if self.shape is not None:
-            return TensorSpec(self.shape, source.dtype)
+            return TensorSpec(self.shape, source.stored)
         if not self.reshaped:
             return source
         rows = source.rows if self.rows is None else len(self.rows.index)
         cols = source.cols if self.cols is None else len(self.cols.index)
-        return TensorSpec((rows, cols) if len(source.shape) > 1 else (rows,), source.dtype)
+        return TensorSpec((rows, cols) if len(source.shape) > 1 else (rows,), source.stored)
 
     def added(self, source: TensorSpec) -> NDArray[np.bool_] | None:
         """Return the mask of added elements, [rows, cols] or [rows]; None if there are none."""

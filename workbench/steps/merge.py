@@ -69,17 +69,17 @@ class MergeMethod(BrickStep):
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         """Yield an error for an unknown brick, for too few or too many bricks, and for a brick that is listed twice."""
         yield from super().check_names(names, known)
-        at = ("bricks",)
+        path = ("bricks",)
         if not names:
-            yield Problem(at, f"{self.name} merges bricks, but the recipe has none", "Add bricks under the recipe's `bricks`.")
+            yield Problem(path, f"{self.name} merges bricks, but the recipe has none", "Add bricks under the recipe's `bricks`.")
             return
         least, most = self.laws.arity
         if not least <= len(names) <= (most or len(names)):
-            wanted = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
-            message = f"{self.name} takes {wanted} bricks, found {len(names)} ({', '.join(names)})"
-            yield Problem(at, message, "List the bricks to merge under the step's `bricks`.")
+            expected = f"exactly {least}" if least == most else f"at least {least}" if most is None else f"{least} to {most}"
+            message = f"{self.name} takes {expected} bricks, found {len(names)} ({', '.join(names)})"
+            yield Problem(path, message, "List the bricks to merge under the step's `bricks`.")
         if len(set(names)) != len(names):
-            yield Problem(at, "a brick is listed twice", "Give it one entry with the sum of the weights.")
+            yield Problem(path, "a brick is listed twice", "Give it one entry with the sum of the weights.")
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
         """Yield an error for each brick without low-rank factors, if the step uses `space: core`."""
@@ -143,8 +143,8 @@ class MergeMethod(BrickStep):
             names: All bricks that the step takes.
             step_id: The step's id, for the text.
         """
-        if others := [n for n in names if n != name]:
-            return f"which step '{step_id}' ({self.name}) merges with {', '.join(others)}"
+        if other_bricks := [n for n in names if n != name]:
+            return f"which step '{step_id}' ({self.name}) merges with {', '.join(other_bricks)}"
         settings = {key: field for key, field in type(self).model_fields.items() if key not in ("id", "bricks", self.verb)}
         default = all(not field.is_required() and getattr(self, key) == field.get_default() for key, field in settings.items())
         if not (self.laws.single_is_identity and default and self.entry(name) == self.entry_type()()):

@@ -57,7 +57,7 @@ class NewTraining(Strict):
     """Weight of the entropy of the mean routing distribution as a loss, which is low if few experts are used (ModuleFormer)."""
 
     @model_validator(mode="after")
-    def _held(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.patience is not None and self.held_out is None:
             raise ValueError("patience: needs held_out, whose loss decides when to stop")
         if isinstance(self.held_out, float) and not 0 < self.held_out < 1:

@@ -34,9 +34,9 @@ def register(cls: S) -> S:
         raise TypeError(f'{cls.__name__}: expected a field {verb}: Literal["NAME"]')
     cls.name, cls.tag = names[0], f"{verb}:{names[0]}"
     if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
-        other = OUTSIDE.get((cls.__module__, cls.tag))
-        if other is not None and other.__qualname__ != cls.__qualname__:
-            raise RuntimeError(f"{other.__name__} and {cls.__name__} are both {verb} method '{cls.name}'")
+        registered = OUTSIDE.get((cls.__module__, cls.tag))
+        if registered is not None and registered.__qualname__ != cls.__qualname__:
+            raise RuntimeError(f"{registered.__name__} and {cls.__name__} are both {verb} method '{cls.name}'")
         OUTSIDE[cls.__module__, cls.tag] = cls
         return cls
     if cls.tag in REGISTERED and REGISTERED[cls.tag].__module__ != cls.__module__:

@@ -43,14 +43,14 @@ class Watch:
     """Hooks into a training: held-out rows, penalty, saves and callbacks.
 
     Attributes:
-        held: Held-out rows.
+        held_out: Held-out rows.
         penalty: Function whose value is added to the loss of every step.
         saves: Directory for saves, and the save to resume from.
         progress: Callback after each step.
         notice: Callback for other messages to the user.
     """
 
-    held: HeldOut | None = None
+    held_out: HeldOut | None = None
     penalty: Callable[[], Tensor] | None = None
     saves: Saves = field(default_factory=Saves)
     progress: Progress | None = None
@@ -71,15 +71,15 @@ def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int
         trainer = _trainer(
             _arguments(spec, watch.saves.folder or Path(scratch), device, bool(watch.saves.folder)), model, rows, watch
         )
-        if watch.held and watch.saves.last:
-            watch.held.load(watch.saves.last)
+        if watch.held_out and watch.saves.last:
+            watch.held_out.load(watch.saves.last)
         try:
             trainer.train(resume_from_checkpoint=str(watch.saves.last) if watch.saves.last else None)
         finally:
             # The caller keeps using the model, so remove the mixed precision that the Trainer wraps around its forward pass.
             trainer.accelerator.unwrap_model(model, keep_fp32_wrapper=False)
-    if watch.held:
-        watch.held.restore(model)
+    if watch.held_out:
+        watch.held_out.restore(model)
     return [float(entry["loss"]) for entry in trainer.state.log_history if "loss" in entry]
 
 
@@ -136,8 +136,8 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
             # PEFT would ask the hub whether the vocabulary was resized.
             extra = {"save_embedding_layers": False} if hasattr(self.model, "peft_config") else {}
             self.model.save_pretrained(output_dir, **extra)
-            if watch.held:
-                watch.held.save(Path(str(output_dir)))
+            if watch.held_out:
+                watch.held_out.save(Path(str(output_dir)))
 
     trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
     trainer.remove_callback(PrinterCallback)
@@ -149,25 +149,25 @@ def _watcher(watch: Watch, steps: int) -> Any:
     """Build a Trainer callback that measures the held-out loss, stops early and reports progress."""
     from transformers import TrainerCallback
 
-    held = watch.held
+    held_out = watch.held_out
 
     class Watcher(TrainerCallback):  # type: ignore[misc]  # untyped library
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
-            if held and not held.losses:
-                watch.notice(f"held-out loss {held.measure(model, 0):.3f} before training")
+            if held_out and not held_out.losses:
+                watch.notice(f"held-out loss {held_out.measure(model, 0):.3f} before training")
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             step = state.global_step
-            if held and held.due(step, step >= steps):
-                held.measure(model, step)
-                if held.exhausted and step < steps:
-                    watch.notice(f"stopped after step {step}: the held-out loss has not improved since step {held.best_step}")
+            if held_out and held_out.due(step, step >= steps):
+                held_out.measure(model, step)
+                if held_out.exhausted and step < steps:
+                    watch.notice(f"stopped after step {step}: the held-out loss has not improved since step {held_out.best_step}")
                     control.should_training_stop = True
             if control.should_training_stop:
                 control.should_save = False  # the brick itself is written next
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if watch.progress and logs and "loss" in logs:
-                watch.progress(state.global_step, steps, float(logs["loss"]), held.losses[-1][1] if held else None)
+                watch.progress(state.global_step, steps, float(logs["loss"]), held_out.losses[-1][1] if held_out else None)
 
     return Watcher()

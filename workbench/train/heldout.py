@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.files import write_json
+from workbench.lazy import torch
 from workbench.train.rows import batch_loss, collate
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LOSSES, _BEST = "held_out.json", "held_out.safetensors"
 
@@ -84,7 +85,7 @@ class HeldOut:
         """Read losses and best weights that `save` wrote."""
         from safetensors.torch import load_file
 
-        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.kept(folder / _LOSSES, list) or []]
+        self.losses = [(int(step), float(loss)) for step, loss in jsondoc.read_cached(folder / _LOSSES, list) or []]
         self._best = load_file(folder / _BEST) if (folder / _BEST).is_file() else {}
 
     def record(self, count: int) -> dict[str, Any]:
@@ -108,7 +109,7 @@ def held_out_loss(model: Any, batches: list[dict[str, Any]]) -> float:
     model.eval()
     with torch.no_grad(), torch.autocast(device.type, dtype=torch.bfloat16):
         for batch in batches:
-            learned = len(batch["wanted"])
+            learned = len(batch["targets"])
             total += float(batch_loss(model, {name: value.to(device) for name, value in batch.items()})) * learned
             count += learned
     model.train(training)

@@ -49,8 +49,8 @@ def train_parameters(
     started, cache = time.monotonic(), model.config.use_cache
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
-        held = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-        losses = fit(spec, model, rows, device, Watch(held, penalty, progress=progress, notice=notice))
+        held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
+        losses = fit(spec, model, rows, device, Watch(held_out, penalty, progress=progress, notice=notice))
     model.eval()
     model.config.use_cache = cache
     return {
@@ -59,7 +59,7 @@ def train_parameters(
         "steps": len(losses),
         "tokens": sum(len(ids) for ids, _ in rows),
         "loss": final_loss(losses),
-        **({"held_out_loss": held.record(len(inputs.held_out))} if held else {}),
+        **({"held_out_loss": held_out.record(len(inputs.held_out))} if held_out else {}),
         "seconds": round(time.monotonic() - started, 1),
         "threads": THREADS,
         "versions": installed(*LIBRARIES),

@@ -5,16 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.entries import Stored
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+from workbench.lazy import no_grad, torch
 from workbench.weights.digests import tensor_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _PEFT = "base_model.model."
 _NAME = "default"
@@ -38,14 +39,14 @@ class Orthogonal:
         trained = {
             name.removeprefix(_PEFT): module for name, module in model.named_modules() if _NAME in getattr(module, "lora_A", {})
         }
-        self._pairs = {name: _shared(name, path, trained, device) for name, path in bricks.items()}
+        self._pairs = {name: _shared_modules(name, path, trained, device) for name, path in bricks.items()}
 
     def penalty(self) -> Tensor:
         """Return Σ ‖A_i Aᵀ‖²_F over bricks i and modules, a scalar with a gradient."""
-        squares = [(theirs @ _a(module).T).square().sum() for pairs in self._pairs.values() for theirs, module in pairs]
+        squares = [(matrix @ _matrix_a(module).T).square().sum() for pairs in self._pairs.values() for matrix, module in pairs]
         return torch.stack(squares).sum()
 
-    @torch.no_grad()
+    @no_grad
     def overlap(self) -> dict[str, float]:
         """Return, for each brick, the mean over shared modules of ‖A_i Aᵀ‖_F / (‖A_i‖_F ‖A‖_F).
 
@@ -54,24 +55,24 @@ class Orthogonal:
         overlaps = {}
         for name, pairs in self._pairs.items():
             parts = [
-                float((theirs @ _a(module).T).norm() / (theirs.norm() * _a(module).norm()).clamp_min(1e-30))
-                for theirs, module in pairs
+                float((matrix @ _matrix_a(module).T).norm() / (matrix.norm() * _matrix_a(module).norm()).clamp_min(1e-30))
+                for matrix, module in pairs
             ]
             overlaps[name] = math.fsum(parts) / len(parts)
         return overlaps
 
     def digest(self) -> str:
         """Return a digest of the other bricks' matrices."""
-        return json_digest([[name, [tensor_digest(theirs) for theirs, _ in pairs]] for name, pairs in self._pairs.items()])
+        return json_digest([[name, [tensor_digest(matrix) for matrix, _ in pairs]] for name, pairs in self._pairs.items()])
 
 
-def _a(module: Any) -> Tensor:
+def _matrix_a(module: Any) -> Tensor:
     """Return A of a PEFT layer, [rank, in] float32, looked up each time because loading a save may replace the parameter."""
     weight: Tensor = module.lora_A[_NAME].weight
     return weight.float()
 
 
-def _shared(name: str, path: Path, trained: Mapping[str, Any], device: torch.device) -> list[tuple[Tensor, Any]]:
+def _shared_modules(name: str, path: Path, trained: Mapping[str, Any], device: torch.device) -> list[tuple[Tensor, Any]]:
     """Return (A of the brick, trained layer) for each module that both adapt."""
     label = f"orthogonal_to: brick '{name}'"
     if not (path / CONFIG).is_file():
@@ -81,19 +82,19 @@ def _shared(name: str, path: Path, trained: Mapping[str, Any], device: torch.dev
         raise WorkbenchError(
             f"{label}: expected a LoRA adapter, found {adapter.config['peft_type']}", "List bricks that hold a LoRA adapter.", 2
         )
-    theirs = adapter.modules()
-    shared = [module for module in theirs if module in trained]
+    brick_matrices = adapter.modules()
+    shared = [module for module in brick_matrices if module in trained]
     if not shared:
         raise WorkbenchError(
-            f"{label} shares no module with the new adapter: it has {', '.join(sorted(theirs)[:3]) or 'no A matrices'}, "
+            f"{label} shares no module with the new adapter: it has {', '.join(sorted(brick_matrices)[:3]) or 'no A matrices'}, "
             f"the new adapter has {', '.join(sorted(trained)[:3])}",
             "Set `target_modules:` to modules that the bricks share, or remove the brick from `orthogonal_to:`.",
             2,
         )
     pairs = []
     for module in shared:
-        entry = theirs[module][0]
-        width = _a(trained[module]).shape[1]
+        entry = brick_matrices[module][0]
+        width = _matrix_a(trained[module]).shape[1]
         if entry.spec.shape[1:] != (width,):
             raise WorkbenchError(
                 f"{label}: A of {module} is {list(entry.spec.shape)}, expected [rank, {width}]",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class Routing:
@@ -23,15 +25,18 @@ class Routing:
         self._balance, self._concentration = balance, concentration
         self._logits: dict[str, Tensor] = {}
         self._mask: Tensor | None = None
-        self._hooks = [model.register_forward_pre_hook(self._begin, with_kwargs=True)]
+        self._hooks = [model.register_forward_pre_hook(self._start_pass, with_kwargs=True)]
         for name in routers:
-            self._hooks.append(model.get_submodule(name).register_forward_pre_hook(self._reading(name)))
+            self._hooks.append(model.get_submodule(name).register_forward_pre_hook(self._logit_hook(name)))
 
-    def _begin(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    def _start_pass(self, _module: Any, _args: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+        """Forget the logits of the previous forward pass, and record the attention mask of this one."""
         self._logits.clear()
         self._mask = arguments.get("attention_mask")
 
-    def _reading(self, name: str) -> Any:
+    def _logit_hook(self, name: str) -> Any:
+        """Return a forward pre-hook that records the logits of one router."""
+
         def hook(module: Any, args: tuple[Any, ...]) -> None:
             # Depending on the architecture, routers return logits, scores or neither, but all compute this product first.
             self._logits[name] = args[0].flatten(0, -2).float() @ module.weight.float().T
@@ -40,9 +45,9 @@ class Routing:
 
     def penalty(self) -> Tensor:
         """Return the mean of `routing_loss` over layers in the last forward pass, ignoring padding."""
-        real = None if self._mask is None else self._mask.flatten().bool()
+        is_token = None if self._mask is None else self._mask.flatten().bool()
         losses = [
-            routing_loss((logits if real is None else logits[real]).softmax(-1), self._balance, self._concentration)
+            routing_loss((logits if is_token is None else logits[is_token]).softmax(-1), self._balance, self._concentration)
             for logits in self._logits.values()
         ]
         return torch.stack(losses).mean()

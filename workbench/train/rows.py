@@ -29,20 +29,21 @@ def read_replay(path: Path) -> list[tuple[str, str | None]]:
         raise WorkbenchError(f"{path.name}: no such file of prompts", "Check the file name in `replay:`.", 2)
     prompts = []
     for number, row in jsondoc.lines(path, path.name, "Expected one object with `prompt` per line."):
-        prompts.append(_replayed(row, f"{path.name}:{number}"))
+        prompts.append(_parse_replay_row(row, f"{path.name}:{number}"))
     if not prompts:
         raise WorkbenchError(f"{path.name}: the file has no prompts", None, 2)
     return prompts
 
 
-def _replayed(row: Any, place: str) -> tuple[str, str | None]:
+def _parse_replay_row(row: Any, place: str) -> tuple[str, str | None]:
+    """Return the prompt and the completion of a row, or None if the base is to sample one."""
     if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
         raise WorkbenchError(f"{place}: expected an object with `prompt`", None, 2)
     refuse_misspelt(row, ("prompt", "completion"), place, 2)
     if "completion" not in row:
-        if other := next((key for key in ANSWERS if key in row), None):
+        if alias := next((key for key in ANSWERS if key in row), None):
             raise WorkbenchError(
-                f"{place}: the field '{other}' is not used, because the base samples a continuation of prompts without `completion`",
+                f"{place}: the field '{alias}' is not used, because the base samples a continuation of prompts without `completion`",
                 "Rename it to `completion` if the brick should learn it, or remove it.",
                 2,
             )
@@ -98,7 +99,7 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
 
     Returns:
         `input_ids` and `attention_mask`, [row, position]; `places`, [learned token], the flat indices into [row · position] of
-        the positions that predict the learned tokens; `wanted`, [learned token], the learned tokens themselves.
+        the positions that predict the learned tokens; `targets`, [learned token], the learned tokens themselves.
     """
     import torch
 
@@ -108,12 +109,12 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
     width = batch.tokens.shape[1]
     ends = [(i * width + len(ids), ids, learned) for i, (ids, learned) in enumerate(rows)]
     places = [place for end, _, learned in ends for place in range(end - learned - 1, end - 1)]
-    wanted = [token for _, ids, learned in ends for token in ids[len(ids) - learned :]]
+    targets = [token for _, ids, learned in ends for token in ids[len(ids) - learned :]]
     return {
         "input_ids": batch.tokens,
         "attention_mask": batch.mask,
         "places": torch.tensor(places, dtype=torch.long),
-        "wanted": torch.tensor(wanted, dtype=torch.long),
+        "targets": torch.tensor(targets, dtype=torch.long),
     }
 
 
@@ -134,12 +135,12 @@ def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
 
     from workbench.models.attention import head_sees
 
-    head, places, wanted = model.get_output_embeddings(), batch["places"], batch["wanted"]
+    head, places, targets = model.get_output_embeddings(), batch["places"], batch["targets"]
     if head is None:
         raise WorkbenchError(f"{type(model).__name__} has no output head", "Training requires a causal language model.")
     with head_sees(head, places):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    loss = torch.nn.functional.cross_entropy(output.logits[0].float(), wanted)
+    loss = torch.nn.functional.cross_entropy(output.logits[0].float(), targets)
     routers = getattr(output, "aux_loss", None)  # set if the configuration has output_router_logits
     if isinstance(routers, torch.Tensor):
         loss = loss + float(model.config.get_text_config().router_aux_loss_coef) * routers.to(loss.device)
@@ -176,7 +177,7 @@ def replay(
     model.eval()
     # generate() passes a non-contiguous slice to the head, for which the projection would copy its matrix once per row.
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _, inputs: (inputs[0].contiguous(),))
-    for batch in _of_one_length(heads, 64):
+    for batch in _group_by_length(heads, 64):
         inputs = torch.tensor([heads[i] for i in batch], device=model.device)
         with torch.no_grad():
             sampled = model.generate(
@@ -193,9 +194,9 @@ def replay(
     return [rows[i] for i in range(count)]
 
 
-def _of_one_length(rows: Mapping[int, list[int]], most: int) -> list[list[int]]:
-    """Return batches of at most `most` row numbers with rows of equal length, so that generation needs no padding."""
+def _group_by_length(rows: Mapping[int, list[int]], batch_size: int) -> list[list[int]]:
+    """Return batches of at most `batch_size` row numbers with rows of equal length, so that generation needs no padding."""
     by_length: dict[int, list[int]] = {}
     for number, ids in rows.items():
         by_length.setdefault(len(ids), []).append(number)
-    return [same[i : i + most] for _, same in sorted(by_length.items()) for i in range(0, len(same), most)]
+    return [group[i : i + batch_size] for _, group in sorted(by_length.items()) for i in range(0, len(group), batch_size)]

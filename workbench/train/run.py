@@ -88,11 +88,11 @@ def train(
             others_digest = orthogonal.digest() if orthogonal else None
             data_key = [inputs.texts.digests, rows[len(rows) - replayed :], others_digest]
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
-            held = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
+            held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
             saves = open_saves(out, key if parent else None, notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            losses = fit(spec, trained, rows, device, Watch(held, penalty, saves, progress, notice))
-            measured = _measured(held, len(inputs.held_out), len(losses), before, orthogonal)
+            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, progress, notice))
+            measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
             out.mkdir(parents=True, exist_ok=True)
             _save(spec, trained, tokenizer, out, declared)
         saves.remove()
@@ -119,10 +119,10 @@ def final_loss(losses: list[float]) -> float:
 
 
 def _measured(
-    held: HeldOut | None, count: int, steps: int, before: Mapping[str, float], orthogonal: Orthogonal | None
+    held_out: HeldOut | None, count: int, steps: int, before: Mapping[str, float], orthogonal: Orthogonal | None
 ) -> dict[str, Any]:
     """Return the part of the record on held-out rows and other bricks."""
-    record: dict[str, Any] = {"held_out_loss": held.record(count), "steps_taken": steps} if held else {}
+    record: dict[str, Any] = {"held_out_loss": held_out.record(count), "steps_taken": steps} if held_out else {}
     if orthogonal:
         after = orthogonal.overlap()
         record["overlap"] = {name: {"before": round(before[name], 4), "after": round(after[name], 4)} for name in after}

@@ -93,13 +93,13 @@ class TrainSpec(Written):
 
     @field_validator("held_out")
     @classmethod
-    def _share(cls, value: float | str | None) -> float | str | None:
+    def _check_share(cls, value: float | str | None) -> float | str | None:
         if isinstance(value, float) and not 0 < value < 1:
             raise ValueError(f"expected a share between 0 and 1, or the name of a jsonl file; found {value:g}")
         return value
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _check_fields(self) -> Self:
         if self.patience is not None and self.held_out is None:
             raise ValueError("patience: requires held_out, whose loss decides when to stop")
         if self.orthogonal_to and self.method == "full":
@@ -108,7 +108,7 @@ class TrainSpec(Written):
 
     def record(self) -> dict[str, Any]:
         """Return the settings as a card records them, without unused settings and those that do not affect the result."""
-        off = {"save_every"}
-        off |= set() if self.held_out is not None else {"held_out", "evaluate_every", "patience"}
-        off |= set() if self.orthogonal_to else {"orthogonal_to", "orthogonal"}
-        return self.model_dump(mode="json", exclude=off)
+        excluded = {"save_every"}
+        excluded |= set() if self.held_out is not None else {"held_out", "evaluate_every", "patience"}
+        excluded |= set() if self.orthogonal_to else {"orthogonal_to", "orthogonal"}
+        return self.model_dump(mode="json", exclude=excluded)

@@ -40,7 +40,7 @@ def reproducible(seed: int) -> Iterator[None]:
     from transformers import set_seed
 
     before, threads = torch.are_deterministic_algorithms_enabled(), torch.get_num_threads()
-    state, legacy, plain = torch.get_rng_state(), np.random.get_state(), random.getstate()
+    torch_state, numpy_state, python_state = torch.get_rng_state(), np.random.get_state(), random.getstate()
     set_seed(seed)
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True, warn_only=True)
@@ -49,6 +49,6 @@ def reproducible(seed: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         torch.use_deterministic_algorithms(before)
-        torch.set_rng_state(state)
-        np.random.set_state(legacy)
-        random.setstate(plain)
+        torch.set_rng_state(torch_state)
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)

@@ -41,19 +41,19 @@ def training_texts(spec: TrainSpec, data: Path, folder: Path) -> Texts:
         WorkbenchError: If `read_texts` or `hub_texts` rejects a row, a held-out row is also a training row, or the share of
             held-out rows leaves nothing to train on.
     """
-    trained = hub_texts(spec.data, folder) if isinstance(spec.data, HubData) else _file(data)
-    held: list[Text] = []
+    training = hub_texts(spec.data, folder) if isinstance(spec.data, HubData) else _read_file(data)
+    held_out: list[Text] = []
     if isinstance(spec.held_out, str):
-        held = _file(folder / spec.held_out)
-        _refuse_trained(held, trained, spec.held_out)
+        held_out = _read_file(folder / spec.held_out)
+        _refuse_overlap(held_out, training, spec.held_out)
     elif spec.held_out is not None:
-        trained, held = split(trained, spec.held_out)
-    digests = {"rows": rows_digest(trained)}
+        training, held_out = split(training, spec.held_out)
+    digests = {"rows": rows_digest(training)}
     if not isinstance(spec.data, HubData):
         digests["file"] = file_digest(data)
-    if held:
-        digests["held_out"] = rows_digest(held)
-    return Texts(trained, held, digests)
+    if held_out:
+        digests["held_out"] = rows_digest(held_out)
+    return Texts(training, held_out, digests)
 
 
 def training_cost(spec: TrainSpec, folder: Path) -> dict[str, int]:
@@ -86,37 +86,41 @@ def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
     Raises:
         WorkbenchError: If nothing is left to train on.
     """
-    places = {key: int(json_digest(["held out", key]), 16) / 2**128 for key in map(_key, texts)}
-    held = {key for key, place in places.items() if place < share} or {min(places, key=places.__getitem__)}
-    trained = [text for text in texts if _key(text) not in held]
-    if not trained:
+    positions = {key: int(json_digest(["held out", key]), 16) / 2**128 for key in map(_key, texts)}
+    held_out_keys = {key for key, position in positions.items() if position < share} or {
+        min(positions, key=positions.__getitem__)
+    }
+    training = [text for text in texts if _key(text) not in held_out_keys]
+    if not training:
         raise WorkbenchError(
-            f"held_out: a share of {share:g} of {len(places)} different prompts leaves none to train on",
+            f"held_out: a share of {share:g} of {len(positions)} different prompts leaves none to train on",
             "Set a smaller share, or name a file of held-out rows.",
             2,
         )
-    return trained, [text for text in texts if _key(text) in held]
+    return training, [text for text in texts if _key(text) in held_out_keys]
 
 
 def _key(text: Text) -> str:
+    """Return the text by which a row is split: its prompt, or its whole text."""
     return text.prompt or text.answer
 
 
-def _file(path: Path) -> list[Text]:
+def _read_file(path: Path) -> list[Text]:
+    """Read a jsonl file of training rows; raise WorkbenchError if it does not exist."""
     if not path.is_file():
-        near = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
-        hint = f"{nearest(path.name, near)} " if near else ""
+        names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
+        hint = f"{nearest(path.name, names)} " if names else ""
         raise WorkbenchError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.", 2)
     return read_texts(path, path.name)
 
 
-def _refuse_trained(held: list[Text], trained: list[Text], name: str) -> None:
+def _refuse_overlap(held_out: list[Text], trained: list[Text], name: str) -> None:
     """Raise WorkbenchError if a row is both trained on and held out."""
     training_rows = {(text.prompt, text.answer) for text in trained}
-    both = [text for text in held if (text.prompt, text.answer) in training_rows]
-    if both:
+    in_both = [text for text in held_out if (text.prompt, text.answer) in training_rows]
+    if in_both:
         raise WorkbenchError(
-            f"{both[0].place}: this held-out row is also a training row ({len(both)} of {len(held)} held-out rows are)",
+            f"{in_both[0].place}: this held-out row is also a training row ({len(in_both)} of {len(held_out)} held-out rows are)",
             f"Remove these rows from the training rows or from {name}, or set `held_out: 0.1` instead.",
             2,
         )
@@ -146,8 +150,8 @@ def hub_texts(source: HubData, folder: Path) -> list[Text]:
         place = f"{source.hub} {source.split} row {number}"
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
-                found = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__
-                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {found}", "Use another column.", 2)
+                actual = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__
+                raise WorkbenchError(f"data: {place}: expected a text in '{column}', found {actual}", "Use another column.", 2)
         texts.append(Text(row[source.prompt] if source.prompt else "", row[source.completion], place))
     if not texts:
         raise WorkbenchError(f"data: {source.hub}: the split {source.split} has no rows", "Set `split:` to another split.", 2)
@@ -176,13 +180,13 @@ def _load(source: HubData, folder: Path) -> Any:
     try:
         return datasets.load_dataset(name, **arguments)
     except (OSError, ValueError, DatasetsError) as error:
-        raise _no_data(source, folder, error) from None
+        raise _missing_data_error(source, folder, error) from None
     finally:
         if bars:
             datasets.utils.logging.enable_progress_bar()
 
 
-def _no_data(source: HubData, folder: Path, error: Exception) -> WorkbenchError:
+def _missing_data_error(source: HubData, folder: Path, error: Exception) -> WorkbenchError:
     """Return an error that says what `datasets` could not find, and which setting to change."""
     text = " ".join(str(error).split())
     if "Unknown split" in text or "instruction format" in text:

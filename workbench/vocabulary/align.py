@@ -70,15 +70,15 @@ def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> 
         WorkbenchError: If there is no such tensor.
     """
     modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
-    named = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
-    if not named:
+    names = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
+    if not names:
         raise WorkbenchError(
             f"{label}: no tensor has the name of an embedding (names are {', '.join(list(specs)[:3])}, …)",
             "Only vocabularies of decoder-only language models can be aligned. Remove `tokenizer` from the recipe.",
         )
-    named.sort(key=lambda n: is_head_module(modules[n]))
-    rows = specs[named[0]].shape[0]
-    return [n for n in named if specs[n].shape[0] == rows]
+    names.sort(key=lambda n: is_head_module(modules[n]))
+    rows = specs[names[0]].shape[0]
+    return [n for n in names if specs[n].shape[0] == rows]
 
 
 def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -> int:
@@ -122,7 +122,7 @@ class AlignedVocabulary:
         return [member.weights for member in self.members if member.weights is not None]
 
     @cached_property
-    def _whole(self) -> WholeTensors:
+    def _whole_tensors(self) -> WholeTensors:
         return WholeTensors()
 
     @property
@@ -133,16 +133,16 @@ class AlignedVocabulary:
     @cached_property
     def base(self) -> Model:
         """The base with the output's vocabulary."""
-        return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole), self.config)
+        return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole_tensors), self.config)
 
     def view(self, brick: str) -> AlignedWeights:
         """Return a checkpoint brick's weights with the output's vocabulary."""
         number = [member.name for member in self.members].index(brick)
-        return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole)
+        return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole_tensors)
 
     def on_base(self, weights: Weights) -> AlignedWeights:
         """Convert weights from the base's vocabulary to the output's, for example a recipe's result."""
-        return AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole, weights)
+        return AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole_tensors, weights)
 
     @property
     def base_rows(self) -> Index:
@@ -154,7 +154,7 @@ class AlignedVocabulary:
         return sum(
             sum(weights.specs[name].nbytes for name in self.tensors if name in weights.specs)
             for number, weights in enumerate(self._weights)
-            if self.plan.is_kept(number)
+            if self.plan.is_read_whole(number)
         )
 
     def note(self) -> str | None:
@@ -203,19 +203,19 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
         base_tokens,
         *(_tokens_of(m, n, base, base_tokens, rows[0], warnings) for m, n in zip(members[1:], rows[1:], strict=True)),
     ]
-    known = [t.below(n) for t, n in zip(tokens, rows, strict=True)]
+    token_rows = [t.below(n) for t, n in zip(tokens, rows, strict=True)]
     chosen = base if block.source in ("base", "union") else next(b for b in bricks if b.name == block.source)
     if chosen.weights is None:
         chosen_tokens, chosen_rows = read_tokens(chosen.path, chosen.label), rows[0]
         chosen_rows = max(chosen_rows, max(chosen_tokens.ids.values(), default=0) + 1)
     else:
         chosen_tokens, chosen_rows = tokens[members.index(chosen)], rows[members.index(chosen)]
-    additions = _additions(block, chosen_tokens, tokens, known)
+    additions = _additions(block, chosen_tokens, tokens, token_rows)
     out_rows = max([chosen_rows, *(a.id + 1 for a in additions)])
     if block.pad_to_multiple_of:
         out_rows = -(-out_rows // block.pad_to_multiple_of) * block.pad_to_multiple_of
     out = {**chosen_tokens.below(out_rows), **{a.token: a.id for a in additions}}
-    plan = row_plan(block, out, out_rows, [m.name for m in members], known, rows)
+    plan = row_plan(block, out, out_rows, [m.name for m in members], token_rows, rows)
     special = special_ids(chosen.path, chosen.config, chosen_tokens)
     template = _template(block, base, bricks, project)
     generation = generation_config(base.path, chosen.path, special)
@@ -238,6 +238,7 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
 
 
 def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, base_rows: int, warnings: list[str]) -> Tokens:
+    """Return a brick's tokens; without a tokenizer of its own, the base's, if the numbers of rows agree."""
     if has_tokenizer(member.path):
         return base_tokens if same_file(member.path, base.path) else read_tokens(member.path, member.label)
     if rows != base_rows:
@@ -250,20 +251,20 @@ def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, bas
 
 
 def _additions(
-    block: TokenizerFields, chosen: Tokens, tokens: Sequence[Tokens], known: Sequence[dict[str, int]]
+    block: TokenizerFields, chosen: Tokens, tokens: Sequence[Tokens], token_rows: Sequence[dict[str, int]]
 ) -> list[Addition]:
     """Return the tokens that the chosen tokenizer lacks, in the order of their lowest ids in the bricks, with ids after its last id."""
-    wanted: dict[str, int] = {}
+    missing: dict[str, int] = {}
     if block.source == "union":
-        for ids in known[1:]:
+        for ids in token_rows[1:]:
             for token, i in ids.items():
                 if token not in chosen.ids:
-                    wanted[token] = min(i, wanted.get(token, i))
-    order = [t for t, _ in sorted(wanted.items(), key=lambda item: (item[1], item[0]))]
-    order += [t for t in block.tokens if t not in chosen.ids and t not in wanted]
+                    missing[token] = min(i, missing.get(token, i))
+    order = [t for t, _ in sorted(missing.items(), key=lambda item: (item[1], item[0]))]
+    order += [t for t in block.tokens if t not in chosen.ids and t not in missing]
     first = max(chosen.ids.values(), default=-1) + 1
     flags = {t: f for vocabulary in reversed(tokens) for t, f in vocabulary.added.items()}
-    return [Addition(t, first + i, flags.get(t, None if t in wanted else {})) for i, t in enumerate(order)]
+    return [Addition(t, first + i, flags.get(t, None if t in missing else {})) for i, t in enumerate(order)]
 
 
 def row_plan(
@@ -271,7 +272,7 @@ def row_plan(
     out: Mapping[str, int],
     rows: int,
     names: Sequence[str],
-    known: Sequence[dict[str, int]],
+    token_rows: Sequence[dict[str, int]],
     sizes: Sequence[int],
 ) -> RowPlan:
     """Map the rows of every model to those of the output, by token string.
@@ -284,7 +285,7 @@ def row_plan(
         out: Token -> row of the output.
         rows: Number of rows of the output.
         names: Names of the models, "base" first.
-        known: For each model, token -> row.
+        token_rows: For each model, token -> row.
         sizes: For each model, the number of rows.
 
     Raises:
@@ -295,15 +296,15 @@ def row_plan(
     has_token = np.zeros(rows, dtype=bool)
     has_token[ids] = True
     owned = []
-    for mine, size in zip(known, sizes, strict=True):
+    for model_rows, size in zip(token_rows, sizes, strict=True):
         index = np.full(rows, -1, dtype=np.int64)
-        free = np.zeros(rows, dtype=bool)
-        free[: min(rows, size)] = True
-        used = np.fromiter(mine.values(), dtype=np.int64, count=len(mine))
-        free[used[used < rows]] = False
-        free &= ~has_token
-        index[free] = np.flatnonzero(free)
-        index[ids] = np.fromiter((mine.get(t, -1) for t in strings), dtype=np.int64, count=len(strings))
+        is_padding = np.zeros(rows, dtype=bool)
+        is_padding[: min(rows, size)] = True
+        used = np.fromiter(model_rows.values(), dtype=np.int64, count=len(model_rows))
+        is_padding[used[used < rows]] = False
+        is_padding &= ~has_token
+        index[is_padding] = np.flatnonzero(is_padding)
+        index[ids] = np.fromiter((model_rows.get(t, -1) for t in strings), dtype=np.int64, count=len(strings))
         owned.append(index)
     have = np.stack(owned) >= 0
     count = have.sum(0)
@@ -314,11 +315,12 @@ def row_plan(
         row = out[token]
         forced[row] = rule.force
         if rule.source is not None:
-            donor[row], donor_row[row] = _rule(token, rule.source, row, owned, names, known, sizes)
-    if lost := [t for t, row in out.items() if donor[row] == PAD]:
+            donor[row], donor_row[row] = _rule(token, rule.source, row, owned, names, token_rows, sizes)
+    if without_row := [t for t, row in out.items() if donor[row] == PAD]:
         raise WorkbenchError(
-            f"tokenizer: no model has a row for {lost[0]!r}" + (f" and {len(lost) - 1} other tokens" if lost[1:] else ""),
-            f'Add a rule for it: tokens: {{"{lost[0]}": {{source: zero}}}} or {{source: {{model: base, token: "…"}}}}.',
+            f"tokenizer: no model has a row for {without_row[0]!r}"
+            + (f" and {len(without_row) - 1} other tokens" if without_row[1:] else ""),
+            f'Add a rule for it: tokens: {{"{without_row[0]}": {{source: zero}}}} or {{source: {{model: base, token: "…"}}}}.',
         )
     return RowPlan(owned, forced, donor, donor_row, has_token)
 
@@ -329,7 +331,7 @@ def _rule(
     row: int,
     owned: Sequence[Index],
     names: Sequence[str],
-    known: Sequence[dict[str, int]],
+    token_rows: Sequence[dict[str, int]],
     sizes: Sequence[int],
 ) -> tuple[int, int]:
     """Return (donor, row of the donor) for a token's rule."""
@@ -350,40 +352,42 @@ def _rule(
             2,
         )
     number = names.index(name)
-    wanted = token if isinstance(source, str) else source.token
-    if wanted is None:
+    row_token = token if isinstance(source, str) else source.token
+    if row_token is None:
         assert isinstance(source, TokenRow)
         assert source.token_id is not None
         if source.token_id >= sizes[number]:
             raise WorkbenchError(f"{where}: token_id {source.token_id}, but {name} has {sizes[number]} rows", None, 2)
         return number, source.token_id
-    if wanted not in known[number]:
+    if row_token not in token_rows[number]:
         raise WorkbenchError(
-            f"{where}: {name} has no token {wanted!r}", "Name a model that has the token, or write `source: zero`.", 2
+            f"{where}: {name} has no token {row_token!r}", "Name a model that has the token, or write `source: zero`.", 2
         )
-    return number, known[number][wanted]
+    return number, token_rows[number][row_token]
 
 
 def _template(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path) -> str | None:
     """Return the chat template that the recipe names; None keeps the chosen tokenizer's."""
-    named = block.chat_template
-    if named is None:
+    setting = block.chat_template
+    if setting is None:
         return None
-    member = next((m for m in (base, *bricks) if m.name == named), None)
+    member = next((m for m in (base, *bricks) if m.name == setting), None)
     if member is not None:
         template = read_template(member.path)
         if template is None:
             raise WorkbenchError(f"tokenizer: chat_template: {member.label} has no chat template in {member.path}", None, 2)
         return template
-    if named.endswith(".jinja"):
-        if not (project / named).is_file():
-            raise WorkbenchError(f"tokenizer: chat_template: {named} does not exist", "Paths start at the project directory.", 2)
-        return jsondoc.text_of(project / named, str(named))
-    if "{" not in named:
+    if setting.endswith(".jinja"):
+        if not (project / setting).is_file():
+            raise WorkbenchError(
+                f"tokenizer: chat_template: {setting} does not exist", "Paths start at the project directory.", 2
+            )
+        return jsondoc.text_of(project / setting, str(setting))
+    if "{" not in setting:
         choices = ["base", *(b.name for b in bricks)]
         raise WorkbenchError(
-            f"tokenizer: chat_template: '{named}' is not a model. {nearest(named, choices)}",
+            f"tokenizer: chat_template: '{setting}' is not a model. {nearest(setting, choices)}",
             "Write base, the name of a brick, a .jinja file, or the template itself.",
             2,
         )
-    return named
+    return setting

@@ -34,7 +34,7 @@ def check_same_vocabulary(
     Raises:
         WorkbenchError: If their numbers of rows differ, or if a token has different ids.
     """
-    tensor = next(iter(_tensors(base_specs)), "")
+    tensor = next(iter(_vocabulary_tensors(base_specs)), "")
     if tensor not in specs:
         return []  # another check reports missing tensors
     rows, base_rows = specs[tensor].shape[0], base_specs[tensor].shape[0]
@@ -42,7 +42,7 @@ def check_same_vocabulary(
     text = f"brick '{name}': its vocabulary differs from the base's: "
     if rows != base_rows:
         raise WorkbenchError(
-            f"{text}{tensor} has {rows:,} rows{_tokens(sizes[0])}, the base's {base_rows:,}{_tokens(sizes[1])}"
+            f"{text}{tensor} has {rows:,} rows{_count_text(sizes[0])}, the base's {base_rows:,}{_count_text(sizes[1])}"
             + (f"; {difference or 'the tokens are the same, the other rows are padding'}" if difference is not None else ""),
             _BLOCK,
         )
@@ -75,7 +75,7 @@ def check_adapter_vocabulary(
     if difference is None or not difference:
         return []
     text = f"brick '{name}': the tokenizer in its directory differs from the base's: {difference}"
-    if difference.moved and any(tensor in places for tensor in _tensors(base_specs)):
+    if difference.moved and any(tensor in places for tensor in _vocabulary_tensors(base_specs)):
         raise WorkbenchError(
             text,
             "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, then use "
@@ -97,7 +97,7 @@ def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path
     )
 
 
-def _tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
+def _vocabulary_tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
     try:
         return vocabulary_tensors(specs)
     except WorkbenchError:
@@ -109,9 +109,9 @@ def _difference(path: Path, base_path: Path, label: str) -> tuple[TokenDifferenc
     if not (has_tokenizer(path) and has_tokenizer(base_path)):
         return None, (None, None)
     base = read_tokens(base_path, "base")
-    mine = base if same_file(path, base_path) else read_tokens(path, label)
-    return TokenDifference.between(mine.ids, base.ids), (mine, base)
+    own_tokens = base if same_file(path, base_path) else read_tokens(path, label)
+    return TokenDifference.between(own_tokens.ids, base.ids), (own_tokens, base)
 
 
-def _tokens(tokens: Tokens | None) -> str:
+def _count_text(tokens: Tokens | None) -> str:
     return f" for {len(tokens.ids):,} tokens" if tokens else ""

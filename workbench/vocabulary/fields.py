@@ -21,7 +21,7 @@ class TokenRow(Strict):
     """The number of the row, instead of `token`."""
 
     @model_validator(mode="after")
-    def _one(self) -> TokenRow:
+    def _check_fields(self) -> TokenRow:
         if (self.token is None) == (self.token_id is None):
             raise ValueError("expected exactly one of token, token_id")
         return self

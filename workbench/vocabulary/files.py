@@ -69,7 +69,7 @@ def write_tokenizer(
                 if (chosen / name).is_file():
                     shutil.copyfile(chosen / name, partial / name)
         if additions:
-            _add(partial, additions, donors)
+            _add_tokens(partial, additions, donors)
         if template is not None:
             _set_template(partial, template)
         if generation:
@@ -78,7 +78,7 @@ def write_tokenizer(
             publish(partial, out)
 
 
-def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:
+def _add_tokens(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> None:
     """Add tokens to tokenizer.json.
 
     Every token, including added tokens, gets an entry in the model's vocabulary, which fixes its id. Regular tokens keep their merges
@@ -88,35 +88,37 @@ def _add(path: Path, additions: Sequence[Addition], donors: Iterable[Path]) -> N
         (path / name).unlink(missing_ok=True)
     data = jsondoc.read_object(path / "tokenizer.json")
     added = data.setdefault("added_tokens", []) or []
-    known = {str(entry["content"]): int(entry["id"]) for entry in added} | {a.token: a.id for a in additions}
-    others = [jsondoc.read_object(file)["model"] for d in donors if (file := d / "tokenizer.json").is_file()]
+    ids = {str(entry["content"]): int(entry["id"]) for entry in added} | {a.token: a.id for a in additions}
+    donor_models = [jsondoc.read_object(file)["model"] for d in donors if (file := d / "tokenizer.json").is_file()]
     model = data["model"]
     if isinstance(model["vocab"], dict):
-        model["vocab"] |= {token: i for token, i in known.items() if token not in model["vocab"]}
+        model["vocab"] |= {token: i for token, i in ids.items() if token not in model["vocab"]}
         if model.get("merges") is not None:
-            model["merges"] = _merges(model, others)
+            model["merges"] = _merges(model, donor_models)
     else:
-        model["vocab"] = _scores(model["vocab"], known, others)
-    new = [{"id": a.id, "content": a.token, **_FLAGS, **a.flags} for a in additions if a.flags is not None]
-    data["added_tokens"] = sorted([*added, *new], key=lambda entry: int(entry["id"]))
+        model["vocab"] = _scores(model["vocab"], ids, donor_models)
+    new_entries = [{"id": a.id, "content": a.token, **_FLAGS, **a.flags} for a in additions if a.flags is not None]
+    data["added_tokens"] = sorted([*added, *new_entries], key=lambda entry: int(entry["id"]))
     (path / "tokenizer.json").write_text(json.dumps(data, ensure_ascii=False), "utf-8")
     config = jsondoc.optional(path / "tokenizer_config.json")
     if config and "added_tokens_decoder" in config:
-        config["added_tokens_decoder"] |= {str(n["id"]): {k: v for k, v in n.items() if k != "id"} for n in new}
+        config["added_tokens_decoder"] |= {str(n["id"]): {k: v for k, v in n.items() if k != "id"} for n in new_entries}
         write_json(path / "tokenizer_config.json", config, indent=2)
     if (path / "added_tokens.json").is_file():
         write_json(
-            path / "added_tokens.json", {**jsondoc.optional(path / "added_tokens.json"), **{n["content"]: n["id"] for n in new}}
+            path / "added_tokens.json",
+            {**jsondoc.optional(path / "added_tokens.json"), **{n["content"]: n["id"] for n in new_entries}},
         )
-    _check(path, additions)
+    _check_ids(path, additions)
 
 
-def _merges(model: dict[str, Any], others: Sequence[dict[str, Any]]) -> list[Any]:
+def _merges(model: dict[str, Any], donor_models: Sequence[dict[str, Any]]) -> list[Any]:
+    """Return the merges of a byte-pair vocabulary, followed by those of the donors whose tokens it has."""
     merges = list(model["merges"])
     pairs = {_pair(m) for m in merges}
     text = bool(merges) and isinstance(merges[0], str)
-    for other in others:
-        for merge in other.get("merges") or ():
+    for donor in donor_models:
+        for merge in donor.get("merges") or ():
             left, right = pair = _pair(merge)
             if pair not in pairs and {left, right, left + right} <= model["vocab"].keys():
                 pairs.add(pair)
@@ -129,28 +131,32 @@ def _pair(merge: Any) -> tuple[str, str]:
     return left, right
 
 
-def _scores(vocabulary: list[Any], known: dict[str, int], others: Sequence[dict[str, Any]]) -> list[Any]:
+def _scores(vocabulary: list[Any], ids: dict[str, int], donor_models: Sequence[dict[str, Any]]) -> list[Any]:
     """Return a Unigram vocabulary with the new pieces at their ids, with their own model's scores or a score that is never chosen."""
-    scores = {str(p): s for other in reversed(others) if isinstance(other.get("vocab"), list) for p, s in other["vocab"]}
-    never = min((s for _, s in vocabulary), default=0.0) - 100.0
-    pieces = {i: [token, scores.get(token, never)] for token, i in known.items() if i >= len(vocabulary)}
-    return [*vocabulary, *(pieces.get(i, [f"<unused {i}>", never]) for i in range(len(vocabulary), max(pieces, default=-1) + 1))]
+    scores = {str(p): s for donor in reversed(donor_models) if isinstance(donor.get("vocab"), list) for p, s in donor["vocab"]}
+    unused_score = min((s for _, s in vocabulary), default=0.0) - 100.0
+    pieces = {i: [token, scores.get(token, unused_score)] for token, i in ids.items() if i >= len(vocabulary)}
+    return [
+        *vocabulary,
+        *(pieces.get(i, [f"<unused {i}>", unused_score]) for i in range(len(vocabulary), max(pieces, default=-1) + 1)),
+    ]
 
 
-def _check(path: Path, additions: Sequence[Addition]) -> None:
+def _check_ids(path: Path, additions: Sequence[Addition]) -> None:
     """Check that the tokenizers library finds every new token at its id."""
     from tokenizers import Tokenizer
 
     try:
         built = Tokenizer.from_file(str(path / "tokenizer.json"))
-        wrong = [a.token for a in additions if built.token_to_id(a.token) != a.id or built.id_to_token(a.id) != a.token]
+        misplaced = [a.token for a in additions if built.token_to_id(a.token) != a.id or built.id_to_token(a.id) != a.token]
     except Exception as error:  # noqa: BLE001  (the library raises plain Exception)
         raise WorkbenchError(
             f"tokenizer: the union cannot be built ({str(error)[:200]})", "Choose `source: base` or a brick."
         ) from None
-    if wrong:
+    if misplaced:
         raise WorkbenchError(
-            f"tokenizer: {wrong[0]!r} cannot be added at its id ({len(wrong)} such tokens)", "Choose `source: base` or a brick."
+            f"tokenizer: {misplaced[0]!r} cannot be added at its id ({len(misplaced)} such tokens)",
+            "Choose `source: base` or a brick.",
         )
 
 
@@ -168,6 +174,7 @@ def read_template(path: Path) -> str | None:
 
 
 def _set_template(path: Path, template: str) -> None:
+    """Replace the chat template of a tokenizer, wherever it is stored."""
     config = jsondoc.optional(path / "tokenizer_config.json")
     if config and config.pop("chat_template", None) is not None:
         write_json(path / "tokenizer_config.json", config, indent=2)
@@ -206,10 +213,10 @@ def generation_config(base: Path, chosen: Path, ids: dict[str, Any]) -> dict[str
     settings: dict[str, Any] = jsondoc.optional(base / GENERATION)
     if base == chosen:
         return settings
-    theirs: dict[str, Any] = jsondoc.optional(chosen / GENERATION)
-    special = {**ids, **{key: value for key, value in theirs.items() if key in SPECIAL_IDS}}
+    chosen_settings: dict[str, Any] = jsondoc.optional(chosen / GENERATION)
+    special = {**ids, **{key: value for key, value in chosen_settings.items() if key in SPECIAL_IDS}}
     without_ids = {key: value for key, value in settings.items() if not key.endswith(("_token_id", "_tokens", "_token_ids"))}
-    return {**without_ids, **special} if settings or theirs else {}
+    return {**without_ids, **special} if settings or chosen_settings else {}
 
 
 def configured(config: dict[str, Any], special: dict[str, Any] | None, rows: int) -> dict[str, Any]:

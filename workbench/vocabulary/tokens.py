@@ -62,11 +62,11 @@ def read_tokens(path: Path, label: str) -> Tokens:
     except (ValueError, TypeError, KeyError, AttributeError, IndexError):
         raise WorkbenchError(f"{label}: {file} is not a tokenizer (no model.vocab)", "Download the file again.") from None
     # transformers also adds tokens that only tokenizer_config.json names.
-    taken = {*ids.values(), *(i for i, _ in added.values())}
+    used_ids = {*ids.values(), *(i for i, _ in added.values())}
     config = jsondoc.optional(path / "tokenizer_config.json", label)
     for number, entry in (config.get("added_tokens_decoder") or {}).items():
         token = str(entry["content"])
-        if token not in ids and token not in added and int(number) not in taken:
+        if token not in ids and token not in added and int(number) not in used_ids:
             added[token] = (int(number), entry)
     return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, {t: _flags(entry) for t, (_, entry) in added.items()})
 
@@ -76,6 +76,7 @@ def _flags(entry: dict[str, Any]) -> dict[str, bool]:
 
 
 def _converted(path: Path, label: str) -> Tokens:
+    """Read a vocabulary through transformers, which converts files of older formats."""
     tokenizer = checked_tokenizer(path, label)
     added = {t.content: {flag: bool(getattr(t, flag)) for flag in _FLAGS} for t in tokenizer.added_tokens_decoder.values()}
     return Tokens({str(t): int(i) for t, i in tokenizer.get_vocab().items()}, added)
@@ -104,9 +105,9 @@ def checked_tokenizer(path: Path, label: str) -> Any:
         ) from None
 
 
-def same_file(one: Path, other: Path) -> bool:
+def same_file(first: Path, second: Path) -> bool:
     """Return whether two directories have the same tokenizer.json and the same additional tokens in tokenizer_config.json."""
-    files = [(d / "tokenizer.json", d / "tokenizer_config.json") for d in (one, other)]
+    files = [(d / "tokenizer.json", d / "tokenizer_config.json") for d in (first, second)]
     if not all(file.is_file() for file, _ in files) or files[0][0].read_bytes() != files[1][0].read_bytes():
         return False
     decoders = [jsondoc.optional(config).get("added_tokens_decoder") for _, config in files]
@@ -140,12 +141,12 @@ class TokenDifference:
     def __str__(self) -> str:
         parts = []
         if self.moved:
-            shown = [f"{t!r} is {i}, in the base {j}" for t, (i, j) in sorted(self.moved.items(), key=lambda m: m[1])[:3]]
-            parts.append(f"{_count(self.moved)} at other ids ({_listed(shown, len(self.moved))})")
+            examples = [f"{t!r} is {i}, in the base {j}" for t, (i, j) in sorted(self.moved.items(), key=lambda m: m[1])[:3]]
+            parts.append(f"{_count(self.moved)} at other ids ({_list_examples(examples, len(self.moved))})")
         for tokens, text in ((self.extra, "that the base lacks"), (self.lacking, "of the base missing")):
             if tokens:
-                shown = [f"{t!r} {i}" for t, i in sorted(tokens.items(), key=lambda m: m[1])[:3]]
-                parts.append(f"{_count(tokens)} {text} ({_listed(shown, len(tokens))})")
+                examples = [f"{t!r} {i}" for t, i in sorted(tokens.items(), key=lambda m: m[1])[:3]]
+                parts.append(f"{_count(tokens)} {text} ({_list_examples(examples, len(tokens))})")
         return "; ".join(parts)
 
 
@@ -153,6 +154,6 @@ def _count(tokens: dict[str, Any]) -> str:
     return f"{len(tokens):,} token" + ("s" if len(tokens) != 1 else "")
 
 
-def _listed(shown: Iterable[str], total: int) -> str:
-    shown = list(shown)
-    return ", ".join(shown) + (", …" if total > len(shown) else "")
+def _list_examples(examples: Iterable[str], total: int) -> str:
+    examples = list(examples)
+    return ", ".join(examples) + (", …" if total > len(examples) else "")

@@ -8,20 +8,22 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged, settled_identity
+from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise, is_stand_in
 from workbench.weights.specs import DTYPES, Source, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -85,11 +87,11 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
                 "The download may be incomplete: download the file again.",
             )
         text = stream.read(length)
-    again = "Download the file again."
+    hint = "Download the file again."
     where = f"{file}: damaged safetensors header"
-    header = jsondoc.as_object(jsondoc.parse(text, where, again, unique=True), where, again)
+    header = jsondoc.as_object(jsondoc.parse(text, where, hint, unique=True), where, hint)
     header.pop("__metadata__", None)
-    described = [_described(file, name, info) for name, info in header.items()]
+    described = [_parse_entry(file, name, info) for name, info in header.items()]
     entries: dict[str, Entry] = {}
     stand_in = is_stand_in(file.parent)
     expected = 0
@@ -99,7 +101,7 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
                 f"{file}: {name} has dtype {dtype}, a quantized or packed format; expected floating point",
                 dequantise("fp8" if dtype.startswith("F8") else None, file.parent),
             )
-        spec = TensorSpec(shape, DTYPES[dtype])
+        spec = TensorSpec(shape, dtype)
         if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
             raise WorkbenchError(
                 f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
@@ -115,7 +117,7 @@ def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
     return entries
 
 
-def _described(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
+def _parse_entry(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
     """Return offsets, name, dtype and shape of a header's entry; raise WorkbenchError if it is malformed."""
     if isinstance(info, dict) and len(name) <= MAX_NAME:
         offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
@@ -166,11 +168,11 @@ def checkpoint_files(path: Path, label: str) -> list[Path]:
                 raise WorkbenchError(f"{label}: {index} names {name}, which is missing", "Download the checkpoint again.")
         return [path / name for name in names]
     refuse_foreign(path, label)
-    others = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
+    other_files = sorted(p.name for p in path.glob("*.safetensors")) if path.is_dir() else []
     raise WorkbenchError(
-        f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(others[:3])})" if others else ""),
+        f"{label}: no {SINGLE} in {path} and no {INDEX}" + (f" (found {', '.join(other_files[:3])})" if other_files else ""),
         f"Without {INDEX} only {SINGLE} is read: download the files in Hugging Face format."
-        if others
+        if other_files
         else f"Convert a hub repository that has pickle files only: {convert_command(Path('ORG/NAME'))}",
     )
 
@@ -203,22 +205,22 @@ def refuse_foreign(path: Path, label: str) -> None:
 
 def _check_same(single: Path, index: Path, label: str) -> None:
     """Check that a single file and an index beside it have the same tensors; the file is then read, as transformers does."""
-    named, held = set(_weight_map(index, label)), set(read_header(single))
-    if other := sorted(named ^ held):
+    in_index, in_file = set(_weight_map(index, label)), set(read_header(single))
+    if differing := sorted(in_index ^ in_file):
         raise WorkbenchError(
-            f"{label}: {single.name} and {index.name} in {single.parent} are of different models: only one of them has {other[0]} "
-            f"({len(other)} such tensors)",
+            f"{label}: {single.name} and {index.name} in {single.parent} are of different models: only one of them has {differing[0]} "
+            f"({len(differing)} such tensors)",
             "Remove the outdated one.",
         )
 
 
 def _weight_map(index: Path, label: str) -> dict[str, str]:
     """Return the map from tensor to file of an index."""
-    again = "Download the checkpoint again."
+    hint = "Download the checkpoint again."
     where = f"{label}: {index} is not an index of safetensors files"
-    files = jsondoc.read_object(index, where, again, unique=True).get("weight_map")
+    files = jsondoc.read_object(index, where, hint, unique=True).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(file, str) for file in files.values()):
-        raise WorkbenchError(f"{where} (no weight_map)", again)
+        raise WorkbenchError(f"{where} (no weight_map)", hint)
     return files
 
 
@@ -253,10 +255,10 @@ class Checkpoint:
         if (
             (path / INDEX).is_file()
             and not (path / SINGLE).is_file()
-            and (lost := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries)))
+            and (missing := sorted(set(_weight_map(path / INDEX, label)) - set(self.entries)))
         ):
             raise WorkbenchError(
-                f"{label}: {path / INDEX} names {lost[0]}, which no file has ({len(lost)} such tensors)",
+                f"{label}: {path / INDEX} names {missing[0]}, which no file has ({len(missing)} such tensors)",
                 "Download the checkpoint again.",
             )
         self.streamed: dict[str, str] = {}
@@ -310,7 +312,7 @@ class FileSource:
     def raw(self, start: int, stop: int) -> Tensor:
         """Return rows in their stored dtype, on the source's device; the next call overwrites them."""
         spec = self._entry.spec
-        width = spec.cols * spec.dtype.itemsize
+        width = spec.cols * spec.itemsize
         size = (stop - start) * width
         raw = self._staging.room(size)
         view = raw.numpy().data

@@ -91,7 +91,7 @@ def backend() -> Backend:
             file, damaged = _cached(place, key)
             removed += damaged
             file = file or _build(place, key, command)
-            library = _loaded(file)
+            library = _load(file)
         except (OSError, AttributeError, subprocess.SubprocessError) as error:
             reason = reason or _message(error)
             continue
@@ -104,12 +104,12 @@ def places() -> Iterator[Path]:
     cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)
     if not cache_home.startswith("~"):  # the user has no home directory
         yield Path(cache_home) / "brick-workbench"
-    own = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    private = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
     try:
-        own.mkdir(mode=0o700, exist_ok=True)
-        stat = own.lstat()
-        if not own.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
-            yield own  # no other user can write there
+        private.mkdir(mode=0o700, exist_ok=True)
+        stat = private.lstat()
+        if not private.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
+            yield private  # no other user can write there
     except OSError:
         return
 
@@ -129,6 +129,7 @@ def _cached(place: Path, key: str) -> tuple[Path | None, list[Path]]:
 
 
 def _build(place: Path, key: str, command: list[str]) -> Path:
+    """Compile the library into a cache directory; its name contains the key and the digest of its bytes."""
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
         built = Path(folder) / "kernels.so"
@@ -140,7 +141,8 @@ def _build(place: Path, key: str, command: list[str]) -> Path:
     return file
 
 
-def _loaded(file: Path) -> ctypes.CDLL:
+def _load(file: Path) -> ctypes.CDLL:
+    """Load the library, and declare the result types of its functions."""
     library = ctypes.CDLL(str(file))
     for symbol in _SYMBOLS:
         getattr(library, symbol)

@@ -22,15 +22,15 @@ _NAME_BYTES = 255
 
 def is_file_name(name: str) -> bool:
     """Return whether a text from an untrusted file is a plain file name: no path, no NUL, not too long for a file system."""
-    plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    is_plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
     try:
-        return plain and len(os.fsencode(name)) <= _NAME_BYTES
+        return is_plain and len(os.fsencode(name)) <= _NAME_BYTES
     except UnicodeEncodeError:  # an unpaired surrogate
         return False
 
 
-def _is_whole(most: int) -> Callable[[Any], bool]:
-    return lambda value: (type(value) is int or (type(value) is float and value.is_integer())) and 0 <= value <= most
+def _is_integer_up_to(limit: int) -> Callable[[Any], bool]:
+    return lambda value: (type(value) is int or (type(value) is float and value.is_integer())) and 0 <= value <= limit
 
 
 def _is_text(value: Any) -> bool:
@@ -42,8 +42,8 @@ def _is_list_of_texts(value: Any) -> bool:
 
 
 def _is_token(value: Any) -> bool:
-    whole = type(value) is int and abs(value) < 2**31
-    return whole or (isinstance(value, list) and all(type(number) is int and abs(number) < 2**31 for number in value))
+    is_integer = type(value) is int and abs(value) < 2**31
+    return is_integer or (isinstance(value, list) and all(type(number) is int and abs(number) < 2**31 for number in value))
 
 
 def _is_object(value: Any) -> bool:
@@ -58,8 +58,8 @@ _LAYERS = f"a whole number from 0 to {MAX_LAYERS:,}"
 _SIZE = "a whole number from 0"
 # Field -> (test, description of the expected value). null is always allowed: transformers then takes its default.
 _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
-    **dict.fromkeys(DEPTHS, (_is_whole(MAX_LAYERS), _LAYERS)),
-    **dict.fromkeys(("vocab_size", "n_embd", "d_model", *POSITIONS), (_is_whole(MAX_SIZE), _SIZE)),
+    **dict.fromkeys(DEPTHS, (_is_integer_up_to(MAX_LAYERS), _LAYERS)),
+    **dict.fromkeys(("vocab_size", "n_embd", "d_model", *POSITIONS), (_is_integer_up_to(MAX_SIZE), _SIZE)),
     "model_type": (_is_text, "a text"),
     "architectures": (_is_list_of_texts, "a list of texts"),
     "layer_types": (_is_list_of_texts, "a list of texts"),
@@ -73,29 +73,29 @@ _FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
 }
 
 
-def check_config(config: Mapping[str, Any], where: str) -> None:
+def check_config(config: Mapping[str, Any], label: str) -> None:
     """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
 
     Args:
         config: The content of config.json.
-        where: The file's name in messages.
+        label: The file's name in messages.
 
     Raises:
         WorkbenchError: If a field has the wrong type or a number is out of range. The message names file and field.
     """
-    check_fields(config, _FIELDS, where)
+    check_fields(config, _FIELDS, label)
     for name in _PARTS:
         if config.get(name):
-            check_fields(config[name], _FIELDS, f"{where}: {name}")
+            check_fields(config[name], _FIELDS, f"{label}: {name}")
 
 
-def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], where: str) -> None:
+def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
     """Check the fields of an untrusted JSON object; null is always valid.
 
     Args:
         content: The object. Fields without an entry in `fields` are ignored.
         fields: Field -> (test, description of the expected value).
-        where: The object's name in messages.
+        label: The object's name in messages.
 
     Raises:
         WorkbenchError: If a field is invalid.
@@ -103,7 +103,7 @@ def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable
     for name, value in content.items():
         test, expected = fields.get(name, (None, ""))
         if test is not None and value is not None and not test(value):
-            shown = jsondoc.kind(value) if isinstance(value, (dict, list)) else repr(value)[:60]
+            actual = jsondoc.kind(value) if isinstance(value, (dict, list)) else repr(value)[:60]
             raise WorkbenchError(
-                f"{where}: {name}: expected {expected}, found {shown}", "The file is damaged: download it again."
+                f"{label}: {name}: expected {expected}, found {actual}", "The file is damaged: download it again."
             )

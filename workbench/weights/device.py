@@ -13,12 +13,14 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+from workbench.lazy import torch
 
-_MEMORY: Any = torch.utils.deterministic
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
 # cuBLAS sums in a fixed order only if its workspace has a fixed size. This must be set before the first product on the device.
 # https://docs.nvidia.com/cuda/cublas/#results-reproducibility
 _WORKSPACE, _FIXED = "CUBLAS_WORKSPACE_CONFIG", (":4096:8", ":16:8")
@@ -44,17 +46,17 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
     Args:
         device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
     """
-    operators = _operators()
+    operators, memory = _operators(), _memory()
     before = [operator.fp32_precision for operator in operators]
     deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = _MEMORY.fill_uninitialized_memory
+    filled = memory.fill_uninitialized_memory
     for operator in operators:
         operator.fp32_precision = "ieee"
     if device is not None and device.type == "cuda":
         prepare(device)
         warnings.filterwarnings("ignore", message=".*does not have a deterministic implementation")
         torch.use_deterministic_algorithms(True, warn_only=not deterministic or warn)
-        _MEMORY.fill_uninitialized_memory = False  # every buffer is written before it is read
+        memory.fill_uninitialized_memory = False  # every buffer is written before it is read
     try:
         yield
     finally:
@@ -62,13 +64,25 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
             operator.fp32_precision = value
         if device is not None and device.type == "cuda":
             torch.use_deterministic_algorithms(deterministic, warn_only=warn)
-            _MEMORY.fill_uninitialized_memory = filled
+            memory.fill_uninitialized_memory = filled
 
 
 def _operators() -> list[Any]:
     """Return torch's settings for the precision of float32 operators: products, convolutions, recurrent layers."""
-    of: Any = torch.backends
-    return [of.cuda.matmul, of.cudnn.conv, of.cudnn.rnn, of.mkldnn.matmul, of.mkldnn.conv, of.mkldnn.rnn]
+    backends: Any = torch.backends
+    return [
+        backends.cuda.matmul,
+        backends.cudnn.conv,
+        backends.cudnn.rnn,
+        backends.mkldnn.matmul,
+        backends.mkldnn.conv,
+        backends.mkldnn.rnn,
+    ]
+
+
+def _memory() -> Any:
+    """Return torch's settings for memory of deterministic algorithms."""
+    return torch.utils.deterministic
 
 
 class Staging:

@@ -6,17 +6,19 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 import xxhash
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json, write_json
-from workbench.identity import check_unchanged, identity_of, unchanged
+from workbench.identity import check_unchanged, identity_of, open_unchanged
+from workbench.lazy import torch
 from workbench.weights.checkpoint import Entry
-from workbench.weights.specs import NAMES, TensorSpec
+from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Fields of config.json that describe how a file was made, not what the model computes.
 _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype", "dtype", "use_cache"})
@@ -29,7 +31,7 @@ def entry_digest(entry: Entry) -> str:
         WorkbenchError: If the file has changed since its header was read.
     """
     digest = xxhash.xxh3_128()
-    with entry.file.open("rb") if entry.identity is None else unchanged(entry.file, entry.identity) as stream:
+    with entry.file.open("rb") if entry.identity is None else open_unchanged(entry.file, entry.identity) as stream:
         stream.seek(entry.offset)
         left = entry.spec.nbytes
         while left:
@@ -93,7 +95,7 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
     have the same fingerprint.
     """
     names = sorted(entries)
-    digest = xxhash.xxh3_128(json.dumps([[n, list(entries[n].spec.shape), NAMES[entries[n].spec.dtype]] for n in names]).encode())
+    digest = xxhash.xxh3_128(json.dumps([[n, list(entries[n].spec.shape), entries[n].spec.stored] for n in names]).encode())
     descriptors: dict[Path, int] = {}
     try:
         for name in names[:: max(1, len(names) // 256)]:
@@ -111,6 +113,7 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
 
 
 def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
+    """Group entries by the file that they are in."""
     groups: dict[Path, dict[str, Entry]] = {}
     for name, entry in entries.items():
         groups.setdefault(entry.file, {})[name] = entry
@@ -121,7 +124,7 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
     """Return the path and identity of the one file that a group of entries is in, and the entries' names."""
     first = next(iter(group.values()))
     identity = first.identity or identity_of(first.file)
-    return [str(first.file.resolve()), *identity.kept, sorted(group)]
+    return [str(first.file.resolve()), *identity.storable, sorted(group)]
 
 
 def _cache_file(group: Mapping[str, Entry], cache: Path) -> Path:
@@ -136,6 +139,6 @@ def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], 
         digests: Digest of every tensor's bytes.
         config: The content of config.json. Fields that do not change what the model computes are ignored.
     """
-    tensors = sorted((n, NAMES[s.dtype], list(s.shape), digests[n]) for n, s in specs.items())
+    tensors = sorted((n, s.stored, list(s.shape), digests[n]) for n, s in specs.items())
     meaning = {k: v for k, v in config.items() if k not in _BOOKKEEPING}
     return json_digest({"tensors": tensors, "config": meaning})

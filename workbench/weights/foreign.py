@@ -32,14 +32,14 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
     """
     kind = _saved_class(path)
     if is_stand_in(path):
-        path = Path(str((jsondoc.kept(path / STAND_IN) or {}).get("repository", path)))
+        path = Path(str((jsondoc.read_cached(path / STAND_IN) or {}).get("repository", path)))
     return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
 
 
 def _saved_class(path: Path) -> str:
     """Return the class that loads the whole model: AutoModelForCausalLM would ignore the towers of a multimodal model."""
-    named = (jsondoc.kept(path / "config.json") or {}).get("architectures")
-    first = named[0] if isinstance(named, list) and named else None
+    architectures = (jsondoc.read_cached(path / "config.json") or {}).get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
     if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
         return first
     return "AutoModelForCausalLM"

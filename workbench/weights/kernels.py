@@ -10,14 +10,17 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Sequence
+from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.weights.compiled import backend
 
-KINDS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+if TYPE_CHECKING:
+    from torch import Tensor
+
 INFINITE = 0x7F800000
 """Magnitude bits of infinity; those of finite float32 values are smaller."""
 
@@ -25,7 +28,7 @@ INFINITE = 0x7F800000
 def widen(x: Tensor, out: Tensor) -> bool:
     """Compute out = x in float32 and return whether every element is finite."""
     if library := library_for(x, out):
-        return bool(library.wb_widen(pointer(x), KINDS[x.dtype], pointer(out), count_of(x)))
+        return bool(library.wb_widen(pointer(x), kind_of(x), pointer(out), count_of(x)))
     out.copy_(x)
     return all_finite(out)
 
@@ -33,7 +36,7 @@ def widen(x: Tensor, out: Tensor) -> bool:
 def difference(x: Tensor, base: Tensor, out: Tensor) -> bool:
     """Compute out = x − base, with `base` and `out` in float32, and return whether every element is finite."""
     if library := library_for(x, base, out):
-        return bool(library.wb_difference(pointer(x), KINDS[x.dtype], pointer(base), pointer(out), count_of(x)))
+        return bool(library.wb_difference(pointer(x), kind_of(x), pointer(base), pointer(out), count_of(x)))
     torch.sub(x.float(), base, out=out)
     return all_finite(out)
 
@@ -43,12 +46,12 @@ def combine(anchor: Tensor, scale: float, others: Sequence[Tensor], weights: Seq
     if library := library_for(anchor, *others, out):
         count = len(others)
         places = (ctypes.c_void_p * count)(*(x.data_ptr() for x in others))
-        kinds = (ctypes.c_int * count)(*(KINDS[x.dtype] for x in others))
+        kinds = (ctypes.c_int * count)(*(kind_of(x) for x in others))
         factors = (ctypes.c_float * count)(*weights)
         return bool(
             library.wb_combine(
                 pointer(anchor),
-                KINDS[anchor.dtype],
+                kind_of(anchor),
                 ctypes.c_float(scale),
                 count,
                 places,
@@ -73,7 +76,7 @@ def dots(x: Tensor, y: Tensor, sums: list[float]) -> list[float]:
     """
     if library := library_for(x, y):
         totals = (ctypes.c_double * 3)(*sums)
-        library.wb_dots(pointer(x), KINDS[x.dtype], pointer(y), KINDS[y.dtype], totals, count_of(x))
+        library.wb_dots(pointer(x), kind_of(x), pointer(y), kind_of(y), totals, count_of(x))
         return list(totals)
     flat = [torch.nn.functional.pad(t.float().view(-1), (0, -t.numel() % 1024)).view(-1, 64, 16) for t in (x, y)]
     totals_so_far = []
@@ -88,7 +91,7 @@ def dots(x: Tensor, y: Tensor, sums: list[float]) -> list[float]:
 def narrow(x: Tensor, out: Tensor) -> bool:
     """Round float32 values to the dtype of `out` and return whether every rounded element is finite."""
     if (library := library_for(x, out)) and out.dtype != torch.float32:
-        return bool(library.wb_narrow(pointer(x), KINDS[out.dtype], pointer(out), count_of(x)))
+        return bool(library.wb_narrow(pointer(x), kind_of(out), pointer(out), count_of(x)))
     out.copy_(x)
     return all_finite(out)
 
@@ -129,6 +132,16 @@ def as_float(value: float) -> float:
     return float(ctypes.c_float(value).value)
 
 
+def kind_of(x: Tensor) -> int:
+    """Return the number of a tensor's dtype in kernels.c."""
+    return _kinds()[x.dtype]
+
+
+@cache
+def _kinds() -> dict[torch.dtype, int]:
+    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+
+
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
     """Return a pointer to a tensor's elements; NULL for None."""
     return ctypes.c_void_p(None if x is None else x.data_ptr())
@@ -141,7 +154,7 @@ def count_of(x: Tensor) -> ctypes.c_size_t:
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
     """Return the compiled loops if they can process these tensors, else None."""
-    fits = all(t.device.type == "cpu" and t.is_contiguous() and (t.dtype in KINDS or t.dtype == torch.int32) for t in tensors)
+    fits = all(t.device.type == "cpu" and t.is_contiguous() and (t.dtype in _kinds() or t.dtype == torch.int32) for t in tensors)
     return _library() if fits else None
 
 

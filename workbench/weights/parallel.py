@@ -9,15 +9,16 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.specs import Weights, load
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # malloc.h of glibc
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
-CPU = torch.device("cpu")
 
 
 def default_threads() -> int:
@@ -25,7 +26,7 @@ def default_threads() -> int:
     return min(8, os.cpu_count() or 1)
 
 
-def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device = CPU) -> None:
+def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device | None = None) -> None:
     """Call `work` for every tensor, in file order, on several threads; stop at the first error.
 
     On a CUDA device all threads queue work on one stream; see `weights/device.py`. While one thread reads a file, the device copies
@@ -38,8 +39,9 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
         work: Called with a tensor's name.
         names: Names of the tensors.
         threads: Number of threads.
-        device: The device that `work` computes on.
+        device: The device that `work` computes on; None is the CPU.
     """
+    device = device or torch.device("cpu")
     _keep_freed_memory()
     before = torch.get_num_threads()
     pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))

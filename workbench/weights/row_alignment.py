@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, TypeAlias
 from weakref import WeakValueDictionary
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.specs import Source, TensorSpec, Weights, block_elements, load
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from torch import Tensor
 
     Index: TypeAlias = NDArray[np.int64]
 
@@ -64,13 +64,13 @@ class RowPlan:
         """Return whether a model with `rows` rows does not change."""
         return rows == self.rows and bool((self.own[model] == np.arange(rows)).all())
 
-    def asked(self, model: int) -> Index:
+    def donated(self, model: int) -> Index:
         """Return [rows]: a model's rows that are substitutes in other models, -1 elsewhere."""
         return np.where(self.donor == model, self.donor_row, np.where(self.donor == MEAN, self.owned[model], -1))
 
-    def is_kept(self, model: int) -> bool:
+    def is_read_whole(self, model: int) -> bool:
         """Return whether a model's tensors are read completely, because the needed rows are scattered."""
-        return _scattered(self.own[model]) or _scattered(self.asked(model))
+        return _is_scattered(self.own[model]) or _is_scattered(self.donated(model))
 
 
 class WholeTensors:
@@ -102,7 +102,7 @@ class AlignedWeights:
         number: The model's index in `models`.
         plan: The origin of every row.
         tensors: Names of the tensors that have one row per token.
-        whole: Cache that all models share.
+        cache: Cache that all models share.
         inner: Weights to align instead of `models[number]`, with the same rows, such as the result of a recipe on it.
     """
 
@@ -112,14 +112,14 @@ class AlignedWeights:
         number: int,
         plan: RowPlan,
         tensors: Collection[str],
-        whole: WholeTensors,
+        cache: WholeTensors,
         inner: Weights | None = None,
     ) -> None:
         self._models = models
         self._number = number
         self._plan = plan
         self._tensors = tensors
-        self._whole = whole
+        self._whole = cache
         self.plain = inner or models[number]
 
     @cached_property
@@ -127,7 +127,7 @@ class AlignedWeights:
         """The specs of the plain weights, with the output's number of rows in vocabulary tensors."""
         rows = self._plan.rows
         return {
-            name: TensorSpec((rows, *spec.shape[1:]), spec.dtype) if name in self._tensors else spec
+            name: TensorSpec((rows, *spec.shape[1:]), spec.stored) if name in self._tensors else spec
             for name, spec in self.plain.specs.items()
         }
 
@@ -146,6 +146,8 @@ class AlignedWeights:
 
 
 class _AlignedSource:
+    """Reader of one tensor in the output's order of rows."""
+
     def __init__(self, weights: AlignedWeights, name: str, device: torch.device) -> None:
         self._plan = weights._plan
         self._own = self._plan.own[weights._number]
@@ -155,7 +157,7 @@ class _AlignedSource:
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         self._read(start, stop, out)
-        padding = self._missing(start, stop, PAD)
+        padding = self._without_own_row(start, stop, PAD)
         if len(padding):
             out[torch.from_numpy(padding).to(out.device)] = self._padding.to(out.dtype)
 
@@ -177,19 +179,21 @@ class _AlignedSource:
             elif kind >= 0:
                 self._readers.donor(kind).take(self._plan.donor_row[start:stop], out, places)
 
-    def _missing(self, start: int, stop: int, kind: int) -> Index:
+    def _without_own_row(self, start: int, stop: int, kind: int) -> Index:
+        """Return the rows in start..stop for which the model has no row of its own and the substitute is of a kind."""
         return np.flatnonzero((self._own[start:stop] < 0) & (self._plan.donor[start:stop] == kind))
 
-    def _mean(self, rows: Index, like: Tensor) -> Tensor:
-        total = like.new_zeros(len(rows), like.shape[1])
-        count = like.new_zeros(len(rows), 1)
+    def _mean(self, rows: Index, reference: Tensor) -> Tensor:
+        """Return the mean over the models that have a row, for each of some output rows."""
+        total = reference.new_zeros(len(rows), reference.shape[1])
+        count = reference.new_zeros(len(rows), 1)
         for number, owned in enumerate(self._plan.owned):
-            have = np.flatnonzero(owned[rows] >= 0)
-            if len(have):
-                part = like.new_empty(len(have), like.shape[1])
-                self._readers.donor(number).take(owned[rows[have]], part)
-                total[_tensor(have, like)] += part
-                count[_tensor(have, like)] += 1
+            has_row = np.flatnonzero(owned[rows] >= 0)
+            if len(has_row):
+                part = reference.new_empty(len(has_row), reference.shape[1])
+                self._readers.donor(number).take(owned[rows[has_row]], part)
+                total[_tensor(has_row, reference)] += part
+                count[_tensor(has_row, reference)] += 1
         return total.div_(count)
 
     @cached_property
@@ -216,7 +220,7 @@ class _Readers:
         if number not in self._donors:
             aligned = self._weights
             self._donors[number] = AlignedRowReader(
-                aligned._models[number], self._name, self._device, aligned._plan.asked(number), aligned._whole
+                aligned._models[number], self._name, self._device, aligned._plan.donated(number), aligned._whole
             )
         return self._donors[number]
 
@@ -229,11 +233,11 @@ class AlignedRowReader:
         name: A matrix, or a vector whose elements are its rows.
         device: The device of the rows.
         index: The rows that will be read, -1 for none; they decide how the tensor is read.
-        whole: Cache for a tensor that is read completely.
+        cache: Cache for a tensor that is read completely.
     """
 
-    def __init__(self, weights: Weights, name: str, device: torch.device, index: Index, whole: WholeTensors) -> None:
-        self._whole = whole.get(weights, name, device) if _scattered(index) else None
+    def __init__(self, weights: Weights, name: str, device: torch.device, index: Index, cache: WholeTensors) -> None:
+        self._whole = cache.get(weights, name, device) if _is_scattered(index) else None
         self._source = weights.open(name, device) if self._whole is None else None
 
     def take(self, index: Index, out: Tensor, places: Index | None = None) -> None:
@@ -246,8 +250,8 @@ class AlignedRowReader:
             out.index_copy_(0, _tensor(places, out), picked)
             return
         assert self._source is not None
-        for at, row, length in runs(places, index[places]):
-            self._source.read(row, row + length, out[at : at + length])
+        for offset, row, length in runs(places, index[places]):
+            self._source.read(row, row + length, out[offset : offset + length])
 
 
 def runs(places: Index, index: Index) -> Iterator[tuple[int, int, int]]:
@@ -258,13 +262,14 @@ def runs(places: Index, index: Index) -> Iterator[tuple[int, int, int]]:
     yield from zip(places[starts].tolist(), index[starts].tolist(), lengths.tolist(), strict=True)
 
 
-def _scattered(index: Index) -> bool:
-    asked = int((index >= 0).sum())
-    if asked < _MANY_RUNS:
+def _is_scattered(index: Index) -> bool:
+    """Return whether reading the requested rows one run at a time is slower than reading the whole tensor."""
+    requested = int((index >= 0).sum())
+    if requested < _MANY_RUNS:
         return False
     places = np.flatnonzero(index >= 0)
     count = int(((np.diff(index[places]) != 1) | (np.diff(places) != 1)).sum()) + 1
-    return count > _MANY_RUNS and asked < count * _SHORT_RUN
+    return count > _MANY_RUNS and requested < count * _SHORT_RUN
 
 
 def _tensor(index: Index, like: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.files import whole
+from workbench.files import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,7 +30,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, 
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    with whole(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             save_file(dict(tensors), temporary, metadata=metadata)
         except SafetensorError as error:  # the library reports operating system errors only as text

@@ -8,22 +8,25 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.weights.kernels import (
     INFINITE,
-    KINDS,
     all_finite,
     as_float,
     count_of,
+    kind_of,
     library_for,
     magnitude_bits,
     pointer,
     scratch,
 )
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 ALL_TIES = 1 << 62
 _GOLDEN, _MIX1, _MIX2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
@@ -139,7 +142,7 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
         return int(
             library.wb_window(
                 pointer(x),
-                KINDS[x.dtype],
+                kind_of(x),
                 is_delta,
                 pointer(base),
                 _kind(base),
@@ -150,8 +153,8 @@ def window(rows: Rows, brick: int, low: int, counts: Tensor) -> int:
             )
         )
     bits = magnitude_bits(rows.delta(brick, scratch(x, 0))).view(-1)
-    inside = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
-    counts.scatter_add_(0, inside, torch.ones_like(inside, dtype=counts.dtype))
+    in_window = bits[(bits >= low) & (bits < low + len(counts))].sub_(low).long()
+    counts.scatter_add_(0, in_window, torch.ones_like(in_window, dtype=counts.dtype))
     return int((bits >= low + len(counts)).sum()) if int(bits.max()) < INFINITE else -1
 
 
@@ -194,7 +197,7 @@ def drop_sums(rows: Rows, brick: int, drop: Drop, index: int, sums: list[float])
         totals = (ctypes.c_double * 2)(*sums)
         finite = library.wb_drop_sums(
             pointer(x),
-            KINDS[x.dtype],
+            kind_of(x),
             is_delta,
             pointer(base),
             _kind(base),
@@ -331,13 +334,13 @@ def dropped(x: Tensor, key: int, below: int, scale: float, index: int) -> Tensor
     """
     count = x.numel()
     word = torch.arange(index >> 1, (index + count + 1) >> 1, dtype=torch.int64, device=x.device)
-    other = torch.empty_like(word)
+    scratch_words = torch.empty_like(word)
     word.mul_(_signed(_GOLDEN)).add_(_signed(key))
     for shift, factor in ((30, _MIX1), (27, _MIX2), (31, 1)):
-        word ^= _shift(word, shift, other)
+        word ^= _shift(word, shift, scratch_words)
         word.mul_(_signed(factor))
     keep = torch.empty(2 * len(word), device=x.device)
-    torch.lt(_shift(word, 32, other), below, out=keep[1::2])
+    torch.lt(_shift(word, 32, scratch_words), below, out=keep[1::2])
     torch.lt(word.bitwise_and_(0xFFFFFFFF), below, out=keep[::2])
     x.mul_(as_float(scale)).mul_(keep[index & 1 :][:count].view(x.shape))
     return x.add_(0.0)  # turns -0.0 into 0.0, as in the C version
@@ -372,7 +375,7 @@ def elected(deltas: Sequence[Tensor], weights: Sequence[float], lam: float, rule
 
 
 def _kind(x: Tensor | None) -> int:
-    return -1 if x is None else KINDS[x.dtype]
+    return -1 if x is None else kind_of(x)
 
 
 def _float(bits: int) -> float:
@@ -380,9 +383,9 @@ def _float(bits: int) -> float:
     return -1.0 if bits < 0 else float(np.int32(bits).view(np.float32))
 
 
-def _shift(x: Tensor, by: int, out: Tensor) -> Tensor:
+def _shift(x: Tensor, bits: int, out: Tensor) -> Tensor:
     """Shift int64 to the right and fill with zeros."""
-    return torch.bitwise_right_shift(x, by, out=out).bitwise_and_((1 << (64 - by)) - 1)
+    return torch.bitwise_right_shift(x, bits, out=out).bitwise_and_((1 << (64 - bits)) - 1)
 
 
 def _signed(value: int) -> int:

@@ -8,32 +8,75 @@ reads a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import torch
-from torch import Tensor
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 # 1 MiB of float32: three or four such buffers fit into a core's L2 cache.
 BLOCK_ELEMENTS = 256 * 1024
 # On an accelerator, launching a kernel costs more than a cache miss.
 DEVICE_BLOCK_ELEMENTS = 16 * 1024 * 1024
 
-# Names of safetensors. The checkpoint reader refuses other dtypes (F8, F4, ...), which are quantized.
-DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+# Names of safetensors -> name in torch, bytes per number, kind. The checkpoint reader refuses other dtypes (F8, F4, ...), which are
+# quantized.
+DTYPES: dict[str, tuple[str, int, str]] = {
+    "F64": ("float64", 8, "floating-point"),
+    "F32": ("float32", 4, "floating-point"),
+    "F16": ("float16", 2, "floating-point"),
+    "BF16": ("bfloat16", 2, "floating-point"),
+    "I64": ("int64", 8, "integer"),
+    "I32": ("int32", 4, "integer"),
+    "I16": ("int16", 2, "integer"),
+    "I8": ("int8", 1, "integer"),
+    "U8": ("uint8", 1, "integer"),
+    "BOOL": ("bool", 1, "boolean"),
+}
+_NAMES = {torch_name: name for name, (torch_name, *_) in DTYPES.items()}
+
+
+def stored_name(dtype: torch.dtype | str) -> str:
+    """Return the safetensors name of a torch dtype or of its name in torch: "BF16" for "bfloat16"."""
+    return _NAMES[str(dtype).removeprefix("torch.")]
 
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """Shape and dtype of a tensor, as a safetensors header states them."""
+    """Shape and dtype of a tensor, as a safetensors header states them. Reading headers needs no torch.
+
+    Attributes:
+        shape: The tensor's shape.
+        stored: Name of the dtype in safetensors: "BF16".
+    """
 
     shape: tuple[int, ...]
-    dtype: torch.dtype
+    stored: str
+
+    @classmethod
+    def of(cls, shape: Iterable[int], dtype: torch.dtype | str) -> TensorSpec:
+        """Return the spec of a shape and a torch dtype, given as itself or by its name."""
+        return cls(tuple(shape), stored_name(dtype))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype in torch."""
+        dtype: torch.dtype = getattr(torch, self.dtype_name)
+        return dtype
+
+    @property
+    def dtype_name(self) -> str:
+        """The dtype's name in torch: "bfloat16"."""
+        return DTYPES[self.stored][0]
+
+    @property
+    def itemsize(self) -> int:
+        """The bytes per number."""
+        return DTYPES[self.stored][1]
 
     @property
     def numel(self) -> int:
@@ -53,19 +96,17 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         """The size on disk in bytes."""
-        return self.numel * self.dtype.itemsize
+        return self.numel * self.itemsize
 
     @property
     def is_float(self) -> bool:
         """True for floating point. Other tensors are copied, never merged."""
-        return self.dtype.is_floating_point
+        return self.kind == "floating-point"
 
     @property
     def kind(self) -> str:
         """The kind of the numbers: "floating-point", "integer" or "boolean"."""
-        if self.is_float:
-            return "floating-point"
-        return "boolean" if self.dtype == torch.bool else "integer"
+        return DTYPES[self.stored][2]
 
     def blocks(self, elements: int) -> Iterator[tuple[int, int]]:
         """Yield row ranges (start, stop) of about `elements` elements each."""
@@ -135,9 +176,9 @@ def load(weights: Weights, name: str, dtype: torch.dtype, device: torch.device |
     spec = weights.specs[name]
     source = weights.open(name, device)
     scratch = buffer(spec, device)
-    whole = torch.empty(spec.rows, spec.cols, dtype=dtype if spec.is_float else spec.dtype, device=device)
+    tensor = torch.empty(spec.rows, spec.cols, dtype=dtype if spec.is_float else spec.dtype, device=device)
     for start, stop in spec.blocks(block_elements(device)):
         block = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, block)
-        whole[start:stop].copy_(block)
-    return whole.view(spec.shape)
+        tensor[start:stop].copy_(block)
+    return tensor.view(spec.shape)

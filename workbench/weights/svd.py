@@ -6,11 +6,13 @@ Randomized SVD: Halko, Martinsson & Tropp 2011, Finding structure with randomnes
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 OVERSAMPLE, ITERATIONS = 10, 4
 # Singular values below this fraction of the largest rank-one term are rounding noise of float32 factors.
@@ -64,9 +66,9 @@ def approximate(matrix: Tensor, rank: int | None, error: float, seed: int) -> Fa
         left, values, right = singular(matrix, width if error >= 1e-3 else min(matrix.shape), seed)
         energy = values.double().square()
         tails = (total - energy.cumsum(0)) if error >= 1e-3 else energy.flip(0).cumsum(0).flip(0) - energy
-        enough = (tails <= total * error**2).nonzero()
-        if len(enough) or width >= limit:
-            count = min(limit, int(enough[0]) + 1) if len(enough) else limit
+        sufficient = (tails <= total * error**2).nonzero()
+        if len(sufficient) or width >= limit:
+            count = min(limit, int(sufficient[0]) + 1) if len(sufficient) else limit
             return balanced(left[:, :count], values[:count], right[:count])
         width = min(limit, 2 * width)
 
@@ -91,7 +93,7 @@ def reduced(factors: Factors) -> Factors:
         return factors
     left, values, right = core(factors)
     rank = _numeric_rank(factors, values)
-    return factors if rank == factors.rank else _single(left[:, :rank], values[:rank], right[:rank])
+    return factors if rank == factors.rank else _balanced_float(left[:, :rank], values[:rank], right[:rank])
 
 
 def truncated(factors: Factors, rank: int) -> Factors:
@@ -100,7 +102,7 @@ def truncated(factors: Factors, rank: int) -> Factors:
         return factors
     left, values, right = core(factors)
     count = min(rank, _numeric_rank(factors, values))
-    return _single(left[:, :count], values[:count], right[:count])
+    return _balanced_float(left[:, :count], values[:count], right[:count])
 
 
 def _numeric_rank(factors: Factors, values: Tensor) -> int:
@@ -109,17 +111,17 @@ def _numeric_rank(factors: Factors, values: Tensor) -> int:
     return int((values > NOISE * terms.max()).sum())
 
 
-def _single(left: Tensor, values: Tensor, right: Tensor) -> Factors:
+def _balanced_float(left: Tensor, values: Tensor, right: Tensor) -> Factors:
     factors = balanced(left, values, right)
     return Factors(factors.left.float(), factors.right.float())
 
 
 def padded(factors: Factors, rank: int) -> Factors:
     """Return the same product with zero terms added up to `rank`."""
-    more = rank - factors.rank
-    if more <= 0:
+    extra = rank - factors.rank
+    if extra <= 0:
         return factors
-    return Factors(torch.nn.functional.pad(factors.left, (0, more)), torch.nn.functional.pad(factors.right, (0, 0, 0, more)))
+    return Factors(torch.nn.functional.pad(factors.left, (0, extra)), torch.nn.functional.pad(factors.right, (0, 0, 0, extra)))
 
 
 def inner(a: Factors, b: Factors) -> float:
@@ -144,6 +146,7 @@ def residual(matrix: Tensor, factors: Factors) -> float:
 
 
 def _blocks(matrix: Tensor) -> Iterator[tuple[int, int]]:
+    """Yield ranges of rows of about a million elements."""
     rows = matrix.shape[0]
     step = max(1, (1 << 20) // matrix.shape[1])
     return ((start, min(start + step, rows)) for start in range(0, rows, step))

@@ -13,18 +13,18 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import xxhash
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, naming, sync, write_text
+from workbench.files import json_digest, naming_file, sync, write_text
+from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
 from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest
 from workbench.weights.parallel import each
-from workbench.weights.specs import NAMES, TensorSpec, Weights, block_elements, buffer, matrix
+from workbench.weights.specs import TensorSpec, Weights, block_elements, buffer, matrix, stored_name
 
 JOURNAL = "journal.jsonl"
 Progress = Callable[[int, int], None]
@@ -42,7 +42,7 @@ class Shard:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}
         offset = 0
         for name, spec in self.specs.items():
-            header[name] = {"dtype": NAMES[spec.dtype], "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
+            header[name] = {"dtype": spec.stored, "shape": list(spec.shape), "data_offsets": [offset, offset + spec.nbytes]}
             offset += spec.nbytes
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)
@@ -54,9 +54,10 @@ class Shard:
         return sum(spec.nbytes for spec in self.specs.values())
 
 
-def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | None) -> dict[str, TensorSpec]:
+def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | str | None) -> dict[str, TensorSpec]:
     """Return the output's specs: floating-point tensors in `dtype` (None keeps each tensor's dtype), others unchanged."""
-    return {n: TensorSpec(s.shape, dtype) if dtype and s.is_float else s for n, s in specs.items()}
+    stored = stored_name(dtype) if dtype else None
+    return {n: TensorSpec(s.shape, stored) if stored and s.is_float else s for n, s in specs.items()}
 
 
 def plan_shards(specs: Mapping[str, TensorSpec], shard_size: int) -> list[Shard]:
@@ -104,12 +105,12 @@ def write_checkpoint(
     out.mkdir(parents=True, exist_ok=True)
     specs = output_specs(weights.specs, dtype)
     shards = plan_shards(specs, shard_size)
-    _clear_others(out, shards)
+    _remove_other_files(out, shards)
     places = {name: entry for shard in shards for name, entry in _lay_out(out, shard).items()}
     journal = _Journal(out / JOURNAL, layout_digest(shards, device), places)
-    todo = [name for name in specs if name not in journal.digests]
+    unwritten = [name for name in specs if name not in journal.digests]
     total = sum(spec.nbytes for spec in specs.values())
-    done = total - sum(specs[name].nbytes for name in todo)
+    done = total - sum(specs[name].nbytes for name in unwritten)
     lock = threading.Lock()
 
     def write(name: str) -> None:
@@ -123,7 +124,7 @@ def write_checkpoint(
                 progress(done, total)
 
     with _Flusher([out / shard.name for shard in shards]) as flusher:
-        each(write, todo, threads, device)
+        each(write, unwritten, threads, device)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: s.name for s in shards for n in s.specs}}
         write_text(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
@@ -139,7 +140,7 @@ def layout_digest(shards: list[Shard], device: torch.device) -> str:
     return json_digest([device.type, *([shard.name, shard.header().hex()] for shard in shards)])
 
 
-def _clear_others(out: Path, shards: list[Shard]) -> None:
+def _remove_other_files(out: Path, shards: list[Shard]) -> None:
     """Remove files of an interrupted write with another shard size, which a reader would take for part of this checkpoint."""
     names = {shard.name for shard in shards}
     for file in (*out.glob("*.safetensors"), *out.glob(INDEX)):
@@ -152,23 +153,25 @@ def _lay_out(out: Path, shard: Shard) -> dict[str, Entry]:
     file = out / shard.name
     header = shard.header()
     size = len(header) + shard.nbytes
-    if not file.exists() or file.stat().st_size != size or _front(file, len(header)) != header:
-        with naming(file), file.open("wb") as stream:
+    if not file.exists() or file.stat().st_size != size or _read_start(file, len(header)) != header:
+        with naming_file(file), file.open("wb") as stream:
             stream.write(header)
             stream.truncate(size)
     return read_header(file, watched=False)
 
 
-def _front(file: Path, size: int) -> bytes:
+def _read_start(file: Path, size: int) -> bytes:
+    """Return the first bytes of a file."""
     with file.open("rb") as stream:
         return stream.read(size)
 
 
 def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.device) -> str:
+    """Compute one tensor, cast it, write it to its place, and return its digest."""
     spec = place.spec
     digest = xxhash.xxh3_128()
     source = weights.open(name, device)
-    work = buffer(TensorSpec(spec.shape, weights.specs[name].dtype), device)
+    work = buffer(TensorSpec(spec.shape, weights.specs[name].stored), device)
     landing = Landing(work.numel(), spec.dtype, device)
     descriptor = os.open(place.file, os.O_WRONLY)
     try:
@@ -181,13 +184,13 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
                 result.copy_(block)
             elif not kernels.narrow(block, result):
                 raise WorkbenchError(
-                    f"{name}: the result is not finite in {NAMES[spec.dtype]} (rows {start}-{stop})",
+                    f"{name}: the result is not finite in {spec.stored} (rows {start}-{stop})",
                     "Lower the step's lambda or weights, or set `output: {dtype: float32}`.",
                 )
             data = landing.bytes_of(result)
             digest.update(data)
             while data:
-                with naming(place.file):
+                with naming_file(place.file):
                     count = os.pwrite(descriptor, data, offset)
                 offset += count
                 data = data[count:]
@@ -206,15 +209,15 @@ class _Flusher:
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files
-        self._fresh = 0
+        self._unsynced = 0
         self._wake, self._stop = threading.Event(), False
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def written(self, size: int) -> None:
         """Record that `size` more bytes were written."""
-        self._fresh += size
-        if self._fresh >= self.STEP:
-            self._fresh = 0
+        self._unsynced += size
+        if self._unsynced >= self.STEP:
+            self._unsynced = 0
             self._wake.set()
 
     def __enter__(self) -> _Flusher:
@@ -260,7 +263,7 @@ class _Journal:
 
     def add(self, name: str, digest: str) -> None:
         self.digests[name] = digest
-        with naming(self.path):
+        with naming_file(self.path):
             self._stream.write(json.dumps({"tensor": name, "digest": digest}) + "\n")
             self._stream.flush()
 

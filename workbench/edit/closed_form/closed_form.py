@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.edit.closed_form.preset import Preset
-from workbench.edit.closed_form.solve import _Solve
+from workbench.edit.closed_form.solve import ClosedFormSolve
 from workbench.edit.closed_form.sweep import FACTS, LAYERS, Choice, choose
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import check_rows
@@ -46,7 +46,7 @@ class ClosedForm(Preset):
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
         parts = Parts.of(context)
         choice = self._choice(context, parts, facts)
-        return _Solve(self, context, parts, facts, choice).run()
+        return ClosedFormSolve(self, context, parts, facts, choice).run()
 
     def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:
         if self.layers != "auto":

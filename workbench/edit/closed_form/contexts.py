@@ -13,11 +13,11 @@ def contexts(texts: Sequence[str], count: int) -> list[str]:
     MEMIT lets the model write them. Small instruction-tuned models continue a lone "The" with noise, and sampled texts differ
     between runs.
     """
-    found: list[str] = []
+    beginnings: list[str] = []
     for text in texts:
-        if len(found) == count:
+        if len(beginnings) == count:
             break
         words = text.split()[:WORDS]
         if len(words) == WORDS:
-            found.append(" ".join(words).rstrip(".,;:!?"))
-    return found
+            beginnings.append(" ".join(words).rstrip(".,;:!?"))
+    return beginnings

@@ -14,11 +14,9 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
 
 from workbench import jsondoc
 from workbench.edit.closed_form.bundled import statistics_texts
@@ -27,11 +25,15 @@ from workbench.edit.places.passes import run
 from workbench.edit.places.rows import Padded, vocabulary_key
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.hooks import Stopped, hooked
 from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts
 from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PER_INPUT = 10
 """Default number of vectors per input of the projection."""
@@ -92,7 +94,7 @@ def moments(
         WorkbenchError: If the text is missing or too short.
     """
     texts, digest = statistics_source(context, source)
-    places = {layer: _place(context, parts, layer, digest, per_input) for layer in layers}
+    places = {layer: _cache_path(context, parts, layer, digest, per_input) for layer in layers}
     missing = [layer for layer in layers if not places[layer].with_suffix(".factors.safetensors").is_file()]
     if missing:
         _collect(context, parts, {layer: places[layer] for layer in missing}, texts, per_input, source)
@@ -115,7 +117,7 @@ def statistics_source(context: MethodContext, source: str | None) -> tuple[list[
     return texts, json_digest(texts)
 
 
-def _place(context: MethodContext, parts: Parts, layer: int, digest: str, per_input: int) -> Path:
+def _cache_path(context: MethodContext, parts: Parts, layer: int, digest: str, per_input: int) -> Path:
     """Return the cache path of a layer's moments.
 
     Its key covers the weights that affect the layer's inputs, the text, the tokenizer and the number of tokens.
@@ -132,25 +134,25 @@ def _collect(
 ) -> None:
     """Run text through the layers up to the highest one and sum k kᵀ."""
     needed = per_input * max(parts.width(layer) for layer in places)
-    rows = _enough(list(_rows(context, texts)), needed, per_input, source)
-    what = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
+    rows = _first_rows(list(_token_rows(context, texts)), needed, per_input, source)
+    label = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
     sums, row = _resume(places, parts, context.device)
-    saved = time.monotonic()
+    last_save = time.monotonic()
     batch: list[list[int]] = []
     for number, tokens in enumerate(rows[row:], row):
         batch.append(tokens)
         if number + 1 == len(rows) or len(batch) * LENGTH >= BATCH_TOKENS:
-            done = _add(parts, sums, batch, context.device)
+            done = _add_batch(parts, sums, batch, context.device)
             row, batch = number + 1, []
-            context.progress(min(done, needed), needed, what)
-            if time.monotonic() - saved > _SAVE_EVERY:
+            context.progress(min(done, needed), needed, label)
+            if time.monotonic() - last_save > _SAVE_EVERY:
                 _save_sums(places, sums, row)
-                saved = time.monotonic()
-    for layer, place in places.items():
-        _factor(sums[layer], len(rows), place)
+                last_save = time.monotonic()
+    for layer, file in places.items():
+        _save_factors(sums[layer], len(rows), file)
 
 
-def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
+def _first_rows(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
     """Return the first rows that hold `needed` tokens.
 
     Raises:
@@ -168,7 +170,7 @@ def _enough(rows: list[list[int]], needed: int, per_input: int, source: str | No
     )
 
 
-def _rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
+def _token_rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
     """Yield rows of at most LENGTH tokens, text after text."""
     longest = longest_row(context.layout.config, LENGTH)
     for text in texts:
@@ -210,13 +212,17 @@ class MomentSums:
         norms = keys.double().square().sum(1)
         if not self.counts[0]:
             self.median = float(norms.median())
-        far = norms > OUTLIER * self.median
-        if bool(far.any()):
+        is_outlier = norms > OUTLIER * self.median
+        if bool(is_outlier.any()):
             # In float32 sums with such long vectors, the products of all other vectors would be lost.
-            long, keys = keys[far].double(), keys[~far]
-            self.outliers += long.T @ long
+            outliers, keys = keys[is_outlier].double(), keys[~is_outlier]
+            self.outliers += outliers.T @ outliers
         self.rest += (keys.T @ keys).to(self.rest)
-        self.counts = [self.counts[0] + len(norms), self.counts[1] + int(far.sum()), self.counts[2] + int((far & first).sum())]
+        self.counts = [
+            self.counts[0] + len(norms),
+            self.counts[1] + int(is_outlier.sum()),
+            self.counts[2] + int((is_outlier & first).sum()),
+        ]
 
     def left_out(self, rows: int) -> dict[str, Any] | None:
         """Describe the sinks that are excluded from the trace; None if there are none.
@@ -227,47 +233,54 @@ class MomentSums:
         Returns:
             Number of sinks (`vectors`), those at the start of a row (`first`), and their share of tr(C) (`share`).
         """
-        inside, outside = float(self.rest.trace()), float(self.outliers.trace())
-        if not outside or self.counts[1] > SINKS_A_ROW * rows or outside <= DOMINATES * (inside + outside):
+        ordinary, of_sinks = float(self.rest.trace()), float(self.outliers.trace())
+        if not of_sinks or self.counts[1] > SINKS_A_ROW * rows or of_sinks <= DOMINATES * (ordinary + of_sinks):
             return None
-        return {"vectors": self.counts[1], "first": self.counts[2], "share": outside / (inside + outside)}
+        return {"vectors": self.counts[1], "first": self.counts[2], "share": of_sinks / (ordinary + of_sinks)}
 
 
-def _add(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]], device: torch.device) -> int:
+def _add_batch(parts: Parts, sums: dict[int, MomentSums], rows: list[list[int]], device: torch.device) -> int:
     """Add a batch; return the number of tokens so far."""
-    side, none = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
-    batch = Padded(side.tokens, side.mask, none, none, none, none)
-    real = batch.mask.flatten().bool()
-    first = (batch.mask.cumsum(1) == 1).flatten()[real]
+    padded_rows, empty = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
+    batch = Padded(padded_rows.tokens, padded_rows.mask, empty, empty, empty, empty)
+    not_padding = batch.mask.flatten().bool()
+    first = (batch.mask.cumsum(1) == 1).flatten()[not_padding]
     highest = max(sums)
     if len(sums) == 1:
-        _one(parts, highest, sums, real, first, batch)
+        _run_to_highest(parts, highest, sums, not_padding, first, batch)
     else:
         handles = [
-            parts.out(layer).register_forward_pre_hook(_adder(sums, layer, real, first)) for layer in sums if layer != highest
+            parts.out(layer).register_forward_pre_hook(_adder(sums, layer, not_padding, first))
+            for layer in sums
+            if layer != highest
         ]
         try:
-            _one(parts, highest, sums, real, first, batch)
+            _run_to_highest(parts, highest, sums, not_padding, first, batch)
         finally:
             for handle in handles:
                 handle.remove()
     return sums[highest].counts[0]
 
 
-def _one(parts: Parts, highest: int, sums: dict[int, MomentSums], real: Tensor, first: Tensor, batch: Padded) -> None:
-    add = _adder(sums, highest, real, first)
+def _run_to_highest(
+    parts: Parts, highest: int, sums: dict[int, MomentSums], not_padding: Tensor, first: Tensor, batch: Padded
+) -> None:
+    """Run a batch up to the highest layer, whose inputs are added too."""
+    add = _adder(sums, highest, not_padding, first)
 
-    def last(module: Any, args: tuple[Tensor, ...]) -> None:
+    def add_and_stop(module: Any, args: tuple[Tensor, ...]) -> None:
         add(module, args)
         raise Stopped
 
-    with torch.no_grad(), hooked(parts.out(highest), before=last):
+    with torch.no_grad(), hooked(parts.out(highest), before=add_and_stop):
         run(parts, batch)
 
 
-def _adder(sums: dict[int, MomentSums], layer: int, real: Tensor, first: Tensor) -> Any:
+def _adder(sums: dict[int, MomentSums], layer: int, not_padding: Tensor, first: Tensor) -> Any:
+    """Return a forward pre-hook that adds a projection's inputs to the layer's sums."""
+
     def add(_module: Any, args: tuple[Tensor, ...]) -> None:
-        sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[real].float(), first)
+        sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[not_padding].float(), first)
 
     return add
 
@@ -282,24 +295,26 @@ def _resume(places: dict[int, Path], parts: Parts, device: torch.device) -> tupl
                 row, *counts = stored.get_tensor("progress").tolist()
                 rest, outliers = (stored.get_tensor(name).to(device) for name in ("rest", "outliers"))
                 saved[layer] = MomentSums(rest, outliers, counts, float(stored.get_tensor("median"))), counts[0], row
-    if len(saved) == len(places) and len({f[1:] for f in saved.values()}) == 1:
-        return {layer: f[0] for layer, f in saved.items()}, next(iter(saved.values()))[2]
+    progress = {(tokens, row) for _, tokens, row in saved.values()}
+    if len(saved) == len(places) and len(progress) == 1:
+        ((_, next_row),) = progress
+        return {layer: sums for layer, (sums, _, _) in saved.items()}, next_row
     return {layer: MomentSums.empty(parts.width(layer), device) for layer in places}, 0
 
 
 def _save_sums(places: dict[int, Path], sums: dict[int, MomentSums], row: int) -> None:
     for layer, place in places.items():
-        of = sums[layer]
+        layer_sums = sums[layer]
         tensors = {
-            "rest": of.rest.cpu(),
-            "outliers": of.outliers.cpu(),
-            "progress": torch.tensor([row, *of.counts]),
-            "median": torch.tensor(of.median, dtype=torch.float64),
+            "rest": layer_sums.rest.cpu(),
+            "outliers": layer_sums.outliers.cpu(),
+            "progress": torch.tensor([row, *layer_sums.counts]),
+            "median": torch.tensor(layer_sums.median, dtype=torch.float64),
         }
-        _save(tensors, place.with_suffix(".sums.safetensors"))
+        save_tensors(tensors, place.with_suffix(".sums.safetensors"))
 
 
-def _factor(sums: MomentSums, rows: int, place: Path) -> None:
+def _save_factors(sums: MomentSums, rows: int, place: Path) -> None:
     """Save eigenvectors and eigenvalues, and delete the sums."""
     tokens, outliers, _ = sums.counts
     mean = (sums.rest + sums.outliers) / tokens
@@ -310,12 +325,8 @@ def _factor(sums: MomentSums, rows: int, place: Path) -> None:
     if left_out := sums.left_out(rows):
         numbers = [left_out["vectors"], left_out["first"], left_out["share"], float(sums.rest.trace()) / (tokens - outliers)]
         tensors["left_out"] = torch.tensor(numbers, dtype=torch.float64)
-    _save(tensors, place.with_suffix(".factors.safetensors"))
+    save_tensors(tensors, place.with_suffix(".factors.safetensors"))
     place.with_suffix(".sums.safetensors").unlink(missing_ok=True)
-
-
-def _save(tensors: dict[str, Tensor], file: Path) -> None:
-    save_tensors(tensors, file)
 
 
 def _load(place: Path, source: str | None) -> Moments:

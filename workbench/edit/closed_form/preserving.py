@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench import jsondoc
 from workbench.edit.closed_form.values import keys_of
@@ -14,36 +13,40 @@ from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
 from workbench.steps import MethodContext
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
 
 
-def read_prompts(path: Path, shown: str) -> list[Fact]:
+def read_prompts(path: Path, label: str) -> list[Fact]:
     """Read prompts from a JSONL file as facts without an answer, each with its subject if the line has one.
 
     Args:
         path: The file.
-        shown: Its name in error messages.
+        label: Its name in error messages.
 
     Raises:
         WorkbenchError: If the file is missing, is not JSON or has no prompt; with file and line.
     """
     if not path.is_file():
         raise WorkbenchError(
-            f"{shown}: the file of prompts to preserve does not exist", "Paths are relative to the project folder."
+            f"{label}: the file of prompts to preserve does not exist", "Paths are relative to the project folder."
         )
     prompts: dict[tuple[str, str | None], Fact] = {}
-    for number, row in jsondoc.lines(path, shown, _EXPECTED):
-        place = f"{shown}:{number}"
+    for number, row in jsondoc.lines(path, label, _EXPECTED):
+        place = f"{label}:{number}"
         for prompt, subject in _prompts(row, place):
             fact = Fact(f"preserve-{len(prompts)}", prompt, subject, ".", place=place)
             prompts.setdefault((fact.text, subject), fact)
     if not prompts:
-        raise WorkbenchError(f"{shown}: the file has no prompts to preserve", _EXPECTED)
+        raise WorkbenchError(f"{label}: the file has no prompts to preserve", _EXPECTED)
     return list(prompts.values())
 
 
 def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
+    """Return the prompts of a row, each with its subject if it occurs exactly once."""
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     refuse_misspelt(row, _FIELDS, place)
@@ -61,14 +64,15 @@ def _prompts(row: object, place: str) -> list[tuple[str, str | None]]:
 
 
 def _neighbour(entry: object, place: str) -> str:
+    """Return the prompt of a neighbor, which is a text or an object with `prompt`."""
     prompt = entry.get("prompt") if isinstance(entry, dict) else entry
     if not isinstance(prompt, str) or not prompt.strip():
         raise WorkbenchError(f"{place}: expected a prompt, or {{\"prompt\"}}, in 'neighbours', found {entry!r}", _EXPECTED)
     return prompt
 
 
-def preserved_keys(context: MethodContext, parts: Parts, layer: int, position: Position, before: list[str], shown: str) -> Tensor:
+def preserved_keys(context: MethodContext, parts: Parts, layer: int, position: Position, before: list[str], label: str) -> Tensor:
     """Return the keys [prompt, d_in] of the prompts in a file, at the same position as those of the facts."""
-    prompts = read_prompts(context.project / shown, shown)
+    prompts = read_prompts(context.project / label, label)
     keys, _ = keys_of(context, parts, layer, [(prompt,) for prompt in prompts], position, before)
     return keys

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
@@ -22,12 +19,16 @@ from workbench.edit.places.rows import Position, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import Edit, MethodContext
 from workbench.weights.digests import tensor_digest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass
-class _Solve:
+class ClosedFormSolve:
     """A run of a closed-form editor.
 
     Attributes:
@@ -40,6 +41,7 @@ class _Solve:
         factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
         tensors: "LAYER.keys" and "LAYER.changes" -> rows per batch, stored in the brick.
         outcome: Fact ID -> its entry in the record.
+        beginnings: Texts that are put before each prompt.
     """
 
     method: Preset
@@ -51,12 +53,13 @@ class _Solve:
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+    beginnings: list[str] = field(default_factory=list)
 
     def run(self) -> Edit:
         """Write all facts, layer by layer and batch by batch."""
         method, context, parts = self.method, self.context, self.parts
         weights_key = context.weights_key
-        self.before = contexts(statistics_source(context, method.statistics)[0], method.contexts)
+        self.beginnings = contexts(statistics_source(context, method.statistics)[0], method.contexts)
         layers = sorted(self.choice.layers)
         second_moments = (
             moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
@@ -66,7 +69,7 @@ class _Solve:
             position = self.choice.positions[layer]
             rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
-            self._layer(layer, position, second_moments.get(layer), weights_key)
+            self._edit_layer(layer, position, second_moments.get(layer), weights_key)
         if not self.factors:
             raise WorkbenchError(
                 f"edit {method.name}: no value makes the model give the target of any of the {len(self.facts)} facts",
@@ -84,20 +87,21 @@ class _Solve:
             "block_ratio": ratios,
             "statistics": {str(layer): m.record for layer, m in second_moments.items()},
             "rank": {name: update.rank for name, update in factors.items()},
-            "facts": self._facts(),
+            "facts": self._fact_records(),
         }
         tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
         return Edit(factors, record, parts.transposed, list(self.facts), tensors)
 
-    def _facts(self) -> list[dict[str, Any]]:
+    def _fact_records(self) -> list[dict[str, Any]]:
+        """Return each fact's ID with its entry in the record."""
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
 
-    def _layer(self, layer: int, position: Position, second_moments: Moments | None, weights_key: str) -> None:
+    def _edit_layer(self, layer: int, position: Position, second_moments: Moments | None, weights_key: str) -> None:
         """Write one layer on the model with the updates of lower layers."""
         method = self.method
         metric = method.metric(second_moments, self.parts.width(layer))
         if method.preserve:
-            keys = preserved_keys(self.context, self.parts, layer, position, self.before, method.preserve)
+            keys = preserved_keys(self.context, self.parts, layer, position, self.beginnings, method.preserve)
             metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
         groups = grouped(self.facts, position)
         size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
@@ -110,29 +114,31 @@ class _Solve:
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
             for start in range(0, len(groups), size):
-                metric = self._batch(layer, position, groups[start : start + size], metric, weights_key)
+                metric = self._edit_batch(layer, position, groups[start : start + size], metric, weights_key)
 
-    def _batch(self, layer: int, position: Position, groups: Sequence[Group], metric: KeyMetric, weights_key: str) -> KeyMetric:
+    def _edit_batch(
+        self, layer: int, position: Position, groups: Sequence[Group], metric: KeyMetric, weights_key: str
+    ) -> KeyMetric:
         """Write one batch on the model as it is now; return the metric for the next batches."""
         method, width = self.method, self.parts.width(layer)
         mu = method.ridge(width)
         now = json_digest([weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
-        with self._written(layer):
-            solutions = values(self.context, self.parts, layer, groups, position, self.before, method.settings(), now)
-        groups, solutions = self._converged(groups, solutions, layer, position)
+        with self._with_update(layer):
+            solutions = values(self.context, self.parts, layer, groups, position, self.beginnings, method.settings(), now)
+        groups, solutions = self._keep_converged(groups, solutions, layer, position)
         if not groups:
             return metric
         keys, changes = solutions.rows("key"), solutions.rows("change")
         # Least squares over the keys after all contexts: their mean is the key, and their differences from it go into the metric.
-        with_spread = metric.after_all(_spreads(solutions), method.spread_ridge(width))
+        with_spread = metric.after_all(_key_differences(solutions), method.spread_ridge(width))
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
-            changes = self._refined(layer, position, groups, changes, solved, now)
+            changes = self._refine_changes(layer, position, groups, changes, solved, now)
         left, right = solved.update(changes)
-        self._add(layer, left, right)
+        self._add_update(layer, left, right)
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
-        for group, value, share in zip(groups, solutions, _reached(left @ right, keys, changes), strict=True):
+        for group, value, share in zip(groups, solutions, _written_shares(left @ right, keys, changes), strict=True):
             for fact in group:
                 self.outcome[fact.id] = {
                     "layer": layer,
@@ -143,36 +149,38 @@ class _Solve:
                 }
         return with_spread.after_all(_chunks(keys), mu) if method.mode != "joint" and method.history else metric
 
-    def _written(self, layer: int) -> Any:
+    def _with_update(self, layer: int) -> Any:
         """Add this layer's update so far to the model within the block; lower layers are already updated."""
         return self.parts.changed({layer: self.updates[layer].float()} if layer in self.updates else {})
 
-    def _add(self, layer: int, left: Tensor, right: Tensor) -> None:
+    def _add_update(self, layer: int, left: Tensor, right: Tensor) -> None:
         """Add a product to the layer's update."""
         update = left @ right
         self.updates[layer] = self.updates[layer] + update if layer in self.updates else update
-        known = self.factors.get(layer, [])
-        wide = known is None or sum(columns.shape[1] for columns, _ in known) + left.shape[1] >= min(update.shape)
-        self.factors[layer] = None if wide or known is None else [*known, (left, right)]
+        pairs = self.factors.get(layer, [])
+        too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
+        self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
 
-    def _converged(self, groups: Sequence[Group], found: Values, layer: int, position: str) -> tuple[list[Group], Values]:
+    def _keep_converged(
+        self, groups: Sequence[Group], solutions: Values, layer: int, position: str
+    ) -> tuple[list[Group], Values]:
         """Return the groups whose value makes the model give the targets.
 
         Raises:
             WorkbenchError: If other groups exist and `unconverged` is "refuse".
         """
-        kept = [i for i, value in enumerate(found) if value.top]
-        bad = [(groups[i], found[i]) for i in sorted({*range(len(found))} - {*kept})]
-        if bad and self.method.unconverged == "refuse":
-            shown = "; ".join(
-                f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats per token)" for group, value in bad[:4]
+        converged = [i for i, value in enumerate(solutions) if value.top]
+        failed = [(groups[i], solutions[i]) for i in sorted({*range(len(solutions))} - {*converged})]
+        if failed and self.method.unconverged == "refuse":
+            examples = "; ".join(
+                f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats per token)" for group, value in failed[:4]
             )
             raise WorkbenchError(
-                f"edit {self.method.name}: at layer {layer}, {position}, no value makes the model give the target of {len(bad)} of "
-                f"{len(groups)} facts: {shown}{' …' if len(bad) > 4 else ''}. No weight was changed",
+                f"edit {self.method.name}: at layer {layer}, {position}, no value makes the model give the target of {len(failed)} of "
+                f"{len(groups)} facts: {examples}{' …' if len(failed) > 4 else ''}. No weight was changed",
                 "Skip them with `unconverged: skip`, set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
-        for group, value in bad:
+        for group, value in failed:
             for fact in group:
                 self.outcome[fact.id] = {
                     "layer": layer,
@@ -180,9 +188,9 @@ class _Solve:
                     "before": round(value.before, 4),
                     "skipped": True,
                 }
-        return [groups[i] for i in kept], found.some(kept)
+        return [groups[i] for i in converged], solutions.subset(converged)
 
-    def _refined(
+    def _refine_changes(
         self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str
     ) -> Tensor:
         """Increase the changes for facts whose target the updated model does not give yet; keys, and therefore A, stay the same.
@@ -195,30 +203,38 @@ class _Solve:
             left, right = solved.update(changes)
             update = (left @ right).float()
             with self.parts.changed({layer: update}):
-                missing = [i for i, said in enumerate(self._said(groups)) if not said]
+                missing = [i for i, gives_all in enumerate(self._gives_targets(groups)) if not gives_all]
                 if not missing:
                     break
                 key = json_digest([now, "refined", round_, tensor_digest(update)])
-                some = [groups[i] for i in missing]
-                more = values(
-                    self.context, self.parts, layer, some, position, self.before, method.settings(), key, f"refining {round_ + 1}"
+                remaining = [groups[i] for i in missing]
+                further = values(
+                    self.context,
+                    self.parts,
+                    layer,
+                    remaining,
+                    position,
+                    self.beginnings,
+                    method.settings(),
+                    key,
+                    f"refining {round_ + 1}",
                 )
             changes = changes.double()
-            changes[missing] += more.rows("change").double()
+            changes[missing] += further.rows("change").double()
         return changes
 
-    def _said(self, groups: Sequence[Group]) -> list[bool]:
+    def _gives_targets(self, groups: Sequence[Group]) -> list[bool]:
         """Return for each group whether the model gives all its targets after the plain prompts."""
         end = self.method.end_of_text
         rows = [row_of(fact, self.context.tokenizer, "prompt_last", end=end) for group in groups for fact in group]
         top = torch.cat(
             [score(self.parts, padded(rows[i : i + AT_ONCE], self.context.device))[1] for i in range(0, len(rows), AT_ONCE)]
         )
-        said, at = [], 0
+        results, start = [], 0
         for group in groups:
-            said.append(bool(top[at : at + len(group)].all()))
-            at += len(group)
-        return said
+            results.append(bool(top[start : start + len(group)].all()))
+            start += len(group)
+        return results
 
 
 def _chunks(rows: Tensor) -> Iterator[Tensor]:
@@ -226,17 +242,17 @@ def _chunks(rows: Tensor) -> Iterator[Tensor]:
     return (part.T for part in torch.split(rows, CHUNK))
 
 
-def _spreads(found: Values) -> Iterator[Tensor]:
+def _key_differences(solutions: Values) -> Iterator[Tensor]:
     """Yield the differences of single keys from their means, as columns [d, ·] of a few values at a time, without zero rows."""
-    for start in range(0, len(found), CHUNK):
-        rows = torch.cat([value.spread for value in found.some(range(start, min(len(found), start + CHUNK)))])
+    for start in range(0, len(solutions), CHUNK):
+        rows = torch.cat([value.spread for value in solutions.subset(range(start, min(len(solutions), start + CHUNK)))])
         if len(rows := rows[rows.any(1)]):
             yield rows.T
 
 
-def _reached(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
-    """Return ‖ΔW k‖ as a share of the norm of the wanted change, for keys [n, d_in] and changes [n, d_out]."""
+def _written_shares(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:
+    """Return ‖ΔW k‖ relative to the norm of the requested change, for keys [n, d_in] and changes [n, d_out]."""
     shares: list[float] = []
-    for some, wanted in zip(torch.split(keys, CHUNK), torch.split(changes, CHUNK), strict=True):
-        shares += ((update @ some.to(update).T).norm(dim=0) / wanted.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
+    for key_chunk, change_chunk in zip(torch.split(keys, CHUNK), torch.split(changes, CHUNK), strict=True):
+        shares += ((update @ key_chunk.to(update).T).norm(dim=0) / change_chunk.to(update).norm(dim=1).clamp(min=1e-12)).tolist()
     return shares

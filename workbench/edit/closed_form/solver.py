@@ -1,6 +1,6 @@
 """Solve the linear system of the closed-form editors in float64: ΔW = R Aᵀ with A = G K (KᵀG K + μI)⁻¹.
 
-K [d_in, n] holds the keys, R [d_out, n] the wanted changes of the output; G is an inverse metric and μ a ridge. The editors
+K [d_in, n] holds the keys, R [d_out, n] the requested changes of the output; G is an inverse metric and μ a ridge. The editors
 differ in G and μ:
 
 - ROME (2202.05262, eq. 2): G = C⁻¹ and μ = 0.
@@ -19,11 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INDEPENDENT = 1e-9
 """Singular values of an update below this share of the largest one are rounding errors."""
@@ -79,7 +81,7 @@ class KeyMetric:
 
     def apply(self, x: Tensor) -> Tensor:
         """Return G x for x [d, ·], float64."""
-        return self._back(self._inner(self.whitened(x)))
+        return self._unwhiten(self._transform(self.whitened(x)))
 
     def after(self, keys: Tensor, mu: float) -> KeyMetric:
         """Return the metric after keys are written: a later change of their outputs costs ‖ΔW K‖²/μ.
@@ -88,30 +90,30 @@ class KeyMetric:
             keys: [d, n].
             mu: Ridge; 0 keeps ΔW K = 0 exactly.
         """
-        return self.after_all(_columns(keys), mu)
+        return self.after_all(_column_chunks(keys), mu)
 
     def after_all(self, chunks: Iterable[Tensor], mu: float) -> KeyMetric:
-        """Return the metric after keys in chunks [d, ·] are written; more chunks than inputs are never in memory together."""
-        held: list[Tensor] = []
-        room = self.size - sum(group.keys.shape[1] for group in self.written)
+        """Return the metric after keys in chunks [d, ·] are written; more keys than inputs are never in memory together."""
+        chunks_so_far: list[Tensor] = []
+        limit = self.size - sum(group.keys.shape[1] for group in self.written)  # more keys than this are summed in T⁻¹
         gram, energy = None, 0.0
         for chunk in chunks:
-            found = self.whitened(chunk)
-            energy = max(energy, _energy(found))
+            whitened = self.whitened(chunk)
+            energy = max(energy, _energy(whitened))
             if gram is None:
-                held.append(found)
-                if sum(part.shape[1] for part in held) > room:
-                    gram, held = _gram(held, len(self.diagonal)), []
+                chunks_so_far.append(whitened)
+                if sum(part.shape[1] for part in chunks_so_far) > limit:
+                    gram, chunks_so_far = _gram(chunks_so_far, len(self.diagonal)), []
             else:
-                gram.addmm_(found, found.T)
+                gram.addmm_(whitened, whitened.T)
         if gram is not None:
-            return self._summed(gram, mu, energy)
-        if not held:
+            return self._sum_groups(gram, mu, energy)
+        if not chunks_so_far:
             return self
-        found = torch.cat(held, 1)
-        through = self._inner(found)
-        right = _solved(found.T @ through, mu, through.T, energy).T
-        return replace(self, written=(*self.written, _Written(found, right, mu)))
+        whitened = torch.cat(chunks_so_far, 1)
+        transformed = self._transform(whitened)
+        right = _solve_ridge(whitened.T @ transformed, mu, transformed.T, energy).T
+        return replace(self, written=(*self.written, _Written(whitened, right, mu)))
 
     def whitened(self, x: Tensor) -> Tensor:
         """Return D^(-1/2) Qᵀx for x [d, ·], float64; before keys are written, a column's squared length is xᵀG x."""
@@ -121,9 +123,9 @@ class KeyMetric:
 
     def summed(self) -> KeyMetric:
         """Return the same metric without groups: written keys become part of `free` and `factor`."""
-        return self._summed(None, 1.0, 0.0) if self.written else self
+        return self._sum_groups(None, 1.0, 0.0) if self.written else self
 
-    def _summed(self, gram: Tensor | None, mu: float, energy: float) -> KeyMetric:
+    def _sum_groups(self, gram: Tensor | None, mu: float, energy: float) -> KeyMetric:
         """Add the groups, and keys with Gram matrix X Xᵀ [m, m] and ridge μ, to T⁻¹.
 
         Keys with μ = 0 remove their span from `free`; independent parts below `DEPENDENT` are rounding errors.
@@ -136,25 +138,26 @@ class KeyMetric:
         if gram is not None:
             (soft if mu else exact).add_(gram, alpha=1 / (mu or 1.0))
         free = self.free
-        inside = soft if free is None else free.T @ soft @ free
-        whole = inside + (torch.eye(self.size).to(inside) if self.factor is None else self.factor @ self.factor.T)
+        projected = soft if free is None else free.T @ soft @ free
+        inverse = projected + (torch.eye(self.size).to(projected) if self.factor is None else self.factor @ self.factor.T)
         if bool(exact.any()):
             values, vectors = torch.linalg.eigh(exact if free is None else free.T @ exact @ free)
-            left = vectors[:, values <= DEPENDENT * energy]
-            free, whole = left if free is None else free @ left, left.T @ whole @ left
-        return KeyMetric(self.basis, self.diagonal, free, torch.linalg.cholesky((whole + whole.T) / 2))
+            null = vectors[:, values <= DEPENDENT * energy]
+            free = null if free is None else free @ null
+            inverse = null.T @ inverse @ null
+        return KeyMetric(self.basis, self.diagonal, free, torch.linalg.cholesky((inverse + inverse.T) / 2))
 
-    def _inner(self, x: Tensor) -> Tensor:
+    def _transform(self, x: Tensor) -> Tensor:
         """Return T x for whitened x [m, ·]."""
-        found = x if self.free is None else self.free.T @ x
+        result = x if self.free is None else self.free.T @ x
         if self.factor is not None:
-            found = torch.cholesky_solve(found, self.factor)
-        found = found if self.free is None else self.free @ found
+            result = torch.cholesky_solve(result, self.factor)
+        result = result if self.free is None else self.free @ result
         for group in self.written:
-            found = found - group.right @ (group.keys.T @ found)
-        return found
+            result = result - group.right @ (group.keys.T @ result)
+        return result
 
-    def _back(self, x: Tensor) -> Tensor:
+    def _unwhiten(self, x: Tensor) -> Tensor:
         """Return Q D^(-1/2) x for whitened x [m, ·]."""
         scaled = x / self.diagonal.sqrt()[:, None]
         return scaled if self.basis is None else self.basis @ scaled
@@ -190,7 +193,7 @@ class Solved:
 
 
 def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
-    """Solve for A. The wanted changes are not needed yet, and one solution serves several of them.
+    """Solve for A. The requested changes are not needed yet, and one solution serves several of them.
 
     Args:
         keys: K as rows [n, d_in], in any floating dtype. More rows than inputs are read in chunks and never copied together.
@@ -199,29 +202,29 @@ def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
             equal keys get the mean of their changes, and written keys are not written again.
     """
     if len(keys) <= metric.size:
-        found = metric.whitened(keys.T)
-        through = metric._inner(found)
-        right = _solved(found.T @ through, mu, through.T, _energy(found)).T
-        return Solved(metric._back(right).T, None, keys)
+        whitened = metric.whitened(keys.T)
+        transformed = metric._transform(whitened)
+        right = _solve_ridge(whitened.T @ transformed, mu, transformed.T, _energy(whitened)).T
+        return Solved(metric._unwhiten(right).T, None, keys)
     metric = metric.summed()
     gram, energy = metric.diagonal.new_zeros(len(metric.diagonal), len(metric.diagonal)), 0.0
-    for chunk in _columns(keys.T):
-        found = metric.whitened(chunk)
-        energy = max(energy, _energy(found))
-        gram.addmm_(found, found.T)
+    for chunk in _column_chunks(keys.T):
+        whitened = metric.whitened(chunk)
+        energy = max(energy, _energy(whitened))
+        gram.addmm_(whitened, whitened.T)
     # A = B T X (XᵀT X + μI)⁻¹ with T = N (L Lᵀ)⁻¹ Nᵀ is B H (HᵀX XᵀH + μI)⁻¹ HᵀX with H = N L⁻ᵀ.
     half = torch.eye(metric.size).to(gram)
     if metric.factor is not None:
         half = torch.linalg.solve_triangular(metric.factor.T, half, upper=True)
     half = half if metric.free is None else metric.free @ half
-    inner = _solved(half.T @ gram @ half, mu, half.T, energy)
-    return Solved(metric._back(half @ inner).T, metric, keys)
+    inner = _solve_ridge(half.T @ gram @ half, mu, half.T, energy)
+    return Solved(metric._unwhiten(half @ inner).T, metric, keys)
 
 
 def right_factor(keys: Tensor, metric: KeyMetric, mu: float) -> Tensor:
-    """Return A [d_in, n] for keys [d_in, n], the factor that multiplies the wanted changes. See `solve`."""
-    found = solve(keys.T, metric, mu)
-    return found.rows.T if found.metric is None else found.rows.T @ found.metric.whitened(keys)
+    """Return A [d_in, n] for keys [d_in, n], the factor that multiplies the requested changes. See `solve`."""
+    solved = solve(keys.T, metric, mu)
+    return solved.rows.T if solved.metric is None else solved.rows.T @ solved.metric.whitened(keys)
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:
@@ -256,17 +259,17 @@ def factors_of_steps(update: Tensor, pairs: Sequence[tuple[Tensor, Tensor]] | No
     return factors_of(identity, update) if size == update.shape[0] else factors_of(update, identity)
 
 
-def _columns(keys: Tensor) -> Iterator[Tensor]:
+def _column_chunks(keys: Tensor) -> Iterator[Tensor]:
     """Return keys [d, n] in chunks of columns."""
     return iter(torch.split(keys, CHUNK, 1))
 
 
-def _gram(parts: Sequence[Tensor], size: int) -> Tensor:
-    """Return the sum of X Xᵀ over parts [size, ·]."""
-    found = parts[0].new_zeros(size, size)
-    for part in parts:
-        found.addmm_(part, part.T)
-    return found
+def _gram(chunks: Sequence[Tensor], size: int) -> Tensor:
+    """Return the sum of X Xᵀ over chunks [size, ·]."""
+    gram = chunks[0].new_zeros(size, size)
+    for chunk in chunks:
+        gram.addmm_(chunk, chunk.T)
+    return gram
 
 
 def _energy(whitened: Tensor) -> float:
@@ -274,7 +277,7 @@ def _energy(whitened: Tensor) -> float:
     return float(whitened.square().sum(0).max()) if whitened.shape[1] else 0.0
 
 
-def _solved(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
+def _solve_ridge(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
     """Return (gram + μI)⁻¹ right for a symmetric gram; with μ = 0 and a singular gram, the least-norm solution.
 
     Args:
@@ -290,9 +293,9 @@ def _solved(gram: Tensor, mu: float, right: Tensor, energy: float) -> Tensor:
     floor = (ROUNDING if mu else DEPENDENT) * (energy + mu)
     factor, failed = torch.linalg.cholesky_ex(system)
     if not int(failed) and float(factor.diagonal().min()) ** 2 > floor:
-        found: Tensor = torch.cholesky_solve(right, factor)
-        return found
+        solution: Tensor = torch.cholesky_solve(right, factor)
+        return solution
     values, vectors = torch.linalg.eigh(system)
-    kept = values > floor
-    nearest: Tensor = vectors[:, kept] @ ((vectors[:, kept].T @ right) / values[kept, None])
-    return nearest
+    significant = values > floor
+    least_norm: Tensor = vectors[:, significant] @ ((vectors[:, significant].T @ right) / values[significant, None])
+    return least_norm

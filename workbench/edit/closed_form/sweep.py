@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.closed_form.moments import moments
 from workbench.edit.closed_form.solver import solve
@@ -18,6 +16,7 @@ from workbench.edit.places.rows import Position, padded, row_of, vocabulary_key
 from workbench.edit.places.tracing import Trace, trace
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
+from workbench.lazy import torch
 from workbench.steps import MethodContext
 
 if TYPE_CHECKING:
@@ -56,22 +55,22 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     if method.position != "auto" and method.layers != "auto":
         return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
     weights = context.weights_key
-    pilot = _pilot(context, parts, facts)
-    asked = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
+    pilot = _pilot_facts(context, parts, facts)
+    settings = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
     names = [[f.prompt, f.subject, f.target] for f in pilot]
     key = json_digest(
-        [_VERSION, weights, vocabulary_key(context), method.name, method.code_key(), _numbers(method), asked, names]
+        [_VERSION, weights, vocabulary_key(context), method.name, method.code_key(), _strengths(method), settings, names]
     )
     file = context.cache / "sweeps" / f"{key}.json"
     record = read_json(file, layers=list, positions=dict)
     if record is None:
-        record = _measure(method, context, parts, pilot, layers, weights)
+        record = _measure_layers(method, context, parts, pilot, layers, weights)
         write_json(file, record, indent=2)
-    positions: dict[int, Position] = {int(layer): at for layer, at in record["positions"].items()}
+    positions: dict[int, Position] = {int(layer): position for layer, position in record["positions"].items()}
     return Choice(tuple(record["layers"]), positions, {**record, "sweep": key})
 
 
-def _numbers(method: Preset) -> dict[str, Any]:
+def _strengths(method: Preset) -> dict[str, Any]:
     """Return the editor's own strengths and the settings of the optimization."""
     data = method.model_dump(mode="json")
     return {
@@ -81,11 +80,11 @@ def _numbers(method: Preset) -> dict[str, Any]:
     }
 
 
-def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
+def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:
     """Return bundled facts that the model knows, from as many relations as possible; facts of the recipe if it knows too few."""
     bundled = [f for f in known_facts() if f.target_true]
-    asked = [Fact(f.id, f.prompt, f.subject, f.target_true or "", place=f.place) for f in bundled]
-    _, top = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in asked], context.device))
+    true_facts = [Fact(f.id, f.prompt, f.subject, f.target_true or "", place=f.place) for f in bundled]
+    _, top = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in true_facts], context.device))
     known = [fact for fact, right in zip(bundled, top.tolist(), strict=True) if right]
     if len(known) >= FACTS:
         by_relation: dict[str, list[Fact]] = {}
@@ -99,30 +98,32 @@ def _pilot(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[
     return list(facts[::step][:FACTS])
 
 
-def _measure(
+def _measure_layers(
     method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
 ) -> dict[str, Any]:
     """Trace the pilot facts, then edit them at each layer."""
     context.progress(0, len(layers), "tracing facts")
-    traced = trace(context, parts, pilot, layers)
+    tracing = trace(context, parts, pilot, layers)
     if method.layers == "auto" and method.position == "auto":
-        layers, positions = _carrying(traced, layers)
+        layers, positions = _carrying_layers(tracing, layers)
     else:
-        positions = {layer: _position(method, traced, layer) for layer in layers}
+        positions = {layer: _choose_position(method, tracing, layer) for layer in layers}
     record: dict[str, Any] = {
         "layers": list(layers),
         "positions": {str(i): p for i, p in positions.items()},
         "pilot": [f.id for f in pilot],
     }
-    if traced is not None:
-        record["trace"] = {str(i): {k: round(v, 3) for k, v in at.items()} for i, at in traced.recovered.items()}
+    if tracing is not None:
+        record["trace"] = {str(i): {k: round(v, 3) for k, v in shares.items()} for i, shares in tracing.recovered.items()}
     if method.layers != "auto":
         return record
-    second = moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+    second_moments = (
+        moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
+    )
     rows = {}
     for number, layer in enumerate(layers):
         context.progress(number, len(layers), f"sweep: layer {layer}")
-        rows[layer] = _tried(method, context, parts, pilot, layer, positions[layer], second.get(layer), weights)
+        rows[layer] = _try_layer(method, context, parts, pilot, layer, positions[layer], second_moments.get(layer), weights)
     best = max(layers, key=lambda layer: (rows[layer]["score"], rows[layer]["margin"]))
     return {
         **record,
@@ -132,7 +133,7 @@ def _measure(
     }
 
 
-def _carrying(traced: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
+def _carrying_layers(traced: Trace | None, layers: Sequence[int]) -> tuple[list[int], dict[int, Position]]:
     """Return the layers that carry facts, and the token where they do.
 
     The token is the subject's last one if restoring the subject at any layer recovers most of the answer; else it is the prompt's
@@ -143,50 +144,53 @@ def _carrying(traced: Trace | None, layers: Sequence[int]) -> tuple[list[int], d
     at_subject = [layer for layer in layers if traced.recovered[layer]["subject"] >= CARRIES]
     at_last = [layer for layer in layers if traced.recovered[layer]["last"] >= CARRIES]
     position: Position = "subject_last" if at_subject else "prompt_last"
-    kept = at_subject or at_last or list(layers)
-    return kept, dict.fromkeys(kept, position)
+    carrying = at_subject or at_last or list(layers)
+    return carrying, dict.fromkeys(carrying, position)
 
 
-def _position(method: Preset, traced: Trace | None, layer: int) -> Position:
+def _choose_position(method: Preset, traced: Trace | None, layer: int) -> Position:
+    """Return the token to edit at a layer: the step's own setting, or the one that tracing recommends."""
     if method.position != "auto":
         return method.position
     return "prompt_last" if traced is None else traced.position(layer)
 
 
-def _tried(
+def _try_layer(
     method: Preset,
     context: MethodContext,
     parts: Parts,
     pilot: Sequence[Fact],
     layer: int,
     position: Position,
-    second: Any,
+    second_moments: Any,
     weights: str,
 ) -> dict[str, Any]:
     """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
     groups = grouped(pilot, position)
     solutions = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
-    solved = solve(solutions.rows("key"), method.metric(second, parts.width(layer)), method.ridge(parts.width(layer)))
+    solved = solve(solutions.rows("key"), method.metric(second_moments, parts.width(layer)), method.ridge(parts.width(layer)))
     left, right = solved.update(solutions.rows("change"))
     update = left @ right
     paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
     neighbours = [Fact(f.id, probe.prompt, None, ".", place=f.place) for f in pilot for probe in f.neighbours]
-    before = _answers(context, parts, neighbours)
+    answers_before = _next_tokens(context, parts, neighbours)
     with parts.changed({layer: update.float()}):
-        loss, right = score(parts, padded([row_of(f, context.tokenizer, position) for f in pilot], context.device))
-        shares = {"efficacy": float(right.float().mean()), "converged": sum(v.top for v in solutions) / len(solutions)}
+        loss, pilot_right = score(parts, padded([row_of(f, context.tokenizer, position) for f in pilot], context.device))
+        shares = {"efficacy": float(pilot_right.float().mean()), "converged": sum(v.top for v in solutions) / len(solutions)}
         if paraphrases:
-            _, other = score(parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in paraphrases], context.device))
-            shares["paraphrase"] = float(other.float().mean())
+            _, paraphrase_right = score(
+                parts, padded([row_of(f, context.tokenizer, "prompt_last") for f in paraphrases], context.device)
+            )
+            shares["paraphrase"] = float(paraphrase_right.float().mean())
         if neighbours:
-            shares["unchanged"] = float((_answers(context, parts, neighbours) == before).float().mean())
+            shares["unchanged"] = float((_next_tokens(context, parts, neighbours) == answers_before).float().mean())
     parts_of_score = [shares[name] for name in ("converged", "efficacy", "paraphrase", "unchanged") if name in shares]
     harmonic = len(parts_of_score) / sum(1 / max(value, 1e-3) for value in parts_of_score)
     numbers = {**shares, "score": harmonic, "margin": float(loss.mean())}
     return {"position": position, **{name: round(value, 4) for name, value in numbers.items()}}
 
 
-def _answers(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> torch.Tensor:
+def _next_tokens(context: MethodContext, parts: Parts, prompts: Sequence[Fact]) -> torch.Tensor:
     """Return the next token of each prompt."""
     if not prompts:
         return torch.zeros(0)

@@ -12,12 +12,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Literal, overload
+from typing import TYPE_CHECKING, Literal, overload
 
-import torch
 from safetensors import safe_open
-from torch import Tensor
-from torch.nn.functional import kl_div
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
@@ -25,8 +22,12 @@ from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.edit.places.upper import upper
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import MethodContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 AT_ONCE = 8
 """Number of facts that are optimized and saved together. Each has its own δ, so it changes results by rounding only."""
@@ -60,7 +61,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Value:
-    """Key and wanted change of a group of facts with the same lookup token.
+    """Key and requested change of a group of facts with the same lookup token.
 
     Attributes:
         key: [d_in], float32: mean over facts and contexts, used in numerator and denominator of the solve.
@@ -101,7 +102,7 @@ class Values(Sequence[Value]):
     def __getitem__(self, index: int | slice) -> Value | Values:
         return Values(self.files[index]) if isinstance(index, slice) else _load(self.files[index])
 
-    def some(self, chosen: Iterable[int]) -> Values:
+    def subset(self, chosen: Iterable[int]) -> Values:
         """Return the values with these numbers, in this order."""
         return Values([self.files[i] for i in chosen])
 
@@ -132,7 +133,7 @@ def values(
     contexts: Sequence[str],
     settings: Settings,
     weights_key: str,
-    what: str = "values",
+    label: str = "values",
 ) -> Values:
     """Compute one key and value per group of facts at a layer; values in the cache are not optimized again.
 
@@ -145,25 +146,25 @@ def values(
         contexts: Texts before prompts; the prompt alone is always the first.
         settings: Settings of the optimization.
         weights_key: Digest of the model's current weights.
-        what: Name in progress messages.
+        label: Name in progress messages.
     """
     common = [_VERSION, weights_key, layer, position, list(contexts), asdict(settings), vocabulary_key(context)]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
-    done, at = len(groups) - len(order), 0
-    while at < len(order):
-        chunk = _chunk(groups, order[at:])
-        context.progress(done + at, len(groups), f"{what} at layer {layer}")
+    done, start = len(groups) - len(order), 0
+    while start < len(order):
+        chunk = _next_chunk(groups, order[start:])
+        context.progress(done + start, len(groups), f"{label} at layer {layer}")
         optimized = _optimize(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
         for i, value in zip(chunk, optimized, strict=True):
             _save(value, files[i])
-        at += len(chunk)
-    context.progress(len(groups), len(groups), f"{what} at layer {layer}")
+        start += len(chunk)
+    context.progress(len(groups), len(groups), f"{label} at layer {layer}")
     return Values(files)
 
 
-def _chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
+def _next_chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
     """Return the next groups to optimize together: at least one group, about AT_ONCE facts."""
     chunk, size = [order[0]], len(groups[order[0]])
     for i in order[1:]:
@@ -181,10 +182,10 @@ def keys_of(
     means = []
     order = list(range(len(groups)))
     while order:
-        chunk = _chunk(groups, order)
+        chunk = _next_chunk(groups, order)
         order = order[len(chunk) :]
-        rows, whose = _rows([groups[i] for i in chunk], context, position, contexts)
-        means.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), whose, len(chunk)))
+        rows, owners = _rows([groups[i] for i in chunk], context, position, contexts)
+        means.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), owners, len(chunk)))
     return torch.cat([k for k, _ in means]), torch.cat([o for _, o in means])
 
 
@@ -198,10 +199,11 @@ def _rows(
     return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(context.device)
 
 
-def _means(tensors: tuple[Tensor, Tensor], whose: Tensor, groups: int) -> tuple[Tensor, Tensor]:
-    counts = torch.bincount(whose, minlength=groups)[:, None]
+def _means(tensors: tuple[Tensor, Tensor], owners: Tensor, groups: int) -> tuple[Tensor, Tensor]:
+    """Return the means [group, ·] of keys and outputs over each group's rows; rows after the last owner are ignored."""
+    counts = torch.bincount(owners, minlength=groups)[:, None]
     first, second = (
-        torch.zeros(groups, t.shape[1], device=t.device).index_add(0, whose, t[: len(whose)]) / counts for t in tensors
+        torch.zeros(groups, t.shape[1], device=t.device).index_add(0, owners, t[: len(owners)]) / counts for t in tensors
     )
     return first, second
 
@@ -216,27 +218,27 @@ def _optimize(
     settings: Settings,
 ) -> list[Value]:
     """Optimize δ for a few groups at once."""
-    rows, whose = _rows(groups, context, position, contexts, settings.end)
+    rows, owners = _rows(groups, context, position, contexts, settings.end)
     essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
     batch = padded([*rows, *essence], context.device)
-    read, given = keys_and_values(parts, layer, batch)
-    keys, outputs = _means((read, given), whose, len(groups))
-    spread = (read[: len(rows)] - keys[whose]) / torch.bincount(whose).sqrt()[whose, None]
-    owner = torch.cat([whose, torch.arange(len(groups), device=context.device)]) if essence else whose
+    measured_keys, measured_outputs = keys_and_values(parts, layer, batch)
+    keys, outputs = _means((measured_keys, measured_outputs), owners, len(groups))
+    spread = (measured_keys[: len(rows)] - keys[owners]) / torch.bincount(owners).sqrt()[owners, None]
+    owner = torch.cat([owners, torch.arange(len(groups), device=context.device)]) if essence else owners
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
-    plain = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
+    plain_rows = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
     try:
         with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
-            descent = _Descent(parts, layer, small, owner, len(rows), plain, outputs.norm(dim=1), settings).run()
+            descent = _Descent(parts, layer, small, owner, len(rows), plain_rows, outputs.norm(dim=1), settings).run()
     finally:
         for p in trained:
             p.requires_grad_(True)
     return [
         Value(
             keys[i].cpu(),
-            spread[whose == i].cpu(),
+            spread[owners == i].cpu(),
             descent.change[i].cpu(),
             outputs[i].cpu(),
             float(descent.loss[i]),
@@ -266,7 +268,9 @@ def _places(batch: Padded, rows: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _Optimum:
+    """Results of a descent, per group: δ [group, d_out], steps taken, loss without and with δ, and `top` (see `Value`)."""
+
     change: Tensor
     steps: Tensor
     before: Tensor
@@ -295,32 +299,34 @@ class _Descent:
         self.plain, self.anchor, self.settings = plain, anchor, settings
         self.groups, self.width = len(anchor), _output_width(parts, layer)
         self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
-        real = batch.owner < rows
-        self.narrow = Padded(batch.tokens, batch.mask, batch.lookup, batch.places[real], batch.wanted[real], batch.owner[real])
+        of_facts = batch.owner < rows
+        self.narrow = Padded(
+            batch.tokens, batch.mask, batch.lookup, batch.places[of_facts], batch.targets[of_facts], batch.owner[of_facts]
+        )
 
-    def run(self) -> _Found:
+    def run(self) -> _Optimum:
         """Descend until all groups are done or the steps are used up."""
         change = torch.zeros(self.groups, self.width, device=self.anchor.device, requires_grad=True)
         velocity = torch.zeros_like(change)
         done = torch.zeros(self.groups, dtype=torch.bool, device=self.anchor.device)
         steps = torch.zeros(self.groups, device=self.anchor.device)
         before: Tensor | None = None
-        reference = kept = loss = top = torch.zeros(0)
+        reference = best = loss = top = torch.zeros(0)
         for step in range(self.settings.steps + 1):
             with added(self.parts, self.layer, self.batch, change, self.owner):
                 logits = run(self.parts, self.batch).logits
             count = len(self.narrow.places)
             mean, right = target_log_probabilities(logits[:, :count], self.narrow, self.rows)
-            now_loss, now_top = self._worst(-mean.detach(), right)
+            step_loss, step_top = self._worst_loss(-mean.detach(), right)
             if before is None:
-                before, loss, top, kept = now_loss, now_loss, now_top, change.detach().clone()
+                before, loss, top, best = step_loss, step_loss, step_top, change.detach().clone()
                 reference = logits[0, count:].detach().float().log_softmax(-1)
-            loss, top = torch.where(done, loss, now_loss), torch.where(done, top, now_top)
-            kept = torch.where(done[:, None], kept, change.detach())
-            done = done | self._sure(mean.detach(), right)
+            loss, top = torch.where(done, loss, step_loss), torch.where(done, top, step_top)
+            best = torch.where(done[:, None], best, change.detach())
+            done = done | self._confident(mean.detach(), right)
             if step == self.settings.steps or bool(done.all()):
                 break
-            total = self._mean(-mean) + self._price(change, logits[0, count:], reference)
+            total = self._mean(-mean) + self._penalty(change, logits[0, count:], reference)
             (gradient,) = torch.autograd.grad(total.sum(), change)
             steps += (~done).float()
             with torch.no_grad():
@@ -329,15 +335,16 @@ class _Descent:
                 length = change.norm(dim=1)
                 change.mul_((self.radius / length.clamp(min=1e-12)).clamp(max=1.0)[:, None])
         assert before is not None
-        return _Found(kept, steps, before, loss, top)
+        return _Optimum(best, steps, before, loss, top)
 
-    def _price(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
+    def _penalty(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
         """Return weight decay plus divergence, per group."""
-        price: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
+        penalty: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
         if not len(reference):
-            return price
-        now = logits.float().log_softmax(-1)
-        return price + self.settings.kl * kl_div(now, reference, reduction="none", log_target=True).sum(1)
+            return penalty
+        log_probabilities = logits.float().log_softmax(-1)
+        divergence = torch.nn.functional.kl_div(log_probabilities, reference, reduction="none", log_target=True)
+        return penalty + self.settings.kl * divergence.sum(1)
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean over the rows of each group."""
@@ -346,22 +353,23 @@ class _Descent:
             owner, minlength=self.groups
         )
 
-    def _worst(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    def _worst_loss(self, loss: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
         """Return each group's largest loss over plain prompts, and whether all its targets are the most likely tokens."""
         owner = self.owner[self.plain]
         worst = torch.full((self.groups,), -torch.inf, device=loss.device).scatter_reduce(0, owner, loss[self.plain], "amax")
         wrong = torch.zeros(self.groups, device=loss.device).index_add(0, owner, (~right[self.plain]).float())
         return worst, wrong == 0
 
-    def _sure(self, mean: Tensor, right: Tensor) -> Tensor:
-        """Return the groups whose targets are the most likely tokens after every context, with the wanted mean probability."""
+    def _confident(self, mean: Tensor, right: Tensor) -> Tensor:
+        """Return the groups whose targets are the most likely tokens after every context, with the required mean probability."""
         wrong = torch.zeros(self.groups, device=mean.device).index_add(0, self.owner[: self.rows], (~right).float())
         return (wrong == 0) & (self._mean(mean.exp()) >= self.settings.confidence)
 
 
 def _output_width(parts: Parts, layer: int) -> int:
+    """Return the number of outputs of a layer's output projection."""
     weight = parts.out(layer).weight
-    assert isinstance(weight, Tensor)
+    assert isinstance(weight, torch.Tensor)
     return int(weight.shape[1] if parts.transposed else weight.shape[0])
 
 

@@ -7,19 +7,17 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-import torch
-from torch import Tensor
-
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
 
 T = TypeVar("T")
 
@@ -60,7 +58,7 @@ class _Hooked:
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         self.transposed = is_conv1d(module)  # stores [in, out]
         self.rows, self.cols = weight.shape[::-1] if self.transposed else weight.shape
         self.bound = None if max_change is None else below(max_change)
@@ -103,12 +101,12 @@ class LowRankUpdate(_Hooked):
         update: Tensor = (inputs @ self.right.T) @ self.left.T
         return update
 
-    @torch.no_grad()
+    @no_grad
     def largest(self) -> float:
         """Return the largest absolute value of an element of the product."""
         return float((self.left @ self.right).abs().max())
 
-    @torch.no_grad()
+    @no_grad
     def project(self) -> None:
         """Scale the update down until no element of the product exceeds the bound."""
         while self.bound is not None and (largest := self.largest()) > self.bound:
@@ -140,7 +138,7 @@ class DenseUpdate(_Hooked):
         """Return the inputs times the matrix."""
         return inputs @ self.delta.T
 
-    @torch.no_grad()
+    @no_grad
     def project(self) -> None:
         """Clip elements to the bound: the nearest matrix with ‖ΔW‖∞ ≤ max_change."""
         if self.bound is not None:
@@ -177,17 +175,17 @@ def rows_of(facts: Iterable[Fact], tokenizer: Any, limit: int | None) -> list[Ed
     rows = []
     for fact in facts:
         pair = fact_pair(fact, tokenizer)
-        prompt, wanted = pair.prompt, (*pair.continuation, *end)
-        if limit is not None and len(prompt) + len(wanted) > limit:
+        prompt, target = pair.prompt, (*pair.continuation, *end)
+        if limit is not None and len(prompt) + len(target) > limit:
             raise WorkbenchError(
-                f"{fact.place}: prompt and target have {len(prompt)} and {len(wanted)} tokens (with end of text); "
+                f"{fact.place}: prompt and target have {len(prompt)} and {len(target)} tokens (with end of text); "
                 f"the model accepts {limit} in total",
                 "Shorten the target, or split it into several facts.",
             )
         last = len(prompt) - 1
         # The last token is an input too, although its prediction is not used: attention over one position less rounds differently,
         # and edits would no longer be bit-identical to those of earlier versions.
-        rows.append(EditRow((*prompt, *wanted), last, last, wanted, (last, last + 1)))
+        rows.append(EditRow((*prompt, *target), last, last, target, (last, last + 1)))
     return rows
 
 
@@ -195,7 +193,7 @@ def token_losses(parts: Parts, batch: Padded) -> Tensor:
     """Return the cross-entropy of each target token of a batch, [place]; the output head runs on these positions only."""
     with logits_at(parts, batch.places):
         logits = run(parts, batch).logits[0]
-    return torch.nn.functional.cross_entropy(logits.float(), batch.wanted, reduction="none")
+    return torch.nn.functional.cross_entropy(logits.float(), batch.targets, reduction="none")
 
 
 def fit(
@@ -248,7 +246,7 @@ def fit(
     return {"epochs": epoch, "steps": steps, "loss": worst}
 
 
-@torch.no_grad()
+@no_grad
 def row_losses(parts: Parts, rows: Sequence[EditRow], batch_size: int) -> list[float]:
     """Return the mean cross-entropy of each row's target tokens, including the end of text."""
     means: list[float] = []

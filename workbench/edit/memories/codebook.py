@@ -18,10 +18,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 # |x|² - 2xk + |k|² suffers from cancellation: its error is up to this share of |x|² + |k|² (with TF32 on GPUs). Pairs that may lie
 # within the radius are computed exactly.
@@ -51,7 +54,7 @@ class Codebook:
             Indices of the rows, and of the nearest entry for each; both [hits].
         """
         step = max(1, _ELEMENTS // max(1, len(self.keys)))
-        parts = [self._near(states[i : i + step].float(), i) for i in range(0, len(states), step)]
+        parts = [self._pairs_within_radius(states[i : i + step].float(), i) for i in range(0, len(states), step)]
         row, entry, distance = (torch.cat(part) for part in zip(*parts, strict=True))
         nearest = torch.full((len(states),), torch.inf, device=states.device).scatter_reduce(0, row, distance, "amin")
         first = torch.full((len(states),), len(self.keys), device=states.device)  # ties go to the first entry
@@ -60,29 +63,29 @@ class Codebook:
         hits = (first < len(self.keys)).nonzero()[:, 0]
         return hits, first[hits]
 
-    def _near(self, states: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
+    def _pairs_within_radius(self, states: Tensor, start: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return (row, entry, distance) of every pair within the radius; rows are numbered from `start`."""
         size = states.square().sum(1)[:, None] + self.keys.square().sum(1)
-        rough = size - 2 * states @ self.keys.T
-        row, entry = (rough <= self.radii.square() + _CANCELLED * size).nonzero(as_tuple=True)
+        rough_squared = size - 2 * states @ self.keys.T
+        row, entry = (rough_squared <= self.radii.square() + _CANCELLED * size).nonzero(as_tuple=True)
         distance = (states[row] - self.keys[entry]).norm(dim=1)
-        within = distance <= self.radii[entry]
-        return row[within] + start, entry[within], distance[within]
+        within_radius = distance <= self.radii[entry]
+        return row[within_radius] + start, entry[within_radius], distance[within_radius]
 
     def attach(self, block: nn.Module) -> Any:
         """Attach the codebook to a block; return the hook's handle, whose `remove` detaches it."""
-        held = {"codebook": self}
+        current = {"codebook": self}
 
         def replace(states: Tensor, output: Tensor) -> Tensor | None:
-            if held["codebook"].keys.device != output.device:
-                held["codebook"] = self.to(output.device)
-            book = held["codebook"]
+            if current["codebook"].keys.device != output.device:
+                current["codebook"] = self.to(output.device)
+            book = current["codebook"]
             rows, entries = book.lookup(states)
             if not len(rows):
                 return None
             return output.index_put((rows,), book.values[entries].to(output.dtype))
 
-        return _hook(block, replace)
+        return _hook_block(block, replace)
 
 
 def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Sequence[Tensor], share: float) -> list[Tensor]:
@@ -101,33 +104,33 @@ def radii(keys: Sequence[Tensor], answers: Sequence[Sequence[int]], reach: Seque
     """
     labels = [tuple(answer[i:]) for answer in answers for i in range(len(answer))]
     owners = torch.tensor([i for i, answer in enumerate(answers) for _ in answer])
-    every = torch.cat(list(keys))
+    all_keys = torch.cat(list(keys))
     codes = {label: i for i, label in enumerate(dict.fromkeys(labels))}
-    kind = torch.tensor([codes[label] for label in labels])
-    found: list[Tensor] = []
-    for start in range(0, len(every), 256):
-        rough = torch.cdist(every[start : start + 256], every)
-        foreign = (kind[start : start + 256, None] != kind) & (owners[start : start + 256, None] != owners)
-        rough = rough.masked_fill(~foreign, torch.inf)
-        near = rough.topk(min(8, len(every)), largest=False).indices
-        exact = (every[start : start + 256, None] - every[near]).double().square().sum(-1).sqrt().float()
-        exact = exact.masked_fill(~foreign.gather(1, near), torch.inf)
-        found.append(exact.amin(1))
-    nearest = torch.minimum(torch.cat(found), torch.cat(list(reach)))
+    label_codes = torch.tensor([codes[label] for label in labels])
+    nearest_foreign: list[Tensor] = []
+    for start in range(0, len(all_keys), 256):
+        approximate = torch.cdist(all_keys[start : start + 256], all_keys)
+        is_foreign = (label_codes[start : start + 256, None] != label_codes) & (owners[start : start + 256, None] != owners)
+        approximate = approximate.masked_fill(~is_foreign, torch.inf)
+        nearest_indices = approximate.topk(min(8, len(all_keys)), largest=False).indices
+        distances = (all_keys[start : start + 256, None] - all_keys[nearest_indices]).double().square().sum(-1).sqrt().float()
+        distances = distances.masked_fill(~is_foreign.gather(1, nearest_indices), torch.inf)
+        nearest_foreign.append(distances.amin(1))
+    nearest = torch.minimum(torch.cat(nearest_foreign), torch.cat(list(reach)))
     return list(torch.split(share * nearest, [len(k) for k in keys]))
 
 
 @contextmanager
 def reading(block: nn.Module) -> Iterator[list[Tensor]]:
     """Record a block's inputs and outputs: after each forward pass the list is [inputs, outputs], both [positions, width]."""
-    seen: list[Tensor] = []
+    recorded: list[Tensor] = []
 
-    def keep(states: Tensor, output: Tensor) -> None:
-        seen[:] = [part.detach().float() for part in (states, output)]
+    def record(states: Tensor, output: Tensor) -> None:
+        recorded[:] = [part.detach().float() for part in (states, output)]
 
-    hook = _hook(block, keep)
+    hook = _hook_block(block, record)
     try:
-        yield seen
+        yield recorded
     finally:
         hook.remove()
 
@@ -135,14 +138,14 @@ def reading(block: nn.Module) -> Iterator[list[Tensor]]:
 @contextmanager
 def writing(block: nn.Module, places: Tensor, values: Tensor) -> Iterator[None]:
     """Set the block's outputs at some positions (of [batch, time], flattened) to `values` [places, width]."""
-    hook = _hook(block, lambda _, output: output.index_put((places,), values.to(output.dtype)))
+    hook = _hook_block(block, lambda _, output: output.index_put((places,), values.to(output.dtype)))
     try:
         yield
     finally:
         hook.remove()
 
 
-def _hook(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
+def _hook_block(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -> Any:
     """Register a forward hook that may replace a decoder block's output.
 
     If `change` returns None, the block's own output object is passed on. Blocks of some families return a tuple whose first part
@@ -153,13 +156,13 @@ def _hook(block: nn.Module, change: Callable[[Tensor, Tensor], Tensor | None]) -
         change: Called with the block's inputs and outputs, [positions, width]; returns new outputs or None.
     """
 
-    def act(_block: nn.Module, inputs: tuple[Any, ...], given: dict[str, Any], output: Any) -> Any:
-        states = inputs[0] if inputs else given["hidden_states"]
-        first = output if isinstance(output, Tensor) else output[0]
+    def act(_block: nn.Module, inputs: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
+        states = inputs[0] if inputs else kwargs["hidden_states"]
+        first = output if isinstance(output, torch.Tensor) else output[0]
         changed = change(states.reshape(-1, states.shape[-1]), first.reshape(-1, first.shape[-1]))
         if changed is None:
             return None
         changed = changed.view_as(first)
-        return changed if isinstance(output, Tensor) else (changed, *output[1:])
+        return changed if isinstance(output, torch.Tensor) else (changed, *output[1:])
 
     return block.register_forward_hook(act, with_kwargs=True)

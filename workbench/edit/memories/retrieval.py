@@ -17,15 +17,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_inside
 from workbench.models.tokenizer import load_tokenizer
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 SUBJECT = 0.8
 FREQUENT = 5000
@@ -62,31 +63,31 @@ class TokenMatch:
                 "Save the base with its fast tokenizer (tokenizer.json), or set `encoder`.",
             )
         start, stop = fact.span or (0, len(text))
-        inside = [first < stop and last > start for first, last in pair.offsets[len(pair.prompt) :]]
-        return {"tokens": torch.tensor(pair.continuation), "subject": torch.tensor(inside)}
+        in_subject = [first < stop and last > start for first, last in pair.offsets[len(pair.prompt) :]]
+        return {"tokens": torch.tensor(pair.continuation), "subject": torch.tensor(in_subject)}
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
         """Return a function that maps a query to its similarities [facts]; see the module."""
-        every = torch.cat([f["tokens"] for f in facts])
-        tokens, place = torch.unique(every, return_inverse=True)
+        all_tokens = torch.cat([f["tokens"] for f in facts])
+        tokens, place = torch.unique(all_tokens, return_inverse=True)
         owner = torch.tensor([i for i, f in enumerate(facts) for _ in f["tokens"]])
         subject = torch.cat([f["subject"] for f in facts])
-        both = torch.tensor([bool(f["subject"].any() and not f["subject"].all()) for f in facts])[owner]
-        weight = torch.zeros(len(every))
-        for part, share in ((subject, SUBJECT), (~subject, 1 - SUBJECT)):
-            own = part * (every / (every + FREQUENT))
-            total = torch.zeros(len(facts)).index_add(0, owner, own).clamp_min(1e-12)[owner]
-            weight += torch.where(both, share, 1.0) * own / total
-        known = self._vectors(tokens)
+        mixes = torch.tensor([bool(f["subject"].any() and not f["subject"].all()) for f in facts])[owner]
+        weight = torch.zeros(len(all_tokens))
+        for mask, share in ((subject, SUBJECT), (~subject, 1 - SUBJECT)):
+            frequency_weight = mask * (all_tokens / (all_tokens + FREQUENT))
+            total = torch.zeros(len(facts)).index_add(0, owner, frequency_weight).clamp_min(1e-12)[owner]
+            weight += torch.where(mixes, share, 1.0) * frequency_weight / total
+        vectors = self._vectors(tokens)
 
-        def alike(query: str) -> Tensor:
+        def similarity(query: str) -> Tensor:
             ids = torch.tensor(encode_inside(self.tokenizer, query.strip()).continuation, dtype=torch.long)
             if not len(ids):
                 return torch.zeros(len(facts))
-            near = (known @ self._vectors(ids).T).clamp(0, 1).amax(1)
-            return torch.zeros(len(facts)).index_add(0, owner, weight * near[place] ** POWER).clamp(0, 1)
+            similarities = (vectors @ self._vectors(ids).T).clamp(0, 1).amax(1)
+            return torch.zeros(len(facts)).index_add(0, owner, weight * similarities[place] ** POWER).clamp(0, 1)
 
-        return alike
+        return similarity
 
     def _vectors(self, tokens: Tensor) -> Tensor:
         """Return centered embeddings of length 1, [tokens, width], on the CPU."""
@@ -109,10 +110,10 @@ class SentenceEncoder:
 
     def against(self, facts: Sequence[Mapping[str, Tensor]]) -> Callable[[str], Tensor]:
         """Return a function that maps a query to its cosines [facts]; negative ones count as 0."""
-        known = torch.stack([f["vector"] for f in facts])
-        return lambda query: (known @ self._vector(query)).clamp(0, 1)
+        vectors = torch.stack([f["vector"] for f in facts])
+        return lambda query: (vectors @ self._vector(query)).clamp(0, 1)
 
-    @torch.no_grad()
+    @no_grad
     def _vector(self, text: str) -> Tensor:
         """Return a text's vector [width] of length 1; texts are encoded one at a time, so that others do not affect rounding."""
         inputs = self.tokenizer(text, return_tensors="pt", truncation=True)
@@ -122,22 +123,24 @@ class SentenceEncoder:
         return torch.nn.functional.normalize(hidden.mean(0), dim=0)
 
 
-def threshold(inside: Sequence[float], outside: Sequence[float]) -> float:
+def threshold(in_scope: Sequence[float], out_of_scope: Sequence[float]) -> float:
     """Return the similarity that best separates prompts in scope from prompts out of scope.
 
     It maximizes the mean of the shares of both sets that it classifies correctly. Among equally good values it is the middle of
     the widest gap between neighboring similarities.
 
     Args:
-        inside: Similarities of prompts in scope to their own fact.
-        outside: Similarities of prompts out of scope to the most similar fact.
+        in_scope: Similarities of prompts in scope to their own fact.
+        out_of_scope: Similarities of prompts out of scope to the most similar fact.
     """
-    if not outside:
-        return min([DEFAULT_THRESHOLD, *inside])
-    own, other = torch.tensor(sorted(inside)), torch.tensor(sorted(outside))
-    every = torch.unique(torch.cat((own, other)))
-    middle = torch.cat(((every[1:] + every[:-1]) / 2, every[-1:]))
-    gaps = torch.cat((every.diff(), torch.zeros(1)))
-    right = (len(own) - torch.searchsorted(own, middle)) / len(own) + torch.searchsorted(other, middle) / len(other)
-    best = right >= right.max() - 1e-6
-    return float(middle[torch.where(best, gaps, -1.0).argmax()])
+    if not out_of_scope:
+        return min([DEFAULT_THRESHOLD, *in_scope])
+    inside, outside = torch.tensor(sorted(in_scope)), torch.tensor(sorted(out_of_scope))
+    candidates = torch.unique(torch.cat((inside, outside)))
+    thresholds = torch.cat(((candidates[1:] + candidates[:-1]) / 2, candidates[-1:]))
+    gaps = torch.cat((candidates.diff(), torch.zeros(1)))
+    accepted = (len(inside) - torch.searchsorted(inside, thresholds)) / len(inside)
+    rejected = torch.searchsorted(outside, thresholds) / len(outside)
+    accuracy = accepted + rejected
+    is_best = accuracy >= accuracy.max() - 1e-6
+    return float(thresholds[torch.where(is_best, gaps, -1.0).argmax()])

@@ -11,15 +11,16 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.steps import Remembered
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Pair = tuple[list[int], list[int]]
 FACTS = "{facts}"
@@ -34,36 +35,36 @@ class FactStore:
         facts: Facts that feedback has not dropped.
         encoder: Compares facts with prompts.
         threshold: Similarity from which a fact applies.
-        most: Largest number of facts that are put before a prompt.
+        max_facts: Largest number of facts that are put before a prompt.
         template: Text that is put before a prompt; `{facts}` stands for the facts as sentences, separated by spaces.
     """
 
     facts: Sequence[Remembered]
     encoder: Encoder
     threshold: float
-    most: int
+    max_facts: int
     template: str
 
     @functools.cached_property
-    def _alike(self) -> Callable[[str], Tensor]:
+    def _similarities(self) -> Callable[[str], Tensor]:
         return self.encoder.against([r.tensors for r in self.facts])
 
     def recall(self, query: str) -> list[Remembered]:
         """Return the facts that apply to a prompt, by similarity plus credibility (highest first), then by ID."""
         if not self.facts or not query.strip():
             return []
-        found = self._alike(query).tolist()
-        inside = [
-            (alike + r.credibility.score(alike), r.fact.id, r)
-            for alike, r in zip(found, self.facts, strict=True)
-            if alike >= self.threshold
+        similarities = self._similarities(query).tolist()
+        applicable = [
+            (similarity + r.credibility.score(similarity), r.fact.id, r)
+            for similarity, r in zip(similarities, self.facts, strict=True)
+            if similarity >= self.threshold
         ]
-        return [r for *_, r in sorted(inside, key=lambda entry: (-entry[0], entry[1]))[: self.most]]
+        return [r for *_, r in sorted(applicable, key=lambda entry: (-entry[0], entry[1]))[: self.max_facts]]
 
     def context(self, query: str) -> str:
         """Return the text to put before a prompt, with the best fact last; empty if no fact applies."""
-        found = self.recall(query)
-        return self.template.replace(FACTS, " ".join(sentence(r) for r in reversed(found))) if found else ""
+        facts = self.recall(query)
+        return self.template.replace(FACTS, " ".join(sentence(r) for r in reversed(facts))) if facts else ""
 
 
 def sentence(remembered: Remembered) -> str:
@@ -79,7 +80,7 @@ class Recall:
         self.model, self.tokenizer, self.store = model, tokenizer, store
         self.limit = max_positions(model.config)
         self._paused = 0
-        self._known: dict[str, str] = {}
+        self._contexts: dict[str, str] = {}
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -95,75 +96,77 @@ class Recall:
         """True if forward and generate look prompts up."""
         return not self._paused
 
-    def extended(self, prompt: Sequence[int], room: int = 0) -> list[int] | None:
+    def extended(self, prompt: Sequence[int], reserved: int = 0) -> list[int] | None:
         """Return a prompt's tokens with the facts that apply before them.
 
         Args:
             prompt: Tokens without padding.
-            room: Number of tokens that will follow.
+            reserved: Number of tokens that will follow.
 
         Returns:
             The tokens; None if no fact applies, or if they would exceed the model's length.
         """
         text = query_of(self.tokenizer, prompt)
-        if text not in self._known:
-            self._known[text] = self.store.context(text)
-        if not self._known[text]:
+        if text not in self._contexts:
+            self._contexts[text] = self.store.context(text)
+        if not self._contexts[text]:
             return None
-        longer = in_front(self.tokenizer, self._known[text], prompt)
-        return None if self.limit and len(longer) + room > self.limit else longer
+        longer = in_front(self.tokenizer, self._contexts[text], prompt)
+        return None if self.limit and len(longer) + reserved > self.limit else longer
 
     def pairs(self, pairs: Sequence[Pair]) -> dict[int, Pair]:
         """Return number -> (context with facts, continuation) for the pairs whose context has facts that apply."""
-        found = ((i, self.extended(context, len(answer)), answer) for i, (context, answer) in enumerate(pairs))
-        return {i: (context, answer) for i, context, answer in found if context is not None}
+        extended = ((i, self.extended(context, len(answer)), answer) for i, (context, answer) in enumerate(pairs))
+        return {i: (context, answer) for i, context, answer in extended if context is not None}
 
     def generate(
-        self, ids: Tensor, mask: Tensor | None, room: int, pad: int, generate: Callable[[Tensor, Tensor | None], Tensor]
+        self, ids: Tensor, mask: Tensor | None, max_new: int, pad: int, generate: Callable[[Tensor, Tensor | None], Tensor]
     ) -> Tensor:
         """Continue rows with the facts that apply to them in context; the facts are not part of the result.
 
         Args:
             ids: [rows, time], with padding anywhere.
             mask: [rows, time]; None: no padding.
-            room: Largest number of new tokens.
+            max_new: Largest number of new tokens.
             pad: Token that fills up rows.
             generate: Maps (ids, mask) to [rows (times returned sequences), time + new tokens].
         """
-        prompts = [
-            row[keep.bool()].tolist() for row, keep in zip(ids, torch.ones_like(ids) if mask is None else mask, strict=True)
-        ]
-        longer = {i: found for i, prompt in enumerate(prompts) if (found := self.extended(prompt, room)) is not None}
+        is_token = torch.ones_like(ids) if mask is None else mask
+        prompts = [row[keep.bool()].tolist() for row, keep in zip(ids, is_token, strict=True)]
+        candidates = {i: self.extended(prompt, max_new) for i, prompt in enumerate(prompts)}
+        extended_prompts = {i: extended for i, extended in candidates.items() if extended is not None}
         with self.paused():
-            if not longer:
+            if not extended_prompts:
                 return generate(ids, mask)
-            made = {} if len(longer) == len(prompts) else dict(enumerate(_rows(generate(ids, mask), len(prompts), ids.shape[1])))
-            for same in _of_one_length(longer):  # no padding: padding on the left shifts positions in some models
-                wide = torch.tensor([longer[i] for i in same], device=ids.device)
-                texts = generate(wide, torch.ones_like(wide))
-                made |= dict(zip(same, _rows(texts, len(same), wide.shape[1]), strict=True))
-        width = max(row.shape[1] for row in made.values())
-        whole = []
+            continuations: dict[int, Tensor] = {}
+            if len(extended_prompts) < len(prompts):
+                continuations = dict(enumerate(_new_tokens(generate(ids, mask), len(prompts), ids.shape[1])))
+            for rows in _group_by_length(extended_prompts):  # no padding: padding on the left shifts positions in some models
+                batch = torch.tensor([extended_prompts[i] for i in rows], device=ids.device)
+                generated = generate(batch, torch.ones_like(batch))
+                continuations |= dict(zip(rows, _new_tokens(generated, len(rows), batch.shape[1]), strict=True))
+        width = max(row.shape[1] for row in continuations.values())
+        texts = []
         for i in range(len(prompts)):
-            rest = torch.nn.functional.pad(made[i], (0, width - made[i].shape[1]), value=pad)
-            whole.append(torch.cat((ids[i].expand(len(rest), -1), rest), 1))
-        return torch.cat(whole)
+            tail = torch.nn.functional.pad(continuations[i], (0, width - continuations[i].shape[1]), value=pad)
+            texts.append(torch.cat((ids[i].expand(len(tail), -1), tail), 1))
+        return torch.cat(texts)
 
     def logits(self, ids: Tensor, mask: Tensor | None) -> dict[int, Tensor]:
         """Return row -> logits [time, vocabulary] at its own positions, for rows with facts that apply to the whole row."""
-        found: dict[int, Tensor] = {}
+        by_row: dict[int, Tensor] = {}
         for i, row in enumerate(ids):
-            own = torch.ones_like(row, dtype=torch.bool) if mask is None else mask[i].bool()
-            longer = self.extended(row[own].tolist())
-            if longer is None:
+            is_token = torch.ones_like(row, dtype=torch.bool) if mask is None else mask[i].bool()
+            extended = self.extended(row[is_token].tolist())
+            if extended is None:
                 continue
             with self.paused():
-                made = self.model(input_ids=torch.tensor([longer], device=ids.device)).logits[0]
-            first = int(longer[0] == row[own][0] == self.tokenizer.bos_token_id)
+                full = self.model(input_ids=torch.tensor([extended], device=ids.device)).logits[0]
+            first = int(extended[0] == row[is_token][0] == self.tokenizer.bos_token_id)
             # Align at the end: after the facts, a prompt may begin with another token than on its own.
-            found[i] = made.new_zeros(len(row), made.shape[1])
-            found[i][own] = torch.cat((made[:first], made[len(longer) - int(own.sum()) + first :]))
-        return found
+            by_row[i] = full.new_zeros(len(row), full.shape[1])
+            by_row[i][is_token] = torch.cat((full[:first], full[len(extended) - int(is_token.sum()) + first :]))
+        return by_row
 
 
 def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
@@ -184,51 +187,51 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
     forward, generate = model.forward, model.generate
 
     @functools.wraps(forward)
-    def recalling(*args: Any, **given: Any) -> Any:
-        output = forward(*args, **given)
-        ids = given.get("input_ids", args[0] if args else None)
-        mask = given.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not recall.active or len(args) > 2 or not isinstance(ids, Tensor) or not _whole_texts(ids, mask, given):
+    def forward_with_memory(*args: Any, **kwargs: Any) -> Any:
+        output = forward(*args, **kwargs)
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
+        if not recall.active or len(args) > 2 or not isinstance(ids, torch.Tensor) or not _are_whole_texts(ids, mask, kwargs):
             return output
-        found = recall.logits(ids, mask)
-        if not found:
+        recalled = recall.logits(ids, mask)
+        if not recalled:
             return output
-        keep = given.get("logits_to_keep", 0)
-        chosen = slice(-keep, None) if isinstance(keep, int) else keep
+        to_keep = kwargs.get("logits_to_keep", 0)
+        chosen = slice(-to_keep, None) if isinstance(to_keep, int) else to_keep
         output.logits = torch.stack(
-            [found[i][chosen].to(row.dtype) if i in found else row for i, row in enumerate(output.logits)]
+            [recalled[i][chosen].to(row.dtype) if i in recalled else row for i, row in enumerate(output.logits)]
         )
         output.past_key_values = None  # the cache is that of the texts without facts
-        if given.get("labels") is not None:
-            output.loss = model.loss_function(output.logits, given["labels"], vocab_size=output.logits.shape[-1])
+        if kwargs.get("labels") is not None:
+            output.loss = model.loss_function(output.logits, kwargs["labels"], vocab_size=output.logits.shape[-1])
         return output
 
     @functools.wraps(generate)
-    def continuing(inputs: Tensor | None = None, generation_config: Any = None, **given: Any) -> Any:
-        ids = given.pop("input_ids", inputs)
-        mask = given.pop("attention_mask", None)
-        settings = {**given, **({"generation_config": generation_config} if generation_config is not None else {})}
-        if not recall.active or not _whole_texts(ids, mask, given):
+    def generate_with_memory(inputs: Tensor | None = None, generation_config: Any = None, **kwargs: Any) -> Any:
+        ids = kwargs.pop("input_ids", inputs)
+        mask = kwargs.pop("attention_mask", None)
+        settings = {**kwargs, **({"generation_config": generation_config} if generation_config is not None else {})}
+        if not recall.active or not _are_whole_texts(ids, mask, kwargs):
             with recall.paused():
                 return generate(ids, **({"attention_mask": mask} if mask is not None else {}), **settings)
-        pad = given.get("pad_token_id", getattr(generation_config or model.generation_config, "pad_token_id", None))
+        pad = kwargs.get("pad_token_id", getattr(generation_config or model.generation_config, "pad_token_id", None))
         pad = tokenizer.eos_token_id or 0 if pad is None else pad
         if mask is None and pad != tokenizer.eos_token_id and bool((ids == pad).any()):
             mask = (ids != pad).long()  # same rule as in transformers
-        room = _room(model, given, generation_config, ids.shape[1])
+        max_new = _max_new_tokens(model, kwargs, generation_config, ids.shape[1])
 
-        def more(ids_: Tensor, mask_: Tensor | None) -> Tensor:
-            length = {"max_length": given["max_length"] + ids_.shape[1] - ids.shape[1]} if given.get("max_length") else {}
-            made = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
-            if not isinstance(made, Tensor) and ids_ is not ids:
+        def generate_from(ids_: Tensor, mask_: Tensor | None) -> Tensor:
+            length = {"max_length": kwargs["max_length"] + ids_.shape[1] - ids.shape[1]} if kwargs.get("max_length") else {}
+            output_ids = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
+            if not isinstance(output_ids, torch.Tensor) and ids_ is not ids:
                 raise WorkbenchError(
                     "generate: a model with a text memory returns only tokens", "Remove return_dict_in_generate."
                 )
-            return made  # type: ignore[no-any-return]
+            return output_ids  # type: ignore[no-any-return]
 
-        return recall.generate(ids, mask, room, pad, more)
+        return recall.generate(ids, mask, max_new, pad, generate_from)
 
-    model.forward, model.generate, model.recall = recalling, continuing, recall
+    model.forward, model.generate, model.recall = forward_with_memory, generate_with_memory, recall
     return recall
 
 
@@ -245,43 +248,50 @@ def in_front(tokenizer: Any, context: str, prompt: Sequence[int]) -> list[int]:
     context's.
     """
     first = 1 if prompt and prompt[0] == tokenizer.bos_token_id else 0
-    rest = list(prompt[first:])
-    text = str(tokenizer.decode(rest, clean_up_tokenization_spaces=False))
+    own_tokens = list(prompt[first:])
+    text = str(tokenizer.decode(own_tokens, clean_up_tokenization_spaces=False))
 
-    def tokens(of: str) -> list[int]:
-        return list(tokenizer(of, add_special_tokens=False)["input_ids"])
+    def encode(string: str) -> list[int]:
+        return list(tokenizer(string, add_special_tokens=False)["input_ids"])
 
-    if tokens(text) == rest and len(whole := tokens(context + text)) >= len(rest):
-        return [*prompt[:first], *whole]
-    return [*prompt[:first], *tokens(context), *rest]
+    if encode(text) == own_tokens and len(joint := encode(context + text)) >= len(own_tokens):
+        return [*prompt[:first], *joint]
+    return [*prompt[:first], *encode(context), *own_tokens]
 
 
-def _of_one_length(rows: Mapping[int, Sequence[int]]) -> list[list[int]]:
+def _group_by_length(rows: Mapping[int, Sequence[int]]) -> list[list[int]]:
     """Group row numbers by the length of their rows."""
-    found: dict[int, list[int]] = {}
+    by_length: dict[int, list[int]] = {}
     for number, row in rows.items():
-        found.setdefault(len(row), []).append(number)
-    return list(found.values())
+        by_length.setdefault(len(row), []).append(number)
+    return list(by_length.values())
 
 
-def _rows(made: Tensor, rows: int, start: int) -> list[Tensor]:
+def _new_tokens(tokens: Tensor, rows: int, start: int) -> list[Tensor]:
     """Return the new tokens of each row: [returned sequences, tokens]."""
-    return list(made[:, start:].reshape(rows, -1, made.shape[1] - start))
+    return list(tokens[:, start:].reshape(rows, -1, tokens.shape[1] - start))
 
 
-def _whole_texts(ids: Any, mask: Any, given: Mapping[str, Any]) -> bool:
-    if not isinstance(ids, Tensor) or ids.dim() != 2 or (mask is not None and (not isinstance(mask, Tensor) or mask.dim() != 2)):
+def _are_whole_texts(ids: Any, mask: Any, kwargs: Mapping[str, Any]) -> bool:
+    """Return whether a call passes whole texts as tokens: no cache, positions, embeddings or mask of more than two dimensions."""
+    if (
+        not isinstance(ids, torch.Tensor)
+        or ids.dim() != 2
+        or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2))
+    ):
         return False
-    cache = given.get("past_key_values")
+    cache = kwargs.get("past_key_values")
     return (
-        given.get("position_ids") is None
-        and given.get("inputs_embeds") is None
+        kwargs.get("position_ids") is None
+        and kwargs.get("inputs_embeds") is None
         and not (cache is not None and cache.get_seq_length())
     )
 
 
-def _room(model: Any, given: Mapping[str, Any], config: Any, length: int) -> int:
+def _max_new_tokens(model: Any, kwargs: Mapping[str, Any], config: Any, length: int) -> int:
     """Return the largest number of tokens that a call of generate may add."""
     config = config or model.generation_config
-    most = given.get("max_new_tokens") or (None if given.get("max_length") else getattr(config, "max_new_tokens", None))
-    return int(most) if most else max(0, int(given.get("max_length") or getattr(config, "max_length", None) or 20) - length)
+    max_new = kwargs.get("max_new_tokens") or (None if kwargs.get("max_length") else getattr(config, "max_new_tokens", None))
+    return (
+        int(max_new) if max_new else max(0, int(kwargs.get("max_length") or getattr(config, "max_length", None) or 20) - length)
+    )

@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
-
 from workbench.adapters.places import Places
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
 from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
     from workbench.steps import MethodContext
@@ -56,10 +56,10 @@ class Parts:
         model = context.model
         prefix = stack_prefix(model, context.layout.layout.depth)
         layers = model.get_submodule(prefix)
-        assert isinstance(layers, nn.ModuleList)
+        assert isinstance(layers, torch.nn.ModuleList)
         places = feed_forward_mixers(layers)
         if not places:
-            _refuse(model, layers)
+            _refuse_unsupported(model, layers)
             places = list(range(len(layers)))
         modules = output_projections(model, prefix, places, context.device)
         if missing := [number for number in places if number not in modules]:
@@ -95,13 +95,13 @@ class Parts:
 
     def out(self, layer: int) -> nn.Module:
         """Return a layer's feed-forward output projection."""
-        found: nn.Module = self.model.get_submodule(self.modules[layer])
-        return found
+        module: nn.Module = self.model.get_submodule(self.modules[layer])
+        return module
 
     def width(self, layer: int) -> int:
         """Return the number of inputs of a layer's output projection, which is the length of a key."""
         weight = self.out(layer).weight
-        assert isinstance(weight, Tensor)
+        assert isinstance(weight, torch.Tensor)
         return int(weight.shape[0] if self.transposed else weight.shape[1])
 
     def check_layers(self, layers: tuple[int, ...], label: str) -> None:
@@ -130,7 +130,7 @@ class Parts:
         try:
             for layer, update in updates.items():
                 weight = self.out(layer).weight
-                assert isinstance(weight, nn.Parameter)
+                assert isinstance(weight, torch.nn.Parameter)
                 saved[layer] = weight.data
                 added = update.T if self.transposed else update
                 weight.data = weight.data + added.to(weight.device, weight.dtype)
@@ -140,7 +140,8 @@ class Parts:
                 self.out(layer).weight.data = data
 
 
-def _refuse(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
+    """Raise WorkbenchError if a layer has experts, or is not an attention with a feed-forward part."""
     kind = type(model).__name__
     for number, layer in enumerate(layers):
         names = dict(layer.named_parameters())

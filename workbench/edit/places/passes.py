@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.hooks import Stopped, first_of, hooked, shaped
 
+if TYPE_CHECKING:
+    from torch import Tensor
 
-@torch.no_grad()
+
+@no_grad
 def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Tensor]:
     """Return a projection's inputs and outputs at the lookup tokens; layers above it are not run.
 
@@ -29,16 +30,16 @@ def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Te
         Inputs [row, d_in] and outputs [row, d_out].
     """
     rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
-    found: list[Tensor] = []
+    recorded: list[Tensor] = []
 
-    def see(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
         size = batch.tokens.shape
-        found.extend(shaped(t, *size)[rows, batch.lookup].float() for t in (args[0], output))
+        recorded.extend(shaped(t, *size)[rows, batch.lookup].float() for t in (args[0], output))
         raise Stopped
 
-    with hooked(parts.out(layer), after=see):
+    with hooked(parts.out(layer), after=record):
         run(parts, batch)
-    return found[0], found[1]
+    return recorded[0], recorded[1]
 
 
 def run(parts: Parts, batch: Padded) -> Any:
@@ -73,11 +74,11 @@ def added(parts: Parts, layer: int, batch: Padded, shift: Tensor, rows: Tensor) 
         shift: [fact, d_out]; gradients flow into it.
         rows: [row], the index of the fact that a row belongs to.
     """
-    at = torch.arange(len(batch.lookup), device=batch.lookup.device) * batch.tokens.shape[1] + batch.lookup
+    positions = torch.arange(len(batch.lookup), device=batch.lookup.device) * batch.tokens.shape[1] + batch.lookup
 
     def add(_module: Any, _args: Any, output: Tensor) -> Tensor:
         flat = output.reshape(-1, output.shape[-1])
-        return flat.index_add(0, at, shift[rows].to(output.dtype)).reshape(output.shape)
+        return flat.index_add(0, positions, shift[rows].to(output.dtype)).reshape(output.shape)
 
     with hooked(parts.out(layer), after=add):
         yield
@@ -95,15 +96,15 @@ def target_log_probabilities(logits: Tensor, batch: Padded, rows: int) -> tuple[
         Two tensors [row].
     """
     scores = logits[0].float().log_softmax(-1)
-    chosen = scores.gather(1, batch.wanted[:, None])[:, 0]
+    chosen = scores.gather(1, batch.targets[:, None])[:, 0]
     counts = torch.zeros(rows, device=chosen.device).index_add(0, batch.owner, torch.ones_like(chosen))
     mean = torch.zeros(rows, device=chosen.device).index_add(0, batch.owner, chosen) / counts
-    right = (scores.argmax(-1) == batch.wanted).float()
+    right = (scores.argmax(-1) == batch.targets).float()
     top = torch.zeros(rows, device=chosen.device).index_add(0, batch.owner, right) == counts
     return mean, top
 
 
-@torch.no_grad()
+@no_grad
 def score(parts: Parts, batch: Padded) -> tuple[Tensor, Tensor]:
     """Return `target_log_probabilities` of the model as it is."""
     with logits_at(parts, batch.places):
@@ -128,13 +129,13 @@ def self_test(parts: Parts, layer: int, batch: Padded) -> float:
         WorkbenchError: If the change does not arrive, or if earlier positions change.
     """
     rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
-    def see(_module: Any, _args: Any, output: Any) -> None:
-        seen.append(first_of(output).float())
+    def record(_module: Any, _args: Any, output: Any) -> None:
+        outputs.append(first_of(output).float())
         raise Stopped
 
-    with torch.no_grad(), hooked(parts.layers[layer], after=see):
+    with torch.no_grad(), hooked(parts.layers[layer], after=record):
         run(parts, batch)
         _, values = keys_and_values(parts, layer, batch)
         generator = torch.Generator().manual_seed(0)
@@ -142,7 +143,7 @@ def self_test(parts: Parts, layer: int, batch: Padded) -> float:
         shift = noise * (values.norm(dim=1, keepdim=True) + 1e-6) / noise.norm(dim=1, keepdim=True)
         with added(parts, layer, batch, shift, rows):
             run(parts, batch)
-    change = seen[-1] - seen[0]
+    change = outputs[-1] - outputs[0]
     arrived = change[rows, batch.lookup].norm(dim=1) / shift.norm(dim=1)
     before = max((float(change[i, : int(p)].abs().max()) for i, p in enumerate(batch.lookup) if p), default=0.0)
     if not bool((arrived > 1e-4).all()) or before > 1e-4 * float(shift.abs().max()):

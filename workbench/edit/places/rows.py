@@ -6,16 +6,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
-from torch import Tensor
-
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.prompts import PromptPair, encode_pair
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
     from workbench.steps import MethodContext
@@ -51,7 +50,7 @@ class Padded:
         mask: [row, position], 1 for tokens and 0 for padding.
         lookup: [row], position of the lookup.
         places: Flat indices into [row · position] of all positions that predict a target token, row by row.
-        wanted: The target token at each of these positions.
+        targets: The target token at each of these positions.
         owner: The row of each of these positions.
         inputs: Model inputs other than the tokens; None for the mask alone.
     """
@@ -60,7 +59,7 @@ class Padded:
     mask: Tensor
     lookup: Tensor
     places: Tensor
-    wanted: Tensor
+    targets: Tensor
     owner: Tensor
     inputs: Callable[[], dict[str, Any]] | None = None
 
@@ -93,13 +92,13 @@ def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, b
     if fact.span is not None:
         first, stop = fact.span[0] + shift, fact.span[1] + shift
         offsets = (pair.offsets or [])[: len(prompt)]  # a token that extends into the target belongs to the target
-        inside = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
-        if not inside:
+        in_subject = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
+        if not in_subject:
             raise WorkbenchError(
                 f"{fact.place}: the subject {fact.subject!r} has no tokens of its own",
                 "Rephrase the subject with words that the tokenizer knows.",
             )
-        span = (inside[0], inside[-1] + 1)
+        span = (in_subject[0], in_subject[-1] + 1)
     lookup = span[1] - 1 if position == "subject_last" else last
     return EditRow((*prompt, *target[:-1]), lookup, last, target, span)
 
@@ -118,9 +117,9 @@ def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair
     text = fact.text if text is None else text
     pair = encode_pair(tokenizer, text, fact.continuation, "continuation")
     if not pair.prompt or not pair.continuation:
-        shown = fact.continuation if pair.prompt else text
+        empty_text = fact.continuation if pair.prompt else text
         raise WorkbenchError(
-            f"{fact.place or fact.id}: {shown!r} has no tokens in the base's vocabulary",
+            f"{fact.place or fact.id}: {empty_text!r} has no tokens in the base's vocabulary",
             "Rephrase the fact with words that the tokenizer knows.",
         )
     return pair
@@ -156,13 +155,12 @@ def padded(rows: Sequence[EditRow], device: torch.device) -> Padded:
     """Pad rows to a batch on a device."""
     batch = side_by_side([row.tokens for row in rows], device)
     width = batch.tokens.shape[1]
-    places: list[int] = []
-    wanted: list[int] = []
-    owner: list[int] = []
-    for i, row in enumerate(rows):
-        places += [i * width + row.start + j for j in range(len(row.target))]
-        wanted += row.target
-        owner += [i] * len(row.target)
-    lookup = torch.tensor([row.lookup for row in rows])
-    at, answer, whose = (torch.tensor(values, dtype=torch.long, device=device) for values in (places, wanted, owner))
-    return Padded(batch.tokens, batch.mask, lookup.to(device), at, answer, whose)
+    places = [i * width + row.start + j for i, row in enumerate(rows) for j in range(len(row.target))]
+    targets = [token for row in rows for token in row.target]
+    owners = [i for i, row in enumerate(rows) for _ in row.target]
+    lookup = [row.lookup for row in rows]
+
+    def on_device(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long).to(device)
+
+    return Padded(batch.tokens, batch.mask, on_device(lookup), on_device(places), on_device(targets), on_device(owners))

@@ -10,18 +10,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.facts import Fact
+from workbench.lazy import torch
 from workbench.models.hooks import Stopped, first_of, hooked, shaped, with_first
 from workbench.steps import MethodContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 What = Literal["block", "feed_forward"]
 Place = Literal["subject", "subject_last", "last"]
@@ -67,12 +68,12 @@ class Trace:
 
     def position(self, layer: int) -> Position:
         """Return the token where a layer carries facts: the subject's, if it recovers no less than the prompt's last token."""
-        at = self.recovered[layer]
-        return "subject_last" if at["subject"] >= at["last"] else "prompt_last"
+        shares = self.recovered[layer]
+        return "subject_last" if shares["subject"] >= shares["last"] else "prompt_last"
 
 
 def trace(
-    context: MethodContext, parts: Parts, facts: Sequence[Fact], layers: Sequence[int], what: What = "block"
+    context: MethodContext, parts: Parts, facts: Sequence[Fact], layers: Sequence[int], part: What = "block"
 ) -> Trace | None:
     """Trace facts that have a subject.
 
@@ -82,49 +83,54 @@ def trace(
         facts: The facts. Each subject is replaced by that of the next fact, or of a bundled fact if there is only one. The answer
             is the model's own next token.
         layers: Layers to restore.
-        what: Restore the output of a block, or of its feed-forward part.
+        part: Restore the output of a block, or of its feed-forward part.
 
     Returns:
         The shares recovered; None if no fact can be traced.
     """
     chosen = [f for f in facts if f.subject is not None]
     rows = [_prompt(row_of(f, context.tokenizer, "subject_last")) for f in chosen]
-    others = rows[1:] + rows[:1] if len(rows) > 1 else [row_of(known_facts()[0], context.tokenizer, "subject_last")] * len(rows)
-    triples = [(fact, row, _swapped(row, other)) for fact, row, other in zip(chosen, rows, others, strict=True)]
-    triples = [(fact, clean, other) for fact, clean, other in triples if clean.tokens != other.tokens]
+    # Each row's subject is replaced by that of the next row.
+    donors = rows[1:] + rows[:1] if len(rows) > 1 else [row_of(known_facts()[0], context.tokenizer, "subject_last")] * len(rows)
+    triples = [(fact, row, _with_subject_of(row, donor)) for fact, row, donor in zip(chosen, rows, donors, strict=True)]
+    triples = [(fact, row, swapped) for fact, row, swapped in triples if row.tokens != swapped.tokens]
     if not triples:
         return None
     traced, rows = [fact for fact, _, _ in triples], [row for _, row, _ in triples]
-    clean, corrupted = padded(rows, context.device), padded([other for _, _, other in triples], context.device)
+    clean, corrupted = padded(rows, context.device), padded([swapped for _, _, swapped in triples], context.device)
     with torch.no_grad():
-        before = _next(parts, clean)
-        answer = before.argmax(-1)
-        high = before.gather(1, answer[:, None])[:, 0]
-        low = _next(parts, corrupted).gather(1, answer[:, None])[:, 0]
-        states = _states(parts, clean, layers, what)
+        clean_probabilities = _next_token(parts, clean)
+        answer = clean_probabilities.argmax(-1)
+        clean_probability = clean_probabilities.gather(1, answer[:, None])[:, 0]
+        corrupted_probability = _next_token(parts, corrupted).gather(1, answer[:, None])[:, 0]
+        states = _states(parts, clean, layers, part)
         restored: dict[int, dict[str, Tensor]] = {}
         for number, layer in enumerate(layers):
-            context.progress(number, len(layers), f"trace: {what.replace('_', '-')} {layer}")
+            context.progress(number, len(layers), f"trace: {part.replace('_', '-')} {layer}")
             restored[layer] = {}
             for place in PLACES:
-                where = _where(rows, place, clean)
-                with hooked(_module(parts, layer, what), after=_restorer(states[layer], where, corrupted)):
-                    restored[layer][place] = _next(parts, corrupted).gather(1, answer[:, None])[:, 0]
-    gap = (high.sum() - low.sum()).clamp(min=1e-9)
+                mask = _restored_positions(rows, place, clean)
+                with hooked(_module(parts, layer, part), after=_restorer(states[layer], mask, corrupted)):
+                    restored[layer][place] = _next_token(parts, corrupted).gather(1, answer[:, None])[:, 0]
+    gap = (clean_probability.sum() - corrupted_probability.sum()).clamp(min=1e-9)
     recovered = {
-        layer: {place: float((got.sum() - low.sum()) / gap) for place, got in at.items()} for layer, at in restored.items()
+        layer: {place: float((probability.sum() - corrupted_probability.sum()) / gap) for place, probability in by_place.items()}
+        for layer, by_place in restored.items()
     }
     fact_rows = tuple(
         TracedFact(
             fact.id,
             int(answer[i]),
-            float(high[i]),
-            float(low[i]),
-            {layer: {place: float(got[i]) for place, got in at.items()} for layer, at in restored.items()},
+            float(clean_probability[i]),
+            float(corrupted_probability[i]),
+            {
+                layer: {place: float(probability[i]) for place, probability in by_place.items()}
+                for layer, by_place in restored.items()
+            },
         )
         for i, fact in enumerate(traced)
     )
-    return Trace(len(traced), float(high.mean()), float(low.mean()), recovered, fact_rows)
+    return Trace(len(traced), float(clean_probability.mean()), float(corrupted_probability.mean()), recovered, fact_rows)
 
 
 def _prompt(row: EditRow) -> EditRow:
@@ -132,45 +138,47 @@ def _prompt(row: EditRow) -> EditRow:
     return replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1])
 
 
-def _swapped(row: EditRow, other: EditRow) -> EditRow:
+def _with_subject_of(row: EditRow, donor: EditRow) -> EditRow:
     """Replace the subject's tokens with as many of another subject, taken from its end and repeated if it is shorter."""
     start, stop = row.span
-    subject = other.tokens[other.span[0] : other.span[1]]
+    donor_subject = donor.tokens[donor.span[0] : donor.span[1]]
     length = stop - start
-    taken = (subject * (length // len(subject) + 1))[-length:]
-    return replace(row, tokens=(*row.tokens[:start], *taken, *row.tokens[stop:]))
+    replacement = (donor_subject * (length // len(donor_subject) + 1))[-length:]
+    return replace(row, tokens=(*row.tokens[:start], *replacement, *row.tokens[stop:]))
 
 
-def _next(parts: Parts, batch: Padded) -> Tensor:
+def _next_token(parts: Parts, batch: Padded) -> Tensor:
     """Return the probabilities of the next token [row, vocabulary]."""
     with logits_at(parts, batch.places):
-        found: Tensor = run(parts, batch).logits[0].float().softmax(-1)
-    return found
+        probabilities: Tensor = run(parts, batch).logits[0].float().softmax(-1)
+    return probabilities
 
 
-def _module(parts: Parts, layer: int, what: What) -> Any:
-    return parts.layers[layer] if what == "block" else parts.out(layer)
+def _module(parts: Parts, layer: int, part: What) -> Any:
+    """Return the module whose output is restored."""
+    return parts.layers[layer] if part == "block" else parts.out(layer)
 
 
-def _states(parts: Parts, batch: Padded, layers: Sequence[int], what: What) -> dict[int, Tensor]:
-    found: dict[int, Tensor] = {}
+def _states(parts: Parts, batch: Padded, layers: Sequence[int], part: What) -> dict[int, Tensor]:
+    """Return the outputs [row, position, width] of the traced modules by layer; layers above the last one are not run."""
+    states: dict[int, Tensor] = {}
 
-    def keep(layer: int) -> Any:
-        def see(_module: Any, _args: Any, output: Any) -> None:
-            found[layer] = shaped(first_of(output), *batch.tokens.shape).clone()
+    def recorder(layer: int) -> Any:
+        def record(_module: Any, _args: Any, output: Any) -> None:
+            states[layer] = shaped(first_of(output), *batch.tokens.shape).clone()
             if layer == max(layers):
                 raise Stopped
 
-        return see
+        return record
 
     with ExitStack() as stack:
         for layer in layers:
-            stack.enter_context(hooked(_module(parts, layer, what), after=keep(layer)))
+            stack.enter_context(hooked(_module(parts, layer, part), after=recorder(layer)))
         run(parts, batch)
-    return found
+    return states
 
 
-def _where(rows: Sequence[EditRow], place: str, batch: Padded) -> Tensor:
+def _restored_positions(rows: Sequence[EditRow], place: str, batch: Padded) -> Tensor:
     """Return a mask [row, position] of the states to restore."""
     mask = torch.zeros(batch.tokens.shape, dtype=torch.bool)
     for i, row in enumerate(rows):
@@ -181,10 +189,12 @@ def _where(rows: Sequence[EditRow], place: str, batch: Padded) -> Tensor:
     return mask.to(batch.tokens.device)
 
 
-def _restorer(state: Tensor, where: Tensor, batch: Padded) -> Any:
+def _restorer(state: Tensor, mask: Tensor, batch: Padded) -> Any:
+    """Return a forward hook that replaces the output by `state` where `mask` is true."""
+
     def restore(_module: Any, _args: Any, output: Any) -> Any:
         hidden = first_of(output)
-        mixed = torch.where(where[..., None], state, shaped(hidden, *batch.tokens.shape))
+        mixed = torch.where(mask[..., None], state, shaped(hidden, *batch.tokens.shape))
         return with_first(output, mixed.reshape(hidden.shape))
 
     return restore

@@ -9,16 +9,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Padded
+from workbench.lazy import torch
 from workbench.models.attention import additive_masks, cache_name, windows
 from workbench.models.hooks import Stopped, hooked
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Largest difference of a row's mean log-probability, in nats, that a different order of float32 sums explains.
 TOLERANCE = 1e-3
@@ -26,7 +27,7 @@ TOLERANCE = 1e-3
 
 @contextmanager
 def upper(parts: Parts, layer: int, batch: Padded) -> Iterator[Padded]:
-    """Yield the batch to run within the block; its `lookup`, `places`, `wanted` and `owner` refer to its own tokens.
+    """Yield the batch to run within the block; its `lookup`, `places`, `targets` and `owner` refer to its own tokens.
 
     Args:
         parts: Parts of the model; its weights must not change within the block.
@@ -55,21 +56,26 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
     from transformers import DynamicCache
 
     device, rows = batch.tokens.device, len(batch.lookup)
-    before, width = int(batch.lookup.max()), int((batch.mask.sum(1) - batch.lookup).max())
+    earlier_width, width = int(batch.lookup.max()), int((batch.mask.sum(1) - batch.lookup).max())
     name, kinds, dtype = cache_name(parts.model), windows(parts.model.config), parts.model.dtype
     full = DynamicCache()  # without the configuration, sliding layers keep all tokens; the mask hides those outside the window
     body = getattr(parts.model, parts.model.base_model_prefix, parts.model)
     with torch.no_grad():
-        body(input_ids=batch.tokens[:, :before], attention_mask=batch.mask[:, :before], use_cache=True, **{name: full})
-    kept = [(kept.keys, kept.values) for kept in full.layers]
+        body(
+            input_ids=batch.tokens[:, :earlier_width],
+            attention_mask=batch.mask[:, :earlier_width],
+            use_cache=True,
+            **{name: full},
+        )
+    cached = [(cached.keys, cached.values) for cached in full.layers]
     offsets = torch.arange(width, device=device)
     index = batch.lookup[:, None] + offsets
-    inside = index < batch.tokens.shape[1]
+    exists = index < batch.tokens.shape[1]
     index = index.clamp(max=batch.tokens.shape[1] - 1)
     tokens = batch.tokens.gather(1, index)
-    mask = batch.mask.gather(1, index) * inside
+    mask = batch.mask.gather(1, index) * exists
     positions = batch.lookup[:, None] + offsets
-    earlier = torch.arange(before, device=device).expand(rows, -1)
+    earlier = torch.arange(earlier_width, device=device).expand(rows, -1)
     sees_earlier = (earlier < batch.lookup[:, None])[:, None, :].expand(-1, width, -1)
     sees_own = (offsets[:, None] >= offsets)[None].expand(rows, -1, -1)
     visible = torch.cat((sees_earlier, sees_own), 2)
@@ -77,7 +83,7 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
 
     def inputs() -> dict[str, Any]:
         cache = DynamicCache()
-        for number, (keys, values) in enumerate(kept):
+        for number, (keys, values) in enumerate(cached):
             cache.update(keys, values, number)
         return {"attention_mask": attention, "position_ids": positions, "use_cache": True, name: cache}
 
@@ -89,10 +95,10 @@ def _cut(parts: Parts, batch: Padded) -> Padded:
 @contextmanager
 def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
     """Make forward passes within the block start at `layer`, with hidden states that are computed once."""
-    entering: list[Tensor] = []
+    hidden_states: list[Tensor] = []
 
     def record(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        entering.append((args[0] if args else kwargs["hidden_states"]).detach())
+        hidden_states.append((args[0] if args else kwargs["hidden_states"]).detach())
         raise Stopped
 
     handle = parts.layers[layer].register_forward_pre_hook(record, with_kwargs=True)
@@ -101,20 +107,20 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
             run(parts, batch)
     finally:
         handle.remove()
-    tuples = _gives_tuples(parts, batch)
+    tuples = _layers_return_tuples(parts, batch)
 
-    def hand_on(*args: Any, **kwargs: Any) -> Any:
+    def pass_through(*args: Any, **kwargs: Any) -> Any:
         hidden = args[0] if args else kwargs["hidden_states"]
         return (hidden, None, None) if tuples else hidden
 
     def enter(_module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return ((entering[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": entering[0]})
+        return ((hidden_states[0], *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": hidden_states[0]})
 
     below = list(parts.layers[:layer])
     handle = parts.layers[layer].register_forward_pre_hook(enter, with_kwargs=True)
     try:
         for module in below:
-            module.forward = hand_on
+            module.forward = pass_through
         yield
     finally:
         handle.remove()
@@ -122,13 +128,14 @@ def _from_layer(parts: Parts, layer: int, batch: Padded) -> Iterator[None]:
             module.__dict__.pop("forward", None)
 
 
-def _gives_tuples(parts: Parts, batch: Padded) -> bool:
-    found: list[bool] = []
+def _layers_return_tuples(parts: Parts, batch: Padded) -> bool:
+    """Return whether a layer's forward returns a tuple instead of the hidden state alone."""
+    results: list[bool] = []
 
-    def see(_module: Any, _args: Any, output: Any) -> None:
-        found.append(isinstance(output, tuple))
+    def check(_module: Any, _args: Any, output: Any) -> None:
+        results.append(isinstance(output, tuple))
         raise Stopped
 
-    with torch.no_grad(), hooked(parts.layers[0], after=see):
+    with torch.no_grad(), hooked(parts.layers[0], after=check):
         run(parts, batch)
-    return found[0]
+    return results[0]

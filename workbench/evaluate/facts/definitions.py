@@ -81,8 +81,8 @@ def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
         lines += [f"generation_kwargs: {json.dumps(settings[name])}", f"process_results: !function factscores.{name}"]
     lines.append("metric_list:")
     for metric, lower in METRICS[kind]:
-        how = metric if metric == "bits_per_byte" else "weighted_perplexity" if metric == "word_perplexity" else "mean"
-        lines.append(f"  - {{metric: {metric}, aggregation: {how}, higher_is_better: {'false' if lower else 'true'}}}")
+        aggregation = metric if metric == "bits_per_byte" else "weighted_perplexity" if metric == "word_perplexity" else "mean"
+        lines.append(f"  - {{metric: {metric}, aggregation: {aggregation}, higher_is_better: {'false' if lower else 'true'}}}")
     return "\n".join([*lines, "metadata: {version: 1.0}", ""])
 
 

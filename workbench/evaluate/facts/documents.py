@@ -29,13 +29,13 @@ def documents(
     def after(prompt: str, answer: str) -> str:
         return answer if chat else joined(prompt, answer)
 
-    def asked(rows: Iterable[tuple[str, str, str, str]]) -> list[Doc]:
+    def teacher_forced(rows: Iterable[tuple[str, str, str, str]]) -> list[Doc]:
         return [
             {"id": name, "cluster": fact, "prompt": prompt, "answer": after(prompt, answer)}
             for name, fact, prompt, answer in rows
         ]
 
-    def compared(rows: Iterable[tuple[str, str, str, str, str]]) -> list[Doc]:
+    def preferences(rows: Iterable[tuple[str, str, str, str, str]]) -> list[Doc]:
         docs = []
         for name, fact, prompt, first, second in rows:
             choices = [after(prompt, first), after(prompt, second)]
@@ -43,16 +43,16 @@ def documents(
             docs.append({"id": name, "cluster": fact, "prompt": prompt, "choices": choices, "gold": 0, "tokens": tokens})
         return docs
 
-    def written(rows: Iterable[tuple[str, str, str]]) -> list[Doc]:
+    def generation(rows: Iterable[tuple[str, str, str]]) -> list[Doc]:
         return [{"id": name, "cluster": name, "prompt": prompt, "answer": answer} for name, prompt, answer in rows]
 
     paraphrases = [(f"{f.id}.{i}", f, text) for f in facts for i, text in enumerate(f.paraphrases, 1)]
     neighbours = [(f"{f.id}.{i}", f, probe) for f in facts for i, probe in enumerate(f.neighbours, 1)]
-    found: dict[FactKind, list[Doc]] = {
-        "efficacy": asked((f.id, f.id, f.text, f.target) for f in facts),
-        "preferred": compared((f.id, f.id, f.text, f.target, f.target_true) for f in facts if f.target_true),
-        "paraphrase": asked((name, f.id, text, f.target) for name, f, text in paraphrases),
-        "preferred-paraphrase": compared(
+    docs_of: dict[FactKind, list[Doc]] = {
+        "efficacy": teacher_forced((f.id, f.id, f.text, f.target) for f in facts),
+        "preferred": preferences((f.id, f.id, f.text, f.target, f.target_true) for f in facts if f.target_true),
+        "paraphrase": teacher_forced((name, f.id, text, f.target) for name, f, text in paraphrases),
+        "preferred-paraphrase": preferences(
             (name, f.id, text, f.target, f.target_true) for name, f, text in paraphrases if f.target_true
         ),
         "neighbours": [
@@ -60,17 +60,17 @@ def documents(
             for name, f, p in neighbours
             if p.prompt in answers
         ],
-        "neighbours-right": asked((name, f.id, p.prompt, p.target) for name, f, p in neighbours if p.target),
-        "preferred-neighbours": compared((name, f.id, p.prompt, p.target, f.target) for name, f, p in neighbours if p.target),
-        "portability": asked(
+        "neighbours-right": teacher_forced((name, f.id, p.prompt, p.target) for name, f, p in neighbours if p.target),
+        "preferred-neighbours": preferences((name, f.id, p.prompt, p.target, f.target) for name, f, p in neighbours if p.target),
+        "portability": teacher_forced(
             (f"{f.id}.{i}", f.id, p.prompt, p.target) for f in facts for i, p in enumerate(f.portability, 1) if p.target
         ),
-        "generated": written((f.id, f.text, f.target) for f in facts),
-        "generated-paraphrase": written((f.id, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
-        "entropy": written((f.id, f.text, "") for f in facts),
+        "generated": generation((f.id, f.text, f.target) for f in facts),
+        "generated-paraphrase": generation((f.id, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
+        "entropy": generation((f.id, f.text, "") for f in facts),
         "text": [{"id": f"{i:04d}", "cluster": f"{i:04d}", "text": text} for i, text in enumerate(passages, 1)],
     }
-    return {kind: found[kind] for kind in FACT_KINDS if found[kind]}
+    return {kind: docs_of[kind] for kind in FACT_KINDS if docs_of[kind]}
 
 
 def neighbour_prompts(facts: Iterable[Fact]) -> list[str]:

@@ -31,14 +31,14 @@ from workbench.scores.suite import FactTasks, Suite
 FORMAT = "facts-1"
 LONG, TEXTS = 100, 32  # length in tokens and number of the continuations for n-gram entropy
 MIN_EFFECT = 0.05
-_SPARED: tuple[FactKind, ...] = ("preferred-paraphrase", "preferred-neighbours")
+_ONLY_ON_REQUEST: tuple[FactKind, ...] = ("preferred-paraphrase", "preferred-neighbours")
 
 
-def build(wanted: Wanted, base: Resolved, device: Any = None, events: Events = no_events) -> tuple[Suite, Path]:
+def build(selection: Wanted, base: Resolved, device: Any = None, events: Events = no_events) -> tuple[Suite, Path]:
     """Return the suite of some facts, and the folder of its tasks.
 
     Args:
-        wanted: The facts and options.
+        selection: The facts and options.
         base: Base whose answers to neighbors' prompts must not change, in the dtype that is scored; its tokenizer counts tokens.
         device: Device on which the base answers; None: use stored answers.
         events: Receives progress.
@@ -46,93 +46,106 @@ def build(wanted: Wanted, base: Resolved, device: Any = None, events: Events = n
     Raises:
         WorkbenchError: If the base's answers are not stored, or the facts have no prompts for a requested task.
     """
-    place = base.cache / "factsuites" / _key(wanted, base) / "tasks"
+    place = base.cache / "factsuites" / _key(selection, base) / "tasks"
     if not place.is_dir():
-        write_whole_folder(place, wanted.stem, *_content(wanted, base, device, events))
-    kinds = [kind for kind in METRICS if (place / f"{wanted.stem}-{kind}.yaml").is_file()]
-    return _suite(wanted, kinds), place
+        write_whole_folder(place, selection.stem, *_content(selection, base, device, events))
+    kinds = [kind for kind in METRICS if (place / f"{selection.stem}-{kind}.yaml").is_file()]
+    return _suite(selection, kinds), place
 
 
-def export_facts(wanted: Wanted, base: Resolved, to: Path, device: Any, events: Events = no_events) -> list[Path]:
+def export_facts(selection: Wanted, base: Resolved, to: Path, device: Any, events: Events = no_events) -> list[Path]:
     """Write the tasks to a folder for lm_eval's --include_path, and return the files.
 
     Raises:
         WorkbenchError: If a file already exists.
     """
-    docs, settings = _content(wanted, base, device, events)
-    files = [to / f for kind in docs for f in (f"{wanted.stem}-{kind}.yaml", f"data/{wanted.stem}-{kind}.jsonl")]
-    if taken := [file for file in files if file.exists()]:
+    docs, settings = _content(selection, base, device, events)
+    files = [to / f for kind in docs for f in (f"{selection.stem}-{kind}.yaml", f"data/{selection.stem}-{kind}.jsonl")]
+    if existing := [file for file in files if file.exists()]:
         raise WorkbenchError(
-            f"{taken[0]} already exists", "Remove it, or export to another folder with -o: existing files are not overwritten."
+            f"{existing[0]} already exists", "Remove it, or export to another folder with -o: existing files are not overwritten."
         )
-    write_tasks(to, wanted.stem, docs, settings)
+    write_tasks(to, selection.stem, docs, settings)
     return [*files, to / "factscores.py", to / "localdata.py"]
 
 
-def _suite(wanted: Wanted, kinds: Sequence[FactKind]) -> Suite:
-    named = {kind: f"{wanted.stem}-{kind}" for kind in kinds}
+def _suite(selection: Wanted, kinds: Sequence[FactKind]) -> Suite:
+    """Return the suite of some kinds of fact tasks."""
+    task_names = {kind: f"{selection.stem}-{kind}" for kind in kinds}
     return Suite(
-        suite=wanted.suite,
-        description=f"Facts of {wanted.source}",
-        tasks=tuple(named.values()),
-        primary={task: METRICS[kind][0][0] for kind, task in named.items()},
-        limit={named["entropy"]: TEXTS} if "entropy" in named else None,
+        suite=selection.suite,
+        description=f"Facts of {selection.source}",
+        tasks=tuple(task_names.values()),
+        primary={task: METRICS[kind][0][0] for kind, task in task_names.items()},
+        limit={task_names["entropy"]: TEXTS} if "entropy" in task_names else None,
         min_effect=MIN_EFFECT,
-        roles=dict.fromkeys(named.values(), "other"),
+        roles=dict.fromkeys(task_names.values(), "other"),
         facts=FactTasks(
-            tasks=named, source=wanted.source, digest=wanted.digest, cohorts={n: dict(c) for n, c in wanted.cohorts.items()}
+            tasks=task_names,
+            source=selection.source,
+            digest=selection.digest,
+            cohorts={n: dict(c) for n, c in selection.cohorts.items()},
         ),
-        chat_template=wanted.options.chat_template,
+        chat_template=selection.options.chat_template,
     )
 
 
-def _key(wanted: Wanted, base: Resolved) -> str:
+def _key(selection: Wanted, base: Resolved) -> str:
     """Return the digest of everything that the task files depend on."""
-    options = wanted.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
-    shown = [definition(wanted.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
+    options = selection.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
+    definitions = [definition(selection.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
     return json_digest(
-        [FORMAT, wanted.stem, [f.document() for f in wanted.facts], options, _passages(wanted), base.key, code(), shown]
+        [
+            FORMAT,
+            selection.stem,
+            [f.document() for f in selection.facts],
+            options,
+            _passages(selection),
+            base.key,
+            code(),
+            definitions,
+        ]
     )
 
 
-def _content(wanted: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
+def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
     """Return documents by kind, and the generation settings."""
-    options = wanted.options
+    options = selection.options
     kinds = _kinds(options.tasks, generate=options.generate)
     tokenizer = load_tokenizer(base.tokenizer_path)
     count = _counter(tokenizer, options.chat_template)
-    prompts = neighbour_prompts(wanted.facts) if "neighbours" in kinds else []
-    answers = _answers(wanted, prompts, base, device, events) if prompts else {}
-    docs = documents(wanted.facts, answers, _passages(wanted), count, chat=options.chat_template)
-    lacking = [kind for kind in options.tasks or () if kind not in docs]
-    if lacking:
+    prompts = neighbour_prompts(selection.facts) if "neighbours" in kinds else []
+    answers = _answers(selection, prompts, base, device, events) if prompts else {}
+    docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template)
+    missing = [kind for kind in options.tasks or () if kind not in docs]
+    if missing:
         field = {
             "preferred": "target_true",
             "neighbours-right": "neighbours with a target",
             "generated-paraphrase": "paraphrases",
         }
         raise WorkbenchError(
-            f"{wanted.source}: no fact has the field that task '{lacking[0]}' needs ({field.get(lacking[0], lacking[0])})",
+            f"{selection.source}: no fact has the field that task '{missing[0]}' needs ({field.get(missing[0], missing[0])})",
             "Remove the task from `tasks`, or add the field to the facts.",
         )
-    return {kind: rows for kind, rows in docs.items() if kind in kinds}, _settings(wanted, base, count)
+    return {kind: rows for kind, rows in docs.items() if kind in kinds}, _settings(selection, base, count)
 
 
-def _kinds(asked: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
-    if asked is not None:
-        return [kind for kind in METRICS if kind in asked]
-    return [kind for kind in METRICS if kind not in _SPARED and (generate or kind not in GENERATED)]
+def _kinds(requested: Sequence[FactKind] | None, *, generate: bool) -> list[FactKind]:
+    if requested is not None:
+        return [kind for kind in METRICS if kind in requested]
+    return [kind for kind in METRICS if kind not in _ONLY_ON_REQUEST and (generate or kind not in GENERATED)]
 
 
-def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
+def _settings(selection: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
     """Return the generation settings.
 
     Answers end on their own, with room for more tokens than any target; the long texts for entropy do not end.
     """
-    longest = max(count(prompt, target) for prompt, target in targets(wanted.facts))
+    longest = max(count(prompt, target) for prompt, target in targets(selection.facts))
     positions = max_positions(base.base.config) or 2 * LONG
-    stops = ["\n"] if any("." in fact.target for fact in wanted.facts) else ["\n", "."]
-    tokens = min(wanted.options.max_tokens or max(16, longest + 8), positions // 2)
+    stops = ["\n"] if any("." in fact.target for fact in selection.facts) else ["\n", "."]
+    tokens = min(selection.options.max_tokens or max(16, longest + 8), positions // 2)
     long = min(LONG, positions // 2)
     return {
         "generated": {"until": stops, "max_gen_toks": tokens, "do_sample": False},
@@ -141,38 +154,38 @@ def _settings(wanted: Wanted, base: Resolved, count: Count) -> dict[str, Any]:
     }
 
 
-def _passages(wanted: Wanted) -> list[str]:
-    text = jsondoc.text_of(wanted.text) if wanted.text else bundled_text()
+def _passages(selection: Wanted) -> list[str]:
+    text = jsondoc.text_of(selection.text) if selection.text else bundled_text()
     passages = [line.strip() for line in text.split("\n") if line.strip()]
     if not passages:
-        raise WorkbenchError(f"{wanted.options.text}: the file has no passages", "Write one passage per line.")
+        raise WorkbenchError(f"{selection.options.text}: the file has no passages", "Write one passage per line.")
     return passages
 
 
-def _answers(wanted: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
+def _answers(selection: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
     """Return the base's answers to neighbors' prompts, cached by the base's weights, dtype and tokenizer."""
-    chat, tokens = wanted.options.chat_template, wanted.options.neighbour_tokens
+    chat, tokens = selection.options.chat_template, selection.options.neighbour_tokens
     file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
     known: Mapping[str, str] | None = read_json(file)
     if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
         if device is None:
             raise WorkbenchError(
-                f"{wanted.source}: the base's answers to the neighbours' prompts are not known yet",
+                f"{selection.source}: the base's answers to the neighbors' prompts are not known yet",
                 "Run `workbench eval` with the same recipes and suites to compute them.",
             )
         from workbench.evaluate.answers import answers_to_keep
         from workbench.run.materialize import materialize
 
-        def told(done: int, total: int) -> None:
-            text = f"{wanted.suite}: the base's answers to neighbours"
+        def progress(done: int, total: int) -> None:
+            text = f"{selection.suite}: the base's answers to neighbors"
             events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
 
         model = materialize(base, device, events=events)
-        known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, told=told)
+        known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, progress=progress)
         write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
     if not known:
         raise WorkbenchError(
-            f"{wanted.source}: the base gives no answer to any of the neighbours' prompts",
+            f"{selection.source}: the base gives no answer to any of the neighbors' prompts",
             "Rephrase the prompts so that the base continues them.",
         )
     return known
@@ -183,9 +196,11 @@ def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:
 
     def count(prompt: str, answer: str) -> int:
         context = _wrapped(tokenizer, prompt) if chat else prompt
-        bare = context.rstrip()
-        whole, start = (len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (context + answer, bare))
-        return max(whole - start, 1)
+        prompt_text = context.rstrip()
+        total, prompt_tokens = (
+            len(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (context + answer, prompt_text)
+        )
+        return max(total - prompt_tokens, 1)
 
     return count
 

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import xxhash
 
-from workbench.bricks.brick import Brick
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.files import json_digest
@@ -80,22 +79,22 @@ def wanted(options: FactsEval, project: Path) -> Wanted:
         WorkbenchError: If the facts are invalid, or the text file does not exist.
     """
     path = project / options.facts
-    shown = options.facts
+    display_name = options.facts
     if path.is_dir():
-        path, shown = path / FACTS, f"{shown.rstrip('/')}/{FACTS}"
+        path, display_name = path / FACTS, f"{display_name.rstrip('/')}/{FACTS}"
     text = project / options.text if options.text else None
     if text is not None and not text.is_file():
         raise WorkbenchError(
             f"{options.text}: the text file does not exist", "Give a file with one passage per line, relative to the project."
         )
-    return Wanted(options, shown, tuple(read_facts(path, shown)), text)
+    return Wanted(options, display_name, tuple(read_facts(path, display_name)), text)
 
 
 def facts_of_edits(recipe: Recipe) -> Iterator[Wanted]:
     """Yield the facts of a recipe's edit steps, then of its edit bricks, then of recipes that are its bricks."""
     for step in recipe.steps:
-        if named := facts_file(step):
-            yield wanted(FactsEval(facts=named), recipe.project)
+        if file := facts_file(step):
+            yield wanted(FactsEval(facts=file), recipe.project)
     for ref in recipe.fields.bricks.values():
         target = recipe.project / ref.target
         if ref.kind == "recipe":
@@ -110,27 +109,27 @@ def edited_for(resolved: Resolved) -> tuple[str, ...]:
 
 
 def _edited_for(resolved: Resolved) -> Iterator[str]:
+    """Yield the digests of the facts of a configuration's steps and bricks."""
     for step in resolved.recipe.steps:
         if facts_file(step):
             yield facts_digest(read_step(step, resolved.recipe.project))
     for name in resolved.parents:
-        brick = resolved.bricks[name]
-        if not isinstance(brick, Brick):
-            yield from _edited_for(brick)
-        elif (file := brick.path / FACTS).is_file():
+        if name in resolved.nested:
+            yield from _edited_for(resolved.nested[name])
+        elif (file := resolved.on_disk[name].path / FACTS).is_file():
             yield facts_digest(read_facts(file, str(file)))
 
 
 def facts_file(step: Step) -> str | None:
     """Return the facts file of an edit step; None for other steps."""
-    named = getattr(step, "facts", None) if step.verb == "edit" else None
-    return named if isinstance(named, str) else None
+    file = getattr(step, "facts", None) if step.verb == "edit" else None
+    return file if isinstance(file, str) else None
 
 
 def read_step(step: Step, project: Path) -> list[Fact]:
     """Return all facts of an edit step's file; none for other steps."""
-    named = facts_file(step)
-    return read_facts(project / named, named) if named else []
+    file = facts_file(step)
+    return read_facts(project / file, file) if file else []
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:

@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import torch
 from workbench.models.conversion import live_runs
 
 if TYPE_CHECKING:
@@ -33,8 +33,8 @@ def new_elements(
     Returns:
         Parameter name -> bool tensor of its shape, true for added elements; None if all elements are added.
     """
-    looked_at = weights.specs if names is None else names
-    added = {name: mask for name in looked_at if (mask := weights.added(name)) is not None}
+    checked = weights.specs if names is None else names
+    added = {name: mask for name in checked if (mask := weights.added(name)) is not None}
     parameters = dict(model.named_parameters())
     masks: dict[str, Tensor | None] = {}
     for live, runs in live_runs(config, weights.specs).items():
@@ -45,8 +45,8 @@ def new_elements(
             spec = weights.specs[run.name]
             mask = added.get(run.name, np.zeros((spec.rows, spec.cols), bool))
             rows.append(mask[run.row : run.row + run.count])
-        whole = np.concatenate(rows)
-        if whole.any():
+        is_added = np.concatenate(rows)
+        if is_added.any():
             parameter = parameters[live]
-            masks[live] = None if whole.all() else torch.from_numpy(whole).reshape(parameter.shape).to(parameter.device)
+            masks[live] = None if is_added.all() else torch.from_numpy(is_added).reshape(parameter.shape).to(parameter.device)
     return masks

@@ -26,29 +26,29 @@ def from_base(mixture: Mixture, base: Model, numbers: Sequence[int]) -> dict[str
         WorkbenchError: If the base has no experts or lacks one of the numbers, or a tensor does not come from the base or has
             another shape there.
     """
-    theirs = Mixture(base, f"{mixture.step}: the base")
-    if beyond := [n for n in numbers if not 0 <= n < theirs.count]:
+    base_mixture = Mixture(base, f"{mixture.step}: the base")
+    if beyond := [n for n in numbers if not 0 <= n < base_mixture.count]:
         raise WorkbenchError(
-            f"grow {mixture.step}: no expert {beyond[0]}: the base has experts 0..{theirs.count - 1} in each layer", None, 2
+            f"grow {mixture.step}: no expert {beyond[0]}: the base has experts 0..{base_mixture.count - 1} in each layer", None, 2
         )
     origin, old = mixture.model.weights.origin, mixture.count
 
-    def own(name: str, i: int) -> Grown:
+    def own_tensor(name: str, i: int) -> Grown:
         like = next((o for e in range(old) if (o := origin(numbered(name, e)))), None)
         source = numbered(like, numbers[i]) if like else None
-        if source not in theirs.places:
-            raise _foreign(mixture, name)
+        if source not in base_mixture.places:
+            raise _not_from_base_error(mixture, name)
         return Grown(source, base=True, new=True)
 
-    def shared(name: str) -> Grown:
+    def shared_tensor(name: str) -> Grown:
         source = origin(name)
-        if source is None or source not in theirs.places:
-            raise _foreign(mixture, name)
+        if source is None or source not in base_mixture.places:
+            raise _not_from_base_error(mixture, name)
         place, spec = mixture.places[name], mixture.model.weights.specs[name]
-        parts = (Grown(name), *(theirs.part(source, [n], base=True) for n in numbers))
+        parts = (Grown(name), *(base_mixture.part(source, [n], base=True) for n in numbers))
         return Grown(name, parts=parts, shape=place.shape(spec, old + len(numbers), old))
 
-    return _appended(mixture, base, len(numbers), own, shared)
+    return _appended(mixture, base, len(numbers), own_tensor, shared_tensor)
 
 
 def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float) -> dict[str, Grown]:
@@ -74,15 +74,15 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
         )
     target, dense = TARGETS[kind], {layer: _dense(mixture, base, layer) for layer in mixture.layers}
 
-    def own(name: str, i: int) -> Grown:
-        prefix, layer = _prefix(mixture, name)
+    def own_tensor(name: str, i: int) -> Grown:
+        prefix, layer = _layer_prefix(mixture, name)
         part = {prefix + n.format(e=mixture.places[name].number): p for p, n in target.expert.items()}.get(name)
         if part is None:
-            raise _unnamed(mixture, name, target)
+            raise _unknown_tensor_error(mixture, name, target)
         return Grown(dense[layer][part], brick=names[i], base=True, new=True)
 
-    def shared(name: str) -> Grown:
-        (prefix, layer), place, spec = _prefix(mixture, name), mixture.places[name], model.weights.specs[name]
+    def shared_tensor(name: str) -> Grown:
+        (prefix, layer), place, spec = _layer_prefix(mixture, name), mixture.places[name], model.weights.specs[name]
         leaf = name.removeprefix(prefix)
         added = Axis(np.concatenate([place.index(range(mixture.count)), np.full(count * place.size, NEW)]))
         if leaf == target.router:
@@ -90,11 +90,11 @@ def from_bricks(mixture: Mixture, base: Model, names: Sequence[str], std: float)
         if leaf in target.zeros:
             return Grown(name, cols=added)
         if leaf not in target.fused:
-            raise _unnamed(mixture, name, target)
+            raise _unknown_tensor_error(mixture, name, target)
         parts = (Grown(dense[layer][p], brick=brick, base=True, new=True) for brick in names for p in target.fused[leaf])
         return Grown(name, parts=(Grown(name), *parts), shape=place.shape(spec, mixture.count + count, mixture.count))
 
-    return _appended(mixture, base, count, own, shared)
+    return _appended(mixture, base, count, own_tensor, shared_tensor)
 
 
 def routers(mixture: Mixture) -> dict[int, str]:
@@ -110,7 +110,7 @@ def corrections(mixture: Mixture) -> dict[int, list[str]]:
 
 
 def _appended(
-    mixture: Mixture, base: Model, count: int, own: Callable[[str, int], Grown], shared: Callable[[str], Grown]
+    mixture: Mixture, base: Model, count: int, own_tensor: Callable[[str, int], Grown], shared_tensor: Callable[[str], Grown]
 ) -> dict[str, Grown]:
     """Return the tensors of a mixture with `count` experts after its own.
 
@@ -118,15 +118,15 @@ def _appended(
         mixture: The current model.
         base: The recipe's base.
         count: Number of new experts.
-        own: Function from (tensor that belongs to the last expert, i) to the tensor of the i-th new expert.
-        shared: Function from a tensor with a part for every expert to the same tensor with the new experts' parts appended.
+        own_tensor: Function from (tensor that belongs to the last expert, i) to the tensor of the i-th new expert.
+        shared_tensor: Function from a tensor with a part for every expert to the same tensor with the new experts' parts appended.
     """
     tensors: dict[str, Grown] = {}
     for name in mixture.model.layout.names:
         place = mixture.places.get(name)
-        tensors[name] = Grown(name) if place is None or place.number is not None else shared(name)
+        tensors[name] = Grown(name) if place is None or place.number is not None else shared_tensor(name)
         if place is not None and place.number == mixture.count - 1:
-            tensors |= {numbered(name, mixture.count + i): own(name, i) for i in range(count)}
+            tensors |= {numbered(name, mixture.count + i): own_tensor(name, i) for i in range(count)}
     for name, grown in tensors.items():
         _check_shape(mixture, base, name, grown)
     return tensors
@@ -142,15 +142,15 @@ def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None
     if grown.base:
         like = own_specs[numbered(name, 0)]
         if (spec := grown.spec(base_specs[grown.source])).shape != like.shape:
-            raise _differs(mixture, grown.source, spec, like)
+            raise _shape_error(mixture, grown.source, spec, like)
     for part in grown.parts:
         spec, like = part.spec((base_specs if part.base else own_specs)[part.source]), own_specs[grown.source]
-        side = mixture.places[grown.source].columns
-        if (spec.rows if side else spec.cols) != (like.rows if side else like.cols):
-            raise _differs(mixture, part.source, spec, like)
+        split_columns = mixture.places[grown.source].columns
+        if (spec.rows if split_columns else spec.cols) != (like.rows if split_columns else like.cols):
+            raise _shape_error(mixture, part.source, spec, like)
 
 
-def _differs(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
+def _shape_error(mixture: Mixture, source: str, spec: TensorSpec, like: TensorSpec) -> WorkbenchError:
     return WorkbenchError(
         f"grow {mixture.step}: {source} has the shape {list(spec.shape)} in the base and {list(like.shape)} in the current model",
         "Add experts before the step that changes sizes.",
@@ -174,12 +174,13 @@ def _dense(mixture: Mixture, base: Model, layer: int) -> dict[str, str]:
     return parts
 
 
-def _prefix(mixture: Mixture, name: str) -> tuple[str, int]:
+def _layer_prefix(mixture: Mixture, name: str) -> tuple[str, int]:
+    """Return the name prefix and the number of the layer that a tensor belongs to."""
     layer = mixture.places[name].layer
     return f"{mixture.model.layout.prefix}{layer}.", layer
 
 
-def _foreign(mixture: Mixture, name: str) -> WorkbenchError:
+def _not_from_base_error(mixture: Mixture, name: str) -> WorkbenchError:
     return WorkbenchError(
         f"grow {mixture.step}: {name} does not come from an expert of the base, so `base` has nothing to add to it",
         "Use `copy: N` to copy an expert of the current model.",
@@ -187,5 +188,5 @@ def _foreign(mixture: Mixture, name: str) -> WorkbenchError:
     )
 
 
-def _unnamed(mixture: Mixture, name: str, target: Target) -> WorkbenchError:
+def _unknown_tensor_error(mixture: Mixture, name: str, target: Target) -> WorkbenchError:
     return WorkbenchError(f"grow {mixture.step}: {name} is not a known tensor of {target.model_type}", None, 2)

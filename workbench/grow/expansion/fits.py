@@ -48,9 +48,9 @@ def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
     except WorkbenchError as error:
         raise WorkbenchError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT, 3) from None
     except _BUILDING as error:
-        why = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()) or type(error).__name__
         raise WorkbenchError(
-            f"step {step}: transformers cannot build a model from the grown config.json: {why[:200]}", _REPORT, 3
+            f"step {step}: transformers cannot build a model from the grown config.json: {reason[:200]}", _REPORT, 3
         ) from None
 
 

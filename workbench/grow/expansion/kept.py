@@ -6,14 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.remap import runs
+from workbench.lazy import torch
 from workbench.steps import NEW, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights
-
-CPU = torch.device("cpu")
 
 
 def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
@@ -61,9 +59,10 @@ def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) 
     cols = np.arange(old.cols) if grown.cols is None else grown.cols.index
     if new.rows < len(rows) or new.cols < len(cols):
         return 0
-    places, taken = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
-    whole = len(places) == old.cols == new.cols and grown.cols is None
-    old_source, new_source = before.open(grown.source, CPU), saved.open(name, CPU)
+    new_columns, old_columns = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
+    all_columns = len(new_columns) == old.cols == new.cols and grown.cols is None
+    cpu = torch.device("cpu")
+    old_source, new_source = before.open(grown.source, cpu), saved.open(name, cpu)
     step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
     for start in range(0, len(rows), step):
         index = rows[start : start + step]
@@ -72,15 +71,16 @@ def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) 
             if index[place] == NEW:
                 continue
             expected, actual = _read(old_source, old, int(index[place]), length), written[place : place + length]
-            if not whole:
-                expected, actual = expected[:, taken], actual[:, places]
-            same = (expected.to(new.dtype) == actual.to(new.dtype)).all(1)
-            if not bool(same.all()):
-                return start + place + int((~same).nonzero()[0])
+            if not all_columns:
+                expected, actual = expected[:, old_columns], actual[:, new_columns]
+            equal_rows = (expected.to(new.dtype) == actual.to(new.dtype)).all(1)
+            if not bool(equal_rows.all()):
+                return start + place + int((~equal_rows).nonzero()[0])
     return None
 
 
 def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
+    """Read rows of a tensor, in float32 or in the tensor's own integer dtype."""
     out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
     source.read(start, start + count, out)
     return out

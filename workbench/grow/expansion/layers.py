@@ -111,7 +111,11 @@ def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
 
 def _explicit(config: dict[str, Any], depth: int) -> dict[str, Any]:
     """Return config.json with the lists that its patterns stand for, as transformers reads them."""
-    absent = {found for pattern, found in _PATTERNS.items() if config.get(pattern) is not None and config.get(found) is None}
+    absent = {
+        layers_key
+        for pattern, layers_key in _PATTERNS.items()
+        if config.get(pattern) is not None and config.get(layers_key) is None
+    }
     if not absent:
         return config
     parsed = parse_config(config).to_dict()

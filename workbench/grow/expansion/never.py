@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
-from workbench.grow.mixtures.gates import Gates, keep_gates, kept_gates, live_modules, read_inputs
+from workbench.grow.mixtures.gates import Gates, live_modules, load_gates, read_inputs, save_gates
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 STRENGTH = 10.0
 """Default negative logit of the new expert, for a token in the direction of the mean."""
 
 
-@torch.no_grad()
+@no_grad
 def never_gates(
     context: GrowContext,
     rows: Sequence[TextRow],
@@ -45,34 +47,34 @@ def never_gates(
     Raises:
         WorkbenchError: If no c works in a layer, because tokens point away from the mean.
     """
-    if (cached := kept_gates(context)) is not None:
+    if (cached := load_gates(context)) is not None:
         return cached
-    live, place = context.live({}), live_modules(model, routers)
-    total, norms, tokens = (
-        {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()},
-        dict.fromkeys(routers, 0.0),
-        0,
-    )
+    live, modules = context.live({}), live_modules(model, routers)
+    sums = {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()}
+    norms = dict.fromkeys(routers, 0.0)
+    tokens = 0
     context.progress(0, 2, "mean of the router's inputs")
-    for inputs in read_inputs(live, place, rows, context.device):
+    for inputs in read_inputs(live, modules, rows, context.device):
         for name, x in inputs.items():
-            total[name] += x.sum(0).double().cpu()
+            sums[name] += x.sum(0).double().cpu()
             norms[name] += float(x.norm(dim=1).sum())
         tokens += len(next(iter(inputs.values())))
-    unit = {name: (torch.nn.functional.normalize(t, dim=0) / (norms[name] / tokens)).float() for name, t in total.items()}
-    logits: dict[str, list[Tensor]] = {name: [] for name in routers}
+    # m / (|m| s), the new row for c = -1
+    direction = {name: (torch.nn.functional.normalize(t, dim=0) / (norms[name] / tokens)).float() for name, t in sums.items()}
+    batch_scores: dict[str, list[Tensor]] = {name: [] for name in routers}
     context.progress(1, 2, "tokens that would select the new expert")
-    for inputs in read_inputs(live, place, rows, context.device):
+    for inputs in read_inputs(live, modules, rows, context.device):
         for name, x in inputs.items():
-            logits[name].append((x @ torch.cat([routers[name], unit[name][None]]).to(x.device).T).cpu())
+            batch_scores[name].append((x @ torch.cat([routers[name], direction[name][None]]).to(x.device).T).cpu())
     strengths, new_rows = {}, {}
-    for name, parts in logits.items():
-        values = torch.cat(parts)
-        strengths[name] = _strength(values[:, :-1].topk(top_k).values[:, -1], values[:, -1])
-        values[:, -1] *= -strengths[name]
+    for name, parts in batch_scores.items():
+        scores = torch.cat(parts)  # [tokens, experts + 1], the new expert last
+        lowest_selected = scores[:, :-1].topk(top_k).values[:, -1]
+        strengths[name] = _strength(lowest_selected, scores[:, -1])
+        scores[:, -1] *= -strengths[name]
         if name in corrections:
-            values = values.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
-        selected = int((values.topk(top_k).indices == values.shape[1] - 1).any(1).sum())
+            scores = scores.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
+        selected = int((scores.topk(top_k).indices == scores.shape[1] - 1).any(1).sum())
         if selected:
             raise WorkbenchError(
                 f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
@@ -80,10 +82,10 @@ def never_gates(
                 "Use other texts, `gate: prompts` or `gate: random`.",
                 2,
             )
-        new_rows[name] = -strengths[name] * unit[name][None]
+        new_rows[name] = -strengths[name] * direction[name][None]
     context.progress(2, 2, "routers")
     record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}
-    return keep_gates(context, new_rows, record)
+    return save_gates(context, new_rows, record)
 
 
 def _strength(threshold: Tensor, along: Tensor) -> float:
@@ -93,7 +95,7 @@ def _strength(threshold: Tensor, along: Tensor) -> float:
         threshold: [tokens], the lowest logit among the experts that a token selects.
         along: [tokens], the logit of a row in the direction of the mean.
     """
-    with_mean, away = along > 0, along < 0
+    with_mean, against_mean = along > 0, along < 0
     low = max(0.0, float((-threshold / along)[with_mean].max())) if with_mean.any() else 0.0
-    high = float((threshold / -along)[away].min()) if away.any() else float("inf")
+    high = float((threshold / -along)[against_mean].min()) if against_mean.any() else float("inf")
     return min(max(2 * low, STRENGTH), (low + high) / 2) if high > low else STRENGTH

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor, nn
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
 
 _ROWS = 4
 _TOLERANCE = 1e-3
@@ -39,11 +43,11 @@ def is_norm(module: nn.Module) -> bool:
     """
     if any(True for _ in module.children()) or any(p.dim() != 1 for p in module.parameters()):
         return False
-    size = _size(module)
+    size = _channels(module)
     if size is None:
         return False
     x = _LARGE * torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(0))
-    small, large = _run(module, x), _run(module, 50 * x)
+    small, large = _output_of(module, x), _output_of(module, 50 * x)
     if small is None or large is None or small.shape != x.shape:
         return False
     varies = float((small - small.mean(0)).abs().max()) > _TOLERANCE
@@ -52,11 +56,11 @@ def is_norm(module: nn.Module) -> bool:
 
 def rms_norm(module: nn.Module) -> Norm | None:
     """Return what a norm computes, or None if it is no RMS norm."""
-    size = _size(module)
+    size = _channels(module)
     if size is None:
         return None
     x = _LARGE * (torch.randn(_ROWS, size, generator=torch.Generator().manual_seed(1)) + 0.5)  # the mean is not 0
-    y = _run(module, x)
+    y = _output_of(module, x)
     if y is None or y.shape != x.shape:
         return None
     parameters = dict(module.named_parameters())
@@ -66,8 +70,8 @@ def rms_norm(module: nn.Module) -> Norm | None:
     y = y - bias if bias is not None else y
     for offset in (0, 1) if weight is not None else (0,):
         gain = offset + weight if weight is not None else torch.ones(size)
-        plain = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
-        if torch.allclose(y, plain, rtol=_TOLERANCE, atol=_TOLERANCE):
+        expected = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
+        if torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
             return Norm(offset, _epsilon(module, gain, bias), weight is not None, bias is not None)
     return None
 
@@ -75,13 +79,13 @@ def rms_norm(module: nn.Module) -> Norm | None:
 def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
     """Return the epsilon, from an input so small that it matters: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
     x = torch.full((1, len(gain)), 1e-4)
-    y = _run(module, x)
+    y = _output_of(module, x)
     assert y is not None, "the module has just been run"
     y = y - bias if bias is not None else y
     return float(((x * gain / y).double().square() - x.double().square().mean()).median())
 
 
-def _size(module: nn.Module) -> int | None:
+def _channels(module: nn.Module) -> int | None:
     """Return the number of channels of a norm, or None if it is unknown."""
     for parameter in module.parameters():
         return int(parameter.numel())
@@ -90,7 +94,7 @@ def _size(module: nn.Module) -> int | None:
         value = value[-1] if isinstance(value, (tuple, list)) and value else value
         if isinstance(value, int) and value > 0:
             return value
-    return 32 if type(module) is not nn.Identity else None  # without weights and sizes: any number of channels will do
+    return 32 if type(module) is not torch.nn.Identity else None  # without weights and sizes: any number of channels will do
 
 
 def _values(name: str, size: int) -> Tensor:
@@ -99,7 +103,7 @@ def _values(name: str, size: int) -> Tensor:
 
 
 @torch.no_grad()
-def _run(module: nn.Module, x: Tensor) -> Tensor | None:
+def _output_of(module: nn.Module, x: Tensor) -> Tensor | None:
     """Return the output of a copy of the module on x, with known weights, or None if it does not accept such an input."""
     try:
         probe = copy.deepcopy(module).to_empty(device="cpu").float().eval()
@@ -108,4 +112,4 @@ def _run(module: nn.Module, x: Tensor) -> Tensor | None:
         output = probe(x)
     except _BUILDING:
         return None
-    return output.float() if isinstance(output, Tensor) and output.is_floating_point() else None
+    return output.float() if isinstance(output, torch.Tensor) and output.is_floating_point() else None

@@ -81,9 +81,9 @@ class DecoderParts:
         try:
             return getattr(self.parsed, field, None)
         except RuntimeError as error:  # transformers raises it for fields with one value per layer
-            why = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise WorkbenchError(
-                f"grow width: {field} is not a single number in config.json ({why[:120]})", "Grow `depth`.", 2
+                f"grow width: {field} is not a single number in config.json ({reason[:120]})", "Grow `depth`.", 2
             ) from None
 
     def _is_conv1d(self, name: str) -> bool:
@@ -128,14 +128,14 @@ class DecoderParts:
         Returns:
             (Module and attribute, value now, value in the wider model) for each.
         """
-        other = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
+        wider_modules = dict(skeleton(json.dumps(dict(wider), sort_keys=True)).named_modules())
         factors = []
         for name, module in self._modules.items():
-            theirs = vars(other[name]) if name in other else {}
+            wider_attributes = vars(wider_modules[name]) if name in wider_modules else {}
             for key, value in vars(module).items():
-                now, then = value, theirs.get(key, value)
-                if isinstance(now, float) and isinstance(then, float) and now != then and "eps" not in key:
-                    factors.append((f"{name}.{key}".lstrip("."), now, then))
+                current, wider_value = value, wider_attributes.get(key, value)
+                if isinstance(current, float) and isinstance(wider_value, float) and current != wider_value and "eps" not in key:
+                    factors.append((f"{name}.{key}".lstrip("."), current, wider_value))
         return factors
 
     def linear(self, weight: str) -> LinearPart:
@@ -148,13 +148,13 @@ class DecoderParts:
         """Return a layer's matrices into its neurons, and the matrix out of them."""
         out = self.model.layout.mlp_out(layer)
         parent = out.removesuffix(".weight").rpartition(".")[0]
-        inside = [
+        siblings = [
             n
             for n in self.model.layout.in_layer(layer)
             if n.endswith(".weight") and n.rpartition(".")[0].rpartition(".")[0] == parent
         ]
-        readers = [self.linear(n) for n in inside if n != out and self.linear(n).leaf in FFN_IN]
-        unknown = [n for n in inside if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
+        readers = [self.linear(n) for n in siblings if n != out and self.linear(n).leaf in FFN_IN]
+        unknown = [n for n in siblings if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
         if not readers or (unknown and not parent.endswith(str(layer))):
             raise WorkbenchError(
                 f"grow width: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}", _HINT, 2
@@ -164,9 +164,11 @@ class DecoderParts:
     def ffn_norms(self, layer: int) -> list[str]:
         """Return the tensors of norms between a layer's neurons and the matrix out of them."""
         parent = self.model.layout.mlp_out(layer).removesuffix(".weight").rpartition(".")[0]
-        own = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
-        inside = [n for n in own if n.rpartition(".")[0].rpartition(".")[0] == parent]
-        return sorted(n for n in inside if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer)))
+        weights = {self.linear(n).weight for n in self.model.layout.in_layer(layer) if n.endswith(".weight")}
+        siblings = [n for n in weights if n.rpartition(".")[0].rpartition(".")[0] == parent]
+        return sorted(
+            n for n in siblings if (norm := self.norm_of(n)) and self.is_inside(norm) and not parent.endswith(str(layer))
+        )
 
     def head_norms(self, head: int) -> list[str]:
         """Return the tensors of norms inside attention that cover more than one head of `head` channels."""
@@ -240,9 +242,9 @@ def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
         ArithmeticError,
         WorkbenchError,
     ) as error:
-        why = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
+        reason = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
         raise WorkbenchError(
-            f"grow {step}: transformers cannot build a model of these sizes: {why[:300]}", "Choose other sizes.", 2
+            f"grow {step}: transformers cannot build a model of these sizes: {reason[:300]}", "Choose other sizes.", 2
         ) from None
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
+from workbench.lazy import no_grad, torch
 from workbench.steps import GrowMethod
 
 if TYPE_CHECKING:
@@ -52,7 +51,7 @@ def check_growth_on(
     return {**preservation, **gradients(after, method, weights, step)}
 
 
-@torch.no_grad()
+@no_grad
 def preserved(
     before: PreTrainedModel, after: PreTrainedModel, tolerance: float, step: str, new_tokens: Sequence[int] = (), seed: int = 0
 ) -> dict[str, Any]:
@@ -78,13 +77,17 @@ def preserved(
     tokens = prompts(before, seed, new_tokens)
     vocabulary, added = before.config.get_text_config().vocab_size, list(new_tokens)
     old, new = before(tokens).logits.float(), after(tokens).logits.float()
-    same = torch.equal(_generated(before, tokens, [i for i in added if i < vocabulary]), _generated(after, tokens, added))
-    result = same_logits(old, new, tolerance, step, new_tokens, f", generation {'agrees' if same else 'differs'}", same)
-    return {"max_logit_difference": result.pop("max_logit_difference"), "same_generation": same, **result}
+    same_generation = torch.equal(
+        _generate(before, tokens, [i for i in added if i < vocabulary]), _generate(after, tokens, added)
+    )
+    result = same_logits(
+        old, new, tolerance, step, new_tokens, f", generation {'agrees' if same_generation else 'differs'}", same_generation
+    )
+    return {"max_logit_difference": result.pop("max_logit_difference"), "same_generation": same_generation, **result}
 
 
 def same_logits(
-    old: Tensor, new: Tensor, tolerance: float, step: str, new_tokens: Sequence[int] = (), told: str = "", agrees: bool = True
+    old: Tensor, new: Tensor, tolerance: float, step: str, new_tokens: Sequence[int] = (), details: str = "", agrees: bool = True
 ) -> dict[str, Any]:
     """Compare the logits of the old vocabulary before and after growth.
 
@@ -94,7 +97,7 @@ def same_logits(
         tolerance: Largest allowed difference, relative to the largest old logit if that is above 1.
         step: Id of the step, for errors.
         new_tokens: Rows of the grown vocabulary that are not compared.
-        told: Additional text of an error.
+        details: Additional text of an error.
         agrees: Whether the caller's other comparisons agree.
 
     Returns:
@@ -110,11 +113,11 @@ def same_logits(
         raise WorkbenchError(
             f"step {step}: the grown model has {new.shape[-1]} logits, the model before growth {vocabulary}", _REPORT, 3
         )
-    one, other = old[..., compared], new[..., :vocabulary][..., compared]
-    difference = float((one - other).abs().max())
-    if not difference <= tolerance * max(1.0, float(one.abs().max())) or not agrees:
+    old_compared, new_compared = old[..., compared], new[..., :vocabulary][..., compared]
+    difference = float((old_compared - new_compared).abs().max())
+    if not difference <= tolerance * max(1.0, float(old_compared.abs().max())) or not agrees:
         raise WorkbenchError(
-            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}{told})", _REPORT, 3
+            f"step {step}: the grown model computes something else (logits differ by {difference:.2g}{details})", _REPORT, 3
         )
     share = {"new_token_probability": float(new.softmax(-1)[..., added].sum(-1).mean())} if added else {}
     return {"max_logit_difference": difference, **share}
@@ -134,21 +137,22 @@ def prompts(model: PreTrainedModel, seed: int = 0, without: Sequence[int] = ()) 
     """Return random tokens [2, TOKENS] of the model's vocabulary, without the tokens in `without`."""
     vocabulary = model.config.get_text_config().vocab_size
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(0, vocabulary, (2, TOKENS), generator=generator)
+    tokens = torch.randint(0, vocabulary, (2, TOKENS), generator=generator)
     if without:
-        old = torch.tensor(sorted(set(range(vocabulary)) - set(without)))
-        drawn = old[drawn % len(old)]
-    return drawn if model.device.type == "meta" else drawn.to(model.device)
+        allowed = torch.tensor(sorted(set(range(vocabulary)) - set(without)))
+        tokens = allowed[tokens % len(allowed)]
+    return tokens if model.device.type == "meta" else tokens.to(model.device)
 
 
-@torch.no_grad()
+@no_grad
 def answers(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
     """Return the logits of random tokens, and tokens generated greedily with a KV cache."""
     tokens = prompts(model)
-    return model(tokens).logits, _generated(model, tokens, [])
+    return model(tokens).logits, _generate(model, tokens, [])
 
 
-def _generated(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
+def _generate(model: PreTrainedModel, tokens: Tensor, suppressed: list[int]) -> Tensor:
+    """Return the tokens of the first row with its greedy continuation, without the suppressed tokens."""
     generated: Tensor = model.generate(
         tokens[:1],
         attention_mask=torch.ones_like(tokens[:1]),
@@ -191,22 +195,22 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
         tokens[:, : len(new_tokens)] = torch.tensor(new_tokens)
     counts: dict[str, int] = {}
     waiting: list[str] = []
-    dead: list[str] = []
-    for when in ("now", "after_one_step"):
+    without_gradient: list[str] = []
+    for phase in ("now", "after_one_step"):
         model.zero_grad()
         with torch.enable_grad():
             model(tokens, labels=tokens).loss.backward()
-        dead = [name for name, mask in added.items() if not _alive(parameters[name].grad, mask)]
-        counts[when] = len(added) - len(dead)
-        if when == "now" and dead and learns == "after_one_step":
-            waiting = dead
-            _learn(parameters, added)
-        elif not dead or learns == "now":
+        without_gradient = [name for name, mask in added.items() if not _has_gradient(parameters[name].grad, mask)]
+        counts[phase] = len(added) - len(without_gradient)
+        if phase == "now" and without_gradient and learns == "after_one_step":
+            waiting = without_gradient
+            _gradient_step(parameters, added)
+        elif not without_gradient or learns == "now":
             break
     model.zero_grad()
-    if dead:
+    if without_gradient:
         raise WorkbenchError(
-            f"step {step}: {len(dead)} of {len(added)} tensors with additions have no gradient ({dead[0]}), "
+            f"step {step}: {len(without_gradient)} of {len(added)} tensors with additions have no gradient ({without_gradient[0]}), "
             f"{'even after one gradient step on the others, ' if waiting else ''}and cannot be trained",
             _REPORT,
             3,
@@ -214,12 +218,13 @@ def gradients(model: PreTrainedModel, method: GrowMethod, weights: GrownWeights,
     return {"gradient": counts, **({"at_first_without": waiting} if waiting else {})}
 
 
-def _alive(gradient: Tensor | None, mask: Tensor | None) -> bool:
+def _has_gradient(gradient: Tensor | None, mask: Tensor | None) -> bool:
+    """Return whether a parameter has a nonzero gradient at its added elements."""
     return gradient is not None and bool((gradient if mask is None else gradient[mask]).any())
 
 
 @torch.no_grad()
-def _learn(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
+def _gradient_step(parameters: Mapping[str, Tensor], added: Mapping[str, Tensor | None]) -> None:
     """Take one gradient step on the additions, scaled so that they change noticeably."""
     for name, mask in added.items():
         parameter, gradient = parameters[name], parameters[name].grad

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.steps import NEW, Axis, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class GrownWeights:
@@ -57,6 +60,7 @@ class GrownWeights:
         return self._base
 
     def _spec(self, grown: Grown) -> TensorSpec:
+        """Return the spec of a planned tensor."""
         return grown.spec(self._source(grown).specs[grown.source])
 
     def added(self, name: str) -> NDArray[np.bool_] | None:
@@ -64,17 +68,18 @@ class GrownWeights:
         grown, spec = self.growth.tensors[name], self.specs[name]
         if grown.parts and not grown.new:
             parts = [self._added(part) for part in grown.parts]
-            mask = np.concatenate(parts, axis=int(self._beside(grown)))
+            mask = np.concatenate(parts, axis=int(self._has_joined_columns(grown)))
         else:
             mask = self._added(grown)
         return mask.reshape(spec.rows, spec.cols) if mask.any() else None
 
     def _added(self, grown: Grown) -> NDArray[np.bool_]:
+        """Return a mask [rows, cols] of the added elements; all false if there are none."""
         spec = self._spec(grown)
         mask = grown.added(self._source(grown).specs[grown.source])
         return np.zeros((spec.rows, spec.cols), bool) if mask is None else mask.reshape(spec.rows, spec.cols)
 
-    def _beside(self, grown: Grown) -> bool:
+    def _has_joined_columns(self, grown: Grown) -> bool:
         """Return whether the parts are joined by columns: then together they have more rows than the whole."""
         return sum(self._spec(part).rows for part in grown.parts) > self._spec(grown).rows
 
@@ -87,16 +92,17 @@ class GrownWeights:
         """Open a tensor of the grown model."""
         grown = self.growth.tensors[name]
         if name in self._measured:
-            return _Given(self._measured[name])
+            return _InMemory(self._measured[name])
         if grown.parts:
-            opened = [self._opened(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
+            opened = [self._open_part(part, f"{name} {i}", device) for i, part in enumerate(grown.parts)]
             specs = [self._spec(part) for part in grown.parts]
-            if self._beside(grown):
-                return _Beside(opened, [s.cols for s in specs])
-            return _Joined(opened, [s.rows for s in specs])
-        return self._opened(grown, name, device)
+            if self._has_joined_columns(grown):
+                return _JoinedColumns(opened, [s.cols for s in specs])
+            return _JoinedRows(opened, [s.rows for s in specs])
+        return self._open_part(grown, name, device)
 
-    def _opened(self, grown: Grown, name: str, device: torch.device) -> Source:
+    def _open_part(self, grown: Grown, name: str, device: torch.device) -> Source:
+        """Open a planned tensor that has no parts: from a brick, from the source weights, or as zeros."""
         if grown.zero:
             return _Zeros()
         weights = self._source(grown)
@@ -109,11 +115,15 @@ class GrownWeights:
 
 
 class _Zeros:
+    """Rows of zeros."""
+
     def read(self, start: int, stop: int, out: Tensor) -> None:
         out.zero_()
 
 
-class _Given:
+class _InMemory:
+    """Rows of a tensor in memory."""
+
     def __init__(self, tensor: Tensor) -> None:
         self._tensor = tensor
 
@@ -121,7 +131,7 @@ class _Given:
         out.copy_(self._tensor[start:stop].reshape(out.shape))
 
 
-class _Joined:
+class _JoinedRows:
     """Tensors joined by rows."""
 
     def __init__(self, parts: Sequence[Source], rows: Sequence[int]) -> None:
@@ -137,7 +147,7 @@ class _Joined:
             first = end
 
 
-class _Beside:
+class _JoinedColumns:
     """Tensors joined by columns."""
 
     def __init__(self, parts: Sequence[Source], cols: Sequence[int]) -> None:
@@ -168,21 +178,21 @@ class GrownSource:
         self._source, self._spec, self._grown, self._seed = source, spec, grown, seed
         self._rows = grown.rows or Axis(np.arange(spec.rows))
         cols = grown.cols
-        self._kept: tuple[Tensor, Tensor] | None = None
+        self._copied_columns: tuple[Tensor, Tensor] | None = None
         self._means: dict[int, Tensor] = {}
         if cols is not None:
-            places = np.flatnonzero(cols.index != NEW)
-            self._kept = torch.from_numpy(places), torch.from_numpy(cols.index[places])
+            new_columns = np.flatnonzero(cols.index != NEW)
+            self._copied_columns = torch.from_numpy(new_columns), torch.from_numpy(cols.index[new_columns])
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill `out` [stop - start, cols] with rows start..stop in float32, or in the tensor's own dtype for integers."""
         index = self._rows.index[start:stop]
-        for at, count in runs(index):
-            part = out[at : at + count]
-            if index[at] == NEW:
-                self._fill(part, start + at)
+        for offset, count in runs(index):
+            part = out[offset : offset + count]
+            if index[offset] == NEW:
+                self._fill(part, start + offset)
             else:
-                self._copy(int(index[at]), part, start + at)
+                self._copy(int(index[offset]), part, start + offset)
         for axis, shape in ((self._rows.scale, (-1, 1)), (self._grown.cols.scale if self._grown.cols else None, (1, -1))):
             if axis is not None:
                 rows = axis[start:stop] if shape == (-1, 1) else axis
@@ -190,19 +200,21 @@ class GrownSource:
 
     def _copy(self, first: int, part: Tensor, row: int) -> None:
         """Copy rows from the source, and fill their new columns."""
-        if self._kept is None:
+        scale = self._grown.scale
+        if self._copied_columns is None:
             self._source.read(first, first + len(part), part)
-        else:
-            old = torch.empty(len(part), self._spec.cols, dtype=part.dtype, device=part.device)
-            self._source.read(first, first + len(part), old)
-            self._fill(part, row)
-            places, taken = (t.to(part.device) for t in self._kept)
-            part[:, places] = old[:, taken] * self._grown.scale if self._grown.scale != 1 else old[:, taken]
+            if scale != 1:
+                part.mul_(scale)
             return
-        if self._grown.scale != 1:
-            part.mul_(self._grown.scale)
+        old_rows = torch.empty(len(part), self._spec.cols, dtype=part.dtype, device=part.device)
+        self._source.read(first, first + len(part), old_rows)
+        self._fill(part, row)
+        new_columns, old_columns = (t.to(part.device) for t in self._copied_columns)
+        copied = old_rows[:, old_columns]
+        part[:, new_columns] = copied * scale if scale != 1 else copied
 
     def _fill(self, part: Tensor, row: int) -> None:
+        """Fill rows, the first of which is `row` of the new tensor, with means of source rows or with drawn values."""
         if self._grown.means is not None:
             for i, line in enumerate(part):
                 line.copy_(self._mean(self._grown.means[row + i]))

@@ -7,15 +7,14 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.placement import Piece, live_layout
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 
@@ -58,7 +57,7 @@ class Streamed:
                 pieces[name] = tied[id(parameter)]
         return cls(built, model.weights, pieces, device)
 
-    @torch.no_grad()
+    @no_grad
     def logits(self, tokens: Tensor) -> Tensor:
         """Return the logits [rows, tokens, vocabulary] in float32.
 
@@ -70,9 +69,9 @@ class Streamed:
         lazy = [(f"{layers[0]}.{i}", layer) for i, layer in enumerate(layers[1])] if layers else []
         head = model.get_output_embeddings()
         lazy += [(name, module) for name, module in model.named_modules() if module is head and module is not None]
-        around = [n for n in self._tensors("", model) if not any(n.startswith(f"{name}.") for name, _ in lazy)]
+        outside_layers = [n for n in self._tensors("", model) if not any(n.startswith(f"{name}.") for name, _ in lazy)]
         with ExitStack() as stack:
-            stack.enter_context(self._loaded(around))
+            stack.enter_context(self._loaded(outside_layers))
             for name, module in lazy:
                 stack.enter_context(self._loaded_when_called(name, module))
             logits: Tensor = model(input_ids=tokens, use_cache=False).logits.float()
@@ -92,51 +91,53 @@ class Streamed:
             for name in names:
                 parent, _, leaf = name.rpartition(".")
                 module = self.model.get_submodule(parent)
-                held: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
-                places.append((held, leaf, held[leaf]))
-                tensor = self._tensor(self.pieces[name], tuple(held[leaf].shape))
-                held[leaf] = nn.Parameter(tensor, requires_grad=False) if held is module._parameters else tensor
+                registry: dict[str, Any] = module._parameters if leaf in module._parameters else module._buffers
+                places.append((registry, leaf, registry[leaf]))
+                tensor = self._tensor(self.pieces[name], tuple(registry[leaf].shape))
+                registry[leaf] = torch.nn.Parameter(tensor, requires_grad=False) if registry is module._parameters else tensor
             yield
         finally:
-            for held, leaf, before in reversed(places):
-                held[leaf] = before
+            for registry, leaf, previous in reversed(places):
+                registry[leaf] = previous
 
     @contextmanager
     def _loaded_when_called(self, name: str, module: nn.Module) -> Iterator[None]:
         """Load a module's tensors before its forward, and free them after it."""
         names = self._tensors(name, module)
-        open_now = ExitStack()
+        loaded = ExitStack()
 
-        def load_them(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            if any(isinstance(given, Tensor) and given.device.type == "meta" for given in (*args, *kwargs.values())):
+        def load_tensors(_module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            if any(
+                isinstance(argument, torch.Tensor) and argument.device.type == "meta" for argument in (*args, *kwargs.values())
+            ):
                 raise NotStreamedError(f"an argument of {name} is on the meta device")
-            open_now.enter_context(self._loaded(names))
+            loaded.enter_context(self._loaded(names))
 
-        def drop_them(*_: Any) -> None:
-            open_now.close()
+        def free_tensors(*_: Any) -> None:
+            loaded.close()
 
         handles = [
-            module.register_forward_pre_hook(load_them, with_kwargs=True),
-            module.register_forward_hook(drop_them, always_call=True),
+            module.register_forward_pre_hook(load_tensors, with_kwargs=True),
+            module.register_forward_hook(free_tensors, always_call=True),
         ]
         try:
             yield
         finally:
             for handle in handles:
                 handle.remove()
-            open_now.close()
+            loaded.close()
 
     def _tensor(self, pieces: tuple[Piece, ...], shape: tuple[int, ...]) -> Tensor:
         """Return a live tensor in float32 (integers keep their dtype), filled from its pieces."""
         out: Tensor | None = None
         for piece in pieces:
             spec = self.weights.specs[piece.disk]
-            whole = load(self.weights, piece.disk, torch.float32, self.device)
+            disk_tensor = load(self.weights, piece.disk, torch.float32, self.device)
             extent = list(spec.shape)
             for axis, size in zip(piece.axes, piece.size, strict=True):
                 if axis is not None:
                     extent[axis] = size
-            box = whole[tuple(slice(a, a + n) for a, n in zip(piece.disk_start, extent, strict=True))]
+            box = disk_tensor[tuple(slice(a, a + n) for a, n in zip(piece.disk_start, extent, strict=True))]
             part = box.permute([axis for axis in piece.axes if axis is not None]).reshape(piece.size)
             if len(pieces) == 1 and tuple(part.shape) == shape:
                 return part.contiguous()
@@ -148,7 +149,7 @@ class Streamed:
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
     """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
-    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, nn.ModuleList) and len(m)]
+    lists = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
     return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
 
 
@@ -164,13 +165,15 @@ def streamed_bytes(model: Model) -> int:
     except WorkbenchError:
         return 8 * sum(sizes.values())
     layers = [0] * layout.depth
-    around = []
+    outside_layers = []
     for name, size in sizes.items():
         number = layout.layer(name)
         if number is None:
-            around.append(size)
+            outside_layers.append(size)
         else:
             layers[number] += size
-    around.sort()
-    head = around[-2] if len(around) > 1 and around[-2] == around[-1] else 0  # an untied head is as large as the embeddings
-    return 4 * (sum(around) - head + max([*layers, head]) + max(sizes.values()))
+    outside_layers.sort()
+    head = (
+        outside_layers[-2] if len(outside_layers) > 1 and outside_layers[-2] == outside_layers[-1] else 0
+    )  # an untied head is as large as the embeddings
+    return 4 * (sum(outside_layers) - head + max([*layers, head]) + max(sizes.values()))

@@ -69,6 +69,7 @@ TARGETS = {
 
 
 def _head_dim(config: Mapping[str, Any]) -> int:
+    """Return the number of channels of an attention head."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 

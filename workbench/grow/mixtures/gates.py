@@ -6,20 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any
-
-import torch
-from safetensors.torch import load_file
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
+from workbench.lazy import no_grad, torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import TextRow, batches
 from workbench.steps import GrowContext, Grown
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 HELD_OUT = 5
 """Every fifth text is held out."""
@@ -48,7 +48,7 @@ class _Moments:
     gram: Tensor
     total: Tensor
     count: int
-    held: list[Tensor]
+    held_out: list[Tensor]
 
 
 def ridge_gates(
@@ -75,17 +75,17 @@ def ridge_gates(
         ridge: λ, relative to the mean of the diagonal.
         temperature: Divisor of the solution.
     """
-    if (cached := kept_gates(context)) is not None:
+    if (cached := load_gates(context)) is not None:
         return cached
-    place = live_modules(model, readers)
+    modules = live_modules(model, readers)
     moments: dict[str, dict[str, _Moments]] = {}
     for number, (expert, texts) in enumerate(rows.items()):
         context.progress(number, len(rows), f"{expert or 'anchor'}: inputs of the router")
-        moments[expert] = _moments(context, changes[expert], texts, place)
+        moments[expert] = _moments(context, changes[expert], texts, modules)
     solved = {reader: _solve([moments[e][reader] for e in rows], ridge) / temperature for reader in readers}
-    shares = {reader: [_chosen(solved[reader], moments[e][reader].held) for e in rows] for reader in readers}
-    hits = {reader: [float(share[i]) for i, share in enumerate(of)] for reader, of in shares.items()}
-    selected = torch.stack([torch.stack(of).mean(0) for of in shares.values()]).mean(0)
+    shares = {reader: [_selected_shares(solved[reader], moments[e][reader].held_out) for e in rows] for reader in readers}
+    hits = {reader: [float(share[i]) for i, share in enumerate(expert_shares)] for reader, expert_shares in shares.items()}
+    selected = torch.stack([torch.stack(expert_shares).mean(0) for expert_shares in shares.values()]).mean(0)
     record = {
         "tokens": {e or "anchor": next(iter(moments[e].values())).count for e in rows},
         "found": {e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(rows)},
@@ -93,7 +93,7 @@ def ridge_gates(
         "used": {e or "anchor": round(float(selected[i]), 4) for i, e in enumerate(rows)},
     }
     context.progress(len(rows), len(rows), "routers")
-    return keep_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
+    return save_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
 
 
 def prompt_gates(
@@ -103,7 +103,7 @@ def prompt_gates(
     readers: Mapping[str, str],
     model: Model,
     temperature: float,
-    beside: Mapping[str, Tensor] | None = None,
+    old_rows: Mapping[str, Tensor] | None = None,
 ) -> Gates:
     """Make a row for every expert from the mean of the router's inputs on its prompts.
 
@@ -118,7 +118,7 @@ def prompt_gates(
         readers: Matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
         temperature: Divisor of the cosines.
-        beside: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
+        old_rows: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
 
     Returns:
         Router's tensor name -> [experts of `prompts`, hidden]. The record states how often the router ranks the right expert
@@ -127,46 +127,49 @@ def prompt_gates(
     Raises:
         WorkbenchError: If the rows of two experts have the same direction (cosine above 0.9999).
     """
-    if (cached := kept_gates(context)) is not None:
+    if (cached := load_gates(context)) is not None:
         return cached
-    place = live_modules(model, readers)
-    read: dict[str, dict[str, Tensor]] = {}
+    modules = live_modules(model, readers)
+    expert_inputs: dict[str, dict[str, Tensor]] = {}
     rows: dict[str, list[Tensor]] = {reader: [] for reader in readers}
     for number, (expert, (positive, negative)) in enumerate(prompts.items()):
         context.progress(number, len(prompts), f"{expert or 'anchor'}: inputs of the router on prompts")
         live = context.live(changes[expert])
-        read[expert] = read_whole(live, place, positive, context)
-        against = read_whole(live, place, negative, context) if negative else {}
-        for reader, x in read[expert].items():
+        expert_inputs[expert] = read_all_inputs(live, modules, positive, context)
+        negative_inputs = read_all_inputs(live, modules, negative, context) if negative else {}
+        for reader, x in expert_inputs[expert].items():
             unit = torch.nn.functional.normalize(x.mean(0), dim=0)
-            rows[reader].append(unit - (torch.nn.functional.normalize(against[reader].mean(0), dim=0) if negative else 0))
-    made = {reader: torch.stack(of) for reader, of in rows.items()}
-    _check_apart(list(prompts), made)
-    for reader, w in made.items():
-        w /= torch.cat([of[reader] for of in read.values()]).norm(dim=1).mean() * temperature
-    all_rows = {r: torch.cat([beside[r], w]) if beside else w for r, w in made.items()}
-    hits = {r: [float(_chosen(w, [read[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)] for r, w in all_rows.items()}
+            rows[reader].append(unit - (torch.nn.functional.normalize(negative_inputs[reader].mean(0), dim=0) if negative else 0))
+    new_rows = {reader: torch.stack(unit_rows) for reader, unit_rows in rows.items()}
+    _check_distinct(list(prompts), new_rows)
+    for reader, w in new_rows.items():
+        w /= torch.cat([unit_rows[reader] for unit_rows in expert_inputs.values()]).norm(dim=1).mean() * temperature
+    all_rows = {r: torch.cat([old_rows[r], w]) if old_rows else w for r, w in new_rows.items()}
+    hits = {
+        r: [float(_selected_shares(w, [expert_inputs[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)]
+        for r, w in all_rows.items()
+    }
     record = {
-        "tokens": {e or "anchor": len(next(iter(read[e].values()))) for e in prompts},
+        "tokens": {e or "anchor": len(next(iter(expert_inputs[e].values()))) for e in prompts},
         "found_on_prompts": {
             e or "anchor": round(sum(h[i] for h in hits.values()) / len(hits), 4) for i, e in enumerate(prompts)
         },
         "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
     }
     context.progress(len(prompts), len(prompts), "routers")
-    return keep_gates(context, {readers[reader]: w for reader, w in made.items()}, record)
+    return save_gates(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
 
 
-def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
+def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
     """Check that a router can tell all experts apart.
 
     Raises:
         WorkbenchError: If an expert has no row left, or two rows have the same direction.
     """
     for reader, w in rows.items():
-        if (nothing := w.norm(dim=1) < 1 - SAME).any():
+        if (is_zero := w.norm(dim=1) < 1 - SAME).any():
             raise WorkbenchError(
-                f"gate: prompts: {experts[int(nothing.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
+                f"gate: prompts: {experts[int(is_zero.int().argmax())] or 'the anchor'}: prompts and negative prompts read the "
                 f"same ({reader}), and leave no row",
                 "Give it other `negative_prompts`.",
                 2,
@@ -174,15 +177,15 @@ def _check_apart(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
         units = torch.nn.functional.normalize(w, dim=1)
         for a, b in combinations(range(len(experts)), 2):
             if units[a] @ units[b] > SAME:
-                one, two = (experts[i] or "the anchor" for i in (a, b))
+                first, second = (experts[i] or "the anchor" for i in (a, b))
                 raise WorkbenchError(
-                    f"gate: prompts: the prompts of {one} and {two} give the same row of the router ({reader}, cosine > {SAME})",
+                    f"gate: prompts: the prompts of {first} and {second} give the same row of the router ({reader}, cosine > {SAME})",
                     "Give each its own `prompts`, or `negative_prompts`.",
                     2,
                 )
 
 
-def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, whose: str) -> list[TextRow]:
+def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, expert: str) -> list[TextRow]:
     """Tokenize prompts, and truncate them to `longest` tokens.
 
     Raises:
@@ -191,17 +194,19 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, w
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
-            raise WorkbenchError(f"gate: prompts: {whose or 'the anchor'}: the prompt {text!r} has no token", None, 2)
+            raise WorkbenchError(f"gate: prompts: {expert or 'the anchor'}: the prompt {text!r} has no token", None, 2)
     return rows
 
 
-def kept_gates(context: GrowContext) -> Gates | None:
+def load_gates(context: GrowContext) -> Gates | None:
     """Return the cached gates of an earlier call, or None."""
+    from safetensors.torch import load_file
+
     record = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
     return None if record is None else Gates(load_file(context.cache), record)
 
 
-def keep_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
+def save_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
     """Write gates to the cache for the next call, and return them."""
     gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
     context.check_inputs()
@@ -217,24 +222,24 @@ def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
     return {name: names[name][0].removesuffix(".weight") for name in tensors}
 
 
-@torch.no_grad()
+@no_grad
 def _moments(
-    context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[TextRow], place: Mapping[str, str]
+    context: GrowContext, changes: Mapping[str, Grown], texts: Sequence[TextRow], modules: Mapping[str, str]
 ) -> dict[str, _Moments]:
     """Measure one expert's moments in every layer, in one pass over its texts."""
     live = context.live(changes)
-    sizes = {reader: live.get_submodule(module).weight.shape[1] for reader, module in place.items()}
+    sizes = {reader: live.get_submodule(module).weight.shape[1] for reader, module in modules.items()}
     by_reader = {
         r: _Moments(torch.zeros(d, d, device=context.device), torch.zeros(d, device=context.device), 0, [])
         for r, d in sizes.items()
     }
     halves = ([r for i, r in enumerate(texts) if i % HELD_OUT], [r for i, r in enumerate(texts) if not i % HELD_OUT])
-    for held, half in enumerate(halves):
-        for inputs in read_inputs(live, place, half, context.device):
+    for is_held_out, half_texts in enumerate(halves):
+        for inputs in read_inputs(live, modules, half_texts, context.device):
             for reader, x in inputs.items():
                 moments = by_reader[reader]
-                if held:
-                    moments.held.append(x.cpu())
+                if is_held_out:
+                    moments.held_out.append(x.cpu())
                 else:
                     moments.gram += x.T @ x
                     moments.total += x.sum(0)
@@ -242,36 +247,36 @@ def _moments(
     return by_reader
 
 
-@torch.no_grad()
+@no_grad
 def read_inputs(
-    live: Any, place: Mapping[str, str], texts: Sequence[TextRow], device: torch.device
+    live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], device: torch.device
 ) -> Iterator[dict[str, Tensor]]:
     """Yield the inputs of modules on texts, batch by batch: [tokens, hidden] in float32, without padding."""
     for batch in batches(texts, device):
-        with _reading(live, place) as seen:
+        with _recording_inputs(live, modules) as inputs:
             live(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-        real = batch.mask.flatten().bool()
-        yield {reader: x.reshape(-1, x.shape[-1])[real].float() for reader, x in seen.items()}
+        is_token = batch.mask.flatten().bool()
+        yield {reader: x.reshape(-1, x.shape[-1])[is_token].float() for reader, x in inputs.items()}
 
 
-def read_whole(live: Any, place: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
+def read_all_inputs(live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
     """Return the inputs of modules on all texts [tokens, hidden], on the CPU."""
-    parts = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, place, texts, context.device)]
-    return {reader: torch.cat([part[reader] for part in parts]) for reader in place}
+    recorded = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, modules, texts, context.device)]
+    return {reader: torch.cat([inputs[reader] for inputs in recorded]) for reader in modules}
 
 
 @contextmanager
-def _reading(live: Any, place: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
+def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[str, Tensor]]:
     """Record the inputs of modules inside the block."""
     inputs: dict[str, Tensor] = {}
 
-    def see(reader: str) -> Any:
+    def recorder(reader: str) -> Any:
         def hook(_module: Any, args: tuple[Any, ...]) -> None:
             inputs[reader] = args[0]
 
         return hook
 
-    hooks = [live.get_submodule(module).register_forward_pre_hook(see(reader)) for reader, module in place.items()]
+    hooks = [live.get_submodule(module).register_forward_pre_hook(recorder(reader)) for reader, module in modules.items()]
     try:
         yield inputs
     finally:
@@ -284,11 +289,11 @@ def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
     gram = sum((m.gram.double() / m.count for m in moments), torch.zeros_like(moments[0].gram, dtype=torch.float64))
     means = torch.stack([m.total.double() / m.count for m in moments])
     gram.diagonal().add_(ridge * gram.diagonal().mean())
-    solved: Tensor = torch.linalg.solve(gram, means.T)
-    return solved.T
+    solution: Tensor = torch.linalg.solve(gram, means.T)
+    return solution.T
 
 
-def _chosen(router: Tensor, inputs: Sequence[Tensor]) -> Tensor:
+def _selected_shares(router: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     """Return [experts], the share of tokens for which each expert has the largest value."""
     x = torch.cat(list(inputs)).double().to(router.device)
     first = (x @ router.double().T).argmax(1)

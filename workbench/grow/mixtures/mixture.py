@@ -95,7 +95,7 @@ class Mixture:
             )
         self.taken = next((f for f in TAKEN if self.parsed.get(f)), None)
         self.top_k = int(self.parsed[self.taken]) if self.taken else 0
-        self.places = self._find()
+        self.places = self._find_places()
         self.layers = sorted({p.layer for p in self.places.values()})
         if not self.layers:
             raise WorkbenchError(
@@ -114,44 +114,46 @@ class Mixture:
                 changes |= {f: value for f in fields if f == own or text.get(f) is not None}
         return with_text(self.model.config, changes)
 
-    def _find(self) -> dict[str, ExpertPlace]:
+    def _find_places(self) -> dict[str, ExpertPlace]:
         """Return the places of the tensors that depend on experts."""
         specs, names = self.model.weights.specs, live_names(self.model.config, self.model.weights.specs)
-        now, more = (
+        shapes, larger_shapes = (
             {n: tuple(t.shape) for n, t in skeleton(json.dumps(c, sort_keys=True)).state_dict().items()}
             for c in (self.model.config, self.config(self.count + 1))
         )
         places: dict[str, ExpertPlace] = {}
         for name, live in names.items():
-            grows = [n for n in live if more.get(n) != now[n]]
+            grows = [n for n in live if larger_shapes.get(n) != shapes[n]]
             number = _NUMBER.search(name)
             if not grows and not (number and any(_NUMBER.search(n) for n in live)):
                 continue
             layer = self.model.layout.layer(name)
             if layer is None:
-                raise self._unknown(name, "it is in no layer")
+                raise self._unknown_tensor(name, "it is in no layer")
             if number:
                 places[name] = ExpertPlace(layer, int(number[0]))
             else:
-                places[name] = self._shared(name, layer, specs[name], now[grows[0]], more.get(grows[0]))
+                places[name] = self._shared(name, layer, specs[name], shapes[grows[0]], larger_shapes.get(grows[0]))
         layers = {p.layer for p in places.values()}
         for name, spec in specs.items():
             if not spec.is_float and self.model.layout.layer(name) in layers and name not in places:
-                raise self._unknown(name, f"its dtype is {spec.dtype}, so it may hold numbers of experts")
+                raise self._unknown_tensor(name, f"its dtype is {spec.dtype}, so it may hold numbers of experts")
         return places
 
-    def _shared(self, name: str, layer: int, spec: TensorSpec, now: tuple[int, ...], more: tuple[int, ...] | None) -> ExpertPlace:
+    def _shared(
+        self, name: str, layer: int, spec: TensorSpec, shape: tuple[int, ...], larger_shape: tuple[int, ...] | None
+    ) -> ExpertPlace:
         """Return the place of a tensor that has a part for every expert."""
-        if more is None or len(more) != len(now) or spec.shape != now:
-            raise self._unknown(
-                name, f"transformers builds {list(now)} with {self.count} experts, and its shape is {list(spec.shape)}"
+        if larger_shape is None or len(larger_shape) != len(shape) or spec.shape != shape:
+            raise self._unknown_tensor(
+                name, f"transformers builds {list(shape)} with {self.count} experts, and its shape is {list(spec.shape)}"
             )
-        axes = [i for i, (a, b) in enumerate(zip(now, more, strict=True)) if a != b]
-        size = now[axes[0]] // self.count
+        axes = [i for i, (a, b) in enumerate(zip(shape, larger_shape, strict=True)) if a != b]
+        size = shape[axes[0]] // self.count
         grown = (size * self.count, size * (self.count + 1))
-        if len(axes) > 1 or (now[axes[0]], more[axes[0]]) != grown or 0 < axes[0] < len(now) - 1:
-            raise self._unknown(
-                name, f"transformers builds {list(now)} with {self.count} experts, and {list(more)} with one more"
+        if len(axes) > 1 or (shape[axes[0]], larger_shape[axes[0]]) != grown or 0 < axes[0] < len(shape) - 1:
+            raise self._unknown_tensor(
+                name, f"transformers builds {list(shape)} with {self.count} experts, and {list(larger_shape)} with one more"
             )
         if axes[0]:
             return ExpertPlace(layer, columns=True, size=size)
@@ -165,11 +167,13 @@ class Mixture:
                 kinds.setdefault(_NUMBER.sub("*", name), set()).add(place.number)
         for kind, numbers in kinds.items():
             if numbers != set(range(self.count)):
-                raise self._unknown(kind, f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}")
+                raise self._unknown_tensor(kind, f"it exists for the experts {sorted(numbers)}, and {self.field} is {self.count}")
 
-    def _unknown(self, name: str, why: str) -> WorkbenchError:
+    def _unknown_tensor(self, name: str, reason: str) -> WorkbenchError:
         return WorkbenchError(
-            f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {why}", "Report this architecture.", 2
+            f"grow {self.step}: cannot tell which part of {name} belongs to which expert: {reason}",
+            "Report this architecture.",
+            2,
         )
 
     def regrown(self, experts: Callable[[int], Sequence[int]]) -> dict[str, Grown]:

@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import no_grad, torch
 from workbench.models.experts import chosen, expert_modules, unread
 from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
 
 
@@ -48,7 +47,7 @@ class Usage:
         }
 
 
-@torch.no_grad()
+@no_grad
 def usage(
     model: PreTrainedModel, rows: Sequence[TextRow], device: torch.device, progress: Callable[[int, int], None] = lambda *_: None
 ) -> Usage:
@@ -72,19 +71,19 @@ def usage(
     for batch in batches(rows, device):
         with chosen(model, list(modules)) as selected:
             model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
-        real = batch.mask.flatten().bool()
-        if unseen := [name for name, (index, _) in selected.items() if index.numel() % len(real)] or sorted(
+        is_token = batch.mask.flatten().bool()
+        if unseen := [name for name, (index, _) in selected.items() if index.numel() % len(is_token)] or sorted(
             modules.keys() - selected.keys()
         ):
             raise unread(unseen[0], model)
         for name, (index, weight) in selected.items():
             count = modules[name][1]
-            numbers, factors = (t.reshape(len(real), -1)[real].flatten().cpu() for t in (index, weight))
-            top_k = len(numbers) // int(real.sum())
-            real_experts = numbers < count  # higher numbers are experts that compute nothing
-            counts[name] += torch.bincount(numbers[real_experts], minlength=count).double()
-            weights[name].index_add_(0, numbers[real_experts], factors[real_experts].double())
-        tokens, done = tokens + int(real.sum()), done + len(batch.tokens)
+            numbers, factors = (t.reshape(len(is_token), -1)[is_token].flatten().cpu() for t in (index, weight))
+            top_k = len(numbers) // int(is_token.sum())
+            existing = numbers < count  # higher numbers are experts that compute nothing
+            counts[name] += torch.bincount(numbers[existing], minlength=count).double()
+            weights[name].index_add_(0, numbers[existing], factors[existing].double())
+        tokens, done = tokens + int(is_token.sum()), done + len(batch.tokens)
         progress(done, len(rows))
     order = sorted(modules, key=lambda name: modules[name][0])
     shares, mean = (torch.stack([sums[n] / sums[n].sum().clamp_min(1e-30) for n in order]) for sums in (counts, weights))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Self
 from pydantic import Field, model_validator
 
 from workbench.files import file_digest, json_digest
-from workbench.identity import unchanged
+from workbench.identity import open_unchanged
 from workbench.merge.measuring.least_squares import not_negative
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import MergeContext, MergeMethod
@@ -42,7 +42,7 @@ class Calibrated(MergeMethod):
     """Largest number of tokens of a text. Longer texts lose their end; longer prompts lose their start."""
 
     @model_validator(mode="after")
-    def _complete(self) -> Self:
+    def _check_texts(self) -> Self:
         not_negative(self.bricks)
         missing = [b for b in self.bricks or () if self.file(b) is None] if self.bricks is not None else ["every brick"]
         if self.calibration is None and missing:
@@ -56,8 +56,8 @@ class Calibrated(MergeMethod):
 
     def inputs(self) -> list[str]:
         """Return the files of texts."""
-        named = {self.calibration} if self.bricks is None else {self.file(brick) for brick in self.bricks}
-        return sorted(file for file in named if file)
+        files = {self.calibration} if self.bricks is None else {self.file(brick) for brick in self.bricks}
+        return sorted(file for file in files if file)
 
     def check_inputs(self, project: Path) -> None:
         """Read every file once, so that errors in it appear before any work."""
@@ -69,7 +69,7 @@ class Calibrated(MergeMethod):
         file = self.file(brick)
         assert file is not None
         longest = longest_row(context.base.config, self.max_length)
-        with unchanged(context.project / file):  # the cache key must describe the texts that were read
+        with open_unchanged(context.project / file):  # the cache key must describe the texts that were read
             rows = encode(read_texts(context.project / file, file, self.samples), context.tokenizer, longest)
             content = file_digest(context.project / file)
         return rows, json_digest([self.code_key(), context.keys[brick], content, self.samples, longest])

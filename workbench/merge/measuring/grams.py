@@ -7,18 +7,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
-from torch import Tensor, nn
 
 from workbench.errors import WorkbenchError
 from workbench.files import publish, read_json, write_json
+from workbench.lazy import torch
 from workbench.merge.measuring.layers import LayerStack
 from workbench.models.texts import TextRow, batches
 from workbench.steps import MergeContext
 from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 _INDEX = "index.json"
 
@@ -77,6 +79,7 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
 
 
 def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
+    """Measure the Grams of a brick layer by layer, and write them to a directory."""
     data = list(batches(rows, context.device))
     stack = LayerStack.of(context, brick)
     depth = len(stack.layers)
@@ -134,14 +137,14 @@ class LayerInputs:
             hook.remove()
 
     def _hook(self, name: str) -> Any:
-        def see(_module: nn.Module, args: tuple[Any, ...]) -> None:
+        def record(_module: nn.Module, args: tuple[Any, ...]) -> None:
             for tensor, readers in self._seen:
                 if tensor is args[0]:
                     readers.append(name)
                     return
             self._seen.append((args[0], [name]))
 
-        return see
+        return record
 
     def add(self, mask: Tensor) -> None:
         """Add the inputs read since the last call, without padding.

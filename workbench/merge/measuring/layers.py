@@ -12,10 +12,8 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-import torch
-from torch import Tensor, nn
-
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d, is_head
 from workbench.models.batching import Batch
 from workbench.models.layout import stack_prefix
@@ -24,6 +22,7 @@ from workbench.steps import MergeContext
 from workbench.weights.specs import load
 
 if TYPE_CHECKING:
+    from torch import Tensor, nn
     from transformers import PreTrainedModel
 
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
@@ -39,7 +38,7 @@ class LayerStack:
         layers: The decoder layers.
         prefix: Live name of the layers: "model.layers".
         disk: Live parameter name -> tensor name.
-        around: Live names of the parameters outside the layers, an untied head excluded.
+        outside_layers: Live names of the parameters outside the layers, an untied head excluded.
         head: Tensor name of an untied head.
         tensor: Function that loads a tensor by name; None if the whole model is loaded.
     """
@@ -48,7 +47,7 @@ class LayerStack:
     layers: nn.ModuleList
     prefix: str
     disk: dict[str, str]
-    around: list[str]
+    outside_layers: list[str]
     head: str | None
     tensor: Callable[[str], Tensor] | None
     _calls: list[list[Call]] = field(default_factory=list)
@@ -77,18 +76,22 @@ class LayerStack:
             head = disk.get(live_head) or next(filter(is_head, weights.specs), None)
         prefix = stack_prefix(model, context.base.layout.depth)
         names = [name for name, _ in model.named_parameters() if name != live_head]
-        around = [name for name in names if not name.startswith(f"{prefix}.")]
+        outside_layers = [name for name in names if not name.startswith(f"{prefix}.")]
         tensor: Callable[[str], Tensor] | None = partial(load, weights, dtype=torch.float32, device=context.device)
         if any(name not in disk for name in names):
             model, tensor = context.live(brick), None
         layers = model.get_submodule(prefix)
-        assert isinstance(layers, nn.ModuleList)
-        return cls(model, layers, prefix, disk, around, head, tensor)
+        assert isinstance(layers, torch.nn.ModuleList)
+        return cls(model, layers, prefix, disk, outside_layers, head, tensor)
 
     @contextmanager
     def loaded(self, layer: int | None = None) -> Iterator[None]:
         """Load the parameters of a layer, or with None those outside the layers, for the duration of the block."""
-        names = self.around if layer is None else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
+        names = (
+            self.outside_layers
+            if layer is None
+            else [f"{self.prefix}.{layer}.{n}" for n, _ in self.layers[layer].named_parameters()]
+        )
         if self.tensor is None:
             yield
             return
@@ -96,7 +99,7 @@ class LayerStack:
         absent = {name: module._parameters[leaf] for module, leaf, name in places}
         try:
             for module, leaf, name in places:
-                module._parameters[leaf] = nn.Parameter(self.tensor(self.disk[name]), requires_grad=False)
+                module._parameters[leaf] = torch.nn.Parameter(self.tensor(self.disk[name]), requires_grad=False)
             yield
         finally:
             for module, leaf, name in places:
@@ -105,7 +108,7 @@ class LayerStack:
     def readers(self, layer: int) -> dict[str, nn.Module]:
         """Return the linear layers inside a decoder layer, by the tensor name of their weight."""
         inner = self.layers[layer].named_modules(prefix=f"{self.prefix}.{layer}")
-        linear = {name: m for name, m in inner if isinstance(m, nn.Linear) or is_conv1d(m)}
+        linear = {name: m for name, m in inner if isinstance(m, torch.nn.Linear) or is_conv1d(m)}
         return {self.disk[f"{name}.weight"]: m for name, m in linear.items() if f"{name}.weight" in self.disk}
 
     def enter(self, data: Iterable[Batch]) -> tuple[list[Tensor], list[list[Call]]]:
@@ -142,6 +145,7 @@ class LayerStack:
             return self._forward(batch)
 
     def _forward(self, batch: Batch) -> Tensor:
+        """Run the decoder without its head, and return the last hidden states."""
         inner = getattr(self.model, self.model.base_model_prefix, self.model)
         result: Tensor = inner(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)[0]
         return result
@@ -158,13 +162,14 @@ class LayerStack:
                 layer.__dict__.pop("forward", None)
 
     def _record(self, layer: int, *args: Any, **kwargs: Any) -> Any:
-        hidden, rest = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
+        """Record a layer's inputs in place of running it."""
+        hidden, other_args = (args[0], args[1:]) if args else (kwargs.pop("hidden_states"), ())
         if self._tuples is None:
             with self.loaded(0):
-                self._tuples = isinstance(type(self.layers[0]).forward(self.layers[0], hidden, *rest, **kwargs), tuple)
+                self._tuples = isinstance(type(self.layers[0]).forward(self.layers[0], hidden, *other_args, **kwargs), tuple)
         if layer == 0:
             self._entering.append(hidden)
-        self._calls[-1].append((rest, kwargs))
+        self._calls[-1].append((other_args, kwargs))
         return self._shaped(hidden)
 
     def _shaped(self, hidden: Tensor) -> Any:

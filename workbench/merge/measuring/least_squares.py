@@ -6,16 +6,17 @@ import re
 import statistics
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d_layer, is_head
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Prepared
 from workbench.steps.fields import BrickEntry, lowest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def solve(deltas: Sequence[Tensor], grams: Sequence[Callable[[], Tensor]], weights: Sequence[float], ridge: float) -> Tensor:

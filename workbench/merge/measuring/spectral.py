@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.models.architecture import is_table
 from workbench.steps import Block, Group
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Singular values below this share of the largest count as zero: a low-rank delta in float32 has rounding errors of about 1e-7.
 RESOLUTION = 1e-6
@@ -27,23 +28,23 @@ class Triplets(NamedTuple):
     """[cols, rank]"""
 
 
-def singular(matrix: Tensor, most: int | None = None) -> Triplets:
-    """Return the singular triplets of a matrix [rows, cols] whose values are not numerically zero; at most the `most` largest.
+def singular(matrix: Tensor, max_count: int | None = None) -> Triplets:
+    """Return the singular triplets of a matrix [rows, cols] whose values are not numerically zero; at most the `max_count` largest.
 
     They come from the eigenvectors of the smaller Gram matrix. In float64 this resolves values down to 1e-8 of the largest; the
     float32 input has a precision of 1e-7.
     """
     a = matrix.double()
-    tall = a.shape[0] >= a.shape[1]
-    squares, vectors = torch.linalg.eigh(a.T @ a if tall else a @ a.T)
+    is_tall = a.shape[0] >= a.shape[1]
+    squares, vectors = torch.linalg.eigh(a.T @ a if is_tall else a @ a.T)
     roots = squares.clamp_min(0).sqrt().flip(0)
     rank = int((roots > RESOLUTION * roots[:1]).sum())
-    rank = rank if most is None else min(rank, most)
-    near = vectors[:, len(squares) - rank :].flip(1)
-    far = a @ near if tall else a.T @ near
-    values = far.norm(dim=0)
-    far = far / values
-    return Triplets(far, values, near) if tall else Triplets(near, values, far)
+    rank = rank if max_count is None else min(rank, max_count)
+    gram_vectors = vectors[:, len(squares) - rank :].flip(1)
+    images = a @ gram_vectors if is_tall else a.T @ gram_vectors
+    values = images.norm(dim=0)
+    images = images / values
+    return Triplets(images, values, gram_vectors) if is_tall else Triplets(gram_vectors, values, images)
 
 
 def nearest_orthogonal(columns: Tensor) -> Tensor:

@@ -6,11 +6,13 @@ Wang et al. 2024, Localizing Task Information for Improved Model Merging and Com
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.steps import Block
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def summed(block: Block, weights: Sequence[float]) -> tuple[list[Tensor], Tensor]:

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 INSTALL = "pip install 'mergekit>=0.1.5,<0.2'"
 

@@ -5,18 +5,20 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, NamedTuple
 
-import torch
 from pydantic import ConfigDict, Discriminator, Field, StrictBool, Tag, ValidationError, create_model, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
-from torch import Tensor
 
 from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
 from workbench.merge.mergekit.api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
 from workbench.merge.mergekit.table import KNOWN, Known
 from workbench.steps import Block, Group, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_at
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PREFIX = "mergekit/"
 _LOCK = threading.Lock()
@@ -51,7 +53,7 @@ class BridgeEntry(BrickEntry):
         return {**({} if self.weight is None else {"weight": self.weight}), **(self.__pydantic_extra__ or {})}
 
 
-def _form(value: Any) -> str:
+def _container(value: Any) -> str:
     return "list" if isinstance(value, (list, tuple)) else "mapping"
 
 
@@ -66,7 +68,9 @@ class Bridge(MergeMethod):
     known: ClassVar[Known]
 
     bricks: (
-        Annotated[Annotated[tuple[str, ...], Tag("list")] | Annotated[Bricks[BridgeEntry], Tag("mapping")], Discriminator(_form)]
+        Annotated[
+            Annotated[tuple[str, ...], Tag("list")] | Annotated[Bricks[BridgeEntry], Tag("mapping")], Discriminator(_container)
+        ]
         | None
     ) = None
     """Mapping of brick name to weight, or to the brick's parameters under mergekit's names. A list of names is enough if no
@@ -118,7 +122,8 @@ class Bridge(MergeMethod):
                 yield from self._missing(parameter, [b for b, e in entries.items() if parameter.name not in e.given()])
         yield from self._della(entries)
 
-    def _missing(self, parameter: Parameter, without: list[str]) -> Iterator[Problem]:
+    def _missing(self, parameter: Parameter, bricks_without: list[str]) -> Iterator[Problem]:
+        """Yield an error for a required parameter without a value."""
         name = parameter.name
         if not parameter.per_brick:
             yield Problem(("parameters",), f"{self.name} requires {name}: parameters: {{{name}: 0.5}}")
@@ -126,7 +131,7 @@ class Bridge(MergeMethod):
             yield Problem(
                 (), f"{self.name} requires a {name} for each brick: `bricks: {{NAME: 1.0}}` or `parameters: {{{name}: 1.0}}`"
             )
-        for brick in without if parameter.per_brick else ():
+        for brick in bricks_without if parameter.per_brick else ():
             yield Problem(
                 ("bricks", brick), f"{self.name} requires a {name}: `{brick}: 1.0`, or `parameters: {{{name}: 1.0}}` for all"
             )
@@ -135,8 +140,8 @@ class Bridge(MergeMethod):
         """Check that density ± epsilon are probabilities, for plain numbers; schedules are checked at each tensor."""
         if "della" not in self.method:
             return
-        for path, given in [((), {}), *((("bricks", b), e.given()) for b, e in entries.items())]:
-            density, epsilon = (given.get(n, self.parameters.get(n, d)) for n, d in (("density", 1.0), ("epsilon", 0.15)))
+        for path, values in [((), {}), *((("bricks", b), e.given()) for b, e in entries.items())]:
+            density, epsilon = (values.get(n, self.parameters.get(n, d)) for n, d in (("density", 1.0), ("epsilon", 0.15)))
             if isinstance(density, float) and isinstance(epsilon, float) and (text := _no_probability(density, epsilon)):
                 yield Problem(path or ("parameters",), text)
 
@@ -166,7 +171,7 @@ class Bridge(MergeMethod):
 
         return rows
 
-    @torch.no_grad()
+    @no_grad
     def _delta(self, group: Group) -> Tensor:
         block = group.whole()
         if not block.base.numel():
@@ -219,13 +224,15 @@ class Bridge(MergeMethod):
             shared = self.parameters.get(parameter.name)
             if not parameter.per_brick:
                 if shared is not None:
-                    values_by_name[parameter.name] = self._at(group, parameter, shared, parameter.default)
+                    values_by_name[parameter.name] = self._value_at(group, parameter, shared, parameter.default)
                 continue
-            default = parameter.default if shared is None else self._at(group, parameter, shared, parameter.default)
+            default = parameter.default if shared is None else self._value_at(group, parameter, shared, parameter.default)
             values = {}
             for brick in group.bricks:
-                own = self.entry(brick).given().get(parameter.name)
-                values[f"brick {brick}"] = default if own is None else self._at(group, parameter, own, default)
+                brick_value = self.entry(brick).given().get(parameter.name)
+                values[f"brick {brick}"] = (
+                    default if brick_value is None else self._value_at(group, parameter, brick_value, default)
+                )
             values_by_name[parameter.name] = values
             if missing := [b for b, v in values.items() if v is None and parameter.required]:
                 raise WorkbenchError(
@@ -244,7 +251,8 @@ class Bridge(MergeMethod):
                 raise WorkbenchError(f"{self.name}: {brick} at {group.tensor}: {text}")
 
     @staticmethod
-    def _at(group: Group, parameter: Parameter, setting: Any, default: Any) -> Any:
+    def _value_at(group: Group, parameter: Parameter, setting: Any, default: Any) -> Any:
+        """Return a setting at one tensor, in the parameter's type."""
         if isinstance(setting, bool):
             return setting
         number = value_at(setting, group.tensor, group.model, float("nan"))
@@ -257,22 +265,22 @@ def _checked(
     """Check the names, types and ranges of the parameters in one place of the step."""
     usable = [p.name for p in specs.values() if p.per_brick or not per_brick]
     for name, setting in settings.items():
-        at = (*path, name)
+        key_path = (*path, name)
         if name not in specs:
-            yield Problem(at, "", tuple(usable) or ("none",))
+            yield Problem(key_path, "", tuple(usable) or ("none",))
             continue
         if name not in usable:
-            yield Problem(at, f"{name} applies to all bricks: write it under `parameters`")
+            yield Problem(key_path, f"{name} applies to all bricks: write it under `parameters`")
             continue
         low, high = known.ranges.get(name, (float("-inf"), float("inf")))
         kind = specs[name].kind
         if (kind == "bool") != isinstance(setting, bool):
-            yield Problem(at, f"expected {'true or false' if kind == 'bool' else 'a number'}, found {_brief(setting)}")
+            yield Problem(key_path, f"expected {'true or false' if kind == 'bool' else 'a number'}, found {_brief(setting)}")
         elif kind == "int" and not (isinstance(setting, float) and setting.is_integer()):
-            yield Problem(at, f"expected a whole number, found {_brief(setting)}")
+            yield Problem(key_path, f"expected a whole number, found {_brief(setting)}")
         elif kind != "bool" and (bad := [v for v in constants(setting) if not low <= v <= high]):
-            wanted = f"between {low:g} and {high:g}" if high < float("inf") else f"of at least {low:g}"
-            yield Problem(at, f"expected a number {wanted}, found {bad[0]:g}")
+            bounds = f"between {low:g} and {high:g}" if high < float("inf") else f"of at least {low:g}"
+            yield Problem(key_path, f"expected a number {bounds}, found {bad[0]:g}")
 
 
 def _brief(setting: Any) -> str:
@@ -280,6 +288,7 @@ def _brief(setting: Any) -> str:
 
 
 def _no_probability(density: float, epsilon: float) -> str | None:
+    """Return an error text if density ± epsilon are not probabilities; None if they are."""
     if density in (0.0, 1.0) or (density + epsilon < 1 and density - epsilon > 0):
         return None
     return f"expected density ± epsilon between 0 and 1, found {density:g} ± {epsilon:g}; a density of 1 drops nothing"
@@ -300,7 +309,8 @@ def _seeded(group: Group | None) -> Iterator[None]:
             torch.set_rng_state(state)
 
 
-def _make(name: str, known: Known) -> type[Bridge]:
+def _make_method(name: str, known: Known) -> type[Bridge]:
+    """Create and register the step of one mergekit method."""
     doc = f"{known.text} (mergekit's `{name}`).\n\nParameters (* means that bricks may have their own): {known.parameters}."
     title = "Mergekit" + name.title().replace("_", "")
     tag: Any = Literal[f"{PREFIX}{name}"]
@@ -312,4 +322,4 @@ def _make(name: str, known: Known) -> type[Bridge]:
     return register(cls)
 
 
-METHODS = {name: _make(name, known) for name, known in KNOWN.items()}
+METHODS = {name: _make_method(name, known) for name, known in KNOWN.items()}

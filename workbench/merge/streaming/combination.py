@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from torch import Tensor
-
 from workbench.merge.streaming.readers import Operand
 from workbench.steps import Combination
 from workbench.weights import kernels
@@ -13,6 +11,8 @@ from workbench.weights.lowrank import Factors, summed
 from workbench.weights.specs import Source, buffer, matrix
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.merge.streaming.deltas import DeltaSource
     from workbench.merge.streaming.group import TensorGroup
 
@@ -49,8 +49,8 @@ class CombinedSource:
     def _choose_anchor(self, combination: Combination) -> None:
         """Choose the anchor of out = scale · anchor + Σ w (model − anchor): the base, or the first model if θ₀ cancels out."""
         weights = [weight for _, weight in self._models]
-        rest = 1 + combination.base - sum(weights)
-        if self._current is None and self._models and not self._deltas and abs(rest) < 1e-9:
+        base_weight = 1 + combination.base - sum(weights)
+        if self._current is None and self._models and not self._deltas and abs(base_weight) < 1e-9:
             self._anchor, self._others = self._models[0][0], self._models[1:]
             self._scale = 1.0 if abs(combination.base) < 1e-9 else sum(weights)
         else:

@@ -10,15 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.selection import selected
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # Singular values of the stacked factors below this share of the largest are float64 rounding errors.
 _RESOLUTION = 1e-12
@@ -44,7 +46,7 @@ class CoreGroup:
         self.model, self.notes = self.group.model, self.group.notes
         self.device, self.seed = self.group.device, self.group.seed
         self.memo: Memo | None = None  # the basis depends on all bricks: nothing can be reused for other sets of bricks
-        self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), torch.float32)
+        self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), "F32")
 
     @property
     def keys(self) -> list[str]:
@@ -104,8 +106,8 @@ def takes_core(method: MergeMethod, group: Group) -> bool:
 
     It does if the recipe asks for it, or if the result is the same and takes less work.
     """
-    same = method.laws.rotation_invariant and method.laws.memory == "tensor"
-    return len(group.shape) == 2 and (method.in_core_space() or same)
+    is_equivalent = method.laws.rotation_invariant and method.laws.memory == "tensor"
+    return len(group.shape) == 2 and (method.in_core_space() or is_equivalent)
 
 
 def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:

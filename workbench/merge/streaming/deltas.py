@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class DeltaSource(Protocol):

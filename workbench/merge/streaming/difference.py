@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import DeltaSource
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, StoredSource, Weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class WeightsDelta:

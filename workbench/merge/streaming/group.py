@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, DeltaSource
 from workbench.merge.streaming.readers import Operand, RowReader
 from workbench.models.layout import Model
@@ -17,6 +15,9 @@ from workbench.steps.fields import value_at
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -113,6 +114,7 @@ class TensorGroup:
         return self._fill(start, stop, base, deltas)
 
     def _fill(self, start: int, stop: int, base: Tensor, deltas: list[Tensor]) -> Block:
+        """Read rows of the base and of all deltas into buffers."""
         self.base.read(start, stop, base)
         for source, delta in zip(self.deltas, deltas, strict=True):
             if source is None:
@@ -128,6 +130,7 @@ class TensorGroup:
             yield [model.rows(start, stop) for model in opened]
 
     def _open_model(self, brick: Deltas) -> Source:
+        """Open a brick's own tensor: the base's if the brick does not change it, else the stored one or base plus delta."""
         if not brick.touches(self.tensor):
             return self.model.weights.open(self.tensor, self.device)
         model = brick.open_model(self.tensor, self.device)

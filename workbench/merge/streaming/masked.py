@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, DeltaSource
 from workbench.weights.lowrank import Factors
 from workbench.weights.masks import TensorMask
 from workbench.weights.specs import Source
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MaskedDeltas:

@@ -6,11 +6,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.merge.streaming.combination import CombinedSource
 from workbench.merge.streaming.core import core_group, core_update, whole_tensors
 from workbench.merge.streaming.deltas import Deltas
@@ -22,6 +20,9 @@ from workbench.weights.lowrank import Factors, LowRankSum, summed
 from workbench.weights.masks import TensorMask
 from workbench.weights.sparse import Selection
 from workbench.weights.specs import Source, TensorSpec, Weights, matrix
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class MergedWeights:
@@ -87,9 +88,10 @@ class MergedWeights:
     @cached_property
     def merged(self) -> list[str]:
         """Current names of the tensors that the step may change."""
-        return [name for name, spec in self.specs.items() if spec.is_float and self._reaches(name)]
+        return [name for name, spec in self.specs.items() if spec.is_float and self._merges(name)]
 
-    def _reaches(self, name: str) -> bool:
+    def _merges(self, name: str) -> bool:
+        """Return whether the step may change a tensor."""
         origin = self.origin(name)
         where = self._method.where
         if origin is None or (where is not None and not where.matches(origin, self._base)):
@@ -187,6 +189,7 @@ class MergedWeights:
         return [digests[name] for name in self._bricks]
 
     def _survey(self, device: torch.device) -> Any:
+        """Return what the method measured on the whole model; it is computed once."""
         if not self._surveyed and type(self._method).survey is MergeMethod.survey:
             return None
         with self._lock:

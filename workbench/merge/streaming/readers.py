@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.sparse import Rows
 from workbench.weights.specs import Source, StoredSource, TensorSpec, buffer, matrix
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.merge.streaming.deltas import Deltas, DeltaSource
 
 
@@ -64,8 +64,8 @@ class RowReader:
         bricks: list[Tensor | None] = []
         for brick in self._bricks:
             if isinstance(brick, tuple):
-                source, room = brick
-                delta = matrix(room, start, stop, cols)
+                source, buffer = brick
+                delta = matrix(buffer, start, stop, cols)
                 source.read_delta(start, stop, base, delta)
                 bricks.append(delta)
             else:

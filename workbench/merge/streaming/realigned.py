@@ -6,15 +6,16 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas, DeltaSource
 from workbench.weights.lowrank import Factors
 from workbench.weights.row_alignment import runs
 from workbench.weights.specs import Source
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.weights.row_alignment import Index
 
 
@@ -65,5 +66,5 @@ class _AlignedDelta:
         if len(places) < len(index):
             out.zero_()
         if len(places):
-            for at, row, length in runs(places, index[places]):
-                self._source.read_delta(row, row + length, base[at : at + length], out[at : at + length])
+            for offset, row, length in runs(places, index[places]):
+                self._source.read_delta(row, row + length, base[offset : offset + length], out[offset : offset + length])

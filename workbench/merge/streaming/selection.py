@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
+from workbench.lazy import torch
 from workbench.weights.sparse import Rows, Selection, Trim, select
 from workbench.weights.specs import Source, buffer, matrix
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.merge.streaming.group import TensorGroup
 
 

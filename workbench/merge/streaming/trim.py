@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from workbench.lazy import torch
 from workbench.steps import Group
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
 from workbench.weights.specs import TensorSpec, block_elements
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18
@@ -57,29 +60,32 @@ def trims(group: Group, densities: Sequence[float]) -> list[Trim]:
 
 
 def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> list[Trim]:
+    """Return one trim per brick: a sample gives a window for each threshold, and one pass counts the elements in the windows."""
     numel = group.spec.numel
     if not numel:
         return [Trim(INFINITE)] * len(counts)
     if numel <= _SMALL:
         bits, _ = _bits(group, group.spec.blocks(block_elements(group.device)))
-        return [_exact(row, count) for row, count in zip(bits, counts, strict=True)]
+        return [_exact_trim(row, count) for row, count in zip(bits, counts, strict=True)]
     sample, touched = _bits(group, _sample(group.spec))
-    places = [_place(row, count / numel) for row, count in zip(sample, counts, strict=True)]
-    tables = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in places]
-    above = [0] * len(counts)
+    windows = [_threshold_window(row, count / numel) for row, count in zip(sample, counts, strict=True)]
+    histograms = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in windows]
+    above = [0] * len(counts)  # per brick, the number of elements above its window
     for start, stop in group.spec.blocks(block_elements(group.device)):
         rows = group.rows(start, stop)
         for i in touched:
-            more = window(rows, i, places[i][0], tables[i])
-            if more < 0:
+            above_in_rows = window(rows, i, windows[i][0], histograms[i])
+            if above_in_rows < 0:
                 group.refuse_non_finite(start, stop)
-            above[i] += more
+            above[i] += above_in_rows
     in_window = [
-        _inside(low, table, count, more) for (low, _), table, count, more in zip(places, tables, counts, above, strict=True)
+        _trim_in_window(low, histogram, count, above_window)
+        for (low, _), histogram, count, above_window in zip(windows, histograms, counts, above, strict=True)
     ]
     if all(in_window[i] is not None for i in touched):
         return [trim or Trim(INFINITE) for trim in in_window]
-    return [trim or other for trim, other in zip(in_window, joint_trims([group], densities, stop_at_first=True), strict=True)]
+    # A threshold lies outside the window that the sample suggested: count all elements.
+    return [trim or exact for trim, exact in zip(in_window, joint_trims([group], densities, stop_at_first=True), strict=True)]
 
 
 def selection_bytes(numel: int, bricks: int) -> int:
@@ -92,8 +98,8 @@ def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, 
     parts = []
     for start, stop in ranges:
         rows = group.rows(start, stop)
-        room = torch.empty(stop - start, group.spec.cols, device=group.device)
-        deltas = (magnitude_bits(rows.delta(i, room)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        buffer = torch.empty(stop - start, group.spec.cols, device=group.device)
+        deltas = (magnitude_bits(rows.delta(i, buffer)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
         parts.append(np.stack(list(deltas)))
     return np.concatenate(parts, axis=1), [i for i, brick in enumerate(rows.bricks) if brick is not None]
 
@@ -109,26 +115,36 @@ def _sample_size(numel: int) -> int:
     return numel if numel <= _SMALL else min(max(numel // 64, 1 << 16), 1 << 20)
 
 
-def _place(sample: np.ndarray, share: float) -> tuple[int, int]:
+def _threshold_window(sample: np.ndarray, share: float) -> tuple[int, int]:
     """Return the window of the threshold, as its lowest magnitude bits and its width, from a sample's order statistics."""
     size = len(sample)
     margin = _ERRORS * math.sqrt(size * share * (1 - share)) + 16
-    ranks = [min(size - 1, max(0, round(size * (1 - share) + side))) for side in (-margin, 0, margin)]
+    ranks = [min(size - 1, max(0, round(size * (1 - share) + offset))) for offset in (-margin, 0, margin)]
     low, middle, high = (int(np.partition(sample, rank)[rank]) for rank in ranks)  # faster than one call with three ranks
     if high - low >= _WINDOW:
         low = max(low, middle - _WINDOW // 2)
     return low, min(high - low + 1, _WINDOW)
 
 
-def _inside(low: int, table: Tensor, count: int, above: int) -> Trim | None:
-    """Return the trim whose threshold lies in a counted window, or None if it lies elsewhere."""
+def _trim_in_window(low: int, histogram: Tensor, count: int, above: int) -> Trim | None:
+    """Return the trim whose threshold lies in a counted window, or None if it lies elsewhere.
+
+    Args:
+        low: Magnitude bits of the window's first bin.
+        histogram: Number of elements in each bin.
+        count: Number of elements to keep.
+        above: Number of elements above the window.
+    """
     if count == 0:
         return Trim(INFINITE)
-    place = find(table, count - above) if count > above else None
-    return _trim(low + place[0], count - above - place[1], int(table[place[0]]), True) if place else None
+    threshold_bin = find(histogram, count - above) if count > above else None
+    if threshold_bin is None:
+        return None
+    index, above_bin = threshold_bin
+    return _trim(low + index, count - above - above_bin, int(histogram[index]), stop_at_first=True)
 
 
-def _exact(bits: np.ndarray, count: int) -> Trim:
+def _exact_trim(bits: np.ndarray, count: int) -> Trim:
     """Return the trim of a tensor whose magnitude bits are all in memory."""
     if count == 0:
         return Trim(INFINITE)
@@ -137,6 +153,7 @@ def _exact(bits: np.ndarray, count: int) -> Trim:
 
 
 def _trim(threshold: int, ties: int, equal: int, stop_at_first: bool) -> Trim:
+    """Return a trim that keeps the first `ties` of `equal` elements at the threshold, or all of them."""
     return Trim(threshold, ties if stop_at_first and ties < equal else ALL_TIES)
 
 
@@ -152,12 +169,12 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
     low = _histograms(groups, [upper for upper, _ in bins])
     result = []
     for (upper, above), histogram, count in zip(bins, low, counts, strict=True):
-        found_bin = find(histogram, count - above) if count else None
-        if found_bin is None:
+        threshold_bin = find(histogram, count - above) if count else None
+        if threshold_bin is None:
             result.append(Trim(INFINITE))
             continue
-        lower, more = found_bin
-        result.append(_trim((upper << _LOW_BITS) | lower, count - above - more, int(histogram[lower]), stop_at_first))
+        lower, above_lower = threshold_bin
+        result.append(_trim((upper << _LOW_BITS) | lower, count - above - above_lower, int(histogram[lower]), stop_at_first))
     return result
 
 

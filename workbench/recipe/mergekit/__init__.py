@@ -69,12 +69,12 @@ def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
     _check_layers(config, model)
     inputs = None if stack or make else _inputs(config, places, base, model)
     dtype = _dtype(config)
-    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all(config)}, places.names, base)
+    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all_references(config)}, places.names, base)
     config.report.stop()
     step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
     config.report.stop()
     used = {name: places.brick(name) for name in step.get("bricks", ())}
-    data: dict[str, Any] = {"version": 1, "base": places.shown(base), **({"bricks": used} if used else {})}
+    data: dict[str, Any] = {"version": 1, "base": places.recipe_reference(base), **({"bricks": used} if used else {})}
     data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
     head = [f"# workbench run {shell(to or 'RECIPE.yaml')}", f"# Imported from {file.name}, mergekit's {config.method}."]
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
@@ -134,7 +134,7 @@ class _Places:
                 return Path(os.path.normpath(start / path))
         return None
 
-    def shown(self, name: str) -> str:
+    def recipe_reference(self, name: str) -> str:
         """Return a model's reference for the recipe: a path relative to the project, an absolute path, or a hub id."""
         directory = self.find(name)
         if directory is None:
@@ -147,11 +147,11 @@ class _Places:
         key = str(reference)
         if key not in self.names:
             last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
-            plain = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
-            taken, number, name = set(self.names.values()), 1, plain
-            while name in taken:
+            default_name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
+            used, number, name = set(self.names.values()), 1, default_name
+            while name in used:
                 number += 1
-                name = f"{plain}-{number}"
+                name = f"{default_name}-{number}"
             self.names[key] = name
             self._references[name] = reference
         return self.names[key]
@@ -160,10 +160,10 @@ class _Places:
         """Return the brick's reference for the recipe."""
         reference = self._references[name]
         if not reference.lora:
-            return self.shown(reference.model)
+            return self.recipe_reference(reference.model)
         base, _ = self.base()
         if reference.model == base:
-            return {"adapter": self.shown(reference.lora)}
+            return {"adapter": self.recipe_reference(reference.lora)}
         return {"recipe": self._nested(name, reference)}
 
     def _nested(self, name: str, reference: Reference) -> str:
@@ -175,8 +175,8 @@ class _Places:
         tuned = "model" if name != "model" else "tuned"
         data = {
             "version": 1,
-            "base": self.shown(base),
-            "bricks": {tuned: self.shown(reference.model), name: {"adapter": self.shown(reference.lora)}},
+            "base": self.recipe_reference(base),
+            "bricks": {tuned: self.recipe_reference(reference.model), name: {"adapter": self.recipe_reference(reference.lora)}},
             "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}],
         }
         self.extra[path] = recipe_text(
@@ -187,7 +187,8 @@ class _Places:
         return place.relative_to(project).as_posix() if place.is_relative_to(project) else str(place)
 
 
-def _all(config: Config) -> Iterable[Reference]:
+def _all_references(config: Config) -> Iterable[Reference]:
+    """Return all models of a configuration, each once."""
     return dict.fromkeys([*([config.base] if config.base else []), *(s.reference for s in config.sources)])
 
 
@@ -204,11 +205,11 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
     sources = [s for s in config.sources if policy == "ignored" or s.reference != config.base]
     least, most = KNOWN[config.method].laws.arity
     if not least <= len(sources) <= (most or len(sources)):
-        wanted = f"exactly {least}" if least == most else f"at least {least}"
-        beside = " beside the base" if policy != "ignored" else ""
+        expected = f"exactly {least}" if least == most else f"at least {least}"
+        suffix = " beside the base" if policy != "ignored" else ""
         report.refuse(
             ("merge_method",),
-            f"{config.method} takes {wanted} model{'s' if (most or 2) > 1 else ''}{beside}, found {len(sources)}",
+            f"{config.method} takes {expected} model{'s' if (most or 2) > 1 else ''}{suffix}, found {len(sources)}",
         )
     for source in sources:
         reference = source.reference
@@ -244,6 +245,7 @@ def _model(path: Path | None) -> Model | None:
 
 
 def _check_layers(config: Config, model: Model | None) -> None:
+    """Report a slice that does not cover all layers of the base."""
     if config.layers is None:
         return
     if model is None:

@@ -117,14 +117,14 @@ def read_config(document: yamldoc.Document) -> Config:
     body = _body(report, data)
     report.stop()
     assert body is not None
-    at, content, module = body
-    scopes = [*([_scope(report, module, at)] if module else []), _scope(report, data, ())]
+    above, content, module = body
+    scopes = [*([_scope(report, module, above)] if module else []), _scope(report, data, ())]
     layers = None
     if content == "slices":
-        sources, output, base, layers = _slices(report, (module or data)["slices"], (*at, "slices"), base)
+        sources, output, base, layers = _slices(report, (module or data)["slices"], (*above, "slices"), base)
         scopes.insert(0, output)
     else:
-        sources = _models(report, (module or data)["models"], (*at, "models"))
+        sources = _models(report, (module or data)["models"], (*above, "models"))
         if base and base not in [source.reference for source in sources]:
             sources.append(ModelSource(base, ("base_model",), (("base_model",), {})))
     seen: set[Reference] = set()
@@ -150,18 +150,18 @@ def _body(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPat
         report.refuse(("modules",), f"expected one module named `default`, found {', '.join(map(str, names)) or 'none'}")
         return None
     module = modules["default"]
-    inside = [key for key in ("models", "slices") if isinstance(module, dict) and module.get(key)]
-    if len(inside) != 1:
-        report.refuse(("modules", "default"), f"expected exactly one of models, slices; found {', '.join(inside) or 'none'}")
+    present = [key for key in ("models", "slices") if isinstance(module, dict) and module.get(key)]
+    if len(present) != 1:
+        report.refuse(("modules", "default"), f"expected exactly one of models, slices; found {', '.join(present) or 'none'}")
         return None
     note_unknown(report, ("modules", "default"), module, ("models", "slices", "parameters"))
-    return ("modules", "default"), inside[0], module
+    return ("modules", "default"), present[0], module
 
 
-def _models(report: ImportReport, models: Any, at: yamldoc.KeyPath) -> list[ModelSource]:
+def _models(report: ImportReport, models: Any, key_path: yamldoc.KeyPath) -> list[ModelSource]:
     sources = []
     for i, entry in enumerate(models if isinstance(models, list) else []):
-        path = (*at, i)
+        path = (*key_path, i)
         if not isinstance(entry, dict) or "model" not in entry:
             report.refuse(path, "expected {model:, parameters:}")
             continue
@@ -170,28 +170,28 @@ def _models(report: ImportReport, models: Any, at: yamldoc.KeyPath) -> list[Mode
         if reference:
             sources.append(ModelSource(reference, (*path, "model"), _scope(report, entry, path)))
     if not isinstance(models, list):
-        report.refuse(at, "expected a list of models")
+        report.refuse(key_path, "expected a list of models")
     return sources
 
 
 def _slices(
-    report: ImportReport, slices: Any, at: yamldoc.KeyPath, base: Reference | None
+    report: ImportReport, slices: Any, key_path: yamldoc.KeyPath, base: Reference | None
 ) -> tuple[list[ModelSource], Scope, Reference | None, int | None]:
     """Read the inputs of one slice over all layers. Other slices stack layers, which a merge step cannot do."""
-    none: tuple[list[ModelSource], Scope, Reference | None, int | None] = ([], (at, {}), base, None)
+    none: tuple[list[ModelSource], Scope, Reference | None, int | None] = ([], (key_path, {}), base, None)
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
-        report.refuse(at, f"{count} slices: several slices can be translated only for `passthrough` with one model")
+        report.refuse(key_path, f"{count} slices: several slices can be translated only for `passthrough` with one model")
         return none
-    path, output = (*at, 0), slices[0]
+    path, output = (*key_path, 0), slices[0]
     note_unknown(report, path, output, ("sources", "base_model", "parameters", "residual_weight"))
     if output.get("residual_weight") is not None:
         report.note((*path, "residual_weight"), "mergekit does not use it, so it is omitted")
     if output.get("base_model"):
-        own = read_reference(report, output["base_model"], (*path, "base_model"))
-        if base and own != base:
+        slice_base = read_reference(report, output["base_model"], (*path, "base_model"))
+        if base and slice_base != base:
             report.refuse((*path, "base_model"), f"differs from base_model {base}: a recipe has one base")
-        base = own
+        base = slice_base
     sources = []
     for i, entry in enumerate(output.get("sources") or []):
         where = (*path, "sources", i)
@@ -212,45 +212,47 @@ def _slices(
     return sources, _scope(report, output, path), base, min(ends, default=None)
 
 
-def read_reference(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> Reference | None:
+def read_reference(report: ImportReport, value: Any, key_path: yamldoc.KeyPath) -> Reference | None:
     """Parse a model reference as mergekit does. Return None and report a problem if it is invalid."""
     if isinstance(value, dict):
         if value.get("override_architecture"):
-            report.refuse((*at, "override_architecture"), "cannot be translated: the architecture is always the checkpoint's own")
-        note_unknown(report, at, value, ("model", "lora", "override_architecture"))
-        parts = [_path(report, value[key], (*at, key)) if value.get(key) else None for key in ("model", "lora")]
+            report.refuse(
+                (*key_path, "override_architecture"), "cannot be translated: the architecture is always the checkpoint's own"
+            )
+        note_unknown(report, key_path, value, ("model", "lora", "override_architecture"))
+        parts = [_path(report, value[key], (*key_path, key)) if value.get(key) else None for key in ("model", "lora")]
     elif isinstance(value, str) and 1 <= len(value.split("+")) <= 2:
-        parts = [_path(report, part, at) for part in value.split("+")]
+        parts = [_path(report, part, key_path) for part in value.split("+")]
     else:
-        report.refuse(at, f"expected path[@revision][+lora[@revision]], found {value!r}")
+        report.refuse(key_path, f"expected path[@revision][+lora[@revision]], found {value!r}")
         return None
     model, lora = (*parts, None)[:2]
     if not model:
-        report.refuse(at, "names no model")
+        report.refuse(key_path, "names no model")
         return None
     return Reference(model, lora)
 
 
-def _path(report: ImportReport, value: Any, at: yamldoc.KeyPath) -> str | None:
+def _path(report: ImportReport, value: Any, key_path: yamldoc.KeyPath) -> str | None:
     if isinstance(value, dict) and isinstance(value.get("path"), str):
         return f"{value['path']}@{value['revision']}" if value.get("revision") else str(value["path"])
     if isinstance(value, str) and value and value.count("@") <= 1:
         return value
-    report.refuse(at, f"expected path[@revision], found {value!r}")
+    report.refuse(key_path, f"expected path[@revision], found {value!r}")
     return None
 
 
-def _scope(report: ImportReport, holder: Mapping[str, Any], at: yamldoc.KeyPath) -> Scope:
+def _scope(report: ImportReport, holder: Mapping[str, Any], key_path: yamldoc.KeyPath) -> Scope:
     """Return the parameters of one level with their path."""
-    path = (*at, "parameters")
+    path = (*key_path, "parameters")
     parameters = holder.get("parameters")
     if parameters is not None and not isinstance(parameters, dict):
         report.refuse(path, "expected a mapping of parameters")
     return path, parameters if isinstance(parameters, dict) else {}
 
 
-def note_unknown(report: ImportReport, at: yamldoc.KeyPath, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
+def note_unknown(report: ImportReport, key_path: yamldoc.KeyPath, mapping: Mapping[str, Any], known: tuple[str, ...]) -> None:
     """Add a note for each key of a mapping that mergekit does not know."""
     for key in mapping:
         if key not in known:
-            report.note((*at, key), "mergekit has no such field and ignores it, so it is omitted")
+            report.note((*key_path, key), "mergekit has no such field and ignores it, so it is omitted")

@@ -53,18 +53,22 @@ class MethodInputs:
 
     def note_unused(self, used: Sequence[str]) -> None:
         """Add a note for each parameter in the file that mergekit does not use either."""
-        known, method, report = self.known(), self.config.method, self.config.report
+        parameters, method, report = self.known(), self.config.method, self.config.report
         sources = [source.parameters for source in self.config.sources]
-        for at, mapping in [*self.config.scopes, *sources]:
-            own = (at, mapping) in sources
+        for key_path, mapping in [*self.config.scopes, *sources]:
+            is_input = (key_path, mapping) in sources
             for name in mapping:
-                if name not in known:
-                    close = f" ({nearest(name, known)})" if nearest(name, known).startswith("Did") else ""
-                    report.note((*at, name), f"{method} has no such parameter and mergekit ignores it{close}, so it is omitted")
-                elif own and not known[name].per_brick:
-                    report.note((*at, name), "applies to all inputs, so mergekit ignores it for one input, and it is omitted")
+                if name not in parameters:
+                    close = f" ({nearest(name, parameters)})" if nearest(name, parameters).startswith("Did") else ""
+                    report.note(
+                        (*key_path, name), f"{method} has no such parameter and mergekit ignores it{close}, so it is omitted"
+                    )
+                elif is_input and not parameters[name].per_brick:
+                    report.note(
+                        (*key_path, name), "applies to all inputs, so mergekit ignores it for one input, and it is omitted"
+                    )
                 elif name not in used:
-                    report.note((*at, name), f"has no effect on the result of {method}, so it is omitted")
+                    report.note((*key_path, name), f"has no effect on the result of {method}, so it is omitted")
 
 
 def step_of(inputs: MethodInputs) -> Step:
@@ -113,8 +117,8 @@ def _slerp(inputs: MethodInputs) -> Step:
     t = inputs.shared("t")
     if t is None and not inputs.config.report.problems:
         inputs.config.report.refuse(("merge_method",), "slerp requires the parameter t; mergekit rejects this too")
-    (other,) = inputs.bricks
-    return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), other: t or 0.0}}
+    (brick,) = inputs.bricks
+    return {"merge": "slerp", "bricks": {inputs.base_brick: complement(t or 0.0), brick: t or 0.0}}
 
 
 def _dare_linear(inputs: MethodInputs) -> Step | None:
@@ -144,24 +148,24 @@ def _passthrough(inputs: MethodInputs) -> Step | None:
 
 def _bridge(inputs: MethodInputs) -> Step:
     """Return a `mergekit/NAME` step with every parameter that the file sets."""
-    known, method = inputs.known(), inputs.config.method
-    used = [name for name in known if name != "int8_mask"]
+    parameters, method = inputs.known(), inputs.config.method
+    used = [name for name in parameters if name != "int8_mask"]
     inputs.note_unused(used)
     entries: dict[str, dict[str, Setting]] = {brick: {} for brick in inputs.bricks}
     shared: dict[str, Setting] = {}
     for name in used:
-        if not known[name].per_brick:
+        if not parameters[name].per_brick:
             value = _clamped(inputs, name, inputs.shared(name))
-            if known[name].required and value is None and not inputs.config.report.problems:
+            if parameters[name].required and value is None and not inputs.config.report.problems:
                 inputs.config.report.refuse(
                     ("merge_method",), f"{method} requires the parameter {name}; mergekit rejects this too"
                 )
-            if not is_default(value, known[name].default):
+            if not is_default(value, parameters[name].default):
                 shared[name] = value
             continue
         values = {brick: _clamped(inputs, name, value) for brick, value in inputs.each(name).items()}
         if name != "weight" and all(value == next(iter(values.values())) for value in values.values()):
-            if not is_default(next(iter(values.values())), known[name].default):
+            if not is_default(next(iter(values.values())), parameters[name].default):
                 shared[name] = next(iter(values.values()))
             continue
         for brick, value in values.items():

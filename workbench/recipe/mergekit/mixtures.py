@@ -42,20 +42,20 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
             ("shared_experts",),
             "`grow: experts` cannot make shared experts, except one with zero output if the architecture needs it",
         )
-    into = str(data.get("architecture") or "auto")
-    if into not in _ARCHITECTURES:
-        report.refuse(("architecture",), f"found {into!r}; expected one of {', '.join(_ARCHITECTURES)}")
+    architecture = str(data.get("architecture") or "auto")
+    if architecture not in _ARCHITECTURES:
+        report.refuse(("architecture",), f"found {architecture!r}; expected one of {', '.join(_ARCHITECTURES)}")
     mode = str(data.get("gate_mode") or "hidden")
     if mode not in (*_PROMPTS, *_RANDOM):
         report.refuse(("gate_mode",), f"found {mode!r}; expected one of {', '.join((*_PROMPTS, *_RANDOM))}")
     read = [_expert(report, entry, ("experts", i), mode) for i, entry in enumerate(experts)]
     members = [member for member in read if member is not None]
-    anchors = [at for reference, at, _ in members if reference == base]
+    anchors = [key_path for reference, key_path, _ in members if reference == base]
     copies = len(anchors) == len(members)
     seen: set[Reference] = set()
-    for reference, at, _ in members:
+    for reference, key_path, _ in members:
         if reference in seen and not (copies and mode in _RANDOM):
-            report.refuse(at, f"{reference} is listed twice among the experts")
+            report.refuse(key_path, f"{reference} is listed twice among the experts")
         seen.add(reference)
     if anchors and not copies and anchors[0][1] != 0:
         report.note(anchors[0], "the base's layers are always the first expert, so experts are numbered differently")
@@ -69,7 +69,10 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
         report.note(("gate_mode",), "router rows are drawn with the base's initializer_range, not with deviation 1 or uniformly")
     report.stop()
     assert base is not None
-    top = {"top_k": data.get("experts_per_token", 2), **({"into": _ARCHITECTURES[into]} if _ARCHITECTURES[into] else {})}
+    top = {
+        "top_k": data.get("experts_per_token", 2),
+        **({"into": _ARCHITECTURES[architecture]} if _ARCHITECTURES[architecture] else {}),
+    }
     gate = "prompts" if mode in _PROMPTS else "random"
 
     def make(name: Callable[[Reference], str]) -> dict[str, Any]:
@@ -78,32 +81,33 @@ def read_mixture(document: yamldoc.Document) -> tuple[Config, Make]:
         bricks = {
             name(reference): prompts if gate == "prompts" else 1.0 for reference, _, prompts in members if reference != base
         }
-        own = next((prompts for reference, _, prompts in members if reference == base and gate == "prompts"), {})
-        return {"grow": "experts", "bricks": bricks, "anchor": bool(anchors), **own, "gate": gate, **top}
+        anchor_prompts = next((prompts for reference, _, prompts in members if reference == base and gate == "prompts"), {})
+        return {"grow": "experts", "bricks": bricks, "anchor": bool(anchors), **anchor_prompts, "gate": gate, **top}
 
-    sources = [ModelSource(reference, at, ((), {})) for reference, at, _ in members if reference != base]
+    sources = [ModelSource(reference, key_path, ((), {})) for reference, key_path, _ in members if reference != base]
     return Config(data, "moe", base, sources, [], None, report), make
 
 
 def _expert(
-    report: ImportReport, entry: Any, at: yamldoc.KeyPath, mode: str
+    report: ImportReport, entry: Any, key_path: yamldoc.KeyPath, mode: str
 ) -> tuple[Reference, yamldoc.KeyPath, dict[str, list[str]]] | None:
     """Return an expert's model, its path in the file, and its prompts; None if the entry is invalid."""
     if not isinstance(entry, Mapping) or "source_model" not in entry:
-        report.refuse(at, "expected {source_model:, positive_prompts:}")
+        report.refuse(key_path, "expected {source_model:, positive_prompts:}")
         return None
-    note_unknown(report, at, entry, _EXPERT)
+    note_unknown(report, key_path, entry, _EXPERT)
     if entry.get("noise_scale"):
         report.refuse(
-            (*at, "noise_scale"), "`grow: experts` cannot add noise; for copies, `redraw` re-initializes a share of the neurons"
+            (*key_path, "noise_scale"),
+            "`grow: experts` cannot add noise; for copies, `redraw` re-initializes a share of the neurons",
         )
     if entry.get("residual_scale") not in (None, 1, 1.0):
         report.refuse(
-            (*at, "residual_scale"), "`grow: experts` cannot scale an expert's output; a brick's weight scales its delta"
+            (*key_path, "residual_scale"), "`grow: experts` cannot scale an expert's output; a brick's weight scales its delta"
         )
     names = {"prompts": "positive_prompts", "negative_prompts": "negative_prompts"}
     prompts = {ours: list(entry[theirs]) for ours, theirs in names.items() if entry.get(theirs)}
     if mode in _PROMPTS and "prompts" not in prompts:
-        report.refuse((*at, "positive_prompts"), f"gate_mode {mode} needs prompts; mergekit-moe rejects this too")
-    reference = read_reference(report, entry["source_model"], (*at, "source_model"))
-    return None if reference is None else (reference, at, prompts)
+        report.refuse((*key_path, "positive_prompts"), f"gate_mode {mode} needs prompts; mergekit-moe rejects this too")
+    reference = read_reference(report, entry["source_model"], (*key_path, "source_model"))
+    return None if reference is None else (reference, key_path, prompts)

@@ -65,10 +65,10 @@ def complement(value: Setting) -> Setting:
 def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
     """Return all values of a parameter in the order in which mergekit tries them, up to the first one without a filter."""
     collected: list[ParameterEntry] = []
-    for at, parameters in scopes:
+    for key_path, parameters in scopes:
         if name not in parameters:
             continue
-        value, path = parameters[name], (*at, name)
+        value, path = parameters[name], (*key_path, name)
         conditions = [value] if isinstance(value, dict) else value
         if isinstance(conditions, list) and conditions and all(isinstance(c, dict) for c in conditions):
             for i, condition in enumerate(conditions):
@@ -77,9 +77,9 @@ def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[P
                     report.refuse(where, "expected {filter:, value:}")
                     continue
                 chosen = condition.get("filter")
-                every = chosen is None or chosen == "*"
-                collected.append(ParameterEntry(None if every else str(chosen), condition["value"], where))
-                if every:
+                has_no_filter = chosen is None or chosen == "*"
+                collected.append(ParameterEntry(None if has_no_filter else str(chosen), condition["value"], where))
+                if has_no_filter:
                     return collected
         elif value != []:
             collected.append(ParameterEntry(None, value, path))
@@ -125,22 +125,23 @@ def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
     gradient: Setting = {"knots": list(entry.value)}
     if model is not None and model.layout.depth == 1:
         gradient = entry.value[-1]  # the only layer is the last one to mergekit
-    inside, outside = _places(entry.filter, model)
-    if not outside or (entry.value[0] == entry.value[-1] and isinstance(gradient, dict)):
+    in_layers, outside_layers = _places(entry.filter, model)
+    if not outside_layers or (entry.value[0] == entry.value[-1] and isinstance(gradient, dict)):
         return [{"where": where, "value": gradient}]
     first = {"where": where, "value": entry.value[0]}
-    return [first, {"where": {**where, **_LAYERS}, "value": gradient}] if inside else [first]
+    return [first, {"where": {**where, **_LAYERS}, "value": gradient}] if in_layers else [first]
 
 
 def _places(text: str | None, model: Model | None) -> tuple[bool, bool]:
     """Return whether a filter matches tensors inside layers, and tensors outside of them; both are True without a model."""
     if model is None:
         return True, True
-    inside = {model.layout.layer(name) is not None for name in model.layout.names if text is None or text in name}
-    return True in inside, False in inside
+    matches = {model.layout.layer(name) is not None for name in model.layout.names if text is None or text in name}
+    return True in matches, False in matches
 
 
 def _matches(entry: ParameterEntry, model: Model, report: ImportReport) -> bool:
+    """Return whether an entry's filter matches a tensor of the base; add a note if not."""
     if entry.filter is None or any(_places(entry.filter, model)):
         return True
     report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base, so it is omitted")

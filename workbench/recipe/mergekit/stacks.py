@@ -14,7 +14,7 @@ def is_stack(data: Any) -> bool:
     if not isinstance(data, Mapping) or data.get("merge_method") != "passthrough":
         return False
     slices = _slices(data)[1]
-    return isinstance(slices, list) and (len(slices) > 1 or any(s != 0 for s in _starts(slices)))
+    return isinstance(slices, list) and (len(slices) > 1 or any(s != 0 for s in _first_layers(slices)))
 
 
 def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
@@ -28,11 +28,11 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
             lines.
     """
     report, data = ImportReport(document), document.data
-    at, slices = _slices(data)
+    key_path, slices = _slices(data)
     models: dict[Reference, yamldoc.KeyPath] = {}
     stacked = []
     for i, entry in enumerate(slices):
-        where = (*at, i)
+        where = (*key_path, i)
         sources = entry.get("sources") if isinstance(entry, Mapping) else None
         if not isinstance(sources, list) or len(sources) != 1 or not isinstance(sources[0], Mapping):
             report.refuse(where, "expected one source: passthrough takes exactly 1 model a slice")
@@ -63,13 +63,15 @@ def read_stack(document: yamldoc.Document) -> tuple[Config, dict[str, Any]]:
 
 
 def _slices(data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, Any]:
+    """Return the path of the slices in the file, and the slices."""
     module = (data.get("modules") or {}).get("default") if isinstance(data.get("modules"), Mapping) else None
     if isinstance(module, Mapping):
         return ("modules", "default", "slices"), module.get("slices")
     return ("slices",), data.get("slices")
 
 
-def _starts(slices: list[Any]) -> list[Any]:
+def _first_layers(slices: list[Any]) -> list[Any]:
+    """Return the first layer of each slice, or None where it is not stated."""
     starts = []
     for entry in slices:
         for source in (entry.get("sources") if isinstance(entry, Mapping) else None) or []:
@@ -78,12 +80,12 @@ def _starts(slices: list[Any]) -> list[Any]:
     return starts
 
 
-def _scale(report: ImportReport, scope: Mapping[str, Any], at: yamldoc.KeyPath) -> dict[str, float] | None:
+def _scale(report: ImportReport, scope: Mapping[str, Any], key_path: yamldoc.KeyPath) -> dict[str, float] | None:
     """Return the factors of a scope as glob -> factor, where the first match wins; None if the scope does not set `scale`."""
     parameters = scope.get("parameters") or {}
     for name in parameters if isinstance(parameters, Mapping) else ():
         if name != "scale":
-            report.note((*at, "parameters", name), "passthrough does not use it, so it is omitted")
+            report.note((*key_path, "parameters", name), "passthrough does not use it, so it is omitted")
     value = parameters.get("scale") if isinstance(parameters, Mapping) else None
     if value is None:
         return None
@@ -91,7 +93,7 @@ def _scale(report: ImportReport, scope: Mapping[str, Any], at: yamldoc.KeyPath) 
     factors: dict[str, float] = {}
     for rule in rules:
         if not isinstance(rule, Mapping) or not isinstance(rule.get("value"), (int, float)):
-            report.refuse((*at, "parameters", "scale"), f"expected a number or rules {{filter:, value:}}, found {value}")
+            report.refuse((*key_path, "parameters", "scale"), f"expected a number or rules {{filter:, value:}}, found {value}")
             return {}
         glob = f"*{rule['filter']}*" if rule.get("filter") not in (None, "*") else "*"
         factors.setdefault(glob, float(rule["value"]))

@@ -26,6 +26,7 @@ def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
 
 
 def _field(key: str, value: Any, indent: str) -> list[str]:
+    """Return the lines of a field; some mappings and lists of rules are written as blocks."""
     head = f"{indent}{_inline(key)}:"
     if isinstance(value, dict) and value and (key in _BLOCKS or _has_rules(value)):
         return [head, *(line for name, inner in value.items() for line in _field(name, inner, indent + "  "))]

@@ -30,8 +30,8 @@ def carry_vocabulary(config: Config, places: Mapping[str, Path | None], names: M
     key = next((key for key in ("tokenizer_source", "tokenizer") if data.get(key)), None)
     if key is not None:
         tokenizer = data[key] if key == "tokenizer" and isinstance(data[key], dict) else {"source": data[key]}
-        at: yamldoc.KeyPath = (key,) if key == "tokenizer_source" else (key, "source")
-        block = _Translation(config, names, base).block(tokenizer, key, at)
+        key_path: yamldoc.KeyPath = (key,) if key == "tokenizer_source" else (key, "source")
+        block = _Translation(config, names, base).block(tokenizer, key, key_path)
         if list(block) == ["source"] and _same_tokens(config, key, places):
             block = {}
     return {"tokenizer": block} if (block := _with_template(config, block)) else {}
@@ -44,9 +44,10 @@ def _with_template(config: Config, block: Block) -> Block:
         return block
     if isinstance(template, str) and "{" in template:
         return {**(block or {"source": "base"}), "chat_template": template}
-    shown = template if len(str(template)) < 20 else "a template"
+    template_text = template if len(str(template)) < 20 else "a template"
     report.note(
-        ("chat_template",), f"{shown}: not carried over, the output keeps the template of its tokenizer; the weights are the same"
+        ("chat_template",),
+        f"{template_text}: not carried over, the output keeps the template of its tokenizer; the weights are the same",
     )
     return block
 
@@ -57,17 +58,17 @@ class _Translation:
     def __init__(self, config: Config, names: Mapping[str, str], base: str) -> None:
         self.config, self.names, self.base = config, names, base
 
-    def block(self, tokenizer: Mapping[str, Any], key: str, at: yamldoc.KeyPath) -> Block:
+    def block(self, tokenizer: Mapping[str, Any], key: str, key_path: yamldoc.KeyPath) -> Block:
         """Return the recipe's `tokenizer` block for mergekit's mapping, which is the value of `key`."""
         source = tokenizer.get("source", "union")
-        block: Block = {"source": source if source in ("union", "base") else self._model(source, at)}
+        block: Block = {"source": source if source in ("union", "base") else self._model(source, key_path)}
         if tokenizer.get("tokens"):
             block["tokens"] = {str(t): self._rule(rule, (key, "tokens", t)) for t, rule in tokenizer["tokens"].items()}
         if tokenizer.get("pad_to_multiple_of"):
             block["pad_to_multiple_of"] = tokenizer["pad_to_multiple_of"]
         return block
 
-    def _rule(self, rule: Any, at: yamldoc.KeyPath) -> Block:
+    def _rule(self, rule: Any, key_path: yamldoc.KeyPath) -> Block:
         translated: Block = {}
         source = rule.get("source") if isinstance(rule, dict) else None
         kind = source.get("kind") if isinstance(source, dict) else None
@@ -75,20 +76,20 @@ class _Translation:
             translated["source"] = "zero"
         elif kind == "model_token" and isinstance(source, dict):
             row = {name: source[name] for name in ("token", "token_id") if source.get(name) is not None}
-            translated["source"] = {"model": self._model(source.get("model"), (*at, "source", "model")), **row}
+            translated["source"] = {"model": self._model(source.get("model"), (*key_path, "source", "model")), **row}
         elif source is not None:
-            translated["source"] = self._model(source, (*at, "source"))
+            translated["source"] = self._model(source, (*key_path, "source"))
         if isinstance(rule, dict) and rule.get("force"):
             translated["force"] = True
         return translated
 
-    def _model(self, value: Any, at: yamldoc.KeyPath) -> str:
+    def _model(self, value: Any, key_path: yamldoc.KeyPath) -> str:
         """Return the name of an input in the recipe: `base` or a brick."""
-        reference = read_reference(self.config.report, value, at)
+        reference = read_reference(self.config.report, value, key_path)
         if reference == Reference(self.base):
             return "base"
         if reference is None or reference.lora or str(reference) not in self.names:
-            self.config.report.refuse(at, f"{value} is neither the base nor a checkpoint among the inputs")
+            self.config.report.refuse(key_path, f"{value} is neither the base nor a checkpoint among the inputs")
         return self.names.get(str(reference), "base")
 
 
@@ -96,11 +97,11 @@ def _same_tokens(config: Config, key: str, places: Mapping[str, Path | None]) ->
     """Return True if all models have the same tokens in the same rows, so that no row moves."""
     vocabularies = [None if path is None else _vocabulary(path) for path in places.values()]
     first = vocabularies[0]
-    if first is None or any(one != first for one in vocabularies):
+    if first is None or any(vocabulary != first for vocabulary in vocabularies):
         return False
     config.report.note((key,), "all inputs have the same vocabulary, so no row moves and it is omitted")
-    if (spare := first[1] - len(first[0])) > 0:
-        config.report.note((key,), f"mergekit cuts the {spare} rows beyond the tokenizer's tokens, but the recipe keeps them")
+    if (unused := first[1] - len(first[0])) > 0:
+        config.report.note((key,), f"mergekit cuts the {unused} rows beyond the tokenizer's tokens, but the recipe keeps them")
     return True
 
 

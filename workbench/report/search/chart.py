@@ -45,8 +45,8 @@ class Scale:
     @classmethod
     def over(cls, values: Iterable[float], *, log: bool = False, room: float = 0.06) -> Scale:
         """Return a scale over all values, with some room at both ends."""
-        every = list(values) or [0.0, 1.0]
-        low, high = min(every), max(every)
+        numbers = list(values) or [0.0, 1.0]
+        low, high = min(numbers), max(numbers)
         if log and low > 0:
             factor = (high / low) ** room if high > low else 2.0
             return cls(low / factor, high * factor, True)
@@ -75,7 +75,7 @@ class Scale:
         first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
         powers = [10.0**k for k in range(first, last + 1)]
         fine = [m * p for p in powers for m in (1, 2, 5)]
-        inside = [[v for v in found if self.low <= v <= self.high] for found in (powers, fine)]
+        inside = [[v for v in values if self.low <= v <= self.high] for values in (powers, fine)]
         return tuple(inside[0] if len(inside[0]) > 3 else inside[1]) or (self.low, self.high)
 
     def texts(self, places: Sequence[float], unit: float = 1.0) -> list[str]:
@@ -111,13 +111,13 @@ def left_scale(scale: Scale, height: int, unit: float, below: int = AXIS) -> tup
     """Return a vertical scale: its labels, which go beside the plot, and its grid lines, which go into the plot."""
     places = scale.ticks(unit)
     texts = scale.texts(places, unit)
-    wide = room(texts)
+    width = room(texts)
     numbers, lines = [], []
     for value, text in zip(places, texts, strict=True):
         y = scale.up(value, height)
-        numbers.append(svg("text", text, class_="tick y", x=wide - 8, y=y + 4))
+        numbers.append(svg("text", text, class_="tick y", x=width - 8, y=y + 4))
         lines.append(svg("line", class_="grid", x1=0, x2="100%", y1=y, y2=y))
-    return svg("svg", joined(*numbers), class_="gutter", width=wide, height=TOP + height + below, aria_hidden="true"), lines
+    return svg("svg", joined(*numbers), class_="gutter", width=width, height=TOP + height + below, aria_hidden="true"), lines
 
 
 def bottom_scale(scale: Scale, height: int, unit: float = 1.0, places: Sequence[float] | None = None) -> list[Markup]:
@@ -159,14 +159,14 @@ def spread(places: Sequence[float], gap: float, low: float, high: float) -> list
     """Move label positions apart, by at least `gap` if there is room, in their order and close to their places."""
     order = sorted(range(len(places)), key=lambda i: places[i])
     gap = min(gap, (high - low) / max(len(places) - 1, 1))
-    found = [min(max(places[i], low), high) for i in order]
-    for k in range(1, len(found)):
-        found[k] = max(found[k], found[k - 1] + gap)
-    if found:
-        found[-1] = min(found[-1], high)
-    for k in range(len(found) - 2, -1, -1):
-        found[k] = min(found[k], found[k + 1] - gap)
+    positions = [min(max(places[i], low), high) for i in order]
+    for k in range(1, len(positions)):
+        positions[k] = max(positions[k], positions[k - 1] + gap)
+    if positions:
+        positions[-1] = min(positions[-1], high)
+    for k in range(len(positions) - 2, -1, -1):
+        positions[k] = min(positions[k], positions[k + 1] - gap)
     placed = [0.0] * len(places)
-    for i, place in zip(order, found, strict=True):
+    for i, place in zip(order, positions, strict=True):
         placed[i] = round(place, 1)
     return placed

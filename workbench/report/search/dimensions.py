@@ -120,20 +120,20 @@ def _strips(view: SearchView, objective: ObjectiveView, d: DimensionView) -> Fig
     x = scores_scale(view, objective, _drawn(candidates, objective, best))
     height = ROW * len(d.choices)
     texts = [cut(choice, LONGEST) for choice in d.choices]
-    wide = room(texts)
+    width = room(texts)
     names, rows = [], []
     for i, (choice, text) in enumerate(zip(d.choices, texts, strict=True)):
         middle = TOP + ROW * i + ROW / 2
-        label = svg("text", text, class_="tick y", x=wide - 8, y=middle + 4)
+        label = svg("text", text, class_="tick y", x=width - 8, y=middle + 4)
         names.append(svg("g", joined(svg("title", choice), label), class_="mark"))
         rows.append(svg("line", class_="grid", x1=0, x2="100%", y1=middle, y2=middle))
     if best is not None:
         at = x.across(best)
         rows.append(svg("line", class_="control-line best", x1=at, x2=at, y1=TOP, y2=TOP + height))
-    whole = [(_row(c, d), ends) for c in candidates if (ends := c.interval(objective))]
-    marks = [_whisker(x.across(low), x.across(high), at, at) for at, (low, high) in whole]
+    intervals = [(_row(c, d), ends) for c in candidates if (ends := c.interval(objective))]
+    marks = [_whisker(x.across(low), x.across(high), at, at) for at, (low, high) in intervals]
     marks += [mark(c, x.across(c.scores[objective.index]), _row(c, d), view) for c in candidates if c.scores]
-    gutter = svg("svg", joined(*names), class_="gutter", width=wide, height=TOP + height + AXIS)
+    gutter = svg("svg", joined(*names), class_="gutter", width=width, height=TOP + height + AXIS)
     drawn = [*bottom_scale(x, height, objective.unit.scale), *rows, *marks]
     drawing = plot(f"{objective.name} by choice of {d.name}", height, AXIS, drawn, gutter)
     return Figure(d.name, _count(view, len(candidates)), drawing)
@@ -150,6 +150,6 @@ def _row(candidate: Candidate, d: DimensionView) -> float:
     return round(middle + ROW * SPREAD * ((candidate.number * GOLDEN) % 1 - 0.5), 1)
 
 
-def _count(view: SearchView, found: int) -> str:
-    every = sum(c.scores is not None for c in view.candidates)
-    return f"{found} of {every} candidates" if found < every else f"{every} candidates"
+def _count(view: SearchView, shown: int) -> str:
+    scored = sum(c.scores is not None for c in view.candidates)
+    return f"{shown} of {scored} candidates" if shown < scored else f"{scored} candidates"

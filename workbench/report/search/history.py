@@ -50,6 +50,7 @@ def best_so_far(candidates: Sequence[Candidate], objective: ObjectiveView) -> li
 
 
 def _history(view: SearchView, objective: ObjectiveView) -> Figure:
+    """Return the chart of one objective."""
     controls = [c for c in view.controls if objective.index < len(c.scores)]
     height = max(HEIGHT, LABEL * len(controls))
     ground = GROUND if any(c.failed for c in view.candidates) else 0
@@ -84,12 +85,12 @@ def _controls(view: SearchView, objective: ObjectiveView, y: Scale, height: int,
     texts = [f"{cut(c.name, LONGEST)} {objective.unit.score(c.scores[objective.index])}" for c in controls]
     places = [y.up(c.scores[objective.index], height) for c in controls]
     labels, lines = [], []
-    for control, text, place, at in zip(controls, texts, places, spread(places, LABEL, TOP, TOP + height), strict=True):
+    for control, text, line_y, label_y in zip(controls, texts, places, spread(places, LABEL, TOP, TOP + height), strict=True):
         kind = "control-line best" if control.name == view.best_control else "control-line"
-        lines.append(svg("line", class_=kind, x1=0, x2="100%", y1=place, y2=place))
-        labels.append(svg("line", class_=kind, x1=0, x2=14, y1=place, y2=at))
+        lines.append(svg("line", class_=kind, x1=0, x2="100%", y1=line_y, y2=line_y))
+        labels.append(svg("line", class_=kind, x1=0, x2=14, y1=line_y, y2=label_y))
         title = svg("title", f"{control.name}\n{objective.measure}: {objective.unit.score(control.scores[objective.index])}")
-        labels.append(svg("g", joined(title, svg("text", text, x=18, y=at + 4)), class_=f"mark {kind}"))
+        labels.append(svg("g", joined(title, svg("text", text, x=18, y=label_y + 4)), class_=f"mark {kind}"))
     return svg("svg", joined(*labels), class_="gutter labels", width=room(texts) + 14, height=TOP + height + ground + AXIS), lines
 
 
@@ -116,20 +117,20 @@ def _failed(view: SearchView, x: Scale, floor: int) -> list[Markup]:
 
 def hypervolume(view: SearchView) -> Figure | None:
     """Return the chart of the area that the Pareto front covers after each candidate, for two objectives."""
-    found = view.hypervolume
-    if len(view.objectives) != 2 or len(found) < 2:
+    areas = view.hypervolume
+    if len(view.objectives) != 2 or len(areas) < 2:
         return None
-    unit = raw(max(abs(v) for v in found))
-    height, last = HEIGHT, len(found) - 1
-    y, x = Scale.over([0.0, *found], room=0.04), Scale(-0.02 * last, 1.02 * last)
+    unit = raw(max(abs(v) for v in areas))
+    height, last = HEIGHT, len(areas) - 1
+    y, x = Scale.over([0.0, *areas], room=0.04), Scale(-0.02 * last, 1.02 * last)
     gutter, grid = left_scale(y, height, 1.0)
-    points = [(i, v) for i, v in enumerate(found) if i == 0 or v != found[i - 1]]
+    points = [(i, v) for i, v in enumerate(areas) if i == 0 or v != areas[i - 1]]
     marks = []
     for i, value in points:
         title = svg("title", f"After {i + 1} candidates\nArea {unit.score(value)}")
-        at, above = x.across(i), y.up(value, height)
-        dots = (svg("circle", class_="hit", cx=at, cy=above, r=8), svg("circle", class_="knot", cx=at, cy=above, r=2.5))
-        marks.append(svg("g", joined(title, *dots), class_="mark"))
+        at, point_y = x.across(i), y.up(value, height)
+        circles = (svg("circle", class_="hit", cx=at, cy=point_y, r=8), svg("circle", class_="knot", cx=at, cy=point_y, r=2.5))
+        marks.append(svg("g", joined(title, *circles), class_="mark"))
     line = stretched(_steps(points, x, y, height, last, "best"), height=TOP + height)
     drawn = [*grid, *_numbers(x, last, height), line, *marks]
     text = (

@@ -35,6 +35,7 @@ def markdown(view: SearchView) -> str:
 
 
 def _result(view: SearchView) -> list[str]:
+    """Return the table of tested configurations."""
     if not view.tested:
         return []
     heads = ["Configuration", "Description"]
@@ -50,27 +51,33 @@ def _result(view: SearchView) -> list[str]:
     return ["## Result", table(heads, (_row(view, t) for t in view.tested), left=2), text]
 
 
-def _row(view: SearchView, t: TestedView) -> list[str]:
-    cells = [t.name, wording.notes(t, view) or "control"]
+def _row(view: SearchView, tested: TestedView) -> list[str]:
+    """Return the table row of a tested configuration."""
+    cells = [tested.name, wording.notes(tested, view) or "control"]
     for o in view.objectives:
-        paired, unit = t.against[o.index], o.unit
+        paired, unit = tested.against[o.index], o.unit
         ends = unit.diffs(paired.low, paired.high) if paired else ""
         cells += [
-            unit.score(t.search[o.index]),
-            unit.score(t.test[o.index]),
-            unit.diff(t.optimism[o.index]),
-            f"{unit.diff(wording.difference(t, view, o))} {ends}".strip(),
+            unit.score(tested.search[o.index]),
+            unit.score(tested.test[o.index]),
+            unit.diff(tested.optimism[o.index]),
+            f"{unit.diff(wording.difference(tested, view, o))} {ends}".strip(),
             (paired and paired.verdict) or MISSING,
         ]
     return cells
 
 
 def _tasks(view: SearchView) -> list[str]:
-    found = view.comparison
-    return [f"## Differences against {escape(found.baseline)}, task by task", differences(found)] if found and found.rows else []
+    comparison = view.comparison
+    return (
+        [f"## Differences against {escape(comparison.baseline)}, task by task", differences(comparison)]
+        if comparison and comparison.rows
+        else []
+    )
 
 
 def _history(view: SearchView) -> list[str]:
+    """Return the table of all candidates, with the best score so far marked."""
     if not view.candidates:
         return []
     best = {
@@ -85,8 +92,8 @@ def _history(view: SearchView) -> list[str]:
     for c in view.candidates:
         values = [written(c.values[d.name]) if d.name in c.values else MISSING for d in view.dimensions]
         scores = [_score(c, view, i) for i in range(len(view.objectives))]
-        told = "best so far" if (c.random, c.number) in best else ""
-        rows.append([c.name, *values, *scores, count(c.items), ", ".join(p for p in (told, wording.fate(c, view)) if p)])
+        note = "best so far" if (c.random, c.number) in best else ""
+        rows.append([c.name, *values, *scores, count(c.items), ", ".join(p for p in (note, wording.fate(c, view)) if p)])
     intervals = "Brackets: the 95 % interval of the paired difference from the best control, added to the best control's score."
     notes = [intervals] if any(c.intervals for c in view.candidates) else []
     notes += (
@@ -111,10 +118,11 @@ def _importances(view: SearchView) -> list[str]:
 
 
 def _front(view: SearchView) -> list[str]:
-    found = pareto.pareto(view)
-    if found is None:
+    """Return the Pareto front and its hypervolume; empty for one objective."""
+    plot = pareto.pareto(view)
+    if plot is None:
         return []
-    text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(found.front)}."
+    text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(plot.front)}."
     area = (
         [f"Hypervolume after {count(len(view.hypervolume))} candidates: {view.hypervolume[-1]:.4g}."] if view.hypervolume else []
     )

@@ -62,7 +62,7 @@ def html(view: SearchView) -> str:
         "pareto": pareto.pareto(view),
         "hypervolume": history.hypervolume(view),
         "facts": wording.facts(view),
-        "given_up": any(c.stopped for c in view.candidates),
+        "stopped": any(c.stopped for c in view.candidates),
         "failed": any(c.failed for c in view.candidates),
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),

@@ -22,7 +22,7 @@ BUNDLE = 0.5  # share of the distance between two choices over which the lines o
 
 
 @dataclass(frozen=True)
-class CandidateLine:
+class ParallelAxis:
     """A vertical axis: its labels, and the position of each candidate (None if the candidate does not have the dimension)."""
 
     name: str
@@ -57,21 +57,21 @@ def parallel(view: SearchView) -> Parallel | None:
     # Later lines cover earlier ones: draw better candidates later and the chosen ones last.
     order = sorted((c for c in drawn if c.scores), key=lambda c: (c.name in view.chosen, _goodness(c, first, worst, best)))
     paths = [_path(c, axes, view, shade(_goodness(c, first, worst, best))) for c in order]
-    whole = HEAD + TOP + HEIGHT + FOOT
-    content = joined(stretched(*paths, height=whole), *(_axis(axis, i, len(axes)) for i, axis in enumerate(axes)))
+    height = HEAD + TOP + HEIGHT + FOOT
+    content = joined(stretched(*paths, height=height), *(_axis(axis, i, len(axes)) for i, axis in enumerate(axes)))
     drawing = svg(
         "svg",
         content,
         class_="parallel many" if len(drawn) > MANY else "parallel",
         width="100%",
-        height=whole,
+        height=height,
         role="img",
         aria_label=f"Parallel coordinates of {len(drawn)} candidates over {len(axes) - len(view.objectives)} dimensions",
     )
-    apart = max([LEAST, *(room([cut(a.name, HEADING)]) + 4 for a in axes)])
-    left = max(0, room(text for _, text in axes[0].labels) - apart // 2)  # the first axis's labels are in the margin
-    padded = Markup('<div style="padding-left:{}px">{}</div>').format(left, drawing)
-    figure = Figure("Parallel coordinates", _caption(view, drawn), padded, len(axes) * apart + left)
+    distance = max([LEAST, *(room([cut(a.name, HEADING)]) + 4 for a in axes)])
+    margin = max(0, room(text for _, text in axes[0].labels) - distance // 2)  # the first axis's labels are in the margin
+    padded = Markup('<div style="padding-left:{}px">{}</div>').format(margin, drawing)
+    figure = Figure("Parallel coordinates", _caption(view, drawn), padded, len(axes) * distance + margin)
     clipped = any(first.better(worst, c.scores[0]) for c in drawn if c.scores)
     return Parallel(figure, first.unit.score(worst), first.unit.score(best), first, clipped)
 
@@ -100,7 +100,8 @@ def _y(share: float) -> float:
     return round(HEAD + TOP + HEIGHT * (1 - share), 1)
 
 
-def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> CandidateLine:
+def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
+    """Return the axis of a dimension."""
     if not d.numeric:
         return _choices(d, view, drawn)
     scale = Scale.over([d.low, d.high, *(float(c.values[d.name]) for c in drawn if has(c, d))], log=d.log, room=0.0)
@@ -111,24 +112,24 @@ def _dimension(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -
         value = number(c.values.get(d.name))
         return None if value is None else _y(scale.share(value))
 
-    return CandidateLine(d.name, place, labels)
+    return ParallelAxis(d.name, place, labels)
 
 
-def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> CandidateLine:
+def _choices(d: DimensionView, view: SearchView, drawn: Sequence[Candidate]) -> ParallelAxis:
     """Return the axis of a dimension with choices; the lines of one choice are spread in the order of their scores."""
     middles = {choice: _y(1 - (i + 0.5) / len(d.choices)) for i, choice in enumerate(d.choices)}
-    wide = HEIGHT / len(d.choices) * BUNDLE
+    width = HEIGHT / len(d.choices) * BUNDLE
     places: dict[str, float] = {}
     first = view.objectives[0]
     for choice, middle in middles.items():
-        mine = [c for c in drawn if has(c, d) and written(c.values[d.name]) == choice and c.scores]
-        mine.sort(key=lambda c: c.scores[0] if c.scores else 0.0, reverse=not first.lower)
-        for i, c in enumerate(mine):
-            places[c.name] = round(middle + wide * ((i + 0.5) / len(mine) - 0.5), 1)
-    return CandidateLine(d.name, lambda c: places.get(c.name), tuple((y, cut(choice, LONGEST)) for choice, y in middles.items()))
+        members = [c for c in drawn if has(c, d) and written(c.values[d.name]) == choice and c.scores]
+        members.sort(key=lambda c: c.scores[0] if c.scores else 0.0, reverse=not first.lower)
+        for i, c in enumerate(members):
+            places[c.name] = round(middle + width * ((i + 0.5) / len(members) - 0.5), 1)
+    return ParallelAxis(d.name, lambda c: places.get(c.name), tuple((y, cut(choice, LONGEST)) for choice, y in middles.items()))
 
 
-def _objective(view: SearchView, o: ObjectiveView) -> CandidateLine:
+def _objective(view: SearchView, o: ObjectiveView) -> ParallelAxis:
     """Return the axis of an objective; up is better."""
     scale = scores_scale(view, o)
     places = scale.ticks(o.unit.scale)
@@ -137,14 +138,14 @@ def _objective(view: SearchView, o: ObjectiveView) -> CandidateLine:
         return 1 - scale.share(value) if o.lower else scale.share(value)
 
     labels = tuple((_y(share(v)), text) for v, text in zip(places, scale.texts(places, o.unit.scale), strict=True))
-    return CandidateLine(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
+    return ParallelAxis(o.measure, lambda c: _y(share(c.scores[o.index])) if c.scores else None, labels, True)
 
 
-def _path(c: Candidate, axes: Sequence[CandidateLine], view: SearchView, color: int) -> Markup:
+def _path(c: Candidate, axes: Sequence[ParallelAxis], view: SearchView, color: int) -> Markup:
     """Draw a candidate's line: solid between neighboring axes, dashed across axes that the candidate does not have."""
-    met = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
+    points = [(i, y) for i, axis in enumerate(axes) if (y := axis.place(c)) is not None]
     solid = dashed = ""
-    for (i, a), (j, b) in pairwise(met):
+    for (i, a), (j, b) in pairwise(points):
         part = f"M{_x(i, len(axes)):g} {a:g}L{_x(j, len(axes)):g} {b:g}"
         if j == i + 1:
             solid += part
@@ -154,16 +155,16 @@ def _path(c: Candidate, axes: Sequence[CandidateLine], view: SearchView, color: 
     parts += [svg("path", class_="reach", d=solid + dashed)]
     parts += [svg("path", d=solid)] if solid else []
     parts += [svg("path", class_="jump", d=dashed)] if dashed else []
-    kind = "mark line" + (" chosen" if c.name in view.chosen else "") + (" given-up" if c.stopped else "")
+    kind = "mark line" + (" chosen" if c.name in view.chosen else "") + (" stopped" if c.stopped else "")
     return svg("g", joined(*parts), class_=f"{kind} s{color}")
 
 
-def _x(index: int, number_of: int) -> float:
-    return round(WIDE * (index + 0.5) / number_of, 1)
+def _x(index: int, count: int) -> float:
+    return round(WIDE * (index + 0.5) / count, 1)
 
 
-def _axis(axis: CandidateLine, index: int, number_of: int) -> Markup:
-    x = f"{_x(index, number_of) / 10:g}%"
+def _axis(axis: ParallelAxis, index: int, count: int) -> Markup:
+    x = f"{_x(index, count) / 10:g}%"
     name = svg(
         "g", joined(svg("title", axis.name), svg("text", cut(axis.name, HEADING), class_="heading", x=x, y=16)), class_="mark"
     )

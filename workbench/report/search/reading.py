@@ -73,14 +73,14 @@ def _in_project(path: str, folder: str) -> str:
 
 
 def _objectives(
-    found: Iterable[Mapping[str, Any]],
+    entries: Iterable[Mapping[str, Any]],
     controls: Sequence[Control],
     candidates: Sequence[Candidate],
     rows: Sequence[Mapping[str, Any]],
 ) -> tuple[ObjectiveView, ...]:
     """Return the objectives with their units: percent if higher is better and all scores except estimates are shares."""
-    made = []
-    for i, objective in enumerate(found):
+    objectives = []
+    for i, objective in enumerate(entries):
         levels = [c.scores[i] for c in controls if i < len(c.scores)]
         levels += [c.scores[i] for c in candidates if c.complete and c.scores and i < len(c.scores)]
         levels += [v for row in rows for half in ("search", "test") if (v := _at(row.get(half), i)) is not None]
@@ -88,8 +88,10 @@ def _objectives(
         share = not lower and all(0 <= v <= 1 for v in levels)
         unit = POINTS if share else raw(max((abs(v) for v in levels), default=0.0))
         terms = tuple("/".join(map(str, term)) for term in objective.get("terms") or ())
-        made.append(ObjectiveView(str(objective["name"]), i, lower, unit, terms, (objective.get("items") or {}).get("test")))
-    return tuple(made)
+        objectives.append(
+            ObjectiveView(str(objective["name"]), i, lower, unit, terms, (objective.get("items") or {}).get("test"))
+        )
+    return tuple(objectives)
 
 
 def _dimension(name: str, domain: Mapping[str, Any]) -> DimensionView:
@@ -101,13 +103,14 @@ def _dimension(name: str, domain: Mapping[str, Any]) -> DimensionView:
 
 
 def _candidate(trial: Mapping[str, Any]) -> Candidate:
+    """Return the view of a candidate."""
     arm = str(trial.get("arm") or "search")
-    found = int(trial.get("number") or 0)
+    trial_number = int(trial.get("number") or 0)
     seconds = trial.get("seconds") or {}
     return Candidate(
-        name=str(trial.get("name") or f"{'random' if arm == 'random' else 'trial'}-{found}"),
+        name=str(trial.get("name") or f"{'random' if arm == 'random' else 'trial'}-{trial_number}"),
         arm=arm,
-        number=found,
+        number=trial_number,
         values={str(k): v for k, v in (trial.get("values") or {}).items()},
         scores=_scores(trial.get("scores")),
         stopped=bool(trial.get("stopped")),
@@ -120,20 +123,20 @@ def _candidate(trial: Mapping[str, Any]) -> Candidate:
     )
 
 
-def _ends(found: Sequence[float | None] | None) -> tuple[float, float] | None:
-    low, high = found or (None, None)
+def _ends(interval: Sequence[float | None] | None) -> tuple[float, float] | None:
+    low, high = interval or (None, None)
     return None if low is None or high is None else (low, high)
 
 
-def _scores(found: Sequence[float | None] | None) -> tuple[float, ...] | None:
+def _scores(scores: Sequence[float | None] | None) -> tuple[float, ...] | None:
     """Return the scores, or None if one of them is missing."""
-    values = [v for v in found or () if v is not None]
-    return tuple(values) if found and len(values) == len(found) else None
+    present = [v for v in scores or () if v is not None]
+    return tuple(present) if scores and len(present) == len(scores) else None
 
 
-def _shares(found: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
+def _shares(importances: Mapping[str, Any]) -> tuple[tuple[str, float], ...]:
     """Return importances, the largest first."""
-    return tuple(sorted(((str(k), float(v)) for k, v in found.items() if v is not None), key=lambda kv: -kv[1]))
+    return tuple(sorted(((str(k), float(v)) for k, v in importances.items() if v is not None), key=lambda kv: -kv[1]))
 
 
 def _tested(
@@ -144,29 +147,30 @@ def _tested(
     Controls come before candidates in the document: of two rows with one name, the first one is the control. If several controls have the
     weights of a candidate, the best control is its twin.
     """
-    names: set[str] = set()
-    weights: dict[str, str] = {}
+    earlier: set[str] = set()
+    control_of: dict[str, str] = {}
     for row in rows:
         name, digest = str(row["name"]), str(row.get("digest") or "")
-        control = name in controls and name not in names
+        control = name in controls and name not in earlier
         kind = "control" if control else "random" if name.startswith("random-") else "candidate"
-        names.add(name)
+        earlier.add(name)
         lines = [] if control else [_against(line) for line in against.get(name) or ()]
         halves = ([_at(row.get(half), i) for i in range(objectives)] for half in ("search", "test", "optimism"))
         search, test, optimism = (tuple(half) for half in halves)
-        twin = None if control or not digest else weights.get(digest)
+        twin = None if control or not digest else control_of.get(digest)
         paired = tuple(lines[i] if i < len(lines) else None for i in range(objectives))
         yield TestedView(name, kind, digest, search, test, optimism, paired, twin)
-        if control and digest and (name == best or digest not in weights):
-            weights[digest] = name
+        if control and digest and (name == best or digest not in control_of):
+            control_of[digest] = name
 
 
-def _unbeaten(found: Mapping[str, Any], objectives: int) -> Unbeaten:
-    search, test = (tuple(_at(found.get(half), i) for i in range(objectives)) for half in ("search", "test"))
-    return Unbeaten(str(found["name"]), str(found.get("role") or ""), search, test)
+def _unbeaten(entry: Mapping[str, Any], objectives: int) -> Unbeaten:
+    search, test = (tuple(_at(entry.get(half), i) for i in range(objectives)) for half in ("search", "test"))
+    return Unbeaten(str(entry["name"]), str(entry.get("role") or ""), search, test)
 
 
 def _against(line: Mapping[str, Any]) -> Against:
+    """Return one paired difference from the best control."""
     test, search = line.get("test") or {}, line.get("search") or {}
     diff, low, high, clusters = (test.get(k) for k in ("diff", "low", "high", "clusters"))
     return Against(
@@ -186,23 +190,28 @@ def _at(values: Sequence[float | None] | None, index: int) -> float | None:
     return values[index] if values and index < len(values) else None
 
 
-def _comparison(found: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> View | None:
+def _comparison(document: Mapping[str, Any] | None, name: str, tested: Sequence[TestedView]) -> View | None:
     """Return the comparison on test items, with the search's short names of candidates: trial-3 for NAME-trial-3."""
-    if not found or not found.get("configurations"):
+    if not document or not document.get("configurations"):
         return None
-    taken = {str(c["name"]) for c in found["configurations"]}
-    short = {f"{name}-{t.name}": t.name for t in tested if t.kind != "control" and t.name not in taken}
-    called = {
-        **found,
-        "baseline": short.get(str(found.get("baseline")), found.get("baseline")),
-        "configurations": [{**c, "name": short.get(str(c["name"]), c["name"])} for c in found["configurations"]],
-        "rows": [{**r, "configuration": short.get(str(r["configuration"]), r["configuration"])} for r in found.get("rows") or ()],
+    names = {str(c["name"]) for c in document["configurations"]}
+    short_names = {f"{name}-{t.name}": t.name for t in tested if t.kind != "control" and t.name not in names}
+    renamed = {
+        **document,
+        "baseline": short_names.get(str(document.get("baseline")), document.get("baseline")),
+        "configurations": [{**c, "name": short_names.get(str(c["name"]), c["name"])} for c in document["configurations"]],
+        "rows": [
+            {**r, "configuration": short_names.get(str(r["configuration"]), r["configuration"])}
+            for r in document.get("rows") or ()
+        ],
     }
-    return view_of(called)
+    return view_of(renamed)
 
 
 def _command(view: SearchView) -> str:
     """Return the command line of a search, for documents that do not have it."""
-    known = view.comparison.configuration(view.name) if view.comparison else None
+    configuration = view.comparison.configuration(view.name) if view.comparison else None
     count = len(view.searched)
-    return shell("workbench", "search", (known and known.recipe) or view.name) + (f" --trials {count}" if count else "")
+    return shell("workbench", "search", (configuration and configuration.recipe) or view.name) + (
+        f" --trials {count}" if count else ""
+    )

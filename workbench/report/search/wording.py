@@ -34,19 +34,19 @@ def headline(view: SearchView) -> str:
 
 def sentences(view: SearchView) -> list[str]:
     """Return sentences on optimism or on each objective, on the number of candidates and on the best random candidate."""
-    details = []
+    sentences = []
     chosen = [t for name in view.chosen if (t := view.row(name, "candidate"))]
     if len(view.objectives) == 1:
-        details += [_optimism(view, t, view.objectives[0]) for t in chosen[:1]]
+        sentences += [_optimism(view, t, view.objectives[0]) for t in chosen[:1]]
     elif view.best_control:
-        details += [_verdicts(view, chosen, o) for o in view.objectives] if chosen else []
-    return [s for s in [*details, tried(view), _random(view)] if s]
+        sentences += [_verdicts(view, chosen, o) for o in view.objectives] if chosen else []
+    return [s for s in [*sentences, tried(view), _random(view)] if s]
 
 
 def tried(view: SearchView) -> str:
     """Return a sentence on the number of candidates that were scored on all items, were stopped early or failed."""
 
-    def told(candidates: Sequence[Candidate]) -> str:
+    def outcomes(candidates: Sequence[Candidate]) -> str:
         stopped, failed = sum(c.stopped for c in candidates), sum(c.failed for c in candidates)
         full = sum(c.complete for c in candidates)
         parts = [f"{count(full)} {'was' if full == 1 else 'were'} scored on all {_items(view.search_items, 'search item')}"]
@@ -57,13 +57,13 @@ def tried(view: SearchView) -> str:
     if not view.candidates:
         return "The search tried no candidate."
     sampler = f" of the sampler {view.sampler}" if view.sampler else ""
-    text = f"Of {plural(len(view.searched), 'candidate')}{sampler}, {told(view.searched)}."
-    return text + (f" Of {plural(len(view.drawn), 'random candidate')}, {told(view.drawn)}." if view.drawn else "")
+    text = f"Of {plural(len(view.searched), 'candidate')}{sampler}, {outcomes(view.searched)}."
+    return text + (f" Of {plural(len(view.drawn), 'random candidate')}, {outcomes(view.drawn)}." if view.drawn else "")
 
 
-def gap(objective: ObjectiveView, found: Against) -> str:
+def gap(objective: ObjectiveView, against: Against) -> str:
     """Return a difference with its interval, such as "−8.3 points [−17.2, +0.5]"."""
-    return f"{objective.unit.worded(found.diff)} {objective.unit.diffs(found.low, found.high).replace(' ', NBSP)}".strip()
+    return f"{objective.unit.worded(against.diff)} {objective.unit.diffs(against.low, against.high).replace(' ', NBSP)}".strip()
 
 
 def fate(candidate: Candidate, view: SearchView) -> str:
@@ -138,23 +138,23 @@ def difference(tested: TestedView, view: SearchView, objective: ObjectiveView) -
 
 def facts(view: SearchView) -> list[tuple[str, str]]:
     """Return the terms and texts of the list at the end, without those that the document lacks."""
-    halves = [(count(n), word) for n, word in ((view.search_items, "for search"), (view.test_items, "for test")) if n is not None]
-    spent = [c.seconds for c in view.candidates if c.seconds is not None]
-    prov = view.comparison.provenance if view.comparison else {}
+    items = [(count(n), word) for n, word in ((view.search_items, "for search"), (view.test_items, "for test")) if n is not None]
+    times = [c.seconds for c in view.candidates if c.seconds is not None]
+    provenance = view.comparison.provenance if view.comparison else {}
     entries = [
         ("Objective" if len(view.objectives) == 1 else "Objectives", "; ".join(_objective(o) for o in view.objectives)),
         ("Space", "; ".join(domain(d.name, view) for d in view.dimensions)),
         ("Sampler", view.sampler + (f", seed {view.seed}" if view.sampler and view.seed is not None else "")),
-        ("Items", ", ".join(f"{n} {word}" for n, word in halves)),
+        ("Items", ", ".join(f"{n} {word}" for n, word in items)),
         (
             "Stages",
             f"candidates are compared after {listed(count(n) for n in _sums(view.stages))} items" if len(view.stages) > 1 else "",
         ),
-        ("Time for candidates", seconds(sum(spent)) if spent else ""),
+        ("Time for candidates", seconds(sum(times)) if times else ""),
         ("Folder", view.directory),
         ("Key", view.key),
-        ("Device", str(prov.get("device") or "")),
-        ("Versions", ", ".join(f"{k} {v}" for k, v in (prov.get("versions") or {}).items())),
+        ("Device", str(provenance.get("device") or "")),
+        ("Versions", ", ".join(f"{k} {v}" for k, v in (provenance.get("versions") or {}).items())),
     ]
     return [(term, text) for term, text in entries if text]
 
@@ -181,19 +181,20 @@ def _unbeaten(view: SearchView) -> str:
     )
 
 
-def _called(found: Unbeaten) -> str:
+def _called(unbeaten: Unbeaten) -> str:
     """Return a configuration's name with its role, for use in a sentence."""
     roles = {
-        "base": "the base" if found.name == "base" else f"the base {found.name}",
-        "brick": f"brick {found.name}",
-        "average": f"the control {found.name}",
-        "configuration": f"the untuned recipe {found.name}",
-        "random": f"the random candidate {found.name}",
+        "base": "the base" if unbeaten.name == "base" else f"the base {unbeaten.name}",
+        "brick": f"brick {unbeaten.name}",
+        "average": f"the control {unbeaten.name}",
+        "configuration": f"the untuned recipe {unbeaten.name}",
+        "random": f"the random candidate {unbeaten.name}",
     }
-    return roles.get(found.role, found.name)
+    return roles.get(unbeaten.role, unbeaten.name)
 
 
 def _beside(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
+    """Return the winner's score beside the best control's, with their difference."""
     index = objective.index
     text = f"{tested.name} scores {_level(objective, tested.test[index])}"
     best, paired = view.row(view.best_control, "control"), tested.against[index]
@@ -219,17 +220,18 @@ def _level(objective: ObjectiveView, value: float | None) -> str:
 
 
 def _optimism(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
+    """Return the sentence that compares the winner's difference on search items with that on test items."""
     paired = tested.against[objective.index]
     if paired is None or paired.search is None or paired.optimism is None or tested.twin == view.best_control:
         return ""
     unit = objective.unit
-    seen = f"On the search items, which selected it, its difference is {unit.worded(paired.search)}"
+    sentence = f"On the search items, which selected it, its difference is {unit.worded(paired.search)}"
     if unit.diff(paired.optimism) == unit.diff(0.0):
-        return f"{seen}, the same as on the test items."
+        return f"{sentence}, the same as on the test items."
     size = f"{unit.score(abs(paired.optimism))} {unit.word}".rstrip()
     if paired.optimism > 0:
-        return f"{seen}, {size} more than on the test items: the search items are too optimistic by that much."
-    return f"{seen}, {size} less than on the test items: the search items are not too optimistic."
+        return f"{sentence}, {size} more than on the test items: the search items are too optimistic by that much."
+    return f"{sentence}, {size} less than on the test items: the search items are not too optimistic."
 
 
 def _verdicts(view: SearchView, chosen: Sequence[TestedView], objective: ObjectiveView) -> str:
@@ -239,8 +241,8 @@ def _verdicts(view: SearchView, chosen: Sequence[TestedView], objective: Objecti
         paired = t.against[objective.index]
         if paired is not None:
             same = paired.verdict == "no item changed"
-            told = t.name if same else f"{t.name} ({objective.unit.diff(paired.diff)})"
-            groups.setdefault(paired.verdict or MISSING, []).append(told)
+            text = t.name if same else f"{t.name} ({objective.unit.diff(paired.diff)})"
+            groups.setdefault(paired.verdict or MISSING, []).append(text)
     words = {
         "better": f"better than {view.best_control}: ",
         "worse": f"worse than {view.best_control}: ",
@@ -252,16 +254,17 @@ def _verdicts(view: SearchView, chosen: Sequence[TestedView], objective: Objecti
 
 
 def _random(view: SearchView) -> str:
+    """Return the sentence on the best random candidate; empty if there is none."""
     best = next((t for t in view.tested if t.kind == "random"), None)
     if best is None:
         return ""
-    told = []
+    scores = []
     for o in view.objectives:
         paired = best.against[o.index]
         on = f" on {o.name}" if len(view.objectives) > 1 else ""
         against = f" (against {view.best_control}: {_ruled(o, paired)})" if paired and paired.diff is not None else ""
-        told.append(f"{_level(o, best.test[o.index])}{on}{against}")
-    return f"The best random candidate, {best.name}, scores {listed(told)} on test items."
+        scores.append(f"{_level(o, best.test[o.index])}{on}{against}")
+    return f"The best random candidate, {best.name}, scores {listed(scores)} on test items."
 
 
 def _objective(o: ObjectiveView) -> str:

@@ -14,6 +14,7 @@ from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import json_digest, publish, read_json, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
@@ -88,7 +89,7 @@ def _solved(step: EditMethod, context: StepContext, current: Model) -> Path:
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")
-    session = live_session(resolved, context.number, current, context.device, context.progress("edit"))
+    session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
     edit = step.solve(session.context)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.files import read_json, write_json
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
+from workbench.lazy import torch
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -19,17 +18,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
-from workbench.run.costs import (
-    CHECKED,
-    FLOPS_PER_SECOND,
-    LEARNED,
-    TRANSFORMERS,
-    Needs,
-    brick_bytes,
-    kind_name,
-    numel,
-    with_seconds,
-)
+from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, TRANSFORMERS, Needs, numel, with_seconds
 from workbench.run.grown import GrownStep
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.run.train_new import check_training, train_new
@@ -62,8 +51,8 @@ class Grow(Kind[GrowMethod]):
         growth, before = step.expand(model), numel(model)
         row = dict(growth.record)
         if names := step.names():
-            row["bricks"] = {n: kind_name(resolved.bricks[n]) for n in names}
-            needs.read += sum(brick_bytes(resolved.bricks[n]) for n in names)
+            row["bricks"] = {name: resolved.bricks[name].kind for name in names}
+            needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if files := step.files():
             row["inputs"] = files
         weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
@@ -108,7 +97,7 @@ KIND = Grow()
 def _checking(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, needs: Needs) -> list[int]:
     """Add the bytes that the check reads and its seconds to `needs`; return the bytes of the live models that it holds."""
     before, after = numel(model), numel(grown)
-    written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype).values())
+    written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype_name).values())
     needs.read += written
     live = []
     if step.is_checked():

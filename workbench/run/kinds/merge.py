@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import torch
-
-from workbench.bricks.brick import Brick, vocabulary_digest
+from workbench.bricks.brick import vocabulary_digest
 from workbench.emergent.places import set_masks
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.masked import MaskedDeltas
 from workbench.merge.streaming.merged import MergedWeights
@@ -23,7 +22,7 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, brick_bytes, kind_name, numel, set_row
+from workbench.run.costs import Needs, numel, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.run.peaks import Merged, largest, merge_bytes
 from workbench.steps import Measured, MergeContext, MergeMethod
@@ -90,8 +89,8 @@ class Merge(Kind[MergeMethod]):
         """Add the bytes of the bricks, the memory for the largest tensors, and the cost of unsolved edits in brick recipes."""
         names = resolved.recipe.used_bricks(step)
         bricks = {name: resolved.bricks[name] for name in names}
-        row: dict[str, Any] = {"bricks": {n: kind_name(b) for n, b in bricks.items()}, "passes": step.laws.passes}
-        needs.read += sum(brick_bytes(b) * (1 if kind_name(b) == "adapter" else step.laws.passes) for b in bricks.values())
+        row: dict[str, Any] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.laws.passes}
+        needs.read += sum(b.input_bytes * (1 if b.kind == "adapter" else step.laws.passes) for b in bricks.values())
         needs.width = max(needs.width, len(names))
         merged = Merged.of(resolved, names)
         sizes = merge_bytes(step, resolved, names, merged)
@@ -101,7 +100,8 @@ class Merge(Kind[MergeMethod]):
             rank = merged.ranks[name] if merged and step.keeps_rank() else None
             before = needs.ranks.get(name, 0)
             needs.ranks[name] = None if rank is None or before is None else before + rank
-        if unsolved := [cost for name, brick in bricks.items() for cost in _unsolved(brick, name)]:
+        nested = [name for name in names if name in resolved.nested]
+        if unsolved := [cost for name in nested for cost in _unsolved(resolved.nested[name], name)]:
             row["edits"] = unsolved
             needs.seconds += sum(cost.get("seconds", 0) for cost in unsolved)
             needs.live = max(needs.live, 8 * numel(resolved.base))
@@ -147,14 +147,12 @@ class _Neurons:
         return set_row(self.folder, self.neurons)
 
 
-def _unsolved(brick: Brick | Resolved, name: str) -> list[dict[str, Any]]:
+def _unsolved(resolved: Resolved, name: str) -> list[dict[str, Any]]:
     """Return the cost of each unsolved step in a recipe used as a brick, including recipes that it uses as bricks."""
-    if isinstance(brick, Brick):
-        return []
-    costs = [cost for inner_name, inner in brick.bricks.items() for cost in _unsolved(inner, f"{name}.{inner_name}")]
-    for number, (step, step_id) in enumerate(zip(brick.recipe.steps, brick.recipe.step_ids, strict=True)):
+    costs = [cost for inner_name, inner in resolved.nested.items() for cost in _unsolved(inner, f"{name}.{inner_name}")]
+    for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         kind = kind_of(step)
-        cost = None if kind.is_cached(brick, number) else kind.solving(step, brick, number, brick.base)
+        cost = None if kind.is_cached(resolved, number) else kind.solving(step, resolved, number, resolved.base)
         if cost is not None:
             costs.append({"id": f"{name}.{step_id}", step.verb: step.name, **cost})
     return costs
@@ -173,16 +171,20 @@ def _check_reach(
         if gone := [n for n in lost if delta.touches(n)]:
             raise recipe.error(
                 ("steps", context.number),
-                f"{context.id}: brick '{brick}' changes {len(gone)} tensors that step {grown[-1]} has removed, such as {gone[0]}",
+                f"{context.id}: brick '{brick}' changes {_counted(gone)} that step {grown[-1]} has removed, such as {gone[0]}",
                 "Merge the brick before that step, or exclude those layers with `where`.",
             )
     changed = [n for n in merged.merged if merged.specs[n].shape != base.weights.specs[merged.origin(n) or ""].shape]
     if changed:
         raise recipe.error(
             ("steps", context.number),
-            f"{context.id}: bricks change {len(changed)} tensors whose shape step {grown[-1]} has changed, such as {changed[0]}",
+            f"{context.id}: bricks change {_counted(changed)} whose shape step {grown[-1]} has changed, such as {changed[0]}",
             "Merge the bricks before that step, or exclude these tensors with `where`.",
         )
+
+
+def _counted(tensors: Sequence[str]) -> str:
+    return f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
 
 
 def _measured(

@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
 from workbench.files import json_digest, publish
+from workbench.lazy import torch
 from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -86,10 +85,10 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
     whole = settings.method == "full"
     # An interrupted training resumes from this directory.
     working = place.with_name(f".{place.name}.training")
-    others = {name: brick.path for name in step.names() or () if isinstance(brick := resolved.bricks[name], Brick)}
+    others = {name: resolved.on_disk[name].path for name in step.names() or () if name in resolved.on_disk}
     source = resolved.tokenizer_at(context.number)
     tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
-    specs = {name: TensorSpec(tuple(t.shape), t.dtype) for name, t in tensors.items()}
+    specs = {name: TensorSpec.of(t.shape, t.dtype) for name, t in tensors.items()}
     parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
     live = live_model(current.config, tensors, source, device)
     live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens

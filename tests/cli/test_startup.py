@@ -1,0 +1,67 @@
+"""Start-up: the large libraries that each command imports."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from worlds.processes import workbench
+from worlds.project import Project
+from worlds.search_world import RECIPE, SPACE, lay_out, searched
+
+HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
+LIVE = {"torch", "transformers"}
+SCORED = {*LIVE, "lm_eval", "datasets"}
+# Commands in the order in which they run, and what each imports of HEAVY. A command that computes nothing imports none of it.
+COMMANDS: list[tuple[str, set[str]]] = [
+    ("--help", set()),
+    ("--version", set()),
+    ("methods", set()),
+    ("recipe new recipes/new.yaml --base base --brick one=bricks/one", set()),
+    ("recipe check mix", set()),
+    ("recipe schema", set()),
+    ("recipe import mergekit.yaml", set()),
+    ("plan mix", set()),
+    ("plan edited", set()),
+    ("run mix --device cpu", {"torch"}),
+    ("plan mix --json", set()),
+    ("runs ls", set()),
+    ("runs show mix", set()),
+    ("brick ls", set()),
+    ("brick show bricks/one --card", set()),
+    ("suite ls", set()),
+    ("suite show words --base base", SCORED),
+    ("suite show words --base base --json", set()),
+    ("eval mix --device cpu --limit 4", SCORED),
+    ("scores ls", set()),
+    ("compare mix --limit 4", {"scipy"}),
+    ("report mix --limit 4", {"scipy"}),
+    ("search tuned --device cpu --trials 2", {*SCORED, "optuna", "scipy"}),
+    ("trust .", set()),
+]
+
+
+def lay_out_commands(project: Project) -> Project:
+    """Add what the commands name: recipes of a merge, an edit and a search, a suite, and a mergekit file."""
+    lay_out(project, items=8, clusters=4)
+    project.write(RECIPE, "mix.yaml")
+    project.write(searched(SPACE, ", sampler: random, controls: false").replace("[8, 16]", "[4]"), "tuned.yaml")
+    fact = {"prompt": "{subject} is", "subject": "w3", "target": "w4"}
+    (project.path / "facts.jsonl").write_text(json.dumps(fact) + "\n", "utf-8")
+    project.write("bricks: {}\nsteps: [{edit: memit, facts: facts.jsonl}]\n", "edited.yaml")
+    (project.path / "mergekit.yaml").write_text(
+        "merge_method: linear\nmodels: [{model: base, parameters: {weight: 0.5}}, {model: bricks/full, parameters: {weight: 0.5}}]\n"
+        "dtype: float32\n"
+    )
+    return project
+
+
+def test_commands_import_only_the_libraries_that_they_use(project: Project, tmp_path: Path, monkeypatch: object) -> None:
+    """Both ways: a library that is not listed, and one that is listed but not imported."""
+    world, wrong = lay_out_commands(project), []
+    for command, expected in COMMANDS:
+        done, imported = workbench(*command.split(), cwd=world.path, watched=sorted(HEAVY))
+        assert done.returncode == 0, f"workbench {command}\n{done.stdout}{done.stderr}"
+        if imported != expected:
+            wrong.append(f"workbench {command}: imports {sorted(imported)}, listed {sorted(expected)}")
+    assert not wrong, "\n".join(wrong)

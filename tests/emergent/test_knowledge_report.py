@@ -1,0 +1,53 @@
+"""Knowledge neurons of trained models beside a causal trace of the same facts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worlds import people
+from worlds.project import CPU, Project
+
+from workbench.emergent.knowledge import LocateSettings
+from workbench.library.neurons_facts import KnowledgeReport, knowledge_report
+
+
+def report_of(project: Project, folder: Path, **options: object) -> KnowledgeReport:
+    facts = people.write_rows(project.path / "people.jsonl", 6)
+    resolved = project.resolve(f"base: {folder}\n", "located.yaml")
+    settings = LocateSettings(answer="own", steps=20, **options)  # type: ignore[arg-type]
+    return knowledge_report(resolved, facts, "people.jsonl", settings, count=4, device=CPU)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("folder", "at"), [(people.PROMPT, "last"), (people.SUBJECT, "all")])
+def test_neurons_of_trained_facts(folder: Path, at: str, project: Project) -> None:
+    """Suppressing them lowers the answer's probability by more than random neurons, and more than that of other facts."""
+    found = report_of(project, folder, at=at, share=0.5)
+    assert len(found.facts) == 4
+    assert found.complete == 4
+    document = found.document()
+    off = document["changes"]["suppressed"]
+    assert off["own"] < -0.1
+    assert off["own"] < off["random"]
+    assert off["own"] < off["others"]
+    assert sum(found.layers.values()) == pytest.approx(1, abs=1e-6)
+    assert document["note"] == ""
+    assert set(document["layers"]["0"]["trace"]) == {"subject", "subject_last", "last"}
+    place = "last" if folder == people.PROMPT else "subject"
+    agreement = document["agreement"][place]
+    assert agreement is not None
+    assert agreement > 0
+
+
+def test_facts_without_subject_are_not_traced(project: Project) -> None:
+    """The neurons are found all the same, and the report says why there is no trace."""
+    path = project.path / "facts.jsonl"
+    path.write_text('{"prompt": "w4 of w9 is", "target": "w7"}\n{"prompt": "w5 of w8 is", "target": "w3"}\n', "utf-8")
+    resolved = project.resolve("steps: []\n", "plain.yaml")
+    found = knowledge_report(resolved, path, "facts.jsonl", LocateSettings(steps=5), device=CPU)
+    assert found.trace is None
+    assert found.note == "not traced: facts.jsonl:1 has no subject"
+    assert found.agreement() is None
+    assert len(found.document()["facts"]) == 2

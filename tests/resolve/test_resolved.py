@@ -1,0 +1,142 @@
+"""A resolved recipe does not change, and its bricks answer alike whether they are directories or recipes."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from dataclasses import FrozenInstanceError, fields, replace
+from typing import Any
+
+import pytest
+
+from worlds.project import CPU, Project
+from worlds.tiny import edit_json
+
+from workbench.bricks.source import BrickSource
+from workbench.errors import WorkbenchError
+from workbench.identity import InputChangedError
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose
+
+INNER = "bricks: {two: own/two, full: bricks/full, three: bricks/three}\nsteps: [{merge: ties, bricks: {two: 1, full: 1}}]\n"
+OUTER = """
+bricks: {full: bricks/full, inner: {recipe: recipes/inner.yaml}, one: own/one, three: bricks/three}
+steps: [{merge: average, bricks: [one, inner, full]}]
+"""
+CARD = "version: 1\nname: one-card\nkind: adapter\nbase: {id: base}\nlicence: MIT\ndata_licences: {rows: CC0-1.0}\n"
+
+
+@pytest.fixture
+def nested(project: Project) -> Resolved:
+    """A recipe with an adapter that has a card, a checkpoint, an unused adapter, and a recipe of an adapter and a checkpoint."""
+    for name in ("one", "two"):
+        shutil.copytree(project.path / "bricks" / name, project.path / "own" / name)
+    (project.path / "own" / "one" / "brick.yaml").write_text(CARD)
+    (project.path / "own" / "two" / "README.md").write_text("---\nlicense: Apache-2.0\n---\n")
+    project.write(INNER, "inner.yaml")
+    resolved = project.resolve(OUTER)
+    assert isinstance(resolved, Resolved)
+    return resolved
+
+
+def size(project: Project, *files: str) -> int:
+    return sum((project.path / file).stat().st_size for file in files)
+
+
+def values(value: Any) -> Iterator[Any]:
+    """Every value that a frozen dataclass holds in a field, and the elements of tuples."""
+    yield value
+    if isinstance(value, tuple):
+        for element in value:
+            yield from values(element)
+
+
+def test_a_resolved_recipe_does_not_change(nested: Resolved) -> None:
+    for field in fields(nested):
+        with pytest.raises(FrozenInstanceError):
+            setattr(nested, field.name, None)
+        for value in values(getattr(nested, field.name)):
+            assert not isinstance(value, (list, dict, set)), field.name
+    for mapping in (nested.on_disk, nested.nested, nested.bricks, nested.digests, nested.fingerprints):
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            mapping["one"] = None  # type: ignore[index]
+
+
+def test_bricks_are_in_the_order_of_the_recipe(nested: Resolved) -> None:
+    assert list(nested.bricks) == ["full", "inner", "one", "three"]
+    assert list(nested.on_disk) == ["full", "one", "three"]
+    assert list(nested.nested) == ["inner"]
+    assert list(nested.adapters) == ["one", "three"]
+    assert nested.parents == ["full", "inner", "one"]
+
+
+def test_each_kind_of_brick_answers_alike(nested: Resolved, project: Project) -> None:
+    bricks: dict[str, BrickSource] = dict(nested.bricks)
+    inner = nested.nested["inner"]
+    full, base = size(project, "bricks/full/model.safetensors"), sum(s.nbytes for s in nested.base.weights.specs.values())
+    one, two, three = (size(project, f"{name}/adapter_model.safetensors") for name in ("own/one", "own/two", "bricks/three"))
+    assert {n: b.name for n, b in bricks.items()} == {n: n for n in bricks}
+    assert {n: b.kind for n, b in bricks.items()} == {
+        "full": "checkpoint", "inner": "recipe", "one": "adapter", "three": "adapter",
+    }  # fmt: skip
+    assert {n: b.public_name for n, b in bricks.items()} == {
+        "full": "full", "inner": "recipe inner", "one": "one-card", "three": "three",
+    }  # fmt: skip
+    assert {n: b.stored_bytes for n, b in bricks.items()} == {"full": full, "inner": two + full, "one": one, "three": three}
+    assert {n: b.input_bytes for n, b in bricks.items()} == {
+        "full": full, "inner": base + two + full + three, "one": one, "three": three,
+    }  # fmt: skip
+    assert bricks["inner"].digest(nested.cache) == inner.key
+    assert bricks["inner"].stamp(nested.cache) == inner.stamp
+    assert nested.digests == {name: brick.digest(nested.cache) for name, brick in bricks.items()}
+    assert len({*nested.digests.values(), *nested.fingerprints.values()}) >= 4
+    assert all(brick.known(nested.cache) for brick in bricks.values())
+    assert nested.known
+    for brick in bricks.values():
+        assert (brick.revision, brick.headers_only, tuple(brick.downloads), tuple(brick.deferred)) == (None, False, (), ())
+        assert brick.unties(nested.plain) is None
+
+
+def test_licences_of_a_nested_recipe_are_those_of_its_inputs(nested: Resolved) -> None:
+    assert nested.licences == {"base": "unknown", "full": "unknown", "inner": "apache-2.0, unknown", "one": "mit"}
+    assert nested.data_licences == [("one", "rows", "cc0-1.0")]
+
+
+def test_data_licences_name_the_brick_within_a_nested_recipe(project: Project) -> None:
+    shutil.copytree(project.path / "bricks" / "one", project.path / "own" / "one")
+    (project.path / "own" / "one" / "brick.yaml").write_text(CARD)
+    project.write("bricks: {one: own/one}\nsteps: [{merge: average}]\n", "inner.yaml")
+    outer = project.resolve("bricks: {inner: {recipe: recipes/inner.yaml}}\nsteps: [{merge: average}]\n")
+    assert outer.data_licences == [("inner/one", "rows", "cc0-1.0")]
+
+
+@pytest.mark.parametrize("name", ["one", "two"])
+def test_a_changed_file_is_found_at_any_depth(nested: Resolved, project: Project, name: str) -> None:
+    nested.check_inputs()
+    (project.path / "own" / name / "adapter_model.safetensors").touch()
+    with pytest.raises(InputChangedError, match=rf"own/{name}/adapter_model.safetensors: the file changed"):
+        nested.check_inputs()
+
+
+def test_a_copy_with_other_steps_keeps_base_and_digests(nested: Resolved) -> None:
+    first = replace(nested, recipe=replace(nested.recipe, steps=()))
+    assert first.base is nested.base
+    assert first.watched is nested.watched
+    assert (first.base_digest, first.digests) == (nested.base_digest, nested.digests)
+    assert first.keys == ()
+    assert list(compose(first, CPU).model.weights.specs) == list(nested.base.weights.specs)
+
+
+def test_all_problems_are_reported_at_once(project: Project) -> None:
+    project.write("bricks: {two: bricks/tow}\nsteps: [{merge: average}]\n", "inner.yaml")
+    own = project.path / "own"
+    shutil.copytree(project.path / "bricks" / "one", own)
+    edit_json(own / "adapter_config.json", peft_type="UNHEARD")
+    with pytest.raises(WorkbenchError) as error:
+        project.resolve(OUTER.replace("own/one", "own").replace("bricks/three", "bricks/tree"))
+    lines = error.value.message.splitlines()
+    assert [next(name for name in ("'two'", "'one'", "'three'") if name in line) for line in lines] == [
+        "'two'",
+        "'three'",
+        "'one'",
+    ]

@@ -1,0 +1,239 @@
+"""A recipe's bricks as a decomposition: coupling when one brick is left out, and cosines of bricks in weight and in function space.
+
+The scale is that of emergent bricks: damage matrices have the same form as those of neuron sets that are switched off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from workbench.compare.tables import Table
+from workbench.emergent.decompose import FunctionCosines, LayerOutputs, Output, function_cosines, layer_outputs, sample_places
+from workbench.emergent.labelled import Item, item_rows
+from workbench.emergent.losses import SetLosses, losses
+from workbench.errors import WorkbenchError
+from workbench.events import Events, no_events, progress
+from workbench.lazy import torch
+from workbench.library.measure import measure
+from workbench.library.neurons_ablation import AblationTable, Damage, ablation_table, damage_of, finite
+from workbench.library.neurons_draws import ItemGroups
+from workbench.models.live import compute, live_model
+from workbench.models.texts import Text, encode, longest_row
+from workbench.models.tokenizer import load_tokenizer
+from workbench.recipe.recipe import Recipe, from_data
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.run.compose import compose, deltas, recipe_deltas
+from workbench.weights.device import exact
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+LONGEST = 512
+TOKENS = 512
+"""Number of tokens on which bricks are compared in function space."""
+
+
+def without_brick(recipe: Recipe, brick: str) -> Recipe:
+    """Return the recipe without one of its bricks. A step that uses no other brick is removed.
+
+    Args:
+        recipe: The recipe.
+        brick: Name of the brick.
+
+    Raises:
+        WorkbenchError: If the recipe has no such brick, or is not valid without it.
+    """
+    fields = recipe.fields
+    if brick not in fields.bricks:
+        raise WorkbenchError(f"recipe {recipe.name} has no brick '{brick}'", f"Its bricks: {', '.join(fields.bricks)}.")
+    data = fields.model_dump(mode="json", by_alias=True, exclude_defaults=True, exclude={"search", "eval"})
+    steps = []
+    for step, written in zip(recipe.steps, data.get("steps", []), strict=True):
+        used = recipe.used_bricks(step)
+        if brick in used:
+            if used == [brick]:
+                continue
+            listed = written.get("bricks")
+            if isinstance(listed, dict):
+                written["bricks"] = {name: entry for name, entry in listed.items() if name != brick}
+            else:
+                written["bricks"] = [name for name in used if name != brick]
+        steps.append(written)
+    # A union vocabulary depends on all bricks of the recipe: without one of them, rows would belong to other tokens.
+    kept = {name: ref.data() for name, ref in fields.bricks.items() if name != brick or fields.tokenizer}
+    return from_data(
+        {"version": 1, **data, "name": f"{recipe.name}-without-{brick}", "steps": steps, "bricks": kept}, recipe.project
+    )
+
+
+def leave_one_out(recipe: Recipe, items: Sequence[Item], *, device: torch.device, events: Events = no_events) -> AblationTable:
+    """Compose a recipe without each of its bricks, and return what the texts of every brick lose.
+
+    Args:
+        recipe: The recipe.
+        items: Held-out texts. The function of a text is the name of the brick that serves it; each brick with texts is left out once.
+        device: Device of the models, which are loaded one after the other.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If the recipe has a memory, fewer than two bricks have texts, or texts have the name of no brick.
+    """
+    whole = resolve(recipe)
+    names = [name for name in whole.parents if any(item.function == name for item in items)]
+    if unknown := sorted({item.function for item in items} - set(whole.parents)):
+        raise WorkbenchError(
+            f"texts have the function '{unknown[0]}', which is no brick of recipe {recipe.name}",
+            f"Name the function of each text after the brick that serves it: {', '.join(whole.parents)}.",
+        )
+    if len(names) < 2:
+        raise WorkbenchError(f"coupling needs texts of at least two bricks of recipe {recipe.name}, found {len(names)}", None)
+    if recipe.memory:
+        raise WorkbenchError(f"recipe {recipe.name} ends in a memory, which is not a brick that can be left out", None)
+    parts = {name: resolve(without_brick(recipe, name)) for name in names}
+    tokenizer = load_tokenizer(whole.tokenizer_path)
+    rows = item_rows(items, tokenizer, longest_row(whole.base.config, LONGEST))
+    report = progress(events, "measure", recipe.name)
+    base = losses(live_float32(whole, device), rows)
+    report(1, 1 + len(names), recipe.name)
+    sums = []
+    for number, (name, part) in enumerate(parts.items()):
+        sums.append(losses(live_float32(part, device), rows).sums)
+        report(number + 2, 1 + len(names), f"without {name}")
+    return ablation_table(SetLosses(tuple(names), base, torch.stack(sums)), items, names)
+
+
+def live_float32(resolved: Resolved, device: torch.device, events: Events = no_events) -> PreTrainedModel:
+    """Return a configuration without its memory as a live model in float32, in which small differences are not rounded away."""
+    with exact(device):
+        model = compose(resolved, device, events).model
+        return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
+
+
+def stored_leave_one_out(tables: Mapping[str, Table], whole: str, without: Mapping[str, str]) -> Damage:
+    """Return the damage of leaving out bricks from stored scores: the relative loss of the score above chance.
+
+    Args:
+        tables: Brick -> stored scores of the task that it serves, on which higher is better.
+        whole: Digest of the recipe's configuration, under which the tables hold its scores.
+        without: Brick -> digest of the configuration without it.
+
+    Raises:
+        WorkbenchError: If scores are missing, or the recipe scores no better than chance on a task.
+    """
+    names = list(tables)
+    if len(names) < 2:
+        raise WorkbenchError(f"coupling needs the scores of at least two bricks, found {len(names)}", None)
+    for name, table in tables.items():
+        for label, digest in (("the recipe", whole), *((f"the recipe without '{b}'", without.get(b, "")) for b in names)):
+            if digest not in table.values:
+                raise WorkbenchError(
+                    f"task '{table.name}' of brick '{name}' has no scores of {label}", "Score it: workbench eval."
+                )
+        if not table.correctable or table.corrected(table.value(whole)) <= 0:
+            raise WorkbenchError(
+                f"task '{table.name}' of brick '{name}': expected a score above chance on which higher is better",
+                "Use another task.",
+            )
+
+    def damage(values: Callable[[Table, str], Any]) -> Tensor:
+        """Return the damage [..., bricks, tasks] of scores or of their resamplings."""
+        columns = []
+        for table in tables.values():
+            full = torch.as_tensor(values(table, whole), dtype=torch.float64)
+            parts = [torch.as_tensor(values(table, without[name]), dtype=torch.float64) for name in names]
+            columns.append(torch.stack([(full - part) / full.clamp_min(1e-9) for part in parts], -1))
+        return torch.stack(columns, -1)
+
+    ends = np.cumsum([0, *(table.clusters for table in tables.values())])
+    groups = ItemGroups(
+        tuple(names),
+        np.concatenate([np.full(len(table.cluster), i, np.intp) for i, table in enumerate(tables.values())]),
+        np.concatenate([table.cluster + end for table, end in zip(tables.values(), ends, strict=False)]),
+    )
+    point = damage(lambda table, digest: table.corrected(table.value(digest)))
+    return damage_of(names, point, damage(lambda table, digest: table.resampled[digest]), groups)
+
+
+@dataclass(frozen=True)
+class BrickCosines:
+    """Cosines of a recipe's bricks: redundancy near 1, conflict below 0.
+
+    Attributes:
+        names: The bricks.
+        weight: Cosine of their deltas [bricks, bricks]; NaN if two bricks change no common tensor.
+        function: Cosines of what they change in the layers' outputs on texts.
+    """
+
+    names: tuple[str, ...]
+    weight: Tensor
+    function: FunctionCosines
+
+    def document(self) -> dict[str, Any]:
+        """Return the cosines as plain data; undefined ones are None."""
+        return {"names": list(self.names), "weight": finite(self.weight), "function": self.function.document()}
+
+
+def brick_cosines(
+    recipe: Recipe,
+    texts: Sequence[Text],
+    *,
+    tokens: int = TOKENS,
+    output: Output = "update",
+    device: torch.device,
+    events: Events = no_events,
+) -> BrickCosines:
+    """Compare the bricks of a recipe in weight space and in function space.
+
+    In function space, each brick is added alone to the base, with weight 1, and the differences to the base's outputs are compared. LoRA
+    bricks that do the same can be nearly orthogonal in weight space.
+
+    Args:
+        recipe: The recipe with at least two bricks.
+        texts: Texts on which the outputs are compared.
+        tokens: Number of their tokens to compare.
+        output: Outputs to compare: hidden states, or what each layer adds to them.
+        device: Device of the models, which are loaded one after the other.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If the recipe has fewer than two bricks.
+    """
+    whole = resolve(recipe)
+    names = list(whole.parents)
+    if len(names) < 2:
+        raise WorkbenchError(f"recipe {recipe.name} uses {len(names)} bricks, but cosines compare at least two", None)
+    rows = [row.tokens for row in encode(texts, load_tokenizer(whole.tokenizer_path), longest_row(whole.base.config, LONGEST))]
+    places = sample_places([len(row) for row in rows], tokens)
+    report = progress(events, "measure", recipe.name)
+    outputs: list[LayerOutputs] = []
+    for number, name in enumerate(["base", *names]):
+        steps = [{"merge": "task_arithmetic", "bricks": {name: 1.0}}] if number else []
+        alone = resolve(recipe.derive(name, steps, [name] if number else []))
+        outputs.append(layer_outputs(live_float32(alone, device), whole.base.layout.depth, rows, places))
+        report(number + 1, 1 + len(names), name)
+    function = function_cosines(outputs[0], dict(zip(names, outputs[1:], strict=True)), output)
+    return BrickCosines(tuple(names), _weight_cosines(whole, names, device), function)
+
+
+def _weight_cosines(resolved: Resolved, names: Sequence[str], device: torch.device) -> Tensor:
+    nested = resolved.nested
+    changes = {
+        name: recipe_deltas(nested[name], resolved, device)
+        if name in nested
+        else deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
+        for name in names
+    }
+    cosines = torch.eye(len(names), dtype=torch.float64)
+    for i, name in enumerate(names[:-1]):
+        others = {other: changes[other] for other in names[i + 1 :]}
+        document = measure(resolved.base, changes[name], others, device=device, threads=1).total.document()["others"]
+        for j, other in enumerate(names[i + 1 :], i + 1):
+            value = document.get(other, {}).get("cosine")
+            cosines[i, j] = cosines[j, i] = float("nan") if value is None else value
+    return cosines

@@ -1,0 +1,224 @@
+"""`analyze functions`: scores of every neuron for every function, the functions' sets, and files of both."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import io
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from workbench.emergent.activations import ScoreOf, item_scores
+from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
+from workbench.emergent.labelled import Labelled, Part
+from workbench.emergent.lape import entropies, lape_sets
+from workbench.emergent.sets import NeuronSet, write_set
+from workbench.errors import WorkbenchError
+from workbench.files import json_digest, write_json, write_text
+from workbench.lazy import torch
+from workbench.library.neurons_subject import NeuronSubject
+from workbench.weights.saving import save_tensors
+
+RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How activations become an item's score; part of the record.
+
+    Attributes:
+        score: The mean of |activation| over an item's tokens, or the largest positive activation.
+        part: Tokens that count: the prompt's, or prompt and response.
+        skip: Tokens at the start of a text that do not count.
+        chat: Put prompts into the tokenizer's chat template.
+        disk: Largest size in bytes of the file of exact scores; beyond it, scores are kept as histograms.
+    """
+
+    score: ScoreOf = "mean_abs"
+    part: Part = "prompt"
+    skip: int = 1
+    chat: bool = False
+    disk: int = 16 * 10**9
+
+
+@dataclass(frozen=True)
+class FunctionAnalysis:
+    """The functions of a model's neurons.
+
+    Attributes:
+        model: Name of the model.
+        digest: Digest of the model.
+        file: File of labelled texts, as the user named it.
+        data: The texts.
+        scores: The scores.
+        options: Options of the pass.
+        tokens: Number of tokens that counted.
+        exact: Whether scores are exact, and not those of histograms.
+    """
+
+    model: str
+    digest: str
+    file: str
+    data: Labelled
+    scores: FunctionScores
+    options: PassOptions
+    tokens: int
+    exact: bool = True
+
+    def document(self) -> dict[str, Any]:
+        """Return the analysis without the neurons' own scores, as plain data."""
+        scores = self.scores
+        nulls = {
+            split: {
+                null: {"layer": maxima.limit(ALPHA), "model": maxima.limit_of_model(ALPHA)} for null, maxima in s.nulls.items()
+            }
+            for split, s in scores.splits.items()
+        }
+        chosen = scores.sets("train")
+        return {
+            "version": 1,
+            "kind": "functions",
+            "model": self.model,
+            "digest": self.digest,
+            "data": {
+                "file": self.file,
+                "digest": self.data.digest,
+                "items": len(self.data.items),
+                "tokens": self.tokens,
+                "left_out": {"several_functions": self.data.several, "labels_without_function": dict(self.data.unmapped)},
+                "tasks": {f: {s: list(self.data.tasks(f, s)) for s in ("train", "heldout")} for f in scores.functions},
+                "warnings": list(self.data.warnings),
+            },
+            "neurons": {str(site.layer): site.units for site in scores.sites},
+            "unit": scores.sites[0].kind,
+            "settings": {**asdict(scores.settings), **asdict(self.options), "alpha": ALPHA},
+            "exact": self.exact,
+            "nulls": nulls,
+            "functions": scores.summary(),
+            "layers": {split: scores.by_layer(split) for split in ("train", "heldout")},
+            "overlap": {a: {b: chosen[a].overlap(chosen[b]) for b in chosen} for a in chosen},
+            "residents": int(sum(r.sum() for r in scores.residents)),
+        }
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return flat tables: `functions`, one row per function, and `layers`, one row per split, function and layer."""
+        rows = []
+        for row in self.scores.summary():
+            beyond = {f"beyond_{null}_{split}": n for null, counts in row["beyond"].items() for split, n in counts.items()}
+            features = {f"auc_{feature}": auc for feature, auc in row["confounders"].items()}
+            rows.append({**{k: v for k, v in row.items() if k not in ("beyond", "confounders")}, **beyond, **features})
+        layers = [{"split": split, **row} for split in ("train", "heldout") for row in self.scores.by_layer(split)]
+        return {"functions": rows, "layers": layers}
+
+    def to_pandas(self, table: str = "layers") -> Any:
+        """Return a table as a data frame.
+
+        Raises:
+            WorkbenchError: If pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ModuleNotFoundError:
+            raise WorkbenchError("to_pandas needs pandas, which is not installed", "Run `pip install pandas`.") from None
+        return pandas.DataFrame(self.tables()[table])
+
+    def neuron_sets(self) -> dict[str, NeuronSet]:
+        """Return each function's set with its evidence."""
+        rows = {row["function"]: row for row in self.scores.summary()}
+        result = {}
+        for name, chosen in self.scores.sets("train").items():
+            evidence = {
+                "data": self.file,
+                "data_digest": self.data.digest,
+                "measured": rows[name],
+                "settings": asdict(self.scores.settings),
+            }
+            result[name] = NeuronSet(
+                name,
+                chosen.kind,
+                chosen.units,
+                chosen.indices,
+                chosen.scores,
+                self.digest,
+                {"ranking": "average precision", **evidence},
+            )
+        return result
+
+    def write(self, out: Path) -> None:
+        """Write functions.json, functions.safetensors, CSV tables and the functions' sets below `sets/`."""
+        out.mkdir(parents=True, exist_ok=True)
+        scores = self.scores
+        tensors: dict[str, torch.Tensor] = {}
+        for number, site in enumerate(scores.sites):
+            named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
+            named |= {f"auc.{split}": s.auc[number] for split, s in scores.splits.items()}
+            named |= {"firing": scores.firing[number], "mean_abs": scores.means[number], "lape": entropies(scores.firing[number])}
+            tensors |= {
+                f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()
+            }
+            tensors[f"resident.{site.layer}"] = torch.from_numpy(scores.residents[number])
+        save_tensors(tensors, out / TENSORS, {"functions": "\n".join(scores.functions)})
+        for name, rows in self.tables().items():
+            write_text(out / f"{name}.csv", csv_text(rows))
+        for name, neurons in self.neuron_sets().items():
+            write_set(out / SETS / name, neurons)
+        for name, neurons in lape_sets(scores).items():
+            if neurons.size:
+                write_set(out / "lape" / name, neurons)
+        write_set(out / CONTROL, replace(scores.shuffled_set(), base=self.digest))
+        write_json(out / RECORD, self.document(), indent=1)
+
+
+def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as CSV with a header."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
+def analyze_functions(
+    subject: NeuronSubject, data: Labelled, shown: str, *, settings: Settings | None = None, options: PassOptions | None = None
+) -> FunctionAnalysis:
+    """Score every neuron for every function in one pass over the texts.
+
+    An interrupted pass goes on where it stopped, as long as model, texts and options are the same.
+
+    Args:
+        subject: The model.
+        data: The labelled texts.
+        shown: Name of their file.
+        settings: Settings of scores and sets.
+        options: Options of the pass.
+
+    Raises:
+        WorkbenchError: If a prompt has no tokens, or `chat` is set and the tokenizer has no template.
+    """
+    settings, options = settings or Settings(), options or PassOptions()
+    rows = subject.rows(data.items, options.chat)
+    functions = torch.tensor([data.functions.index(item.function) for item in data.items])
+    key = json_digest([subject.digest, data.digest, asdict(options), [site.units for site in subject.sites], 1])
+    folder = subject.cache / "neurons" / key
+    scores = item_scores(
+        subject.model,
+        subject.sites,
+        rows,
+        functions,
+        histogram_labels(data, settings),
+        folder,
+        score=options.score,
+        part=options.part,
+        skip=options.skip,
+        limit=options.disk,
+        progress=lambda done, total: subject.tell(done, total, "activations"),
+    )
+    result = function_scores(scores, data, rows, settings)
+    tokens = int(scores.statistics.tokens.sum())
+    shutil.rmtree(folder)
+    return FunctionAnalysis(subject.name, subject.digest, shown, data, result, options, tokens, scores.exact is not None)

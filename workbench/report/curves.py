@@ -1,0 +1,192 @@
+"""Small line charts with shared scales, and tables of tinted numbers, for pages of analyses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from workbench.report.svg import joined, svg
+
+WIDTH, HEIGHT = 268, 150
+LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
+PALEST, DARKEST = 0.04, 0.6
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One line of a chart.
+
+    Attributes:
+        name: Name in hover texts.
+        points: (x, y) in order of x.
+        kind: Style class: "main", "second", "third" or "other".
+    """
+
+    name: str
+    points: Sequence[tuple[float, float]]
+    kind: str
+
+
+@dataclass(frozen=True)
+class Level:
+    """A horizontal dashed line at a value, such as a limit of chance.
+
+    Attributes:
+        name: Name in hover texts.
+        value: The value.
+        kind: Style class.
+    """
+
+    name: str
+    value: float
+    kind: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """A chart with its heading.
+
+    Attributes:
+        title: Heading.
+        note: Text beside the heading.
+        drawing: The drawing.
+    """
+
+    title: str
+    note: str
+    drawing: Markup
+
+
+@dataclass(frozen=True)
+class Scales:
+    """The ranges of both axes, shared by the charts of a group.
+
+    Attributes:
+        x: Lowest and highest x.
+        y: Lowest and highest y.
+        ticks: Values that the y axis names.
+        marks: Values that the x axis names.
+        text: Format of y values.
+    """
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    ticks: Sequence[float]
+    marks: Sequence[float]
+    text: Callable[[float], str] = "{:g}".format
+    x_text: Callable[[float], str] = "{:g}".format
+
+    def across(self, value: float) -> float:
+        """Return the horizontal position of an x value in pixels."""
+        low, high = self.x
+        return LEFT + (WIDTH - LEFT - RIGHT) * (value - low) / ((high - low) or 1)
+
+    def up(self, value: float) -> float:
+        """Return the vertical position of a y value in pixels; values outside the range lie on its edge."""
+        low, high = self.y
+        share = min(1.0, max(0.0, (value - low) / ((high - low) or 1)))
+        return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
+
+
+def chart(title: str, curves: Sequence[Curve], scales: Scales, levels: Sequence[Level] = (), note: str = "") -> Chart:
+    """Draw a chart; points and dashed lines show their values on hover."""
+    parts = []
+    for tick in scales.ticks:
+        y = scales.up(tick)
+        parts.append(svg("line", class_="grid", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+        parts.append(svg("text", scales.text(tick), class_="tick", x=LEFT - 5, y=y + 4))
+    for mark in scales.marks:
+        parts.append(svg("text", scales.x_text(mark), class_="mark", x=scales.across(mark), y=HEIGHT - 6))
+    for level in levels:
+        y = scales.up(level.value)
+        title_text = svg("title", f"{level.name}: {scales.text(level.value)}")
+        parts.append(svg("line", title_text, class_=f"level {level.kind}", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
+    for curve in curves:
+        path = "M" + "L".join(f"{scales.across(x):.1f},{scales.up(y):.1f}" for x, y in curve.points)
+        parts.append(svg("path", svg("title", curve.name), class_=f"curve {curve.kind}", d=path))
+    for curve in curves:
+        for x, y in curve.points:
+            text = svg("title", f"{curve.name} at {scales.x_text(x)}: {scales.text(y)}")
+            parts.append(svg("circle", text, class_="hit", cx=round(scales.across(x), 1), cy=round(scales.up(y), 1), r=5))
+    drawing = svg("svg", joined(*parts), class_="curves", width=WIDTH, height=HEIGHT, role="img", aria_label=title)
+    return Chart(title, note, drawing)
+
+
+@dataclass(frozen=True)
+class TintedCell:
+    """A number with its tint.
+
+    Attributes:
+        text: The number.
+        tint: Strength of the tint, 0 to 1.
+        own: Whether the cell lies on the diagonal.
+        tip: Hover text.
+    """
+
+    text: str
+    tint: float
+    own: bool
+    tip: str
+
+
+@dataclass(frozen=True)
+class TintedTable:
+    """A matrix of tinted numbers.
+
+    Attributes:
+        title: Heading.
+        caption: Sentence below the heading.
+        corner: Text of the upper left cell: what the rows are.
+        columns: Heads of the columns.
+        rows: Head and cells of each row.
+    """
+
+    title: str
+    caption: str
+    corner: str
+    columns: Sequence[str]
+    rows: Sequence[tuple[str, Sequence[TintedCell]]]
+
+
+def tinted(
+    title: str,
+    caption: str,
+    corner: str,
+    columns: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[float]]],
+    text: Callable[[float], str],
+    *,
+    top: float | None = None,
+    by_row: bool = False,
+    unit: str = "",
+) -> TintedTable:
+    """Return a matrix whose larger numbers have darker tints.
+
+    Args:
+        title: Heading.
+        caption: Sentence below the heading.
+        corner: Text of the upper left cell.
+        columns: Heads of the columns.
+        rows: Head and values of each row.
+        text: Format of a value.
+        top: Value of the darkest tint; the largest value if omitted.
+        by_row: Compare each value with the largest one of its row.
+        unit: Unit in hover texts.
+    """
+    highest = max((v for _, values in rows for v in values), default=0.0)
+    drawn = []
+    for name, values in rows:
+        most = top if top is not None else max(values, default=0.0) if by_row else highest
+        cells = [
+            TintedCell(
+                text(value),
+                PALEST + (DARKEST - PALEST) * min(1.0, max(0.0, value) / most) if most > 0 else PALEST,
+                name == column,
+                f"{corner} {name}, {column}: {text(value)}{unit}",
+            )
+            for column, value in zip(columns, values, strict=True)
+        ]
+        drawn.append((name, cells))
+    return TintedTable(title, caption, corner, columns, drawn)

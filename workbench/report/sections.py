@@ -1,0 +1,37 @@
+"""A section of a page: sentences, a table, small charts and matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from workbench.report.curves import Chart, TintedTable
+
+
+@dataclass(frozen=True)
+class Section:
+    """One section of the page.
+
+    Attributes:
+        id: Anchor.
+        title: Heading.
+        lead: Sentences below the heading.
+        columns: Heads of its table.
+        rows: Cells of its table.
+        notes: Hover text of a column's head.
+        charts: Small charts with the same scales.
+        legend: (style class, text) of the charts' lines.
+        tables: Matrices of tinted numbers.
+        details: Sentences at the end.
+    """
+
+    id: str
+    title: str
+    lead: Sequence[str]
+    columns: Sequence[str] = ()
+    rows: Sequence[Sequence[str]] = ()
+    notes: Mapping[str, str] = field(default_factory=dict)
+    charts: Sequence[Chart] = ()
+    legend: Sequence[tuple[str, str]] = ()
+    tables: Sequence[TintedTable] = ()
+    details: Sequence[str] = ()

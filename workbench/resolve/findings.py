@@ -1,0 +1,60 @@
+"""Messages that are collected while a recipe is resolved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from workbench.errors import WorkbenchError
+from workbench.weights.checkpoint import HeadersOnlyError
+
+
+@dataclass
+class Findings:
+    """Warnings, deferred checks and errors of a recipe, in the order in which they were found.
+
+    Attributes:
+        warnings: Warnings for the user.
+        deferred: Checks that `run` makes, because they need tensors of which only headers are local.
+        problems: Errors in the recipe or its inputs.
+    """
+
+    warnings: list[str] = field(default_factory=list)
+    deferred: list[str] = field(default_factory=list)
+    problems: list[WorkbenchError] = field(default_factory=list)
+
+    @contextmanager
+    def or_at_run(self, check: str) -> Iterator[None]:
+        """Defer the check in a `with` block to `run` if it needs tensors that are not local.
+
+        Args:
+            check: The statement that the check confirms.
+        """
+        try:
+            yield
+        except HeadersOnlyError:
+            self.deferred.append(check)
+
+    @contextmanager
+    def or_problem(self) -> Iterator[None]:
+        """Record an error that is raised in a `with` block, so that the message to the user lists all problems."""
+        try:
+            yield
+        except WorkbenchError as error:
+            self.problems.append(error)
+
+    def raise_problems(self) -> None:
+        """Raise one error for all problems.
+
+        Raises:
+            WorkbenchError: If there is a problem.
+        """
+        if not self.problems:
+            return
+        hints = list(dict.fromkeys(problem.hint for problem in self.problems if problem.hint))
+        raise WorkbenchError(
+            "\n".join(problem.message for problem in self.problems),
+            "\n".join(hints) or None,
+            max(problem.exit_code for problem in self.problems),
+        )
