@@ -106,7 +106,7 @@ def transplant_set(
     tokenizer = load_tokenizer(checkpoint.path)
     rows = [ItemRow(r.tokens, len(r.tokens) - r.learned) for r in encode(lines, tokenizer, longest_row(plain.config, LONGEST))]
     with exact(device):
-        norms = delta_norms(deltas(tuned, model, device), model, device)
+        norms = delta_norms(deltas(tuned, model), model, device)
         live = live_model(plain.config, compute(plain, torch.float32, device), checkpoint.path, device)
         sites = find_sites(live, plain.layout.depth, device)
         told = progress(events, "measure", tuned.name)
