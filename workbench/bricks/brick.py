@@ -10,6 +10,7 @@ from pathlib import Path
 from workbench import jsondoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
+from workbench.bricks.axes import Axes, axes_of
 from workbench.bricks.card import BrickCard, read_licence
 from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
@@ -94,6 +95,13 @@ class Brick:
         checkpoint = Checkpoint(self.path, self.label)
         tidy(checkpoint)
         return checkpoint
+
+    @property
+    def axes(self) -> dict[str, str]:
+        """Axis -> value: what the card states, and what follows from the kind and the files; see `bricks.axes`."""
+        kind = self.card.kind if self.card else self.kind
+        tuner = str(self.adapter.config.get("peft_type", "LORA")) if self.kind == "adapter" else None
+        return axes_of(kind, self.card.axes if self.card else Axes(), self.card.training if self.card else None, tuner=tuner)
 
     @property
     def entries(self) -> Mapping[str, Entry]:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field
 
 from workbench import yamldoc
+from workbench.bricks.axes import Axes, axes_of, contradiction
 from workbench.bricks.hub import CARD
 from workbench.files import write_text
 from workbench.steps.fields import NAME, Strict
@@ -49,9 +50,13 @@ class BrickCard(Strict):
 
     version: Literal[1]
     name: str = Field(pattern=NAME)
-    kind: Literal["adapter", "checkpoint", "edit"]
+    kind: Literal["adapter", "checkpoint", "edit", "neurons"]
     skill: str = ""
     """One line that describes the skill that the brick adds."""
+    functions: tuple[str, ...] = ()
+    """Functions that the brick serves, such as "math", as labels that other bricks use too."""
+    axes: Axes = Axes()
+    """Origin, granularity, computation, routing, aggregation and training, where they do not follow from the kind and the files."""
     base: BaseRecord
     files: str = "."
     """Directory of the weights, relative to the card."""
@@ -73,8 +78,21 @@ class BrickCard(Strict):
 
 
 def read_card(path: Path) -> BrickCard:
-    """Read and validate the brick.yaml of a directory."""
-    return yamldoc.load(path / CARD).validate(BrickCard)
+    """Read and validate the brick.yaml of a directory.
+
+    Raises:
+        WorkbenchError: If the file is invalid, or `axes` contradict the kind.
+    """
+    document = yamldoc.load(path / CARD)
+    card = document.validate(BrickCard)
+    if wrong := contradiction(card.kind, card.axes):
+        raise document.error(("axes", wrong[0]), wrong[1], f"Remove the line: the tool fills in `{wrong[0]}`.")
+    return card
+
+
+def card_document(card: BrickCard) -> dict[str, Any]:
+    """Return a card as plain data, with all axes filled in."""
+    return {**card.model_dump(mode="json"), "axes": axes_of(card.kind, card.axes, card.training)}
 
 
 def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick train", record: str = "train.yaml") -> None:
@@ -88,7 +106,8 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     """
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
-    content = {"train.yaml": "the settings", "edit.json": "how it was solved"}.get(record, "the error of every tensor")
+    contents = {"train.yaml": "the settings", "edit.json": "how it was solved", "neurons.json": "how the neurons were chosen"}
+    content = contents.get(record, "the error of every tensor")
     write_text(path / CARD, f"# Written by `{made_by}`. See {record} for {content}.\n" + text)
 
 

@@ -8,6 +8,7 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, FETCH, Hub
+from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
 from workbench.models.cleanup import tidy
 from workbench.steps.fields import BrickRef
@@ -98,6 +99,12 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
             f"{what}: no {CARD} in {ref.target}", "Use `adapter:` or `checkpoint:` for a directory without a card."
         )
     files = path / card.files if card else path
+    if (card and card.kind == "neurons") or (is_neuron_set(path) and not kinds_of(files)):
+        raise WorkbenchError(
+            f"{what}: {ref.target} is a set of neurons of the base, which has no weights of its own",
+            f"Remove it from `bricks`. Write `where: {{neurons: {ref.target}}}` in a merge step to limit the step to these neurons, or add "
+            f"the step `- {{edit: scale_neurons, neurons: {ref.target}, factor: 0}}` to switch them off.",
+        )
     kinds = kinds_of(files)
     if not kinds:
         if (path / "train.yaml").is_file():
@@ -124,6 +131,11 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
             f"State which one to use: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
         )
     return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
+
+
+def is_neuron_set(path: Path) -> bool:
+    """Return whether a directory holds a set of neurons."""
+    return (path / NEURONS).is_file()
 
 
 def _article(kind: str) -> str:

@@ -128,6 +128,7 @@ def say_card(brick: Brick) -> None:
         out.line(
             f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters"
         )
+    out.line(f"axes     {axes_text(brick.axes)}")
     if card:
         out.line(f"base     {card.base.title or card.base.id}  {(card.base.digest or '')[:12]}")
         for label, value in (("prompt", card.prompt_format), ("made by", card.generator), ("license", card.licence)):
@@ -138,6 +139,13 @@ def say_card(brick: Brick) -> None:
             out.line(f"score    {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}{base}")
         if card.training:
             out.line("training " + ", ".join(f"{k} {v}" for k, v in card.training.items() if not isinstance(v, dict)))
+
+
+def axes_text(axes: dict[str, str]) -> str:
+    """Return axes as one line: "customized, layer, low-rank update, routing: none, ..."."""
+    plain = {name: value.replace("_", " ") for name, value in axes.items()}
+    told = [plain[name] for name in ("origin", "granularity", "computation")]
+    return ", ".join([*told, *(f"{name}: {plain[name]}" for name in ("routing", "aggregation", "training"))])
 
 
 def read_all(bound: Deltas, base: Model) -> int:

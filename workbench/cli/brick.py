@@ -21,6 +21,7 @@ from workbench.cli._bricks import (
     say_card,
     say_measures,
 )
+from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="Manage bricks: adapters, fine-tuned checkpoints and edits.",
+    help="Manage bricks: adapters, fine-tuned checkpoints, edits and sets of neurons.",
 )
 NameArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in bricks/.", show_default=False)]
 
@@ -39,7 +40,7 @@ NameArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in
 @app.command("ls")
 def list_(json: JsonOpt = False) -> None:
     """List the bricks in bricks/."""
-    from workbench.bricks.card import library
+    from workbench.bricks.card import card_document, library
     from workbench.cli.documents.bricks import BrickDocument
 
     cards = library(Path.cwd())
@@ -63,7 +64,7 @@ def list_(json: JsonOpt = False) -> None:
         ]
         out.table(["brick", "kind", "skill", "score", "base", "task"], rows, right=(3, 4))
 
-    out.result(lambda: [BrickDocument.model_validate(card.model_dump(mode="json")) for _, card in cards], text, json=json)
+    out.result(lambda: [BrickDocument.model_validate(card_document(card)) for _, card in cards], text, json=json)
 
 
 @app.command()
@@ -83,12 +84,23 @@ def show(
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Show a brick's card and its changes per layer, or compare bricks."""
+    """Show a brick's card and its changes per layer, or compare bricks.
+
+    Of a set of neurons, shows its layers with the highest scores, and its overlap with other sets.
+    """
+    from workbench.bricks.card import card_document
+    from workbench.bricks.locate import is_neuron_set
     from workbench.cli.documents.bricks import ShownBrick
 
     out.quiet = quiet or json
+    if is_neuron_set(folder := brick_directory(name)):
+        if base or metric or html:
+            flag = "--base" if base else "--metric" if metric else "--html"
+            raise UsageError(f"{flag} measures a delta, but {name} is a set of neurons and has none", f"Leave out {flag}.")
+        show_neurons(folder.resolve(), others or [], json)
+        return
     brick = find_brick(name)
-    card = brick.card.model_dump(mode="json") if brick.card else {"name": brick.name, "kind": brick.kind}
+    card = {**(card_document(brick.card) if brick.card else {"name": brick.name, "kind": brick.kind}), "axes": brick.axes}
     if not json:
         say_card(brick)
     try:
@@ -337,10 +349,13 @@ def verify(
 
     Reads all tensors and refuses NaN and infinities. Exits with 3 if the digest differs from the card's.
     """
-    from workbench.bricks.locate import resolve_base
+    from workbench.bricks.locate import is_neuron_set, resolve_base
     from workbench.bricks.tied import base_for
     from workbench.weights.digests import tensor_digests, weights_digest
 
+    if is_neuron_set(folder := brick_directory(name)):
+        verify_neurons(folder.resolve(), base)
+        return
     brick = find_brick(name)
     on = base or base_of_brick(brick)
     checkpoint, _ = resolve_base(on, Path.cwd())

@@ -180,6 +180,9 @@ def _row(step: dict[str, Any]) -> list[str]:
     parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
     parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []
     parts += [f"trains on {step['trains_on']}"] if "trains_on" in step else []
+    if chosen := step.get("neurons"):
+        factor = f" times {step['factor']:g}" if "factor" in step else ""
+        parts += [f"{100 * chosen['share']:.3g} % of {chosen['kind']} ({chosen['set']}){factor}"]
     text = "; ".join(parts)
     if "check" in step:
         text += f"{'; ' if text else ''}check {step['check']}"

@@ -184,17 +184,24 @@ def read_set(folder: Path, label: str | None = None) -> NeuronSet:
     units = record.get("units")
     if record.get("kind") not in ("neurons", "experts") or not isinstance(units, dict) or not units:
         raise WorkbenchError(f"{label}/{RECORD}: expected `kind` and `units` of a set of neurons", _MADE_BY)
-    counts = {int(layer): int(count) for layer, count in units.items() if layer.isdigit() and isinstance(count, int)}
-    indices = {int(n[6:]): t.long() for n, t in tensors.items() if n.startswith("layer.") and n[6:].isdigit()}
-    scores = {int(n[6:]): t.float() for n, t in tensors.items() if n.startswith("score.") and n[6:].isdigit()}
+    base, evidence = record.get("base"), record.get("evidence") or {}
+    if not isinstance(base, str | None) or not isinstance(evidence, dict):
+        raise WorkbenchError(f"{label}/{RECORD}: expected a text or null in `base`, and an object in `evidence`", _MADE_BY)
+    counts = {int(layer): count for layer, count in units.items() if _is_number(layer) and type(count) is int}
+    indices = {int(n[6:]): t.long() for n, t in tensors.items() if n.startswith("layer.") and _is_number(n[6:])}
+    scores = {int(n[6:]): t.float() for n, t in tensors.items() if n.startswith("score.") and _is_number(n[6:])}
     for layer, index in indices.items():
         if index.dim() != 1 or not len(index) or int(index.min()) < 0 or int(index.max()) >= counts.get(layer, 0):
             raise WorkbenchError(
                 f"{label}/{TENSORS}: layer {layer} has indices outside 0 to {counts.get(layer, 0) - 1}", _MADE_BY
             )
-    neurons = NeuronSet(
-        str(record.get("name")), record["kind"], counts, indices, scores, record.get("base"), record.get("evidence") or {}
-    )
+    if wrong := [layer for layer, score in scores.items() if layer not in indices or score.shape != indices[layer].shape]:
+        raise WorkbenchError(f"{label}/{TENSORS}: layer {wrong[0]} has not one score per neuron", _MADE_BY)
+    neurons = NeuronSet(str(record.get("name")), record["kind"], counts, indices, scores, base, evidence)
     if record.get("digest") != neurons.digest():
         raise WorkbenchError(f"{label}: {RECORD} and {TENSORS} do not belong together", _MADE_BY)
     return neurons
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit()

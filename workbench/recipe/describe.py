@@ -149,7 +149,7 @@ def recipe_page() -> str:
         ("search.space.DIMENSION, a range", "ListedRange"),
         ("search.space.DIMENSION, choices", "ListedChoices"),
         ("bricks.NAME", "BrickRef"),
-        ("where", "Where"),
+        ("where", "MergeWhere"),
     ):
         definition = recipe_schema()["$defs"][name]
         required = definition.get("required", ())

@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, fitted
-from workbench.bricks.hub import Hub
+from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.integers import check_integers
 from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
 from workbench.bricks.source import BrickSource
@@ -38,7 +38,7 @@ _SHARED = frozenset({
 
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
     """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
-    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks)]
+    return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks), *_check_axes(recipe, bricks)]
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
@@ -64,7 +64,7 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     return [] if inner.recipe.steps else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
-def _read_digest(resolved: Resolved, hub: Hub) -> str:
+def read_digest(resolved: Resolved, hub: Hub) -> str:
     """Return the base's digest.
 
     Raises:
@@ -121,7 +121,7 @@ def _check_origin(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings
     digest = None
     if recorded_digests(brick):
         with findings.or_at_run(f"{brick.label}: the base has the weights that the brick's card records"):
-            digest = _read_digest(resolved, hub)
+            digest = read_digest(resolved, hub)
     recipe = resolved.recipe
     base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
     return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
@@ -163,7 +163,7 @@ def edit_record(brick: Brick) -> dict[str, Any] | None:
 def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
     """Raise WorkbenchError if an edit was solved on another base."""
     record = edit_record(brick)
-    if record is not None and record.get("base") != _read_digest(resolved, hub):
+    if record is not None and record.get("base") != read_digest(resolved, hub):
         raise WorkbenchError(
             f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
             f"this base has {resolved.base_digest[:10]})",
@@ -211,7 +211,7 @@ def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
     Raises:
         HeadersOnlyError: If only headers may be read and a digest is not cached.
     """
-    _read_digest(resolved, hub)
+    read_digest(resolved, hub)
     for name, brick in resolved.bricks.items():
         if hub.headers_only and not brick.known(resolved.cache):
             raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
@@ -254,6 +254,23 @@ def _check_kinds(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[Work
     for i, step in enumerate(recipe.steps):
         used = {name: bricks[name].kind for name in recipe.used_bricks(step) if name in bricks}
         problems += [recipe.error(("steps", i, *p.path), p.message, p.hint) for p in step.check_kinds(used)]
+    return problems
+
+
+def _check_axes(recipe: Recipe, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
+    """Return an error for each brick that a step adds to the weights although its card says that it is used in another way."""
+    problems = []
+    for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+        for name in recipe.used_bricks(step) if step.merges else ():
+            brick = bricks.get(name)
+            stated = brick.card.axes.stated() if isinstance(brick, Brick) and brick.card else {}
+            for axis, expected in (("routing", "none"), ("aggregation", "parameter_sum")):
+                if (value := stated.get(axis, expected)) != expected:
+                    message = (
+                        f"brick '{name}': its card says axes.{axis}: {value}, but step '{step_id}' adds its delta to the weights"
+                    )
+                    hint = f"Remove `{axis}` from its {CARD}, or use the brick in a step that routes to it."
+                    problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
     return problems
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.recipe.recipe import Recipe, dump_step
 
@@ -23,6 +24,9 @@ class KeyInputs(Protocol):
 
     def vocabulary_at(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
+
+    def neurons(self, folder: str) -> NeuronSet:
+        """Return a set of neurons that a step names."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,10 @@ class StepKey:
     def vocabulary(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
         return self.inputs.vocabulary_at(steps)
+
+    def neurons(self, folder: str) -> str:
+        """Return the digest of a set of neurons."""
+        return self.inputs.neurons(folder).digest()
 
 
 def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed: bool = False) -> list[str]:

@@ -21,6 +21,7 @@ from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
+from workbench.resolve.neurons import check_neurons
 from workbench.resolve.resolved import Resolved, brick_sources, used_names
 from workbench.steps import Step
 from workbench.vocabulary.align import AlignedVocabulary, Member, align
@@ -176,6 +177,7 @@ class _Builder:
                     findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
         findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
+        check_neurons(inputs, self.hub, findings)
 
 
 def _with_tokenizers(resolved: Resolved) -> Resolved:

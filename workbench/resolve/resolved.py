@@ -14,6 +14,7 @@ from workbench.bricks.brick import Brick, check_files, checkpoint_digest, vocabu
 from workbench.bricks.card import read_licence
 from workbench.bricks.source import BrickSource
 from workbench.bricks.standins import Download, download_of
+from workbench.emergent.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
 from workbench.lazy import torch
@@ -175,6 +176,21 @@ class Resolved:
     def input_digest(self, name: str) -> str:
         """Return the digest of a step's input file, and watch the file for changes."""
         return bytes_digest(self.watched.read(self.recipe.project / name))
+
+    def neurons(self, folder: str) -> NeuronSet:
+        """Return a set of neurons that a step names, and watch its files for changes.
+
+        Args:
+            folder: Directory of the set, relative to the project.
+
+        Raises:
+            WorkbenchError: If a file is missing or damaged.
+        """
+        place = self.recipe.project / folder
+        neurons = read_set(place, folder)
+        for name in (RECORD, TENSORS):
+            self.watched.read(place / name)
+        return neurons
 
     def vocabulary_at(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps, and watch its file for changes."""

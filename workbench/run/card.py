@@ -6,7 +6,9 @@ import re
 from typing import Any
 
 from workbench import yamldoc
+from workbench.bricks.axes import Axes, axes_of
 from workbench.edit.greedy import told as said_in_words
+from workbench.emergent.sets import NeuronSet
 from workbench.errors import as_markdown, printable
 from workbench.grow.expansion.kept import told
 from workbench.models.skeleton import loading_class
@@ -61,6 +63,11 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         f"| brick `{n}` | {as_markdown(resolved.bricks[n].public_name)} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
         for n in resolved.parents
     ]
+    lines += [
+        f"| {neurons.kind} `{folder}` | {as_markdown(neurons.name)} | `{neurons.digest()[:12]}` | part of the base |"
+        for folder, neurons in _neurons(resolved).items()
+    ]
+    lines += _axes_table(resolved)
     if data := resolved.data_licences:
         lines += ["", "| brick | trained on | license |", "| --- | --- | --- |"]
         lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
@@ -90,6 +97,27 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _neurons(resolved: Resolved) -> dict[str, NeuronSet]:
+    """Return directory -> set of neurons, for the sets that steps use."""
+    named = [named[1] for step in resolved.recipe.steps if (named := step.neuron_set())]
+    return {folder: resolved.neurons(folder) for folder in dict.fromkeys(named)}
+
+
+def _axes_table(resolved: Resolved) -> list[str]:
+    """Return a table of the axes of the bricks and sets of neurons; empty if there are none."""
+    axes = {name: resolved.on_disk[name].axes for name in resolved.parents if name in resolved.on_disk}
+    axes |= {
+        folder: axes_of("neurons", Axes(), experts=neurons.kind == "experts") for folder, neurons in _neurons(resolved).items()
+    }
+    if not axes:
+        return []
+    names = list(Axes.model_fields)
+    lines = ["", f"| brick | {' | '.join(names)} |", "| --- |" + " --- |" * len(names)]
+    return lines + [
+        f"| `{brick}` | {' | '.join(values[name].replace('_', ' ') for name in names)} |" for brick, values in axes.items()
+    ]
 
 
 def _line(warning: str) -> str:

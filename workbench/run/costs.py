@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from workbench.adapters.read import Adapter
+from workbench.emergent.sets import NeuronSet
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.peaks import adapter_bytes, largest
@@ -51,6 +52,23 @@ class Needs:
     width: int = 1
     seconds: float = 1.5
     cached: list[str] = field(default_factory=list)
+
+
+def set_row(folder: str, neurons: NeuronSet) -> dict[str, Any]:
+    """Return a set of neurons that a step uses as plain data, for the plan and the step's record.
+
+    Args:
+        folder: Directory of the set, as in the recipe.
+        neurons: The set.
+    """
+    return {
+        "set": folder,
+        "kind": neurons.kind,
+        "size": neurons.size,
+        "share": neurons.share,
+        "layers": len(neurons.indices),
+        "digest": neurons.digest(),
+    }
 
 
 def numel(model: Model) -> int:

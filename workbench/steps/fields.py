@@ -19,8 +19,10 @@ from pydantic import (
     Field,
     GetCoreSchemaHandler,
     GetJsonSchemaHandler,
+    SerializerFunctionWrapHandler,
     Tag,
     field_validator,
+    model_serializer,
     model_validator,
 )
 from pydantic_core import CoreSchema, core_schema
@@ -105,6 +107,23 @@ class Where(Strict):
         if len(parts) == 1 and parts[0] is not None:
             return range(depth)[parts[0] : parts[0] + 1 or None]
         return range(depth)[slice(*parts)]
+
+
+class MergeWhere(Where):
+    """The tensors that a merge step changes, and the neurons within them."""
+
+    neurons: str | None = None
+    """Directory of a set of neurons (`neurons.json`), relative to the project. Of the feed-forward matrices, the step then changes
+    only the rows and columns of these neurons, or the tensors of these experts. All other tensors follow `include`, `exclude` and
+    `layers`; `include: ["*mlp*"]` limits the step to feed-forward tensors. The `where` of a rule in a schedule has no such field."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `neurons` if it is not set, so that keys of steps without it stay the same."""
+        fields: dict[str, Any] = handler(self)
+        if self.neurons is None:
+            fields.pop("neurons", None)
+        return fields
 
 
 class Ramp(Strict):

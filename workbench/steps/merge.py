@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 from workbench.models.layout import Model
-from workbench.steps.fields import Where
+from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class MergeMethod(BrickStep):
     version = 2  # every sum rounds each product and each addition on its own
     laws: ClassVar[Laws] = Laws()
 
-    where: Where | None = None
-    """Tensors to merge: {include:, exclude:, layers:}. All other tensors keep their current weights."""
+    where: MergeWhere | None = None
+    """Tensors to merge: {include:, exclude:, layers:, neurons:}. All other tensors keep their current weights."""
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         """Yield an error for an unknown brick, for too few or too many bricks, and for a brick that is listed twice."""
@@ -121,9 +121,15 @@ class MergeMethod(BrickStep):
         """Return the digests of the bricks, and the seed and the digests of files if the method uses them."""
         parts: list[Any] = [context.bricks(self.names())]
         parts += [context.seed] if self.laws.random else []
+        if named := self.neuron_set():
+            parts.append(context.neurons(named[1]))
         if files := self.inputs():
             parts += [context.files(files), context.vocabulary(0)]
         return parts
+
+    def neuron_set(self) -> tuple[tuple[str, ...], str] | None:
+        """Return the field `where.neurons` and its value, if it is set."""
+        return (("where", "neurons"), self.where.neurons) if self.where and self.where.neurons else None
 
     def listed(self, names: Sequence[str]) -> dict[str, Any]:
         """Return `bricks` with an entry for each brick."""

@@ -55,6 +55,9 @@ class KeyContext(Protocol):
     def vocabulary(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
 
+    def neurons(self, folder: str) -> str:
+        """Return the digest of a set of neurons."""
+
 
 @dataclass(frozen=True)
 class Plugin:
@@ -130,6 +133,10 @@ class Step(Strict):
     def files(self) -> list[str]:
         """Return all files that the step reads, relative to the project."""
         return self.inputs()
+
+    def neuron_set(self) -> tuple[tuple[str, ...], str] | None:
+        """Return the field that names a set of neurons, as a path of keys, and the set's directory; None if the step uses no set."""
+        return None
 
     def check_inputs(self, project: Path) -> None:
         """Read the step's files once, before any computation. Raises WorkbenchError if a file is invalid."""

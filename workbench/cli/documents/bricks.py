@@ -118,7 +118,7 @@ class BrickDocument(Document):
     name: str
     """Name of the brick."""
     kind: str
-    """adapter, checkpoint or edit."""
+    """adapter, checkpoint, edit or neurons."""
     skill: str = optional()
     """One line that describes the skill that the brick adds."""
     base: CardBase = optional()
@@ -141,11 +141,58 @@ class BrickDocument(Document):
     """Record of the extraction from a checkpoint."""
     scores: list[CardScore] = optional()
     """Scores of the brick alone."""
+    axes: dict[str, str] = optional()
+    """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
+
+
+class BestNeuron(Document):
+    """A neuron with a high score."""
+
+    neuron: int
+    """Index of the neuron in its layer."""
+    score: Number
+    """Its score."""
+
+
+class LayerNeurons(Document):
+    """The neurons of a set in one layer."""
+
+    size: int
+    """Number of neurons of the set."""
+    of: int
+    """Number of neurons of the layer."""
+    best: list[BestNeuron]
+    """Neurons with the highest scores; empty if the set has no scores."""
+
+
+class ShownNeurons(Document):
+    """A set of neurons."""
+
+    name: str
+    """Name of the set."""
+    kind: str
+    """neurons or experts."""
+    size: int
+    """Number of neurons."""
+    share: Number
+    """Share of the model's neurons that are in the set."""
+    base: str | None
+    """Digest of the model that the set was chosen on."""
+    digest: str
+    """Digest of the set."""
+    layers: dict[str, LayerNeurons]
+    """Layer -> the set's neurons."""
+    evidence: dict[str, Any]
+    """How the set was chosen and what it does."""
 
 
 class ShownBrick(BrickDocument):
-    """A brick's card and the measures of its delta."""
+    """A brick's card and the measures of its delta, or the neurons of a set."""
 
+    neurons: ShownNeurons = optional()
+    """The neurons of a set; absent for other bricks."""
+    overlap: dict[str, Number] = optional()
+    """Other set -> share of the neurons that are in both; absent if no other set is named."""
     delta: BrickMeasures = optional()
     """Measures of the delta; absent with `--card`, or if the brick could not be measured."""
 

@@ -17,8 +17,9 @@ from workbench.merge.streaming.selection import SelectionSource
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed
+from workbench.weights.masks import TensorMask
 from workbench.weights.sparse import Selection
-from workbench.weights.specs import Source, TensorSpec, Weights
+from workbench.weights.specs import Source, TensorSpec, Weights, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -37,6 +38,8 @@ class MergedWeights:
         seed: The recipe's seed, for random methods.
         measured: Value from the method's `measure`, if it has one.
         memo: Values that earlier compositions computed from the same bricks.
+        masks: Base's tensor -> the rows or columns that the step may change; other tensors may change everywhere. The bricks' deltas
+            are zero elsewhere (`MaskedDeltas`), and current values stay there, although some methods spread a delta over its tensor.
         contents: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole
             bricks, so it is called only when a method needs it. Default: `keys`, else the names.
 
@@ -55,12 +58,14 @@ class MergedWeights:
         measured: Any = None,
         memo: Memo | None = None,
         contents: Callable[[], Mapping[str, str]] | None = None,
+        masks: Mapping[str, TensorMask] | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
         self._seed = seed
         self._memo = memo
+        self._masks = masks or {}
         self._contents = contents or (lambda: {name: (keys or {}).get(name, name) for name in bricks})
         self._content_lock = threading.Lock()
         order = (
@@ -106,15 +111,20 @@ class MergedWeights:
             return self._current.weights.open(name, device)
         group = self.group(name, device)
         group.survey = self._survey(device)
-        if (update := core_update(self._method, group)) is not None:
+        mask = self._mask(group)
+        if (update := self._core_update(group, mask)) is not None:
             return LowRankSum(self._current.weights, {name: update}).open(name, device)
         prepared = self._method.prepare(group)
         current = None if self._is_first else self._current.weights.open(name, device)
-        if isinstance(prepared, Combination):
-            return CombinedSource(group, prepared, current)
         if isinstance(prepared, Selection):
-            return SelectionSource(group, prepared, current)
-        return _MergedSource(group, prepared, current)
+            return SelectionSource(group, prepared, current)  # element by element: zero deltas stay zero
+        source: Source
+        if isinstance(prepared, Combination):
+            source = CombinedSource(group, prepared, current)
+            mask = mask if prepared.base else None
+        else:
+            source = _MergedSource(group, prepared, current)
+        return source if mask is None else _KeptOutside(source, self._current.weights.open(name, device), mask, group.spec)
 
     @property
     def current(self) -> Weights:
@@ -131,7 +141,7 @@ class MergedWeights:
             return Factors.zero(self.specs[name], device)
         group = self.group(name, device)
         group.survey = self._survey(device)
-        if (update := core_update(self._method, group)) is not None:
+        if (update := self._core_update(group, self._mask(group))) is not None:
             return update
         factors = [f for f in group.factors() if f is not None]
         prepared = self._method.prepare(group) if len(factors) == len(group.bricks) else None
@@ -142,6 +152,14 @@ class MergedWeights:
     def whole(self, device: torch.device) -> list[str]:
         """Return the tensors that a step with `space: core` merges whole, for the step's record."""
         return whole_tensors(self._method, (self.group(name, device) for name in self.merged))
+
+    def _mask(self, group: TensorGroup) -> TensorMask | None:
+        mask = self._masks.get(group.tensor)
+        return mask.to(group.device) if mask else None
+
+    def _core_update(self, group: TensorGroup, mask: TensorMask | None) -> Factors | None:
+        update = core_update(self._method, group)
+        return mask.factors(update) if mask and update is not None else update
 
     @property
     def _is_first(self) -> bool:
@@ -206,3 +224,19 @@ class _MergedSource:
         else:
             self._current.read(start, stop, out)
             out.add_(self._delta(block))
+
+
+class _KeptOutside:
+    """A merged tensor with the current values outside a mask, for methods that spread a delta over its tensor or scale the base."""
+
+    def __init__(self, merged: Source, current: Source, mask: TensorMask, spec: TensorSpec) -> None:
+        self._merged, self._current, self._mask = merged, current, mask
+        self._scratch, self._cols = torch.empty(0, device=mask.chosen.device), spec.cols
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        if len(self._scratch) < out.numel():
+            self._scratch = torch.empty(out.numel(), device=out.device)
+        before = matrix(self._scratch, start, stop, self._cols)
+        self._merged.read(start, stop, out)
+        self._current.read(start, stop, before)
+        self._mask.put(start, stop, before, out)

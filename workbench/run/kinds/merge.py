@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.bricks.brick import vocabulary_digest
+from workbench.emergent.places import set_masks
+from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
+from workbench.merge.streaming.masked import MaskedDeltas
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -18,10 +22,11 @@ from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel
+from workbench.run.costs import Needs, numel, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.run.peaks import Merged, largest, merge_bytes
 from workbench.steps import Measured, MergeContext, MergeMethod
+from workbench.weights.masks import TensorMask
 from workbench.weights.parallel import one_thread
 from workbench.weights.specs import Weights
 
@@ -40,7 +45,14 @@ class Merge(Kind[MergeMethod]):
         """
         resolved, recipe = context.resolved, context.recipe
         bricks = {name: context.deltas(name) for name in recipe.used_bricks(step)}
-        measured = _measured(context, step, bricks)
+        chosen = _Neurons.of(step, resolved)
+
+        def digests() -> Mapping[str, str]:
+            return chosen.digests(resolved) if chosen else resolved.digests
+
+        if chosen:
+            bricks = {name: MaskedDeltas(deltas, chosen.masks) for name, deltas in bricks.items()}
+        measured = _measured(context, step, bricks, digests)
         merged = MergedWeights(
             current,
             resolved.base,
@@ -50,7 +62,8 @@ class Merge(Kind[MergeMethod]):
             context.seed,
             measured.value,
             resolved.memo,
-            contents=lambda: resolved.digests,
+            contents=digests,
+            masks=chosen.masks if chosen else None,
         )
         _check_reach(context, step, merged, bricks, [result.id for result in earlier if result.grown])
         if not merged.merged:
@@ -60,6 +73,7 @@ class Merge(Kind[MergeMethod]):
                 "`workbench brick show BRICK` lists the tensors that a brick changes.",
             )
         record = {"bricks": list(bricks), "tensors": len(merged.merged), **measured.record}
+        record |= {"neurons": chosen.row()} if chosen else {}
         if whole := merged.whole(context.device):
             record["merged_whole"] = whole
             text = (
@@ -91,6 +105,8 @@ class Merge(Kind[MergeMethod]):
             row["edits"] = unsolved
             needs.seconds += sum(cost.get("seconds", 0) for cost in unsolved)
             needs.live = max(needs.live, 8 * numel(resolved.base))
+        if chosen := _Neurons.of(step, resolved):
+            row["neurons"] = chosen.row()
         if step.laws.needs != "tensor":
             row |= {"needs": step.laws.needs, "inputs": step.inputs()}
             needs.live = max(needs.live, step.measure_bytes(resolved.base))
@@ -98,6 +114,37 @@ class Merge(Kind[MergeMethod]):
 
 
 KIND = Merge()
+
+
+@dataclass(frozen=True)
+class _Neurons:
+    """The neurons that a merge step is limited to.
+
+    Attributes:
+        folder: Directory of the set, as in the recipe.
+        neurons: The set.
+        masks: Tensor of the base -> rows or columns of these neurons.
+    """
+
+    folder: str
+    neurons: NeuronSet
+    masks: Mapping[str, TensorMask]
+
+    @classmethod
+    def of(cls, step: MergeMethod, resolved: Resolved) -> _Neurons | None:
+        """Return the neurons of a step, or None if it is not limited to a set."""
+        if not (named := step.neuron_set()):
+            return None
+        neurons = resolved.neurons(named[1])
+        return cls(named[1], neurons, set_masks(neurons, resolved.base, named[1]))
+
+    def digests(self, resolved: Resolved) -> dict[str, str]:
+        """Return brick -> digest of its content on these neurons."""
+        return {name: json_digest([digest, self.neurons.digest()]) for name, digest in resolved.digests.items()}
+
+    def row(self) -> dict[str, Any]:
+        """Return the set as plain data, for the plan and the step's record."""
+        return set_row(self.folder, self.neurons)
 
 
 def _unsolved(resolved: Resolved, name: str) -> list[dict[str, Any]]:
@@ -140,7 +187,9 @@ def _counted(tensors: Sequence[str]) -> str:
     return f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
 
 
-def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Deltas]) -> Measured:
+def _measured(
+    context: StepContext, step: MergeMethod, bricks: Mapping[str, Deltas], contents: Callable[[], Mapping[str, str]]
+) -> Measured:
     """Return the method's measurement on texts or models; empty if the method needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
@@ -155,7 +204,8 @@ def _measured(context: StepContext, step: MergeMethod, bricks: Mapping[str, Delt
         gc.collect()  # reference cycles keep the previous model alive
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
-    digests = {name: resolved.digests[name] for name in bricks} | {"": ""}
+    known = contents()
+    digests = {name: known[name] for name in bricks} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
     tools = MergeContext(
