@@ -141,6 +141,8 @@ class BrickDocument(Document):
     """Record of the extraction from a checkpoint."""
     scores: list[CardScore] = optional()
     """Scores of the brick alone."""
+    functions: list[str] = optional()
+    """Functions that a set of neurons serves."""
     axes: dict[str, str] = optional()
     """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
 
