@@ -20,7 +20,7 @@ from workbench.emergent.sites import find_sites
 from workbench.emergent.sparsity import MaskedLosses
 from workbench.errors import WorkbenchError
 from workbench.library.neurons_ablation import ablation, ablation_table
-from workbench.library.neurons_draws import ItemGroups, thinned
+from workbench.library.neurons_draws import ItemGroups
 from workbench.library.neurons_masking import mask_curves
 from workbench.scores.statistics import clustered_se, codes, upper_t
 
@@ -46,12 +46,6 @@ def test_groups_and_weights() -> None:
     assert float(weights.mean()) == pytest.approx(1, abs=0.05)
     assert torch.equal(weights, groups.weights(reps=500))
     assert ItemGroups.of(items, ["b", "a"]).function.tolist() == [1, 0, 1, 0, 1]
-
-
-def test_every_second_item_of_each_task() -> None:
-    items = [item("a", "x"), item("a", "x"), item("b", "x"), item("a", "y"), item("a", "x"), item("b", "x"), item("b", "x")]
-    assert thinned(items) == [0, 2, 3, 4, 6]
-    assert thinned(items, 1) == list(range(7))
 
 
 def test_same_task_name_in_two_functions_is_two_clusters() -> None:

@@ -148,7 +148,7 @@ def test_cett_is_the_definition(family: str, dense_of: Callable[[str], Path]) ->
     model, rows = live(dense_of(family)), random_rows([20, 25, 30])
     sites = find_sites(model, 3, CPU)
     sample = token_sample(model, sites, rows, size=40)
-    found = cett(sample, 0.2)
+    found = cett(sample, 0.1)
     for number, site in enumerate(sites):
         weight = site.module.weight.detach()
         weight = weight.T if family == "gpt2" else weight
@@ -156,10 +156,10 @@ def test_cett_is_the_definition(family: str, dense_of: Callable[[str], Path]) ->
         threshold = float(found.thresholds[number])
         a = sample.activations[number]
         assert float(found.reached[number]) == pytest.approx(direct_cett(a, weight, bias, threshold), abs=1e-4)
-        assert found.reached[number] <= 0.2
+        assert found.reached[number] <= 0.1
         size = a.abs() * weight.norm(dim=0)
         if (larger := size[size >= threshold]).numel():  # the bias can outweigh all neurons of a layer
-            assert direct_cett(a, weight, bias, float(larger.min()) * 1.0001) > 0.2, "with one neuron more"
+            assert direct_cett(a, weight, bias, float(larger.min()) * 1.0001) > 0.1, "with one neuron more"
         below = (a.abs() * weight.norm(dim=0) < threshold).double().mean()
         assert float(found.sparsity[number]) == pytest.approx(float(below), abs=1e-3)
     assert (cett(sample, 0.4).sparsity > found.sparsity).all()

@@ -7,7 +7,6 @@ Sources: Davison and Hinkley 1997, section 3.2 (stratified bootstrap); Hesterber
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -25,22 +24,6 @@ if TYPE_CHECKING:
 
 REPS = 2000
 """Number of resamplings."""
-
-
-def thinned(items: Sequence[Item], step: int = 2) -> list[int]:
-    """Return the indices of every `step`-th item of each task, so that a pass over fewer items still has all tasks.
-
-    Args:
-        items: The items.
-        step: Distance of the items; 1 takes all.
-    """
-    numbers: Counter[tuple[str, str]] = Counter()
-    chosen = []
-    for index, item in enumerate(items):
-        if numbers[item.function, item.task] % step == 0:
-            chosen.append(index)
-        numbers[item.function, item.task] += 1
-    return chosen
 
 
 @dataclass(frozen=True)
