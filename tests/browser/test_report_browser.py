@@ -34,6 +34,7 @@ def document() -> dict[str, Any]:
         if c["name"] == "dates-conflict":
             c["recipe_text"] = "".join(f"line: {i}\n" for i in range(30)) + EVIL + "\n"
         if c["name"] == "over-scaled":
+            c["aliases"] = [{"name": f"over-scaled-by-{i}-and-equal"} for i in range(8)]
             c["recipe_text"] = "".join(f"line: {i if i != 15 else 'fifteen'}\n" for i in range(30)) + EVIL + "\n"
     return document
 
@@ -48,6 +49,16 @@ def page(document: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> 
         yield opened
         assert opened.requests() == [path.resolve().as_uri()]
         assert opened.complaints() == []
+
+
+def test_a_long_list_of_equal_configurations_wraps(page: Browser) -> None:
+    """The names below a configuration are as wide as their column at most: none is cut at its edge."""
+    names = page.js(
+        "[...document.querySelectorAll('.stick tbody th:first-child .sub')].map((e) => [e.textContent, e.scrollWidth - e.clientWidth])"
+    )
+    long = [over for text, over in names if "over-scaled-by-7-and-equal" in text]
+    assert len(long) == 2, "in the summary and in the table of configurations"
+    assert max(over for _, over in names) <= 0
 
 
 def choose(page: Browser, name: str, value: str) -> None:
