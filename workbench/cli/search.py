@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import recipe_file, relative
-from workbench.errors import UsageError, shell
+from workbench.errors import shell
 
 
 def search(
@@ -38,7 +38,8 @@ def search(
         ),
     ] = None,
     engine: Annotated[
-        str, typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine.")
+        Literal["local", "ray"],
+        typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine."),
     ] = "local",
     workers: Annotated[
         int | None, typer.Option("--workers", min=1, help="Workers of `--engine ray`; default: one per GPU, or one per two CPUs.")
@@ -66,8 +67,6 @@ def search(
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
-    if engine not in ("local", "ray"):
-        raise UsageError(f"--engine {engine}: expected local or ray")
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
     prepared = prepare(
@@ -90,12 +89,12 @@ def search(
     else:
         run(prepared)
     document = conclude(prepared, to)
+    out.result(lambda: SearchDocument.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
 
-    def text() -> None:
-        _table(document)
-        _say_recipes(document, to, loaded.project)
 
-    out.result(lambda: SearchDocument.model_validate(document), text, json=json)
+def _say_result(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
+    _table(document)
+    _say_recipes(document, to, project)
 
 
 def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
