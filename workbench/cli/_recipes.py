@@ -66,15 +66,18 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
         checkpoint: The written checkpoint, if plain lm-eval can load it.
     """
     from workbench.evaluate.suitechoice import suites_of
-    from workbench.models.skeleton import check_decoder
+    from workbench.models.architecture import is_usual_decoder
     from workbench.scores.suite import Suite
 
     project = resolved.recipe.project
     options = [part for setting in settings or () for part in ("--set", setting)]
-    try:
-        check_decoder(resolved.base.config)
-    except WorkbenchError:
-        return []
+    if not is_usual_decoder(resolved.base.config):
+        from workbench.models.skeleton import check_decoder
+
+        try:
+            check_decoder(resolved.base.config)
+        except WorkbenchError:
+            return []
     try:
         suites = suites_of([resolved.recipe], [], project)
     except WorkbenchError:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
@@ -124,3 +126,16 @@ def _is_one_of(module: str, names: tuple[str, ...]) -> bool:
         return True
     *parents, leaf = module.split(".")
     return leaf in names and leaf in _USED_IN_LAYERS and not any(parent.isdigit() for parent in parents)
+
+
+def is_usual_decoder(config: Mapping[str, Any]) -> bool:
+    """Return whether config.json names a `...ForCausalLM` class of an architecture that is part of transformers.
+
+    This reads no code of transformers, which takes a second to import. `skeleton.check_decoder` decides the other cases.
+    """
+    architectures, kind = config.get("architectures"), config.get("model_type")
+    named = isinstance(architectures, list) and len(architectures) == 1 and str(architectures[0]).endswith("ForCausalLM")
+    if not named or not isinstance(kind, str) or not kind.isidentifier():
+        return False
+    library = find_spec("transformers")
+    return any((Path(folder) / "models" / kind).is_dir() for folder in (library and library.submodule_search_locations) or ())
