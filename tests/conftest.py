@@ -23,6 +23,11 @@ from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 torch.set_num_threads(1)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move slow tests to the front, so that several workers that take tests from each other end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 @pytest.fixture(scope="session")
 def model_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """Family (and dtype) -> directory of a random model, made when first asked for. Not to be changed by a test."""

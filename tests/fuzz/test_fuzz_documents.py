@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from worlds.jsonl import read_jsonl
 from worlds.project import Project
 from worlds.search_world import lay_out, searched
 
@@ -328,6 +329,6 @@ def test_journals_of_searches(fuzzed: Project, journal: Path, data: st.DataObjec
     folder = journal / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    rows = [json.loads(line) for line in (valid / JOURNAL).read_text("utf-8").splitlines()]
+    rows = read_jsonl(valid / JOURNAL)
     size = put(folder / JOURNAL, data.draw(jsonl_files(rows)))
     keeps(lambda: open_and_go_on(folder, space), size)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call, refused
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, documents, suite
 from worlds.places import TASKS
 
@@ -41,7 +42,7 @@ def bundled(tmp_path: Path) -> Path:
         for i in range(12)
     ]
     for split, part in (("train", docs[:5]), ("test", docs[5:])):
-        (folder / f"{split}.json").write_text("".join(json.dumps(d) + "\n" for d in part))
+        write_jsonl(folder / f"{split}.json", part)
     (folder / "theirs.py").write_text(
         "def shorter(docs):\n    return docs.map(lambda d: {'query': d['query'].upper()}).select(range(len(docs) - 1))\n"
     )

@@ -140,3 +140,14 @@ def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out
+
+
+def logits_of(path: str | Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the float32 logits of the model in a directory; check that transformers loads it with nothing missing and nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert {key: names for key, names in info.items() if names} == {}
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    return logits
