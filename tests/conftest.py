@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,6 +27,12 @@ torch.set_num_threads(1)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Move slow tests to the front, so that several workers that take tests from each other end at the same time."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection, which would scan it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -123,8 +130,8 @@ def shared(folder: Path) -> Path:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    return {str(file): (info.st_size, info.st_mtime_ns) for file in files if (info := file.stat())}
 
 
 @pytest.fixture(autouse=True)
@@ -150,6 +157,14 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder, which is that of its project, as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def bundled_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every manager of tasks shares one index of the tasks that come with lm-eval, which takes seconds to build."""
+    from worlds.bundled import build_once
+
+    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex.build", staticmethod(build_once))
 
 
 @pytest.fixture

@@ -144,7 +144,7 @@ def test_settings(fuzzed: Project, setting: str) -> None:
 @pytest.mark.parametrize("name", ["words.yaml", "pick.yaml", "pick.jsonl"])
 @fuzz
 @given(data=st.data())
-def test_suite_show(fuzzed: Project, name: str, data: st.DataObject) -> None:
+def test_suite_show(fuzzed: Project, bundled_index: None, name: str, data: st.DataObject) -> None:
     laid_out(fuzzed)
     files = {"words.yaml": "suites/words.yaml", "pick.yaml": "tasks/pick.yaml", "pick.jsonl": "tasks/data/pick.jsonl"}
     file = fuzzed.path / "evals" / files[name]
@@ -154,7 +154,7 @@ def test_suite_show(fuzzed: Project, name: str, data: st.DataObject) -> None:
             raw = data.draw(jsonl_files([json.loads(line) for line in valid.splitlines()]))
         else:
             raw = data.draw(yaml_files(SUITE) if name == "words.yaml" else spliced(valid))
-        # A task that no file here defines is looked up in lm-eval's index, which reads its 14,000 task files first.
+        # A task that no file here defines is looked up in lm-eval's index, which reads its 14,000 task files first, once.
         command(["suite", "show", "words", "--base", "base"], put(file, raw), fixed=30.0)
     finally:
         file.write_bytes(valid)
