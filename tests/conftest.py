@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,31 @@ def words_project(tmp_path: Path, vocabularies: Path) -> Project:
     for name in ("base", "other", "third", "tied"):
         (tmp_path / name).symlink_to(vocabularies / name)
     return Project(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def score_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Project, str], None]:
+    """Score a recipe of the project that is the working directory, as `workbench eval NAME` does.
+
+    A later test with the same recipe and the same suites gets a copy of the scores and of the cache.
+    """
+    from worlds.commands import call
+
+    scored: dict[tuple[bytes, ...], Path] = {}
+
+    def score(project: Project, name: str) -> None:
+        suites = sorted(file for file in (project.path / "evals").rglob("*") if file.is_file())
+        key = tuple(file.read_bytes() for file in (project.path / "recipes" / f"{name}.yaml", *suites))
+        if key not in scored:
+            call("eval", name)
+            scored[key] = tmp_path_factory.mktemp("scored")
+            places = project.path, scored[key]
+        else:
+            places = scored[key], project.path
+        for part in ("runs/scores", ".workbench"):
+            shutil.copytree(places[0] / part, places[1] / part, dirs_exist_ok=True)
+
+    return score
 
 
 SHARED: dict[Path, dict[str, tuple[int, int]]] = {}

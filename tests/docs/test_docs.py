@@ -48,7 +48,9 @@ def code(text: str) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
+@pytest.mark.slow
 def test_generated_parts_are_current(build: ModuleType) -> None:
+    """The same check as that of `make check`."""
     assert [str(p.relative_to(PROJECT)) for p in build.stale(PROJECT)] == [], "`make docs` writes them"
 
 

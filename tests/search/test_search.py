@@ -214,6 +214,7 @@ def dying(world: Project, path: Path, last: int, when: str) -> None:
     assert ended.returncode == -signal.SIGKILL, f"the search ended before write {last}: {ended.stderr}"
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(world: Project) -> None:
     """Kills at five writes, the first ones of a search among them: in the end the candidates are those of an uninterrupted search, each once."""
     path = world.write(searched(SPACE, ", trials: 12, sampler: tpe, controls: false"))
@@ -231,6 +232,7 @@ def test_a_killed_search_goes_on(world: Project) -> None:
     assert trials_of(plain) == after
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_search(world: Project) -> None:
     path = world.write(searched(SPACE, ", trials: 9, sampler: random"))
     workers = [subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], cwd=world.path, stderr=subprocess.PIPE,
