@@ -56,7 +56,7 @@ GROWN = {
     "depth": (
         "apertus apertus1p5_text arcee biogpt bitnet bloom codegen cohere cohere2 ernie4_5 exaone exaone4 falcon gemma gemma2 "
         "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
-        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral nanochat nemotron olmo olmo2 olmo3 opt "
+        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral mpt nanochat nemotron olmo olmo2 olmo3 opt "
         "persimmon phi phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
     ),
     "stack": (
@@ -95,7 +95,8 @@ GROWN = {
         "hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 lfm3 llama llama4_text mamba mellum "
         "mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat "
         "nemotron nemotron_h olmo olmo2 olmo3 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text "
-        "qwen3_5_text qwen3_moe qwen3_next rembert rwkv sarvam_mla seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm xlnet"
+        "qwen3_5_text qwen3_moe qwen3_next rembert rwkv sarvam_mla seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma "
+        "xglm xlnet"
     ),
 }
 """Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
