@@ -10,6 +10,7 @@ WB := $(BIN)workbench
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
 FUZZ ?= 230
+PYTEST := python -m pytest -n 2 --dist worksteal
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
@@ -37,11 +38,11 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 	@$(WB) eval $(ITEMS) $(SUITES)
 	@$(WB) report $(ITEMS) $(SUITES) -o $(REPORT)
 
-test: bricks/starter/base/config.json  ## run the tests
-	@$(BIN)python -m pytest -n 2 $(ARGS)
+test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those marked slow, and as many damaged files as `make fuzz`)
+	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=$(FUZZ)) $(BIN)$(PYTEST) $(if $(FULL),,-m "not slow") $(ARGS)
 
 fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and four times as many a reader, 92 x FUZZ in all
-	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)python -m pytest -n 2 tests/fuzz $(ARGS)
+	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files
 	@$(BIN)ruff check . && $(BIN)ruff format --check . && $(BIN)mypy && $(BIN)python docs/build.py --check && $(BIN)python evals/skills/build.py --check

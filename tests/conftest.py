@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,17 @@ from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Move slow tests to the front, so that several workers that take tests from each other end at the same time."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
+def pytest_collection_finish() -> None:
+    """Exempt what is imported by now from garbage collection, which would scan it again and again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
@@ -107,6 +120,31 @@ def words_project(tmp_path: Path, vocabularies: Path) -> Project:
     return Project(tmp_path)
 
 
+@pytest.fixture(scope="session")
+def score_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Project, str], None]:
+    """Score a recipe of the project that is the working directory, as `workbench eval NAME` does.
+
+    A later test with the same recipe and the same suites gets a copy of the scores and of the cache.
+    """
+    from worlds.commands import call
+
+    scored: dict[tuple[bytes, ...], Path] = {}
+
+    def score(project: Project, name: str) -> None:
+        suites = sorted(file for file in (project.path / "evals").rglob("*") if file.is_file())
+        key = tuple(file.read_bytes() for file in (project.path / "recipes" / f"{name}.yaml", *suites))
+        if key not in scored:
+            call("eval", name)
+            scored[key] = tmp_path_factory.mktemp("scored")
+            places = project.path, scored[key]
+        else:
+            places = scored[key], project.path
+        for part in ("runs/scores", ".workbench"):
+            shutil.copytree(places[0] / part, places[1] / part, dirs_exist_ok=True)
+
+    return score
+
+
 SHARED: dict[Path, dict[str, tuple[int, int]]] = {}
 """Folder of a model or a brick that tests share -> size and time of its files."""
 
@@ -118,8 +156,8 @@ def shared(folder: Path) -> Path:
 
 
 def state_of(folder: Path) -> dict[str, tuple[int, int]]:
-    files = [path for path in folder.rglob("*") if path.is_file()]
-    return {str(path.relative_to(folder)): (path.stat().st_size, path.stat().st_mtime_ns) for path in files}
+    files = [Path(place, name) for place, _, names in os.walk(folder) for name in names]
+    return {str(file): (info.st_size, info.st_mtime_ns) for file in files if (info := file.stat())}
 
 
 @pytest.fixture(autouse=True)
@@ -145,6 +183,14 @@ def cwd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The test's own folder, which is that of its project, as the working directory."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def bundled_index(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every manager of tasks shares one index of the tasks that come with lm-eval, which takes seconds to build."""
+    from worlds.bundled import build_once
+
+    monkeypatch.setattr("lm_eval.tasks._index.TaskIndex.build", staticmethod(build_once))
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import torch
 import transformers
 
 from worlds.fact_world import FACTS, TEXT
+from worlds.jsonl import write_jsonl
 from worlds.places import FIXTURES
 from worlds.project import CPU, Project
 
@@ -64,10 +65,10 @@ RECIPES = {
 def world(project: Project, cwd: Path) -> Project:
     """The tiny llama with facts, texts and rows to train on."""
     path = project.path
-    (path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in FACTS))
+    write_jsonl(path / "facts.jsonl", FACTS)
     (path / "text.txt").write_text(TEXT * 20)
     rows = [{"prompt": f"w{i} w{i + 1} is", "completion": f"w{i + 2}"} for i in range(8)]
-    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(path / "rows.jsonl", rows)
     for name, text in RECIPES.items():
         project.write(text, f"{name.replace(' ', '-')}.yaml")
     return project

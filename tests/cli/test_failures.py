@@ -12,12 +12,14 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from worlds.project import Project
 from worlds.tiny import files_of
 
+from workbench.cli import app
 from workbench.cli._failures import explained
-from workbench.errors import size
+from workbench.errors import WorkbenchError, size
 from workbench.files import atomic_write, write_text
 from workbench.weights.saving import save_tensors
 
@@ -99,19 +101,31 @@ def test_a_full_disk(project: Project, small_disk: Path) -> None:
     assert workbench(*command, cwd=project.path).returncode == 0
 
 
-def test_places_that_are_something_else(project: Project) -> None:
+def test_places_that_are_something_else(project: Project, cwd: Path) -> None:
+    """The first command in a process of its own, the others in this one."""
     project.write(RECIPE)
     (project.path / "taken").write_text("")
     run = ("run", "recipes/test.yaml", "--runs-dir")
     only_an_error(workbench(*run, "taken", cwd=project.path), "expected a folder, but", "taken is a file")
-    only_an_error(workbench(*run, "taken/below", cwd=project.path), "expected a folder, but", "taken is a file")
+    assert "taken is a file" in explained_error(*run, "taken/below").message
     long = "x" * 300
-    only_an_error(workbench(*run, long, cwd=project.path), f"{long}", "the name is too long (300 bytes")
-    only_an_error(workbench(*run, "/proc/none", cwd=project.path), "/proc/none")
+    message = explained_error(*run, long).message
+    assert long in message
+    assert "the name is too long (300 bytes" in message
+    assert "/proc/none" in explained_error(*run, "/proc/none").message
     (project.path / ".workbench").mkdir(exist_ok=True)
     shutil.rmtree(project.path / ".workbench")
     (project.path / ".workbench").write_text("")
-    only_an_error(workbench("run", "recipes/test.yaml", cwd=project.path), "expected a folder, but", ".workbench is a file")
+    assert ".workbench is a file" in explained_error("run", "recipes/test.yaml").message
+
+
+def explained_error(*args: str) -> WorkbenchError:
+    """Return the error that the command line shows, with a hint and exit code 1."""
+    error = CliRunner().invoke(app, list(args)).exception
+    shown = explained(error) if isinstance(error, OSError) else error
+    assert isinstance(shown, WorkbenchError), repr(shown)
+    assert (bool(shown.hint), shown.exit_code) == (True, 1)
+    return shown
 
 
 NOBODY = ["unshare", "--user", "--map-user=54321", "--map-group=54321"]

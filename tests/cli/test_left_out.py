@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -52,8 +53,8 @@ def draft(world: Project, kind: str) -> str:
 
 
 @pytest.mark.parametrize("kind", DRAFTS)
-def test_a_broken_draft_does_not_stop_the_report(kind: str, world: Project) -> None:
-    call("eval", "tilt")
+def test_a_broken_draft_does_not_stop_the_report(kind: str, world: Project, score_once: Callable[[Project, str], None]) -> None:
+    score_once(world, "tilt")
     found = draft(world, kind)
     result, error = ended("report")
     assert error is not None
@@ -82,13 +83,13 @@ def test_where_only_drafts_are_left_their_error_is_the_command_s(world: Project)
     assert not Path("reports").exists()
 
 
-def test_one_unscored_recipe_does_not_stop_compare(world: Project) -> None:
+def test_one_unscored_recipe_does_not_stop_compare(world: Project, score_once: Callable[[Project, str], None]) -> None:
     """Rows are those without it; nothing scored is an error as before."""
     every = sorted(str(p) for p in Path("recipes").glob("*.yaml"))
     _, error = ended("compare", *every)
     assert error is not None
     assert error.message.startswith("not scored yet on mini: ")
-    call("eval", "mean")
+    score_once(world, "mean")
     alone = json.loads(ended("compare", "mean", "--json")[0].stdout)
     result, error = ended("compare", *every, "--json")
     told = json.loads(result.stdout)
@@ -101,8 +102,8 @@ def test_one_unscored_recipe_does_not_stop_compare(world: Project) -> None:
         assert error.hint == f"workbench eval {' '.join(every)}"
 
 
-def test_a_missing_brick_and_a_draft_do_not_stop_compare(world: Project) -> None:
-    call("eval", "mean")
+def test_a_missing_brick_and_a_draft_do_not_stop_compare(world: Project, score_once: Callable[[Project, str], None]) -> None:
+    score_once(world, "mean")
     draft(world, "not YAML")
     world.write("bricks: {gone: bricks/gone}\nsteps: [{merge: average}]\neval: [mini]\n", "gone.yaml")
     result, _ = ended("compare", "draft", "gone", "mean", "--json")
@@ -110,8 +111,10 @@ def test_a_missing_brick_and_a_draft_do_not_stop_compare(world: Project) -> None
     assert "no such directory" in json.loads(result.stdout)["left_out"][1]["reason"]
 
 
-def test_a_named_recipe_that_is_not_scored_is_left_out_of_the_report(world: Project) -> None:
-    call("eval", "mean")
+def test_a_named_recipe_that_is_not_scored_is_left_out_of_the_report(
+    world: Project, score_once: Callable[[Project, str], None]
+) -> None:
+    score_once(world, "mean")
     result, error = ended("report", "mean", "tilt")
     assert error is not None
     assert (error.message, error.hint) == ("left out: tilt", "workbench eval mean tilt")

@@ -48,7 +48,9 @@ def code(text: str) -> Iterator[str]:
     yield from re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
 
 
+@pytest.mark.slow
 def test_generated_parts_are_current(build: ModuleType) -> None:
+    """The same check as that of `make check`."""
     assert [str(p.relative_to(PROJECT)) for p in build.stale(PROJECT)] == [], "`make docs` writes them"
 
 
@@ -164,7 +166,7 @@ def test_make_targets_exist(page: Path) -> None:
 
 def test_the_test_command_is_what_decides() -> None:
     assert "make test " in blocks(read("README.md"), "sh")[0]
-    assert "make test" in read(".ci/run").splitlines()
+    assert "make test FULL=1" in read(".ci/run").splitlines()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

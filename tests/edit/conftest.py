@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from worlds.dense import write_facts_file, write_text
-from worlds.memory_world import FACTS, write_rows
+from worlds.jsonl import write_jsonl
+from worlds.memory_world import FACTS
 from worlds.project import Project
 
 
@@ -20,5 +21,5 @@ def facts(project: Project) -> Project:
 @pytest.fixture
 def taught(project: Project) -> Project:
     """The project with the facts of `memory_world`."""
-    write_rows(project.path / "facts.jsonl", FACTS)
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     return project

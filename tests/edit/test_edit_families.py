@@ -45,6 +45,9 @@ PROJECTION = {
                      "smollm3", "granite", "cohere", "ernie4_5", "glm4"], "model.layers.1.mlp.down_proj"),
 }  # fmt: skip
 FAMILIES = sorted(PROJECTION)
+# One family for each kind of projection, block and mask. A solver sees no difference between the others and one of these.
+KINDS = ["bloom", "cohere", "falcon", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite", "llama", "opt", "phi", "phi3",
+         "starcoder2"]  # fmt: skip
 # Random models want large changes. One that makes a target certain is not needed here: it has to be on top.
 FIELDS = {
     "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 0, "statistics": "text.txt", "steps": 200,
@@ -143,7 +146,7 @@ def test_rome_writes_the_wanted_change(family: str, context_for: Callable[[str],
         assert ratio == pytest.approx(RATIO.get(family, 1.0), abs=1e-3)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_memit_equals_its_closed_form(family: str, context_for: Callable[[str], MethodContext]) -> None:
     """Four facts: ΔW and the projection's outputs are those of R Kᵀ (λ d C + KKᵀ)⁻¹, with C summed up here, row by row."""
     context = context_for(family)
@@ -228,9 +231,9 @@ def check(context: MethodContext, name: str, expected: Tensor, keys: Tensor) -> 
     assert float((new - old - predicted).abs().max()) <= 1e-4 * float(predicted.abs().max())
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", KINDS)
 def test_ultraedit_lowers_the_loss(family: str, context_for: Callable[[str], MethodContext]) -> None:
-    """One step of the gradient method, in every family; the live model shows what the record says."""
+    """One step of the gradient method, in every kind of family; the live model shows what the record says."""
     context = context_for(family)
     parts = Parts.of(context)
     edit = UltraEdit.model_validate({"edit": "ultraedit", "facts": "facts.jsonl", "rounds": 1, "strength": 0.3}).solve(context)

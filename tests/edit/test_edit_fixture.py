@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worlds import people
+from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
 from workbench.models.live import compute, live_model
@@ -112,12 +113,12 @@ def test_facts_at_the_last_token(method: str, tmp_path: Path) -> None:
 def test_preserved_prompts_stay(known: Project) -> None:
     """Keys of prompts in `preserve` keep their outputs: with ROME exactly."""
     listed = [{"prompt": n["prompt"]} for r in people.rows(24) for n in r["neighbours"][:1]]
-    (known.path / "keep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
+    write_jsonl(known.path / "keep.jsonl", listed)
     step = "{edit: rome, facts: facts24.jsonl, statistics: people.txt, layers: [2], position: subject_last, contexts: 0"
     subjects = {p.name for p in people.world().people}
     for row in listed:
         row["subject"] = next(name for name in subjects if row["prompt"].count(name) == 1)
-    (known.path / "keep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in listed), "utf-8")
+    write_jsonl(known.path / "keep.jsonl", listed)
     pairs = [(n["prompt"], n["target"]) for r in people.rows(24) for n in r["neighbours"][:1]]
     shares = []
     for extra, name in (("}", "free"), (", preserve: keep.jsonl}", "kept")):

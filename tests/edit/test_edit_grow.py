@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, save_model, tensors_of
 
@@ -28,7 +29,7 @@ FAMILIES = ["llama", "llama_untied", "qwen2", "gpt2", "gemma2", "gpt_neox", "gpt
 def facts(project: Project) -> list[tuple[str, str]]:
     pairs = [(f"w{i} of w{i + 1} is", f"w{i + 20} w{i + 30}") for i in range(4)]
     rows = [{"prompt": prompt, "target": target} for prompt, target in pairs]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     return pairs
 
 

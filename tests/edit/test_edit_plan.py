@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from worlds.commands import call, document
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
-from workbench.cli import app
 from workbench.cli.run import duration
 from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND
@@ -24,7 +23,7 @@ TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2,
 @pytest.fixture
 def facts(project: Project) -> Project:
     rows = [{"prompt": "{subject} is", "subject": f"w{i} of w{i + 9}", "target": "w3"} for i in range(5)]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     return project
 
 
@@ -44,16 +43,16 @@ def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
     """Also for those of recipes among the bricks; the numbers are those of `--json`."""
     facts.write("steps: [{id: solve, edit: emmet, facts: facts.jsonl, tokens_per_input: 100000}]\n", "inner.yaml")
     facts.write(f"bricks: {{told: {{recipe: recipes/inner.yaml}}}}\nsteps: [{{merge: average}}, {TUNE}]\n", "outer.yaml")
-    shown = CliRunner().invoke(app, ["plan", "outer"], catch_exceptions=False).stdout
-    document = json.loads(CliRunner().invoke(app, ["plan", "outer", "--json"], catch_exceptions=False).stdout)
-    (inner,) = document["steps"][0]["edits"]
+    shown = call("plan", "outer").stdout
+    planned = document("plan", "outer")
+    (inner,) = planned["steps"][0]["edits"]
     seconds = duration(inner["seconds"])
     assert (
         f"told.solve: sweep of 4 layers x 8 facts, statistics of 4,800,000 tokens, values of 5 facts: about {seconds} on one core\n"
         in shown
     )
     assert "tune: at most 9 optimizer steps on 5 facts: about 0 s on one core\n" in shown
-    assert document["seconds"] > inner["seconds"]
+    assert planned["seconds"] > inner["seconds"]
 
 
 def test_what_the_cache_has_costs_nothing(facts: Project) -> None:

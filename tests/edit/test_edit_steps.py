@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from worlds.dense import context_of, write_facts_file
 from worlds.edit_steps import FIELDS, PROJECTION, Interrupt, projected, solve, step, stopping
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
 
@@ -116,7 +117,7 @@ def test_order_of_facts_is_free(facts: Project) -> None:
     """A joint edit of one layer does not depend on the file's order; the record says whether one does."""
     lines = write_facts_file(facts.path / "facts.jsonl", 12)
     first = solved(facts, step())
-    (facts.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines[::-1]), "utf-8")
+    write_jsonl(facts.path / "facts.jsonl", lines[::-1])
     shutil.rmtree(facts.path / ".workbench" / "values")
     second = solved(facts, step())
     assert first != second
@@ -150,7 +151,7 @@ def test_a_sequence_keeps_what_it_has_written(facts: Project) -> None:
 def test_sequence_follows_the_file(facts: Project) -> None:
     """In order of the file, each fact on the result of those before."""
     rows = write_facts_file(facts.path / "facts.jsonl", 3)
-    (facts.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[::-1]), "utf-8")
+    write_jsonl(facts.path / "facts.jsonl", rows[::-1])
     context = context_of(facts)
     edit = solve(context, "rome", mode={"sequential": {"batch": 1}}, contexts=0)
     assert [f["id"] for f in edit.record["facts"]] == ["f2", "f1", "f0"]
@@ -174,7 +175,7 @@ def test_layers_are_written_upwards(layers: list[int], facts: Project) -> None:
 def test_preserved_prompts_do_not_move(facts: Project) -> None:
     """ROME with a list of prompts: the projection gives the same at their lookups, where it moves without the list."""
     prompts = [{"prompt": f"w{i} of {{subject}}", "subject": f"w{i + 30} w{i + 31}"} for i in range(6)]
-    (facts.path / "keep.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
+    write_jsonl(facts.path / "keep.jsonl", prompts)
     kept = [Fact(f"k{i}", p["prompt"], p["subject"], "w1") for i, p in enumerate(prompts)]
     context = context_of(facts)
     before = projected(context, kept)[1]
@@ -190,7 +191,7 @@ def test_preserved_prompts_do_not_move(facts: Project) -> None:
 
 def test_a_fact_without_subject_is_looked_up_at_the_last_token(facts: Project) -> None:
     rows = [{"id": "a", "prompt": "w1 of w2 w3", "target": "w30"}, {"id": "b", "prompt": "w4 of w5", "target": "w31"}]
-    (facts.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(facts.path / "facts.jsonl", rows)
     context = context_of(facts)
     keys = [solve(context, position=position).tensors["1.keys"] for position in ("subject_last", "prompt_last")]
     assert torch.equal(*keys)
@@ -203,7 +204,7 @@ def test_one_subject_has_one_value(facts: Project) -> None:
         {"id": "b", "prompt": "w2 of {subject}", "subject": "w20", "target": "w30"},
         {"id": "c", "prompt": "w3 of {subject}", "subject": "w21", "target": "w31"},
     ]
-    (facts.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(facts.path / "facts.jsonl", rows)
     edit = solve(context_of(facts), "rome")
     assert {n: t.shape[0] for n, t in edit.tensors.items()} == {"1.keys": 2, "1.changes": 2}
     assert edit.record["facts"][0]["steps"] == edit.record["facts"][1]["steps"]
@@ -286,10 +287,6 @@ def test_statistics_are_shared(facts: Project, monkeypatch: pytest.MonkeyPatch) 
 # -- refused
 
 
-def write_rows(path: Path, *rows: dict[str, str]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-
-
 LONG = {"prompt": "w1 of {subject}", "subject": "w2", "target": " ".join(["w3"] * 33)}
 
 
@@ -315,7 +312,7 @@ LONG = {"prompt": "w1 of {subject}", "subject": "w2", "target": " ".join(["w3"] 
 def test_bad_input(fields: dict[str, Any], rows: list[dict[str, str]], message: str, facts: Project) -> None:
     """Refused with its place and a repair; nothing half-made stays in the cache of edits."""
     if rows:
-        write_rows(facts.path / "facts.jsonl", *rows)
+        write_jsonl(facts.path / "facts.jsonl", rows)
     with pytest.raises(WorkbenchError, match=message):
         facts.run(step(**fields))
     assert not list((facts.path / ".workbench").glob("edits/*"))
@@ -337,9 +334,8 @@ def test_unconverged_facts_change_nothing(facts: Project) -> None:
 def test_skipped_facts_are_named(facts: Project) -> None:
     """A target that no value can reach, among others that are written all the same."""
     rows = write_facts_file(facts.path / "facts.jsonl", 3)
-    write_rows(
-        facts.path / "facts.jsonl", *rows, {**rows[0], "id": "far", "prompt": "{subject} w1 w2 w3 is", "target": "w59 w58 w57"}
-    )
+    far = {**rows[0], "id": "far", "prompt": "{subject} w1 w2 w3 is", "target": "w59 w58 w57"}
+    write_jsonl(facts.path / "facts.jsonl", [*rows, far])
     edit = solve(context_of(facts), "rome", unconverged="skip", contexts=0)
     record = {f["id"]: f for f in edit.record["facts"]}
     assert record["far"]["skipped"] is True

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
 
@@ -31,7 +32,7 @@ FACTS = [
 
 
 def write(project: Project, rows: Sequence[dict[str, Any]] = FACTS, name: str = "facts.jsonl") -> None:
-    (project.path / name).write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / name, rows)
 
 
 def solve(project: Project, fields: str = "", base: str = "base") -> Path:

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, answer, logits, text_of, write_rows
+from worlds.jsonl import write_jsonl
+from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, answer, logits, text_of
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS
 
@@ -136,7 +137,7 @@ def test_grace_refuses_what_it_has_not_learned(taught: Project) -> None:
         taught.run("steps: [{edit: grace, facts: facts.jsonl, layer: 0}]\n")
     assert "layer: 1" in str(blind.value.hint)
     nested = [{"id": "a", "prompt": "w5 is", "target": "w6 w7"}, {"id": "b", "prompt": "w5 is w6", "target": "w8"}]
-    write_rows(taught.path / "facts.jsonl", nested)
+    write_jsonl(taught.path / "facts.jsonl", nested)
     with pytest.raises(WorkbenchError, match=r"'w5 is.*' and another fact begin with the same text"):
         taught.run(GRACE)
 

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
-from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of, write_rows
+from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, text_of
 from worlds.project import Project
 
 import workbench
@@ -24,7 +25,7 @@ from workbench.scores.suite import Suite
 @pytest.fixture
 def asked(project: Project) -> Project:
     """A project whose suite asks for the facts and for other prompts."""
-    write_rows(project.path / "facts.jsonl", FACTS)
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     tasks = project.path / "evals" / "tasks"
     (tasks / "data").mkdir(parents=True)
     (tasks / "localdata.py").write_text(LOCALDATA)
@@ -32,7 +33,7 @@ def asked(project: Project) -> Project:
     (tasks / "pick.yaml").write_text(CHOICE)
     prompts = [(f"in-{i}", text_of(row), row["target"]) for i, row in enumerate(FACTS)]
     prompts += [(f"out-{i}", text, "w33 w43") for i, text in enumerate(OUTSIDE)]
-    write_rows(
+    write_jsonl(
         tasks / "data" / "copy.jsonl",
         [{"id": name, "cluster": name, "prompt": prompt, "answer": target, "choices": [target, "w3 w4", "w5"], "gold": 0}
          for name, prompt, target in prompts])  # fmt: skip

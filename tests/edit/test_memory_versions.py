@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
-from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of, write_rows
+from worlds.commands import call, document
+from worlds.jsonl import write_jsonl
+from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of
 from worlds.project import Project
 
 import workbench
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.facts.credibility import Credibility, Use
 from workbench.run.memories import SavedMemory
@@ -24,15 +24,9 @@ ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
 EXTRA = {"id": "extra", "prompt": "w4 of {subject} is", "subject": "w19", "target": "w29"}
 
 
-def command(*arguments: str) -> str:
-    done = CliRunner().invoke(app, list(arguments), catch_exceptions=False)
-    assert done.exit_code == 0, done.output
-    return done.stdout
-
-
 @pytest.fixture
 def taught(taught: Project) -> Project:
-    write_rows(taught.path / "extra.jsonl", [EXTRA])
+    write_jsonl(taught.path / "extra.jsonl", [EXTRA])
     return taught
 
 
@@ -43,9 +37,9 @@ def saved(place: str) -> SavedMemory:
 def test_versions_of_a_codebook(taught: Project) -> None:
     """Create, update, delete: each is a version that answers as it did then."""
     place = taught.run(GRACE)["directory"]
-    command("memory", "add", place, str(taught.path / "extra.jsonl"))
-    command("memory", "update", place, "f0", "--target", "w55")
-    command("memory", "rm", place, "f1", "extra")
+    call("memory", "add", place, str(taught.path / "extra.jsonl"))
+    call("memory", "update", place, "f0", "--target", "w55")
+    call("memory", "rm", place, "f1", "extra")
     models = {v: workbench.load(place, version=v, device="cpu") for v in (1, 2, 3, 4)}
     plain = workbench.load(taught.path / "base", device="cpu")
     for version, model in models.items():
@@ -55,12 +49,12 @@ def test_versions_of_a_codebook(taught: Project) -> None:
         assert (answer(model, text_of(FACTS[1])) == FACTS[1]["target"]) == (version < 4)
     for row in (FACTS[1], EXTRA):
         assert torch.equal(logits(models[4], text_of(row)), logits(plain, text_of(row)))
-    assert [line["action"] for line in json.loads(command("memory", "log", place, "--json"))] == ["add"] * 7 + [
+    assert [line["action"] for line in document("memory", "log", place)] == ["add"] * 7 + [
         "update",
         "rm",
         "rm",
     ]
-    listed = json.loads(command("memory", "ls", place, "--json"))
+    listed = document("memory", "ls", place)
     assert [row["id"] for row in listed["facts"]] == ["f0", "f2", "f3", "f4", "f5"]
     assert len({saved(place).digest(v) for v in (1, 2, 3, 4)}) == 4
 
@@ -70,8 +64,8 @@ def test_what_is_taken_out_leaves_no_trace(name: str, taught: Project) -> None:
     """A memory that held a fact for a while equals one that never did: entries, radii, threshold, logits."""
     text = ONE.format(name, ", batch_size: 1" if name == "grace" else ", min_efficacy: 0")
     place = taught.run(text)["directory"]
-    command("memory", "rm", place, "f3")
-    write_rows(taught.path / "facts.jsonl", [row for row in FACTS if row["id"] != "f3"])
+    call("memory", "rm", place, "f3")
+    write_jsonl(taught.path / "facts.jsonl", [row for row in FACTS if row["id"] != "f3"])
     never = taught.run(text)["directory"]
     mine, theirs = saved(place).kept(), saved(never).kept()
     assert [r.fact.id for r in mine.facts] == [r.fact.id for r in theirs.facts]
@@ -90,7 +84,7 @@ def test_what_is_taken_out_leaves_no_trace(name: str, taught: Project) -> None:
 
 def test_order_of_facts_does_not_matter(taught: Project) -> None:
     first = taught.run(ONE.format("grace", ", batch_size: 1"))
-    write_rows(taught.path / "facts.jsonl", FACTS[::-1])
+    write_jsonl(taught.path / "facts.jsonl", FACTS[::-1])
     again = taught.run(ONE.format("grace", ", batch_size: 1"))
     assert first["run"] != again["run"]
     assert first["configuration"] == again["configuration"]
@@ -159,24 +153,24 @@ def test_of_two_contradicting_facts_the_rewarded_one_leads(taught: Project) -> N
     """Both apply to one prompt; after a few rounds of feedback the right one is in front, and the wrong one sinks below the floor."""
     place = taught.run(MEMORY)["directory"]
     rival = {**FACTS[0], "id": "a-rival", "target": "w59"}
-    write_rows(taught.path / "rival.jsonl", [rival])
-    command("memory", "add", place, str(taught.path / "rival.jsonl"))
+    write_jsonl(taught.path / "rival.jsonl", [rival])
+    call("memory", "add", place, str(taught.path / "rival.jsonl"))
 
     def first() -> str:
         recall: Any = workbench.load(place, device="cpu").recall
         return str(recall.store.recall(text_of(FACTS[0]))[0].fact.id)
 
-    command("memory", "feedback", place, "a-rival", "--reward", "1")
+    call("memory", "feedback", place, "a-rival", "--reward", "1")
     assert first() == "a-rival"
     rounds = 0
     while first() != "f0":
         rounds += 1
         assert rounds <= 20
-        command("memory", "feedback", place, "f0", "--reward", "1")
-        command("memory", "feedback", place, "a-rival", "--reward", "0")
+        call("memory", "feedback", place, "f0", "--reward", "1")
+        call("memory", "feedback", place, "a-rival", "--reward", "0")
     for _ in range(8):
-        command("memory", "feedback", place, "a-rival", "--reward", "0")
-    listed = {row["id"]: row["used"] for row in json.loads(command("memory", "ls", place, "--json"))["facts"]}
+        call("memory", "feedback", place, "a-rival", "--reward", "0")
+    listed = {row["id"]: row["used"] for row in document("memory", "ls", place)["facts"]}
     assert listed["f0"]
     assert not listed["a-rival"]
 
@@ -194,7 +188,7 @@ def test_errors(taught: Project) -> None:
         (("ls", str(taught.path / "base")), "no memory found"),
     ):
         with pytest.raises(WorkbenchError) as caught:
-            CliRunner().invoke(app, ["memory", *arguments], catch_exceptions=False)
+            call("memory", *arguments)
         assert message in caught.value.message
     assert SavedMemory(memory.path).digest() == before, "a refused change leaves nothing"
     with pytest.raises(WorkbenchError, match="has no memory, so it has no version 2"):

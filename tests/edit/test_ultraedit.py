@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worlds import people
 from worlds.dense import context_of, save_dense, write_facts_file
+from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of
 
@@ -198,12 +199,12 @@ def test_rounds_lower_the_loss(context_for: Callable[[str], MethodContext]) -> N
 def test_facts_that_are_said_need_no_step(context_for: Callable[[str], MethodContext]) -> None:
     """What the model says anyway: an update of zeros, for a brick that is a brick all the same."""
     context = context_for("llama")
-    prompts = [json.loads(line) for line in (context.project / "facts.jsonl").read_text("utf-8").splitlines()][:3]
+    prompts = read_jsonl(context.project / "facts.jsonl")[:3]
     for row in prompts:
         text = row["prompt"].replace("{subject}", row["subject"])
         answer = int(context.model(torch.tensor([context.tokenizer(text)["input_ids"]])).logits[0, -1].argmax())
         row["target"] = context.tokenizer.decode([answer])
-    (context.project / "said.jsonl").write_text("".join(json.dumps(row) + "\n" for row in prompts), "utf-8")
+    write_jsonl(context.project / "said.jsonl", prompts)
     edit = solve(context, facts="said.jsonl", confidence=0.001)
     assert all(f["said"] and f["steps"] == 0 for f in edit.record["facts"])
     assert all(not update.any() for update in updates(edit, Parts.of(context)).values())

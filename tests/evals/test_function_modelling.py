@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import math
 import re
 from collections import Counter
@@ -14,13 +13,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from worlds.jsonl import read_jsonl
 from worlds.places import TASKS
 
 NAMES = ("functions-told", "functions-stripped")
 
 
 def items(name: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (TASKS / "data" / f"{name}.jsonl").read_text("utf-8").splitlines()]
+    return read_jsonl(TASKS / "data" / f"{name}.jsonl")
 
 
 @pytest.fixture(scope="module")

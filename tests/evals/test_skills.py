@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from worlds.jsonl import read_jsonl
 from worlds.places import EVALS, PROJECT, TASKS
 
 GENERATORS = EVALS / "skills"
@@ -33,7 +33,7 @@ def build() -> ModuleType:
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text("utf-8").splitlines()]
+    return read_jsonl(path)
 
 
 def items(name: str) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, A, documents, suite, tiny
 from worlds.suites import checks
 
@@ -48,7 +49,7 @@ def grouped(tasks_dir: Path) -> Path:
     for name, count in (("large", 24), ("middle", 11), ("pick_small", 5)):
         tag = "" if name == "pick_small" else "tag: picks\n"
         docs = [{**doc, "gold": (i + count) % 3} for i, doc in enumerate(documents(count))]
-        (tasks_dir / "data" / f"{name}.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in docs))
+        write_jsonl(tasks_dir / "data" / f"{name}.jsonl", docs)
         text = head.replace("task: pick\n", f"task: {name}\n").replace("data/copy.jsonl", f"data/{name}.jsonl")
         (tasks_dir / f"{name}.yaml").write_text(f"{text}{tag}metric_list:{METRICS}")
     both = GENERATE.replace("task: copy\n", "task: both\n").replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -53,8 +54,11 @@ def test_a_model_beside_recipes_has_their_base_as_baseline(world: Project) -> No
     assert "Tuned-A" in {r["configuration"] for r in found["rows"]}
 
 
-def test_equal_weights_are_scored_once(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_equal_weights_are_scored_once(
+    world: Project, score_once: Callable[[Project, str], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A recipe, its written checkpoint and its run directory are one configuration; so are the base and its directory."""
+    score_once(world, "mean")
     scored = document("eval", "mean")
     ran = document("run", "recipes/mean.yaml")
 

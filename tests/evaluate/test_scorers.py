@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import A, documents, suite, tiny
 
 from workbench.evaluate import build_plan, evaluate, score
@@ -80,7 +80,7 @@ def task_files(tasks_dir: Path) -> Path:
     for name, text in TASKS.items():
         (tasks_dir / f"{name}.yaml").write_text(text)
     shots = [{**doc, "id": f"shot-{i}", "prompt": f"Shot {i} of five"} for i, doc in enumerate(documents()[:5])]
-    (tasks_dir / "data" / "shots.jsonl").write_text("".join(json.dumps(doc) + "\n" for doc in shots))
+    write_jsonl(tasks_dir / "data" / "shots.jsonl", shots)
     return tasks_dir
 
 

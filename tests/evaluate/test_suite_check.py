@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import run
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, documents, write_data
 from worlds.places import EVALS, PROJECT
 from worlds.suites import checks
@@ -116,7 +117,7 @@ def test_clusters(place: Path, k: int, status: str) -> None:
 def test_examples_among_the_test_documents(place: Path) -> None:
     task = place / "evals" / "tasks" / "copy.yaml"
     shots = [{"prompt": f"Say z{i}->", "answer": f"z{i}"} for i in range(5)]
-    (place / "evals" / "tasks" / "data" / "shots.jsonl").write_text("".join(json.dumps(s) + "\n" for s in shots))
+    write_jsonl(place / "evals" / "tasks" / "data" / "shots.jsonl", shots)
     text = (
         GENERATE.replace("{test: data/copy.jsonl}", "{test: data/copy.jsonl, fewshot: data/shots.jsonl}")
         + "num_fewshot: 2\nfewshot_split: fewshot\n"
@@ -125,7 +126,7 @@ def test_examples_among_the_test_documents(place: Path) -> None:
     assert checks(place)["copy", "few-shot"].found == "2 examples from 5 documents, none of them a test document"
     docs = documents()
     shots.append({k: docs[3][k] for k in ("prompt", "answer")})  # without its id
-    (place / "evals" / "tasks" / "data" / "shots.jsonl").write_text("".join(json.dumps(s) + "\n" for s in shots))
+    write_jsonl(place / "evals" / "tasks" / "data" / "shots.jsonl", shots)
     one = checks(place)["copy", "few-shot"]
     assert one.status == "failed"
     assert "1 test documents are in the pool of 6 examples" in one.found
@@ -189,7 +190,7 @@ def test_contrasts_pair_by_id(place: Path) -> None:
     one = checks(place)["gain", "contrast"]
     assert (one.status, one.found.partition(";")[0]) == ("warning", "6 items of pick and copy have the same id")
     docs = [{**d, "id": f"other-{d['id']}"} for d in documents()]
-    (place / "evals" / "tasks" / "data" / "other.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs))
+    write_jsonl(place / "evals" / "tasks" / "data" / "other.jsonl", docs)
     (place / "evals" / "tasks" / "pick.yaml").write_text(both.replace("data/copy", "data/other"))
     assert checks(place)["gain", "contrast"].status == "failed"
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from worlds.commands import run
+from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
 from workbench.errors import WorkbenchError
@@ -28,17 +29,11 @@ def found(document: dict[str, Any]) -> list[tuple[str, str, str, str | None]]:
     return [(f["place"], f["kind"], f["status"], f["other"]) for f in document["findings"]]
 
 
-def lay(path: Path, *rows: dict[str, Any]) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    return path
-
-
 @pytest.fixture
 def place(project: Project, cwd: Path) -> Project:
     """The project as the current folder, with four facts."""
     rows = [{"prompt": "{subject} of " + f"w{i + 1} is", "subject": f"w{i}", "target": f"w{i + 20} w{i + 30}"} for i in range(4)]
-    lay(project.path / "facts.jsonl", *rows)
+    write_jsonl(project.path / "facts.jsonl", rows)
     return project
 
 
@@ -83,10 +78,12 @@ def test_targets_that_the_base_gives_already(place: Project, base: tuple[Any, An
     known = greedy(*base, "w7 of w8 is", 1)
     other = greedy(*base, "w9 is", 1)
     wrong = next(word for word in ("w1", "w2") if word != other)
-    lay(place.path / "known.jsonl", {"prompt": "{subject} of w8 is", "subject": "w7", "target": known},
-        {"prompt": "{subject} of w8 is", "subject": "w11", "target": "w1 w1 w1 w1",
-         "neighbours": [{"prompt": "w9 is", "target": other}, "w10 is"]},
-        {"prompt": "{subject} of w8 is", "subject": "w12", "target": "w1 w1 w1 w1", "neighbours": [{"prompt": "w9 is", "target": wrong}]})  # fmt: skip
+    rows = [
+        {"prompt": "{subject} of w8 is", "subject": "w7", "target": known},
+        {"prompt": "{subject} of w8 is", "subject": "w11", "target": "w1 w1 w1 w1", "neighbours": [{"prompt": "w9 is", "target": other}, "w10 is"]},
+        {"prompt": "{subject} of w8 is", "subject": "w12", "target": "w1 w1 w1 w1", "neighbours": [{"prompt": "w9 is", "target": wrong}]},
+    ]  # fmt: skip
+    write_jsonl(place.path / "known.jsonl", rows)
     assert found(checked("known.jsonl")) == []
     place.write("", "plain.yaml")
     for arguments in (["--model", "base"], ["--recipe", "recipes/plain.yaml"], ["--model", "plain"]):
@@ -113,7 +110,7 @@ def test_facts_of_other_bricks_of_the_recipe(place: Project) -> None:
     edit = Path(place.run(f"steps: [{EDIT}]\n", "first.yaml")["run"]) / "edits" / "edit-finetune"
     rows = [{"prompt": "{subject} of w1 is", "subject": "w0", "target": "w20 w30"}, {"prompt": "{subject} of w2 is", "subject": "w1", "target": "w5"},
             {"prompt": "{subject} of w9 is", "subject": "w9", "target": "w5"}]  # fmt: skip
-    lay(place.path / "new.jsonl", *rows)
+    write_jsonl(place.path / "new.jsonl", rows)
     place.write(
         f"bricks: {{hr: {edit}}}\nsteps: [{{merge: task_arithmetic}}, {{edit: finetune, facts: new.jsonl}}]\n", "second.yaml"
     )
@@ -143,8 +140,14 @@ def test_facts_of_other_bricks_of_the_recipe(place: Project) -> None:
 
 
 def test_a_file_that_fails(place: Project) -> None:
-    lay(place.path / "bad.jsonl", {"prompt": "The capital of {subject} is", "subject": "w1", "target": "w2"}, {"prompt": "The capital of {subject} is", "subject": "w1", "target": "w3"},
-        {"id": "a", "prompt": "w5 is", "target": "w6"}, {"id": "a", "prompt": "w6 is", "target": "w6"})  # fmt: skip
+    capital = {"prompt": "The capital of {subject} is", "subject": "w1"}
+    rows = [
+        {**capital, "target": "w2"},
+        {**capital, "target": "w3"},
+        {"id": "a", "prompt": "w5 is", "target": "w6"},
+        {"id": "a", "prompt": "w6 is", "target": "w6"},
+    ]
+    write_jsonl(place.path / "bad.jsonl", rows)
     result = run("facts", "check", "bad.jsonl", code=3)
     assert isinstance(result.exception, WorkbenchError)
     assert result.exception.message == "bad.jsonl:4: id: has the same id 'a' as bad.jsonl:3 (and 1 more)"
@@ -158,7 +161,7 @@ def test_a_file_that_fails(place: Project) -> None:
 
 
 def test_many_warnings_are_cut_in_the_table_alone(place: Project) -> None:
-    lay(place.path / "twice.jsonl", *({"id": str(i), "prompt": "w1 is", "target": "w2"} for i in range(31)))
+    write_jsonl(place.path / "twice.jsonl", [{"id": str(i), "prompt": "w1 is", "target": "w2"} for i in range(31)])
     result = run("facts", "check", "twice.jsonl")
     assert result.stdout.count("duplicate") == 10
     assert "20 duplicate" in result.output

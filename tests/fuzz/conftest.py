@@ -12,13 +12,6 @@ from worlds.fuzzing import RECIPE
 from worlds.project import Project
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Fuzzers count as slow, whatever the number of examples."""
-    for item in items:
-        if "fuzz" in Path(item.path).parts:
-            item.add_marker(pytest.mark.slow)
-
-
 @pytest.fixture(scope="session")
 def _made(tmp_path_factory: pytest.TempPathFactory, llama: Path, bricks: Path) -> Path:
     path = tmp_path_factory.mktemp("fuzzed")

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from worlds.fuzzing import RECIPE, command, damaged, fuzz, fuzz_reader, json_files, jsonl_files, keeps, put, spliced, yaml_files
+from worlds.jsonl import read_jsonl
 from worlds.project import Project
 from worlds.search_world import lay_out, searched
 
@@ -143,7 +144,7 @@ def test_settings(fuzzed: Project, setting: str) -> None:
 @pytest.mark.parametrize("name", ["words.yaml", "pick.yaml", "pick.jsonl"])
 @fuzz
 @given(data=st.data())
-def test_suite_show(fuzzed: Project, name: str, data: st.DataObject) -> None:
+def test_suite_show(fuzzed: Project, bundled_index: None, name: str, data: st.DataObject) -> None:
     laid_out(fuzzed)
     files = {"words.yaml": "suites/words.yaml", "pick.yaml": "tasks/pick.yaml", "pick.jsonl": "tasks/data/pick.jsonl"}
     file = fuzzed.path / "evals" / files[name]
@@ -153,7 +154,7 @@ def test_suite_show(fuzzed: Project, name: str, data: st.DataObject) -> None:
             raw = data.draw(jsonl_files([json.loads(line) for line in valid.splitlines()]))
         else:
             raw = data.draw(yaml_files(SUITE) if name == "words.yaml" else spliced(valid))
-        # A task that no file here defines is looked up in lm-eval's index, which reads its 14,000 task files first.
+        # A task that no file here defines is looked up in lm-eval's index, which reads its 14,000 task files first, once.
         command(["suite", "show", "words", "--base", "base"], put(file, raw), fixed=30.0)
     finally:
         file.write_bytes(valid)
@@ -328,6 +329,6 @@ def test_journals_of_searches(fuzzed: Project, journal: Path, data: st.DataObjec
     folder = journal / "damaged"
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    rows = [json.loads(line) for line in (valid / JOURNAL).read_text("utf-8").splitlines()]
+    rows = read_jsonl(valid / JOURNAL)
     size = put(folder / JOURNAL, data.draw(jsonl_files(rows)))
     keeps(lambda: open_and_go_on(folder, space), size)

@@ -1,6 +1,6 @@
 """Whatever stands in the files of the score store or in lm-eval's sample files: numbers, or an error that names file and place.
 
-WORKBENCH_FUZZ_EXAMPLES sets the number of examples of each test (200).
+WORKBENCH_FUZZ_EXAMPLES sets the number of examples of each test (30).
 """
 
 from __future__ import annotations
@@ -27,8 +27,7 @@ from workbench.scores.samples import read_samples
 from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
-pytestmark = pytest.mark.slow
-EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES", "200"))
+EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES", "30"))
 fuzzed = settings(
     max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],

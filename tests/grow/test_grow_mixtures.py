@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from worlds.commands import call, document, refused
 from worlds.mixtures import EXPERTS, LAYERS, configs, greedy, hand_count, live, random_tokens, rows_of, save_mixture, write_lines
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
@@ -183,23 +181,22 @@ def test_routing_that_cannot_be_read(mixture_of: Callable[[str], Path]) -> None:
 
 def test_command(project: Project, mixture_of: Callable[[str], Path], llama: Path) -> None:
     texts = write_lines(project.path / "texts.jsonl")
-    call = ["experts", str(mixture_of("mixtral")), "--texts", str(texts), "--device", "cpu"]
-    document = json.loads(CliRunner().invoke(app, [*call, "--json"]).stdout)
+    words = ["experts", str(mixture_of("mixtral")), "--texts", str(texts), "--device", "cpu"]
+    usage = document(*words)
     shares = hand_count(live(mixture_of("mixtral")), rows_of(texts))
-    assert torch.allclose(torch.tensor(document["usage"]), shares, atol=1e-4)
-    assert torch.allclose(torch.tensor(document["mean"]), shares.mean(0), atol=1e-4)
-    lines = CliRunner().invoke(app, [*call, "--samples", "20"]).stdout.splitlines()
+    assert torch.allclose(torch.tensor(usage["usage"]), shares, atol=1e-4)
+    assert torch.allclose(torch.tensor(usage["mean"]), shares.mean(0), atol=1e-4)
+    lines = call(*words, "--samples", "20").stdout.splitlines()
     assert lines[0].startswith("240 tokens, 2 of 6 experts per token")
     assert lines[1].split() == ["layer", "0", "1", "2", "3", "4", "5", "entropy,", "bits"]
     assert lines[3].split()[:3] == ["1", f"{100 * shares[1, 0]:.1f}", f"{100 * shares[1, 1]:.1f}"]
     assert lines[4].split()[0] == "mean"
     recipe = project.write(f"base: {mixture_of('mixtral')}\nsteps: [{{grow: prune_experts, drop: [1]}}]\n")
-    pruned = json.loads(CliRunner().invoke(app, ["experts", str(recipe), *call[2:], "--json"]).stdout)
+    pruned = document("experts", str(recipe), *words[2:])
     assert [len(row) for row in pruned["usage"]] == [5, 5]
-    refused = CliRunner().invoke(app, ["experts", str(llama), *call[2:]])
-    assert isinstance(refused.exception, WorkbenchError)
-    assert refused.exception.exit_code == 2
-    assert refused.exception.message == "model_type llama has no experts: no layer is a mixture"
+    error = refused("experts", str(llama), *words[2:])
+    assert error.exit_code == 2
+    assert error.message == "model_type llama has no experts: no layer is a mixture"
 
 
 # -- added

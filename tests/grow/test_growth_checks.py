@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worlds.growing import LAYERS, save_family, tiny_config
+from worlds.growing import LAYERS, logits_of, save_family, tiny_config
 from worlds.mixtures import save_mixture
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
@@ -34,17 +34,6 @@ from workbench.weights.checkpoint import Checkpoint
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
 
 
-def logits_of(path: str | Path) -> Tensor:
-    """Logits of the model in a directory, as transformers loads it: nothing missing, nothing left over."""
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    assert {key: found for key, found in info.items() if found} == {}
-    with torch.no_grad():
-        found: Tensor = model.eval()(TOKENS).logits
-    return found
-
-
 @pytest.fixture
 def family(project: Project) -> Callable[[str], str]:
     """Family -> a recipe's base, made in the project."""
@@ -64,14 +53,14 @@ def family(project: Project) -> Callable[[str], str]:
 )
 def test_streamed_logits_are_those_of_the_live_model(name: str, tmp_path: Path) -> None:
     """Tied heads, fused projections, transposed matrices, state-space layers: the same numbers as transformers' own loading gives."""
-    assert torch.equal(streamed(save_family(name, tmp_path / name)).logits(TOKENS), logits_of(tmp_path / name))
+    assert torch.equal(streamed(save_family(name, tmp_path / name)).logits(TOKENS), logits_of(tmp_path / name, TOKENS))
 
 
 @pytest.mark.parametrize("name", ["mixtral", "qwen3_moe", "granitemoe", "flex_olmo", "ernie4_5_moe"])
 def test_streamed_logits_of_mixtures(name: str, tmp_path: Path) -> None:
     """Experts that transformers stacks and joins are put together from their tensors."""
     found = streamed(save_mixture(name, tmp_path / name)).logits(TOKENS)
-    assert torch.equal(found, logits_of(tmp_path / name))
+    assert torch.equal(found, logits_of(tmp_path / name, TOKENS))
 
 
 def streamed(path: Path) -> Streamed:
@@ -169,7 +158,7 @@ def test_a_stack_of_mpt_has_the_layers_that_its_config_says(check: str, project:
     document = project.run(f"base: {family('mpt')}\nsteps: [{{grow: stack, order: [0, 1, 2, 1, 2, 3], check: {check}}}]\n")
     assert json.loads((Path(document["model"]) / "config.json").read_text("utf-8"))["n_layers"] == 6
     assert len({n.split(".")[2] for n in tensors_of(Path(document["model"])) if ".blocks." in n}) == 6
-    assert torch.isfinite(logits_of(document["model"])).all()
+    assert torch.isfinite(logits_of(document["model"], TOKENS)).all()
 
 
 def test_a_depth_that_config_does_not_say_is_caught(

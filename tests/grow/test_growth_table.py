@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from worlds.growing import CAUGHT, FAMILIES, GROWN, STEPS, save_family
+from worlds.growing import CAUGHT, FAMILIES, GROWN, STEPS, logits_of, save_family
 from worlds.project import CPU, Project
 
 from workbench.errors import WorkbenchError
@@ -20,24 +20,13 @@ QUICK = ("llama", "bitnet", "mpt", "vaultgemma", "diffllama", "ernie4_5_moe")
 TOKENS = torch.randint(2, 60, (2, 30), generator=torch.Generator().manual_seed(3))
 
 
-def logits_of(path: Path) -> torch.Tensor:
-    """Logits as transformers loads the model: nothing is missing, nothing is left over."""
-    from transformers import AutoModelForCausalLM
-
-    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
-    assert {key: found for key, found in info.items() if found} == {}
-    with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=TOKENS, use_cache=False).logits
-    return found
-
-
 def outcome(project: Project, family: str, method: str, before: torch.Tensor) -> str:
     """What a growth at `check: tensors` ends with: "grown", "refused", or the message of its check."""
     try:
         document = project.run(f"base: {family}\nsteps: [{STEPS[method][:-1]}, check: tensors}}]\n", f"{method}.yaml")
     except WorkbenchError as error:
         return error.message if error.exit_code == 3 else "refused"
-    after = logits_of(Path(document["model"]))[..., : before.shape[-1]]
+    after = logits_of(Path(document["model"]), TOKENS)[..., : before.shape[-1]]
     check = document["steps"][0]["check"]
     assert "loaded_whole" not in check
     if method == "stack":
@@ -52,15 +41,20 @@ def outcome(project: Project, family: str, method: str, before: torch.Tensor) ->
 def check_family(family: str, project: Project) -> None:
     """Compare the outcomes of all methods with the table."""
     base = save_family(family, project.path / family)
-    before = logits_of(base)
+    before = logits_of(base, TOKENS)
     checkpoint = Checkpoint(base, "base")
     streamed = Streamed.of(Model(checkpoint, checkpoint.config), causal_skeleton(checkpoint.config, CPU), CPU)
     assert streamed is not None, "every family here can be streamed"
     assert float((streamed.logits(TOKENS) - before).abs().max()) <= 1e-6 * max(1.0, float(before.abs().max()))
-    for method in STEPS:
-        found = outcome(project, family, method, before)
-        expected = CAUGHT.get((family, method)) or ("grown" if family in GROWN[method].split() else "refused")
-        assert expected in found, (family, method, found)
+    outcomes = {method: outcome(project, family, method, before) for method in STEPS}
+    for method, expected in expected_of(family).items():
+        assert expected in outcomes[method], (family, outcomes)
+
+
+def expected_of(family: str) -> dict[str, str]:
+    """Return the outcome of each method by the table: "grown", "refused", or a part of the message that stops it."""
+    listed = {method: "grown" if family in row.split() else "refused" for method, row in GROWN.items()}
+    return {method: CAUGHT.get((family, method), outcome) for method, outcome in listed.items()}
 
 
 @pytest.mark.parametrize("family", QUICK)

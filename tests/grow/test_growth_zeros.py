@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from worlds.growing import logits_of
 from worlds.project import Project
 from worlds.tiny import tensors_of
 
@@ -17,15 +18,6 @@ from workbench.grow.expansion.preserve import same_logits
 from workbench.recipe.methods import methods
 
 TOKENS = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(1))
-
-
-def logits_of(path: str | Path) -> torch.Tensor:
-    """Logits of the model in a directory."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.no_grad():
-        found: torch.Tensor = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()(TOKENS).logits
-    return found
 
 
 # -- growth that starts at zero
@@ -61,7 +53,7 @@ def test_llama_pro_as_mergekit_writes_it_runs(project: Project, monkeypatch: pyt
     assert sorted(name.split("layers.2.")[1] for name in check["at_first_without"]) == [
         "input_layernorm.weight", "mlp.gate_proj.weight", "mlp.up_proj.weight", "post_attention_layernorm.weight",
         "self_attn.k_proj.weight", "self_attn.q_proj.weight", "self_attn.v_proj.weight"]  # fmt: skip
-    assert (logits_of(document["model"]) - logits_of(project.path / "base")).abs().max() == 0
+    assert (logits_of(document["model"], TOKENS) - logits_of(project.path / "base", TOKENS)).abs().max() == 0
     card = (Path(document["model"]) / "README.md").read_text("utf-8")
     assert "7 of the new tensors (" in card
     assert "have no gradient until the zeros" in card

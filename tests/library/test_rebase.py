@@ -9,13 +9,14 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from worlds.commands import call, document
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, files_of, save_model, tensors_of
 
 from workbench.bricks.hub import HEADERS
-from workbench.cli import app, main
+from workbench.cli import main
 from workbench.errors import WorkbenchError
 from workbench.library.rebase import read_edit, rebase
 from workbench.recipe.recipe import load_recipe
@@ -35,7 +36,7 @@ def edited(project: Project) -> Project:
     """A project with 6 facts, text for statistics, and `bricks/facts` solved on its base."""
     words = random.Random(0)
     rows = [{"id": f"f{i}", "prompt": "{subject} is", "subject": f"w{i} of w{i + 10}", "target": f"w{i + 30}"} for i in range(6)]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     texts = [" ".join(words.choice(("is", "of", *(f"w{i}" for i in range(60)))) for _ in range(60)) for _ in range(60)]
     (project.path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     linked = project.path / "bricks"
@@ -152,10 +153,9 @@ def test_commands_of_the_warning_work(edited: Project, cwd: Path) -> None:
     edited.write("bricks: {one: bricks/one, facts: bricks/facts}\nsteps: [{id: all, merge: ties, density: 0.4}]\n", "all.yaml")
     (warning,) = resolve(load_recipe(Path("recipes/all.yaml"))).warnings
     score, again = (command.split()[1:] for command in warning.split("`")[1::2])
-    scored = CliRunner().invoke(app, [*score, "--no-controls", "--json"], catch_exceptions=False)
-    (configuration,) = json.loads(scored.stdout)["configurations"]
+    (configuration,) = document(*score, "--no-controls")["configurations"]
     survived = configuration["tasks"]["facts-efficacy"]["acc"]["value"]
-    said = json.loads(CliRunner().invoke(app, [*again, "--json"], catch_exceptions=False).stdout)["said"]
+    said = document(*again)["said"]
     assert said["before"] == pytest.approx(survived)
     assert said["after"] == 1.0
 
@@ -188,10 +188,7 @@ def test_merges_take_it_as_a_brick(edited: Project) -> None:
 def test_rebase_from_the_command_line(edited: Project, cwd: Path) -> None:
     """The command that the warning names works, on a recipe that holds the old brick too; so do `brick show`, `verify` and `ls`."""
     edited.write(HEAD.replace("}", ", facts: bricks/facts}") + "steps: [{id: all, merge: ties, density: 0.3}]\n", "all.yaml")
-    result = CliRunner().invoke(
-        app, ["edit", "rebase", "facts", "--onto", "all", "-o", "bricks/new", "--json"], catch_exceptions=False
-    )
-    found = json.loads(result.stdout)
+    found = document("edit", "rebase", "facts", "--onto", "all", "-o", "bricks/new")
     assert found["said"]["before"] == found["said"]["without"] < found["said"]["after"] == 1.0, "the recipe holds it already"
     assert (found["brick"], found["onto"], found["facts"], found["method"]) == ("bricks/new", "all", 6, "memit")
     for args, said in (
@@ -199,12 +196,8 @@ def test_rebase_from_the_command_line(edited: Project, cwd: Path) -> None:
         (["brick", "show", "bricks/new"], "new: edit, "),
         (["brick", "ls"], "6 facts, memit"),
     ):
-        shown = CliRunner().invoke(app, args, catch_exceptions=False)
-        assert shown.exit_code == 0
-        assert said in shown.stdout
-    text = CliRunner().invoke(
-        app, ["edit", "rebase", "facts", "--onto", "recipes/all.yaml", "-o", "bricks/other"], catch_exceptions=False
-    )
+        assert said in call(*args).stdout
+    text = call("edit", "rebase", "facts", "--onto", "recipes/all.yaml", "-o", "bricks/other")
     assert "6 facts, memit, solved on all (" in text.stdout
     assert "% without the edit, " in text.stdout
     assert "use:    bricks: {other: bricks/other} and, as a last step of recipes/all.yaml" in text.stderr
@@ -223,8 +216,7 @@ def test_rebase_onto_a_model(edited: Project, cwd: Path) -> None:
     assert caught.value.hint is not None
     command = caught.value.hint.split("`")[1].split()
     assert command == ["workbench", "edit", "rebase", "bricks/facts", "--onto", "mixed", "-o", "bricks/facts-rebased"]
-    result = CliRunner().invoke(app, [*command[1:], "--json"], catch_exceptions=False)
-    assert json.loads(result.stdout)["said"]["after"] == 1.0
+    assert document(*command[1:])["said"]["after"] == 1.0
     assert edited.resolve(recipe % "bricks/facts-rebased").warnings == []
     assert "base:\n  id: mixed\n" in (edited.path / "bricks" / "facts-rebased" / "brick.yaml").read_text("utf-8")
     assert "machine" not in (edited.path / "bricks" / "facts-rebased" / "edit.json").read_text("utf-8")

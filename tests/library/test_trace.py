@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from worlds import people
+from worlds.commands import call, document
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
-from workbench.cli import app, main
+from workbench.cli import main
 from workbench.errors import WorkbenchError
 from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
 
@@ -125,10 +125,10 @@ def test_command(project: Project, cwd: Path) -> None:
     """A table on stdout, the same numbers as JSON, a page that asks no one for anything."""
     people.write_rows(project.path / "people.jsonl", 30)
     args = ["edit", "trace", str(people.SUBJECT), "people.jsonl", "-n", "6"]
-    shown = CliRunner().invoke(app, [*args, "--html", "trace.html"], catch_exceptions=False)
+    shown = call(*args, "--html", "trace.html")
     assert shown.stdout.startswith("subject: 6 facts of people.jsonl; probability of the model's own answer ")
     assert "recovered by restoring feed-forward outputs, %" in shown.stdout
-    found = json.loads(CliRunner().invoke(app, [*args, "--json", "--layers", "1"], catch_exceptions=False).stdout)
+    found = document(*args, "--layers", "1")
     assert (found["facts"], len(found["traced"]), list(found["layers"])) == (6, 6, ["1"])
     share = found["layers"]["1"]["block"]["subject"]["recovered"]
     row = next(line for line in shown.stdout.splitlines() if line.startswith("1 "))
@@ -138,19 +138,18 @@ def test_command(project: Project, cwd: Path) -> None:
     assert page.count("<svg") == len(OUTPUTS)
     assert "layer 1, last token of subject: " in page
     assert "http" not in page.replace("http-equiv", "")
-    helped = CliRunner().invoke(app, ["edit", "trace", "--help"]).stdout
+    helped = call("edit", "trace", "--help").stdout
     assert "It is for reading only" in " ".join(helped.split())
 
 
 def test_a_recipe_is_traced_after_its_steps(project: Project, cwd: Path) -> None:
     rows = [{"prompt": "{subject} is", "subject": f"w{i} of w{i + 9}", "target": "w3"} for i in range(5)]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     project.write("name: plain\n", "plain.yaml")
     project.write("bricks: {full: bricks/full}\nsteps: [{merge: average}]\n", "merged.yaml")
     clean = []
     for name in ("plain", "merged"):
-        result = CliRunner().invoke(app, ["edit", "trace", name, "facts.jsonl", "--json"], catch_exceptions=False)
-        clean.append(json.loads(result.stdout)["clean"])
+        clean.append(document("edit", "trace", name, "facts.jsonl")["clean"])
     assert clean[0] != clean[1]
 
 
@@ -173,6 +172,6 @@ def test_errors(
     assert "bare.jsonl:1: a fact without 'subject' (1 of 1)" in said
     assert "Add it: " in said
     one = [{"prompt": f"{{subject}} is of w{i}", "subject": "w1", "target": "w3"} for i in range(3)]
-    (project.path / "one.jsonl").write_text("".join(json.dumps(row) + "\n" for row in one), "utf-8")
+    write_jsonl(project.path / "one.jsonl", one)
     with pytest.raises(WorkbenchError, match=r"one\.jsonl: all facts have one subject"):
         trace_table(project.resolve("name: plain\n"), "plain", project.path / "one.jsonl", "one.jsonl", device=CPU)

@@ -13,6 +13,7 @@ import torch
 import transformers
 from torch import Tensor, nn
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.texts import save_other, saved_names, sentence, words_tokenizer, write_rows
 from worlds.tiny import save_finetuned, tensors_of
@@ -255,7 +256,7 @@ def test_fisher_of_one_brick_with_itself_is_that_brick(project: Project) -> None
 
 def test_cocktail_weighs_by_loss(project: Project) -> None:
     rows = [{"prompt": sentence(i, 4), "answer": sentence(50 + i, 1 + i)} for i in range(4)] + [{"text": sentence(9, 6)}]
-    (project.path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "few.jsonl", rows)
     text = """
         base: base
         bricks: {one: bricks/one, two: bricks/two, full: bricks/full}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from worlds.commands import document
 from worlds.factored import (
     CORE,
     METHODS,
@@ -29,7 +28,6 @@ from worlds.factored import (
 from worlds.merging import InMemory
 from worlds.project import CPU, Project
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.weights.specs import load
@@ -229,11 +227,8 @@ def test_cuda_agrees(method: str) -> None:
 
 
 def run(project: Project, text: str, name: str) -> dict[str, Any]:
-    file = project.write(text, name)
-    done = CliRunner().invoke(app, ["run", str(file), "--json", "--quiet", "--device", "cpu"])
-    assert done.exit_code == 0, done.output
-    document: dict[str, Any] = json.loads(done.stdout)
-    return document
+    made: dict[str, Any] = document("run", str(project.write(text, name)), "--quiet", "--device", "cpu")
+    return made
 
 
 @pytest.mark.parametrize("method", CORE)

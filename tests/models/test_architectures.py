@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from worlds.commands import call
 from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, model_class, save_hub, save_native
 from worlds.project import CPU, Project
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Layout
@@ -331,8 +330,7 @@ def test_command_line(family_of: Callable[[str], Family], monkeypatch: pytest.Mo
     family.project.write(BRICKS + ARITHMETIC, "cli.yaml")
     monkeypatch.chdir(family.project.path)
     for command in (["plan", "recipes/cli.yaml"], ["run", "recipes/cli.yaml", "-o", str(tmp_path / "out"), "--quiet"]):
-        result = CliRunner().invoke(app, command)
-        assert result.exit_code == 0, result.output
+        call(*command)
     base, tuned = family.states()
     merged = loaded(family.kind, tmp_path / "out").state_dict()
     close(merged, {n: t + sum(w * (tuned[b][n] - t) for b, w in WEIGHTS.items()) for n, t in base.items()})

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call, document, refused
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import asks_for_texts
 from worlds.project import Project
 from worlds.suites import clustered_suite
@@ -71,7 +72,7 @@ def world(project: Project, cwd: Path) -> Project:
     clustered_suite(project)
     evals = project.path / "evals"
     rows = [{"id": str(i), "cluster": str(i % 20), "prompt": f"word{i} word{i + 1}", "answer": "x"} for i in range(24)]
-    (evals / "tasks/texts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(evals / "tasks/texts.jsonl", rows)
     (evals / "tasks/texts.yaml").write_text(TEXTS)
     (evals / "suites/texts.yaml").write_text("suite: texts\ntasks: [texts]\n")
     save_finetuned(project.path / "base", project.path / "models/plain", seed=4)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.written_tokenizers import KINDS, TEXTS, save_model, written
 
@@ -226,7 +226,7 @@ def test_an_edited_model_writes_one_blank_and_lm_eval_sees_it(project: Project, 
 
     save_model(project.path / "spaced", kind)
     rows = [{"prompt": prompt, "target": target.strip()} for prompt, target in TEXTS]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     step = "{edit: finetune, facts: facts.jsonl, epochs: 60, learning_rate: 0.02, layers: [1], stop: 0.01}"
     out = project.run(f"base: spaced\nsteps: [{step}]\noutput: {{dtype: float32}}\n")["model"]
     model, tokenizer = AutoModelForCausalLM.from_pretrained(out), AutoTokenizer.from_pretrained(out)

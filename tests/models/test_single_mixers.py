@@ -10,6 +10,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, NemotronHConfig, NemotronHForCausalLM
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import save_tokenizer, tensors_of
 
@@ -41,7 +42,7 @@ def mixers(nemotron: Path, tmp_path: Path) -> Project:
     for name in ("base", "tuned"):
         (tmp_path / name).symlink_to(nemotron / name)
     facts = [{"prompt": "{subject} is", "subject": f"w{i} of w{i + 9}", "target": "w3"} for i in range(3)]
-    (tmp_path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts), "utf-8")
+    write_jsonl(tmp_path / "facts.jsonl", facts)
     (tmp_path / "text.txt").write_text(
         "\n\n".join(" ".join(f"w{(7 * i + j) % 60}" for j in range(40)) for i in range(30)), "utf-8"
     )

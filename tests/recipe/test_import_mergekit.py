@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import random
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
+from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit, run_mergekit_moe
 from worlds.tiny import save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
@@ -233,9 +231,7 @@ def test_mixtures_have_mergekits_experts(mode: str, mergekit_project: Path, tmp_
     assert any("reads" in note or "drawn" in note for note in notes)
     resolved = resolve(load_recipe(mergekit_project / "recipes" / "moe.yaml"))
     ours = execute(resolved, tmp_path / "runs", device=torch.device("cpu"), threads=1)["model"]
-    tool = Path(sys.executable).parent / "mergekit-moe"
-    command = [str(tool), "moe.yml", str(tmp_path / "theirs")]
-    subprocess.run(command, cwd=mergekit_project, check=True, capture_output=True)
+    run_mergekit_moe(yaml.safe_load(text), tmp_path / "theirs")
     one, two = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32).state_dict() for p in (ours, tmp_path / "theirs"))
     assert one.keys() == two.keys()
     for name, tensor in one.items():

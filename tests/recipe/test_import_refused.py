@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
+from worlds.commands import call, refused
 from worlds.mergekit_runs import EXAMPLES, difference, imported, run_mergekit
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
 
@@ -186,17 +185,15 @@ def test_an_adapter_on_another_model_becomes_a_recipe(mergekit_project: Path, in
 
 def test_command_prints_or_writes_and_overwrites_nothing(mergekit_project: Path, in_mergekit_project: None) -> None:
     (mergekit_project / "cli.yml").write_text(EXAMPLES["sce"].read_text("utf-8"), "utf-8")
-    printed = CliRunner().invoke(app, ["recipe", "import", "cli.yml"])
-    assert printed.exit_code == 0
+    printed = call("recipe", "import", "cli.yml")
     assert printed.stdout.startswith("# workbench run RECIPE.yaml\n# Imported from cli.yml, mergekit's sce.\n")
     assert "  - merge: mergekit/sce\n    bricks: [one, two, three]\n    parameters:\n      select_topk: 0.7\n" in printed.stdout
-    written = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])
+    written = call("recipe", "import", "cli.yml", "-o", "recipes/cli.yaml")
     assert written.stdout == "recipes/cli.yaml\n"
     assert (mergekit_project / "recipes" / "cli.yaml").read_text("utf-8") == printed.stdout.replace(
         "RECIPE.yaml", "recipes/cli.yaml"
     )
-    checked = CliRunner().invoke(app, ["recipe", "check", "recipes/cli.yaml"])
+    checked = call("recipe", "check", "recipes/cli.yaml")
     assert checked.stdout == "recipes/cli.yaml: ok, 1 step\n"
-    again = CliRunner().invoke(app, ["recipe", "import", "cli.yml", "-o", "recipes/cli.yaml"])
-    assert isinstance(again.exception, WorkbenchError)
-    assert again.exception.message == "recipes/cli.yaml already exists"
+    again = refused("recipe", "import", "cli.yml", "-o", "recipes/cli.yaml")
+    assert again.message == "recipes/cli.yaml already exists"

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+from worlds.commands import document, refused
+from worlds.jsonl import write_jsonl
 from worlds.project import Project
 
-from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.library.rebase import read_edit
 from workbench.recipe.trust import VARIABLE
@@ -45,7 +45,7 @@ def taught(project: Project, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: 
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path_factory.mktemp("config")))
     monkeypatch.delenv(VARIABLE, raising=False)
     rows = [{"id": f"f{i}", "prompt": "{subject} is", "subject": f"w{i} of w{i + 10}", "target": f"w{i + 30}"} for i in range(3)]
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(project.path / "facts.jsonl", rows)
     texts = [" ".join(f"w{(7 * i + j) % 60}" for j in range(60)) for i in range(60)]
     (project.path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     (project.path / "methods").mkdir()
@@ -77,11 +77,7 @@ def test_an_edit_brick_finds_its_method(taught: Project, monkeypatch: pytest.Mon
 def test_a_memory_finds_its_method(taught: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(taught.path)
     taught.write("steps: [{id: facts, edit: recall, facts: facts.jsonl, min_efficacy: 0}]", "recall.yaml")
-    made = CliRunner().invoke(app, ["run", "recall", "--trust-project-code", "--json", "--device", "cpu"])
-    assert made.exit_code == 0, made.exception
-    run = json.loads(made.stdout)["run"]
-    listed = CliRunner().invoke(app, ["memory", "ls", run, "--trust-project-code", "--json"])
-    assert [fact["target"] for fact in json.loads(listed.stdout)["facts"]] == ["w30", "w31", "w32"]
-    refused = CliRunner().invoke(app, ["memory", "ls", run])
-    assert isinstance(refused.exception, WorkbenchError)
-    assert "unknown edit method 'recall'; the project's methods/ (mine.py) is not loaded" in refused.exception.message
+    run = document("run", "recall", "--trust-project-code", "--device", "cpu")["run"]
+    listed = document("memory", "ls", run, "--trust-project-code")
+    assert [fact["target"] for fact in listed["facts"]] == ["w30", "w31", "w32"]
+    assert "unknown edit method 'recall'; the project's methods/ (mine.py) is not loaded" in refused("memory", "ls", run).message

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -25,10 +26,10 @@ def card_of(run: dict[str, str]) -> Path:
     return Path(run["model"] or run["adapter"]) / "README.md"
 
 
-def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project) -> None:
+def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project, score_once: Callable[[Project, str], None]) -> None:
     from huggingface_hub import ModelCard
 
-    call("eval", "mean")
+    score_once(world, "mean")
     ran = document("run", "recipes/mean.yaml")
     card = card_of(ran)
     before, others = card.read_text("utf-8"), {p: p.read_bytes() for p in card.parent.iterdir() if p != card}
@@ -66,7 +67,10 @@ def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project) -> N
     call("runs", "verify", Path(ran["run"]).name)
 
 
-def test_hand_written_text_stays_and_other_scores_replace_the_section(world: Project) -> None:
+def test_hand_written_text_stays_and_other_scores_replace_the_section(
+    world: Project, score_once: Callable[[Project, str], None]
+) -> None:
+    score_once(world, "mean")
     ran = document("run", "recipes/mean.yaml")
     call("eval", "mean")
     card = card_of(ran)

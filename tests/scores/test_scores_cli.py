@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call, refused, run
+from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.local_tasks import documents, tiny
 
 from workbench.errors import WorkbenchError
@@ -49,7 +50,7 @@ def outside(tasks: Path, tokenizer: Any, tmp_path_factory: pytest.TempPathFactor
 
 def lines(folder: Path, task: str) -> list[dict[str, Any]]:
     (file,) = folder.glob(f"samples_{task}_*.jsonl")
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return read_jsonl(file)
 
 
 def table(folder: Path) -> dict[str, Any]:
@@ -139,7 +140,7 @@ def changed(outside: Path, project: Path, name: str, edit: Any, task: str = "pic
     place.mkdir(parents=True)
     found = lines(outside / "b", task)
     edit(found)
-    (place / f"samples_{task}_2026-01-01T00-00-00.000000.jsonl").write_text("".join(json.dumps(x) + "\n" for x in found))
+    write_jsonl(place / f"samples_{task}_2026-01-01T00-00-00.000000.jsonl", found)
     return place
 
 

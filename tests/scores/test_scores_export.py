@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call, refused
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import CHOICE, documents, suite
 from worlds.places import TASKS
 
@@ -41,7 +42,7 @@ def bundled(tmp_path: Path) -> Path:
         for i in range(12)
     ]
     for split, part in (("train", docs[:5]), ("test", docs[5:])):
-        (folder / f"{split}.json").write_text("".join(json.dumps(d) + "\n" for d in part))
+        write_jsonl(folder / f"{split}.json", part)
     (folder / "theirs.py").write_text(
         "def shorter(docs):\n    return docs.map(lambda d: {'query': d['query'].upper()}).select(range(len(docs) - 1))\n"
     )
@@ -142,7 +143,7 @@ def test_functions_are_kept_where_they_can_be_imported(bundled: Path, project: P
     assert "aggregation: !function 'lm_eval.api.metrics.mean'" in (project / "kept" / "sums.yaml").read_text("utf-8")
 
 
-def test_export_says_what_is_out_of_reach(project: Path, tasks: Path) -> None:
+def test_export_says_what_is_out_of_reach(project: Path, tasks: Path, bundled_index: None) -> None:
     error = refused("scores", "export", "arc_easy")
     assert "task 'arc_easy' could not be loaded" in error.message
     assert "The hub is offline: unset HF_HUB_OFFLINE" in str(error.hint)

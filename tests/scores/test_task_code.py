@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import asks_for_texts, documents
 from worlds.places import TASKS
 
@@ -79,7 +80,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "read.json").write_text('{"word": "say "}')
     (folder / "at_import.json").write_text('{"head": "Please "}')
     (folder / "used_when_scoring.json").write_text('" "')
-    (folder / "data.jsonl").write_text("".join(json.dumps(d) + "\n" for d in documents()))
+    write_jsonl(folder / "data.jsonl", documents())
     monkeypatch.setattr("sys.path", list(sys.path))
     for name in ("indirect_helper", "indirect_lazy"):
         monkeypatch.delitem(sys.modules, name, raising=False)

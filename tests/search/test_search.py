@@ -89,13 +89,13 @@ def test_a_search(world: Project) -> None:
 
 
 def test_the_base_is_put_back(world: Project) -> None:
-    """After 100 candidates, bit by bit; each method of the space is a control too."""
+    """After 30 candidates, bit by bit; each method of the space is a control too."""
     space = "{mix.lambda: [0.2, 5], mix.merge: [ties, dare, task_arithmetic]}"
-    search = search_of(world, space, ", trials: 100, sampler: random")
+    search = search_of(world, space, ", trials: 30, sampler: random")
     before = {name: p.detach().clone() for name, p in search.bench.model.named_parameters()}
     digest = search.bench.digest()
     run(search)
-    assert len(trials_of(search)) == 100
+    assert len(trials_of(search)) == 30
     assert {"test", "test-dare", "test-task_arithmetic"} <= {c.name for c in search.controls}
     after = dict(search.bench.model.named_parameters())
     assert search.bench.digest() == digest
@@ -214,6 +214,7 @@ def dying(world: Project, path: Path, last: int, when: str) -> None:
     assert ended.returncode == -signal.SIGKILL, f"the search ended before write {last}: {ended.stderr}"
 
 
+@pytest.mark.slow
 def test_a_killed_search_goes_on(world: Project) -> None:
     """Kills at five writes, the first ones of a search among them: in the end the candidates are those of an uninterrupted search, each once."""
     path = world.write(searched(SPACE, ", trials: 12, sampler: tpe, controls: false"))
@@ -231,6 +232,7 @@ def test_a_killed_search_goes_on(world: Project) -> None:
     assert trials_of(plain) == after
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_search(world: Project) -> None:
     path = world.write(searched(SPACE, ", trials: 9, sampler: random"))
     workers = [subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], cwd=world.path, stderr=subprocess.PIPE,

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from worlds.jsonl import write_jsonl
 from worlds.train_world import lora
 
 from workbench import yamldoc
@@ -227,7 +228,7 @@ def hub_data(folder: Path) -> Path:
     """A folder that `datasets` reads as one split."""
     (folder / "set").mkdir(parents=True)
     rows = [{"question": f"say {word} is", "reply": word, "number": 1} for word in "abcd"]
-    (folder / "set" / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(folder / "set" / "train.jsonl", rows)
     return folder
 
 
@@ -247,7 +248,7 @@ def test_a_data_set_gives_the_bytes_of_its_rows(base: Path, tmp_path: Path) -> N
     assert (record["data"]["hub"], record["rows"]) == ("set", 4)
     assert set(record["data_digest"]) == {"rows"}
     plain = [{"prompt": f"say {word} is", "completion": word} for word in "abcd"]
-    (tmp_path / "plain.jsonl").write_text("".join(json.dumps(row) + "\n" for row in plain), "utf-8")
+    write_jsonl(tmp_path / "plain.jsonl", plain)
     same = train(lora(steps=3, batch_size=2), base=base, data=tmp_path / "plain.jsonl", out=tmp_path / "two")
     assert same["data_digest"]["rows"] == record["data_digest"]["rows"]
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -11,6 +10,7 @@ from typing import Any
 
 import torch
 
+from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, WORDS, save_tokenizer
 
@@ -115,7 +115,7 @@ def write_facts_file(path: Path, count: int, target_words: int = 1) -> list[dict
          "target": " ".join(f"w{(7 * i + j + 30) % 60}" for j in range(target_words))}
         for i in range(count)
     ]  # fmt: skip
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(path, rows)
     return rows
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.evaluate.lineup import lineup
@@ -33,7 +33,7 @@ F32 = "output: {dtype: float32}\n"
 
 def lay_out(project: Project) -> Project:
     """A project with three facts, a text, a recipe that edits the base for the facts and one that merges two bricks."""
-    (project.path / "facts.jsonl").write_text("".join(json.dumps(f) + "\n" for f in FACTS))
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     (project.path / "text.txt").write_text(TEXT)
     project.write(EDIT + F32 + "eval: [{facts: facts.jsonl, text: text.txt}]\n", "edit.yaml")
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n" + F32, "mean.yaml")
@@ -52,7 +52,7 @@ def plan_of(
 def docs(plan: ScorePlan, kind: str) -> list[dict[str, Any]]:
     assert plan.suite.facts
     file = plan.tasks_dir / "data" / f"{plan.suite.facts.tasks[kind]}.jsonl"  # type: ignore[index]
-    return [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+    return read_jsonl(file)
 
 
 def live(project: Project, name: str) -> Any:

@@ -32,7 +32,7 @@ steps:
     density: 0.5
     bricks: {one: 1.0, full: {weight: 0.5, density: 0.3}}
 """
-EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES") or 12)
+EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES") or 4)
 # CPU seconds of one example, and of each megabyte of its file; the first allows for what a command reads beside the damaged file.
 SECONDS, SECONDS_A_MB = 2.0, 2.0
 # A failure is reported as it is found: making the example smaller takes minutes with commands that take a tenth of a second.

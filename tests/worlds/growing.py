@@ -11,7 +11,7 @@ import torch
 from worlds.tiny import VOCABULARY, save_tokenizer
 
 LAYERS = 4
-_SIZES: dict[str, Any] = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY, "initializer_range": 0.2, "bos_token_id": None, "eos_token_id": 1, "pad_token_id": None,
     **dict.fromkeys(("hidden_size", "n_embd", "d_model", "embed_dim", "word_embed_proj_dim"), 32),
     **dict.fromkeys(("intermediate_size", "ffn_dim", "ffn_hidden_size", "n_inner", "mlp_hidden_size", "d_ff"), 48),
@@ -56,7 +56,7 @@ GROWN = {
     "depth": (
         "apertus apertus1p5_text arcee biogpt bitnet bloom codegen cohere cohere2 ernie4_5 exaone exaone4 falcon gemma gemma2 "
         "gemma3_text glm glm4 gpt-sw3 gpt2 gpt_bigcode gpt_neox gptj granite granite_swa helium hunyuan_v1_dense hyperclovax "
-        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral nanochat nemotron olmo olmo2 olmo3 opt "
+        "internlm3 iquestcoder jais2 llama mamba ministral ministral3 mistral mpt nanochat nemotron olmo olmo2 olmo3 opt "
         "persimmon phi phi3 qwen2 qwen3 qwen3_5_text seed_oss smollm3 stablelm starcoder2 vaultgemma xglm"
     ),
     "stack": (
@@ -68,7 +68,7 @@ GROWN = {
         "megatron-bert mellum mimo_v2_flash minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral moshi mpt "
         "nanochat nemotron nemotron_h olmo olmo2 olmo3 olmo_hybrid olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 "
         "qwen3_5_moe_text qwen3_5_text qwen3_moe qwen3_next rembert roformer rwkv sarvam_mla sarvam_moe seed_oss smollm3 "
-        "solar_open stablelm starcoder2 vaultgemma xglm xlnet"
+        "solar_open stablelm starcoder2 trocr vaultgemma xglm xlnet"
     ),
     "neurons": (
         "apertus apertus1p5_text arcee biogpt codegen cohere cohere2 diffllama doge ernie4_5 exaone4 falcon gemma gemma2 "
@@ -94,8 +94,9 @@ GROWN = {
         "granite granite_swa granitemoe granitemoe_swa granitemoeshared helium hunyuan_v1_dense hunyuan_v1_moe hy_v3 hy_v4 "
         "hyperclovax inkling_text internlm3 iquestcoder jais2 jetmoe kolibri1 laguna lfm2 lfm3 llama llama4_text mamba mellum "
         "mimo_v2_flash minicpm3 minimax minimax_m2 minimax_m3_vl_text ministral ministral3 mistral mixtral mpt nanochat "
-        "nemotron nemotron_h olmo olmo2 olmo3 olmoe opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text qwen3_5_text "
-        "qwen3_moe qwen3_next sarvam_mla seed_oss smollm3 solar_open stablelm starcoder2 vaultgemma xglm"
+        "nemotron nemotron_h olmo olmo2 olmo3 olmoe openai-gpt opt persimmon phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_5_moe_text "
+        "qwen3_5_text qwen3_moe qwen3_next rembert rwkv sarvam_mla seed_oss smollm3 solar_open stablelm starcoder2 trocr vaultgemma "
+        "xglm xlnet"
     ),
 }
 """Growth -> the families that it grows with the function kept (`stack`: with finite logits). The others are refused before any work."""
@@ -124,7 +125,7 @@ def tiny_config(family: str, **fields: Any) -> Any:
 
     kind = CONFIG_MAPPING[family]
     known = set(kind().to_dict()) | set(getattr(kind, "attribute_map", {}))
-    return kind(**{**{key: value for key, value in _SIZES.items() if key in known}, **fields})
+    return kind(**{**{key: value for key, value in SIZES.items() if key in known}, **fields})
 
 
 def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None) -> Path:
@@ -140,3 +141,14 @@ def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out
+
+
+def logits_of(path: str | Path, tokens: torch.Tensor) -> torch.Tensor:
+    """Return the float32 logits of the model in a directory; check that transformers loads it with nothing missing and nothing left over."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, output_loading_info=True)
+    assert {key: names for key, names in info.items() if names} == {}
+    with torch.no_grad():
+        logits: torch.Tensor = model.eval()(input_ids=tokens, use_cache=False).logits
+    return logits

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
+
+from worlds.jsonl import write_jsonl
 
 from workbench.evaluate import build_plan
 from workbench.scores.plan import ScorePlan
@@ -87,7 +88,7 @@ def documents(n: int = 24) -> list[dict[str, Any]]:
 
 
 def write_data(folder: Path, docs: list[dict[str, Any]]) -> None:
-    (folder / "data" / "copy.jsonl").write_text("".join(json.dumps(d) + "\n" for d in docs), "utf-8")
+    write_jsonl(folder / "data" / "copy.jsonl", docs)
 
 
 def lay_out_tasks(folder: Path) -> Path:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,10 +15,6 @@ FACTS = [
 GRACE = "steps: [{edit: grace, facts: facts.jsonl}]\n"
 # Random weights do not read an answer from their prompt: what is tested is what stands in front of it.
 MEMORY = "steps: [{edit: memory, facts: facts.jsonl, min_efficacy: 0}]\n"
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
 def text_of(row: dict[str, Any]) -> str:

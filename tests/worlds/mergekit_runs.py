@@ -26,6 +26,15 @@ def run_mergekit(config: dict[str, Any], out: Path, seed: int | None = None) -> 
     return tensors_of(out)
 
 
+def run_mergekit_moe(config: dict[str, Any], out: Path) -> None:
+    """Write the model that `mergekit-moe` writes; paths of the configuration are relative to the working directory."""
+    from mergekit.moe.config import MoEMergeConfig
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.moe import build
+
+    build(MoEMergeConfig.model_validate(config), str(out), MergeOptions(quiet=True, device="cpu"), device="cpu")
+
+
 def save_models(folder: Path) -> None:
     """base and three fine-tunes one, two, three in float32, an adapter lora on base and one on two."""
     save_model(folder / "base", dtype=torch.float32)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from worlds.jsonl import write_jsonl
 from worlds.places import FIXTURES
 
 FOLDER = FIXTURES / "people"
@@ -119,7 +120,7 @@ def facts(count: int) -> list[Any]:
 
 def write_rows(path: Path, count: int) -> Path:
     """`rows` as a facts file."""
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows(count)), "utf-8")
+    write_jsonl(path, rows(count))
     return path
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import random
 from pathlib import Path
 from typing import Any
 
+from worlds.jsonl import write_jsonl
 from worlds.local_tasks import LOCALDATA
 from worlds.project import CPU, Project
 
@@ -48,7 +48,7 @@ def lay_out(project: Project, items: int = 40, clusters: int = 20) -> Project:
     draw = random.Random(0)
     for name in ("pick", "say"):
         rows = [_row(draw, f"{name}-{i:03d}", i % clusters) for i in range(items)]
-        (tasks / "data" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+        write_jsonl(tasks / "data" / f"{name}.jsonl", rows)
     return project
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 from typing import Any
 
+from worlds.jsonl import write_jsonl
 from worlds.places import TASKS
 from worlds.project import Project
 from worlds.tiny import save_finetuned
@@ -29,7 +29,7 @@ def mini_suite(project: Project) -> None:
         (source / "retention.yaml").read_text().replace("task: retention", "task: mini").replace("data/retention", "mini")
     )
     rows = [{"id": f"m{i}", "prompt": "a", "choices": ["b", "c"], "gold": i % 2} for i in range(4)]
-    (tasks / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(tasks / "mini.jsonl", rows)
 
 
 def clustered_suite(project: Project) -> None:
@@ -40,7 +40,7 @@ def clustered_suite(project: Project) -> None:
         {"id": f"m{i}", "cluster": f"c{i % 20}", "prompt": " ".join(words[: 1 + i % 4]), "choices": words[:3], "gold": i % 3}
         for i in range(60)
     ]
-    (project.path / "evals" / "tasks" / "mini.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    write_jsonl(project.path / "evals" / "tasks" / "mini.jsonl", rows)
     (project.path / "evals" / "suites" / "mini.yaml").write_text("suite: mini\ntasks: [mini]\nchance: {mini: 0.3333}\n")
 
 

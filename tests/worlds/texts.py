@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from worlds.jsonl import write_jsonl
 from worlds.tiny import WORDS, save_tokenizer
 
 
@@ -22,7 +22,7 @@ def write_rows(path: Path, count: int, seed: int = 0) -> Path:
     rows = [
         {"prompt": sentence(seed + i, 3 + 5 * i % 17), "completion": sentence(seed + 100 + i, 1 + i % 3)} for i in range(count)
     ]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(path, rows)
     return path
 
 

@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from worlds.jsonl import write_jsonl
 
 from workbench.train import TrainSpec
 
@@ -38,7 +39,7 @@ def save_rows(folder: Path) -> Path:
     """Sixteen rows, one a prompt."""
     path = folder / "train.jsonl"
     rows = [{"prompt": f"say {one} then {two} is", "completion": f"{two} {one}"} for one in "abcd" for two in "abcd"]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    write_jsonl(path, rows)
     return path
 
 

@@ -18,21 +18,54 @@ if TYPE_CHECKING:
     from torch import nn
 
 # Modules of the input embeddings: Llama and most others | GPT-2 | GPT-NeoX | BLOOM, Falcon | Llama's first release, InternLM2 |
-# Mamba in transformers and in its authors' files | T5, BART.
+# Mamba, RWKV, XLM and Nemotron-H in transformers | Mamba in its authors' files | T5, BART | GPT | XLNet | CPM-Ant.
 EMBEDDINGS = (
     "embed_tokens",
     "wte",
     "embed_in",
     "word_embeddings",
     "tok_embeddings",
-    "backbone.embeddings",
+    "embeddings",
     "backbone.embedding",
     "shared",
+    "tokens_embed",
+    "word_embedding",
+    "input_embedding",
 )
-# Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2.
-HEADS = ("lm_head", "embed_out", "output")
+# Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2 | BERT | RoBERTa | BioGPT, TrOCR |
+# Whisper | ELECTRA | XLM | XLNet.
+HEADS = (
+    "lm_head",
+    "embed_out",
+    "output",
+    "cls.predictions.decoder",
+    "lm_head.decoder",
+    "output_projection",
+    "proj_out",
+    "generator_lm_head",
+    "pred_layer.proj",
+    "lm_loss",
+)
 # Names above that some models also use for a matrix inside a layer, such as `blocks.0.attention.output` in RWKV.
-_USED_IN_LAYERS = ("output", "shared")
+_USED_IN_LAYERS = ("output", "shared", "embeddings", "proj_out", "output_projection")
+# Heads whose names are words that other modules end with too: RWKV | ModernBERT.
+_WHOLE_HEADS = ("head", "decoder")
+# `model_type` -> module of the output embeddings, where it is not `lm_head` or `embed_out`.
+_OTHER_HEADS = {
+    **dict.fromkeys(("bert", "big_bird", "ernie", "megatron-bert", "rembert", "roc_bert", "roformer"), "cls.predictions.decoder"),
+    **dict.fromkeys(("bert-generation", "camembert", "data2vec-text", "roberta", "roberta-prelayernorm"), "lm_head.decoder"),
+    **dict.fromkeys(("xlm-roberta", "xlm-roberta-xl", "xmod"), "lm_head.decoder"),
+    **dict.fromkeys(("biogpt", "trocr"), "output_projection"),
+    "whisper": "proj_out",
+    "electra": "generator_lm_head",
+    "modernbert-decoder": "decoder",
+    "xlm": "pred_layer.proj",
+    "xlnet": "lm_loss",
+    "rwkv": "head",
+}
+# Names of POSITIONS in config.json of RWKV | Bailing, Kimi Linear | DBRX, MPT | Whisper.
+_OTHER_POSITIONS = ("context_length", "model_max_length", "max_seq_len", "max_target_positions")
+_MOST_POSITIONS = 10**9  # a larger number stands for "no limit"
 # Embeddings of tokens and positions. `embed_out` is a head, and `embedding_norm` is the final norm of LFM2.
 _BEFORE_LAYERS = re.compile(r"embed(?!_out|ding_norm)|wte|wpe")
 
@@ -54,7 +87,7 @@ def is_embedding_module(module: str) -> bool:
 
 def is_head_module(module: str) -> bool:
     """Return whether a module, by its name, is the output embedding of a language model."""
-    return _is_one_of(module, HEADS)
+    return module in _WHOLE_HEADS or _is_one_of(module, HEADS)
 
 
 def is_embedding(tensor: str) -> bool:
@@ -96,6 +129,19 @@ def text_parts(config: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
             yield part
 
 
+def head_of(config: Mapping[str, Any], embeddings: str) -> str:
+    """Return the tensor name that transformers expects for the head of a model if it is not tied.
+
+    Args:
+        config: The content of config.json.
+        embeddings: Tensor name of the model's input embeddings.
+    """
+    if module := _OTHER_HEADS.get(str(config.get("model_type"))):
+        return f"{module}.weight"
+    head = "embed_out.weight" if embeddings.endswith("embed_in.weight") else "lm_head.weight"
+    return f"language_model.{head}" if embeddings.startswith("language_model.model.") else head
+
+
 def model_depth(config: Mapping[str, Any]) -> int:
     """Return the number of layers that config.json or its text decoder's part states; 0 if neither does."""
     for part in text_parts(config):
@@ -114,18 +160,19 @@ def max_positions(config: Any) -> int | None:
     Args:
         config: The content of config.json, or a configuration object of transformers.
     """
-    if not isinstance(config, Mapping):
+    keys = (*POSITIONS, *_OTHER_POSITIONS)
+    if isinstance(config, Mapping):
+        stated = [part.get(key) for part in text_parts(config) for key in keys]
+    else:
         parsed = config.get_text_config()
-        return next((int(value) for key in POSITIONS if (value := getattr(parsed, key, None))), None)
-    return next((int(part[key]) for part in text_parts(config) for key in POSITIONS if part.get(key)), None)
+        stated = [getattr(parsed, key, None) for key in keys]
+    return next((int(value) for value in stated if isinstance(value, (int, float)) and 0 < value <= _MOST_POSITIONS), None)
 
 
 def _is_one_of(module: str, names: tuple[str, ...]) -> bool:
     """Return whether a module has one of the names; some names count only outside the layers."""
-    if module.endswith(tuple(name for name in names if name not in _USED_IN_LAYERS)):
-        return True
-    *parents, leaf = module.split(".")
-    return leaf in names and leaf in _USED_IN_LAYERS and not any(parent.isdigit() for parent in parents)
+    known = next((name for name in names if module == name or module.endswith(f".{name}")), None)
+    return known is not None and not (known in _USED_IN_LAYERS and any(part.isdigit() for part in module.split(".")))
 
 
 def is_usual_decoder(config: Mapping[str, Any]) -> bool:

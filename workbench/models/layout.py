@@ -21,12 +21,13 @@ if TYPE_CHECKING:
 #   gpt2 starcoder2                                attn.c_proj, mlp.c_proj (self_attn.o_proj, mlp.c_proj)
 #   gpt_neox falcon bloom                          attention.dense | self_attention.dense, mlp.dense_4h_to_h
 #   phi opt                                        self_attn.dense | self_attn.out_proj, mlp.fc2 | fc2
+#   mpt                                            attn.out_proj, ffn.down_proj
 #   gptj gpt_neo                                   attn.out_proj | attn.attention.out_proj, mlp.fc_out | mlp.c_proj
 #   nemotron_h                                     mixer.o_proj, mixer.down_proj or mixer.out_proj: one a layer
 _ATTENTION_OUT = re.compile(
     r"(self_attn\.(o_proj|dense|out_proj)|attn\.(c_proj|out_proj)|attn\.attention\.out_proj|(self_)?attention\.dense|^mixer\.o_proj)$"
 )
-_MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^fc2|^mixer\.down_proj)$")
+_MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|^ffn\.down_proj|^fc2|^mixer\.down_proj)$")
 # Parts of a multimodal model before its text decoder, whose layers are numbered too.
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
@@ -60,7 +61,7 @@ class Layout:
             config: The content of config.json.
 
         Raises:
-            WorkbenchError: If there is no such prefix, as in encoder-decoder or convolutional models.
+            WorkbenchError: If there is no such prefix or more than one, as in convolutional or encoder-decoder models.
         """
         names = tuple(names)
         depth = model_depth(config)
@@ -78,7 +79,13 @@ class Layout:
                 f"expected {expected}; numbered tensor names: {numbered}",
                 "Layer schedules, edits and growth need a decoder-only model.",
             )
-        return cls(min(stacks, key=len), depth, names)
+        prefix = min(stacks, key=len)
+        if others := [stack for stack in stacks if stack != prefix and stack.count(".") == prefix.count(".")]:
+            raise WorkbenchError(
+                f"expected one stack of {depth} layers, found {len(others) + 1}: {', '.join(sorted([prefix, *others])[:4])}",
+                "Layer schedules, edits and growth need a decoder-only model whose layers are one list.",
+            )
+        return cls(prefix, depth, names)
 
     def layer(self, name: str) -> int | None:
         """Return the layer that a tensor belongs to; None for embeddings, final norm and head."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.lazy import torch
-from workbench.models.architecture import is_embedding, is_head, text_parts
+from workbench.models.architecture import head_of, is_embedding, is_head, text_parts
 from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights
 
@@ -27,8 +27,7 @@ def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[st
     if not flag or not tables or any(map(is_head, names)):
         return None
     embeddings = min(tables, key=len)
-    head = "embed_out.weight" if embeddings.endswith("embed_in.weight") else "lm_head.weight"
-    return embeddings, f"language_model.{head}" if embeddings.startswith("language_model.model.") else head
+    return embeddings, head_of(config, embeddings)
 
 
 def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ MAX_LAYERS = 10_000
 MAX_SIZE = 2**40
 # Fields for the number of layers, the number of positions, and the text decoder of a multimodal model; `models/architecture.py` reads
 # them. If several of POSITIONS are set, the first one counts, as in lm-eval.
-DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers")
 POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
 TEXT_CONFIGS = ("text_config", "llm_config")
 _PARTS = (*TEXT_CONFIGS, "vision_config", "audio_config")
