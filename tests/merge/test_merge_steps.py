@@ -205,6 +205,6 @@ def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
         assert config["rope_parameters"]["rope_theta"] == 10000.0
         config = {k: v for k, v in {**config, **fields}.items() if v is not None}
         (place / "config.json").write_text(json.dumps(config))
-    assert project.resolve("bricks: {same: same}\nsteps: [{merge: average}]\n").warnings == []
+    assert not project.resolve("bricks: {same: same}\nsteps: [{merge: average}]\n").warnings
     (warning,) = project.resolve("bricks: {other: other}\nsteps: [{merge: average}]\n").warnings
     assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the result has the base's values"

@@ -90,6 +90,8 @@ def _exceeds(table: Mapping[str, Any], names: list[str]) -> str:
 
 def _matrix(title: str, table: Mapping[str, Any], names: list[str], caption: str) -> TintedTable:
     values = [(name, [100 * (v or 0.0) for v in row]) for name, row in zip(names, table["changes"], strict=True)]
+    if all(row == values[0][1] for _, row in values):  # one set is the control of all functions
+        values = [("all functions", values[0][1])]
     return tinted(title, caption, "off", names, values, _percent, by_row=True, unit=" %")
 
 
