@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,6 @@ import torch
 from safetensors.torch import save_file
 from transformers import LlamaConfig
 
-from worlds.forked import ForkedCommands
 from worlds.project import Project
 from worlds.tiny import save_tokenizer
 
@@ -82,18 +82,16 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return Project(place)
 
 
-@pytest.fixture(scope="module")
-def forked() -> Iterator[ForkedCommands]:
-    with ForkedCommands() as commands:
-        yield commands
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
-def test_memory_of_a_run_is_planned(large: Project, forked: ForkedCommands, case: str) -> None:
-    name = f"{case.replace(' ', '-')}.yaml"
-    said = plan(large.resolve(CASES[case], name), large.path / "runs", threads=2).peak_bytes
-    used = forked.document("run", f"recipes/{name}", "--device", "cpu", "--threads", "2", cwd=large.path)["peak_bytes"]
+def test_memory_of_a_run_is_planned(large: Project, case: str) -> None:
+    said = plan(large.resolve(CASES[case], f"{case.replace(' ', '-')}.yaml"), large.path / "runs", threads=2).peak_bytes
+    recipe = f"recipes/{case.replace(' ', '-')}.yaml"
+    command = [sys.executable, "-m", "workbench", "run", recipe, "--device", "cpu", "--threads", "2", "--json"]
+    # A shell in between: Linux hands the peak of a forking process on to the program that it starts.
+    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command], cwd=large.path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    used = json.loads(done.stdout)["peak_bytes"]
     assert 0.8 < said / used < 1.2, f"{said / 1e6:.0f} MB planned, {used / 1e6:.0f} MB used"
 
 
