@@ -13,6 +13,10 @@ from workbench.cli import app
 
 # A new command or flag is a decision: settings that decide numbers belong into recipes and suites.
 COMMANDS = {
+    "analyze ablate": "--data --device --draws --items --json --out --quiet --seed --trust-project-code",
+    "analyze all": "--data --device --json --out --quiet --trust-project-code",
+    "analyze functions": "--chat --data --device --draws --json --no-residents --out --part --per --polarity --quiet --score --seed --share --skip --trust-project-code",
+    "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
     "brick fetch": "--from --hub",

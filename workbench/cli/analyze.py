@@ -335,9 +335,10 @@ def _say_ablation(document: dict[str, Any]) -> None:
     names = document["functions"]
     rows = [[name, *(f"{100 * v:.0f}" for v in row)] for name, row in zip(names, document["changes"], strict=True)]
     for kind, control in document["controls"].items():
-        rows += [
-            [f"{kind}: {name}", *(f"{100 * v:.0f}" for v in row)] for name, row in zip(names, control["changes"], strict=True)
-        ]
+        changes = control["changes"]
+        is_shared = all(row == changes[0] for row in changes)  # one set is the control of all functions
+        labels = [kind] if is_shared else [f"{kind}: {name}" for name in names]
+        rows += [[label, *(f"{100 * v:.0f}" for v in row)] for label, row in zip(labels, changes, strict=False)]
     out.table(["switched off", *names], rows, right=range(1, len(names) + 1))
     for kind, table in {"sets": document, **document["controls"]}.items():
         low, high = table["interval"]
