@@ -24,7 +24,7 @@ def world(project: Project) -> Project:
     project.write(RECIPE, "mix.yaml")
     project.write(searched(SPACE), "tuned.yaml")
     (project.path / "facts.jsonl").write_text('{"prompt": "{subject} is", "subject": "w3", "target": "w4"}\n', "utf-8")
-    project.write("bricks: {}\nsteps: [{edit: finetune, facts: facts.jsonl, epochs: 2}]\n", "edited.yaml")
+    project.write("bricks: {}\nsteps: [{edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}]\n", "edited.yaml")
     project.write("bricks: {}\nsteps: [{grow: depth, blocks: 1}]\n", "grown.yaml")
     return project
 
