@@ -63,12 +63,12 @@ def test_double_centered() -> None:
 
 
 def test_score_curve() -> None:
-    curve = ScoreCurve((0.0, 0.25, 0.5, 0.75, 1.0), (0.1, 0.82, 0.6, 0.85, 0.9), floor=0.1)
-    assert curve.quality == pytest.approx((0, 0.9, 0.625, 0.9375, 1))
+    curve = ScoreCurve((0.0, 0.25, 0.5, 0.75, 1.0), (0.1, 0.84, 0.6, 0.85, 0.9), floor=0.1)
+    assert curve.quality == pytest.approx((0, 0.925, 0.625, 0.9375, 1))
     assert curve.least_share(0.9) == 0.75, "a quarter keeps it by luck: a half does not"
     assert curve.least_share(0.5) == 0.25
     assert curve.least_share(1.0) == 1.0
-    assert curve.area() == pytest.approx(0.25 * (0.45 + 0.7625 + 0.78125 + 0.96875))
+    assert curve.area() == pytest.approx(0.25 * (0.4625 + 0.775 + 0.78125 + 0.96875))
     assert ScoreCurve((0.5, 1.0), (1.0, 1.0)).area() == pytest.approx(0.25 + 0.5), "nothing is kept by no bricks"
     assert curve.document()["least_share"] == 0.75
 

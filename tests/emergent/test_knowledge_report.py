@@ -21,10 +21,9 @@ def report_of(project: Project, folder: Path, **options: object) -> KnowledgeRep
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("folder", "at"), [(people.PROMPT, "last"), (people.SUBJECT, "all")])
-def test_neurons_of_trained_facts(folder: Path, at: str, project: Project) -> None:
+def test_neurons_of_trained_facts(project: Project) -> None:
     """Suppressing them lowers the answer's probability by more than random neurons, and more than that of other facts."""
-    found = report_of(project, folder, at=at, share=0.5)
+    found = report_of(project, people.PROMPT, share=0.5)
     assert len(found.facts) == 4
     assert found.complete == 4
     document = found.document()
@@ -35,8 +34,7 @@ def test_neurons_of_trained_facts(folder: Path, at: str, project: Project) -> No
     assert sum(found.layers.values()) == pytest.approx(1, abs=1e-6)
     assert document["note"] == ""
     assert set(document["layers"]["0"]["trace"]) == {"subject", "subject_last", "last"}
-    place = "last" if folder == people.PROMPT else "subject"
-    agreement = document["agreement"][place]
+    agreement = document["agreement"]["last"]
     assert agreement is not None
     assert agreement > 0
 

@@ -125,7 +125,7 @@ def test_kept_neurons() -> None:
     sites = [Site(n, "neurons", "", torch.nn.Linear(3, 2), 3) for n in (4, 9)]
     wordings = [
         scores_of([1.0, 0.1, 0.5], [0.0, 0.3, -2.0]),
-        scores_of([0.2, 0.1, 0.0], [0.0, 0.6, 0.1]),
+        scores_of([0.2, 0.3, 0.0], [0.0, 0.6, 0.1]),
         scores_of([9.0, 1.0, 2.0], [0.0, 1.0, 0.0]),
     ]
 
@@ -135,12 +135,12 @@ def test_kept_neurons() -> None:
 
     assert kept(1.0) == {4: [0]}
     assert kept(0.66) == {4: [0, 2], 9: [1]}
-    assert kept(0.1) == {4: [0, 2], 9: [1]}
+    assert kept(0.1) == {4: [0, 1, 2], 9: [1]}
     assert kept(2 / 3) == {4: [0, 2], 9: [1]}
     found = knowledge_neurons("f", sites, wordings, share=1.0)
     assert found.scores[4].tolist() == pytest.approx([10.2 / 3])
     assert knowledge_neurons("f", sites, [scores_of([-1.0, 0, 0], [0, 0, 0])]).size == 0
-    assert layer_shares(sites, wordings[:2]) == pytest.approx({4: (1.6 / 1.9 + 0.3) / 2, 9: (0.3 / 1.9 + 0.7) / 2})
+    assert layer_shares(sites, wordings[:2]) == pytest.approx({4: (1.6 / 1.9 + 0.5 / 1.2) / 2, 9: (0.3 / 1.9 + 0.7 / 1.2) / 2})
 
 
 def test_planted_facts_are_found_and_proved() -> None:
