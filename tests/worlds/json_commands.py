@@ -35,6 +35,18 @@ def write_project(project: Project) -> None:
     words = random.Random(0)
     rows = [{"id": f"f{i}", "prompt": "{subject} is", "subject": f"w{i} of w{i + 10}", "target": f"w{i + 30}"} for i in range(4)]
     (project.path / "facts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    labelled = [
+        {
+            "prompt": " ".join(f"w{first + words.randrange(20)}" for _ in range(6)),
+            "function": name,
+            "task": f"{name}-{task}",
+            "response": "w1 w2",
+        }
+        for name, first in (("low", 0), ("high", 30))
+        for task in range(4)
+        for _ in range(3)
+    ]
+    (project.path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled), "utf-8")
     texts = [" ".join(f"w{words.randrange(60)}" for _ in range(60)) for _ in range(60)]
     (project.path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
     (project.path / "samples").mkdir()
@@ -98,6 +110,8 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("memory ls", runs["memory"])
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
+    for kind in ("functions", "sparsity", "ablate", "all"):
+        document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
     document("doctor", code=(0, 3))
     return printed

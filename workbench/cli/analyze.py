@@ -13,6 +13,7 @@ from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 
 if TYPE_CHECKING:
+    from workbench.cli.documents.document import Document
     from workbench.emergent.labelled import Labelled
     from workbench.library.neurons_subject import NeuronSubject
 
@@ -82,6 +83,7 @@ def functions(
 
     Neurons are chosen on some tasks of a function and judged on others. Writes scores, tables and one set of neurons per function.
     """
+    from workbench.cli.documents.analyze import FunctionsDocument
     from workbench.emergent.functions import Settings
     from workbench.library.neurons_functions import PassOptions, analyze_functions
 
@@ -100,7 +102,7 @@ def functions(
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = _place(to, subject)
     analysis.write(place)
-    _finish(analysis.document(), place, json, _say_functions)
+    _finish(analysis.document(), place, json, _say_functions, FunctionsDocument)
 
 
 @app.command()
@@ -133,6 +135,7 @@ def sparsity(
 
     Compares two indicators: the activation, and the norm of what a neuron adds to the output.
     """
+    from workbench.cli.documents.analyze import SparsityDocument
     from workbench.library.neurons_sparsity import SparsityOptions, analyze_sparsity
 
     out.quiet = json or quiet
@@ -150,7 +153,7 @@ def sparsity(
     analysis = analyze_sparsity(subject, texts, str(data), options)
     place = _place(to, subject)
     analysis.write(place)
-    _finish(analysis.document(), place, json, _say_sparsity)
+    _finish(analysis.document(), place, json, _say_sparsity, SparsityDocument)
 
 
 @app.command()
@@ -171,6 +174,7 @@ def ablate(
     Takes the sets that `analyze functions` has written, and compares them with sets of equal size: random, random with the same mean
     activation, and chosen by a shuffled label.
     """
+    from workbench.cli.documents.analyze import AblationDocument
     from workbench.library.neurons_ablate import AblationOptions, analyze_ablation, read_sets
 
     out.quiet = json or quiet
@@ -181,7 +185,7 @@ def ablate(
         subject, texts, str(data), read_sets(place, subject), AblationOptions(items=items, draws=draws, seed=seed)
     )
     analysis.write(place)
-    _finish(analysis.document(), place, json, _say_ablation)
+    _finish(analysis.document(), place, json, _say_ablation, AblationDocument)
 
 
 @app.command("all")
@@ -195,6 +199,7 @@ def everything(
     quiet: QuietOpt = False,
 ) -> None:
     """Run `functions`, `sparsity` and `ablate` with their defaults, and write one page."""
+    from workbench.cli.documents.analyze import EverythingDocument
     from workbench.library.neurons_ablate import analyze_ablation, read_sets
     from workbench.library.neurons_functions import analyze_functions
     from workbench.library.neurons_sparsity import analyze_sparsity
@@ -211,12 +216,13 @@ def everything(
     ablation.write(place)
     documents = {"functions": functions.document(), "sparsity": sparsity.document(), "ablation": ablation.document()}
     page = _page(place, documents["functions"])
-    if json:
-        out.json(documents)
-        return
-    for say, document in zip((_say_functions, _say_sparsity, _say_ablation), documents.values(), strict=True):
-        say(document)
-        out.line("")
+
+    def text() -> None:
+        for say, document in zip((_say_functions, _say_sparsity, _say_ablation), documents.values(), strict=True):
+            say(document)
+            out.line("")
+
+    out.result(lambda: EverythingDocument.model_validate(documents), text, json=json)
     out.say(f"written: {page}")
 
 
@@ -224,13 +230,12 @@ def _place(to: Path | None, subject: NeuronSubject) -> Path:
     return to or Path("runs", "neurons", subject.name)
 
 
-def _finish(document: dict[str, Any], place: Path, json: bool, say: Callable[[dict[str, Any]], None]) -> None:
+def _finish(
+    document: dict[str, Any], place: Path, json: bool, say: Callable[[dict[str, Any]], None], cls: type[Document]
+) -> None:
     """Print a document or its table, and write the page of all analyses in the directory."""
     page = _page(place, document)
-    if json:
-        out.json(document)
-        return
-    say(document)
+    out.result(lambda: cls.model_validate(document), lambda: say(document), json=json)
     out.say(f"written: {page}")
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from workbench.cli.documents.analyze import AblationDocument, EverythingDocument, FunctionsDocument, SparsityDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
@@ -44,6 +45,10 @@ DOCUMENTS: Mapping[str, Any] = {
     "edit trace": TraceDocument,
     "memory ls": MemoryDocument,
     "memory log": list[MemoryChange],
+    "analyze functions": FunctionsDocument,
+    "analyze sparsity": SparsityDocument,
+    "analyze ablate": AblationDocument,
+    "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
     "doctor": DoctorDocument,
 }
