@@ -90,12 +90,13 @@ def search(
     else:
         run(prepared)
     document = conclude(prepared, to)
+    out.result(lambda: SearchDocument.model_validate(document), lambda: _print(document, to, loaded.project), json=json)
 
-    def text() -> None:
-        _table(document)
-        _say_recipes(document, to, loaded.project)
 
-    out.result(lambda: SearchDocument.model_validate(document), text, json=json)
+def _print(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
+    """Print the result of a search, and the commands that use it."""
+    _table(document)
+    _say_recipes(document, to, project)
 
 
 def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) -> None:

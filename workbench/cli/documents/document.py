@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self, cast
 
 from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -25,7 +25,7 @@ class Document(BaseModel):
 
         The data are printed as they are, because a listing must not fail on a file with an unusual value.
         """
-        return cls.model_construct(**data)
+        return cast("Self", cls.model_construct(**data))
 
     def to_dict(self) -> dict[str, Any]:
         """Return the document as plain data."""
