@@ -119,7 +119,7 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     assert found["unlisted"] == ["mix"]
     text = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/mean}\n"
     steps = "steps: [{id: mix, merge: average, bricks: [one, two]}, {merge: task_arithmetic, bricks: {facts: {weight: 1}}}]\n"
-    assert edited.resolve(text + steps).warnings == []
+    assert not edited.resolve(text + steps).warnings
 
 
 @pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
 )  # fmt: skip
 def test_warnings(edited: Project, steps: str, reason: str | None) -> None:
     text = f"bricks: {{one: bricks/one, facts: bricks/facts}}\nsteps: [{steps}]\n"
-    warnings = edited.resolve(text).warnings
+    warnings = list(edited.resolve(text).warnings)
     if reason is None:
         assert warnings == []
         return
@@ -217,7 +217,7 @@ def test_rebase_onto_a_model(edited: Project, cwd: Path) -> None:
     command = caught.value.hint.split("`")[1].split()
     assert command == ["workbench", "edit", "rebase", "bricks/facts", "--onto", "mixed", "-o", "bricks/facts-rebased"]
     assert document(*command[1:])["said"]["after"] == 1.0
-    assert edited.resolve(recipe % "bricks/facts-rebased").warnings == []
+    assert not edited.resolve(recipe % "bricks/facts-rebased").warnings
     assert "base:\n  id: mixed\n" in (edited.path / "bricks" / "facts-rebased" / "brick.yaml").read_text("utf-8")
     assert "machine" not in (edited.path / "bricks" / "facts-rebased" / "edit.json").read_text("utf-8")
     assert str(edited.path) not in (edited.path / "bricks" / "facts-rebased" / "edit.json").read_text("utf-8")

@@ -147,13 +147,13 @@ def test_the_example_runs_in_a_project(project: Project, call: Callable[..., Res
     # The digest of the file is in the keys: a changed file is another method.
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(VARIABLE, "1")
-        assert project.resolve(MEDIAN).keys == [document["steps"][0]["key"]]
+        assert list(project.resolve(MEDIAN).keys) == [document["steps"][0]["key"]]
         file.write_text(example() + "# another\n", "utf-8")
         changed = project.resolve(MEDIAN)
         assert changed.keys != [document["steps"][0]["key"]]
         assert changed.recipe.steps[0].plugin.digest != record["digest"]
         file.write_text(example(), "utf-8")
-        assert project.resolve(MEDIAN).keys == [document["steps"][0]["key"]]
+        assert list(project.resolve(MEDIAN).keys) == [document["steps"][0]["key"]]
 
 
 def install(

@@ -96,7 +96,7 @@ def test_digest_in_memory_is_that_of_the_run(project: Project, text: str) -> Non
 def test_second_run_does_nothing(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     first = project.run(TIES)
     before = {p: p.stat().st_mtime_ns for p in Path(first["model"]).iterdir()}
-    monkeypatch.setattr("workbench.run.execute.write_checkpoint", lambda *_, **__: pytest.fail("written again"))
+    monkeypatch.setattr("workbench.run.forms.write_checkpoint", lambda *_, **__: pytest.fail("written again"))
     events: list[dict[str, Any]] = []
     second = project.run(TIES, events=events.append)
     assert {p: p.stat().st_mtime_ns for p in Path(second["model"]).iterdir()} == before

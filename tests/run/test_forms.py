@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from worlds.commands import call
-from worlds.memory_world import FACTS, GRACE, write_rows
+from worlds.jsonl import write_jsonl
+from worlds.memory_world import FACTS, GRACE
 from worlds.project import CPU, Project
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
@@ -65,7 +66,7 @@ def test_the_size_is_known_before_the_result_is_written(project: Project, text: 
 
 
 def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> None:
-    write_rows(project.path / "facts.jsonl", FACTS)
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     for text, whole in ((GRACE, False), ("output: {dtype: float32}\n" + GRACE, True)):
         resolved = project.resolve(text)
         document = execute(resolved, project.path / "runs", device=CPU)
@@ -75,7 +76,7 @@ def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> Non
 
 def test_a_memory_is_not_lost_in_a_checkpoint(project: Project) -> None:
     """A saved configuration is resolved as a recipe without steps, whose form is a checkpoint."""
-    write_rows(project.path / "facts.jsonl", FACTS)
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     resolved = open_configuration(Path(project.run(GRACE)["directory"]))
     with pytest.raises(InvalidRecipeError, match="the result has a memory, which `form: checkpoint` cannot hold"):
         execute(resolved, project.path / "runs", device=CPU)
@@ -96,7 +97,7 @@ def test_a_wrong_training_is_refused_before_earlier_steps_are_computed(project: 
 
 
 def test_hints_after_a_run(project: Project, cwd: Path) -> None:
-    write_rows(project.path / "facts.jsonl", FACTS)
+    write_jsonl(project.path / "facts.jsonl", FACTS)
     for text, lines in {
         TWO: ["load:   AutoModelForCausalLM.from_pretrained(", "serve:  vllm serve runs/"],
         TWO + "output: {form: adapter}\n": [

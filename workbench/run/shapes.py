@@ -13,4 +13,4 @@ def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
     model = resolved.base
     for step in resolved.recipe.steps:
         model = kind_of(step).shapes(step, model, resolved.base)
-    return output_specs(model.weights.specs, resolved.dtype)
+    return output_specs(model.weights.specs, resolved.dtype_name)

@@ -1,0 +1,79 @@
+"""The complete analysis of a model's neurons, as `workbench analyze all` does it, with its time: the source of the tables in docs/neurons.md.
+
+    python benchmarks/neurons.py --data functions.jsonl
+    python benchmarks/neurons.py --model DIR --data FILE
+
+Without --data, the project's own texts (evals/abilities.jsonl). Scores by layer and single neurons are left out of the results file
+benchmarks/results/neurons.json; `workbench analyze all` writes them.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from record import parser_of, write_results
+
+from workbench.emergent.labelled import read_labelled
+from workbench.library.neurons_ablate import analyze_ablation, read_sets
+from workbench.library.neurons_functions import analyze_functions
+from workbench.library.neurons_sparsity import analyze_sparsity
+from workbench.library.neurons_subject import open_neurons
+from workbench.run.opened import resolve_model
+
+PROJECT = Path(__file__).resolve().parents[1]
+BASE = PROJECT / "bricks" / "starter" / "base"
+DATA = PROJECT / "evals" / "abilities.jsonl"
+
+
+def main() -> None:
+    """Analyze the model and write the results file."""
+    parser = parser_of(__doc__, "neurons")
+    parser.add_argument("--model", type=Path, default=BASE, help="model directory")
+    parser.add_argument("--data", type=Path, default=DATA, help="labelled texts")
+    given = parser.parse_args()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
+
+    def done(part: str) -> None:
+        seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 1)
+
+    data = read_labelled(given.data, given.data.name)
+    _, resolved = resolve_model(str(given.model), PROJECT)
+    subject = open_neurons(resolved, "starter base" if given.model == BASE else given.model.name, torch.device("cpu"))
+    done("open")
+    with TemporaryDirectory() as place:
+        functions = analyze_functions(subject, data, given.data.name)
+        functions.write(Path(place))
+        done("functions")
+        sparsity = analyze_sparsity(subject, data, given.data.name)
+        done("sparsity")
+        ablation = analyze_ablation(subject, data, given.data.name, read_sets(Path(place), subject))
+        done("ablation")
+    write_results(
+        given.out,
+        {
+            "seconds": {**seconds, "all": round(time.perf_counter() - started, 1)},
+            "functions": without(functions.document(), "layers"),
+            "sparsity": shortened(sparsity.document()),
+            "ablation": ablation.document(),
+        },
+    )
+
+
+def without(document: dict[str, Any], *keys: str) -> dict[str, Any]:
+    """Return a document without some keys."""
+    return {key: value for key, value in document.items() if key not in keys}
+
+
+def shortened(document: dict[str, Any]) -> dict[str, Any]:
+    """Return a document of sparsity with the mean of each distribution alone."""
+    distributions = [without(d, "cdf", "grid", "small") for d in document["distributions"]]
+    return {**document, "distributions": distributions, "cett": without(document["cett"], "thresholds", "reached", "sparsity")}
+
+
+if __name__ == "__main__":
+    main()
