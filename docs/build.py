@@ -21,6 +21,7 @@ import edit_tables
 import error_tables
 import grow_tables
 import merge_tables
+import neuron_tables
 import search_tables
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
@@ -326,6 +327,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     **merge_tables.BLOCKS,
+    **neuron_tables.BLOCKS,
     "scoring": scoring_block,
     "skills": skills_block,
     **error_tables.BLOCKS,

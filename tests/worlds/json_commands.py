@@ -110,6 +110,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("memory ls", runs["memory"])
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
+    document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)

@@ -61,7 +61,7 @@ class TransplantSet:
     def document(self) -> dict[str, Any]:
         """Return the set as plain data, for `--json`."""
         written = str(self.written) if self.written else None
-        return {"base": self.base, "brick": self.brick, "set": written, **document(self.neurons)}
+        return {"model": self.base, "brick": self.brick, "set": written, **document(self.neurons)}
 
 
 def transplant_set(

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from workbench.bricks.card import BaseRecord
+from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.emergent.activations import ScoreOf, item_scores
 from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
 from workbench.emergent.labelled import Labelled, Part
@@ -53,6 +55,7 @@ class FunctionAnalysis:
     Attributes:
         model: Name of the model.
         digest: Digest of the model.
+        reference: Directory or hub id of the model, or the name of its recipe.
         file: File of labelled texts, as the user named it.
         data: The texts.
         scores: The scores.
@@ -63,6 +66,7 @@ class FunctionAnalysis:
 
     model: str
     digest: str
+    reference: str
     file: str
     data: Labelled
     scores: FunctionScores
@@ -166,7 +170,9 @@ class FunctionAnalysis:
         for name, rows in self.tables().items():
             write_text(out / f"{name}.csv", csv_text(rows))
         for name, neurons in self.neuron_sets().items():
-            write_set(out / SETS / name, neurons)
+            folder = out / SETS / name
+            base = BaseRecord(id=self.reference, digest=self.digest)
+            write_neuron_brick(folder, neurons, base, made_by="workbench analyze functions")
         for name, neurons in lape_sets(scores).items():
             if neurons.size:
                 write_set(out / "lape" / name, neurons)
@@ -221,4 +227,6 @@ def analyze_functions(
     result = function_scores(scores, data, rows, settings)
     tokens = int(scores.statistics.tokens.sum())
     shutil.rmtree(folder)
-    return FunctionAnalysis(subject.name, subject.digest, shown, data, result, options, tokens, scores.exact is not None)
+    return FunctionAnalysis(
+        subject.name, subject.digest, subject.reference, shown, data, result, options, tokens, scores.exact is not None
+    )

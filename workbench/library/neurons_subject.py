@@ -34,6 +34,7 @@ class NeuronSubject:
         sites: The places of its neurons.
         config: The content of config.json.
         digest: Digest of its weights and configuration.
+        reference: Directory or hub id of the model; the recipe's name if it is the result of a recipe.
         cache: The project's cache.
         events: Callback that receives progress events.
     """
@@ -44,6 +45,7 @@ class NeuronSubject:
     sites: tuple[Site, ...]
     config: dict[str, Any]
     digest: str
+    reference: str
     cache: Path
     events: Events = no_events
 
@@ -74,4 +76,5 @@ def open_neurons(resolved: Resolved, name: str, device: torch.device, events: Ev
     context = session.context
     sites = find_sites(context.model, current.layout.depth, device)
     digest = session.solved_on if steps else resolved.base_digest
-    return NeuronSubject(name, context.model, context.tokenizer, sites, current.config, digest, resolved.cache, events)
+    reference = resolved.recipe.name if steps else resolved.recipe.fields.base
+    return NeuronSubject(name, context.model, context.tokenizer, sites, current.config, digest, reference, resolved.cache, events)

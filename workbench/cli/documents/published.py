@@ -8,7 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
-from workbench.cli.documents.analyze import AblationDocument, EverythingDocument, FunctionsDocument, SparsityDocument
+from workbench.cli.documents.analyze import (
+    AblationDocument,
+    EverythingDocument,
+    FunctionsDocument,
+    SparsityDocument,
+    TransplantDocument,
+)
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
@@ -48,6 +54,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,
+    "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
     "doctor": DoctorDocument,

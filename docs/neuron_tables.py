@@ -1,0 +1,134 @@
+"""The tables of docs/neurons.md: functions, masking and ablations of the starter base."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from cells import measured, of_results, points, table
+
+NEURONS = "benchmarks/results/neurons.json"
+OVERHEAD = "benchmarks/results/analyze.json"
+PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.08, 0.06"}
+
+
+@of_results(NEURONS)
+def functions_block(found: dict[str, Any]) -> str:
+    """Scores by function, with the nulls."""
+    document = found["functions"]
+    nulls = document["nulls"]["train"]
+    heads = ["function", "best per layer", "top 5‰", "mean", "chance", *(f"beyond {null} null" for null in nulls)]
+    rows = [
+        [
+            row["function"],
+            f"{row['best_median']:.2f} / {row['best_max']:.2f}",
+            f"{row['top']:.2f}",
+            f"{row['mean']:.3f}",
+            f"{row['prevalence']:.3f}",
+            *(f"{row['beyond'][null]['train']:,}" for null in nulls),
+            f"{row['beyond'][list(nulls)[-1]]['both']:,}",
+            f"{row['overlap']:.2f} ({row['overlap_others']:.2f})",
+            f"{row['confounders']['length']:.2f}",
+        ]
+        for row in document["functions"]
+    ]
+    limits = ", ".join(f"{limit['layer']:.3f} with labels shuffled over {null}s" for null, limit in nulls.items())
+    note = (
+        f"{sum(document['neurons'].values()):,} neurons, {document['data']['items']:,} texts. Best per layer: median over layers and largest. "
+        f"By chance the best neuron of a layer reaches {limits} (99 %). On both splits: neurons beyond the last null on the tasks that chose them "
+        "and on held-out ones. Overlap: of the sets that both splits choose, in brackets with other functions' sets. "
+    )
+    heads += ["on both splits", "overlap", "AUC of length"]
+    return "\n\n".join([table(heads, rows, left=1), note + _source(found)])
+
+
+@of_results(NEURONS)
+def masking_block(found: dict[str, Any]) -> str:
+    """Rise of the loss by share masked."""
+    document = found["sparsity"]
+    curves = [curve for curve in document["curves"] if curve["function"] is None]
+    heads = ["masked by", *(f"{point['percent']:g} %" for point in curves[0]["points"][1:]), "free up to"]
+    rows = [[curve["indicator"], *(_rise(point) for point in curve["points"][1:]), f"{curve['free']:g} %"] for curve in curves]
+    small = ", ".join(f"{points(d['mean_small'])} % by {d['indicator']}" for d in document["distributions"])
+    note = (
+        f"Rise of the loss in nats per token over {document['data']['items']} held-out texts of seven functions, with 95 % intervals over tasks. "
+        f"Free: no more than {document['settings']['tolerance']:g}. Below a fifth of a token's largest neuron: {small}. At a truncation error of "
+        f"{document['cett']['target']:g} in every layer (CETT), {points(document['cett']['mean_sparsity'])} % of the neurons are not needed. "
+    )
+    return "\n\n".join([table(heads, rows, left=1), note + _source(found)])
+
+
+@of_results(NEURONS)
+def ablation_block(found: dict[str, Any]) -> str:
+    """The damage matrix and the summary of its controls."""
+    document = found["ablation"]
+    names = document["functions"]
+    matrix = table(
+        ["switched off", *names],
+        (
+            [name, *(_percent(value, name == other) for other, value in zip(names, row, strict=True))]
+            for name, row in zip(names, document["changes"], strict=True)
+        ),
+        left=1,
+    )
+    tables = {"the functions' sets": document, **document["controls"]}
+    rows = [[name, f"{t['dominant_rows']} of {len(names)}", _coupling(t)] for name, t in tables.items()]
+    rows.append(["the paper's matrices", PUBLISHED["rows"], PUBLISHED["coupling"]])
+    summary = table(["switched off", "own function harmed most", "coupling"], rows, left=1)
+    note = (
+        f"First table: change of perplexity in percent on {document['items']} texts of held-out tasks, with {100 * document['share']:.3g} % of the "
+        "neurons off. Coupling: median over rows of the mean of the others divided by the diagonal, with its 95 % interval. Controls of equal size: random "
+        "neurons, random neurons of the same mean activation, and the set of a shuffled label. "
+    )
+    return "\n\n".join([matrix, summary, note + _source(found)])
+
+
+@of_results(NEURONS)
+def time_block(found: dict[str, Any]) -> str:
+    """Time of the parts."""
+    seconds = found["seconds"]
+    parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("functions", "sparsity", "ablation"))
+    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}. {_source(found)}"
+
+
+@of_results(OVERHEAD)
+def overhead_block(found: dict[str, Any]) -> str:
+    """Cost of the streaming pass."""
+    memory = " and ".join(f"{mb:g} MB with {texts} texts" for texts, mb in found["memory"].items())
+    return (
+        f"One pass that scores every neuron takes {found['overhead']:.2f} times the CPU time of a plain forward pass without the head "
+        f"({found['texts_per_second']:.1f} texts a second in one thread), and adds {memory} to the peak memory. {measured(found)} "
+        f"The source: [{OVERHEAD}](../{OVERHEAD})."
+    )
+
+
+def _rise(point: Mapping[str, Any]) -> str:
+    if point["low"] is None:
+        return f"{point['rise']:.3f}"
+    return f"{point['rise']:.3f} [{point['low']:.3f}, {point['high']:.3f}]".replace("-", "−")
+
+
+def _percent(value: float | None, own: bool) -> str:
+    text = "" if value is None else f"{100 * value:,.0f}".replace("-", "−")
+    return f"**{text}**" if own else text
+
+
+def _coupling(summary: Mapping[str, Any]) -> str:
+    if summary["coupling"] is None:
+        return ""
+    low, high = summary["interval"]
+    return f"{summary['coupling']:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
+
+
+def _source(found: Mapping[str, Any]) -> str:
+    return f"{measured(found)} The source: [{NEURONS}](../{NEURONS})."
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "neurons-functions": functions_block,
+    "neurons-masking": masking_block,
+    "neurons-ablation": ablation_block,
+    "neurons-time": time_block,
+    "neurons-overhead": overhead_block,
+}
