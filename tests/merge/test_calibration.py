@@ -278,9 +278,8 @@ def test_cocktail_weighs_by_loss(project: Project) -> None:
         for row in rows:
             start = len(tokenizer(row["prompt"])["input_ids"]) if "prompt" in row else 1
             ids = tokenizer(f"{row['prompt']} {row['answer']}" if "prompt" in row else row["text"])["input_ids"]
-            labels = torch.tensor([[-100] * start + ids[start:]])
             with torch.no_grad():
-                found.append(float(model(input_ids=torch.tensor([ids]), labels=labels).loss))
+                found.append(float(model(torch.tensor([ids]), labels=torch.tensor([[-100] * start + ids[start:]])).loss))
         losses[name] = sum(found) / len(found)
     total = sum(math.exp(-value / 0.5) for value in losses.values())
     weights = {name: math.exp(-value / 0.5) / total for name, value in losses.items()}
