@@ -34,6 +34,7 @@ def main() -> None:
     parser = parser_of(__doc__, "neurons")
     parser.add_argument("--model", type=Path, default=BASE, help="model directory")
     parser.add_argument("--data", type=Path, default=DATA, help="labelled texts")
+    parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     given = parser.parse_args()
     seconds: dict[str, float] = {}
     started = time.perf_counter()
@@ -56,6 +57,7 @@ def main() -> None:
     write_results(
         given.out,
         {
+            **({"note": given.note} if given.note else {}),
             "seconds": {**seconds, "all": round(time.perf_counter() - started, 1)},
             "functions": without(functions.document(), "layers"),
             "sparsity": shortened(sparsity.document()),

@@ -89,7 +89,8 @@ def time_block(found: dict[str, Any]) -> str:
     """Time of the parts."""
     seconds = found["seconds"]
     parts = ", ".join(f"{name} {seconds[name]:.0f} s" for name in ("functions", "sparsity", "ablation"))
-    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}. {_source(found)}"
+    note = f" {found['note']}" if found.get("note") else ""
+    return f"The complete analysis takes {seconds['all'] / 60:.1f} minutes: {parts}.{note} {_source(found)}"
 
 
 @of_results(OVERHEAD)
