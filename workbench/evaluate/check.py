@@ -28,9 +28,10 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
 
     In float32, log-likelihoods agree to 1e-4 nats. In narrower dtypes, HFLM itself gives different numbers for different batch
     sizes. The tolerance is then twice the largest of those differences, measured between HFLM's batch size, a quarter of it and
-    1, but at least the rounding of the log-likelihood itself and that of the logits: a logit z is stored to z·ε, and the errors of
-    an answer's n tokens add up to about √n of that. HFLM keeps the logits of a whole batch at all positions; if these exceed
-    256 MB in float32, the check uses smaller batches, and its batch sizes may all be 1: the rounding of the logits then decides.
+    1, but at least the rounding of the log-likelihood itself and twice that of the logits, since both sides round: a logit z is
+    stored to z·ε, and the errors of an answer's n tokens add up to about √n of that. HFLM keeps the logits of a whole batch at all
+    positions; if these exceed 256 MB in float32, the check uses smaller batches, and its batch sizes may all be 1: the rounding of
+    the logits then decides.
 
     Args:
         lm: HFLM on the model that `forward` runs.
@@ -67,7 +68,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         other_batches = (lm.referee(pairs, size) for size in {1, max(1, rows // 4)})
         spread = max(max(_gaps(a, b)) for a, b in combinations([hflm_answers, *other_batches], 2))
         least, relative = 2 * spread, torch.finfo(dtype).eps
-        rounding = relative * _largest_logit(lm, pairs)
+        rounding = 2 * relative * _largest_logit(lm, pairs)
     tolerances = [
         max(least, relative * abs(value), rounding * math.sqrt(len(answer)))
         for (value, _), (_, answer) in zip(hflm_answers, pairs, strict=True)
