@@ -17,6 +17,7 @@ COMMANDS = {
     "analyze all": "--data --device --json --out --quiet --trust-project-code",
     "analyze functions": "--chat --data --device --draws --json --no-residents --out --part --per --polarity --quiet --score --seed --share --skip --trust-project-code",
     "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
+    "analyze transplant": "--device --json --out --quiet --samples --share --texts",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
     "brick fetch": "--from --hub",
