@@ -76,6 +76,28 @@ def test_a_recipe_s_result_is_analyzed(world: Project) -> None:
     assert base["layers"] != merged["layers"]
 
 
+def test_functions_may_have_any_name(world: Project) -> None:
+    """Names become folders inside the results, and two names of one folder are refused."""
+    write_jsonl(world.path / "named.jsonl", rows(functions=("Ethics and Moral", "../outside")))
+    before = set(world.path.iterdir())
+    call("analyze", "functions", "base", "--data", "named.jsonl", "-o", "found", "--draws", "2")
+    assert sorted(p.name for p in (world.path / "found" / "sets").iterdir()) == ["ethics-and-moral", "outside"]
+    assert {p.name for p in set(world.path.iterdir()) - before} <= {"found", ".workbench"}
+    assert yaml.safe_load((world.path / "found" / "sets" / "outside" / "brick.yaml").read_text("utf-8"))["functions"] == [
+        "../outside"
+    ]
+    table = document("analyze", "ablate", "base", "--data", "named.jsonl", "-o", "found", "--items", "2")
+    assert table["functions"] == ["Ethics and Moral", "../outside"]
+    write_jsonl(world.path / "same.jsonl", rows(functions=("math", "Math")))
+    assert "differ only in case or signs" in refused("analyze", "functions", "base", "--data", "same.jsonl").message
+
+
+def test_a_memory_has_no_neurons(world: Project) -> None:
+    write_jsonl(world.path / "facts.jsonl", [{"prompt": "{subject} is", "subject": "w3", "target": "w4"}])
+    world.write("bricks: {}\nsteps: [{edit: memory, facts: facts.jsonl, min_efficacy: 0}]\n", "remembers.yaml")
+    assert "ends in a memory" in refused("analyze", "functions", "recipes/remembers.yaml", "--data", "texts.jsonl").message
+
+
 def test_one_task_per_function_has_no_null_over_tasks(world: Project) -> None:
     write_jsonl(world.path / "one.jsonl", rows(tasks=1, each=8))
     result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found", "--draws", "2")

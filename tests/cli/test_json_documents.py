@@ -1,4 +1,4 @@
-"""What commands print with `--json`: the published schemas hold, and no key changes unnoticed."""
+"""Documents of `--json` fit their published schemas, and no key changes unnoticed."""
 
 from __future__ import annotations
 

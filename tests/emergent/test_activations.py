@@ -140,6 +140,18 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
         assert torch.equal(found.statistics.tokens, expected.statistics.tokens)
 
 
+def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = model_of("llama")
+    sites = find_sites(model, 3, CPU)
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(OSError, match="No space left"):
+        scores(model, sites, rows_of(), tmp_path)
+
+
 @pytest.mark.parametrize("family", CONFIGS)
 def test_units_that_are_switched_off_add_nothing(family: str) -> None:
     model, (row, *_) = model_of(family), rows_of(1)

@@ -101,7 +101,7 @@ def test_histograms_give_nearly_the_same_scores() -> None:
 
 
 def test_on_shuffled_labels_no_neuron_beats_the_model_s_null() -> None:
-    """With 100 draws at 1 %, about one of a hundred labelings may pass."""
+    """About one of a hundred labelings may pass a limit of 1 %."""
     data = labelled()
     result = scored(data, Settings(draws=100))
     items = [item for item in data.items if item.split == "train"]
@@ -163,6 +163,8 @@ def test_limits_are_upper_quantiles() -> None:
     assert maxima.limit(0.01) == 99
     assert maxima.limit(0.1) == 90
     assert maxima.limit_of_model(0.01) == 99
+    assert maxima.level(0.01) == 0.01
+    assert NullMaxima(np.zeros((2, 2, 2))).level(0.01) == 1 / 9
 
 
 def test_lape_finds_the_neuron_that_fires_on_one_function() -> None:

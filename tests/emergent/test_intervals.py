@@ -63,7 +63,7 @@ def test_functions_and_items_that_do_not_fit(names: list[str], text: str) -> Non
 
 @pytest.mark.parametrize("tasks", [4, 20])
 def test_intervals_are_as_wide_as_those_of_t(tasks: int) -> None:
-    """Of a mean over tasks of one item each, where the t interval is known."""
+    """Compare with the t interval of a mean over tasks of one item each."""
     values = np.random.default_rng(3).normal(size=tasks)
     groups = ItemGroups.of([item("a", str(n)) for n in range(tasks)])
     draws = groups.weights(reps=40_000) @ torch.from_numpy(values) / tasks

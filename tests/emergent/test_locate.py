@@ -42,7 +42,7 @@ def probability(model: Any, prompt: FactPrompt) -> float:
 @pytest.mark.parametrize("at", ["last", "all"])
 @pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "granite"])
 def test_attributions_add_up(family: str, at: Any, dense_of: Callable[[str], Path]) -> None:
-    """Of every layer, to P(ā) − P(0) within 2 % at 50 steps; P(0) is that of a model run with these activations zeroed by hand."""
+    """Attributions of every layer add up to P(ā) − P(0) within 2 % at 50 steps; P(0) comes from a run with zeroed activations."""
     model, prompt = live(dense_of(family)), prompt_of()
     sites = find_sites(model, 3, CPU)
     learned = [p.requires_grad for p in model.parameters()]

@@ -33,7 +33,7 @@ def random_rows(lengths: list[int], seed: int = 3) -> list[ItemRow]:
 
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite", "gpt2", "opt", "cohere"])
 def test_batches_equal_single_rows(family: str, dense_of: Callable[[str], Path]) -> None:
-    """With soft caps, scaled logits and learned positions too; rows of other lengths beside them are padding."""
+    """Rows of a padded batch have the losses that they have alone, also with soft caps, scaled logits and learned positions."""
     model, rows = live(dense_of(family)), random_rows([3, 17, 9, 1, 24, 9])
     found = losses(model, rows)
     assert found.tokens.tolist() == [2, 16, 8, 0, 23, 8]

@@ -114,7 +114,7 @@ def test_masks_of_a_llama(llama: Path) -> None:
 
 
 def test_whole_experts_but_not_the_router(tmp_path: Path) -> None:
-    """Of Qwen2-MoE, the tensors of the chosen experts and of no others; the router and the shared expert belong to none."""
+    """The mask holds the tensors of the chosen experts alone; router and shared expert belong to no expert."""
     path = mixtures.save_mixture("qwen2_moe", tmp_path / "moe")
     model = opened(path)
     chosen = random_set(path, 0.34)

@@ -41,7 +41,7 @@ def test_localize_and_stitch_over_the_model() -> None:
 
 @pytest.mark.parametrize("elements", [13, 1 << 18])
 def test_localize_and_stitch_by_tensor(elements: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of equal magnitudes the first ones are claimed, in blocks of any size."""
+    """The first of equal magnitudes are claimed, in blocks of any size."""
     monkeypatch.setattr(specs_module, "BLOCK_ELEMENTS", elements)
     base, bricks = deltas()
     bricks = {k: {n: (t * 16).round() / 16 for n, t in brick.items()} for k, brick in bricks.items()}

@@ -41,7 +41,7 @@ def save_random_set(folder: Path, model: Path, share: float = 0.25, **options: A
 
 
 def inside(name: str, index: Tensor, shape: torch.Size) -> Tensor | None:
-    """Where a tensor of a llama belongs to neurons, bool of its shape; None for tensors without neurons."""
+    """Return a mask of the elements of a llama's tensor that belong to neurons; None for tensors without neurons."""
     chosen = torch.zeros(shape, dtype=torch.bool)
     if "gate_proj" in name or "up_proj" in name:
         chosen[index] = True

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
     from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe
+    from workbench.resolve.resolved import Resolved
     from workbench.scores.plan import ScorePlan
     from workbench.scores.store import Scores, ScoreStore
 
@@ -262,3 +263,36 @@ def compare_scores(store: ScoreStore, scores: list[Scores], baseline: str | None
     from workbench.compare.compare import compare
 
     return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))
+
+
+def open_configuration(reference: str) -> tuple[str, Resolved, str | None]:
+    """Resolve a recipe or model.
+
+    Args:
+        reference: Recipe, model directory or hub id as named on the command line.
+
+    Returns:
+        Its name, the resolved recipe, and the base that a card names (None: the recipe's base).
+
+    Raises:
+        WorkbenchError: If it is neither a recipe nor a model.
+    """
+    from workbench.bricks.hub import Hub
+    from workbench.cli._recipes import no_subject, recipe_path
+    from workbench.project import find_project
+    from workbench.recipe.recipe import load_recipe
+    from workbench.resolve.resolve import resolve
+    from workbench.run.opened import is_model, resolve_model
+
+    hub, path = Hub(events=out.event), recipe_path(reference)
+    if path.suffix in (".yaml", ".yml"):
+        loaded = load_recipe(path)
+        return loaded.name, resolve(loaded, hub), None
+    if not is_model(reference):
+        raise no_subject(reference)
+    project = find_project(Path.cwd() / "here")
+    name, resolved = resolve_model(reference, project, hub)
+    base = resolved.recipe.fields.base
+    if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
+        return name, resolved, str(Path(reference))
+    return name, resolved, str(Path(base).relative_to(project)) if Path(base).is_relative_to(project) else None

@@ -314,11 +314,11 @@ def _texts(data: Path) -> Labelled:
 
 
 def _subject(model: str, device: str) -> NeuronSubject:
-    from workbench.cli.edit import _configuration
+    from workbench.cli._subjects import open_configuration
     from workbench.library.neurons_subject import open_neurons
     from workbench.models.device import pick_device
 
-    name, resolved, _ = _configuration(model)
+    name, resolved, _ = open_configuration(model)
     return open_neurons(resolved, name, pick_device(device), out.event)
 
 
@@ -329,8 +329,11 @@ def _say_functions(document: dict[str, Any]) -> None:
         f"{document['model']}: {count} {document['unit']} in {len(document['neurons'])} layers, {document['data']['items']} texts, "
         f"{document['data']['tokens']} tokens"
     )
-    limits = ", ".join(f"{limit['layer']:.3f} with labels shuffled over {null}s" for null, limit in nulls.items())
-    out.line(f"best neuron of a layer by chance (99 %): {limits}")
+    limits = ", ".join(
+        f"{limit['layer']:.3f} with labels shuffled over {null}s ({100 * (1 - limit['level']):.3g} %)"
+        for null, limit in nulls.items()
+    )
+    out.line(f"best neuron of a layer by chance: {limits}")
     columns = ["function", "best/layer", "top 5‰", "mean", "chance", *(f"beyond {null} null" for null in nulls)]
     columns += ["on both splits", "overlap", "others", "length AUC"]
     rows: list[list[str]] = []

@@ -9,6 +9,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
+from workbench.cli._subjects import open_configuration
 from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
@@ -60,7 +61,7 @@ def rebase(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
-    name, resolved, base = _configuration(onto)
+    name, resolved, base = open_configuration(onto)
     folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
     rebased = run(
         folder,
@@ -111,7 +112,7 @@ def trace(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
-    name, resolved, _ = _configuration(model)
+    name, resolved, _ = open_configuration(model)
     table = trace_table(
         resolved, name, facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
     )
@@ -171,36 +172,3 @@ def _say_use(document: dict[str, Any], onto: str, resolved: Resolved) -> None:
             f"        also list the bricks of step {', '.join(document['unlisted'])}, which takes all bricks of the recipe if it lists none"
         )
     out.say(f"show:   workbench brick show {shell(document['brick'])}")
-
-
-def _configuration(reference: str) -> tuple[str, Resolved, str | None]:
-    """Resolve a recipe or model.
-
-    Args:
-        reference: Recipe, model directory or hub id as named on the command line.
-
-    Returns:
-        Its name, the resolved recipe, and the base that a card names (None: the recipe's base).
-
-    Raises:
-        WorkbenchError: If it is neither a recipe nor a model.
-    """
-    from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import no_subject, recipe_path
-    from workbench.project import find_project
-    from workbench.recipe.recipe import load_recipe
-    from workbench.resolve.resolve import resolve
-    from workbench.run.opened import is_model, resolve_model
-
-    hub, path = Hub(events=out.event), recipe_path(reference)
-    if path.suffix in (".yaml", ".yml"):
-        loaded = load_recipe(path)
-        return loaded.name, resolve(loaded, hub), None
-    if not is_model(reference):
-        raise no_subject(reference)
-    project = find_project(Path.cwd() / "here")
-    name, resolved = resolve_model(reference, project, hub)
-    base = resolved.recipe.fields.base
-    if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
-        return name, resolved, str(Path(reference))
-    return name, resolved, str(Path(base).relative_to(project)) if Path(base).is_relative_to(project) else None

@@ -6,6 +6,7 @@ file would be larger than a limit, into log2 histograms per function. A pass tha
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -223,7 +224,10 @@ def item_scores(
     exact = None
     if size <= limit:
         state = _saved(folder) if path.is_file() and path.stat().st_size == size else None
-        exact = np.memmap(path, np.float32, "r+" if state else "w+", shape=shape)
+        if not state:
+            with path.open("wb") as file:  # a full disk is an error here, and not a crash when the map is written
+                os.posix_fallocate(file.fileno(), 0, size)
+        exact = np.memmap(path, np.float32, "r+", shape=shape)
         histograms = []
     else:
         state = _saved(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench import jsondoc
+from workbench.emergent.sets import folder_name
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts import joined
 from workbench.files import file_digest, json_digest
@@ -138,6 +139,13 @@ def read_labelled(path: Path, shown: str, functions: Mapping[str, Sequence[str]]
             f"{shown}: all rows have the function '{next(iter(counts))}'; a function is found by comparison with others",
             "Add texts of other functions.",
         )
+    by_folder: dict[str, str] = {}
+    for name in counts:
+        if (other := by_folder.setdefault(folder_name(name), name)) != name:
+            raise WorkbenchError(
+                f"{shown}: the functions '{other}' and '{name}' differ only in case or signs",
+                "Give them names that differ in letters.",
+            )
     if few := [name for name, count in counts.items() if count < FEWEST]:
         raise WorkbenchError(
             f"{shown}: function '{few[0]}' has {counts[few[0]]} item, expected at least {FEWEST}",

@@ -80,6 +80,10 @@ class NullMaxima:
         """
         return _upper(self.layers.ravel(), alpha)
 
+    def level(self, alpha: float = 0.01) -> float:
+        """Return the probability that `limit` stands for: alpha, or more if there are too few values for it."""
+        return max(alpha, 1 / (self.layers.size + 1))
+
     def limit_of_model(self, alpha: float = 0.01) -> float:
         """Return the same limit for the best neuron of the whole model; with fewer than 1/alpha draws, the largest draw."""
         return _upper(self.layers.max(2).ravel(), alpha)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,11 @@ if TYPE_CHECKING:
 
 RECORD, TENSORS = "neurons.json", "neurons.safetensors"
 _MADE_BY = "Make it again with `workbench analyze functions`."
+
+
+def folder_name(function: str) -> str:
+    """Return a function's name as the name of a folder and a brick: "ethics-and-moral" for "Ethics and Moral"."""
+    return re.sub(r"[^a-z0-9]+", "-", function.lower()).strip("-") or "function"
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import controls, overlaps
 from workbench.emergent.labelled import Labelled
-from workbench.emergent.sets import NeuronSet, read_set
+from workbench.emergent.sets import NeuronSet, folder_name, read_set
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json, write_text
 from workbench.lazy import torch
@@ -72,7 +72,7 @@ def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
             f"{folder}: the sets were chosen on another model ({record['digest'][:12]}; {subject.name} is {subject.digest[:12]})",
             again,
         )
-    sets = {row["function"]: read_set(folder / SETS / row["function"]) for row in record["functions"]}
+    sets = {row["function"]: read_set(folder / SETS / folder_name(row["function"])) for row in record["functions"]}
     from safetensors.torch import load_file
 
     tensors = load_file(folder / TENSORS)

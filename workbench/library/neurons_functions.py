@@ -19,7 +19,7 @@ from workbench.emergent.activations import ScoreOf, item_scores
 from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
 from workbench.emergent.labelled import Labelled, Part
 from workbench.emergent.lape import entropies, lape_sets
-from workbench.emergent.sets import NeuronSet, write_set
+from workbench.emergent.sets import NeuronSet, folder_name, write_set
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
@@ -79,7 +79,8 @@ class FunctionAnalysis:
         scores = self.scores
         nulls = {
             split: {
-                null: {"layer": maxima.limit(ALPHA), "model": maxima.limit_of_model(ALPHA)} for null, maxima in s.nulls.items()
+                null: {"layer": maxima.limit(ALPHA), "model": maxima.limit_of_model(ALPHA), "level": maxima.level(ALPHA)}
+                for null, maxima in s.nulls.items()
             }
             for split, s in scores.splits.items()
         }
@@ -170,12 +171,12 @@ class FunctionAnalysis:
         for name, rows in self.tables().items():
             write_text(out / f"{name}.csv", csv_text(rows))
         for name, neurons in self.neuron_sets().items():
-            folder = out / SETS / name
+            folder = out / SETS / folder_name(name)
             base = BaseRecord(id=self.reference, digest=self.digest)
             write_neuron_brick(folder, neurons, base, made_by="workbench analyze functions")
         for name, neurons in lape_sets(scores).items():
             if neurons.size:
-                write_set(out / "lape" / name, neurons)
+                write_set(out / "lape" / folder_name(name), neurons)
         write_set(out / CONTROL, replace(scores.shuffled_set(), base=self.digest))
         write_json(out / RECORD, self.document(), indent=1)
 
@@ -209,7 +210,9 @@ def analyze_functions(
     settings, options = settings or Settings(), options or PassOptions()
     rows = subject.rows(data.items, options.chat)
     functions = torch.tensor([data.functions.index(item.function) for item in data.items])
-    key = json_digest([subject.digest, data.digest, asdict(options), [site.units for site in subject.sites], 1])
+    texts = [[row.tokens, row.prompt] for row in rows]
+    shuffles = [settings.draws, settings.seed]  # the labels that histograms count
+    key = json_digest([subject.digest, data.digest, texts, asdict(options), shuffles, [site.units for site in subject.sites], 2])
     folder = subject.cache / "neurons" / key
     scores = item_scores(
         subject.model,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.labelled import Item, ItemRow, item_rows
 from workbench.emergent.sites import Site, find_sites
+from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
@@ -68,9 +69,15 @@ def open_neurons(resolved: Resolved, name: str, device: torch.device, events: Ev
         events: Callback that receives progress events.
 
     Raises:
-        WorkbenchError: If the architecture is no causal language model, or no layer has neurons or experts.
+        WorkbenchError: If the recipe ends in a memory, the architecture is no causal language model, or no layer has neurons or experts.
     """
-    current = compose(resolved, device, events).model
+    composition = compose(resolved, device, events)
+    if composition.memory is not None:
+        raise WorkbenchError(
+            f"{name} ends in a memory, which acts beside the weights and has no neurons",
+            "Analyze the recipe without its last step.",
+        )
+    current = composition.model
     steps = len(resolved.recipe.steps)
     session = live_session(resolved, steps, current, device, progress(events, "analyze", name), rounded_to=torch.float32)
     context = session.context

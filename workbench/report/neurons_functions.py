@@ -61,7 +61,10 @@ def functions_section(document: Mapping[str, Any]) -> Section:
             ("main", "best neuron of a layer"),
             ("second", "5 in 1000 are better"),
             ("third", "mean of the layer"),
-            *((f"level {null}", f"best by chance, labels shuffled over {null}s (99 %)") for null in nulls),
+            *(
+                (f"level {null}", f"best by chance, labels shuffled over {null}s ({100 * (1 - nulls[null]['level']):.3g} %)")
+                for null in nulls
+            ),
         ),
         (
             tinted(

@@ -116,7 +116,8 @@ class FunctionsDocument(Analysis):
     exact: bool
     """Whether scores are exact, and not those of histograms."""
     nulls: dict[str, dict[str, dict[str, Number]]]
-    """Split -> null -> score that the best neuron of a `layer`, or of the `model`, exceeds by chance in 1 % of the cases."""
+    """Split -> null -> score that the best neuron of a `layer`, or of the `model`, exceeds by chance with
+    probability `level`: 0.01, or more if there are few draws."""
     functions: list[FunctionRow]
     """Scores by function."""
     layers: dict[str, list[LayerScore]]
