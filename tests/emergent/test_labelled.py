@@ -111,3 +111,12 @@ def test_a_chat_template_is_needed_for_chat(tmp_path: Path, tokenizer: Any) -> N
     tokenizer.chat_template = None
     with pytest.raises(WorkbenchError, match="no chat template"):
         item_rows(items, tokenizer, 512, chat=True)
+
+
+def test_some_items_of_each_task_are_spread_over_the_task(tmp_path: Path) -> None:
+    from workbench.library.neurons_sparsity import some_of_each_task
+
+    rows = [row(f, i, task=f"{f}-{t}") for f in ("math", "code") for t in "ab" for i in range(6)]
+    items = read_labelled(write(tmp_path / "x.jsonl", *rows), "x.jsonl").items
+    assert [item.prompt for item in some_of_each_task(items, 2)] == ["math 0", "math 3"] * 2 + ["code 0", "code 3"] * 2
+    assert some_of_each_task(items, 9) == list(items)
