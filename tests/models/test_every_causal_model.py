@@ -25,12 +25,10 @@ from workbench.models.skeleton import parse_config, skeleton
 from workbench.models.tied import tied_embeddings
 from workbench.weights.specs import TensorSpec
 
-PART = "its text decoder is built from `text_config`, and has a type of its own"
+AUDIO = "the decoder makes audio codes, with embeddings and heads in lists of their own"
 NOT_BUILT = {
     "cohere_compass_text": "transformers' default has no settings for full attention",
     "dbrx": "transformers reads rope_theta from a part of its configuration that has none",
-    "emu3": PART, "llama4": PART, "musicgen": PART, "musicgen_melody": PART, "qwen3_5": PART, "qwen3_5_moe": PART, "qwen4_exp": PART,
-    "dots3_note": PART,
     **({} if find_spec("PIL") else {"gemma3n": "its vision tower needs Pillow"}),
 }  # fmt: skip
 """Type of model -> why transformers builds no causal language model from its configuration."""
@@ -55,9 +53,11 @@ UNKNOWN: dict[str, dict[str, str]] = {
         LAYERS: "four stacks: patcher, encoder, global transformer, decoder", EMBEDDINGS: "the patcher and the encoder have some",
         HEAD: "the patcher and the decoder have one",
     },
+    **{kind: dict.fromkeys((LAYERS, EMBEDDINGS, HEAD, POSITIONS), AUDIO) for kind in ("musicgen", "musicgen_melody")},
     "cpmant": {POSITIONS: NO_LIMIT, ATTENTION: NAMES, FFN: NAMES},
     "ctrl": {EMBEDDINGS: "the module is called `w`", HEAD: "tied to a module that is called `w`", FFN: NAMES},
     "deepseek_v4": {ATTENTION: "two matrices in a row make the output"},
+    "dots3_note": {HEADS: "their number differs from layer to layer"},
     "dots3_note_text": {HEADS: "their number differs from layer to layer"},
     "dory": {LAYERS: "config.json counts half layers"},
     "hrm_text": {LAYERS: "two stacks, of a high and a low level"},
@@ -121,7 +121,7 @@ def unknown_parts(model: Any, stored: Model) -> Iterator[tuple[str, str]]:
         or {layout.layer(n) for n in inside} != set(range(layout.depth))
     ):
         yield LAYERS, f"{layout.prefix} has {layout.depth} layers"
-    parsed = model.config.get_text_config()
+    parsed = model.config.get_text_config(decoder=True)
     width, heads = parsed.hidden_size, None
     with suppress(RuntimeError):  # transformers raises it where layers differ
         heads = getattr(parsed, "num_attention_heads", None)

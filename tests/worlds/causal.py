@@ -58,7 +58,7 @@ def _tiny(kind: Any, **fields: Any) -> Any:
     """Return a configuration with small values of the fields that its class has."""
     known = {*kind.__dataclass_fields__, *getattr(kind, "attribute_map", {})}
     parts = {
-        name: _tiny(part).to_dict()
+        name: _tiny(part, **_FIELDS.get(part.model_type, {})).to_dict()
         for name, part in kind.sub_configs.items()
         if isinstance(part, type) and part.__name__ != "AutoConfig"
     }

@@ -164,7 +164,7 @@ def max_positions(config: Any) -> int | None:
     if isinstance(config, Mapping):
         stated = [part.get(key) for part in text_parts(config) for key in keys]
     else:
-        parsed = config.get_text_config()
+        parsed = config.get_text_config(decoder=True)
         stated = [getattr(parsed, key, None) for key in keys]
     return next((int(value) for value in stated if isinstance(value, (int, float)) and 0 < value <= _MOST_POSITIONS), None)
 

@@ -9,7 +9,7 @@ from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
-from workbench.models.skeleton import _decoder, parse_config
+from workbench.models.skeleton import _decoder, parse_config, part_for
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import TensorSpec
 
@@ -47,7 +47,12 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
     kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
     try:
         model, info = kind.from_pretrained(
-            None, config=parsed, state_dict=dict(tensors), dtype=dtype, ignore_mismatched_sizes=True, output_loading_info=True
+            None,
+            config=part_for(kind, parsed),
+            state_dict=dict(tensors),
+            dtype=dtype,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
         )
     except RuntimeError as error:
         live_names(

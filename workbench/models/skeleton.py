@@ -116,8 +116,13 @@ def skeleton(config: str) -> PreTrainedModel:
             "Use a model that transformers supports natively.",
         )
     with torch.device("meta"):
-        model: PreTrainedModel = kinds[0]._from_config(parsed)
+        model: PreTrainedModel = kinds[0]._from_config(part_for(kinds[0], parsed))
     return model
+
+
+def part_for(kind: Any, parsed: PretrainedConfig) -> PretrainedConfig:
+    """Return what a model class takes of a configuration: all of it, or the part of the text decoder, as `AutoModelForCausalLM` does."""
+    return parsed if kind.config_class is None or isinstance(parsed, kind.config_class) else parsed.get_text_config(decoder=True)
 
 
 def _is_model(kind: Any) -> bool:
@@ -146,7 +151,8 @@ def causal_skeleton(config: dict[str, Any], device: torch.device) -> PreTrainedM
 
     nn.Module.register_parameter = on_meta  # type: ignore[method-assign, assignment]
     try:
-        model: PreTrainedModel = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]._from_config(parsed, dtype=torch.float32)
+        kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+        model: PreTrainedModel = kind._from_config(part_for(kind, parsed), dtype=torch.float32)
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
     for module in model.modules():
