@@ -108,6 +108,10 @@ def methods_page() -> str:
         "",
         "Generated from the code by `make docs`. `workbench methods NAME` prints the description of one method.",
         "",
+        "| step | what it does |",
+        "| --- | --- |",
+        *(f"| [`{m.verb}: {m.name}`](#{_anchor(m)}) | {_cell(summary(m))} |" for m in methods().values()),
+        "",
     ]
     for method in methods().values():
         described = describe(method)
@@ -159,11 +163,13 @@ def recipe_page() -> str:
         ]
         lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
     lines += [*_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
-    lines += [
-        f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{m.verb}-{m.name.replace('/', '')}))"
-        for m in methods().values()
-    ]
+    lines += [f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{_anchor(m)}))" for m in methods().values()]
     return "\n".join([*lines, ""])
+
+
+def _anchor(method: type[Step]) -> str:
+    """Return the anchor of a method's heading in docs/methods.md."""
+    return f"{method.verb}-{method.name.replace('/', '')}"
 
 
 def schema_text() -> str:

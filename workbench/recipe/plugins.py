@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest, shell
 from workbench.files import bytes_digest, file_digest, json_digest
-from workbench.recipe.methods import methods
+from workbench.recipe.methods import built_in, methods
 from workbench.recipe.trust import FLAG, is_trusted
 from workbench.steps import Plugin, Step, verbs
 from workbench.steps.registry import OUTSIDE
@@ -115,10 +115,10 @@ class MethodFinder:
                 method and a plug-in is broken or not trusted.
         """
         tag = f"{verb}:{name}"
-        if built_in := methods().get(tag):
+        if cls := built_in(verb, name):
             if self.trusted and tag in self.own.refused:
                 raise self.own.refused[tag]
-            return built_in
+            return cls
         if tag in self.plugins.refused:
             raise self.plugins.refused[tag]
         if tag in self.plugins.methods:
@@ -132,10 +132,10 @@ class MethodFinder:
         return None
 
     def used(self, steps: Any) -> Iterator[tuple[int, str, type[Step] | WorkbenchError]]:
-        """Find the plug-ins that unvalidated steps name.
+        """Find the methods that unvalidated steps name.
 
         Yields:
-            The step's index, its verb, and the method or why it cannot be used.
+            The step's index, its verb, and the method or why it cannot be used. Steps without a known method are left out.
         """
         for i, step in enumerate(steps if isinstance(steps, list) else ()):
             verb = next((verb for verb in verbs() if verb in step), None) if isinstance(step, Mapping) else None
@@ -146,7 +146,7 @@ class MethodFinder:
             except WorkbenchError as error:
                 yield i, verb, error
                 continue
-            if cls is not None and cls.plugin is not None:
+            if cls is not None:
                 yield i, verb, cls
 
     def _with_files(self, plugins: Plugins) -> Plugins:

@@ -15,6 +15,7 @@ from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.eval_fields import FactsEval, InlineEval
+from workbench.recipe.methods import methods
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
 from workbench.steps import Step, verbs
@@ -141,24 +142,29 @@ def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
 
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
     """Validate a document as a recipe, and check the references between its fields."""
-    fields = _with_form(document.validate(recipe_model(_plugins(document, project))))
+    named = _methods_of(document, project)
+    try:
+        valid = document.validate(recipe_model(named))
+    except InvalidRecipeError:  # only all methods together can tell what was expected
+        valid = document.validate(recipe_model(tuple(dict.fromkeys((*methods().values(), *named)))))
+    fields = _with_form(valid)
     recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
     _check_references(recipe)
     return recipe
 
 
-def _plugins(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...]:
-    """Return the methods outside this package that a recipe names, each once.
+def _methods_of(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...]:
+    """Return the methods that a recipe names, each once.
 
     Raises:
         WorkbenchError: If a step names one that cannot be used, at the step's place.
     """
-    plugins = []
+    named = []
     for i, verb, method in MethodFinder(project).used(document.data.get("steps")):
         if isinstance(method, WorkbenchError):
             raise document.error(("steps", i, verb), method.message, method.hint) from method
-        plugins.append(method)
-    return tuple(dict.fromkeys(plugins))
+        named.append(method)
+    return tuple(dict.fromkeys(named))
 
 
 def _with_form(fields: RecipeFields) -> RecipeFields:
@@ -236,7 +242,7 @@ def _override(document: yamldoc.Document, setting: str) -> None:
     listed = document.data.get("steps")
     places = [i for i, step in enumerate(listed) if isinstance(step, dict)] if isinstance(listed, list) else []
     ids = {_written_id(listed[i]): i for i in places}
-    fields = list(recipe_model().model_fields)
+    fields = [*RecipeFields.model_fields, "steps"]
     target: Any = document.data
     path: tuple[str | int, ...] = ()
     if parts[0] in ids or (parts[0].isdecimal() and int(parts[0]) < len(places)):

@@ -85,7 +85,7 @@ class RecipeFields(Strict):
     """Seed for all random numbers in steps and in a search."""
 
 
-def _check_verb(value: Any, plugins: tuple[type[Step], ...]) -> Any:
+def _check_verb(value: Any, classes: tuple[type[Step], ...]) -> Any:
     """Check a step's verb and method before pydantic sees a union, for errors that a user understands."""
     if not isinstance(value, Mapping):
         return value
@@ -95,8 +95,8 @@ def _check_verb(value: Any, plugins: tuple[type[Step], ...]) -> Any:
         raise PydanticCustomError(
             "value_error", "expected exactly one of {verbs}; found {found}", {"verbs": ", ".join(verbs()), "found": actual}
         )
-    names = [cls.name for cls in [*methods().values(), *plugins] if cls.verb == written[0]]
-    if value[written[0]] not in names:
+    if value[written[0]] not in [cls.name for cls in classes if cls.verb == written[0]]:
+        names = {cls.name: None for cls in [*methods().values(), *classes] if cls.verb == written[0]}
         text = f"unknown {written[0]} method '{value[written[0]]}'. {nearest(str(value[written[0]]), names)} `workbench methods` lists all."
         raise PydanticCustomError("value_error", "{text}", {"text": text})
     return value
@@ -109,15 +109,19 @@ def _tag(value: Any) -> str | None:
 
 
 @cache
-def recipe_model(plugins: tuple[type[Step], ...] = ()) -> type[RecipeFields]:
+def recipe_model(classes: tuple[type[Step], ...] | None = None) -> type[RecipeFields]:
     """Return the pydantic model of recipes, whose `steps` are a union discriminated by verb and method.
 
     Args:
-        plugins: Methods outside this package that the recipe names, beside the built-in ones.
+        classes: Methods that steps may have; None stands for all built-in ones.
     """
-    kinds = [Annotated[cls, Tag(cls.tag)] for cls in [*methods().values(), *plugins]]
-    check = BeforeValidator(lambda value: _check_verb(value, plugins))
-    step: Any = Annotated[Union[tuple(kinds)], Discriminator(_tag), check]  # noqa: UP007
+    classes = tuple(methods().values()) if classes is None else classes
+    check = BeforeValidator(lambda value: _check_verb(value, classes))
+    if len(classes) > 1:
+        tagged = [Annotated[cls, Tag(cls.tag)] for cls in classes]
+        step: Any = Annotated[Union[tuple(tagged)], Discriminator(_tag), check]  # noqa: UP007
+    else:
+        step = Annotated[classes[0] if classes else Step, check]
     steps: Any = (tuple[step, ...], Field((), description="Steps, each on the result of the one before."))
     doc = "A recipe: base, bricks and the steps that make a configuration."
     return create_model("Recipe", __base__=RecipeFields, __module__=__name__, __doc__=doc, steps=steps)

@@ -37,7 +37,7 @@ NAME = r"^[a-z0-9][a-z0-9._-]*$"
 class Strict(Written):
     """Base class of everything that users write: unknown fields are errors, instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True, validate_default=True)
 
 
 def field_docs(model: type[BaseModel]) -> dict[str, str]:
