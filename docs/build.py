@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this file is loaded
 
+import command_page
 import edit_tables
 import error_tables
 import grow_tables
@@ -27,8 +28,7 @@ from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli.documents import published
-from workbench.recipe.describe import pages, summary
-from workbench.recipe.methods import methods
+from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]
 RESULTS = "benchmarks/results/starter.json"
@@ -48,7 +48,8 @@ MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P
 def outputs(project: Path) -> dict[Path, str]:
     """Every file that this script writes -> the text that it has to hold."""
     docs = project / "docs"
-    found = {docs / name: text for name, text in {**pages(), **published.pages()}.items()}
+    generated = {**pages(), **published.pages(), "commands.md": command_page.commands_page()}
+    found = {docs / name: text for name, text in generated.items()}
     for path in (project / "README.md", *sorted(docs.glob("*.md"))):
         text = path.read_text("utf-8")
         if path not in found and MARK.search(text):
@@ -64,22 +65,6 @@ def stale(project: Path) -> list[Path]:
 def fill(text: str, project: Path) -> str:
     """A document with its marked blocks written anew. Errors: a name that no block has."""
     return MARK.sub(lambda m: f"{m['begin']}\n{BLOCKS[m['name']](project).rstrip()}\n\n{m['end']}", text)
-
-
-def methods_block(_project: Path) -> str:
-    """The registered methods: verb, name, first sentence; those of another tool in one row."""
-    own = [m for m in methods().values() if "/" not in m.name]
-    rows = [[f"`{m.verb}: {m.name}`", summary(m)] for m in own]
-    tools: dict[str, list[str]] = {}
-    for m in methods().values():
-        if "/" in m.name:
-            tool, _, name = m.name.partition("/")
-            tools.setdefault(f"{m.verb}: {tool}/NAME", []).append(f"`{name}`")
-    rows += [
-        [f"`{tag}`", f"One of {tag.split()[1].partition('/')[0]}'s {len(names)}: {', '.join(names)}"]
-        for tag, names in tools.items()
-    ]
-    return table(["step", "what it does"], rows)
 
 
 @of_results(RESULTS)
@@ -316,7 +301,6 @@ def _training(card: BrickCard) -> list[str]:
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
-    "methods": methods_block,
     "items": items_block,
     "results": results_block,
     "whole": whole_block,

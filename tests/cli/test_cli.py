@@ -44,7 +44,7 @@ COMMANDS = {
     "plan": "--device --json --runs-dir --set --threads --trust-project-code",
     "recipe check": "--set --trust-project-code",
     "recipe import": "--out",
-    "recipe new": "--base --brick --project --suite",
+    "recipe new": "--base --brick --project --suite --task",
     "recipe schema": "",
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite --trust-project-code",
     "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --trust-project-code --verbose --wait",

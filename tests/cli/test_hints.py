@@ -16,6 +16,7 @@ from worlds.suites import clustered_suite
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
+from workbench.recipe.recipe import load_recipe
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\n"
 COMMANDS = {
@@ -135,3 +136,24 @@ def test_hints_quote_paths(world: Project) -> None:
     said = call("recipe", "new", "recipes/x y.yaml").stderr
     assert "check: workbench recipe check 'recipes/x y.yaml'" in said
     assert Path("recipes/x y.yaml").read_text().startswith("# workbench run 'recipes/x y.yaml'\n")
+
+
+def test_a_new_recipe_names_its_tasks(cwd: Path) -> None:
+    call(
+        "recipe",
+        "new",
+        "mine",
+        "--project",
+        "p",
+        "--brick",
+        "one=org/one",
+        "--suite",
+        "smoke",
+        "--task",
+        "gsm8k",
+        "--task",
+        "arc_easy",
+    )
+    fields = load_recipe("p/recipes/mine.yaml").fields
+    assert fields.eval[0] == "smoke"
+    assert fields.eval[1].model_dump()["tasks"] == ("gsm8k", "arc_easy")

@@ -27,7 +27,9 @@ from workbench.models.skeleton import causal_skeleton, parse_config
 )
 def test_the_live_model_is_that_of_transformers(kind: str, whole: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    getattr(transformers, whole)._from_config(parse_config({**tiny_json(kind), "architectures": [whole]})).save_pretrained(tmp_path)
+    getattr(transformers, whole)._from_config(parse_config({**tiny_json(kind), "architectures": [whole]})).save_pretrained(
+        tmp_path
+    )
     config = json.loads((tmp_path / "config.json").read_text("utf-8"))
     cpu, tokens = torch.device("cpu"), torch.arange(3, 11)[None]
     expected = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval()

@@ -233,7 +233,7 @@ def extract(
         ),
     ] = "save",
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"], typer.Option("--dtype", help="Dtype of the adapter's factors.")
+        Literal["float32", "float16", "bfloat16"], typer.Option("--dtype", help="Dtype of the adapter's factors.")
     ] = "float32",
     device: DeviceOpt = "auto",
     threads: ThreadsOpt = None,
@@ -308,7 +308,7 @@ def bake(
         str | None, typer.Option("--base", help="Base model, a directory or hub id; default: the one that the adapter names.")
     ] = None,
     dtype: Annotated[
-        Literal["float32", "bfloat16", "float16"] | None,
+        Literal["float32", "float16", "bfloat16"] | None,
         typer.Option("--dtype", help="Dtype of the checkpoint; default: the base's."),
     ] = None,
     device: DeviceOpt = "auto",

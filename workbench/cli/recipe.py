@@ -43,6 +43,9 @@ def new(
         list[str] | None, typer.Option(metavar="NAME=REF", help="Name and directory or hub id of a brick. Repeatable.")
     ] = None,
     suite: Annotated[str | None, typer.Option(help="Suite to score; default: starter, if the project has it.")] = None,
+    task: Annotated[
+        list[str] | None, typer.Option(metavar="TASK", help="Task to score, of lm-eval or of evals/tasks. Repeatable.")
+    ] = None,
     project: Annotated[
         Path | None, typer.Option(help="Project folder to create first, with recipes/, bricks/ and evals/.")
     ] = None,
@@ -67,11 +70,12 @@ def new(
     if bad := [name for name, equals, ref in pairs if not equals or not ref]:
         raise UsageError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora")
     lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
-    if suite is None and (root / "evals" / "suites" / "starter.yaml").is_file():
+    if suite is None and not task and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"
+    scored = [*([suite] if suite else []), *([f"{{tasks: [{', '.join(task)}]}}"] if task else [])]
     path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
-        path=shell(path), base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{suite}]\n" if suite else ""
+        path=shell(path), base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{', '.join(scored)}]\n" if scored else ""
     )
     path.write_text(text, "utf-8")
     out.line(str(path))

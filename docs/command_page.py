@@ -1,0 +1,52 @@
+"""Write docs/commands.md from the command line itself: the help text of every command."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+from cells import table
+from typer.testing import CliRunner
+
+from workbench.cli import app
+
+HEAD = """# Commands
+
+Generated from the command line by `make docs`. A recipe is a file, or the name of one in `recipes/`; a brick is a directory, or the name of one in `bricks/`. Recipes and suites
+hold what decides numbers; options say where and how much. `--set mix.density=0.3` overrides a field for one call. `--json` prints one document: [json.md](json.md) lists its fields.
+
+Exit status: 0 done; 1 an error, with a hint that repairs it; 2 wrong usage or an invalid recipe; 3 a check that failed; 130 interrupted."""
+WIDTH = "110"
+
+
+def commands_page() -> str:
+    """Return the text of docs/commands.md."""
+    commands = list(_commands(typer.main.get_command(app)))
+    rows = [[f"[`workbench {name}`](#workbench-{name.replace(' ', '-')})", _summary(command)] for name, command in commands]
+    sections = [f"## workbench {name}\n\n```text\n{_help(name)}\n```" for name, _ in commands]
+    return "\n\n".join([HEAD, table(["command", "what it does"], rows, left=2), *sections]) + "\n"
+
+
+def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the name and the object of every command, in the order of `workbench --help`."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from _commands(command, f"{prefix}{name} ")
+        else:
+            yield prefix + name, command
+
+
+def _summary(command: Any) -> str:
+    """Return the first sentence of a command's help text, without its full stop."""
+    first = " ".join((command.help or "").strip().partition("\n\n")[0].split())
+    return first.partition(". ")[0].removesuffix(".")
+
+
+def _help(name: str) -> str:
+    """Return the help text that a command prints, without the line on --help."""
+    printed = CliRunner().invoke(
+        app, [*name.split(), "--help"], env={"COLUMNS": WIDTH, "TERMINAL_WIDTH": WIDTH}, prog_name="workbench"
+    )
+    lines = [line.rstrip() for line in printed.output.strip().splitlines()]
+    return "\n".join(line for line in lines if not line.strip().startswith("--help "))
