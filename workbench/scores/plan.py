@@ -202,21 +202,25 @@ def subset(items: Sequence[Item], n: int) -> tuple[Item, ...]:
 
 
 def item_ids(docs: Iterable[Mapping[str, Any]], task: str, *, bundled: bool = False) -> list[str]:
-    """Return the ids of documents; documents of bundled tasks without an `id` field get a hash of their content.
+    """Return the ids of documents; documents without an `id` field get a hash of their content.
 
     Raises:
-        WorkbenchError: If a document of a local task has no field `id`.
+        WorkbenchError: If a document of a local task has no field `id`, but another one has.
     """
-    ids, counts = [], Counter[str]()
+    docs, ids, counts = list(docs), [], Counter[str]()
+    hashed = bundled or all(doc.get("id") is None for doc in docs)
     for number, doc in enumerate(docs, 1):
         if doc.get("id") is not None:
             ids.append(str(doc["id"]))
-        elif bundled:
+        elif hashed:
             content_hash = bytes_digest(json.dumps(doc, sort_keys=True, default=str).encode())[:12]
             counts[content_hash] += 1
             ids.append(content_hash if counts[content_hash] == 1 else f"{content_hash}-{counts[content_hash]}")
         else:
-            raise WorkbenchError(f"task '{task}': item {number} has no field 'id'", "Add a unique id to every item of the data.")
+            raise WorkbenchError(
+                f"task '{task}': item {number} has no field 'id', but others have one",
+                "Add a unique id to every item of the data, or remove all of them: items are then known by their content.",
+            )
     return ids
 
 
