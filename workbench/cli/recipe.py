@@ -75,7 +75,11 @@ def new(
     scored = [*([suite] if suite else []), *([f"{{tasks: [{', '.join(task)}]}}"] if task else [])]
     path.parent.mkdir(parents=True, exist_ok=True)
     text = TEMPLATE.format(
-        path=shell(path), base=base, bricks=lines, steps=STEPS if pairs else "", suite=f"eval: [{', '.join(scored)}]\n" if scored else ""
+        path=shell(path),
+        base=base,
+        bricks=lines,
+        steps=STEPS if pairs else "",
+        suite=f"eval: [{', '.join(scored)}]\n" if scored else "",
     )
     path.write_text(text, "utf-8")
     out.line(str(path))

@@ -53,8 +53,9 @@ def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir:
     digest = bytes_digest(json.dumps(parts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
     filters = tuple(f.name for f in task._filters)
     source = TaskSource(name, str(task.OUTPUT_TYPE), metrics, lower, docs, digest, ratios=ratios, filters=filters)
-    if memo_file and file.config.get("custom_dataset") and not file.config.get("dataset_path"):
-        remember(memo_file, source, code, reads[0], [*file.files, *data])
+    local = file.local_data or ()
+    if memo_file and (local or (file.config.get("custom_dataset") and not file.config.get("dataset_path"))):
+        remember(memo_file, source, code, reads[0], [*file.files, *data, *local])
     return source
 
 

@@ -48,6 +48,8 @@ _CORPUS = {  # output types for which lm-eval computes corpus metrics
 
 _SKIPPED = "Correct the file; lm-eval would silently skip it."
 
+_READERS = ("json", "csv", "parquet", "text")  # values of `dataset_path` that stand for the readers of files in `datasets`
+
 MAX_LEVELS = 12
 """Maximum depth of lists and objects in a document. `datasets` visits each value twice per level, so that 40 levels would take days."""
 
@@ -130,6 +132,19 @@ class TaskFile:
         if docs.get(test) == []:
             raise WorkbenchError(f"task '{name}' has no items", "Its test data are empty: generate or restore them.")
         return tuple(paths.values())
+
+    @property
+    def local_data(self) -> tuple[Path, ...] | None:
+        """Files of a task whose documents a reader of `datasets` takes from local files; None for other tasks.
+
+        `dataset_path: json` and `data_files: {test: FILE}`; paths are relative to the working directory.
+        """
+        kwargs = self.config.get("dataset_kwargs")
+        data_files = kwargs.get("data_files") if isinstance(kwargs, dict) and set(kwargs) == {"data_files"} else None
+        named = [data_files] if isinstance(data_files, str) else list(data_files.values()) if isinstance(data_files, dict) else []
+        paths = tuple(Path(name).resolve() for name in named if isinstance(name, str))
+        known = self.config.get("dataset_path") in _READERS and not self.config.get("custom_dataset")
+        return paths if known and paths and len(paths) == len(named) and all(path.is_file() for path in paths) else None
 
     @property
     def definition(self) -> dict[str, Any]:
