@@ -10,7 +10,7 @@ WB := $(BIN)workbench
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
 FUZZ ?= 230
-PYTEST := python -m pytest -n 2 --dist worksteal
+PYTEST := python -m pytest -n 2 --dist worksteal --durations=30 --durations-min=8
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
 SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite conflict,--suite smoke)
