@@ -103,7 +103,7 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
 
     found: dict[int, Tensor] = {}
     with hooked(block, after=record):
-        for numbers in _batches(rows, batch_limit(model.device)):
+        for numbers in token_batches(rows, model.device):
             batch = side_by_side([rows[i] for i in numbers], model.device)
             try:
                 model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
@@ -113,8 +113,9 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
     return [found[i] for i in range(len(rows))]
 
 
-def _batches(rows: Sequence[Sequence[int]], limit: int) -> list[list[int]]:
-    """Return the numbers of rows in batches of similar length, at most `limit` tokens each with padding."""
+def token_batches(rows: Sequence[Sequence[int]], device: torch.device) -> list[list[int]]:
+    """Return the numbers of rows in batches of similar length that a forward pass on the device is fast with."""
+    limit = batch_limit(device)
     groups: list[list[int]] = []
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
         if groups and len(rows[i]) * (len(groups[-1]) + 1) <= limit:
