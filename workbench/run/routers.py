@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ from workbench.project import find_project
 from workbench.recipe.plugins import method
 from workbench.resolve.resolved import RouterAt
 from workbench.steps import RouteMethod
+from workbench.steps.fields import NAME
 from workbench.steps.route import Router
 from workbench.weights.digests import tensor_digest
 
@@ -67,8 +69,8 @@ class SavedRouter:
             if not isinstance(content.get(key), kind):
                 raise WorkbenchError(f"{self.path / RECORD}: {key}: expected {kind.__name__}", AGAIN)
         for key in ("bricks", "calibration"):
-            if not all(isinstance(row, dict) and isinstance(row.get("name"), str) for row in content[key]):
-                raise WorkbenchError(f"{self.path / RECORD}: {key}: expected a list of objects with a name", AGAIN)
+            if not all(isinstance(row, dict) and re.fullmatch(NAME, str(row.get("name"))) for row in content[key]):
+                raise WorkbenchError(f"{self.path / RECORD}: {key}: expected a list of objects with the name of a brick", AGAIN)
         return content
 
     @property
