@@ -13,7 +13,7 @@ import torch
 from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
 from worlds.project import CPU, Project
-from worlds.routing import domain_prompts, ids, peft_of, write_calibration
+from worlds.routed_models import domain_prompts, ids, peft_of, write_calibration
 from worlds.tiny import WORDS
 
 import workbench

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.routing import RANKS, factors, ids, peft_of, routed, save_ranks
+from worlds.routed_models import RANKS, factors, ids, peft_of, routed, save_ranks
 from worlds.tiny import LORA_MODULES, live
 
 from workbench.errors import WorkbenchError

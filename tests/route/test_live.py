@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.routing import RANKS, WORD, WordRouter, factors, ids, peft_of, routed, save_ranks
+from worlds.routed_models import RANKS, WORD, WordRouter, factors, ids, peft_of, routed, save_ranks
 from worlds.tiny import WORDS, live
 
 from workbench.errors import WorkbenchError

@@ -15,7 +15,7 @@ import torch
 from worlds.commands import call, refused
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
-from worlds.routing import domain_prompts, ids, write_calibration
+from worlds.routed_models import domain_prompts, ids, write_calibration
 from worlds.tiny import edit_json, save_adapter, save_model
 
 import workbench

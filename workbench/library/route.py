@@ -142,7 +142,7 @@ def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -
         asked: The prompts.
     """
     rows = token_rows(tokenizer, [one.prompt for one in asked])
-    return _checked(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
+    return judged(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
 
 
 def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> dict[str, Any]:
@@ -210,12 +210,21 @@ def check_texts(
     choice = Choice(ties=tuple(tuple(group) for group in ties))
     joined = choice.join(scores.float(), bricks)
     decisions = Decisions(choice.weigh(joined, bricks, confidence), joined, confidence)
-    return _checked(name, asked, decisions, bricks, ties)
+    return judged(name, asked, decisions, bricks, ties)
 
 
-def _checked(
+def judged(
     name: str, asked: Sequence[Asked], decisions: Decisions, bricks: Sequence[str], ties: Sequence[Sequence[str]]
 ) -> Checked:
+    """Return decisions beside the bricks that were wanted.
+
+    Args:
+        name: Name of the set.
+        asked: The prompts.
+        decisions: What the router decided for them.
+        bricks: The router's bricks.
+        ties: Groups of bricks that count as one.
+    """
     chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
     scored = [bricks[int(row.argmax())] for row in decisions.scores]
     return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)

@@ -31,6 +31,8 @@ def copies(prompt: str, number: int) -> dict[str, str]:
 def chat_frame(tokenizer: Any) -> tuple[str, str, str] | None:
     """Return the texts that a chat template puts around a user's message, or None if the tokenizer has no usable template.
 
+    A template that separates messages by white space alone is not usable: its texts cannot be told from plain ones.
+
     Returns:
         The text before the first message, the text before a later one (from the end of the answer before it), and the text after it.
     """
@@ -46,7 +48,7 @@ def chat_frame(tokenizer: Any) -> tuple[str, str, str] | None:
     before, found, after = first.partition(user)
     _, _, rest = later.partition(answer)
     between, found_again, _ = rest.partition(user)
-    return (before, between, after) if found and found_again else None
+    return (before, between, after) if found and found_again and between.strip() and after.strip() else None
 
 
 def without_template(text: str, frame: tuple[str, str, str] | None) -> str:
@@ -59,12 +61,11 @@ def without_template(text: str, frame: tuple[str, str, str] | None) -> str:
     if frame is None:
         return text
     before, between, after = frame
-    if not after or not text.endswith(after):
+    if not text.endswith(after):
         return text
-    text = text[: -len(after)]
-    if between and between in text:
-        return text.rpartition(between)[2]
-    return text.removeprefix(before)
+    if between in text:
+        return text[: -len(after)].rpartition(between)[2]
+    return text[: -len(after)].removeprefix(before) if text.startswith(before) else text
 
 
 def stripped(texts: Sequence[str], tokenizer: Any) -> list[str]:
