@@ -78,7 +78,9 @@ def save_adapters(model: Path, folder: Path, count: int) -> dict[str, Path]:
     """Write random LoRA adapters of rank 8, and return name -> directory."""
     from peft import LoraConfig, get_peft_model
 
-    wrapped = get_peft_model(base_model(model, "cpu"), LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
+    wrapped = get_peft_model(
+        base_model(model, "cpu"), LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
+    )
     places = {}
     for number in range(count):
         torch.manual_seed(number)
@@ -102,7 +104,7 @@ def compare(given: Any, places: dict[str, Path], rows: torch.Tensor) -> dict[str
         "one": lambda: forward(model, rows, routing.fixed(names[0])),
         "mixed": lambda: forward(model, rows, routing.fixed(mixed)),
     }
-    peft = peft_model(given, places)
+    peft: Any = peft_model(given, places)
     of_row = [names[i % len(names)] for i in range(len(rows))]
     theirs = {
         "one": lambda: forward(peft, rows, adapter_names=None),
@@ -114,7 +116,7 @@ def compare(given: Any, places: dict[str, Path], rows: torch.Tensor) -> dict[str
         found[f"kernel {kind}"] = measured(given, call, rows)
     for kind, call in theirs.items():
         found[f"peft {kind}"] = {**measured(given, call, rows), "ratio": ratio(given, call, ours[kind])}
-    del peft
+    theirs.clear()
     arrow = arrow_model(given, places)
     call = lambda: forward(arrow, rows)  # noqa: E731
     found["peft arrow"] = {**measured(given, call, rows), "ratio": ratio(given, call, ours["mixed"])}
@@ -138,7 +140,9 @@ def arrow_model(given: Any, places: dict[str, Path]) -> Any:
 
     config = ArrowConfig(top_k=min(3, len(places)))
     paths = [str(place) for place in places.values()]
-    return create_arrow_model(base_model(given.model, given.device), task_specific_adapter_paths=paths, arrow_config=config).eval()
+    return create_arrow_model(
+        base_model(given.model, given.device), task_specific_adapter_paths=paths, arrow_config=config
+    ).eval()
 
 
 @torch.no_grad()

@@ -47,7 +47,14 @@ def asked(project: Project) -> Project:
     found = [(f"{name}-{i}", text) for name in NAMES for i, text in enumerate(domain_prompts(name, 3, start=30))]
     found += [("base-0", "w55 w56 w57 w58"), ("base-1", "w58 w59 w55")]
     rows = [
-        {"id": name, "cluster": name, "prompt": f"{START} {text}", "answer": "w5 w6", "choices": ["w5 w6", "w3 w4", "w7"], "gold": 0}
+        {
+            "id": name,
+            "cluster": name,
+            "prompt": f"{START} {text}",
+            "answer": "w5 w6",
+            "choices": ["w5 w6", "w3 w4", "w7"],
+            "gold": 0,
+        }
         for name, text in found
     ]
     write_jsonl(tasks / "data" / "copy.jsonl", rows[::2] + rows[1::2])
@@ -200,7 +207,10 @@ def test_lm_evals_own_front_end(asked: Project) -> None:
     for i, (row, _) in enumerate(pairs):
         assert found[i][0] == pytest.approx(expected[row["id"]]["loglikelihoods"][i % 3], abs=1e-4)
     texts = lm.generate_until(
-        [Instance("generate_until", row, (row["prompt"], {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}), 0) for row in rows],
+        [
+            Instance("generate_until", row, (row["prompt"], {"until": ["\n"], "max_gen_toks": 4, "do_sample": False}), 0)
+            for row in rows
+        ],
         disable_tqdm=True,
     )
     assert [text.strip() for text in texts] == [expected[row["id"]]["response"] for row in rows]

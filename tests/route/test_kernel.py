@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from worlds.routed_models import RANKS, factors, ids, peft_of, routed, save_ranks
-from worlds.tiny import LORA_MODULES, live
+from worlds.tiny import live
 
 from workbench.errors import WorkbenchError
 from workbench.route.mixing.kernel import Mix, StackedFactors
@@ -36,6 +36,11 @@ def direct(pairs: list[Any], inputs: torch.Tensor, weights: torch.Tensor) -> tor
             a, b = (part.double() for part in pair)
             total += weights[..., brick, None].double() * (inputs.double() @ a.T @ b.T)
     return total
+
+
+def gap(actual: torch.Tensor, expected: torch.Tensor) -> float:
+    """The largest difference of logits, as a share of the largest logit: float32 rounds each of them by 6e-8 of it and more."""
+    return float((actual - expected).abs().max() / expected.abs().max())
 
 
 @pytest.mark.parametrize("kind", ["all rows", "rows", "tokens", "one brick", "two bricks apart"])
@@ -108,7 +113,7 @@ def test_each_brick_is_its_peft_adapter(family: str, model_of: Callable[..., Pat
     model, routing = routed(base, places)
     ranks = {stack.ranks[2] for stack in routing.mixer.stacks.values()}
     assert ranks == {0, 16}
-    assert len(routing.mixer.stacks) == 4 * len(LORA_MODULES[family])
+    assert set(routing.mixer.stacks) == set(factors(places)["one"])
     peft, plain = peft_of(base, places), live(base)
     with torch.no_grad():
         base_logits = plain(ids(PROMPT)).logits
@@ -141,7 +146,7 @@ def test_a_mixed_batch_equals_separate_runs(family: str, model_of: Callable[...,
         for row, weight, logits in zip(rows, weights, together, strict=True):
             with routing.fixed(weight):
                 alone = model(row[None]).logits[0]
-            torch.testing.assert_close(logits, alone, atol=1e-6, rtol=1e-6)
+            assert gap(logits, alone) <= 1e-6
 
 
 def test_weights_by_token(model_of: Callable[..., Path], tmp_path: Path) -> None:
@@ -157,10 +162,14 @@ def test_weights_by_token(model_of: Callable[..., Path], tmp_path: Path) -> None
             by_row = model(row).logits
         with routing.fixed(torch.stack([one] * 4 + [two] * 4)[None]):
             turning = model(row).logits
-    torch.testing.assert_close(by_token, by_row, atol=1e-6, rtol=1e-6)
-    torch.testing.assert_close(turning[:, :4], by_row[:, :4], atol=1e-6, rtol=1e-6)
+    assert gap(by_token, by_row) <= 1e-6
+    assert gap(turning[:, :4], by_row[:, :4]) <= 1e-6
     assert float((turning[:, 4:] - by_row[:, 4:]).abs().max()) > 1e-2
-    with torch.no_grad(), routing.fixed(one.expand(1, 5, 3)), pytest.raises(WorkbenchError, match=r"expected the inputs of 1 rows"):
+    with (
+        torch.no_grad(),
+        routing.fixed(one.expand(1, 5, 3)),
+        pytest.raises(WorkbenchError, match=r"expected the inputs of 1 rows"),
+    ):
         model(row)
 
 

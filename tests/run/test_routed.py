@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from worlds.commands import call, refused
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.routed_models import domain_prompts, ids, write_calibration
-from worlds.tiny import edit_json, save_adapter, save_model
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 import workbench
 from workbench.errors import WorkbenchError
@@ -92,21 +93,24 @@ def test_a_new_process_gives_the_same_logits(routed: Project) -> None:
     model = workbench.load(place, device="cpu")
     code = (
         "import sys, torch, workbench\n"
-        "model, rows = workbench.load(sys.argv[1], device='cpu'), torch.load(sys.argv[2], weights_only=True)\n"
+        "from safetensors.torch import load_file, save_file\n"
+        "model, rows = workbench.load(sys.argv[1], device='cpu'), load_file(sys.argv[2])\n"
         "with torch.no_grad():\n"
-        "    found = {n: [model(r).logits, model.generate(r, max_new_tokens=6, do_sample=False, pad_token_id=0)] for n, r in rows.items()}\n"
-        "torch.save(found, sys.argv[3])\n"
+        "    found = {f'{n}/logits': model(r).logits.clone() for n, r in rows.items()}\n"
+        "for n, r in rows.items():\n"
+        "    found[f'{n}/made'] = model.generate(r, max_new_tokens=6, do_sample=False, pad_token_id=0)\n"
+        "save_file(found, sys.argv[3])\n"
     )
     rows = {name: ids(text) for name, text in prompts().items()}
-    torch.save(rows, routed.path / "rows.pt")
-    arguments = [sys.executable, "-c", code, str(moved), str(routed.path / "rows.pt"), str(routed.path / "found.pt")]
-    subprocess.run(arguments, check=True, capture_output=True, timeout=120, cwd=routed.path)
-    found = torch.load(routed.path / "found.pt", weights_only=True)
+    save_file(rows, routed.path / "rows.safetensors")
+    places = [str(moved), *(str(routed.path / f"{name}.safetensors") for name in ("rows", "found"))]
+    subprocess.run([sys.executable, "-c", code, *places], check=True, capture_output=True, timeout=120, cwd=routed.path)
+    found = tensors_of(routed.path)
     expected = logits(model)
     for name, row in rows.items():
-        assert torch.equal(found[name][0], expected[name]), name
+        assert torch.equal(found[f"{name}/logits"], expected[name]), name
         made = model.generate(row, max_new_tokens=6, do_sample=False, pad_token_id=0)
-        assert found[name][1].tolist() == made.tolist()
+        assert found[f"{name}/made"].tolist() == made.tolist()
 
 
 def test_after_other_steps(routed: Project) -> None:
@@ -178,12 +182,20 @@ def test_a_fitted_router_is_not_fitted_again(routed: Project, monkeypatch: pytes
             "workbench brick extract bricks/two-full --base BASE -o bricks/two-lora",
         ),
         (ROUTED.replace("two: bricks/two", "two: other"), "brick 'two'", ""),
-        (ROUTED.replace("steps: [", "steps: [").replace("]\n", ", {grow: depth, blocks: 1}]\n"), "no step can follow `route: text`", ""),
+        (
+            ROUTED.replace("steps: [", "steps: [").replace("]\n", ", {grow: depth, blocks: 1}]\n"),
+            "no step can follow `route: text`",
+            "",
+        ),
         (ROUTED.replace("calibration/{brick}", "none/{brick}"), "none/one.jsonl does not exist", ""),
         (f"{BRICKS}steps: [{{route: text}}]\n", "expected `calibration`, a JSONL file of prompts, for every brick", ""),
         (ROUTED + "output: {form: checkpoint}\n", "ends in `route: text`, but a checkpoint cannot hold a router", ""),
         (ROUTED + "output: {form: adapter}\n", "an adapter cannot hold a router", ""),
-        ("bricks: {one: bricks/one}\nsteps: [" + STEP + "]\n", "expected 2 or more bricks to choose among, found 'one' alone", ""),
+        (
+            "bricks: {one: bricks/one}\nsteps: [" + STEP + "]\n",
+            "expected 2 or more bricks to choose among, found 'one' alone",
+            "",
+        ),
         (ROUTED.replace("samples: 12", "mix: 4"), "expected a number up to 3, the number of bricks; found 4", ""),
     ],
 )

@@ -110,5 +110,6 @@ def domain_prompts(brick: str, count: int, start: int = 0) -> list[str]:
     words = [f"w{number}" for number in DOMAIN[brick]]
     size = len(words)
     return [
-        " ".join(words[(i * 3 + j * (1 + i % 4) + i // size) % size] for j in range(6 + i % 3)) for i in range(start, start + count)
+        " ".join(words[(i * 3 + j * (1 + i % 4) + i // size) % size] for j in range(6 + i % 3))
+        for i in range(start, start + count)
     ]

@@ -111,7 +111,9 @@ def _routing(resolved: Resolved, record: dict[str, Any]) -> list[str]:
     measured = record["steps"][-1].get("router", {}) if record.get("steps") else {}
     accuracy = measured.get("accuracy", {}).get("held_out_templates", {}).get("plain")
     if isinstance(accuracy, (int, float)):
-        lines[-1] += f" On calibration prompts whose template it had not seen, it chose the right brick for {100 * accuracy:.1f} %."
+        lines[-1] += (
+            f" On calibration prompts whose template it had not seen, it chose the right brick for {100 * accuracy:.1f} %."
+        )
     return [
         *lines,
         "",

@@ -1,8 +1,8 @@
 """Routers on disk and on live models.
 
-    routing.json          the router's settings, the bricks with their digests, digests of the calibration prompts, and the record
-    router.safetensors    the router's tensors
-    adapters/NAME/        the bricks, as PEFT adapters (in a configuration directory; the cache refers to the bricks' own directories)
+routing.json          the router's settings, the bricks with their digests, digests of the calibration prompts, and the record
+router.safetensors    the router's tensors
+adapters/NAME/        the bricks, as PEFT adapters (in a configuration directory; the cache refers to the bricks' own directories)
 """
 
 from __future__ import annotations
@@ -38,7 +38,14 @@ RECORD, TENSORS, ADAPTERS = "routing.json", "router.safetensors", "adapters"
 FORMAT = 1
 AGAIN = "Run the recipe again: `workbench run` writes all files of a routed configuration."
 _COPIED = (CONFIG, WEIGHTS, CARD, "README.md")
-_SHAPE: Mapping[str, type] = {"method": str, "settings": dict, "tensors": dict, "bricks": list, "calibration": list, "record": dict}
+_SHAPE: Mapping[str, type] = {
+    "method": str,
+    "settings": dict,
+    "tensors": dict,
+    "bricks": list,
+    "calibration": list,
+    "record": dict,
+}
 
 
 def prompt_digest(text: str) -> str:
@@ -88,7 +95,9 @@ class SavedRouter:
         tensors = self._tensors()
         stored = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         if stored != self.record["tensors"]:
-            differing = sorted(n for n in stored.keys() | self.record["tensors"] if stored.get(n) != self.record["tensors"].get(n))
+            differing = sorted(
+                n for n in stored.keys() | self.record["tensors"] if stored.get(n) != self.record["tensors"].get(n)
+            )
             raise WorkbenchError(
                 f"{self.path / TENSORS}: tensor '{differing[0]}' is not the one that {RECORD} was written with: the file belongs to "
                 "another router, or has changed",
@@ -152,7 +161,9 @@ class SavedRouter:
         return RouterAt(self.path, places, self.digest)
 
 
-def brick_rows(adapters: Mapping[str, Adapter], digests: Mapping[str, str], descriptions: Mapping[str, str]) -> list[dict[str, Any]]:
+def brick_rows(
+    adapters: Mapping[str, Adapter], digests: Mapping[str, str], descriptions: Mapping[str, str]
+) -> list[dict[str, Any]]:
     """Return `bricks` of routing.json.
 
     Args:

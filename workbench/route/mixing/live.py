@@ -212,7 +212,11 @@ class Routing:
         Raises:
             WorkbenchError: If the prompts are not given as tokens with such a mask.
         """
-        if not isinstance(ids, torch.Tensor) or ids.dim() != 2 or (mask is not None and getattr(mask, "shape", None) != ids.shape):
+        if (
+            not isinstance(ids, torch.Tensor)
+            or ids.dim() != 2
+            or (mask is not None and getattr(mask, "shape", None) != ids.shape)
+        ):
             raise WorkbenchError(
                 "a routed model chooses bricks from tokens: expected input_ids [rows, tokens] and an attention_mask of the same shape",
                 "To forward embeddings or packed rows, say which bricks act: `with model.routing.fixed(BRICK)`.",
