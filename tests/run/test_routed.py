@@ -173,12 +173,12 @@ def test_a_fitted_router_is_not_fitted_again(routed: Project, monkeypatch: pytes
         ),
         (
             ROUTED.replace("two: bricks/two", "two: dora"),
-            "brick 'two' has DoRA on model.layers.0.self_attn.q_proj, but step 'route-text' needs plain LoRA on linear layers",
+            "brick 'two' has DoRA on model.layers.0.mlp.down_proj, but step 'route-text' needs plain LoRA on linear layers",
             "workbench brick bake dora -o bricks/two-full",
         ),
         (
             ROUTED.replace("two: bricks/two", "two: whole"),
-            "has a whole tensor for model.norm.weight (modules_to_save or bias)",
+            "has a whole tensor for model.layers.0.input_layernorm.weight (modules_to_save or bias)",
             "workbench brick extract bricks/two-full --base BASE -o bricks/two-lora",
         ),
         (ROUTED.replace("two: bricks/two", "two: other"), "brick 'two'", ""),
@@ -204,7 +204,8 @@ def test_recipe_errors(text: str, message: str, hint: str, routed: Project, llam
     if "dora" in text:
         save_adapter(llama, routed.path / "dora", seed=5, use_dora=True)
     if "whole" in text:
-        save_adapter(llama, routed.path / "whole", seed=5, modules_to_save=["norm"])
+        file = save_adapter(llama, routed.path / "whole", seed=5, modules_to_save=["norm"]) / "adapter_model.safetensors"
+        save_file({name: t + 1 if "norm" in name else t for name, t in tensors_of(file.parent).items()}, file)
     if "two: other" in text:
         other = save_model(routed.path / "other-base", "llama_untied", seed=9, layers=2)
         edit_json(other / "config.json", hidden_size=32)
@@ -246,11 +247,12 @@ def test_a_router_is_no_brick_and_no_weights(routed: Project) -> None:
         ("order", r"the router chooses among one, two, three, but the bricks are two, one, three"),
         ("damaged", r"routing\.json is missing or not a JSON object"),
         ("format", r"has format 7, this version reads format 1"),
-        ("base", r"the weights of its base base have changed"),
+        ("base", r"the weights of its base own have changed"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(change: str, message: str, routed: Project) -> None:
-    place = Path(routed.run(ROUTED)["directory"])
+    shutil.copytree((routed.path / "base").resolve(), routed.path / "own")
+    place = Path(routed.run("base: own\n" + ROUTED)["directory"])
     copy = shutil.copytree(place, routed.path / "copy")
     if change == "other router":
         other = Path(routed.run(ROUTED.replace("samples: 12", "samples: 8"), "other.yaml")["directory"])
@@ -270,8 +272,7 @@ def test_files_that_do_not_belong_together_are_refused(change: str, message: str
     elif change == "format":
         edit_json(copy / "routing.json", format=7)
     else:
-        (routed.path / "base").unlink()
-        save_model(routed.path / "base", seed=77)
+        save_model(routed.path / "own", seed=77)
     with pytest.raises(WorkbenchError, match=message):
         workbench.load(copy, device="cpu")
 
