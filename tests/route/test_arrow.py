@@ -27,11 +27,17 @@ ROWS = [[5, 9, 3, 7, 2, 11, 8], [6, 3], [9, 8, 7, 6, 5, 4, 3, 2, 12, 13]]
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base and three adapters of equal shape."""
+    """A base and three adapters of equal shape, each with one direction that stands out: PEFT finds it by 15 power iterations."""
+    from safetensors.torch import load_file, save_file
+
     place = tmp_path_factory.mktemp("arrow")
     base = save_model(place / "base", dtype=torch.float32)
     for seed, name in enumerate(BRICKS, 1):
-        save_adapter(base, place / name, seed=seed)
+        file = save_adapter(base, place / name, seed=seed) / "adapter_model.safetensors"
+        tensors = load_file(file)
+        for key, tensor in tensors.items():
+            tensor[0] *= 4.0 if "lora_A" in key else 1.0
+        save_file(tensors, file)
     return place
 
 
@@ -59,9 +65,7 @@ def test_scores_are_those_of_pefts_router(folder: Path) -> None:
     found = prototypes(factors(folder))
     assert len(found) == len(layers)
     (scores,) = alignments(live(folder / "base"), found, ROWS[:1])
-    # PEFT finds the directions by 15 power iterations.
-    torch.testing.assert_close(scores, expected, rtol=0.02, atol=0.02 * float(expected.max()))
-    assert torch.equal(scores.argmax(1), expected.argmax(1))
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_directions_are_first_right_singular_vectors(folder: Path) -> None:

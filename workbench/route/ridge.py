@@ -34,7 +34,7 @@ class Ridge(PooledRoute):
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
 
     route: Literal["ridge"]
-    ridge: Real = Field(0.01, gt=0, alias="lambda")
+    ridge: Real = Field(0.1, gt=0, alias="lambda")
     """Strength of the penalty, relative to the mean variance of the states."""
 
     def fit(self, context: RouteContext) -> Router:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Self
@@ -11,12 +11,13 @@ from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.route.deciding.copies import copies
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.router import Fitted, Joined, restored, state
 from workbench.route.deciding.samples import Samples
 from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.features.statistics import Scatter, Statistics, by_brick, read
+from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, shrunk
 from workbench.steps import CalibratedRoute, RouteContext
 from workbench.steps.fields import Whole
 from workbench.steps.route import Router
@@ -24,6 +25,8 @@ from workbench.steps.route import Router
 if TYPE_CHECKING:
     from torch import Tensor
 
+SHRINKAGE = 0.5
+"""Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
 _STATISTICS = "statistics."
 
 
@@ -72,13 +75,38 @@ class PooledRouter(Fitted):
         """Centers and scatter of the bricks."""
         return Scatter.of(self.statistics)
 
+    @cached_property
+    def _roots(self) -> tuple[Tensor, Tensor]:
+        """Cholesky factors [d, d] of the covariance within bricks and of the covariance of all prompts, both shrunk."""
+        total = self.scatter.total
+        spread = total.trace() / len(total)
+        if not float(spread) > 0:
+            raise WorkbenchError(
+                "route: all calibration prompts have the same hidden state, so bricks cannot be told apart",
+                "Check that the calibration files hold different prompts.",
+            )
+        floor = 1e-6 * spread * torch.eye(len(total), dtype=total.dtype)
+        within, whole = (torch.linalg.cholesky(shrunk(part, SHRINKAGE) + floor) for part in (self.scatter.within, total))
+        return within, whole
+
     def confidence(self, hidden: Tensor) -> Tensor:
-        """Return the largest cosine with a brick's mean [n], all relative to the mean of the bricks.
+        """Return how much nearer each state is to its nearest brick than to the whole of all bricks [n], per dimension.
+
+        This is the relative Mahalanobis distance: the squared distance to the mean of all bricks under the covariance of all prompts,
+        minus the smallest squared distance to a brick's mean under the covariance within bricks.
 
         Args:
             hidden: [n, hidden size].
+
+        Source:
+            Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD detection, arXiv 2106.09022.
         """
-        return cosines(self.scatter, hidden).amax(1)
+        within, whole = self._roots
+        states = (hidden.double() - self.scatter.centre).T  # [d, n]
+        to_all = torch.linalg.solve_triangular(whole, states, upper=False).square().sum(0)
+        near, means = (torch.linalg.solve_triangular(within, part, upper=False).T for part in (states, self.scatter.means.T))
+        to_brick = torch.stack([(near - mean).square().sum(1) for mean in means]).amin(0)
+        return (to_all - to_brick) / len(states)
 
     def added(self, brick: str, statistics: Statistics) -> Self:
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
@@ -87,7 +115,7 @@ class PooledRouter(Fitted):
 
         Args:
             brick: The brick's name.
-            statistics: The statistics of its prompts, at the router's layer and window.
+            statistics: What `measure_brick` returns for its prompts.
 
         Raises:
             WorkbenchError: If the router has the brick, or the states have another size.
@@ -128,8 +156,22 @@ def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
     return {**fields, "statistics": tuple(parts)}
 
 
+def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Router) -> Statistics:
+    """Return the statistics of a brick's prompts and their copies, which `PooledRouter.added` takes.
+
+    Args:
+        model: The live base; no brick acts on it.
+        tokenizer: Its tokenizer.
+        prompts: The brick's prompts.
+        router: The router that the brick is added to.
+    """
+    assert router.layer is not None
+    texts = [text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()]
+    return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window))
+
+
 def statistics_of(samples: Samples, rows: Tensor) -> tuple[Statistics, ...]:
-    """Return the statistics of each brick over some samples."""
+    """Return the statistics of each brick over some samples. Copies count too: they make the router steady against them."""
     assert samples.hidden is not None
     return tuple(by_brick(samples.hidden[rows], samples.labels[rows], len(samples.bricks)))
 

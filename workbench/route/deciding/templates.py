@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
 FOLDS = 5
 """Number of folds."""
-ALIKE = 0.6
+ALIKE = 0.7
 """Largest mean cosine distance of n-grams within a template."""
+FIRST, LAST = 4, 3
+"""Number of words at the start and at the end of a prompt that are compared: what lies between is mostly content."""
 
 
 def templates(prompts: Sequence[str]) -> Tensor:
     """Return the template of each prompt, as numbers from 0.
 
-    Prompts are clustered by their character n-grams (cosine distance, average linkage), with all digits made equal. Clusters may hold
-    several similar templates: a coarse cluster costs some training prompts, while a template in two folds would hide how a router
+    Prompts are clustered by the character n-grams of their first and last words (cosine distance, average linkage), with all digits
+    made equal. Clusters may hold several similar templates: a coarse cluster costs some training prompts, while a template in two folds would hide how a router
     does on a new one.
 
     Args:
@@ -35,13 +37,19 @@ def templates(prompts: Sequence[str]) -> Tensor:
         return torch.zeros(1, dtype=torch.long)
     from scipy.cluster.hierarchy import fcluster, linkage
 
-    masked = [re.sub(r"\d", "0", prompt) for prompt in prompts]
+    masked = [re.sub(r"\d", "0", _ends(prompt)) for prompt in prompts]
     rows = Vocabulary.of(masked).rows(masked)
     cosine = (rows @ rows.T).toarray()
     first, second = torch.triu_indices(len(prompts), len(prompts), 1).numpy()
     distances = (1 - cosine[first, second]).clip(min=0)
     tree = linkage(distances, method="average")
     return torch.from_numpy(fcluster(tree, ALIKE, criterion="distance").astype("int64")) - 1
+
+
+def _ends(prompt: str) -> str:
+    """Return the words at both ends of a prompt."""
+    words = prompt.split()
+    return " ".join(words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]])
 
 
 def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, int]:
