@@ -40,9 +40,9 @@ ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ridge": ("ridge", {}, 1),
     "centroid": ("centroid", {}, 1),
     "text": ("text", {}, 1),
-    "arrow": ("arrow", {}, 4),
-    "arrow, standardized": ("arrow", {"standardize": True}, 4),
-    "nll": ("nll", {}, 8),
+    "arrow": ("arrow", {}, 8),
+    "arrow, standardized": ("arrow", {"standardize": True}, 8),
+    "nll": ("nll", {}, 16),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (
@@ -63,7 +63,10 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     tasks = {name: rows_of(f"evals/tasks/data/{name}.jsonl") for name in BRICKS}
     test = [Asked(row["prompt"], name) for name, rows in tasks.items() for row in rows]
     third = test[::3]
-    paraphrases = [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/paraphrases.jsonl")]
+    paraphrases, looked_at = (
+        [Asked(row["prompt"], row["brick"]) for row in rows_of(f"evals/routing/{name}.jsonl")]
+        for name in ("unseen", "development")
+    )
     template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
     chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
     replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::8]]
@@ -85,6 +88,7 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
         "unseen, chat template": [
             Asked(text, asked.brick) for text, asked in zip(stripped(chat, tokenizer), paraphrases, strict=True)
         ],
+        "development templates": looked_at,
         "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],
         **{name: [Asked(prompt, None) for prompt in prompts] for name, prompts in outside.items()},
     }
