@@ -35,14 +35,14 @@ from workbench.steps import Prompts, RouteContext
 PROJECT = Path(__file__).resolve().parents[1]
 BRICKS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 SAMPLES = 64
-# Router -> method and fields; `every` takes one item of so many for routers that run all bricks on each prompt.
+# Router -> method, fields, and of how many prompts one is asked: routers that run whole passes for each prompt get fewer of them.
 ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ridge": ("ridge", {}, 1),
     "centroid": ("centroid", {}, 1),
     "text": ("text", {}, 1),
-    "arrow": ("arrow", {}, 8),
-    "arrow, standardized": ("arrow", {"standardize": True}, 8),
-    "nll": ("nll", {}, 16),
+    "arrow": ("arrow", {"samples": 16}, 8),
+    "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
+    "nll": ("nll", {"samples": 16}, 16),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (
@@ -118,7 +118,7 @@ def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
                 hidden = None if router.layer is None else states[part]
                 decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens, acting)))
                 rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
-        found[label] = {"sets": rows, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
+        found[label] = {"sets": rows, "fields": fields, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
                         "ties": [list(group) for group in router.choice.ties]}  # fmt: skip
         print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
     return found
