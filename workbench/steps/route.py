@@ -150,6 +150,7 @@ class RouteMethod(BrickStep):
     verb = "route"
     verb_order = 3
     ends_recipe = True
+    low_rank_bricks = True
 
     reads_texts: ClassVar[bool] = True
     """False if the method needs no calibration prompts."""
@@ -172,6 +173,22 @@ class RouteMethod(BrickStep):
                 "Add bricks, or use the brick in a merge step: `merge: linear`.",
             )
 
+    def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
+        """Yield an error for each brick that is no adapter: only low-rank updates can act beside the weights of one base."""
+        for name, kind in kinds.items():
+            if kind == "checkpoint":
+                yield Problem(
+                    ("bricks", name),
+                    f"brick '{name}' is a checkpoint, but a router chooses among adapters of one base",
+                    f"Turn it into an adapter: `workbench brick extract CHECKPOINT --base BASE -o bricks/{name}-lora`.",
+                )
+            elif kind == "recipe":
+                yield Problem(
+                    ("bricks", name),
+                    f"brick '{name}' is a recipe, but a router chooses among adapters of one base",
+                    "Run that recipe with `output: {form: adapter}`, and name the adapter that it writes.",
+                )
+
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
         """Yield an error: no adapter holds a router."""
         yield Problem((self.verb,), "an adapter cannot hold a router", "Remove `form`, or write `form: configuration`.")
@@ -188,6 +205,10 @@ class RouteMethod(BrickStep):
             project: Folder that the files are relative to.
         """
         return {name: [] for name in self.names() or ()}
+
+    def file(self, brick: str) -> str | None:
+        """Return the file of a brick's calibration prompts, relative to the project; None for methods that read none."""
+        return None
 
     def descriptions(self) -> dict[str, str]:
         """Return brick -> its description, for bricks that have one."""

@@ -98,6 +98,8 @@ class Step(Strict):
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
     """True if the step adds deltas of bricks to the current weights."""
+    low_rank_bricks: ClassVar[bool] = False
+    """True if every brick of the step must be a low-rank update of linear layers."""
     ends_recipe: ClassVar[bool] = False
     """True if no step can follow, because the result is not weights."""
 

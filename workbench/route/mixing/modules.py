@@ -36,7 +36,8 @@ class Mixer:
         self._acting = threading.local()
         self._handles = []
         for name in dict.fromkeys(name for parts in placed.values() for name in parts):
-            stack = StackedFactors([parts.get(name) for parts in placed.values()])
+            device = next(modules[name].parameters()).device
+            stack = StackedFactors([_on(parts.get(name), device) for parts in placed.values()])
             self.stacks[name] = stack
             self._handles.append(modules[name].register_forward_hook(self._hook(name, stack)))
 
@@ -83,6 +84,11 @@ class Mixer:
             return stack.add(output, x, mix)
 
         return add
+
+
+def _on(pair: Pair | None, device: torch.device) -> Pair | None:
+    """Return factors on a device."""
+    return None if pair is None else (pair[0].to(device), pair[1].to(device))
 
 
 def _has_rows(inputs: Tensor, mix: Mix, tokens: int) -> bool:
