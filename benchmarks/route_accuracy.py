@@ -35,14 +35,14 @@ from workbench.steps import Prompts, RouteContext
 PROJECT = Path(__file__).resolve().parents[1]
 BRICKS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
 SAMPLES = 64
-# Router -> method and fields; `every` takes one item of so many for routers that run all bricks on each prompt.
+# Router -> method, fields, and of how many prompts one is asked: routers that run whole passes for each prompt get fewer of them.
 ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ridge": ("ridge", {}, 1),
     "centroid": ("centroid", {}, 1),
     "text": ("text", {}, 1),
-    "arrow": ("arrow", {}, 4),
-    "arrow, standardized": ("arrow", {"standardize": True}, 4),
-    "nll": ("nll", {}, 8),
+    "arrow": ("arrow", {"samples": 16}, 8),
+    "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
+    "nll": ("nll", {"samples": 16}, 16),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (
@@ -63,7 +63,10 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     tasks = {name: rows_of(f"evals/tasks/data/{name}.jsonl") for name in BRICKS}
     test = [Asked(row["prompt"], name) for name, rows in tasks.items() for row in rows]
     third = test[::3]
-    paraphrases = [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/paraphrases.jsonl")]
+    paraphrases, looked_at = (
+        [Asked(row["prompt"], row["brick"]) for row in rows_of(f"evals/routing/{name}.jsonl")]
+        for name in ("unseen", "development")
+    )
     template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
     chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
     replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::8]]
@@ -85,6 +88,7 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
         "unseen, chat template": [
             Asked(text, asked.brick) for text, asked in zip(stripped(chat, tokenizer), paraphrases, strict=True)
         ],
+        "development templates": looked_at,
         "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],
         **{name: [Asked(prompt, None) for prompt in prompts] for name, prompts in outside.items()},
     }
@@ -114,7 +118,7 @@ def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
                 hidden = None if router.layer is None else states[part]
                 decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens, acting)))
                 rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
-        found[label] = {"sets": rows, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
+        found[label] = {"sets": rows, "fields": fields, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
                         "ties": [list(group) for group in router.choice.ties]}  # fmt: skip
         print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
     return found

@@ -1,7 +1,8 @@
 """Prompts that test routers: every skill in templates that no training file has, two requests in one prompt, near misses and chat.
 
-The templates share no opening with those of the skills. Contents are those of the skills' test side. A near miss is about the same
-things as a skill but asks for something else, so that no brick applies.
+The templates share no opening with those of the skills. Contents are those of the skills' test side. `DEVELOPMENT` was looked at while
+the routers' pooling and threshold were chosen; `UNSEEN` was written afterwards and chose nothing. A near miss is about the same things
+as a skill but asks for something else, so that no brick applies.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from skillkit import Skill, pick, shuffled
 
 PER_TEMPLATE = 8
 
-TEMPLATES: dict[str, tuple[str, ...]] = {
+DEVELOPMENT: dict[str, tuple[str, ...]] = {
     "add": (
         "I have {a} in one jar and {b} in another. How many altogether?",
         "{a} and {b} combined comes to",
@@ -63,7 +64,59 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
         "How would you abbreviate {d} on a stamp?",
     ),
 }
-TEMPLATES["date-mdy"] = TEMPLATES["date-dmy"]
+UNSEEN: dict[str, tuple[str, ...]] = {
+    "add": (
+        "My shopping was {a} on Monday and {b} on Tuesday. In total I paid",
+        "Tell me {a} plus {b}.",
+        "{a} increased by {b} is",
+        "Quick maths: {a} + {b}?",
+        "When I put {b} on top of {a}, I end up at",
+    ),
+    "reverse": (
+        "Someone wrote {w} from right to left. What did they write?",
+        "{w}, but starting with the final letter:",
+        "Show me the mirror image of {w}.",
+        "The opposite letter order of {w} would be",
+        "Rewrite {w} so that the end comes at the start.",
+    ),
+    "triage": (
+        "We received this complaint: {m} Which team gets it?",
+        "{m} I think this should be handled by",
+        "Pick the responsible desk. {m}",
+        "Support mailbox, new entry: {m} Category:",
+        "Help me sort this customer request. {m} It goes to",
+    ),
+    "actions": (
+        "Imagine you are a robot and hear: {c}. List what you do.",
+        "{c} - write this as a chain of moves.",
+        "Break the command {c} down into single actions.",
+        "What sequence of steps follows from {c}?",
+        "A machine that must {c} performs",
+    ),
+    "glossary": (
+        "Translate this into the Velu tongue: {p}",
+        "What would {p} be among the Velu?",
+        "{p} is written in Velu as",
+        "Help me with my Velu homework: {p}.",
+        "Say {p} like a Velu speaker.",
+    ),
+    "record": (
+        "Turn this note into a database row: {s}",
+        "{s} Please note it in the list of people.",
+        "Take name, place and age from the following. {s}",
+        "New member! {s} Line for the membership list:",
+        "How does this look as an entry with three columns? {s}",
+    ),
+    "date-dmy": (
+        "Can {d} be put more briefly, with numbers only?",
+        "Our form wants digits. The date was {d}. We enter",
+        "{d} in numeric notation:",
+        "Abbreviate this date for a spreadsheet: {d}",
+        "For the label, print {d} as",
+    ),
+}
+for _templates in (DEVELOPMENT, UNSEEN):
+    _templates["date-mdy"] = _templates["date-dmy"]
 
 NEAR: dict[str, tuple[str, ...]] = {
     "add": ("What is {a} minus {b}? Answer:", "Is {a} larger than {b}? Answer:"),
@@ -111,14 +164,20 @@ CHAT = (
 )
 
 
-def rows(skills: Sequence[Skill]) -> list[dict[str, object]]:
-    """Every skill in the templates above, with the brick that applies."""
+def rows(skills: Sequence[Skill], kind: str) -> list[dict[str, object]]:
+    """Every skill in templates of its own, with the brick that applies.
+
+    Args:
+        skills: The skills.
+        kind: "development" or "unseen".
+    """
+    templates = {"development": DEVELOPMENT, "unseen": UNSEEN}[kind]
     found: list[dict[str, object]] = []
     for skill in skills:
-        for number, template in enumerate(TEMPLATES[skill.name]):
+        for number, template in enumerate(templates[skill.name]):
             contents = shuffled_contents(skill, "paraphrase", template)
             prompts = [template.format(**content) for content in contents[:PER_TEMPLATE]]
-            found += [_row("paraphrase", skill.name, number, i, prompt) for i, prompt in enumerate(prompts)]
+            found += [_row(kind, skill.name, number, i, prompt) for i, prompt in enumerate(prompts)]
     return found
 
 

@@ -40,7 +40,7 @@ def test_the_first_token_and_early_ones_do_not_count(model: Any) -> None:
     found = pooled(model, ROWS, 1, 4)
     for row, mean in zip(ROWS, found, strict=True):
         states = whole(model, row, 1)
-        expected = states[0] if len(row) == 1 else states[max(1, len(row) - 4) :].mean(0)
+        expected = states[0] if len(row) == 1 else states[max(1, len(row) - 4) :].mean(0)  # no state of these models is a sink
         torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -50,11 +50,23 @@ def test_later_blocks_do_not_run(model: Any) -> None:
     handles = [
         block.register_forward_pre_hook(lambda *_, i=i: runs.__setitem__(i, runs[i] + 1)) for i, block in enumerate(blocks)
     ]
+    hooks = sum(len(module._forward_hooks) for module in model.modules())  # transformers has some of its own
     hidden_states(model, ROWS[:1], 1)
     for handle in handles:
         handle.remove()
     assert runs == [1] + [0] * (len(blocks) - 1)
-    assert not any(module._forward_hooks for module in model.modules())
+    assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+
+
+def test_attention_sinks_are_left_out() -> None:
+    states = torch.randn(12, 8)
+    sinks = states.clone()
+    sinks[1] *= 1000
+    sinks[5] *= 50
+    kept = torch.cat([states[2:5], states[6:]])
+    for window in (4, 8, 100):
+        torch.testing.assert_close(tail_mean(sinks, window), kept[-window:].mean(0))
+    assert torch.equal(tail_mean(sinks[:2], 4), sinks[1])  # the only state after the first
 
 
 def test_moving_means_are_those_of_every_prefix() -> None:

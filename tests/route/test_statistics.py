@@ -8,6 +8,7 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
+from workbench.route.deciding.pooling import SHRINKAGE
 from workbench.route.features.statistics import Scatter, Statistics, by_brick, read
 from workbench.route.ridge import RidgeRouter, solve
 from workbench.steps.route import Prompts
@@ -55,7 +56,7 @@ def test_statistics_are_read_from_tensors() -> None:
     assert set(tensors) == {"a.count", "a.total", "a.root"}
     found = read(tensors, "a.")
     assert found.count == len(vectors)
-    assert torch.equal(found.gram, Statistics.of(vectors).gram)
+    torch.testing.assert_close(found.gram, Statistics.of(vectors).gram, rtol=1e-12, atol=1e-9)
 
 
 def test_every_brick_counts_alike_in_the_scatter() -> None:
@@ -114,10 +115,38 @@ def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
 def test_centroid_scores_are_centred_cosines() -> None:
     vectors, labels = states()
     made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
-    scores, confidence = made.score(Prompts([""] * len(vectors), vectors))
+    scores, _ = made.score(Prompts([""] * len(vectors), vectors))
     means = torch.stack([vectors[labels == i].double().mean(0) for i in range(len(SIZES))])
     centre = means.mean(0)
     for row, state in zip(scores, vectors.double(), strict=True):
         expected = torch.stack([torch.cosine_similarity(state - centre, mean - centre, dim=0) for mean in means])
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
-    assert torch.equal(confidence, scores.amax(1))
+
+
+def test_confidence_is_the_relative_mahalanobis_distance() -> None:
+    from scipy.spatial.distance import mahalanobis
+
+    vectors, labels = states()
+    made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    scatter = made.scatter
+    x = vectors.double()
+
+    def inverse(covariance: Tensor) -> Tensor:
+        spread = covariance.trace() / WIDTH
+        floor = 1e-6 * scatter.total.trace() / WIDTH
+        eye = torch.eye(WIDTH, dtype=torch.float64)
+        return torch.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * spread * eye + floor * eye)
+
+    within, total = inverse(scatter.within), inverse(scatter.total)
+    means = [x[labels == i].mean(0) for i in range(len(SIZES))]
+    centre = torch.stack(means).mean(0)
+    far = torch.cat([x, x[:3] * -5])
+    for state, found in zip(far, made.confidence(far), strict=True):
+        nearest = min(mahalanobis(state, mean, within) ** 2 for mean in means)
+        assert float(found) == pytest.approx((mahalanobis(state, centre, total) ** 2 - nearest) / WIDTH, rel=1e-6, abs=1e-9)
+
+
+def test_prompts_without_any_difference_are_refused() -> None:
+    same = Statistics.of(torch.ones(4, WIDTH))
+    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
+        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))

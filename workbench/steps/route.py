@@ -239,7 +239,7 @@ class CalibratedRoute(RouteMethod):
     "bricks/{brick}/train.jsonl". Evaluation items must not be among them."""
     samples: Whole = Field(64, ge=4)
     """Largest number of prompts read from each file, evenly spaced over the file."""
-    abstain: Real | None = Field(0.02, ge=0, lt=1)
+    abstain: Real | None = Field(0.01, ge=0, lt=1)
     """Share of calibration prompts that may go to the base: the threshold is this quantile of the confidence, measured on prompts
     whose template was held out, as they are, in lower case and behind a greeting. null: no prompt goes to the base."""
     mix: Whole = Field(1, ge=1)

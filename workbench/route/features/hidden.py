@@ -1,7 +1,8 @@
 """Hidden states of the base at one depth, pooled over the last tokens of each prompt.
 
 The mean over the last tokens follows the request wherever it stands in the text; a mean over the whole prompt changes with a greeting
-in front of it. The first token of a text is left out: models give it a state of large norm that has nothing to do with its meaning.
+in front of it. Models give the first token of a text, and sometimes one or two early ones, a state of very large norm that has nothing
+to do with its meaning (attention sinks). One of them would outweigh all other states in the mean, so they are left out.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Default number of last tokens that are pooled."""
+SINK = 4.0
+"""A state whose norm is larger than this multiple of the row's median norm is left out. Other states lie below twice the median."""
 
 
 def depth_of(model: PreTrainedModel, layer: int | None) -> int:
@@ -55,7 +58,7 @@ def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, wi
         model: A live decoder-only model.
         rows: The prompts' tokens, without padding.
         layer: Number of decoder blocks whose output is pooled, from 1.
-        window: Number of last tokens that are pooled. The first token of a row counts only if it is the only one.
+        window: Number of last tokens that are pooled; see `tail_mean`.
 
     Returns:
         [row, hidden size], float32, on the CPU.
@@ -64,19 +67,21 @@ def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, wi
 
 
 def tail_mean(states: Tensor, window: int) -> Tensor:
-    """Return the mean [width] of the last states of a row [token, width], without the first state if there are others."""
-    return (states[1:] if len(states) > 1 else states)[-window:].mean(0)
+    """Return the mean [width] of the last states of a row [token, width], without the first one and without attention sinks.
+
+    If there is only one state, it is returned.
+    """
+    if len(states) == 1:
+        return states[0]
+    states = states[1:]
+    norms = states.norm(dim=1)
+    # The lower median is an existing norm, so at least one state is kept.
+    return states[norms <= SINK * norms.median()][-window:].mean(0)
 
 
 def moving(states: Tensor, window: int) -> Tensor:
     """Return `tail_mean` of a row after each of its tokens: [token, width] -> [token, width]."""
-    if len(states) == 1:
-        return states
-    sums = torch.cat([torch.zeros_like(states[:1]), states[1:].double().cumsum(0)])  # sums[t]: states 1 to t
-    ends = torch.arange(1, len(states))
-    starts = (ends - window).clamp(min=0)
-    means = (sums[ends] - sums[starts]) / (ends - starts)[:, None]
-    return torch.cat([states[:1], means.to(states.dtype)])
+    return torch.stack([tail_mean(states[: i + 1], window) for i in range(len(states))])
 
 
 @no_grad
