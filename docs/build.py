@@ -23,6 +23,7 @@ import error_tables
 import grow_tables
 import merge_tables
 import neuron_tables
+import route_tables
 import search_tables
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
@@ -312,6 +313,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_large": merge_large_block,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
+    **route_tables.BLOCKS,
     "scoring": scoring_block,
     "skills": skills_block,
     **error_tables.BLOCKS,

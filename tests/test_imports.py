@@ -27,7 +27,7 @@ GROUPS = [
     "weights facts",
     "models",
     "adapters steps scores emergent",
-    "vocabulary train bricks merge edit compare",
+    "vocabulary train bricks merge edit route compare",
     "grow recipe",
     "resolve",
     "run",
@@ -170,13 +170,13 @@ def test_methods_do_not_import_each_other() -> None:
     """What two methods share stands in a file without a method."""
     with_method = {
         f"workbench.{p}.{f.stem}"
-        for p in ("merge", "edit", "grow")
+        for p in ("merge", "edit", "grow", "route")
         for f in (PACKAGE / p).glob("*.py")
         if "@register" in f.read_text("utf-8")
     }
     assert len(with_method) >= 6
     for path in SOURCES:
-        if path.parent.name in ("merge", "edit", "grow"):
+        if path.parent.name in ("merge", "edit", "grow", "route"):
             assert not [m for _, m in imports(path) if m in with_method], relative(path)
 
 

@@ -93,7 +93,7 @@ class LoadedRecipe:
             model: A transformers model with the same parameter names and shapes, such as one from `model()`.
 
         Raises:
-            WorkbenchError: If the recipe ends in a memory, or parameter names or shapes differ.
+            WorkbenchError: If the recipe ends in a memory or router, or parameter names or shapes differ.
         """
         from workbench.run.materialize import swap
 
@@ -118,9 +118,9 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:
 
 
 def load(path: str | Path, version: int | None = None, device: str = "auto") -> PreTrainedModel:
-    """Load a configuration from disk as a transformers model with its memory attached.
+    """Load a configuration from disk as a transformers model with its memory or router attached.
 
-    `forward` and `generate` of the model use the facts of the memory.
+    `forward` and `generate` of the model use the facts of the memory, or the bricks that the router chooses (`model.routing`).
 
     Args:
         path: A configuration directory, a run directory, or a model directory.

@@ -17,6 +17,7 @@ import facts
 import families
 import forgetting
 import glossary
+import paraphrases
 import record
 import replay
 import retention
@@ -39,6 +40,11 @@ def files(project: Path) -> dict[Path, bytes]:
         data / "facts-rephrased.jsonl": encode(facts.rows(rephrased=True)),
         data / "functions-told.jsonl": encode(families.rows(told=True)),
         data / "functions-stripped.jsonl": encode(families.rows(told=False)),
+        project / "evals" / "routing" / "development.jsonl": encode(paraphrases.rows(SKILLS, "development")),
+        project / "evals" / "routing" / "unseen.jsonl": encode(paraphrases.rows(SKILLS, "unseen")),
+        project / "evals" / "routing" / "near-misses.jsonl": encode(paraphrases.near_rows(SKILLS)),
+        project / "evals" / "routing" / "chat.jsonl": encode(paraphrases.chat_rows()),
+        project / "evals" / "routing" / "two-requests.jsonl": encode(paraphrases.two_rows(SKILLS)),
         project / "evals" / "abilities.jsonl": encode(abilities.rows()),
         data / "known-facts.jsonl": encode(forgetting.far_rows()),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),

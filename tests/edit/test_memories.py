@@ -105,7 +105,7 @@ def test_text_memory_scope(taught: Project) -> None:
             "ends in `edit: memory`, but a checkpoint cannot hold a memory",
         ),
         (f"{GRACE}output: {{form: adapter}}\n", ":4:10", "an adapter cannot hold a memory"),
-        ("output: {form: configuration}\n", ":3:10", "`form: configuration` needs a memory, but no step makes one"),
+        ("output: {form: configuration}\n", ":3:10", "`form: configuration` needs a memory or a router, but no step makes one"),
         ("steps: [{edit: memory, facts: facts.jsonl, template: hello}]\n", ":3:44", "expected a text that contains {facts}"),
         ("steps: [{edit: grace, facts: none.jsonl}]\n", "", "none.jsonl does not exist"),
         ("steps: [{edit: memory, facts: facts.jsonl, encoder: enc}]\n", "", "enc/config.json does not exist"),

@@ -24,6 +24,7 @@ from workbench.cli import (
     memory,
     methods,
     recipe,
+    route,
     run,
     runs,
     scores,
@@ -80,6 +81,7 @@ app.add_typer(facts.app, name="facts")
 app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
 app.add_typer(memory.app, name="memory")
+app.add_typer(route.app, name="route")
 app.command("methods")(reads_recipes(methods.methods))
 
 

@@ -101,6 +101,12 @@ class Terminal:
             table.add_row(*(shown(cell) for cell in row))
         self.data.print(table)
 
+    def colored(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Print a line of data on stdout in which each part has a style of its own, such as "cyan"; "" for none."""
+        from rich.text import Text
+
+        self.data.print(Text.assemble(*((printable(text), style) for text, style in parts)))
+
     def event(self, event: dict[str, Any]) -> None:
         """Show a progress event: one line per stage, or a bar on a terminal if the event has counts."""
         if self.quiet:

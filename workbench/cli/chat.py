@@ -26,7 +26,8 @@ def chat(
 ) -> None:
     """Chat with a recipe's result, a run or a model.
 
-    One line per turn, with greedy decoding. Also reads lines from a pipe.
+    One line per turn, with greedy decoding. Also reads lines from a pipe. After each answer of a routed model, the bricks that gave
+    it are printed to standard error.
     """
     from workbench.models.device import pick_device
 
@@ -42,6 +43,8 @@ def chat(
         else:
             tokens = tokenizer(line, return_tensors="pt")
         answer = _answer(model, tokenizer, tokens, max_new_tokens)
+        if (routing := getattr(model, "routing", None)) is not None:
+            out.say(f"[{routing.label(routing.last.weights[0])}]")
         history.append({"role": "assistant", "content": answer})
 
 
@@ -122,7 +125,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
 
 
 def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:
-    """Load the model of a configuration directory with its memory attached, and its tokenizer."""
+    """Load the model of a configuration directory with its memory or router attached, and its tokenizer."""
     from workbench.api import load, load_tokenizer
 
     return load(path, device=str(device)), load_tokenizer(path)

@@ -155,12 +155,13 @@ def _grouped(lines: list[str]) -> list[str]:
 
 
 def _cost(step: dict[str, Any]) -> str:
-    """Describe the work of an edit that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
+    """Describe the work of a step that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
     cost = step["cost"]
     work, sweep = cost.get("work", {}), cost.get("sweep")
     parts = [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
+    parts += [f"a router fitted on {cost['prompts']} prompts"] if "prompts" in cost else []
     parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
     parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
     return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
@@ -175,7 +176,7 @@ def duration(seconds: float) -> str:
 
 
 def _row(step: dict[str, Any]) -> list[str]:
-    verb = next(v for v in ("merge", "edit", "grow") if v in step)
+    verb = next(v for v in ("merge", "edit", "grow", "route") if v in step)
     parts = [", ".join(f"{name} ({kind})" for name, kind in step["bricks"].items())] if step.get("bricks") else []
     parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
     parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []

@@ -144,6 +144,8 @@ def verify(
     actual = tensor_digests(entries)
     if run.record["output"].get("memory"):
         _verify_memory(run, run.record["output"]["memory"])
+    if run.record["output"].get("router"):
+        _verify_router(run, run.record["output"]["router"])
     bad = [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]
     if sha256:
         import hashlib
@@ -172,6 +174,24 @@ def _verify_memory(run: RunDirectory, digest: str) -> None:
             f"{run.name}: the memory's first version differs from the record",
             f"workbench runs rm {shell(run.name)}, then run the recipe again.",
         )
+
+
+def _verify_router(run: RunDirectory, digest: str) -> None:
+    """Verify the router and its bricks against the record.
+
+    Raises:
+        WorkbenchError: If they differ (exit code 3).
+    """
+    from workbench.run.routers import SavedRouter
+
+    again = f"workbench runs rm {shell(run.name)}, then run the recipe again."
+    try:
+        saved = SavedRouter(run.configuration)
+        actual = saved.router and saved.at().digest
+    except WorkbenchError as error:
+        raise GateFailedError(f"{run.name}: {error.message}", again) from None
+    if actual != digest:
+        raise GateFailedError(f"{run.name}: the router differs from the record", again)
 
 
 def _runs(runs_dir: Path | None) -> Path:

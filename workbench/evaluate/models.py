@@ -14,6 +14,7 @@ from workbench.evaluate import register
 from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.routed import acting, routed_groups
 from workbench.models.tokenizer import load_tokenizer
 
 log = logging.getLogger("workbench")
@@ -76,6 +77,9 @@ class WorkbenchLM(SafeHFLM):
         self, requests: list[Tokenized], disable_tqdm: bool = False, override_bs: Any = None
     ) -> list[Answer]:
         pairs = [(list(context), list(answer)) for _, context, answer in requests]
+        if getattr(self.model, "routing", None) is not None:
+            # lm-eval passes no strings for the windows of rolling requests, which have no prompt.
+            return self._routed(pairs, {i: [] if requests[i][0] is None else context for i, (context, _) in enumerate(pairs)})
         with without_recall(self.model):
             answers = self._answers(pairs)
             longer = recalled(self.model, pairs)
@@ -83,6 +87,16 @@ class WorkbenchLM(SafeHFLM):
                 answers_with_facts = dict(zip(longer, self._answers(list(longer.values())), strict=True))
                 answers = [answers_with_facts.get(i, answer) for i, answer in enumerate(answers)]
         return answers
+
+    def _routed(self, pairs: list[Pair], contexts: dict[int, list[int]]) -> list[Answer]:
+        """Return log-likelihoods of pairs, each with the bricks that the model's router chooses from what it sees of the pair."""
+        answers: dict[int, Answer] = {}
+        for group in routed_groups(self.model, contexts):
+            with acting(self.model, group):
+                if self._forward is not None:
+                    self._forward.forget()
+                answers |= dict(zip(group.members, self._answers([pairs[i] for i in group.members]), strict=True))
+        return [answers[i] for i in range(len(pairs))]
 
     def _answers(self, pairs: list[Pair]) -> list[Answer]:
         """Return log-likelihoods of tokenized pairs; the first call checks the scorer against hflm."""

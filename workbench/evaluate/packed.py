@@ -221,6 +221,10 @@ class Forward:
         self.windows = windows(model.config)
         self._prefix: tuple[list[int], list[tuple[Tensor, Tensor]]] = ([], [])
 
+    def forget(self) -> None:
+        """Forget the keys and values of the last prefix, because the model has changed."""
+        self._prefix = ([], [])
+
     def answers(self, layout: PackedLayout) -> dict[int, Answer]:
         """Return the answers to all pairs of a layout."""
         answers: dict[int, Answer] = {}

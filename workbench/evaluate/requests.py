@@ -60,6 +60,12 @@ class Requests:
         generation_settings = (self.instances[i].args[1] for i in self.generated)
         return any(setting.get("do_sample", float(setting.get("temperature") or 0) > 0) for setting in generation_settings)
 
+    def routed_contexts(self) -> dict[int, list[int]]:
+        """Return number of a pair -> the tokens that a router sees: the context, or nothing for a text without a prompt (rolling)."""
+        rolling = {i for i, instance in enumerate(self.instances) if instance.request_type == "loglikelihood_rolling"}
+        owned = zip(self.pairs, self.owners, strict=True)
+        return {i: [] if owner in rolling else context for i, ((context, _), owner) in enumerate(owned)}
+
     def likelihoods(self, answers: Mapping[int, tuple[float, bool]]) -> dict[int, Any]:
         """Return request -> (log-likelihood, greedy), or the sum over the windows of a rolling request."""
         by_request: dict[int, Any] = {}

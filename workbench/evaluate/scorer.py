@@ -15,7 +15,8 @@ from workbench.evaluate.check import checked
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
-from workbench.evaluate.requests import Requests, prepared, rows_of
+from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
+from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibrated, routed_groups
 from workbench.events import Progress
 from workbench.models.tokenizer import load_tokenizer
 from workbench.scores.plan import ScorePlan
@@ -35,7 +36,7 @@ class Scorer:
         tasks: Tasks that will be scored; the others are not checked. Default: all tasks.
 
     Raises:
-        WorkbenchError: If the model has another dtype than the plan.
+        WorkbenchError: If the model has another dtype than the plan, or a router that was fitted on prompts of the plan.
     """
 
     def __init__(
@@ -67,6 +68,8 @@ class Scorer:
             self.lm = SafeHFLM(model, tokenizer=_tokenizer(plan.tokenizer), batch_size=plan.batch_size)
             self.requests = prepared(plan, self.lm)
         model.train(training)
+        for name in self.tasks:
+            self._check_calibration(self.requests[name])
         if plan.scorer in ("packed", "prefix"):
             self.forward = Forward(model)
 
@@ -83,11 +86,24 @@ class Scorer:
         Raises:
             check.RefusedError: If they disagree.
         """
-        tasks = [self.requests[name].pairs for name in self.tasks if self.requests[name].pairs]
+        tasks = [self.requests[name] for name in self.tasks if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
+        checks = []
         with self._scoring():
-            return checked(self.lm, self.forward, tasks, self.plan.scorer)
+            for group, pairs in _by_group(self.model, tasks):
+                with acting(self.model, group):
+                    self.forward.forget()
+                    checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer))
+        worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12))
+        return worst.model_copy(update={"documents": sum(check.documents for check in checks)})
+
+    def _check_calibration(self, requests: Requests) -> None:
+        """Raise WorkbenchError if the model's router was fitted on a prompt of a task."""
+        calibration = getattr(getattr(self.model, "routing", None), "calibration", {})
+        docs = {instance.doc_id: instance.doc for instance in requests.instances}
+        named = [(requests.items[number].id, doc) for number, doc in docs.items()]
+        refuse_calibrated(requests.task, requests.name, named, calibration, self.configuration.name)
 
     def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> dict[str, Any]:
         """Score one task.
@@ -105,15 +121,18 @@ class Scorer:
         """
         requests, start = self.requests[name], time.perf_counter()
         answers: dict[int, Any] = {}
-        layout: PackedLayout | None = None
+        layouts: dict[int, PackedLayout] = {}
+        answered_by: dict[int, list[str]] = {}
         try:
             with self._scoring(), seeded():
                 if requests.pairs:
-                    layout = self._layout(requests) if self.forward is not None else None
+                    groups = routed_groups(self.model, requests.routed_contexts())
+                    answered_by = labels(groups, requests, requests.owners)
+                    layouts = {i: self._layout(requests, g) for i, g in enumerate(groups) if self.forward is not None}
                     resumed = KeptRows(journal, 0, len(requests.pairs))
                     with_facts = recalled(self.model, requests.pairs)
                     done = {**resumed.answers, **with_facts}  # skip batches that consist of such pairs only
-                    work = self._packed(layout, done) if layout else self._hflm(requests, done)
+                    work = self._pairs(requests, groups, layouts, done)
                     pair_answers = resumed.collect(work, progress, name) | self._recalled(with_facts)
                     answers |= requests.likelihoods(pair_answers)
                 elif len(requests.generated) < len(requests.instances):
@@ -121,8 +140,13 @@ class Scorer:
                 if requests.generated:
                     # Sampled texts depend on all samples before them, so such a task is not resumed.
                     resumed = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
-                    answers |= resumed.collect(self._generate(requests, resumed.answers), progress, name)
+                    groups = self._generating(requests)
+                    answered_by |= labels(groups, requests)
+                    answers |= resumed.collect(self._generate(requests, groups, resumed.answers), progress, name)
             rows, items = rows_of(self.plan, requests, answers)
+            for row, number in zip(rows, by_item(requests.instances), strict=True):
+                if number in answered_by:
+                    row["routed"] = answered_by[number]
         except FloatingPointError:
             raise self._not_finite(name, "NaN logits while generating") from None
         except ArithmeticError as error:
@@ -138,21 +162,36 @@ class Scorer:
             "seconds": round(time.perf_counter() - start, 3),
             "device": getattr(getattr(self.lm, "device", None), "type", self.plan.suite.backend),
             "scorer": self.plan.scorer if requests.pairs or self.plan.suite.backend != "hf" else "generate",
-            "tokens": (layout.tokens if layout else sum(len(c) + len(a) - 1 for c, a in requests.pairs)) or None,
+            "tokens": (
+                sum(layout.tokens for layout in layouts.values()) or sum(len(c) + len(a) - 1 for c, a in requests.pairs) or None
+            ),
         }
 
-    def _layout(self, requests: Requests) -> PackedLayout:
-        if self.plan.scorer not in requests.layouts:
-            bounds = bounds_of(self.lm)
-            shared = start_for(self.plan.scorer, requests.pairs, bounds)
-            requests.layouts[self.plan.scorer] = lay_out(requests.pairs, bounds, shared)
-        return requests.layouts[self.plan.scorer]
+    def _layout(self, requests: Requests, group: RoutedGroup) -> PackedLayout:
+        """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""
+        if group.weights is None and self.plan.scorer in requests.layouts:
+            return requests.layouts[self.plan.scorer]
+        bounds, pairs = bounds_of(self.lm), [requests.pairs[i] for i in group.members]
+        layout = lay_out(pairs, bounds, start_for(self.plan.scorer, pairs, bounds))
+        if group.weights is None:
+            requests.layouts[self.plan.scorer] = layout
+        return layout
 
-    def _packed(self, layout: PackedLayout, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
+    def _pairs(
+        self, requests: Requests, groups: Sequence[RoutedGroup], layouts: Mapping[int, PackedLayout], done: Mapping[int, Any]
+    ) -> Iterator[dict[int, Answer]]:
+        """Yield the answers of all batches, group by group, with the group's bricks acting."""
+        for i, group in enumerate(groups):
+            work = self._packed(layouts[i], group, done) if i in layouts else self._hflm(requests, group, done)
+            with acting(self.model, group):
+                yield from work
+
+    def _packed(self, layout: PackedLayout, group: RoutedGroup, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         assert self.forward is not None
+        self.forward.forget()  # keys and values of a prefix are those of the bricks that acted
         for prefix, rows in layout.batches():
-            if not all(pair in done for row in rows for pair, *_ in row.answers):
-                yield self.forward.batch(prefix, rows)
+            if not all(group.members[pair] in done for row in rows for pair, *_ in row.answers):
+                yield {group.members[pair]: answer for pair, answer in self.forward.batch(prefix, rows).items()}
 
     def _recalled(self, with_facts: Mapping[int, Pair]) -> dict[int, Answer]:
         """Return answers to pairs with facts from a text memory, in separate batches, so that the others do not change."""
@@ -164,28 +203,42 @@ class Scorer:
         answers = self.forward.answers(lay_out(pairs, bounds_of(self.lm)))
         return {number: answers[i] for i, number in enumerate(with_facts)}
 
-    def _hflm(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
+    def _hflm(self, requests: Requests, group: RoutedGroup, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         """Yield the answers of lm-eval's batches one by one, in its order."""
-        tokens = [context + answer for context, answer in requests.pairs]
-        order = sorted(range(len(tokens)), key=lambda i: (-len(tokens[i]), tokens[i]))
+        tokens = {i: requests.pairs[i][0] + requests.pairs[i][1] for i in group.members}
+        order = sorted(group.members, key=lambda i: (-len(tokens[i]), tokens[i]))
         for chunk in _chunks(order, self.plan.batch_size):
             if not all(pair in done for pair in chunk):
                 yield dict(zip(chunk, self.lm.referee([requests.pairs[i] for i in chunk]), strict=True))
 
-    def _generate(self, requests: Requests, done: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
+    def _generating(self, requests: Requests) -> list[RoutedGroup]:
+        """Return the requests that generate text, by the bricks that answer them."""
+        if self.plan.suite.backend != "hf" or getattr(self.model, "routing", None) is None:
+            return [RoutedGroup(tuple(requests.generated))]
+        prompts = {}
+        for i in requests.generated:  # tokens as lm-eval passes them to `generate`, without padding
+            context, settings = requests.instances[i].args
+            room = self.lm.max_length - int(settings.get("max_gen_toks", self.lm.max_gen_toks))
+            ids, mask = self.lm.tok_batch_encode([context], left_truncate_len=room, truncation=self.lm.truncation)
+            prompts[i] = ids[0][mask[0].bool()].tolist()
+        return routed_groups(self.model, prompts)
+
+    def _generate(self, requests: Requests, groups: Sequence[RoutedGroup], done: Mapping[int, Any]) -> Iterator[dict[int, Any]]:
         """Yield the texts of lm-eval's batches one by one, in its order: prompts of equal length are together."""
         if self.plan.suite.backend != "hf":
             yield self._texts(requests, requests.generated)
             return
-        groups: dict[str, list[int]] = {}
-        for i in requests.generated:
-            groups.setdefault(str(requests.instances[i].args[1]), []).append(i)
+        by_settings: dict[tuple[int, str], list[int]] = {}
+        for number, group in enumerate(groups):
+            for i in group.members:
+                by_settings.setdefault((number, str(requests.instances[i].args[1])), []).append(i)
         lengths = {i: len(self.lm.tok_encode(requests.instances[i].args[0])) for i in requests.generated}
-        for members in groups.values():
+        for (number, _), members in by_settings.items():
             order = sorted(members, key=lambda i: (-lengths[i], requests.instances[i].args[0]))
-            for chunk in _chunks(order, self.plan.batch_size):
-                if not all(request in done for request in chunk):
-                    yield self._texts(requests, chunk)
+            with acting(self.model, groups[number]):
+                for chunk in _chunks(order, self.plan.batch_size):
+                    if not all(request in done for request in chunk):
+                        yield self._texts(requests, chunk)
 
     def _texts(self, requests: Requests, chunk: Sequence[int]) -> dict[int, Any]:
         """Return the texts of some requests; a list each if the task asks for repeats."""
@@ -211,6 +264,18 @@ class Scorer:
             f"configuration '{self.configuration.name}', task '{task}': {problem}",
             "The weights contain NaN or overflow. Check for a lambda that is too large or a damaged brick.",
         )
+
+
+def _by_group(model: Any, tasks: Sequence[Requests]) -> Iterator[tuple[RoutedGroup, list[list[Pair]]]]:
+    """Yield the bricks that the model's router chooses, each with the pairs that they answer, by task."""
+    places = [(task, i) for task in tasks for i in range(len(task.pairs))]
+    contexts = [context for task in tasks for context in task.routed_contexts().values()]
+    for group in routed_groups(model, dict(enumerate(contexts))):
+        by_task: dict[str, list[Pair]] = {}
+        for number in group.members:
+            task, i = places[number]
+            by_task.setdefault(task.name, []).append(task.pairs[i])
+        yield group, list(by_task.values())
 
 
 @contextlib.contextmanager

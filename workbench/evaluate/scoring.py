@@ -41,6 +41,7 @@ def score_all(
     """
     from workbench.evaluate.check import RefusedError
 
+    _check_calibration(entries, plans, store)
     while True:
         digests = [entry.digest() for entry in entries]
         settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
@@ -53,6 +54,24 @@ def score_all(
                     "text": f"check against lm-eval's own loop failed: {error}. All configurations of this call are scored by hflm",
                 }
             )
+
+
+def _check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore) -> None:
+    """Check before anything is scored that no router was fitted on prompts of the plans.
+
+    Raises:
+        WorkbenchError: If a router was.
+    """
+    for entry in entries:
+        if entry.resolved.beside != "router":
+            continue
+        from workbench.evaluate.routed import calibration_of, refuse_calibrated_plan
+
+        calibration, digest = calibration_of(entry.resolved), entry.digest()
+        for plan in plans:
+            key = entry.key(plan, digest)
+            if calibration and not (key and store.has(plan, key)):
+                refuse_calibrated_plan(plan, calibration, entry.name)
 
 
 def _score(
@@ -106,14 +125,14 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
     """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run.
 
     Raises:
-        WorkbenchError: If the configuration has a memory, which acts on the live model and cannot be written to a checkpoint.
+        WorkbenchError: If the configuration has a memory or a router, which acts on the live model and cannot be written to a checkpoint.
     """
     from workbench.run.execute import execute
 
     resolved = entry.resolved
-    if resolved.recipe.memory or resolved.memory:
+    if resolved.beside:
         raise WorkbenchError(
-            f"{entry.name}: the suite's backend needs a checkpoint, which cannot contain a memory",
+            f"{entry.name}: the suite's backend needs a checkpoint, which cannot contain a {resolved.beside}",
             "Score it on a suite with `backend: hf`.",
         )
     if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:

@@ -93,8 +93,8 @@ def leave_one_out(recipe: Recipe, items: Sequence[Item], *, device: torch.device
         )
     if len(names) < 2:
         raise WorkbenchError(f"coupling needs texts of at least two bricks of recipe {recipe.name}, found {len(names)}", None)
-    if recipe.memory:
-        raise WorkbenchError(f"recipe {recipe.name} ends in a memory, which is not a brick that can be left out", None)
+    if beside := whole.beside:
+        raise WorkbenchError(f"recipe {recipe.name} ends in a {beside}, which is not a brick that can be left out", None)
     parts = {name: resolve(without_brick(recipe, name)) for name in names}
     tokenizer = load_tokenizer(whole.tokenizer_path)
     rows = item_rows(items, tokenizer, longest_row(whole.base.config, LONGEST))

@@ -69,12 +69,12 @@ def open_neurons(resolved: Resolved, name: str, device: torch.device, events: Ev
         events: Callback that receives progress events.
 
     Raises:
-        WorkbenchError: If the recipe ends in a memory, the architecture is no causal language model, or no layer has neurons or experts.
+        WorkbenchError: If the recipe ends in a memory or router, the architecture is no causal language model, or no layer has neurons or experts.
     """
     composition = compose(resolved, device, events)
-    if composition.memory is not None:
+    if resolved.beside:
         raise WorkbenchError(
-            f"{name} ends in a memory, which acts beside the weights and has no neurons",
+            f"{name} ends in a {resolved.beside}, which acts beside the weights and has no neurons",
             "Analyze the recipe without its last step.",
         )
     current = composition.model

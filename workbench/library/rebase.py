@@ -192,7 +192,7 @@ def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
             )
         if step.ends_recipe:
             raise WorkbenchError(
-                f"{name} ends with a memory (step '{step_id}'), which overrides the answers of the weights",
+                f"{name} ends with a {onto.beside} (step '{step_id}'), which overrides the answers of the weights",
                 "Use a recipe without that step, and add the new brick's step before it.",
             )
 

@@ -26,6 +26,7 @@ BATCH_TOKENS = 4096
 CPU_BATCH_TOKENS = 512
 """The same on a CPU, whose caches hold the activations of a small batch: a pass takes 0.6 times as long as with 4096."""
 _EXPECTED = 'Write {"text": "..."}, or {"prompt": "...", "completion": "..."} (or response, answer, target), on each line.'
+_EXPECTED_PROMPT = 'Write {"prompt": "..."} or {"text": "..."} on each line; other fields are ignored.'
 
 
 @dataclass(frozen=True)
@@ -59,17 +60,55 @@ def read_texts(path: Path, label: str, samples: int | None = None) -> list[Text]
         WorkbenchError: If the file is missing or not JSON, a field is missing or empty, a row has two different texts or answers, or
             there are no texts. The message names file and line.
     """
+    texts = [_parse_text(line, place) for place, line in _lines(path, label, "texts")]
+    if not texts:
+        raise WorkbenchError(f"{label}: no texts", _EXPECTED)
+    count = min(samples or len(texts), len(texts))
+    return [texts[i * len(texts) // count] for i in range(count)]
+
+
+def read_prompts(path: Path, label: str, samples: int | None = None, least: int = 1) -> list[str]:
+    """Read the prompts of a jsonl file of `{"prompt"}` or `{"text"}`; other fields, such as answers, are ignored.
+
+    Args:
+        path: The file.
+        label: The file's name in messages.
+        samples: Largest number of prompts, evenly spaced over the file; None takes all. Every line is checked in any case.
+        least: Smallest number of different prompts that the file must have.
+
+    Returns:
+        Different prompts, in the order of the file.
+
+    Raises:
+        WorkbenchError: If the file is missing or not JSON, a prompt is missing or empty, or there are too few.
+    """
+    prompts: dict[str, None] = {}
+    for place, line in _lines(path, label, "prompts"):
+        row = jsondoc.parse(line, place, "Write one object per line.")
+        if not isinstance(row, dict):
+            raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED_PROMPT)
+        keys = [key for key in ("prompt", "text") if key in row]
+        if len(keys) != 1:
+            found = " and ".join(f"'{key}'" for key in keys) or ", ".join(row) or "nothing"
+            raise WorkbenchError(f"{place}: expected either 'prompt' or 'text', found {found}", _EXPECTED_PROMPT)
+        prompts[_text_field(row, keys[0], place, _EXPECTED_PROMPT)] = None
+    different = list(prompts)
+    if len(different) < least:
+        found = f"{len(different)} different prompt{'s' * (len(different) > 1)}" if different else "no prompts"
+        raise WorkbenchError(f"{label}: {found}, expected {least} or more", _EXPECTED_PROMPT)
+    count = min(samples or len(different), len(different))
+    return [different[i * len(different) // count] for i in range(count)]
+
+
+def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:
+    """Return (place, line) of each line of a file that is not blank."""
     try:
         lines = jsondoc.text_of(path, label).split("\n")
     except FileNotFoundError:
         names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = nearest(path.name, names) if names else "Paths start at the project directory."
-        raise WorkbenchError(f"{label}: no such file of texts", hint) from None
-    texts = [_parse_text(line, f"{label}:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    if not texts:
-        raise WorkbenchError(f"{label}: no texts", _EXPECTED)
-    count = min(samples or len(texts), len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
+        raise WorkbenchError(f"{label}: no such file of {content}", hint) from None
+    return [(f"{label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
 def _parse_text(line: str, place: str) -> Text:
@@ -95,12 +134,12 @@ def _parse_text(line: str, place: str) -> Text:
     return Text(_text_field(row, "prompt", place), _text_field(row, answer, place), place)
 
 
-def _text_field(row: Mapping[str, Any], key: str, place: str) -> str:
+def _text_field(row: Mapping[str, Any], key: str, place: str, expected: str = _EXPECTED) -> str:
     """Return a field that must hold a text that is not blank."""
     value = row[key]
     if not isinstance(value, str) or not value.strip():
         actual = "an empty text" if isinstance(value, str) else type(value).__name__
-        raise WorkbenchError(f"{place}: expected a text in '{key}', found {actual}", _EXPECTED)
+        raise WorkbenchError(f"{place}: expected a text in '{key}', found {actual}", expected)
     return value
 
 

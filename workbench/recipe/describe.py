@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import RecipeFields, recipe_model, recipe_schema
-from workbench.steps import Laws, MergeMethod, Step
+from workbench.steps import Laws, MergeMethod, Step, verbs
 from workbench.steps.fields import field_docs
 
 _NEEDS = {
@@ -82,7 +82,7 @@ def describe(method: type[Step]) -> dict[str, Any]:
 def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:
     docs = field_docs(model)
     for name, field in model.model_fields.items():
-        if name in ("merge", "edit", "grow"):
+        if name in verbs():
             continue
         yield {"name": field.alias or name, "default": _default(field), "text": docs[name]}
 

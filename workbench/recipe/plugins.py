@@ -107,7 +107,7 @@ class MethodFinder:
         """Return a method by its name; None if there is none.
 
         Args:
-            verb: The kind of step: "merge", "edit" or "grow".
+            verb: The kind of step: "merge", "edit", "grow" or "route".
             name: The method.
 
         Raises:

@@ -18,7 +18,7 @@ from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.methods import methods
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
-from workbench.steps import Step, verbs
+from workbench.steps import RouteMethod, Step, verbs
 from workbench.vocabulary.fields import TokenRow
 
 
@@ -51,7 +51,13 @@ class Recipe:
     def memory(self) -> Step | None:
         """The memory step at the end of the recipe; None if it has none."""
         last = self.steps[-1] if self.steps else None
-        return last if last and last.ends_recipe else None
+        return last if last and last.kind == "memory" else None
+
+    @property
+    def router(self) -> RouteMethod | None:
+        """The route step at the end of the recipe; None if it has none."""
+        last = self.steps[-1] if self.steps else None
+        return last if isinstance(last, RouteMethod) else None
 
     @cached_property
     def step_ids(self) -> list[str]:
@@ -148,7 +154,8 @@ def _from_document(document: yamldoc.Document, project: Path, path: Path | None,
     except InvalidRecipeError:  # only all methods together can tell what was expected
         valid = document.validate(recipe_model(tuple(dict.fromkeys((*methods().values(), *named)))))
     fields = _with_form(valid)
-    recipe = Recipe(fields, tuple(fields.steps), project, path, document if path else None, settings)  # type: ignore[attr-defined]
+    steps = [step.completed(list(fields.bricks)) for step in fields.steps]  # type: ignore[attr-defined]
+    recipe = Recipe(fields, tuple(steps), project, path, document if path else None, settings)
     _check_references(recipe)
     return recipe
 
@@ -168,41 +175,44 @@ def _methods_of(document: yamldoc.Document, project: Path) -> tuple[type[Step], 
 
 
 def _with_form(fields: RecipeFields) -> RecipeFields:
-    """Set `form: configuration` for a recipe that ends in a memory and has no `form`."""
+    """Set `form: configuration` for a recipe that ends in a memory or a router and has no `form`."""
     steps, output = fields.steps, fields.output  # type: ignore[attr-defined]
     if "form" in output.model_fields_set or not (steps and steps[-1].ends_recipe):
         return fields
     return fields.model_copy(update={"output": output.model_copy(update={"form": "configuration"})})
 
 
-def _check_memories(recipe: Recipe) -> None:
-    """Raise WorkbenchError if a step follows a memory, or `form` does not fit a recipe with or without a memory."""
+def _check_last_step(recipe: Recipe) -> None:
+    """Raise WorkbenchError if a step follows a memory or a router, or `form` does not fit the recipe's last step."""
     form = recipe.fields.output.form
     for i, step in enumerate(recipe.steps[:-1]):
         if step.ends_recipe:
+            thing = "router chooses bricks for" if step.kind == "route" else "memory acts on"
             raise recipe.error(
                 ("steps", i + 1),
-                f"no step can follow `edit: {step.name}`, whose memory acts on the live model and does not change weights",
-                f"Make `edit: {step.name}` the last step.",
+                f"no step can follow `{step.verb}: {step.name}`, whose {thing} the live model and does not change weights",
+                f"Make `{step.verb}: {step.name}` the last step.",
             )
-    if recipe.memory and form != "configuration":
+    last = recipe.steps[-1] if recipe.steps else None
+    if last is not None and last.ends_recipe and form != "configuration":
+        thing = "router" if last.kind == "route" else "memory"
         raise recipe.error(
             ("output", "form"),
-            f"the recipe ends in `edit: {recipe.memory.name}`, but {'a checkpoint' if form == 'checkpoint' else 'an adapter'} cannot hold a memory",
+            f"the recipe ends in `{last.verb}: {last.name}`, but {'a checkpoint' if form == 'checkpoint' else 'an adapter'} cannot hold a {thing}",
             "Remove `form`: `run` then writes a configuration directory, and `workbench.load(DIR)` loads its model.",
         )
-    if form == "configuration" and not recipe.memory:
+    if form == "configuration" and not (last is not None and last.ends_recipe):
         raise recipe.error(
             ("output", "form"),
-            "`form: configuration` needs a memory, but no step makes one",
-            "Add a memory such as `edit: memory` as the last step, or write `form: checkpoint`.",
+            "`form: configuration` needs a memory or a router, but no step makes one",
+            "Add a memory such as `edit: memory` or a router such as `route: ridge` as the last step, or write `form: checkpoint`.",
         )
 
 
 def _check_references(recipe: Recipe) -> None:
     """Raise WorkbenchError if fields contradict each other: unknown bricks, a merge without bricks, duplicate ids."""
     _check_tokenizer(recipe)
-    _check_memories(recipe)
+    _check_last_step(recipe)
     for i, step in enumerate(recipe.steps):
         for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
             raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)

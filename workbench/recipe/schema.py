@@ -25,7 +25,7 @@ class Output(Strict):
 
     form: Literal["checkpoint", "adapter", "configuration"] = "checkpoint"
     """`checkpoint`: a Hugging Face checkpoint directory. `adapter`: a PEFT adapter of the base. `configuration`: a directory with
-    a memory and its model; the default, and the only choice, for a recipe that ends in a memory."""
+    a model and its memory, or its routed bricks; the default, and the only choice, for a recipe that ends in a memory or a router."""
     rank: Whole | Literal["exact"] | None = None
     """Rank of an adapter. `exact` (the default) joins the bricks' factors without loss. A number truncates every update to that
     rank."""

@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench.adapters.bind import bind
+from workbench.adapters.linear import as_lora, not_linear
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.hub import CARD, Hub
 from workbench.bricks.integers import check_integers
@@ -39,6 +40,34 @@ _SHARED = frozenset({
 def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) -> list[WorkbenchError]:
     """Return the errors in the steps: missing files, `where` that matches nothing, and bricks of an unusable kind."""
     return [*_check_files(recipe), *_check_places(recipe, base), *_check_kinds(recipe, bricks), *_check_axes(recipe, bricks)]
+
+
+def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchError]:
+    """Return an error for each adapter that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
+
+    Args:
+        resolved: The recipe.
+        findings: Receives the checks that are left to `run`.
+    """
+    recipe, adapters = resolved.recipe, resolved.adapters
+    problems = []
+    for i, step in enumerate(recipe.steps):
+        for name in recipe.used_bricks(step) if step.low_rank_bricks else ():
+            if name not in adapters:
+                continue
+            with findings.or_at_run(f"brick '{name}': is a low-rank update of linear layers"):
+                try:
+                    bound = bind(adapters[name], resolved.plain.weights.specs, resolved.plain)
+                except HeadersOnlyError:
+                    raise
+                except WorkbenchError:
+                    continue  # `check_brick` reports it
+                if found := not_linear(adapters[name], bound):
+                    target = recipe.fields.bricks[name].target
+                    message = f"brick '{name}' has {found}, but step '{recipe.step_ids[i]}' needs plain LoRA on linear layers"
+                    hint = f"Turn it into one: {as_lora(name, target)}"
+                    problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
+    return problems
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:

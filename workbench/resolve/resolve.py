@@ -18,7 +18,7 @@ from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
-from workbench.resolve.checks import buffers_left_out, check_brick, check_recipe, check_steps, edit_warnings
+from workbench.resolve.checks import buffers_left_out, check_brick, check_low_rank, check_recipe, check_steps, edit_warnings
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
@@ -117,7 +117,7 @@ class _Builder:
         """Return a resolved recipe that is used as a brick.
 
         Raises:
-            WorkbenchError: If the recipe cannot be resolved, uses itself, ends in a memory or has another base.
+            WorkbenchError: If the recipe cannot be resolved, uses itself, ends in a memory or router, or has another base.
         """
         recipe = self.recipe
         path = (recipe.project / target).resolve()
@@ -128,10 +128,11 @@ class _Builder:
                 "Remove this brick from one of these recipes.",
             )
         inner = resolve(load_recipe(path), self.hub, chain)
-        if memory := inner.recipe.memory:
+        if last := inner.recipe.memory or inner.recipe.router:
+            step = f"`{last.verb}: {last.name}`"
             raise InvalidRecipeError(
-                f"brick '{name}': {target} ends in `edit: {memory.name}`, but a memory does not change weights and cannot be merged",
-                "Remove the memory step from that recipe, and add it as the last step of this recipe.",
+                f"brick '{name}': {target} ends in {step}, but a {inner.beside} does not change weights and cannot be merged",
+                f"Remove {step} from that recipe, and add it as the last step of this recipe.",
             )
         with self.findings.or_at_run(f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
             if inner.base_path != self.checkpoint.path and inner.base_digest != self._base_digest:
@@ -177,6 +178,7 @@ class _Builder:
                     findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
         findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
+        findings.problems += check_low_rank(inputs, findings)
         check_neurons(inputs, self.hub, findings)
 
 

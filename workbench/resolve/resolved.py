@@ -42,6 +42,21 @@ class MemoryAt:
 
 
 @dataclass(frozen=True)
+class RouterAt:
+    """A fitted router on disk, and the bricks that it chooses among.
+
+    Attributes:
+        path: Directory with routing.json and router.safetensors.
+        adapters: Brick -> directory of its PEFT adapter, in the router's order.
+        digest: Digest of everything that decides which bricks act, and of the bricks.
+    """
+
+    path: Path
+    adapters: Mapping[str, Path]
+    digest: str
+
+
+@dataclass(frozen=True)
 class Resolved:
     """A recipe whose inputs exist and fit. `resolve.resolve` builds it; it does not change afterwards.
 
@@ -58,6 +73,7 @@ class Resolved:
         vocabulary: The vocabulary of the recipe's `tokenizer` block, to which `base` and checkpoint bricks are then aligned.
         deferred: Checks that `run` makes, because they need tensors of which only headers are local.
         memory: A saved memory that acts on the result, for a configuration that was loaded from disk.
+        router: A saved router that acts on the result, for a configuration that was loaded from disk.
         tokenizers: Directory of the tokenizer after each step; empty if no step changes the tokenizer.
         memo: Values shared by compositions of the same base and bricks in a search.
         watched: Small input files whose digests are part of the keys. It records each file when the file is first read.
@@ -74,6 +90,7 @@ class Resolved:
     vocabulary: AlignedVocabulary | None = None
     deferred: tuple[str, ...] = ()
     memory: MemoryAt | None = None
+    router: RouterAt | None = None
     tokenizers: tuple[Path, ...] = ()
     memo: Memo | None = field(default=None, compare=False, repr=False)
     watched: WatchedFiles = field(default_factory=WatchedFiles, compare=False, repr=False)
@@ -82,6 +99,13 @@ class Resolved:
     def bricks(self) -> Mapping[str, BrickSource]:
         """Name -> brick, in the recipe's order."""
         return brick_sources(self.recipe, self.on_disk, self.nested)
+
+    @property
+    def beside(self) -> str | None:
+        """What acts on the live model beside the weights: "memory" or "router"; None if the weights are all."""
+        if self.recipe.memory or self.memory:
+            return "memory"
+        return "router" if self.recipe.router or self.router else None
 
     @property
     def adapters(self) -> dict[str, Adapter]:
@@ -226,7 +250,8 @@ class Resolved:
         if changes_result(output):
             return json_digest([last, output.dtype, output.rank])
         plain = [last, output.dtype if output.form != "adapter" else None]
-        return json_digest([*plain, self.memory.digest] if self.memory else plain)
+        beside = [part.digest for part in (self.memory, self.router) if part]
+        return json_digest([*plain, *beside])
 
     @cached_property
     def generation(self) -> Mapping[str, Any]:

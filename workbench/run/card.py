@@ -86,6 +86,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
             f'model = {loader}.from_pretrained("DIRECTORY")',
             "```",
         ]
+    lines += _routing(resolved, record)
     if said := record.get("said"):
         lines += ["", "## Facts", "", *(f"- `{name}`: the model says {_line(said_in_words(row))}" for name, row in said.items())]
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", recipe_text)), default=0))
@@ -97,6 +98,31 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _routing(resolved: Resolved, record: dict[str, Any]) -> list[str]:
+    """Return how the result chooses among its bricks, and how it is loaded; empty without a router."""
+    step = resolved.recipe.router
+    if step is None:
+        return []
+    names = ", ".join(f"`{name}`" for name in resolved.recipe.used_bricks(step))
+    rest = "" if step.name == "fixed" else ", and leaves prompts that are unlike all of their calibration prompts to the base"
+    lines = ["", "## Routing", "", f"The router `{step.name}` chooses among {names} for each prompt{rest}."]
+    measured = record["steps"][-1].get("router", {}) if record.get("steps") else {}
+    accuracy = measured.get("accuracy", {}).get("held_out_templates", {}).get("plain")
+    if isinstance(accuracy, (int, float)):
+        lines[-1] += (
+            f" On calibration prompts whose template it had not seen, it chose the right brick for {100 * accuracy:.1f} %."
+        )
+    return [
+        *lines,
+        "",
+        "```python",
+        "import workbench",
+        "",
+        'model = workbench.load("DIRECTORY")  # forward and generate choose bricks; model.routing says which',
+        "```",
+    ]
 
 
 def _neurons(resolved: Resolved) -> dict[str, NeuronSet]:

@@ -18,7 +18,7 @@ from workbench.merge.streaming.realigned import AlignedDeltas
 from workbench.models.layout import Model
 from workbench.models.tied import with_head_of
 from workbench.resolve.adapter_form import adapt, changes_result
-from workbench.resolve.resolved import MemoryAt, Resolved
+from workbench.resolve.resolved import MemoryAt, Resolved, RouterAt
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext, StepResult, Taught, kind_of
 from workbench.vocabulary.align import AlignedVocabulary
@@ -32,11 +32,13 @@ class Composition:
         model: Weights and configuration after the last step.
         results: Results of the steps, in order.
         memory: Memory that acts on the live model.
+        router: Router that chooses bricks for the live model.
     """
 
     model: Model
     results: Sequence[StepResult]
     memory: MemoryAt | None = None
+    router: RouterAt | None = None
 
     @property
     def edits(self) -> dict[str, Path]:
@@ -115,7 +117,8 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
         device: Device to compute on.
         events: Receives progress.
     """
-    current, results, memory = resolved.base, list[StepResult](), resolved.memory
+    current, results = resolved.base, list[StepResult]()
+    memory, router = resolved.memory, resolved.router
     for number, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
         made = kind_of(step).apply(step, step_context(resolved, number, device, events), current, results)
         for earlier in results:
@@ -124,10 +127,10 @@ def compose(resolved: Resolved, device: torch.device, events: Events = no_events
                 if made.grown:
                     earlier.grown.renamed(made.grown.weights.growth)
         results.append(replace(made, id=step_id, record={"id": step_id, step.verb: step.name, **made.record}))
-        current, memory = made.model, made.memory or memory
+        current, memory, router = made.model, made.memory or memory, made.router or router
     if changes_result(resolved.recipe.fields.output):
         current = Model(adapt(current, resolved.base, resolved.recipe.fields.output), current.config)
-    return Composition(current, results, memory)
+    return Composition(current, results, memory, router)
 
 
 def step_context(resolved: Resolved, number: int, device: torch.device, events: Events = no_events) -> StepContext:

@@ -6,7 +6,7 @@ runs/<name>-<key10>/    (<name>-<stamp10> until all inputs have been read once)
     log.jsonl        events
     model/           the checkpoint (model.partial/ while it is written)
     adapter/         with `form: adapter`, the PEFT adapter instead
-    configuration/   for a recipe that ends in a memory, the memory with the model or a reference to the base instead
+    configuration/   for a recipe that ends in a memory or a router, this with the model or a reference to the base instead
     edits/<step>/    the result of each edit, a PEFT adapter
 """
 
@@ -57,6 +57,7 @@ _SHAPE: dict[str, Any] = {
         "tensors": {"*": (str, dict)},
         "digests": {"*": str},
         "memory": str,
+        "router": str,
     },
 }
 
@@ -104,7 +105,7 @@ class RunDirectory:
 
     @property
     def configuration(self) -> Path:
-        """The finished configuration directory, if the recipe ends in a memory."""
+        """The finished configuration directory, if the recipe ends in a memory or a router."""
         return self.path / "configuration"
 
     @property

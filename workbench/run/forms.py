@@ -1,4 +1,4 @@
-"""Forms of a recipe's result: a checkpoint, a PEFT adapter, or a configuration directory with a memory.
+"""Forms of a recipe's result: a checkpoint, a PEFT adapter, or a configuration directory with a memory or a router.
 
 `plan` and `execute` ask the form of a recipe how large the result is, `execute` lets it write the result, and `workbench run`
 prints its hints. A new form is a class here and a value of `output: {form:}` in `recipe/schema.py`.
@@ -23,6 +23,7 @@ from workbench.lazy import torch
 from workbench.resolve.adapter_form import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole
+from workbench.run.routers import write_router
 from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.shapes import written_specs
 from workbench.steps.fields import parse_size
@@ -72,14 +73,14 @@ class OutputForm(ABC):
         name: Value of `output: {form:}` in a recipe.
         key: Field of the document of `run --json` that holds the result's directory.
         folder: Name of the result's directory in the run directory.
-        has_memory: True if the form holds a memory; a result with a memory has no other form.
+        acts_beside: True if the form holds a memory or a router; a result with one of them has no other form.
         host_bytes: Memory of the host that writing this form needs beside the tensors, in bytes, on a run with a CUDA device.
     """
 
     name: ClassVar[str]
     key: ClassVar[str]
     folder: ClassVar[str]
-    has_memory: ClassVar[bool] = False
+    acts_beside: ClassVar[bool] = False
     host_bytes: ClassVar[int] = 0
 
     def refuse(self, resolved: Resolved) -> None:
@@ -88,18 +89,18 @@ class OutputForm(ABC):
         `resolve` makes the checks that concern single steps and bricks (`adapter_form.check_form`).
 
         Raises:
-            InvalidRecipeError: If the recipe has a memory and the form holds none, or the other way round.
+            InvalidRecipeError: If the recipe has a memory or a router and the form holds none, or the other way round.
         """
-        memory = resolved.recipe.memory is not None or resolved.memory is not None
-        if memory and not self.has_memory:
+        beside = resolved.beside
+        if beside and not self.acts_beside:
             raise InvalidRecipeError(
-                f"{resolved.recipe.name}: the result has a memory, which `form: {self.name}` cannot hold",
+                f"{resolved.recipe.name}: the result has a {beside}, which `form: {self.name}` cannot hold",
                 "Use `workbench.load(DIR)` on the configuration directory, or run the recipe that wrote it.",
             )
-        if self.has_memory and not memory:
+        if self.acts_beside and not beside:
             raise InvalidRecipeError(
-                f"{resolved.recipe.name}: `form: {self.name}` needs a memory, but no step makes one",
-                "Add a memory such as `edit: memory` as the last step, or write `form: checkpoint`.",
+                f"{resolved.recipe.name}: `form: {self.name}` needs a memory or a router, but no step makes one",
+                "Add a step such as `edit: memory` or `route: ridge` as the last step, or write `form: checkpoint`.",
             )
 
     @abstractmethod
@@ -255,43 +256,55 @@ class AdapterForm(OutputForm):
 
 
 class ConfigurationForm(OutputForm):
-    """A directory with a memory, and the checkpoint that it acts on unless this is the unchanged base."""
+    """A directory with a memory or a router, and the checkpoint that it acts on unless this is the unchanged base."""
 
     name = "configuration"
     key = "directory"
     folder = "configuration"
-    has_memory = True
+    acts_beside = True
 
     def size(self, resolved: Resolved) -> int:
-        """Return the bytes of the checkpoint; the facts of a memory are small."""
-        return 0 if refers_to_base(resolved) else CHECKPOINT.size(resolved)
+        """Return the bytes of the checkpoint and of the bricks that a router chooses among; the facts of a memory are small."""
+        router = resolved.recipe.router
+        bricks = resolved.recipe.used_bricks(router) if router else ()
+        adapters = sum(resolved.bricks[name].stored_bytes for name in bricks)
+        return adapters + (0 if refers_to_base(resolved) else CHECKPOINT.size(resolved))
 
     def write(self, context: WriteContext) -> dict[str, Any]:
-        """Write the memory, the record of the configuration, and the checkpoint unless it equals the base."""
-        from workbench.run.materialize import with_memory
+        """Write the memory or router, the record of the configuration, and the checkpoint unless it equals the base."""
+        from workbench.run.materialize import whole_digest
 
-        resolved, memory = context.resolved, context.composition.memory
-        assert memory is not None, "`refuse` rejects a recipe without a memory"
+        resolved, composition, out = context.resolved, context.composition, context.out
         if refers_to_base(resolved):
-            specs = output_specs(context.composition.model.weights.specs, resolved.dtype)
+            specs = output_specs(composition.model.weights.specs, resolved.dtype)
             parameters = sum(s.numel for s in specs.values())
             output: dict[str, Any] = {"digest": resolved.base_digest, "tensors": {}, "parameters": parameters, "bytes": 0}
         else:
-            output = CHECKPOINT.write(replace(context, out=context.out / MODEL))
-        shutil.rmtree(context.out / MEMORY, ignore_errors=True)
-        shutil.copytree(memory.path, context.out / MEMORY)
-        output["digest"] = with_memory(output["digest"], context.composition)
-        output["memory"] = memory.digest
-        write_record(context.out, resolved, output["digest"])
+            output = CHECKPOINT.write(replace(context, out=out / MODEL))
+        output["digest"] = whole_digest(output["digest"], composition)
+        out.mkdir(parents=True, exist_ok=True)
+        if composition.memory is not None:
+            shutil.rmtree(out / MEMORY, ignore_errors=True)
+            shutil.copytree(composition.memory.path, out / MEMORY)
+            output["memory"] = composition.memory.digest
+        elif composition.router is not None:
+            output["bytes"] += write_router(composition.router, out)
+            output["router"] = composition.router.digest
+        else:
+            raise AssertionError("`refuse` rejects a recipe without a memory or a router")
+        write_record(out, resolved, output["digest"])
         return output
 
     def checkpoint(self, result: Path) -> Path:
-        """Return the directory of the checkpoint, which does not exist if the memory acts on the unchanged base."""
+        """Return the directory of the checkpoint, which does not exist if the memory or router acts on the unchanged base."""
         return result / MODEL
 
     def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
-        """Return the Python call that loads the model, and the command that lists the facts."""
-        return [f'load:   workbench.load("{place}")', f"facts:  workbench memory ls {shell(place)}"]
+        """Return the Python call that loads the model, and the command that lists the facts or explains a choice."""
+        load = f'load:   workbench.load("{place}")'
+        if "router" in output:
+            return [load, f"ask:    workbench route explain {shell(place)} TEXT", f"chat:   workbench chat {shell(place)}"]
+        return [load, f"facts:  workbench memory ls {shell(place)}"]
 
 
 CHECKPOINT = CheckpointForm()

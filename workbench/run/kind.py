@@ -16,7 +16,7 @@ from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.resolve.resolved import MemoryAt, Resolved
+from workbench.resolve.resolved import MemoryAt, Resolved, RouterAt
 from workbench.run.costs import Needs
 from workbench.run.grown import GrownStep
 from workbench.steps import Step
@@ -106,6 +106,7 @@ class StepResult:
         folder: Folder of the run directory for this copy.
         taught: Facts that the step has taught.
         memory: Memory that the step adds to the live model.
+        router: Router that the step adds to the live model.
         id: The step's id.
     """
 
@@ -118,6 +119,7 @@ class StepResult:
     folder: str = ""
     taught: Taught | None = None
     memory: MemoryAt | None = None
+    router: RouterAt | None = None
     id: str = field(default="", kw_only=True)
 
 

@@ -15,6 +15,7 @@ from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.memories import attach_memory
+from workbench.run.routers import attach_router
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
@@ -23,9 +24,10 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def with_memory(digest: str, composition: Composition) -> str:
-    """Combine the digest of a configuration's weights with that of its memory, if it has one."""
-    return json_digest([digest, composition.memory.digest]) if composition.memory else digest
+def whole_digest(digest: str, composition: Composition) -> str:
+    """Combine the digest of a configuration's weights with those of its memory and its router, if it has one."""
+    beside = [part.digest for part in (composition.memory, composition.router) if part]
+    return json_digest([digest, *beside]) if beside else digest
 
 
 def configuration_digest(
@@ -45,7 +47,7 @@ def configuration_digest(
         tensors = compute(model, resolved.dtype, device)
     resolved.check_inputs()
     digests = {name: tensor_digest(t) for name, t in tensors.items()}
-    digest = with_memory(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
+    digest = whole_digest(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
     remember_digest(resolved, digest, device)
     return digest, tensors
 
@@ -62,7 +64,7 @@ def _digest_memo(resolved: Resolved) -> Path:
 def materialize(
     resolved: Resolved, device: torch.device, tensors: dict[str, torch.Tensor] | None = None, events: Events = no_events
 ) -> PreTrainedModel:
-    """Return a configuration as a live transformers model in the output dtype, with its memory attached.
+    """Return a configuration as a live transformers model in the output dtype, with its memory or router attached.
 
     Args:
         resolved: The recipe.
@@ -72,9 +74,10 @@ def materialize(
     """
     with exact(device):
         composition = compose(resolved, device, events)
-        model, memory = composition.model, composition.memory
+        model, memory, router = composition.model, composition.memory, composition.router
         live = live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
-    return attach_memory(live, memory.path, resolved.tokenizer_path, memory.version) if memory else live
+    live = attach_memory(live, memory.path, resolved.tokenizer_path, memory.version) if memory else live
+    return attach_router(live, router, resolved.tokenizer_path) if router else live
 
 
 @contextmanager
@@ -88,11 +91,11 @@ def swap(model: PreTrainedModel, resolved: Resolved, tensors: dict[str, torch.Te
         tensors: Tensors of the other configuration, if they are already computed.
 
     Raises:
-        WorkbenchError: If the other configuration has a memory, or parameters differ in name or shape.
+        WorkbenchError: If the other configuration has a memory or a router, or parameters differ in name or shape.
     """
-    if resolved.recipe.memory or resolved.memory:
+    if beside := resolved.beside:
         raise WorkbenchError(
-            f"recipe {resolved.recipe.name}: swap() exchanges only weights, but this configuration has a memory",
+            f"recipe {resolved.recipe.name}: swap() exchanges only weights, but this configuration has a {beside}",
             "Use `materialize`.",
         )
     other = materialize(resolved, next(model.parameters()).device, tensors).to(model.dtype)

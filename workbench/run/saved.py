@@ -1,8 +1,9 @@
-"""Configurations on disk: a model, or a reference to an unchanged base, and the memory that acts on it.
+"""Configurations on disk: a model, or a reference to an unchanged base, and the memory or the router that acts on it.
 
 configuration.json   name, base (id, revision, path, digest) and digests
-model/               the checkpoint of the steps before the memory; absent if it equals the base
+model/               the checkpoint of the steps before the memory or router; absent if it equals the base
 memory/              see `memories`
+routing.json, router.safetensors, adapters/    see `routers`
 """
 
 from __future__ import annotations
@@ -12,20 +13,22 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import MemoryAt, Resolved
 from workbench.run.memories import SavedMemory
+from workbench.run.routers import RECORD as ROUTER
+from workbench.run.routers import SavedRouter
 
 RECORD, MODEL, MEMORY = "configuration.json", "model", "memory"
 
 
 def refers_to_base(resolved: Resolved) -> bool:
-    """Return True if a recipe's memory acts on the unchanged base, so that no weights are written."""
-    alone = resolved.recipe.memory is not None and len(resolved.recipe.steps) == 1
+    """Return True if a recipe's memory or router acts on the unchanged base, so that no weights are written."""
+    alone = bool(resolved.recipe.memory or resolved.recipe.router) and len(resolved.recipe.steps) == 1
     return alone and resolved.dtype_name is None and resolved.vocabulary is None and not resolved.unties
 
 
@@ -52,7 +55,7 @@ def is_configuration(path: Path) -> bool:
 
 
 def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH) -> Resolved:
-    """Resolve a configuration directory as a recipe without steps, with the saved memory.
+    """Resolve a configuration directory as a recipe without steps, with the saved memory or router.
 
     Args:
         path: The directory.
@@ -60,25 +63,37 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
         hub: Access to the hub, for a base that is no longer at its recorded path.
 
     Raises:
-        WorkbenchError: If it is not a configuration, or its base is missing or has changed.
+        WorkbenchError: If it is not a configuration, its base is missing or has changed, or its router's files do not belong together.
     """
     record = read_json(path / RECORD)
     if not isinstance(record, dict):
         raise WorkbenchError(
             f"{path} is not a configuration: it has no {RECORD}",
-            "`workbench run` writes one if the recipe ends in a memory step.",
+            "`workbench run` writes one if the recipe ends in a memory or route step.",
         )
-    saved = SavedMemory(path / MEMORY)
-    number = saved.log.version if version is None else version
-    memory = MemoryAt(saved.path, number, saved.digest(number))
-    resolved = replace(_model(path, record, hub), memory=memory)
+    if (path / ROUTER).is_file() and not (path / MEMORY).is_dir():
+        if version is not None:
+            raise UsageError(f"{path}: a router has no versions, so it has no version {version}", "Remove the version.")
+        resolved = replace(_model(path, record, hub, "router"), router=SavedRouter(path).at())
+    else:
+        saved = SavedMemory(path / MEMORY)
+        number = saved.log.version if version is None else version
+        memory = MemoryAt(saved.path, number, saved.digest(number))
+        resolved = replace(_model(path, record, hub, "memory"), memory=memory)
     return replace(
         resolved, recipe=replace(resolved.recipe, fields=resolved.recipe.fields.model_copy(update={"name": record["name"]}))
     )
 
 
-def _model(path: Path, record: dict[str, Any], hub: Hub) -> Resolved:
-    """Resolve the checkpoint in the configuration, or the base that its record names."""
+def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolved:
+    """Resolve the checkpoint in the configuration, or the base that its record names.
+
+    Args:
+        path: The configuration directory.
+        record: Content of configuration.json.
+        hub: Access to the hub.
+        beside: "memory" or "router", for messages.
+    """
     project, base = find_project(path.resolve() / RECORD), record["base"]
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
@@ -87,7 +102,7 @@ def _model(path: Path, record: dict[str, Any], hub: Hub) -> Resolved:
     resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
     if resolved.base_digest != base["digest"]:
         raise WorkbenchError(
-            f"{path}: the weights of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the memory was made on "
+            f"{path}: the weights of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the {beside} was made on "
             f"{base['digest'][:10]})",
             "Restore the old weights, or run the recipe again.",
         )

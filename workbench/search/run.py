@@ -166,10 +166,10 @@ def prepare(
 
 def _in_memory(recipe: Recipe) -> Resolved:
     """Resolve the recipe as written; raise WorkbenchError if a search cannot build its candidates in memory."""
-    if recipe.memory or any(step.verb == "grow" for step in recipe.steps):
+    if recipe.memory or recipe.router or any(step.verb == "grow" for step in recipe.steps):
         raise recipe.error(
             ("search",),
-            "a search replaces the base's weights in memory, and memories and grow steps give models of other shapes",
+            "a search replaces the base's weights in memory, but memories, routers and grow steps do more than that",
             "Put the merge with its search into a separate recipe, and use that recipe under `bricks`.",
         )
     resolved = resolve(recipe.without_search())

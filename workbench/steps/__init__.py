@@ -4,8 +4,9 @@
     edit    (live model, tokenizer, facts)    -> factors    the result is a brick
             (live model, tokenizer, facts)    -> memory     ends a recipe: the memory acts on the live model
     grow    (model)                           -> new names  streams tensor by tensor
+    route   (live base, prompts per brick)    -> router     ends a recipe: bricks stay apart, and the router chooses
 
-A method is one file in `workbench/merge`, `workbench/edit` or `workbench/grow` that decorates one class with `@register`.
+A method is one file in `workbench/merge`, `workbench/edit`, `workbench/grow` or `workbench/route` that decorates one class with `@register`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,15 @@ from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
 from workbench.steps.new_training import NewTraining
 from workbench.steps.registry import register, verbs
+from workbench.steps.route import (
+    CalibratedRoute,
+    Decisions,
+    Prompts,
+    RouteContext,
+    RoutedBrick,
+    RouteMethod,
+    Router,
+)
 from workbench.steps.step import BrickStep, KeyContext, Plugin, Problem, Step
 from workbench.steps.train import TrainMethod
 
@@ -24,7 +34,9 @@ __all__ = [
     "Axis",
     "Block",
     "BrickStep",
+    "CalibratedRoute",
     "Combination",
+    "Decisions",
     "Edit",
     "EditMethod",
     "Group",
@@ -48,7 +60,12 @@ __all__ = [
     "Prepared",
     "Preserves",
     "Problem",
+    "Prompts",
     "Remembered",
+    "RouteContext",
+    "RouteMethod",
+    "RoutedBrick",
+    "Router",
     "Step",
     "TrainMethod",
     "register",

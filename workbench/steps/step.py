@@ -73,7 +73,7 @@ class Plugin:
 
 
 class Step(Strict):
-    """One step of a recipe: `{merge|edit|grow: METHOD}` and the method's fields."""
+    """One step of a recipe: `{merge|edit|grow|route: METHOD}` and the method's fields."""
 
     id: str | None = Field(None, pattern=NAME)
     """Name of the step in `--set ID.FIELD=VALUE` and in the run's record. If omitted, the verb and the method, such as
@@ -98,6 +98,8 @@ class Step(Strict):
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
     """True if the step adds deltas of bricks to the current weights."""
+    low_rank_bricks: ClassVar[bool] = False
+    """True if every brick of the step must be a low-rank update of linear layers."""
     ends_recipe: ClassVar[bool] = False
     """True if no step can follow, because the result is not weights."""
 
@@ -133,6 +135,14 @@ class Step(Strict):
     def files(self) -> list[str]:
         """Return all files that the step reads, relative to the project."""
         return self.inputs()
+
+    def completed(self, known: Sequence[str]) -> Self:
+        """Return the step with what it takes from the rest of the recipe, before references are checked.
+
+        Args:
+            known: The recipe's bricks.
+        """
+        return self
 
     def neuron_set(self) -> tuple[tuple[str, ...], str] | None:
         """Return the field that names a set of neurons, as a path of keys, and the set's directory; None if the step uses no set."""

@@ -21,6 +21,7 @@ from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocumen
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
+from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
@@ -51,6 +52,8 @@ DOCUMENTS: Mapping[str, Any] = {
     "edit trace": TraceDocument,
     "memory ls": MemoryDocument,
     "memory log": list[MemoryChange],
+    "route explain": ExplainDocument,
+    "route check": RouteCheckDocument,
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,

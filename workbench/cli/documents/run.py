@@ -8,7 +8,7 @@ from workbench.cli.documents.document import Document, FactsSaid, MethodOrigin, 
 
 
 class StepVerb(OpenDocument):
-    """The method of a step: each step has one of the three fields `merge`, `edit` and `grow`."""
+    """The method of a step: each step has one of the fields `merge`, `edit`, `grow` and `route`."""
 
     id: str
     """Id of the step: its `id` in the recipe, or its verb and method."""
@@ -18,13 +18,15 @@ class StepVerb(OpenDocument):
     """Edit or memory method, in edit steps."""
     grow: str = optional()
     """Growth method or kind of training, in grow steps."""
+    route: str = optional()
+    """Route method, in route steps."""
 
 
 class StepRecord(StepVerb):
     """A step of a finished run, with further measurements that depend on the method."""
 
     bricks: list[str] = optional()
-    """Names of the bricks that a merge step combines."""
+    """Names of the bricks that a merge step combines, or a route step chooses among."""
     tensors: int = optional()
     """Number of tensors that the step changes or adds."""
     plugin: MethodOrigin = optional()
@@ -33,6 +35,8 @@ class StepRecord(StepVerb):
     """Key of the weights after the step."""
     check: dict[str, Any] = optional()
     """Measurements of the checks of a grow step."""
+    router: dict[str, Any] = optional()
+    """Measurements of a route step: accuracy on calibration prompts, ties, threshold, and others that depend on the method."""
 
 
 class RunDocument(Document):
@@ -194,6 +198,8 @@ class RunOutput(OpenDocument):
     """Name of a tensor in an adapter's file -> digest."""
     memory: str = optional()
     """Digest of the memory of a configuration."""
+    router: str = optional()
+    """Digest of the router of a configuration, and of its bricks."""
 
 
 class RunRecord(OpenDocument):

@@ -1,0 +1,196 @@
+"""Accuracy of routers on the eight starter bricks, and retrieval among up to 64 synthetic skills.
+
+Every router is fitted on 64 prompts a brick from the bricks' training files. It is asked for the bricks of test items, of templates that no
+training file has (evals/routing), of copies in lower case, behind greetings and under the chat template, of the second of two
+requests, and of texts that no brick is for.
+
+python benchmarks/route_accuracy.py
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import route_skills
+import torch
+from record import parser_of, write_results
+
+from workbench.adapters.linear import linear_factors
+from workbench.adapters.read import Adapter
+from workbench.library.route import Asked, judged
+from workbench.models.texts import read_prompts
+from workbench.models.tokenizer import load_tokenizer
+from workbench.recipe.methods import methods
+from workbench.route.deciding.copies import stripped
+from workbench.route.features.hidden import pooled, token_rows
+from workbench.route.mixing.kernel import Mix
+from workbench.route.mixing.modules import Mixer
+from workbench.steps import Prompts, RouteContext
+
+PROJECT = Path(__file__).resolve().parents[1]
+BRICKS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy", "date-mdy")
+SAMPLES = 64
+# Router -> method, fields, and of how many prompts one is asked: routers that run whole passes for each prompt get fewer of them.
+ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ridge": ("ridge", {}, 1),
+    "centroid": ("centroid", {}, 1),
+    "text": ("text", {}, 1),
+    "arrow": ("arrow", {"samples": 16}, 8),
+    "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
+    "nll": ("nll", {"samples": 16}, 16),
+}
+# Greetings that no copy of a calibration prompt has.
+GREETINGS = (
+    "Dear assistant, ",
+    "Sorry to bother you again, but here is another one for today. ",
+    "Good evening! I hope that your day went well. ",
+    "ok next: ",
+)
+SIZES = (8, 16, 32, 64)
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (PROJECT / name).read_text("utf-8").splitlines()]
+
+
+def sets(tokenizer: Any) -> dict[str, list[Asked]]:
+    """Name -> prompts with the brick that should answer."""
+    tasks = {name: rows_of(f"evals/tasks/data/{name}.jsonl") for name in BRICKS}
+    test = [Asked(row["prompt"], name) for name, rows in tasks.items() for row in rows]
+    third = test[::3]
+    paraphrases, looked_at = (
+        [Asked(row["prompt"], row["brick"]) for row in rows_of(f"evals/routing/{name}.jsonl")]
+        for name in ("unseen", "development")
+    )
+    template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
+    chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
+    replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::8]]
+    outside = {
+        "retention": [row["prompt"] for row in rows_of("evals/tasks/data/retention.jsonl")],
+        "abilities": [row["prompt"] for row in rows_of("evals/abilities.jsonl")],
+        "chat": [row["prompt"] for row in rows_of("evals/routing/chat.jsonl")],
+        "neutral requests": replay,
+        "near misses": [row["prompt"] for row in rows_of("evals/routing/near-misses.jsonl")],
+    }
+    return {
+        "test items": test,
+        "unseen templates": paraphrases,
+        "lower case": [Asked(asked.prompt.lower(), asked.brick) for asked in third],
+        "behind a greeting": [Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(third)],
+        "unseen, greeting": [
+            Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(paraphrases)
+        ],
+        "unseen, chat template": [
+            Asked(text, asked.brick) for text, asked in zip(stripped(chat, tokenizer), paraphrases, strict=True)
+        ],
+        "development templates": looked_at,
+        "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],
+        **{name: [Asked(prompt, None) for prompt in prompts] for name, prompts in outside.items()},
+    }
+
+
+def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
+    """Router -> its record, and one summary for each set."""
+    calibration = {name: read_prompts(PROJECT / f"bricks/{name}/train.jsonl", name, SAMPLES) for name in BRICKS}
+    factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in BRICKS}
+    context = RouteContext(model, tokenizer, torch.device("cpu"), calibration, factors=factors.__getitem__)
+    asked = sets(tokenizer)
+    states: dict[str, torch.Tensor] = {}
+    found: dict[str, Any] = {}
+    for label, (name, fields, every) in ROUTERS.items():
+        start = time.process_time()
+        step: Any = methods()[f"route:{name}"].model_validate({"route": name, "calibration": "{brick}", **fields})
+        router = step.fit(context)
+        fitting = time.process_time() - start
+        with acting_on(model, factors) as acting:
+            rows = []
+            for part, prompts in asked.items():
+                taken = prompts[::every]
+                texts = [one.prompt for one in taken]
+                tokens = token_rows(tokenizer, texts)
+                if router.layer is not None and part not in states:
+                    states[part] = pooled(model, tokens, router.layer, router.window)
+                hidden = None if router.layer is None else states[part]
+                decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens, acting)))
+                rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
+        found[label] = {"sets": rows, "fields": fields, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
+                        "ties": [list(group) for group in router.choice.ties]}  # fmt: skip
+        print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
+    return found
+
+
+@contextmanager
+def acting_on(model: Any, factors: Mapping[str, Any]) -> Iterator[Callable[[str], Any]]:
+    """Switch single bricks on and off."""
+    mixer = Mixer(model, factors)
+
+    @contextmanager
+    def acting(brick: str) -> Iterator[None]:
+        with mixer.acting(Mix.of(torch.tensor([float(name == brick) for name in factors]))):
+            yield
+
+    try:
+        yield acting
+    finally:
+        mixer.detach()
+
+
+def retrieval(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
+    """Share of prompts whose skill is the best, or among the best three, by number of skills."""
+    names = route_skills.skills()
+    rows = []
+    for size in SIZES:
+        chosen = names[:size]
+        calibration = route_skills.calibration(chosen)
+        context = RouteContext(model, tokenizer, torch.device("cpu"), calibration,
+                               descriptions={name: route_skills.description(name) for name in chosen})  # fmt: skip
+        tests = {
+            "seen": [(text, i) for i, name in enumerate(chosen) for text in route_skills.seen_tests(name)],
+            "unseen": [
+                (text, i) for i, name in enumerate(chosen) for text in route_skills.prompts(name, True, route_skills.TESTS)
+            ],
+        }
+        for method in ("ridge", "centroid", "text"):
+            step: Any = methods()[f"route:{method}"].model_validate({"route": method, "calibration": "{brick}", "abstain": None})
+            router = step.fit(context)
+            for templates, prompts in tests.items():
+                texts, labels = [text for text, _ in prompts], torch.tensor([i for _, i in prompts])
+                hidden = (
+                    None if router.layer is None else pooled(model, token_rows(tokenizer, texts), router.layer, router.window)
+                )
+                scores, _ = router.score(Prompts(texts, hidden))
+                ranks = recalls(scores, labels)
+                rows.append({"bricks": size, "router": method, "templates": templates, "prompts": len(texts), **ranks})
+                print(rows[-1], flush=True)
+    return rows
+
+
+def recalls(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    best = scores.topk(3, dim=1).indices
+    return {f"recall_{k}": round(float((best[:, :k] == labels[:, None]).any(1).double().mean()), 4) for k in (1, 3)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the results file."""
+    parser = parser_of(__doc__, "route-accuracy")
+    options = parser.parse_args(arguments)
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    base = PROJECT / "bricks" / "starter" / "base"
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
+    tokenizer = load_tokenizer(base)
+    document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": {label: every for label, (_, _, every) in ROUTERS.items()}}
+    document["routers"] = accuracy(model, tokenizer)
+    document["retrieval"] = retrieval(model, tokenizer)
+    document["retrieval_prompts"] = route_skills.PROMPTS
+    write_results(options.out, document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""The tables of docs/routing.md: accuracy of routers on the starter bricks, and retrieval among many skills."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cells import measured, of_results, table
+
+ROUTING = "benchmarks/results/route-accuracy.json"
+
+
+@of_results(ROUTING)
+def accuracy_block(found: dict[str, Any]) -> str:
+    """Share of prompts whose brick has the highest score, for each router and set."""
+    names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
+    lines = []
+    for router in found["routers"]:
+        rows = {row["set"]: row for row in _rows(found, router)}
+        lines.append([f"`{router}`", *(_percent(rows[name]["right_score"]) for name in names)])
+    counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
+    fewer = ", ".join(f"every {_ordinal(every)} prompt for `{router}`" for router, every in found["every"].items() if every > 1)
+    note = (
+        f"Percent of prompts whose brick, or one that it is tied with, has the highest score, before any prompt goes to the base; "
+        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks ({fewer}). "
+    )
+    heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
+
+
+@of_results(ROUTING)
+def abstain_block(found: dict[str, Any]) -> str:
+    """Prompts that went to the base: falsely for those that a brick is for, rightly for others."""
+    inside = [row["set"] for row in _rows(found, "ridge") if "to_base" in row]
+    outside = [row["set"] for row in _rows(found, "ridge") if "kept_by_base" in row]
+    lines = []
+    for router in found["routers"]:
+        rows = {row["set"]: row for row in _rows(found, router)}
+        cells = [_percent(rows[name]["to_base"]) for name in inside] + [_percent(rows[name]["kept_by_base"]) for name in outside]
+        lines.append([f"`{router}`", *cells])
+    counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
+    heads = ["router", *inside, *(f"**{name}** (n = {counts[name]})" for name in outside)]
+    note = (
+        "Percent of prompts that went to the base. Plain columns: prompts that a brick is for, so 0 is best. Bold columns: prompts that no "
+        "brick is for, so 100 is best. Near misses are about the same things as a skill and ask for something else. "
+    )
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
+
+
+@of_results(ROUTING)
+def retrieval_block(found: dict[str, Any]) -> str:
+    """Recall by number of skills."""
+    sizes = sorted({row["bricks"] for row in found["retrieval"]})
+    lines = []
+    for router in dict.fromkeys(row["router"] for row in found["retrieval"]):
+        for templates in ("seen", "unseen"):
+            rows = {row["bricks"]: row for row in found["retrieval"] if (row["router"], row["templates"]) == (router, templates)}
+            lines.append([f"`{router}`", templates, *(f"{rows[s]['recall_1']:.2f} / {rows[s]['recall_3']:.2f}" for s in sizes)])
+    note = (
+        f"Recall@1 / recall@3 on new prompts, by number of bricks; {found['retrieval_prompts']} calibration prompts a brick in three templates. "
+        "Synthetic skills: eight operations on eight kinds of words, so that every skill shares its operation with seven others and its "
+        "words with seven others. "
+    )
+    heads = ["router", "templates", *(f"{size} bricks" for size in sizes)]
+    return "\n\n".join([table(heads, lines, left=2), note + _source(found)])
+
+
+def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = found["routers"][router]["sets"]
+    return rows
+
+
+def _percent(value: float) -> str:
+    return f"{100 * value:.1f}"
+
+
+def _ordinal(number: int) -> str:
+    return {2: "second", 3: "third"}.get(number, f"{number}th")
+
+
+def _source(found: dict[str, Any]) -> str:
+    return f"{measured(found)} The source: [{ROUTING}](../{ROUTING})."
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "route_accuracy": accuracy_block,
+    "route_abstain": abstain_block,
+    "route_retrieval": retrieval_block,
+}

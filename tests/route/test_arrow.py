@@ -1,0 +1,169 @@
+"""Arrow and NLL against PEFT: directions and scores of its router, and losses of its adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worlds.routing import context, prompts
+from worlds.tiny import live, save_adapter, save_model
+
+from workbench.adapters.linear import linear_factors
+from workbench.adapters.read import Adapter
+from workbench.models.tokenizer import load_tokenizer
+from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
+from workbench.route.features.hidden import tail_mean, token_rows
+from workbench.route.nll import Nll, gains
+from workbench.steps.route import Prompts
+
+BRICKS = ("one", "two", "three")
+ROWS = [[5, 9, 3, 7, 2, 11, 8], [6, 3], [9, 8, 7, 6, 5, 4, 3, 2, 12, 13]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base and three adapters of equal shape, each with one direction that stands out: PEFT finds it by 15 power iterations."""
+    from safetensors.torch import load_file, save_file
+
+    place = tmp_path_factory.mktemp("arrow")
+    base = save_model(place / "base", dtype=torch.float32)
+    for seed, name in enumerate(BRICKS, 1):
+        file = save_adapter(base, place / name, seed=seed) / "adapter_model.safetensors"
+        tensors = load_file(file)
+        for key, tensor in tensors.items():
+            tensor[0] *= 4.0 if "lora_A" in key else 1.0
+        save_file(tensors, file)
+    return place
+
+
+def factors(folder: Path) -> list[dict[str, Any]]:
+    return [linear_factors(Adapter(folder / name, name)) for name in BRICKS]
+
+
+def test_scores_are_those_of_pefts_router(folder: Path) -> None:
+    from peft import ArrowConfig, create_arrow_model
+    from peft.tuners.lora.arrow import ArrowLoraLinearLayer
+
+    routed = create_arrow_model(
+        live(folder / "base"), [str(folder / name) for name in BRICKS], ArrowConfig(top_k=3, rng_seed=0)
+    ).eval()
+    inputs: dict[str, torch.Tensor] = {}
+    layers = {n: m for n, m in routed.named_modules() if isinstance(m, ArrowLoraLinearLayer)}
+    for name, layer in layers.items():
+        parent = routed.get_submodule(name.rpartition(".lora_arrow")[0])
+        # The base's own inputs: no adapter acts on the model while they are recorded.
+        parent.register_forward_pre_hook(lambda _m, args, name=name: inputs.setdefault(name, args[0].detach().float()))
+        layer.build_prototypes(parent.lora_A, parent.lora_B)
+    with torch.no_grad(), routed.disable_adapter():
+        routed(input_ids=torch.tensor([ROWS[0]]))
+    expected = torch.stack([(inputs[n][0] @ layer.prototypes.float().T).abs() for n, layer in layers.items()]).mean(0)
+    found = prototypes(factors(folder))
+    assert len(found) == len(layers)
+    (scores,) = alignments(live(folder / "base"), found, ROWS[:1])
+    torch.testing.assert_close(scores, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_directions_are_first_right_singular_vectors(folder: Path) -> None:
+    parts = factors(folder)
+    found = prototypes(parts)
+    for name, vectors in found.items():
+        for vector, factor in zip(vectors, parts, strict=True):
+            a, b = factor[name]
+            _, _, right = torch.linalg.svd(b.double() @ a.double())
+            assert abs(float(vector.double() @ right[0])) == pytest.approx(1.0, abs=1e-6)
+
+
+def test_a_brick_without_a_module_has_no_direction_there(folder: Path) -> None:
+    parts = factors(folder)
+    name = next(iter(parts[0]))
+    parts[1] = {key: pair for key, pair in parts[1].items() if key != name}
+    found = prototypes(parts)
+    assert not bool(found[name][1].any())
+    assert bool(found[name][0].any())
+
+
+def test_scores_of_a_batch_are_those_of_each_row(folder: Path) -> None:
+    model, found = live(folder / "base"), prototypes(factors(folder))
+    together = pooled_alignments(model, found, ROWS, 4)
+    for row, scores in zip(ROWS, together, strict=True):
+        (alone,) = alignments(model, found, [row])
+        torch.testing.assert_close(scores, tail_mean(alone, 4), rtol=1e-4, atol=1e-5)
+
+
+def test_gains_are_differences_of_pefts_losses(folder: Path) -> None:
+    from peft import PeftModel
+
+    base = live(folder / "base")
+    model = PeftModel.from_pretrained(live(folder / "base"), folder / "one", adapter_name="one")
+    for name in BRICKS[1:]:
+        model.load_adapter(folder / name, name)
+
+    @contextmanager
+    def acting(brick: str) -> Iterator[None]:
+        model.set_adapter(brick)
+        yield
+
+    def nll(row: list[int]) -> torch.Tensor:
+        tokens = torch.tensor([row])
+        with torch.no_grad():
+            return model(input_ids=tokens, labels=tokens).loss
+
+    with model.disable_adapter():
+        base_losses = [float(nll(row)) for row in ROWS]
+    expected = torch.zeros(len(ROWS), len(BRICKS))
+    for j, brick in enumerate(BRICKS):
+        model.set_adapter(brick)
+        for i, row in enumerate(ROWS):
+            expected[i, j] = base_losses[i] - float(nll(row))
+
+    from workbench.route.mixing.kernel import Mix
+    from workbench.route.mixing.modules import Mixer
+
+    mixer = Mixer(base, dict(zip(BRICKS, factors(folder), strict=True)))
+
+    @contextmanager
+    def mixed(brick: str) -> Iterator[None]:
+        with mixer.acting(Mix.of(torch.tensor([float(name == brick) for name in BRICKS]))):
+            yield
+
+    torch.testing.assert_close(gains(base, ROWS, BRICKS, mixed), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [Nll, Arrow])
+def test_both_are_fitted_and_restored(folder: Path, kind: Any) -> None:
+    model, tokenizer = live(folder / "base"), load_tokenizer(folder / "base")
+    parts = dict(zip(BRICKS, factors(folder), strict=True))
+    calibration = {name: prompts(i, count=8, templates=2) for i, name in enumerate(BRICKS)}
+    step = kind.model_validate({"route": kind.name, "calibration": "{brick}.jsonl"})
+    router = step.fit(context(model, tokenizer, calibration, factors=parts.__getitem__))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    again = kind.restore(router.settings(), router.tensors())
+    assert router.layer is None
+    texts = prompts(1, seed=1)
+
+    @contextmanager
+    def acting(brick: str) -> Iterator[None]:
+        from workbench.route.mixing.kernel import Mix
+        from workbench.route.mixing.modules import Mixer
+
+        mixer = Mixer(model, {brick: parts[brick]})
+        try:
+            with mixer.acting(Mix.of(torch.ones(1))):
+                yield
+        finally:
+            mixer.detach()
+
+    measured = router.measure(model, token_rows(tokenizer, texts), acting)
+    assert measured.shape == (len(texts), len(BRICKS))
+    one, two = (r.decide(Prompts(texts, None, measured)) for r in (router, again))
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(one.scores, two.scores)
+    if kind is Nll:  # standardized over all prompts: neither brick wins by its level alone
+        plain = torch.cat([gains(model, token_rows(tokenizer, calibration[name]), BRICKS, acting) for name in BRICKS])
+        torch.testing.assert_close(router.centre, plain.double().mean(0), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(router.scale, plain.double().std(0, correction=0), rtol=1e-3, atol=1e-5)

@@ -1,0 +1,139 @@
+"""Routers that are fitted on a tiny model: they find the brick of new prompts, abstain, tie, record and restore."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worlds.routing import context, outside, prompts
+from worlds.tiny import live, save_model
+
+from workbench.errors import WorkbenchError
+from workbench.models.tokenizer import load_tokenizer
+from workbench.recipe.methods import methods
+from workbench.route.deciding.pooling import measure_brick
+from workbench.route.features.hidden import pooled, token_rows
+from workbench.steps.route import Prompts, Router
+
+BRICKS = {"a": 0, "b": 1, "c": 2}
+METHODS = ["ridge", "centroid", "text"]
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    base = save_model(tmp_path_factory.mktemp("base") / "base")
+    return live(base), load_tokenizer(base)
+
+
+def fit(world: tuple[Any, Any], name: str, calibration: dict[str, list[str]], **fields: Any) -> Router:
+    step = methods()[f"route:{name}"].model_validate({"route": name, "calibration": "{brick}.jsonl", **fields})
+    return step.fit(context(*world, calibration))  # type: ignore[attr-defined,no-any-return]
+
+
+def seen(world: tuple[Any, Any], router: Router, texts: list[str]) -> Prompts:
+    model, tokenizer = world
+    rows = token_rows(tokenizer, texts)
+    hidden = None if router.layer is None else pooled(model, rows, router.layer, router.window)
+    return Prompts(texts, hidden, router.measure(model, rows, lambda _: pytest.fail("no brick is needed")))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_router_finds_the_brick_of_new_prompts(world: tuple[Any, Any], name: str) -> None:
+    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()})
+    assert router.method == name
+    assert router.bricks == ("a", "b", "c")
+    assert router.layer == (None if name == "text" else 2)
+    for column, number in enumerate(BRICKS.values()):
+        decisions = router.decide(seen(world, router, prompts(number, seed=1)))
+        assert (decisions.scores.argmax(1) == column).double().mean() >= 0.85
+        chosen = decisions.weights[decisions.weights.any(1)]
+        assert len(chosen) >= 0.7 * len(decisions.weights)
+        assert torch.equal(chosen.sum(1), torch.ones(len(chosen)))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_other_prompts_go_to_the_base_unless_abstain_is_null(world: tuple[Any, Any], name: str) -> None:
+    calibration = {brick: prompts(i, templates=8, count=32) for brick, i in BRICKS.items()}
+    router = fit(world, name, calibration, abstain=0.2)
+    strange = router.decide(seen(world, router, outside()))
+    own = router.decide(seen(world, router, prompts(0, templates=8, seed=1)))
+    assert (~strange.weights.any(1)).double().mean() > (~own.weights.any(1)).double().mean() + 0.3
+    never = fit(world, name, calibration, abstain=None)
+    assert never.threshold is None
+    assert bool(never.decide(seen(world, never, outside())).weights.any(1).all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_bricks_with_the_same_kind_of_prompts_are_tied(world: tuple[Any, Any], name: str) -> None:
+    router = fit(world, name, {"a": prompts(0), "z": prompts(0, seed=5), "b": prompts(1)})
+    assert router.settings()["ties"] == [["a", "z"]]
+    (tie,) = router.record["ties"]
+    assert tie["bricks"] == ["a", "z"]
+    assert tie["acts"] == "a"
+    assert tie["confusion"] >= 0.3
+    decisions = router.decide(seen(world, router, prompts(0, seed=2)))
+    assert not bool(decisions.weights[:, 1].any())
+    assert torch.equal(decisions.scores[:, 0], decisions.scores[:, 1])
+    assert bool((decisions.scores.argmax(1) != 2).all())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_restored_router_decides_as_the_fitted_one(world: tuple[Any, Any], name: str, tmp_path: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()}, mix=2)
+    save_file(router.tensors(), tmp_path / "router.safetensors")
+    settings = json.loads(json.dumps(router.settings()))
+    again = methods()[f"route:{name}"].restore(settings, load_file(tmp_path / "router.safetensors"))  # type: ignore[attr-defined]
+    texts = prompts(1, seed=3) + outside(seed=3)
+    one, two = (r.decide(seen(world, r, texts)) for r in (router, again))
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(one.scores, two.scores)
+    assert torch.equal(one.confidence, two.confidence)
+    assert again.settings() == router.settings()
+
+
+def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) -> None:
+    record = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).record
+    assert record == json.loads(json.dumps(record))
+    assert record["prompts"] == {"a": 16, "b": 16, "c": 16}
+    assert set(record["templates"]) == set(BRICKS)
+    for table in (record["accuracy"], record["beside_text"]):
+        assert set(table["seen_templates"]) == set(table["held_out_templates"]) == {"plain", "lower", "greeting"}
+        assert set(table["by_brick"]) == set(BRICKS)
+        assert table["seen_templates"]["plain"] >= 0.9
+    abstain = record["abstain"]
+    assert abstain["share"] == 0.01
+    assert abstain["threshold"] == fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).threshold
+    assert sum(abstain["to_base"].values()) / 3 <= 0.03
+
+
+@pytest.mark.parametrize("name", ["ridge", "centroid"])
+def test_a_brick_added_later_gives_the_router_of_a_fit_with_it(world: tuple[Any, Any], name: str) -> None:
+    calibration = {brick: prompts(i) for brick, i in BRICKS.items()}
+    refit: Any = fit(world, name, calibration)
+    router: Any = fit(world, name, {brick: calibration[brick] for brick in ("a", "b")})
+    added = router.added("c", measure_brick(*world, calibration["c"], router))
+    seen_by = seen(world, refit, [text for number in BRICKS.values() for text in prompts(number, seed=4)] + outside())
+    for found, expected in zip(added.score(seen_by), refit.score(seen_by), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_bricks_without_prompts_and_single_bricks_are_refused(world: tuple[Any, Any]) -> None:
+    with pytest.raises(WorkbenchError, match="brick 'b' has no calibration prompts"):
+        fit(world, "ridge", {"a": prompts(0), "b": []})
+    with pytest.raises(WorkbenchError, match="expected two or more bricks, found 1"):
+        fit(world, "centroid", {"a": prompts(0)})
+
+
+def test_descriptions_are_texts_of_their_brick(world: tuple[Any, Any]) -> None:
+    step = methods()["route:text"].model_validate({"route": "text", "calibration": "{brick}.jsonl"})
+    calibration = {brick: prompts(i) for brick, i in BRICKS.items()}
+    router = step.fit(context(*world, calibration, descriptions={"c": "sums of money"}))  # type: ignore[attr-defined]
+    decisions = router.decide(Prompts(["some money"]))
+    assert int(decisions.scores.argmax()) == 2
+    assert float(decisions.confidence) > 0

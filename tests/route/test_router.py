@@ -1,0 +1,143 @@
+"""From scores to weights: ties, the threshold, several bricks, and saved states."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from workbench.errors import WorkbenchError
+from workbench.route.centroid import Centroid
+from workbench.route.deciding.fitting import confusion_of, quantile, tied
+from workbench.route.deciding.router import Choice
+from workbench.route.deciding.samples import Samples
+from workbench.route.features.statistics import Statistics
+from workbench.route.fixed import Fixed
+from workbench.route.ridge import Ridge, RidgeRouter
+from workbench.steps import RouteContext
+from workbench.steps.route import Prompts
+
+BRICKS = ("a", "b", "c")
+
+
+def weights(choice: Choice, scores: list[float], confidence: float = 1.0) -> list[float]:
+    joined = choice.join(torch.tensor([scores]), BRICKS)
+    return choice.weigh(joined, BRICKS, torch.tensor([confidence]))[0].tolist()
+
+
+def test_the_best_brick_acts_alone() -> None:
+    assert weights(Choice(), [0.2, 0.5, 0.3]) == [0, 1, 0]
+
+
+def test_a_prompt_below_the_threshold_goes_to_the_base() -> None:
+    assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.39) == [0, 0, 0]
+    assert weights(Choice(threshold=0.4), [0.2, 0.5, 0.3], 0.4) == [0, 1, 0]
+    assert weights(Choice(threshold=None), [0.2, 0.5, 0.3], -9.0) == [0, 1, 0]
+
+
+def test_tied_bricks_share_their_scores_and_the_first_acts() -> None:
+    choice = Choice(ties=(("a", "c"),))
+    assert choice.join(torch.tensor([[0.25, 0.4, 0.3]]), BRICKS).tolist() == [
+        [pytest.approx(0.55), pytest.approx(0.4), pytest.approx(0.55)]
+    ]
+    assert weights(choice, [0.1, 0.4, 0.5]) == [1, 0, 0]  # c alone is best, a acts for both
+    assert weights(choice, [0.1, 0.7, 0.2]) == [0, 1, 0]
+    largest = Choice(ties=(("a", "c"),), joined="largest")
+    assert largest.join(torch.tensor([[0.25, 0.4, 0.3]]), BRICKS)[0].tolist() == pytest.approx([0.3, 0.4, 0.3])
+    assert weights(largest, [0.25, 0.4, 0.3]) == [0, 1, 0]
+
+
+def test_several_bricks_share_the_weight_in_proportion_to_their_scores() -> None:
+    assert weights(Choice(mix=2), [0.1, 0.6, 0.3]) == pytest.approx([0, 2 / 3, 1 / 3])
+    assert weights(Choice(mix=3), [-0.5, 0.6, 0.2]) == pytest.approx([0, 0.75, 0.25])  # a score below zero counts nothing
+    assert weights(Choice(mix=2), [-0.5, -0.2, -0.3]) == [0, 1, 0]
+    assert weights(Choice(mix=2, threshold=0.5), [0.1, 0.6, 0.3], 0.4) == [0, 0, 0]
+    # Tied bricks count as one and are never mixed with each other.
+    assert weights(Choice(mix=2, ties=(("a", "b"),)), [0.3, 0.3, 0.2]) == pytest.approx([0.75, 0, 0.25])
+
+
+def test_the_quantile_counts_every_brick_alike() -> None:
+    confidence = torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.05, 0.9])
+    labels = torch.tensor([0] * 8 + [1] * 2)
+    assert quantile(confidence, labels, 0.0) == pytest.approx(0.05)
+    # Half of brick 1 is a quarter of all weight: 0.05 lies below the threshold of a quarter.
+    assert quantile(confidence, labels, 0.25) == pytest.approx(0.1)
+    for share in (0.02, 0.1, 0.3, 0.7):
+        threshold = quantile(confidence, labels, share)
+        each = [(confidence[labels == i] < threshold).double().mean() for i in (0, 1)]
+        assert float(sum(each)) / 2 <= share + 1e-9
+
+
+def test_ties_are_groups_of_bricks_that_are_confused() -> None:
+    names = ("a", "b", "c", "d", "e")
+    confusion = torch.eye(5)
+    assert tied(names, confusion) == ()
+    confusion[0, 2], confusion[4, 2], confusion[1, 3] = 0.3, 0.9, 0.29
+    assert tied(names, confusion) == (("a", "c", "e"),)
+    confusion[3, 1] = 0.31
+    assert tied(names, confusion) == (("a", "c", "e"), ("b", "d"))
+
+
+def test_confusion_counts_prompts_as_they_are() -> None:
+    samples = Samples.of({"a": ["one two", "three four"], "b": ["five six", "seven eight"]})
+    scores = torch.zeros(len(samples.texts), 2)
+    scores[:, 0] = 1.0
+    lower = samples.kind("lower") | samples.kind("greeting")
+    scores[lower] = torch.tensor([0.0, 9.0])
+    assert confusion_of(samples, scores).tolist() == [[1, 0], [1, 0]]
+
+
+def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
+    made = RidgeRouter(BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, strength=0.1)
+    return made, made.settings(), made.tensors()
+
+
+def test_a_restored_router_decides_alike() -> None:
+    made, settings, tensors = ridge_state()
+    again = Ridge.restore(settings, tensors)
+    prompts = Prompts([""] * 20, torch.randn(20, 8))
+    one, two = made.decide(prompts), again.decide(prompts)
+    assert torch.equal(one.weights, two.weights)
+    assert torch.equal(one.scores, two.scores)
+    assert torch.equal(one.confidence, two.confidence)
+    assert again.settings() == settings
+    assert (again.layer, again.window, again.threshold) == (3, 9, 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"method": "centroid"}, "expected a router of method 'ridge', found 'centroid'"),
+        ({"bricks": ["a", "b", "d"], "ties": []}, "has no tensor 'statistics.d.total'; the file belongs to another router"),
+        ({"bricks": None}, "is missing or invalid"),
+        ({"ties": [["a", "z"]]}, r"ties or scores name \['z'\]"),
+        ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
+        ({"joined": "mean"}, "ties or scores name mean"),
+    ],
+)
+def test_settings_of_another_router_are_refused(change: dict[str, object], message: str) -> None:
+    _, settings, tensors = ridge_state()
+    with pytest.raises(WorkbenchError, match=message):
+        Ridge.restore({**settings, **change}, tensors)
+
+
+def test_tensors_of_another_router_are_refused() -> None:
+    _, settings, tensors = ridge_state()
+    with pytest.raises(
+        WorkbenchError, match=r"expected 'statistics\.b\.total' of shape 8, found 7; the file belongs to a router of other"
+    ):
+        Ridge.restore(settings, {**tensors, "statistics.b.total": torch.zeros(7, dtype=torch.float64)})
+    with pytest.raises(WorkbenchError, match="expected a router of method 'centroid', found 'ridge'"):
+        Centroid.restore(settings, tensors)
+
+
+def test_fixed_weights_are_those_of_the_recipe() -> None:
+    step = Fixed.model_validate({"route": "fixed", "bricks": {"b": 0.5, "a": 2.0}})
+    context = RouteContext(None, None, None, {"b": [], "a": []})  # type: ignore[arg-type]
+    router = step.fit(context)
+    decisions = router.decide(Prompts(["x", "y"]))
+    assert router.bricks == ("b", "a")
+    assert decisions.weights.tolist() == [[0.5, 2.0]] * 2
+    again = Fixed.restore(router.settings(), router.tensors())
+    assert torch.equal(again.decide(Prompts(["x"])).weights, decisions.weights[:1])

@@ -1,0 +1,152 @@
+"""Statistics of pooled states: sums, scatter and the ridge solution, against direct computations and scikit-learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from workbench.errors import WorkbenchError
+from workbench.route.centroid import CentroidRouter
+from workbench.route.deciding.pooling import SHRINKAGE
+from workbench.route.features.statistics import Scatter, Statistics, by_brick, read
+from workbench.route.ridge import RidgeRouter, solve
+from workbench.steps.route import Prompts
+
+SIZES = (7, 30, 12)  # one brick with more prompts than dimensions
+WIDTH = 16
+
+
+def states(seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Float32 states [n, width] and the brick of each."""
+    torch.manual_seed(seed)
+    labels = torch.tensor([i for i, size in enumerate(SIZES) for _ in range(size)])
+    return torch.randn(len(labels), WIDTH) + 2 * torch.randn(len(SIZES), WIDTH)[labels] + 3, labels
+
+
+def router(
+    kind: type[RidgeRouter] | type[CentroidRouter], names: tuple[str, ...], parts: list[Statistics]
+) -> RidgeRouter | CentroidRouter:
+    more = {"strength": 0.05} if kind is RidgeRouter else {}
+    return kind(names, layer=1, statistics=tuple(parts), **more)
+
+
+def test_sums_and_gram_of_vectors() -> None:
+    vectors, _ = states()
+    found = Statistics.of(vectors)
+    assert found.count == len(vectors)
+    assert found.root.shape == (WIDTH, WIDTH)  # no more rows than columns
+    torch.testing.assert_close(found.gram, vectors.double().T @ vectors.double(), rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(found.mean, vectors.double().mean(0), rtol=1e-12, atol=1e-12)
+
+
+def test_statistics_of_two_parts_are_added() -> None:
+    vectors, _ = states()
+    for split in (1, 5, 40):
+        both = Statistics.of(vectors[:split]) + Statistics.of(vectors[split:])
+        whole = Statistics.of(vectors)
+        assert both.count == whole.count
+        torch.testing.assert_close(both.total, whole.total, rtol=1e-12, atol=1e-9)
+        torch.testing.assert_close(both.gram, whole.gram, rtol=1e-12, atol=1e-9)
+
+
+def test_statistics_are_read_from_tensors() -> None:
+    vectors, _ = states()
+    tensors = Statistics.of(vectors).tensors("a.")
+    assert set(tensors) == {"a.count", "a.total", "a.root"}
+    found = read(tensors, "a.")
+    assert found.count == len(vectors)
+    torch.testing.assert_close(found.gram, Statistics.of(vectors).gram, rtol=1e-12, atol=1e-9)
+
+
+def test_every_brick_counts_alike_in_the_scatter() -> None:
+    vectors, labels = states()
+    scatter = Scatter.of(by_brick(vectors, labels, len(SIZES)))
+    x = vectors.double()
+    means = torch.stack([x[labels == i].mean(0) for i in range(len(SIZES))])
+    centre = means.mean(0)
+    weights = torch.tensor([1 / (size * len(SIZES)) for size in SIZES], dtype=torch.float64)[labels]
+    total = (x - centre).T @ (weights[:, None] * (x - centre))
+    within = (x - means[labels]).T @ (weights[:, None] * (x - means[labels]))
+    torch.testing.assert_close(scatter.centre, centre, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scatter.means, means - centre, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(scatter.total, total, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(scatter.within, within, rtol=1e-10, atol=1e-10)
+
+
+def test_ridge_is_scikit_learns() -> None:
+    from sklearn.linear_model import Ridge
+
+    vectors, labels = states()
+    scatter = Scatter.of(by_brick(vectors, labels, len(SIZES)))
+    alpha = 0.05 * float(scatter.total.trace()) / WIDTH
+    weights = (1 / (torch.tensor(SIZES).double() * len(SIZES)))[labels].numpy()
+    targets = torch.nn.functional.one_hot(labels).double().numpy()
+    reference = Ridge(alpha=alpha, solver="cholesky").fit(vectors.double().numpy(), targets, sample_weight=weights)
+    made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    scores, _ = made.score(Prompts([""] * len(vectors), vectors))
+    torch.testing.assert_close(solve(scatter, 0.05).T, torch.from_numpy(reference.coef_), rtol=1e-8, atol=1e-10)
+    torch.testing.assert_close(scores, torch.from_numpy(reference.predict(vectors.double().numpy())), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("kind", [RidgeRouter, CentroidRouter])
+def test_a_brick_added_by_sums_equals_a_refit(kind: type[RidgeRouter] | type[CentroidRouter]) -> None:
+    vectors, labels = states()
+    parts = by_brick(vectors, labels, len(SIZES))
+    refit = router(kind, ("a", "b", "c"), parts)
+    added = router(kind, ("a", "b"), parts[:2]).added("c", parts[2])
+    prompts = Prompts([""] * len(vectors), vectors + 0.1)
+    assert added.bricks == refit.bricks
+    for found, expected in zip(added.score(prompts), refit.score(prompts), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
+    assert torch.equal(added.decide(prompts).weights, refit.decide(prompts).weights)
+
+
+def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
+    vectors, labels = states()
+    parts = by_brick(vectors, labels, len(SIZES))
+    made = router(RidgeRouter, ("a", "b"), parts[:2])
+    with pytest.raises(WorkbenchError, match="has a brick 'b' already"):
+        made.added("b", parts[2])
+    with pytest.raises(WorkbenchError, match="brick 'c': its states have 9 numbers, those of the router 16"):
+        made.added("c", Statistics.of(vectors[:, :9]))
+
+
+def test_centroid_scores_are_centred_cosines() -> None:
+    vectors, labels = states()
+    made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    scores, _ = made.score(Prompts([""] * len(vectors), vectors))
+    means = torch.stack([vectors[labels == i].double().mean(0) for i in range(len(SIZES))])
+    centre = means.mean(0)
+    for row, state in zip(scores, vectors.double(), strict=True):
+        expected = torch.stack([torch.cosine_similarity(state - centre, mean - centre, dim=0) for mean in means])
+        torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_confidence_is_the_relative_mahalanobis_distance() -> None:
+    from scipy.spatial.distance import mahalanobis
+
+    vectors, labels = states()
+    made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    scatter = made.scatter
+    x = vectors.double()
+
+    def inverse(covariance: Tensor) -> Tensor:
+        spread = covariance.trace() / WIDTH
+        floor = 1e-6 * scatter.total.trace() / WIDTH
+        eye = torch.eye(WIDTH, dtype=torch.float64)
+        return torch.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * spread * eye + floor * eye)
+
+    within, total = inverse(scatter.within), inverse(scatter.total)
+    means = [x[labels == i].mean(0) for i in range(len(SIZES))]
+    centre = torch.stack(means).mean(0)
+    far = torch.cat([x, x[:3] * -5])
+    for state, found in zip(far, made.confidence(far), strict=True):
+        nearest = min(mahalanobis(state, mean, within) ** 2 for mean in means)
+        assert float(found) == pytest.approx((mahalanobis(state, centre, total) ** 2 - nearest) / WIDTH, rel=1e-6, abs=1e-9)
+
+
+def test_prompts_without_any_difference_are_refused() -> None:
+    same = Statistics.of(torch.ones(4, WIDTH))
+    with pytest.raises(WorkbenchError, match="all calibration prompts have the same hidden state"):
+        router(CentroidRouter, ("a", "b"), [same, same]).confidence(torch.ones(1, WIDTH))

@@ -1,0 +1,60 @@
+"""Prompts of one template lie in one fold, whatever their contents are. The starter skills say which prompts share a template."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import sys
+from typing import Any
+
+import pytest
+import torch
+
+from worlds.places import EVALS, PROJECT
+
+from workbench.models.texts import read_prompts
+from workbench.route.deciding.templates import FOLDS, folds, templates
+
+SKILLS = ("add", "reverse", "triage", "actions", "glossary", "record", "date-dmy")
+
+
+@pytest.fixture(scope="module")
+def skills() -> dict[str, Any]:
+    """The starter skills by name."""
+    sys.path.insert(0, str(EVALS / "skills"))
+    try:
+        spec = importlib.util.spec_from_file_location("skills_of_templates", EVALS / "skills" / "build.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    finally:
+        sys.path.pop(0)
+    return {skill.name: skill for skill in module.SKILLS}
+
+
+def written_with(skill: Any, prompt: str) -> int:
+    """The number of the template that a prompt was made with."""
+    patterns = [".+".join(re.escape(part) for part in re.split(r"\{\w+\}", template)) for template in skill.templates]
+    return next(i for i, pattern in enumerate(patterns) if re.fullmatch(pattern, prompt))
+
+
+@pytest.mark.parametrize("name", SKILLS)
+def test_no_template_lies_in_two_folds(skills: dict[str, Any], name: str) -> None:
+    prompts = read_prompts(PROJECT / "bricks" / name / "train.jsonl", name, 64)
+    fold_of, count = folds(prompts)
+    made = [written_with(skills[name], prompt) for prompt in prompts]
+    for template in set(made):
+        assert len({int(fold_of[i]) for i, other in enumerate(made) if other == template}) == 1
+    assert 8 <= count <= len(set(made))
+    sizes = torch.bincount(fold_of, minlength=FOLDS)
+    assert len(sizes) == FOLDS
+    assert int(sizes.min()) >= 8  # of 64 prompts
+
+
+def test_prompts_of_one_template_are_dealt_out() -> None:
+    prompts = [f"Please add {i} and {i + 7}. Answer:" for i in range(12)]
+    fold_of, count = folds(prompts)
+    assert count == 1
+    assert fold_of.tolist() == [i % FOLDS for i in range(12)]
+    assert templates(prompts[:1]).tolist() == [0]

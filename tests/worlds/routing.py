@@ -1,0 +1,45 @@
+"""Calibration prompts of bricks on the tiny models: each brick has words of its own, some templates, and the same content words."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.steps import RouteContext
+
+CONTENT = [f"w{i}" for i in range(40, 60)]
+
+
+def prompts(brick: int, count: int = 16, templates: int = 4, seed: int = 0) -> list[str]:
+    """Prompts of a brick: `templates` orders of the brick's own eight words, with two content words in between."""
+    draw = random.Random(f"{brick} {seed}")
+    words = [f"w{8 * brick + i}" for i in range(8)]
+    orders = [random.Random(f"{brick} {t}").sample(words, 6) for t in range(templates)]
+    found = []
+    for i in range(count):
+        order, (first, second) = orders[i % templates], draw.sample(CONTENT, 2)
+        found.append(" ".join([*order[:2], first, *order[2:4], second, *order[4:]]))
+    return found
+
+
+def outside(count: int = 16, seed: int = 0) -> list[str]:
+    """Prompts of content words alone."""
+    draw = random.Random(f"outside {seed}")
+    return [" ".join(draw.choices(CONTENT, k=8)) for _ in range(count)]
+
+
+def context(model: Any, tokenizer: Any, calibration: dict[str, list[str]], **fields: Any) -> RouteContext:
+    """What a route method sees."""
+    return RouteContext(model, tokenizer, torch.device("cpu"), calibration, **fields)
+
+
+def write_prompts(folder: Path, bricks: dict[str, int], **options: Any) -> None:
+    """Write a calibration file NAME.jsonl for each brick."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, number in bricks.items():
+        rows = [json.dumps({"prompt": text, "completion": "w1"}) for text in prompts(number, **options)]
+        (folder / f"{name}.jsonl").write_text("\n".join(rows) + "\n", "utf-8")

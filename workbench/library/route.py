@@ -1,0 +1,302 @@
+"""What a routed model does with prompts: which bricks it chooses, token by token, and how often it is right."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench import jsondoc
+from workbench.errors import WorkbenchError, nearest
+from workbench.lazy import no_grad, torch
+from workbench.models.prompts import encode_text
+from workbench.models.texts import read_prompts
+from workbench.route.deciding.copies import chat_frame, copies, without_template
+from workbench.route.deciding.router import Choice
+from workbench.route.deciding.texts import fit_texts
+from workbench.route.features.hidden import hidden_states, moving, token_rows
+from workbench.steps.route import Decisions, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from workbench.route.mixing.live import Routing
+
+_ROW = 'Write {"prompt": "...", "brick": "NAME"} on each line, with null for prompts that no brick is for.'
+MOST_WRONG = 10
+"""Number of wrong decisions that a check lists for each set."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt with the brick that should answer it.
+
+    Attributes:
+        prompt: The prompt.
+        brick: The brick; None for the base.
+    """
+
+    prompt: str
+    brick: str | None
+
+
+@dataclass(frozen=True)
+class Checked:
+    """Decisions of a router for one set of prompts.
+
+    Attributes:
+        name: Name of the set.
+        asked: The prompts.
+        chosen: The brick of each prompt; None for the base.
+        scored: The brick with the highest score, whether or not the prompt went to the base.
+        confidence: The confidence of each decision.
+        ties: Groups of bricks that count as one.
+    """
+
+    name: str
+    asked: Sequence[Asked]
+    chosen: Sequence[str | None]
+    scored: Sequence[str]
+    confidence: Sequence[float]
+    ties: Sequence[Sequence[str]] = field(default=())
+
+    def summary(self) -> dict[str, Any]:
+        """Return shares as plain data: right, wrong brick, to the base; and the right highest scores of prompts with a brick."""
+        inside = [i for i, asked in enumerate(self.asked) if asked.brick is not None]
+        outside = [i for i, asked in enumerate(self.asked) if asked.brick is None]
+        right = [i for i in inside if self._alike(self.chosen[i], self.asked[i].brick)]
+        scored = [i for i in inside if self._alike(self.scored[i], self.asked[i].brick)]
+        abstained = [i for i in inside if self.chosen[i] is None]
+        kept = [i for i in outside if self.chosen[i] is None]
+        row: dict[str, Any] = {"set": self.name, "prompts": len(self.asked)}
+        if inside:
+            row |= {
+                "with_brick": len(inside),
+                "right": len(right) / len(inside),
+                "right_score": len(scored) / len(inside),
+                "to_base": len(abstained) / len(inside),
+                "wrong_brick": (len(inside) - len(right) - len(abstained)) / len(inside),
+            }
+        if outside:
+            row |= {"without_brick": len(outside), "kept_by_base": len(kept) / len(outside)}
+        return row
+
+    def confusion(self, bricks: Sequence[str]) -> dict[str, dict[str, int]]:
+        """Return wanted brick (or "base") -> chosen brick (or "base") -> number of prompts, without zeros."""
+        table: dict[str, dict[str, int]] = {}
+        for asked, chosen in zip(self.asked, self.chosen, strict=True):
+            row = table.setdefault(asked.brick or "base", {})
+            row[chosen or "base"] = row.get(chosen or "base", 0) + 1
+        order = {name: i for i, name in enumerate([*bricks, "base"])}
+        return {
+            wanted: dict(sorted(row.items(), key=lambda item: order[item[0]]))
+            for wanted, row in sorted(table.items(), key=lambda item: order[item[0]])
+        }
+
+    def wrong(self) -> list[dict[str, Any]]:
+        """Return the wrong decisions, the most confident ones first."""
+        rows = [
+            {"prompt": asked.prompt, "brick": asked.brick, "chosen": chosen, "confidence": round(sure, 4)}
+            for asked, chosen, sure in zip(self.asked, self.chosen, self.confidence, strict=True)
+            if not self._alike(chosen, asked.brick)
+        ]
+        return sorted(rows, key=lambda row: -row["confidence"])[:MOST_WRONG]
+
+    def _alike(self, chosen: str | None, wanted: str | None) -> bool:
+        return chosen == wanted or any(chosen in group and wanted in group for group in self.ties)
+
+
+def read_asked(path: Path, label: str, bricks: Sequence[str]) -> list[Asked]:
+    """Read a jsonl file of `{"prompt", "brick"}`; other fields are ignored.
+
+    Args:
+        path: The file.
+        label: The file's name in messages.
+        bricks: The router's bricks.
+
+    Raises:
+        WorkbenchError: If the file is missing or invalid, or names an unknown brick.
+    """
+    read_prompts(path, label)  # errors in a prompt
+    found = []
+    for number, line in enumerate(jsondoc.text_of(path, label).split("\n"), 1):
+        if not line.strip():
+            continue
+        row = jsondoc.parse(line, f"{label}:{number}", _ROW)
+        brick = row.get("brick", "")
+        if brick is not None and brick not in bricks:
+            text = f"{label}:{number}: expected the name of a brick or null in 'brick', found {brick!r}. "
+            raise WorkbenchError(text + nearest(str(brick), bricks), _ROW)
+        found.append(Asked(row.get("prompt") or row["text"], brick))
+    return found
+
+
+def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -> Checked:
+    """Return the router's decisions for a set of prompts.
+
+    Args:
+        routing: The routing of a live model.
+        tokenizer: The model's tokenizer.
+        name: Name of the set.
+        asked: The prompts.
+    """
+    rows = token_rows(tokenizer, [one.prompt for one in asked])
+    return judged(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
+
+
+def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> dict[str, Any]:
+    """Return the router's decisions on sets of prompts, as plain data.
+
+    Args:
+        routing: The routing of a live model.
+        tokenizer: The model's tokenizer.
+        sets: Name -> prompts.
+        copies: Also check each set in lower case and behind a greeting.
+    """
+    texts = calibration_of(routing)
+    found = []
+    for name, asked in sets.items():
+        named = {name: asked}
+        if copies:
+            named |= {f"{name}, {kind}": part for kind, part in variants(asked).items()}
+        found += [check(routing, tokenizer, label, part) for label, part in named.items()]
+    rows = []
+    for checked in found:
+        row = checked.summary()
+        if texts and "right_score" in row:
+            beside = check_texts(texts, _ties(routing), checked.name, checked.asked).summary()
+            row["text_right_score"] = beside["right_score"]
+        rows.append(row)
+    return {
+        "method": routing.router.method,
+        "bricks": list(routing.bricks),
+        "ties": _ties(routing),
+        "threshold": routing.router.threshold,
+        "sets": rows,
+        "confusion": {checked.name: checked.confusion(routing.bricks) for checked in found if checked.name in sets},
+        "wrong": [{"set": checked.name, **row} for checked in found for row in checked.wrong()],
+    }
+
+
+def calibration_of(routing: Routing) -> dict[str, list[str]] | None:
+    """Return brick -> its calibration prompts, or None if the routing does not know them."""
+    texts: dict[str, list[str]] | None = getattr(routing, "calibration_texts", None)
+    return texts
+
+
+def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
+    """Return the prompts in lower case and behind a greeting, by kind."""
+    kinds = ("lower", "greeting")
+    return {kind: [Asked(copies(one.prompt, i)[kind], one.brick) for i, one in enumerate(asked)] for kind in kinds}
+
+
+def check_texts(
+    calibration: Mapping[str, Sequence[str]], ties: Sequence[Sequence[str]], name: str, asked: Sequence[Asked]
+) -> Checked:
+    """Return the decisions of a text router of the same calibration prompts, without a threshold.
+
+    Args:
+        calibration: Brick -> its prompts.
+        ties: Groups of bricks that count as one.
+        name: Name of the set.
+        asked: The prompts.
+    """
+    bricks = tuple(calibration)
+    texts = [text for prompts in calibration.values() for text in prompts]
+    labels = torch.tensor([i for i, prompts in enumerate(calibration.values()) for _ in prompts])
+    router = fit_texts(bricks, texts, labels)
+    scores, confidence = router.score(Prompts([one.prompt for one in asked]))
+    choice = Choice(ties=tuple(tuple(group) for group in ties))
+    joined = choice.join(scores.float(), bricks)
+    decisions = Decisions(choice.weigh(joined, bricks, confidence), joined, confidence)
+    return judged(name, asked, decisions, bricks, ties)
+
+
+def judged(
+    name: str, asked: Sequence[Asked], decisions: Decisions, bricks: Sequence[str], ties: Sequence[Sequence[str]]
+) -> Checked:
+    """Return decisions beside the bricks that were wanted.
+
+    Args:
+        name: Name of the set.
+        asked: The prompts.
+        decisions: What the router decided for them.
+        bricks: The router's bricks.
+        ties: Groups of bricks that count as one.
+    """
+    chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
+    scored = [bricks[int(row.argmax())] for row in decisions.scores]
+    return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)
+
+
+def _ties(routing: Routing) -> list[list[str]]:
+    """Return the router's ties."""
+    return [list(group) for group in routing.router.settings().get("ties", ())]
+
+
+@no_grad
+def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> dict[str, Any]:
+    """Return what a router does with a text, as plain data.
+
+    Args:
+        routing: The routing of the live model.
+        model: The live model.
+        tokenizer: Its tokenizer.
+        text: A prompt, with or without the chat template.
+
+    Returns:
+        `chosen` (bricks with their weights; empty for the base), `scores` by brick, `confidence`, `threshold`, `ties`, and `tokens`:
+        for each token of the text, the decision if the text ended there. `tokens` is empty for routers that only see whole prompts.
+
+    Raises:
+        WorkbenchError: If the text is empty.
+    """
+    if not text.strip():
+        raise WorkbenchError("expected a text to explain, found an empty one", 'workbench route explain DIR "Please add 2 and 3"')
+    whole = without_template(text, chat_frame(tokenizer))
+    row = encode_text(tokenizer, whole)
+    decisions = routing.decide([row])
+    router, bricks = routing.router, routing.bricks
+    settings = router.settings()
+    return {
+        "text": whole,
+        "method": router.method,
+        "chosen": _weights(decisions.weights[0], bricks),
+        "scores": {name: round(float(score), 4) for name, score in zip(bricks, decisions.scores[0], strict=True)},
+        "confidence": round(float(decisions.confidence[0]), 4),
+        "threshold": router.threshold,
+        "ties": settings.get("ties", []),
+        "layer": router.layer,
+        "window": router.window,
+        "tokens": _by_token(routing, model, tokenizer, row),
+    }
+
+
+def _weights(weights: Tensor, bricks: Sequence[str]) -> dict[str, float]:
+    """Return the bricks that act, with their weights."""
+    return {name: round(float(weight), 4) for name, weight in zip(bricks, weights, strict=True) if float(weight)}
+
+
+def _by_token(routing: Routing, model: Any, tokenizer: Any, row: Sequence[int]) -> list[dict[str, Any]]:
+    """Return the decision at each token, if the router reads hidden states or texts."""
+    router = routing.router
+    starts = [str(tokenizer.decode(row[: i + 1], skip_special_tokens=True)) for i in range(len(row))]
+    if router.layer is not None:
+        with routing.fixed(None):
+            (states,) = hidden_states(model, [row], router.layer)
+        decisions = router.decide(Prompts(starts, moving(states, router.window)))
+    elif router.method == "text":
+        decisions = router.decide(Prompts(starts))
+    else:
+        return []
+    return [
+        {
+            "token": str(tokenizer.decode([token])),
+            "chosen": next(iter(_weights(decisions.weights[i], routing.bricks)), None),
+            "best": routing.bricks[int(decisions.scores[i].argmax())],
+            "score": round(float(decisions.scores[i].max()), 4),
+            "confidence": round(float(decisions.confidence[i]), 4),
+        }
+        for i, token in enumerate(row)
+    ]

@@ -1,0 +1,72 @@
+"""The page of `route explain`: scores of the bricks, and the choice at each token in colors."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from workbench.report.page import filled
+
+# Red, green and blue of the bricks in order, readable on light and on dark paper; more bricks use them again.
+_COLORS = ("0 114 178", "213 94 0", "0 158 115", "204 121 167", "230 159 0", "86 180 233", "140 86 75", "120 94 240")
+_WIDEST = 240  # pixels of the largest score's bar
+
+
+def explain_page(document: Mapping[str, Any], bricks: Sequence[str]) -> str:
+    """Return a self-contained page that makes no request.
+
+    Args:
+        document: What `workbench.library.route.explain` returns.
+        bricks: The router's bricks, in order.
+    """
+    numbers = {name: i % len(_COLORS) for i, name in enumerate(bricks)}
+    scores = sorted(document["scores"].items(), key=lambda item: -item[1])
+    largest = max((abs(score) for _, score in scores), default=0.0) or 1.0
+    tied = {name: group for group in document["ties"] for name in group}
+    rows = [
+        {
+            "name": name,
+            "score": f"{score:.4f}".replace("-", "−"),
+            "width": round(_WIDEST * max(0.0, score) / largest),
+            "note": _note(name, document["chosen"], tied),
+        }
+        for name, score in scores
+    ]
+    tokens = [
+        {
+            "text": token["token"],
+            "number": numbers.get(token["chosen"]),
+            "tip": f"{token['chosen'] or 'base'}; best {token['best']} {token['score']:.3f}, confidence {token['confidence']:.3f}",
+        }
+        for token in document["tokens"]
+    ]
+    used = list(dict.fromkeys(token["chosen"] for token in document["tokens"]))
+    context = {
+        "title": ", ".join(document["chosen"]) or "base",
+        "method": document["method"],
+        "lead": _lead(document),
+        "rows": rows,
+        "tokens": tokens,
+        "legend": [(name or "base", numbers.get(name)) for name in used],
+        "colors": _COLORS,
+    }
+    return filled("routing.html.j2", context, (), ("report.css",))
+
+
+def _lead(document: Mapping[str, Any]) -> str:
+    """Return a sentence on the decision."""
+    confidence, threshold = document["confidence"], document["threshold"]
+    names = " and ".join(document["chosen"])
+    if threshold is None:
+        return f"The prompt goes to {names}. This router sends no prompt to the base."
+    if names:
+        return f"The prompt goes to {names}: its confidence {confidence:.3f} is not below the threshold {threshold:.3f}."
+    return f"The base answers: the confidence {confidence:.3f} is below the threshold {threshold:.3f}."
+
+
+def _note(name: str, chosen: Mapping[str, float], tied: Mapping[str, Sequence[str]]) -> str:
+    """Return what is to say about a brick beside its score."""
+    parts = [] if name not in chosen else ["acts" if chosen[name] == 1 else f"acts with weight {chosen[name]:.2f}"]
+    if name in tied:
+        parts.append(f"tied with {', '.join(other for other in tied[name] if other != name)}; {tied[name][0]} acts for both")
+    return "; ".join(parts)

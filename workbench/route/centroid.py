@@ -1,0 +1,57 @@
+"""Centroid: the brick whose prompts have the nearest mean state."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
+from workbench.steps import RouteContext, register
+from workbench.steps.route import Prompts, Router
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class Centroid(PooledRoute):
+    """Choose the brick whose calibration prompts have the nearest mean state, by the cosine relative to the mean of the bricks.
+
+    One pass of the base through half of its blocks decides. Few prompts a brick are enough; `ridge` is better with many bricks.
+    """
+
+    paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"
+    formula = "sᵢ(x) = cos(h(x) − μ, mᵢ − μ)"
+
+    route: Literal["centroid"]
+
+    def fit(self, context: RouteContext) -> Router:
+        """Compute the means, the threshold and the ties."""
+        samples, layer = self.measured(context)
+
+        def make(rows: Tensor) -> CentroidRouter:
+            found = statistics_of(samples, rows)
+            return CentroidRouter(context.bricks, layer=layer, window=self.window, statistics=found)
+
+        return self.finished(samples, make, "largest")
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+        """Return the router from its saved state."""
+        return CentroidRouter(**restored_statistics(settings, tensors, cls.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CentroidRouter(PooledRouter):
+    """Cosines with the bricks' means."""
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return Centroid.name
+
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return cosines [n, bricks] and confidence [n]."""
+        assert prompts.hidden is not None
+        return cosines(self.scatter, prompts.hidden), self.confidence(prompts.hidden)

@@ -1,0 +1,190 @@
+"""From calibration prompts to a fitted router: folds, ties, threshold and record."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from workbench.lazy import torch
+from workbench.route.deciding.copies import COPIES
+from workbench.route.deciding.router import Choice, Fitted, Joined
+from workbench.route.deciding.samples import Samples
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+R = TypeVar("R", bound=Fitted)
+CONFUSED = 0.3
+"""Share of a brick's held-out prompts that go to another brick from which on the two are tied."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Scores of samples by routers that were fitted without them.
+
+    Attributes:
+        scores: [sample, brick].
+        confidence: [sample].
+    """
+
+    scores: Tensor
+    confidence: Tensor
+
+
+def fitted(samples: Samples, make: Callable[[Tensor], R], abstain: float | None, mix: int, joined: Joined) -> R:
+    """Return the router of all samples with its ties, its threshold and its record.
+
+    Args:
+        samples: The calibration prompts with the features that the method needs.
+        make: Fits a router to some samples (numbers), without ties and threshold.
+        abstain: Share of calibration prompts that may go to the base; None if none may.
+        mix: Number of bricks that act together.
+        joined: How scores of tied bricks become one.
+    """
+    by_template = held_out(samples, samples.by_template, make)
+    at_random = held_out(samples, samples.at_random, make)
+    confusion = confusion_of(samples, at_random.scores)
+    ties = tied(samples.bricks, confusion)
+    threshold = None if abstain is None else quantile(by_template.confidence, samples.labels, abstain)
+    choice = Choice(threshold, ties, mix, joined)
+    router = make(torch.arange(len(samples.texts)))
+    record = {
+        "prompts": {name: int((samples.kind("plain") & (samples.labels == i)).sum()) for i, name in enumerate(samples.bricks)},
+        "templates": samples.templates,
+        "accuracy": accuracies(samples, choice, at_random, by_template),
+        "ties": _described(samples.bricks, confusion, ties),
+        "near_misses": _near_misses(samples, choice, by_template),
+        "abstain": _abstention(samples, abstain, threshold, by_template),
+    }
+    return replace(router, choice=choice, record=record)
+
+
+def held_out(samples: Samples, fold_of: Tensor, make: Callable[[Tensor], Fitted]) -> HeldOut:
+    """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole.
+
+    Args:
+        samples: The samples.
+        fold_of: [sample], the fold.
+        make: Fits a router to some samples.
+    """
+    scores = torch.zeros(len(samples.texts), len(samples.bricks))
+    confidence = torch.zeros(len(samples.texts))
+    for fold in fold_of.unique().tolist():
+        outside = fold_of != fold
+        for brick in range(len(samples.bricks)):
+            own = samples.labels == brick
+            if not bool((outside & own).any()):
+                outside |= own
+        inside = (fold_of == fold).nonzero()[:, 0]
+        found, sure = make(outside.nonzero()[:, 0]).score(samples.prompts(inside))
+        scores[inside], confidence[inside] = found.float(), sure.float()
+    return HeldOut(scores, confidence)
+
+
+def confusion_of(samples: Samples, scores: Tensor) -> Tensor:
+    """Return [brick, brick], the share of a brick's prompts (as they are) whose highest score is that of the other."""
+    plain = samples.kind("plain")
+    size = len(samples.bricks)
+    pairs = samples.labels[plain] * size + scores[plain].argmax(1)
+    counts = torch.bincount(pairs, minlength=size * size).reshape(size, size).double()
+    return counts / counts.sum(1, keepdim=True)
+
+
+def tied(bricks: tuple[str, ...], confusion: Tensor) -> tuple[tuple[str, ...], ...]:
+    """Return the groups of bricks that are confused with each other at least `CONFUSED` of the time, in the order of the bricks.
+
+    Args:
+        bricks: The bricks.
+        confusion: [brick, brick], on prompts whose templates other folds have: bricks for different tasks are told apart there.
+    """
+    group = list(range(len(bricks)))
+    for i in range(len(bricks)):
+        for j in range(i):
+            if max(float(confusion[i, j]), float(confusion[j, i])) >= CONFUSED:
+                old, new = max(group[i], group[j]), min(group[i], group[j])
+                group = [new if g == old else g for g in group]
+    found = [tuple(name for name, g in zip(bricks, group, strict=True) if g == number) for number in sorted(set(group))]
+    return tuple(names for names in found if len(names) > 1)
+
+
+def quantile(confidence: Tensor, labels: Tensor, share: float) -> float:
+    """Return the threshold below which `share` of the samples lie, where every brick counts alike.
+
+    Args:
+        confidence: [sample].
+        labels: [sample], numbers of bricks.
+        share: From 0 to below 1. 0 gives the smallest confidence.
+    """
+    order = confidence.argsort()
+    weights = (1.0 / torch.bincount(labels).double())[labels][order]
+    below = weights.cumsum(0) - weights  # weight of the samples before each one
+    place = int((below <= share * weights.sum() + 1e-9).sum()) - 1
+    return float(confidence[order][place])
+
+
+def right(choice: Choice, bricks: tuple[str, ...], scores: Tensor, labels: Tensor) -> Tensor:
+    """Return [sample], true if the highest joined score is that of the sample's brick or of one that it is tied with."""
+    joined = choice.join(scores, bricks)
+    own = joined.gather(1, labels[:, None])[:, 0]
+    return own >= joined.amax(1)
+
+
+def accuracies(samples: Samples, choice: Choice, at_random: HeldOut, by_template: HeldOut) -> dict[str, Any]:
+    """Return the share of samples whose brick (or one tied with it) has the highest score.
+
+    `seen_templates` are folds that hold prompts out, `held_out_templates` are folds that hold templates out; both for each kind of
+    copy, and the latter for each brick.
+    """
+    table: dict[str, Any] = {}
+    for name, result in (("seen_templates", at_random), ("held_out_templates", by_template)):
+        hits = right(choice, samples.bricks, result.scores, samples.labels)
+        table[name] = {kind: _mean(hits[samples.kind(kind)]) for kind in COPIES}
+    hits = right(choice, samples.bricks, by_template.scores, samples.labels)
+    plain = samples.kind("plain")
+    table["by_brick"] = {name: _mean(hits[plain & (samples.labels == i)]) for i, name in enumerate(samples.bricks)}
+    return table
+
+
+def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str, ...], ...]) -> list[dict[str, Any]]:
+    """Return each tie with its largest confusion and the brick that acts."""
+    rows = []
+    for group in ties:
+        places = [bricks.index(name) for name in group]
+        part = confusion[places][:, places].clone().fill_diagonal_(0)
+        rows.append({"bricks": list(group), "confusion": round(float(part.max()), 4), "acts": group[0]})
+    return rows
+
+
+def _near_misses(samples: Samples, choice: Choice, result: HeldOut, most: int = 8) -> list[dict[str, Any]]:
+    """Return prompts on held-out templates that went to a wrong brick, the most confident ones first."""
+    hits = right(choice, samples.bricks, result.scores, samples.labels)
+    wrong = (~hits & samples.kind("plain")).nonzero()[:, 0]
+    joined = choice.join(result.scores, samples.bricks)
+    wrong = wrong[result.confidence[wrong].argsort(descending=True)][:most]
+    return [
+        {
+            "prompt": samples.texts[i],
+            "brick": samples.bricks[int(samples.labels[i])],
+            "chosen": samples.bricks[int(joined[i].argmax())],
+            "confidence": round(float(result.confidence[i]), 4),
+        }
+        for i in wrong.tolist()
+    ]
+
+
+def _abstention(samples: Samples, share: float | None, threshold: float | None, result: HeldOut) -> dict[str, Any] | None:
+    """Return the threshold, and the share of held-out samples below it by kind of copy."""
+    if threshold is None:
+        return None
+    below = result.confidence < threshold
+    return {
+        "share": share,
+        "threshold": threshold,
+        "to_base": {kind: _mean(below[samples.kind(kind)]) for kind in COPIES},
+    }
+
+
+def _mean(hits: Tensor) -> float | None:
+    """Return the share of true values; None if there are none."""
+    return round(float(hits.double().mean()), 4) if len(hits) else None

@@ -1,0 +1,185 @@
+"""The base class of fitted routers: ties, the threshold, and the choice from scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from workbench.errors import WorkbenchError
+from workbench.lazy import torch
+from workbench.steps.route import Acting, Decisions, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Joined = Literal["sum", "largest"]
+"""How the scores of tied bricks become one: their sum, or their largest."""
+REPAIR = "Run the recipe again: `workbench run` writes both files."
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How scores become weights.
+
+    Attributes:
+        threshold: Smallest confidence with which a prompt goes to a brick; None if no prompt goes to the base.
+        ties: Groups of bricks that prompts do not tell apart. The first brick of a group acts for it.
+        mix: Number of bricks, or groups, that act together.
+        joined: How the scores of a group become one.
+    """
+
+    threshold: float | None = None
+    ties: tuple[tuple[str, ...], ...] = ()
+    mix: int = 1
+    joined: Joined = "sum"
+
+    def join(self, scores: Tensor, bricks: Sequence[str]) -> Tensor:
+        """Return scores [n, bricks] in which all bricks of a tie have the group's score."""
+        joined = scores.clone()
+        for group in self.ties:
+            columns = [bricks.index(name) for name in group]
+            together = scores[:, columns]
+            value = together.sum(1, keepdim=True) if self.joined == "sum" else together.amax(1, keepdim=True)
+            joined[:, columns] = value.expand(-1, len(columns))
+        return joined
+
+    def weigh(self, joined: Tensor, bricks: Sequence[str], confidence: Tensor) -> Tensor:
+        """Return the weights [n, bricks] of joined scores.
+
+        With `mix: 1` the brick with the highest score gets weight 1. Otherwise the best bricks share a weight of 1 in proportion to
+        their scores; scores below zero count as zero.
+        """
+        silent = [bricks.index(name) for group in self.ties for name in group[1:]]
+        ranked = joined.clone()
+        ranked[:, silent] = -torch.inf
+        weights = torch.zeros_like(joined)
+        best = ranked.argmax(1, keepdim=True)
+        if self.mix > 1:
+            top, columns = ranked.topk(min(self.mix, len(bricks) - len(silent)), dim=1)
+            weights.scatter_(1, columns, top.clamp(min=0))
+            total = weights.sum(1, keepdim=True)
+            weights = torch.where(total > 0, weights / total.clamp(min=1e-30), torch.zeros_like(weights).scatter_(1, best, 1.0))
+        else:
+            weights.scatter_(1, best, 1.0)
+        if self.threshold is not None:
+            weights[confidence < self.threshold] = 0.0
+        return weights
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """Base class of fitted routers. A subclass scores prompts; ties and threshold are applied here.
+
+    Attributes:
+        bricks: The bricks, in the order of columns.
+        choice: How scores become weights.
+        layer: Number of decoder blocks whose output is pooled; None if the router needs no hidden states.
+        window: Number of last tokens that are pooled.
+        record: Measurements of the fit, as plain data.
+    """
+
+    bricks: tuple[str, ...]
+    choice: Choice = Choice()
+    layer: int | None = None
+    window: int = 16
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        raise NotImplementedError
+
+    @property
+    def threshold(self) -> float | None:
+        """Smallest confidence with which a prompt goes to a brick; None if no prompt goes to the base."""
+        return self.choice.threshold
+
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return scores [n, bricks] and confidence [n] of prompts, before ties and threshold."""
+        raise NotImplementedError
+
+    def decide(self, prompts: Prompts) -> Decisions:
+        """Choose bricks for each prompt."""
+        scores, confidence = self.score(prompts)
+        joined = self.choice.join(scores.float(), self.bricks)
+        confidence = confidence.float()
+        return Decisions(self.choice.weigh(joined, self.bricks, confidence), joined, confidence)
+
+    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], acting: Acting) -> Tensor | None:
+        """Return None: texts and hidden states are enough."""
+        return None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of router.safetensors."""
+        return {}
+
+    def own_settings(self) -> dict[str, Any]:
+        """Return entries of routing.json that only this method has."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """Return the entries of routing.json, as plain data."""
+        return {
+            "method": self.method,
+            "bricks": list(self.bricks),
+            "layer": self.layer,
+            "window": self.window,
+            "threshold": self.choice.threshold,
+            "ties": [list(group) for group in self.choice.ties],
+            "mix": self.choice.mix,
+            "joined": self.choice.joined,
+            **self.own_settings(),
+        }
+
+
+def restored(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
+    """Return the fields of `Fitted` from the entries of routing.json.
+
+    Args:
+        settings: The entries.
+        method: The method that reads them.
+
+    Raises:
+        WorkbenchError: If they are of another method, or entries are missing or have other types.
+    """
+    if settings.get("method") != method:
+        raise WorkbenchError(f"routing.json: expected a router of method '{method}', found '{settings.get('method')}'", REPAIR)
+    try:
+        bricks = tuple(str(name) for name in settings["bricks"])
+        ties = tuple(tuple(str(name) for name in group) for group in settings["ties"])
+        threshold = None if settings["threshold"] is None else float(settings["threshold"])
+        choice = Choice(threshold, ties, int(settings["mix"]), settings["joined"])
+        layer = None if settings["layer"] is None else int(settings["layer"])
+        fields = {"bricks": bricks, "choice": choice, "layer": layer, "window": int(settings["window"])}
+    except (KeyError, TypeError, ValueError) as error:
+        raise WorkbenchError(f"routing.json: the router's entry {error} is missing or invalid", REPAIR) from error
+    unknown = sorted({name for group in ties for name in group} - set(bricks))
+    if unknown or choice.joined not in ("sum", "largest"):
+        raise WorkbenchError(f"routing.json: the router's ties or scores name {unknown or choice.joined}, not its bricks", REPAIR)
+    return fields
+
+
+def state(tensors: Mapping[str, Tensor], name: str, shape: Sequence[int | None]) -> Tensor:
+    """Return a tensor of router.safetensors.
+
+    Args:
+        tensors: The file's tensors.
+        name: The tensor.
+        shape: Its sizes; None stands for any size.
+
+    Raises:
+        WorkbenchError: If it is missing, or has another shape, as in a file of other bricks.
+    """
+    if name not in tensors:
+        raise WorkbenchError(f"router.safetensors: has no tensor '{name}'; the file belongs to another router", REPAIR)
+    found = tensors[name]
+    if found.ndim != len(shape) or any(size not in (None, actual) for size, actual in zip(shape, found.shape, strict=True)):
+        wanted = " × ".join("any" if size is None else str(size) for size in shape)
+        raise WorkbenchError(
+            f"router.safetensors: expected '{name}' of shape {wanted}, found {' × '.join(map(str, found.shape))}; the file belongs to "
+            "a router of other bricks",
+            REPAIR,
+        )
+    return found

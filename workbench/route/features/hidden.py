@@ -1,0 +1,130 @@
+"""Hidden states of the base at one depth, pooled over the last tokens of each prompt.
+
+The mean over the last tokens follows the request wherever it stands in the text; a mean over the whole prompt changes with a greeting
+in front of it. Models give the first token of a text, and sometimes one or two early ones, a state of very large norm that has nothing
+to do with its meaning (attention sinks). One of them would outweigh all other states in the mean, so they are left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import InvalidRecipeError
+from workbench.lazy import no_grad, torch
+from workbench.models.architecture import model_depth
+from workbench.models.batching import side_by_side
+from workbench.models.hooks import Stopped, first_of, hooked
+from workbench.models.layout import stack_prefix
+from workbench.models.prompts import encode_text
+from workbench.models.texts import batch_limit, longest_row
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+WINDOW = 16
+"""Default number of last tokens that are pooled."""
+SINK = 4.0
+"""A state whose norm is larger than this multiple of the row's median norm is left out. Other states lie below twice the median."""
+
+
+def depth_of(model: PreTrainedModel, layer: int | None) -> int:
+    """Return the number of decoder blocks whose output is pooled: `layer`, or half of the blocks.
+
+    Raises:
+        InvalidRecipeError: If the model has fewer blocks.
+    """
+    depth = model_depth(model.config.to_dict())
+    if layer is None:
+        return max(1, depth // 2)
+    if not 1 <= layer <= depth:
+        raise InvalidRecipeError(
+            f"route: layer {layer} does not exist; expected 1 to {depth}, the number of decoder blocks that are run",
+            f"Remove `layer`: the default is {max(1, depth // 2)}, half of the depth.",
+        )
+    return layer
+
+
+def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
+    """Return the tokens of prompts, with the special tokens that the tokenizer puts at the start of a text."""
+    return [encode_text(tokenizer, text) for text in texts]
+
+
+def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, window: int) -> Tensor:
+    """Return pooled hidden states of prompts. Blocks after `layer` do not run.
+
+    Args:
+        model: A live decoder-only model.
+        rows: The prompts' tokens, without padding.
+        layer: Number of decoder blocks whose output is pooled, from 1.
+        window: Number of last tokens that are pooled; see `tail_mean`.
+
+    Returns:
+        [row, hidden size], float32, on the CPU.
+    """
+    return torch.stack([tail_mean(states, window) for states in hidden_states(model, rows, layer)])
+
+
+def tail_mean(states: Tensor, window: int) -> Tensor:
+    """Return the mean [width] of the last states of a row [token, width], without the first one and without attention sinks.
+
+    If there is only one state, it is returned.
+    """
+    if len(states) == 1:
+        return states[0]
+    states = states[1:]
+    norms = states.norm(dim=1)
+    # The lower median is an existing norm, so at least one state is kept.
+    return states[norms <= SINK * norms.median()][-window:].mean(0)
+
+
+def moving(states: Tensor, window: int) -> Tensor:
+    """Return `tail_mean` of a row after each of its tokens: [token, width] -> [token, width]."""
+    return torch.stack([tail_mean(states[: i + 1], window) for i in range(len(states))])
+
+
+@no_grad
+def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int) -> list[Tensor]:
+    """Return the output of a decoder block for each row.
+
+    Args:
+        model: A live decoder-only model.
+        rows: Tokens, without padding. A row that is longer than the model's positions loses its start.
+        layer: Number of decoder blocks to run, from 1.
+
+    Returns:
+        [token, hidden size] per row, float32, on the CPU.
+    """
+    config = model.config.to_dict()
+    longest = longest_row(config, 1 << 30)
+    rows = [list(row)[-longest:] for row in rows]
+    block = model.get_submodule(f"{stack_prefix(model, model_depth(config))}.{layer - 1}")
+    outputs: list[Tensor] = []
+
+    def record(_module: Any, _args: Any, output: Any) -> None:
+        outputs.append(first_of(output).float().cpu())
+        raise Stopped
+
+    found: dict[int, Tensor] = {}
+    with hooked(block, after=record):
+        for numbers in token_batches(rows, model.device):
+            batch = side_by_side([rows[i] for i in numbers], model.device)
+            try:
+                model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
+            except Stopped:
+                states = outputs.pop()
+                found |= {i: states[place, : len(rows[i])] for place, i in enumerate(numbers)}
+    return [found[i] for i in range(len(rows))]
+
+
+def token_batches(rows: Sequence[Sequence[int]], device: torch.device) -> list[list[int]]:
+    """Return the numbers of rows in batches of similar length that a forward pass on the device is fast with."""
+    limit = batch_limit(device)
+    groups: list[list[int]] = []
+    for i in sorted(range(len(rows)), key=lambda i: len(rows[i])):
+        if groups and len(rows[i]) * (len(groups[-1]) + 1) <= limit:
+            groups[-1].append(i)
+        else:
+            groups.append([i])
+    return groups

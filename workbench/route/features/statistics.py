@@ -1,0 +1,116 @@
+"""Statistics of a brick's pooled states, from which routers are computed. Statistics of more prompts, or of one more brick, are added."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Count, sum and Gram of vectors.
+
+    The Gram [d, d] is kept as a root R with RᵀR = Gram, which has as many rows as there are vectors, at most d: for 64 prompts and
+    d = 4096, 2 MB instead of 134 MB.
+
+    Attributes:
+        count: Number of vectors.
+        total: [d], float64, their sum.
+        root: [rows, d], float64.
+    """
+
+    count: int
+    total: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Statistics:
+        """Return the statistics of vectors [n, d]."""
+        vectors = vectors.double()
+        return cls(len(vectors), vectors.sum(0), _reduced(vectors))
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean [d]."""
+        return self.total / self.count
+
+    @property
+    def gram(self) -> Tensor:
+        """The sum of the vectors' outer products, [d, d]."""
+        return self.root.T @ self.root
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.count + other.count, self.total + other.total, _reduced(torch.cat([self.root, other.root])))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return the statistics as tensors for a file, under names that begin with `prefix`."""
+        count = torch.tensor([self.count], dtype=torch.int64)
+        return {f"{prefix}count": count, f"{prefix}total": self.total, f"{prefix}root": self.root.contiguous()}
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Centers and scatter of bricks, in which each brick counts as much as any other, however many prompts it has.
+
+    Attributes:
+        centre: [d], the mean of the bricks' means.
+        means: [bricks, d], relative to the centre.
+        total: [d, d], the mean over bricks of the mean outer product around the centre.
+    """
+
+    centre: Tensor
+    means: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, statistics: Sequence[Statistics]) -> Scatter:
+        """Return the scatter of bricks with these statistics."""
+        means = torch.stack([part.mean for part in statistics])
+        centre = means.mean(0)
+        total = -torch.outer(centre, centre)
+        for part in statistics:
+            total += part.gram / (part.count * len(statistics))
+        return cls(centre, means - centre, total)
+
+    @property
+    def within(self) -> Tensor:
+        """The mean covariance of a brick's vectors around the brick's own mean, [d, d]."""
+        return self.total - self.means.T @ self.means / len(self.means)
+
+
+def shrunk(covariance: Tensor, share: float) -> Tensor:
+    """Return (1 − share)·covariance + share·(mean variance)·I, which can be inverted."""
+    size = len(covariance)
+    scaled: Tensor = (1 - share) * covariance
+    scaled.diagonal().add_(share * covariance.trace() / size)
+    return scaled
+
+
+def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
+    """Return the statistics of each brick's vectors.
+
+    Args:
+        vectors: [n, d].
+        labels: [n], the brick of each vector.
+        bricks: Number of bricks.
+    """
+    return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
+
+
+def read(tensors: Mapping[str, Tensor], prefix: str) -> Statistics:
+    """Return statistics from the tensors of a file; see `Statistics.tensors`."""
+    return Statistics(int(tensors[f"{prefix}count"][0]), tensors[f"{prefix}total"], tensors[f"{prefix}root"])
+
+
+def _reduced(rows: Tensor) -> Tensor:
+    """Return a matrix with the same Gram and at most as many rows as columns."""
+    if len(rows) <= rows.shape[1]:
+        return rows
+    triangle: Tensor = torch.linalg.qr(rows, mode="r").R
+    return triangle

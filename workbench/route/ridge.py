@@ -1,0 +1,107 @@
+"""Ridge: a linear map from pooled hidden states to bricks, in closed form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from workbench.errors import WorkbenchError
+from workbench.lazy import torch
+from workbench.route.deciding.pooling import PooledRoute, PooledRouter, restored_statistics, statistics_of
+from workbench.route.deciding.router import REPAIR
+from workbench.route.features.statistics import Scatter
+from workbench.steps import RouteContext, register
+from workbench.steps.fields import Real
+from workbench.steps.route import Prompts, Router
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@register
+class Ridge(PooledRoute):
+    """Choose the brick by ridge regression from pooled hidden states of the base to the bricks, in closed form. The default router.
+
+    One pass of the base through half of its blocks decides. The regression is computed from counts, sums and Grams of each brick's
+    prompts, so a brick is added without the prompts of the others.
+    """
+
+    paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
+    formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
+
+    route: Literal["ridge"]
+    ridge: Real = Field(0.1, gt=0, alias="lambda")
+    """Strength of the penalty, relative to the mean variance of the states."""
+
+    def fit(self, context: RouteContext) -> Router:
+        """Solve the regression, its threshold and its ties."""
+        samples, layer = self.measured(context)
+
+        def make(rows: Tensor) -> RidgeRouter:
+            found = statistics_of(samples, rows)
+            return RidgeRouter(context.bricks, layer=layer, window=self.window, statistics=found, strength=self.ridge)
+
+        return self.finished(samples, make, "sum")
+
+    @classmethod
+    def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
+        """Return the router from its saved state."""
+        fields = restored_statistics(settings, tensors, cls.name)
+        strength = settings.get("lambda")
+        if not isinstance(strength, (int, float)) or not strength > 0:
+            raise WorkbenchError(
+                f"routing.json: expected a number above 0 in the router's entry 'lambda', found {strength!r}", REPAIR
+            )
+        return RidgeRouter(**fields, strength=float(strength))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RidgeRouter(PooledRouter):
+    """Ridge regression from pooled states to bricks.
+
+    Attributes:
+        strength: The penalty, relative to the mean variance of the states.
+    """
+
+    strength: float
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return Ridge.name
+
+    @cached_property
+    def weights(self) -> Tensor:
+        """The map [hidden size, bricks], float64."""
+        return solve(self.scatter, self.strength)
+
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return the regression's values [n, bricks], whose rows sum to 1, and confidence [n]."""
+        assert prompts.hidden is not None
+        states = prompts.hidden.double()
+        return (states - self.scatter.centre) @ self.weights + 1 / len(self.bricks), self.confidence(prompts.hidden)
+
+    def own_settings(self) -> dict[str, Any]:
+        """Return the penalty."""
+        return {"lambda": self.strength}
+
+
+def solve(scatter: Scatter, strength: float) -> Tensor:
+    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
+
+    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
+    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
+
+    Args:
+        scatter: Centers and scatter of the bricks.
+        strength: λ.
+    """
+    matrix = scatter.total.clone()
+    size = len(matrix)
+    matrix.diagonal().add_(strength * scatter.total.trace() / size)
+    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
+    return solution
