@@ -42,8 +42,12 @@ def stored(
     clusters: int | Sequence[int] = 30,
     plan: str = "p" * 32,
     partial: bool = False,
+    routed: Mapping[str, Mapping[str, Sequence[list[str]]]] | None = None,
 ) -> list[Scores]:
-    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task; clusters of equal size, or one an item."""
+    """Write scores as `evaluate` would: `values[configuration]` = the items' scores, task by task; clusters of equal size, or one an item.
+
+    `routed[configuration][task]` says for each item which bricks answered.
+    """
     n = len(next(iter(values.values()))[0])
     label = [i % clusters for i in range(n)] if isinstance(clusters, int) else clusters
     items = {t: tuple(Item(f"{t}-{i}", f"t{label[i]}") for i in range(n)) for t in suite.tasks}
@@ -73,6 +77,8 @@ def stored(
             ]
             for t, line in zip(suite.tasks, lines, strict=True)
         }
+        for t, answered in ((routed or {}).get(configuration.name) or {}).items():
+            rows[t] = [{**row, "routed": labels} for row, labels in zip(rows[t], answered, strict=True)]
         results = {
             t: {"rows": rows[t], "seconds": 1.0, "device": "cpu", "scorer": "generate", "tokens": None} for t in suite.tasks
         }

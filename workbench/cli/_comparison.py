@@ -138,12 +138,13 @@ def rows_table(document: Row) -> None:
 
 
 def _told(document: Row) -> None:
-    """Print sentences on losses and safety of guarded tasks, and on rows that can get no verdict."""
+    """Print sentences on losses and safety of guarded tasks, on rows that can get no verdict, and on whether to merge or to route."""
     from workbench.report import guard
     from workbench.report.reading import view_of
+    from workbench.report.routed import advised
 
     view = view_of(document)
-    for text in (*(guard.on_task(view, task) for task in view.guarded), *guard.impossible(view)):
+    for text in (*(guard.on_task(view, task) for task in view.guarded), *guard.impossible(view), *advised(document)):
         if text:
             out.say(text)
 

@@ -143,7 +143,8 @@ def compare(
             scores = [s for s in scores if s.configuration.name not in lacking]
         comparison = compare_scores(opened.store, scores, against, opened.project)
     document = comparison.document()
-    printed = {"baseline": document["baseline"], "rows": document["rows"], **told(left_out)}
+    routing = {"routing": document["routing"]} if "routing" in document else {}
+    printed = {"baseline": document["baseline"], "rows": document["rows"], **routing, **told(left_out)}
     out.result(lambda: CompareDocument.model_validate(printed), lambda: rows_table(document), json=json)
     worse = [row for row in comparison.worse if row.configuration in named]
     not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []

@@ -20,6 +20,7 @@ from workbench.compare.configurations import summary
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
 from workbench.compare.flips import flips
+from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
 from workbench.compare.warnings import warnings_of
@@ -126,6 +127,7 @@ def compare(
             "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
             "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
+            **routing_of(tasks, shown),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import edits, flips, guard, marks, scatter, wording
+from workbench.report import edits, flips, guard, marks, routed, scatter, wording
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
@@ -37,6 +37,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_kept(view),
         *_forgetting(view),
         *_edits(document, view),
+        *_routed(document),
         *_flips(document, view),
         *_configurations(view),
         "## Provenance",
@@ -211,6 +212,15 @@ def _kept(view: View) -> list[str]:
         table(["Configuration", "Mean", *tasks], rows),
         bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
+
+
+def _routed(document: Mapping[str, Any]) -> list[str]:
+    """Return who answered in routed configurations, and whether to merge or to route."""
+    rows = routed.answered(document)
+    if not rows:
+        return []
+    sentences = [escape(text) for text in routed.advised(document)]
+    return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
 
 
 def _edits(document: Mapping[str, Any], view: View) -> list[str]:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.report import flips, forest, guard, marks, numbers, scatter, wording
+from workbench.report import flips, forest, guard, marks, numbers, routed, scatter, wording
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
@@ -103,6 +103,9 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
         "columns": 5 + len(view.tasks),
         "fact_suites": fact_suites(document, view),
+        "routed": routed.answered(document),
+        "routed_heads": routed.HEADS,
+        "advice": routed.advised(document),
         "facts": facts(view),
         "command": view.provenance.get("command"),
         "suites": suites(view),

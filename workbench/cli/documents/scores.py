@@ -154,6 +154,76 @@ class DifferenceRow(Document):
     """Difference of the margin of the gold choice, for multiple-choice tasks."""
 
 
+class Share(Document):
+    """A share of items with its 95 % interval."""
+
+    value: Number
+    """Share from 0 to 1."""
+    low: Number
+    """Lower end of the interval."""
+    high: Number
+    """Upper end of the interval."""
+
+
+class RoutedTask(Document):
+    """The bricks that answered the items of a task in a routed configuration."""
+
+    configuration: str
+    """Name of the configuration."""
+    task: str
+    """Name of the task."""
+    owner: str | None
+    """The configuration's brick that teaches the task; null if the base should answer."""
+    n: int
+    """Number of items."""
+    answered_by: dict[str, int]
+    """Bricks, or "base" -> number of items, the most frequent first."""
+    own: Share
+    """Items that the task's own brick answered."""
+    base: Share
+    """Items that the base answered."""
+    other: Share
+    """Items that another brick answered: false routing."""
+
+
+class RoutedBeside(Document):
+    """A routed configuration beside the merge of its bricks with the best mean over skills."""
+
+    configuration: str
+    """Name of the routed configuration."""
+    merge: str
+    """Name of the merge."""
+    merges: int
+    """Number of merges that it was chosen among."""
+    value: Number
+    """Mean chance-corrected score of the routed configuration over skills."""
+    merge_value: Number
+    """The same of the merge."""
+    diff: Number
+    """Difference of the two, routed minus merge."""
+    low: Number
+    """Lower end of its 95 % interval."""
+    high: Number
+    """Upper end of its 95 % interval."""
+    verdict: str
+    """"better", "worse", "equivalent", "cannot tell" or "no item changed", of the routed configuration."""
+    bricks: int
+    """Number of bricks that the routed configuration keeps."""
+    seconds: Number
+    """Time that scoring the routed configuration took."""
+    merge_seconds: Number
+    """Time that scoring the merge took."""
+
+
+class RoutingComparison(Document):
+    """Routed configurations in a comparison."""
+
+    tasks: list[RoutedTask]
+    """One entry for each routed configuration and each task."""
+    beside: list[RoutedBeside]
+    """One entry for each routed configuration that stands beside a merge of its bricks."""
+
+
 class CompareDocument(Document):
     """Comparison of stored scores with a baseline."""
 
@@ -161,6 +231,8 @@ class CompareDocument(Document):
     """Name of the baseline."""
     rows: list[DifferenceRow]
     """One row for each configuration and each task or contrast."""
+    routing: RoutingComparison | None = optional()
+    """Which bricks answered in routed configurations, if there are any."""
     left_out: list[LeftOutDocument] = optional()
     """Configurations that were skipped, if there are any."""
 

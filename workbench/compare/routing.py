@@ -1,0 +1,157 @@
+"""Routed configurations: which bricks answered the items of each task, and how they do beside the best merge.
+
+A routed model leaves an item to its task's own brick, to the base, or to another brick. The last is false routing. On a task that no
+brick owns, such as retention, the base is right and every brick is false routing.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from workbench.compare.tables import Table
+from workbench.scores.changes import pooled
+from workbench.scores.statistics import FEW_CLUSTERS, score_interval
+from workbench.scores.store import Configuration, Scores
+
+BASE = "base"
+"""Label of items that no brick answered, in the rows of the score store."""
+
+
+def routing_of(tasks: Sequence[Table], entries: Sequence[Sequence[Scores]]) -> dict[str, Any]:
+    """Return the document's entry `routing`; empty if no configuration is routed.
+
+    Args:
+        tasks: Tables of all tasks.
+        entries: Scores of each configuration over all suites, as returned by `configurations_of`.
+
+    Returns:
+        {"routing": {"tasks": answers by configuration and task, "beside": each routed configuration and the best merge}}.
+    """
+    answered = [row for entry in entries for row in _answered(tasks, entry[0].configuration)]
+    if not answered:
+        return {}
+    names = {row["configuration"] for row in answered}
+    return {"routing": {"tasks": answered, "beside": list(_beside(tasks, entries, names))}}
+
+
+def _answered(tasks: Sequence[Table], c: Configuration) -> Iterator[dict[str, Any]]:
+    """Yield for each task the bricks that answered, and the shares of its own brick, the base and other bricks."""
+    for table in tasks:
+        rows = table.rows.get(c.digest, ())
+        labels = [row.get("routed") for row in rows]
+        if not labels or not all(labels):
+            continue
+        owner = table.suite.owners.get(table.name)
+        owner = owner if owner in c.parents else None
+        shares = {
+            "own": _share(table, [owner is not None and set(label) == {owner} for label in labels]),
+            "base": _share(table, [set(label) == {BASE} for label in labels]),
+            "other": _share(table, [bool(set(label) - {owner, BASE}) for label in labels]),
+        }
+        counts = Counter(" and ".join(label) for label in labels)
+        yield {
+            "configuration": c.name,
+            "task": table.name,
+            "owner": owner,
+            "n": len(labels),
+            "answered_by": dict(sorted(counts.items(), key=lambda item: (-item[1], item[0]))),
+            **shares,
+        }
+
+
+def _share(table: Table, chosen: Sequence[bool]) -> dict[str, float]:
+    """Return a share of a task's items with its 95 % interval."""
+    values = np.array(chosen, np.float64)
+    low, high = score_interval(values, table.cluster)
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
+def _beside(tasks: Sequence[Table], entries: Sequence[Sequence[Scores]], routed: set[str]) -> Iterator[dict[str, Any]]:
+    """Yield each routed configuration with the merge that has the best mean over skills.
+
+    The merge is chosen on the items of the comparison, which favors it: a routed model that is still better is better than every merge.
+    """
+    by_name = {entry[0].configuration.name: entry for entry in entries}
+    for name in sorted(routed):
+        c = by_name[name][0].configuration
+        skills = [t for t in tasks if t.skill and c.digest in t.values]
+        merges = {
+            other: entry[0].configuration.digest
+            for other, entry in by_name.items()
+            if other not in routed and _is_merge(entry, c, skills)
+        }
+        if not skills or not merges:
+            continue
+        best = max(merges, key=lambda other: _mean(skills, merges[other]))
+        pairs = [t.paired(merges[best], c.digest) for t in skills]
+        row: dict[str, Any] = {
+            "configuration": name,
+            "merge": best,
+            "merges": len(merges),
+            "value": _mean(skills, c.digest),
+            "merge_value": _mean(skills, merges[best]),
+            "bricks": len(c.parents),
+            "seconds": sum(s.seconds for s in by_name[name]),
+            "merge_seconds": sum(s.seconds for s in by_name[best]),
+        }
+        yield {**row, **_difference(skills, pairs)}
+
+
+def _difference(skills: Sequence[Table], pairs: Sequence[Any]) -> dict[str, Any]:
+    """Return the difference of the means over skills, with its 95 % interval and a verdict."""
+    if all(pair.unchanged for pair in pairs):
+        return {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
+    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in skills])
+    low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
+    margin = float(np.mean([(t.min_effect or 0.0) / t.span for t in skills]))
+    verdict = "cannot tell"
+    if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
+        if low > 0 or high < 0:
+            verdict = "better" if low > 0 else "worse"
+        elif -margin < low and high < margin:
+            verdict = "equivalent"
+    return {"diff": changes.mean, "low": low, "high": high, "verdict": verdict}
+
+
+def _is_merge(entry: Sequence[Scores], routed: Configuration, skills: Sequence[Table]) -> bool:
+    """Return True if a configuration combines two or more bricks, among them bricks of the routed one, and has scores on all skills."""
+    c = entry[0].configuration
+    combined = c.role in ("configuration", "average") and len(c.parents) > 1 and set(c.parents) & set(routed.parents)
+    return bool(combined) and all(c.digest in t.values for t in skills)
+
+
+def _mean(skills: Sequence[Table], digest: str) -> float:
+    """Return the mean chance-corrected score over skills."""
+    return float(np.mean([t.corrected(t.values[digest].mean()) for t in skills]))
+
+
+def advice(row: Mapping[str, Any], kept: float | None = None) -> str:
+    """Return a sentence that says whether to merge or to route, with its reason.
+
+    Args:
+        row: An entry of `beside`.
+        kept: Share of the skills of the best single bricks that the routed configuration keeps, if known.
+    """
+    routed, merge = row["configuration"], row["merge"]
+    which = f"{merge}, the best of {row['merges']} merges" if row["merges"] > 1 else f"{merge}, the only merge"
+    gap = f"{_points(row['diff'])} points [{_points(row['low'])}, {_points(row['high'])}]"
+    oracle = f" and keeps {100 * kept:.0f} % of the single bricks' skills" if kept is not None else ""
+    price = f"it needs its {row['bricks']} adapters beside the base and a routing pass for each prompt"
+    if row["verdict"] == "better":
+        return f"Route: {routed} scores {gap} above {which}{oracle}; {price}."
+    if row["verdict"] == "worse":
+        return f"Merge: {routed} scores {gap} against {which}, which is one model without a router."
+    if row["verdict"] in ("equivalent", "no item changed"):
+        return f"Merge: {routed} and {which}, are equivalent ({gap}), and the merge is one model without a router."
+    return (
+        f"Merge or route cannot be told: {routed} scores {gap} against {which}; more clusters of items would help, and {price}."
+    )
+
+
+def _points(value: float | None) -> str:
+    """Return a difference in points with its sign."""
+    return "unknown" if value is None else f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
