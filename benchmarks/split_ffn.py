@@ -40,7 +40,7 @@ PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"
 DATA = PROJECT / "evals" / "abilities.jsonl"
 LONGEST = 512
-METHODS = ("random", "kmeans", "coactivation", "cmoe", "expertweaver")
+METHODS = ("random", "kmeans", "cmoe", "expertweaver")
 ROUTERS = ("gate", "ridge")
 
 
@@ -57,7 +57,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         project = Path(folder)
         _write_calibration(project / "calibration.jsonl", data)
-        for method in METHODS:
+        for method in given.methods.split(","):
             for router in ROUTERS:
                 name = f"{method}-{router}"
                 step = {"grow": "split_ffn", "method": method, "experts": given.experts, "sparsity": given.sparsity}
@@ -108,6 +108,7 @@ def _arguments() -> argparse.Namespace:
     )
     parser.add_argument("--experts", type=int, default=64, help="experts of a layer, shared ones included")
     parser.add_argument("--sparsity", type=float, default=0.25, help="share of the experts that a token does not use")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods that divide the neurons")
     parser.add_argument("--samples", type=int, default=256, help="calibration texts")
     parser.add_argument("--items", type=int, default=10, help="held-out texts of each task")
     parser.add_argument("--device", default="cpu", help="device of the models")
