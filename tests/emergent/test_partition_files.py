@@ -45,7 +45,7 @@ def with_record(**changes: Any) -> Callable[[Path], None]:
     return change
 
 
-def with_tensors(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+def with_tensors(change: Callable[[dict[str, torch.Tensor]], object]) -> Callable[[Path], None]:
     def save(folder: Path) -> None:
         tensors = load_file(folder / TENSORS)
         change(tensors)

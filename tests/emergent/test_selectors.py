@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from sklearn.linear_model import Ridge
+from sklearn.linear_model import Ridge  # type: ignore[import-untyped]
 
 from worlds.project import CPU
 from worlds.tiny import live
@@ -138,7 +138,9 @@ def test_cmoe_s_router(world: World) -> None:
     layers, judged, partition = world.layers, world.judged, world.partition
     selector = representatives(layers, partition)
     assert selector is not None
-    neuron = int(partition.layers[1].representatives[5])
+    standing = partition.layers[1].representatives
+    assert standing is not None
+    neuron = int(standing[5])
     x = judged.inputs[1][3]
     gate, up = layers[1].gate_rows()[neuron], layers[1].up_rows()[neuron]
     expected = (torch.nn.functional.silu(x @ gate / gate.norm()) * (x @ up / up.norm())).abs()

@@ -91,11 +91,9 @@ def test_experts_have_the_old_neurons(shared: int, project: Project, world: Call
 def partition_of(model: Any, shared: list[int], beside: int) -> tuple[Partition, Linear]:
     """The partition and the router of a glm4_moe model, from its own weights: the shared module's experts come first."""
     layers, rows = {}, []
-    start = 0
     for number, layer in enumerate(model.model.layers):
         size = layer.mlp.experts.gate_up_proj.shape[1] // 2
-        start = 0
-        experts = torch.arange(start, start + size * (beside + len(layer.mlp.experts.gate_up_proj))).reshape(-1, size)
+        experts = torch.arange(size * (beside + len(layer.mlp.experts.gate_up_proj))).reshape(-1, size)
         layers[number] = LayerPartition(experts, shared[number])
         own = layer.mlp.gate.weight.detach()
         rows.append(torch.cat([torch.zeros(beside, own.shape[1]), own]))

@@ -59,7 +59,7 @@ class LayerPartition:
     def sums(self, values: Tensor) -> Tensor:
         """Return the sums over each expert's neurons [..., experts] of values of all neurons [..., neurons]."""
         index = self.experts.to(values.device)
-        result: Tensor = values[..., index.flatten()].unflatten(-1, tuple(index.shape)).sum(-1)
+        result: Tensor = values[..., index.flatten()].reshape(*values.shape[:-1], *index.shape).sum(-1)
         return result
 
 

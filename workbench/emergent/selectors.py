@@ -30,7 +30,10 @@ HIDDEN, STEPS, RATE = 64, 150, 1e-2
 class Selector(Protocol):
     """Scores the experts of a layer; those with the highest scores are selected."""
 
-    name: SelectorName
+    @property
+    def name(self) -> SelectorName:
+        """Name of the selector."""
+        ...
 
     def scores(self, number: int, inputs: Tensor, activations: Tensor) -> Tensor:
         """Return the scores [..., experts].
@@ -164,7 +167,7 @@ def mlps(sample: FeedForwardSample, partition: Partition, *, seed: int = 0) -> M
             for _ in range(STEPS):
                 optimizer.zero_grad()
                 loss = torch.nn.functional.cross_entropy(_network(x, *weights), target)
-                loss.backward()
+                torch.autograd.backward(loss)
                 optimizer.step()
         first.append(one.detach())
         second.append(two.detach())

@@ -41,7 +41,7 @@ def partition_section(document: Mapping[str, Any]) -> Section:
         point, ideal = best["points"][last], oracle["points"][last]
         lead.append(
             f"With {point['used']:g} % of the neurons, the loss rises by {point['rise']:.2f} nats per token with the best selector "
-            f"({best['selector']}), and by {ideal['rise']:.2f} with the oracle, which no router can be."
+            f"({best['selector']}), and by {ideal['rise']:.2f} with the oracle, which sees the activations of all neurons."
         )
     used = [point["used"] for point in curves[0]["points"]]
     rows = [[c["selector"], *(_cell(point) for point in c["points"])] for c in curves]
@@ -49,7 +49,7 @@ def partition_section(document: Mapping[str, Any]) -> Section:
         "partition",
         "Experts",
         lead,
-        ["selector", *(f"{share:g} % used" for share in used)],
+        ["selector", *(f"{share:g} % used: mass, rise" for share in used)],
         rows,
         {},
         _charts(curves),
@@ -66,7 +66,7 @@ def partition_section(document: Mapping[str, Any]) -> Section:
 def _cell(point: Mapping[str, Any]) -> str:
     low, high = point["low"], point["high"]
     ends = "" if low is None or high is None else f" [{low:.2f}, {high:.2f}]"
-    return f"{100 * point['captured']:.0f} %, {point['rise']:.2f}{ends}"
+    return f"{100 * point['captured']:.0f} %, {point['rise']:.2f}{ends}".replace("-", "−")
 
 
 def _charts(curves: Sequence[Mapping[str, Any]]) -> list[Chart]:
