@@ -9,6 +9,7 @@ from typing import Any
 from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
+SPLIT = "benchmarks/results/split-ffn.json"
 
 
 @of_results(COST)
@@ -81,4 +82,50 @@ def _difference(row: dict[str, Any] | None) -> str:
     return f"{signed(row['diff'])}{between} {SIGNS.get(row['verdict'], '')}".strip()
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block, "grow-starter": starter_block}
+@of_results(SPLIT)
+def split_block(found: dict[str, Any]) -> str:
+    """Dense layers as experts without training, in the form of ExpertWeaver's table."""
+    scores, tasks = found.get("scores", {}), sorted({task for of in found.get("scores", {}).values() for task in of})
+    heads = [
+        "model",
+        "router",
+        "shared experts",
+        "mass, router",
+        "mass, best choice",
+        "perplexity",
+        "rise of the loss, nats",
+        *tasks,
+    ]
+    rows = []
+    for row in found["rows"]:
+        scored = [points(scores.get(row["name"], {}).get(task)) for task in tasks]
+        if row["name"] == "dense":
+            rows.append(["dense", "", "", "", "", f"{row['perplexity']:,.1f}", "", *scored])
+            continue
+        low, high = row["shared"]
+        captured = row["captured"]
+        rows.append(
+            [
+                f"`{row['method']}`",
+                f"`{row['router']}`",
+                str(low) if low == high else f"{low} to {high}",
+                f"{points(captured['router'])} %",
+                f"{points(captured['oracle'])} %",
+                f"{row['perplexity']:,.1f}",
+                f"{row['rise']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
+                *scored,
+            ]
+        )
+    count, used = found["experts"], round((1 - found["sparsity"]) * found["experts"])
+    note = (
+        f"{found['base'].capitalize()}, {count} experts of which a token uses {used}, no training. Loss on {found['data']['items']} texts of "
+        f"{found['data']['tasks']} held-out tasks of {found['data']['file']}, whose other tasks calibrate; 95 % intervals over tasks. Mass: share of "
+        "|activation| times the norm of the output column that the selected experts have. "
+    )
+    if tasks:
+        limit = f", the first {found['limit']} items of a task" if found.get("limit") else ""
+        note += f"Last columns: scores of the suite `{found['suite']}` in percent{limit}. "
+    return table(heads, rows, left=2) + f"\n\n{note}{measured(found)} The source: [{SPLIT}](../{SPLIT})."
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block, "grow-starter": starter_block, "grow-split": split_block}

@@ -16,6 +16,7 @@ COMMANDS = {
     "analyze ablate": "--data --device --draws --items --json --out --quiet --seed --trust-project-code",
     "analyze all": "--data --device --json --out --quiet --trust-project-code",
     "analyze functions": "--chat --data --device --draws --json --no-residents --out --part --per --polarity --quiet --score --seed --share --skip --trust-project-code",
+    "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --selectors --shared --tokens --trust-project-code --used",
     "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
     "analyze transplant": "--device --json --out --quiet --samples --share --texts",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",

@@ -113,6 +113,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
+    document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
     document("doctor", code=(0, 3))
     return printed

@@ -9,6 +9,7 @@ from typing import Any
 from workbench.files import write_bytes
 from workbench.report.neurons_ablation import ablation_section
 from workbench.report.neurons_functions import functions_section
+from workbench.report.neurons_partition import partition_section
 from workbench.report.neurons_sparsity import sparsity_section
 from workbench.report.page import filled
 from workbench.report.sections import Section
@@ -38,4 +39,5 @@ SECTIONS: dict[str, Callable[[Mapping[str, Any]], Section]] = {
     "functions": functions_section,
     "sparsity": sparsity_section,
     "ablation": ablation_section,
+    "partition": partition_section,
 }

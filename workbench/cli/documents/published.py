@@ -21,6 +21,7 @@ from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocumen
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
+from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
@@ -57,6 +58,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,
+    "analyze partition": PartitionDocument,
     "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,

@@ -31,6 +31,9 @@ class Target:
         fixed: Fields of config.json with a required value.
         shared: Names within a layer of a shared expert and of its gate, and the field for its size. Its output starts as zero.
         zeros: Names of further tensors [1, experts] that start as zeros.
+        always: Name of the router's bias on the choice of experts [experts], which does not change their weights.
+        factor: Field of config.json by which the weights of the selected experts are multiplied.
+        beside: Name within a layer of the module of experts that serve every token, and the field for their number.
     """
 
     model_type: str
@@ -44,6 +47,9 @@ class Target:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     shared: tuple[str, str, str] | None = None
     zeros: tuple[str, ...] = ()
+    always: str | None = None
+    factor: str | None = None
+    beside: tuple[str, str] | None = None
 
 
 _CLASSIC = {part: f"mlp.experts.{{e}}.{part}.weight" for part in (GATE, UP, DOWN)}
@@ -64,6 +70,9 @@ TARGETS = {
         Target("ernie4_5_moe", "Ernie4_5_MoeForCausalLM", "mlp.gate.weight", "moe_num_experts", "moe_k", expert=_CLASSIC,
                sizes=("intermediate_size", "moe_intermediate_size"), fixed={"moe_num_shared_experts": 0, "moe_layer_start_index": 0, "moe_layer_interval": 1},
                zeros=("mlp.moe_statics.e_score_correction_bias",)),
+        Target("glm4_moe", "Glm4MoeForCausalLM", "mlp.gate.weight", "n_routed_experts", expert=_CLASSIC, sizes=("intermediate_size", "moe_intermediate_size"),
+               fixed={**_NORMED, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0},
+               always="mlp.gate.e_score_correction_bias", factor="routed_scaling_factor", beside=("mlp.shared_experts", "n_shared_experts")),
     )
 }  # fmt: skip
 
@@ -86,3 +95,23 @@ PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
     "ernie4_5": {"ernie4_5_moe": lambda c: {"moe_layer_end_index": c["num_hidden_layers"] - 1}},
 }
 """Dense architecture -> mixtures that it can become, the usual one first, with fields derived from the dense config.json."""
+
+
+def _as_glm(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of glm4_moe for a dense model with rotary attention over whole heads and without a sliding window."""
+    kind = config["model_type"]
+    return {
+        "attention_bias": kind == "qwen2" or bool(config.get("attention_bias")),
+        "use_qk_norm": kind == "qwen3",
+        "head_dim": _head_dim(config),
+        "partial_rotary_factor": 1.0,
+        "rope_parameters": {**config["rope_parameters"], "partial_rotary_factor": 1.0},
+    }
+
+
+SPLIT_PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]] = {
+    kind: {**pairs, **({"glm4_moe": _as_glm} if kind in ("llama", "mistral", "qwen2", "qwen3") else {})}
+    for kind, pairs in PAIRS.items()
+}
+"""Dense architecture -> mixtures into which its neurons can be divided. glm4_moe alone has experts that serve every token: it adds their
+output without a gate, and its router has a bias on the choice of experts."""

@@ -1,0 +1,75 @@
+"""`analyze partition` on a tiny model: its files and page, and bad input."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from worlds.commands import call, document, refused
+from worlds.jsonl import write_jsonl
+from worlds.mixtures import save_mixture
+from worlds.project import Project
+
+from workbench.emergent.partition_files import read_partition
+
+
+@pytest.fixture
+def world(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
+    monkeypatch.chdir(project.path)
+    rows = [
+        {
+            "prompt": " ".join(f"w{20 * f + (7 * t + 3 * i + k) % 20}" for k in range(6)),
+            "response": "w1 w2",
+            "function": name,
+            "task": f"{name}{t}",
+        }
+        for f, name in enumerate(("low", "high"))
+        for t in range(4)
+        for i in range(3)
+    ]
+    write_jsonl(project.path / "texts.jsonl", rows)
+    return project
+
+
+COMMAND = ("analyze", "partition", "base", "--data", "texts.jsonl", "-o", "found")
+
+
+def test_it_writes_the_partition_and_a_section_of_the_page(world: Project) -> None:
+    printed = document(*COMMAND, "--method", "cmoe", "--experts", "4", "--shared", "1", "--used", "50,100,75")
+    found = world.path / "found"
+    partition = read_partition(found / "partition", base=printed["digest"])
+    assert (partition.digest(), partition.method, set(partition.shared)) == (printed["partition"], "cmoe", {1})
+    assert printed["difference"] <= 1e-5
+    assert [curve["selector"] for curve in printed["curves"]] == ["oracle", "centroid", "representative", "ridge", "mlp"]
+    for curve in printed["curves"]:
+        assert [point["experts"] for point in curve["points"]] == [4, 3, 2]
+        whole, *parts = curve["points"]
+        assert (whole["rise"], whole["loss"]) == (0, printed["loss"])
+        assert whole["captured"] == pytest.approx(1)
+        assert all(0 < point["captured"] < 1 for point in parts)
+        assert all(point["low"] <= point["rise"] <= point["high"] for point in curve["points"])
+    page = (found / "index.html").read_text("utf-8")
+    assert '<section id="partition">' in page
+    assert "as CMoE does" in page
+    text = call(*COMMAND, "--experts", "4", "--selectors", "oracle,ridge").stdout
+    assert "4 experts of" in text
+    assert "all experts together differ from the dense layers by" in text
+
+
+def test_bad_input(world: Project, tmp_path: Path) -> None:
+    cases = [
+        (("--experts", "7"), "7 experts do not divide into equal parts"),
+        (("--experts", "4", "--shared", "3"), "3 shared experts are more than the 1 of 4 experts that serve a token"),
+        (("--experts", "4", "--used", "0"), "above 0 and up to 100 percent, found 0"),
+        (("--used", "half"), "expected numbers separated by commas"),
+        (("--selectors", "oracel"), "expected some of oracle, centroid, representative, ridge, mlp; found 'oracel'"),
+        (("--experts", "4", "--selectors", "representative"), "kmeans names no neurons that stand for experts"),
+    ]
+    for options, message in cases:
+        error = refused(*COMMAND, *options)
+        assert message in error.message
+        assert error.exit_code == 2
+    assert not (world.path / "found").exists()
+    save_mixture("mixtral", tmp_path / "mixtral")
+    assert "a mixture of experts already" in refused("analyze", "partition", str(tmp_path / "mixtral"), *COMMAND[3:]).message

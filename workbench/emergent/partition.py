@@ -1,0 +1,298 @@
+"""Partitions of feed-forward neurons into experts of equal size, and the methods that make them.
+
+An expert is a set of neurons: its rows of the matrices into the neurons, and its columns of the matrix out of them. The output of the
+layer is the sum of its experts, so all experts together compute what the layer does. Shared experts serve every token, and a selector
+chooses some of the others for each token.
+
+Sources: Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv
+2602.15521.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from workbench.emergent.balanced import assign, balanced_kmeans, means
+from workbench.emergent.feedforward import FeedForward, FeedForwardSample
+from workbench.errors import UsageError
+from workbench.files import json_digest
+from workbench.lazy import no_grad, torch
+from workbench.weights.digests import tensor_digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PartitionMethod: TypeAlias = Literal["random", "kmeans", "coactivation", "cmoe", "expertweaver"]
+METHODS: tuple[PartitionMethod, ...] = ("random", "kmeans", "coactivation", "cmoe", "expertweaver")
+WITH_TEXTS = frozenset({"coactivation", "cmoe", "expertweaver"})
+"""Methods that look at activations. The others need them only to choose shared experts."""
+MARKERS = 10
+"""CMoE: neurons that a token marks."""
+ACTIVE = 0.1
+"""Share of the neurons of a token that count as active for `coactivation`, and for the choice of shared experts."""
+UNIVERSAL, LEAST, MOST = 0.6, 0.2, 0.7
+"""ExpertWeaver: coefficient of variation below which a neuron is universal, and the limits of the share of shared experts."""
+
+
+@dataclass(frozen=True)
+class LayerPartition:
+    """The experts of one layer.
+
+    Attributes:
+        experts: Neurons of each expert in ascending order [experts, size] int64. Every neuron is in one expert.
+        shared: Number of experts at the start that serve every token.
+        representatives: Neuron that stands for each expert [experts] int64; None if the method names none.
+    """
+
+    experts: Tensor
+    shared: int = 0
+    representatives: Tensor | None = None
+
+    def members(self) -> Tensor:
+        """Return the expert of each neuron [neurons] int64."""
+        members = torch.empty(self.experts.numel(), dtype=torch.long)
+        members[self.experts.flatten()] = torch.arange(len(self.experts)).repeat_interleave(self.experts.shape[1])
+        return members
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Return the sums over each expert's neurons [..., experts] of values of all neurons [..., neurons]."""
+        index = self.experts.to(values.device)
+        result: Tensor = values[..., index.flatten()].reshape(*values.shape[:-1], *index.shape).sum(-1)
+        return result
+
+
+@dataclass(frozen=True)
+class Partition:
+    """Experts of all feed-forward layers of a model.
+
+    Attributes:
+        method: Method that made it.
+        layers: Layer -> its experts.
+        base: Digest of the model's weights and configuration; None if unknown.
+        settings: The method's settings, as plain data.
+    """
+
+    method: str
+    layers: Mapping[int, LayerPartition]
+    base: str | None = None
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def experts(self) -> int:
+        """Number of experts of a layer, shared ones included."""
+        return len(next(iter(self.layers.values())).experts)
+
+    @property
+    def shared(self) -> tuple[int, ...]:
+        """Number of shared experts of each layer."""
+        return tuple(layer.shared for layer in self.layers.values())
+
+    def digest(self) -> str:
+        """Return a digest of the experts."""
+        return json_digest([[number, tensor_digest(of.experts), of.shared] for number, of in sorted(self.layers.items())])
+
+
+def check_counts(units: Mapping[int, int], experts: int, shared: int | None) -> None:
+    """Check that layers can be divided into experts of equal size.
+
+    Args:
+        units: Layer -> number of its neurons.
+        experts: Number of experts, shared ones included.
+        shared: Number of shared experts; None leaves it to the method.
+
+    Raises:
+        WorkbenchError: If they cannot.
+    """
+    if experts < 2:
+        raise UsageError(f"expected at least 2 experts, found {experts}")
+    for layer, count in units.items():
+        if count % experts:
+            near = [e for e in range(2, min(count, 257)) if count % e == 0]
+            best = ", ".join(map(str, sorted(sorted(near, key=lambda e: abs(e - experts))[:4])))
+            raise UsageError(
+                f"layer {layer} has {count} neurons, which {experts} experts do not divide into equal parts",
+                f"Numbers that do: {best}." if near else None,
+            )
+    if shared is not None and not 0 <= shared < experts:
+        raise UsageError(f"expected 0 to {experts - 1} shared experts of {experts}, found {shared}")
+
+
+@no_grad
+def divide(
+    method: PartitionMethod,
+    layers: Sequence[FeedForward],
+    experts: int,
+    *,
+    shared: int | None = None,
+    sample: FeedForwardSample | None = None,
+    most_shared: int | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda *_: None,
+) -> Partition:
+    """Divide the neurons of every layer into experts of equal size.
+
+    Args:
+        method: How: `random`; `kmeans`, balanced clusters of the normalized rows of the gate; `coactivation`, balanced clusters of
+            the tokens on which neurons are active; `cmoe`; or `expertweaver`.
+        layers: The layers.
+        experts: Number of experts of a layer, shared ones included.
+        shared: Number of shared experts. They take the neurons that are active most often. None is the method's own choice: none for
+            the first three, three of eight for `cmoe`, and one number for each layer for `expertweaver`.
+        sample: Inputs and activations of the layers; None if neither the method nor `shared` needs them.
+        most_shared: Largest number of shared experts that the method may choose.
+        seed: Seed of `random` and of the first centers.
+        progress: Callback that takes (layers done, layers).
+
+    Raises:
+        WorkbenchError: If the experts do not divide the neurons, or a sample is missing.
+    """
+    check_counts({layer.site.layer: layer.site.units for layer in layers}, experts, shared)
+    if sample is None and (method in WITH_TEXTS or shared):
+        raise UsageError(
+            f"a partition by {method}{'' if method in WITH_TEXTS else ' with shared experts'} looks at activations, and has no texts",
+            "Name a file of calibration texts.",
+        )
+    limit = experts - 1 if most_shared is None else min(most_shared, experts - 1)
+    made: dict[int, LayerPartition] = {}
+    for number, layer in enumerate(layers):
+        work = _Layer(layer, number, experts, sample, seed + layer.site.layer)
+        made[layer.site.layer] = _MAKERS[method](work, shared, limit)
+        progress(number + 1, len(layers))
+    settings = {"experts": experts, "shared": shared, "seed": seed, "tokens": sample.tokens if sample else 0}
+    return Partition(method, made, settings=settings)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    """One layer while it is divided."""
+
+    layer: FeedForward
+    number: int
+    experts: int
+    sample: FeedForwardSample | None
+    seed: int
+
+    @property
+    def size(self) -> int:
+        """Number of neurons of an expert."""
+        return self.layer.site.units // self.experts
+
+    def active(self) -> Tensor:
+        """Return which neurons are active on each token: those with the largest magnitudes [tokens, neurons] bool."""
+        assert self.sample is not None
+        return marked(self.sample.magnitudes(self.number), max(1, round(ACTIVE * self.layer.site.units)))
+
+    def split(self, shared: int, order: Tensor | None, cluster: Callable[[Tensor, int], Tensor]) -> LayerPartition:
+        """Give the first neurons of an order to shared experts, and the others to clusters.
+
+        Args:
+            shared: Number of shared experts.
+            order: All neurons, those of shared experts first; only needed with shared experts.
+            cluster: Function from (the other neurons in ascending order, number of clusters) to the cluster of each.
+        """
+        neurons = torch.arange(self.layer.site.units)
+        fixed = neurons[:0] if order is None else order[: shared * self.size]
+        rest = neurons[~torch.isin(neurons, fixed)]
+        members = cluster(rest, self.experts - shared)
+        groups = [*fixed.reshape(shared, self.size), *(rest[members == c] for c in range(self.experts - shared))]
+        return LayerPartition(torch.stack([group.sort().values for group in groups]), shared)
+
+
+def marked(values: Tensor, count: int) -> Tensor:
+    """Return which values of each row are among its largest by magnitude [rows, columns] bool."""
+    chosen = values.abs().topk(count, dim=1).indices
+    return torch.zeros(values.shape, dtype=torch.bool).scatter_(1, chosen.cpu(), True)
+
+
+def _by_rate(active: Tensor) -> Tensor:
+    """Return all neurons, those that are active on most tokens first."""
+    return active.sum(0).argsort(descending=True, stable=True)
+
+
+def _random(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+    def cluster(rest: Tensor, clusters: int) -> Tensor:
+        order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(work.seed))
+        return order % clusters
+
+    return work.split(shared or 0, _by_rate(work.active()) if shared else None, cluster)
+
+
+def _kmeans(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+    rows = torch.nn.functional.normalize(work.layer.gate_rows().cpu(), dim=1)
+    order = _by_rate(work.active()) if shared else None
+    return work.split(shared or 0, order, lambda rest, clusters: balanced_kmeans(rows[rest], clusters, seed=work.seed))
+
+
+def _coactivation(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+    active = work.active()
+    bits = torch.nn.functional.normalize(active.T.float(), dim=1)
+    return work.split(shared or 0, _by_rate(active), lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed))
+
+
+def _cmoe(work: _Layer, shared: int | None, limit: int) -> LayerPartition:
+    """Divide a layer as CMoE does: markers, shared experts by rate, one balanced assignment by the L1 distance of markers.
+
+    The first centers are the markers of the neurons that are marked most often, without those of shared experts.
+    """
+    assert work.sample is not None
+    markers = marked(normalized_activations(work.layer, work.sample.inputs[work.number]), min(MARKERS, work.layer.site.units))
+    by_neuron = markers.T.float()
+    order = _by_rate(markers)
+    count = min(3 * work.experts // 8, limit) if shared is None else shared
+
+    def cluster(rest: Tensor, clusters: int) -> Tensor:
+        first = by_neuron[order[count * work.size :][:clusters]]
+        return assign(torch.cdist(by_neuron[rest], first, p=1.0))
+
+    made = work.split(count, order, cluster)
+    centers = means(by_neuron, made.members(), work.experts)
+    distances = [torch.cdist(centers[e : e + 1], by_neuron[of], p=1.0)[0] for e, of in enumerate(made.experts)]
+    representatives = torch.stack([of[d.argmin()] for of, d in zip(made.experts, distances, strict=True)])
+    return LayerPartition(made.experts, made.shared, representatives)
+
+
+def normalized_activations(layer: FeedForward, inputs: Tensor) -> Tensor:
+    """Return the activations with inputs and rows divided by their norms [tokens, neurons], as CMoE compares neurons."""
+    x = torch.nn.functional.normalize(inputs, dim=-1)
+    gate = layer.activated(x @ torch.nn.functional.normalize(layer.gate_rows().cpu(), dim=1).T)
+    if not layer.is_gated:
+        return gate
+    return gate * (x @ torch.nn.functional.normalize(layer.up_rows().cpu(), dim=1).T)
+
+
+def _expertweaver(work: _Layer, shared: int | None, limit: int) -> LayerPartition:
+    """Divide a layer by the patterns of its gates over groups of texts, as ExpertWeaver does.
+
+    A neuron's pattern is its mean |σ(gate)| on each group. Neurons whose pattern has a coefficient of variation below 0.6 are universal;
+    their share of the layer, limited to 0.2 to 0.7, is that of shared experts, which take the neurons of the lowest coefficients. The
+    others are clustered by their normalized patterns.
+    """
+    patterns = gate_patterns(work)
+    variation = patterns.std(1, correction=0) / patterns.mean(1).clamp_min(1e-12)
+    share = min(max(float((variation < UNIVERSAL).double().mean()), LEAST), MOST)
+    count = min(round(share * work.experts), limit) if shared is None else shared
+    units = torch.nn.functional.normalize(patterns, dim=1)
+    return work.split(
+        count,
+        variation.argsort(stable=True),
+        lambda rest, clusters: balanced_kmeans(units[rest], clusters, seed=work.seed),
+    )
+
+
+def gate_patterns(work: _Layer) -> Tensor:
+    """Return the mean |σ(gate)| of every neuron on each group of texts [neurons, groups]."""
+    assert work.sample is not None
+    gates = work.layer.gates(work.sample.inputs[work.number]).abs()
+    _, groups = torch.unique(work.sample.groups, return_inverse=True)
+    return means(gates, groups, int(groups.max()) + 1).T
+
+
+_MAKERS: dict[PartitionMethod, Callable[[_Layer, int | None, int], LayerPartition]] = {
+    "random": _random,
+    "kmeans": _kmeans,
+    "coactivation": _coactivation,
+    "cmoe": _cmoe,
+    "expertweaver": _expertweaver,
+}

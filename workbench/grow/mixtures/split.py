@@ -1,0 +1,164 @@
+"""The experts of a divided feed-forward layer and the rows of their router, measured on texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
+from workbench.emergent.labelled import ItemRow
+from workbench.emergent.partition import LayerPartition, Partition, PartitionMethod, divide
+from workbench.emergent.selectors import Linear, captured, centroids, oracle, ridges
+from workbench.emergent.sites import find_sites
+from workbench.files import read_json, write_json
+from workbench.lazy import no_grad, torch
+from workbench.models.texts import TextRow
+from workbench.steps import GrowContext, Measured
+from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RouterOf: TypeAlias = Literal["gate", "ridge"]
+EPSILON = 1e-3
+"""Largest |logit| of a router on the calibration texts. The weights of selected experts then differ by at most this share from equal
+weights, and float32 still tells the logits apart."""
+HELD_OUT = 5
+"""Every fifth text is held out."""
+GROUPS = 16
+"""Number of groups of texts whose gates `expertweaver` compares."""
+
+
+@dataclass(frozen=True)
+class SplitPlan:
+    """How a step divides neurons.
+
+    Attributes:
+        method: Method that divides them.
+        experts: Number of experts of a layer, shared ones included.
+        top_k: Number of experts of a token, shared ones included.
+        shared: Number of shared experts; None lets the method choose it for each layer.
+        router: How the rows of the router are made.
+        seed: Seed of the partition and of the sample of tokens.
+    """
+
+    method: PartitionMethod
+    experts: int
+    top_k: int
+    shared: int | None
+    router: RouterOf
+    seed: int
+
+
+@dataclass(frozen=True)
+class MeasuredSplit(Measured):
+    """A measured partition, with the rows of the routers.
+
+    Attributes:
+        partition: The experts of every layer.
+        rows: Layer -> row of each expert [experts, hidden]; zeros if a token takes all experts.
+    """
+
+    partition: Partition | None = None
+    rows: dict[int, Tensor] = field(default_factory=dict)
+
+
+def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, context: GrowContext) -> MeasuredSplit:
+    """Divide the neurons of every layer, and make the rows of its router. The result is cached.
+
+    Args:
+        plan: How.
+        texts: Calibration texts as tokens; None if neither the method nor the router needs them.
+        depth: Number of layers.
+        context: Live model, cache and progress.
+    """
+    if (cached := _load(context)) is not None:
+        return cached
+    live = context.live({})
+    layers = feed_forward_layers(live, find_sites(live, depth, context.device))
+    fitted = judged = None
+    if texts is not None:
+        rows = [ItemRow(row.tokens, len(row.tokens)) for row in texts]
+        fit = [row for number, row in enumerate(rows) if number % HELD_OUT] or rows
+        groups = [number * GROUPS // len(fit) for number in range(len(fit))]
+        context.progress(0, len(layers), "activations")
+        fitted = sample_feed_forward(live, layers, fit, groups=groups, seed=plan.seed)
+        judged = sample_feed_forward(live, layers, rows[::HELD_OUT], seed=plan.seed)
+    partition = divide(
+        plan.method,
+        layers,
+        plan.experts,
+        shared=plan.shared,
+        sample=fitted,
+        most_shared=plan.top_k - 1,
+        seed=plan.seed,
+        progress=lambda done, total: context.progress(done, total, "experts"),
+    )
+    router = _router(plan, layers, fitted, partition)
+    record: dict[str, Any] = {"shared": list(partition.shared)}
+    if fitted is not None and judged is not None:
+        record |= {
+            "tokens": {"fitted": fitted.tokens, "held_out": judged.tokens},
+            "captured": {
+                name: round(float(captured(judged, partition, selector, plan.top_k).mean()), 4)
+                for name, selector in (("router", router), ("oracle", oracle(layers, partition)))
+            },
+        }
+    return _save(context, partition, router, record)
+
+
+@no_grad
+def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardSample | None, partition: Partition) -> Linear:
+    """Return the rows of the routers, scaled so that no logit on the sample exceeds `EPSILON`.
+
+    The mean over routed experts is subtracted from their rows, which changes no choice. Rows of shared experts are zeros.
+    """
+    experts = tuple(partition.layers.values())
+    if plan.top_k == plan.experts or sample is None:
+        return Linear("centroid", tuple(torch.zeros(plan.experts, layer.gate_rows().shape[1]) for layer in layers))
+    if plan.router == "ridge":
+        selector = ridges(sample, partition)
+    elif experts[0].representatives is None:
+        selector = centroids(layers, partition)
+    else:
+        selector = Linear("representative", tuple(_representing(layer, of) for layer, of in zip(layers, experts, strict=True)))
+    scaled = []
+    for x, rows, of in zip(sample.inputs, selector.rows, experts, strict=True):
+        own = rows.clone()
+        own[: of.shared] = 0
+        own[of.shared :] -= own[of.shared :].mean(0)
+        scaled.append(own * (EPSILON / (x @ own.T).abs().max().clamp_min(1e-30)))
+    return Linear(selector.name, tuple(scaled))
+
+
+def _representing(layer: FeedForward, of: LayerPartition) -> Tensor:
+    """Return the normalized gate rows of the neurons that stand for experts."""
+    assert of.representatives is not None
+    return torch.nn.functional.normalize(layer.gate_rows().cpu()[of.representatives], dim=1)
+
+
+def _save(context: GrowContext, partition: Partition, router: Linear, record: dict[str, Any]) -> MeasuredSplit:
+    """Write the measurement to the cache, and return it."""
+    rows = dict(zip(partition.layers, (r.float().cpu().contiguous() for r in router.rows), strict=True))
+    tensors = {f"experts.{n}": of.experts.contiguous() for n, of in partition.layers.items()}
+    tensors |= {f"router.{n}": own for n, own in rows.items()}
+    context.check_inputs()
+    context.cache.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(tensors, context.cache)
+    write_json(context.cache.with_suffix(".json"), {"method": partition.method, "record": record})
+    return MeasuredSplit({}, {"split": record}, partition, rows)
+
+
+def _load(context: GrowContext) -> MeasuredSplit | None:
+    """Return the cached measurement of an earlier call, or None."""
+    from safetensors.torch import load_file
+
+    stored = read_json(context.cache.with_suffix(".json"), method=str, record=dict) if context.cache.is_file() else None
+    if stored is None:
+        return None
+    tensors, record = load_file(context.cache), stored["record"]
+    numbers = sorted(int(name.partition(".")[2]) for name in tensors if name.startswith("experts."))
+    layers = {n: LayerPartition(tensors[f"experts.{n}"], shared) for n, shared in zip(numbers, record["shared"], strict=True)}
+    rows = {n: tensors[f"router.{n}"] for n in numbers}
+    return MeasuredSplit({}, {"split": record}, Partition(stored["method"], layers), rows)

@@ -1,0 +1,322 @@
+"""Split: divide the feed-forward neurons of a dense model into experts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from pydantic import Field, PrivateAttr, model_validator
+
+from workbench.emergent.partition import LEAST, WITH_TEXTS, Partition, check_counts
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.grow.expansion.parts import check_places, check_shapes
+from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
+from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
+from workbench.grow.mixtures.texts import TextMethod
+from workbench.lazy import torch
+from workbench.models.architecture import EXPERT_COUNTS
+from workbench.models.layout import Model
+from workbench.models.skeleton import parse_config
+from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
+from workbench.steps.fields import Real, Whole
+
+_ALWAYS = ("torch_dtype", "dtype")
+_UNUSED = 64
+"""Number of neurons of the shared expert of qwen2_moe, whose output is zero."""
+
+
+@register
+class SplitFfn(TextMethod):
+    """Divide the neurons of every feed-forward layer into experts of equal size, of which a token takes some.
+
+    No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025; ExpertWeaver, Zhao et al. 2026). The dense layer is the sum of its experts without weights. A router with a softmax over the selected experts gives them weights
+    that add up to one; rows that are small (logits up to 0.001) make them equal up to 0.1 %, and the output matrices, or the
+    router's factor where the architecture has one, are multiplied by the number of selected experts. With `top_k` equal to
+    `experts`, the result computes what the dense model does. With fewer it does not: `workbench analyze partition` measures the
+    loss, and training follows (`train: {data: FILE, parameters: routers}`).
+
+    Shared experts serve every token. glm4_moe has a module for them, and a bias on the choice of experts where layers have
+    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections; a
+    stock router has one, and takes the gate's row.
+    """
+
+    paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv 2602.15521"
+    formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
+    learns: ClassVar[Learns] = "when_selected"
+    builds: ClassVar[bool] = True
+
+    grow: Literal["split_ffn"]
+    experts: Whole = Field(ge=2)
+    """Number of experts of a layer, shared ones included. It divides the number of neurons."""
+    top_k: Whole | None = Field(None, ge=1)
+    """Number of experts that serve a token, shared ones included."""
+    sparsity: Real | None = Field(None, ge=0, lt=1)
+    """Instead of `top_k`: share of the experts that a token does not use. 0.25 of 16 experts leaves 12."""
+    method: Literal["random", "kmeans", "coactivation", "cmoe", "expertweaver"] = "kmeans"
+    """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
+    which neurons are active (`coactivation`); as CMoE does (`cmoe`); or as ExpertWeaver does (`expertweaver`)."""
+    shared: Whole | None = Field(None, ge=0)
+    """Number of experts that serve every token: they take the neurons that are active most often. If omitted, half of `top_k` for
+    `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    router: Literal["gate", "ridge"] = "gate"
+    """Rows of the router: means of the experts' gate rows, or for `cmoe` the gate row of the neuron that stands for the expert
+    (`gate`); or the rows that predict each expert's share of the activations best on the calibration texts (`ridge`)."""
+    into: str | None = None
+    """Architecture of the result: glm4_moe if there are shared experts, otherwise the usual one for the model, as in `experts`."""
+    seed: Whole = Field(0, ge=0)
+    """Seed of the partition and of the sample of tokens."""
+
+    _partition: Partition | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _check_fields(self) -> SplitFfn:
+        if (self.top_k is None) == (self.sparsity is None):
+            raise ValueError("expected one of `top_k: 12` and `sparsity: 0.25`")
+        if self.sparsity is not None and abs(self._count() - (1 - self.sparsity) * self.experts) > 1e-6:
+            raise ValueError(
+                f"sparsity {self.sparsity:g} of {self.experts} experts leaves {(1 - self.sparsity) * self.experts:g}, which is no number "
+                "of experts"
+            )
+        if self._count() > self.experts:
+            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self._count()}")
+        if self.shared is not None and self.shared >= self._count():
+            raise ValueError(
+                f"expected fewer shared experts than the {self._count()} that serve a token, so that the router selects at least one; "
+                f"found {self.shared}"
+            )
+        if self.calibration is None and (needs := self._needs_texts()):
+            raise ValueError(f"{needs} needs `calibration`, a JSONL file of texts")
+        return self
+
+    def _count(self) -> int:
+        """Return the number of experts of a token."""
+        return self.top_k if self.top_k is not None else round((1 - (self.sparsity or 0)) * self.experts)
+
+    def _needs_texts(self) -> str:
+        """Return what needs calibration texts; empty if nothing does."""
+        if self.method in WITH_TEXTS:
+            return f"`method: {self.method}`"
+        if self.shared:
+            return "`shared`"
+        return "a router that selects experts" if self._count() < self.experts else ""
+
+    def _planned_shared(self) -> int | None:
+        """Return the number of shared experts, the same in every layer; None if the method chooses it for each layer."""
+        if self.shared is not None or self.method not in ("cmoe", "expertweaver"):
+            return self.shared or 0
+        return self._count() // 2 if self.method == "cmoe" else None
+
+    def _beside(self) -> int:
+        """Return the number of shared experts in the module of shared experts: the least that a layer can have."""
+        shared = self._planned_shared()
+        return min(round(LEAST * self.experts), self._count() - 1) if shared is None else shared
+
+    def promises(self) -> Preserves:
+        """Return whether the function is preserved: it is if every token takes all experts."""
+        return "approximate" if self._count() == self.experts else "no"
+
+    def measures(self) -> bool:
+        """Return True: the partition comes from weights or texts."""
+        return True
+
+    def measure(self, model: Model, context: GrowContext) -> Measured:
+        """Divide the neurons, and make the routers."""
+        target, _ = self._target(model)
+        plan = SplitPlan(self.method, self.experts, self._count(), self._planned_shared(), self.router, self.seed)
+        texts = self.rows(self.calibration, model, context) if self.calibration else None
+        measured = measure_split(plan, texts, model.layout.depth, context)
+        assert measured.partition is not None
+        value: dict[str, torch.Tensor] = {}
+        beside = self._beside()
+        for layer, of in measured.partition.layers.items():
+            prefix = f"{model.layout.prefix}{layer}."
+            value[prefix + target.router] = measured.rows[layer][beside:]
+            if target.always:
+                value[prefix + target.always] = (torch.arange(beside, self.experts) < of.shared).float()
+        return replace(measured, value=value)
+
+    def settled(self, measured: Measured) -> SplitFfn:
+        """Return the step with the measured partition."""
+        assert isinstance(measured, MeasuredSplit)
+        step = self.model_copy()
+        step._partition = measured.partition
+        return step
+
+    def expand(self, model: Model) -> Growth:
+        """Plan the names, shapes and sources of the mixture's tensors.
+
+        Raises:
+            WorkbenchError: If the model is a mixture already or has no matching architecture, the experts do not divide the neurons,
+                or the target architecture has no place for a tensor or for shared experts.
+        """
+        target, config = self._target(model)
+        plan = _SplitLayers(self, model, target)
+        tensors: dict[str, Grown] = {}
+        done: set[int] = set()
+        for name in model.layout.names:
+            layer = model.layout.layer(name)
+            if layer is None or name not in plan.dense(layer).values():
+                tensors[name] = Grown(name)
+            elif layer not in done:  # the experts take the place of the layer's first matrix
+                done.add(layer)
+                tensors |= plan.layer(layer)
+        if absent := sorted(set(range(model.layout.depth)) - done):
+            raise InvalidRecipeError(
+                f"grow split_ffn: layer {absent[0]} has no gate_proj, up_proj and down_proj; expected a gated feed-forward layer"
+            )
+        specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
+        check_places(config, specs, "split_ffn", "Try another architecture under `into`.")
+        check_shapes(config, specs, "split_ffn")
+        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in sorted(done))
+        record = {"into": target.model_type, "experts": self.experts, "top_k": self._count(), "method": self.method}
+        return Growth(tensors, config, record, routers=routers)
+
+    def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
+        """Return the target architecture and the grown config.json."""
+        kind = str(model.config.get("model_type"))
+        pairs = SPLIT_PAIRS.get(kind)
+        parsed = parse_config(model.config).get_text_config().to_dict()
+        if any(parsed.get(name) for name in EXPERT_COUNTS):
+            raise InvalidRecipeError(
+                f"grow split_ffn: model_type {kind} is a mixture of experts already",
+                "`grow: prune_experts` and `grow: add_expert` change the experts of a mixture.",
+            )
+        if pairs is None:
+            raise InvalidRecipeError(
+                f"grow split_ffn: model_type {kind} has no mixture-of-experts counterpart in transformers; supported: "
+                f"{', '.join(SPLIT_PAIRS)}",
+                "`workbench analyze partition` divides the neurons of any dense model, and measures the loss.",
+            )
+        has_shared = self._planned_shared() != 0
+        into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))
+        if into not in pairs:
+            raise InvalidRecipeError(
+                f"grow split_ffn: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
+                f"{', '.join(pairs)}. {nearest(into, TARGETS)}"
+            )
+        target = TARGETS[into]
+        if has_shared and not target.beside:
+            raise InvalidRecipeError(
+                f"grow split_ffn: {into} has no experts that serve every token, and `method: {self.method}` makes some",
+                "Write `into: glm4_moe`." if "glm4_moe" in pairs else "Write `shared: 0`.",
+            )
+        if target.beside and self.experts - self._beside() < 2:
+            raise InvalidRecipeError(
+                f"grow split_ffn: {self._beside()} shared experts of {self.experts} leaves 1 expert to the router; {into} needs 2 or more",
+                "Choose fewer shared experts.",
+            )
+        if target.beside and (parsed.get("sliding_window") and parsed.get("use_sliding_window", True)):
+            raise InvalidRecipeError(
+                f"grow split_ffn: {into} has no sliding window, and the model has one of {parsed['sliding_window']} tokens",
+                f"Write `shared: 0` and `into: {next(iter(pairs))}`.",
+            )
+        units = int(parsed["intermediate_size"])
+        try:
+            check_counts(dict.fromkeys(range(model.layout.depth), units), self.experts, self.shared)
+        except WorkbenchError as error:
+            raise InvalidRecipeError(f"grow split_ffn: {error.message}", error.hint) from None
+        fields = set(parse_config({"model_type": into}).to_dict())
+        config = {k: v for k, v in parsed.items() if k in fields or k in _ALWAYS}
+        return target, config | self._sizes(target, units, pairs[into](parsed)) | {
+            "model_type": into,
+            "architectures": [target.architecture],
+        }
+
+    def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the fields of config.json that the target adds."""
+        beside = self._beside()
+        selected = self._count() - beside
+        sizes = dict.fromkeys(target.sizes, units // self.experts) | dict(target.fixed)
+        sizes |= {target.experts: self.experts - beside, target.top_k: selected}
+        if target.beside:
+            sizes[target.beside[1]] = max(1, beside)
+        if target.factor:
+            sizes[target.factor] = float(selected)
+        if target.shared:
+            sizes[target.shared[2]] = min(_UNUSED, units)
+        return {**sizes, **derived}
+
+
+@dataclass(frozen=True)
+class _SplitLayers:
+    """The tensors of the divided layers."""
+
+    step: SplitFfn
+    model: Model
+    target: Target
+
+    def dense(self, layer: int) -> dict[str, str]:
+        """Return the tensors of a dense feed-forward layer, by part."""
+        return {part: f"{self.model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+
+    def layer(self, layer: int) -> dict[str, Grown]:
+        """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
+        prefix, dense, target = f"{self.model.layout.prefix}{layer}.", self.dense(layer), self.target
+        if missing := [n for n in dense.values() if n not in self.model.weights.specs]:
+            raise InvalidRecipeError(
+                f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
+            )
+        index, beside = self._experts(layer), self.step._beside()
+        factor = 1.0 if target.factor else float(self.step._count())
+        experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[beside:]]
+        tensors = {
+            prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
+        }
+        for name, parts in target.fused.items():
+            specs = [self.model.weights.specs[dense[part]] for part in parts]
+            size = index.shape[1]
+            rows, cols = (specs[0].rows, size) if parts == (DOWN,) else (size * len(parts), specs[0].cols)
+            joined = tuple(expert[part] for expert in experts for part in parts)
+            scale = factor if parts == (DOWN,) else 1.0  # marks the whole tensor as rescaled; each part carries the factor
+            tensors[prefix + name] = Grown(dense[parts[0]], parts=joined, shape=(len(experts), rows, cols), scale=scale)
+        tensors[prefix + target.router] = _zeros(dense[GATE], rows=len(experts))
+        for name in target.zeros:
+            tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))
+        if target.always:
+            tensors[prefix + target.always] = _zeros(self._vector(layer), rows=len(experts))
+        if target.beside:
+            module, own = target.beside[0], index[: max(1, beside)].flatten()
+            for part, name in dense.items():
+                made = self._slice(name, part, own, 1.0) if beside else _unused(name, part, len(own))
+                tensors[f"{prefix}{module}.{part}.weight"] = made
+        if target.shared:
+            size = min(_UNUSED, self.model.weights.specs[dense[GATE]].rows)
+            tensors |= {f"{prefix}{target.shared[0]}.{part}.weight": _unused(name, part, size) for part, name in dense.items()}
+            tensors[prefix + target.shared[1]] = _zeros(dense[GATE], rows=1)
+        return tensors
+
+    def _experts(self, layer: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Return the neurons of each expert [experts, size]; before the partition is measured, runs of neurons."""
+        partition = self.step._partition
+        if partition is not None:
+            return partition.layers[layer].experts.numpy()
+        return np.arange(self.model.weights.specs[self.dense(layer)[GATE]].rows).reshape(self.step.experts, -1)
+
+    @staticmethod
+    def _slice(name: str, part: str, index: np.ndarray[Any, np.dtype[np.int64]], factor: float) -> Grown:
+        """Return the rows, or for the output matrix the columns, of some neurons."""
+        axis = Axis(index)
+        return Grown(name, cols=axis, scale=factor) if part == DOWN else Grown(name, rows=axis)
+
+    def _vector(self, layer: int) -> str:
+        """Return a vector of a layer, as the source of a new vector's dtype."""
+        return next(n for n in self.model.layout.in_layer(layer) if len(self.model.weights.specs[n].shape) == 1)
+
+
+def _zeros(source: str, rows: int, cols: int | None = None) -> Grown:
+    """Return a new tensor of zeros, which a measurement may replace."""
+    return Grown(
+        source,
+        new=True,
+        zero=True,
+        rows=Axis(np.full(rows, NEW)),
+        cols=None if cols is None else Axis(np.full(cols, NEW)),
+    )
+
+
+def _unused(source: str, part: str, size: int) -> Grown:
+    """Return a matrix of a shared expert that the architecture requires and the partition does not have; its output is zero."""
+    axis = Axis(np.full(size, NEW))
+    return Grown(source, new=True, zero=True, rows=None if part == DOWN else axis, cols=axis if part == DOWN else None)
