@@ -315,7 +315,7 @@ BAD = {
     "a failing import": ("import no_such_module\n", "methods/median.py: cannot be loaded: ModuleNotFoundError: No module named 'no_such_module'"),
     "an exit": ("raise SystemExit(3)\n", "methods/median.py: cannot be loaded: SystemExit: 3"),
     "no text": ("\0", "methods/median.py: cannot be loaded: "),
-    "a kind of its own": ("from workbench.steps import Step\n\nclass Route(Step):\n    verb = 'route'\n", "cannot declare a new kind of step ('route')"),
+    "a kind of its own": ("from workbench.steps import Step\n\nclass Prune(Step):\n    verb = 'prune'\n", "cannot declare a new kind of step ('prune')"),
     "no method": ("x = 1\n", "methods/median.py: has no method"),
     "a class that is no step": ("from workbench.steps import register\n\n@register\nclass A: ...\n", "methods/median.py: cannot be loaded: AttributeError"),
     "a step without its name": (half("median").replace('merge: Literal["median"]', "name_: str"), 'expected a field merge: Literal["NAME"]'),

@@ -42,7 +42,7 @@ def _answered(tasks: Sequence[Table], c: Configuration) -> Iterator[dict[str, An
     """Yield for each task the bricks that answered, and the shares of its own brick, the base and other bricks."""
     for table in tasks:
         rows = table.rows.get(c.digest, ())
-        labels = [row.get("routed") for row in rows]
+        labels = [list(row.get("routed") or ()) for row in rows]
         if not labels or not all(labels):
             continue
         owner = table.suite.owners.get(table.name)
