@@ -18,6 +18,7 @@ from worlds.tiny import WORDS
 
 import workbench
 from workbench.cli import main
+from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.models import WorkbenchLM
@@ -230,6 +231,7 @@ def test_eval_compare_and_chat_from_the_command_line(
     assert list(found) == ["base", *NAMES, "average", "routed"] or list(found) == ["base", *NAMES, "average", "routed", "mine"]
     run(monkeypatch, "compare", "recipes/routed.yaml", "--suite", "toy")
     assert "routed" in capsys.readouterr().out
+    monkeypatch.setattr(out, "quiet", False)  # --json has set it for this process
     for target in ("recipes/routed.yaml", "mine", str(next(Path("runs").glob("routed-*")))):
         monkeypatch.setattr("sys.stdin", io.StringIO(f"{domain_prompts('two', 1, start=31)[0]}\nw55 w56 w57\n"))
         run(monkeypatch, "chat", target, "--plain", "--device", "cpu", "--max-new-tokens", "3")

@@ -23,6 +23,7 @@ from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
+from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.keys import chain, told_apart
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
@@ -30,30 +31,6 @@ from workbench.vocabulary.align import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, stamp
 from workbench.weights.foreign import is_stand_in
-
-
-@dataclass(frozen=True)
-class MemoryAt:
-    """A memory directory at a version, with the digest of its content at that version."""
-
-    path: Path
-    version: int
-    digest: str
-
-
-@dataclass(frozen=True)
-class RouterAt:
-    """A fitted router on disk, and the bricks that it chooses among.
-
-    Attributes:
-        path: Directory with routing.json and router.safetensors.
-        adapters: Brick -> directory of its PEFT adapter, in the router's order.
-        digest: Digest of everything that decides which bricks act, and of the bricks.
-    """
-
-    path: Path
-    adapters: Mapping[str, Path]
-    digest: str
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from workbench.files import json_digest, read_json
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.plugins import method
-from workbench.resolve.resolved import RouterAt
+from workbench.resolve.beside import RouterAt
 from workbench.steps import RouteMethod
 from workbench.steps.fields import NAME
 from workbench.steps.route import Router

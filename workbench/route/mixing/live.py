@@ -251,8 +251,7 @@ def attach(
 
     @functools.wraps(forward)
     def routed_forward(*args: Any, **kwargs: Any) -> Any:
-        named = dict(parameters.bind_partial(*args, **kwargs).arguments)
-        named |= named.pop("kwargs", {})
+        named = {**parameters.bind_partial(*args, **kwargs).arguments, **kwargs}
         ids = named.get("input_ids")
         shape = ids.shape if ids is not None else getattr(named.get("inputs_embeds"), "shape", (1, 0))
         caches = [cache for name in _CACHES if (cache := named.get(name)) is not None]
@@ -262,7 +261,8 @@ def attach(
             _check_positions(named.get("position_ids"), named.get("attention_mask"))
         with routing.mixer.acting(choice.mix(shape[0]), shape[1]):
             output = forward(*args, **kwargs)
-        for cache in [*caches, *(getattr(output, name, None) for name in _CACHES)]:
+        caches += [value for name, value in output.items() if name in _CACHES] if isinstance(output, dict) else []
+        for cache in caches:
             if cache is not None and not isinstance(cache, (tuple, torch.Tensor)):
                 setattr(cache, _KEPT, choice)
         return output
