@@ -1,4 +1,4 @@
-"""Accuracy of routers on the eight starter bricks, and retrieval among up to 64 synthetic skills.
+"""Accuracy of routers on the eight starter bricks. The results file is written after every router.
 
 Every router is fitted on 64 prompts a brick from the bricks' training files. It is asked for the bricks of test items, of templates that no
 training file has (evals/routing), of copies in lower case, behind greetings and under the chat template, of the second of two
@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import route_skills
 import torch
 from record import parser_of, write_results
 
@@ -51,7 +50,6 @@ GREETINGS = (
     "Good evening! I hope that your day went well. ",
     "ok next: ",
 )
-SIZES = (8, 16, 32, 64)
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -61,17 +59,17 @@ def rows_of(name: str) -> list[dict[str, Any]]:
 def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     """Name -> prompts with the brick that should answer."""
     tasks = {name: rows_of(f"evals/tasks/data/{name}.jsonl") for name in BRICKS}
-    test = [Asked(row["prompt"], name) for name, rows in tasks.items() for row in rows]
-    third = test[::3]
+    test = [Asked(row["prompt"], name) for name, rows in tasks.items() for row in rows[::5]]
+    half = test[::2]
     paraphrases, looked_at = (
         [Asked(row["prompt"], row["brick"]) for row in rows_of(f"evals/routing/{name}.jsonl")]
         for name in ("unseen", "development")
     )
     template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
     chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
-    replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::8]]
+    replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::20]]
     outside = {
-        "retention": [row["prompt"] for row in rows_of("evals/tasks/data/retention.jsonl")],
+        "retention": [row["prompt"] for row in rows_of("evals/tasks/data/retention.jsonl")[::3]],
         "abilities": [row["prompt"] for row in rows_of("evals/abilities.jsonl")],
         "chat": [row["prompt"] for row in rows_of("evals/routing/chat.jsonl")],
         "neutral requests": replay,
@@ -80,8 +78,8 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     return {
         "test items": test,
         "unseen templates": paraphrases,
-        "lower case": [Asked(asked.prompt.lower(), asked.brick) for asked in third],
-        "behind a greeting": [Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(third)],
+        "lower case": [Asked(asked.prompt.lower(), asked.brick) for asked in half],
+        "behind a greeting": [Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(half)],
         "unseen, greeting": [
             Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(paraphrases)
         ],
@@ -94,14 +92,13 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     }
 
 
-def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
-    """Router -> its record, and one summary for each set."""
+def accuracy(model: Any, tokenizer: Any, found: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Add router -> its record, and one summary for each set."""
     calibration = {name: read_prompts(PROJECT / f"bricks/{name}/train.jsonl", name, SAMPLES) for name in BRICKS}
     factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in BRICKS}
     context = RouteContext(model, tokenizer, torch.device("cpu"), calibration, factors=factors.__getitem__)
     asked = sets(tokenizer)
     states: dict[str, torch.Tensor] = {}
-    found: dict[str, Any] = {}
     for label, (name, fields, every) in ROUTERS.items():
         start = time.process_time()
         step: Any = methods()[f"route:{name}"].model_validate({"route": name, "calibration": "{brick}", **fields})
@@ -121,7 +118,7 @@ def accuracy(model: Any, tokenizer: Any) -> dict[str, Any]:
         found[label] = {"sets": rows, "fields": fields, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
                         "ties": [list(group) for group in router.choice.ties]}  # fmt: skip
         print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
-    return found
+        keep()
 
 
 @contextmanager
@@ -140,41 +137,6 @@ def acting_on(model: Any, factors: Mapping[str, Any]) -> Iterator[Callable[[str]
         mixer.detach()
 
 
-def retrieval(model: Any, tokenizer: Any) -> list[dict[str, Any]]:
-    """Share of prompts whose skill is the best, or among the best three, by number of skills."""
-    names = route_skills.skills()
-    rows = []
-    for size in SIZES:
-        chosen = names[:size]
-        calibration = route_skills.calibration(chosen)
-        context = RouteContext(model, tokenizer, torch.device("cpu"), calibration,
-                               descriptions={name: route_skills.description(name) for name in chosen})  # fmt: skip
-        tests = {
-            "seen": [(text, i) for i, name in enumerate(chosen) for text in route_skills.seen_tests(name)],
-            "unseen": [
-                (text, i) for i, name in enumerate(chosen) for text in route_skills.prompts(name, True, route_skills.TESTS)
-            ],
-        }
-        for method in ("ridge", "centroid", "text"):
-            step: Any = methods()[f"route:{method}"].model_validate({"route": method, "calibration": "{brick}", "abstain": None})
-            router = step.fit(context)
-            for templates, prompts in tests.items():
-                texts, labels = [text for text, _ in prompts], torch.tensor([i for _, i in prompts])
-                hidden = (
-                    None if router.layer is None else pooled(model, token_rows(tokenizer, texts), router.layer, router.window)
-                )
-                scores, _ = router.score(Prompts(texts, hidden))
-                ranks = recalls(scores, labels)
-                rows.append({"bricks": size, "router": method, "templates": templates, "prompts": len(texts), **ranks})
-                print(rows[-1], flush=True)
-    return rows
-
-
-def recalls(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
-    best = scores.topk(3, dim=1).indices
-    return {f"recall_{k}": round(float((best[:, :k] == labels[:, None]).any(1).double().mean()), 4) for k in (1, 3)}
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results file."""
     parser = parser_of(__doc__, "route-accuracy")
@@ -185,11 +147,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = PROJECT / "bricks" / "starter" / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(base)
-    document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": {label: every for label, (_, _, every) in ROUTERS.items()}}
-    document["routers"] = accuracy(model, tokenizer)
-    document["retrieval"] = retrieval(model, tokenizer)
-    document["retrieval_prompts"] = route_skills.PROMPTS
-    write_results(options.out, document)
+    routers: dict[str, Any] = {}
+    every = {label: every for label, (_, _, every) in ROUTERS.items()}
+    document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": every, "routers": routers}
+    accuracy(model, tokenizer, routers, lambda: write_results(options.out, document))
 
 
 if __name__ == "__main__":

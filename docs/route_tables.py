@@ -9,6 +9,7 @@ from typing import Any
 from cells import measured, of_results, table
 
 ROUTING = "benchmarks/results/route-accuracy.json"
+RETRIEVAL = "benchmarks/results/route-retrieval.json"
 
 
 @of_results(ROUTING)
@@ -48,22 +49,22 @@ def abstain_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
 
 
-@of_results(ROUTING)
+@of_results(RETRIEVAL)
 def retrieval_block(found: dict[str, Any]) -> str:
     """Recall by number of skills."""
-    sizes = sorted({row["bricks"] for row in found["retrieval"]})
+    sizes = sorted({row["bricks"] for row in found["rows"]})
     lines = []
-    for router in dict.fromkeys(row["router"] for row in found["retrieval"]):
+    for router in dict.fromkeys(row["router"] for row in found["rows"]):
         for templates in ("seen", "unseen"):
-            rows = {row["bricks"]: row for row in found["retrieval"] if (row["router"], row["templates"]) == (router, templates)}
+            rows = {row["bricks"]: row for row in found["rows"] if (row["router"], row["templates"]) == (router, templates)}
             lines.append([f"`{router}`", templates, *(f"{rows[s]['recall_1']:.2f} / {rows[s]['recall_3']:.2f}" for s in sizes)])
     note = (
-        f"Recall@1 / recall@3 on new prompts, by number of bricks; {found['retrieval_prompts']} calibration prompts a brick in three templates. "
+        f"Recall@1 / recall@3 on new prompts, by number of bricks; {found['prompts']} calibration prompts a brick in three templates. "
         "Synthetic skills: eight operations on eight kinds of words, so that every skill shares its operation with seven others and its "
         "words with seven others. "
     )
     heads = ["router", "templates", *(f"{size} bricks" for size in sizes)]
-    return "\n\n".join([table(heads, lines, left=2), note + _source(found)])
+    return "\n\n".join([table(heads, lines, left=2), note + _source(found, RETRIEVAL)])
 
 
 def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
@@ -79,8 +80,8 @@ def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
 
 
-def _source(found: dict[str, Any]) -> str:
-    return f"{measured(found)} The source: [{ROUTING}](../{ROUTING})."
+def _source(found: dict[str, Any], name: str = ROUTING) -> str:
+    return f"{measured(found)} The source: [{name}](../{name})."
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -10,6 +10,7 @@ from typing import Any
 
 from worlds.commands import call, run
 from worlds.project import Project
+from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
 
 EDIT = ("{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, "
@@ -20,6 +21,7 @@ RECIPES = {
     "edited": f"steps: [{EDIT}]\n",
     "memory": "steps: [{edit: grace, facts: facts.jsonl}]\n",
     "experts": "bricks: {one: bricks/one}\nsteps: [{grow: experts, experts: 2}]\n",
+    "routed": "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: ridge, calibration: 'calibration/{brick}.jsonl', mix: 2}]\n",
     "deep": "steps: [{grow: depth, blocks: 1}]\n",
     "sought": searched("{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}", ", trials: 4, sampler: random"),
 }
@@ -49,6 +51,11 @@ def write_project(project: Project) -> None:
     (project.path / "labelled.jsonl").write_text("".join(json.dumps(row) + "\n" for row in labelled), "utf-8")
     texts = [" ".join(f"w{words.randrange(60)}" for _ in range(60)) for _ in range(60)]
     (project.path / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), "utf-8")
+    write_prompts(project.path / "calibration", {"one": 0, "two": 1})
+    asked = [(text, name) for i, name in enumerate(("one", "two")) for text in prompts(i, count=4, seed=9)]
+    asked += [(text, None) for text in outside(count=4)]
+    rows = [{"prompt": text, "brick": name} for text, name in asked]
+    (project.path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (project.path / "samples").mkdir()
     (project.path / "samples" / "samples_pick_2026-01-01T00-00-00.000000.jsonl").write_text(json.dumps(SAMPLE) + "\n", "utf-8")
     linked = project.path / "bricks"
@@ -71,7 +78,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
         return printed[command][-1]
 
     runs: dict[str, Path] = {}
-    for name in ("mix", "adapter", "edited", "memory", "experts", "deep"):
+    for name in ("mix", "adapter", "edited", "memory", "experts", "routed", "deep"):
         document("plan", f"recipes/{name}.yaml")
         runs[name] = Path(document("run", f"recipes/{name}.yaml", "--device", "cpu", "--threads", 1)["run"])
         document("runs show", runs[name].name)
@@ -110,6 +117,8 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("memory ls", runs["memory"])
     call("memory", "feedback", str(runs["memory"]), "f0", "--reward", "1")
     document("memory log", runs["memory"])
+    document("route explain", runs["routed"], "w8 w9 w10")
+    document("route check", runs["routed"], "--prompts", "asked.jsonl")
     document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")

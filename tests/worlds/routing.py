@@ -1,4 +1,4 @@
-"""Calibration prompts of bricks on the tiny models: each brick has words of its own, some templates, and the same content words."""
+"""Calibration prompts of bricks on the tiny models: each brick has words of its own, some templates, and a content word of all bricks."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ CONTENT = [f"w{i}" for i in range(40, 60)]
 
 
 def prompts(brick: int, count: int = 16, templates: int = 4, seed: int = 0) -> list[str]:
-    """Prompts of a brick: `templates` orders of the brick's own eight words, with two content words in between."""
+    """Prompts of a brick: `templates` orders of the brick's own eight words, with a content word in between."""
     draw = random.Random(f"{brick} {seed}")
     words = [f"w{8 * brick + i}" for i in range(8)]
-    orders = [random.Random(f"{brick} {t}").sample(words, 6) for t in range(templates)]
+    orders = [random.Random(f"{brick} {t}").sample(words, 8) for t in range(templates)]
     found = []
     for i in range(count):
-        order, (first, second) = orders[i % templates], draw.sample(CONTENT, 2)
-        found.append(" ".join([*order[:2], first, *order[2:4], second, *order[4:]]))
+        order, word = orders[i % templates], draw.choice(CONTENT)
+        at = draw.randrange(2, 6)
+        found.append(" ".join([*order[:at], word, *order[at:]]))
     return found
 
 

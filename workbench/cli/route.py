@@ -11,6 +11,7 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.project import find_project
 
 if TYPE_CHECKING:
     from workbench.route.mixing.live import Routing
@@ -102,7 +103,9 @@ def check(
     sets = {str(path): read_asked(path, str(path), routing.bricks) for path in prompts}
     if len(sets) < len(prompts):
         raise UsageError("--prompts: a file is named twice", "Name each file once.")
-    document = check_sets(routing, tokenizer, sets, copies=copies)
+    place = Path(target)
+    project = find_project(place / "file" if place.is_dir() else place) if place.exists() else Path.cwd()
+    document = check_sets(routing, tokenizer, sets, project=project, copies=copies)
     out.result(lambda: RouteCheckDocument.model_validate(document), lambda: _say_checked(document), json=json)
 
 

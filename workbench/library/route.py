@@ -13,9 +13,9 @@ from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_text
 from workbench.models.texts import read_prompts
 from workbench.route.deciding.copies import chat_frame, copies, without_template
-from workbench.route.deciding.router import Choice
-from workbench.route.deciding.texts import fit_texts
+from workbench.route.deciding.texts import TextRouter, fit_texts
 from workbench.route.features.hidden import hidden_states, moving, token_rows
+from workbench.run.routers import prompt_digest
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
@@ -145,16 +145,20 @@ def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -
     return judged(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
 
 
-def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> dict[str, Any]:
+def check_sets(
+    routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], *, project: Path, copies: bool = True
+) -> dict[str, Any]:
     """Return the router's decisions on sets of prompts, as plain data.
 
     Args:
         routing: The routing of a live model.
         tokenizer: The model's tokenizer.
         sets: Name -> prompts.
+        project: Folder that the router's calibration files are relative to, for the text router beside it.
         copies: Also check each set in lower case and behind a greeting.
     """
-    texts = calibration_of(routing)
+    texts = calibration_of(routing, project)
+    beside = fit_beside(texts) if texts else None
     found = []
     for name, asked in sets.items():
         named = {name: asked}
@@ -164,9 +168,11 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
     rows = []
     for checked in found:
         row = checked.summary()
-        if texts and "right_score" in row:
-            beside = check_texts(texts, _ties(routing), checked.name, checked.asked).summary()
-            row["text_right_score"] = beside["right_score"]
+        if beside is not None and "right_score" in row:
+            prompts = Prompts([one.prompt for one in checked.asked])
+            row["text_right_score"] = judged(
+                checked.name, checked.asked, beside.decide(prompts), beside.bricks, checked.ties
+            ).summary()["right_score"]
         rows.append(row)
     return {
         "method": routing.router.method,
@@ -179,38 +185,39 @@ def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Ask
     }
 
 
-def calibration_of(routing: Routing) -> dict[str, list[str]] | None:
-    """Return brick -> its calibration prompts, or None if the routing does not know them."""
-    texts: dict[str, list[str]] | None = getattr(routing, "calibration_texts", None)
-    return texts
+def calibration_of(routing: Routing, project: Path) -> dict[str, list[str]] | None:
+    """Return brick -> its calibration prompts, or None if a file is missing or no longer has them.
+
+    Args:
+        routing: The routing, which knows the files and the digests of the prompts.
+        project: Folder that the files are relative to.
+    """
+    found: dict[str, list[str]] = {}
+    for row in routing.sources:
+        file, digests = row.get("file"), set(row.get("prompts", ()))
+        if not file or not digests or not (project / file).is_file():
+            return None
+        found[row["name"]] = [text for text in read_prompts(project / file, file) if prompt_digest(text) in digests]
+        if {prompt_digest(text) for text in found[row["name"]]} != digests:
+            return None
+    return found if set(found) == set(routing.bricks) else None
+
+
+def fit_beside(calibration: Mapping[str, Sequence[str]]) -> TextRouter:
+    """Return a text router of the same calibration prompts, without ties and threshold.
+
+    Args:
+        calibration: Brick -> its prompts.
+    """
+    texts = [text for prompts in calibration.values() for text in prompts]
+    labels = torch.tensor([i for i, prompts in enumerate(calibration.values()) for _ in prompts])
+    return fit_texts(tuple(calibration), texts, labels)
 
 
 def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
     """Return the prompts in lower case and behind a greeting, by kind."""
     kinds = ("lower", "greeting")
     return {kind: [Asked(copies(one.prompt, i)[kind], one.brick) for i, one in enumerate(asked)] for kind in kinds}
-
-
-def check_texts(
-    calibration: Mapping[str, Sequence[str]], ties: Sequence[Sequence[str]], name: str, asked: Sequence[Asked]
-) -> Checked:
-    """Return the decisions of a text router of the same calibration prompts, without a threshold.
-
-    Args:
-        calibration: Brick -> its prompts.
-        ties: Groups of bricks that count as one.
-        name: Name of the set.
-        asked: The prompts.
-    """
-    bricks = tuple(calibration)
-    texts = [text for prompts in calibration.values() for text in prompts]
-    labels = torch.tensor([i for i, prompts in enumerate(calibration.values()) for _ in prompts])
-    router = fit_texts(bricks, texts, labels)
-    scores, confidence = router.score(Prompts([one.prompt for one in asked]))
-    choice = Choice(ties=tuple(tuple(group) for group in ties))
-    joined = choice.join(scores.float(), bricks)
-    decisions = Decisions(choice.weigh(joined, bricks, confidence), joined, confidence)
-    return judged(name, asked, decisions, bricks, ties)
 
 
 def judged(
@@ -292,11 +299,16 @@ def _by_token(routing: Routing, model: Any, tokenizer: Any, row: Sequence[int]) 
         return []
     return [
         {
-            "token": str(tokenizer.decode([token])),
+            "token": _piece(starts[i - 1] if i else "", starts[i]),
             "chosen": next(iter(_weights(decisions.weights[i], routing.bricks)), None),
             "best": routing.bricks[int(decisions.scores[i].argmax())],
             "score": round(float(decisions.scores[i].max()), 4),
             "confidence": round(float(decisions.confidence[i]), 4),
         }
-        for i, token in enumerate(row)
+        for i in range(len(row))
     ]
+
+
+def _piece(before: str, text: str) -> str:
+    """Return what a token adds to a text, with the space before a word, which a decoded token alone may lack."""
+    return text[len(before) :] if text.startswith(before) else ""

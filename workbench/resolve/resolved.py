@@ -23,7 +23,7 @@ from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
-from workbench.resolve.attached import MemoryAt, RouterAt
+from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.keys import chain, told_apart
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size

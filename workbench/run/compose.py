@@ -18,7 +18,7 @@ from workbench.merge.streaming.realigned import AlignedDeltas
 from workbench.models.layout import Model
 from workbench.models.tied import with_head_of
 from workbench.resolve.adapter_form import adapt, changes_result
-from workbench.resolve.attached import MemoryAt, RouterAt
+from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext, StepResult, Taught, kind_of

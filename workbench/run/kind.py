@@ -16,7 +16,7 @@ from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.resolve.attached import MemoryAt, RouterAt
+from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
 from workbench.run.grown import GrownStep

@@ -24,7 +24,7 @@ from workbench.files import json_digest, read_json
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.plugins import method
-from workbench.resolve.attached import RouterAt
+from workbench.resolve.beside import RouterAt
 from workbench.steps import RouteMethod
 from workbench.steps.fields import NAME
 from workbench.steps.route import Router
@@ -234,5 +234,5 @@ def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) ->
 
     saved = SavedRouter(at.path)
     routing = attach(model, load_tokenizer(tokenizer_path), saved.router, factors_of(at.adapters))
-    routing.calibration = saved.calibration()
+    routing.calibration, routing.sources = saved.calibration(), saved.record["calibration"]
     return model

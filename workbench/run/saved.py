@@ -17,7 +17,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
-from workbench.resolve.attached import MemoryAt
+from workbench.resolve.beside import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.memories import SavedMemory

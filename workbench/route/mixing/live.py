@@ -84,6 +84,7 @@ class Routing:
         mixer: The bricks on the model's modules.
         last: The newest decisions, for those who want to show them; None before the first one.
         calibration: Digest of each calibration prompt -> its file, so that no such prompt is scored.
+        sources: For each brick, `name`, `file` and the digests of its calibration `prompts`.
     """
 
     def __init__(
@@ -102,6 +103,7 @@ class Routing:
         self.mixer = Mixer(model, {name: factors[name] for name in router.bricks})
         self.last: Decisions | None = None
         self.calibration: Mapping[str, str] = {}
+        self.sources: Sequence[Mapping[str, Any]] = ()
         self._model, self._tokenizer = model, tokenizer
         self._frame = chat_frame(tokenizer)
         self._fixed: Choice | None = None

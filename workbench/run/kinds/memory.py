@@ -13,7 +13,7 @@ from workbench.facts.log import ADD, RECIPE, append, lines_of
 from workbench.files import publish, write_json
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
-from workbench.resolve.attached import MemoryAt
+from workbench.resolve.beside import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.efficacy import is_counted

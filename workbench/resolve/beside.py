@@ -1,4 +1,4 @@
-"""What acts on a live model beside its weights: a saved memory or a fitted router, and where it is."""
+"""What acts on a live model beside its weights: a memory or a router on disk."""
 
 from __future__ import annotations
 

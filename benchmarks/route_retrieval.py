@@ -1,0 +1,97 @@
+"""Retrieval among 8, 16, 32 and 64 synthetic skills: is a prompt's skill the router's best, or among its best three?
+
+python benchmarks/route_retrieval.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import route_skills
+import torch
+from record import parser_of, write_results
+
+from workbench.models.tokenizer import load_tokenizer
+from workbench.route.centroid import CentroidRouter
+from workbench.route.deciding.copies import copies
+from workbench.route.deciding.texts import fit_texts
+from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
+from workbench.route.features.statistics import Statistics
+from workbench.route.ridge import Ridge, RidgeRouter
+from workbench.steps import Prompts
+
+PROJECT = Path(__file__).resolve().parents[1]
+SIZES = (8, 16, 32, 64)
+
+
+class Skills:
+    """States of all prompts of all skills, which are computed once."""
+
+    def __init__(self, model: Any, tokenizer: Any) -> None:
+        self.names = route_skills.skills()
+        self.layer = depth_of(model, None)
+        self.fits = [route_skills.prompts(name, False, route_skills.PROMPTS) for name in self.names]
+        self.tests = {
+            "seen": [route_skills.seen_tests(name) for name in self.names],
+            "unseen": [route_skills.prompts(name, True, route_skills.TESTS) for name in self.names],
+        }
+
+        def states(texts: Sequence[str]) -> torch.Tensor:
+            return pooled(model, token_rows(tokenizer, texts), self.layer, WINDOW)
+
+        copied = [[text for i, prompt in enumerate(prompts) for text in copies(prompt, i).values()] for prompts in self.fits]
+        self.statistics = [Statistics.of(states(texts)) for texts in copied]
+        self.states = {kind: [states(texts) for texts in tests] for kind, tests in self.tests.items()}
+
+    def router(self, method: str, size: int, described: bool) -> Any:
+        """A router of the first skills."""
+        names, statistics = tuple(self.names[:size]), tuple(self.statistics[:size])
+        if method == "ridge":
+            return RidgeRouter(names, layer=self.layer, statistics=statistics, strength=Ridge.model_fields["ridge"].default)
+        if method == "centroid":
+            return CentroidRouter(names, layer=self.layer, statistics=statistics)
+        texts = [text for prompts in self.fits[:size] for text in prompts]
+        labels = [i for i, prompts in enumerate(self.fits[:size]) for _ in prompts]
+        if described:
+            texts += [route_skills.description(name) for name in names]
+            labels += range(size)
+        return fit_texts(names, texts, torch.tensor(labels))
+
+
+def recalls(scores: torch.Tensor, labels: torch.Tensor) -> dict[str, float]:
+    best = scores.topk(3, dim=1).indices
+    return {f"recall_{k}": round(float((best[:, :k] == labels[:, None]).any(1).double().mean()), 4) for k in (1, 3)}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the results file."""
+    options = parser_of(__doc__, "route-retrieval").parse_args(arguments)
+    from transformers import AutoModelForCausalLM
+
+    torch.set_num_threads(1)
+    base = PROJECT / "bricks" / "starter" / "base"
+    skills = Skills(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval(), load_tokenizer(base))
+    document: dict[str, Any] = {"prompts": route_skills.PROMPTS, "rows": []}
+    for size in SIZES:
+        for label, method, described in (
+            ("ridge", "ridge", False),
+            ("centroid", "centroid", False),
+            ("text", "text", False),
+            ("text, descriptions", "text", True),
+        ):
+            router = skills.router(method, size, described)
+            for kind, tests in skills.tests.items():
+                texts = [text for part in tests[:size] for text in part]
+                labels = torch.tensor([i for i, part in enumerate(tests[:size]) for _ in part])
+                prompts = Prompts(texts, torch.cat(skills.states[kind][:size]))
+                row = {"bricks": size, "router": label, "templates": kind, "prompts": len(texts)}
+                scores, _ = router.score(prompts)
+                document["rows"].append({**row, **recalls(scores, labels)})
+                print(document["rows"][-1], flush=True)
+        write_results(options.out, document)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""`route explain` and `route check` on a routed configuration of a tiny model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from worlds.commands import call, document, refused
+from worlds.project import Project
+from worlds.routing import outside, prompts, write_prompts
+
+RECIPE = (
+    "bricks: {one: bricks/one, two: bricks/two}\n"
+    "steps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl', abstain: 0.1}]\n"
+)
+
+
+@pytest.fixture(scope="module")
+def configuration(tmp_path_factory: pytest.TempPathFactory, llama: Path, bricks: Path) -> Path:
+    """A routed configuration."""
+    project = Project(tmp_path_factory.mktemp("routed"))
+    (project.path / "recipes").mkdir()
+    (project.path / "base").symlink_to(llama)
+    (project.path / "bricks").symlink_to(bricks)
+    write_prompts(project.path / "calibration", {"one": 0, "two": 1}, count=32, templates=8)
+    return Path(project.run(RECIPE.replace("METHOD", "ridge"))["run"]) / "configuration"
+
+
+def asked(path: Path, rows: list[tuple[str, str | None]]) -> Path:
+    path.write_text("".join(json.dumps({"prompt": text, "brick": brick}) + "\n" for text, brick in rows), "utf-8")
+    return path
+
+
+def own(count: int = 16) -> list[tuple[str, str | None]]:
+    return [(text, name) for i, name in enumerate(("one", "two")) for text in prompts(i, count=count, templates=8, seed=3)]
+
+
+def test_explain_says_what_acts_and_why(configuration: Path, tmp_path: Path) -> None:
+    text = prompts(1, seed=4)[0]
+    found = document("route", "explain", str(configuration), text)
+    assert found["text"] == text
+    assert found["method"] == "ridge"
+    assert found["chosen"] == {"two": 1}
+    assert max(found["scores"], key=found["scores"].get) == "two"
+    assert sum(found["scores"].values()) == pytest.approx(1, abs=1e-3)
+    assert found["confidence"] >= found["threshold"]
+    assert (found["layer"], found["window"], found["ties"]) == (2, 16, [])
+    assert len(found["tokens"]) == len(text.split())
+    assert "".join(token["token"] for token in found["tokens"]) == text
+    last = found["tokens"][-1]
+    assert (last["chosen"], last["best"]) == ("two", "two")
+    assert last["confidence"] == pytest.approx(found["confidence"], abs=2e-3)
+    page = tmp_path / "page.html"
+    shown = call("route", "explain", str(configuration), text, "--html", str(page))
+    assert shown.stdout.startswith("ridge: two\n")
+    assert "threshold" in shown.stdout
+    assert text in shown.stdout.replace("\n", "")
+    html = page.read_text("utf-8")
+    assert "<script" not in html
+    assert html.count('<span class="b') >= len(text.split())
+
+
+def test_a_text_that_goes_on_changes_brick(configuration: Path) -> None:
+    one, two = prompts(0, seed=4), prompts(1, seed=4)
+    tokens = document("route", "explain", str(configuration), " ".join([*one[:3], *two[:3]]))["tokens"]
+    best = [token["best"] for token in tokens]
+    assert best[len(one[0].split()) * 3 - 1] == "one"
+    assert best[-1] == "two"
+
+
+def test_a_strange_text_goes_to_the_base(configuration: Path) -> None:
+    chosen = [document("route", "explain", str(configuration), text)["chosen"] for text in outside(6)]
+    assert chosen.count({}) >= 4
+    strange = next(text for text, bricks in zip(outside(6), chosen, strict=True) if not bricks)
+    assert call("route", "explain", str(configuration), strange).stdout.splitlines()[0] == "ridge: base"
+
+
+def test_check_counts_right_wrong_and_base(configuration: Path, tmp_path: Path) -> None:
+    inside, out = asked(tmp_path / "inside.jsonl", own()), asked(tmp_path / "outside.jsonl", [(t, None) for t in outside(16)])
+    found = document("route", "check", str(configuration), "--prompts", str(inside), "--prompts", str(out), "--no-copies")
+    row, strange = found["sets"]
+    assert (row["set"], row["prompts"], row["with_brick"]) == (str(inside), 32, 32)
+    assert row["right"] + row["to_base"] + row["wrong_brick"] == pytest.approx(1)
+    assert row["right_score"] >= 0.9
+    assert row["text_right_score"] >= 0.9
+    assert "kept_by_base" not in row
+    assert strange["without_brick"] == 16
+    assert strange["kept_by_base"] >= 0.5
+    table = found["confusion"][str(inside)]
+    assert sum(sum(cells.values()) for cells in table.values()) == 32
+    assert table["one"].get("one", 0) + table["two"].get("two", 0) == round(32 * row["right"])
+    went = found["confusion"][str(out)]["base"]
+    assert went["base"] == round(16 * strange["kept_by_base"])
+    wrong = [w for w in found["wrong"] if w["set"] == str(out)]
+    assert len(wrong) == min(10, 16 - went["base"])
+    assert all(w["brick"] is None and w["chosen"] in ("one", "two") for w in wrong)
+
+
+def test_check_has_copies_and_prints_tables(configuration: Path, tmp_path: Path) -> None:
+    inside = asked(tmp_path / "inside.jsonl", own(4))
+    found = document("route", "check", str(configuration), "--prompts", str(inside))
+    assert [row["set"] for row in found["sets"]] == [str(inside), f"{inside}, lower", f"{inside}, greeting"]
+    assert list(found["confusion"]) == [str(inside)]
+    shown = call("route", "check", str(configuration), "--prompts", str(inside), "--no-copies").stdout
+    assert "right score" in shown
+    assert "rows are for, columns went to" in shown
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ('{"prompt": "w1", "brick": "tow"}', "asked.jsonl:1: expected the name of a brick or null in 'brick', found 'tow'"),
+        ('{"prompt": "w1"}', "asked.jsonl:1: expected the name of a brick or null in 'brick', found ''"),
+        ('{"brick": "two"}', "asked.jsonl:1: expected either 'prompt' or 'text', found brick"),
+        ("", "asked.jsonl: no prompts, expected 1 or more"),
+        ("[1]", "asked.jsonl:1: expected an object, found list"),
+    ],
+)
+def test_bad_files_are_refused(configuration: Path, tmp_path: Path, rows: str, message: str) -> None:
+    (tmp_path / "asked.jsonl").write_text(rows + "\n", "utf-8")
+    error = refused("route", "check", str(configuration), "--prompts", str(tmp_path / "asked.jsonl"))
+    assert message in error.message
+
+
+def test_what_has_no_router_is_refused(configuration: Path, llama: Path) -> None:
+    error = refused("route", "explain", str(llama), "w1 w2")
+    assert "has no router, so there is no choice to show" in error.message
+    assert "expected a text to explain, found an empty one" in refused("route", "explain", str(configuration), " ").message
