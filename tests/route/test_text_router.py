@@ -46,6 +46,14 @@ def test_rows_are_scikit_learns() -> None:
         assert difference.max() < 1e-12
 
 
+def test_unknown_ngrams_count_in_the_length() -> None:
+    vocabulary = Vocabulary.of(["ab cd", "ab"])
+    assert vocabulary.known(["ab cd", "ab", "xy", ""]).tolist() == [1.0, 1.0, 0.0, 0.0]
+    # " ab ", " ab", "ab ", " a", "ab", "b " are in both texts, with idf 1; as many of "xy" have ln(3 / 1) + 1.
+    unknown = np.log(3) + 1
+    assert vocabulary.known(["ab xy"]).tolist() == pytest.approx([np.sqrt(6 / (6 + 6 * unknown**2))])
+
+
 def test_a_vocabulary_is_read_from_its_tensors() -> None:
     train, _ = texts(0, 20)
     vocabulary = Vocabulary.of([*train, "naïve café"])

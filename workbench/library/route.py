@@ -299,11 +299,16 @@ def _by_token(routing: Routing, model: Any, tokenizer: Any, row: Sequence[int]) 
         return []
     return [
         {
-            "token": str(tokenizer.decode([token])),
+            "token": _piece(starts[i - 1] if i else "", starts[i]),
             "chosen": next(iter(_weights(decisions.weights[i], routing.bricks)), None),
             "best": routing.bricks[int(decisions.scores[i].argmax())],
             "score": round(float(decisions.scores[i].max()), 4),
             "confidence": round(float(decisions.confidence[i]), 4),
         }
-        for i, token in enumerate(row)
+        for i in range(len(row))
     ]
+
+
+def _piece(before: str, text: str) -> str:
+    """Return what a token adds to a text, with the space before a word, which a decoded token alone may lack."""
+    return text[len(before) :] if text.startswith(before) else ""

@@ -25,6 +25,8 @@ STRENGTH = 10.0
 class TextRouter(Fitted):
     """Probabilities of the bricks from a prompt's n-grams. The confidence is the cosine with the nearest brick's mean.
 
+    Unknown n-grams count in the cosine: a prompt of other words is not certain because of one word that it shares with a brick.
+
     Attributes:
         vocabulary: The n-grams.
         weights: [bricks, n-grams].
@@ -47,7 +49,7 @@ class TextRouter(Fitted):
         rows = self.vocabulary.rows(prompts.texts)
         logits = torch.from_numpy(rows @ self.weights.T.numpy()) + self.biases
         cosine = torch.from_numpy(rows @ self.means.T.numpy())
-        return logits.softmax(1), cosine.amax(1)
+        return logits.softmax(1), cosine.amax(1) * self.vocabulary.known(prompts.texts)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the vocabulary and the regression."""

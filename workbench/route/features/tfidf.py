@@ -5,6 +5,7 @@ The numbers are those of scikit-learn's TfidfVectorizer(analyzer="char_wb", ngra
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -56,6 +57,21 @@ class Vocabulary:
             starts.append(len(values))
         parts = (np.array(values, dtype=np.float64), np.array(columns, dtype=np.int64), np.array(starts, dtype=np.int64))
         return csr_matrix(parts, shape=(len(texts), len(self.columns)))
+
+    def known(self, texts: Sequence[str]) -> Tensor:
+        """Return the share of each text's length, as a vector of all its n-grams, that known n-grams have [text], from 0 to 1.
+
+        An unknown n-gram has the weight of one that no text of the vocabulary has, ln 2 above the largest.
+        """
+        idf, most = self.idf.tolist(), float(self.idf.max()) + math.log(2)
+        shares = []
+        for text in texts:
+            squares = [0.0, 0.0]
+            for gram, count in Counter(ngrams(text)).items():
+                column = self.columns.get(gram)
+                squares[column is not None] += (count * (most if column is None else idf[column])) ** 2
+            shares.append(math.sqrt(squares[1] / sum(squares)) if any(squares) else 0.0)
+        return torch.tensor(shares, dtype=torch.float64)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the vocabulary as tensors for a file."""
