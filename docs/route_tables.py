@@ -10,6 +10,7 @@ from cells import measured, of_results, table
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
+KERNEL = "benchmarks/results/route.json"
 
 
 @of_results(ROUTING)
@@ -67,6 +68,27 @@ def retrieval_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=2), note + _source(found, RETRIEVAL)])
 
 
+@of_results(KERNEL)
+def kernel_block(found: dict[str, Any]) -> str:
+    """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
+    kinds = {"kernel one": "one brick", "peft one": "one brick, PEFT", "kernel mixed": "mixed batch", "peft mixed": "mixed batch, PEFT",
+             "peft arrow": "Arrow, PEFT"}  # fmt: skip
+    lines = []
+    for kind, name in kinds.items():
+        cells = [
+            f"{row[kind].get('ratio', 1.0):.2f} ({row[kind]['tokens_per_second']:.0f}, {row[kind]['peak_mb']:.0f} MB)"
+            for row in found["results"]
+        ]
+        lines.append([name, *cells])
+    note = (
+        f"Time relative to the kernel's in the same run, for PEFT's one brick to the kernel's one brick and for the others to the kernel's "
+        f"mixed batch (best tokens a second, peak memory beyond model and adapters). Batches of {found['rows']} rows of {found['tokens']} "
+        f"tokens in float32, adapters of rank {found['rank']} on all linear layers, {found['threads']} thread. {found.get('note', '')} "
+    )
+    heads = ["", *(f"{row['bricks']} bricks" for row in found["results"])]
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
+
+
 def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = found["routers"][router]["sets"]
     return rows
@@ -88,4 +110,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "route_accuracy": accuracy_block,
     "route_abstain": abstain_block,
     "route_retrieval": retrieval_block,
+    "route_kernel": kernel_block,
 }
