@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class Centroid(PooledRoute):
     """Choose the brick whose calibration prompts have the nearest mean state, by the cosine relative to the mean of the bricks.
 
-    One pass of the base through half of its blocks decides. Among many similar bricks it follows new wordings better than `ridge`,
-    which finds the brick of a known wording more surely.
+    One pass of the base through half of its blocks decides. With few templates a brick and many similar bricks it follows new
+    wordings better than `ridge`.
     """
 
     paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"
