@@ -289,7 +289,9 @@ def test_the_commands(routed: Project, cwd: Path) -> None:
     assert "| `three` |" in card
     run = next(Path("runs").glob("three-*")).name
     call("runs", "verify", run)
-    assert "route-text" in call("runs", "show", run).stdout
+    shown = call("runs", "show", run).stdout
+    assert "right on held-out templates: plain 100.0 %" in shown
+    assert "near_misses" not in shown
     config = Path("runs") / run / "configuration" / "adapters" / "one" / "adapter_config.json"
     edit_json(config, lora_alpha=99)
     error = refused("runs", "verify", run)
