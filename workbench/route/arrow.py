@@ -165,7 +165,6 @@ def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequen
 
 def _adding(sums: list[Tensor], vectors: Tensor, size: Sequence[int]) -> Any:
     """Return a forward pre-hook that adds |x·v| [row, token, brick] of a module to the only entry of `sums`."""
-
     thread = threading.get_ident()
 
     def hook(_module: Any, inputs: tuple[Tensor, ...]) -> None:
