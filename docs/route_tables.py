@@ -22,7 +22,11 @@ def accuracy_block(found: dict[str, Any]) -> str:
         rows = {row["set"]: row for row in _rows(found, router)}
         lines.append([f"`{router}`", *(_percent(rows[name]["right_score"]) for name in names)])
     counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
-    fewer = ", ".join(f"every {_ordinal(every)} prompt for `{router}`" for router, every in found["every"].items() if every > 1)
+    fewer = ", ".join(
+        f"every {_ordinal(every)} prompt for `{router}`"
+        for router, every in found["every"].items()
+        if every > 1 and router in found["routers"]
+    )
     note = (
         f"Percent of prompts whose brick, or one that it is tied with, has the highest score, before any prompt goes to the base; "
         f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks ({fewer}). "

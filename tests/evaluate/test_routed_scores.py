@@ -39,7 +39,7 @@ RECIPE = ROUTED + "eval: [toy]\n"
 @pytest.fixture
 def asked(project: Project) -> Project:
     """A project whose suite asks for texts and choices, in prompts of three bricks and of none."""
-    write_calibration(project.path)
+    write_calibration(project.path, start=START)
     tasks = project.path / "evals" / "tasks"
     (tasks / "data").mkdir(parents=True)
     (tasks / "localdata.py").write_text(LOCALDATA)
