@@ -95,12 +95,11 @@ def ids(text: str) -> torch.Tensor:
     return torch.tensor([[WORDS.index(word) for word in text.split()]])
 
 
-def write_calibration(folder: Path, prompts: int = 12, start: str = "") -> None:
-    """Files calibration/NAME.jsonl in a project: different prompts of each brick's own words, after a common start."""
+def write_calibration(folder: Path, prompts: int = 12) -> None:
+    """Files calibration/NAME.jsonl in a project: different prompts of each brick's own words."""
     (folder / "calibration").mkdir(exist_ok=True)
     for name in DOMAIN:
-        rows = [{"prompt": f"{start} {text}".strip()} for text in domain_prompts(name, prompts)]
-        write_jsonl(folder / "calibration" / f"{name}.jsonl", rows)
+        write_jsonl(folder / "calibration" / f"{name}.jsonl", [{"prompt": text} for text in domain_prompts(name, prompts)])
 
 
 def domain_prompts(brick: str, count: int, start: int = 0) -> list[str]:
