@@ -29,7 +29,7 @@ from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 START = " ".join(["is of"] * 10)
-"""What all prompts begin with: long enough to be forwarded once by `prefix`, in words of no brick."""
+"""What all prompts begin with, and the prompts of no brick more than that: `prefix` forwards it once for each brick."""
 NAMES = ("one", "two", "three")
 ROUTED = (
     "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\noutput: {dtype: float32}\n"
@@ -47,7 +47,7 @@ def asked(project: Project) -> Project:
     (tasks / "localdata.py").write_text(LOCALDATA)
     (tasks / "copy.yaml").write_text(GENERATE)
     (tasks / "pick.yaml").write_text(CHOICE)
-    found = [(f"{name}-{i}", f"w50 {WORD[name]} w5{i + 1} w5{2 * i}") for name in NAMES for i in range(3)]
+    found = [(f"{name}-{i}", f"w5{i + 1} w50 {WORD[name]} w5{2 * i}") for name in NAMES for i in range(3)]
     found += [("base-0", "w55 w56 w57 w58"), ("base-1", "w58 w59 w55")]
     rows = [
         {
