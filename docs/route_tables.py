@@ -22,14 +22,14 @@ def accuracy_block(found: dict[str, Any]) -> str:
         rows = {row["set"]: row for row in _rows(found, router)}
         lines.append([f"`{router}`", *(_percent(rows[name]["right_score"]) for name in names)])
     counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
-    fewer = ", ".join(
-        f"every {_ordinal(every)} prompt for `{router}`"
+    fewer = [
+        f"`{router}` has {found['routers'][router]['fields']['samples']} prompts a brick and is asked every {_ordinal(every)} prompt"
         for router, every in found["every"].items()
         if every > 1 and router in found["routers"]
-    )
+    ]
     note = (
         f"Percent of prompts whose brick, or one that it is tied with, has the highest score, before any prompt goes to the base; "
-        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks ({fewer}). "
+        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks. {'; '.join(fewer)}{'. ' * bool(fewer)}"
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
     return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
