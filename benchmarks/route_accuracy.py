@@ -5,6 +5,7 @@ training file has (evals/routing), of copies in lower case, behind greetings and
 requests, and of texts that no brick is for.
 
 python benchmarks/route_accuracy.py
+python benchmarks/route_accuracy.py --only text    # measures one router again, and keeps the others of the results file
 """
 
 from __future__ import annotations
@@ -92,14 +93,14 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     }
 
 
-def accuracy(model: Any, tokenizer: Any, found: dict[str, Any], keep: Callable[[], None]) -> None:
-    """Add router -> its record, and one summary for each set."""
+def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, Any], keep: Callable[[], None]) -> None:
+    """Add router -> its record, and one summary for each set, for the named routers."""
     calibration = {name: read_prompts(PROJECT / f"bricks/{name}/train.jsonl", name, SAMPLES) for name in BRICKS}
     factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in BRICKS}
     context = RouteContext(model, tokenizer, torch.device("cpu"), calibration, factors=factors.__getitem__)
     asked = sets(tokenizer)
     states: dict[str, torch.Tensor] = {}
-    for label, (name, fields, every) in ROUTERS.items():
+    for label, (name, fields, every) in ((label, ROUTERS[label]) for label in names):
         start = time.process_time()
         step: Any = methods()[f"route:{name}"].model_validate({"route": name, "calibration": "{brick}", **fields})
         router = step.fit(context)
@@ -140,6 +141,7 @@ def acting_on(model: Any, factors: Mapping[str, Any]) -> Iterator[Callable[[str]
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results file."""
     parser = parser_of(__doc__, "route-accuracy")
+    parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again")
     options = parser.parse_args(arguments)
     from transformers import AutoModelForCausalLM
 
@@ -147,10 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = PROJECT / "bricks" / "starter" / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(base)
-    routers: dict[str, Any] = {}
+    before = json.loads(options.out.read_text("utf-8"))["routers"] if options.only else {}
+    routers: dict[str, Any] = {label: before[label] for label in ROUTERS if label in before}
     every = {label: every for label, (_, _, every) in ROUTERS.items()}
     document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": every, "routers": routers}
-    accuracy(model, tokenizer, routers, lambda: write_results(options.out, document))
+    accuracy(model, tokenizer, options.only or list(ROUTERS), routers, lambda: write_results(options.out, document))
 
 
 if __name__ == "__main__":

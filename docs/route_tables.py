@@ -10,6 +10,7 @@ from cells import measured, of_results, table
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
+KERNEL = "benchmarks/results/route.json"
 
 
 @of_results(ROUTING)
@@ -21,10 +22,14 @@ def accuracy_block(found: dict[str, Any]) -> str:
         rows = {row["set"]: row for row in _rows(found, router)}
         lines.append([f"`{router}`", *(_percent(rows[name]["right_score"]) for name in names)])
     counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
-    fewer = ", ".join(f"every {_ordinal(every)} prompt for `{router}`" for router, every in found["every"].items() if every > 1)
+    fewer = [
+        f"`{router}` has {found['routers'][router]['fields']['samples']} prompts a brick and is asked every {_ordinal(every)} prompt"
+        for router, every in found["every"].items()
+        if every > 1 and router in found["routers"]
+    ]
     note = (
         f"Percent of prompts whose brick, or one that it is tied with, has the highest score, before any prompt goes to the base; "
-        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks ({fewer}). "
+        f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks. {'; '.join(fewer)}{'. ' * bool(fewer)}"
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
     return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
@@ -67,6 +72,27 @@ def retrieval_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=2), note + _source(found, RETRIEVAL)])
 
 
+@of_results(KERNEL)
+def kernel_block(found: dict[str, Any]) -> str:
+    """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
+    kinds = {"kernel one": "one brick", "peft one": "one brick, PEFT", "kernel mixed": "mixed batch", "peft mixed": "mixed batch, PEFT",
+             "peft arrow": "Arrow, PEFT"}  # fmt: skip
+    lines = []
+    for kind, name in kinds.items():
+        cells = [
+            f"{row[kind].get('ratio', 1.0):.2f} ({row[kind]['tokens_per_second']:.0f}, {row[kind]['peak_mb']:.0f} MB)"
+            for row in found["results"]
+        ]
+        lines.append([name, *cells])
+    note = (
+        f"Time relative to the kernel's in the same run, for PEFT's one brick to the kernel's one brick and for the others to the kernel's "
+        f"mixed batch (best tokens a second, peak memory beyond model and adapters). Batches of {found['rows']} rows of {found['tokens']} "
+        f"tokens in float32, adapters of rank {found['rank']} on all linear layers, {found['threads']} thread. {found.get('note', '')} "
+    )
+    heads = ["", *(f"{row['bricks']} bricks" for row in found["results"])]
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
+
+
 def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = found["routers"][router]["sets"]
     return rows
@@ -88,4 +114,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "route_accuracy": accuracy_block,
     "route_abstain": abstain_block,
     "route_retrieval": retrieval_block,
+    "route_kernel": kernel_block,
 }

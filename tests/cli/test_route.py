@@ -59,7 +59,8 @@ def test_explain_says_what_acts_and_why(configuration: Path, tmp_path: Path) -> 
     assert text in shown.stdout.replace("\n", "")
     html = page.read_text("utf-8")
     assert "<script" not in html
-    assert html.count('<span class="b') >= len(text.split())
+    chosen = [token["chosen"] for token in found["tokens"] if token["chosen"]]
+    assert html.count('<span class="b0"') + html.count('<span class="b1"') == len(chosen) + len(set(chosen))  # tokens and legend
 
 
 def test_a_text_that_goes_on_changes_brick(configuration: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA
 from worlds.project import CPU, Project
-from worlds.routed_models import domain_prompts, ids, peft_of, write_calibration
+from worlds.routed_models import WORD, WordRouter, domain_prompts, factors, ids, peft_of, write_calibration
 from worlds.tiny import WORDS
 
 import workbench
@@ -22,12 +22,14 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.models import WorkbenchLM
+from workbench.models.tokenizer import load_tokenizer
+from workbench.route.mixing.live import attach
 from workbench.run.materialize import materialize
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 START = " ".join(["is of"] * 10)
-"""What all prompts begin with: long enough to be forwarded once by `prefix`, in words of no brick."""
+"""What all prompts begin with, and the prompts of no brick more than that: `prefix` forwards it once for each brick."""
 NAMES = ("one", "two", "three")
 ROUTED = (
     "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\noutput: {dtype: float32}\n"
@@ -45,7 +47,7 @@ def asked(project: Project) -> Project:
     (tasks / "localdata.py").write_text(LOCALDATA)
     (tasks / "copy.yaml").write_text(GENERATE)
     (tasks / "pick.yaml").write_text(CHOICE)
-    found = [(f"{name}-{i}", text) for name in NAMES for i, text in enumerate(domain_prompts(name, 3, start=30))]
+    found = [(f"{name}-{i}", f"w5{i + 1} w50 {WORD[name]} w5{2 * i}") for name in NAMES for i in range(3)]
     found += [("base-0", "w55 w56 w57 w58"), ("base-1", "w58 w59 w55")]
     rows = [
         {
@@ -62,6 +64,18 @@ def asked(project: Project) -> Project:
     (project.path / "evals" / "suites").mkdir()
     (project.path / "evals" / "suites" / "toy.yaml").write_text("suite: toy\ntasks: [copy, pick]\n")
     return project
+
+
+def routed_model(project: Project) -> Any:
+    """The float32 base, whose bricks are called by words."""
+    model = plain_model(project)
+    places = {name: project.path / "bricks" / name for name in NAMES}
+    attach(model, load_tokenizer(project.path / "base"), WordRouter(), factors(places))
+    return model
+
+
+def plain_model(project: Project) -> Any:
+    return materialize(project.resolve("output: {dtype: float32}\nsteps: []\n"), CPU)
 
 
 def plan_of(project: Project, scorer: str, batch_size: int = 4, tasks: tuple[str, ...] = ("copy", "pick"), **fields: Any) -> Any:
@@ -105,7 +119,7 @@ def one_by_one(project: Project, routing: Any) -> dict[str, dict[str, Any]]:
 @pytest.mark.parametrize("scorer", ["hflm", "packed", "prefix"])
 def test_scores_are_those_of_single_requests(scorer: str, asked: Project) -> None:
     """Log-likelihoods, texts and the brick of each item; shared beginnings are not shared between bricks."""
-    model = materialize(asked.resolve(ROUTED), CPU)
+    model = routed_model(asked)
     expected = one_by_one(asked, model.routing)
     assert {row["brick"] for row in expected.values()} == {*NAMES, "base"}
     assert all(name.startswith(row["brick"]) for name, row in expected.items())
@@ -114,7 +128,7 @@ def test_scores_are_those_of_single_requests(scorer: str, asked: Project) -> Non
         assert found["pick"][name]["loglikelihoods"] == pytest.approx(row["loglikelihoods"], abs=1e-4), name
         assert found["copy"][name]["response"] == row["response"], name
         assert found["pick"][name]["routed"] == found["copy"][name]["routed"] == [row["brick"]]
-    plain = scored(asked, materialize(asked.resolve("output: {dtype: float32}\nsteps: []\n"), CPU), scorer)
+    plain = scored(asked, plain_model(asked), scorer)
     assert "routed" not in plain["pick"]["one-0"]
     for name, row in expected.items():
         same = plain["pick"][name]["loglikelihoods"] == pytest.approx(row["loglikelihoods"], abs=1e-4)
@@ -125,8 +139,8 @@ def test_the_answer_plays_no_part_in_the_choice(asked: Project) -> None:
     """Choices in the words of another brick do not call it."""
     data = asked.path / "evals" / "tasks" / "data" / "copy.jsonl"
     rows = read_jsonl(data)
-    write_jsonl(data, [{**row, "choices": [domain_prompts("two", 1, start=31)[0], "w41 w42 w43 w44"]} for row in rows])
-    found = scored(asked, materialize(asked.resolve(ROUTED), CPU), "prefix", tasks=("pick",))
+    write_jsonl(data, [{**row, "choices": ["w8 w2 w9", "w3 w3 w3 w44"]} for row in rows])
+    found = scored(asked, routed_model(asked), "prefix", tasks=("pick",))
     assert all(name.startswith(row["routed"][0]) for name, row in found["pick"].items())
 
 
@@ -134,7 +148,7 @@ def test_an_interrupted_evaluation_goes_on(asked: Project) -> None:
     """Answers in the journal are kept, and the rest equals an evaluation that ran through."""
     from workbench.evaluate.scorer import Scorer
 
-    model, plan = materialize(asked.resolve(ROUTED), CPU), plan_of(asked, "packed", batch_size=1)
+    model, plan = routed_model(asked), plan_of(asked, "packed", batch_size=1)
     store, configuration = ScoreStore(asked.path / "scores"), Configuration("a" * 32, "routed")
     whole = Scorer(plan, configuration, model).task("pick")
     seen: list[int] = []
@@ -163,8 +177,7 @@ def test_rolling_texts_have_no_prompt_and_go_to_the_base(asked: Project) -> None
         "metric_list: [{metric: word_perplexity}]\n"
     )
     write_jsonl(tasks / "data" / "read.jsonl", [{"id": "a", "text": " ".join(domain_prompts("one", 12)), "cluster": "a"}])
-    model = materialize(asked.resolve(ROUTED), CPU)
-    plain = materialize(asked.resolve("output: {dtype: float32}\nsteps: []\n"), CPU)
+    model, plain = routed_model(asked), plain_model(asked)
     mine, base = (scored(asked, m, "packed", tasks=("read",))["read"]["a"] for m in (model, plain))
     assert mine["routed"] == ["base"]
     assert mine["loglikelihoods"] == pytest.approx(base["loglikelihoods"], abs=1e-4)
@@ -197,8 +210,7 @@ def test_calibration_prompts_are_not_scored(asked: Project) -> None:
 
 def test_lm_evals_own_front_end(asked: Project) -> None:
     """The model `workbench` routes requests too."""
-    asked.write(ROUTED, "routed.yaml")
-    lm = WorkbenchLM(recipe=str(asked.path / "recipes" / "routed.yaml"), device="cpu", batch_size=4)
+    lm = WorkbenchLM(routed_model(asked), tokenizer=load_tokenizer(asked.path / "base"), batch_size=4)
     expected = one_by_one(asked, lm.model.routing)
     from lm_eval.api.instance import Instance
 
@@ -233,7 +245,7 @@ def test_eval_compare_and_chat_from_the_command_line(
     assert "routed" in capsys.readouterr().out
     monkeypatch.setattr(out, "quiet", False)  # --json has set it for this process
     for target in ("recipes/routed.yaml", "mine", str(next(Path("runs").glob("routed-*")))):
-        monkeypatch.setattr("sys.stdin", io.StringIO(f"{domain_prompts('two', 1, start=31)[0]}\nw55 w56 w57\n"))
+        monkeypatch.setattr("sys.stdin", io.StringIO(f"{domain_prompts('two', 1, start=31)[0]}\nof is of is\n"))
         run(monkeypatch, "chat", target, "--plain", "--device", "cpu", "--max-new-tokens", "3")
         lines = capsys.readouterr().err.splitlines()
         assert [line for line in lines if line.startswith("[")] == ["[two]", "[base]"]

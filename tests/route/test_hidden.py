@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,25 @@ def test_later_blocks_do_not_run(model: Any) -> None:
         handle.remove()
     assert runs == [1] + [0] * (len(blocks) - 1)
     assert sum(len(module._forward_hooks) for module in model.modules()) == hooks
+
+
+def test_other_threads_may_run_the_model_at_the_same_time(model: Any) -> None:
+    block = next(m for m in model.modules() if isinstance(m, torch.nn.ModuleList))[0]
+    whole_passes: list[Any] = []
+
+    def run_whole(*_: Any) -> None:
+        handle.remove()
+        ids = torch.tensor(ROWS[:1])
+        with torch.no_grad():
+            thread = threading.Thread(target=lambda: whole_passes.append(model(input_ids=ids).logits))
+            thread.start()
+            thread.join()
+
+    expected = hidden_states(model, ROWS[:1], 1)
+    handle = block.register_forward_pre_hook(run_whole)  # another thread's pass, while this thread is inside the first block
+    (found,) = hidden_states(model, ROWS[:1], 1)
+    assert len(whole_passes) == 1  # it was not ended early
+    assert torch.equal(found, expected[0])
 
 
 def test_attention_sinks_are_left_out() -> None:

@@ -289,9 +289,26 @@ def test_the_commands(routed: Project, cwd: Path) -> None:
     assert "| `three` |" in card
     run = next(Path("runs").glob("three-*")).name
     call("runs", "verify", run)
-    assert "route-text" in call("runs", "show", run).stdout
+    shown = call("runs", "show", run).stdout
+    assert "right on held-out templates: plain 100.0 %" in shown
+    assert "near_misses" not in shown
     config = Path("runs") / run / "configuration" / "adapters" / "one" / "adapter_config.json"
     edit_json(config, lora_alpha=99)
     error = refused("runs", "verify", run)
     assert "not the one that the router was fitted on" in error.message
     assert error.exit_code == 3
+
+
+def test_bricks_that_cannot_act_beside_the_weights_are_found_before_the_fit(
+    routed: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A module that is no linear layer in the live model, though the brick fits the base's tensors."""
+    import workbench.run.kinds.route as kind
+
+    monkeypatch.setattr(Text, "fit", lambda *_: pytest.fail("the router is fitted"))
+    real = kind.linear_factors
+    monkeypatch.setattr(
+        kind, "linear_factors", lambda adapter: {**real(adapter), "model.norm": next(iter(real(adapter).values()))}
+    )
+    with pytest.raises(WorkbenchError, match=r"model\.norm is a LlamaRMSNorm, expected a linear layer"):
+        routed.run(ROUTED)

@@ -95,14 +95,11 @@ def ids(text: str) -> torch.Tensor:
     return torch.tensor([[WORDS.index(word) for word in text.split()]])
 
 
-def write_calibration(folder: Path, prompts: int = 12, bricks: Sequence[str] = tuple(DOMAIN)) -> None:
-    """Files calibration/NAME.jsonl in a project: prompts of each brick's own words, different ones."""
+def write_calibration(folder: Path, prompts: int = 12) -> None:
+    """Files calibration/NAME.jsonl in a project: different prompts of each brick's own words."""
     (folder / "calibration").mkdir(exist_ok=True)
-    for name in bricks:
-        write_jsonl(
-            folder / "calibration" / f"{name}.jsonl",
-            [{"prompt": text} for text in domain_prompts(name, prompts)],
-        )
+    for name in DOMAIN:
+        write_jsonl(folder / "calibration" / f"{name}.jsonl", [{"prompt": text} for text in domain_prompts(name, prompts)])
 
 
 def domain_prompts(brick: str, count: int, start: int = 0) -> list[str]:

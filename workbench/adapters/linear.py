@@ -38,13 +38,13 @@ def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:
         extra = sorted(set(part.fields) - _FACTORS)
         if extra or not {"lora_A", "lora_B"} <= set(part.fields):
             return f"{_NAMES.get(extra[0], extra[0].split('_')[0])} on {part.module}"
-        if part.depth or _rows(part) is None:
+        if part.depth or _rows(part) is None or _is_parameter(adapter, part):
             return f"LoRA on a parameter of {part.module} (target_parameters)"
     for disk, update in bound.places.items():
         if not isinstance(update, LowRank):
             return f"a whole tensor for {disk} (modules_to_save or bias)"
-        if len(update.spec.shape) != 2:
-            return f"LoRA on the stacked parameter {disk} (target_parameters)"
+        if len(update.spec.shape) != 2 or any(patch.pair.expert for patch in update.patches):
+            return f"LoRA on stacked experts in {disk} (target_parameters)"
     return None
 
 
@@ -90,6 +90,12 @@ def ranks_of(adapter: Adapter) -> Mapping[str, int]:
 def linear_bytes(adapter: Adapter) -> int:
     """Return the memory of `linear_factors`, in bytes."""
     return 4 * sum(part.fields[x].entry.spec.numel for part in adapter.keys.parts for x in ("lora_A", "lora_B"))
+
+
+def _is_parameter(adapter: Adapter, part: Part) -> bool:
+    """Return whether the configuration lists a parameter of the module, which may be no linear layer."""
+    modules = {str(name).rpartition(".")[0] for name in adapter.config.get("target_parameters") or ()}
+    return any(module and f".{part.module}".endswith(f".{module}") for module in modules)
 
 
 def _rows(part: Part) -> int | None:

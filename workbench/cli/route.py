@@ -113,8 +113,8 @@ def _say_checked(document: dict[str, Any]) -> None:
     def share(row: dict[str, Any], key: str) -> str:
         return f"{100 * row[key]:.1f} %" if key in row else ""
 
-    keys = ("right", "right_score", "text_right_score", "to_base", "wrong_brick", "kept_by_base")
-    keys = tuple(key for key in keys if any(key in row for row in document["sets"]))
+    known = ("right", "right_score", "text_right_score", "to_base", "wrong_brick", "kept_by_base")
+    keys = [key for key in known if any(key in row for row in document["sets"])]
     heads = {"right_score": "right score", "text_right_score": "text's right score", "to_base": "to base", "wrong_brick": "wrong brick",
              "kept_by_base": "no brick, kept by base"}  # fmt: skip
     rows = [[row["set"], str(row["prompts"]), *(share(row, key) for key in keys)] for row in document["sets"]]

@@ -85,13 +85,29 @@ def _print(run: RunDirectory, record: Mapping[str, Any]) -> None:
     for brick, found in (record["inputs"].get("bricks") or {}).items():
         out.line(f"brick  {brick} ({(found or {}).get('kind')})  {str((found or {}).get('digest'))[:12]}")
     for step in record.get("steps") or []:
-        out.line(f"step   {step.get('id')}: " + ", ".join(f"{k} {v}" for k, v in step.items() if k not in ("id", "key")))
+        shown = {k: v for k, v in step.items() if k not in ("id", "key", "router")}
+        out.line(f"step   {step.get('id')}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+        _print_router(step.get("router"))
     output = record.get("output") or {}
     if all(output.get(key) is not None for key in ("digest", "parameters", "bytes")):
         place = f"{run.result.name:<6} {run.result}"
         out.line(f"{place}  {output['digest'][:12]}, {output['parameters'] / 1e6:.1f} M parameters, {size(output['bytes'])}")
     for warning in record.get("warnings") or []:
         out.warn(warning)
+
+
+def _print_router(measured: Any) -> None:
+    """Print the accuracy, the ties and the threshold of a fitted router; nothing for other steps."""
+    if not isinstance(measured, dict):
+        return
+    held_out = (measured.get("accuracy") or {}).get("held_out_templates") or {}
+    shares = [f"{kind} {100 * share:.1f} %" for kind, share in held_out.items() if isinstance(share, (int, float))]
+    if shares:
+        out.line(f"       right on held-out templates: {', '.join(shares)}")
+    for tie in measured.get("ties") or []:
+        out.line(f"       tied: {', '.join(tie['bricks'])}; {tie['acts']} acts")
+    if (abstain := measured.get("abstain")) and isinstance(abstain.get("threshold"), (int, float)):
+        out.line(f"       threshold of confidence: {abstain['threshold']:.4g}")
 
 
 @app.command()
@@ -158,7 +174,8 @@ def verify(
             f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
             f"workbench runs rm {shell(run.name)}, then run the recipe again.",
         )
-    out.say(f"{run.name}: all {len(expected)} tensors are as recorded")
+    beside = next((f", and so is its {kind}" for kind in ("memory", "router") if run.record["output"].get(kind)), "")
+    out.say(f"{run.name}: all {len(expected)} tensors are as recorded{beside}")
 
 
 def _verify_memory(run: RunDirectory, digest: str) -> None:

@@ -167,13 +167,15 @@ class Scorer:
             ),
         }
 
-    def _layout(self, requests: Requests, group: RoutedGroup) -> PackedLayout:
+    def _layout(self, requests: Requests, group: RoutedGroup | None = None) -> PackedLayout:
         """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""
-        if group.weights is None and self.plan.scorer in requests.layouts:
+        routed = group is not None and group.weights is not None
+        if not routed and self.plan.scorer in requests.layouts:
             return requests.layouts[self.plan.scorer]
-        bounds, pairs = bounds_of(self.lm), [requests.pairs[i] for i in group.members]
+        bounds = bounds_of(self.lm)
+        pairs = [requests.pairs[i] for i in group.members] if group is not None else requests.pairs
         layout = lay_out(pairs, bounds, start_for(self.plan.scorer, pairs, bounds))
-        if group.weights is None:
+        if not routed:
             requests.layouts[self.plan.scorer] = layout
         return layout
 

@@ -96,12 +96,16 @@ class Checked:
 
     def wrong(self) -> list[dict[str, Any]]:
         """Return the wrong decisions, the most confident ones first."""
-        rows = [
-            {"prompt": asked.prompt, "brick": asked.brick, "chosen": chosen, "confidence": round(sure, 4)}
-            for asked, chosen, sure in zip(self.asked, self.chosen, self.confidence, strict=True)
-            if not self._alike(chosen, asked.brick)
+        places = [i for i, asked in enumerate(self.asked) if not self._alike(self.chosen[i], asked.brick)]
+        return [
+            {
+                "prompt": self.asked[i].prompt,
+                "brick": self.asked[i].brick,
+                "chosen": self.chosen[i],
+                "confidence": round(self.confidence[i], 4),
+            }
+            for i in sorted(places, key=lambda i: -self.confidence[i])[:MOST_WRONG]
         ]
-        return sorted(rows, key=lambda row: -row["confidence"])[:MOST_WRONG]
 
     def _alike(self, chosen: str | None, wanted: str | None) -> bool:
         return chosen == wanted or any(chosen in group and wanted in group for group in self.ties)

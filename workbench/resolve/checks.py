@@ -49,20 +49,20 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
         resolved: The recipe.
         findings: Receives the checks that are left to `run`.
     """
-    recipe, adapters = resolved.recipe, resolved.adapters
-    problems = []
+    recipe, problems = resolved.recipe, []
     for i, step in enumerate(recipe.steps):
         for name in recipe.used_bricks(step) if step.low_rank_bricks else ():
-            if name not in adapters:
+            brick = resolved.on_disk.get(name)
+            if brick is None or brick.kind != "adapter":
                 continue
             with findings.or_at_run(f"brick '{name}': is a low-rank update of linear layers"):
                 try:
-                    bound = bind(adapters[name], resolved.plain.weights.specs, resolved.plain)
+                    found = not_linear(brick.adapter, bind(brick.adapter, resolved.plain.weights.specs, resolved.plain))
                 except HeadersOnlyError:
                     raise
                 except WorkbenchError:
                     continue  # `check_brick` reports it
-                if found := not_linear(adapters[name], bound):
+                if found:
                     target = recipe.fields.bricks[name].target
                     message = f"brick '{name}' has {found}, but step '{recipe.step_ids[i]}' needs plain LoRA on linear layers"
                     hint = f"Turn it into one: {as_lora(name, target)}"

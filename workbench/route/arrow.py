@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -164,8 +165,11 @@ def alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequen
 
 def _adding(sums: list[Tensor], vectors: Tensor, size: Sequence[int]) -> Any:
     """Return a forward pre-hook that adds |x·v| [row, token, brick] of a module to the only entry of `sums`."""
+    thread = threading.get_ident()
 
     def hook(_module: Any, inputs: tuple[Tensor, ...]) -> None:
+        if threading.get_ident() != thread:  # other threads may run the same model at the same time
+            return
         aligned = (shaped(inputs[0], *size).float() @ vectors.T).abs()
         sums[:] = [aligned if not sums else sums[0] + aligned]
 

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 class Centroid(PooledRoute):
     """Choose the brick whose calibration prompts have the nearest mean state, by the cosine relative to the mean of the bricks.
 
-    One pass of the base through half of its blocks decides. Few prompts a brick are enough; `ridge` is better with many bricks.
+    One pass of the base through half of its blocks decides. With few templates a brick and many similar bricks it follows new
+    wordings better than `ridge`.
     """
 
     paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"

@@ -44,7 +44,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "library_name": "peft" if adapter else "transformers",
         **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),
         "base_model": [base_title(resolved), *(resolved.bricks[n].public_name for n in resolved.parents)],
-        "base_model_relation": "merge" if "merge" in verbs else "finetune",
+        "base_model_relation": "merge" if "merge" in verbs else "adapter" if recipe.router else "finetune",
         "tags": [*verbs, "brick-workbench"],
     }
     if known:

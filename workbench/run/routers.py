@@ -76,8 +76,14 @@ class SavedRouter:
             if not isinstance(content.get(key), kind):
                 raise WorkbenchError(f"{self.path / RECORD}: {key}: expected {kind.__name__}", AGAIN)
         for key in ("bricks", "calibration"):
-            if not all(isinstance(row, dict) and re.fullmatch(NAME, str(row.get("name"))) for row in content[key]):
+            names = [row.get("name") if isinstance(row, dict) else None for row in content[key]]
+            if not all(isinstance(name, str) and re.fullmatch(NAME, name) for name in names):
                 raise WorkbenchError(f"{self.path / RECORD}: {key}: expected a list of objects with the name of a brick", AGAIN)
+        for row in content["calibration"]:
+            if not isinstance(row.get("prompts"), list) or not all(isinstance(digest, str) for digest in row["prompts"]):
+                raise WorkbenchError(
+                    f"{self.path / RECORD}: calibration: expected the digests of the prompts of each brick", AGAIN
+                )
         return content
 
     @property
@@ -136,7 +142,7 @@ class SavedRouter:
         return {
             digest: f"{row.get('file')} (brick '{row['name']}')"
             for row in self.record["calibration"]
-            for digest in row.get("prompts", ())
+            for digest in row["prompts"]
         }
 
     def at(self, adapters: Mapping[str, Path] | None = None) -> RouterAt:

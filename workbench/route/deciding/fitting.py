@@ -70,7 +70,7 @@ def held_out(samples: Samples, fold_of: Tensor, make: Callable[[Tensor], Fitted]
     """
     scores = torch.zeros(len(samples.texts), len(samples.bricks))
     confidence = torch.zeros(len(samples.texts))
-    for fold in fold_of.unique().tolist():
+    for fold in sorted(set(fold_of.tolist())):
         outside = fold_of != fold
         for brick in range(len(samples.bricks)):
             own = samples.labels == brick

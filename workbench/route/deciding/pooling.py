@@ -106,7 +106,8 @@ class PooledRouter(Fitted):
         to_all = torch.linalg.solve_triangular(whole, states, upper=False).square().sum(0)
         near, means = (torch.linalg.solve_triangular(within, part, upper=False).T for part in (states, self.scatter.means.T))
         to_brick = torch.stack([(near - mean).square().sum(1) for mean in means]).amin(0)
-        return (to_all - to_brick) / len(states)
+        nearer: Tensor = (to_all - to_brick) / len(states)
+        return nearer
 
     def added(self, brick: str, statistics: Statistics) -> Self:
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.

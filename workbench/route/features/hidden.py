@@ -7,6 +7,7 @@ to do with its meaning (attention sinks). One of them would outweigh all other s
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -101,10 +102,12 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
     rows = [list(row)[-longest:] for row in rows]
     block = model.get_submodule(f"{stack_prefix(model, model_depth(config))}.{layer - 1}")
     outputs: list[Tensor] = []
+    thread = threading.get_ident()
 
     def record(_module: Any, _args: Any, output: Any) -> None:
-        outputs.append(first_of(output).float().cpu())
-        raise Stopped
+        if threading.get_ident() == thread:  # other threads may run the same model at the same time
+            outputs.append(first_of(output).float().cpu())
+            raise Stopped
 
     found: dict[int, Tensor] = {}
     with hooked(block, after=record):

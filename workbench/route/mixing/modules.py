@@ -86,6 +86,21 @@ class Mixer:
         return add
 
 
+def check_places(model: nn.Module, factors: Mapping[str, Mapping[str, Pair]]) -> None:
+    """Check that bricks fit a model, whose weights may be missing.
+
+    Args:
+        model: The model.
+        factors: Brick -> live module -> factors.
+
+    Raises:
+        WorkbenchError: If the model lacks a module, or a module has another shape or is no linear layer.
+    """
+    modules = dict(model.named_modules())
+    for brick, parts in factors.items():
+        _placed(brick, parts, modules)
+
+
 def _on(pair: Pair | None, device: torch.device) -> Pair | None:
     """Return factors on a device."""
     return None if pair is None else (pair[0].to(device), pair[1].to(device))

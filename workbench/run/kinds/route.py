@@ -11,11 +11,14 @@ from typing import TYPE_CHECKING, Any
 from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
 from workbench.files import publish, write_json
+from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
+from workbench.route.mixing.modules import check_places
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
@@ -63,19 +66,21 @@ class RouteKind(Kind[RouteMethod]):
         return row, model
 
     def check(self, step: RouteMethod, context: StepContext) -> None:
-        """Check from headers that the bricks fit the model that earlier steps make.
+        """Check before any work that the bricks fit the model that earlier steps make.
 
         Raises:
-            WorkbenchError: If a step before the route step has removed or reshaped layers of a brick.
+            WorkbenchError: If a step before the route step changes layers, or a brick updates something else than linear layers.
         """
         resolved, base = context.resolved, context.resolved.base
         before = specs_before(resolved, context.number)
-        if {n: s.shape for n, s in before.items()} == {n: s.shape for n, s in base.weights.specs.items()}:
-            return
-        raise WorkbenchError(
-            f"step '{context.id}': a step before it changes the layers of the base, but the bricks were trained on the base's own layers",
-            "Write the grown model with a recipe of its own, train bricks on it, and route among these.",
-        )
+        if {n: s.shape for n, s in before.items()} != {n: s.shape for n, s in base.weights.specs.items()}:
+            raise WorkbenchError(
+                f"step '{context.id}': a step before it changes the layers of the base, but the bricks were trained on the base's own layers",
+                "Write the grown model with a recipe of its own, train bricks on it, and route among these.",
+            )
+        if not self.is_cached(resolved, context.number):
+            skeleton = causal_skeleton(base.config, torch.device("cpu"))
+            check_places(skeleton, {name: linear_factors(adapter) for name, adapter in _adapters(step, resolved).items()})
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the router is in the cache."""
