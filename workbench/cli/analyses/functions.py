@@ -1,0 +1,106 @@
+"""Command `analyze functions`: scores of every neuron for every function."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.cli._output import out
+from workbench.cli.analyses.shared import DataOpt, ModelArg, OutOpt, finish, labelled_texts, open_subject, results_folder
+
+
+def functions(
+    model: ModelArg,
+    data: DataOpt,
+    to: OutOpt = None,
+    share: Annotated[float, typer.Option("--share", min=0.0001, max=1, help="Share of the neurons in a function's set.")] = 0.05,
+    per: Annotated[
+        Literal["layer", "model"], typer.Option("--per", help="Take the share of every `layer`, or of the whole `model`.")
+    ] = "layer",
+    polarity: Annotated[
+        Literal["one", "both"],
+        typer.Option("--polarity", help="`one`: neurons that are more active on the function; `both`: also less active ones."),
+    ] = "one",
+    score: Annotated[
+        Literal["mean_abs", "max_relu"],
+        typer.Option(
+            "--score", help="Score of a text: `mean_abs`, the mean of |activation|, or `max_relu`, the largest activation."
+        ),
+    ] = "mean_abs",
+    part: Annotated[
+        Literal["prompt", "whole"],
+        typer.Option("--part", help="Tokens that count: those of the `prompt`, or of the `whole` text."),
+    ] = "prompt",
+    skip: Annotated[
+        int, typer.Option("--skip", min=0, help="Tokens at the start of a text that do not count: they attract attention.")
+    ] = 1,
+    draws: Annotated[int, typer.Option("--draws", min=1, help="Shuffled labelings per null.")] = 20,
+    no_residents: Annotated[
+        bool, typer.Option("--no-residents", help="Leave neurons that are very active on every function out of the sets.")
+    ] = False,
+    chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the shuffles.")] = 0,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Score every neuron for every function (FuncScore), beside labels shuffled over items and over tasks.
+
+    Neurons are chosen on some tasks of a function and judged on others. Writes scores, tables and one set of neurons per function.
+    """
+    from workbench.cli.documents.analyze import FunctionsDocument
+    from workbench.emergent.functions import Settings
+    from workbench.library.neurons_functions import PassOptions, analyze_functions
+
+    out.quiet = json or quiet
+    texts = labelled_texts(data)
+    subject = open_subject(model, device)
+    settings = Settings(
+        share=share,
+        per=per,
+        polarity=polarity,
+        draws=draws,
+        keep_residents=not no_residents,
+        seed=seed,
+    )
+    options = PassOptions(score=score, part=part, skip=skip, chat=chat)
+    analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
+    place = results_folder(to, subject.name)
+    analysis.write(place)
+    finish(analysis.document(), place, json, say_functions, FunctionsDocument)
+
+
+def say_functions(document: dict[str, Any]) -> None:
+    """Print the scores of each function beside chance."""
+    count = sum(document["neurons"].values())
+    nulls = document["nulls"]["train"]
+    out.line(
+        f"{document['model']}: {count} {document['unit']} in {len(document['neurons'])} layers, {document['data']['items']} texts, "
+        f"{document['data']['tokens']} tokens"
+    )
+    limits = ", ".join(
+        f"{limit['layer']:.3f} with labels shuffled over {null}s ({100 * (1 - limit['level']):.3g} %)"
+        for null, limit in nulls.items()
+    )
+    out.line(f"best neuron of a layer by chance: {limits}")
+    columns = ["function", "best/layer", "top 5‰", "mean", "chance", *(f"beyond {null} null" for null in nulls)]
+    columns += ["on both splits", "overlap", "others", "length AUC"]
+    rows: list[list[str]] = []
+    for row in document["functions"]:
+        rows.append(
+            [
+                row["function"],
+                f"{row['best_median']:.2f} / {row['best_max']:.2f}",
+                f"{row['top']:.2f}",
+                f"{row['mean']:.3f}",
+                f"{row['prevalence']:.3f}",
+                *(str(row["beyond"][null]["train"]) for null in nulls),
+                str(row["beyond"][list(nulls)[-1]]["both"]),
+                f"{row['overlap']:.2f}",
+                f"{row['overlap_others']:.2f}",
+                f"{row['confounders']['length']:.2f}",
+            ]
+        )
+    out.table(columns, rows, right=range(1, len(columns)))

@@ -1,0 +1,53 @@
+"""Command `analyze transplant`: the neurons where a brick acts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
+from workbench.cli._output import out
+
+
+def transplant(
+    base: Annotated[str, typer.Argument(help="Base: model directory or hub id.", show_default=False)],
+    brick: Annotated[str, typer.Argument(help="Brick: a directory, or its name in bricks/.", show_default=False)],
+    texts: Annotated[
+        str,
+        typer.Option(
+            "--texts", help='JSONL file of texts of the skill: {"text":} or {"prompt":, "completion":}.', show_default=False
+        ),
+    ],
+    to: Annotated[Path, typer.Option("-o", "--out", help="New directory for the set.", show_default=False)],
+    share: Annotated[float, typer.Option("--share", min=0.0001, max=1, help="Share of the neurons of every layer.")] = 0.2,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Number of texts to read, evenly spaced in the file.")] = 64,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Choose the neurons where a brick's delta acts, so that a merge can move it on these neurons alone.
+
+    A neuron's score is the norm of the delta in its rows and column, times its mean activation on the texts.
+    """
+    from workbench.cli._bricks import brick_directory
+    from workbench.cli.documents.analyze import TransplantDocument
+    from workbench.library.neurons import transplant_set
+    from workbench.models.device import pick_device
+
+    out.quiet = json or quiet
+    place = str(brick_directory(brick))
+    chosen = transplant_set(
+        base, place, texts, share, project=Path.cwd(), device=pick_device(device), out=to, samples=samples, events=out.event
+    )
+
+    def text() -> None:
+        neurons = chosen.neurons
+        moved = neurons.evidence["delta_share"]
+        out.line(
+            f"{to}: {neurons.size:,} {neurons.kind} ({100 * neurons.share:.3g} %), {100 * moved:.3g} % of the delta's square"
+        )
+        out.say(f"use:    where: {{neurons: {to}}} in a merge step with {place}")
+
+    out.result(lambda: TransplantDocument.model_validate(chosen.document()), text, json=json)
