@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from workbench.cli._trust import reads_recipes
-from workbench.cli.analyses import ablate, everything, functions, sparsity, transplant
+from workbench.cli.analyses import ablate, decompose, everything, files, functions, locate, sparsity, transplant
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -15,5 +15,9 @@ app = typer.Typer(
 app.command("functions")(reads_recipes(functions.functions))
 app.command("sparsity")(reads_recipes(sparsity.sparsity))
 app.command("ablate")(reads_recipes(ablate.ablate))
+app.command("locate")(reads_recipes(locate.locate))
+app.command("decompose")(reads_recipes(decompose.decompose))
+app.command("import")(files.import_)
+app.command("export")(files.export)
 app.command("transplant")(transplant.transplant)
 app.command("all")(reads_recipes(everything.everything))

@@ -16,11 +16,14 @@ from workbench.cli.documents.analyze import (
     TransplantDocument,
 )
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
+from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
+from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
+from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
@@ -54,6 +57,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,
+    "analyze locate": KnowledgeDocument,
+    "analyze decompose": DecompositionDocument,
+    "analyze import": ImportedSetsDocument,
     "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
