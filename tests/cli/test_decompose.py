@@ -81,6 +81,7 @@ def test_a_recipe_s_bricks(world: Project) -> None:
         assert curve["floor"] == pytest.approx(none, abs=1e-5)
         expected = [(-loss(order[:k], name) - none) / (full - none) for k in (1, 2, 3)]
         assert curve["quality"] == pytest.approx(expected, abs=1e-2)
+    assert any(row["curve"] for row in part["functions"]), "this world has a function that the recipe serves"
     assert found["cosines"]["names"] == ["one", "two", "three"]
     assert found["cosines"]["function"]["tokens"] == 12 * 7  # without first tokens
     page = (world.path / "found" / "index.html").read_text("utf-8")
@@ -140,6 +141,7 @@ def test_neurons_stand_on_the_same_scale(world: Project) -> None:
         assert curve["shares"] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0])
         expected = [(none - point["loss"]) / (none - full) for point in reversed(masked["points"])]
         assert curve["quality"] == pytest.approx(expected, rel=1e-3, abs=1e-3)
+    assert any(by_function.values()), "this world has a function that the neurons serve"
     without = document("analyze", "decompose", "base", "-o", "found")["decompositions"][0]
     assert without["notes"] == ["no curve: it needs the texts of `analyze sparsity` (--data texts.jsonl)"]
 
