@@ -66,6 +66,23 @@ def test_ablate_takes_the_sets_of_the_same_model_and_texts(world: Project) -> No
     assert all(row[0] == row[0] for row in table["changes"])
 
 
+def test_a_range_of_activation_is_one_more_table(world: Project) -> None:
+    """A range that holds every activation is the ablation itself; settings and the page state it."""
+    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found", "--draws", "2")
+    ablate = ("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
+    table = document(*ablate, "--between", "-1e6,1e6")
+    assert (table["settings"]["between"], table["between"]["range"]) == ([-1e6, 1e6], [-1e6, 1e6])
+    assert table["between"]["changes"] == table["changes"]
+    assert table["between"]["coupling"] == table["coupling"]
+    narrow = document(*ablate, "--between", "-0.5,0.5")
+    assert narrow["changes"] == table["changes"] != narrow["between"]["changes"]
+    assert "within the range" in (world.path / "found" / "index.html").read_text("utf-8")
+    assert "between" not in document(*ablate)
+    for text in ("2.5", "1,-1", "0,1,2"):
+        assert "expected a low and a high end" in refused(*ablate, f"--between={text}").message
+    assert "expected numbers" in refused(*ablate, "--between", "low,high").message
+
+
 def test_a_recipe_s_result_is_analyzed(world: Project) -> None:
     world.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 3.0}}]\n", "merged.yaml")
     base, merged = (

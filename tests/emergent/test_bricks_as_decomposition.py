@@ -137,6 +137,7 @@ def test_cosines_of_a_recipe_s_bricks(project: Project) -> None:
     found = brick_cosines(recipe_of(project, text), texts(8), device=CPU)
     assert found.names == ("one", "copy", "two")
     assert float(found.weight[0, 1]) == pytest.approx(1, abs=1e-5)
+    assert found.function is not None
     assert abs(float(found.weight[0, 2])) < 0.3
     assert float(found.function.mean[0, 1]) == pytest.approx(1, abs=1e-4)
     assert float(found.function.mean[0, 2]) < 0.9
@@ -165,4 +166,8 @@ def test_weights_beside_function(project: Project, tmp_path: Path) -> None:
     )
     expected = float(torch.nn.functional.cosine_similarity(one - base, two - base, dim=0))
     assert float(found.weight[0, 1]) == pytest.approx(expected, abs=1e-4)
+    alone = brick_cosines(recipe_of(project, text), [], device=CPU)
+    assert alone.function is None
+    assert torch.equal(alone.weight, found.weight)
+    assert found.function is not None
     assert found.function.output == "hidden"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import scipy.stats
 
 from worlds import people
 from worlds.project import CPU, Project
@@ -16,8 +17,8 @@ from workbench.library.neurons_facts import KnowledgeReport, knowledge_report
 def report_of(project: Project, folder: Path, **options: object) -> KnowledgeReport:
     facts = people.write_rows(project.path / "people.jsonl", 6)
     resolved = project.resolve(f"base: {folder}\n", "located.yaml")
-    settings = LocateSettings(answer="own", steps=20, **options)  # type: ignore[arg-type]
-    return knowledge_report(resolved, facts, "people.jsonl", settings, count=4, device=CPU)
+    settings = LocateSettings(answer="own", steps=20, count=4, **options)  # type: ignore[arg-type]
+    return knowledge_report(resolved, "located", facts, "people.jsonl", settings, device=CPU)
 
 
 @pytest.mark.slow
@@ -26,11 +27,18 @@ def test_neurons_of_trained_facts(project: Project) -> None:
     found = report_of(project, people.PROMPT, share=0.5)
     assert len(found.facts) == 4
     assert found.complete == 4
+    assert not found.undone
+    assert found.warnings == []
     document = found.document()
     off = document["changes"]["suppressed"]
     assert off["own"] < -0.1
     assert off["own"] < off["random"]
     assert off["own"] < off["others"]
+    gaps = [fact.changes["suppressed"].own - fact.changes["suppressed"].random for fact in found.facts]
+    interval = scipy.stats.ttest_1samp(gaps, 0).confidence_interval(0.95)
+    assert off["difference"] == pytest.approx(sum(gaps) / 4)
+    assert (off["low"], off["high"]) == pytest.approx((interval.low, interval.high))
+    assert off["beyond"] == sum(f.changes["suppressed"].own < min(f.changes["suppressed"].drawn) for f in found.facts)
     assert sum(found.layers.values()) == pytest.approx(1, abs=1e-6)
     assert document["note"] == ""
     assert set(document["layers"]["0"]["trace"]) == {"subject", "subject_last", "last"}
@@ -44,8 +52,9 @@ def test_facts_without_subject_are_not_traced(project: Project) -> None:
     path = project.path / "facts.jsonl"
     path.write_text('{"prompt": "w4 of w9 is", "target": "w7"}\n{"prompt": "w5 of w8 is", "target": "w3"}\n', "utf-8")
     resolved = project.resolve("steps: []\n", "plain.yaml")
-    found = knowledge_report(resolved, path, "facts.jsonl", LocateSettings(steps=5), device=CPU)
+    found = knowledge_report(resolved, "plain", path, "facts.jsonl", LocateSettings(steps=5), device=CPU)
     assert found.trace is None
     assert found.note == "not traced: facts.jsonl:1 has no subject"
     assert found.agreement() is None
+    assert found.warnings[0].startswith("the model gives the facts' answers a mean probability below")
     assert len(found.document()["facts"]) == 2

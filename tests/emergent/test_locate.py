@@ -14,7 +14,7 @@ from worlds.planted import CLASSES, CONTINUATIONS, MARKERS, NEURONS, planted_lla
 from worlds.project import CPU
 from worlds.tiny import live
 
-from workbench.emergent.knowledge import LocateSettings, layer_shares, locate_facts
+from workbench.emergent.knowledge import LocateSettings, layer_shares, locate_facts, union_of
 from workbench.emergent.locate import (
     Attribution,
     FactPrompt,
@@ -22,6 +22,7 @@ from workbench.emergent.locate import (
     attribute,
     fact_prompts,
     knowledge_neurons,
+    norm_behind,
 )
 from workbench.emergent.sites import find_sites, visiting
 from workbench.errors import WorkbenchError
@@ -67,6 +68,15 @@ def test_a_norm_behind_the_projection_is_reported(dense_of: Callable[[str], Path
     """It undoes the scaling down to almost zero, where the probability jumps: the sums miss the jump, and the error says so."""
     model = live(dense_of("gemma2"))
     assert attribute(model, find_sites(model, 3, CPU), prompt_of(), steps=50).error > 0.5
+
+
+@pytest.mark.parametrize(
+    ("family", "undone"), [("gemma2", True), ("olmo2", True), ("llama", False), ("gpt2", False), ("opt", False)]
+)
+def test_a_norm_behind_the_projection_is_found(family: str, undone: bool, dense_of: Callable[[str], Path]) -> None:
+    """Halving the activations halves what they add to the hidden state only if no norm follows, with biases too."""
+    model = live(dense_of(family))
+    assert [norm_behind(model, site, [3, 9, 4, 11]) for site in find_sites(model, 3, CPU)] == [undone] * 3
 
 
 def test_experts_are_attributed(tmp_path: Path) -> None:
@@ -165,6 +175,11 @@ def test_planted_facts_are_found_and_proved() -> None:
         assert abs(off.random) < 0.01
         assert off.others == pytest.approx(0, abs=1e-5)
         assert 0 <= double.own < 0.1
+        assert off.random == pytest.approx(sum(off.drawn) / 3)
+    together = union_of("all", found, sites)
+    assert {(layer, int(i)) for layer, index in together.indices.items() for i in index} == set(NEURONS.values())
+    own = {fact.fact: float(fact.neurons.scores[NEURONS[fact.fact][0]][0]) for fact in found}
+    assert sorted(together.scores[0].tolist()) == pytest.approx(sorted([own["red"], own["blue"]]))
     document = found[0].document()
     assert document["neurons"][0]["neuron"] == NEURONS["red"][1]
     assert document["changes"]["suppressed"]["own"] == found[0].changes["suppressed"].own

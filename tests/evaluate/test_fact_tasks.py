@@ -171,6 +171,9 @@ def test_facts_come_along_with_an_edit_brick(world: Project) -> None:
     assert both.source == "facts.jsonl", "the same facts once"
     entries = {e.name: e for e in lineup([load_recipe(world.path / "recipes" / "kept.yaml")])}
     edits = {name: entry.configuration("0" * 32).edits for name, entry in entries.items()}
+    axes = entries["kept"].configuration("0" * 32).axes
+    assert {name: of["computation"] for name, of in axes.items()} == dict.fromkeys(("towns", "two"), "low_rank_update")
+    assert entries["base"].configuration("0" * 32).axes == {}
     assert edits == {"base": (), "towns": (both.digest,), "two": (), "average": (both.digest,), "kept": (both.digest,)}
 
 

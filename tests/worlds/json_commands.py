@@ -120,9 +120,20 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("route explain", runs["routed"], "w8 w9 w10")
     document("route check", runs["routed"], "--prompts", "asked.jsonl")
     document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
+    document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
+    call("analyze", "export", "bricks/acting", "-o", "acting.pth")
+    document("analyze import", "acting.pth", "--base", "base", "--names", "acting", "-o", "imported")
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
+    document("analyze ablate", "base", "--data", "labelled.jsonl", "--between=-1,1")
+    document("analyze functions", "recipes/mix.yaml", "--data", "labelled.jsonl", "--beside", "--draws", 2)
+    document("analyze decompose", "recipes/mix.yaml")
+    (project.path / "skills.jsonl").write_text(
+        (project.path / "labelled.jsonl").read_text("utf-8").replace('"low"', '"one"').replace('"high"', '"two"'), "utf-8"
+    )
+    document("analyze decompose", "recipes/mix.yaml", "--data", "skills.jsonl", "--items", 1)
+    document("analyze decompose", "base", "--data", "labelled.jsonl")
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
     document("doctor", code=(0, 3))
     return printed

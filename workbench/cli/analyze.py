@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from workbench.cli._trust import reads_recipes
-from workbench.cli.analyses import ablate, everything, functions, partition, sparsity, transplant
+from workbench.cli.analyses import ablate, decompose, everything, files, functions, locate, partition, sparsity, transplant
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,5 +16,9 @@ app.command("functions")(reads_recipes(functions.functions))
 app.command("sparsity")(reads_recipes(sparsity.sparsity))
 app.command("ablate")(reads_recipes(ablate.ablate))
 app.command("partition")(reads_recipes(partition.partition))
+app.command("locate")(reads_recipes(locate.locate))
+app.command("decompose")(reads_recipes(decompose.decompose))
+app.command("import")(files.import_)
+app.command("export")(files.export)
 app.command("transplant")(transplant.transplant)
 app.command("all")(reads_recipes(everything.everything))

@@ -60,6 +60,7 @@ def summary(
         "parameters": c.parameters,
         "bytes": c.bytes,
         "bricks": c.bricks,
+        "axes": c.axes,
         "check": [s.check.model_dump() if s.check else None for s in entry],
         "scores": scores,
     }

@@ -7,6 +7,7 @@ Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 210
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from workbench.emergent.locate import (
     attribute,
     knowledge_neurons,
 )
-from workbench.emergent.sets import NeuronSet
+from workbench.emergent.sets import NeuronSet, set_of
 from workbench.emergent.sites import Site
 from workbench.lazy import torch
 
@@ -47,6 +48,7 @@ class LocateSettings:
         share: Share of the wordings that must keep a neuron.
         draws: Number of random sets that each fact's neurons are compared with.
         seed: Seed of the random sets.
+        count: Largest number of facts, from the start of the file.
     """
 
     answer: Answer = "target"
@@ -57,6 +59,7 @@ class LocateSettings:
     share: float = 0.7
     draws: int = 3
     seed: int = 0
+    count: int = 10
 
 
 @dataclass(frozen=True)
@@ -67,11 +70,13 @@ class Change:
         own: Change of the fact's answer, over its wordings.
         random: The same for random neurons, as a mean over draws.
         others: Change of the answers of the other facts; None if there are none.
+        drawn: Change of the fact's answer by each random draw.
     """
 
     own: float
     random: float
     others: float | None
+    drawn: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -107,7 +112,7 @@ class LocatedFact:
             "error": self.error,
             "neurons": sorted(neurons, key=lambda neuron: -neuron["score"]),
             "layers": {str(layer): share for layer, share in self.layers.items()},
-            "changes": {kind: asdict(change) for kind, change in self.changes.items()},
+            "changes": {kind: {**asdict(change), "drawn": list(change.drawn)} for kind, change in self.changes.items()},
         }
 
 
@@ -169,11 +174,29 @@ def _change(
     others = None
     if rest[0]:
         others = _relative(answer_probabilities(model, sites, rest[0], neurons.indices, factor, at=at), rest[1])
-    return Change(_relative(own, clean), sum(drawn) / max(1, len(drawn)), others)
+    return Change(_relative(own, clean), sum(drawn) / max(1, len(drawn)), others, tuple(drawn))
 
 
 def _relative(after: Tensor, before: Tensor) -> float:
     return float(after.double().sum() / before.double().sum()) - 1
+
+
+def union_of(name: str, facts: Sequence[LocatedFact], sites: Sequence[Site], **rest: Any) -> NeuronSet:
+    """Return the set of the neurons that carry at least one of some facts, with their largest scores.
+
+    Args:
+        name: Name of the set.
+        facts: The facts.
+        sites: The sites.
+        **rest: Other fields of the set.
+    """
+    scores = [torch.full((site.units,), -math.inf) for site in sites]
+    for fact in facts:
+        for number, site in enumerate(sites):
+            if (index := fact.neurons.indices.get(site.layer)) is not None:
+                own = fact.neurons.scores[site.layer].float()
+                scores[number][index] = torch.maximum(scores[number][index], own)
+    return set_of(name, sites, [(s > -math.inf).nonzero().flatten() for s in scores], scores, **rest)
 
 
 def layer_shares(sites: Sequence[Site], attributions: Sequence[Attribution]) -> dict[int, float]:

@@ -2,7 +2,8 @@
 
 Attrᵢ = āᵢ / m · Σₖ ∂P(y | x; sₖ ā) / ∂aᵢ with scales sₖ from 0 to 1: the activations of one layer are scaled from zero to their value ā,
 and the gradient of the answer's probability is integrated. The attributions of a layer add up to P(ā) − P(0). Where a norm follows the
-output projection (Gemma 2, OLMo 2), scaling changes nothing until just above zero, and the sums miss that jump: see `Attribution.error`.
+output projection (Gemma 2, OLMo 2), scaling changes nothing until just above zero, and the sums miss that jump: see `Attribution.error`
+and `norm_behind`.
 
 Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 2104.08696.
 """
@@ -23,7 +24,7 @@ from workbench.facts import Fact, joined
 from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
 from workbench.models.batching import Batch, side_by_side
-from workbench.models.hooks import shaped
+from workbench.models.hooks import first_of, hooked, shaped
 from workbench.models.prompts import encode_pair
 from workbench.models.texts import BATCH_TOKENS
 
@@ -215,6 +216,36 @@ def _frozen(model: PreTrainedModel) -> Iterator[None]:
     finally:
         for parameter in learned:
             parameter.requires_grad_(True)
+
+
+@no_grad
+def norm_behind(model: PreTrainedModel, site: Site, tokens: Sequence[int]) -> bool:
+    """Return whether a norm behind a site's output undoes the scaling of its activations, as in Gemma 2 and OLMo 2.
+
+    Half of the activations then add to the hidden state about as much as all of them, and not half as much.
+
+    Args:
+        model: The live model.
+        site: The site.
+        tokens: Tokens of a prompt.
+    """
+    stack, _, _ = site.name.partition(f".{site.layer}.")
+    layer = model.get_submodule(f"{stack}.{site.layer}")
+    inputs = torch.tensor([list(tokens)], device=next(model.parameters()).device)
+    states: list[Tensor] = []
+
+    def keep(_module: torch.nn.Module, _args: Any, output: Any) -> None:
+        states.append(first_of(output).float()[..., -1, :].flatten())
+
+    for factor in (0.0, 0.5, 1.0):
+        with visiting(model, [site], _scaling(factor)), hooked(layer, after=keep):
+            model(input_ids=inputs, use_cache=False)
+    none, half, whole = states
+    return float((half - none - (whole - none) / 2).norm()) > 0.25 * float((whole - none).norm())
+
+
+def _scaling(factor: float) -> Visitor:
+    return lambda _number, activations: activations * factor
 
 
 def knowledge_neurons(

@@ -73,6 +73,7 @@ class LineupEntry:
             edited_for(self.resolved),
             _facts_used(self.resolved.recipe),
             digest,
+            {name: self.resolved.on_disk[name].axes for name in self.resolved.parents if name in self.resolved.on_disk},
         )
 
     def key(self, plan: ScorePlan, digest: str | None) -> str | None:

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import controls, overlaps
-from workbench.emergent.labelled import Labelled
+from workbench.emergent.labelled import Item, Labelled
+from workbench.emergent.ranges import ablate_between, activation_moments
 from workbench.emergent.sets import NeuronSet, folder_name, read_set
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json, write_json, write_text
 from workbench.lazy import torch
-from workbench.library.neurons_ablation import AblationTable, ablation
+from workbench.library.neurons_ablation import AblationTable, Damage, ablation, ablation_table
 from workbench.library.neurons_functions import CONTROL, SETS, TENSORS, csv_text
 from workbench.library.neurons_functions import RECORD as FUNCTIONS
 from workbench.library.neurons_sparsity import some_of_each_task
@@ -33,11 +34,14 @@ class AblationOptions:
         items: Held-out items of each task whose perplexity is measured.
         draws: Number of random sets, and of sets matched by activation.
         seed: Seed of the draws.
+        between: Ends of a range, in standard deviations around each neuron's mean activation on the texts of its function; the sets are
+            also switched off within this range alone. None leaves it out.
     """
 
     items: int = 10
     draws: int = 1
     seed: int = 0
+    between: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,12 +53,14 @@ class StoredSets:
         shuffled: The set that a shuffled label chooses.
         means: Layer -> mean |activation| of every neuron [units].
         data: Digest of the texts that chose the sets.
+        settings: Settings of the analysis that chose them.
     """
 
     sets: Mapping[str, NeuronSet]
     shuffled: NeuronSet
     means: Mapping[int, Tensor]
     data: str
+    settings: Mapping[str, Any]
 
 
 def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
@@ -64,7 +70,7 @@ def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
         WorkbenchError: If the directory has no such analysis, or it is that of another model.
     """
     again = f"Run `workbench analyze functions` on {subject.name} first."
-    record = read_json(folder / FUNCTIONS, digest=str, data=dict, functions=list)
+    record = read_json(folder / FUNCTIONS, digest=str, data=dict, functions=list, settings=dict)
     if record is None:
         raise WorkbenchError(f"{folder}: no {FUNCTIONS} of `analyze functions`", again)
     if record["digest"] != subject.digest:
@@ -77,7 +83,7 @@ def read_sets(folder: Path, subject: NeuronSubject) -> StoredSets:
 
     tensors = load_file(folder / TENSORS)
     means = {site.layer: tensors[f"mean_abs.{site.layer}"].mean(0) for site in subject.sites}
-    return StoredSets(sets, read_set(folder / CONTROL), means, str(record["data"].get("digest")))
+    return StoredSets(sets, read_set(folder / CONTROL), means, str(record["data"].get("digest")), record["settings"])
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,7 @@ class AblationAnalysis:
         share: Share of the neurons in a set.
         options: The options.
         overlap: Mean overlap of two functions' sets, and its expected value for random sets.
+        between: Damage by the sets when they are switched off within the range of the options; None without a range.
     """
 
     model: str
@@ -103,6 +110,7 @@ class AblationAnalysis:
     share: float
     options: AblationOptions
     overlap: tuple[float, float]
+    between: Damage | None = None
 
     def document(self) -> dict[str, Any]:
         """Return the analysis as plain data."""
@@ -121,12 +129,14 @@ class AblationAnalysis:
             "share": self.share,
             "overlap": {"mean": self.overlap[0], "chance": self.overlap[1]},
             **self.table.document(),
+            **({"between": {"range": list(self.options.between or ()), **self.between.document()}} if self.between else {}),
         }
 
     def write(self, out: Path) -> None:
         """Write ablation.json and the matrices as ablation.csv."""
         out.mkdir(parents=True, exist_ok=True)
         tables = {"set": self.table.damage, **{kind: control.damage for kind, control in self.table.controls.items()}}
+        tables |= {"between": self.between} if self.between else {}
         rows = [
             {
                 "sets": kind,
@@ -160,6 +170,8 @@ def analyze_ablation(
         WorkbenchError: If the sets were chosen on other texts, or a function has no set.
     """
     options = options or AblationOptions()
+    if options.between and not options.between[0] < options.between[1]:
+        raise UsageError(f"between {options.between[0]:g} and {options.between[1]:g}: expected a low end below the high end")
     if stored.data != data.digest:
         raise WorkbenchError(
             f"{shown}: the sets were chosen on other texts, so that items of this file may have chosen them",
@@ -184,7 +196,40 @@ def analyze_ablation(
         compared,
         lambda done, total: subject.tell(done, total, "ablations"),
     )
-    return AblationAnalysis(subject.name, subject.digest, shown, data, table, _share(sets), options, _overlap(sets))
+    between = _within(subject, data, items, sets, stored, options) if options.between else None
+    return AblationAnalysis(subject.name, subject.digest, shown, data, table, _share(sets), options, _overlap(sets), between)
+
+
+def _within(
+    subject: NeuronSubject,
+    data: Labelled,
+    items: Sequence[Item],
+    sets: Sequence[NeuronSet],
+    stored: StoredSets,
+    options: AblationOptions,
+) -> Damage:
+    """Switch off each set within a range of its neurons' activations on the train texts of its function."""
+    assert options.between is not None
+    own = data.of("train")
+    moments = activation_moments(
+        subject.model,
+        subject.sites,
+        subject.rows(own, stored.settings.get("chat", False)),
+        [data.functions.index(item.function) for item in own],
+        part=stored.settings.get("part", "prompt"),
+        skip=stored.settings.get("skip", 1),
+        progress=lambda done, total: subject.tell(done, total, "activations"),
+    )
+    bounds = [moments.bounds(neurons, number, options.between) for number, neurons in enumerate(sets)]
+    result = ablate_between(
+        subject.model,
+        subject.sites,
+        subject.rows(items),
+        sets,
+        bounds,
+        progress=lambda done, total: subject.tell(done, total, "ablations within the range"),
+    )
+    return ablation_table(result, items, data.functions).damage
 
 
 def _share(sets: Sequence[NeuronSet]) -> float:

@@ -5,7 +5,7 @@ The scale is that of emergent bricks: damage matrices have the same form as thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ import numpy as np
 from workbench.compare.tables import Table
 from workbench.emergent.decompose import FunctionCosines, LayerOutputs, Output, function_cosines, layer_outputs, sample_places
 from workbench.emergent.labelled import Item, item_rows
-from workbench.emergent.losses import SetLosses, losses
+from workbench.emergent.losses import ItemLosses, Scored, SetLosses, losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
@@ -84,28 +84,93 @@ def leave_one_out(recipe: Recipe, items: Sequence[Item], *, device: torch.device
     Raises:
         WorkbenchError: If the recipe has a memory, fewer than two bricks have texts, or texts have the name of no brick.
     """
-    whole = resolve(recipe)
-    names = [name for name in whole.parents if any(item.function == name for item in items)]
-    if unknown := sorted({item.function for item in items} - set(whole.parents)):
-        raise WorkbenchError(
-            f"texts have the function '{unknown[0]}', which is no brick of recipe {recipe.name}",
-            f"Name the function of each text after the brick that serves it: {', '.join(whole.parents)}.",
-        )
-    if len(names) < 2:
-        raise WorkbenchError(f"coupling needs texts of at least two bricks of recipe {recipe.name}, found {len(names)}", None)
-    if beside := whole.beside:
-        raise WorkbenchError(f"recipe {recipe.name} ends in a {beside}, which is not a brick that can be left out", None)
-    parts = {name: resolve(without_brick(recipe, name)) for name in names}
-    tokenizer = load_tokenizer(whole.tokenizer_path)
-    rows = item_rows(items, tokenizer, longest_row(whole.base.config, LONGEST))
-    report = progress(events, "measure", recipe.name)
-    base = losses(live_float32(whole, device), rows)
-    report(1, 1 + len(names), recipe.name)
-    sums = []
-    for number, (name, part) in enumerate(parts.items()):
-        sums.append(losses(live_float32(part, device), rows).sums)
-        report(number + 2, 1 + len(names), f"without {name}")
-    return ablation_table(SetLosses(tuple(names), base, torch.stack(sums)), items, names)
+    subsets = BrickSubsets(recipe, items, device=device, events=events)
+    return subsets.table()
+
+
+class BrickSubsets:
+    """Losses of texts on a recipe with only some of its bricks. Each subset is composed once.
+
+    Attributes:
+        bricks: All bricks of the recipe.
+        named: Those that serve texts.
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        items: Sequence[Item],
+        *,
+        scored: Scored = "whole",
+        device: torch.device,
+        events: Events = no_events,
+    ) -> None:
+        """Check the texts and the recipes without one brick. Nothing is composed yet.
+
+        Args:
+            recipe: The recipe.
+            items: Texts. The function of a text is the name of the brick that serves it.
+            scored: Tokens whose loss counts.
+            device: Device of the models, which are loaded one after the other.
+            events: Receives progress.
+
+        Raises:
+            WorkbenchError: If the recipe has a memory, fewer than two bricks have texts, or texts have the name of no brick.
+        """
+        whole = resolve(recipe)
+        self.bricks: tuple[str, ...] = tuple(whole.parents)
+        self.named = tuple(name for name in whole.parents if any(item.function == name for item in items))
+        if unknown := sorted({item.function for item in items} - set(whole.parents)):
+            raise WorkbenchError(
+                f"texts have the function '{unknown[0]}', which is no brick of recipe {recipe.name}",
+                f"Name the function of each text after the brick that serves it: {', '.join(whole.parents)}.",
+            )
+        if len(self.named) < 2:
+            raise WorkbenchError(
+                f"coupling needs texts of at least two bricks of recipe {recipe.name}, found {len(self.named)}", None
+            )
+        if beside := whole.beside:
+            raise WorkbenchError(f"recipe {recipe.name} ends in a {beside}, which is not a brick that can be left out", None)
+        for name in self.named:
+            resolve(without_brick(recipe, name))
+        tokenizer = load_tokenizer(whole.tokenizer_path)
+        self.items = tuple(items)
+        self._rows = item_rows(items, tokenizer, longest_row(whole.base.config, LONGEST))
+        self._recipe, self._scored, self._device = recipe, scored, device
+        self._tell = progress(events, "measure", recipe.name)
+        self._known: dict[frozenset[str], ItemLosses] = {}
+
+    def losses(self, kept: Iterable[str]) -> ItemLosses:
+        """Return the losses of all texts with only these bricks.
+
+        Raises:
+            WorkbenchError: If the recipe is not valid with these bricks alone.
+        """
+        key = frozenset(kept)
+        if key not in self._known:
+            recipe = self._recipe
+            for name in self.bricks:
+                recipe = recipe if name in key else without_brick(recipe, name)
+            self._known[key] = losses(live_float32(resolve(recipe), self._device), self._rows, scored=self._scored)
+        return self._known[key]
+
+    def compute(self, subsets: Iterable[Iterable[str]]) -> None:
+        """Compute the losses of some subsets, and report progress."""
+        missing = list(dict.fromkeys(key for kept in subsets if (key := frozenset(kept)) not in self._known))
+        for number, key in enumerate(missing):
+            self.losses(key)
+            self._tell(number + 1, len(missing), f"{len(key)} of {len(self.bricks)} bricks")
+
+    def without(self, brick: str) -> tuple[str, ...]:
+        """Return all bricks but one."""
+        return tuple(name for name in self.bricks if name != brick)
+
+    def table(self) -> AblationTable:
+        """Return the damage when each brick with texts is left out once."""
+        self.compute([self.bricks, *(self.without(name) for name in self.named)])
+        sums = torch.stack([self.losses(self.without(name)).sums for name in self.named])
+        result = SetLosses(self.named, self.losses(self.bricks), sums, self._scored)
+        return ablation_table(result, self.items, self.named)
 
 
 def live_float32(resolved: Resolved, device: torch.device, events: Events = no_events) -> PreTrainedModel:
@@ -167,16 +232,17 @@ class BrickCosines:
     Attributes:
         names: The bricks.
         weight: Cosine of their deltas [bricks, bricks]; NaN if two bricks change no common tensor.
-        function: Cosines of what they change in the layers' outputs on texts.
+        function: Cosines of what they change in the layers' outputs on texts; None if there were no texts.
     """
 
     names: tuple[str, ...]
     weight: Tensor
-    function: FunctionCosines
+    function: FunctionCosines | None
 
     def document(self) -> dict[str, Any]:
         """Return the cosines as plain data; undefined ones are None."""
-        return {"names": list(self.names), "weight": finite(self.weight), "function": self.function.document()}
+        function = self.function.document() if self.function else None
+        return {"names": list(self.names), "weight": finite(self.weight), "function": function}
 
 
 def brick_cosines(
@@ -195,7 +261,7 @@ def brick_cosines(
 
     Args:
         recipe: The recipe with at least two bricks.
-        texts: Texts on which the outputs are compared.
+        texts: Texts on which the outputs are compared; without any, only weights are.
         tokens: Number of their tokens to compare.
         output: Outputs to compare: hidden states, or what each layer adds to them.
         device: Device of the models, which are loaded one after the other.
@@ -208,6 +274,8 @@ def brick_cosines(
     names = list(whole.parents)
     if len(names) < 2:
         raise WorkbenchError(f"recipe {recipe.name} uses {len(names)} bricks, but cosines compare at least two", None)
+    if not texts:
+        return BrickCosines(tuple(names), _weight_cosines(whole, names, device), None)
     rows = [row.tokens for row in encode(texts, load_tokenizer(whole.tokenizer_path), longest_row(whole.base.config, LONGEST))]
     places = sample_places([len(row) for row in rows], tokens)
     report = progress(events, "measure", recipe.name)

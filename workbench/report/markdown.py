@@ -267,6 +267,9 @@ def _configurations(view: View) -> list[str]:
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), seconds(c.seconds), c.digest[:12]] for c in view.configurations
     ]
     parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", "Scoring time", "Digest"], rows, left=2))
+    if view.axes:
+        lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
+        parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
         parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
     for c in view.configurations:

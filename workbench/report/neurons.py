@@ -8,6 +8,9 @@ from typing import Any
 
 from workbench.files import write_bytes
 from workbench.report.neurons_ablation import ablation_section
+from workbench.report.neurons_beside import beside_section
+from workbench.report.neurons_decompose import decomposition_section
+from workbench.report.neurons_facts import facts_section
 from workbench.report.neurons_functions import functions_section
 from workbench.report.neurons_partition import partition_section
 from workbench.report.neurons_sparsity import sparsity_section
@@ -28,7 +31,7 @@ def render_neurons(documents: Mapping[str, Mapping[str, Any]], out: Path) -> Pat
         "title": f"Neurons of {first['model']}",
         "digest": first["digest"],
         "sections": sections,
-        "warnings": list(dict.fromkeys(w for d in documents.values() for w in d.get("data", {}).get("warnings", ()))),
+        "warnings": list(dict.fromkeys(w for d in documents.values() for w in (d.get("data") or {}).get("warnings", ()))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     write_bytes(out, filled("neurons.html.j2", context, (), ("report.css", "neurons.css")).encode())
@@ -37,7 +40,10 @@ def render_neurons(documents: Mapping[str, Mapping[str, Any]], out: Path) -> Pat
 
 SECTIONS: dict[str, Callable[[Mapping[str, Any]], Section]] = {
     "functions": functions_section,
+    "beside": beside_section,
     "sparsity": sparsity_section,
     "ablation": ablation_section,
     "partition": partition_section,
+    "knowledge": facts_section,
+    "decomposition": decomposition_section,
 }

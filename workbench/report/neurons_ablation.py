@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from statistics import median
 from typing import Any
 
 from workbench.report.curves import TintedTable, tinted
-from workbench.report.numbers import MISSING
+from workbench.report.numbers import MISSING, fixed
 from workbench.report.sections import Section
 
 _TITLES = {
@@ -21,7 +23,9 @@ def ablation_section(document: Mapping[str, Any]) -> Section:
     """Return the section of the damage matrix and its controls."""
     names, controls = document["functions"], document["controls"]
     share = 100 * document["share"]
-    tables = {"the functions' sets": document, **{kind: controls[kind] for kind in controls}}
+    within = document.get("between")
+    ranged = {"the sets, within the range": within} if within else {}
+    tables = {"the functions' sets": document, **ranged, **{kind: controls[kind] for kind in controls}}
     rows = [
         [name, f"{table['dominant_rows']} of {len(names)}", _coupling(table), _exceeds(table, names)]
         for name, table in tables.items()
@@ -30,6 +34,7 @@ def ablation_section(document: Mapping[str, Any]) -> Section:
         f"Each function's {share:g} % of the neurons are switched off, and the perplexity of every function is measured on "
         f"{document['items']} texts of tasks that did not choose them.",
         _claim(document),
+        *([_range_claim(document, within)] if within else []),
         _PUBLISHED,
     ]
     matrices = [
@@ -40,6 +45,8 @@ def ablation_section(document: Mapping[str, Any]) -> Section:
             f"mean overlap of two sets {document['overlap']['mean']:.2f}, by chance {document['overlap']['chance']:.2f}",
         )
     ]
+    if within:
+        matrices.append(_matrix("The functions' sets, within the range", within, names, ""))
     matrices += [_matrix(_TITLES[kind], table, names, "") for kind, table in controls.items()]
     return Section(
         "ablation",
@@ -73,6 +80,23 @@ def _claim(document: Mapping[str, Any]) -> str:
     if matched is not None:
         text += f". Of random neurons with the same mean activation, {matched['dominant_rows']} of {len(names)} do"
     return text + "."
+
+
+def _range_claim(document: Mapping[str, Any], within: Mapping[str, Any]) -> str:
+    """Return what a range of activation keeps of the damage to the own function and of the damage to others, as medians."""
+    low, high = within["range"]
+    everywhere, ranged = _medians(document), _medians(within)
+    return (
+        f"Switched off only while its activation lies between {fixed(low, 1)} and {fixed(high, 1)} standard deviations from its mean on the "
+        f"function's own texts, a set changes the perplexity of its own function by {_percent(ranged[0])} % (everywhere: {_percent(everywhere[0])} %) "
+        f"and that of other functions by {_percent(ranged[1])} % (everywhere: {_percent(everywhere[1])} %), as medians."
+    )
+
+
+def _medians(table: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the medians of the diagonal and of the other entries, in percent; infinite entries count as the largest."""
+    cells = [(i == j, math.inf if v is None else 100 * v) for i, row in enumerate(table["changes"]) for j, v in enumerate(row)]
+    return median(v for own, v in cells if own), median(v for own, v in cells if not own)
 
 
 def _coupling(table: Mapping[str, Any]) -> str:

@@ -149,6 +149,7 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
         parameters=row.get("parameters"),
         bytes=row.get("bytes"),
         bricks={str(k): v for k, v in (row.get("bricks") or {}).items()},
+        axes={str(b): {str(k): str(v) for k, v in (of or {}).items()} for b, of in (row.get("axes") or {}).items()},
         checks=tuple(_checks(row.get("check"), suites)),
         forgetting=_forgetting(str(row["name"]), row.get("forgetting")),
         roles=tuple(map(str, row.get("roles") or (role,))),

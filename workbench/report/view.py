@@ -192,6 +192,7 @@ class ConfigurationView:
         parameters: Number of parameters.
         bytes: Size of the weights as a checkpoint.
         bricks: Bytes by brick.
+        axes: Brick -> axis -> value.
         checks: One for each suite whose scorer was checked.
         forgetting: Mean over the retention tasks, configuration minus base.
     """
@@ -211,6 +212,7 @@ class ConfigurationView:
     parameters: int | None = None
     bytes: int | None = None
     bricks: Mapping[str, int | None] = field(default_factory=dict)
+    axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     checks: tuple[CheckView, ...] = ()
     forgetting: Effect | None = None
     roles: tuple[str, ...] = ()
@@ -254,6 +256,16 @@ class View:
     def controls(self) -> tuple[ConfigurationView, ...]:
         """The base, bricks alone and averages."""
         return tuple(c for c in self.configurations if c.is_control)
+
+    @property
+    def axes(self) -> dict[str, Mapping[str, str]]:
+        """Brick -> axis -> value, for the bricks of all configurations whose axes are known."""
+        return {brick: axes for c in self.configurations for brick, axes in c.axes.items()}
+
+    @property
+    def axis_names(self) -> list[str]:
+        """Names of the axes, in the order of the cards."""
+        return list(dict.fromkeys(name for axes in self.axes.values() for name in axes))
 
     @property
     def named(self) -> tuple[ConfigurationView, ...]:

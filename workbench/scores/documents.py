@@ -43,6 +43,7 @@ class Configuration:
         edits: Digests of the facts files for which its steps or bricks edit it.
         first: Number of facts that its edit uses, from the start of the file; None for all.
         weights: Digest of the weights, if it differs from `digest`.
+        axes: Brick -> axis -> value, for the bricks with files (origin, granularity, computation, ...).
     """
 
     digest: str
@@ -57,6 +58,7 @@ class Configuration:
     edits: tuple[str, ...] = ()
     first: int | None = None
     weights: str | None = None
+    axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""

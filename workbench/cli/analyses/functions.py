@@ -8,7 +8,14 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli.analyses.shared import DataOpt, ModelArg, OutOpt, finish, labelled_texts, open_subject, results_folder
+from workbench.cli.analyses.shared import (
+    DataOpt,
+    ModelArg,
+    OutOpt,
+    finish,
+    labelled_texts,
+    results_folder,
+)
 
 
 def functions(
@@ -40,6 +47,12 @@ def functions(
     no_residents: Annotated[
         bool, typer.Option("--no-residents", help="Leave neurons that are very active on every function out of the sets.")
     ] = False,
+    beside: Annotated[
+        bool,
+        typer.Option(
+            "--beside", help="Also analyze the base and each brick alone: which sets survive a merge. One more pass each."
+        ),
+    ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
     seed: Annotated[int, typer.Option("--seed", help="Seed of the shuffles.")] = 0,
     device: DeviceOpt = "auto",
@@ -50,13 +63,20 @@ def functions(
 
     Neurons are chosen on some tasks of a function and judged on others. Writes scores, tables and one set of neurons per function.
     """
+    from workbench.cli._subjects import open_configuration
     from workbench.cli.documents.analyze import FunctionsDocument
     from workbench.emergent.functions import Settings
+    from workbench.library.neurons_beside import check_beside, functions_beside
     from workbench.library.neurons_functions import PassOptions, analyze_functions
+    from workbench.library.neurons_subject import open_neurons
+    from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     texts = labelled_texts(data)
-    subject = open_subject(model, device)
+    name, resolved, _ = open_configuration(model)
+    if beside:
+        check_beside(resolved, name)
+    subject = open_neurons(resolved, name, pick_device(device), out.event)
     settings = Settings(
         share=share,
         per=per,
@@ -69,7 +89,15 @@ def functions(
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = results_folder(to, subject.name)
     analysis.write(place)
-    finish(analysis.document(), place, json, say_functions, FunctionsDocument)
+    document = analysis.document()
+    if beside:
+        del subject
+        compared = functions_beside(
+            resolved, analysis, settings=settings, options=options, device=pick_device(device), events=out.event
+        )
+        compared.write(place)
+        document["beside"] = compared.document()
+    finish(document, place, json, say_functions, FunctionsDocument)
 
 
 def say_functions(document: dict[str, Any]) -> None:
@@ -104,3 +132,24 @@ def say_functions(document: dict[str, Any]) -> None:
             ]
         )
     out.table(columns, rows, right=range(1, len(columns)))
+    if beside := document.get("beside"):
+        _say_beside(beside)
+
+
+def _say_beside(document: dict[str, Any]) -> None:
+    """Print how many neurons of each model's sets the merge's sets have, and their held-out scores."""
+    names = [model["name"] for model in document["models"][:-1]]
+    out.line("")
+    out.line(
+        f"neurons of each model's set that are in the merge's set too (by chance {document['settings']['share']:.2f}), and held-out score of "
+        "the set in its own model → in the merge"
+    )
+    rows = [
+        [
+            row["function"],
+            *(f"{m['in_merge']:.2f}  {m['score']:.2f} → {m['score_in_merge']:.2f}" for m in row["models"][:-1]),
+            f"{row['models'][-1]['score']:.2f}",
+        ]
+        for row in document["functions"]
+    ]
+    out.table(["function", *names, "the merge's own"], rows, right=range(1, len(names) + 2))

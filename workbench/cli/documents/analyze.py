@@ -106,6 +106,52 @@ class LayerScore(Document):
     """Mean score."""
 
 
+class ModelBeside(Document):
+    """A model beside a merge."""
+
+    name: str
+    """base, the name of a brick, or the name of the merge."""
+    role: str
+    """base, brick (alone on the base, with weight 1) or merge."""
+    digest: str
+    """Digest of its weights and configuration."""
+
+
+class SetBeside(Document):
+    """A function's set of neurons in one model, beside the merge's."""
+
+    model: str
+    """The model."""
+    top: Number
+    """Held-out score that 5 in 1000 neurons of a layer exceed, mean over layers."""
+    score: Number
+    """Mean held-out score of the model's set in the model itself."""
+    score_in_merge: Number
+    """Mean held-out score of the same neurons in the merge."""
+    in_merge: Number
+    """Share of the model's set that is in the merge's set too."""
+    in_base: Number
+    """Share of the model's set that is in the base's set too."""
+
+
+class FunctionBeside(Document):
+    """The sets of one function."""
+
+    function: str
+    """The function."""
+    models: list[SetBeside]
+    """Base, bricks and merge."""
+
+
+class BesideDocument(Analysis):
+    """The functions' sets of a merge beside those of its base and of each brick alone."""
+
+    models: list[ModelBeside]
+    """Base, bricks and merge."""
+    functions: list[FunctionBeside]
+    """The sets by function."""
+
+
 class FunctionsDocument(Analysis):
     """Result of `analyze functions`; the neurons' own scores are in functions.safetensors."""
 
@@ -126,6 +172,8 @@ class FunctionsDocument(Analysis):
     """Function -> function -> share of the neurons that are in both sets."""
     residents: int
     """Neurons that are among the most active ones of their layer on every function."""
+    beside: BesideDocument = optional()
+    """The sets beside those of the base and of each brick alone, with `--beside`."""
 
 
 class DistributionDocument(Document):
@@ -249,6 +297,13 @@ class AblationControl(DamageDocument):
     """Function -> share of resamplings in which its own set harms it more than the control."""
 
 
+class RangeDamage(DamageDocument):
+    """Damage by the functions' sets when they are switched off only within a range of their activation."""
+
+    range: list[Number]
+    """Ends of the range, in standard deviations around the mean activation on the function's own texts."""
+
+
 class AblationDocument(Analysis, DamageDocument):
     """Result of `analyze ablate`."""
 
@@ -264,6 +319,8 @@ class AblationDocument(Analysis, DamageDocument):
     """Perplexity of each function on the unchanged model."""
     controls: dict[str, AblationControl]
     """Kind of control -> its damage."""
+    between: RangeDamage = optional()
+    """Damage within a range of activation, with `--between`."""
     items: int
     """Number of texts."""
     clusters: list[int]

@@ -16,11 +16,14 @@ from workbench.cli.documents.analyze import (
     TransplantDocument,
 )
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
+from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
+from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
+from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
@@ -59,6 +62,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,
     "analyze partition": PartitionDocument,
+    "analyze locate": KnowledgeDocument,
+    "analyze decompose": DecompositionDocument,
+    "analyze import": ImportedSetsDocument,
     "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
