@@ -38,8 +38,8 @@ class SplitFfn(TextMethod):
     loss, and training follows (`train: {data: FILE, parameters: routers}`).
 
     Shared experts serve every token. glm4_moe has a module for them, and a bias on the choice of experts where layers have
-    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections; a
-    stock router has one, and takes the gate's row.
+    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections of one
+    neuron, which no stock router does: its partition takes the rows of `router`, too.
     """
 
     paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv 2602.15521"
@@ -58,11 +58,11 @@ class SplitFfn(TextMethod):
     """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
     which neurons are active (`coactivation`); as CMoE does (`cmoe`); or as ExpertWeaver does (`expertweaver`)."""
     shared: Whole | None = Field(None, ge=0)
-    """Number of experts that serve every token: they take the neurons that are active most often. If omitted, half of `top_k` for
-    `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    """Number of experts that serve every token: they take the neurons that are active most often, or for `expertweaver` those with
+    the steadiest gates. If omitted, half of `top_k` for `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
     router: Literal["gate", "ridge"] = "gate"
-    """Rows of the router: means of the experts' gate rows, or for `cmoe` the gate row of the neuron that stands for the expert
-    (`gate`); or the rows that predict each expert's share of the activations best on the calibration texts (`ridge`)."""
+    """Rows of the router: means of the experts' gate rows (`gate`), or the rows that predict each expert's share of the activations
+    best on the calibration texts (`ridge`)."""
     into: str | None = None
     """Architecture of the result: glm4_moe if there are shared experts, otherwise the usual one for the model, as in `experts`."""
     seed: Whole = Field(0, ge=0)
