@@ -23,6 +23,8 @@ from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measu
 from workbench.steps.fields import Real, Whole
 
 _ALWAYS = ("torch_dtype", "dtype")
+_ALIGNED = 8
+"""Rows of an expert must be a multiple of 16 bytes for grouped matrix products, also in bfloat16."""
 _UNUSED = 64
 """Number of neurons of the shared expert of qwen2_moe, whose output is zero."""
 
@@ -49,7 +51,7 @@ class SplitFfn(TextMethod):
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)
-    """Number of experts of a layer, shared ones included. It divides the number of neurons."""
+    """Number of experts of a layer, shared ones included. It divides the number of neurons into multiples of 8."""
     top_k: Whole | None = Field(None, ge=1)
     """Number of experts that serve a token, shared ones included."""
     sparsity: Real | None = Field(None, ge=0, lt=1)
@@ -217,6 +219,15 @@ class SplitFfn(TextMethod):
             check_counts(dict.fromkeys(range(model.layout.depth), units), self.experts, self.shared)
         except WorkbenchError as error:
             raise InvalidRecipeError(f"grow split_ffn: {error.message}", error.hint) from None
+        if units // self.experts % _ALIGNED:
+            fitting = [e for e in range(2, 257) if units % (_ALIGNED * e) == 0]
+            raise InvalidRecipeError(
+                f"grow split_ffn: {self.experts} experts have {units // self.experts} neurons each, and transformers multiplies the experts "
+                f"of a mixture in groups only if their number is a multiple of {_ALIGNED}",
+                f"Numbers of experts that fit: {', '.join(map(str, fitting[-6:]))}."
+                if fitting
+                else "This model cannot be divided.",
+            )
         fields = set(parse_config({"model_type": into}).to_dict())
         config = {k: v for k, v in parsed.items() if k in fields or k in _ALWAYS}
         return target, config | self._sizes(target, units, pairs[into](parsed)) | {
