@@ -42,6 +42,8 @@ def main() -> None:
     parser.add_argument("--experts", type=int, default=64, help="experts of a layer, shared ones included")
     parser.add_argument("--sparsity", type=float, default=0.25, help="share of the experts that a token does not use")
     parser.add_argument("--items", type=int, default=10, help="held-out texts of each task")
+    parser.add_argument("--tokens", type=int, default=2048, help="tokens that divide the neurons and fit the routers")
+    parser.add_argument("--methods", default=",".join(METHODS), help="methods that divide the neurons")
     parser.add_argument("--device", default="cpu", help="device of the model")
     parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     given = parser.parse_args()
@@ -51,7 +53,7 @@ def main() -> None:
     name = "starter base" if given.base == BASE else given.base.name
     subject = open_neurons(resolved, name, pick_device(given.device))
     rows: list[dict[str, Any]] = []
-    for method in METHODS:
+    for method in [m for m in METHODS if m in given.methods.split(",")]:
         before = time.perf_counter()
         options = PartitionOptions(
             method=method,
@@ -59,13 +61,12 @@ def main() -> None:
             used=(100 * (1 - given.sparsity),),
             selectors=("oracle", "centroid", "ridge", "representative"),
             items=given.items,
+            tokens=given.tokens,
         )
         analysis = analyze_partition(subject, data, given.data.name, options)
         rows += _rows(analysis, time.perf_counter() - before)
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
-    write_results(
-        given.out,
-        {
+        found = {
             **({"note": given.note} if given.note else {}),
             "base": name,
             "data": {"file": given.data.name, "items": analysis.items, "tokens": list(analysis.tokens)},
@@ -75,8 +76,8 @@ def main() -> None:
             "perplexity": math.exp(analysis.loss),
             "seconds": round(time.perf_counter() - started, 1),
             "rows": rows,
-        },
-    )
+        }
+        write_results(given.out, found)  # after every method, so that an interrupted run keeps what it has measured
 
 
 def _rows(analysis: PartitionAnalysis, seconds: float) -> list[dict[str, Any]]:

@@ -62,6 +62,9 @@ class SplitFfn(TextMethod):
     shared: Whole | None = Field(None, ge=0)
     """Number of experts that serve every token: they take the neurons that are active most often, or for `expertweaver` those with
     the steadiest gates. If omitted, half of `top_k` for `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    calibration: str | None = None
+    """JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line. `random` and `kmeans` without
+    shared experts do without it if every token takes all experts."""
     router: Literal["gate", "ridge"] = "gate"
     """Rows of the router: means of the experts' gate rows (`gate`), or the rows that predict each expert's share of the activations
     best on the calibration texts (`ridge`)."""
