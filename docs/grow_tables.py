@@ -85,47 +85,35 @@ def _difference(row: dict[str, Any] | None) -> str:
 @of_results(SPLIT)
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training, in the form of ExpertWeaver's table."""
-    scores, tasks = found.get("scores", {}), sorted({task for of in found.get("scores", {}).values() for task in of})
-    heads = [
-        "model",
-        "router",
-        "shared experts",
-        "mass, router",
-        "mass, best choice",
-        "perplexity",
-        "rise of the loss, nats",
-        *tasks,
-    ]
-    rows = []
+    rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
     for row in found["rows"]:
-        scored = [points(scores.get(row["name"], {}).get(task)) for task in tasks]
-        if row["name"] == "dense":
-            rows.append(["dense", "", "", "", "", f"{row['perplexity']:,.1f}", "", *scored])
-            continue
         low, high = row["shared"]
-        captured = row["captured"]
         rows.append(
             [
                 f"`{row['method']}`",
-                f"`{row['router']}`",
+                _ROUTERS[row["selector"]],
                 str(low) if low == high else f"{low} to {high}",
-                f"{points(captured['router'])} %",
-                f"{points(captured['oracle'])} %",
+                f"{points(row['captured'])} %",
                 f"{row['perplexity']:,.1f}",
-                f"{row['rise']:.2f} [{row['low']:.2f}, {row['high']:.2f}]",
-                *scored,
+                f"{row['rise']:.2f} [{row['low']:.2f}, {row['high']:.2f}]".replace("-", "−"),
             ]
         )
-    count, used = found["experts"], round((1 - found["sparsity"]) * found["experts"])
+    count = found["experts"]
     note = (
-        f"{found['base'].capitalize()}, {count} experts of which a token uses {used}, no training. Loss on {found['data']['items']} texts of "
-        f"{found['data']['tasks']} held-out tasks of {found['data']['file']}, whose other tasks calibrate; 95 % intervals over tasks. Mass: share of "
-        "|activation| times the norm of the output column that the selected experts have. "
+        f"{found['base'].capitalize()}, {count} experts of which a token uses {round((1 - found['sparsity']) * count)}, no training. Loss on "
+        f"{found['data']['items']} texts of held-out tasks of {found['data']['file']}, whose other tasks calibrate; 95 % intervals over tasks. Mass: "
+        f"share of |activation| times the norm of the output column that the selected experts have. {found.get('note', '')} "
     )
-    if tasks:
-        limit = f", the first {found['limit']} items of a task" if found.get("limit") else ""
-        note += f"Last columns: scores of the suite `{found['suite']}` in percent{limit}. "
-    return table(heads, rows, left=2) + f"\n\n{note}{measured(found)} The source: [{SPLIT}](../{SPLIT})."
+    heads = ["partition", "selector", "shared experts", "mass", "perplexity", "rise of the loss, nats"]
+    return table(heads, rows) + f"\n\n{note}{measured(found)} The source: [{SPLIT}](../{SPLIT})."
+
+
+_ROUTERS = {
+    "oracle": "oracle",
+    "centroid": "`router: gate`",
+    "ridge": "`router: ridge`",
+    "representative": "representative (CMoE's router)",
+}
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block, "grow-starter": starter_block, "grow-split": split_block}

@@ -21,6 +21,7 @@ from workbench.emergent.losses import losses
 from workbench.emergent.partition import METHODS, Partition, PartitionMethod, divide, marked
 from workbench.emergent.selectors import centroids, dense_difference, oracle, selecting
 from workbench.emergent.sites import find_sites
+from workbench.emergent.sparsity import token_sample
 from workbench.errors import WorkbenchError
 
 FAMILIES = ("llama", "qwen3", "phi3", "gpt2", "opt", "gpt_neox", "gemma2", "olmo2")
@@ -59,12 +60,15 @@ def test_all_experts_are_the_dense_layer(family: str, dense_of: Callable[[str], 
 
 @pytest.mark.parametrize("family", ["llama", "phi3", "gpt2", "opt"])
 def test_a_sample_has_what_the_layers_read(family: str, dense_of: Callable[[str], Path]) -> None:
-    """Activations follow from the inputs by the layer's own matrices, row by row."""
+    """Activations are those of the drawn tokens, and follow from the inputs by the layer's own matrices, row by row."""
     model = live(dense_of(family))
     layers, sample = opened(model)
+    same = token_sample(model, [layer.site for layer in layers], random_rows(), size=60)
+    assert sample.groups.tolist() == same.places[:, 0].tolist()
     for number, layer in enumerate(layers):
         x, a = sample.inputs[number], sample.activations[number]
         assert len(x) == len(a) == sample.tokens == 60
+        torch.testing.assert_close(a, same.activations[number], atol=1e-5, rtol=1e-4)
         if layer.is_gated:
             expected = layer.gates(x) * (x @ layer.up_rows().T)
         else:

@@ -154,13 +154,13 @@ def test_layers_may_have_different_numbers_of_shared_experts(project: Project, w
     tensors["model.layers.1.mlp.gate_proj.weight"][:36] *= 0.01  # gates near 0 have steady, small values on all texts
     tensors["model.layers.1.mlp.gate_proj.weight"][:36] += 0.3
     save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
-    document = project.run(recipe(base, experts=12, top_k=9, method="expertweaver", calibration="texts.jsonl"))
+    document = project.run(recipe(base, top_k=4, method="expertweaver", calibration="texts.jsonl"))
     shared = document["steps"][0]["split"]["shared"]
     assert len(set(shared)) > 1
     grown = live(document["model"])
-    beside = round(0.2 * 12)
+    beside = round(0.2 * 6)
     for count, layer in zip(shared, grown.model.layers, strict=True):
-        assert layer.mlp.gate.e_score_correction_bias.tolist() == [1.0] * (count - beside) + [0.0] * (12 - count)
+        assert layer.mlp.gate.e_score_correction_bias.tolist() == [1.0] * (count - beside) + [0.0] * (6 - count)
         x = torch.randn(50, 32, generator=torch.Generator().manual_seed(2))
         _, weights, index = layer.mlp.gate(x)
         assert all(set(range(count - beside)) <= set(row) for row in index.tolist())
@@ -185,13 +185,13 @@ def test_routers_can_be_trained(project: Project, world: Callable[[str], Path]) 
 
 
 def test_bricks_after_a_split_are_refused(project: Project) -> None:
-    text = "bricks: {one: bricks/one}\nsteps: [{grow: split_ffn, experts: 4, top_k: 4}, {merge: task_arithmetic}]\n"
+    text = "bricks: {one: bricks/one}\nsteps: [{grow: split_ffn, experts: 6, top_k: 6}, {merge: task_arithmetic}]\n"
     with pytest.raises(WorkbenchError, match="whose shape step grow-split_ffn has changed") as error:
         compose(project.resolve(text), CPU)
     assert error.value.exit_code == 2
     before = text.replace(
-        "[{grow: split_ffn, experts: 4, top_k: 4}, {merge: task_arithmetic}]",
-        "[{merge: task_arithmetic}, {grow: split_ffn, experts: 4, top_k: 4}]",
+        "[{grow: split_ffn, experts: 6, top_k: 6}, {merge: task_arithmetic}]",
+        "[{merge: task_arithmetic}, {grow: split_ffn, experts: 6, top_k: 6}]",
     )
     compose(project.resolve(before), CPU)
 
@@ -200,6 +200,7 @@ def test_bricks_after_a_split_are_refused(project: Project) -> None:
     ("fields", "message"),
     [
         ({"experts": 5, "top_k": 5}, "layer 0 has 48 neurons, which 5 experts do not divide into equal parts"),
+        ({"experts": 12, "top_k": 12}, "12 experts have 4 neurons each, and .* multiple of 8"),
         ({}, "expected one of `top_k: 12` and `sparsity: 0.25`"),
         ({"top_k": 4, "sparsity": 0.5}, "expected one of `top_k: 12` and `sparsity: 0.25`"),
         ({"sparsity": 0.25}, "sparsity 0.25 of 6 experts leaves 4.5"),

@@ -23,6 +23,8 @@ from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measu
 from workbench.steps.fields import Real, Whole
 
 _ALWAYS = ("torch_dtype", "dtype")
+_ALIGNED = 8
+"""Rows of an expert must be a multiple of 16 bytes for grouped matrix products, also in bfloat16."""
 _UNUSED = 64
 """Number of neurons of the shared expert of qwen2_moe, whose output is zero."""
 
@@ -38,8 +40,8 @@ class SplitFfn(TextMethod):
     loss, and training follows (`train: {data: FILE, parameters: routers}`).
 
     Shared experts serve every token. glm4_moe has a module for them, and a bias on the choice of experts where layers have
-    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections; a
-    stock router has one, and takes the gate's row.
+    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections of one
+    neuron, which no stock router does: its partition takes the rows of `router`, too.
     """
 
     paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv 2602.15521"
@@ -49,7 +51,7 @@ class SplitFfn(TextMethod):
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)
-    """Number of experts of a layer, shared ones included. It divides the number of neurons."""
+    """Number of experts of a layer, shared ones included. It divides the number of neurons into multiples of 8."""
     top_k: Whole | None = Field(None, ge=1)
     """Number of experts that serve a token, shared ones included."""
     sparsity: Real | None = Field(None, ge=0, lt=1)
@@ -58,11 +60,14 @@ class SplitFfn(TextMethod):
     """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
     which neurons are active (`coactivation`); as CMoE does (`cmoe`); or as ExpertWeaver does (`expertweaver`)."""
     shared: Whole | None = Field(None, ge=0)
-    """Number of experts that serve every token: they take the neurons that are active most often. If omitted, half of `top_k` for
-    `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    """Number of experts that serve every token: they take the neurons that are active most often, or for `expertweaver` those with
+    the steadiest gates. If omitted, half of `top_k` for `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    calibration: str | None = None
+    """JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line. `random` and `kmeans` without
+    shared experts do without it if every token takes all experts."""
     router: Literal["gate", "ridge"] = "gate"
-    """Rows of the router: means of the experts' gate rows, or for `cmoe` the gate row of the neuron that stands for the expert
-    (`gate`); or the rows that predict each expert's share of the activations best on the calibration texts (`ridge`)."""
+    """Rows of the router: means of the experts' gate rows (`gate`), or the rows that predict each expert's share of the activations
+    best on the calibration texts (`ridge`)."""
     into: str | None = None
     """Architecture of the result: glm4_moe if there are shared experts, otherwise the usual one for the model, as in `experts`."""
     seed: Whole = Field(0, ge=0)
@@ -217,6 +222,15 @@ class SplitFfn(TextMethod):
             check_counts(dict.fromkeys(range(model.layout.depth), units), self.experts, self.shared)
         except WorkbenchError as error:
             raise InvalidRecipeError(f"grow split_ffn: {error.message}", error.hint) from None
+        if units // self.experts % _ALIGNED:
+            fitting = [e for e in range(2, 257) if units % (_ALIGNED * e) == 0]
+            raise InvalidRecipeError(
+                f"grow split_ffn: {self.experts} experts have {units // self.experts} neurons each, and transformers multiplies the experts "
+                f"of a mixture in groups only if their number is a multiple of {_ALIGNED}",
+                f"Numbers of experts that fit: {', '.join(map(str, fitting[-6:]))}."
+                if fitting
+                else "This model cannot be divided.",
+            )
         fields = set(parse_config({"model_type": into}).to_dict())
         config = {k: v for k, v in parsed.items() if k in fields or k in _ALWAYS}
         return target, config | self._sizes(target, units, pairs[into](parsed)) | {

@@ -117,12 +117,7 @@ def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardS
     experts = tuple(partition.layers.values())
     if plan.top_k == plan.experts or sample is None:
         return Linear("centroid", tuple(torch.zeros(plan.experts, layer.gate_rows().shape[1]) for layer in layers))
-    if plan.router == "ridge":
-        selector = ridges(sample, partition)
-    elif experts[0].representatives is None:
-        selector = centroids(layers, partition)
-    else:
-        selector = Linear("representative", tuple(_representing(layer, of) for layer, of in zip(layers, experts, strict=True)))
+    selector = ridges(sample, partition) if plan.router == "ridge" else centroids(layers, partition)
     scaled = []
     for x, rows, of in zip(sample.inputs, selector.rows, experts, strict=True):
         own = rows.clone()
@@ -130,12 +125,6 @@ def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardS
         own[of.shared :] -= own[of.shared :].mean(0)
         scaled.append(own * (EPSILON / (x @ own.T).abs().max().clamp_min(1e-30)))
     return Linear(selector.name, tuple(scaled))
-
-
-def _representing(layer: FeedForward, of: LayerPartition) -> Tensor:
-    """Return the normalized gate rows of the neurons that stand for experts."""
-    assert of.representatives is not None
-    return torch.nn.functional.normalize(layer.gate_rows().cpu()[of.representatives], dim=1)
 
 
 def _save(context: GrowContext, partition: Partition, router: Linear, record: dict[str, Any]) -> MeasuredSplit:
