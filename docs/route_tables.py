@@ -79,17 +79,14 @@ def kernel_block(found: dict[str, Any]) -> str:
              "peft arrow": "Arrow, PEFT"}  # fmt: skip
     lines = []
     for kind, name in kinds.items():
-        cells = [
-            f"{row[kind].get('ratio', 1.0):.2f} ({row[kind]['tokens_per_second']:.0f}, {row[kind]['peak_mb']:.0f} MB)"
-            for row in found["results"]
-        ]
+        cells = [f"{row[kind].get('ratio', 1.0):.2f}, {row[kind]['peak_mb']:.0f} MB" for row in found["results"]]
         lines.append([name, *cells])
     note = (
-        f"Time relative to the kernel's in the same run, for PEFT's one brick to the kernel's one brick and for the others to the kernel's "
-        f"mixed batch (best tokens a second, peak memory beyond model and adapters). Batches of {found['rows']} rows of {found['tokens']} "
-        f"tokens in float32, adapters of rank {found['rank']} on all linear layers, {found['threads']} thread. {found.get('note', '')} "
+        f"Time of a call relative to the kernel's call next to it (one brick to one brick, the others to the mixed batch), and its peak "
+        f"memory beyond model and adapters. Batches of {found['rows']} rows of {found['tokens']} tokens in float32, adapters of rank "
+        f"{found['rank']} on all linear layers, {found['threads']} thread. "
     )
-    heads = ["", *(f"{row['bricks']} bricks" for row in found["results"])]
+    heads = ["", *(f"bricks: {row['bricks']}" for row in found["results"])]
     return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
 
 
