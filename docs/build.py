@@ -58,9 +58,9 @@ def outputs(project: Path) -> dict[Path, str]:
     return found
 
 
-def stale(project: Path) -> list[Path]:
+def stale(texts: Mapping[Path, str]) -> list[Path]:
     """Files of `outputs` that are missing or hold something else."""
-    return [p for p, text in outputs(project).items() if not p.is_file() or p.read_text("utf-8") != text]
+    return [p for p, text in texts.items() if not p.is_file() or p.read_text("utf-8") != text]
 
 
 def fill(text: str, project: Path) -> str:
@@ -328,7 +328,7 @@ def main(arguments: list[str]) -> int:
     """Write or check; returns the exit status."""
     check = "--check" in arguments
     found = outputs(PROJECT)
-    differ = stale(PROJECT)
+    differ = stale(found)
     for path in differ:
         if not check:
             path.parent.mkdir(exist_ok=True)

@@ -140,6 +140,7 @@ def recipe_page() -> str:
         *_table(_fields(recipe_model())),
         "",
     ]
+    definitions = recipe_schema()["$defs"]
     for title, name in (
         ("output", "Output"),
         ("tokenizer", "TokenizerFields"),
@@ -155,7 +156,7 @@ def recipe_page() -> str:
         ("bricks.NAME", "BrickRef"),
         ("where", "MergeWhere"),
     ):
-        definition = recipe_schema()["$defs"][name]
+        definition = definitions[name]
         required = definition.get("required", ())
         rows = [
             {"name": key, "text": part.get("description", ""), "default": "required" if key in required else _shown_default(part)}

@@ -8,6 +8,7 @@ import re
 import textwrap
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from functools import cache
 from itertools import pairwise
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -48,18 +49,25 @@ def field_docs(model: type[BaseModel]) -> dict[str, str]:
     """
     texts: dict[str, str] = {}
     for cls in reversed(model.__mro__):
-        if not issubclass(cls, BaseModel) or cls.__module__.startswith("pydantic"):
-            continue
-        try:
-            (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-        except (OSError, TypeError, ValueError):
-            continue  # a class made by `create_model` has no source; its fields carry descriptions
-        assert isinstance(body, ast.ClassDef)
-        for line, text in pairwise(body.body):
-            doc = text.value if isinstance(text, ast.Expr) else None
-            if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(doc, ast.Constant):
-                texts[line.target.id] = inspect.cleandoc(str(doc.value))
+        if issubclass(cls, BaseModel) and not cls.__module__.startswith("pydantic"):
+            texts |= _own_docs(cls)
     return {name: texts.get(name) or field.description or "" for name, field in model.model_fields.items()}
+
+
+@cache
+def _own_docs(cls: type[BaseModel]) -> dict[str, str]:
+    """Return the docstrings below the fields in the source of a class, without those of its base classes."""
+    try:
+        (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
+    except (OSError, TypeError, ValueError):
+        return {}  # a class made by `create_model` has no source; its fields carry descriptions
+    assert isinstance(body, ast.ClassDef)
+    texts = {}
+    for line, text in pairwise(body.body):
+        doc = text.value if isinstance(text, ast.Expr) else None
+        if isinstance(line, ast.AnnAssign) and isinstance(line.target, ast.Name) and isinstance(doc, ast.Constant):
+            texts[line.target.id] = inspect.cleandoc(str(doc.value))
+    return texts
 
 
 Real = Annotated[float, Field(strict=True)]
