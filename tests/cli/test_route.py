@@ -11,6 +11,8 @@ from worlds.commands import call, document, refused
 from worlds.project import Project
 from worlds.routing import outside, prompts, write_prompts
 
+from workbench.errors import WorkbenchError
+
 RECIPE = (
     "bricks: {one: bricks/one, two: bricks/two}\n"
     "steps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl', abstain: 0.1}]\n"
@@ -129,3 +131,15 @@ def test_what_has_no_router_is_refused(configuration: Path, llama: Path) -> None
     error = refused("route", "explain", str(llama), "w1 w2")
     assert "has no router, so there is no choice to show" in error.message
     assert "expected a text to explain, found an empty one" in refused("route", "explain", str(configuration), " ").message
+
+
+def test_files_are_read_before_the_router(cwd: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("workbench.cli.chat.open_live", lambda *_: pytest.fail("opened first"))
+    (cwd / "bad.jsonl").write_text('{"brick": "one"}\n', "utf-8")
+    for files, told in (
+        (("nofile.jsonl",), "nofile.jsonl: no such file"),
+        (("bad.jsonl",), "bad.jsonl:1"),
+        (("a", "a"), "named twice"),
+    ):
+        with pytest.raises(WorkbenchError, match=told):
+            call("route", "check", "any", *(word for file in files for word in ("--prompts", file)))

@@ -99,10 +99,12 @@ def check(
     from workbench.library.route import check_sets, read_asked
 
     out.quiet = json or quiet
+    if len(set(prompts)) < len(prompts):
+        raise UsageError("--prompts: a file is named twice", "Name each file once.")
+    for path in prompts:
+        read_asked(path, str(path))  # errors in a file, before a router is fitted
     routing, _, tokenizer = _open(target, runs_dir, device)
     sets = {str(path): read_asked(path, str(path), routing.bricks) for path in prompts}
-    if len(sets) < len(prompts):
-        raise UsageError("--prompts: a file is named twice", "Name each file once.")
     place = Path(target)
     project = find_project(place / "file" if place.is_dir() else place) if place.exists() else Path.cwd()
     document = check_sets(routing, tokenizer, sets, project=project, copies=copies)

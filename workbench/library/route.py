@@ -111,13 +111,13 @@ class Checked:
         return chosen == wanted or any(chosen in group and wanted in group for group in self.ties)
 
 
-def read_asked(path: Path, label: str, bricks: Sequence[str]) -> list[Asked]:
+def read_asked(path: Path, label: str, bricks: Sequence[str] | None = None) -> list[Asked]:
     """Read a jsonl file of `{"prompt", "brick"}`; other fields are ignored.
 
     Args:
         path: The file.
         label: The file's name in messages.
-        bricks: The router's bricks.
+        bricks: The router's bricks; None accepts any name.
 
     Raises:
         WorkbenchError: If the file is missing or invalid, or names an unknown brick.
@@ -129,7 +129,7 @@ def read_asked(path: Path, label: str, bricks: Sequence[str]) -> list[Asked]:
             continue
         row = jsondoc.parse(line, f"{label}:{number}", _ROW)
         brick = row.get("brick", "")
-        if brick is not None and brick not in bricks:
+        if brick is not None and bricks is not None and brick not in bricks:
             text = f"{label}:{number}: expected the name of a brick or null in 'brick', found {brick!r}. "
             raise WorkbenchError(text + nearest(str(brick), bricks), _ROW)
         found.append(Asked(row.get("prompt") or row["text"], brick))
