@@ -116,8 +116,14 @@ def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, 
                 hidden = None if router.layer is None else states[part]
                 decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens, acting)))
                 rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
-        found[label] = {"sets": rows, "fields": fields, "record": router.record, "fit_cpu_seconds": round(fitting, 1), "threshold": router.threshold,
-                        "ties": [list(group) for group in router.choice.ties]}  # fmt: skip
+        found[label] = {
+            "sets": rows,
+            "fields": fields,
+            "record": router.record,
+            "fit_cpu_seconds": round(fitting, 1),
+            "threshold": router.threshold,
+            "ties": [list(group) for group in router.choice.ties],
+        }
         print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
         keep()
 

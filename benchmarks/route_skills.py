@@ -9,27 +9,46 @@ from collections.abc import Sequence
 # operation -> templates that routers are fitted on, templates that test them, a description
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
     "count": (
-        ("Count the {k} in this list: {c}. Answer:", "How many {k} are named here? {c}. Answer:", "Give the number of {k}: {c} ="),
+        (
+            "Count the {k} in this list: {c}. Answer:",
+            "How many {k} are named here? {c}. Answer:",
+            "Give the number of {k}: {c} =",
+        ),
         ("I want to know how many {k} I have written down: {c}.", "{c} - that makes how many {k}?"),
         "counts the {k} in a list",
     ),
     "sort": (
-        ("Sort these {k} by the alphabet: {c}. Sorted:", "Put the {k} into order: {c}. Order:", "Order the {k} from A to Z: {c} ->"),
+        (
+            "Sort these {k} by the alphabet: {c}. Sorted:",
+            "Put the {k} into order: {c}. Order:",
+            "Order the {k} from A to Z: {c} ->",
+        ),
         ("Which order would a dictionary have these {k} in? {c}", "Arrange {c} alphabetically; they are {k}."),
         "sorts {k} alphabetically",
     ),
     "rhyme": (
         ("Find rhymes for these {k}: {c}. Rhymes:", "What rhymes with the {k} {c}? Answer:", "Make a rhyme on the {k} {c}:"),
-        ("I am writing a song about the {k} {c} and need words that sound alike.", "Something that ends in the same sound as {c}, all {k}:"),
+        (
+            "I am writing a song about the {k} {c} and need words that sound alike.",
+            "Something that ends in the same sound as {c}, all {k}:",
+        ),
         "finds rhymes for {k}",
     ),
     "plural": (
-        ("Write the plural of these {k}: {c}. Plural:", "Turn the {k} {c} into the plural:", "More than one of each of the {k} {c} ->"),
+        (
+            "Write the plural of these {k}: {c}. Plural:",
+            "Turn the {k} {c} into the plural:",
+            "More than one of each of the {k} {c} ->",
+        ),
         ("If there were two of each, what would I call these {k}? {c}", "Pluralize {c}, please; they are {k}."),
         "writes the plural of {k}",
     ),
     "odd": (
-        ("Which of the {k} does not belong? {c}. Answer:", "Find the odd one out of these {k}: {c}. Odd:", "One of the {k} is wrong here: {c}. It is"),
+        (
+            "Which of the {k} does not belong? {c}. Answer:",
+            "Find the odd one out of these {k}: {c}. Odd:",
+            "One of the {k} is wrong here: {c}. It is",
+        ),
         ("All but one of the {k} {c} have something in common. Name the exception.", "Spot the stranger among {c} ({k})."),
         "finds the one of the {k} that does not belong",
     ),
@@ -39,7 +58,11 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         "writes {k} in capital letters",
     ),
     "first": (
-        ("What is the first of the {k}? {c}. First:", "Name the {k} that the list begins with: {c}. Answer:", "Take the first of the {k} {c}:"),
+        (
+            "What is the first of the {k}? {c}. First:",
+            "Name the {k} that the list begins with: {c}. Answer:",
+            "Take the first of the {k} {c}:",
+        ),
         ("{c}. I only need the one of the {k} at the front.", "Which of the {k} leads here: {c}?"),
         "names the first of the {k} in a list",
     ),
@@ -48,7 +71,7 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...], str]] = {
         ("My children love to hear about {k}. Make something up with {c}.", "Invent an adventure in which {c} appear, all {k}."),
         "tells a story about {k}",
     ),
-}  # fmt: skip
+}
 KINDS: dict[str, tuple[str, ...]] = {
     "animals": ("dog", "horse", "goose", "tiger", "whale", "rabbit", "eagle", "frog", "camel", "otter", "beetle", "salmon"),
     "tools": ("hammer", "saw", "drill", "wrench", "chisel", "pliers", "ladder", "shovel", "rake", "axe", "clamp", "file"),
@@ -58,7 +81,7 @@ KINDS: dict[str, tuple[str, ...]] = {
     "jobs": ("baker", "pilot", "nurse", "tailor", "judge", "farmer", "teacher", "sailor", "lawyer", "miner", "barber", "clerk"),
     "instruments": ("violin", "flute", "drum", "harp", "piano", "trumpet", "guitar", "cello", "oboe", "organ", "banjo", "tuba"),
     "vehicles": ("car", "tram", "bicycle", "truck", "ferry", "train", "bus", "canoe", "scooter", "tractor", "plane", "sled"),
-}  # fmt: skip
+}
 PROMPTS, TESTS = 12, 6
 
 
@@ -85,7 +108,7 @@ def seen_tests(skill: str) -> list[str]:
 
 
 def description(skill: str) -> str:
-    """What a brick of the skill does."""
+    """Return the description of a brick of the skill."""
     operation, kind = skill.split()
     return OPERATIONS[operation][2].format(k=kind)
 

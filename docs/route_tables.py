@@ -75,8 +75,13 @@ def retrieval_block(found: dict[str, Any]) -> str:
 @of_results(KERNEL)
 def kernel_block(found: dict[str, Any]) -> str:
     """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
-    kinds = {"kernel one": "one brick", "peft one": "one brick, PEFT", "kernel mixed": "mixed batch", "peft mixed": "mixed batch, PEFT",
-             "peft arrow": "Arrow, PEFT"}  # fmt: skip
+    kinds = {
+        "kernel one": "one brick",
+        "peft one": "one brick, PEFT",
+        "kernel mixed": "mixed batch",
+        "peft mixed": "mixed batch, PEFT",
+        "peft arrow": "Arrow, PEFT",
+    }
     lines = []
     for kind, name in kinds.items():
         cells = [f"{row[kind].get('ratio', 1.0):.2f}, {row[kind]['peak_mb']:.0f} MB" for row in found["results"]]

@@ -22,14 +22,23 @@ from workbench.weights.checkpoint import Checkpoint
 PLAIN = {
     "plain": Flavour("llama", {"target_modules": ["q_proj", "gate_proj", "down_proj"]}),
     "rslora": Flavour("qwen2", {"target_modules": ["q_proj", "o_proj"], "use_rslora": True, "r": 8}),
-    "patterns": Flavour("llama", {"target_modules": ["q_proj", "v_proj"], "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 6},
-                                  "alpha_pattern": {r".*\.1\.self_attn\.q_proj": 3, "v_proj": 11}}),
+    "patterns": Flavour(
+        "llama",
+        {
+            "target_modules": ["q_proj", "v_proj"],
+            "rank_pattern": {"layers.1.self_attn.q_proj": 2, "v_proj": 6},
+            "alpha_pattern": {r".*\.1\.self_attn\.q_proj": 3, "v_proj": 11},
+        },
+    ),
     "conv1d": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj", "c_fc"]}),
     "fused": Flavour("gpt_neox", {"target_modules": ["query_key_value", "dense"]}),
     "head": Flavour("llama_untied", {"target_modules": ["lm_head", "q_proj"]}),
-    "adalora": Flavour("gpt2", {"target_modules": ["c_attn", "c_proj"], "init_r": 5, "target_r": 3, "lora_alpha": 7, "total_step": 9},
-                       peft="AdaLoraConfig"),
-}  # fmt: skip
+    "adalora": Flavour(
+        "gpt2",
+        {"target_modules": ["c_attn", "c_proj"], "init_r": 5, "target_r": 3, "lora_alpha": 7, "total_step": 9},
+        peft="AdaLoraConfig",
+    ),
+}
 OTHERS = {
     "DoRA on ": Flavour("qwen2", {"target_modules": ["q_proj"], "use_dora": True}),
     "LoRA on an embedding on ": Flavour("llama_untied", {"target_modules": ["embed_tokens", "q_proj"]}),
@@ -38,12 +47,15 @@ OTHERS = {
     "trainable tokens on ": Flavour("llama", {"target_modules": ["q_proj"], "trainable_token_indices": [9, 3]}),
     "LoRA on a parameter of ": Flavour("mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.experts.down_proj"]}),
     "LoRA on a parameter of model.layers.0.mlp.gate": Flavour(
-        "mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}),
+        "mixtral", {"target_modules": ["q_proj"], "target_parameters": ["mlp.gate.weight"]}
+    ),
     "LoRA on stacked experts in ": Flavour("qwen3_moe", {"target_modules": ["q_proj"], "target_parameters": ["down_proj"]}),
     "hada on ": Flavour("llama", {"target_modules": ["q_proj"]}, peft="LoHaConfig"),
     "OFT on ": Flavour("llama", {"target_modules": ["down_proj"], "oft_block_size": 4}, peft="OFTConfig"),
-    "(IA)³ on ": Flavour("llama", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}, peft="IA3Config"),
-}  # fmt: skip
+    "(IA)³ on ": Flavour(
+        "llama", {"target_modules": ["k_proj", "down_proj"], "feedforward_modules": ["down_proj"]}, peft="IA3Config"
+    ),
+}
 
 
 @pytest.fixture(scope="module")

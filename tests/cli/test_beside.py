@@ -47,8 +47,11 @@ def test_sets_beside_those_of_recipes_written_by_hand(world: Project) -> None:
     )
     beside = found["beside"]
     assert [(m["name"], m["role"]) for m in beside["models"]] == [
-        ("base", "base"), ("one", "brick"), ("two", "brick"), ("mix", "merge"),
-    ]  # fmt: skip
+        ("base", "base"),
+        ("one", "brick"),
+        ("two", "brick"),
+        ("mix", "merge"),
+    ]
     stored = {}
     for name in ("base", "one", "two"):
         args = ("analyze", "functions", f"recipes/alone-{name}.yaml", "--data", "texts.jsonl", "-o", f"of-{name}", "--draws", "2")

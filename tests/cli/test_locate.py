@@ -32,7 +32,7 @@ def facts(count: int = 3) -> list[dict[str, Any]]:
 
 
 def test_the_changes_are_those_of_zeroed_weights(world: Project) -> None:
-    """With all tokens of the prompt, suppressing the saved neurons equals columns of zeros in the output projections."""
+    """Suppressing the saved neurons on all tokens of the prompt equals columns of zeros in the output projections."""
     found = document("analyze", "locate", "base", "--facts", "facts.jsonl", "-o", "found", "--at", "all", "--answer", "target")
     assert (found["model"], found["data"]["items"]) == ("llama", 3)
     assert json.loads((world.path / "found" / "knowledge.json").read_text("utf-8")) == found

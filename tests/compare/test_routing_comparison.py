@@ -67,6 +67,7 @@ def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     [
         ((0.5, 0.3), (0.95, 0.9), "worse", "Merge: routed scores −"),
         ((0.75, 0.45), (0.75, 0.45), "no item changed", "Merge: routed and merge"),
+        ((0.755, 0.445), (0.75, 0.45), "equivalent", "Merge: routed and merge, the best of 2 merges, are equivalent"),
         ((0.80, 0.42), (0.75, 0.45), "cannot tell", "Merge or route cannot be told"),
     ],
 )
@@ -93,3 +94,16 @@ def test_a_routed_model_without_a_merge_has_no_advice(tmp_path: Path) -> None:
     routing = compare(store, stored(store, values, clusters=10, routed=answered)).document()["routing"]
     assert routing["beside"] == []
     assert routing["tasks"][1]["other"]["value"] == 1
+
+
+def test_a_merge_of_other_bricks_is_no_rival(tmp_path: Path) -> None:
+    store = ScoreStore(tmp_path / "scores")
+    foreign = Configuration("6" * 32, "foreign", "configuration", ("red", "blue"))
+    alone = Configuration("7" * 32, "tuned", "configuration", ("add",))
+    half = [1.0, 0.0] * 20
+    values = {
+        c: [[1.0] * 40] * 3 if c in (foreign, alone) else [half] * 3 for c in (BASE, ADD, SORT, MERGE, ROUTED, foreign, alone)
+    }
+    answered = {"routed": {t: [["add"]] * 40 for t in ("add", "sort", "facts")}}
+    (row,) = compare(store, stored(store, values, clusters=10, routed=answered)).document()["routing"]["beside"]
+    assert (row["merge"], row["merges"]) == ("merge", 1)

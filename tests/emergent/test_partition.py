@@ -99,7 +99,7 @@ def planted(kind: str) -> tuple[Any, Tensor]:
 
 
 def found(partition: Partition, groups: Tensor) -> bool:
-    """Whether each expert of each layer is one of the groups."""
+    """Return True if each expert of each layer is one of the groups."""
     return all(len(set(groups[expert].tolist())) == 1 for of in partition.layers.values() for expert in of.experts)
 
 

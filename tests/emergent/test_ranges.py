@@ -18,6 +18,7 @@ from workbench.emergent.losses import losses
 from workbench.emergent.ranges import ablate_between, activation_moments, switching_off_between
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import find_sites, switching_off
+from workbench.errors import WorkbenchError
 
 
 def rows_of(count: int, seed: int = 0) -> list[ItemRow]:
@@ -117,3 +118,16 @@ def test_a_range_spares_another_use_of_the_neuron() -> None:
     assert float((ranged.sums[0] - ranged.base.sums)[green].abs().sum()) < 1e-4
     assert float((ranged.sums[0] - ranged.base.sums)[red].sum()) > 1
     torch.testing.assert_close(ranged.sums[0][red], everywhere[red], atol=1e-3, rtol=1e-3)
+
+
+def test_sets_that_cannot_be_told_apart_or_belong_elsewhere_are_refused(dense_of: Callable[[str], Path]) -> None:
+    model = live(dense_of("llama"))
+    sites, rows = find_sites(model, 3, CPU), rows_of(2)
+    units = {site.layer: site.units for site in sites}
+    neurons = NeuronSet("math", "neurons", units, {1: torch.tensor([0])})
+    bounds = {1: (torch.tensor([-1.0]), torch.tensor([1.0]))}
+    with pytest.raises(ValueError, match="different names"):
+        ablate_between(model, sites, rows, [neurons, neurons], [bounds, bounds])
+    with pytest.raises(WorkbenchError, match="set 'math': the set was chosen on a model with 9"):
+        ablate_between(model, sites, rows, [NeuronSet("math", "neurons", {1: 9}, neurons.indices)], [bounds])
+    assert ablate_between(model, sites, rows, [], []).sums.shape == (0, 2)

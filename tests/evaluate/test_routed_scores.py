@@ -29,7 +29,7 @@ from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite
 
 START = " ".join(["is of"] * 10)
-"""What all prompts begin with, and the prompts of no brick more than that: `prefix` forwards it once for each brick."""
+"""The beginning of all prompts, which `prefix` forwards once for each brick. Prompts of no brick share more than this."""
 NAMES = ("one", "two", "three")
 ROUTED = (
     "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\noutput: {dtype: float32}\n"

@@ -65,7 +65,7 @@ def test_generate_is_the_chosen_adapter(settings: dict[str, Any], base: Path, pl
 
 
 def test_the_choice_is_made_once_a_prompt(base: Path, places: dict[str, Path]) -> None:
-    """What is generated plays no part, with and without a cache: the router sees the prompt alone, once."""
+    """The router sees the prompt alone, once; generated tokens play no part, with and without a cache."""
     router = WordRouter()
     model, _ = routed(base, places, router)
     for settings in ({}, {"use_cache": False}):

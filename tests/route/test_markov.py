@@ -44,8 +44,15 @@ def world() -> tuple[Any, Tensor, torch.Generator]:
     generator = torch.Generator().manual_seed(0)
     domains = chains(generator)
     torch.manual_seed(0)
-    config = LlamaConfig(vocab_size=TOKENS, hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=4,
-                         num_key_value_heads=4, max_position_embeddings=64)  # fmt: skip
+    config = LlamaConfig(
+        vocab_size=TOKENS,
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=64,
+    )
     model = LlamaForCausalLM(config)
     adam = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(250):

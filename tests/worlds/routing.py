@@ -34,7 +34,7 @@ def outside(count: int = 16, seed: int = 0) -> list[str]:
 
 
 def context(model: Any, tokenizer: Any, calibration: dict[str, list[str]], **fields: Any) -> RouteContext:
-    """What a route method sees."""
+    """Return the context that a route method is fitted with."""
     return RouteContext(model, tokenizer, torch.device("cpu"), calibration, **fields)
 
 

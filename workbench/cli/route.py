@@ -117,8 +117,13 @@ def _say_checked(document: dict[str, Any]) -> None:
 
     known = ("right", "right_score", "text_right_score", "to_base", "wrong_brick", "kept_by_base")
     keys = [key for key in known if any(key in row for row in document["sets"])]
-    heads = {"right_score": "right score", "text_right_score": "text's right score", "to_base": "to base", "wrong_brick": "wrong brick",
-             "kept_by_base": "no brick, kept by base"}  # fmt: skip
+    heads = {
+        "right_score": "right score",
+        "text_right_score": "text's right score",
+        "to_base": "to base",
+        "wrong_brick": "wrong brick",
+        "kept_by_base": "no brick, kept by base",
+    }
     rows = [[row["set"], str(row["prompts"]), *(share(row, key) for key in keys)] for row in document["sets"]]
     out.table(["set", "prompts", *(heads.get(key, key) for key in keys)], rows, right=range(1, len(keys) + 2))
     for name, table in document["confusion"].items():

@@ -7,9 +7,9 @@ neurons, random neurons with the same mean activation, and the top set of a shuf
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.emergent.activations import Progress, Statistics
 from workbench.emergent.labelled import ItemRow
@@ -69,6 +69,38 @@ def ablate(
         WorkbenchError: If a set belongs to a model with other layers.
         ValueError: If two sets have the same name.
     """
+
+    def switch(number: int) -> Any:
+        return switching_off(model, sites, sets[number].indices)
+
+    return losses_with_each(model, sites, rows, sets, switch, scored=scored, progress=progress)
+
+
+def losses_with_each(
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    rows: Sequence[ItemRow],
+    sets: Sequence[NeuronSet],
+    switch: Callable[[int], Any],
+    *,
+    scored: Scored,
+    progress: Progress,
+) -> SetLosses:
+    """Compute the loss of every item without a change, and with the change that belongs to each set; see `ablate`.
+
+    Args:
+        model: The live model.
+        sites: Its sites.
+        rows: The items' texts.
+        sets: Neuron sets with different names; each costs one pass over the items.
+        switch: Number of a set -> a context in which its neurons are changed.
+        scored: Tokens whose loss counts.
+        progress: Progress callback; it counts passes.
+
+    Raises:
+        WorkbenchError: If a set belongs to a model with other layers.
+        ValueError: If two sets have the same name.
+    """
     names = tuple(neurons.name for neurons in sets)
     if len(set(names)) < len(names):
         raise ValueError(f"expected sets with different names, found {names}")
@@ -78,8 +110,8 @@ def ablate(
     base = losses(model, rows, scored=scored)
     progress(1, 1 + len(sets))
     sums = []
-    for number, neurons in enumerate(sets):
-        with switching_off(model, sites, neurons.indices):
+    for number in range(len(sets)):
+        with switch(number):
             sums.append(losses(model, rows, scored=scored).sums)
         progress(number + 2, 1 + len(sets))
     return SetLosses(names, base, torch.stack(sums) if sums else base.sums.new_zeros(0, len(rows)), scored)

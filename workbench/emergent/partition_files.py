@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-
-from workbench import jsondoc
+from workbench.emergent.files import read_pair
 from workbench.emergent.partition import LayerPartition, Partition
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
@@ -64,13 +62,7 @@ def read_partition(
             together, or the partition belongs to another model.
     """
     label = label or str(folder)
-    try:
-        record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise WorkbenchError(f"{label}/{TENSORS}: the file is missing or damaged ({error})", _MADE_BY) from None
+    record, tensors = read_pair(folder, RECORD, TENSORS, label, _MADE_BY)
     named, settings, digest = record.get("layers"), record.get("settings"), record.get("base")
     if record.get("kind") != "partition" or not isinstance(named, dict) or not named or not isinstance(settings, dict):
         raise WorkbenchError(f"{label}/{RECORD}: expected `kind: partition`, `layers` and `settings`", _MADE_BY)

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from workbench.emergent.ablate import losses_with_each
 from workbench.emergent.activations import Progress, Tokens, stream
 from workbench.emergent.labelled import ItemRow, Part
-from workbench.emergent.losses import Scored, SetLosses, losses
+from workbench.emergent.losses import Scored, SetLosses
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site, visiting
 from workbench.lazy import torch
@@ -143,12 +144,13 @@ def ablate_between(
         bounds: Bounds of each set.
         scored: Tokens whose loss counts.
         progress: Progress callback; it counts passes.
+
+    Raises:
+        WorkbenchError: If a set belongs to a model with other layers.
+        ValueError: If two sets have the same name.
     """
-    base = losses(model, rows, scored=scored)
-    progress(1, 1 + len(sets))
-    sums = []
-    for number, (neurons, ends) in enumerate(zip(sets, bounds, strict=True)):
-        with switching_off_between(model, sites, neurons, ends):
-            sums.append(losses(model, rows, scored=scored).sums)
-        progress(number + 2, 1 + len(sets))
-    return SetLosses(tuple(neurons.name for neurons in sets), base, torch.stack(sums), scored)
+
+    def switch(number: int) -> Any:
+        return switching_off_between(model, sites, sets[number], bounds[number])
+
+    return losses_with_each(model, sites, rows, sets, switch, scored=scored, progress=progress)

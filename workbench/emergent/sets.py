@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError
-
-from workbench import jsondoc
+from workbench.emergent.files import read_pair
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
@@ -180,13 +178,7 @@ def read_set(folder: Path, label: str | None = None) -> NeuronSet:
         WorkbenchError: If a file is missing or damaged, an index does not exist in its layer, or the files do not belong together.
     """
     label = label or str(folder)
-    try:
-        record = jsondoc.read_object(folder / RECORD, f"{label}/{RECORD}")
-        from safetensors.torch import load_file
-
-        tensors = load_file(folder / TENSORS)
-    except (OSError, SafetensorError) as error:
-        raise WorkbenchError(f"{label}/{TENSORS}: the file is missing or damaged ({error})", _MADE_BY) from None
+    record, tensors = read_pair(folder, RECORD, TENSORS, label, _MADE_BY)
     units = record.get("units")
     if record.get("kind") not in ("neurons", "experts") or not isinstance(units, dict) or not units:
         raise WorkbenchError(f"{label}/{RECORD}: expected `kind` and `units` of a set of neurons", _MADE_BY)

@@ -9,7 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError, nearest
-from workbench.grow.expansion.parts import check_places, check_shapes
+from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
 from workbench.grow.mixtures.texts import TextMethod
@@ -177,19 +177,11 @@ class Experts(TextMethod):
         """
         target, config = self._target(model)
         plan = _ExpertsPlan(self, model, target)
-        tensors: dict[str, Grown] = {}
-        done: set[int] = set()
-        for name in model.layout.names:
-            layer = model.layout.layer(name)
-            if layer is None or name not in plan.dense(layer).values():
-                tensors[name] = Grown(name)
-            elif layer not in done:  # the experts take the place of the layer's first matrix
-                done.add(layer)
-                tensors |= plan.layer(layer)
+        tensors, done = replace_layers(model, plan)
         specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
         check_places(config, specs, "experts", "Try another architecture under `into`.")
         check_shapes(config, specs, "experts")
-        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in sorted(done))
+        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
         record = {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
         return Growth(tensors, config, record, routers=routers)
 

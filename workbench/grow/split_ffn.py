@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.emergent.partition import LEAST, WITH_TEXTS, Partition, check_counts
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.grow.expansion.parts import check_places, check_shapes
+from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
 from workbench.grow.mixtures.texts import TextMethod
@@ -158,23 +158,15 @@ class SplitFfn(TextMethod):
         """
         target, config = self._target(model)
         plan = _SplitLayers(self, model, target)
-        tensors: dict[str, Grown] = {}
-        done: set[int] = set()
-        for name in model.layout.names:
-            layer = model.layout.layer(name)
-            if layer is None or name not in plan.dense(layer).values():
-                tensors[name] = Grown(name)
-            elif layer not in done:  # the experts take the place of the layer's first matrix
-                done.add(layer)
-                tensors |= plan.layer(layer)
-        if absent := sorted(set(range(model.layout.depth)) - done):
+        tensors, done = replace_layers(model, plan)
+        if absent := sorted(set(range(model.layout.depth)) - set(done)):
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {absent[0]} has no gate_proj, up_proj and down_proj; expected a gated feed-forward layer"
             )
         specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
         check_places(config, specs, "split_ffn", "Try another architecture under `into`.")
         check_shapes(config, specs, "split_ffn")
-        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in sorted(done))
+        routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
         record = {"into": target.model_type, "experts": self.experts, "top_k": self._count(), "method": self.method}
         return Growth(tensors, config, record, routers=routers)
 

@@ -1,4 +1,4 @@
-"""What the commands of `analyze` share: arguments, the subject and its texts, the directory of results and its page."""
+"""Parts that the commands of `analyze` share: arguments, the subject and its texts, the directory of results and its page."""
 
 from __future__ import annotations
 

@@ -46,7 +46,7 @@ class DecompositionPart(Document):
     origin: Literal["customized", "emergent"]
     """Bricks of the recipe, or the model's own sets of neurons."""
     unit: str
-    """What shares count: bricks, neurons or experts."""
+    """Kind of part that the shares count: bricks, neurons or experts."""
     parts: int
     """Their number."""
     items: int

@@ -10,7 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import is_norm
@@ -18,6 +18,7 @@ from workbench.models.architecture import is_conv1d
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.skeleton import skeleton
+from workbench.steps import Grown
 from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
@@ -263,6 +264,38 @@ def check_shapes(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], ste
                     f"{list(live[place])} for model_type {config.get('model_type')}: config.json cannot express this size",
                     _HINT,
                 )
+
+
+class LayerPlan(Protocol):
+    """Plan of the tensors that take the place of a dense feed-forward layer."""
+
+    def dense(self, layer: int) -> Mapping[str, str]:
+        """Return the tensors of the dense layer, by part."""
+
+    def layer(self, layer: int) -> Mapping[str, Grown]:
+        """Return the tensors that replace them."""
+
+
+def replace_layers(model: Model, plan: LayerPlan) -> tuple[dict[str, Grown], list[int]]:
+    """Replace the dense feed-forward layers of a model; all other tensors stay.
+
+    Args:
+        model: The model.
+        plan: The tensors of each layer, which take the place of the layer's first matrix.
+
+    Returns:
+        The tensors in file order, and the layers that were replaced, in order.
+    """
+    tensors: dict[str, Grown] = {}
+    done: set[int] = set()
+    for name in model.layout.names:
+        layer = model.layout.layer(name)
+        if layer is None or name not in plan.dense(layer).values():
+            tensors[name] = Grown(name)
+        elif layer not in done:
+            done.add(layer)
+            tensors |= plan.layer(layer)
+    return tensors, sorted(done)
 
 
 def check_places(config: Mapping[str, Any], specs: Mapping[str, TensorSpec], step: str, hint: str | None = None) -> None:
