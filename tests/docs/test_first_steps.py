@@ -44,6 +44,10 @@ def test_two_models_and_questions_lead_to_a_report(llama: Path, bricks: Path, cw
     for words in steps:
         if "--require-safe" not in words:
             call(*words)
+    (made,) = Path("runs").glob("mine-*/model")
+    assert "runs/mine-KEY/model" in PAGE.read_text("utf-8")
+    assert "runs/mine-KEY/model" in (PAGE.parents[1] / "README.md").read_text("utf-8")
+    assert (made / "model.safetensors").is_file()
     table = json.loads(Path("reports/report.json").read_text("utf-8"))
     assert [c["name"] for c in table["configurations"]] == ["base", "chat", "code", "average", "mine"]
     assert table["tasks"][0]["n"] == 10
