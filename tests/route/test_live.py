@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -157,6 +158,29 @@ def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) 
     for thread in threads:
         thread.join()
     assert made == expected
+
+
+def test_threads_get_their_own_decisions(base: Path, places: dict[str, Path]) -> None:
+    """Threads that decide at the same time get the decisions on their own prompts, at the shortest interval between switches."""
+    _, routing = routed(base, places)
+    wrong: list[tuple[str | None, str]] = []
+
+    def work(name: str | None, text: str) -> None:
+        row = ids(text)[0].tolist()
+        labels = (routing.label(routing.decide([row]).weights[0]) for _ in range(200))
+        wrong.extend((name, label) for label in labels if label != (name or "base"))
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=item) for item in PROMPTS.items()]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert not wrong
 
 
 def test_what_cannot_be_routed_is_refused(base: Path, places: dict[str, Path]) -> None:

@@ -135,8 +135,8 @@ class Routing:
                 measured = router.measure(self._model, prompts, self._acting_alone)
             made = router.decide(Prompts([found[i][0] for i in asked], hidden, measured))
             weights[asked], scores[asked], confidence[asked] = made.weights.float(), made.scores.float(), made.confidence.float()
-        self.last = Decisions(weights, scores, confidence)
-        return self.last
+        decisions = self.last = Decisions(weights, scores, confidence)
+        return decisions  # not self.last, which another thread may have set meanwhile
 
     def label(self, weights: Tensor) -> str:
         """Return the names of the bricks of one row of weights [bricks]: "add", "add+reverse", or "base" for none."""
