@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import measured, of_results, table
+from cells import SIGNED, SIGNS, interval, measured, of_results, signed, table
+
+from workbench.report.routed import advised
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
 KERNEL = "benchmarks/results/route.json"
+BESIDE = "benchmarks/results/merge-or-route.json"
 
 
 @of_results(ROUTING)
@@ -95,6 +98,49 @@ def kernel_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
 
 
+@of_results(BESIDE)
+def beside_block(found: dict[str, Any]) -> str:
+    """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
+    parts = []
+    for part in found["found"]:
+        skills = [task for task in part["tasks"] if task["role"] == "skill"]
+        retention = next(task["task"] for task in part["tasks"] if task["role"] == "retention")
+        rows = {(row["configuration"], row["task"]): row for row in part["rows"]}
+        others = {
+            (row["configuration"], row["task"]): row["other"]["value"] * row["n"] for row in (part.get("routing") or {})["tasks"]
+        }
+        lines = []
+        for c in part["configurations"]:
+            if c["role"] == "brick":
+                continue
+            back = rows.get((c["name"], retention))
+            change = (
+                f"{signed(back['diff'])} [{signed(back['low_adj'])}, {signed(back['high_adj'])}] {SIGNS[back['verdict']]}"
+                if back
+                else ""
+            )
+            wrong = [
+                f"{others[c['name'], t['task']]:.0f} of {t['n']}" for t in part["tasks"] if others.get((c["name"], t["task"]))
+            ]
+            false = (", ".join(wrong) or "none") if (c["name"], retention) in others else ""
+            scores = [interval(c["scores"].get(task["task"])) for task in skills]
+            lines.append([c["name"], interval(c["kept_mean"]), *scores, change, false])
+        heads = [
+            "configuration",
+            "kept",
+            *(f"{t['task']} (n = {t['n']})" for t in skills),
+            f"{retention}, difference",
+            "false routing",
+        ]
+        parts += [f"`recipes/{part['recipe']}.yaml`:", table(heads, lines, left=1), " ".join(advised(part))]
+    note = (
+        "Scores in percent of items with 95 % intervals. Kept: share of the best single brick's score on each task, its oracle, corrected for "
+        f"chance, mean over skills. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "
+        "another brick than its own answered. The merges have the fields of the starter recipes, untuned. "
+    )
+    return "\n\n".join([*parts, note + _source(found, BESIDE)])
+
+
 def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = found["routers"][router]["sets"]
     return rows
@@ -117,4 +163,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "route_abstain": abstain_block,
     "route_retrieval": retrieval_block,
     "route_kernel": kernel_block,
+    "merge_or_route": beside_block,
 }
