@@ -37,14 +37,16 @@ def main() -> None:
     parser = parser_of(__doc__, "merge-or-route")
     parser.add_argument("--recipes", nargs="+", default=["route-six", "route-eight"], help="route recipes, by name")
     parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
+    parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call scores only what changed")
     options = parser.parse_args()
     limit = ["--limit", str(options.limit)] if options.limit else []
     found = []
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
+        project = options.folder or Path(folder)
+        (project / "recipes").mkdir(parents=True, exist_ok=True)
         for shared in ("bricks", "evals"):
-            (project / shared).symlink_to(PROJECT / shared, target_is_directory=True)
-        (project / "recipes").mkdir()
+            if not (project / shared).exists():
+                (project / shared).symlink_to(PROJECT / shared, target_is_directory=True)
         for name in options.recipes:
             names = write_recipes(project, name)
             started = time.time()
