@@ -10,6 +10,24 @@ from cells import measured, of_results, table
 
 CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
+MISSING_ROWS = "benchmarks/results/missing-rows.json"
+
+
+@of_results(MISSING_ROWS)
+def missing_rows_block(found: dict[str, Any]) -> str:
+    """Bits per byte of a model with another one's tokenizer, by how the rows of missing tokens are made."""
+    rows = []
+    for row in found["rows"]:
+        left = [f"{value:.2f}" for value in (row.get("residual") or {}).values()]
+        rows.append([row["rows"], f"{row['bits_per_byte']:.2f}", f"{row['tokens_scored']:,}", ", ".join(left)])
+    lacking, shared = next((row["lacking"], row["shared"]) for row in found["rows"] if "shared" in row)
+    note = (
+        f"The starter base with the tokenizer of a donor: the base with {found['tokens']:,} tokens of its own, trained on pages of Python's reference, "
+        f"whose rows were trained for {found['steps']} steps. The base lacks {lacking:,} of these tokens and shares {shared:,}. Scored on {found['pages']} other "
+        f"pages, {found['bytes'] / 1000:,.0f} kB. Unexplained: mean share of a donor's row that its combination leaves. {measured(found)} The source: "
+        f"[{MISSING_ROWS}](../{MISSING_ROWS})."
+    )
+    return table(["rows of missing tokens", "bits per byte", "tokens", "unexplained"], rows, left=1) + "\n\n" + note
 
 
 @of_results(CORE)
@@ -48,4 +66,8 @@ def wudi_block(found: dict[str, Any]) -> str:
     return table([f"merged delta, over {found['layers']} layers", "mean", "lowest", "highest"], rows, left=1) + "\n\n" + note
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"core": core_block, "wudi": wudi_block}
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "core": core_block,
+    "missing_rows": missing_rows_block,
+    "wudi": wudi_block,
+}

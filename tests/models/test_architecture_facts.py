@@ -26,7 +26,7 @@ from workbench.models.texts import longest_row
 from workbench.models.tied import tied_embeddings, untied_config
 from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.checks import _meaning
-from workbench.vocabulary.align import vocabulary_tensors
+from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import configured
 from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec

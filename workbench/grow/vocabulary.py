@@ -17,7 +17,7 @@ from workbench.grow.expansion.parts import check_shapes
 from workbench.models.layout import Model
 from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
-from workbench.vocabulary.align import vocabulary_tensors
+from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import GENERATION, Addition, configured, tokenizer_digests, write_tokenizer
 from workbench.vocabulary.tokens import checked_tokenizer, read_tokens
 

@@ -59,6 +59,12 @@ class Recipe:
         last = self.steps[-1] if self.steps else None
         return last if isinstance(last, RouteMethod) else None
 
+    @property
+    def donor(self) -> str | None:
+        """The brick that gives the result its tokenizer and is no part of it otherwise; None if there is none."""
+        block = self.fields.tokenizer
+        return block.source if block and block.missing else None
+
     @cached_property
     def step_ids(self) -> list[str]:
         """Unique name of each step: its id, or its verb and method, with the step's index if that is not unique."""
@@ -76,7 +82,7 @@ class Recipe:
     def used_bricks(self, step: Step) -> list[str]:
         """Return the bricks that a step uses, in order. A merge that lists no bricks uses all bricks of the recipe."""
         names = step.names()
-        return list(self.fields.bricks) if names is None else names
+        return [name for name in self.fields.bricks if name != self.donor] if names is None else names
 
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
         """Return an error that points to a field of the recipe.
@@ -241,6 +247,13 @@ def _check_tokenizer(recipe: Recipe) -> None:
         if name not in words and name not in bricks:
             text = f"expected {', '.join(words)} or a brick with its own tokenizer, found '{name}'. "
             raise recipe.error(("tokenizer", *path), text + nearest(name, [*words, *bricks]))
+    if recipe.donor and (step := next((s for s in recipe.steps if recipe.donor in recipe.used_bricks(s)), None)):
+        text = (
+            f"`missing` is for a brick that gives its tokenizer alone, but `{step.verb}: {step.name}` uses '{recipe.donor}' too"
+        )
+        raise recipe.error(
+            ("tokenizer", "missing"), text, "Remove `missing`: rows of a brick that is merged are aligned by token."
+        )
 
 
 def _override(document: yamldoc.Document, setting: str) -> None:

@@ -24,7 +24,8 @@ from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
 from workbench.resolve.resolved import Resolved, brick_sources, used_names
 from workbench.steps import Step
-from workbench.vocabulary.align import AlignedVocabulary, Member, align
+from workbench.vocabulary.align import align
+from workbench.vocabulary.aligned import AlignedVocabulary, Member
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -71,7 +72,8 @@ class _Builder:
         """
         findings = self.findings
         self._locate_bricks()
-        reasons, unread = find_ties(self._sources, self.checkpoint, findings.deferred)
+        merged = {name: brick for name, brick in self._sources.items() if name != self.recipe.donor}
+        reasons, unread = find_ties(merged, self.checkpoint, findings.deferred)
         findings.problems += unread.values()
         used = used_names(self.recipe)
         unties = tuple(reason for name, reason in reasons.items() if name in used)
@@ -155,10 +157,16 @@ class _Builder:
         keys = told_apart(
             sampled, lambda name: bricks[name].stamp(cache) if bricks[name].headers_only else bricks[name].digest(cache)
         )
-        members = [Member(n, b.path, keys[n], *rows_of(b, base)) for n, b in bricks.items()]
+        members = [self._member(b, keys[n], base) for n, b in bricks.items()]
         vocabulary = align(block, Member("base", self.checkpoint.path, "", base.weights, base.config), members, project, cache)
         self.findings.warnings += [*vocabulary.warnings, *filter(None, [vocabulary.note()])]
         return vocabulary
+
+    def _member(self, brick: Brick, key: str, base: Model) -> Member:
+        """Return a brick whose vocabulary is aligned, or that gives its tokenizer."""
+        if brick.name != self.recipe.donor:
+            return Member(brick.name, brick.path, key, *rows_of(brick, base))
+        return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)
 
     def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
         """Check bricks and steps, and record warnings, deferred checks and problems.
@@ -169,7 +177,7 @@ class _Builder:
         """
         findings = self.findings
         for name in inputs.bricks:
-            if name in unread:
+            if name in unread or name == self.recipe.donor:
                 continue
             with findings.or_problem(), findings.or_at_run(f"brick '{name}': fits the base"):
                 if name in self.nested:

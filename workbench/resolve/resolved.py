@@ -27,7 +27,7 @@ from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.keys import chain, told_apart
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
-from workbench.vocabulary.align import AlignedVocabulary
+from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, stamp
 from workbench.weights.foreign import is_stand_in
@@ -161,9 +161,10 @@ class Resolved:
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
-        return (
-            [self.vocabulary.digest, [[m.name, bricks[m.name]] for m in self.vocabulary.members[1:]]] if self.vocabulary else []
-        )
+        if self.vocabulary is None:
+            return []
+        names = [m.name for m in self.vocabulary.members[1:]] + ([self.recipe.donor] if self.recipe.donor else [])
+        return [self.vocabulary.digest, [[name, bricks[name]] for name in names]]
 
     @cached_property
     def keys(self) -> tuple[str, ...]:
@@ -269,8 +270,9 @@ class Resolved:
 
     @property
     def licences(self) -> dict[str, str]:
-        """License of the base and of every brick that a step uses; "unknown" if none is stated."""
-        stated = {"base": read_licence(self.base_path), **{name: self.bricks[name].licence() for name in self.parents}}
+        """License of the base and of every brick that the result is made from; "unknown" if none is stated."""
+        names = [*self.parents, *([self.recipe.donor] if self.recipe.donor else [])]
+        stated = {"base": read_licence(self.base_path), **{name: self.bricks[name].licence() for name in names}}
         return {name: (licence or "unknown").lower() for name, licence in stated.items()}
 
     @property

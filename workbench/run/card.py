@@ -59,9 +59,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "| --- | --- | --- | --- |",
         f"| base | {as_markdown(base_title(resolved))} | `{resolved.base_digest[:12]}` | {as_markdown(stated['base'])} |",
     ]
+    roles = {name: f"brick `{name}`" for name in resolved.parents} | ({recipe.donor: "tokenizer"} if recipe.donor else {})
     lines += [
-        f"| brick `{n}` | {as_markdown(resolved.bricks[n].public_name)} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
-        for n in resolved.parents
+        f"| {role} | {as_markdown(resolved.bricks[n].public_name)} | `{resolved.digests[n][:12]}` | {as_markdown(stated[n])} |"
+        for n, role in roles.items()
     ]
     lines += [
         f"| {neurons.kind} `{folder}` | {as_markdown(neurons.name)} | `{neurons.digest()[:12]}` | part of the base |"

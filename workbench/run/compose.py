@@ -22,7 +22,7 @@ from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext, StepResult, Taught, kind_of
-from workbench.vocabulary.align import AlignedVocabulary
+from workbench.vocabulary.aligned import AlignedVocabulary
 
 
 @dataclass(frozen=True)

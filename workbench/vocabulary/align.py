@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +11,7 @@ import numpy as np
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import json_digest
-from workbench.models.architecture import is_embedding_module, is_head_module
-from workbench.models.layout import Model
+from workbench.vocabulary.aligned import AlignedVocabulary, Donor, Member, vocabulary_tensors
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
     Addition,
@@ -25,60 +22,17 @@ from workbench.vocabulary.files import (
     tokenizer_digests,
     write_tokenizer,
 )
+from workbench.vocabulary.missing import VERSION as MADE_VERSION
+from workbench.vocabulary.missing import MadeRows, counterparts, same_texts
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
-from workbench.weights.row_alignment import MEAN, PAD, ZERO, AlignedWeights, RowPlan, WholeTensors
-from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.row_alignment import MADE, MEAN, PAD, ZERO, RowPlan
+from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
     from workbench.weights.row_alignment import Index
 
-
-@dataclass(frozen=True)
-class Member:
-    """A model whose vocabulary is aligned.
-
-    Attributes:
-        name: "base" or the brick's name.
-        path: Directory of its tokenizer.
-        key: Sort key of its content, which orders the bricks.
-        weights: Its weights; None for an adapter, which has no vocabulary rows.
-        config: The content of config.json; None for an adapter.
-    """
-
-    name: str
-    path: Path
-    key: str
-    weights: Weights | None
-    config: dict[str, Any] | None
-
-    @property
-    def label(self) -> str:
-        """The model's name in messages."""
-        return "base" if self.name == "base" else f"brick '{self.name}'"
-
-
-def vocabulary_tensors(specs: Mapping[str, TensorSpec], label: str = "base") -> list[str]:
-    """Return the names of the tensors with one row per token, embeddings first.
-
-    These are embeddings and heads, with their biases, that have as many rows as the first embedding.
-
-    Args:
-        specs: Shapes of the model's tensors.
-        label: The model's name in messages.
-
-    Raises:
-        WorkbenchError: If there is no such tensor.
-    """
-    modules = {n: n.rpartition(".")[0] for n, s in specs.items() if n.endswith((".weight", ".bias")) and 1 <= len(s.shape) <= 2}
-    names = [n for n, module in modules.items() if is_embedding_module(module) or is_head_module(module)]
-    if not names:
-        raise WorkbenchError(
-            f"{label}: no tensor has the name of an embedding (names are {', '.join(list(specs)[:3])}, …)",
-            "Only vocabularies of decoder-only language models can be aligned. Remove `tokenizer` from the recipe.",
-        )
-    names.sort(key=lambda n: is_head_module(modules[n]))
-    rows = specs[names[0]].shape[0]
-    return [n for n in names if specs[n].shape[0] == rows]
+_RULES = {None: PAD, "omp": MADE, "mean": PAD, "zero": ZERO}
+"""`missing` -> the substitute of a row that no model has."""
 
 
 def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -> int:
@@ -88,96 +42,10 @@ def _rows(specs: Mapping[str, TensorSpec], tensors: Sequence[str], label: str) -
         rows = ", ".join(f"{name} has {count or 'no'} rows" for count, name in sorted(sizes.items()))
         raise WorkbenchError(
             f"{label}: {rows}; expected one row per token in {', '.join(tensors)}",
-            "A checkpoint brick needs the same tensors as the base: tie or untie its embeddings as in the base.",
+            "A checkpoint brick needs the same tensors as the base: tie or untie its embeddings as in the base. If it only gives its "
+            "tokenizer, write `missing: omp` in the `tokenizer` block.",
         )
     return next(iter(sizes))
-
-
-@dataclass(frozen=True)
-class AlignedVocabulary:
-    """The output's vocabulary and every model's rows in it.
-
-    Attributes:
-        members: The models with vocabulary rows: the base, then checkpoint bricks in the order of their keys.
-        plan: The origin of every row of every model.
-        tensors: Names of the tensors with one row per token.
-        tokens: Token -> id in the output.
-        path: Directory with the output's tokenizer files and generation_config.json.
-        config: The base's config.json, changed for the output's vocabulary.
-        digest: Digest of all vocabularies and rules, but not of the models' rows.
-        warnings: Warnings for the user.
-    """
-
-    members: list[Member]
-    plan: RowPlan
-    tensors: frozenset[str]
-    tokens: dict[str, int]
-    path: Path
-    config: dict[str, Any]
-    digest: str
-    warnings: list[str]
-
-    @cached_property
-    def _weights(self) -> list[Weights]:
-        return [member.weights for member in self.members if member.weights is not None]
-
-    @cached_property
-    def _whole_tensors(self) -> WholeTensors:
-        return WholeTensors()
-
-    @property
-    def plain(self) -> Weights:
-        """The base's weights with its own vocabulary."""
-        return self._weights[0]
-
-    @cached_property
-    def base(self) -> Model:
-        """The base with the output's vocabulary."""
-        return Model(AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole_tensors), self.config)
-
-    def view(self, brick: str) -> AlignedWeights:
-        """Return a checkpoint brick's weights with the output's vocabulary."""
-        number = [member.name for member in self.members].index(brick)
-        return AlignedWeights(self._weights, number, self.plan, self.tensors, self._whole_tensors)
-
-    def on_base(self, weights: Weights) -> AlignedWeights:
-        """Convert weights from the base's vocabulary to the output's, for example a recipe's result."""
-        return AlignedWeights(self._weights, 0, self.plan, self.tensors, self._whole_tensors, weights)
-
-    @property
-    def base_rows(self) -> Index:
-        """[rows]: the base's row for each output row, or -1; an adapter's update follows these rows."""
-        return self.plan.own[0]
-
-    def memory(self) -> int:
-        """Return the bytes of all tensors that are read completely because their rows are scattered, of all models together."""
-        return sum(
-            sum(weights.specs[name].nbytes for name in self.tensors if name in weights.specs)
-            for number, weights in enumerate(self._weights)
-            if self.plan.is_read_whole(number)
-        )
-
-    def note(self) -> str | None:
-        """Return a line about missing tokens and the rows that replace them; None if no model lacks a token."""
-        lacking = self.describe()["lacking"]
-        if not lacking:
-            return None
-        counts = ", ".join(f"{name} lacks {count:,}" for name, count in lacking.items())
-        return (
-            f"tokenizer: {len(self.tokens):,} tokens in {self.plan.rows:,} rows; {counts}. A missing row is replaced by the base's, else "
-            "by that of the only model that has the token, else by the mean, so that a model without a token does not change its row"
-        )
-
-    def describe(self) -> dict[str, Any]:
-        """Return the fields for the run's record."""
-        rows = self.plan.tokens
-        lacking = {m.name: int((rows & (owned < 0)).sum()) for m, owned in zip(self.members, self.plan.owned, strict=True)}
-        return {
-            "rows": self.plan.rows,
-            "tokens": int(rows.sum()),
-            "lacking": {n: k for n, k in sorted(lacking.items(), key=lambda item: (item[0] != "base", item[0])) if k},
-            "digest": self.digest,
-        }
 
 
 def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], project: Path, cache: Path) -> AlignedVocabulary:
@@ -205,7 +73,11 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     ]
     token_rows = [t.below(n) for t, n in zip(tokens, rows, strict=True)]
     chosen = base if block.source in ("base", "union") else next(b for b in bricks if b.name == block.source)
-    if chosen.weights is None:
+    if chosen.donor is not None:
+        chosen_tokens = read_tokens(chosen.path, chosen.label)
+        chosen_rows = _rows(chosen.donor.specs, vocabulary_tensors(chosen.donor.specs, chosen.label), chosen.label)
+        token_rows[0] = token_rows[0] | same_texts(base.path, base_tokens, chosen.path, chosen_tokens, rows[0])
+    elif chosen.weights is None:
         chosen_tokens, chosen_rows = read_tokens(chosen.path, chosen.label), rows[0]
         chosen_rows = max(chosen_rows, max(chosen_tokens.ids.values(), default=0) + 1)
     else:
@@ -232,9 +104,42 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     path = cache / "tokenizers" / files
     if not path.is_dir():
         write_tokenizer(path, chosen.path, additions, donors, template, generation)
-    digest = json_digest([block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]])
+    words: list[Any] = [block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]]
     config = configured(base.config or {}, None if chosen is base else special, out_rows)
-    return AlignedVocabulary(members, plan, frozenset(tensors), out, path, config, digest, warnings)
+    donor = None
+    if chosen.donor is not None and block.missing is not None:
+        made = _made(block.k, chosen, chosen_tokens.below(chosen_rows), plan, tensors, cache) if block.missing == "omp" else None
+        donor = Donor(chosen.name, block.missing, made)
+        words += [MADE_VERSION] if made else []
+    return AlignedVocabulary(members, plan, frozenset(tensors), out, path, config, json_digest(words), warnings, donor)
+
+
+def _made(k: int, donor: Member, ids: Mapping[str, int], plan: RowPlan, tensors: Sequence[str], cache: Path) -> MadeRows:
+    """Return the rows that are made of rows of shared tokens.
+
+    Args:
+        k: Largest number of rows of a combination.
+        donor: The brick with rows of all tokens.
+        ids: Token -> row of the donor, which is also the row of the output.
+        plan: The origin of every row of the output.
+        tensors: Vocabulary tensors of the base.
+        cache: The project's cache directory.
+
+    Raises:
+        WorkbenchError: If fewer tokens are shared than a combination has.
+    """
+    assert donor.donor is not None
+    rows = np.flatnonzero(plan.donor == MADE)
+    has_row = np.zeros(plan.rows, dtype=bool)
+    has_row[list(ids.values())] = True
+    shared = np.flatnonzero(has_row & (plan.own[0] >= 0))
+    if len(shared) < k:
+        raise WorkbenchError(
+            f"tokenizer: base and {donor.label} share {len(shared):,} tokens, but each of {len(rows):,} rows is to be made of {k}",
+            "Write a smaller `k`, or `missing: mean`. Rows that are made of so few others say little.",
+        )
+    names = counterparts(tensors, vocabulary_tensors(donor.donor.specs, donor.label))
+    return MadeRows(donor.donor, names, rows, shared, plan.own[0][shared], k, plan.rows, cache)
 
 
 def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, base_rows: int, warnings: list[str]) -> Tokens:
@@ -316,7 +221,10 @@ def row_plan(
         forced[row] = rule.force
         if rule.source is not None:
             donor[row], donor_row[row] = _rule(token, rule.source, row, owned, names, token_rows, sizes)
-    if without_row := [t for t, row in out.items() if donor[row] == PAD]:
+    without_row = [t for t, row in out.items() if donor[row] == PAD]
+    if without_row and block.missing is not None:
+        donor[[out[t] for t in without_row]] = _RULES[block.missing]
+    elif without_row:
         raise WorkbenchError(
             f"tokenizer: no model has a row for {without_row[0]!r}"
             + (f" and {len(without_row) - 1} other tokens" if without_row[1:] else ""),

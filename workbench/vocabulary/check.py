@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from workbench.errors import WorkbenchError
-from workbench.vocabulary.align import vocabulary_tensors
+from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.tokens import TokenDifference, Tokens, has_tokenizer, read_tokens, same_file
 from workbench.weights.specs import TensorSpec
 

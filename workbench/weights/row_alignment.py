@@ -7,7 +7,7 @@ over the models that have one, or zeros. All models use the same substitute, so 
 from __future__ import annotations
 
 import threading
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -26,7 +26,9 @@ if TYPE_CHECKING:
     Index: TypeAlias = NDArray[np.int64]
 
 # Values of `RowPlan.donor` that are not a model's number.
-ZERO, MEAN, PAD = -1, -2, -3
+ZERO, MEAN, PAD, MADE = -1, -2, -3, -4
+# Elements that are gathered at a time to make rows.
+_GATHERED = 1 << 24
 # With more runs of consecutive rows than _MANY_RUNS, shorter than _SHORT_RUN on average, reading the whole tensor once is faster.
 _MANY_RUNS, _SHORT_RUN = 2048, 16
 
@@ -38,8 +40,8 @@ class RowPlan:
     Attributes:
         owned: For each model, [rows]: the row in its own tensor, or -1 if it has none.
         forced: [rows], bool: rows for which every model uses the substitute.
-        donor: [rows]: the model whose row is the substitute; or ZERO, MEAN (of the models that have the row) or PAD (the mean of the
-            model's own aligned token rows).
+        donor: [rows]: the model whose row is the substitute; or ZERO, MEAN (of the models that have the row), PAD (the mean of the
+            model's own aligned token rows) or MADE (a combination of the base's rows).
         donor_row: [rows]: the row in the donor's tensor.
         tokens: [rows], bool: rows of tokens; the others are padding.
     """
@@ -73,6 +75,25 @@ class RowPlan:
         return _is_scattered(self.own[model]) or _is_scattered(self.donated(model))
 
 
+@dataclass(frozen=True)
+class Combination:
+    """Rows that are made of rows of the base, for one tensor.
+
+    Attributes:
+        number: [rows]: for each output row, its number among those that are made, or -1.
+        atoms: [made, k]: rows of the base.
+        coefficients: [made, k], float32.
+    """
+
+    number: Index
+    atoms: Tensor
+    coefficients: Tensor
+
+
+Made: TypeAlias = "Callable[[str, torch.device], Combination]"
+"""Returns the combinations for a tensor's rows that are MADE."""
+
+
 class WholeTensors:
     """Cache of complete tensors, so that several readers of a tensor share one copy in memory."""
 
@@ -104,6 +125,7 @@ class AlignedWeights:
         tensors: Names of the tensors that have one row per token.
         cache: Cache that all models share.
         inner: Weights to align instead of `models[number]`, with the same rows, such as the result of a recipe on it.
+        made: Returns the combinations of rows that are MADE; None if the plan has none.
     """
 
     def __init__(
@@ -114,8 +136,10 @@ class AlignedWeights:
         tensors: Collection[str],
         cache: WholeTensors,
         inner: Weights | None = None,
+        made: Made | None = None,
     ) -> None:
         self._models = models
+        self._made = made
         self._number = number
         self._plan = plan
         self._tensors = tensors
@@ -154,6 +178,18 @@ class _AlignedSource:
         self._readers = weights._readers(name, device)
         self._spec = weights.specs[name]
         self._device = device
+        self._weights, self._name = weights, name
+
+    @cached_property
+    def _made(self) -> Combination:
+        """The combinations of the tensor's rows that are MADE."""
+        assert self._weights._made is not None
+        return self._weights._made(self._name, self._device)
+
+    @cached_property
+    def _base(self) -> Tensor:
+        """The base's tensor [rows, cols], of which rows are made."""
+        return self._weights._whole.get(self._weights._models[0], self._name, self._device)
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         self._read(start, stop, out)
@@ -176,8 +212,21 @@ class _AlignedSource:
                 out[_tensor(places, out)] = 0
             elif kind == MEAN:
                 out[_tensor(places, out)] = self._mean(start + places, out)
+            elif kind == MADE:
+                out[_tensor(places, out)] = self._combined(start + places, out)
             elif kind >= 0:
                 self._readers.donor(kind).take(self._plan.donor_row[start:stop], out, places)
+
+    def _combined(self, rows: Index, reference: Tensor) -> Tensor:
+        """Return combinations of the base's rows, for each of some output rows."""
+        made, numbers = self._made, _tensor(self._made.number[rows], reference)
+        result = torch.empty(len(rows), reference.shape[1], dtype=reference.dtype, device=reference.device)
+        size = max(1, _GATHERED // max(1, made.atoms.shape[1] * reference.shape[1]))
+        for start in range(0, len(rows), size):
+            part = numbers[start : start + size]
+            values = torch.einsum("nk,nkd->nd", made.coefficients[part], self._base[made.atoms[part]].float())
+            result[start : start + size] = values
+        return result
 
     def _without_own_row(self, start: int, stop: int, kind: int) -> Index:
         """Return the rows in start..stop for which the model has no row of its own and the substitute is of a kind."""
@@ -200,11 +249,13 @@ class _AlignedSource:
     def _padding(self) -> Tensor:
         """The mean of the aligned token rows, summed in float64 (Hewitt 2021, "Initializing new word embeddings")."""
         total = torch.zeros(self._spec.cols, dtype=torch.float64, device=self._device)
+        # A token without a row in any model has this mean for a row, and is no part of it.
+        counted = self._plan.tokens & ((self._own >= 0) | (self._plan.donor != PAD))
         for start, stop in self._spec.blocks(block_elements(self._device)):
             block = torch.empty(stop - start, self._spec.cols, device=self._device)
             self._read(start, stop, block)
-            total += block[_tensor(np.flatnonzero(self._plan.tokens[start:stop]), block)].sum(0, dtype=torch.float64)
-        return (total / max(1, int(self._plan.tokens.sum()))).float()
+            total += block[_tensor(np.flatnonzero(counted[start:stop]), block)].sum(0, dtype=torch.float64)
+        return (total / max(1, int(counted.sum()))).float()
 
 
 class _Readers:

@@ -1,0 +1,216 @@
+"""The tokenizer of another model, and rows of tokens that the base lacks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worlds.project import Project
+from worlds.tiny import config, tensors_of
+from worlds.token_words import BASE, EMBED, HEAD, SPECIAL, save_llama, save_random, save_words, tensors_in_memory
+
+from workbench.errors import WorkbenchError
+from workbench.vocabulary.pursuit import pursue
+from workbench.vocabulary.spelling import spellings
+from workbench.vocabulary.tokens import read_tokens
+
+NEW = [f"n{i}" for i in range(40)]
+WORDS = [*NEW[:20], "<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(0, 260, 2)), *NEW[20:]]
+"""The donor's words: half of the base's in another order, and forty of its own."""
+EMBED_OF, HEAD_OF = "gpt_neox.embed_in.weight", "embed_out.weight"
+BLOCK = "bricks: {donor: donor}\ntokenizer: {source: donor, missing: %s}\n"
+
+
+def planted(generator: torch.Generator, tensor: Tensor) -> dict[int, dict[int, float]]:
+    """Replace each new word's row by a combination of three shared words' rows: row -> {row: coefficient}."""
+    shared = [i for i, word in enumerate(WORDS) if word in BASE]
+    found = {}
+    for row in (i for i, word in enumerate(WORDS) if word not in BASE):
+        picked = [shared[int(i)] for i in torch.randperm(len(shared), generator=generator)[:3]]
+        signs = torch.randint(0, 2, (3,), generator=generator) * 2.0 - 1
+        values = signs * (torch.rand(3, generator=generator) + 1)
+        found[row] = dict(zip(picked, values.tolist(), strict=True))
+        tensor[row] = sum(value * tensor[i] for i, value in found[row].items())  # type: ignore[assignment]
+    return found
+
+
+@pytest.fixture(scope="module")
+def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, dict[int, dict[int, float]]]]:
+    """A llama, a wider GPT-NeoX with other words whose rows are planted, and what was planted in embeddings and head."""
+    from safetensors.torch import save_file
+
+    top = tmp_path_factory.mktemp("missing")
+    save_llama(top / "base", BASE)
+    settings = config("gpt_neox")
+    settings.hidden_size, settings.num_attention_heads = 128, 4
+    save_random(top / "donor", settings, WORDS)
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(top / "donor").items()}
+    generator = torch.Generator().manual_seed(3)
+    plans = {}
+    for name in (EMBED_OF, HEAD_OF):
+        tensors[name] = torch.randn(tensors[name].shape, generator=generator)
+        plans[name] = planted(generator, tensors[name])
+    save_file(tensors, top / "donor" / "model.safetensors", metadata={"format": "pt"})
+    return top, plans
+
+
+@pytest.fixture
+def project(tmp_path: Path, worlds: tuple[Path, Any]) -> Project:
+    (tmp_path / "recipes").mkdir()
+    for name in ("base", "donor"):
+        (tmp_path / name).symlink_to(worlds[0] / name)
+    return Project(tmp_path)
+
+
+def test_rows_are_the_planted_combinations(project: Project, worlds: tuple[Path, Any]) -> None:
+    """New rows are the same combinations of the base's rows; shared words keep their rows; all else stays."""
+    top, plans = worlds
+    resolved = project.resolve("base: base\n" + BLOCK % "omp, k: 3")
+    ours, base = tensors_in_memory(resolved), tensors_of(top / "base")
+    assert read_tokens(resolved.tokenizer_path, "ours").ids == {word: i for i, word in enumerate(WORDS)}
+    for name, source in ((EMBED, EMBED_OF), (HEAD, HEAD_OF)):
+        rows = [BASE.index(word) if word in BASE else -1 for word in WORDS]
+        for row, word in enumerate(WORDS):
+            wanted = (
+                base[name][rows[row]]
+                if word in BASE
+                else sum(value * base[name][rows[i]] for i, value in plans[source][row].items())
+            )
+            assert torch.allclose(ours[name][row], wanted, atol=1e-5), (name, word)
+    others = set(base) - {EMBED, HEAD}
+    assert others
+    assert all(torch.equal(ours[name], base[name]) for name in others)
+    described = resolved.vocabulary.describe() if resolved.vocabulary else {}
+    assert described["missing"] == "omp"
+    assert (described["shared"], described["made"], described["rows"]) == (133, 40, 173)
+    assert max(described["residual"].values()) < 1e-3
+
+
+def test_mean_and_zero(project: Project, worlds: tuple[Path, Any]) -> None:
+    base = tensors_of(worlds[0] / "base")
+    shared = torch.tensor([BASE.index(word) for word in WORDS if word in BASE])
+    for rule in ("mean", "zero"):
+        ours = tensors_in_memory(project.resolve("base: base\n" + BLOCK % rule))
+        for name in (EMBED, HEAD):
+            wanted = base[name][shared].double().mean(0).float() if rule == "mean" else torch.zeros(base[name].shape[1])
+            for word in NEW:
+                assert torch.allclose(ours[name][WORDS.index(word)], wanted, atol=1e-6), (rule, word)
+
+
+def test_a_merge_leaves_made_rows_alone(project: Project, worlds: tuple[Path, Any]) -> None:
+    """A brick of the base's vocabulary has no delta in rows of tokens that it lacks."""
+    from worlds.token_words import save_tuned
+
+    save_tuned(worlds[0] / "base", project.path / "tuned", BASE, BASE, seed=5)
+    text = "base: base\nbricks: {donor: donor, tuned: tuned}\ntokenizer: {source: donor, missing: omp, k: 3}\nsteps: [%s]\n"
+    plain = tensors_in_memory(project.resolve(text % ""))
+    merged = tensors_in_memory(project.resolve(text % "{merge: task_arithmetic}"))
+    tuned = tensors_of(project.path / "tuned")
+    made = [i for i, word in enumerate(WORDS) if word not in BASE]
+    assert torch.equal(merged[EMBED][made], plain[EMBED][made])
+    assert torch.allclose(merged[EMBED][WORDS.index("w4")], tuned[EMBED][BASE.index("w4")], atol=1e-6)
+
+
+def test_the_written_model_loads_and_says_what_was_carried(project: Project) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    project.run("base: base\n" + BLOCK % "omp, k: 3")
+    (place,) = (project.path / "runs").glob("*/model")
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(place), AutoTokenizer.from_pretrained(place)
+    assert model.get_input_embeddings().weight.shape[0] == len(WORDS) == len(tokenizer)
+    assert model.config.eos_token_id == WORDS.index("<eos>") == tokenizer.eos_token_id
+    found = json.loads((place.parent / "run.json").read_text("utf-8"))["tokenizer"]
+    assert "| tokenizer | donor |" in (place / "README.md").read_text("utf-8")
+    assert (found["missing"], found["made"], found["shared"]) == ("omp", 40, 133)
+    assert set(found["residual"]) == {EMBED, HEAD}
+
+
+def test_the_key_follows_the_donor(project: Project, worlds: tuple[Path, Any], tmp_path: Path) -> None:
+    """Another row of the donor is another configuration, also where the tokenizers are equal."""
+    import shutil
+
+    from safetensors.torch import save_file
+
+    before = project.resolve("base: base\n" + BLOCK % "omp, k: 3").key
+    assert project.resolve("base: base\n" + BLOCK % "omp, k: 4").key != before
+    (tmp_path / "donor").unlink()
+    shutil.copytree(worlds[0] / "donor", tmp_path / "donor")
+    tensors = {name: tensor.clone() for name, tensor in tensors_of(tmp_path / "donor").items()}
+    tensors[EMBED_OF][0, 0] += 1
+    save_file(tensors, tmp_path / "donor" / "model.safetensors", metadata={"format": "pt"})
+    assert project.resolve("base: base\n" + BLOCK % "omp, k: 3").key != before
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("bricks: {donor: donor}\ntokenizer: {source: base, missing: omp}\n", "`missing` needs a brick as `source`"),
+        ("bricks: {donor: donor}\ntokenizer: {source: donor, missing: mean, k: 8}\n", "`k` is for `missing: omp`"),
+        ("bricks: {donor: donor}\ntokenizer: {source: donor, missing: least}\n", "'omp', 'mean' or 'zero'"),
+        (
+            "bricks: {donor: donor}\ntokenizer: {source: donor, missing: omp}\nsteps: [{merge: task_arithmetic, bricks: [donor]}]\n",
+            "uses 'donor' too",
+        ),
+        ("bricks: {donor: donor}\ntokenizer: {source: donor, missing: omp, k: 134}\n", "share 133 tokens"),
+        ("bricks: {donor: donor}\ntokenizer: {source: donor}\n", "lm_head.weight has no rows"),
+    ],
+)
+def test_bad_input(text: str, message: str, project: Project) -> None:
+    with pytest.raises(WorkbenchError, match=message):
+        project.resolve(f"base: base\n{text}")
+
+
+def test_pursuit_is_scikit_learns() -> None:
+    linear_model = pytest.importorskip("sklearn.linear_model")
+    generator = torch.Generator().manual_seed(0)
+    atoms, targets = torch.randn(300, 48, generator=generator) * 3, torch.randn(40, 48, generator=generator)
+    found = pursue(targets, atoms, 12)
+    lengths = atoms.norm(dim=1).double().numpy()
+    wanted = linear_model.orthogonal_mp((atoms.double().numpy() / lengths[:, None]).T, targets.double().numpy().T, n_nonzero_coefs=12)
+    ours = np.zeros_like(wanted)
+    for target in range(40):
+        np.add.at(ours[:, target], found.atoms[target].numpy(), found.coefficients[target].double().numpy())
+    assert np.abs(ours * lengths[:, None] - wanted).max() <= 1e-5
+    rest = targets.numpy() - ours.T @ atoms.numpy()
+    assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
+
+
+def test_pursuit_of_dependent_and_empty_atoms() -> None:
+    """Atoms twice, of length 0, and fewer directions than rounds: coefficients stay finite and the sum is right."""
+    atoms = torch.tensor([[0.0, 0, 0], [2, 0, 0], [2, 0, 0], [0, 5, 0]])
+    found = pursue(torch.tensor([[3.0, 4, 0], [0, 0, 0], [0, 0, 7]]), atoms, 3)
+    sums = torch.einsum("nk,nkd->nd", found.coefficients, atoms[found.atoms])
+    assert torch.allclose(sums, torch.tensor([[3.0, 4, 0], [0, 0, 0], [0, 0, 0]]))
+    assert found.residuals.tolist() == [0, 0, 1]
+    assert len(pursue(torch.zeros(0, 3), atoms, 2).atoms) == 0
+
+
+def test_tokens_of_other_conventions_are_the_same_text(tmp_path: Path) -> None:
+    """Byte-level "Ġthe" and SentencePiece "▁the" stand for " the"; a byte token for its byte; special tokens for nothing."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    words = ["<s>", "Ġthe", "é", "Ċ", "the"]
+    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    tokenizer.pre_tokenizer, tokenizer.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+    tokenizer.add_special_tokens([AddedToken("<s>", special=True)])
+    (tmp_path / "bytes").mkdir()
+    tokenizer.save(str(tmp_path / "bytes" / "tokenizer.json"))
+    pieces = ["<s>", "▁the", "<0x0A>", "é", "the"]
+    other = Tokenizer(models.BPE({word: i for i, word in enumerate(pieces)}, [], byte_fallback=True))
+    other.add_special_tokens([AddedToken("<s>", special=True)])
+    (tmp_path / "pieces").mkdir()
+    other.save(str(tmp_path / "pieces" / "tokenizer.json"))
+
+    def read(name: str) -> dict[str, bytes]:
+        return spellings(tmp_path / name, read_tokens(tmp_path / name, name), name)
+
+    assert read("bytes") == {"Ġthe": b" the", "é": b"\xe9", "Ċ": b"\n", "the": b"the"}
+    assert read("pieces") == {"▁the": b" the", "<0x0A>": b"\n", "é": "é".encode(), "the": b"the"}
+    save_words(tmp_path / "words", [*SPECIAL, "w1"])
+    assert read("words") == {"w1": b"w1"}
