@@ -117,6 +117,10 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
         run.write({**record, "status": "failed", "error": error.message})
         raise
     record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
+    if resolved.vocabulary is not None:
+        record["tokenizer"] = resolved.vocabulary.describe()  # again: rows are made when they are read
+        if carried := resolved.vocabulary.carried():
+            log({"stage": "rows", "text": carried})
     _finish(resolved, run, composition, record, run.path / form.folder)
     if digest := form.configuration(output):
         remember_digest(resolved, digest, device)

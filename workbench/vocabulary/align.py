@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +23,8 @@ from workbench.vocabulary.files import (
     write_tokenizer,
 )
 from workbench.vocabulary.missing import VERSION as MADE_VERSION
-from workbench.vocabulary.missing import MadeRows, counterparts, same_texts
+from workbench.vocabulary.missing import MadeRows, counterparts
+from workbench.vocabulary.spelling import shared_rows, spelling
 from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
 from workbench.weights.row_alignment import MADE, MEAN, PAD, ZERO, RowPlan
 from workbench.weights.specs import TensorSpec
@@ -76,7 +77,14 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
     if chosen.donor is not None:
         chosen_tokens = read_tokens(chosen.path, chosen.label)
         chosen_rows = _rows(chosen.donor.specs, vocabulary_tensors(chosen.donor.specs, chosen.label), chosen.label)
-        token_rows[0] = token_rows[0] | same_texts(base.path, base_tokens, chosen.path, chosen_tokens, rows[0])
+        token_rows = [
+            {
+                token: i
+                for token, i in shared_rows(t, _spelling(m, base), chosen_tokens, spelling(chosen.path, chosen.label)).items()
+                if i < n
+            }
+            for m, t, n in zip(members, tokens, rows, strict=True)
+        ]
     elif chosen.weights is None:
         chosen_tokens, chosen_rows = read_tokens(chosen.path, chosen.label), rows[0]
         chosen_rows = max(chosen_rows, max(chosen_tokens.ids.values(), default=0) + 1)
@@ -153,6 +161,11 @@ def _tokens_of(member: Member, rows: int, base: Member, base_tokens: Tokens, bas
         )
     warnings.append(f"{member.label}: no tokenizer in its directory; the base's is assumed")
     return base_tokens
+
+
+def _spelling(member: Member, base: Member) -> Callable[[str], bytes | None]:
+    """Return the convention of a model's tokenizer; without one of its own, the base's."""
+    return spelling(member.path, member.label) if has_tokenizer(member.path) else spelling(base.path, base.label)
 
 
 def _additions(

@@ -178,6 +178,17 @@ class AlignedVocabulary:
             "by that of the only model that has the token, else by the mean, so that a model without a token does not change its row"
         )
 
+    def carried(self) -> str | None:
+        """Return what rows that were made have of the donor's rows, once they have been read; None if none are made."""
+        residuals = list(self._made.residuals.values()) if self._made else []
+        if self._made is None or not residuals:
+            return None
+        left = ", ".join(f"{value:.0%}" for value in residuals)
+        return (
+            f"{len(self._made.shared):,} rows carried over, {len(self._made.rows):,} made of up to {self._made.k} of them; combinations "
+            f"leave {left} of the length of the brick's rows unexplained"
+        )
+
     def describe(self) -> dict[str, Any]:
         """Return the fields for the run's record."""
         rows = self.plan.tokens

@@ -17,8 +17,6 @@ from workbench.files import bytes_digest, json_digest
 from workbench.lazy import torch
 from workbench.models.architecture import is_head_module
 from workbench.vocabulary.pursuit import pursue
-from workbench.vocabulary.spelling import spellings
-from workbench.vocabulary.tokens import Tokens
 from workbench.weights.row_alignment import Combination
 from workbench.weights.saving import save_tensors
 from workbench.weights.specs import Weights, load
@@ -30,23 +28,6 @@ if TYPE_CHECKING:
 
 VERSION = 1
 """Version of the combinations; part of the keys of all that depends on them."""
-
-
-def same_texts(base: Path, base_tokens: Tokens, donor: Path, donor_tokens: Tokens, rows: int) -> dict[str, int]:
-    """Return the base's row for tokens of a donor that stand for the same text under another string, such as "▁the" for "Ġthe".
-
-    Args:
-        base: Directory of the base's tokenizer.
-        base_tokens: Its tokens.
-        donor: Directory of the donor's tokenizer.
-        donor_tokens: Its tokens.
-        rows: Number of rows of the base.
-    """
-    own = {text: base_tokens.ids[token] for token, text in spellings(base, base_tokens, "base").items()}
-    others = spellings(donor, donor_tokens, "the donor of the tokenizer")
-    return {
-        token: own[text] for token, text in others.items() if token not in base_tokens.ids and text in own and own[text] < rows
-    }
 
 
 @dataclass

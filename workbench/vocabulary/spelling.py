@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from workbench.vocabulary.tokens import Tokens, checked_tokenizer
 _BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
-def spellings(path: Path, tokens: Tokens, label: str) -> dict[str, bytes]:
-    """Return the bytes that each token stands for. Added tokens, such as special ones, have no spelling.
+def spelling(path: Path, label: str) -> Callable[[str], bytes | None]:
+    """Return the function that gives the bytes of an ordinary token; None for one that it cannot spell.
+
+    Tokenizers of one convention have the same function, so that the functions can be compared.
 
     Args:
         path: Directory of the tokenizer.
-        tokens: Its tokens.
         label: The model's name in messages.
 
     Raises:
@@ -33,20 +34,35 @@ def spellings(path: Path, tokens: Tokens, label: str) -> dict[str, bytes]:
         data = jsondoc.read_object(file, f"{label}: {file}", "Download the file again.")
     else:
         data = json.loads(checked_tokenizer(path, label).backend_tokenizer.to_str())
-    spell = _speller(data)
-    return {token: text for token in tokens.ids if token not in tokens.added and (text := spell(token)) is not None}
-
-
-def _speller(data: Mapping[str, Any]) -> Any:
-    """Return a function that gives a token's bytes, by the conventions of a tokenizer.json; None for one that it cannot spell."""
     kinds = set(_kinds([data.get("pre_tokenizer"), data.get("decoder")]))
-    model = data.get("model") or {}
     if "ByteLevel" in kinds:
         return _byte_level
-    if model.get("type") == "WordPiece" or "WordPiece" in kinds:
-        prefix = str(model.get("continuing_subword_prefix") or "##")
-        return lambda token: (token.removeprefix(prefix) if token.startswith(prefix) else " " + token).encode()
-    return _sentence_piece
+    return _word_piece if (data.get("model") or {}).get("type") == "WordPiece" else _sentence_piece
+
+
+def shared_rows(
+    tokens: Tokens, spell: Callable[[str], bytes | None], others: Tokens, spell_others: Callable[[str], bytes | None]
+) -> dict[str, int]:
+    """Return another tokenizer's tokens that a tokenizer has as well -> the id there.
+
+    Tokens of one convention are the same if their strings are. Otherwise ordinary tokens are the same if they stand for the same text: the
+    same string may then stand for other texts. Added tokens, such as special ones, are compared by their strings.
+
+    Args:
+        tokens: The tokenizer's tokens.
+        spell: Its convention, as returned by `spelling`.
+        others: The other tokenizer's tokens.
+        spell_others: Its convention.
+    """
+    if spell is spell_others:
+        return {token: tokens.ids[token] for token in others.ids if token in tokens.ids}
+    # Of several tokens with one text, such as a letter and its byte, the last one is the ordinary one: bytes come first.
+    by_text = {text: i for token, i in tokens.ids.items() if token not in tokens.added and (text := spell(token)) is not None}
+    rows = {token: tokens.ids[token] for token in others.added if token in tokens.added}
+    for token in others.ids:
+        if token not in others.added and (text := spell_others(token)) in by_text:
+            rows[token] = by_text[text]
+    return rows
 
 
 def _kinds(nodes: Any) -> Iterator[str]:
@@ -63,6 +79,11 @@ def _byte_level(token: str) -> bytes | None:
     """Return the bytes of a token in which every byte is written as a character of its own; None if it is not such a token."""
     found = [_BYTES.get(character) for character in token]
     return bytes(byte for byte in found if byte is not None) if None not in found else None
+
+
+def _word_piece(token: str) -> bytes:
+    """Return the bytes of a token that begins a word unless it starts with "##"."""
+    return (token.removeprefix("##") if token.startswith("##") else " " + token).encode()
 
 
 def _sentence_piece(token: str) -> bytes:
