@@ -6,7 +6,7 @@
 All contestants run in turn in one process, on one model and the same random rank-8 adapters on all linear layers of its blocks.
 `one` gives every row of a batch the same brick, `mixed` gives row i the brick i. Each number is the best of some rounds, because other
 work on the machine only slows a round down; `ratio` is the median over rounds of a contestant's time divided by the kernel's time next
-to it. Memory is what a call needs at its peak beyond model and adapters, of torch's own allocations.
+to it; `decode_ratio` is the same for one token a row, as in a step of generation. Memory is what a call needs at its peak beyond model and adapters, of torch's own allocations.
 """
 
 from __future__ import annotations
@@ -116,10 +116,22 @@ def compare(given: Any, places: dict[str, Path], rows: torch.Tensor) -> dict[str
         found[f"kernel {kind}"] = measured(given, call, rows)
     for kind, call in theirs.items():
         found[f"peft {kind}"] = {**measured(given, call, rows), "ratio": ratio(given, call, ours[kind])}
+    step = rows[:, :1]
+    steps = {"one": (names[0], None), "mixed": (mixed, of_row)}
+    for kind, (choice, adapters) in steps.items():
+        found[f"peft {kind}"]["decode_ratio"] = ratio(
+            given,
+            lambda adapters=adapters: forward(peft, step, adapter_names=adapters),  # type: ignore[misc]
+            lambda choice=choice: forward(model, step, routing.fixed(choice)),  # type: ignore[misc]
+        )
     theirs.clear()
+    peft = None  # frees the adapters
     arrow = arrow_model(given, places)
     call = lambda: forward(arrow, rows)  # noqa: E731
     found["peft arrow"] = {**measured(given, call, rows), "ratio": ratio(given, call, ours["mixed"])}
+    found["peft arrow"]["decode_ratio"] = ratio(
+        given, lambda: forward(arrow, step), lambda: forward(model, step, routing.fixed(mixed))
+    )
     return found
 
 

@@ -87,11 +87,14 @@ def kernel_block(found: dict[str, Any]) -> str:
     }
     lines = []
     for kind, name in kinds.items():
-        cells = [f"{row[kind].get('ratio', 1.0):.2f}, {row[kind]['peak_mb']:.0f} MB" for row in found["results"]]
+        cells = [
+            f"{row[kind].get('ratio', 1.0):.2f}, {row[kind].get('decode_ratio', 1.0):.2f}, {row[kind]['peak_mb']:.0f} MB"
+            for row in found["results"]
+        ]
         lines.append([name, *cells])
     note = (
-        f"Time of a call relative to the kernel's call next to it (one brick to one brick, the others to the mixed batch), and its peak "
-        f"memory beyond model and adapters. Batches of {found['rows']} rows of {found['tokens']} tokens in float32, adapters of rank "
+        f"Time of a call relative to the kernel's call next to it (one brick to one brick, the others to the mixed batch), for a prompt and for one "
+        f"token a row, as in a step of generation; and its peak memory beyond model and adapters. Batches of {found['rows']} rows of {found['tokens']} tokens in float32, adapters of rank "
         f"{found['rank']} on all linear layers, {found['threads']} thread. "
     )
     heads = ["", *(f"bricks: {row['bricks']}" for row in found["results"])]
