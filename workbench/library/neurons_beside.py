@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.emergent.activations import PassOptions
 from workbench.emergent.functions import Settings
 from workbench.emergent.labelled import Labelled
 from workbench.emergent.sets import NeuronSet
@@ -20,7 +21,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import write_json
 from workbench.lazy import torch
-from workbench.library.neurons_functions import FunctionAnalysis, PassOptions, analyze_functions
+from workbench.library.neurons_functions import FunctionAnalysis, analyze_functions
 from workbench.library.neurons_subject import open_neurons
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve

@@ -65,9 +65,10 @@ def functions(
     """
     from workbench.cli._subjects import open_configuration
     from workbench.cli.documents.analyze import FunctionsDocument
+    from workbench.emergent.activations import PassOptions
     from workbench.emergent.functions import Settings
     from workbench.library.neurons_beside import check_beside, functions_beside
-    from workbench.library.neurons_functions import PassOptions, analyze_functions
+    from workbench.library.neurons_functions import analyze_functions
     from workbench.library.neurons_subject import open_neurons
     from workbench.models.device import pick_device
 
