@@ -70,8 +70,7 @@ def main() -> None:
 def opened(model: Path, data: Path, texts: int) -> tuple[NeuronSubject, list[ItemRow]]:
     """Return the live model with its sites, and the texts as tokens."""
     torch.set_num_threads(1)
-    name, resolved = resolve_model(str(model), PROJECT)
-    subject = open_neurons(resolved, name, torch.device("cpu"))
+    subject = open_neurons(resolve_model(str(model), PROJECT), torch.device("cpu"))
     rows = subject.rows(read_labelled(data, str(data)).items)
     return subject, [rows[i * len(rows) // texts] for i in range(min(texts, len(rows)))]
 

@@ -155,4 +155,4 @@ def _resolve_model(path: str | Path, version: int | None) -> Resolved:
     from workbench.run.opened import resolve_model
 
     directory = Path(path)
-    return resolve_model(str(directory), find_project(directory.resolve() / "here"), version=version)[1]
+    return resolve_model(str(directory), find_project(directory.resolve() / "here"), version=version).resolved

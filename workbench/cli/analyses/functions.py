@@ -74,10 +74,10 @@ def functions(
 
     out.quiet = json or quiet
     texts = labelled_texts(data)
-    name, resolved, _ = open_configuration(model)
+    opened = open_configuration(model)
     if beside:
-        check_beside(resolved, name)
-    subject = open_neurons(resolved, name, pick_device(device), out.event)
+        check_beside(opened)
+    subject = open_neurons(opened, pick_device(device), out.event)
     settings = Settings(
         share=share,
         per=per,
@@ -94,7 +94,7 @@ def functions(
     if beside:
         del subject
         compared = functions_beside(
-            resolved, analysis, settings=settings, options=options, device=pick_device(device), events=out.event
+            opened, analysis, settings=settings, options=options, device=pick_device(device), events=out.event
         )
         compared.write(place)
         document["beside"] = compared.document()
