@@ -69,8 +69,9 @@ class LoadedRecipe:
         """
         from workbench.models.device import pick_device
         from workbench.run.execute import execute
+        from workbench.run.work import Work
 
-        return execute(self.resolved, self._runs, device=pick_device(device), out=Path(out) if out else None)
+        return execute(self.resolved, self._runs, Work(pick_device(device)), out=Path(out) if out else None)
 
     def model(self, device: str = "auto") -> PreTrainedModel:
         """Compose the configuration in memory and return it as a transformers model in the output dtype.

@@ -23,6 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
+from workbench.run.work import Work
 from workbench.scores.plan import ScorePlan
 from workbench.search.run import Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
@@ -111,7 +112,7 @@ def test_memory_and_disk_agree(world: Project) -> None:
         recipe = search.space.recipe_of(trial["values"], f"alone-{trial['number']}")
         resolved = resolve(recipe)
         (resolved.cache / "configurations" / f"{resolved.key}.json").unlink()
-        assert execute(resolved, world.path / "runs", device=CPU)["configuration"] == trial["digest"]
+        assert execute(resolved, world.path / "runs", Work(CPU))["configuration"] == trial["digest"]
 
 
 def test_one_seed_one_sequence(world: Project) -> None:
