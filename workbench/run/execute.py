@@ -170,15 +170,24 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.path / "recipe.yaml", text)
     record: dict[str, Any] = {
-        "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
-        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
-                   "bricks": {n: {"kind": b.kind, "revision": b.revision}
-                              for n, b in resolved.bricks.items()}},
+        "version": 1,
+        "status": "started",
+        "name": recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": recipe.fields.model_dump(mode="json", by_alias=True),
+        "seed": recipe.fields.seed,
+        "inputs": {
+            "base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+            "bricks": {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()},
+        },
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
-        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,
-        "backend": backend().record(), "versions": versions(),
-    }  # fmt: skip
+        "generation": resolved.generation,
+        "warnings": resolved.warnings,
+        "device": str(device),
+        "tf32": False,
+        "backend": backend().record(),
+        "versions": versions(),
+    }
     run.write(record)
     return record
 
