@@ -78,14 +78,7 @@ def functions(
     if beside:
         check_beside(opened)
     subject = open_neurons(opened, pick_device(device), out.event)
-    settings = Settings(
-        share=share,
-        per=per,
-        polarity=polarity,
-        draws=draws,
-        keep_residents=not no_residents,
-        seed=seed,
-    )
+    settings = Settings(share=share, per=per, polarity=polarity, draws=draws, keep_residents=not no_residents, seed=seed)
     options = PassOptions(score=score, part=part, skip=skip, chat=chat)
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = results_folder(to, subject.name)
