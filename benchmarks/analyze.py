@@ -24,7 +24,7 @@ from pathlib import Path
 import torch
 from record import parser_of, write_results
 
-from workbench.emergent.activations import item_scores, stream
+from workbench.emergent.activations import PassItems, PassOptions, item_scores, stream
 from workbench.emergent.labelled import ItemRow, read_labelled
 from workbench.library.neurons_subject import NeuronSubject, open_neurons
 from workbench.run.opened import resolve_model
@@ -70,8 +70,7 @@ def main() -> None:
 def opened(model: Path, data: Path, texts: int) -> tuple[NeuronSubject, list[ItemRow]]:
     """Return the live model with its sites, and the texts as tokens."""
     torch.set_num_threads(1)
-    name, resolved = resolve_model(str(model), PROJECT)
-    subject = open_neurons(resolved, name, torch.device("cpu"))
+    subject = open_neurons(resolve_model(str(model), PROJECT), torch.device("cpu"))
     rows = subject.rows(read_labelled(data, str(data)).items)
     return subject, [rows[i * len(rows) // texts] for i in range(min(texts, len(rows)))]
 
@@ -84,7 +83,8 @@ def passes(subject: NeuronSubject, rows: Sequence[ItemRow], kind: str) -> None:
     functions = torch.arange(len(rows)) % 7
     labels = torch.ones(1, len(rows), dtype=torch.bool)
     with tempfile.TemporaryDirectory() as folder:
-        item_scores(subject.model, subject.sites, rows, functions, labels, Path(folder))
+        items = PassItems(rows, functions, labels)
+        item_scores(subject.model, subject.sites, items, Path(folder), PassOptions())
 
 
 def timed(model: Path, data: Path, texts: int, repeats: int) -> tuple[list[float], list[float], int]:

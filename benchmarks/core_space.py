@@ -21,6 +21,7 @@ import torch
 from record import write_results
 from torch import Tensor
 
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.core import core_group
 from workbench.merge.streaming.deltas import DeltaSource
 from workbench.merge.streaming.merged import MergedWeights
@@ -107,7 +108,7 @@ def main() -> None:
         cls = methods()[f"merge:{method}"]
         merge_step = cls.model_validate({"merge": method})
         assert isinstance(merge_step, MergeMethod)
-        return MergedWeights(model, model, merge_step, {f"b{i}": Lora(f, whole) for i, f in enumerate(factors)})
+        return MergedWeights(model, model, merge_step, StepBricks({f"b{i}": Lora(f, whole) for i, f in enumerate(factors)}))
 
     rows: list[dict[str, Any]] = []
     warm = step("task_arithmetic", False)

@@ -37,7 +37,7 @@ from record import parser_of, write_results
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import moments, statistics_source
 from workbench.edit.closed_form.solver import right_factor
-from workbench.edit.closed_form.values import grouped, values
+from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
 from workbench.files import json_digest
@@ -201,6 +201,7 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
     parts = Parts.of(context)
     settings = _settings()
     before = contexts(statistics_source(context, None)[0], 3)
+    at = Lookup(context, parts, options.layer, "subject_last", before)
     second = moments(context, parts, [options.layer], None, options.tokens_per_input)[options.layer]
     covariance = (second.vectors * second.values) @ second.vectors.T
     step = method("edit", "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
@@ -211,9 +212,7 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
         block = list(facts[number * options.peer : (number + 1) * options.peer])
         groups, key = grouped(block, "subject_last"), f"peer-{json_digest(number)}"
         drop(context.cache / "values")
-        values_seconds, workbench_values = cpu(
-            lambda g=groups, key=key: values(context, parts, options.layer, g, "subject_last", before, settings, key)
-        )
+        values_seconds, workbench_values = cpu(lambda g=groups, key=key: values(at, g, settings, key))
         keys, changes = (
             torch.stack([v.key for v in workbench_values]).double().T,
             torch.stack([v.change for v in workbench_values]).double().T,

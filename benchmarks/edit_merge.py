@@ -38,6 +38,7 @@ from workbench.library.rebase import rebase
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
+from workbench.run.opened import NamedModel
 from workbench.scores.store import Scores, ScoreStore
 
 SKILLS = ("add", "reverse")
@@ -142,7 +143,7 @@ class Bench:
         name = f"{merge}-{method}-rebased"
         place = self.project / "edits" / name
         if not place.is_dir():
-            rebase(brick, merge, self.control(merge).resolved, place, device=CPU, events=show)
+            rebase(brick, NamedModel(merge, self.control(merge).resolved), place, device=CPU, events=show)
         record = json.loads((place / "edit.json").read_text("utf-8"))["rebased"]
         steps = [self.step(merge, SKILLS), {"merge": "task_arithmetic", "bricks": {name: 1.0}, "lambda": 1.0}]
         return self.entry(name, steps, {**self.skills(), name: self._relative(place)}), record

@@ -10,6 +10,7 @@ benchmarks/results/neurons.json; `workbench analyze all` writes them.
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -43,8 +44,8 @@ def main() -> None:
         seconds[part] = round(time.perf_counter() - started - sum(seconds.values()), 1)
 
     data = read_labelled(given.data, given.data.name)
-    _, resolved = resolve_model(str(given.model), PROJECT)
-    subject = open_neurons(resolved, "starter base" if given.model == BASE else given.model.name, torch.device("cpu"))
+    name = "starter base" if given.model == BASE else given.model.name
+    subject = open_neurons(replace(resolve_model(str(given.model), PROJECT), name=name), torch.device("cpu"))
     done("open")
     with TemporaryDirectory() as place:
         functions = analyze_functions(subject, data, given.data.name)

@@ -110,12 +110,10 @@ def searched(project: Path, candidates: int, fidelity: Mapping[str, Any], device
 
 def samples(project: Path) -> dict[str, list[int]]:
     """Return task -> places in its data of the items that candidates are scored on."""
-    import torch
-
     from workbench.recipe.recipe import load_recipe
-    from workbench.search.run import prepare
+    from workbench.search.run import Scoring, prepare
 
-    search = prepare(load_recipe(project / "recipes" / "timed.yaml"), runs=project / "runs", device=torch.device("cpu"))
+    search = prepare(load_recipe(project / "recipes" / "timed.yaml"), project / "runs", Scoring("cpu"))
     places: dict[str, list[int]] = {}
     for task in TASKS:
         ids = {item.id for stage in search.stages.search for plan in stage for item in plan.items[task]}

@@ -15,6 +15,7 @@ import json
 import math
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,9 @@ def main() -> None:
     given = parser.parse_args()
     started = time.perf_counter()
     data = read_labelled(given.data, given.data.name)
-    _, resolved = resolve_model(str(given.base), PROJECT)
+    base = resolve_model(str(given.base), PROJECT)
     name = "starter base" if given.base == BASE else given.base.name
-    subject = open_neurons(resolved, name, pick_device(given.device))
+    subject = open_neurons(replace(base, name=name), pick_device(given.device))
     rows: list[dict[str, Any]] = []
     for method in [m for m in METHODS if m in given.methods.split(",")]:
         before = time.perf_counter()

@@ -137,10 +137,16 @@ def scoring_block(project: Path) -> str:
     for task, kinds in (("long", ("packed",)), ("letters", ("packed", "prefix")), ("story", ("packed",))):
         own = found["in_process"][task]
         rows += [
-            [f"`{task}`, `{kind}`", str(own["requests"]), f"{own[kind]['token_ratio']}", f"{own[kind]['time_ratio']}",
-             f"{own[kind]['time_ratio_default']}", f"{own[kind]['over_bare']}"]
+            [
+                f"`{task}`, `{kind}`",
+                str(own["requests"]),
+                f"{own[kind]['token_ratio']}",
+                f"{own[kind]['time_ratio']}",
+                f"{own[kind]['time_ratio_default']}",
+                f"{own[kind]['over_bare']}",
+            ]
             for kind in kinds
-        ]  # fmt: skip
+        ]
     heads = [
         "task, scorer",
         "requests",
@@ -173,10 +179,17 @@ def _merges(project: Path, name: str) -> str:
     for dtype in ("bfloat16", "float32"):
         heads += [f"mergekit {dtype}, CPU s", "peak GB", "ratio", "ratio without start-up"]
     rows = [
-        [f"`{row['method']}`", f"{row['workbench']['cpu']:.1f}", _gigabytes(row["workbench"]), str(row["over_floor"]),
-         *_peer(row.get("mergekit_bfloat16")), *_peer(row.get("mergekit_float32")), str(row.get("two_threads", {}).get("wall_ratio", ""))]
+        [
+            f"`{row['method']}`",
+            f"{row['workbench']['cpu']:.1f}",
+            _gigabytes(row["workbench"]),
+            str(row["over_floor"]),
+            *_peer(row.get("mergekit_bfloat16")),
+            *_peer(row.get("mergekit_float32")),
+            str(row.get("two_threads", {}).get("wall_ratio", "")),
+        ]
         for row in found["rows"]
-    ]  # fmt: skip
+    ]
     layers, hidden, mlp, _ = found["shape"]
     note = (
         f"Random bf16 llama checkpoints of {layers} layers, hidden size {hidden}, MLP {mlp}: base and three fine-tunes (two for `slerp`), or three "
@@ -214,8 +227,11 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
     rows = {(row["configuration"], row["task"]): row for row in found["rows"]}
     skills = any(t["role"] == "skill" for t in tasks)
     kept_back = [t["task"] for t in tasks if t["role"] == "retention"]
-    heads = ["configuration", *(f"{t['task']} (n = {t['n']}{', lower is better' if t.get('lower') else ''})" for t in tasks),
-             *(["kept"] if skills else [])]  # fmt: skip
+    heads = [
+        "configuration",
+        *(f"{t['task']} (n = {t['n']}{', lower is better' if t.get('lower') else ''})" for t in tasks),
+        *(["kept"] if skills else []),
+    ]
     heads += [f"{t}, difference" for t in kept_back]
     lines = []
     for c in shown:

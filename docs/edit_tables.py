@@ -19,8 +19,14 @@ SOLVE = "benchmarks/results/edit-solve.json"
 
 Row = Mapping[str, Any]
 # Kind -> heading; the strict scores first.
-STRICT = {"efficacy": "efficacy", "paraphrase": "paraphrases", "neighbours": "neighbours unchanged", "portability": "portability",
-          "begun": "generated text begins with the answer", "generated": "is the answer"}  # fmt: skip
+STRICT = {
+    "efficacy": "efficacy",
+    "paraphrase": "paraphrases",
+    "neighbours": "neighbours unchanged",
+    "portability": "portability",
+    "begun": "generated text begins with the answer",
+    "generated": "is the answer",
+}
 PREFERRED = {
     "preferred": "target preferred (ES)",
     "preferred-paraphrase": "on paraphrases (PS)",
@@ -36,11 +42,21 @@ def methods_block(found: dict[str, Any]) -> str:
     strict = [kind for kind in STRICT if any(kind in row["scores"] for row in rows)]
     first = table(
         ["edit", *(STRICT[kind] for kind in strict), "retention, difference"],
-        ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row)] for row in rows), left=1)  # fmt: skip
-    parts = [first, _legend(found), table(["edit", *PREFERRED.values(), "n-gram entropy, bits", "perplexity of text"],
-                                          (_soft(row) for row in rows), left=1)]  # fmt: skip
-    parts.append(table(["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()],
-                       (_cost(row) for row in rows if row["row"] != "base"), left=1))  # fmt: skip
+        ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row)] for row in rows),
+        left=1,
+    )
+    parts = [
+        first,
+        _legend(found),
+        table(["edit", *PREFERRED.values(), "n-gram entropy, bits", "perplexity of text"], (_soft(row) for row in rows), left=1),
+    ]
+    parts.append(
+        table(
+            ["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()],
+            (_cost(row) for row in rows if row["row"] != "base"),
+            left=1,
+        )
+    )
     parts.append(_seconds_note(rows))
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
@@ -102,9 +118,14 @@ def _cost(row: Row) -> list[str]:
         if kind:
             seconds[kind] = seconds.get(kind, 0.0) + value
     layers = row.get("layers")
-    return [_name(row), ", ".join(map(str, layers if isinstance(layers, list) else [] if layers is None else [layers])),
-            ", ".join(str(u["rank"]) for u in updates), ", ".join(f"{u['relative']:.3f}" for u in updates), str(row.get("skipped", "")),
-            *(f"{seconds[kind]:.1f}" if kind in seconds else "" for kind in SECONDS)]  # fmt: skip
+    return [
+        _name(row),
+        ", ".join(map(str, layers if isinstance(layers, list) else [] if layers is None else [layers])),
+        ", ".join(str(u["rank"]) for u in updates),
+        ", ".join(f"{u['relative']:.3f}" for u in updates),
+        str(row.get("skipped", "")),
+        *(f"{seconds[kind]:.1f}" if kind in seconds else "" for kind in SECONDS),
+    ]
 
 
 def _legend(found: Row) -> str:
@@ -138,8 +159,10 @@ def _single(found: Row | None) -> list[str]:
         return []
     kinds = ["efficacy", "paraphrase", "neighbours"]
     rows = [["base, not edited", *(interval(found["before"].get(kind)) for kind in kinds), ""]]
-    rows += [[f"`{name}`", *(interval(row["scores"].get(kind)) for kind in kinds), str(row["failed"])]
-             for name, row in found["rows"].items()]  # fmt: skip
+    rows += [
+        [f"`{name}`", *(interval(row["scores"].get(kind)) for kind in kinds), str(row["failed"])]
+        for name, row in found["rows"].items()
+    ]
     facts = next(iter(found["rows"].values()))["facts"] if found["rows"] else 0
     heads = ["edit", *(STRICT[kind] for kind in kinds), "refused"]
     note = (
@@ -200,8 +223,18 @@ def _at(part: Row, name: str, kind: str) -> str:
 def merge_block(found: dict[str, Any]) -> str:
     """Facts after a merge with two skills, and after a rebase onto it."""
     rows = [line for row in found["rows"] for line in _merges(row)]
-    heads = ["edit", "merge", "said without the edit", "of those right alone, right in the merge", "after the rebase", "paraphrases in the merge",
-             "after the rebase", "neighbours unchanged", "after the rebase", *found["skills"]]  # fmt: skip
+    heads = [
+        "edit",
+        "merge",
+        "said without the edit",
+        "of those right alone, right in the merge",
+        "after the rebase",
+        "paraphrases in the merge",
+        "after the rebase",
+        "neighbours unchanged",
+        "after the rebase",
+        *found["skills"],
+    ]
     alone = ", ".join(f"`{row['method']}` {interval(row['alone']['efficacy'])} %" for row in found["rows"])
     note = (
         f"{found['facts']} facts of `{found['file']}` as one brick, merged with {' and '.join(f'`{s}`' for s in found['skills'])}, all with weight 1: "
@@ -217,8 +250,15 @@ def _merges(row: Row) -> Iterator[list[str]]:
         control, merged, rebased = (found[name] for name in ("control", "merged", "rebased"))
         kept = [_kept(c["survival"].get(kind)) for kind in ("efficacy", "paraphrase") for c in (merged, rebased)]
         skills = [f"{_whole(merged['skills'][s])} ({_whole(rebased['skills'][s])})" for s in merged["skills"]]
-        yield [f"`{row['method']}`", MERGES.get(merge, merge), interval(control["efficacy"]), *kept, interval(merged["neighbours"]),
-               interval(rebased["neighbours"]), *skills]  # fmt: skip
+        yield [
+            f"`{row['method']}`",
+            MERGES.get(merge, merge),
+            interval(control["efficacy"]),
+            *kept,
+            interval(merged["neighbours"]),
+            interval(rebased["neighbours"]),
+            *skills,
+        ]
 
 
 def _kept(found: Row | None) -> str:
@@ -238,10 +278,20 @@ def _settings(name: str, fields: Row) -> str:
 def speed_block(found: dict[str, Any]) -> str:
     """Values and solve apart, memory, and a straightforward implementation in the same run."""
     rows = [
-        [f"`{name}`", title, str(row["facts"]), f"{row[name]['values']:.2f}", f"{row[name]['solve']:.2f}", _megabytes(row[name]["values_peak"]),
-         _megabytes(row[name]["solve_peak"])]
-        for title, part in _places(found) for name in part["linear"] for row in part["rows"] if name in row
-    ]  # fmt: skip
+        [
+            f"`{name}`",
+            title,
+            str(row["facts"]),
+            f"{row[name]['values']:.2f}",
+            f"{row[name]['solve']:.2f}",
+            _megabytes(row[name]["values_peak"]),
+            _megabytes(row[name]["solve_peak"]),
+        ]
+        for title, part in _places(found)
+        for name in part["linear"]
+        for row in part["rows"]
+        if name in row
+    ]
     heads = ["edit", "model", "facts", "values, CPU s", "solve, CPU s", "values, peak MB", "solve, peak MB"]
     notes = [
         f"{title.capitalize()}, layer {part['layer']}: statistics take {part['statistics']:.1f} CPU s, once; a covariance of its {part['inputs']} inputs is {_megabytes(part['covariance_bytes'])} MB. "
@@ -260,8 +310,17 @@ def solve_block(found: dict[str, Any]) -> str:
     rows: list[list[str]] = []
     for row in found["rows"]:
         ours, theirs = (f"{sum(row[name]) / len(row[name]):.2f}" for name in ("seconds", "reference_seconds"))
-        rows.append([str(row["inputs"]), f"{row['facts']:,}", ours, theirs, f"{row['ratio']:.1f}", _megabytes(row["peak"]),
-                     _megabytes(row["reference_peak"])])  # fmt: skip
+        rows.append(
+            [
+                str(row["inputs"]),
+                f"{row['facts']:,}",
+                ours,
+                theirs,
+                f"{row['ratio']:.1f}",
+                _megabytes(row["peak"]),
+                _megabytes(row["reference_peak"]),
+            ]
+        )
         rows.append(
             [str(row["inputs"]), f"{row['most']:,}", f"{row['most_seconds']:.2f}", "", "", _megabytes(row["most_peak"]), ""]
         )
@@ -301,9 +360,19 @@ def _peer(found: Row | None) -> list[str]:
     facts = sum(b["facts"] for b in blocks)
     rows = [
         ["values", *(f"{sum(b['values'][i] for b in blocks) / facts:.2f}" for i in (0, 1)), told("values")],
-        ["values and ROME's solve", f"{_ours(blocks) / facts:.2f}", f"{sum(b['values'][1] + b['rome'] for b in blocks) / facts:.2f}", told("rome")],
-        ["values and MEMIT's solve", f"{_ours(blocks) / facts:.2f}", f"{sum(b['values'][1] + b['memit_one_by_one'] for b in blocks) / facts:.2f}", told("memit")],
-    ]  # fmt: skip
+        [
+            "values and ROME's solve",
+            f"{_ours(blocks) / facts:.2f}",
+            f"{sum(b['values'][1] + b['rome'] for b in blocks) / facts:.2f}",
+            told("rome"),
+        ],
+        [
+            "values and MEMIT's solve",
+            f"{_ours(blocks) / facts:.2f}",
+            f"{sum(b['values'][1] + b['memit_one_by_one'] for b in blocks) / facts:.2f}",
+            told("memit"),
+        ],
+    ]
     note = (
         f"{facts} facts in {len(blocks)} blocks, at layer {found['layer']}. The plain implementation (`benchmarks/edit_reference.py`) looks for the same values with the same steps, one fact after the other, "
         f"through all layers and with logits at every position, and solves a system of the projection's width a fact. Median cosine of the two sides' values: {found['cosine']['median']:.2f}. "

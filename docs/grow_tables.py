@@ -18,11 +18,30 @@ def cost_block(found: dict[str, Any]) -> str:
     rows = []
     for row in found["rows"]:
         ours, checked, theirs = row["unchecked"], row["checked"], row.get("mergekit")
-        rows.append([row["operator"], _giga(row["bytes"]), f"{ours['cpu']:.1f}", f"{checked['cpu']:.1f}", f"{row['floor']['cpu']:.1f}",
-                     _giga(checked["peak"]), f"{theirs['cpu']:.1f}" if theirs else "", _giga(theirs["peak"]) if theirs else "",
-                     f"{row['ratio']:.1f}" if theirs else ""])  # fmt: skip
-    heads = ["operator", "writes, GB", "CPU s", "with `check: tensors`", "reading and writing alone, CPU s", "peak, GB", "mergekit, CPU s",
-             "mergekit, peak, GB", "ratio of CPU s"]  # fmt: skip
+        rows.append(
+            [
+                row["operator"],
+                _giga(row["bytes"]),
+                f"{ours['cpu']:.1f}",
+                f"{checked['cpu']:.1f}",
+                f"{row['floor']['cpu']:.1f}",
+                _giga(checked["peak"]),
+                f"{theirs['cpu']:.1f}" if theirs else "",
+                _giga(theirs["peak"]) if theirs else "",
+                f"{row['ratio']:.1f}" if theirs else "",
+            ]
+        )
+    heads = [
+        "operator",
+        "writes, GB",
+        "CPU s",
+        "with `check: tensors`",
+        "reading and writing alone, CPU s",
+        "peak, GB",
+        "mergekit, CPU s",
+        "mergekit, peak, GB",
+        "ratio of CPU s",
+    ]
     note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`. {measured(found)} The source: [{COST}](../{COST})."
     return table(heads, rows, left=1) + f"\n\n{note}"
 

@@ -34,10 +34,15 @@ def missing_rows_block(found: dict[str, Any]) -> str:
 def core_block(found: dict[str, Any]) -> str:
     """Spectral merges of adapters on one layer: from their factors, and from whole deltas."""
     rows = [
-        [f"`{r['method']}`", f"{r['factors_seconds']:.2f}", f"{r['whole_seconds']:.1f}", f"{r['ratio']}",
-         f"{r['relative_difference']:.1e}"]
+        [
+            f"`{r['method']}`",
+            f"{r['factors_seconds']:.2f}",
+            f"{r['whole_seconds']:.1f}",
+            f"{r['ratio']}",
+            f"{r['relative_difference']:.1e}",
+        ]
         for r in found["rows"]
-    ]  # fmt: skip
+    ]
     heads = ["merge", "from factors, CPU s", "whole deltas, CPU s", "ratio", "relative difference"]
     note = (
         f"{found['adapters']} random adapters of rank {found['rank']} on a {found['size']} x {found['size']} layer, float32, "

@@ -69,8 +69,9 @@ class LoadedRecipe:
         """
         from workbench.models.device import pick_device
         from workbench.run.execute import execute
+        from workbench.run.work import Work
 
-        return execute(self.resolved, self._runs, device=pick_device(device), out=Path(out) if out else None)
+        return execute(self.resolved, self._runs, Work(pick_device(device)), out=Path(out) if out else None)
 
     def model(self, device: str = "auto") -> PreTrainedModel:
         """Compose the configuration in memory and return it as a transformers model in the output dtype.
@@ -155,4 +156,4 @@ def _resolve_model(path: str | Path, version: int | None) -> Resolved:
     from workbench.run.opened import resolve_model
 
     directory = Path(path)
-    return resolve_model(str(directory), find_project(directory.resolve() / "here"), version=version)[1]
+    return resolve_model(str(directory), find_project(directory.resolve() / "here"), version=version).resolved

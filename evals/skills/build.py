@@ -26,8 +26,15 @@ import triage
 from skillkit import Skill, encode, sync, test_rows, train_rows
 
 SKILLS: tuple[Skill, ...] = (
-    add.SKILL, reverse.SKILL, triage.SKILL, actions.SKILL, glossary.SKILL, record.SKILL, dates.DMY, dates.MDY,
-)  # fmt: skip
+    add.SKILL,
+    reverse.SKILL,
+    triage.SKILL,
+    actions.SKILL,
+    glossary.SKILL,
+    record.SKILL,
+    dates.DMY,
+    dates.MDY,
+)
 PROJECT = Path(__file__).resolve().parents[2]
 
 

@@ -59,10 +59,15 @@ def group(name: str) -> dict[str, str]:
 def edit_rows(name: str) -> list[dict[str, object]]:
     """A group of capitals as facts for an edit."""
     return [
-        {"id": f"capital-{country.lower().replace(' ', '-')}", "prompt": WORDINGS[0].replace("{}", "{subject}"), "subject": country,
-         "target": capital, "paraphrases": [w.replace("{}", "{subject}") for w in WORDINGS[1:]]}
+        {
+            "id": f"capital-{country.lower().replace(' ', '-')}",
+            "prompt": WORDINGS[0].replace("{}", "{subject}"),
+            "subject": country,
+            "target": capital,
+            "paraphrases": [w.replace("{}", "{subject}") for w in WORDINGS[1:]],
+        }
         for country, capital in group(name).items()
-    ]  # fmt: skip
+    ]
 
 
 def capital_rows(name: str) -> list[dict[str, object]]:
@@ -88,6 +93,10 @@ def far_rows() -> list[dict[str, object]]:
 def _row(task: str, index: int, cluster: str, prompt: str, answer: str, wrong: list[str]) -> dict[str, object]:
     gold = index % 4
     return {
-        "id": f"{task}-{index:05d}", "cluster": cluster, "prompt": prompt, "answer": answer,
-        "choices": place(answer, wrong, gold, task, prompt), "gold": gold,
-    }  # fmt: skip
+        "id": f"{task}-{index:05d}",
+        "cluster": cluster,
+        "prompt": prompt,
+        "answer": answer,
+        "choices": place(answer, wrong, gold, task, prompt),
+        "gold": gold,
+    }

@@ -307,7 +307,7 @@ def test_kept_objects_need_their_fields(tmp_path: Path) -> None:
 
 def study(folder: Path, project: Project) -> Study:
     text = "bricks: {one: bricks/one}\nsteps: [{id: mix, merge: ties}]\nsearch: {space: {mix.lambda: [0.2, 1.6]}, objective: x}\n"
-    return Study(folder, Space(load_recipe(project.write(text))), sampler="random", objectives=1, seed=0, key="k")
+    return Study(folder, Space(load_recipe(project.write(text))), sampler="random", objectives=1, key="k")
 
 
 def test_a_journal_whose_last_line_was_cut(project: Project, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from transformers import GPT2Config, LlamaConfig, MixtralConfig, OPTConfig
 
-from workbench.emergent.activations import ItemScores, item_scores, stream
+from workbench.emergent.activations import ItemScores, PassItems, PassOptions, item_scores, stream
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.sites import find_sites, switching_off, visiting
 from workbench.models.skeleton import parse_config
@@ -44,6 +44,12 @@ CONFIGS: dict[str, Any] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Divide the few short rows of these tests into several batches."""
+    monkeypatch.setattr("workbench.emergent.activations.batch_limit", lambda _device: 30)
+
+
 def model_of(family: str) -> Any:
     from transformers import AutoModelForCausalLM
 
@@ -67,10 +73,12 @@ def alone(model: Any, sites: Any, row: ItemRow, part: str) -> list[Tensor]:
     return [seen[n] for n in range(len(sites))]
 
 
-def scores(model: Any, sites: Any, rows: list[ItemRow], folder: Path, **options: Any) -> ItemScores:
+def scores(
+    model: Any, sites: Any, rows: list[ItemRow], folder: Path, progress: Any = lambda *_: None, **options: Any
+) -> ItemScores:
     functions = torch.tensor([i % 2 for i in range(len(rows))])
     labels = torch.stack([functions == 0, functions == 1, torch.ones(len(rows), dtype=torch.bool)])
-    return item_scores(model, sites, rows, functions, labels, folder, batch_tokens=30, **options)
+    return item_scores(model, sites, PassItems(rows, functions, labels), folder, PassOptions(**options), progress=progress)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -111,13 +119,11 @@ def test_the_largest_positive_activation(tmp_path: Path) -> None:
 
 
 def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from workbench.emergent import activations
-
-    monkeypatch.setattr(activations, "_CHECKPOINT_ROWS", 1)
+    monkeypatch.setattr("workbench.emergent.activations._CHECKPOINT_ROWS", 1)
     model, rows = model_of("llama"), rows_of(20)
     sites = find_sites(model, 3, CPU)
     for limit in (10**9, 0):  # exact scores, histograms
-        expected = scores(model, sites, rows, tmp_path / f"whole{limit}", limit=limit)
+        expected = scores(model, sites, rows, tmp_path / f"whole{limit}", disk=limit)
         folder, calls = tmp_path / f"part{limit}", []
 
         def stop(done: int, total: int, calls: list[int] = calls) -> None:
@@ -126,9 +132,9 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
                 raise KeyboardInterrupt
 
         with pytest.raises(KeyboardInterrupt):
-            scores(model, sites, rows, folder, limit=limit, progress=stop)
+            scores(model, sites, rows, folder, disk=limit, progress=stop)
         passed: list[int] = []
-        found = scores(model, sites, rows, folder, limit=limit, progress=lambda done, _, passed=passed: passed.append(done))
+        found = scores(model, sites, rows, folder, disk=limit, progress=lambda done, _, passed=passed: passed.append(done))
         assert passed[0] == calls[2]  # two batches were kept
         for n in range(3):
             if limit:

@@ -12,13 +12,14 @@ from worlds.project import CPU, Project
 
 from workbench.emergent.knowledge import LocateSettings
 from workbench.library.neurons_facts import KnowledgeReport, knowledge_report
+from workbench.run.opened import NamedModel
 
 
 def report_of(project: Project, folder: Path, **options: object) -> KnowledgeReport:
     facts = people.write_rows(project.path / "people.jsonl", 6)
     resolved = project.resolve(f"base: {folder}\n", "located.yaml")
     settings = LocateSettings(answer="own", steps=20, count=4, **options)  # type: ignore[arg-type]
-    return knowledge_report(resolved, "located", facts, "people.jsonl", settings, device=CPU)
+    return knowledge_report(NamedModel("located", resolved), facts, "people.jsonl", settings, device=CPU)
 
 
 @pytest.mark.slow
@@ -52,7 +53,7 @@ def test_facts_without_subject_are_not_traced(project: Project) -> None:
     path = project.path / "facts.jsonl"
     path.write_text('{"prompt": "w4 of w9 is", "target": "w7"}\n{"prompt": "w5 of w8 is", "target": "w3"}\n', "utf-8")
     resolved = project.resolve("steps: []\n", "plain.yaml")
-    found = knowledge_report(resolved, "plain", path, "facts.jsonl", LocateSettings(steps=5), device=CPU)
+    found = knowledge_report(NamedModel("plain", resolved), path, "facts.jsonl", LocateSettings(steps=5), device=CPU)
     assert found.trace is None
     assert found.note == "not traced: facts.jsonl:1 has no subject"
     assert found.agreement() is None

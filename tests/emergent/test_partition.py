@@ -18,7 +18,7 @@ from worlds.tiny import live
 from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import losses
-from workbench.emergent.partition import METHODS, Partition, PartitionMethod, divide, marked
+from workbench.emergent.partition import METHODS, Division, Partition, PartitionMethod, divide, marked
 from workbench.emergent.selectors import centroids, dense_difference, oracle, selecting
 from workbench.emergent.sites import find_sites
 from workbench.emergent.sparsity import token_sample
@@ -46,7 +46,7 @@ def test_all_experts_are_the_dense_layer(family: str, dense_of: Callable[[str], 
     layers, sample = opened(model)
     units = layers[0].site.units
     for method in METHODS:
-        partition = divide(method, layers, 4, sample=sample)
+        partition = divide(Division(method, 4), layers, sample)
         for of in partition.layers.values():
             assert of.experts.shape == (4, units // 4)
             assert of.experts.flatten().sort().values.tolist() == list(range(units))
@@ -107,15 +107,15 @@ def found(partition: Partition, groups: Tensor) -> bool:
 def test_planted_groups_are_found(method: PartitionMethod, kind: str) -> None:
     model, groups = planted(kind)
     layers, sample = opened(model, 2, random_rows(30, words=24), 400)
-    assert found(divide(method, layers, 8, shared=0, sample=sample), groups)
-    assert not found(divide("random", layers, 8), groups)
+    assert found(divide(Division(method, 8, shared=0), layers, sample), groups)
+    assert not found(divide(Division("random", 8), layers), groups)
 
 
 def test_shared_experts_take_the_neurons_that_are_active_most_often() -> None:
     model, _ = planted("texts")
     layers, sample = opened(model, 2, random_rows(30, words=24), 400)
     for method in ("random", "kmeans", "coactivation"):
-        partition = divide(method, layers, 8, shared=2, sample=sample)
+        partition = divide(Division(method, 8, shared=2), layers, sample)
         assert partition.shared == (2, 2)
         for number, of in enumerate(partition.layers.values()):
             rates = marked(sample.magnitudes(number), 3).double().mean(0)
@@ -129,7 +129,7 @@ def test_cmoe_against_a_direct_computation(dense_of: Callable[[str], Path]) -> N
     from scipy.optimize import linear_sum_assignment
 
     layers, sample = opened(live(dense_of("llama")))
-    partition = divide("cmoe", layers, 6, shared=2, sample=sample)
+    partition = divide(Division("cmoe", 6, shared=2), layers, sample)
     layer, of = layers[1], partition.layers[1]
     gate, up = (rows / rows.norm(dim=1, keepdim=True) for rows in (layer.gate_rows(), layer.up_rows()))
     markers = torch.zeros(sample.tokens, 48)
@@ -162,17 +162,17 @@ def test_expertweaver_shares_what_is_steady() -> None:
     rows = [ItemRow([3 * g, 3 * g + 1, 3 * g + 2] * 4, 12) for g in range(2, 8) for _ in range(4)]
     layers = feed_forward_layers(model, find_sites(model, 2, CPU))
     sample = sample_feed_forward(model, layers, rows, groups=[g for g in range(6) for _ in range(4)])
-    partition = divide("expertweaver", layers, 8, sample=sample)
+    partition = divide(Division("expertweaver", 8), layers, sample)
     assert partition.shared == (2, 2)
     of = partition.layers[0]
     assert steady[of.experts[:2].flatten()].all()
     assert all(len(set(groups[expert].tolist())) == 1 for expert in of.experts[2:])
-    assert divide("expertweaver", layers, 8, sample=sample, most_shared=1).shared == (1, 1)
+    assert divide(Division("expertweaver", 8, most_shared=1), layers, sample).shared == (1, 1)
 
 
 def test_centroids_are_means_of_gate_rows(dense_of: Callable[[str], Path]) -> None:
     layers, sample = opened(live(dense_of("llama")))
-    partition = divide("kmeans", layers, 4, sample=sample)
+    partition = divide(Division("kmeans", 4), layers, sample)
     expected = torch.stack([layers[2].gate_rows()[expert].mean(0) for expert in partition.layers[2].experts])
     torch.testing.assert_close(centroids(layers, partition).rows[2], expected)
 
@@ -192,7 +192,7 @@ def test_bad_partitions(
 ) -> None:
     layers, sample = opened(live(dense_of("llama")))
     with pytest.raises(WorkbenchError, match=message):
-        divide(method, layers, experts, shared=shared, sample=sample if with_texts else None)
+        divide(Division(method, experts, shared=shared), layers, sample if with_texts else None)
 
 
 def test_a_mixture_is_refused(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from worlds.tiny import live
 from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import losses
-from workbench.emergent.partition import Partition, divide
+from workbench.emergent.partition import Division, Partition, divide
 from workbench.emergent.selectors import (
     Selector,
     captured,
@@ -53,7 +53,7 @@ def world(dense_of: Callable[[str], Path]) -> World:
     model = live(dense_of("llama"))
     layers = feed_forward_layers(model, find_sites(model, 3, CPU))
     fitted, judged = (sample_feed_forward(model, layers, rows(n, seed), size=400) for n, seed in ((40, 1), (8, 2)))
-    return World(model, layers, fitted, judged, divide("cmoe", layers, 8, shared=2, sample=fitted))
+    return World(model, layers, fitted, judged, divide(Division("cmoe", 8, shared=2), layers, fitted))
 
 
 def test_selected_experts() -> None:
@@ -145,4 +145,4 @@ def test_cmoe_s_router(world: World) -> None:
     gate, up = layers[1].gate_rows()[neuron], layers[1].up_rows()[neuron]
     expected = (torch.nn.functional.silu(x @ gate / gate.norm()) * (x @ up / up.norm())).abs()
     assert float(selector.scores(1, x, judged.activations[1][3])[5]) == pytest.approx(float(expected), rel=1e-4)
-    assert representatives(layers, divide("random", layers, 8)) is None
+    assert representatives(layers, divide(Division("random", 8), layers)) is None

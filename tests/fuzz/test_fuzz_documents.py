@@ -304,7 +304,7 @@ def journal(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def open_and_go_on(folder: Path, space: Space) -> list[Any]:
     """Use a journal as a search does: open it, take a candidate, finish it, look at all of them."""
-    study = Study(folder, space, sampler="random", objectives=1, seed=0, key="k")
+    study = Study(folder, space, sampler="random", objectives=1, key="k")
     try:
         trial = study.claim("search", None)
         if trial is not None:

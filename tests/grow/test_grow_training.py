@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -204,14 +205,14 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
     reports = workbench.run.kinds.train.reports
 
     def stopping(events: Any, step: str) -> Any:
-        progress, notice = reports(events, step)
+        told = reports(events, step)
 
         def stop(done: int, *rest: Any) -> None:
             if done == 5:
                 raise KeyboardInterrupt
-            progress(done, *rest)
+            told.progress(done, *rest)
 
-        return stop, notice
+        return replace(told, progress=stop)
 
     monkeypatch.setattr(workbench.run.kinds.train, "reports", stopping)
     with pytest.raises(KeyboardInterrupt):

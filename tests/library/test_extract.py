@@ -25,6 +25,7 @@ from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.library.extract import bake, extract
+from workbench.run.work import Work
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
@@ -32,7 +33,7 @@ from workbench.weights.lowrank import Factors
 
 def taken(project: Project, checkpoint: str, base: str = "base", out: str = "out", **policy: Any) -> tuple[Path, dict[str, Any]]:
     settings: dict[str, Any] = {"rank": 8, "dense": "approximate", **policy}
-    record = extract(checkpoint, base, project.path / out, Policy(**settings), project=project.path, device=CPU, threads=1)
+    record = extract(checkpoint, base, project.path / out, Policy(**settings), Work(CPU, 1), project=project.path)
     return project.path / out, record
 
 
@@ -104,7 +105,7 @@ def test_a_baked_lora_comes_back_at_its_rank(dtype: str, worst: float, model_of:
     (tmp_path / "recipes").mkdir()
     project = Project(tmp_path)
     lora = save_adapter(base, tmp_path / "lora", seed=1, r=8, lora_alpha=32, target_modules="all-linear")
-    bake(str(lora), str(base), tmp_path / "baked", project=tmp_path, device=CPU)
+    bake(str(lora), str(base), tmp_path / "baked", Work(CPU), project=tmp_path)
     out, record = taken(project, "baked", str(base), rank=8)
     assert record["error"] < worst
     if dtype == "float32":
@@ -164,7 +165,7 @@ def test_a_dense_result_of_low_rank_is_found(model_of: Callable[..., Path], tmp_
     base = model_of("llama", torch.float32)
     (tmp_path / "recipes").mkdir()
     save_adapter(base, tmp_path / "lora", seed=1, r=5)
-    bake("lora", str(base), tmp_path / "baked", project=tmp_path, device=CPU)
+    bake("lora", str(base), tmp_path / "baked", Work(CPU), project=tmp_path)
     _, record = taken(Project(tmp_path), "baked", str(base), rank=None, dense="whole")
     assert {t["rank"] for t in record["tensors"].values()} == {5}
     assert max(t["error"] for t in record["tensors"].values()) <= 2e-6
@@ -224,7 +225,7 @@ def test_a_weight_without_a_module_is_named(project: Project) -> None:
 
 
 def test_card_and_use_as_a_brick(project: Project) -> None:
-    bake("bricks/one", "base", project.path / "baked", project=project.path, device=CPU, dtype="float32")
+    bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path, dtype="float32")
     out, record = taken(project, "baked")
     card = read_card(out)
     assert (card.kind, card.base.id, card.name) == ("adapter", "base", "out")
@@ -244,9 +245,8 @@ def test_same_bytes_again_and_on_threads(project: Project) -> None:
             "base",
             project.path / out,
             Policy(4, dense="approximate"),
+            Work(CPU, threads),
             project=project.path,
-            device=CPU,
-            threads=threads,
         )
         files.append((project.path / out / WEIGHTS).read_bytes())
     assert files[0] == files[1]
@@ -267,7 +267,7 @@ def test_a_broken_checkpoint_leaves_nothing(project: Project) -> None:
 
 def test_bake_is_a_run_without_a_recipe(project: Project) -> None:
     run = project.run("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
-    document = bake("bricks/one", None, project.path / "baked", project=project.path, device=CPU)
+    document = bake("bricks/one", None, project.path / "baked", Work(CPU), project=project.path)
     assert document["configuration"] == run["configuration"]
     for file in ("model.safetensors", "config.json", "tokenizer.json", "generation_config.json"):
         assert (project.path / "baked" / file).read_bytes() == (Path(run["model"]) / file).read_bytes()
@@ -284,11 +284,11 @@ def test_an_interrupted_bake_goes_on(project: Project, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(engine, "_finish", cut)
     with pytest.raises(KeyboardInterrupt):
-        bake("bricks/one", "base", project.path / "baked", project=project.path, device=CPU)
+        bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path)
     assert not (project.path / "baked").exists()
     assert list(project.path.glob(".baked.baking/*/model.partial/model.safetensors"))
     monkeypatch.setattr(engine, "_finish", finish)
-    bake("bricks/one", "base", project.path / "baked", project=project.path, device=CPU)
+    bake("bricks/one", "base", project.path / "baked", Work(CPU), project=project.path)
     assert (project.path / "baked/model.safetensors").is_file()
     assert not list(project.path.glob(".baked*"))
 

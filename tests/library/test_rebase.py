@@ -22,6 +22,7 @@ from workbench.library.rebase import read_edit, rebase
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
+from workbench.run.opened import NamedModel
 
 MEMIT = (
     "{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, layers: [1], "
@@ -79,7 +80,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     """Solved on a merge, the brick says all its facts there; added as a last step it gives the weights that were measured."""
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     out = edited.path / "bricks" / "rebased"
-    found = rebase(edited.path / "bricks" / "facts", "mix", onto, out, device=CPU)
+    found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), out, device=CPU)
     assert found["said"]["after"] == 1.0
     assert found["said"]["without"] == 0.0
     assert found["said"]["before"] == says(edited, "facts"), "the old brick on the merge, as a recipe gives it"
@@ -115,7 +116,7 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
 def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     """A step that takes all bricks has to list them once the edit brick is there; the weights are the same, and so is their key."""
     onto = edited.resolve(HEAD + "steps: [{id: mix, merge: average}]\n")
-    found = rebase(edited.path / "bricks" / "facts", "mix", onto, edited.path / "bricks" / "mean", device=CPU)
+    found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / "bricks" / "mean", device=CPU)
     assert found["unlisted"] == ["mix"]
     text = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/mean}\n"
     steps = "steps: [{id: mix, merge: average, bricks: [one, two]}, {merge: task_arithmetic, bricks: {facts: {weight: 1}}}]\n"
@@ -231,12 +232,12 @@ def test_measured_settings_are_kept_or_measured_again(edited: Project) -> None:
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     sweeps = edited.path / ".workbench" / "sweeps"
     before = set(sweeps.iterdir())
-    kept = rebase(brick, "mix", onto, edited.path / "kept", device=CPU)
+    kept = rebase(brick, NamedModel("mix", onto), edited.path / "kept", device=CPU)
     assert set(sweeps.iterdir()) == before
     was, now = record(brick), record(edited.path / "kept")
     assert list(kept["kept"]["layers"]) == was["layers"] == now["layers"]
     assert now["step"]["layers"] == was["step"]["layers"] == "auto"
-    measured = rebase(brick, "mix", onto, edited.path / "measured", device=CPU, remeasure=True)
+    measured = rebase(brick, NamedModel("mix", onto), edited.path / "measured", device=CPU, remeasure=True)
     assert measured["kept"] == {}
     assert len(set(sweeps.iterdir()) - before) == 1
 
@@ -244,7 +245,7 @@ def test_measured_settings_are_kept_or_measured_again(edited: Project) -> None:
 def test_finetuned_facts_are_rebased_too(edited: Project) -> None:
     document = edited.run("steps: [{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}]\n", "tuned.yaml")
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
-    found = rebase(Path(document["run"]) / "edits" / "edit-finetune", "mix", onto, edited.path / "tuned", device=CPU)
+    found = rebase(Path(document["run"]) / "edits" / "edit-finetune", NamedModel("mix", onto), edited.path / "tuned", device=CPU)
     assert found["said"]["without"] < found["said"]["after"]
     assert record(edited.path / "tuned")["solved_on"] == found["solved_on"]
 
@@ -253,7 +254,7 @@ def test_solving_leaves_no_trace(edited: Project) -> None:
     """Twice onto the same recipe: the same files."""
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     for name in ("a", "b"):
-        rebase(edited.path / "bricks" / "facts", "mix", onto, edited.path / name / "facts", device=CPU)
+        rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / name / "facts", device=CPU)
     assert files_of(edited.path / "a") == files_of(edited.path / "b")
     assert tensors_of(edited.path / "a" / "facts")
 
@@ -262,25 +263,25 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, cap
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     facts = edited.path / "bricks" / "facts"
     with pytest.raises(WorkbenchError, match=r"bricks/one: not an edit brick \(no edit\.json"):
-        rebase(edited.path / "bricks" / "one", "mix", onto, edited.path / "x", device=CPU)
+        rebase(edited.path / "bricks" / "one", NamedModel("mix", onto), edited.path / "x", device=CPU)
     with pytest.raises(WorkbenchError, match=r"nowhere: no such directory"):
         read_edit(edited.path / "nowhere")
     with pytest.raises(WorkbenchError, match="exists and is not an empty directory"):
-        rebase(facts, "mix", onto, edited.path / "bricks", device=CPU)
+        rebase(facts, NamedModel("mix", onto), edited.path / "bricks", device=CPU)
     with pytest.raises(WorkbenchError, match=r"edit\.json, step:1:1 stepz: unknown field. Did you mean 'steps'\?"):
-        rebase(facts, "mix", onto, edited.path / "x", device=CPU, settings=["stepz=3"])
+        rebase(facts, NamedModel("mix", onto), edited.path / "x", device=CPU, settings=["stepz=3"])
     with pytest.raises(WorkbenchError, match=r"at layer 1, .*, no value") as caught:
-        rebase(facts, "mix", onto, edited.path / "x", device=CPU, settings=["steps=1", "learning_rate=0.0001"])
+        rebase(facts, NamedModel("mix", onto), edited.path / "x", device=CPU, settings=["steps=1", "learning_rate=0.0001"])
     assert caught.value.hint is not None
     assert caught.value.hint.endswith("Set fields of the step with `--set FIELD=VALUE`.")
     assert not (edited.path / "x").exists()
     grown = edited.resolve("steps: [{grow: depth, blocks: 1, check: off}]\n", "grown.yaml")
     with pytest.raises(WorkbenchError, match=r"grown grows its base \(step 'grow-depth'\)"):
-        rebase(facts, "grown", grown, edited.path / "x", device=CPU)
+        rebase(facts, NamedModel("grown", grown), edited.path / "x", device=CPU)
     deaf = save_model(edited.path / "deaf")
     edit_json(deaf / "tokenizer.json", model={"type": "WordLevel", "vocab": {"<unk>": 0, "is": 1}, "unk_token": "<unk>"})
     with pytest.raises(WorkbenchError, match="deaf has another tokenizer than the base that facts was solved on"):
-        rebase(facts, "deaf", edited.resolve("base: deaf\n", "deaf.yaml"), edited.path / "x", device=CPU)
+        rebase(facts, NamedModel("deaf", edited.resolve("base: deaf\n", "deaf.yaml")), edited.path / "x", device=CPU)
     (facts.resolve() / "facts.jsonl").unlink()
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "rebase", "facts", "--onto", "mix", "-o", "x"])
     with pytest.raises(SystemExit) as ended:
@@ -293,5 +294,5 @@ def test_base_is_composed_with_the_edits_of_the_recipe(edited: Project) -> None:
     """A recipe with an edit step of its own is a model like any other: its edit comes from the cache."""
     onto = edited.resolve(f"steps: [{MEMIT}]\n", "edit.yaml")
     compose(onto, CPU)
-    found = rebase(edited.path / "bricks" / "facts", "edit", onto, edited.path / "twice", device=CPU)
+    found = rebase(edited.path / "bricks" / "facts", NamedModel("edit", onto), edited.path / "twice", device=CPU)
     assert found["said"]["without"] == 1.0

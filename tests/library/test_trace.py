@@ -18,6 +18,7 @@ from worlds.project import CPU, Project
 from workbench.cli import main
 from workbench.errors import WorkbenchError
 from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
+from workbench.run.opened import NamedModel
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def traced(project: Project) -> Callable[..., TraceTable]:
     def run(folder: Path, count: int = 12, **options: Any) -> TraceTable:
         facts = people.write_rows(project.path / "people.jsonl", 30)
         resolved = project.resolve(f"base: {folder}\n", "traced.yaml")
-        return trace_table(resolved, "people", facts, "people.jsonl", count=count, device=CPU, **options)
+        return trace_table(NamedModel("people", resolved), facts, "people.jsonl", count=count, device=CPU, **options)
 
     return run
 
@@ -174,4 +175,4 @@ def test_errors(
     one = [{"prompt": f"{{subject}} is of w{i}", "subject": "w1", "target": "w3"} for i in range(3)]
     write_jsonl(project.path / "one.jsonl", one)
     with pytest.raises(WorkbenchError, match=r"one\.jsonl: all facts have one subject"):
-        trace_table(project.resolve("name: plain\n"), "plain", project.path / "one.jsonl", "one.jsonl", device=CPU)
+        trace_table(NamedModel("plain", project.resolve("name: plain\n")), project.path / "one.jsonl", "one.jsonl", device=CPU)

@@ -18,6 +18,7 @@ from workbench.errors import WorkbenchError
 from workbench.merge.mergekit.api import seed_of
 from workbench.merge.mergekit.methods import METHODS
 from workbench.merge.mergekit.table import KNOWN
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
@@ -167,7 +168,7 @@ def in_memory(name: str, order: list[str], seed: int, **parameters: Any) -> Merg
     )
     deltas = {b: WeightsDelta(InMemory(bricks[b]), weights) for b in order}
     keys = {"brick0": "key b", "brick1": "key a"}
-    return MergedWeights(model, model, step, deltas, keys, seed)
+    return MergedWeights(model, model, step, StepBricks(deltas, keys), seed=seed)
 
 
 @pytest.mark.parametrize("name", RANDOM)

@@ -71,11 +71,12 @@ def run(text: str, folder: Path) -> Path:
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
     from workbench.run.execute import execute
+    from workbench.run.work import Work
 
     (folder / "merge.yml").write_text(text, "utf-8")
     to = folder / "recipes" / "merge.yaml"
     write_imported(import_recipe(folder / "merge.yml", to), to)
-    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", device=CPU, threads=1)
+    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", Work(CPU, 1))
     return Path(result["model"])
 
 

@@ -25,6 +25,7 @@ from workbench.library.rebase import rebase
 from workbench.run import efficacy
 from workbench.run.efficacy import EfficacyError
 from workbench.run.materialize import materialize
+from workbench.run.opened import NamedModel
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"
@@ -203,11 +204,11 @@ def test_rebase_has_the_same_gate(half: Project) -> None:
     onto = half.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 40.0}}]\n", "other.yaml")
     out = half.path / "again"
     with pytest.raises(WorkbenchError, match=r"`min_efficacy` asks for 25 %\. No brick was written") as caught:
-        rebase(brick, "other", onto, out, device=CPU)
+        rebase(brick, NamedModel("other", onto), out, device=CPU)
     assert caught.value.exit_code == 3
     assert "`--set min_efficacy=0` writes the brick anyway" in str(caught.value.hint)
     assert not out.exists()
-    found = rebase(brick, "other", onto, out, device=CPU, settings=["min_efficacy=0"])
+    found = rebase(brick, NamedModel("other", onto), out, device=CPU, settings=["min_efficacy=0"])
     record = json.loads((out / "edit.json").read_text("utf-8"))
     assert record["said"]["not_said"] == found["not_said"]
     assert record["said"]["said"] == 4 - len(found["not_said"]) < 1

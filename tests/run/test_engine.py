@@ -22,6 +22,7 @@ from workbench.run.directory import RunDirectory, find_run, list_runs, remove_ru
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
+from workbench.run.work import Work
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -151,7 +152,7 @@ def test_disk_full(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     resolved = project.resolve(TIES)
     assert any("1.0 kB free" in problem for problem in plan(resolved, project.path / "runs").problems)
     with pytest.raises(WorkbenchError, match=r"needs \d+(\.\d)? kB of disk space, 1\.0 kB free"):
-        execute(resolved, project.path / "runs", device=CPU)
+        execute(resolved, project.path / "runs", Work(CPU))
     assert not list((project.path / "runs").rglob("*.safetensors"))
     assert not list((project.path / "runs").rglob("run.json"))
 

@@ -23,8 +23,9 @@ from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
+from workbench.run.work import Work
 from workbench.scores.plan import ScorePlan
-from workbench.search.run import Search, arms, finished, open_study, prepare, run
+from workbench.search.run import Scoring, Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
 
 
@@ -111,7 +112,7 @@ def test_memory_and_disk_agree(world: Project) -> None:
         recipe = search.space.recipe_of(trial["values"], f"alone-{trial['number']}")
         resolved = resolve(recipe)
         (resolved.cache / "configurations" / f"{resolved.key}.json").unlink()
-        assert execute(resolved, world.path / "runs", device=CPU)["configuration"] == trial["digest"]
+        assert execute(resolved, world.path / "runs", Work(CPU))["configuration"] == trial["digest"]
 
 
 def test_one_seed_one_sequence(world: Project) -> None:
@@ -222,12 +223,12 @@ def test_a_killed_search_goes_on(world: Project) -> None:
     for last in (2, 9, *(draw.randrange(4, 28) for _ in range(3))):
         dying(world, path, last, draw.choice(["before", "after"]))
     recipe = load_recipe(path)
-    search = prepare(recipe, runs=world.path / "runs", device=CPU)
+    search = prepare(recipe, world.path / "runs", Scoring("cpu"))
     assert 2 <= len(trials_of(search)) < 12, "the kills fall into the search"
     run(search)
     after = trials_of(search)
     assert [t["number"] for t in after] == list(range(12))
-    plain = replace(prepare(recipe, runs=world.path / "runs", device=CPU), folder=world.path / "runs" / "search" / "plain")
+    plain = replace(prepare(recipe, world.path / "runs", Scoring("cpu")), folder=world.path / "runs" / "search" / "plain")
     run(plain)
     assert trials_of(plain) == after
 

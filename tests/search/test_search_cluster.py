@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from worlds.project import CPU, Project
+from worlds.project import Project
 from worlds.search_world import lay_out, searched
 
 from workbench.recipe.recipe import load_recipe
 from workbench.search.cluster import Options, run_on_cluster
-from workbench.search.run import Search, open_study, prepare, run
+from workbench.search.run import Scoring, Search, open_study, prepare, run
 
 ray = pytest.importorskip("ray", reason="pip install 'brick-workbench[cluster]'")
 
@@ -57,7 +57,7 @@ def test_two_nodes_and_a_lost_worker(nodes: Any, project: Project) -> None:
     world = lay_out(project)
     text = searched("{mix.lambda: [0.2, 1.6], mix.bricks.two: [0, 1]}", ", trials: 6, sampler: random, controls: false")
     path = world.write(text.replace("items: [8, 16]", "items: [16]"))
-    alone = prepare(load_recipe(path), runs=world.path / "runs", device=CPU)
+    alone = prepare(load_recipe(path), world.path / "runs", Scoring("cpu"))
     run(alone)
     assert [r["number"] for r in results(alone)] == list(range(6))
 
@@ -69,10 +69,8 @@ def test_two_nodes_and_a_lost_worker(nodes: Any, project: Project) -> None:
     (elsewhere.path / "recipes").mkdir()
     there = elsewhere.path / "recipes" / "test.yaml"
     there.write_text(path.read_text())
-    search = prepare(
-        load_recipe(there), runs=elsewhere.path / "runs", device=CPU, events=lambda event: told.append(event["text"])
-    )
+    search = prepare(load_recipe(there), elsewhere.path / "runs", Scoring("cpu"), events=lambda event: told.append(event["text"]))
     threading.Thread(target=kill_one, daemon=True).start()
-    run_on_cluster(search, Options(there, (), elsewhere.path / "runs", "cpu", 32, None), workers=2)
+    run_on_cluster(search, Options(there, (), elsewhere.path / "runs", Scoring("cpu")), workers=2)
     assert results(search) == results(alone)
     assert any("worker was lost" in text for text in told)

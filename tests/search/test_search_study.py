@@ -11,12 +11,12 @@ import pytest
 from optuna.storages.journal import JournalFileBackend
 from safetensors.torch import load_file, save_file
 
-from worlds.project import CPU, Project
+from worlds.project import Project
 from worlds.search_world import searched
 
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
-from workbench.search.run import Search, open_study, prepare
+from workbench.search.run import Scoring, Search, open_study, prepare
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
 
@@ -40,7 +40,7 @@ def space_of(project: Project, recipe: str) -> Space:
 
 
 def study_in(folder: Path, space: Space, sampler: str, objectives: int = 1, key: str = "a") -> Study:
-    return Study(folder, space, sampler=sampler, objectives=objectives, seed=5, key=key, lambdas=(0.3, 0.6))
+    return Study(folder, space, sampler=sampler, objectives=objectives, key=key, lambdas=(0.3, 0.6))
 
 
 class Killed(BaseException):
@@ -147,12 +147,12 @@ FACTS = {
     "a field that is not searched": (searched(PLAIN).replace("density: 0.5", "density: 0.6"), {}),
     "a brick less": (searched(PLAIN).replace("{one: bricks/one, two: bricks/two}", "{one: bricks/one}"), {}),
     "dtype": (searched(PLAIN).replace("float32", "bfloat16"), {}),
-    "items": (searched(PLAIN), {"limit": 20}),
+    "items": (searched(PLAIN), {"scoring": Scoring("cpu", limit=20)}),
 }
 
 
-def searching(world: Project, text: str, **options: Any) -> Search:
-    return prepare(load_recipe(world.write(text)), runs=world.path / "runs", device=CPU, **options)
+def searching(world: Project, text: str, scoring: Scoring | None = None, **options: Any) -> Search:
+    return prepare(load_recipe(world.write(text)), world.path / "runs", scoring or Scoring("cpu"), **options)
 
 
 def begun(search: Search, storage: Path | None = None) -> Path:

@@ -13,7 +13,18 @@ from worlds.train_world import lora
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError
-from workbench.train import HubData, TrainSpec, batch_loss, collate, encode, read_replay, train, training_texts
+from workbench.train import (
+    HubData,
+    Reports,
+    TrainFiles,
+    TrainSpec,
+    batch_loss,
+    collate,
+    encode,
+    read_replay,
+    train,
+    training_texts,
+)
 from workbench.train.rows import replay
 
 torch = pytest.importorskip("torch")
@@ -60,7 +71,7 @@ def test_lora_learns_and_is_saved_in_bfloat16(base: Path, data: Path, tmp_path: 
     from transformers import AutoModelForCausalLM
 
     seen: list[tuple[int, int, float, float | None]] = []
-    record = train(lora(), base=base, data=data, out=tmp_path / "brick", progress=lambda *a: seen.append(a))
+    record = train(lora(), TrainFiles(base, data, tmp_path / "brick"), told=Reports(progress=lambda *a: seen.append(a)))
     assert [step for step, _, _, _ in seen] == list(range(1, 31))
     assert {held_out for *_, held_out in seen} == {None}
     assert record["loss"] < 0.5 * seen[0][2]
@@ -80,7 +91,7 @@ def test_lora_learns_and_is_saved_in_bfloat16(base: Path, data: Path, tmp_path: 
 
 
 def test_record_holds_no_path(base: Path, data: Path, tmp_path: Path) -> None:
-    record = train(lora(steps=2), base=base, data=data, out=tmp_path)
+    record = train(lora(steps=2), TrainFiles(base, data, tmp_path))
     text = json.dumps(record)
     assert str(tmp_path) not in text
     assert str(base) not in text
@@ -93,7 +104,7 @@ def test_record_holds_no_path(base: Path, data: Path, tmp_path: Path) -> None:
 def test_same_seed_same_bytes(base: Path, data: Path, tmp_path: Path, method: str) -> None:
     runs = [("one", 0), ("two", 0), ("three", 1)]
     for name, seed in runs:
-        train(lora(steps=5, batch_size=4, seed=seed, dropout=0.1, method=method), base=base, data=data, out=tmp_path / name)
+        train(lora(steps=5, batch_size=4, seed=seed, dropout=0.1, method=method), TrainFiles(base, data, tmp_path / name))
     file = "adapter_model.safetensors" if method == "lora" else "model.safetensors"
     one, two, three = ((tmp_path / name / file).read_bytes() for name, _ in runs)
     assert one == two
@@ -104,7 +115,7 @@ def test_replay_is_sampled_from_the_base(base: Path, data: Path, tmp_path: Path)
     prompts = data.with_name("replay.jsonl")
     prompts.write_text('{"prompt": "back is"}\n{"prompt": "d then"}\n', "utf-8")
     spec = lora(steps=6, batch_size=4, replay="replay.jsonl", replay_share=0.25, replay_tokens=3)
-    records = [train(spec, base=base, data=data, out=tmp_path / name) for name in ("one", "two")]
+    records = [train(spec, TrainFiles(base, data, tmp_path / name)) for name in ("one", "two")]
     assert records[0]["replayed"] == 6
     assert records[0]["learned_tokens"] == 18 * 3 + 6 * 3
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
@@ -127,7 +138,7 @@ def test_rehearsal_takes_the_completions_that_stand_there(base: Path, tmp_path: 
 def test_full_writes_a_checkpoint_with_its_tokenizer(base: Path, data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    record = train(lora(method="full", learning_rate=5e-3), base=base, data=data, out=tmp_path)
+    record = train(lora(method="full", learning_rate=5e-3), TrainFiles(base, data, tmp_path))
     model = AutoModelForCausalLM.from_pretrained(str(tmp_path))
     assert model.dtype == torch.bfloat16
     assert AutoTokenizer.from_pretrained(str(tmp_path)).eos_token == "<eos>"
@@ -138,7 +149,7 @@ def test_process_state_is_put_back(base: Path, data: Path, tmp_path: Path) -> No
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    train(lora(steps=1), base=base, data=data, out=tmp_path)
+    train(lora(steps=1), TrainFiles(base, data, tmp_path))
     assert torch.equal(torch.rand(3), expected)
     assert not torch.are_deterministic_algorithms_enabled()
 
@@ -220,7 +231,7 @@ def test_whole_texts_are_learned_but_for_the_first_token(base: Path, tmp_path: P
     with pytest.raises(WorkbenchError, match="one token, expected 2 or more"):
         encode(tokenizer, "", "a", 16, learn_end=False)
     (tmp_path / "texts.jsonl").write_text('{"text": "say a then b"}\n{"prompt": "back", "response": "a"}\n', "utf-8")
-    record = train(lora(steps=2, batch_size=2), base=base, data=tmp_path / "texts.jsonl", out=tmp_path / "brick")
+    record = train(lora(steps=2, batch_size=2), TrainFiles(base, tmp_path / "texts.jsonl", tmp_path / "brick"))
     assert record["learned_tokens"] == 2 * (4 + 2)
 
 
@@ -244,12 +255,12 @@ def test_a_data_set_gives_the_bytes_of_its_rows(base: Path, tmp_path: Path) -> N
     folder = hub_data(tmp_path)
     columns = {"prompt": "question", "completion": "reply"}
     spec = lora(steps=3, batch_size=2, data={"hub": "set", **columns})
-    record = train(spec, base=base, data=folder, out=tmp_path / "one")
+    record = train(spec, TrainFiles(base, folder, tmp_path / "one"))
     assert (record["data"]["hub"], record["rows"]) == ("set", 4)
     assert set(record["data_digest"]) == {"rows"}
     plain = [{"prompt": f"say {word} is", "completion": word} for word in "abcd"]
     write_jsonl(tmp_path / "plain.jsonl", plain)
-    same = train(lora(steps=3, batch_size=2), base=base, data=tmp_path / "plain.jsonl", out=tmp_path / "two")
+    same = train(lora(steps=3, batch_size=2), TrainFiles(base, tmp_path / "plain.jsonl", tmp_path / "two"))
     assert same["data_digest"]["rows"] == record["data_digest"]["rows"]
     one, two = ((tmp_path / name / "adapter_model.safetensors").read_bytes() for name in ("one", "two"))
     assert one == two

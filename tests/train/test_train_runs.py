@@ -18,7 +18,7 @@ from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.models.texts import read_texts
-from workbench.train import encode, train
+from workbench.train import Reports, TrainFiles, encode, train
 from workbench.train.heldout import HeldOut
 from workbench.train.texts import split, training_texts
 
@@ -27,7 +27,7 @@ from workbench.train.texts import split, training_texts
 def other(base: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A brick that was trained before."""
     out = tmp_path_factory.mktemp("other") / "other"
-    train(lora(steps=10, batch_size=4, seed=3), base=base, data=data, out=out)
+    train(lora(steps=10, batch_size=4, seed=3), TrainFiles(base, data, out))
     return out
 
 
@@ -62,7 +62,7 @@ def test_a_share_is_the_same_rows_in_any_order(data: Path) -> None:
 def test_held_out_loss_is_measured_and_never_trained_on(base: Path, data: Path, tmp_path: Path) -> None:
     seen: list[Any] = []
     spec = lora(steps=12, batch_size=4, held_out=0.25, evaluate_every=5)
-    record = train(spec, base=base, data=data, out=tmp_path / "watched", progress=lambda *a: seen.append(a))
+    record = train(spec, TrainFiles(base, data, tmp_path / "watched"), told=Reports(progress=lambda *a: seen.append(a)))
     held = record["held_out_loss"]
     assert record["rows"] + held["rows"] == 16
     assert record["steps_taken"] == 12
@@ -75,7 +75,7 @@ def test_held_out_loss_is_measured_and_never_trained_on(base: Path, data: Path, 
     texts = training_texts(spec, data, data.parent)
     rest = tmp_path / "rest.jsonl"
     rest.write_text("".join(json.dumps({"prompt": t.prompt, "completion": t.answer}) + "\n" for t in texts.trained), "utf-8")
-    blind = train(lora(steps=12, batch_size=4), base=base, data=rest, out=tmp_path / "blind")
+    blind = train(lora(steps=12, batch_size=4), TrainFiles(base, rest, tmp_path / "blind"))
     assert weights(tmp_path / "blind") == weights(tmp_path / "watched")
     assert blind["data_digest"]["rows"] == record["data_digest"]["rows"]
 
@@ -93,7 +93,7 @@ def test_patience_keeps_the_best_weights(base: Path, data: Path, tmp_path: Path,
     rows = tmp_path / "train.jsonl"
     rows.write_text("".join(line for line in data.read_text("utf-8").splitlines(True) if '"a a"' not in line), "utf-8")
     spec = lora(steps=60, held_out=str(held), patience=3, **changes)
-    record = train(spec, base=base, data=rows, out=tmp_path / "stopped", notice=said.append)
+    record = train(spec, TrainFiles(base, rows, tmp_path / "stopped"), told=Reports(notice=said.append))
     best, taken = record["held_out_loss"]["best_step"], record["steps_taken"]
     assert 0 < best < taken == best + 6 < 60
     assert record["held_out_loss"]["after"] == record["held_out_loss"]["best"]
@@ -117,7 +117,7 @@ def test_held_out_rows_that_are_trained_on_are_refused(base: Path, data: Path, t
     with pytest.raises(
         WorkbenchError, match=r"held\.jsonl:1: this held-out row is also a training row \(1 of 1 held-out rows are\)"
     ):
-        train(lora(held_out="held.jsonl"), base=base, data=data, out=tmp_path / "brick", folder=tmp_path)
+        train(lora(held_out="held.jsonl"), TrainFiles(base, data, tmp_path / "brick", folder=tmp_path))
 
 
 # Interrupted trainings
@@ -144,14 +144,14 @@ class Stop:
 def test_interrupted_training_gives_the_same_bytes(base: Path, data: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
     data.with_name("replay.jsonl").write_text('{"prompt": "back is"}\n{"prompt": "d then"}\n', "utf-8")
     spec = lora(**{"steps": 12, "batch_size": 4, "save_every": 4, **changes})
-    whole = train(spec, base=base, data=data, out=tmp_path / "whole")
+    whole = train(spec, TrainFiles(base, data, tmp_path / "whole"))
     out, said, stop = tmp_path / "brick", [], Stop(at=6)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, base=base, data=data, out=out, progress=stop)
+        train(spec, TrainFiles(base, data, out), told=Reports(progress=stop))
     assert [path.name for path in (out / ".training").glob("checkpoint-*")] == ["checkpoint-4"]
     (out / ".training" / "checkpoint-6").mkdir()  # a save that was cut short
     again = Stop(at=-1)
-    record = train(spec, base=base, data=data, out=out, progress=again, notice=said.append)
+    record = train(spec, TrainFiles(base, data, out), told=Reports(progress=again, notice=said.append))
     assert said[0] == "resuming an interrupted training after step 4"
     assert again.steps[0] == 5
     assert weights(out) == weights(tmp_path / "whole")
@@ -168,7 +168,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
         out = tmp_path / change
         shutil.copy(data, rows)
         with pytest.raises(KeyboardInterrupt):
-            train(spec, base=base, data=rows, out=out, progress=Stop(at=5))
+            train(spec, TrainFiles(base, rows, out), told=Reports(progress=Stop(at=5)))
         changed, on = spec, base
         if change == "seed":
             changed = spec.model_copy(update={"seed": 1})
@@ -184,7 +184,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
             model.save_pretrained(on)
         said: list[str] = []
         stop = Stop(at=-1)
-        train(changed, base=on, data=rows, out=out, progress=stop, notice=said.append)
+        train(changed, TrainFiles(on, rows, out), told=Reports(progress=stop, notice=said.append))
         assert stop.steps[0] == (4 if change == "none" else 1), change
         assert ("discarded" in said[0]) == (change != "none"), change
         assert not (out / ".training").exists()
@@ -193,7 +193,7 @@ def test_saves_of_other_settings_or_rows_are_discarded(base: Path, data: Path, t
 def test_nothing_is_saved_where_it_is_switched_off(base: Path, data: Path, tmp_path: Path) -> None:
     spec = lora(steps=8, batch_size=4, save_every=0)
     with pytest.raises(KeyboardInterrupt):
-        train(spec, base=base, data=data, out=tmp_path / "brick", progress=Stop(at=5))
+        train(spec, TrainFiles(base, data, tmp_path / "brick"), told=Reports(progress=Stop(at=5)))
     assert not (tmp_path / "brick").exists()
 
 
@@ -204,13 +204,13 @@ def test_orthogonality_lowers_the_overlap(base: Path, data: Path, other: Path, t
     overlaps, losses = {}, {}
     for lam in (0.0, 20.0):
         spec = lora(steps=40, orthogonal_to=["other"], orthogonal=lam)
-        record = train(spec, base=base, data=data, out=tmp_path / str(lam), others={"other": other})
+        record = train(spec, TrainFiles(base, data, tmp_path / str(lam), others={"other": other}))
         overlaps[lam], losses[lam] = record["overlap"]["other"], record["loss"]
         assert record["orthogonal_to"] == ["other"]
     assert overlaps[0.0]["before"] == overlaps[20.0]["before"] > 0.05
     assert overlaps[20.0]["after"] < 0.1 * overlaps[0.0]["after"]
     assert losses[20.0] < 1.0  # without the penalty
-    train(lora(steps=40), base=base, data=data, out=tmp_path / "plain")
+    train(lora(steps=40), TrainFiles(base, data, tmp_path / "plain"))
     assert weights(tmp_path / "plain") == weights(tmp_path / "0.0")
 
 
@@ -241,12 +241,12 @@ def test_penalty_and_overlap_are_those_of_the_paper(base: Path, other: Path) -> 
 def test_bricks_that_cannot_be_kept_apart_are_named(base: Path, data: Path, other: Path, tmp_path: Path) -> None:
     def run(path: Path, **changes: Any) -> None:
         spec = lora(steps=2, orthogonal_to=["x"], **changes)
-        train(spec, base=base, data=data, out=tmp_path / "brick", others={"x": path})
+        train(spec, TrainFiles(base, data, tmp_path / "brick", others={"x": path}))
 
     with pytest.raises(WorkbenchError, match=r"orthogonal_to: brick 'x': expected a LoRA adapter, found no adapter_config\.json"):
         run(base)
     half = tmp_path / "half"
-    train(lora(steps=2, target_modules=["q_proj"]), base=base, data=data, out=half)
+    train(lora(steps=2, target_modules=["q_proj"]), TrainFiles(base, data, half))
     with pytest.raises(WorkbenchError, match="brick 'x' shares no module with the new adapter"):
         run(half, target_modules=["down_proj"])
     narrow = tmp_path / "narrow"
@@ -267,13 +267,13 @@ def test_bricks_that_cannot_be_kept_apart_are_named(base: Path, data: Path, othe
 def test_a_model_in_memory_is_given_back_as_it_was(base: Path, data: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM
 
-    train(lora(steps=3), base=base, data=data, out=tmp_path / "disk")
+    train(lora(steps=3), TrainFiles(base, data, tmp_path / "disk"))
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16, attn_implementation="eager")
     before, names, cache = logits(model), [n for n, _ in model.named_parameters()], model.config.use_cache
-    train(lora(steps=3), base=base, data=data, out=tmp_path / "memory", model=model)
+    train(lora(steps=3), TrainFiles(base, data, tmp_path / "memory"), model=model)
     assert weights(tmp_path / "memory") == weights(tmp_path / "disk")
     with pytest.raises(KeyboardInterrupt):
-        train(lora(steps=3), base=base, data=data, out=tmp_path / "cut", model=model, progress=Stop(at=2))
+        train(lora(steps=3), TrainFiles(base, data, tmp_path / "cut"), model=model, told=Reports(progress=Stop(at=2)))
     assert torch.equal(logits(model), before)
     assert logits(model).dtype == torch.bfloat16
     assert [n for n, _ in model.named_parameters()] == names
@@ -286,7 +286,7 @@ def test_full_trains_the_model_in_memory(base: Path, data: Path, tmp_path: Path)
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(str(base), dtype=torch.bfloat16)
-    train(lora(steps=3, method="full", learning_rate=5e-3), base=base, data=data, out=tmp_path, model=model)
+    train(lora(steps=3, method="full", learning_rate=5e-3), TrainFiles(base, data, tmp_path), model=model)
     assert model.dtype == torch.bfloat16
     assert torch.equal(logits(model), logits(AutoModelForCausalLM.from_pretrained(str(tmp_path))))
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from worlds.merging import InMemory, merge
 
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
@@ -55,7 +56,7 @@ def step_on(
     """A merge step on models in memory; a brick is a Lora or the deltas of a checkpoint."""
     step = METHODS[method].model_validate({"merge": method, **fields})
     model = Model(InMemory(base), {"num_hidden_layers": 2})
-    return MergedWeights(model, model, step, deltas, keys)
+    return MergedWeights(model, model, step, StepBricks(deltas, keys or {}))
 
 
 def delta(method: str, deltas: list[Tensor], name: str = "w", **fields: Any) -> Tensor:

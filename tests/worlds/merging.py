@@ -9,6 +9,7 @@ from torch import Tensor
 
 from worlds.project import CPU
 
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.difference import WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.trim import keep_count
@@ -62,7 +63,7 @@ def merge(
     weights = InMemory(base)
     model = Model(weights, config or {"num_hidden_layers": 2})
     deltas = {name: WeightsDelta(InMemory(b), weights) for name, b in tuned.items()}
-    merged = MergedWeights(model, model, step, deltas, measured=measured)
+    merged = MergedWeights(model, model, step, StepBricks(deltas), measured=measured)
     return {name: load(merged, name, dtype, CPU) for name in base}
 
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 
+from workbench.events import Events, no_events
+
 CPU = torch.device("cpu")
 
 
@@ -34,11 +36,21 @@ class Project:
 
         return resolve(load_recipe(self.write(text, name)))
 
-    def run(self, text: str, name: str = "test.yaml", **options: Any) -> dict[str, Any]:
+    def run(
+        self,
+        text: str,
+        name: str = "test.yaml",
+        *,
+        device: torch.device = CPU,
+        threads: int = 1,
+        events: Events = no_events,
+        out: Path | None = None,
+    ) -> dict[str, Any]:
         """Execute the recipe of a text."""
         from workbench.run.execute import execute
+        from workbench.run.work import Work
 
-        return execute(self.resolve(text, name), self.path / "runs", device=CPU, **{"threads": 1, **options})
+        return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out)
 
     def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """The configuration's tensors in memory."""

@@ -8,10 +8,10 @@ from typing import Any
 
 from worlds.jsonl import write_jsonl
 from worlds.local_tasks import LOCALDATA
-from worlds.project import CPU, Project
+from worlds.project import Project
 
 from workbench.recipe.recipe import load_recipe
-from workbench.search.run import Search, prepare
+from workbench.search.run import Scoring, Search, prepare
 
 TASK = """
 task: {name}
@@ -82,4 +82,4 @@ def search_of(
     world: Project, space: str = SPACE, rest: str = ", trials: 6, sampler: random", name: str = "test.yaml", **options: Any
 ) -> Search:
     recipe = load_recipe(world.write(searched(space, rest), name))
-    return prepare(recipe, runs=world.path / "runs", device=CPU, **options)
+    return prepare(recipe, world.path / "runs", Scoring("cpu"), **options)

@@ -15,6 +15,7 @@ import sys
 import torch
 import workbench.weights.writer as writer
 from workbench.run.execute import execute
+from workbench.run.work import Work
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from pathlib import Path
@@ -29,7 +30,7 @@ def stopping(*args):
     return real(*args)
 writer._write_tensor = stopping
 torch.set_num_threads(1)
-execute(resolve(load_recipe(sys.argv[1])), Path(sys.argv[2]), device=torch.device("cpu"), threads=1)
+execute(resolve(load_recipe(sys.argv[1])), Path(sys.argv[2]), Work(torch.device("cpu"), 1))
 """
 
 

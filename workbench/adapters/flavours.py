@@ -34,9 +34,15 @@ TUNERS = {
 TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT"}
 # Configuration field that is not supported -> hint. An unset or false field raises no error.
 _REFUSED = {
-    "layer_replication": _TWICE, "alora_invocation_tokens": _GATED, "arrow_config": _GATED, "use_qalora": BAKE,
-    "kasa_config": _CONVERT, "use_bdlora": BAKE, "monteclora_config": BAKE, "coft": BAKE,
-}  # fmt: skip
+    "layer_replication": _TWICE,
+    "alora_invocation_tokens": _GATED,
+    "arrow_config": _GATED,
+    "use_qalora": BAKE,
+    "kasa_config": _CONVERT,
+    "use_bdlora": BAKE,
+    "monteclora_config": BAKE,
+    "coft": BAKE,
+}
 # Initializations that subtract their factors from the base. EVA, orthogonal and gaussian do not change the base.
 _MUTATING = ("pissa", "olora", "corda", "loftq", "lora_ga", "mica")
 # Fields that are read, or that do not change what the stored factors mean.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
     from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe
-    from workbench.resolve.resolved import Resolved
+    from workbench.run.opened import NamedModel
     from workbench.scores.plan import ScorePlan
     from workbench.scores.store import Scores, ScoreStore
 
@@ -115,7 +115,7 @@ def open_subjects(
         out.warn(f"left out: {one.name} ({one.reason})")
     chosen = suites_of(loaded, suite or [], project)
     runs = runs_dir or project / "runs"
-    aliases = {reference: name for reference, (name, _) in models.items()}
+    aliases = {reference: model.name for reference, model in models.items()}
     score_plans = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
     return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
 
@@ -265,14 +265,11 @@ def compare_scores(store: ScoreStore, scores: list[Scores], baseline: str | None
     return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))
 
 
-def open_configuration(reference: str) -> tuple[str, Resolved, str | None]:
+def open_configuration(reference: str) -> NamedModel:
     """Resolve a recipe or model.
 
     Args:
         reference: Recipe, model directory or hub id as named on the command line.
-
-    Returns:
-        Its name, the resolved recipe, and the base that a card names (None: the recipe's base).
 
     Raises:
         WorkbenchError: If it is neither a recipe nor a model.
@@ -282,17 +279,17 @@ def open_configuration(reference: str) -> tuple[str, Resolved, str | None]:
     from workbench.project import find_project
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
-    from workbench.run.opened import is_model, resolve_model
+    from workbench.run.opened import NamedModel, is_model, resolve_model
 
     hub, path = Hub(events=out.event), recipe_path(reference)
     if path.suffix in (".yaml", ".yml"):
         loaded = load_recipe(path)
-        return loaded.name, resolve(loaded, hub), None
+        return NamedModel(loaded.name, resolve(loaded, hub))
     if not is_model(reference):
         raise no_subject(reference)
     project = find_project(Path.cwd() / "here")
-    name, resolved = resolve_model(reference, project, hub)
-    base = resolved.recipe.fields.base
+    model = resolve_model(reference, project, hub)
+    base = model.resolved.recipe.fields.base
     if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
-        return name, resolved, str(Path(reference))
-    return name, resolved, str(Path(base).relative_to(project)) if Path(base).is_relative_to(project) else None
+        return replace(model, base=str(Path(reference)))
+    return replace(model, base=str(Path(base).relative_to(project))) if Path(base).is_relative_to(project) else model

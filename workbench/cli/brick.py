@@ -250,11 +250,12 @@ def extract(
     from workbench.cli.documents.bricks import ExtractDocument
     from workbench.library.extract import extract as run
     from workbench.models.device import pick_device
+    from workbench.run.work import Work
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
     policy = Policy(rank if error or rank else 32, error, getattr(torch, dtype), "approximate", embeddings, rest)
-    record = run(checkpoint, base, to, policy, project=Path.cwd(), device=pick_device(device), threads=threads, events=out.event)
+    record = run(checkpoint, base, to, policy, Work(pick_device(device), threads, out.event), project=Path.cwd())
     document = {"adapter": str(to), **record}
     out.result(lambda: ExtractDocument.model_validate(document), lambda: _print_extracted(record, base, to), json=json)
 
@@ -323,10 +324,11 @@ def bake(
     from workbench.cli.documents.run import RunDocument
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
+    from workbench.run.work import Work
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
-    result = run(named, base, to, project=Path.cwd(), device=pick_device(device), dtype=dtype, threads=threads, events=out.event)
+    result = run(named, base, to, Work(pick_device(device), threads, out.event), project=Path.cwd(), dtype=dtype)
 
     def text() -> None:
         from workbench.run.forms import load_hint

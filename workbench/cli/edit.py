@@ -61,15 +61,13 @@ def rebase(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
-    name, resolved, base = open_configuration(onto)
+    model = open_configuration(onto)
     folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
     rebased = run(
         folder,
-        name,
-        resolved,
+        model,
         to,
         device=pick_device(device),
-        base=base,
         remeasure=remeasure,
         settings=settings or (),
         events=out.event,
@@ -78,7 +76,7 @@ def rebase(
     def text() -> None:
         for line in (rebased["brick"], *_said(rebased)):
             out.line(line)
-        _say_use(rebased, onto, resolved)
+        _say_use(rebased, onto, model.resolved)
 
     out.result(lambda: RebaseDocument.model_validate(rebased), text, json=json)
 
@@ -112,9 +110,8 @@ def trace(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
-    name, resolved, _ = open_configuration(model)
     table = trace_table(
-        resolved, name, facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
+        open_configuration(model), facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
     )
     out.result(lambda: TraceDocument.model_validate(table.document()), lambda: _say_trace(table), json=json)
     if html:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from workbench.facts.published import Published
     from workbench.library.facts import FactFinding
     from workbench.recipe.recipe import Recipe
-    from workbench.resolve.resolved import Resolved
+    from workbench.run.opened import NamedModel
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts files, and convert published datasets.")
 FileArg = Annotated[
@@ -95,22 +95,22 @@ def _table(findings: list[FactFinding]) -> None:
         out.say(f"warnings not shown: {', '.join(more)}; --json lists all")
 
 
-def _model(reference: str | None, recipe: Recipe | None) -> tuple[str, Resolved] | None:
-    """Return the model to ask, with its name: the one of --model, else the recipe's base."""
+def _model(reference: str | None, recipe: Recipe | None) -> NamedModel | None:
+    """Return the model to ask: the one of --model, else the recipe's base."""
     from workbench.bricks.hub import Hub
     from workbench.cli._recipes import no_subject, recipe_path
     from workbench.project import find_project
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
-    from workbench.run.opened import is_model, resolve_model
+    from workbench.run.opened import NamedModel, is_model, resolve_model
 
     hub = Hub(events=out.event)
     if reference is None:
-        return ("the base", resolve(recipe.derive("base", []), hub)) if recipe else None
+        return NamedModel("the base", resolve(recipe.derive("base", []), hub)) if recipe else None
     path = recipe_path(reference)
     if path.suffix in (".yaml", ".yml"):
         named = load_recipe(path)
-        return named.name, resolve(named, hub)
+        return NamedModel(named.name, resolve(named, hub))
     if not is_model(reference):
         raise no_subject(reference)
     return resolve_model(reference, recipe.project if recipe else find_project(Path.cwd() / "here"), hub)

@@ -102,6 +102,7 @@ def run(
     from workbench.run.directory import run_for
     from workbench.run.execute import execute
     from workbench.run.forms import CHECKPOINT, form_of
+    from workbench.run.work import Work
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
@@ -111,7 +112,7 @@ def run(
     resolved, runs = load(recipe, settings, runs_dir)
     for warning in resolved.warnings:
         out.warn(warning)
-    result = execute(resolved, runs, device=pick_device(device), threads=threads, out=to, events=out.event, wait=wait)
+    result = execute(resolved, runs, Work(pick_device(device), threads, out.event), out=to, wait=wait)
 
     def text() -> None:
         form = form_of(resolved)

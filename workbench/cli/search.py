@@ -59,22 +59,20 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.cli.documents.search import SearchDocument
-    from workbench.models.device import pick_device
     from workbench.recipe.recipe import load_recipe
     from workbench.recipe.trust import is_trusted
     from workbench.search.cluster import Options, run_on_cluster
-    from workbench.search.run import prepare, run
+    from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
     file = recipe_file(str(recipe))
     loaded = load_recipe(file, settings or ())
+    scoring = Scoring(device, batch_size, limit)
     prepared = prepare(
         loaded,
-        runs=runs_dir or loaded.project / "runs",
-        device=pick_device(device),
-        batch_size=batch_size,
-        limit=limit,
+        runs_dir or loaded.project / "runs",
+        scoring,
         trials=trials,
         budget=budget,
         storage=storage,
@@ -84,7 +82,7 @@ def search(
         out.warn(warning)
     if engine == "ray":
         place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
-        options = Options(place, tuple(settings or ()), runs, device, batch_size, limit, is_trusted(loaded.project))
+        options = Options(place, tuple(settings or ()), runs, scoring, is_trusted(loaded.project))
         run_on_cluster(prepared, options, workers)
     else:
         run(prepared)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.emergent.labelled import ItemRow, Part
+from workbench.emergent.labelled import PROMPT, Counted, ItemRow, Part
 from workbench.emergent.ranking import BINS, log_bins
 from workbench.emergent.sites import Site, visiting
 from workbench.files import read_json, write_json
@@ -58,10 +58,8 @@ def stream(
     sites: Sequence[Site],
     rows: Sequence[ItemRow],
     consume: Consumer,
+    counted: Counted = PROMPT,
     *,
-    part: Part = "prompt",
-    skip: int = 1,
-    batch_tokens: int | None = None,
     done: int = 0,
     after: Callable[[int], None] = lambda _: None,
 ) -> None:
@@ -74,15 +72,11 @@ def stream(
         sites: Its sites.
         rows: The texts.
         consume: Consumer of a site's activations.
-        part: Tokens that count: the prompt's, or all.
-        skip: Tokens at the start of a row that do not count. The first token of a text attracts attention and has activations that are
-            many times larger than those of other tokens. A row of at most this many tokens keeps its last one.
-        batch_tokens: Largest number of tokens of a batch, including padding; None chooses it for the device.
+        counted: Tokens that the model reads, and those of them that count.
         done: Number of rows, in the order of lengths, that an earlier pass has consumed.
         after: Called after each batch with the number of rows consumed.
     """
     device = next(model.parameters()).device
-    limit = batch_tokens or batch_limit(device)
     backbone = getattr(model, model.base_model_prefix, model)
     current: list[Tokens] = []
 
@@ -91,32 +85,61 @@ def stream(
         consume(number, shaped(activations, batch, time), current[0])
 
     with visiting(model, sites, visit):
-        for index in _batches(rows, limit, part, done):
-            tokens = side_by_side([_part(rows[i], part) for i in index], device)
+        for index in _batches([len(counted.tokens(row)) for row in rows], batch_limit(device), done):
+            tokens = side_by_side([counted.tokens(rows[i]) for i in index], device)
             lengths = tokens.mask.sum(1)
             position = torch.arange(tokens.mask.shape[1], device=device)
-            counted = tokens.mask.bool() & (position >= lengths.sub(1).clamp_max(skip)[:, None])
-            current[:] = [Tokens(torch.tensor(index), counted)]
+            counts = tokens.mask.bool() & (position >= lengths.sub(1).clamp_max(counted.skip)[:, None])
+            current[:] = [Tokens(torch.tensor(index), counts)]
             backbone(input_ids=tokens.tokens, attention_mask=tokens.mask, use_cache=False)
             done += len(index)
             after(done)
 
 
-def _part(row: ItemRow, part: Part) -> list[int]:
-    return row.tokens[: row.prompt] if part == "prompt" else row.tokens
-
-
-def _batches(rows: Sequence[ItemRow], limit: int, part: Part, done: int) -> Iterator[list[int]]:
+def _batches(lengths: Sequence[int], limit: int, done: int) -> Iterator[list[int]]:
     """Yield indices of rows of similar length; the first `done` rows in that order are left out."""
-    lengths = [len(_part(row, part)) for row in rows]
     waiting: list[int] = []
-    for i in sorted(range(len(rows)), key=lambda i: lengths[i])[done:]:
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i])[done:]:
         if waiting and lengths[i] * (len(waiting) + 1) > limit:
             yield waiting
             waiting = []
         waiting.append(i)
     if waiting:
         yield waiting
+
+
+@dataclass(frozen=True)
+class PassOptions:
+    """How activations become an item's score; part of the record.
+
+    Attributes:
+        score: The mean of |activation| over an item's tokens, or the largest positive activation.
+        part: Tokens that count: the prompt's, or prompt and response.
+        skip: Tokens at the start of a text that do not count.
+        chat: Put prompts into the tokenizer's chat template.
+        disk: Largest size in bytes of the file of exact scores; beyond it, scores are kept as histograms.
+    """
+
+    score: ScoreOf = "mean_abs"
+    part: Part = "prompt"
+    skip: int = 1
+    chat: bool = False
+    disk: int = 16 * 10**9
+
+
+@dataclass(frozen=True)
+class PassItems:
+    """The items of a pass, as tokens.
+
+    Attributes:
+        rows: Their texts.
+        functions: Function of each item [items], for the sums over tokens.
+        labels: [labels, items] bool, which histograms count; exact scores need none.
+    """
+
+    rows: Sequence[ItemRow]
+    functions: Tensor
+    labels: Tensor
 
 
 @dataclass
@@ -188,16 +211,10 @@ class ItemScores:
 def item_scores(
     model: PreTrainedModel,
     sites: Sequence[Site],
-    rows: Sequence[ItemRow],
-    functions: Tensor,
-    labels: Tensor,
+    items: PassItems,
     folder: Path,
+    options: PassOptions,
     *,
-    score: ScoreOf = "mean_abs",
-    part: Part = "prompt",
-    skip: int = 1,
-    limit: int = 16 * 10**9,
-    batch_tokens: int | None = None,
     progress: Progress = lambda *_: None,
 ) -> ItemScores:
     """Compute the score of every neuron on every item in one pass, or continue an interrupted one.
@@ -205,24 +222,18 @@ def item_scores(
     Args:
         model: The live model.
         sites: Its sites.
-        rows: The items' texts.
-        functions: Function of each item [items], for the sums over tokens.
-        labels: [labels, items] bool, which histograms count; exact scores need none.
+        items: The items.
         folder: Directory of this pass, which depends on model, texts and options. It keeps what an interrupted pass has computed.
-        score: An item's score: the mean of |activation| over its tokens, or the largest positive activation.
-        part: Tokens that count.
-        skip: Tokens at the start that do not count.
-        limit: Largest size of the file of exact scores in bytes. Beyond it, histograms are kept.
-        batch_tokens: Largest number of tokens of a batch; None chooses it for the device.
+        options: How activations become scores.
         progress: Progress callback.
     """
-    units = sum(site.units for site in sites)
+    rows, units = items.rows, sum(site.units for site in sites)
     size = 4 * units * len(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    statistics = Statistics.zeros(sites, int(functions.max()) + 1)
+    statistics = Statistics.zeros(sites, int(items.functions.max()) + 1)
     shape, path = (len(rows), units), folder / "scores.f32"
     exact = None
-    if size <= limit:
+    if size <= options.disk:
         state = _saved(folder) if path.is_file() and path.stat().st_size == size else None
         if not state:
             with path.open("wb") as file:  # a full disk is an error here, and not a crash when the map is written
@@ -231,10 +242,10 @@ def item_scores(
         histograms = []
     else:
         state = _saved(folder)
-        histograms = [torch.zeros(len(labels), site.units, BINS, dtype=torch.int32) for site in sites]
-    result = ItemScores(sites, exact, histograms, labels, statistics, _starts(sites))
+        histograms = [torch.zeros(len(items.labels), site.units, BINS, dtype=torch.int32) for site in sites]
+    result = ItemScores(sites, exact, histograms, items.labels, statistics, _starts(sites))
     done = _load(result, state) if state else 0
-    accumulator = _Accumulator(result, functions, score)
+    accumulator = _Accumulator(result, items.functions, options.score)
 
     def after(count: int) -> None:
         nonlocal done
@@ -245,7 +256,8 @@ def item_scores(
             _save(result, folder, count)
             done = count
 
-    stream(model, sites, rows, accumulator.consume, part=part, skip=skip, batch_tokens=batch_tokens, done=done, after=after)
+    counted = Counted(options.part, options.skip)
+    stream(model, sites, rows, accumulator.consume, counted, done=done, after=after)
     return result
 
 

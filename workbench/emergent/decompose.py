@@ -141,19 +141,18 @@ class ScoreCurve:
         }
 
 
-def sample_places(lengths: Sequence[int], size: int, *, skip: int = 1, seed: int = 0) -> Tensor:
-    """Draw tokens of rows without replacement.
+def sample_places(lengths: Sequence[int], size: int, *, seed: int = 0) -> Tensor:
+    """Draw tokens of rows without replacement; the first token of a row only if it is the row's only one.
 
     Args:
         lengths: Number of tokens of each row.
         size: Number of tokens to draw; all tokens if there are fewer.
-        skip: Tokens at the start of a row that are not drawn. A row of at most this many tokens keeps its last one.
         seed: Seed of the draw.
 
     Returns:
         Row and position of each token [tokens, 2], in ascending order.
     """
-    places = torch.tensor([(i, t) for i, length in enumerate(lengths) for t in range(min(skip, length - 1), length)])
+    places = torch.tensor([(i, t) for i, length in enumerate(lengths) for t in range(min(1, length - 1), length)])
     order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed))[:size]
     return places[order.sort().values]
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from workbench.emergent.activations import Tokens, stream
 from workbench.emergent.decompose import sample_places
-from workbench.emergent.labelled import ItemRow
+from workbench.emergent.labelled import WHOLE, ItemRow
 from workbench.emergent.sites import Site
 from workbench.errors import UsageError, WorkbenchError
 from workbench.lazy import torch
@@ -173,7 +173,6 @@ def sample_feed_forward(
     *,
     groups: Sequence[int] | None = None,
     size: int = TOKENS,
-    skip: int = 1,
     seed: int = 0,
 ) -> FeedForwardSample:
     """Return the inputs and activations of feed-forward layers on a random sample of tokens, in one pass over the texts.
@@ -184,13 +183,10 @@ def sample_feed_forward(
         rows: The texts.
         groups: Group of each text; None makes every text a group of its own.
         size: Largest number of tokens. Fewer are drawn if the sample would exceed `SAMPLE_BYTES`.
-        skip: Tokens at the start of a text that are left out.
         seed: Seed of the sample.
     """
     width = sum(layer.site.units + layer.gate_rows().shape[1] for layer in layers)
-    places = sample_places(
-        [len(row.tokens) for row in rows], max(1, min(size, SAMPLE_BYTES // (4 * width))), skip=skip, seed=seed
-    )
+    places = sample_places([len(row.tokens) for row in rows], max(1, min(size, SAMPLE_BYTES // (4 * width))), seed=seed)
     chosen = torch.unique(places[:, 0]).tolist()
     where = [(places[:, 0] == row).nonzero().flatten() for row in chosen]
     inputs: dict[int, Tensor] = {}
@@ -207,7 +203,7 @@ def sample_feed_forward(
             keep(activations, number, values, batch)
             keep(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
 
-        stream(model, [layer.site for layer in layers], [rows[i] for i in chosen], consume, part="whole", skip=skip)
+        stream(model, [layer.site for layer in layers], [rows[i] for i in chosen], consume, WHOLE)
     of = torch.tensor(list(groups) if groups is not None else list(range(len(rows))))
     order = range(len(layers))
     return FeedForwardSample(

@@ -34,6 +34,27 @@ _EXPECTED = (
 
 
 @dataclass(frozen=True)
+class Counted:
+    """Which tokens of a text count.
+
+    Attributes:
+        part: The model reads the prompt alone, or prompt and response.
+        skip: Tokens at the start that do not count: the first token attracts attention and has activations that are many times
+            larger than those of other tokens. A text of at most this many tokens keeps its last one.
+    """
+
+    part: Part = "prompt"
+    skip: int = 1
+
+    def tokens(self, row: ItemRow) -> list[int]:
+        """Return the tokens of a text that the model reads."""
+        return row.tokens[: row.prompt] if self.part == "prompt" else row.tokens
+
+
+PROMPT, WHOLE = Counted("prompt"), Counted("whole")
+
+
+@dataclass(frozen=True)
 class Item:
     """A text with its function.
 

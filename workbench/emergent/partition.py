@@ -94,73 +94,87 @@ class Partition:
         return json_digest([[number, tensor_digest(of.experts), of.shared] for number, of in sorted(self.layers.items())])
 
 
-def check_counts(units: Mapping[int, int], experts: int, shared: int | None) -> None:
-    """Check that layers can be divided into experts of equal size.
+@dataclass(frozen=True)
+class Division:
+    """How neurons are divided into experts of equal size.
 
-    Args:
-        units: Layer -> number of its neurons.
-        experts: Number of experts, shared ones included.
-        shared: Number of shared experts; None leaves it to the method.
-
-    Raises:
-        WorkbenchError: If they cannot.
+    Attributes:
+        method: `random`; `kmeans`, balanced clusters of the normalized rows of the gate; `coactivation`, balanced clusters of the
+            tokens on which neurons are active; `cmoe`; or `expertweaver`.
+        experts: Number of experts of a layer, shared ones included.
+        shared: Number of shared experts. They take the neurons that are active most often. None is the method's own choice: none for
+            the first three, three of eight for `cmoe`, and one number for each layer for `expertweaver`.
+        most_shared: Largest number of shared experts that the method may choose; None allows all experts but one.
+        seed: Seed of `random` and of the first centers.
     """
-    if experts < 2:
-        raise UsageError(f"expected at least 2 experts, found {experts}")
-    for layer, count in units.items():
-        if count % experts:
-            near = [e for e in range(2, min(count, 257)) if count % e == 0]
-            best = ", ".join(map(str, sorted(sorted(near, key=lambda e: abs(e - experts))[:4])))
-            raise UsageError(
-                f"layer {layer} has {count} neurons, which {experts} experts do not divide into equal parts",
-                f"Numbers that do: {best}." if near else None,
-            )
-    if shared is not None and not 0 <= shared < experts:
-        raise UsageError(f"expected 0 to {experts - 1} shared experts of {experts}, found {shared}")
+
+    method: PartitionMethod
+    experts: int
+    shared: int | None = None
+    most_shared: int | None = None
+    seed: int = 0
+
+    def chosen(self, count: int) -> int:
+        """Return the number of shared experts of a method that would choose `count` of them."""
+        if self.shared is not None:
+            return self.shared
+        return min(count, self.experts - 1 if self.most_shared is None else min(self.most_shared, self.experts - 1))
+
+    def check(self, units: Mapping[int, int]) -> None:
+        """Check that layers can be divided into these experts.
+
+        Args:
+            units: Layer -> number of its neurons.
+
+        Raises:
+            WorkbenchError: If they cannot.
+        """
+        if self.experts < 2:
+            raise UsageError(f"expected at least 2 experts, found {self.experts}")
+        for layer, count in units.items():
+            if count % self.experts:
+                near = [e for e in range(2, min(count, 257)) if count % e == 0]
+                best = ", ".join(map(str, sorted(sorted(near, key=lambda e: abs(e - self.experts))[:4])))
+                raise UsageError(
+                    f"layer {layer} has {count} neurons, which {self.experts} experts do not divide into equal parts",
+                    f"Numbers that do: {best}." if near else None,
+                )
+        if self.shared is not None and not 0 <= self.shared < self.experts:
+            raise UsageError(f"expected 0 to {self.experts - 1} shared experts of {self.experts}, found {self.shared}")
 
 
 @no_grad
 def divide(
-    method: PartitionMethod,
+    division: Division,
     layers: Sequence[FeedForward],
-    experts: int,
-    *,
-    shared: int | None = None,
     sample: FeedForwardSample | None = None,
-    most_shared: int | None = None,
-    seed: int = 0,
+    *,
     progress: Callable[[int, int], None] = lambda *_: None,
 ) -> Partition:
     """Divide the neurons of every layer into experts of equal size.
 
     Args:
-        method: How: `random`; `kmeans`, balanced clusters of the normalized rows of the gate; `coactivation`, balanced clusters of
-            the tokens on which neurons are active; `cmoe`; or `expertweaver`.
+        division: How.
         layers: The layers.
-        experts: Number of experts of a layer, shared ones included.
-        shared: Number of shared experts. They take the neurons that are active most often. None is the method's own choice: none for
-            the first three, three of eight for `cmoe`, and one number for each layer for `expertweaver`.
         sample: Inputs and activations of the layers; None if neither the method nor `shared` needs them.
-        most_shared: Largest number of shared experts that the method may choose.
-        seed: Seed of `random` and of the first centers.
         progress: Callback that takes (layers done, layers).
 
     Raises:
         WorkbenchError: If the experts do not divide the neurons, or a sample is missing.
     """
-    check_counts({layer.site.layer: layer.site.units for layer in layers}, experts, shared)
+    division.check({layer.site.layer: layer.site.units for layer in layers})
+    method, shared = division.method, division.shared
     if sample is None and (method in WITH_TEXTS or shared):
         raise UsageError(
             f"a partition by {method}{'' if method in WITH_TEXTS else ' with shared experts'} looks at activations, and has no texts",
             "Name a file of calibration texts.",
         )
-    limit = experts - 1 if most_shared is None else min(most_shared, experts - 1)
     made: dict[int, LayerPartition] = {}
     for number, layer in enumerate(layers):
-        work = _Layer(layer, number, experts, sample, seed + layer.site.layer)
-        made[layer.site.layer] = _MAKERS[method](work, shared, limit)
+        made[layer.site.layer] = _MAKERS[method](_Layer(layer, number, division, sample))
         progress(number + 1, len(layers))
-    settings = {"experts": experts, "shared": shared, "seed": seed, "tokens": sample.tokens if sample else 0}
+    tokens = sample.tokens if sample else 0
+    settings = {"experts": division.experts, "shared": shared, "seed": division.seed, "tokens": tokens}
     return Partition(method, made, settings=settings)
 
 
@@ -170,9 +184,18 @@ class _Layer:
 
     layer: FeedForward
     number: int
-    experts: int
+    division: Division
     sample: FeedForwardSample | None
-    seed: int
+
+    @property
+    def experts(self) -> int:
+        """Number of experts."""
+        return self.division.experts
+
+    @property
+    def seed(self) -> int:
+        """Seed of the layer."""
+        return self.division.seed + self.layer.site.layer
 
     @property
     def size(self) -> int:
@@ -211,27 +234,33 @@ def _by_rate(active: Tensor) -> Tensor:
     return active.sum(0).argsort(descending=True, stable=True)
 
 
-def _random(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+def _random(work: _Layer) -> LayerPartition:
     def cluster(rest: Tensor, clusters: int) -> Tensor:
         order = torch.randperm(len(rest), generator=torch.Generator().manual_seed(work.seed))
         return order % clusters
 
-    return work.split(shared or 0, _by_rate(work.active()) if shared else None, cluster)
+    shared = work.division.chosen(0)
+    return work.split(shared, _by_rate(work.active()) if shared else None, cluster)
 
 
-def _kmeans(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+def _kmeans(work: _Layer) -> LayerPartition:
     rows = torch.nn.functional.normalize(work.layer.gate_rows().cpu(), dim=1)
+    shared = work.division.chosen(0)
     order = _by_rate(work.active()) if shared else None
-    return work.split(shared or 0, order, lambda rest, clusters: balanced_kmeans(rows[rest], clusters, seed=work.seed))
+    return work.split(shared, order, lambda rest, clusters: balanced_kmeans(rows[rest], clusters, seed=work.seed))
 
 
-def _coactivation(work: _Layer, shared: int | None, _limit: int) -> LayerPartition:
+def _coactivation(work: _Layer) -> LayerPartition:
     active = work.active()
     bits = torch.nn.functional.normalize(active.T.float(), dim=1)
-    return work.split(shared or 0, _by_rate(active), lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed))
+    return work.split(
+        work.division.chosen(0),
+        _by_rate(active),
+        lambda rest, clusters: balanced_kmeans(bits[rest], clusters, seed=work.seed),
+    )
 
 
-def _cmoe(work: _Layer, shared: int | None, limit: int) -> LayerPartition:
+def _cmoe(work: _Layer) -> LayerPartition:
     """Divide a layer as CMoE does: markers, shared experts by rate, one balanced assignment by the L1 distance of markers.
 
     The first centers are the markers of the neurons that are marked most often, without those of shared experts.
@@ -240,7 +269,7 @@ def _cmoe(work: _Layer, shared: int | None, limit: int) -> LayerPartition:
     markers = marked(normalized_activations(work.layer, work.sample.inputs[work.number]), min(MARKERS, work.layer.site.units))
     by_neuron = markers.T.float()
     order = _by_rate(markers)
-    count = min(3 * work.experts // 8, limit) if shared is None else shared
+    count = work.division.chosen(3 * work.experts // 8)
 
     def cluster(rest: Tensor, clusters: int) -> Tensor:
         first = by_neuron[order[count * work.size :][:clusters]]
@@ -262,7 +291,7 @@ def normalized_activations(layer: FeedForward, inputs: Tensor) -> Tensor:
     return gate * (x @ torch.nn.functional.normalize(layer.up_rows().cpu(), dim=1).T)
 
 
-def _expertweaver(work: _Layer, shared: int | None, limit: int) -> LayerPartition:
+def _expertweaver(work: _Layer) -> LayerPartition:
     """Divide a layer by the patterns of its gates over groups of texts, as ExpertWeaver does.
 
     A neuron's pattern is its mean |σ(gate)| on each group. Neurons whose pattern has a coefficient of variation below 0.6 are universal;
@@ -272,7 +301,7 @@ def _expertweaver(work: _Layer, shared: int | None, limit: int) -> LayerPartitio
     patterns = gate_patterns(work)
     variation = patterns.std(1, correction=0) / patterns.mean(1).clamp_min(1e-12)
     share = min(max(float((variation < UNIVERSAL).double().mean()), LEAST), MOST)
-    count = min(round(share * work.experts), limit) if shared is None else shared
+    count = work.division.chosen(round(share * work.experts))
     units = torch.nn.functional.normalize(patterns, dim=1)
     return work.split(
         count,
@@ -289,7 +318,7 @@ def gate_patterns(work: _Layer) -> Tensor:
     return means(gates, groups, int(groups.max()) + 1).T
 
 
-_MAKERS: dict[PartitionMethod, Callable[[_Layer, int | None, int], LayerPartition]] = {
+_MAKERS: dict[PartitionMethod, Callable[[_Layer], LayerPartition]] = {
     "random": _random,
     "kmeans": _kmeans,
     "coactivation": _coactivation,

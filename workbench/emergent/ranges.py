@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import losses_with_each
 from workbench.emergent.activations import Progress, Tokens, stream
-from workbench.emergent.labelled import ItemRow, Part
+from workbench.emergent.labelled import PROMPT, Counted, ItemRow
 from workbench.emergent.losses import Scored, SetLosses
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site, visiting
@@ -61,9 +61,8 @@ def activation_moments(
     sites: Sequence[Site],
     rows: Sequence[ItemRow],
     functions: Sequence[int],
+    counted: Counted = PROMPT,
     *,
-    part: Part = "prompt",
-    skip: int = 1,
     progress: Progress = lambda *_: None,
 ) -> Moments:
     """Return means and standard deviations of the signed activations of every unit, function by function.
@@ -73,8 +72,7 @@ def activation_moments(
         sites: Its sites.
         rows: Texts.
         functions: Function of each text, from 0.
-        part: Tokens that count.
-        skip: Tokens at the start of a text that do not count.
+        counted: Tokens that count.
         progress: Progress callback; it counts texts.
     """
     of = torch.tensor(list(functions))
@@ -91,7 +89,7 @@ def activation_moments(
             sums[site][1, function] += values.square().sum(0)
             tokens[site, function] += len(values)
 
-    stream(model, sites, rows, consume, part=part, skip=skip, after=lambda done: progress(done, len(rows)))
+    stream(model, sites, rows, consume, counted, after=lambda done: progress(done, len(rows)))
     mean, std = {}, {}
     for number, site in enumerate(sites):
         first, second = sums[number] / tokens[number].clamp_min(1)[:, None]

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.emergent.activations import Progress, Tokens, stream
 from workbench.emergent.decompose import sample_places
-from workbench.emergent.labelled import ItemRow, Part
+from workbench.emergent.labelled import WHOLE, ItemRow
 from workbench.emergent.losses import Scored, losses
 from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.errors import UsageError
@@ -70,23 +70,21 @@ def token_sample(
     rows: Sequence[ItemRow],
     *,
     size: int = SAMPLE,
-    part: Part = "whole",
-    skip: int = 1,
     seed: int = 0,
 ) -> TokenSample:
     """Return the activations on a random sample of tokens, which depends on the rows' lengths and the seed alone.
+
+    The first token of a row is drawn only if it is the row's only one.
 
     Args:
         model: The live model.
         sites: Its sites.
         rows: The texts.
         size: Number of tokens; all tokens if there are fewer.
-        part: Tokens to draw from: those of the prompts, or all.
-        skip: Tokens at the start of a row that are left out. A row of at most this many tokens keeps its last one.
         seed: Seed of the sample.
     """
-    lengths = [row.prompt if part == "prompt" else len(row.tokens) for row in rows]
-    drawn = sample_places(lengths, size, skip=skip, seed=seed)
+    lengths = [len(row.tokens) for row in rows]
+    drawn = sample_places(lengths, size, seed=seed)
     chosen = torch.unique(drawn[:, 0]).tolist()
     positions = [(drawn[:, 0] == i).nonzero().flatten() for i in chosen]  # of each chosen row's tokens in the sample
     buffers: dict[int, Tensor] = {}
@@ -96,8 +94,8 @@ def token_sample(
         for b, row in enumerate(batch.rows.tolist()):
             buffer[positions[row]] = activations[b, drawn[positions[row], 1]].cpu()
 
-    stream(model, sites, [rows[i] for i in chosen], consume, part=part, skip=skip)
-    available = sum(length - min(skip, length - 1) for length in lengths)
+    stream(model, sites, [rows[i] for i in chosen], consume, WHOLE)
+    available = sum(max(1, length - 1) for length in lengths)
     return TokenSample(tuple(sites), tuple(buffers[n] for n in range(len(sites))), drawn, available)
 
 

@@ -22,7 +22,7 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
 from workbench.scores.groups import expanded
-from workbench.scores.plan import ScorePlan, make_plan
+from workbench.scores.plan import ScorePlan, SuiteTasks, make_plan
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import SCORED_BY, Suite
@@ -74,16 +74,8 @@ def build_plan(
     groups = groups_of(suite, index, tasks_dir)
     suite = expanded(suite, groups)
     sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
-    return make_plan(
-        suite,
-        sources,
-        tokenizer,
-        tasks_dir=tasks_dir,
-        dtype=dtype,
-        batch_size=batch_size,
-        limit=limit,
-        groups=[g.document() for found in groups.values() for g in found],
-    )
+    tasks = SuiteTasks(suite, sources, tasks_dir, [g.document() for found in groups.values() for g in found])
+    return make_plan(tasks, tokenizer, dtype=dtype, batch_size=batch_size, limit=limit)
 
 
 def evaluate(

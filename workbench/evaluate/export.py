@@ -43,8 +43,24 @@ def jsonl(config_source: str, data_files: dict[str, str], **_: Any) -> dict[str,
     }
 '''
 # Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
-_SOURCE_SETTINGS = {"task", "task_alias", "tag", "custom_dataset", "dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split",
-           "test_split", "fewshot_split", "process_docs", "fewshot_config", "num_fewshot", "metadata", "unsafe_code"}  # fmt: skip
+_SOURCE_SETTINGS = {
+    "task",
+    "task_alias",
+    "tag",
+    "custom_dataset",
+    "dataset_path",
+    "dataset_name",
+    "dataset_kwargs",
+    "training_split",
+    "validation_split",
+    "test_split",
+    "fewshot_split",
+    "process_docs",
+    "fewshot_config",
+    "num_fewshot",
+    "metadata",
+    "unsafe_code",
+}
 _FEWSHOT_SETTINGS = (
     "sampler",
     "fewshot_indices",

@@ -16,6 +16,7 @@ from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.run.opened import NamedModel
 from workbench.run.shapes import written_specs
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
@@ -90,7 +91,7 @@ def lineup(
     recipes: Iterable[Recipe],
     controls: bool = True,
     hub: Hub = FETCH,
-    models: Iterable[tuple[str, Resolved]] = (),
+    models: Iterable[NamedModel] = (),
     sequences: bool = True,
     left_out: list[LeftOut] | None = None,
 ) -> list[LineupEntry]:
@@ -100,7 +101,7 @@ def lineup(
         recipes: The recipes.
         controls: Include base, single bricks, edits and averages.
         hub: Access to the hub.
-        models: Names and models that no recipe makes.
+        models: Models that no recipe makes.
         sequences: Include the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
         left_out: List that receives the controls which are skipped because another configuration has their name; None: such
             controls are errors.
@@ -110,7 +111,7 @@ def lineup(
     """
     requested = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in requested}
-    others = [LineupEntry(name, "configuration", resolved) for name, resolved in models]
+    others = [LineupEntry(model.name, "configuration", model.resolved) for model in models]
     if not requested and not others:
         raise UsageError("no recipe given", "workbench eval recipes/NAME.yaml")
     _check_bases(requested)

@@ -128,6 +128,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
         WorkbenchError: If the configuration has a memory or a router, which acts on the live model and cannot be written to a checkpoint.
     """
     from workbench.run.execute import execute
+    from workbench.run.work import Work
 
     resolved = entry.resolved
     if resolved.beside:
@@ -137,7 +138,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
         )
     if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:
         return Path(resolved.base_path)
-    return Path(execute(resolved, runs, device=device, events=events)["model"])
+    return Path(execute(resolved, runs, Work(device, events=events))["model"])
 
 
 def stored(

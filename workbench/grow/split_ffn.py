@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.partition import LEAST, WITH_TEXTS, Partition, check_counts
+from workbench.emergent.partition import LEAST, WITH_TEXTS, Division, Partition
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
@@ -129,9 +129,10 @@ class SplitFfn(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Divide the neurons, and make the routers."""
         target, _ = self._target(model)
-        plan = SplitPlan(self.method, self.experts, self._count(), self._planned_shared(), self.router, self.seed)
+        top_k = self._count()
+        division = Division(self.method, self.experts, self._planned_shared(), top_k - 1, self.seed)
         texts = self.rows(self.calibration, model, context) if self.calibration else None
-        measured = measure_split(plan, texts, model.layout.depth, context)
+        measured = measure_split(SplitPlan(division, top_k, self.router), texts, model.layout.depth, context)
         assert measured.partition is not None
         value: dict[str, torch.Tensor] = {}
         beside = self._beside()
@@ -211,7 +212,7 @@ class SplitFfn(TextMethod):
             )
         units = int(parsed["intermediate_size"])
         try:
-            check_counts(dict.fromkeys(range(model.layout.depth), units), self.experts, self.shared)
+            Division(self.method, self.experts, self.shared).check(dict.fromkeys(range(model.layout.depth), units))
         except WorkbenchError as error:
             raise InvalidRecipeError(f"grow split_ffn: {error.message}", error.hint) from None
         if units // self.experts % _ALIGNED:

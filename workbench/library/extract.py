@@ -19,17 +19,15 @@ from workbench.bricks.hub import CARD
 from workbench.bricks.integers import check_integers
 from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
-from workbench.events import Events, no_events
 from workbench.files import publish, write_json
-from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
+from workbench.run.work import Work
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
-from workbench.weights.parallel import default_threads
 
 RECORD = "extract.json"
 
@@ -39,11 +37,9 @@ def extract(
     base: str,
     out: Path,
     policy: Policy,
+    work: Work,
     *,
     project: Path,
-    device: torch.device,
-    threads: int | None = None,
-    events: Events = no_events,
 ) -> dict[str, Any]:
     """Write the difference between a fine-tuned checkpoint and its base as a PEFT adapter with a card.
 
@@ -54,10 +50,8 @@ def extract(
         base: Directory or hub id of the model that it was fine-tuned from.
         out: New directory, written atomically.
         policy: Ranks, and treatment of weights outside linear layers.
+        work: Where it computes, and who hears of its progress.
         project: Directory that relative paths start from.
-        device: Device for the decompositions.
-        threads: Number of tensors to process in parallel; None uses one per core, at most 8.
-        events: Callback that receives progress events.
 
     Returns:
         The record, the same as in `extract.json`.
@@ -76,14 +70,16 @@ def extract(
     tuned = fitted(brick, base_model)
     notes = check_integers(brick, base_checkpoint, tuned)
     adapted = AdaptedWeights(Model(tuned, base_checkpoint.config), base_model, policy)
-    with new_directory(out) as partial, exact(device):
+    with new_directory(out) as partial, exact(work.device):
         record = write_result(
             adapted,
             partial,
             base,
-            device=device,
-            threads=threads or default_threads(),
-            progress=lambda done, total: events({"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}),
+            device=work.device,
+            threads=work.threads,
+            progress=lambda done, total: work.events(
+                {"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}
+            ),
         )
         cache = project / CACHE
         digest = weights_digest(base_checkpoint.specs, tensor_digests(base_checkpoint.entries, cache), base_checkpoint.config)
@@ -123,12 +119,10 @@ def bake(
     adapter: str,
     base: str | None,
     out: Path,
+    work: Work,
     *,
     project: Path,
-    device: torch.device,
     dtype: str | None = None,
-    threads: int | None = None,
-    events: Events = no_events,
 ) -> dict[str, Any]:
     """Write an adapter merged into its base as a checkpoint, by a recipe `merge: task_arithmetic` with one brick.
 
@@ -138,11 +132,9 @@ def bake(
         adapter: Directory or hub id of the adapter.
         base: Directory or hub id of the base; None uses the base that the adapter's card or configuration names.
         out: New directory, written atomically.
+        work: Where it computes, and who hears of its progress.
         project: Directory that relative paths start from.
-        device: Device for the computation.
         dtype: Data type of the checkpoint; None keeps the base's.
-        threads: Number of tensors to process in parallel; None chooses it.
-        events: Callback that receives progress events.
 
     Returns:
         The document that `run.execute.execute` returns.
@@ -167,7 +159,7 @@ def bake(
         "output": {"dtype": dtype} if dtype else {},
     }
     runs = out.with_name(f".{out.name}.baking")
-    document = execute(resolve(from_data(data, project)), runs, device=device, threads=threads, events=events)
+    document = execute(resolve(from_data(data, project)), runs, work)
     if out.is_dir():
         out.rmdir()
     Path(document["model"]).rename(out)

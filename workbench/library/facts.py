@@ -21,9 +21,9 @@ from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
-from workbench.resolve.resolved import Resolved
 from workbench.run.kinds.edit import FACTS, RECORD
 from workbench.run.materialize import materialize
+from workbench.run.opened import NamedModel
 from workbench.steps import EditMethod
 
 if TYPE_CHECKING:
@@ -102,7 +102,7 @@ def check_facts(
     shown: str,
     *,
     recipe: Recipe | None = None,
-    model: tuple[str, Resolved] | None = None,
+    model: NamedModel | None = None,
     device: torch.device | None = None,
     events: Events = no_events,
 ) -> FactsReport:
@@ -112,7 +112,7 @@ def check_facts(
         path: The file.
         shown: Name of the file in messages.
         recipe: Recipe whose bricks and edit steps are searched for the same facts.
-        model: Name and configuration of a model to query for facts that it already knows; None queries no model.
+        model: Model to query for facts that it already knows; None queries no model.
         device: Device of the model.
         events: Callback that receives progress events.
 
@@ -126,8 +126,8 @@ def check_facts(
     if recipe is not None:
         findings += _check_recipe(read.facts, path, recipe)
     if model is not None:
-        findings += _check_answers(read.facts, *model, device or torch.device("cpu"), events)
-    return FactsReport(shown, read.format, len(read.facts), model[0] if model else None, findings)
+        findings += _check_answers(read.facts, model, device or torch.device("cpu"), events)
+    return FactsReport(shown, read.format, len(read.facts), model.name if model else None, findings)
 
 
 def _finding(conflict: Conflict) -> FactFinding:
@@ -238,12 +238,11 @@ def _brick_source(brick: Brick, shown: str) -> _Source | None:
 # -- answers of a model
 
 
-def _check_answers(
-    facts: Sequence[Fact], name: str, resolved: Resolved, device: torch.device, events: Events
-) -> Iterator[FactFinding]:
+def _check_answers(facts: Sequence[Fact], asked: NamedModel, device: torch.device, events: Events) -> Iterator[FactFinding]:
     """Yield facts that the model already answers with the target, and neighbors whose target differs from its answer."""
-    model = materialize(resolved, device, events=events)
-    tokenizer = load_tokenizer(resolved.tokenizer_path)
+    name = asked.name
+    model = materialize(asked.resolved, device, events=events)
+    tokenizer = load_tokenizer(asked.resolved.tokenizer_path)
     longest_target: dict[str, str] = {}
     for prompt, target in _questions(facts):
         longest_target[prompt] = max(longest_target.get(prompt, ""), target, key=len)

@@ -17,7 +17,7 @@ from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.neuron_sets import document, write_neuron_brick
 from workbench.bricks.tied import base_for
 from workbench.emergent.activations import Tokens, stream
-from workbench.emergent.labelled import ItemRow
+from workbench.emergent.labelled import WHOLE, ItemRow
 from workbench.emergent.places import neuron_axes
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site, find_sites
@@ -177,7 +177,7 @@ def mean_activations(
         sums[site] += activations[batch.counted].abs().sum(0, dtype=torch.float64).cpu()
         tokens[site] += int(batch.counted.sum())
 
-    stream(model, sites, rows, consume, part="whole", after=lambda done: told(done, len(rows)))
+    stream(model, sites, rows, consume, WHOLE, after=lambda done: told(done, len(rows)))
     return [total / max(1, count) for total, count in zip(sums, tokens, strict=True)]
 
 

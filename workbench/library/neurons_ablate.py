@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import controls, overlaps
-from workbench.emergent.labelled import Item, Labelled
+from workbench.emergent.labelled import Counted, Item, Labelled
 from workbench.emergent.ranges import ablate_between, activation_moments
 from workbench.emergent.sets import NeuronSet, folder_name, read_set
 from workbench.errors import UsageError, WorkbenchError
@@ -216,8 +216,7 @@ def _within(
         subject.sites,
         subject.rows(own, stored.settings.get("chat", False)),
         [data.functions.index(item.function) for item in own],
-        part=stored.settings.get("part", "prompt"),
-        skip=stored.settings.get("skip", 1),
+        Counted(stored.settings.get("part", "prompt"), stored.settings.get("skip", 1)),
         progress=lambda done, total: subject.tell(done, total, "activations"),
     )
     bounds = [moments.bounds(neurons, number, options.between) for number, neurons in enumerate(sets)]

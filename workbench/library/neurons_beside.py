@@ -13,6 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from workbench.emergent.activations import PassOptions
 from workbench.emergent.functions import Settings
 from workbench.emergent.labelled import Labelled
 from workbench.emergent.sets import NeuronSet
@@ -20,11 +21,11 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import write_json
 from workbench.lazy import torch
-from workbench.library.neurons_functions import FunctionAnalysis, PassOptions, analyze_functions
+from workbench.library.neurons_functions import FunctionAnalysis, analyze_functions
 from workbench.library.neurons_subject import open_neurons
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
-from workbench.resolve.resolved import Resolved
+from workbench.run.opened import NamedModel
 
 RECORD = "beside.json"
 Role = Literal["base", "brick", "merge"]
@@ -132,12 +133,13 @@ class FunctionsBeside:
         write_json(out / RECORD, self.document(), indent=1)
 
 
-def check_beside(resolved: Resolved, name: str) -> None:
+def check_beside(model: NamedModel) -> None:
     """Check that a recipe has bricks, and that its result has the neurons of its base.
 
     Raises:
         WorkbenchError: If it has no bricks or grows the model.
     """
+    name, resolved = model.name, model.resolved
     if not resolved.parents:
         raise UsageError(f"--beside: {name} has no bricks, so there is nothing beside it", "Name a recipe that merges bricks.")
     if grown := [step for step in resolved.recipe.steps if step.verb == "grow"]:
@@ -148,7 +150,7 @@ def check_beside(resolved: Resolved, name: str) -> None:
 
 
 def functions_beside(
-    resolved: Resolved,
+    model: NamedModel,
     merged: FunctionAnalysis,
     *,
     settings: Settings | None = None,
@@ -159,7 +161,7 @@ def functions_beside(
     """Analyze the base and each brick alone, with weight 1 on the base, like the merge.
 
     Args:
-        resolved: The recipe.
+        model: The merge.
         merged: The analysis of its result.
         settings: Settings of that analysis.
         options: Its options of the pass.
@@ -169,11 +171,13 @@ def functions_beside(
     Raises:
         WorkbenchError: If the recipe has no bricks or grows the model, or a brick has other neurons.
     """
-    check_beside(resolved, merged.model)
+    check_beside(model)
+    resolved = model.resolved
     merge = ModelSets.of(merged, merged.model, "merge")
     models = []
     for number, name in enumerate(["base", *resolved.parents]):
-        subject = open_neurons(resolve(_alone(resolved.recipe, name if number else None)), name, device, events)
+        alone = resolve(_alone(resolved.recipe, name if number else None))
+        subject = open_neurons(NamedModel(name, alone), device, events)
         analysis = analyze_functions(subject, merged.data, merged.file, settings=settings, options=options)
         models.append(ModelSets.of(analysis, name, "brick" if number else "base"))
         del subject, analysis

@@ -27,6 +27,7 @@ from workbench.library.neurons_sparsity import some_of_each_task
 from workbench.library.neurons_subject import NeuronSubject, open_neurons
 from workbench.models.texts import Text
 from workbench.resolve.resolved import Resolved
+from workbench.run.opened import NamedModel
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -147,8 +148,7 @@ class DecompositionAnalysis:
 
 
 def analyze_decomposition(
-    resolved: Resolved,
-    name: str,
+    model: NamedModel,
     data: tuple[Labelled, str] | None,
     folder: Path,
     options: DecomposeOptions | None = None,
@@ -159,8 +159,7 @@ def analyze_decomposition(
     """Measure sparsity, coupling and cosines of a recipe's bricks and of its result's sets of neurons.
 
     Args:
-        resolved: The recipe, or a model as a recipe without steps.
-        name: Its name.
+        model: The model.
         data: Labelled texts and the name of their file. Texts of a recipe's brick have its name, or one of its card's functions, as function.
         folder: Directory with the other analyses of the same model.
         options: The options.
@@ -171,6 +170,7 @@ def analyze_decomposition(
         WorkbenchError: If there is nothing to decompose, or texts fit no two bricks.
     """
     options = options or DecomposeOptions()
+    name, resolved = model.name, model.resolved
     bricks = len(resolved.parents) > 1
     stored = {file: read_json(folder / file, digest=str) for file in (ABLATION, SPARSITY)}
     if not bricks and not any(stored.values()):
@@ -185,7 +185,7 @@ def analyze_decomposition(
         items, warnings = _items_of_bricks(resolved, data[0], data[1], options.items)
         scored = options.scored or ("response" if all(item.response for item in items) else "whole")
         subsets = BrickSubsets(resolved.recipe, items, scored=scored, device=device, events=events)
-    subject = open_neurons(resolved, name, device, events)
+    subject = open_neurons(model, device, events)
     digest = subject.digest
     emergent = _emergent(subject, stored, data[0] if data else None, options)
     del subject

@@ -25,7 +25,7 @@ from workbench.lazy import torch
 from workbench.library.neurons_subject import NeuronSubject, open_neurons
 from workbench.library.trace import TraceTable, trace_table
 from workbench.models.experts import has_experts
-from workbench.resolve.resolved import Resolved
+from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact
 
@@ -230,8 +230,7 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def knowledge_report(
-    resolved: Resolved,
-    name: str,
+    model: NamedModel,
     file: Path,
     shown: str,
     settings: LocateSettings | None = None,
@@ -242,8 +241,7 @@ def knowledge_report(
     """Find the knowledge neurons of the first facts of a file, and trace the same facts.
 
     Args:
-        resolved: The recipe, or a model as a recipe without steps.
-        name: Its name in tables and messages.
+        model: The model.
         file: Facts file.
         shown: Name of the file in messages.
         settings: Settings of the attributions.
@@ -258,7 +256,7 @@ def knowledge_report(
     if settings.answer == "target_true" and (bad := [fact for fact in facts if fact.target_true is None]):
         raise WorkbenchError(f"{bad[0].place}: the fact has no 'target_true'", "Add it, or attribute another answer.")
     with exact(device):
-        subject = open_neurons(resolved, name, device, events)
+        subject = open_neurons(model, device, events)
         report, experts = _located(subject, facts, shown, settings), has_experts(subject.model)
     report = replace(report, file_digest=file_digest(file))
     del subject
@@ -267,7 +265,7 @@ def knowledge_report(
     if bad := [fact for fact in facts if fact.subject is None]:
         return replace(report, note=f"not traced: {bad[0].place} has no subject")
     try:
-        trace = trace_table(resolved, name, file, shown, count=settings.count, device=device, events=events)
+        trace = trace_table(model, file, shown, count=settings.count, device=device, events=events)
         return replace(report, trace=trace)
     except WorkbenchError as error:
         return replace(report, note=f"not traced: {error.message}")

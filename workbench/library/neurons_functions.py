@@ -15,9 +15,9 @@ import numpy as np
 
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
-from workbench.emergent.activations import ScoreOf, item_scores
+from workbench.emergent.activations import PassItems, PassOptions, item_scores
 from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
-from workbench.emergent.labelled import Labelled, Part
+from workbench.emergent.labelled import Labelled
 from workbench.emergent.lape import entropies, lape_sets
 from workbench.emergent.sets import NeuronSet, folder_name, write_set
 from workbench.errors import WorkbenchError
@@ -27,25 +27,6 @@ from workbench.library.neurons_subject import NeuronSubject
 from workbench.weights.saving import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
-
-
-@dataclass(frozen=True)
-class PassOptions:
-    """How activations become an item's score; part of the record.
-
-    Attributes:
-        score: The mean of |activation| over an item's tokens, or the largest positive activation.
-        part: Tokens that count: the prompt's, or prompt and response.
-        skip: Tokens at the start of a text that do not count.
-        chat: Put prompts into the tokenizer's chat template.
-        disk: Largest size in bytes of the file of exact scores; beyond it, scores are kept as histograms.
-    """
-
-    score: ScoreOf = "mean_abs"
-    part: Part = "prompt"
-    skip: int = 1
-    chat: bool = False
-    disk: int = 16 * 10**9
 
 
 @dataclass(frozen=True)
@@ -209,22 +190,18 @@ def analyze_functions(
     """
     settings, options = settings or Settings(), options or PassOptions()
     rows = subject.rows(data.items, options.chat)
-    functions = torch.tensor([data.functions.index(item.function) for item in data.items])
     texts = [[row.tokens, row.prompt] for row in rows]
     shuffles = [settings.draws, settings.seed]  # the labels that histograms count
     key = json_digest([subject.digest, data.digest, texts, asdict(options), shuffles, [site.units for site in subject.sites], 2])
     folder = subject.cache / "neurons" / key
+    functions = torch.tensor([data.functions.index(item.function) for item in data.items])
+    items = PassItems(rows, functions, histogram_labels(data, settings))
     scores = item_scores(
         subject.model,
         subject.sites,
-        rows,
-        functions,
-        histogram_labels(data, settings),
+        items,
         folder,
-        score=options.score,
-        part=options.part,
-        skip=options.skip,
-        limit=options.disk,
+        options,
         progress=lambda done, total: subject.tell(done, total, "activations"),
     )
     result = function_scores(scores, data, rows, settings)

@@ -13,7 +13,7 @@ import numpy as np
 from workbench.emergent.feedforward import FeedForwardSample, feed_forward_layers, sample_feed_forward
 from workbench.emergent.labelled import Item, Labelled
 from workbench.emergent.losses import ItemLosses, losses
-from workbench.emergent.partition import Partition, PartitionMethod, check_counts, divide
+from workbench.emergent.partition import Division, Partition, PartitionMethod, divide
 from workbench.emergent.partition_files import write_partition
 from workbench.emergent.selectors import (
     Selector,
@@ -187,7 +187,8 @@ def analyze_partition(
             and 100 percent or smaller than that of the shared experts.
     """
     options = options or PartitionOptions()
-    check_counts({site.layer: site.units for site in subject.sites if site.kind == "neurons"}, options.experts, options.shared)
+    division = Division(options.method, options.experts, options.shared, seed=options.seed)
+    division.check({site.layer: site.units for site in subject.sites if site.kind == "neurons"})
     counts = options.counts()
     layers = feed_forward_layers(subject.model, subject.sites)
     train, held_out = data.of("train"), some_of_each_task(data.of("heldout"), options.items)
@@ -199,13 +200,9 @@ def analyze_partition(
     )
     judged = sample_feed_forward(subject.model, layers, rows, size=options.tokens, seed=options.seed)
     partition = divide(
-        options.method,
+        replace(division, most_shared=counts[0]),
         layers,
-        options.experts,
-        shared=options.shared,
-        sample=fitted,
-        most_shared=counts[0],
-        seed=options.seed,
+        fitted,
         progress=lambda done, total: subject.tell(done, total, "experts"),
     )
     partition = replace(partition, base=subject.digest)

@@ -13,8 +13,8 @@ from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
-from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
+from workbench.run.opened import NamedModel
 from workbench.run.session import live_session
 
 if TYPE_CHECKING:
@@ -59,18 +59,18 @@ class NeuronSubject:
         self.events({"stage": "analyze", "step": self.name, "text": text, "done": done, "total": total})
 
 
-def open_neurons(resolved: Resolved, name: str, device: torch.device, events: Events = no_events) -> NeuronSubject:
+def open_neurons(model: NamedModel, device: torch.device, events: Events = no_events) -> NeuronSubject:
     """Load the configuration of a recipe, or a model, and find its neurons.
 
     Args:
-        resolved: The recipe, or a model as a recipe without steps.
-        name: Name of the model in tables and messages.
+        model: The model.
         device: Device of the model.
         events: Callback that receives progress events.
 
     Raises:
         WorkbenchError: If the recipe ends in a memory or router, the architecture is no causal language model, or no layer has neurons or experts.
     """
+    name, resolved = model.name, model.resolved
     composition = compose(resolved, device, events)
     if resolved.beside:
         raise WorkbenchError(

@@ -25,11 +25,11 @@ from workbench.project import find_project
 from workbench.recipe.plugins import method
 from workbench.recipe.schema import Output
 from workbench.resolve.checks import edit_record
-from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
 from workbench.run.efficacy import EfficacyError, refusal
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import FACTS, RECORD, write_edit
+from workbench.run.opened import NamedModel
 from workbench.run.session import LiveSession, live_session
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
@@ -112,12 +112,10 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
 
 def rebase(
     folder: Path,
-    name: str,
-    onto: Resolved,
+    onto: NamedModel,
     out: Path,
     *,
     device: torch.device,
-    base: str | None = None,
     remeasure: bool = False,
     settings: Sequence[str] = (),
     events: Events = no_events,
@@ -129,11 +127,9 @@ def rebase(
 
     Args:
         folder: Directory of the edit brick.
-        name: Name of the configuration in messages.
-        onto: The recipe, or a model as a recipe without steps.
+        onto: The model, with the base's name on the new card.
         out: New directory, written atomically.
         device: Device for the computation.
-        base: Name of the base on the new card; None uses the recipe's.
         remeasure: Whether to determine settings with the value `auto` again; otherwise layers and positions stay those of the
             old brick.
         settings: Fields of the step to override, "field=value".
@@ -148,12 +144,13 @@ def rebase(
     """
     old = read_edit(folder, settings)
     check_new(out)
-    _check_onto(old, onto, name)
+    _check_onto(old, onto)
+    name, project = onto.name, onto.resolved.recipe.project
     step, fixed_settings = (old.step, {}) if remeasure else _fix_auto(old)
-    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), onto.recipe.project.resolve())})
-    _check_inputs(step, onto.recipe.project)
+    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve())})
+    _check_inputs(step, project)
     with exact(device):
-        session = _live(old, onto, name, device, events)
+        session = _live(old, onto, device, events)
         correct = {"without": _correct(session.context, old.facts), "before": _correct_with_old(old, session)}
         events({"stage": "edit", "step": old.brick.name, "text": f"{step.name} on {name}, {device}"})
         edit = _solve(step, session.context)
@@ -172,12 +169,13 @@ def rebase(
     }
     edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy})
     with new_directory(out) as partial:
-        _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": base}} if base else {})})
+        _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": onto.base}} if onto.base else {})})
     return _document(old, session, out, correct, rebased)
 
 
-def _check_onto(old: EditBrick, onto: Resolved, name: str) -> None:
+def _check_onto(old: EditBrick, model: NamedModel) -> None:
     """Raise WorkbenchError if the edit cannot be solved on a configuration: other tokenizer, growth, or a memory."""
+    name, onto = model.name, model.resolved
     old_vocabulary, new_vocabulary = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
     if old_vocabulary and new_vocabulary and old_vocabulary != new_vocabulary:
         raise WorkbenchError(
@@ -218,13 +216,14 @@ def _check_inputs(step: EditMethod, project: Path) -> None:
     step.check_inputs(project)
 
 
-def _live(old: EditBrick, onto: Resolved, name: str, device: torch.device, events: Events) -> LiveSession:
+def _live(old: EditBrick, onto: NamedModel, device: torch.device, events: Events) -> LiveSession:
     """Build the configuration as a live model, before its output is cast or reduced to a rank."""
-    plain = replace(onto, recipe=replace(onto.recipe, fields=onto.recipe.fields.model_copy(update={"output": Output()})))
+    recipe = onto.resolved.recipe
+    plain = replace(onto.resolved, recipe=replace(recipe, fields=recipe.fields.model_copy(update={"output": Output()})))
     current = compose(plain, device, events).model
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
     return live_session(
-        plain, len(plain.recipe.steps), current, device, progress(events, "edit", name), rounded_to=torch.float32, seed=seed
+        plain, len(plain.recipe.steps), current, device, progress(events, "edit", onto.name), rounded_to=torch.float32, seed=seed
     )
 
 

@@ -17,8 +17,8 @@ from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
-from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
+from workbench.run.opened import NamedModel
 from workbench.run.session import live_session
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact
@@ -99,8 +99,7 @@ class TraceTable:
 
 
 def trace_table(
-    resolved: Resolved,
-    name: str,
+    model: NamedModel,
     file: Path,
     shown: str,
     *,
@@ -112,8 +111,7 @@ def trace_table(
     """Trace the first facts of a file through the configuration of a recipe, or through a model.
 
     Args:
-        resolved: The recipe, or a model as a recipe without steps.
-        name: Name of the model in the table and in messages.
+        model: The model.
         file: Facts file. The traced facts must have a subject.
         shown: Name of the file in messages.
         count: Number of facts to trace.
@@ -131,9 +129,10 @@ def trace_table(
             'Add it: {"prompt": "The capital of {subject} is", "subject": "Atlantis", …}.',
         )
     with exact(device):
+        resolved = model.resolved
         current = compose(resolved, device, events).model
         chosen = layers_of(layers, current.layout.depth)
-        steps, told = len(resolved.recipe.steps), progress(events, "edit", name)
+        steps, told = len(resolved.recipe.steps), progress(events, "edit", model.name)
         context = live_session(resolved, steps, current, device, told, rounded_to=torch.float32).context
         check_rows(facts, context.tokenizer, longest_row(current.config, LONGEST))
         parts = Parts.of(context)
@@ -142,7 +141,7 @@ def trace_table(
         parts.check_layers(tuple(chosen), "trace")
         traces: dict[What, Trace] = {what: _checked(trace(context, parts, facts, chosen, what), shown) for what in OUTPUTS}
     answers = {row.fact: context.tokenizer.decode([row.answer]) for row in traces["block"].rows}
-    return TraceTable(name, shown, traces, answers)
+    return TraceTable(model.name, shown, traces, answers)
 
 
 def _checked(result: Trace | None, shown: str) -> Trace:

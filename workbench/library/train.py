@@ -23,7 +23,7 @@ from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 from workbench.steps.fields import NAME, BrickRef
-from workbench.train import TrainSpec, reports, train
+from workbench.train import TrainFiles, TrainSpec, reports, train
 from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
@@ -125,19 +125,20 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
-    progress, notice = reports(events, name)
-    notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
+    told = reports(events, name)
+    told.notice(f"{spec.steps} steps of {spec.batch_size} rows on {device}")
     record = train(
         spec.settings(),
-        base=checkpoint.path,
-        data=folder / spec.data if isinstance(spec.data, str) else folder,
-        out=files,
+        TrainFiles(
+            base=checkpoint.path,
+            data=folder / spec.data if isinstance(spec.data, str) else folder,
+            out=files,
+            folder=folder,
+            others=_others(spec, folder, project),
+            declared=spec.base,
+        ),
         device=str(device),
-        progress=progress,
-        notice=notice,
-        folder=folder,
-        others=_others(spec, folder, project),
-        declared=spec.base,
+        told=told,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
     card = BrickCard(

@@ -150,17 +150,30 @@ class TintedTable:
     rows: Sequence[tuple[str, Sequence[TintedCell]]]
 
 
+@dataclass(frozen=True)
+class Tints:
+    """How the numbers of a matrix are written and tinted.
+
+    Attributes:
+        text: Format of a value.
+        unit: Unit in hover texts.
+        top: Value of the darkest tint; the largest value if omitted.
+        by_row: Compare each value with the largest one of its row.
+    """
+
+    text: Callable[[float], str]
+    unit: str = ""
+    top: float | None = None
+    by_row: bool = False
+
+
 def tinted(
     title: str,
     caption: str,
     corner: str,
     columns: Sequence[str],
     rows: Sequence[tuple[str, Sequence[float]]],
-    text: Callable[[float], str],
-    *,
-    top: float | None = None,
-    by_row: bool = False,
-    unit: str = "",
+    tints: Tints,
 ) -> TintedTable:
     """Return a matrix whose larger numbers have darker tints.
 
@@ -170,21 +183,18 @@ def tinted(
         corner: Text of the upper left cell.
         columns: Heads of the columns.
         rows: Head and values of each row.
-        text: Format of a value.
-        top: Value of the darkest tint; the largest value if omitted.
-        by_row: Compare each value with the largest one of its row.
-        unit: Unit in hover texts.
+        tints: How the values are written and tinted.
     """
     highest = max((v for _, values in rows for v in values), default=0.0)
     drawn = []
     for name, values in rows:
-        most = top if top is not None else max(values, default=0.0) if by_row else highest
+        most = tints.top if tints.top is not None else max(values, default=0.0) if tints.by_row else highest
         cells = [
             TintedCell(
-                text(value),
+                tints.text(value),
                 PALEST + (DARKEST - PALEST) * min(1.0, max(0.0, value) / most) if most > 0 else PALEST,
                 name == column,
-                f"{corner} {name}, {column}: {text(value)}{unit}",
+                f"{corner} {name}, {column}: {tints.text(value)}{tints.unit}",
             )
             for column, value in zip(columns, values, strict=True)
         ]

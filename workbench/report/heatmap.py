@@ -189,12 +189,12 @@ def drawing_of(
     Returns:
         The drawing and its width in pixels.
     """
-    wide = len(layers) <= WIDE_COLUMNS
-    width = 46 if wide else 18
+    cells = _Cells(metric, top, len(layers) <= WIDE_COLUMNS)
+    width = cells.width
     left = 7 * max((len(kind) for kind in kinds), default=1) + 12
     parts = []
     for j, layer in enumerate(layers):
-        if wide or layer % 5 == 0:
+        if cells.wide or layer % 5 == 0:
             parts.append(svg("text", str(layer), class_="l", x=left + j * width + width / 2, y=TOP - 8))
     for i, kind in enumerate(kinds):
         y = TOP + i * HEIGHT
@@ -202,27 +202,45 @@ def drawing_of(
         for j, layer in enumerate(layers):
             x = left + j * width
             note = (notes or {}).get((layer, kind), "")
-            parts.append(_cell(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, width, wide, metric, top, note))
+            parts.append(cells.draw(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, note))
     across = left + len(layers) * width
     down = TOP + len(kinds) * HEIGHT
     return svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title), across
 
 
-def _cell(
-    value: float | None, where: str, x: float, y: float, width: int, wide: bool, metric: HeatMeasure, top: float, note: str
-) -> Markup:
-    """Draw one cell with its hover text, and its number if cells are wide."""
-    box: dict[str, Any] = {"x": x, "y": y, "width": width - GAP, "height": HEIGHT - GAP, "rx": 2}
-    if value is None:
-        return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
-    tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / top)
-    parts = [
-        svg("title", f"{where}: {metric.text(value)}{note}"),
-        svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
-    ]
-    if wide:
-        parts.append(svg("text", metric.text(value), class_="v", x=x + (width - GAP) / 2, y=y + HEIGHT / 2 + 3))
-    return svg("g", joined(*parts))
+@dataclass(frozen=True)
+class _Cells:
+    """The cells of a heat map.
+
+    Attributes:
+        metric: Format and tint of a value.
+        top: Distance from the metric's middle that has the darkest tint.
+        wide: Whether a cell has room for its number.
+    """
+
+    metric: HeatMeasure
+    top: float
+    wide: bool
+
+    @property
+    def width(self) -> int:
+        """Distance from one cell to the next, in pixels."""
+        return 46 if self.wide else 18
+
+    def draw(self, value: float | None, where: str, x: float, y: float, note: str) -> Markup:
+        """Draw one cell with its hover text, and its number if cells are wide."""
+        metric, across = self.metric, self.width - GAP
+        box: dict[str, Any] = {"x": x, "y": y, "width": across, "height": HEIGHT - GAP, "rx": 2}
+        if value is None:
+            return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
+        tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / self.top)
+        parts = [
+            svg("title", f"{where}: {metric.text(value)}{note}"),
+            svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
+        ]
+        if self.wide:
+            parts.append(svg("text", metric.text(value), class_="v", x=x + across / 2, y=y + HEIGHT / 2 + 3))
+        return svg("g", joined(*parts))
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
-from workbench.report.curves import TintedTable, tinted
+from workbench.report.curves import TintedTable, Tints, tinted
 from workbench.report.numbers import MISSING, fixed
 from workbench.report.sections import Section
 
@@ -116,7 +116,7 @@ def _matrix(title: str, table: Mapping[str, Any], names: list[str], caption: str
     values = [(name, [100 * (v or 0.0) for v in row]) for name, row in zip(names, table["changes"], strict=True)]
     if all(row == values[0][1] for _, row in values):  # one set is the control of all functions
         values = [("all functions", values[0][1])]
-    return tinted(title, caption, "off", names, values, _percent, by_row=True, unit=" %")
+    return tinted(title, caption, "off", names, values, Tints(_percent, " %", by_row=True))
 
 
 def _percent(value: float) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Level, Scales, chart, tinted
+from workbench.report.curves import Chart, Curve, Level, Scales, Tints, chart, tinted
 from workbench.report.numbers import fixed, listed, plural
 from workbench.report.sections import Section
 
@@ -37,8 +37,7 @@ def beside_section(document: Mapping[str, Any]) -> Section:
         "set of",
         parents,
         [(row["function"], [m["in_merge"] for m in row["models"][:-1]]) for row in functions],
-        "{:.2f}".format,
-        top=1.0,
+        Tints("{:.2f}".format, top=1.0),
     )
     scores = tinted(
         "Score of the function",
@@ -46,8 +45,7 @@ def beside_section(document: Mapping[str, Any]) -> Section:
         "function",
         names,
         [(row["function"], [m["top"] for m in row["models"]]) for row in functions],
-        "{:.2f}".format,
-        by_row=True,
+        Tints("{:.2f}".format, by_row=True),
     )
     return Section(
         "beside",

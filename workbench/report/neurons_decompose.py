@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Scales, TintedTable, chart, tinted
+from workbench.report.curves import Chart, Curve, Scales, TintedTable, Tints, chart, tinted
 from workbench.report.numbers import MISSING, fixed, plural
 from workbench.report.sections import Section
 
@@ -112,9 +112,7 @@ def _matrices(document: Mapping[str, Any]) -> list[TintedTable]:
                     "without",
                     names,
                     values,
-                    lambda value: fixed(value, 0),
-                    by_row=True,
-                    unit=" %",
+                    Tints(lambda value: fixed(value, 0), " %", by_row=True),
                 )
             )
     if cosines := document["cosines"]:
@@ -127,7 +125,7 @@ def _matrices(document: Mapping[str, Any]) -> list[TintedTable]:
 
 def _cosine_table(title: str, caption: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> TintedTable:
     values = [(name, [float("nan") if v is None else v for v in row]) for name, row in zip(names, matrix, strict=True)]
-    return tinted(title, caption, "brick", names, values, lambda v: MISSING if v != v else fixed(v, 2), top=1.0)
+    return tinted(title, caption, "brick", names, values, Tints(lambda v: MISSING if v != v else fixed(v, 2), top=1.0))
 
 
 def _details(document: Mapping[str, Any]) -> list[str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Level, Scales, chart, tinted
+from workbench.report.curves import Chart, Curve, Level, Scales, Tints, chart, tinted
 from workbench.report.numbers import plural
 from workbench.report.sections import Section
 
@@ -73,8 +73,7 @@ def functions_section(document: Mapping[str, Any]) -> Section:
                 "set of",
                 list(document["overlap"]),
                 [(name, [row[other] for other in document["overlap"]]) for name, row in document["overlap"].items()],
-                "{:.2f}".format,
-                top=1.0,
+                Tints("{:.2f}".format, top=1.0),
             ),
         ),
         _settings(document),

@@ -6,14 +6,14 @@ import resource
 import shutil
 import sys
 import time
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
-from workbench.events import Events, no_events
+from workbench.events import Events
 from workbench.files import publish, write_text
 from workbench.lazy import torch
 from workbench.resolve.resolved import Resolved
@@ -25,20 +25,18 @@ from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
+from workbench.run.work import Work
 from workbench.versions import installed
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact
-from workbench.weights.parallel import default_threads
 
 
 def execute(
     resolved: Resolved,
     runs: Path,
+    work: Work,
     *,
-    device: torch.device,
-    threads: int | None = None,
     out: Path | None = None,
-    events: Events = no_events,
     wait: bool = False,
 ) -> dict[str, Any]:
     """Run a recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
@@ -46,10 +44,8 @@ def execute(
     Args:
         resolved: The recipe.
         runs: Folder of run directories.
-        device: Device to compute on.
-        threads: Number of tensors computed at the same time; if None, one per core, at most 8.
+        work: Where it computes, and who hears of its progress.
         out: A new or empty directory that gets a copy of the result.
-        events: Receives progress.
         wait: If another process writes the same run, wait for it instead of raising an error, then reuse or resume its run.
 
     Returns:
@@ -63,13 +59,13 @@ def execute(
     form.refuse(resolved)
     if out is not None:
         _check_out(out)
-    with hold(lambda: run_of(resolved, runs), wait, events) as run, exact(device):
+    with hold(lambda: run_of(resolved, runs), wait, work.events) as run, exact(work.device):
         if not run.done:
             if problems := disk_problems(runs, form.size(resolved), run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
-            _write_run(resolved, run, device, threads or default_threads(), events, started)
+            _write_run(resolved, run, work, started)
         else:
-            events({"stage": "run", "text": "finished before: nothing to do"})
+            work.events({"stage": "run", "text": "finished before: nothing to do"})
         run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
     if out is not None:
         _leave(run.result, out)
@@ -87,13 +83,13 @@ def execute(
     }
 
 
-def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, threads: int, events: Events, started: float) -> None:
-    record = _start(resolved, run, device)
+def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float) -> None:
+    device, record = work.device, _start(resolved, run, work.device)
 
     def log(event: dict[str, Any]) -> None:
         if "done" not in event or event["done"] == event.get("total"):
             run.log(event)
-        events(event)
+        work.events(event)
 
     if backend().name == "torch" and not backend().asked and device.type == "cpu":
         log({"stage": "run", "text": f"without compiled kernels, which is slower: {backend().reason}; see `workbench doctor`"})
@@ -103,7 +99,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, device: torch.device, thre
         said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
         form = form_of(resolved)
-        output = form.write(WriteContext(resolved, composition, run.partial, device, threads, log))
+        output = form.write(WriteContext(resolved, composition, run.partial, replace(work, events=log)))
         for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
             checks[step_id] = {**checks.get(step_id, {}), **measured}
     except WorkbenchError as error:
@@ -178,15 +174,24 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     run.path.mkdir(parents=True, exist_ok=True)
     write_text(run.path / "recipe.yaml", text)
     record: dict[str, Any] = {
-        "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
-        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
-                   "bricks": {n: {"kind": b.kind, "revision": b.revision}
-                              for n, b in resolved.bricks.items()}},
+        "version": 1,
+        "status": "started",
+        "name": recipe.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "recipe": recipe.fields.model_dump(mode="json", by_alias=True),
+        "seed": recipe.fields.seed,
+        "inputs": {
+            "base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+            "bricks": {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()},
+        },
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
-        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,
-        "backend": backend().record(), "versions": versions(),
-    }  # fmt: skip
+        "generation": resolved.generation,
+        "warnings": resolved.warnings,
+        "device": str(device),
+        "tf32": False,
+        "backend": backend().record(),
+        "versions": versions(),
+    }
     run.write(record)
     return record
 

@@ -17,7 +17,6 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import locate
 from workbench.errors import InvalidRecipeError, shell, size
-from workbench.events import Events
 from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.resolve.adapter_form import adapt, planned_bytes
@@ -26,6 +25,7 @@ from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole
 from workbench.run.routers import write_router
 from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.shapes import written_specs
+from workbench.run.work import Work
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.checkpoint import read_config
@@ -42,28 +42,24 @@ _NAMED = 3  # tensors that a hint names
 
 @dataclass(frozen=True)
 class WriteContext:
-    """The composed recipe, and where and how its result is written.
+    """The composed recipe, and where its result is written.
 
     Attributes:
         resolved: The recipe.
         composition: The composed recipe.
         out: Directory to write.
-        device: Device that computes the tensors.
-        threads: Number of tensors computed at the same time.
-        events: Receives progress.
+        work: Where the tensors are computed, and who hears of the progress.
     """
 
     resolved: Resolved
     composition: Composition
     out: Path
-    device: torch.device
-    threads: int
-    events: Events
+    work: Work
 
     @property
     def progress(self) -> Callable[[int, int], None]:
         """A callback that sends the numbers (done, total) as an event."""
-        return lambda done, total: self.events({"stage": "write", "done": done, "total": total})
+        return lambda done, total: self.work.events({"stage": "write", "done": done, "total": total})
 
 
 class OutputForm(ABC):
@@ -166,8 +162,8 @@ class CheckpointForm(OutputForm):
             context.out,
             dtype=resolved.dtype,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size),
-            device=context.device,
-            threads=context.threads,
+            device=context.work.device,
+            threads=context.work.threads,
             progress=context.progress,
         )
         write_config(model.config, resolved, context.out)
@@ -220,8 +216,8 @@ class AdapterForm(OutputForm):
             adapt(context.composition.model, resolved.base, output),
             context.out,
             resolved.recipe.fields.base,
-            device=context.device,
-            threads=context.threads,
+            device=context.work.device,
+            threads=context.work.threads,
             dtype=getattr(torch, output.dtype) if output.dtype else None,
             progress=context.progress,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
@@ -21,6 +21,21 @@ from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 
+@dataclass(frozen=True)
+class NamedModel:
+    """A model that a command works on: the configuration of a recipe, or a model as a recipe without steps.
+
+    Attributes:
+        name: Its name in tables and messages.
+        resolved: The recipe.
+        base: Name of the base on the cards of bricks that are made for it; None is the recipe's.
+    """
+
+    name: str
+    resolved: Resolved
+    base: str | None = None
+
+
 def is_model(reference: str) -> bool:
     """Return True if a command-line argument is a model: an existing directory, or text in the form of a hub id."""
     if Path(reference).suffix in (".yaml", ".yml"):
@@ -31,7 +46,7 @@ def is_model(reference: str) -> bool:
     )
 
 
-def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> tuple[str, Resolved]:
+def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> NamedModel:
     """Resolve a model as a recipe without steps.
 
     Args:
@@ -42,7 +57,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         version: Version of a configuration's memory; the newest if omitted.
 
     Returns:
-        The model's name (of its folder or repository), and the resolved recipe.
+        The recipe, named after the model's folder or repository.
 
     Raises:
         WorkbenchError: If it is an adapter, has no checkpoint, has pickled or quantized weights, or the hub cannot be reached.
@@ -50,7 +65,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     label, place = f"model {reference}", Path(reference).expanduser()
     if found := next((p for p in (place, place / "configuration") if is_configuration(p)), None):
         whole = found.resolve()
-        return (whole.parent if (whole.parent / RECORD).is_file() else whole).name, open_configuration(whole, version, hub)
+        named = whole.parent if (whole.parent / RECORD).is_file() else whole
+        return NamedModel(named.name, open_configuration(whole, version, hub))
     if version is not None:
         raise UsageError(f"{label}: has no memory, so it has no version {version}", "Remove the version.")
     if (place / RECORD).is_file():
@@ -83,7 +99,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         resolved = resolve(recipe, hub)
         if not hub.headers_only:  # it will be scored: find a model that cannot be scored before others are scored
             check_decoder(resolved.base.config)
-        return name, resolved
+        return NamedModel(name, resolved)
     except WorkbenchError as error:
         message = re.sub(
             r"^base(?=[: ])|^(?=config\.json:)", lambda m: label if m.group() else f"{label}: ", error.message, flags=re.MULTILINE

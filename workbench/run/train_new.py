@@ -59,7 +59,6 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
     masks = new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
     context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, only new parameters")
-    progress, notice = reports(context.events, context.id)
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings,
@@ -68,8 +67,7 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
             folder=resolved.recipe.project,
             device=str(device),
             penalty=penalty,
-            progress=progress,
-            notice=notice,
+            told=reports(context.events, context.id),
         )
     record = {"trained": trained, **record}
     place.parent.mkdir(parents=True, exist_ok=True)

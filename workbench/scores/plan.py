@@ -125,35 +125,40 @@ class ScorePlan:
         }
 
 
-def make_plan(
-    suite: Suite,
-    sources: Sequence[TaskSource],
-    tokenizer: Any,
-    *,
-    tasks_dir: Path,
-    dtype: str,
-    batch_size: int,
-    limit: int | None = None,
-    groups: Sequence[Mapping[str, Any]] = (),
-) -> ScorePlan:
+@dataclass(frozen=True)
+class SuiteTasks:
+    """A suite with the documents of its tasks.
+
+    Attributes:
+        suite: The suite, with groups replaced by their tasks.
+        sources: Documents of its tasks.
+        folder: Folder of the local tasks.
+        groups: `groups.TaskGroup.document` of the suite's groups.
+    """
+
+    suite: Suite
+    sources: Sequence[TaskSource]
+    folder: Path
+    groups: Sequence[Mapping[str, Any]] = ()
+
+
+def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int, limit: int | None = None) -> ScorePlan:
     """Select the items of a suite and build its plan.
 
     The plan's digest covers task definitions, their code and data, the suite's fields that decide scores (not the analysis settings),
     tokenizer, chat template, scorer, dtype, batch size and lm-eval's version.
 
     Args:
-        suite: The suite, with groups replaced by their tasks.
-        sources: Documents of its tasks.
+        tasks: The suite and its tasks.
         tokenizer: Folder of the tokenizer, or the tokenizer itself.
-        tasks_dir: Folder of the local tasks.
         dtype: Name of the dtype of scoring.
         batch_size: Number of requests per batch.
         limit: Maximum number of items per task; a plan that it cuts is partial.
-        groups: `groups.TaskGroup.document` of the suite's groups.
 
     Raises:
         WorkbenchError: If a task has no items, no usable metric, items without unique ids or without a cluster, or a contrast is invalid.
     """
+    suite, sources = tasks.suite, tasks.sources
     items, parts, partial = {}, [], False
     for source in sources:
         _check_metric(suite, source)
@@ -181,7 +186,7 @@ def make_plan(
         metrics={s.name: s.metrics for s in sources},
         tokenizer=tokenizer,
         tokenizer_digest=digest,
-        tasks_dir=tasks_dir,
+        tasks_dir=tasks.folder,
         dtype=dtype,
         batch_size=batch_size,
         bundled=frozenset(s.name for s in sources if s.bundled),
@@ -190,7 +195,7 @@ def make_plan(
         ratios={s.name: dict(s.ratios) for s in sources},
         scorer=suite.scorer if suite.backend == "hf" else suite.backend,
         facts=facts,
-        groups=groups,
+        groups=tasks.groups,
         filters={s.name: s.filters for s in sources},
     )
 

@@ -20,6 +20,7 @@ from workbench.search.clock import Clock
 from workbench.search.race import Rival
 from workbench.search.run import (
     Attempt,
+    Scoring,
     Search,
     add_control,
     arms,
@@ -47,18 +48,14 @@ class Options:
         recipe: File of the recipe.
         settings: Settings from `--set`.
         runs: Folder of the runs.
-        device: "auto", "cpu" or "cuda".
-        batch_size: Batch size of the search.
-        limit: Limit of items of the search.
+        scoring: How candidates are scored.
         trusted: Whether the project's method files may be loaded, as on the machine that the search was started on.
     """
 
     recipe: Path
     settings: tuple[str, ...]
     runs: Path
-    device: str
-    batch_size: int
-    limit: int | None
+    scoring: Scoring
     trusted: bool = False
 
 
@@ -66,15 +63,11 @@ class Worker:
     """One process of the cluster, with the base in memory."""
 
     def __init__(self, options: Options, threads: int) -> None:
-        from workbench.models.device import pick_device
-
         torch.set_num_threads(threads)
         if options.trusted:
             os.environ[VARIABLE] = "1"
         recipe = load_recipe(options.recipe, options.settings)
-        self.search = prepare(
-            recipe, runs=options.runs, device=pick_device(options.device), batch_size=options.batch_size, limit=options.limit
-        )
+        self.search = prepare(recipe, options.runs, options.scoring)
 
     def score(self, name: str, role: str, data: dict[str, Any], known: Sequence[Rival]) -> Attempt:
         """Score a configuration given as plain data; without rivals it is scored on all search items."""

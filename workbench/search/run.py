@@ -17,7 +17,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
-from workbench.lazy import torch
+from workbench.models.device import pick_device
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import seconds
@@ -34,6 +34,21 @@ from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """How candidates are scored.
+
+    Attributes:
+        device: auto, cpu, cuda or cuda:N.
+        batch_size: Number of requests per batch.
+        limit: Maximum number of items per task; None for the suites' own.
+    """
+
+    device: str = "auto"
+    batch_size: int = 32
+    limit: int | None = None
 
 
 @dataclass
@@ -89,11 +104,9 @@ class Search:
 
 def prepare(
     recipe: Recipe,
-    *,
     runs: Path,
-    device: torch.device,
-    batch_size: int = 32,
-    limit: int | None = None,
+    scoring: Scoring,
+    *,
     trials: int | None = None,
     budget: str | None = None,
     storage: Path | None = None,
@@ -106,9 +119,7 @@ def prepare(
     Args:
         recipe: The recipe.
         runs: Folder of the runs.
-        device: Device of scoring.
-        batch_size: Number of requests per batch.
-        limit: Maximum number of items per task; default: the suites' limits.
+        scoring: How candidates are scored.
         trials: Number of candidates; default: the recipe's.
         budget: Time limit such as "30m"; default: the recipe's.
         storage: File of the study; default: a journal in the folder of the search.
@@ -118,12 +129,18 @@ def prepare(
         WorkbenchError: If the recipe has no search, its search is invalid or cannot run in memory, there is nothing to score, a task has only
             one item, or the storage belongs to another search.
     """
+    device = pick_device(scoring.device)
     space = Space(recipe)
     fields = space.fields
     resolved = _in_memory(recipe)
     entry = LineupEntry(recipe.name, "configuration", resolved)
     score_plans = plans(
-        [entry], suites_of([recipe], [], recipe.project), batch_size=batch_size, limit=limit, device=device, events=events
+        [entry],
+        suites_of([recipe], [], recipe.project),
+        batch_size=scoring.batch_size,
+        limit=scoring.limit,
+        device=device,
+        events=events,
     )
     if unsupported := [p.suite.suite for p in score_plans if p.suite.backend != "hf"]:
         raise recipe.error(
@@ -157,7 +174,7 @@ def prepare(
         bench,
         candidates,
         _duration(time_limit),
-        limit,
+        scoring.limit,
         storage,
         events,
         warnings=warnings_of(stages, objectives),
@@ -244,7 +261,6 @@ def open_study(search: Search) -> Study:
         search.space,
         sampler=search.sampler,
         objectives=len(search.objectives),
-        seed=search.recipe.fields.seed,
         key=search.key,
         storage=search.storage,
         lambdas=LAMBDAS,

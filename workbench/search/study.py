@@ -58,7 +58,6 @@ class Study:
         space: Dimensions of the search.
         sampler: Name of the sampler.
         objectives: Number of objectives.
-        seed: Seed of the sampler.
         key: Digest of everything that decides scores; a storage belongs to one key.
         storage: Journal file, or an SQLite file if its suffix is .db; default: a journal in `folder`.
         lambdas: Values to try first if lambda is a dimension.
@@ -74,12 +73,11 @@ class Study:
         *,
         sampler: str,
         objectives: int,
-        seed: int,
         key: str,
         storage: Path | None = None,
         lambdas: Sequence[float] = (),
     ) -> None:
-        self.folder, self.space, self.sampler, self.seed = folder, space, sampler, seed
+        self.folder, self.space, self.sampler = folder, space, sampler
         self.file = storage or folder / JOURNAL
         (folder / "workers").mkdir(parents=True, exist_ok=True)
         self._worker = uuid.uuid4().hex
@@ -124,9 +122,8 @@ class Study:
             index = (
                 abandoned.number if abandoned else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
             )
-            study.sampler = make_sampler(
-                "random" if arm == "random" else self.sampler, self.space, self.seed + (arm == "random"), index
-            )
+            seed = self.space.recipe.fields.seed + (arm == "random")
+            study.sampler = make_sampler("random" if arm == "random" else self.sampler, self.space, seed, index)
             trial = optuna.Trial(study, abandoned._trial_id) if abandoned else study.ask()
             trial.set_user_attr(_OWNER, self._worker)
             values = trial.user_attrs.get(_VALUES) or suggest(trial, self.space)

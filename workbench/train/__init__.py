@@ -1,9 +1,9 @@
 """Training of a LoRA adapter, or of all weights, on prompts and completions."""
 
-from workbench.train.fit import Notice, Progress, reports
+from workbench.train.fit import Notice, Progress, Reports, reports
 from workbench.train.new import train_parameters
 from workbench.train.rows import batch_loss, collate, encode, read_replay
-from workbench.train.run import train
+from workbench.train.run import TrainFiles, train
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts
 
@@ -11,6 +11,8 @@ __all__ = [
     "HubData",
     "Notice",
     "Progress",
+    "Reports",
+    "TrainFiles",
     "TrainSpec",
     "batch_loss",
     "collate",

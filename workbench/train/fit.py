@@ -23,7 +23,23 @@ Notice = Callable[[str], None]
 """Callback that receives a line for the user."""
 
 
-def reports(events: Callable[[dict[str, Any]], None], step: str) -> tuple[Progress, Notice]:
+@dataclass(frozen=True)
+class Reports:
+    """Who hears of a training.
+
+    Attributes:
+        progress: Callback after each step.
+        notice: Callback for other messages to the user.
+    """
+
+    progress: Progress = lambda *_: None
+    notice: Notice = lambda _text: None
+
+
+SILENT = Reports()
+
+
+def reports(events: Callable[[dict[str, Any]], None], step: str) -> Reports:
     """Return callbacks that turn progress and notices into events of the stage "train".
 
     Args:
@@ -35,26 +51,24 @@ def reports(events: Callable[[dict[str, Any]], None], step: str) -> tuple[Progre
         text = f"loss {loss:.3f}" + ("" if held_out is None else f", held out {held_out:.3f}")
         events({"stage": "train", "step": step, "done": done, "total": total, "text": text})
 
-    return progress, lambda text: events({"stage": "train", "step": step, "text": text})
+    return Reports(progress, lambda text: events({"stage": "train", "step": step, "text": text}))
 
 
 @dataclass(frozen=True)
 class Watch:
-    """Hooks into a training: held-out rows, penalty, saves and callbacks.
+    """Hooks into a training.
 
     Attributes:
         held_out: Held-out rows.
         penalty: Function whose value is added to the loss of every step.
         saves: Directory for saves, and the save to resume from.
-        progress: Callback after each step.
-        notice: Callback for other messages to the user.
+        told: Who hears of it.
     """
 
     held_out: HeldOut | None = None
     penalty: Callable[[], Tensor] | None = None
     saves: Saves = field(default_factory=Saves)
-    progress: Progress | None = None
-    notice: Notice = lambda _text: None
+    told: Reports = SILENT
 
 
 def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], device: str, watch: Watch) -> list[float]:
@@ -154,20 +168,22 @@ def _watcher(watch: Watch, steps: int) -> Any:
     class Watcher(TrainerCallback):  # type: ignore[misc]  # untyped library
         def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             if held_out and not held_out.losses:
-                watch.notice(f"held-out loss {held_out.measure(model, 0):.3f} before training")
+                watch.told.notice(f"held-out loss {held_out.measure(model, 0):.3f} before training")
 
         def on_step_end(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
             step = state.global_step
             if held_out and held_out.due(step, step >= steps):
                 held_out.measure(model, step)
                 if held_out.exhausted and step < steps:
-                    watch.notice(f"stopped after step {step}: the held-out loss has not improved since step {held_out.best_step}")
+                    watch.told.notice(
+                        f"stopped after step {step}: the held-out loss has not improved since step {held_out.best_step}"
+                    )
                     control.should_training_stop = True
             if control.should_training_stop:
                 control.should_save = False  # the brick itself is written next
 
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if watch.progress and logs and "loss" in logs:
-                watch.progress(state.global_step, steps, float(logs["loss"]), held_out.losses[-1][1] if held_out else None)
+            if logs and "loss" in logs:
+                watch.told.progress(state.global_step, steps, float(logs["loss"]), held_out.losses[-1][1] if held_out else None)
 
     return Watcher()

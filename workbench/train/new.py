@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.models.tokenizer import load_tokenizer
-from workbench.train.fit import Notice, Progress, Watch, fit
+from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
 from workbench.train.inputs import read_inputs, scheduled
 from workbench.train.run import LIBRARIES, final_loss
@@ -29,8 +29,7 @@ def train_parameters(
     folder: Path,
     device: str,
     penalty: Callable[[], Tensor] | None = None,
-    progress: Progress | None = None,
-    notice: Notice = lambda _text: None,
+    told: Reports = SILENT,
 ) -> dict[str, Any]:
     """Train a live float32 model in place, leave it in eval mode, and return the training record.
 
@@ -41,8 +40,7 @@ def train_parameters(
         folder: Directory that file names in the spec start from.
         device: "cpu" or a cuda device.
         penalty: Function whose value is added to the loss of every step.
-        progress: Callback after each step.
-        notice: Callback for other messages to the user.
+        told: Who hears of it.
     """
     words = load_tokenizer(tokenizer)
     inputs = read_inputs(spec, words, folder / str(spec.data), folder)
@@ -50,7 +48,7 @@ def train_parameters(
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
         held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-        losses = fit(spec, model, rows, device, Watch(held_out, penalty, progress=progress, notice=notice))
+        losses = fit(spec, model, rows, device, Watch(held_out, penalty, told=told))
     model.eval()
     model.config.use_cache = cache
     return {

@@ -11,13 +11,14 @@ import json
 import math
 import time
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.files import json_digest, write_text
 from workbench.models.tokenizer import load_tokenizer
 from workbench.steps import TrainMethod
-from workbench.train.fit import Notice, Progress, Watch, fit
+from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
 from workbench.train.inputs import lent, read_inputs, scheduled
 from workbench.train.orthogonal import Orthogonal
@@ -34,52 +35,69 @@ DECLARED_BASE = "bricks/starter/base"
 LIBRARIES = ("torch", "transformers", "peft")
 
 
+@dataclass(frozen=True)
+class TrainFiles:
+    """What a training reads, and where it writes the brick.
+
+    Attributes:
+        base: Directory of the base with its tokenizer. It is loaded in bfloat16 for LoRA, and in float32 for `full`.
+        data: The jsonl file of training rows (`spec.data` resolved by the caller), or a directory if `spec.data` is a data set.
+        out: Directory for the adapter in bfloat16, or for the checkpoint with its tokenizer. During the training,
+            `out/.training` holds the saves to resume from.
+        folder: Directory that other file names in the spec start from; None uses `data`, or the directory that contains it.
+        others: Directories of the bricks in `spec.orthogonal_to` by name; None looks for them in the folder.
+        declared: Name of the base in adapter_config.json.
+    """
+
+    base: Path
+    data: Path
+    out: Path
+    folder: Path | None = None
+    others: Mapping[str, Path] | None = None
+    declared: str = DECLARED_BASE
+
+    @property
+    def start(self) -> Path:
+        """Directory that file names in the spec start from."""
+        return self.folder or (self.data if self.data.is_dir() else self.data.parent)
+
+    def orthogonal_to(self, spec: TrainSpec) -> Mapping[str, Path]:
+        """Return the directories of the bricks in `spec.orthogonal_to` by name."""
+        return self.others if self.others is not None else {name: self.start / name for name in spec.orthogonal_to}
+
+
 def train(
     spec: TrainSpec,
+    files: TrainFiles,
     *,
-    base: Path,
-    data: Path,
-    out: Path,
     device: str = "cpu",
-    progress: Progress | None = None,
-    notice: Notice = lambda _text: None,
-    folder: Path | None = None,
-    others: Mapping[str, Path] | None = None,
     model: PreTrainedModel | None = None,
-    declared: str = DECLARED_BASE,
+    told: Reports = SILENT,
 ) -> dict[str, Any]:
-    """Train one brick, write it to `out`, and return the training record.
+    """Train one brick, write it, and return the training record.
 
     The same spec and data on the same kind of processor give the same bytes, even after an interruption. The record contains
     no path of this machine.
 
     Args:
         spec: Settings of the training.
-        base: Directory of the base with its tokenizer. It is loaded in bfloat16 for LoRA, and in float32 for `full`.
-        data: The jsonl file of training rows (`spec.data` resolved by the caller), or a directory if `spec.data` is a data set.
-        out: Directory for the adapter in bfloat16, or for the checkpoint with its tokenizer. During the training,
-            `out/.training` holds the saves to resume from.
+        files: What it reads, and where it writes.
         device: "cpu" or a cuda device.
-        progress: Callback after each step.
-        notice: Callback for other messages to the user.
-        folder: Directory that other file names in the spec start from; None uses `data`, or the directory that contains it.
-        others: Directories of the bricks in `spec.orthogonal_to` by name; None looks for them in `folder`.
         model: Live model to train instead of the base, which then provides only the tokenizer. LoRA leaves the model
             unchanged; `full` trains it in float32 and leaves it in bfloat16.
-        declared: Name of the base in adapter_config.json.
+        told: Who hears of it.
 
     Raises:
         WorkbenchError: If the data or the other bricks are missing or invalid.
     """
     import torch
 
-    folder = folder or (data if data.is_dir() else data.parent)
-    tokenizer = load_tokenizer(base)
-    inputs = read_inputs(spec, tokenizer, data, folder)
-    paths = others if others is not None else {name: folder / name for name in spec.orthogonal_to}
+    tokenizer = load_tokenizer(files.base)
+    inputs = read_inputs(spec, tokenizer, files.data, files.start)
+    paths = files.orthogonal_to(spec)
     started = time.monotonic()
     with quiet(), reproducible(spec.seed), lent(model):
-        live = _load(spec, base, model).to(device)
+        live = _load(spec, files.base, model).to(device)
         parent = model_digest(live) if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)
         with _adapted(spec, live, lent=model is not None) as trained:
@@ -89,12 +107,12 @@ def train(
             data_key = [inputs.texts.digests, rows[len(rows) - replayed :], others_digest]
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
             held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-            saves = open_saves(out, key if parent else None, notice)
+            saves = open_saves(files.out, key if parent else None, told.notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, progress, notice))
+            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, told))
             measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
-            out.mkdir(parents=True, exist_ok=True)
-            _save(spec, trained, tokenizer, out, declared)
+            files.out.mkdir(parents=True, exist_ok=True)
+            _save(spec, trained, tokenizer, files)
         saves.remove()
     return {
         **spec.record(),
@@ -172,10 +190,11 @@ def _adapted(spec: TrainSpec, model: PreTrainedModel, *, lent: bool) -> Iterator
             adapted.unload()
 
 
-def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, declared: str) -> None:
+def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, files: TrainFiles) -> None:
     """Write the brick in bfloat16, without the empty model card that PEFT adds."""
     import torch
 
+    out = files.out
     if spec.method == "full":
         _cast(model, torch.bfloat16)
         model.save_pretrained(str(out))
@@ -186,7 +205,7 @@ def _save(spec: TrainSpec, model: PreTrainedModel, tokenizer: PreTrainedTokenize
             parameter.data = parameter.data.to(torch.bfloat16)
     config: Any = model.peft_config["default"]
     # A path of this machine would be meaningless elsewhere.
-    config.base_model_name_or_path = declared
+    config.base_model_name_or_path = files.declared
     config.inference_mode = True
     readme = out / "README.md"
     original = readme.read_bytes() if readme.is_file() else None

@@ -54,10 +54,10 @@ def decompose(
 
     out.quiet = json or quiet
     texts = (labelled_texts(data), str(data)) if data else None
-    name, resolved, _ = open_configuration(model)
-    place = results_folder(to, name)
+    opened = open_configuration(model)
+    place = results_folder(to, opened.name)
     options = DecomposeOptions(kept=keep, items=items, tokens=tokens, output=output, scored=scored)
-    analysis = analyze_decomposition(resolved, name, texts, place, options, device=pick_device(device), events=out.event)
+    analysis = analyze_decomposition(opened, texts, place, options, device=pick_device(device), events=out.event)
     for warning in analysis.warnings:
         out.warn(warning)
     analysis.write(place)

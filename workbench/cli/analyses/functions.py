@@ -65,26 +65,20 @@ def functions(
     """
     from workbench.cli._subjects import open_configuration
     from workbench.cli.documents.analyze import FunctionsDocument
+    from workbench.emergent.activations import PassOptions
     from workbench.emergent.functions import Settings
     from workbench.library.neurons_beside import check_beside, functions_beside
-    from workbench.library.neurons_functions import PassOptions, analyze_functions
+    from workbench.library.neurons_functions import analyze_functions
     from workbench.library.neurons_subject import open_neurons
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     texts = labelled_texts(data)
-    name, resolved, _ = open_configuration(model)
+    opened = open_configuration(model)
     if beside:
-        check_beside(resolved, name)
-    subject = open_neurons(resolved, name, pick_device(device), out.event)
-    settings = Settings(
-        share=share,
-        per=per,
-        polarity=polarity,
-        draws=draws,
-        keep_residents=not no_residents,
-        seed=seed,
-    )
+        check_beside(opened)
+    subject = open_neurons(opened, pick_device(device), out.event)
+    settings = Settings(share=share, per=per, polarity=polarity, draws=draws, keep_residents=not no_residents, seed=seed)
     options = PassOptions(score=score, part=part, skip=skip, chat=chat)
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = results_folder(to, subject.name)
@@ -93,7 +87,7 @@ def functions(
     if beside:
         del subject
         compared = functions_beside(
-            resolved, analysis, settings=settings, options=options, device=pick_device(device), events=out.event
+            opened, analysis, settings=settings, options=options, device=pick_device(device), events=out.event
         )
         compared.write(place)
         document["beside"] = compared.document()

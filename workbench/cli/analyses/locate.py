@@ -59,8 +59,8 @@ def locate(
     settings = LocateSettings(
         answer=answer, steps=steps, at=at, threshold=threshold, share=share, draws=draws, seed=seed, count=count
     )
-    name, resolved, _ = open_configuration(model)
-    report = knowledge_report(resolved, name, facts, str(facts), settings, device=pick_device(device), events=out.event)
+    opened = open_configuration(model)
+    report = knowledge_report(opened, facts, str(facts), settings, device=pick_device(device), events=out.event)
     for warning in report.warnings:
         out.warn(warning)
     place = results_folder(to, report.model)

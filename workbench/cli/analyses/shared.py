@@ -89,5 +89,4 @@ def open_subject(model: str, device: str) -> NeuronSubject:
     from workbench.library.neurons_subject import open_neurons
     from workbench.models.device import pick_device
 
-    name, resolved, _ = open_configuration(model)
-    return open_neurons(resolved, name, pick_device(device), out.event)
+    return open_neurons(open_configuration(model), pick_device(device), out.event)

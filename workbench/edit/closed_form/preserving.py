@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench import jsondoc
-from workbench.edit.closed_form.values import keys_of
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import Position
+from workbench.edit.closed_form.values import Lookup, keys_of
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
-from workbench.steps import MethodContext
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,8 +68,8 @@ def _neighbour(entry: object, place: str) -> str:
     return prompt
 
 
-def preserved_keys(context: MethodContext, parts: Parts, layer: int, position: Position, before: list[str], label: str) -> Tensor:
+def preserved_keys(at: Lookup, label: str) -> Tensor:
     """Return the keys [prompt, d_in] of the prompts in a file, at the same position as those of the facts."""
-    prompts = read_prompts(context.project / label, label)
-    keys, _ = keys_of(context, parts, layer, [(prompt,) for prompt in prompts], position, before)
+    prompts = read_prompts(at.context.project / label, label)
+    keys, _ = keys_of(at, [(prompt,) for prompt in prompts])
     return keys

@@ -12,10 +12,10 @@ from workbench.edit.closed_form.preserving import preserved_keys
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
 from workbench.edit.closed_form.sweep import Choice
-from workbench.edit.closed_form.values import AT_ONCE, Group, Values, grouped, values
+from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score, self_test
-from workbench.edit.places.rows import Position, padded, row_of
+from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
@@ -41,7 +41,6 @@ class ClosedFormSolve:
         factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
         tensors: "LAYER.keys" and "LAYER.changes" -> rows per batch, stored in the brick.
         outcome: Fact ID -> its entry in the record.
-        beginnings: Texts that are put before each prompt.
     """
 
     method: Preset
@@ -53,23 +52,21 @@ class ClosedFormSolve:
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
-    beginnings: list[str] = field(default_factory=list)
 
     def run(self) -> Edit:
         """Write all facts, layer by layer and batch by batch."""
         method, context, parts = self.method, self.context, self.parts
-        weights_key = context.weights_key
-        self.beginnings = contexts(statistics_source(context, method.statistics)[0], method.contexts)
+        beginnings = contexts(statistics_source(context, method.statistics)[0], method.contexts)
         layers = sorted(self.choice.layers)
         second_moments = (
             moments(context, parts, layers, method.statistics, method.tokens_per_input) if method.needs_statistics else {}
         )
         ratios = {}
         for layer in layers:
-            position = self.choice.positions[layer]
-            rows = [row_of(f, context.tokenizer, position) for f in self.facts[:4]]
+            at = Lookup(context, parts, layer, self.choice.positions[layer], beginnings)
+            rows = [row_of(f, context.tokenizer, at.position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
-            self._edit_layer(layer, position, second_moments.get(layer), weights_key)
+            self._edit_layer(at, second_moments.get(layer))
         if not self.factors:
             raise WorkbenchError(
                 f"edit {method.name}: no value makes the model give the target of any of the {len(self.facts)} facts",
@@ -96,36 +93,33 @@ class ClosedFormSolve:
         """Return each fact's ID with its entry in the record."""
         return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
 
-    def _edit_layer(self, layer: int, position: Position, second_moments: Moments | None, weights_key: str) -> None:
+    def _edit_layer(self, at: Lookup, second_moments: Moments | None) -> None:
         """Write one layer on the model with the updates of lower layers."""
-        method = self.method
-        metric = method.metric(second_moments, self.parts.width(layer))
+        method, width = self.method, at.width
+        metric = method.metric(second_moments, width)
         if method.preserve:
-            keys = preserved_keys(self.context, self.parts, layer, position, self.beginnings, method.preserve)
-            metric = metric.after(keys.T.double(), method.ridge(self.parts.width(layer)) / method.preserve_weight)
-        groups = grouped(self.facts, position)
+            keys = preserved_keys(at, method.preserve)
+            metric = metric.after(keys.T.double(), method.ridge(width) / method.preserve_weight)
+        groups = grouped(self.facts, at.position)
         size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
-        width = self.parts.width(layer)
         if method.ridge(width) == 0 and min(size, len(groups)) > width:
             raise WorkbenchError(
                 f"edit {method.name}: {min(size, len(groups))} facts at once cannot be written exactly, because the projection of layer "
-                f"{layer} has only {width} inputs. No weight was changed",
+                f"{at.layer} has only {width} inputs. No weight was changed",
                 "Use `edit: memit`, which does not need exact values, or fewer facts.",
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
             for start in range(0, len(groups), size):
-                metric = self._edit_batch(layer, position, groups[start : start + size], metric, weights_key)
+                metric = self._edit_batch(at, groups[start : start + size], metric)
 
-    def _edit_batch(
-        self, layer: int, position: Position, groups: Sequence[Group], metric: KeyMetric, weights_key: str
-    ) -> KeyMetric:
+    def _edit_batch(self, at: Lookup, groups: Sequence[Group], metric: KeyMetric) -> KeyMetric:
         """Write one batch on the model as it is now; return the metric for the next batches."""
-        method, width = self.method, self.parts.width(layer)
+        method, layer, width = self.method, at.layer, at.width
         mu = method.ridge(width)
-        now = json_digest([weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
+        now = json_digest([self.context.weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
         with self._with_update(layer):
-            solutions = values(self.context, self.parts, layer, groups, position, self.beginnings, method.settings(), now)
-        groups, solutions = self._keep_converged(groups, solutions, layer, position)
+            solutions = values(at, groups, method.settings(), now)
+        groups, solutions = self._keep_converged(at, groups, solutions)
         if not groups:
             return metric
         keys, changes = solutions.rows("key"), solutions.rows("change")
@@ -133,7 +127,7 @@ class ClosedFormSolve:
         with_spread = metric.after_all(_key_differences(solutions), method.spread_ridge(width))
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
-            changes = self._refine_changes(layer, position, groups, changes, solved, now)
+            changes = self._refine_changes(at, groups, changes, solved, now)
         left, right = solved.update(changes)
         self._add_update(layer, left, right)
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
@@ -161,9 +155,7 @@ class ClosedFormSolve:
         too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
         self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
 
-    def _keep_converged(
-        self, groups: Sequence[Group], solutions: Values, layer: int, position: str
-    ) -> tuple[list[Group], Values]:
+    def _keep_converged(self, at: Lookup, groups: Sequence[Group], solutions: Values) -> tuple[list[Group], Values]:
         """Return the groups whose value makes the model give the targets.
 
         Raises:
@@ -176,23 +168,21 @@ class ClosedFormSolve:
                 f"{group[0].id} ({value.before:.2f} -> {value.loss:.2f} nats per token)" for group, value in failed[:4]
             )
             raise WorkbenchError(
-                f"edit {self.method.name}: at layer {layer}, {position}, no value makes the model give the target of {len(failed)} of "
+                f"edit {self.method.name}: at layer {at.layer}, {at.position}, no value makes the model give the target of {len(failed)} of "
                 f"{len(groups)} facts: {examples}{' …' if len(failed) > 4 else ''}. No weight was changed",
                 "Skip them with `unconverged: skip`, set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
         for group, value in failed:
             for fact in group:
                 self.outcome[fact.id] = {
-                    "layer": layer,
+                    "layer": at.layer,
                     "loss": round(value.loss, 4),
                     "before": round(value.before, 4),
                     "skipped": True,
                 }
         return [groups[i] for i in converged], solutions.subset(converged)
 
-    def _refine_changes(
-        self, layer: int, position: Position, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str
-    ) -> Tensor:
+    def _refine_changes(self, at: Lookup, groups: Sequence[Group], changes: Tensor, solved: Solved, now: str) -> Tensor:
         """Increase the changes for facts whose target the updated model does not give yet; keys, and therefore A, stay the same.
 
         Returns:
@@ -202,23 +192,13 @@ class ClosedFormSolve:
         for round_ in range(method.refine):
             left, right = solved.update(changes)
             update = (left @ right).float()
-            with self.parts.changed({layer: update}):
+            with self.parts.changed({at.layer: update}):
                 missing = [i for i, gives_all in enumerate(self._gives_targets(groups)) if not gives_all]
                 if not missing:
                     break
                 key = json_digest([now, "refined", round_, tensor_digest(update)])
                 remaining = [groups[i] for i in missing]
-                further = values(
-                    self.context,
-                    self.parts,
-                    layer,
-                    remaining,
-                    position,
-                    self.beginnings,
-                    method.settings(),
-                    key,
-                    f"refining {round_ + 1}",
-                )
+                further = values(at, remaining, method.settings(), key, f"refining {round_ + 1}")
             changes = changes.double()
             changes[missing] += further.rows("change").double()
         return changes

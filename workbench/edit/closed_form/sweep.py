@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.bundled import known_facts
-from workbench.edit.closed_form.moments import moments
+from workbench.edit.closed_form.moments import Moments, moments
 from workbench.edit.closed_form.solver import solve
-from workbench.edit.closed_form.values import grouped, values
+from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Position, padded, row_of, vocabulary_key
@@ -64,7 +64,7 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     file = context.cache / "sweeps" / f"{key}.json"
     record = read_json(file, layers=list, positions=dict)
     if record is None:
-        record = _measure_layers(method, context, parts, pilot, layers, weights)
+        record = _measure_layers(method, context, parts, pilot, layers)
         write_json(file, record, indent=2)
     positions: dict[int, Position] = {int(layer): position for layer, position in record["positions"].items()}
     return Choice(tuple(record["layers"]), positions, {**record, "sweep": key})
@@ -99,7 +99,7 @@ def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) ->
 
 
 def _measure_layers(
-    method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int], weights: str
+    method: Preset, context: MethodContext, parts: Parts, pilot: Sequence[Fact], layers: Sequence[int]
 ) -> dict[str, Any]:
     """Trace the pilot facts, then edit them at each layer."""
     context.progress(0, len(layers), "tracing facts")
@@ -123,7 +123,7 @@ def _measure_layers(
     rows = {}
     for number, layer in enumerate(layers):
         context.progress(number, len(layers), f"sweep: layer {layer}")
-        rows[layer] = _try_layer(method, context, parts, pilot, layer, positions[layer], second_moments.get(layer), weights)
+        rows[layer] = _try_layer(method, Lookup(context, parts, layer, positions[layer]), pilot, second_moments.get(layer))
     best = max(layers, key=lambda layer: (rows[layer]["score"], rows[layer]["margin"]))
     return {
         **record,
@@ -155,26 +155,17 @@ def _choose_position(method: Preset, traced: Trace | None, layer: int) -> Positi
     return "prompt_last" if traced is None else traced.position(layer)
 
 
-def _try_layer(
-    method: Preset,
-    context: MethodContext,
-    parts: Parts,
-    pilot: Sequence[Fact],
-    layer: int,
-    position: Position,
-    second_moments: Any,
-    weights: str,
-) -> dict[str, Any]:
+def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments | None) -> dict[str, Any]:
     """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
-    groups = grouped(pilot, position)
-    solutions = values(context, parts, layer, groups, position, [], method.settings(), weights, "sweep: values")
-    solved = solve(solutions.rows("key"), method.metric(second_moments, parts.width(layer)), method.ridge(parts.width(layer)))
+    context, parts, position = at.context, at.parts, at.position
+    solutions = values(at, grouped(pilot, position), method.settings(), context.weights_key, "sweep: values")
+    solved = solve(solutions.rows("key"), method.metric(second_moments, at.width), method.ridge(at.width))
     left, right = solved.update(solutions.rows("change"))
     update = left @ right
     paraphrases = [Fact(f.id, text, None, f.target, place=f.place) for f in pilot for text in f.paraphrases]
     neighbours = [Fact(f.id, probe.prompt, None, ".", place=f.place) for f in pilot for probe in f.neighbours]
     answers_before = _next_tokens(context, parts, neighbours)
-    with parts.changed({layer: update.float()}):
+    with parts.changed({at.layer: update.float()}):
         loss, pilot_right = score(parts, padded([row_of(f, context.tokenizer, position) for f in pilot], context.device))
         shares = {"efficacy": float(pilot_right.float().mean()), "converged": sum(v.top for v in solutions) / len(solutions)}
         if paraphrases:

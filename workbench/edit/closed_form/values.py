@@ -114,6 +114,30 @@ class Values(Sequence[Value]):
 Group = tuple[Fact, ...]
 
 
+@dataclass(frozen=True)
+class Lookup:
+    """Where facts are looked up: the input of a layer's output projection, at one token of a prompt.
+
+    Attributes:
+        context: Model, tokenizer, cache and progress.
+        parts: Parts of the model.
+        layer: The layer.
+        position: The token.
+        contexts: Texts before prompts; the prompt alone is always the first.
+    """
+
+    context: MethodContext
+    parts: Parts
+    layer: int
+    position: Position
+    contexts: Sequence[str] = ()
+
+    @property
+    def width(self) -> int:
+        """Number of inputs of the projection."""
+        return self.parts.width(self.layer)
+
+
 def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
     """Group facts that share a value: facts about one subject if the lookup token is the subject's; else each fact alone."""
     if position == "prompt_last":
@@ -124,43 +148,30 @@ def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
     return [tuple(group) for group in by_subject.values()]
 
 
-def values(
-    context: MethodContext,
-    parts: Parts,
-    layer: int,
-    groups: Sequence[Group],
-    position: Position,
-    contexts: Sequence[str],
-    settings: Settings,
-    weights_key: str,
-    label: str = "values",
-) -> Values:
+def values(at: Lookup, groups: Sequence[Group], settings: Settings, weights_key: str, label: str = "values") -> Values:
     """Compute one key and value per group of facts at a layer; values in the cache are not optimized again.
 
     Args:
-        context: Model, tokenizer, cache and progress.
-        parts: Parts of the model.
-        layer: The layer.
+        at: Where facts are looked up.
         groups: Groups of facts.
-        position: Token at which facts are looked up.
-        contexts: Texts before prompts; the prompt alone is always the first.
         settings: Settings of the optimization.
         weights_key: Digest of the model's current weights.
         label: Name in progress messages.
     """
-    common = [_VERSION, weights_key, layer, position, list(contexts), asdict(settings), vocabulary_key(context)]
+    context = at.context
+    common = [_VERSION, weights_key, at.layer, at.position, list(at.contexts), asdict(settings), vocabulary_key(context)]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
     done, start = len(groups) - len(order), 0
     while start < len(order):
         chunk = _next_chunk(groups, order[start:])
-        context.progress(done + start, len(groups), f"{label} at layer {layer}")
-        optimized = _optimize(context, parts, layer, [groups[i] for i in chunk], position, contexts, settings)
+        context.progress(done + start, len(groups), f"{label} at layer {at.layer}")
+        optimized = _optimize(at, [groups[i] for i in chunk], settings)
         for i, value in zip(chunk, optimized, strict=True):
             _save(value, files[i])
         start += len(chunk)
-    context.progress(len(groups), len(groups), f"{label} at layer {layer}")
+    context.progress(len(groups), len(groups), f"{label} at layer {at.layer}")
     return Values(files)
 
 
@@ -175,28 +186,24 @@ def _next_chunk(groups: Sequence[Group], order: Sequence[int]) -> list[int]:
     return chunk
 
 
-def keys_of(
-    context: MethodContext, parts: Parts, layer: int, groups: Sequence[Group], position: Position, contexts: Sequence[str]
-) -> tuple[Tensor, Tensor]:
+def keys_of(at: Lookup, groups: Sequence[Group]) -> tuple[Tensor, Tensor]:
     """Return keys [group, d_in] and outputs [group, d_out] of the current model: means over facts and contexts."""
     means = []
     order = list(range(len(groups)))
     while order:
         chunk = _next_chunk(groups, order)
         order = order[len(chunk) :]
-        rows, owners = _rows([groups[i] for i in chunk], context, position, contexts)
-        means.append(_means(keys_and_values(parts, layer, padded(rows, context.device)), owners, len(chunk)))
+        rows, owners = _rows(at, [groups[i] for i in chunk])
+        means.append(_means(keys_and_values(at.parts, at.layer, padded(rows, at.context.device)), owners, len(chunk)))
     return torch.cat([k for k, _ in means]), torch.cat([o for _, o in means])
 
 
-def _rows(
-    groups: Sequence[Group], context: MethodContext, position: Position, contexts: Sequence[str], end: bool = False
-) -> tuple[list[EditRow], Tensor]:
+def _rows(at: Lookup, groups: Sequence[Group], end: bool = False) -> tuple[list[EditRow], Tensor]:
     """Return the rows of all facts after all contexts, and the group that each row belongs to."""
-    every = [(fact, before) for group in groups for fact in group for before in ("", *contexts)]
-    rows = [row_of(fact, context.tokenizer, position, before, end) for fact, before in every]
-    sizes = torch.tensor([len(group) * (len(contexts) + 1) for group in groups])
-    return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(context.device)
+    every = [(fact, before) for group in groups for fact in group for before in ("", *at.contexts)]
+    rows = [row_of(fact, at.context.tokenizer, at.position, before, end) for fact, before in every]
+    sizes = torch.tensor([len(group) * (len(at.contexts) + 1) for group in groups])
+    return rows, torch.arange(len(groups)).repeat_interleave(sizes).to(at.context.device)
 
 
 def _means(tensors: tuple[Tensor, Tensor], owners: Tensor, groups: int) -> tuple[Tensor, Tensor]:
@@ -208,30 +215,23 @@ def _means(tensors: tuple[Tensor, Tensor], owners: Tensor, groups: int) -> tuple
     return first, second
 
 
-def _optimize(
-    context: MethodContext,
-    parts: Parts,
-    layer: int,
-    groups: Sequence[Group],
-    position: Position,
-    contexts: Sequence[str],
-    settings: Settings,
-) -> list[Value]:
+def _optimize(at: Lookup, groups: Sequence[Group], settings: Settings) -> list[Value]:
     """Optimize δ for a few groups at once."""
-    rows, owners = _rows(groups, context, position, contexts, settings.end)
-    essence = _essence([group[0] for group in groups], context, position) if settings.kl else []
-    batch = padded([*rows, *essence], context.device)
+    parts, layer, device = at.parts, at.layer, at.context.device
+    rows, owners = _rows(at, groups, settings.end)
+    essence = _essence(at, [group[0] for group in groups]) if settings.kl else []
+    batch = padded([*rows, *essence], device)
     measured_keys, measured_outputs = keys_and_values(parts, layer, batch)
     keys, outputs = _means((measured_keys, measured_outputs), owners, len(groups))
     spread = (measured_keys[: len(rows)] - keys[owners]) / torch.bincount(owners).sqrt()[owners, None]
-    owner = torch.cat([owners, torch.arange(len(groups), device=context.device)]) if essence else owners
+    owner = torch.cat([owners, torch.arange(len(groups), device=device)]) if essence else owners
     trained = [p for p in parts.model.parameters() if p.requires_grad]
     for p in trained:
         p.requires_grad_(False)
-    plain_rows = torch.arange(0, len(rows), len(contexts) + 1, device=context.device)
+    plain_rows = torch.arange(0, len(rows), len(at.contexts) + 1, device=device)
     try:
         with upper(parts, layer, batch) as small, logits_at(parts, _places(small, len(rows))):
-            descent = _Descent(parts, layer, small, owner, len(rows), plain_rows, outputs.norm(dim=1), settings).run()
+            descent = _Descent(at, small, owner, len(rows), plain_rows, outputs.norm(dim=1), settings).run()
     finally:
         for p in trained:
             p.requires_grad_(True)
@@ -250,15 +250,16 @@ def _optimize(
     ]
 
 
-def _essence(facts: Sequence[Fact], context: MethodContext, position: Position) -> list[EditRow]:
+def _essence(at: Lookup, facts: Sequence[Fact]) -> list[EditRow]:
     """Return rows of "{subject} is a", whose predictions should not change.
 
     Without a subject, or if facts are looked up at the prompt's last token, the key differs and δ would not change anything
     there: no rows are returned.
     """
-    if position != "subject_last" or any(f.subject is None for f in facts):
+    if at.position != "subject_last" or any(f.subject is None for f in facts):
         return []
-    rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), context.tokenizer, position) for f in facts]
+    tokenizer, position = at.context.tokenizer, at.position
+    rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), tokenizer, position) for f in facts]
     return [replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1]) for row in rows]
 
 
@@ -282,8 +283,7 @@ class _Descent:
     """Gradient descent on δ of several groups; each group stops on its own.
 
     Args:
-        parts: Parts of the model.
-        layer: Layer where δ is added.
+        at: Where δ is added.
         batch: Rows of the groups' facts, followed by one "{subject} is a" row per group, or none.
         owner: [row], index of the group.
         rows: Number of rows before the "{subject} is a" rows.
@@ -293,11 +293,11 @@ class _Descent:
     """
 
     def __init__(
-        self, parts: Parts, layer: int, batch: Padded, owner: Tensor, rows: int, plain: Tensor, anchor: Tensor, settings: Settings
+        self, at: Lookup, batch: Padded, owner: Tensor, rows: int, plain: Tensor, anchor: Tensor, settings: Settings
     ) -> None:
-        self.parts, self.layer, self.batch, self.owner, self.rows = parts, layer, batch, owner, rows
+        self.parts, self.layer, self.batch, self.owner, self.rows = at.parts, at.layer, batch, owner, rows
         self.plain, self.anchor, self.settings = plain, anchor, settings
-        self.groups, self.width = len(anchor), _output_width(parts, layer)
+        self.groups, self.width = len(anchor), _output_width(at.parts, at.layer)
         self.radius, self.step = settings.clamp * anchor, settings.rate * anchor[:, None]
         of_facts = batch.owner < rows
         self.narrow = Padded(

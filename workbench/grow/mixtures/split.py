@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
 from workbench.emergent.labelled import ItemRow
-from workbench.emergent.partition import LayerPartition, Partition, PartitionMethod, divide
+from workbench.emergent.partition import Division, LayerPartition, Partition, divide
 from workbench.emergent.selectors import Linear, captured, centroids, oracle, ridges
 from workbench.emergent.sites import find_sites
 from workbench.files import read_json, write_json
@@ -32,23 +32,17 @@ GROUPS = 16
 
 @dataclass(frozen=True)
 class SplitPlan:
-    """How a step divides neurons.
+    """How a step divides neurons and chooses experts.
 
     Attributes:
-        method: Method that divides them.
-        experts: Number of experts of a layer, shared ones included.
+        division: How it divides them. Its seed is also that of the sample of tokens.
         top_k: Number of experts of a token, shared ones included.
-        shared: Number of shared experts; None lets the method choose it for each layer.
         router: How the rows of the router are made.
-        seed: Seed of the partition and of the sample of tokens.
     """
 
-    method: PartitionMethod
-    experts: int
+    division: Division
     top_k: int
-    shared: int | None
     router: RouterOf
-    seed: int
 
 
 @dataclass(frozen=True)
@@ -75,7 +69,7 @@ def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, 
     """
     if (cached := _load(context)) is not None:
         return cached
-    live = context.live({})
+    live, seed = context.live({}), plan.division.seed
     layers = feed_forward_layers(live, find_sites(live, depth, context.device))
     fitted = judged = None
     if texts is not None:
@@ -83,18 +77,9 @@ def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, 
         fit = [row for number, row in enumerate(rows) if number % HELD_OUT] or rows
         groups = [number * GROUPS // len(fit) for number in range(len(fit))]
         context.progress(0, len(layers), "activations")
-        fitted = sample_feed_forward(live, layers, fit, groups=groups, seed=plan.seed)
-        judged = sample_feed_forward(live, layers, rows[::HELD_OUT], seed=plan.seed)
-    partition = divide(
-        plan.method,
-        layers,
-        plan.experts,
-        shared=plan.shared,
-        sample=fitted,
-        most_shared=plan.top_k - 1,
-        seed=plan.seed,
-        progress=lambda done, total: context.progress(done, total, "experts"),
-    )
+        fitted = sample_feed_forward(live, layers, fit, groups=groups, seed=seed)
+        judged = sample_feed_forward(live, layers, rows[::HELD_OUT], seed=seed)
+    partition = divide(plan.division, layers, fitted, progress=lambda done, total: context.progress(done, total, "experts"))
     router = _router(plan, layers, fitted, partition)
     record: dict[str, Any] = {"shared": list(partition.shared)}
     if fitted is not None and judged is not None:
@@ -115,8 +100,8 @@ def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardS
     The mean over routed experts is subtracted from their rows, which changes no choice. Rows of shared experts are zeros.
     """
     experts = tuple(partition.layers.values())
-    if plan.top_k == plan.experts or sample is None:
-        return Linear("centroid", tuple(torch.zeros(plan.experts, layer.gate_rows().shape[1]) for layer in layers))
+    if plan.top_k == plan.division.experts or sample is None:
+        return Linear("centroid", tuple(torch.zeros(plan.division.experts, layer.gate_rows().shape[1]) for layer in layers))
     selector = ridges(sample, partition) if plan.router == "ridge" else centroids(layers, partition)
     scaled = []
     for x, rows, of in zip(sample.inputs, selector.rows, experts, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from workbench.steps import Laws
 
@@ -29,23 +29,18 @@ class Known:
     paper: str
     parameters: str
     laws: Laws
-    ranges: dict[str, tuple[float, float]]
+    ranges: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
-def _known(
-    text: str,
-    formula: str,
-    paper: str,
-    parameters: str,
+def _laws(
     *,
     random: bool = False,
     zero: bool = True,
     single: bool = True,
     linear: bool = False,
     arity: tuple[int, int | None] = (1, None),
-    ranges: dict[str, tuple[float, float]] | None = None,
-) -> Known:
-    laws = Laws(
+) -> Laws:
+    return Laws(
         zero_is_base=zero,
         permutation_invariant=True,
         single_is_identity=single,
@@ -55,7 +50,6 @@ def _known(
         random=random,
         arity=arity,
     )
-    return Known(text, formula, paper, parameters, laws, ranges or {})
 
 
 def _task_vectors(
@@ -65,35 +59,38 @@ def _task_vectors(
     extra: str = "",
     *,
     normalize: bool = False,
-    rescale: bool = False,
     random: bool = False,
     **ranges: tuple[float, float],
 ) -> Known:
-    """Describe a method of mergekit's task-vector family (sparsify, vote, sum), whose methods share these parameters."""
+    """Describe a method of mergekit's task-vector family (sparsify, vote, sum), whose methods share these parameters.
+
+    Methods that drop elements at random rescale the rest by default.
+    """
     parameters = (
         f"weight* (required), density* (1){extra}, lambda (1), normalize ({str(normalize).lower()}), "
-        f"rescale ({str(rescale).lower()}: match the L1 norm of the delta before the drop), int8_mask (no effect on the result)"
+        f"rescale ({str(random).lower()}: match the L1 norm of the delta before the drop), int8_mask (no effect on the result)"
     )
-    return _known(text, formula, paper, parameters, random=random, linear=not normalize, ranges={"density": _BOUNDED, **ranges})
+    laws = _laws(random=random, linear=not normalize)
+    return Known(text, formula, paper, parameters, laws, {"density": _BOUNDED, **ranges})
 
 
 KNOWN: dict[str, Known] = {
-    "linear": _known(
+    "linear": Known(
         "Weighted mean of the bricks' weights, without the base", "θ = Σ wᵢθᵢ / Σ wᵢ", "Wortsman et al. 2022, Model soups, arXiv 2203.05482",
-        "weight* (required), normalize (true)", zero=False),
-    "slerp": _known(
+        "weight* (required), normalize (true)", _laws(zero=False)),
+    "slerp": Known(
         "Spherical interpolation from the base to one brick", "θ = sin((1−t)φ)/sin φ · θ₀ + sin(tφ)/sin φ · θ₁,  φ the angle between them",
-        "Shoemake 1985, Animating rotation with quaternion curves", "t (required; 0 = base, 1 = brick)", single=False, arity=(1, 1)),
-    "nuslerp": _known(
+        "Shoemake 1985, Animating rotation with quaternion curves", "t (required; 0 = base, 1 = brick)", _laws(single=False, arity=(1, 1))),
+    "nuslerp": Known(
         "Spherical interpolation between two bricks, of their deltas or of their weights", "θ = θ₀ + slerp(τ₁, τ₂; t),  t = w₂ / (w₁ + w₂)", "",
-        "weight* (required), nuslerp_flatten (true), nuslerp_row_wise (false)", zero=False, single=False, arity=(2, 2)),
-    "multislerp": _known(
+        "weight* (required), nuslerp_flatten (true), nuslerp_row_wise (false)", _laws(zero=False, single=False, arity=(2, 2))),
+    "multislerp": Known(
         "Barycenter of the bricks on the sphere, of their deltas or of their weights", "θ = θ₀ + ‖τ‖ · exp_m(Σ wᵢ log_m(τᵢ/‖τᵢ‖)),  m the weighted mean direction",
         "Goddard, Multi-SLERP, goddard.blog/posts/multislerp-wow-what-a-cool-idea",
-        "weight* (required), normalize_weights (true), eps (1e-8)", zero=False, ranges={"eps": _POSITIVE}),
-    "karcher": _known(
+        "weight* (required), normalize_weights (true), eps (1e-8)", _laws(zero=False), {"eps": _POSITIVE}),
+    "karcher": Known(
         "Karcher mean of the bricks' directions, times the mean of their norms, without the base", "θ = mean‖θᵢ‖ · argmin_u Σ angle(u, θᵢ)²",
-        "arXiv 2603.04972", "max_iter (10), tol (1e-5)", ranges={"max_iter": _POSITIVE, "tol": _POSITIVE}),
+        "arXiv 2603.04972", "max_iter (10), tol (1e-5)", _laws(), {"max_iter": _POSITIVE, "tol": _POSITIVE}),
     "task_arithmetic": _task_vectors(
         "Base plus the weighted sum of deltas", "θ = θ₀ + λ Σ wᵢτᵢ", "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"),
     "ties": _task_vectors(
@@ -101,42 +98,42 @@ KNOWN: dict[str, Known] = {
         "Yadav et al. 2023, TIES-Merging, arXiv 2306.01708", normalize=True),
     "dare_linear": _task_vectors(
         "Random drop of each delta, then the weighted sum", "θ = θ₀ + λ Σ wᵢ drop(τᵢ)", "Yu et al. 2023, DARE, arXiv 2311.03099",
-        rescale=True, random=True),
+        random=True),
     "dare_ties": _task_vectors(
         "Random drop of each delta, then signs by weighted mass and the sum of the deltas that agree", f"θ = θ₀ + λ Σ wᵢ drop(τᵢ);  {_TIES_VOTE}",
-        "Yu et al. 2023, DARE, arXiv 2311.03099", rescale=True, random=True),
+        "Yu et al. 2023, DARE, arXiv 2311.03099", random=True),
     "della": _task_vectors(
         "Drop by magnitude rank in each row, then signs by weighted mass and the mean of the deltas that agree", f"θ = θ₀ + λ Σ wᵢ drop(τᵢ) / Σ wᵢ;  {_TIES_VOTE}",
         "Deep et al. 2024, DELLA-Merging, arXiv 2406.11617", ", epsilon* (0.15: density ± epsilon over the ranks)",
-        normalize=True, rescale=True, random=True, epsilon=_BOUNDED),
+        normalize=True, random=True, epsilon=_BOUNDED),
     "della_linear": _task_vectors(
         "Drop by magnitude rank in each row, then the weighted sum", "θ = θ₀ + λ Σ wᵢ drop(τᵢ)",
         "Deep et al. 2024, DELLA-Merging, arXiv 2406.11617", ", epsilon* (0.15: density ± epsilon over the ranks)",
-        rescale=True, random=True, epsilon=_BOUNDED),
+        random=True, epsilon=_BOUNDED),
     "breadcrumbs": _task_vectors(
         "Drop the largest and the smallest elements of each delta, then the weighted sum", "θ = θ₀ + λ Σ wᵢ mask(τᵢ)",
         "Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795", ", gamma* (0.01: share of the largest dropped)", gamma=_BOUNDED),
     "breadcrumbs_ties": _task_vectors(
         "Drop the largest and the smallest elements of each delta, then signs by weighted mass and the sum of the deltas that agree", f"θ = θ₀ + λ Σ wᵢ mask(τᵢ);  {_TIES_VOTE}",
         "Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795", ", gamma* (0.01: share of the largest dropped)", gamma=_BOUNDED),
-    "sce": _known(
+    "sce": Known(
         "Select elements by variance over the bricks, weigh deltas by their energy, elect signs", "θ = θ₀ + Σ eᵢτ̂ᵢ / Σ eᵢ,  eᵢ = mean(τ̂ᵢ²)",
-        "Wan et al. 2024, FuseChat, arXiv 2408.07990", "select_topk (1), int8_mask (no effect on the result)", ranges={"select_topk": _BOUNDED}),
-    "model_stock": _known(
+        "Wan et al. 2024, FuseChat, arXiv 2408.07990", "select_topk (1), int8_mask (no effect on the result)", _laws(), {"select_topk": _BOUNDED}),
+    "model_stock": Known(
         "Interpolation between the base and the mean of two or more bricks, by the angle of their deltas", "θ = t · mean θᵢ + (1−t) θ₀,  t = N cos φ / (1 + (N−1) cos φ)",
-        "Jang et al. 2024, Model Stock, arXiv 2403.19522", "filter_wise (false)", single=False, arity=(2, None)),
-    "ram": _known(
+        "Jang et al. 2024, Model Stock, arXiv 2403.19522", "filter_wise (false)", _laws(single=False, arity=(2, None))),
+    "ram": Known(
         "Sum of the elements that only one brick changes, mean of those that several bricks change", "θ = θ₀ + Σ τᵢ / n,  n = #{i : |τᵢ| > ε}",
-        "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5: smallest change that counts)", single=False, ranges={"epsilon": _POSITIVE}),
-    "ramplus_tl": _known(
+        "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5: smallest change that counts)", _laws(single=False), {"epsilon": _POSITIVE}),
+    "ramplus_tl": Known(
         "The same as ram, but elements that only one brick changes are scaled up by how much that brick shares", "θ = θ₀ + Σ λᵢτᵢ (alone), Σ τᵢ/n (shared),  λᵢ = 1 + r · min(shared/alone, α)",
-        "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5), r (0.1), alpha (0.2)", single=False, ranges={"epsilon": _POSITIVE, "alpha": _POSITIVE}),
-    "nearswap": _known(
+        "Reinforced Agent Merging, arXiv 2601.13572", "epsilon (1e-5), r (0.1), alpha (0.2)", _laws(single=False), {"epsilon": _POSITIVE, "alpha": _POSITIVE}),
+    "nearswap": Known(
         "Step from the base toward one brick, larger where the two are closer", "θ = θ₀ + min(1, t/|θ₁−θ₀|) · (θ₁−θ₀)",
-        "alchemonaut, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", "t (required)", single=False, ranges={"t": _POSITIVE}, arity=(1, 1)),
-    "arcee_fusion": _known(
+        "alchemonaut, huggingface.co/alchemonaut/QuartetAnemoi-70B-t0.0001", "t (required)", _laws(single=False, arity=(1, 1)), {"t": _POSITIVE}),
+    "arcee_fusion": Known(
         "The elements of one brick whose importance |Δ|·KL is an outlier by the quartile rule", "θ = θ₀ + [s ≥ median + 1.5 IQR] · τ,  s = |τ| · KL(softmax θ₁ ‖ softmax θ₀)",
-        "Arcee, arcee.ai", "none", random=True, single=False, arity=(1, 1)),
-    "passthrough": _known(
-        "One brick's weights, optionally scaled", "θ = scale · θ₁", "", "scale* (none)", arity=(1, 1)),
+        "Arcee, arcee.ai", "none", _laws(random=True, single=False, arity=(1, 1))),
+    "passthrough": Known(
+        "One brick's weights, optionally scaled", "θ = scale · θ₁", "", "scale* (none)", _laws(arity=(1, 1))),
 }  # fmt: skip

@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import torch
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.combination import CombinedSource
 from workbench.merge.streaming.core import core_group, core_update, whole_tensors
-from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.group import TensorGroup
 from workbench.merge.streaming.selection import SelectionSource
 from workbench.models.layout import Model
@@ -32,16 +32,10 @@ class MergedWeights:
         current: Model after the preceding steps.
         base: Model that deltas refer to.
         method: The step.
-        bricks: The step's bricks, by name.
-        keys: Sort keys of the bricks. If the method is permutation invariant, bricks are processed in the order of these keys, so
-            that the last bits of sums depend neither on the bricks' names nor on their order in the recipe.
+        bricks: The step's bricks.
         seed: The recipe's seed, for random methods.
         measured: Value from the method's `measure`, if it has one.
         memo: Values that earlier compositions computed from the same bricks.
-        masks: Base's tensor -> the rows or columns that the step may change; other tensors may change everywhere. The bricks' deltas
-            are zero elsewhere (`MaskedDeltas`), and current values stay there, although some methods spread a delta over its tensor.
-        contents: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole
-            bricks, so it is called only when a method needs it. Default: `keys`, else the names.
 
     Attributes:
         notes: The method's notes on the tensors computed so far.
@@ -52,26 +46,21 @@ class MergedWeights:
         current: Model,
         base: Model,
         method: MergeMethod,
-        bricks: Mapping[str, Deltas],
-        keys: Mapping[str, str] | None = None,
+        bricks: StepBricks,
+        *,
         seed: int = 0,
         measured: Any = None,
         memo: Memo | None = None,
-        contents: Callable[[], Mapping[str, str]] | None = None,
-        masks: Mapping[str, TensorMask] | None = None,
     ) -> None:
         self._current = current
         self._base = base
         self._method = method
         self._seed = seed
         self._memo = memo
-        self._masks = masks or {}
-        self._contents = contents or (lambda: {name: (keys or {}).get(name, name) for name in bricks})
+        self._masks = bricks.masks
+        self._contents = bricks.contents
         self._content_lock = threading.Lock()
-        order = (
-            sorted(bricks, key=lambda name: ((keys or {}).get(name, name), name)) if method.laws.permutation_invariant else bricks
-        )
-        self._bricks = {name: bricks[name] for name in order}
+        self._bricks = bricks.in_order(by_key=method.laws.permutation_invariant)
         self._lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
         self.notes: dict[str, Any] = {}

@@ -213,6 +213,11 @@ def _plain(entries: dict[str, dict[str, Setting]]) -> Any:
 
 
 _OWN: dict[str, Callable[[MethodInputs], Step | None]] = {
-    "linear": _linear, "task_arithmetic": _task_arithmetic, "ties": _ties, "slerp": _slerp,
-    "dare_linear": _dare_linear, "dare_ties": _dare_ties, "passthrough": _passthrough,
-}  # fmt: skip
+    "linear": _linear,
+    "task_arithmetic": _task_arithmetic,
+    "ties": _ties,
+    "slerp": _slerp,
+    "dare_linear": _dare_linear,
+    "dare_ties": _dare_ties,
+    "passthrough": _passthrough,
+}

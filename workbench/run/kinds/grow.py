@@ -11,6 +11,7 @@ from workbench.files import read_json, write_json
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.lazy import torch
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -150,7 +151,7 @@ def _brick_weights(context: StepContext, step: GrowMethod) -> dict[str, Weights]
     for name in step.names():
         scaled = {name: step.entry(name).model_dump(mode="json")["weight"]}
         alone = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic", "bricks": scaled})
-        weights[name] = MergedWeights(base, base, alone, {name: context.deltas(name)})
+        weights[name] = MergedWeights(base, base, alone, StepBricks({name: context.deltas(name)}))
     return weights
 
 

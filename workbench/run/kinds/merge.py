@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from workbench.emergent.places import set_masks
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.masked import MaskedDeltas
 from workbench.merge.streaming.merged import MergedWeights
@@ -44,35 +45,23 @@ class Merge(Kind[MergeMethod]):
             WorkbenchError: If the step changes no tensor, or tensors that an earlier grow step has removed or reshaped.
         """
         resolved, recipe = context.resolved, context.recipe
-        bricks = {name: context.deltas(name) for name in recipe.used_bricks(step)}
+        deltas = {name: context.deltas(name) for name in recipe.used_bricks(step)}
         chosen = _Neurons.of(step, resolved)
-
-        def digests() -> Mapping[str, str]:
-            return chosen.digests(resolved) if chosen else resolved.digests
-
-        if chosen:
-            bricks = {name: MaskedDeltas(deltas, chosen.masks) for name, deltas in bricks.items()}
-        measured = _measured(context, step, bricks, digests)
-        merged = MergedWeights(
-            current,
-            resolved.base,
-            step,
-            bricks,
-            resolved.fingerprints,
-            context.seed,
-            measured.value,
-            resolved.memo,
-            contents=digests,
-            masks=chosen.masks if chosen else None,
+        bricks = (
+            chosen.bricks(resolved, deltas) if chosen else StepBricks(deltas, resolved.fingerprints, lambda: resolved.digests)
         )
-        _check_reach(context, step, merged, bricks, [result.id for result in earlier if result.grown])
+        measured = _measured(context, step, bricks)
+        merged = MergedWeights(
+            current, resolved.base, step, bricks, seed=context.seed, measured=measured.value, memo=resolved.memo
+        )
+        _check_reach(context, step, merged, bricks.deltas, [result.id for result in earlier if result.grown])
         if not merged.merged:
             raise recipe.error(
                 ("steps", context.number, "where"),
                 f"{context.id}: no tensor to merge: the bricks change no tensor that `where` selects",
                 "`workbench brick show BRICK` lists the tensors that a brick changes.",
             )
-        record = {"bricks": list(bricks), "tensors": len(merged.merged), **measured.record}
+        record = {"bricks": list(deltas), "tensors": len(merged.merged), **measured.record}
         record |= {"neurons": chosen.row()} if chosen else {}
         if whole := merged.whole(context.device):
             record["merged_whole"] = whole
@@ -138,7 +127,12 @@ class _Neurons:
         neurons = resolved.neurons(named[1])
         return cls(named[1], neurons, set_masks(neurons, resolved.base, named[1]))
 
-    def digests(self, resolved: Resolved) -> dict[str, str]:
+    def bricks(self, resolved: Resolved, deltas: Mapping[str, Deltas]) -> StepBricks:
+        """Return a step's bricks on these neurons alone."""
+        masked = {name: MaskedDeltas(whole, self.masks) for name, whole in deltas.items()}
+        return StepBricks(masked, resolved.fingerprints, lambda: self._digests(resolved), self.masks)
+
+    def _digests(self, resolved: Resolved) -> dict[str, str]:
         """Return brick -> digest of its content on these neurons."""
         return {name: json_digest([digest, self.neurons.digest()]) for name, digest in resolved.digests.items()}
 
@@ -187,9 +181,7 @@ def _counted(tensors: Sequence[str]) -> str:
     return f"{len(tensors)} tensor{'' if len(tensors) == 1 else 's'}"
 
 
-def _measured(
-    context: StepContext, step: MergeMethod, bricks: Mapping[str, Deltas], contents: Callable[[], Mapping[str, str]]
-) -> Measured:
+def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Measured:
     """Return the method's measurement on texts or models; empty if the method needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
@@ -198,18 +190,18 @@ def _measured(
     alone = method(MergeMethod, "average").model_validate({"merge": "average"})
 
     def weights(brick: str) -> Weights:
-        return MergedWeights(base, base, alone, {brick: bricks[brick]}) if brick else base.weights
+        return MergedWeights(base, base, alone, StepBricks({brick: bricks.deltas[brick]})) if brick else base.weights
 
     def live(brick: str) -> PreTrainedModel:
         gc.collect()  # reference cycles keep the previous model alive
         return live_model(base.config, compute(Model(weights(brick), base.config), torch.float32, device), source, device)
 
-    known = contents()
-    digests = {name: known[name] for name in bricks} | {"": ""}
+    known = bricks.contents()
+    digests = {name: known[name] for name in bricks.deltas} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
     tools = MergeContext(
-        list(bricks),
+        list(bricks.deltas),
         keys,
         base,
         weights,

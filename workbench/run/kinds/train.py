@@ -19,7 +19,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
-from workbench.train import reports, train, training_texts
+from workbench.train import TrainFiles, reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -93,20 +93,20 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
     live = live_model(current.config, tensors, source, device)
     live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
     context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
-    progress, notice = reports(context.events, step_id)
     data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
     record = train(
         settings,
-        base=source,
-        data=data,
-        out=working / CHECKPOINT if whole else working,
+        TrainFiles(
+            base=source,
+            data=data,
+            out=working / CHECKPOINT if whole else working,
+            folder=resolved.recipe.project,
+            others=others,
+            declared=resolved.recipe.fields.base,
+        ),
         device=str(device),
         model=live,
-        others=others,
-        folder=resolved.recipe.project,
-        declared=resolved.recipe.fields.base,
-        progress=progress,
-        notice=notice,
+        told=reports(context.events, step_id),
     )
     kind = "checkpoint" if whole else "adapter"
     made = Brick(step_id, kind, working / CHECKPOINT if whole else working)

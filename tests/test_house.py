@@ -1,0 +1,108 @@
+"""The house as a list: how long a file and a function may be, and how many parameters a function may have."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+
+import pytest
+
+from worlds.places import PROJECT
+
+MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 80, 7
+FOLDERS = ("workbench", "tests", "docs", "evals", "benchmarks")
+# Where a parameter is an option of a command, or a fixture, a case or a default of a test world.
+WITH_OPTIONS = ("workbench/cli/", "tests/")
+# Other functions that may have more parameters, and why.
+MORE_PARAMETERS = {
+    "workbench/weights/sparse.py:_select_compiled": "hands each argument of `select` to a compiled kernel, once a block of rows",
+    "workbench/library/neurons.py:transplant_set": "its base, brick, texts and samples are to become one value",
+}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def sources() -> Iterator[tuple[str, str]]:
+    """Yield (path within the checkout, text) of every Python file."""
+    for folder in FOLDERS:
+        for path in sorted((PROJECT / folder).rglob("*.py")):
+            yield path.relative_to(PROJECT).as_posix(), path.read_text("utf-8")
+
+
+def functions(node: ast.AST, owner: ast.AST | None = None) -> Iterator[tuple[Function, bool]]:
+    """Yield every function below a node, and whether its first parameter is `self` or `cls`."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function):
+            static = any(ast.unparse(decorator) == "staticmethod" for decorator in child.decorator_list)
+            yield child, isinstance(owner, ast.ClassDef) and not static
+        inner = child if isinstance(child, (Function, ast.ClassDef)) else owner
+        yield from functions(child, inner)
+
+
+def parameters(function: Function, bound: bool) -> int:
+    """Return the number of parameters of a function, without `self` and `cls`; `*args` and `**kwargs` count as one each."""
+    given = function.args
+    named = [*given.posonlyargs, *given.args, *given.kwonlyargs]
+    return len(named) - bound + sum(rest is not None for rest in (given.vararg, given.kwarg))
+
+
+def too_long(name: str, text: str) -> list[str]:
+    """Return a line for a file, and for each function in it, that is too long."""
+    lines = len(text.splitlines())
+    offenders = [f"{name} has {lines} lines, at most {MAX_FILE}"] if lines > MAX_FILE else []
+    for function, _ in functions(ast.parse(text)):
+        length = (function.end_lineno or function.lineno) - function.lineno + 1
+        if length > MAX_FUNCTION:
+            offenders.append(f"{name}:{function.lineno}: {function.name} has {length} lines, at most {MAX_FUNCTION}")
+    return offenders
+
+
+def too_many(name: str, text: str) -> dict[str, str]:
+    """Return file and name of each function with too many parameters, and a line on it."""
+    if name.startswith(WITH_OPTIONS):
+        return {}
+    return {
+        f"{name}:{function.name}": f"{name}:{function.lineno}: {function.name} has {count} parameters, at most {MAX_PARAMETERS}"
+        for function, bound in functions(ast.parse(text))
+        if (count := parameters(function, bound)) > MAX_PARAMETERS
+    }
+
+
+def test_files_and_functions_are_short() -> None:
+    offenders = [line for name, text in sources() for line in too_long(name, text)]
+    assert not offenders, "\n".join(offenders)
+
+
+def test_functions_have_few_parameters() -> None:
+    found = {key: line for name, text in sources() for key, line in too_many(name, text).items()}
+    offenders = [line for key, line in found.items() if key not in MORE_PARAMETERS]
+    offenders += [f"{key} is no exception any more: remove its line" for key in MORE_PARAMETERS if key not in found]
+    assert not offenders, "\n".join(offenders)
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("def f(a, b, c, d, e, f, g): ...", False),
+        ("def f(a, b, c, d, e, f, g, h): ...", True),
+        ("def f(a, /, b, c, *, d, e, f, g, h): ...", True),
+        ("def f(a, b, c, d, e, f, *g, **h): ...", True),
+        ("async def f(a, b, c, d, e, f, g, h): ...", True),
+        ("class A:\n    def f(self, a, b, c, d, e, f, g): ...", False),
+        ("class A:\n    def f(self, a, b, c, d, e, f, g, h): ...", True),
+        ("class A:\n    @classmethod\n    def f(cls, a, b, c, d, e, f, g): ...", False),
+        ("class A:\n    @staticmethod\n    def f(a, b, c, d, e, f, g, h): ...", True),
+        ("class A:\n    if True:\n        def f(self, a, b, c, d, e, f, g): ...", False),
+        ("class A:\n    def g(self):\n        def f(a, b, c, d, e, f, g, h): ...", True),
+    ],
+)
+def test_a_function_with_too_many_parameters_is_named(text: str, named: bool) -> None:
+    assert list(too_many("workbench/a.py", text)) == (["workbench/a.py:f"] if named else [])
+    assert not too_many("workbench/cli/a.py", text)
+
+
+def test_a_long_file_and_a_long_function_are_named() -> None:
+    text = "class A:\n    def f(self):\n" + "        pass\n" * MAX_FUNCTION
+    assert too_long("a.py", text) == [f"a.py:2: f has {MAX_FUNCTION + 1} lines, at most {MAX_FUNCTION}"]
+    assert too_long("a.py", text.replace("        pass\n", "", 1)) == []
+    assert too_long("a.py", "x = 1\n" * (MAX_FILE + 1)) == [f"a.py has {MAX_FILE + 1} lines, at most {MAX_FILE}"]
+    assert too_long("a.py", "x = 1\n" * MAX_FILE) == []
