@@ -292,7 +292,7 @@ def open_configuration(reference: str) -> tuple[str, Resolved, str | None]:
         raise no_subject(reference)
     project = find_project(Path.cwd() / "here")
     name, resolved = resolve_model(reference, project, hub)
-    base = resolved.recipe.fields.base
+    base = resolved.recipe.fields.base_name
     if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
         return name, resolved, str(Path(reference))
     return name, resolved, str(Path(base).relative_to(project)) if Path(base).is_relative_to(project) else None

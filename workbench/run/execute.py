@@ -176,7 +176,7 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     record: dict[str, Any] = {
         "version": 1, "status": "started", "name": recipe.name, "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True), "seed": recipe.fields.seed,
-        "inputs": {"base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+        "inputs": {"base": {"id": recipe.fields.base_name, "revision": resolved.base_revision},
                    "bricks": {n: {"kind": b.kind, "revision": b.revision}
                               for n, b in resolved.bricks.items()}},
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,

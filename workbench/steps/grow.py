@@ -79,12 +79,12 @@ class GrowMethod(BrickStep):
         """Return the names of the bricks that become parts of the model, in order."""
         return list(getattr(self, "bricks", None) or ())
 
-    _sources: Sources = PrivateAttr(default_factory=lambda: Sources({}))
+    _whole_sources: Sources = PrivateAttr(default_factory=lambda: Sources({}))
 
     def with_sources(self, sources: Sources) -> Self:
         """Return the step with the models of the bricks in `whole_models`, which `expand` then reads."""
         bound = self.model_copy()
-        bound._sources = sources
+        bound._whole_sources = sources
         return bound
 
     @property
