@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -189,6 +191,11 @@ def load(path: Path, label: str | None = None) -> Document:
         WorkbenchError: If the file is missing, is larger than 1 MB, or is not one valid YAML document in UTF-8; see `read_tree`.
     """
     label = label or _shown(path)
+    return parse(_text(path, label), label)
+
+
+def _text(path: Path, label: str) -> str:
+    """Return the text of a YAML file; see `load`."""
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
@@ -199,7 +206,7 @@ def load(path: Path, label: str | None = None) -> Document:
     if len(raw) > MAX_BYTES:
         raise InvalidRecipeError(f"{label}: the file has {len(raw):,} bytes; YAML documents may have at most {MAX_BYTES:,}")
     try:
-        return parse(raw.decode("utf-8"), label)
+        return raw.decode("utf-8")
     except UnicodeDecodeError as error:
         raise InvalidRecipeError(f"{label}: not UTF-8 text (byte {error.start})") from None
 
@@ -208,6 +215,25 @@ def parse(text: str, label: str = "<text>") -> Document:
     """Parse a YAML text; see `load`."""
     tree = read_tree(text, label)
     return Document(tree.data, tree.marks, label, tree.texts)
+
+
+def load_all(path: Path, label: str | None = None) -> list[Document]:
+    """Read a YAML file with one or several documents, separated by lines that start with `---`. Empty documents are left out.
+
+    Args:
+        path: The file.
+        label: The file's name in messages; None takes its path.
+
+    Raises:
+        WorkbenchError: If the file or a document in it cannot be read; see `load`.
+    """
+    label = label or _shown(path)
+    lines = _text(path, label).splitlines(keepends=True)
+    starts = [0, *(i for i, line in enumerate(lines) if i and re.match(r"---(\s|$)", line)), len(lines)]
+    # Empty lines in front keep the line numbers of each document.
+    texts = ["\n" * start + "".join(lines[start:stop]) for start, stop in pairwise(starts)]
+    documents = [document for text in texts if (document := parse(text, label)).data is not None]
+    return documents or [parse("", label)]
 
 
 def scalar(text: str) -> Document:

@@ -244,8 +244,8 @@ def _entries(node: yaml.MappingNode, label: str) -> Iterator[tuple[str | int, ya
         if not isinstance(key_node, yaml.ScalarNode) or key_node.tag == f"{_TAG}merge":
             raise InvalidRecipeError(f"{_place(key_node, label)} keys must be plain words")
         _check_characters(key_node, label)
-        if key_node.tag == _DATE and not key_node.style:
-            key_node.tag = _STRING
+        if (key_node.tag == _DATE or key_node.value == "on") and not key_node.style:
+            key_node.tag = _STRING  # YAML 1.1 reads the key `on` as true, and recipes have a field of this name
         is_int = key_node.tag == _INT
         if key_node.tag not in (_STRING, _INT) or (is_int and not re.fullmatch("0|[1-9][0-9]*", key_node.value)):
             kind = key_node.tag.removeprefix(_TAG)

@@ -229,7 +229,9 @@ def test_stack_is_what_passthrough_writes(project: Project) -> None:
     slices = "slices: [{layers: [0, 3]}, {layers: [1, 4], scale: {'mlp.down_proj.*': 0.5}}]"
     document = project.run(f"steps: [{{grow: stack, {slices}}}]\noutput: {{dtype: float32}}\n")
     assert document["steps"][0] | {"key": "", "check": {}} == {
-        "id": "grow-stack", "grow": "stack", "key": "", "check": {}, "tensors": 18, "order": [0, 1, 2, 1, 2, 3], "new_layers": [3, 4], "gone_layers": []}  # fmt: skip
+        "id": "grow-stack", "grow": "stack", "key": "", "check": {}, "tensors": 18, "order": [0, 1, 2, 1, 2, 3], "new_layers": [3, 4], "gone_layers": [],
+        "blocks": [{"layers": "0-2", "source": "the configuration so far", "from": "0-2"}, {"layers": "3-5", "source": "the configuration so far", "from": "1-3"}],
+    }  # fmt: skip
     source = {"model": str(base)}
     theirs = MergeConfiguration.model_validate({"merge_method": "passthrough", "dtype": "float32", "slices": [
         {"sources": [{**source, "layer_range": [0, 3]}]},
@@ -368,10 +370,10 @@ def test_families_that_do_not_fit(step: str, family: str, project: Project, dens
         compose(project.resolve(f"base: {dense_of(family)}\nsteps: [{{grow: width, {step}}}]\n"), CPU)
 
 
-def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out() -> None:
+def test_a_slice_far_beyond_the_model_is_refused_before_it_is_written_out(project: Project) -> None:
     """A list of layers would take more memory than there is."""
     from workbench.grow.stack import Stack
 
     step = Stack.model_validate({"grow": "stack", "slices": [{"layers": [0, 2**40]}]})
-    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the model has layers 0\.\.3"):
-        step.places(4)
+    with pytest.raises(WorkbenchError, match=r"layer 1099511627775 does not exist; the configuration so far has layers 0\.\.3"):
+        step.expand(project.resolve("name: plain\n").base)

@@ -17,7 +17,7 @@ from worlds.tiny import save_finetuned, save_model, tensors_of
 from workbench.errors import WorkbenchError
 from workbench.recipe.mergekit import import_recipe
 
-REFUSED = {"frankenmerge"}
+REFUSED = {"refused"}
 RANDOM = {"dare_ties", "dare_linear", "della"}
 
 
@@ -51,11 +51,11 @@ def test_random_examples_drop_as_much_as_mergekit(
         assert float(one.abs().sum()) == pytest.approx(float(two.abs().sum()), rel=0.1)
 
 
-def test_a_frankenmerge_is_refused_by_field(in_mergekit_project: None) -> None:
+def test_the_refused_example_of_the_docs(in_mergekit_project: None) -> None:
     with pytest.raises(WorkbenchError) as caught:
-        import_recipe(EXAMPLES["frankenmerge"])
+        import_recipe(EXAMPLES["refused"])
     assert caught.value.message.endswith(
-        "frankenmerge.yml:6:9 slices.1.sources.0.model: two: the first slice is of one; `grow: stack` takes layers of one model"
+        "refused.yml:3:5 slices.0.sources: the inputs' layer ranges have different lengths; mergekit rejects this too"
     )
     assert caught.value.exit_code == 2
 

@@ -98,6 +98,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("methods", "rome")
     document("brick extract", "bricks/full", "--base", "base", "-o", "bricks/extracted", "--rank", 4)
     document("brick bake", "bricks/one", "-o", "baked")
+    document("brick barrier", "base", "baked", "--text", "texts.jsonl")
     document("brick ls")
     document("brick show", "extracted")
     document("brick show", "one", "two", "--base", "base")

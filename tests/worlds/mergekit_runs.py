@@ -26,6 +26,23 @@ def run_mergekit(config: dict[str, Any], out: Path, seed: int | None = None) -> 
     return tensors_of(out)
 
 
+def run_mergekit_multi(text: str, out: Path) -> dict[str, torch.Tensor]:
+    """The tensors that `mergekit-multi` writes for a file with several documents; paths are relative to the working directory."""
+    from mergekit.graph import Executor
+    from mergekit.io.tasks import LoaderCache
+    from mergekit.options import MergeOptions
+    from mergekit.scripts.multimerge import load_config, make_tasks
+
+    options = MergeOptions(quiet=True, write_model_card=False, copy_tokenizer=False, device="cpu",
+                           lora_merge_cache=str(out.with_name(f"{out.name}-lora")))  # fmt: skip
+    LoaderCache().loaders.clear()
+    stages = out.with_name(f"{out.name}-stages")
+    configs, dependencies = load_config(text, str(stages))
+    tasks = make_tasks(configs, dependencies, options, str(stages), str(out), lazy=False)
+    Executor(tasks, math_device="cpu", storage_device="cpu").execute()
+    return tensors_of(out)
+
+
 def run_mergekit_moe(config: dict[str, Any], out: Path) -> None:
     """Write the model that `mergekit-moe` writes; paths of the configuration are relative to the working directory."""
     from mergekit.moe.config import MoEMergeConfig

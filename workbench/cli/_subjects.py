@@ -289,7 +289,7 @@ def open_configuration(reference: str) -> NamedModel:
         raise no_subject(reference)
     project = find_project(Path.cwd() / "here")
     model = resolve_model(reference, project, hub)
-    base = model.resolved.recipe.fields.base
+    base = model.resolved.recipe.fields.base_name
     if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
         return replace(model, base=str(Path(reference)))
     return replace(model, base=str(Path(base).relative_to(project))) if Path(base).is_relative_to(project) else model

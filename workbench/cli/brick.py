@@ -1,4 +1,4 @@
-"""Commands `brick ls|show|fetch|train|extract|bake|verify`."""
+"""Commands `brick ls|show|fetch|train|extract|bake|barrier|verify`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from workbench.cli._barrier import barrier
 from workbench.cli._bricks import (
     base_of_brick,
     brick_directory,
@@ -24,6 +25,7 @@ from workbench.cli._bricks import (
 from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
@@ -340,6 +342,9 @@ def bake(
         out.say(load_hint(result["model"]))
 
     out.result(lambda: RunDocument.model_validate(result), text, json=json)
+
+
+app.command()(reads_recipes(barrier))
 
 
 @app.command()

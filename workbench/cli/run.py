@@ -44,9 +44,14 @@ def plan(
 
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
-    """Print the steps of a plan as a table, then its totals."""
+    """Print the steps of a plan as a table, then the sources of stacked layers, then its totals."""
+    from workbench.grow.expansion.told import told_blocks
+
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
     out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
+    for step in planned.steps:
+        if rows := list(told_blocks(step)):
+            out.table([step["id"], "source"], [list(row) for row in rows])
     for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
     out.line(

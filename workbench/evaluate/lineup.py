@@ -200,7 +200,7 @@ def _check_bases(entries: Sequence[LineupEntry]) -> None:
         if entry.resolved.base_digest != first.base_digest:
             raise WorkbenchError(
                 f"{entries[0].name} and {entry.name} have different bases "
-                f"({first.recipe.fields.base}, {entry.resolved.recipe.fields.base})",
+                f"({first.recipe.fields.base_name}, {entry.resolved.recipe.fields.base_name})",
                 "Score them in two calls.",
             )
         if _vocabulary(entry.resolved) != _vocabulary(first):
@@ -234,17 +234,25 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
                 nested = entry.resolved.nested[name]
                 bricks.setdefault(nested.recipe.name, LineupEntry(nested.recipe.name, "brick", nested))
             else:
-                alone = recipe.derive(name, [{"merge": "task_arithmetic", "bricks": {name: 1.0}}], [name])
+                alone = recipe.derive(name, [_alone(name, entry.resolved)], [name])
                 bricks.setdefault(name, LineupEntry(name, "brick", resolve(alone)))
         if edits := _leading_edits(recipe):
             name = f"{recipe.name}-edited"
             bricks.setdefault(name, LineupEntry(name, "brick", resolve(recipe.derive(name, edits))))
-        contents = tuple((name, entry.resolved.digests[name]) for name in parents)
-        if len(parents) > 1 and contents not in averages:
-            name = "average" if not averages else "average-" + "-".join(parents)
-            mean = recipe.derive(name, [{"merge": "average", "bricks": list(parents)}], parents)
+        deltas = [name for name in parents if name not in recipe.whole_models]
+        contents = tuple((name, entry.resolved.digests[name]) for name in deltas)
+        if len(deltas) > 1 and contents not in averages:
+            name = "average" if not averages else "average-" + "-".join(deltas)
+            mean = recipe.derive(name, [{"merge": "average", "bricks": deltas}], deltas)
             averages[contents] = LineupEntry(name, "average", resolve(mean))
     return [*base, *bricks.values(), *averages.values()]
+
+
+def _alone(name: str, resolved: Resolved) -> dict[str, Any]:
+    """Return the step that makes the base into one brick's model."""
+    if name not in resolved.recipe.whole_models or resolved.bricks[name].kind == "adapter":
+        return {"merge": "task_arithmetic", "bricks": {name: 1.0}}
+    return {"grow": "stack", "slices": [{"brick": name}], "embeddings": name, "norm": name, "head": name, "check": "off"}
 
 
 def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:

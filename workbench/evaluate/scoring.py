@@ -136,7 +136,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
             f"{entry.name}: the suite's backend needs a checkpoint, which cannot contain a {resolved.beside}",
             "Score it on a suite with `backend: hf`.",
         )
-    if not resolved.recipe.steps and resolved.dtype is None and resolved.vocabulary is None:
+    if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter):
         return Path(resolved.base_path)
     return Path(execute(resolved, runs, Work(device, events=events))["model"])
 

@@ -1,53 +1,54 @@
-"""Stack: reorder, repeat or leave out layers of a model."""
+"""Stack: reorder, repeat or leave out layers of a model, or take layers, embeddings and head from several models."""
 
 from __future__ import annotations
 
-from fnmatch import fnmatchcase
-from typing import ClassVar, Literal
+from collections.abc import Iterator, Sequence
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.layers import in_order, reordered
+from workbench.grow.expansion.parts import text_config, with_text
+from workbench.grow.expansion.slices import Part, PartField, Slice
+from workbench.grow.expansion.stacking import Factors, Layer, Stacking
+from workbench.grow.expansion.views import head_name
+from workbench.models.architecture import is_embedding, is_head
 from workbench.models.layout import Model
-from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, register
-from workbench.steps.fields import Real, Strict, Whole
+from workbench.models.tied import untied_config
+from workbench.steps import GrowMethod, Grown, Growth, KeyContext, Learns, Preserves, Problem, register
+from workbench.steps.fields import Whole
 
-
-class Slice(Strict):
-    """A range of consecutive layers."""
-
-    layers: tuple[Whole, Whole]
-    """First layer, and the layer after the last one: [8, 32] is layers 8 to 31."""
-    scale: dict[str, Real] = {}
-    """Factors for tensors of these layers, by glob over the tensor's name within a layer: {"self_attn.o_proj.*": 0.5}. The first
-    glob that matches a tensor applies."""
-
-    @field_validator("layers")
-    @classmethod
-    def _check_range(cls, value: tuple[int, int]) -> tuple[int, int]:
-        if not 0 <= value[0] < value[1]:
-            raise ValueError(f"expected 0 <= first < end, found {list(value)}")
-        return value
+_PARTS = ("embeddings", "norm", "head")
 
 
 @register
 class Stack(GrowMethod):
-    """Stack slices of layers, as in SOLAR's depth up-scaling (Kim et al. 2023) and mergekit's `passthrough`.
+    """Stack slices of layers of one or several models, as in SOLAR's depth up-scaling (Kim et al. 2023) and mergekit's `passthrough`.
 
-    The result computes another function and needs further training. The first occurrence of a layer keeps its bricks; repeated
-    layers count as new.
+    The result computes another function and needs further training. The first occurrence of a layer of the configuration so far
+    keeps its bricks; repeated layers, layers of bricks and merged layers count as new.
     """
 
     paper = "Kim et al. 2023, SOLAR 10.7B: Depth Up-Scaling, arXiv 2312.15166"
-    formula = "layers [a, b), [c, d), ... of the model in sequence; tensors times `scale`"
+    formula = "layers [a, b), [c, d), ... of the models in sequence; tensors times `scale`"
     preserves: ClassVar[Preserves] = "no"
 
     grow: Literal["stack"]
     slices: tuple[Slice, ...] | None = Field(None, min_length=1)
-    """The slices, from the first layer up: [{layers: [0, 24]}, {layers: [8, 32]}]."""
+    """The slices, from the first layer up: [{layers: [0, 24]}, {brick: NAME, layers: [8, 32]}]."""
     order: tuple[Whole, ...] | None = Field(None, min_length=1)
     """Instead of `slices`: the layers one by one, such as [0, 1, 2, 1, 2, 3]."""
+    embeddings: PartField | None = None
+    """Source of the embeddings: a brick's name, or {brick:, scale:, merge:, base:} as in a slice. If omitted, the configuration
+    so far. A head that is tied to the embeddings follows them."""
+    norm: PartField | None = None
+    """Source of the final norm, as for `embeddings`."""
+    head: PartField | None = None
+    """Source of the head, as for `embeddings`. A head that the configuration so far ties to its embeddings becomes a separate tensor,
+    unless `embeddings` has the same source."""
+    tokenizer: str | None = None
+    """Brick whose tokenizer and generation settings the result has. If omitted, those of the configuration so far."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Stack:
@@ -58,58 +59,158 @@ class Stack(GrowMethod):
             )
         return self
 
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out sources that are not set, so that keys of steps without them stay the same."""
+        fields: dict[str, Any] = handler(self)
+        return {key: value for key, value in fields.items() if value is not None or key not in (*_PARTS, "tokenizer")}
+
+    def _parts(self) -> Iterator[tuple[tuple[str | int, ...], Part]]:
+        """Yield the slices and the parts outside the layers, with their paths."""
+        yield from ((("slices", i), part) for i, part in enumerate(self.slices or ()))
+        yield from (((name,), part) for name in _PARTS if (part := getattr(self, name)) is not None)
+
+    def names(self) -> list[str]:
+        """Return the bricks that the result has parts of, in order."""
+        named = [name for _, part in self._parts() for name in part.names()]
+        return list(dict.fromkeys([*named, *([self.tokenizer] if self.tokenizer else [])]))
+
+    def whole_models(self) -> list[str]:
+        """Return the same bricks: a stack reads all of them in their own shapes."""
+        return self.names()
+
+    def tokenizer_brick(self) -> str | None:
+        """Return the brick that `tokenizer` names."""
+        return self.tokenizer
+
+    def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
+        """Yield the errors in the brick names and in the merges of slices."""
+        for path, part in self._parts():
+            yield from (Problem((*path, *p.path), p.message, p.hint) for p in part.check_names(known))
+        if self.tokenizer is not None and self.tokenizer not in known:
+            yield Problem(("tokenizer",), f"no brick '{self.tokenizer}' under `bricks`. Known: {', '.join(known) or 'none'}.")
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the bricks' digests, and the versions and the seed of the merges of slices."""
+        merges = [part.merge for _, part in self._parts() if part.merge is not None]
+        parts = [*super().key_parts(context), *([[type(method).code_key() for method in merges]] if merges else [])]
+        return [*parts, *([context.seed] if any(method.laws.random for method in merges) else [])]
+
     def learning(self) -> Learns:
         """Return when all additions have a gradient: after one step if a factor is 0, as in LLaMA Pro.
 
         The tensors with factor 0 get a gradient first, and pass one on to the others from then on.
         """
-        zero = any(factor == 0 for s in self.slices or () for factor in s.scale.values())
+        zero = any(factor == 0 for _, part in self._parts() for factor in part.scale.values())
         return "after_one_step" if zero else self.learns
-
-    def places(self, depth: int) -> list[tuple[int, dict[str, float]]]:
-        """Return for each new layer the index of the old one, and its factors.
-
-        Raises:
-            WorkbenchError: If a layer is out of range.
-        """
-        slices = self.slices or ()
-        # Check the ends first: a slice up to 2³¹ would become a huge list.
-        if far := [s.layers[1] - 1 for s in slices if s.layers[1] > depth]:
-            raise InvalidRecipeError(f"grow stack: layer {far[0]} does not exist; the model has layers 0..{depth - 1}")
-        places = [(i, s.scale) for s in slices for i in range(*s.layers)] or [(i, {}) for i in self.order or ()]
-        if bad := [i for i, _ in places if not 0 <= i < depth]:
-            raise InvalidRecipeError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}")
-        return places
 
     def expand(self, model: Model) -> Growth:
         """Plan the new order of layers.
 
         Raises:
-            WorkbenchError: If a layer is out of range, or a glob of `scale` matches no tensor of its slice.
+            WorkbenchError: If a layer is out of range, a source does not fit, or a glob of `scale` matches no tensor of its slice.
         """
-        layout = model.layout
-        places = self.places(layout.depth)
-        order = [old for old, _ in places]
-        first = {old: new for new, old in reversed(list(enumerate(order)))}
-        unused = {(new, glob) for new, (_, scale) in enumerate(places) for glob in scale}
+        stacking = Stacking(model, self._whole_sources)
+        layers = self._layers(stacking)
+        own = [layer.number if layer.model is None else None for layer in layers]
+        first = {old: new for new, old in reversed(list(enumerate(own))) if old is not None}
+        tensors = self._tensors(stacking, layers, first)
+        config, depth, order = stacking.config(layers)
+        record: dict[str, Any] = {} if None in own else {"order": own}
+        record |= {
+            "new_layers": [new for new, old in enumerate(own) if old is None or first[old] != new],
+            "gone_layers": sorted(set(range(model.layout.depth)) - set(first)),
+        }
+        record |= {"blocks": [{k: v for k, v in block.items() if k != "count"} for block in stacking.blocks]}
+        record |= {name: _told(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        record |= {"tokenizer": self.tokenizer} if self.tokenizer else {}
+        config = self._with_vocabulary(reordered(config, depth, order, "stack"), model, tensors, stacking)
+        return Growth(tensors, config, record, models=stacking.models)
 
-        def make(name: str, new: int) -> Grown:
-            local_name = name.removeprefix(f"{layout.prefix}{order[new]}.")
-            matching = next((glob for glob in places[new][1] if fnmatchcase(local_name, glob)), None)
-            unused.discard((new, matching or ""))
-            factor = 1.0 if matching is None else places[new][1][matching]
-            return Grown(name, new=first[order[new]] != new, scale=factor)
+    def _layers(self, stacking: Stacking) -> list[Layer]:
+        """Return the source of each new layer.
 
-        tensors = in_order(layout, order, make)
-        if unused:
-            new, glob = min(unused)
+        Raises:
+            WorkbenchError: If a layer is out of range or does not fit.
+        """
+        if self.slices is not None:
+            return [layer for number, part in enumerate(self.slices) for layer in stacking.layers(number, part)]
+        depth = stacking.current.layout.depth
+        if bad := [i for i in self.order or () if not 0 <= i < depth]:
+            raise InvalidRecipeError(f"grow stack: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}")
+        return [Layer(None, i, (None, i), {}, 0) for i in self.order or ()]
+
+    def _tensors(self, stacking: Stacking, layers: list[Layer], first: dict[int, int]) -> dict[str, Grown]:
+        """Return the tensors of the result, in file order.
+
+        Args:
+            stacking: The sources.
+            layers: The source of each new layer.
+            first: Layer of the current model -> the first new layer that it becomes.
+        """
+        current, prefix = stacking.current, stacking.current.layout.prefix
+        factors = [Factors(layer.scale, f"layer {layer.number}") for layer in layers]
+
+        def made(name: str, new: int) -> Grown:
+            layer = layers[new]
+            factor = factors[new].of(name.removeprefix(f"{prefix}{layer.number}."))
+            added = layer.model is not None or first[layer.number] != new
+            return Grown(name, model=layer.model, new=added, scale=factor)
+
+        def names(new: int) -> list[str]:
+            layer = layers[new]
+            of = current if layer.model is None else stacking.models[layer.model]
+            return of.layout.in_layer(layer.number)
+
+        tensors = in_order(current.layout, [layer.number for layer in layers], made, names)
+        for new, factor in enumerate(factors):
+            factor.check([name.removeprefix(f"{prefix}{layers[new].number}.") for name in names(new)])
+        untied = head_name(current) is not None and self.head is not None and not self._follows(stacking)
+        outside = {
+            **stacking.outside("embeddings", self.embeddings),
+            **stacking.outside("norm", self.norm),
+            **(stacking.outside("head", self.head) if untied or head_name(current) is None else {}),
+        }
+        return {**{name: outside.get(name, grown) for name, grown in tensors.items()}, **outside}
+
+    def _follows(self, stacking: Stacking) -> bool:
+        """Return True if the head has the source of the embeddings, and this source ties it to them."""
+        names = self.head.names() if self.head else []
+        return self.head == self.embeddings and all(head_name(stacking.source(name)) is not None for name in names)
+
+    def _with_vocabulary(
+        self, config: dict[str, Any], model: Model, tensors: dict[str, Grown], stacking: Stacking
+    ) -> dict[str, Any]:
+        """Return config.json with the number of rows of the embeddings, and untied if the head became a separate tensor.
+
+        Raises:
+            WorkbenchError: If embeddings and head have different numbers of rows.
+        """
+
+        def rows(name: str) -> int:
+            grown = tensors[name]
+            of = model if grown.model is None else stacking.models[grown.model]
+            return of.weights.specs[grown.source].rows
+
+        heads = [name for name in tensors if is_head(name)]
+        tables = [name for name in tensors if is_embedding(name) and model.layout.group(name) == "embeddings"]
+        if heads and head_name(model) is not None:
+            config = untied_config(config)
+        if tables and heads and rows(tables[0]) != rows(heads[0]):
             raise InvalidRecipeError(
-                f"grow stack: the glob {glob!r} of `scale` matches no tensor of layer {order[new]}",
-                f"Names in a layer: {', '.join(n.removeprefix(f'{layout.prefix}0.') for n in layout.in_layer(0)[:6])}.",
+                f"grow stack: the embeddings have {rows(tables[0]):,} rows and the head has {rows(heads[0]):,}",
+                "Take `embeddings`, `head` and `tokenizer` from the same brick.",
             )
-        removed = sorted(set(range(layout.depth)) - set(order))
-        return Growth(
-            tensors,
-            reordered(model.config, layout.depth, order, "stack"),
-            {"order": order, "new_layers": [n for n, old in enumerate(order) if first[old] != n], "gone_layers": removed},
-        )
+        if not tables or rows(tables[0]) == model.weights.specs[tables[0]].rows or "vocab_size" not in text_config(config):
+            return config
+        return {
+            **with_text(config, {"vocab_size": rows(tables[0])}),
+            **({"vocab_size": rows(tables[0])} if "vocab_size" in config else {}),
+        }
+
+
+def _told(part: Part) -> Any:
+    """Return the source of a part outside the layers, as plain data for records."""
+    if part.merge is None:
+        return part.brick or "the configuration so far"
+    return {"merge": part.merge.name, "bricks": part.merge.names(), "base": part.base}

@@ -83,5 +83,5 @@ def open_neurons(model: NamedModel, device: torch.device, events: Events = no_ev
     context = session.context
     sites = find_sites(context.model, current.layout.depth, device)
     digest = session.solved_on if steps else resolved.base_digest
-    reference = resolved.recipe.name if steps else resolved.recipe.fields.base
+    reference = resolved.recipe.name if steps else resolved.recipe.fields.base_name
     return NeuronSubject(name, context.model, context.tokenizer, sites, current.config, digest, reference, resolved.cache, events)

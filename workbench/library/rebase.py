@@ -183,7 +183,7 @@ def _check_onto(old: EditBrick, model: NamedModel) -> None:
             f"Solve the facts from scratch, with an `edit` step with `facts: {os.path.relpath(old.place)}` in a recipe on that base.",
         )
     for step, step_id in zip(onto.recipe.steps, onto.recipe.step_ids, strict=True):
-        if kind_of(step).shapes(step, onto.base, onto.base) is not onto.base:
+        if kind_of(step).shapes(step, onto, onto.base) is not onto.base:
             raise WorkbenchError(
                 f"{name} grows its base (step '{step_id}'), so a brick for the grown layers would not fit the recipe's base",
                 f"Write the grown model and use it: `workbench run {shell(onto.recipe.path or name)} -o DIR`, then `--onto DIR`.",

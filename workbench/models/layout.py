@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.models.architecture import is_before_layers, model_depth
+from workbench.models.architecture import is_before_layers, is_head_module, model_depth
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:
@@ -100,6 +100,16 @@ class Layout:
         if layer is None:
             return 0.0 if is_before_layers(name) or _TOWER.search(name) else 1.0
         return layer / (self.depth - 1) if self.depth > 1 else 0.0
+
+    def group(self, name: str) -> str:
+        """Return the part of the model that a tensor belongs to: "embeddings", "layers", "norm" (final norm), "head" or "tower"."""
+        if self.layer(name) is not None:
+            return "layers"
+        if _TOWER.search(name):
+            return "tower"
+        if is_before_layers(name):
+            return "embeddings"
+        return "head" if is_head_module(name.rpartition(".")[0]) else "norm"
 
     def in_layer(self, layer: int) -> list[str]:
         """Return the tensors of one layer, in file order."""

@@ -26,6 +26,7 @@ from workbench.recipe.trust import FLAG, is_trusted
 from workbench.steps import Plugin, Step, verbs
 from workbench.steps.registry import OUTSIDE
 from workbench.steps.step import VERBS
+from workbench.yamldoc import KeyPath
 
 GROUP = "workbench.methods"
 """Entry point group of distributions; each entry names a module."""
@@ -131,23 +132,26 @@ class MethodFinder:
             raise InvalidRecipeError(message, broken.hint) from broken
         return None
 
-    def used(self, steps: Any) -> Iterator[tuple[int, str, type[Step] | WorkbenchError]]:
-        """Find the methods that unvalidated steps name.
+    def used(self, steps: Any) -> Iterator[tuple[KeyPath, type[Step] | WorkbenchError]]:
+        """Find the methods that unvalidated steps name, and those of merges within a step.
 
         Yields:
-            The step's index, its verb, and the method or why it cannot be used. Steps without a known method are left out.
+            The path of the method's name, and the method or why it cannot be used. Steps without a known method are left out.
         """
         for i, step in enumerate(steps if isinstance(steps, list) else ()):
             verb = next((verb for verb in verbs() if verb in step), None) if isinstance(step, Mapping) else None
-            if verb is None or not isinstance(step[verb], str):
+            if verb is None:
                 continue
-            try:
-                cls = self.find(verb, step[verb])
-            except WorkbenchError as error:
-                yield i, verb, error
-                continue
-            if cls is not None:
-                yield i, verb, cls
+            for path, name in [((i, verb), step[verb]), *_merges_within(step, (i,))]:
+                if not isinstance(name, str):
+                    continue
+                try:
+                    cls = self.find(str(path[-1]), name)
+                except WorkbenchError as error:
+                    yield path, error
+                    continue
+                if cls is not None:
+                    yield path, cls
 
     def _with_files(self, plugins: Plugins) -> Plugins:
         """Add the methods of the project's files if the project is trusted."""
@@ -157,6 +161,15 @@ class MethodFinder:
             except WorkbenchError as error:
                 plugins.broken.append(error)
         return plugins
+
+
+def _merges_within(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
+    """Yield the path and the name of every merge method below a step, such as in the slices of a stack."""
+    entries = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, inner in entries:
+        if isinstance(inner, Mapping) and "merge" in inner:
+            yield (*path, key, "merge"), inner["merge"]
+        yield from _merges_within(inner, (*path, key))
 
 
 def method(kind: type[K], name: str, project: Path) -> type[K]:

@@ -84,6 +84,18 @@ class Recipe:
         names = step.names()
         return [name for name in self.fields.bricks if name != self.donor] if names is None else names
 
+    @cached_property
+    def parents(self) -> list[str]:
+        """Names of the bricks that steps use, in the recipe's order."""
+        used = {name for step in self.steps for name in self.used_bricks(step)}
+        return [name for name in self.fields.bricks if name in used]
+
+    @cached_property
+    def whole_models(self) -> list[str]:
+        """Names of the bricks that steps use as whole models only, so that they have no delta from the base."""
+        deltas = {name for step in self.steps for name in set(self.used_bricks(step)) - set(step.whole_models())}
+        return [name for name in self.parents if name not in deltas]
+
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
         """Return an error that points to a field of the recipe.
 
@@ -114,10 +126,10 @@ class Recipe:
         data = {
             "version": 1,
             "name": name,
-            "base": self.fields.base,
+            "base": self.fields.base if isinstance(self.fields.base, str) else self.fields.base.model_dump(),
             "steps": list(steps),
             "seed": self.fields.seed,
-            "bricks": {n: {b.kind: b.target} for n, b in self.fields.bricks.items() if n in keep},
+            "bricks": {n: b.data() for n, b in self.fields.bricks.items() if n in keep},
             "output": output.model_dump(exclude_none=True, exclude={"form"}) if output.form != "adapter" else {},
             **({"tokenizer": block.model_dump(exclude_none=True)} if block else {}),
         }
@@ -155,10 +167,11 @@ def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
 def _from_document(document: yamldoc.Document, project: Path, path: Path | None, settings: tuple[str, ...] = ()) -> Recipe:
     """Validate a document as a recipe, and check the references between its fields."""
     named = _methods_of(document, project)
+    tags = {method.tag: method for method in named}
     try:
-        valid = document.validate(recipe_model(named))
+        valid = document.validate(recipe_model(named), tags)
     except InvalidRecipeError:  # only all methods together can tell what was expected
-        valid = document.validate(recipe_model(tuple(dict.fromkeys((*methods().values(), *named)))))
+        valid = document.validate(recipe_model(tuple(dict.fromkeys((*methods().values(), *named)))), tags)
     fields = _with_form(valid)
     steps = [step.completed(list(fields.bricks)) for step in fields.steps]  # type: ignore[attr-defined]
     recipe = Recipe(fields, tuple(steps), project, path, document if path else None, settings)
@@ -173,9 +186,9 @@ def _methods_of(document: yamldoc.Document, project: Path) -> tuple[type[Step], 
         WorkbenchError: If a step names one that cannot be used, at the step's place.
     """
     named = []
-    for i, verb, method in MethodFinder(project).used(document.data.get("steps")):
+    for path, method in MethodFinder(project).used(document.data.get("steps")):
         if isinstance(method, WorkbenchError):
-            raise document.error(("steps", i, verb), method.message, method.hint) from method
+            raise document.error(("steps", *path), method.message, method.hint) from method
         named.append(method)
     return tuple(dict.fromkeys(named))
 

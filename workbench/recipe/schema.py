@@ -57,6 +57,23 @@ class Output(Strict):
         return value
 
 
+class AdaptedBase(Strict):
+    """A base that is a model with an adapter on it."""
+
+    adapter: str = Field(min_length=1)
+    """A directory or hub id of a PEFT adapter."""
+    on: str = Field(min_length=1)
+    """The model that the adapter belongs to: a directory or a hub id."""
+
+    def __str__(self) -> str:
+        """Return the base as one text, as mergekit writes it."""
+        return f"{self.on}+{self.adapter}"
+
+
+def _base_form(value: Any) -> str:
+    return "adapted" if isinstance(value, (Mapping, AdaptedBase)) else "model"
+
+
 class RecipeFields(Strict):
     """All fields of a recipe except `steps`, which `recipe_model()` adds from the registered methods."""
 
@@ -66,9 +83,11 @@ class RecipeFields(Strict):
     """Name of the configuration, used for run directories and tables. If omitted, the file's name without its suffix."""
     description: str | None = None
     """A short description, which is copied to the README.md of the result."""
-    base: str = Field(min_length=1)
-    """The base model: a directory, relative to the project, or a hub id with an optional @revision. The deltas of all bricks are
-    taken against it."""
+    base: Annotated[
+        Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")], Discriminator(_base_form)
+    ]
+    """The base model: a directory, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with
+    an adapter on it. The deltas of all bricks are taken against it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
     """Name -> location of each brick that steps can use: an adapter, a fine-tuned checkpoint, or another recipe."""
     tokenizer: TokenizerFields | None = None
@@ -83,6 +102,11 @@ class RecipeFields(Strict):
     """Fields that `workbench search` varies, and its objective. Other commands ignore it."""
     seed: int = Field(0, ge=0, strict=True)
     """Seed for all random numbers in steps and in a search."""
+
+    @property
+    def base_name(self) -> str:
+        """The base as one text, for messages and records."""
+        return str(self.base)
 
 
 def _check_verb(value: Any, classes: tuple[type[Step], ...]) -> Any:

@@ -22,6 +22,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.findings import Findings
 from workbench.resolve.resolved import Resolved
+from workbench.steps import Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
@@ -136,7 +137,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         base = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += buffers_left_out(brick.checkpoint) + _compare_configs(brick, plain)
+        warnings += buffers_left_out(brick.checkpoint) + compare_configs(brick, plain)
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
     warnings += _check_origin(brick, resolved, hub, findings)
@@ -152,7 +153,7 @@ def _check_origin(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings
         with findings.or_at_run(f"{brick.label}: the base has the weights that the brick's card records"):
             digest = read_digest(resolved, hub)
     recipe = resolved.recipe
-    base = NamedBase(recipe.fields.base, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
+    base = NamedBase(recipe.fields.base_name, resolved.base_path, Model(resolved.checkpoint, resolved.checkpoint.config), digest)
     return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
 
 
@@ -165,7 +166,8 @@ def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
     return [text] if names else []
 
 
-def _compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
+    """Return a warning about settings in config.json that give equal weights another meaning than in the base."""
     mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     text = f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the result has the base's values"
@@ -196,7 +198,7 @@ def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
         raise WorkbenchError(
             f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
             f"this base has {resolved.base_digest[:10]})",
-            f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base)}`.",
+            f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base_name)}`.",
         )
 
 
@@ -307,6 +309,8 @@ def _places(value: Any, path: tuple[str | int, ...] = ()) -> Iterator[tuple[tupl
     """Yield every `where` in a value, with its path."""
     if isinstance(value, Where):
         yield path, value
+    elif isinstance(value, Step) and path:
+        return  # a merge within a step, whose layers are counted within its slice: the step checks it
     elif isinstance(value, BaseModel):
         for name, field in type(value).model_fields.items():
             yield from _places(getattr(value, name), (*path, field.alias or name))

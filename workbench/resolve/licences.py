@@ -13,8 +13,10 @@ _CAUTION = (*_RESTRICTED, *_UNKNOWN)
 
 
 def base_title(resolved: Resolved) -> str:
-    """Return the title in the base's README, or the recipe's `base` if there is none."""
-    return read_title(resolved.base_path) or resolved.recipe.fields.base
+    """Return the title in the base's README, or the recipe's `base` if there is none or the base has an adapter on it."""
+    if resolved.base_adapter:
+        return resolved.recipe.fields.base_name
+    return read_title(resolved.base_path) or resolved.recipe.fields.base_name
 
 
 def require_licences(resolved: Resolved) -> None:

@@ -8,7 +8,8 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from workbench.bricks.brick import Brick, checkpoint_digest
+from workbench.bricks.adapted import AdaptedCheckpoint, base_adapter, base_digest
+from workbench.bricks.brick import Brick
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.source import BrickSource
@@ -22,10 +23,13 @@ from workbench.resolve.checks import buffers_left_out, check_brick, check_low_ra
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
-from workbench.resolve.resolved import Resolved, brick_sources, used_names
+from workbench.resolve.resolved import Resolved, brick_sources
+from workbench.resolve.whole import check_whole_model, tokenizer_of
 from workbench.steps import Step
+from workbench.steps.fields import BrickRef
 from workbench.vocabulary.align import align
 from workbench.vocabulary.aligned import AlignedVocabulary, Member
+from workbench.weights.checkpoint import Checkpoint
 
 
 def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> Resolved:
@@ -48,6 +52,20 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
     return _Builder(recipe, hub, _above).build()
 
 
+def _base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
+    """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository.
+
+    Raises:
+        WorkbenchError: If the base or its adapter is missing, or the adapter does not fit.
+    """
+    base = recipe.fields.base
+    if isinstance(base, str):
+        return resolve_base(base, recipe.project, hub)
+    plain, revision = resolve_base(base.on, recipe.project, hub)
+    adapter = resolve_brick("base", BrickRef(adapter=base.adapter), recipe.project, hub)
+    return AdaptedCheckpoint(plain, adapter), revision
+
+
 class _Builder:
     """Collects the inputs of a recipe and what their checks find, and builds a `Resolved` from them.
 
@@ -59,10 +77,11 @@ class _Builder:
 
     def __init__(self, recipe: Recipe, hub: Hub, above: tuple[Path, ...]) -> None:
         self.recipe, self.hub, self.above = recipe, hub, above
-        self.checkpoint, self.revision = resolve_base(recipe.fields.base, recipe.project, hub)
+        self.checkpoint, self.revision = _base(recipe, hub)
         self.on_disk: dict[str, Brick] = {}
         self.nested: dict[str, Resolved] = {}
         self.findings = Findings(warnings=buffers_left_out(self.checkpoint))
+        self.whole = recipe.whole_models
 
     def build(self) -> Resolved:
         """Locate the bricks, check everything, and return the resolved recipe.
@@ -72,10 +91,11 @@ class _Builder:
         """
         findings = self.findings
         self._locate_bricks()
-        merged = {name: brick for name, brick in self._sources.items() if name != self.recipe.donor}
+        apart = {*self.whole, self.recipe.donor}
+        merged = {name: source for name, source in self._sources.items() if name not in apart}
         reasons, unread = find_ties(merged, self.checkpoint, findings.deferred)
         findings.problems += unread.values()
-        used = used_names(self.recipe)
+        used = self.recipe.parents
         unties = tuple(reason for name, reason in reasons.items() if name in used)
         findings.warnings += unties
         plain = untied(self.checkpoint) if unties else Model(self.checkpoint, self.checkpoint.config)
@@ -104,7 +124,7 @@ class _Builder:
     @cached_property
     def _base_digest(self) -> str:
         """Digest of the base."""
-        return checkpoint_digest(self.checkpoint, self.recipe.project / CACHE)
+        return base_digest(self.checkpoint, self.recipe.project / CACHE)
 
     def _locate_bricks(self) -> None:
         """Find every brick, and resolve those that are recipes."""
@@ -136,10 +156,15 @@ class _Builder:
                 f"brick '{name}': {target} ends in {step}, but a {inner.beside} does not change weights and cannot be merged",
                 f"Remove {step} from that recipe, and add it as the last step of this recipe.",
             )
-        with self.findings.or_at_run(f"brick '{name}': {inner.recipe.fields.base} and {recipe.fields.base} are the same base"):
-            if inner.base_path != self.checkpoint.path and inner.base_digest != self._base_digest:
+        if name in self.whole or recipe.fields.bricks[name].any_base:
+            return inner
+        with self.findings.or_at_run(
+            f"brick '{name}': {inner.recipe.fields.base_name} and {recipe.fields.base_name} are the same base"
+        ):
+            adapted = base_adapter(self.checkpoint) or base_adapter(inner.checkpoint)
+            if (adapted or inner.base_path != self.checkpoint.path) and inner.base_digest != self._base_digest:
                 raise WorkbenchError(
-                    f"brick '{name}': {target} has the base {inner.recipe.fields.base}, but this recipe has {recipe.fields.base}",
+                    f"brick '{name}': {target} has the base {inner.recipe.fields.base_name}, but this recipe has {recipe.fields.base_name}",
                     "Use the same base in both recipes: a brick's delta is taken against the recipe's base.",
                 )
         return inner
@@ -175,12 +200,22 @@ class _Builder:
             inputs: The recipe with its inputs.
             unread: Bricks that cannot be read, whose errors are recorded already.
         """
-        findings = self.findings
+        findings, output = self.findings, self.recipe.fields.output
+        if inputs.base_adapter and output.form != "checkpoint":
+            findings.problems.append(
+                self.recipe.error(
+                    ("output", "form"),
+                    f"`form: {output.form}` refers to a base on disk, but this base has an adapter on it, so no files have its weights",
+                    "Write `form: checkpoint`, or run a recipe with this base and no steps, and use its result as the base.",
+                )
+            )
         for name in inputs.bricks:
             if name in unread or name == self.recipe.donor:
                 continue
             with findings.or_problem(), findings.or_at_run(f"brick '{name}': fits the base"):
-                if name in self.nested:
+                if name in self.whole:
+                    findings.warnings += check_whole_model(name, inputs)
+                elif name in self.nested:
                     findings.warnings += check_recipe(name, self.nested[name], inputs)
                 else:
                     findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
@@ -201,6 +236,8 @@ def _with_tokenizers(resolved: Resolved) -> Resolved:
     for step in resolved.recipe.steps:
         before = tokenizers[-1] if tokenizers else resolved.tokenizer_at(0)
         bound, after = step.bind(resolved.base, before, resolved.recipe.project, resolved.cache)
+        if (named := step.tokenizer_brick()) is not None:
+            after = tokenizer_of(resolved, named)
         steps.append(bound)
         tokenizers.append(after)
     if steps == list(resolved.recipe.steps) and set(tokenizers) <= {resolved.tokenizer_at(0)}:

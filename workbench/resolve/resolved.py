@@ -10,7 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.adapters.read import Adapter
-from workbench.bricks.brick import Brick, check_files, checkpoint_digest, vocabulary_digest
+from workbench.bricks.adapted import base_adapter, base_digest
+from workbench.bricks.brick import Brick, check_files, vocabulary_digest
 from workbench.bricks.card import read_licence
 from workbench.bricks.source import BrickSource
 from workbench.bricks.standins import Download, download_of
@@ -89,16 +90,21 @@ class Resolved:
         """Name -> adapter, for bricks that are adapters."""
         return {name: brick.adapter for name, brick in self.on_disk.items() if brick.kind == "adapter"}
 
+    @property
+    def _sources(self) -> list[BrickSource]:
+        """The adapter on the base, if it has one, and the bricks."""
+        return [*([self.base_adapter] if self.base_adapter else []), *self.bricks.values()]
+
     @cached_property
     def downloads(self) -> tuple[Download, ...]:
         """Downloads that `run` makes first: base and bricks of which only headers are local, each repository once."""
-        downloads = [download_of(self.base_path), *(d for brick in self.bricks.values() for d in brick.downloads)]
+        downloads = [download_of(self.base_path), *(d for brick in self._sources for d in brick.downloads)]
         return tuple(dict.fromkeys(filter(None, downloads)))
 
     @property
     def headers_only(self) -> bool:
         """True if tensors of an input are not local, so that the recipe can be planned but not run."""
-        return is_stand_in(self.base_path) or any(b.headers_only for b in self.bricks.values())
+        return is_stand_in(self.base_path) or any(b.headers_only for b in self._sources)
 
     @property
     def tokenizer_path(self) -> Path:
@@ -129,7 +135,12 @@ class Resolved:
     @cached_property
     def base_digest(self) -> str:
         """Digest of the base's weights and configuration. Reads only tensors whose digest is not cached."""
-        return checkpoint_digest(self.checkpoint, self.cache)
+        return base_digest(self.checkpoint, self.cache)
+
+    @property
+    def base_adapter(self) -> Brick | None:
+        """The adapter on the base, for `base: {adapter:, on:}`; `base_path` then has the weights without it."""
+        return base_adapter(self.checkpoint)
 
     @cached_property
     def digests(self) -> Mapping[str, str]:
@@ -150,14 +161,15 @@ class Resolved:
     @property
     def known(self) -> bool:
         """True if every key and digest is cached, so that no tensor must be read for them."""
-        return digests_known(self.checkpoint.entries, self.cache) and all(b.known(self.cache) for b in self.bricks.values())
+        return digests_known(self.checkpoint.entries, self.cache) and all(b.known(self.cache) for b in self._sources)
 
     @cached_property
     def stamp(self) -> str:
         """Substitute for `run_key` until the inputs have been read, from the paths, sizes and modification times of files."""
         bricks = {name: brick.stamp(self.cache) for name, brick in self.bricks.items()}
         output, gates = self.recipe.fields.output.model_dump(mode="json"), [self.gates] if self.gates else []
-        return chain(self, [stamp(self.checkpoint.entries), output, *self._rows(bricks), *gates], bricks)[-1]
+        adapter = [self.base_adapter.stamp(self.cache)] if self.base_adapter else []
+        return chain(self, [stamp(self.checkpoint.entries), *adapter, output, *self._rows(bricks), *gates], bricks)[-1]
 
     def _rows(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return what determines the base's rows with a `tokenizer` block: vocabularies, and the bricks that rows come from."""
@@ -206,7 +218,7 @@ class Resolved:
         """
         self.watched.check()
         check_files(self.checkpoint.entries)
-        for brick in self.bricks.values():
+        for brick in self._sources:
             brick.check_inputs()
 
     def state(self, steps: int) -> str:
@@ -266,19 +278,21 @@ class Resolved:
     @property
     def parents(self) -> list[str]:
         """Names of the bricks that steps use, in the recipe's order."""
-        return used_names(self.recipe)
+        return self.recipe.parents
 
     @property
     def licences(self) -> dict[str, str]:
         """License of the base and of every brick that the result is made from; "unknown" if none is stated."""
+        adapter = {"base adapter": self.base_adapter.licence()} if self.base_adapter else {}
         names = [*self.parents, *([self.recipe.donor] if self.recipe.donor else [])]
-        stated = {"base": read_licence(self.base_path), **{name: self.bricks[name].licence() for name in names}}
+        stated = {"base": read_licence(self.base_path), **adapter, **{name: self.bricks[name].licence() for name in names}}
         return {name: (licence or "unknown").lower() for name, licence in stated.items()}
 
     @property
     def data_licences(self) -> list[tuple[str, str, str]]:
         """Rows of (brick, data set, license) for all data in the bricks' cards; "unknown" if no license is stated."""
-        return [row for name in self.parents for row in self.bricks[name].data_licences()]
+        own = self.base_adapter.data_licences() if self.base_adapter else []
+        return [*own, *(row for name in self.parents for row in self.bricks[name].data_licences())]
 
 
 @dataclass(frozen=True)
@@ -369,12 +383,6 @@ class RecipeBrick:
     def data_licences(self) -> list[tuple[str, str, str]]:
         """Return the rows of the recipe's bricks, with the brick as "BRICK/INNER BRICK"."""
         return [(f"{self.name}/{inner}", data, licence) for inner, data, licence in self.resolved.data_licences]
-
-
-def used_names(recipe: Recipe) -> list[str]:
-    """Return the names of the bricks that a recipe's steps use, in the recipe's order."""
-    used = {name for step in recipe.steps for name in recipe.used_bricks(step)}
-    return [name for name in recipe.fields.bricks if name in used]
 
 
 def brick_sources(recipe: Recipe, on_disk: Mapping[str, Brick], nested: Mapping[str, Resolved]) -> Mapping[str, BrickSource]:

@@ -11,6 +11,7 @@ from workbench.edit.greedy import told as said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import as_markdown, printable
 from workbench.grow.expansion.kept import told
+from workbench.grow.expansion.told import told_blocks
 from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
@@ -74,6 +75,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
     if resolved.warnings:
         lines += ["", *(f"- {_line(w)}" for w in resolved.warnings)]
+    for step in record.get("steps", ()):
+        if rows := list(told_blocks(step)):
+            lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]
+            lines += [f"| {part} | {as_markdown(source)} |" for part, source in rows]
     if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
         lines += ["", "## Growth", "", *grown]
     if recipe.fields.output.form == "checkpoint":

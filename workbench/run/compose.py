@@ -12,16 +12,20 @@ from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.lazy import torch
+from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.realigned import AlignedDeltas
 from workbench.models.layout import Model
 from workbench.models.tied import with_head_of
+from workbench.recipe.methods import method
 from workbench.resolve.adapter_form import adapt, changes_result
 from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext, StepResult, Taught, kind_of
+from workbench.steps import MergeMethod
 from workbench.vocabulary.aligned import AlignedVocabulary
 
 
@@ -110,6 +114,25 @@ def recipe_deltas(nested: Resolved, outer: Resolved, device: torch.device, event
     return WeightsDelta(weights, base)
 
 
+def brick_model(name: str, resolved: Resolved, device: torch.device, events: Events = no_events) -> Model:
+    """Return the model of a brick in its own shapes: a checkpoint, the base with an adapter, or a recipe's result.
+
+    Args:
+        name: The brick.
+        resolved: The recipe that uses it.
+        device: Device that the edits and trainings of a recipe run on.
+        events: Receives progress.
+    """
+    if name in resolved.nested:
+        return compose(resolved.nested[name], device, events).model
+    brick, base = resolved.on_disk[name], resolved.base
+    if brick.kind == "adapter":
+        alone = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic", "bricks": [name]})
+        bound = deltas(brick, base, resolved.vocabulary)
+        return Model(MergedWeights(base, base, alone, StepBricks({name: bound})), base.config)
+    return Model(resolved.vocabulary.view(name) if resolved.vocabulary else brick.checkpoint, brick.checkpoint.config)
+
+
 def compose(resolved: Resolved, device: torch.device, events: Events = no_events) -> Composition:
     """Apply the recipe's steps to the base lazily. Edits are solved and bricks are trained now, unless the cache has them.
 
@@ -142,8 +165,11 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
             return recipe_deltas(resolved.nested[name], resolved, device, events)
         return deltas(resolved.on_disk[name], resolved.base, resolved.vocabulary)
 
+    def whole_model(name: str) -> Model:
+        return brick_model(name, resolved, device, events)
+
     def model_before() -> Model:
         first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number]))
         return compose(first, device, events).model
 
-    return StepContext(resolved, number, device, events, brick_deltas, model_before)
+    return StepContext(resolved, number, device, events, brick_deltas, model_before, whole_model)

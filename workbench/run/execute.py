@@ -181,7 +181,7 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
         "recipe": recipe.fields.model_dump(mode="json", by_alias=True),
         "seed": recipe.fields.seed,
         "inputs": {
-            "base": {"id": recipe.fields.base, "revision": resolved.base_revision},
+            "base": {"id": recipe.fields.base_name, "revision": resolved.base_revision},
             "bricks": {n: {"kind": b.kind, "revision": b.revision} for n, b in resolved.bricks.items()},
         },
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,

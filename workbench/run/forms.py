@@ -215,7 +215,7 @@ class AdapterForm(OutputForm):
         return write_result(
             adapt(context.composition.model, resolved.base, output),
             context.out,
-            resolved.recipe.fields.base,
+            resolved.recipe.fields.base_name,
             device=context.work.device,
             threads=context.work.threads,
             dtype=getattr(torch, output.dtype) if output.dtype else None,
@@ -235,7 +235,7 @@ class AdapterForm(OutputForm):
 
     def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
         """Return the commands for PEFT and vLLM, and a note on tensors that plain LoRA loaders do not read."""
-        base, whole = resolved.recipe.fields.base, output["whole"]
+        base, whole = resolved.recipe.fields.base_name, output["whole"]
         lines = []
         if whole:
             more = " …" if len(whole) > _NAMED else ""

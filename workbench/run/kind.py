@@ -36,6 +36,7 @@ class StepContext:
         events: Receives progress.
         deltas: Returns the deltas of a brick, by name.
         model_before: Composes the model before this step.
+        whole_model: Returns the model of a brick, by name, in its own shapes.
     """
 
     resolved: Resolved
@@ -44,6 +45,7 @@ class StepContext:
     events: Events
     deltas: Callable[[str], Deltas]
     model_before: Callable[[], Model]
+    whole_model: Callable[[str], Model]
 
     @property
     def recipe(self) -> Recipe:
@@ -153,8 +155,14 @@ class Kind(ABC, Generic[S]):
             earlier: Results of the steps before it.
         """
 
-    def shapes(self, step: S, model: Model, base: Model) -> Model:
-        """Return names, shapes and configuration after a step, from headers. Most steps do not change them."""
+    def shapes(self, step: S, resolved: Resolved, model: Model) -> Model:
+        """Return names, shapes and configuration after a step, from headers. Most steps do not change them.
+
+        Args:
+            step: The step.
+            resolved: The recipe.
+            model: Names, shapes and configuration before the step.
+        """
         return model
 
     def check(self, step: S, context: StepContext) -> dict[str, Any] | None:

@@ -42,7 +42,7 @@ def write_record(out: Path, resolved: Resolved, digest: str) -> None:
         digest: Digest of the configuration.
     """
     base = {
-        "id": resolved.recipe.fields.base,
+        "id": resolved.recipe.fields.base_name,
         "revision": resolved.base_revision,
         "path": str(resolved.base_path.resolve()),
         "digest": resolved.base_digest,

@@ -12,7 +12,7 @@ A method is one file in `workbench/merge`, `workbench/edit`, `workbench/grow` or
 from __future__ import annotations
 
 from workbench.steps.edit import Edit, EditMethod, MethodContext
-from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves
+from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
 from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
 from workbench.steps.new_training import NewTraining
@@ -66,6 +66,7 @@ __all__ = [
     "RouteMethod",
     "RoutedBrick",
     "Router",
+    "Sources",
     "Step",
     "TrainMethod",
     "register",

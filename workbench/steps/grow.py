@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, PrivateAttr
 
 from workbench.models.layout import Model
 from workbench.steps.merge import Measured
@@ -32,6 +32,23 @@ NEW = -1
 def _off_as_text(value: Any) -> Any:
     """Convert a Boolean back to a word, because YAML reads an unquoted `off` as false."""
     return {False: "off", True: "full"}.get(value, value) if isinstance(value, bool) else value
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The whole models that a grow step reads beside the current one.
+
+    Attributes:
+        models: Brick -> its model, in its own shapes.
+        keys: Sort keys of the bricks; see `MergedWeights`.
+        contents: Returns the digest of each brick's content. It may read whole bricks.
+        seed: The recipe's seed.
+    """
+
+    models: Mapping[str, Model]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    contents: Callable[[], Mapping[str, str]] | None = None
+    seed: int = 0
 
 
 class GrowMethod(BrickStep):
@@ -61,6 +78,14 @@ class GrowMethod(BrickStep):
     def names(self) -> list[str]:
         """Return the names of the bricks that become parts of the model, in order."""
         return list(getattr(self, "bricks", None) or ())
+
+    _whole_sources: Sources = PrivateAttr(default_factory=lambda: Sources({}))
+
+    def with_sources(self, sources: Sources) -> Self:
+        """Return the step with the models of the bricks in `whole_models`, which `expand` then reads."""
+        bound = self.model_copy()
+        bound._whole_sources = sources
+        return bound
 
     @property
     def training(self) -> NewTraining | None:
@@ -161,6 +186,7 @@ class Grown:
     Attributes:
         source: Name of the tensor of the current model that it is made from.
         brick: Name of a brick. The source is then the base's tensor with the brick's delta added.
+        model: Name of a model in `Growth.models`, which `source` is a tensor of.
         base: Read `source` from the recipe's base instead of the current model.
         new: Whether the whole tensor is added. Bricks do not change a new tensor.
         zero: Whether the tensor starts as zeros.
@@ -177,6 +203,7 @@ class Grown:
 
     source: str
     brick: str | None = None
+    model: str | None = None
     base: bool = False
     new: bool = False
     zero: bool = False
@@ -235,6 +262,7 @@ class Growth:
         record: Entries for the step's record in run.json.
         tokens: Vocabulary rows that growth adds or assigns to a new token.
         routers: Names of the router tensors.
+        models: Name -> model that tensors come from, beside the current one.
     """
 
     tensors: Mapping[str, Grown]
@@ -242,6 +270,7 @@ class Growth:
     record: dict[str, Any] = field(default_factory=dict)
     tokens: tuple[int, ...] = ()
     routers: tuple[str, ...] = ()
+    models: Mapping[str, Model] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

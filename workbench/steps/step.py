@@ -128,6 +128,14 @@ class Step(Strict):
         """Return the names of the bricks that the step uses, in order; None stands for all bricks of the recipe."""
         return []
 
+    def whole_models(self) -> list[str]:
+        """Return the names of the bricks that the step reads as whole models, in their own shapes, not as deltas from the base."""
+        return []
+
+    def tokenizer_brick(self) -> str | None:
+        """Return the name of the brick whose tokenizer the result has after the step; None if the tokenizer stays."""
+        return None
+
     def inputs(self) -> list[str]:
         """Return the files that the method reads, relative to the project. Their content is part of the step's key."""
         return []

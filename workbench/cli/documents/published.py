@@ -15,6 +15,7 @@ from workbench.cli.documents.analyze import (
     SparsityDocument,
     TransplantDocument,
 )
+from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
@@ -45,6 +46,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick show": ShownBrick,
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
+    "brick barrier": BarrierDocument,
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
     "suite check": SuiteCheckDocument,

@@ -35,6 +35,8 @@ class StepRecord(StepVerb):
     """Key of the weights after the step."""
     check: dict[str, Any] = optional()
     """Measurements of the checks of a grow step."""
+    blocks: list[dict[str, Any]] = optional()
+    """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
     router: dict[str, Any] = optional()
     """Measurements of a route step: accuracy on calibration prompts, ties, threshold, and others that depend on the method."""
 
@@ -83,6 +85,8 @@ class PlannedStep(StepVerb):
     """File or data set that the step trains on."""
     check: str = optional()
     """Check of a grow step: "tensors" or "full"."""
+    blocks: list[dict[str, Any]] = optional()
+    """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
     cost: dict[str, Any] = optional()
     """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
     seconds: Number = optional()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import GateFailedError, WorkbenchError
@@ -110,28 +110,37 @@ def _check_layers(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]
     """
     if before.config.get("model_type") != growth.config.get("model_type"):
         return
-    old_layers, new_layers = decoder_layers(built_model(before.config, step)), decoder_layers(built)
-    if old_layers is None or new_layers is None:
+    new_layers, new = decoder_layers(built), Layout.of(specs, growth.config)
+    if new_layers is None or len(new_layers[1]) != new.depth:
         return
-    old, new = before.layout, Layout.of(specs, growth.config)
-    if len(old_layers[1]) != old.depth or len(new_layers[1]) != new.depth:
-        return
-    signatures: dict[int, dict[str, Any]] = {}
+    models = {None: before} | dict[str | None, Model](growth.models.items())
+    built_layers: dict[str | None, Sequence[nn.Module] | None] = {}
+    signatures: dict[tuple[str | None, int], dict[str, Any]] = {}
     for number in range(new.depth):
         grown = [growth.tensors[name] for name in new.in_layer(number) if name in growth.tensors]
-        sources = {old.layer(g.source) for g in grown}
-        source = sources.pop() if len(sources) == 1 else None
+        sources = {(g.model, models[g.model].layout.layer(g.source)) for g in grown}
+        model, source = sources.pop() if len(sources) == 1 else (None, None)
         if source is None or any(g.reshaped for g in grown):
             continue
-        expected = signatures.setdefault(source, _signature(old_layers[1][source]))
+        if model not in built_layers:
+            built_layers[model] = _built_layers(models[model], step)
+        if (old_layers := built_layers[model]) is None:
+            continue
+        expected = signatures.setdefault((model, source), _signature(old_layers[source]))
         actual = _signature(new_layers[1][number])
         if different := sorted(key for key in expected.keys() | actual.keys() if expected.get(key) != actual.get(key)):
             key = different[0]
             raise GateFailedError(
-                f"step {step}: transformers builds layer {number} differently from its source, layer {source}: {key} is "
+                f"step {step}: transformers builds layer {number} differently from its source, layer {source}{f' of {model}' if model else ''}: {key} is "
                 f"{actual.get(key)!r}, expected {expected.get(key)!r}; config.json changes what a layer computes",
                 _REPORT,
             )
+
+
+def _built_layers(model: Model, step: str) -> Sequence[nn.Module] | None:
+    """Return the layers that transformers builds for a model; None if they cannot be told, as for a part of a model."""
+    found = decoder_layers(built_model(model.config, step))
+    return None if found is None or len(found[1]) != model.layout.depth else list(found[1])
 
 
 def _signature(layer: nn.Module) -> dict[str, Any]:

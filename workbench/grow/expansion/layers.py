@@ -36,13 +36,19 @@ _PATTERNS = {
 _LETTERS = ("hybrid_override_pattern",)
 
 
-def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Grown]) -> dict[str, Grown]:
+def in_order(
+    layout: Layout,
+    order: Sequence[int],
+    make: Callable[[str, int], Grown],
+    names: Callable[[int], Sequence[str]] | None = None,
+) -> dict[str, Grown]:
     """Return the tensors, in file order, of a model with its layers in a new order.
 
     Args:
         layout: Layout of the current model.
         order: Index of the old layer for each new layer.
         make: Function from (old name, index of the new layer) to the new tensor.
+        names: Function from the index of the new layer to its old names; None takes the current model's.
     """
     tensors: dict[str, Grown] = {}
     stack = iter(enumerate(order))
@@ -53,7 +59,7 @@ def in_order(layout: Layout, order: Sequence[int], make: Callable[[str, int], Gr
         # The whole stack goes to the place of its first tensor, so the file order stays embeddings, layers, norm, head.
         for new, old in stack:
             before, after = f"{layout.prefix}{old}.", f"{layout.prefix}{new}."
-            tensors |= {after + n.removeprefix(before): make(n, new) for n in layout.in_layer(old)}
+            tensors |= {after + n.removeprefix(before): make(n, new) for n in (names(new) if names else layout.in_layer(old))}
     return tensors
 
 
@@ -94,6 +100,52 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo states it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
     return grown
+
+
+def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> dict[str, Any]:
+    """Return the config.json of a model with the layers of several models, one model after the other.
+
+    All fields but the lists with one entry per layer are those of the first model.
+
+    Args:
+        configs: The models' config.json with their numbers of layers.
+        step: Name of the method, for errors.
+
+    Raises:
+        WorkbenchError: If a model lacks a list that the first one has.
+    """
+    first = configs[0][0]
+    if not model_depth({key: value for key, value in first.items() if key not in TEXT_CONFIGS}):
+        for part in TEXT_CONFIGS:
+            if isinstance(first.get(part), dict):
+                return {**first, part: concatenated([(config.get(part) or {}, depth) for config, depth in configs], step)}
+    explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
+    for config, _ in explicit:
+        by_number = [
+            k for k, v in config.items() if isinstance(v, dict) and v and "layer" in k and all(str(n).isdigit() for n in v)
+        ]
+        if numbered := [*by_number, *(key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1))]:
+            raise WorkbenchError(
+                f"grow {step}: config.json of a model refers to layers by number ({', '.join(numbered)}), and its layers move",
+                "Stack layers of models without these fields.",
+            )
+    joined, depth = dict(explicit[0][0]), explicit[0][1]
+    for key, value in explicit[0][0].items():
+        if key in DEPTHS:
+            joined[key] = sum(depth for _, depth in explicit)
+            continue
+        is_list = isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types"))
+        if not (is_list or (key in _LETTERS and isinstance(value, str) and len(value) == depth)):
+            continue
+        for config, count in explicit[1:]:
+            other = config.get(key)
+            if not isinstance(other, type(value)) or len(other) != count:
+                raise WorkbenchError(
+                    f"grow {step}: {key} in config.json has an entry for each layer, and one of the models has no such list",
+                    "Stack layers of models whose config.json describes them in the same way.",
+                )
+            joined[key] = joined[key] + other
+    return joined
 
 
 def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:

@@ -54,6 +54,8 @@ class GrownWeights:
 
     def _source(self, grown: Grown) -> Weights:
         """Return the weights to which the source tensor belongs."""
+        if grown.model is not None:
+            return self.growth.models[grown.model].weights
         if not grown.base:
             return self._current
         assert self._base is not None, "a plan that reads the base needs `base`"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -64,6 +64,16 @@ class MergedWeights:
         self._lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
         self.notes: dict[str, Any] = {}
+
+    @property
+    def method(self) -> MergeMethod:
+        """The step."""
+        return self._method
+
+    @property
+    def bricks(self) -> Collection[str]:
+        """The step's bricks."""
+        return self._bricks
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:

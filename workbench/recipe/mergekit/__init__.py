@@ -1,11 +1,9 @@
-"""Import of mergekit files: translate one to a recipe with the same numbers, or list the fields that cannot be translated."""
+"""Import of mergekit files: translate one to recipes with the same numbers, or list the fields that cannot be translated."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +12,17 @@ from workbench.bricks.locate import kinds_of
 from workbench.errors import WorkbenchError, shell
 from workbench.merge.mergekit.api import base_policy
 from workbench.merge.mergekit.table import KNOWN
-from workbench.models.layout import Model
+from workbench.models.layout import Layout, Model
 from workbench.project import find_project
 from workbench.recipe.mergekit.config import Config, Reference, read_config
+from workbench.recipe.mergekit.layers import SliceSources, is_layered, read_slices, stack_step, whole_slice
 from workbench.recipe.mergekit.methods import MethodInputs, step_of
 from workbench.recipe.mergekit.mixtures import Make, is_mixture, read_mixture
-from workbench.recipe.mergekit.stacks import is_stack, read_stack
+from workbench.recipe.mergekit.places import Named, Places, Stage
+from workbench.recipe.mergekit.stages import in_order
 from workbench.recipe.mergekit.text import comment, recipe_text
 from workbench.recipe.mergekit.vocabulary import carry_vocabulary
 from workbench.recipe.recipe import from_data
-from workbench.weights.checkpoint import Checkpoint
 
 _WRITABLE = ("float32", "float16", "bfloat16")
 
@@ -47,40 +46,157 @@ def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
     """Translate a mergekit file to a recipe, without writing it.
 
     Args:
-        file: A YAML file for `mergekit-yaml` or `mergekit-moe`.
+        file: A YAML file for `mergekit-yaml`, `mergekit-multi` or `mergekit-moe`.
         to: The recipe file to write later. Its paths start at the project of this file; None stands for the project of the
             working directory.
 
     Raises:
         WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
     """
-    document = yamldoc.load(file)
+    documents = yamldoc.load_all(file)
+    project = find_project(to or Path.cwd() / "recipe.yaml")
+    if len(documents) == 1:
+        imported, _ = _translated(documents[0], Places(file, project, to), file.name)
+        return imported
+    stages: dict[str, Stage] = {}
+    extra: dict[Path, str] = {}
+    notes: list[str] = []
+    last: ImportedRecipe | None = None
+    for name, document in in_order(documents, to):
+        places = Places(file, project, to, stages)
+        path = places.stage_path(name) if name else to
+        places = replace(places, to=path)
+        last, stage = _translated(document, places, f"{file.name}, {name or 'its last document'}")
+        notes += [note for note in last.notes if note not in notes]
+        extra |= last.extra
+        if name and path:
+            stages[name] = replace(stage, recipe=places.in_project(path))
+            extra[path] = last.text
+    assert last is not None
+    if to in extra:  # all documents have names: the last one is the result
+        del extra[to]
+    return ImportedRecipe(last.text, extra, notes)
+
+
+def _translated(document: yamldoc.Document, places: Places, origin: str) -> tuple[ImportedRecipe, Stage]:
+    """Translate one document.
+
+    Args:
+        document: The document.
+        places: Locations of its models, and the documents before it.
+        origin: The document's name, for a comment in the recipe.
+
+    Returns:
+        The recipe, and what later documents need to know about it; its path is still empty.
+    """
     stack: dict[str, Any] | None = None
+    slices: list[SliceSources] | None = None
     make: Make | None = None
-    if is_stack(document.data):
-        config, stack = read_stack(document)
-    elif is_mixture(document.data):
+    if is_mixture(document.data):
         config, make = read_mixture(document)
+    elif is_layered(document.data):
+        config, slices = read_slices(document)
     else:
         config = read_config(document)
-    places = _Places(config, file, find_project(to or Path.cwd() / "recipe.yaml"), to)
-    base, base_path = places.base()
-    model = _model(base_path)
-    _check_layers(config, model)
-    inputs = None if stack or make else _inputs(config, places, base, model)
+    anchor = _anchor(config)
+    places.root = places.stages[anchor.model].root if anchor.model in places.stages else anchor
+    _check_places(config, places, slices is not None)
+    model = None if places.root.model in places.stages else places.model(places.root)
+    if anchor != places.root and slices is None and make is None:
+        slices = whole_slice(config)  # the base is the result of an earlier document
+    if slices is None and make is None and _is_cut(config, model):
+        config, slices = read_slices(document)
+    inputs = None
+    if slices is not None:
+        stack = stack_step(config, slices, places)
+        stack |= {"tokenizer": places.name(anchor)} if anchor != places.root else {}
+    elif make is None:
+        inputs = _inputs(config, places, model)
     dtype = _dtype(config)
-    tokenizer = carry_vocabulary(config, {str(r): places.find(r.model) for r in _all_references(config)}, places.names, base)
+    known = {str(r): places.find(r.model) for r in _all_references(config)}
+    tokenizer = carry_vocabulary(config, known, places.names, places.root.model)
     config.report.stop()
     step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
     config.report.stop()
-    used = {name: places.brick(name) for name in step.get("bricks", ())}
-    data: dict[str, Any] = {"version": 1, "base": places.recipe_reference(base), **({"bricks": used} if used else {})}
+    used = {name: places.brick(name, slices is not None) for name in _named(step)}
+    data: dict[str, Any] = {"version": 1, "base": places.base(), **({"bricks": used} if used else {})}
     data |= {**tokenizer, "steps": [step], **({"output": {"dtype": dtype}} if dtype else {})}
-    head = [f"# workbench run {shell(to or 'RECIPE.yaml')}", f"# Imported from {file.name}, mergekit's {config.method}."]
+    head = [f"# workbench run {shell(places.to or 'RECIPE.yaml')}", f"# Imported from {origin}, mergekit's {config.method}."]
     text = recipe_text(data, [*head, *map(comment, config.report.notes)])
     for written in (text, *places.extra.values()):
         from_data(yamldoc.parse(written).data, places.project)
-    return ImportedRecipe(text, places.extra, config.report.notes)
+    return ImportedRecipe(text, places.extra, config.report.notes), Stage("", places.root, _result(places, slices))
+
+
+def _named(step: Mapping[str, Any]) -> list[str]:
+    """Return all brick names in a step, in order, each once."""
+    names: list[str] = []
+    for part in (step, *step.get("slices", ()), *(step.get(key) for key in ("embeddings", "norm", "head", "tokenizer"))):
+        if isinstance(part, str):
+            names.append(part)
+        elif isinstance(part, Mapping):
+            names += [*([part["brick"]] if "brick" in part else []), *part.get("bricks", ())]
+            names += [part["base"]] if isinstance(part.get("base"), str) else []
+    return list(dict.fromkeys(names))
+
+
+def _result(places: Places, slices: list[SliceSources] | None) -> Named | None:
+    """Return the tensor names of a document's result; None if its base is not local."""
+    named = places.named(places.root)
+    lengths = [part.length for part in slices or ()]
+    if named is None or None in lengths:
+        return named
+    depth = sum(length for length in lengths if length) or named.layout.depth
+    prefix, layer = named.layout.prefix, len(f"{named.layout.prefix}0.")
+    inside = [f"{prefix}{i}.{name[layer:]}" for i in range(depth) for name in named.layout.in_layer(0)]
+    outside = [name for name in named.layout.names if named.layout.layer(name) is None]
+    return replace(named, layout=Layout(prefix, depth, (*outside, *inside)))
+
+
+def _anchor(config: Config) -> Reference:
+    """Return the model whose configuration the result has: the base, else the first input."""
+    if config.base is not None:
+        return config.base
+    if not config.sources:
+        raise config.report.document.error((), "names no model to start from", "Name a model, or a base_model.")
+    anchor = config.sources[0].reference
+    config.report.note((), f"no base_model: configuration and tokenizer come from the first input, {anchor.model}")
+    return anchor
+
+
+def _check_places(config: Config, places: Places, layered: bool) -> None:
+    """Report models that cannot be found, and inputs that need a second recipe if no output file is named."""
+    report, root = config.report, places.root
+    for source in config.sources:
+        reference, name = source.reference, source.reference.model
+        if name in places.stages:
+            if reference.lora:
+                report.refuse(source.path, f"{reference}: an adapter on an earlier document; bake it in a document of its own")
+            continue
+        is_root = reference == root and (layered or base_policy(config.method) != "ignored")
+        if reference.lora and not is_root and (name != root.model or root.lora) and places.to is None:
+            report.refuse(
+                source.path,
+                f"{reference} is an adapter on a model other than the base, which needs a second recipe: name the output file with -o",
+            )
+        directory = places.find(name)
+        if directory and "adapter" in kinds_of(directory):
+            report.refuse(source.path, f"{name} is an adapter; mergekit reads it as BASE+{name}")
+        if directory is None and (name.startswith(("/", ".", "~")) or "/" not in name):
+            report.note(
+                source.path,
+                f"{name} does not exist, neither in the working directory, where mergekit looks, nor next to the file",
+            )
+
+
+def _is_cut(config: Config, model: Model | None) -> bool:
+    """Return True if one slice does not have all layers of the base. Without the base's files it is taken as the whole model."""
+    if config.layers is None:
+        return False
+    if model is None:
+        config.report.note((), f"one slice over layers 0 to {config.layers} is taken as the whole model")
+        return False
+    return model.layout.depth != config.layers
 
 
 def write_imported(imported: ImportedRecipe, to: Path) -> None:
@@ -98,101 +214,12 @@ def write_imported(imported: ImportedRecipe, to: Path) -> None:
         path.write_text(text, "utf-8")
 
 
-@dataclass
-class _Places:
-    """Locations of models. Paths of mergekit start at the working directory, paths of a recipe at its project."""
-
-    config: Config
-    file: Path
-    project: Path
-    to: Path | None
-    names: dict[str, str] = field(default_factory=dict)
-    """Reference -> brick name."""
-    extra: dict[Path, str] = field(default_factory=dict)
-    _references: dict[str, Reference] = field(default_factory=dict)
-
-    def base(self) -> tuple[str, Path | None]:
-        """Return the base as the file names it, and its directory if it is local."""
-        base = self.config.base
-        if base is not None and base.lora:
-            self.config.report.refuse(
-                ("base_model",),
-                f"{base}: a recipe's base must be one checkpoint; bake the adapter into it with `workbench brick bake`",
-            )
-        if base is None:
-            if not self.config.sources:
-                raise self.config.report.document.error((), "names no model to start from", "Name a model, or a base_model.")
-            base = self.config.sources[0].reference
-            self.config.report.note((), f"no base_model: configuration and tokenizer come from the first input, {base.model}")
-        return base.model, self.find(base.model)
-
-    def find(self, name: str) -> Path | None:
-        """Return a model's local directory: relative to the working directory as in mergekit, else next to the YAML file."""
-        path = Path(name).expanduser()
-        for start in (Path.cwd(), self.file.resolve().parent):
-            if (start / path).is_dir():
-                return Path(os.path.normpath(start / path))
-        return None
-
-    def recipe_reference(self, name: str) -> str:
-        """Return a model's reference for the recipe: a path relative to the project, an absolute path, or a hub id."""
-        directory = self.find(name)
-        if directory is None:
-            return name
-        project = Path(os.path.normpath(self.project))
-        return directory.relative_to(project).as_posix() if directory.is_relative_to(project) else str(directory)
-
-    def name(self, reference: Reference) -> str:
-        """Return the brick name of a model: the last part of its path, made unique in the recipe."""
-        key = str(reference)
-        if key not in self.names:
-            last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
-            default_name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
-            used, number, name = set(self.names.values()), 1, default_name
-            while name in used:
-                number += 1
-                name = f"{default_name}-{number}"
-            self.names[key] = name
-            self._references[name] = reference
-        return self.names[key]
-
-    def brick(self, name: str) -> Any:
-        """Return the brick's reference for the recipe."""
-        reference = self._references[name]
-        if not reference.lora:
-            return self.recipe_reference(reference.model)
-        base, _ = self.base()
-        if reference.model == base:
-            return {"adapter": self.recipe_reference(reference.lora)}
-        return {"recipe": self._nested(name, reference)}
-
-    def _nested(self, name: str, reference: Reference) -> str:
-        """Add a recipe that sums a model's delta and the delta of an adapter on it; return the path of its file."""
-        assert self.to is not None
-        assert reference.lora is not None
-        path = self.to.with_name(f"{self.to.stem}-{name}.yaml")
-        base, _ = self.base()
-        tuned = "model" if name != "model" else "tuned"
-        data = {
-            "version": 1,
-            "base": self.recipe_reference(base),
-            "bricks": {tuned: self.recipe_reference(reference.model), name: {"adapter": self.recipe_reference(reference.lora)}},
-            "steps": [{"merge": "task_arithmetic", "bricks": {tuned: 1.0, name: 1.0}}],
-        }
-        self.extra[path] = recipe_text(
-            data, [f"# workbench run {shell(path)}", f"# {reference.model} with its adapter, an input of {self.to.name}."]
-        )
-        place = Path(os.path.normpath(Path.cwd() / path))
-        project = Path(os.path.normpath(self.project))
-        return place.relative_to(project).as_posix() if place.is_relative_to(project) else str(place)
-
-
 def _all_references(config: Config) -> Iterable[Reference]:
     """Return all models of a configuration, each once."""
     return dict.fromkeys([*([config.base] if config.base else []), *(s.reference for s in config.sources)])
 
 
-def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> MethodInputs:
+def _inputs(config: Config, places: Places, model: Model | None) -> MethodInputs:
     """Return the inputs that become bricks. Report inputs that the method cannot use."""
     policy = base_policy(config.method)
     report = config.report
@@ -211,51 +238,9 @@ def _inputs(config: Config, places: _Places, base: str, model: Model | None) -> 
             ("merge_method",),
             f"{config.method} takes {expected} model{'s' if (most or 2) > 1 else ''}{suffix}, found {len(sources)}",
         )
-    for source in sources:
-        reference = source.reference
-        if reference.lora and reference.model != base and places.to is None:
-            report.refuse(
-                source.path,
-                f"{reference} is an adapter on a model other than the base, which needs a second recipe: name the output file with -o",
-            )
-        directory = places.find(reference.model)
-        if directory and "adapter" in kinds_of(directory):
-            report.refuse(source.path, f"{reference.model} is an adapter; mergekit reads it as BASE+{reference.model}")
-        if directory is None and (reference.model.startswith(("/", ".", "~")) or "/" not in reference.model):
-            report.note(
-                source.path,
-                f"{reference.model} does not exist, neither in the working directory, where mergekit looks, nor next to the file",
-            )
     report.stop()
     bricks = {places.name(source.reference): source for source in sources}
-    return MethodInputs(config, bricks, places.name(Reference(base)), model)
-
-
-def _model(path: Path | None) -> Model | None:
-    """Return the base from its headers; None if it cannot be read."""
-    if path is None:
-        return None
-    try:
-        checkpoint = Checkpoint(path, "base")
-        model = Model(checkpoint, checkpoint.config)
-        _ = model.layout
-    except WorkbenchError:
-        return None
-    return model
-
-
-def _check_layers(config: Config, model: Model | None) -> None:
-    """Report a slice that does not cover all layers of the base."""
-    if config.layers is None:
-        return
-    if model is None:
-        config.report.note((), f"one slice over layers 0 to {config.layers} is taken as the whole model")
-    elif model.layout.depth != config.layers:
-        config.report.refuse(
-            ("slices",),
-            f"layer_range ends at {config.layers}, but the base has {model.layout.depth} layers, and a merge step keeps all of them. "
-            "`passthrough` with slices removes layers",
-        )
+    return MethodInputs(config, bricks, places.name(places.root), model)
 
 
 def _dtype(config: Config) -> str | None:

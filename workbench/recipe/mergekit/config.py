@@ -110,15 +110,12 @@ def read_config(document: yamldoc.Document) -> Config:
         hint = "Give a file for `mergekit-yaml` or `mergekit-moe`."
         raise document.error((), "expected a mergekit configuration with a merge_method", hint)
     note_unknown(report, (), data, TOP)
-    method = str(data["merge_method"])
-    if method not in KNOWN:
-        report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
-    base = read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
-    body = _body(report, data)
+    method, base = read_method(report, data)
+    body = body_of(report, data)
     report.stop()
     assert body is not None
     above, content, module = body
-    scopes = [*([_scope(report, module, above)] if module else []), _scope(report, data, ())]
+    scopes = [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
     layers = None
     if content == "slices":
         sources, output, base, layers = _slices(report, (module or data)["slices"], (*above, "slices"), base)
@@ -136,7 +133,15 @@ def read_config(document: yamldoc.Document) -> Config:
     return Config(data, method, base, sources, scopes, layers, report)
 
 
-def _body(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
+def read_method(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Reference | None]:
+    """Return `merge_method` and `base_model`; report an unknown method."""
+    method = str(data["merge_method"])
+    if method not in KNOWN:
+        report.refuse(("merge_method",), f"unknown method '{method}'. {nearest(method, KNOWN)}")
+    return method, read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
+
+
+def body_of(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
     """Return the location of the inputs: the path above them, `models` or `slices`, and the module that contains them, if any."""
     keys = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(keys) != 1:
@@ -168,7 +173,7 @@ def _models(report: ImportReport, models: Any, key_path: yamldoc.KeyPath) -> lis
         note_unknown(report, path, entry, ("model", "parameters"))
         reference = read_reference(report, entry["model"], (*path, "model"))
         if reference:
-            sources.append(ModelSource(reference, (*path, "model"), _scope(report, entry, path)))
+            sources.append(ModelSource(reference, (*path, "model"), scope_of(report, entry, path)))
     if not isinstance(models, list):
         report.refuse(key_path, "expected a list of models")
     return sources
@@ -177,11 +182,11 @@ def _models(report: ImportReport, models: Any, key_path: yamldoc.KeyPath) -> lis
 def _slices(
     report: ImportReport, slices: Any, key_path: yamldoc.KeyPath, base: Reference | None
 ) -> tuple[list[ModelSource], Scope, Reference | None, int | None]:
-    """Read the inputs of one slice over all layers. Other slices stack layers, which a merge step cannot do."""
+    """Read the inputs of one slice that starts at layer 0. `layers.read_slices` reads all others."""
     none: tuple[list[ModelSource], Scope, Reference | None, int | None] = ([], (key_path, {}), base, None)
     if not isinstance(slices, list) or len(slices) != 1 or not isinstance(slices[0], dict):
         count = len(slices) if isinstance(slices, list) else 0
-        report.refuse(key_path, f"{count} slices: several slices can be translated only for `passthrough` with one model")
+        report.refuse(key_path, f"expected a list with one slice, found {count}")
         return none
     path, output = (*key_path, 0), slices[0]
     note_unknown(report, path, output, ("sources", "base_model", "parameters", "residual_weight"))
@@ -205,11 +210,11 @@ def _slices(
             continue
         reference = read_reference(report, entry["model"], (*where, "model"))
         if reference:
-            sources.append(ModelSource(reference, (*where, "model"), _scope(report, entry, where), (0, span[1])))
+            sources.append(ModelSource(reference, (*where, "model"), scope_of(report, entry, where), (0, span[1])))
     ends = {source.layers[1] for source in sources if source.layers}
     if len(ends) > 1:
         report.refuse((*path, "sources"), "the inputs' layer ranges have different lengths; mergekit rejects this too")
-    return sources, _scope(report, output, path), base, min(ends, default=None)
+    return sources, scope_of(report, output, path), base, min(ends, default=None)
 
 
 def read_reference(report: ImportReport, value: Any, key_path: yamldoc.KeyPath) -> Reference | None:
@@ -242,7 +247,7 @@ def _path(report: ImportReport, value: Any, key_path: yamldoc.KeyPath) -> str | 
     return None
 
 
-def _scope(report: ImportReport, holder: Mapping[str, Any], key_path: yamldoc.KeyPath) -> Scope:
+def scope_of(report: ImportReport, holder: Mapping[str, Any], key_path: yamldoc.KeyPath) -> Scope:
     """Return the parameters of one level with their path."""
     path = (*key_path, "parameters")
     parameters = holder.get("parameters")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from workbench import yamldoc
 from workbench.merge.mergekit.api import Parameter
-from workbench.models.layout import Model
+from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import ImportReport, Scope
 
 Setting = Any
@@ -15,6 +15,14 @@ Setting = Any
 _SCALARS = (bool, int, float, str)
 _LAYERS = {"layers": ":"}
 """Selects all layers, without embeddings, final norm and head, which belong to no layer."""
+
+
+class Names(Protocol):
+    """Names of tensors with their layers: a model, or a part of one."""
+
+    @property
+    def layout(self) -> Layout:
+        """The layers."""
 
 
 class ParameterEntry(NamedTuple):
@@ -25,7 +33,9 @@ class ParameterEntry(NamedTuple):
     path: yamldoc.KeyPath
 
 
-def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, report: ImportReport) -> Setting | None:
+def setting(
+    parameter: Parameter, scopes: Iterable[Scope], model: Names | None, report: ImportReport, depth: int | None = None
+) -> Setting | None:
     """Translate a parameter to a recipe's value; None if the file does not set it.
 
     mergekit uses the first filter that matches, level by level from the innermost; a list in a recipe uses the last rule. A
@@ -36,8 +46,9 @@ def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, 
         scopes: The levels that can set it, in the order of precedence.
         model: The base, if its files are local; rules that match none of its tensors are then omitted.
         report: Collects problems and notes.
+        depth: Number of layers that gradients run over, if it is known without the model.
     """
-    entries = _converted(parameter, _entries(parameter.name, scopes, report), report)
+    entries = entries_of(parameter, scopes, report)
     if model is not None:
         entries = [entry for entry in entries if _matches(entry, model, report)]
     if not entries:
@@ -49,7 +60,7 @@ def setting(parameter: Parameter, scopes: Iterable[Scope], model: Model | None, 
         return None
     if entries[-1].filter is not None and parameter.default is not None:
         entries.append(ParameterEntry(None, float(parameter.default), entries[-1].path))
-    rules = [rule for entry in reversed(entries) for rule in _rules(entry, model)]
+    rules = [rule for entry in reversed(entries) for rule in _rules(entry, model, depth)]
     return rules[0]["value"] if len(rules) == 1 and not rules[0]["where"] else rules
 
 
@@ -60,6 +71,11 @@ def complement(value: Setting) -> Setting:
     if isinstance(value, dict):
         return {"knots": [complement(knot) for knot in value["knots"]]}
     return round(1.0 - value, 12)
+
+
+def entries_of(parameter: Parameter, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
+    """Return the values of a parameter in the order in which mergekit tries them, with numbers converted as mergekit does."""
+    return _converted(parameter, _entries(parameter.name, scopes, report), report)
 
 
 def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
@@ -117,13 +133,13 @@ def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: Impo
     return None
 
 
-def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
+def _rules(entry: ParameterEntry, model: Names | None, depth: int | None) -> list[dict[str, Any]]:
     """Translate an entry to one rule, or to two rules for a gradient that also applies to tensors outside the layers."""
-    where = {} if entry.filter is None else {"include": [_glob(entry.filter)]}
+    where = {} if entry.filter is None else {"include": [glob_of(entry.filter)]}
     if not isinstance(entry.value, list):
         return [{"where": where, "value": entry.value}]
     gradient: Setting = {"knots": list(entry.value)}
-    if model is not None and model.layout.depth == 1:
+    if (depth if model is None else model.layout.depth) == 1:
         gradient = entry.value[-1]  # the only layer is the last one to mergekit
     in_layers, outside_layers = _places(entry.filter, model)
     if not outside_layers or (entry.value[0] == entry.value[-1] and isinstance(gradient, dict)):
@@ -132,7 +148,7 @@ def _rules(entry: ParameterEntry, model: Model | None) -> list[dict[str, Any]]:
     return [first, {"where": {**where, **_LAYERS}, "value": gradient}] if in_layers else [first]
 
 
-def _places(text: str | None, model: Model | None) -> tuple[bool, bool]:
+def _places(text: str | None, model: Names | None) -> tuple[bool, bool]:
     """Return whether a filter matches tensors inside layers, and tensors outside of them; both are True without a model."""
     if model is None:
         return True, True
@@ -140,15 +156,16 @@ def _places(text: str | None, model: Model | None) -> tuple[bool, bool]:
     return True in matches, False in matches
 
 
-def _matches(entry: ParameterEntry, model: Model, report: ImportReport) -> bool:
+def _matches(entry: ParameterEntry, model: Names, report: ImportReport) -> bool:
     """Return whether an entry's filter matches a tensor of the base; add a note if not."""
     if entry.filter is None or any(_places(entry.filter, model)):
         return True
-    report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base, so it is omitted")
+    if not getattr(model, "is_part", False):  # a filter that matches nothing in one slice may match in others
+        report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base, so it is omitted")
     return False
 
 
-def _glob(text: str) -> str:
+def glob_of(text: str) -> str:
     """Convert a substring to a glob pattern."""
     return "*" + "".join(f"[{c}]" if c in "*?[" else c for c in text) + "*"
 

@@ -33,7 +33,7 @@ def _field(key: str, value: Any, indent: str) -> list[str]:
     if _is_rules(value):
         entries = []
         for entry in value:
-            if "merge" in entry:
+            if "merge" in entry or ("grow" in entry and len(_inline(entry)) > WIDTH - 10):
                 first, *rest = (line for k, v in entry.items() for line in _field(k, v, indent + "    "))
                 entries += [f"{indent}  - {first.strip()}", *rest]
             else:

@@ -120,7 +120,7 @@ def write_edit(
         made_by: The command that writes it, for the card.
     """
     resolved = on.resolved
-    base = BaseRecord(**{"id": resolved.recipe.fields.base, "digest": resolved.base_digest, **(card or {}).get("base", {})})
+    base = BaseRecord(**{"id": resolved.recipe.fields.base_name, "digest": resolved.base_digest, **(card or {}).get("base", {})})
     write_adapter(out, edit.factors, base.id, fan_in_fan_out=edit.fan_in_fan_out)
     made = {
         "method": step.name,

@@ -22,8 +22,10 @@ from workbench.run.check_growth import compare
 from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, TRANSFORMERS, Needs, numel, with_seconds
 from workbench.run.grown import GrownStep
 from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.peaks import largest
+from workbench.run.shapes import shapes_of_brick
 from workbench.run.train_new import check_training, train_new
-from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod
+from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, MergeMethod, Sources
 from workbench.train import TrainSpec, training_cost
 from workbench.weights.specs import Weights
 from workbench.weights.writer import output_specs
@@ -40,10 +42,11 @@ class Grow(Kind[GrowMethod]):
         model, grown, record = _grown(step, context, current)
         return StepResult(model, record, grown=grown)
 
-    def shapes(self, step: GrowMethod, model: Model, base: Model) -> Model:
+    def shapes(self, step: GrowMethod, resolved: Resolved, model: Model) -> Model:
         """Return the grown model's names, shapes and configuration."""
+        step = _with_shapes(step, resolved)
         growth = step.expand(model)
-        weights = GrownWeights(model.weights, growth, base=base.weights)
+        weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
         check_training(step, weights)
         return Model(weights, growth.config)
 
@@ -51,6 +54,7 @@ class Grow(Kind[GrowMethod]):
         self, step: GrowMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
         """Add the bytes of bricks and checks, and the memory of live models."""
+        step = _with_shapes(step, resolved)
         growth, before = step.expand(model), numel(model)
         row = dict(growth.record)
         if names := step.names():
@@ -58,6 +62,7 @@ class Grow(Kind[GrowMethod]):
             needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if files := step.files():
             row["inputs"] = files
+        _add_merges(growth, needs)
         weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
         check_training(step, weights)
         grown = Model(weights, growth.config)
@@ -128,6 +133,7 @@ def _grown(
         trained: Whether to train the added parameters if the step has `train`.
     """
     resolved = context.resolved
+    step = _with_models(step, context)
     growth = step.expand(current)  # find errors before the expensive measurement
     check_training(step, GrownWeights(current.weights, growth, base=resolved.base.weights))
     bricks = _brick_weights(context, step)
@@ -144,11 +150,37 @@ def _grown(
     return Model(weights, growth.config), GrownStep(context.id, step, current, weights, kept), record
 
 
+def _add_merges(growth: Growth, needs: Needs) -> None:
+    """Add the memory of the merges within a growth to `needs`."""
+    for model in growth.models.values():
+        if isinstance(merged := model.weights, MergedWeights):
+            count = len(merged.bricks)
+            needs.width = max(needs.width, count)
+            sizes = [merged.method.tensor_bytes(model, name, count) for name in merged.specs]
+            needs.whole = max(needs.whole, largest(sizes, needs.threads))
+
+
+def _with_shapes(step: GrowMethod, resolved: Resolved) -> GrowMethod:
+    """Return the step with the shapes of the whole models that it reads."""
+    names = step.whole_models()
+    return step.with_sources(Sources({name: shapes_of_brick(resolved, name) for name in names})) if names else step
+
+
+def _with_models(step: GrowMethod, context: StepContext) -> GrowMethod:
+    """Return the step with the whole models that it reads, as lazy weights."""
+    names = step.whole_models()
+    if not names:
+        return step
+    resolved = context.resolved
+    models = {name: context.whole_model(name) for name in names}
+    return step.with_sources(Sources(models, resolved.fingerprints, lambda: resolved.digests, context.seed))
+
+
 def _brick_weights(context: StepContext, step: GrowMethod) -> dict[str, Weights]:
     """Return for each brick of the step the base plus the brick's weighted delta."""
     base = context.resolved.base
     weights: dict[str, Weights] = {}
-    for name in step.names():
+    for name in [name for name in step.names() if name not in step.whole_models()]:
         scaled = {name: step.entry(name).model_dump(mode="json")["weight"]}
         alone = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic", "bricks": scaled})
         weights[name] = MergedWeights(base, base, alone, StepBricks({name: context.deltas(name)}))

@@ -102,7 +102,7 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
             out=working / CHECKPOINT if whole else working,
             folder=resolved.recipe.project,
             others=others,
-            declared=resolved.recipe.fields.base,
+            declared=resolved.recipe.fields.base_name,
         ),
         device=str(device),
         model=live,
@@ -116,7 +116,7 @@ def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
         kind=kind,
         files=CHECKPOINT if whole else ".",
         digest=made.digest(None),
-        base=BaseRecord(id=resolved.recipe.fields.base, digest=parent),
+        base=BaseRecord(id=resolved.recipe.fields.base_name, digest=parent),
         training=record,
     )
     write_card(working, card, made_by="workbench run", record="recipe.yaml")
