@@ -172,7 +172,9 @@ def test_pursuit_is_scikit_learns() -> None:
     atoms, targets = torch.randn(300, 48, generator=generator) * 3, torch.randn(40, 48, generator=generator)
     found = pursue(targets, atoms, 12)
     lengths = atoms.norm(dim=1).double().numpy()
-    wanted = linear_model.orthogonal_mp((atoms.double().numpy() / lengths[:, None]).T, targets.double().numpy().T, n_nonzero_coefs=12)
+    wanted = linear_model.orthogonal_mp(
+        (atoms.double().numpy() / lengths[:, None]).T, targets.double().numpy().T, n_nonzero_coefs=12
+    )
     ours = np.zeros_like(wanted)
     for target in range(40):
         np.add.at(ours[:, target], found.atoms[target].numpy(), found.coefficients[target].double().numpy())

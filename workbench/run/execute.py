@@ -180,7 +180,8 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
                    "bricks": {n: {"kind": b.kind, "revision": b.revision}
                               for n, b in resolved.bricks.items()}},
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
-        "generation": resolved.generation, "warnings": resolved.warnings, "device": str(device), "tf32": False,
+        "generation": resolved.generation, "warnings": resolved.warnings, "licences": resolved.licences,
+        "data_licences": [list(row) for row in resolved.data_licences], "device": str(device), "tf32": False,
         "backend": backend().record(), "versions": versions(),
     }  # fmt: skip
     run.write(record)
