@@ -23,7 +23,10 @@ def _scored(model: Any, tokens: list[int]) -> dict[str, Any]:
 
 
 def _written(model: Any, tokenizer: Any, tokens: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-    out = model.generate(torch.tensor([tokens]), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0)
+    ids = torch.tensor([tokens])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0
+    )
     text = tokenizer.decode(out[0, len(tokens) :], skip_special_tokens="logprobs" in asked)
     for stop in asked["stop"] or []:
         text = text.split(stop)[0] if stop else text

@@ -20,11 +20,14 @@ if TYPE_CHECKING:
 
 
 class _WithDefault(TyperGroup):
-    """A group whose first word may be left out where it is `write`."""
+    """A group whose first word may be left out where it is the default command."""
+
+    default = "write"
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        if args and args[0] not in self.commands and "--help" not in args[:1]:
-            args = ["write", *args]
+        """Insert the default command if the first word is no command."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [self.default, *args]
         return super().parse_args(ctx, args)
 
 
@@ -99,11 +102,10 @@ def write(
         )
 
     def text() -> None:
-        for name, adapter in record["adapters"].items():
+        for adapter in record["adapters"].values():
             ranks = ", ".join(map(str, adapter["ranks"]))
-            out.line(
-                f"{to / adapter['path']}  {adapter['modules']} modules, rank {ranks}" + (f" -> {record['rank']}" if name else "")
-            )
+            padded = f" -> {record['rank']}" if adapter["ranks"] != [record["rank"]] else ""
+            out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {ranks}{padded}")
         out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
         out.line(str(to / "serve.sh"))
         port = 8000 if server == "vllm" else 30000

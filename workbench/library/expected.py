@@ -138,18 +138,13 @@ def _acting(model: Any, adapter: str | None) -> Any:
 
 def _greedy(model: Any, tokens: list[int], length: int) -> list[int]:
     """Return the tokens that follow, each the most probable one; none of the settings of generation_config.json applies."""
-    ids = torch.tensor([tokens], device=model.device)
+    from transformers import GenerationConfig
+
     ends = model.generation_config.eos_token_id
-    stop = set(ends if isinstance(ends, list) else [] if ends is None else [ends])
-    answer: list[int] = []
-    past = None
-    while len(answer) < length:
-        out = model(input_ids=ids, past_key_values=past, use_cache=True)
-        past, token = out.past_key_values, int(out.logits[0, -1].argmax())
-        answer.append(token)
-        if token in stop:
-            break
-        ids = torch.tensor([[token]], device=model.device)
+    model.generation_config = GenerationConfig(eos_token_id=ends, pad_token_id=0)
+    ids = torch.tensor([tokens], device=model.device)
+    out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=length, do_sample=False)
+    answer: list[int] = out[0, len(tokens) :].tolist()
     return answer
 
 

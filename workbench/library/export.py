@@ -246,7 +246,7 @@ def write_export(
             adapters[name]["ranks"] = sorted(set(ranks_of(adapter).values()))
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
-        record = {
+        record: dict[str, Any] = {
             "version": 1,
             "name": subject.name,
             "for": export.server,
