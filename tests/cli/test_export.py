@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from worlds.commands import call, document, refused
 from worlds.completions_server import serving
@@ -47,8 +47,14 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path
     )  # fmt: skip
     save_adapter(llama, project.path / "bricks" / "dora", seed=10, use_dora=True)
     save_adapter(llama, project.path / "bricks" / "wide", seed=10, r=600, target_modules=["q_proj"])
+    for name in ("copied", "whole"):
+        place = save_adapter(llama, project.path / "bricks" / name, seed=11, modules_to_save=["norm"])
+    tensors = load_file(place / "adapter_model.safetensors")
+    save_file(
+        {key: tensor + 0.5 if "norm" in key else tensor for key, tensor in tensors.items()}, place / "adapter_model.safetensors"
+    )
     write_jsonl(project.path / "prompts.jsonl", [{"prompt": text} for text in PROMPTS])
-    listed = ", ".join(f"{name}: bricks/{name}" for name in (*BRICKS, "dora", "wide", "full"))
+    listed = ", ".join(f"{name}: bricks/{name}" for name in (*BRICKS, "dora", "wide", "full", "copied", "whole"))
     project.write(f"bricks: {{{listed}}}\nsteps: []\n", "all.yaml")
     project.write("base: rounded\nbricks: {two: bricks/two}\nsteps: []\n", "bf16.yaml")
     before = Path.cwd()
@@ -283,6 +289,12 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
         (("all", "--for", "llama.cpp", "--served-base", "b"), 2, "GGUF adapters are not written", "convert_lora_to_gguf.py"),
         (("all", "--for", "vllm", "--brick", "one"), 2, "--served-base is missing", "--served-base NAME"),
         (("all", *VLLM, "--brick", "dora"), 1, "adapter 'dora' has DoRA", "workbench brick bake"),
+        (
+            ("all", *VLLM, "--brick", "whole"),
+            1,
+            "a whole tensor for model.norm.weight (modules_to_save or bias)",
+            "brick extract",
+        ),
         (("all", *VLLM, "--brick", "wide"), 1, "rank 600: servers accept ranks up to 512", "rank: 512"),
         (("all", *VLLM, "--brick", "full"), 1, "brick 'full' is no adapter", "brick extract"),
         (("all", *VLLM, "--brick", "tow"), 2, "has no such brick. Did you mean 'two'?", ""),
@@ -300,6 +312,26 @@ def test_bad_input_is_refused_before_anything_is_written(
     assert message in error.message
     assert hint in str(error.hint)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_copies_of_the_base_are_left_out(world: Project, tmp_path: Path) -> None:
+    assert "model.norm" in json.dumps(list(load_file(world.path / "bricks" / "copied" / "adapter_model.safetensors")))
+    options = ("--tokens", "1", "--prompts", "prompts.jsonl", "--samples", "1", "-o", str(tmp_path / "out"))
+    document("export", "all", *VLLM, "--brick", "copied", *options)
+    place, base = tmp_path / "out" / "adapters" / "copied", world.path / "base"
+    vllm_accepts(json.loads((place / "adapter_config.json").read_text("utf-8")), "org/small", 8)
+    assert all(".lora_" in key for key in load_file(place / "adapter_model.safetensors"))
+    original, plain = (
+        logits(under_peft(base, adapter), PROMPTS[1], base) for adapter in (world.path / "bricks" / "copied", place)
+    )
+    torch.testing.assert_close(plain, original, atol=1e-5, rtol=0)
+
+
+def test_models_that_the_prompts_do_not_tell_apart_are_named(world: Project, tmp_path: Path) -> None:
+    world.write("bricks: {one: bricks/one, again: bricks/one}\nsteps: []\n", "twice.yaml")
+    options = ("--tokens", "2", "--prompts", "prompts.jsonl", "--samples", "1")
+    said = call("export", "twice", *VLLM, *options, "-o", str(tmp_path / "out")).stderr
+    assert "the prompts do not tell 'one' from 'again'" in said.replace("\n", " ")
 
 
 def test_a_directory_with_files_is_never_overwritten(exported: Path) -> None:
