@@ -6,6 +6,7 @@ sends only what is missing.
 
 from __future__ import annotations
 
+import logging
 import re
 import warnings
 from collections.abc import Iterator, Mapping
@@ -214,14 +215,14 @@ def _check_commit(api: Any, name: str, commit: str, operations: list[Any]) -> No
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the log of huggingface_hub, whose warnings name its own functions."""
-    from huggingface_hub.utils import logging
+    from huggingface_hub.utils import logging as hub_logging
 
-    before = logging.get_verbosity()
-    logging.set_verbosity(logging.ERROR)
+    before = hub_logging.get_verbosity()
+    hub_logging.set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        logging.set_verbosity(before)
+        hub_logging.set_verbosity(before)
 
 
 @contextmanager
