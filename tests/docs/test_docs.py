@@ -131,6 +131,7 @@ def _options(words: list[str]) -> set[str]:
     while hasattr(found, "commands") and depth < len(words) and re.fullmatch(r"[a-z]+", words[depth]):
         assert words[depth] in found.commands, f"no command `workbench {' '.join(words[: depth + 1])}`"
         found, depth = found.commands[words[depth]], depth + 1
+    found = found.commands[found.default] if hasattr(found, "default") else found
     return {option for parameter in found.params for option in parameter.opts + parameter.secondary_opts} | {"--help"}
 
 

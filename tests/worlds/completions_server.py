@@ -23,11 +23,19 @@ def _scored(model: Any, tokens: list[int]) -> dict[str, Any]:
 
 
 def _written(model: Any, tokenizer: Any, tokens: list[int], asked: dict[str, Any]) -> dict[str, Any]:
-    out = model.generate(torch.tensor([tokens]), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0)
-    text = tokenizer.decode(out[0, len(tokens) :])
+    ids = torch.tensor([tokens])
+    out = model.generate(
+        input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=asked["max_tokens"], do_sample=False, pad_token_id=0
+    )
+    text = tokenizer.decode(out[0, len(tokens) :], skip_special_tokens="logprobs" in asked)
     for stop in asked["stop"] or []:
         text = text.split(stop)[0] if stop else text
-    return {"index": 0, "text": text}
+    if not asked.get("logprobs"):
+        return {"index": 0, "text": text}
+    with torch.no_grad():
+        rows = model(input_ids=out).logits[0, len(tokens) - 1 : -1].float().log_softmax(-1)
+    own = [float(row[token]) for row, token in zip(rows, out[0, len(tokens) :], strict=True)]
+    return {"index": 0, "text": text, "logprobs": {"token_logprobs": own}}
 
 
 @contextmanager
@@ -49,6 +57,9 @@ def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             tokens = asked["prompt"][0] if isinstance(asked["prompt"][0], list) else asked["prompt"]
+            if asked["model"] not in models:
+                self.send_error(404)
+                return
             model = models[asked["model"]]
             self._answer(
                 {"choices": [_scored(model, tokens) if asked.get("echo") else _written(model, tokenizer, tokens, asked)]}

@@ -147,9 +147,9 @@ class HubServer:
 class CommandLine:
     """One process that runs `workbench` commands with an environment, a hub and a hub cache of its own."""
 
-    def __init__(self, url: str, home: Path, *, offline: bool = False) -> None:
+    def __init__(self, url: str, home: Path, *, offline: bool = False, token: str | None = TOKEN) -> None:
         environment = {
-            **os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": TOKEN, "HF_HUB_OFFLINE": str(int(offline)),
+            **os.environ, "HF_ENDPOINT": url, "HF_HOME": str(home), "HF_TOKEN": token or "", "HF_HUB_OFFLINE": str(int(offline)),
             "HF_HUB_DISABLE_XET": "1", "HF_HUB_CACHE": str(home / "hub"),
         }  # fmt: skip
         self._process = subprocess.Popen([sys.executable, "-c", DRIVER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
@@ -166,6 +166,15 @@ class CommandLine:
         assert TOKEN not in answer
         code, out, err = json.loads(answer)
         return code, out, err
+
+    def kill_after(self, cwd: Path, *args: str, until: threading.Event) -> None:
+        """Start a command, and kill the process when an event is set."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps({"cwd": str(cwd), "args": args}) + "\n")
+        self._process.stdin.flush()
+        assert until.wait(60)
+        self._process.kill()
+        self._process.wait()
 
     def close(self) -> None:
         """End the process."""

@@ -9,9 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from worlds.commands import call, run
+from worlds.completions_server import serving
 from worlds.project import Project
 from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
+from worlds.tiny import live
+
+from workbench.models.tokenizer import load_tokenizer
 
 EDIT = ("{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, "
         "layers: [1], position: prompt_last, min_efficacy: 0}")  # fmt: skip
@@ -136,8 +140,24 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("analyze decompose", "recipes/mix.yaml", "--data", "skills.jsonl", "--items", 1)
     document("analyze decompose", "base", "--data", "labelled.jsonl")
     document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
+    document("push", runs["mix"].name, "org/mix", "--dry-run", "--yes")
+    exported = document(
+        "export write", runs["adapter"].name, "--for", "vllm", "--served-base", "org/base", "-o", "served", "--tokens", 2
+    )
+    with serving(served(project, exported), load_tokenizer(project.path / "base")) as url:
+        document("export check", url, "--expected", "served")
     document("doctor", code=(0, 3))
     return printed
+
+
+def served(project: Project, exported: Any) -> dict[str, Any]:
+    """Return the models of an export, as its server has them."""
+    from peft import PeftModel
+
+    models = {exported["served_base"]: live(project.path / "base")}
+    for name, adapter in exported["adapters"].items():
+        models[name] = PeftModel.from_pretrained(live(project.path / "base"), project.path / "served" / adapter["path"]).eval()
+    return models
 
 
 def paths_of(value: Any, at: str = "") -> set[str]:

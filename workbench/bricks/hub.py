@@ -66,7 +66,7 @@ class Hub:
         with _readable_errors(name, revision, what):
             try:
                 repository = _query(name, revision)
-            except _transport() as error:
+            except transport() as error:
                 if type(error).__name__ == "RevisionNotFoundError":
                     raise
                 if (cached := _cached(name, revision)) is not None:
@@ -227,7 +227,7 @@ def _cached(name: str, revision: str | None) -> Path | None:
     return snapshot if has_weights or any(list(folder.glob(pattern)) for pattern in _PICKLES) else None
 
 
-def _transport() -> tuple[type[BaseException], ...]:
+def transport() -> tuple[type[BaseException], ...]:
     """Return the exceptions of requests and downloads; the HTTP client's base error depends on huggingface_hub's version."""
     from huggingface_hub.errors import HfHubHTTPError
 
@@ -259,7 +259,7 @@ def _readable_errors(name: str, revision: str | None, what: str) -> Iterator[Non
         ) from None
     except errors.RemoteEntryNotFoundError:
         raise WorkbenchError(f"{what}: {shown} lacks a file that it lists", "Use another revision: NAME@REVISION.") from None
-    except _transport() as error:
+    except transport() as error:
         if isinstance(error, OSError) and error.errno in _DISK:
             raise WorkbenchError(
                 f"{what}: {shown} cannot be stored: {error.strerror}", "Set HF_HOME to a folder on another disk."

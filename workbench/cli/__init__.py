@@ -20,9 +20,11 @@ from workbench.cli import (
     edit,
     evals,
     experts,
+    export,
     facts,
     memory,
     methods,
+    push,
     recipe,
     route,
     run,
@@ -69,6 +71,7 @@ app.command("compare")(reads_recipes(evals.compare))
 app.command("report")(reads_recipes(evals.report))
 app.command("search")(reads_recipes(search.search))
 app.command("chat")(reads_recipes(chat.chat))
+app.command("push")(push.push)
 app.command("doctor")(doctor.doctor)
 app.command("trust")(trust.trust)
 app.command("experts")(reads_recipes(experts.experts))
@@ -80,6 +83,7 @@ app.add_typer(scores.app, name="scores")
 app.add_typer(facts.app, name="facts")
 app.add_typer(edit.app, name="edit")
 app.add_typer(runs.app, name="runs")
+app.add_typer(export.app, name="export")
 app.add_typer(memory.app, name="memory")
 app.add_typer(route.app, name="route")
 app.command("methods")(reads_recipes(methods.methods))

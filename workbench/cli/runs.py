@@ -12,7 +12,7 @@ from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
-from workbench.errors import GateFailedError, WorkbenchError, shell, size
+from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
@@ -135,80 +135,25 @@ def verify(
     runs_dir: RunsOpt = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
 ) -> None:
-    """Verify every tensor of a run's model against the recorded digests.
+    """Verify every tensor and the configuration of a run's model against the recorded digests.
 
-    Exits with 3 if a tensor differs.
+    Exits with 3 if something differs.
     """
     from workbench.run.directory import find_run
-    from workbench.weights.checkpoint import Checkpoint, read_header
-    from workbench.weights.digests import tensor_digests
+    from workbench.run.verify import require_done, verify_run
 
     run = find_run(_runs(runs_dir), name)
-    if not run.done:
-        raise WorkbenchError(
-            f"{run.name}: status {run.record.get('status', 'damaged')}, nothing to verify", "Run its recipe again to resume it."
-        )
-    is_adapter = run.adapter.is_dir()
-    expected = (run.record.get("output") or {}).get("digests" if is_adapter else "tensors")
-    if expected is None:
-        raise WorkbenchError(f"{run.name}: its record lists no tensors, so nothing can be verified", "Run its recipe again.")
-    model = run.configuration / "model" if run.configuration.is_dir() else run.model
-    if is_adapter:
-        entries = read_header(run.adapter / "adapter_model.safetensors")
-    else:
-        entries = Checkpoint(model, run.name).entries if expected else {}  # a memory on the base as it is holds no tensors
-    actual = tensor_digests(entries)
-    if run.record["output"].get("memory"):
-        _verify_memory(run, run.record["output"]["memory"])
-    if run.record["output"].get("router"):
-        _verify_router(run, run.record["output"]["router"])
-    bad = [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]
+    require_done(run)
     if sha256:
         import hashlib
 
-        for file in sorted((run.adapter if is_adapter else model).glob("*.safetensors")):
+        folder = run.configuration / "model" if run.configuration.is_dir() else run.result
+        for file in sorted(folder.glob("*.safetensors")):
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
-    if bad:
-        raise GateFailedError(
-            f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
-            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
-        )
-    beside = next((f", and so is its {kind}" for kind in ("memory", "router") if run.record["output"].get(kind)), "")
-    out.say(f"{run.name}: all {len(expected)} tensors are as recorded{beside}")
-
-
-def _verify_memory(run: RunDirectory, digest: str) -> None:
-    """Verify the memory, at the version that the run wrote, against the record.
-
-    Raises:
-        WorkbenchError: If it differs (exit code 3).
-    """
-    from workbench.run.memories import SavedMemory
-
-    if SavedMemory(run.configuration / "memory").digest(1) != digest:
-        raise GateFailedError(
-            f"{run.name}: the memory's first version differs from the record",
-            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
-        )
-
-
-def _verify_router(run: RunDirectory, digest: str) -> None:
-    """Verify the router and its bricks against the record.
-
-    Raises:
-        WorkbenchError: If they differ (exit code 3).
-    """
-    from workbench.run.routers import SavedRouter
-
-    again = f"workbench runs rm {shell(run.name)}, then run the recipe again."
-    try:
-        saved = SavedRouter(run.configuration)
-        actual = saved.router and saved.at().digest
-    except WorkbenchError as error:
-        raise GateFailedError(f"{run.name}: {error.message}", again) from None
-    if actual != digest:
-        raise GateFailedError(f"{run.name}: the router differs from the record", again)
+    verified = verify_run(run)
+    beside = f", and so is its {verified.beside}" if verified.beside else ""
+    out.say(f"{run.name}: all {verified.tensors} tensors are as recorded{beside}")
 
 
 def _runs(runs_dir: Path | None) -> Path:

@@ -19,6 +19,16 @@ def base_title(resolved: Resolved) -> str:
     return read_title(resolved.base_path) or resolved.recipe.fields.base_name
 
 
+def is_unknown(licence: str) -> bool:
+    """Return True if a license is not stated, or has no name."""
+    return any(word in licence for word in _UNKNOWN)
+
+
+def is_restricted(licence: str) -> bool:
+    """Return True if a license forbids, or may forbid, common uses of a merged model."""
+    return any(word in licence for word in _RESTRICTED)
+
+
 def require_licences(resolved: Resolved) -> None:
     """Check the licenses of the base, of the bricks that steps use, and of the bricks' data.
 
@@ -28,7 +38,7 @@ def require_licences(resolved: Resolved) -> None:
     stated = [(name if name == "base" else f"brick '{name}'", licence) for name, licence in resolved.licences.items()]
     stated += [(f"brick '{name}', data {data}", licence) for name, data, licence in resolved.data_licences]
     bad = [
-        f"{who}: {'restricted' if any(word in licence for word in _RESTRICTED) else 'unknown'} license ({licence})"
+        f"{who}: {'restricted' if is_restricted(licence) else 'unknown'} license ({licence})"
         for who, licence in stated
         if any(word in licence for word in _CAUTION)
     ]

@@ -48,6 +48,8 @@ _SHAPE: dict[str, Any] = {
     "seconds": _NUMBER,
     "error": str,
     "warnings": [str],
+    "licences": {"*": str},
+    "data_licences": [[str]],
     "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
     "steps": [{"id": str}],
     "output": {

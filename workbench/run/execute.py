@@ -187,6 +187,8 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
         "tokenizer": resolved.vocabulary.describe() if resolved.vocabulary else None,
         "generation": resolved.generation,
         "warnings": resolved.warnings,
+        "licences": resolved.licences,
+        "data_licences": [list(row) for row in resolved.data_licences],
         "device": str(device),
         "tf32": False,
         "backend": backend().record(),

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.adapters.read import Adapter
+from workbench.adapters.served import RANKS, served_rank
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import locate
 from workbench.errors import InvalidRecipeError, shell, size
@@ -35,8 +36,6 @@ from workbench.weights.writer import output_specs, write_checkpoint
 if TYPE_CHECKING:
     from workbench.run.compose import Composition
 
-# Values that vLLM accepts for --max-lora-rank.
-_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 _NAMED = 3  # tensors that a hint names
 
 
@@ -244,8 +243,8 @@ class AdapterForm(OutputForm):
                 f"{', '.join(whole[:_NAMED])}{more}"
             )
         lines += adapter_hints(base, place, str(resolved.base_path))
-        if output["plain"] and output["rank"] <= _VLLM_RANKS[-1]:
-            most = next(rank for rank in _VLLM_RANKS if rank >= output["rank"])
+        if output["plain"] and output["rank"] <= RANKS[-1]:
+            most = served_rank([output["rank"]])
             module = shell(f"{resolved.recipe.name}={place}")
             lines.append(f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} --lora-modules {module}")
         return lines

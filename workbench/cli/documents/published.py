@@ -30,6 +30,7 @@ from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
+from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteRow
 from workbench.steps.fields import field_docs
 
@@ -70,6 +71,9 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
+    "push": PushDocument,
+    "export write": ExportDocument,
+    "export check": ExportCheckDocument,
     "doctor": DoctorDocument,
 }
 """Command -> type of the document that it prints with `--json`."""

@@ -229,6 +229,10 @@ class RunRecord(OpenDocument):
     """Settings of generation_config.json that change generated text."""
     warnings: list[str] = optional()
     """Warnings about the inputs."""
+    licences: dict[str, str] = optional()
+    """License of the base and of every brick; "unknown" if none is stated."""
+    data_licences: list[list[str]] = optional()
+    """Rows of brick, data set and license, for the training data on the bricks' cards."""
     device: str
     """Device of the computation."""
     tf32: bool = optional()

@@ -1,0 +1,228 @@
+"""Commands `export write|check`; `export TARGET` is `export write TARGET`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
+from workbench.cli._output import out
+from workbench.cli._recipes import recipe_path, relative
+from workbench.cli._trust import reads_recipes
+from workbench.errors import UsageError, WorkbenchError, shell
+
+if TYPE_CHECKING:
+    from workbench.library.expected import Compared
+    from workbench.library.export import Subject
+
+
+class _WithDefault(TyperGroup):
+    """A group whose first word may be left out where it is the default command."""
+
+    default = "write"
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Insert the default command if the first word is no command."""
+        if args and args[0] not in self.commands and args[0] != "--help":
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
+
+
+app = typer.Typer(
+    cls=_WithDefault,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="Write adapters for LoRA servers, and check a running server. `workbench export TARGET` is `workbench export write TARGET`.",
+)
+
+
+@app.command()
+@reads_recipes
+def write(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="TARGET",
+            help="Finished run, routed configuration or model directory, or recipe, whose adapter bricks are exported.",
+            show_default=False,
+        ),
+    ],
+    server: Annotated[str, typer.Option("--for", metavar="SERVER", help="vllm or sglang.", show_default=False)],
+    to: Annotated[Path, typer.Option("-o", "--out", help="New directory.", show_default=False)],
+    served_base: Annotated[
+        str | None,
+        typer.Option(
+            "--served-base",
+            metavar="NAME",
+            help="Name of the base on the server: its hub id, or its directory there. Needed for adapters.",
+        ),
+    ] = None,
+    brick: Annotated[
+        list[str] | None, typer.Option("--brick", help="Adapter brick of a recipe; default: all that its steps use. Repeatable.")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(
+            "--prompts", help='JSONL file of {"prompt":} for expected.jsonl; default: a few of the calibration or fixed ones.'
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", min=1, help="Prompts to take from the file, evenly spaced.")] = 8,
+    tokens: Annotated[int, typer.Option("--tokens", min=1, help="Largest length of an expected answer in tokens.")] = 16,
+    device: DeviceOpt = "auto",
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Write what a LoRA server needs: plain adapters, the command that serves them, and expected answers.
+
+    All adapters get one rank, with their scaling in the factors: servers ignore rank_pattern and alpha_pattern and refuse DoRA and
+    modules_to_save. A whole model gets the command and the expected answers only.
+    """
+    from workbench.cli.documents.shipping import ExportDocument
+    from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
+    from workbench.library.extract import check_new
+    from workbench.models.device import pick_device
+    from workbench.models.texts import read_prompts
+
+    out.quiet = json or quiet
+    check_server(server)
+    check_new(to)
+    texts = tuple(read_prompts(prompts, str(prompts), samples)) if prompts else ()
+    subject = _open(target, brick or [], runs_dir)
+    served = check_export(subject, server, served_base)
+    texts = texts or subject.prompts[:samples] or PROMPTS
+    record, alike = write_export(subject, Export(server, served, texts, tokens), to, pick_device(device), out.event)
+    document = {**record, "directory": str(to), "alike": [list(pair) for pair in alike]}
+    for first, second in alike:
+        out.warn(
+            f"the prompts do not tell '{first}' from '{second}': name prompts that one of them was trained for with --prompts"
+        )
+
+    def text() -> None:
+        for adapter in record["adapters"].values():
+            ranks = ", ".join(map(str, adapter["ranks"]))
+            padded = f" -> {record['rank']}" if adapter["ranks"] != [record["rank"]] else ""
+            out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {ranks}{padded}")
+        out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
+        out.line(str(to / "serve.sh"))
+        port = 8000 if server == "vllm" else 30000
+        out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
+        out.say(f"check:  workbench export check http://localhost:{port} --expected {shell(to)}")
+
+    out.result(lambda: ExportDocument.model_validate(document), text, json=json)
+
+
+def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
+    """Return the subject that an argument names."""
+    from workbench.bricks.hub import Hub
+    from workbench.cli._recipes import known_recipes, no_subject
+    from workbench.library.export import of_configuration, of_model, of_recipe, of_run
+    from workbench.project import find_project
+    from workbench.recipe.recipe import load_recipe
+    from workbench.run.directory import RECORD, RunDirectory, find_run, list_runs
+    from workbench.run.saved import is_configuration
+
+    hub, path = Hub(events=out.event), Path(target)
+    named = recipe_path(target)
+    if not path.is_dir() and (named.is_file() or named.suffix in (".yaml", ".yml")):
+        return of_recipe(load_recipe(named), bricks, hub)
+    if bricks:
+        raise UsageError(
+            "--brick chooses bricks of a recipe, but a run or directory is named", "Leave --brick out, or name the recipe."
+        )
+    if is_configuration(path):
+        return of_configuration(path, hub)
+    if path.is_dir() and (path.resolve().parent / RECORD).is_file() and not (path / RECORD).is_file():
+        return of_run(RunDirectory(path.resolve().parent), hub)
+    if (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        return of_model(path, find_project(Path.cwd() / "here"), hub)
+    if (path / "adapter_config.json").is_file():
+        raise WorkbenchError(
+            f"{target}: is an adapter without a run or recipe",
+            f"workbench recipe new recipes/NAME.yaml --base BASE --brick {shell(f'NAME={target}')}, then export the recipe.",
+        )
+    runs = runs_dir or relative(find_project(Path.cwd() / "here") / "runs")
+    names = [run.name for run in list_runs(runs)]
+    if not path.exists() and not any(name.startswith(target) for name in names):
+        raise no_subject(target, f"a routed configuration, or a run in {runs}", [*names, *known_recipes()])
+    return of_run(find_run(runs, target), hub)
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Argument(metavar="URL", help="Running server, such as http://localhost:8000.", show_default=False)],
+    expected: Annotated[Path, typer.Option("--expected", metavar="DIR", help="Directory of the export.")] = Path(),
+    tolerance: Annotated[
+        float | None,
+        typer.Option("--tolerance", min=0, help="Largest difference of a log-probability in nats. Default: that of the export."),
+    ] = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Compare a server with the OpenAI completions API with the expected answers of an export.
+
+    Exits with 1 if a text or log-probability differs. A key of the server is read from OPENAI_API_KEY.
+    """
+    from workbench.cli.documents.shipping import ExportCheckDocument
+    from workbench.files import read_json
+    from workbench.library.expected import LEAST_TOLERANCE, read_expected
+    from workbench.library.export import RECORD
+    from workbench.library.served import check_server
+
+    out.quiet = json or quiet
+    rows = read_expected(expected)
+    record = read_json((expected if expected.is_dir() else expected.parent) / RECORD, tolerance=(int, float), length=int) or {}
+    limit = record.get("tolerance", LEAST_TOLERANCE) if tolerance is None else tolerance
+    length = record.get("length", max(len(row.tokens) for row in rows))
+    compared = check_server(url, rows, limit, length, out.event)
+    models = [
+        _model(name, [one for one in compared if one.expected.model == name]) for name in dict.fromkeys(r.model for r in rows)
+    ]
+    wrong = [one for one in compared if one.differs]
+    document = {"url": url, "tolerance": limit, "same": not wrong, "models": models}
+
+    def text() -> None:
+        columns = ["model", "answers", "same", "ties", "other text", "other log-probs", "largest difference"]
+        cells = [[str(m[key]) for key in ("model", "answers", "same", "ties", "texts", "logprobs")] for m in models]
+        rows = [[*row, f"{m['largest']:.2g}"] for row, m in zip(cells, models, strict=True)]
+        out.table(columns, rows, right=range(1, 7))
+        for one in {one.expected.model: one for one in reversed(wrong)}.values():
+            out.line(_difference(one))
+
+    out.result(lambda: ExportCheckDocument.model_validate(document), text, json=json)
+    if wrong:
+        names = ", ".join(dict.fromkeys(one.expected.model for one in wrong))
+        raise WorkbenchError(
+            f"{len(wrong)} of {len(compared)} answers differ from the export by more than {limit:g} nats: {names}",
+            "Compare the server's command with serve.sh: base, adapters, --dtype, and settings of generation_config.json.",
+        )
+    out.say(f"all {len(compared)} answers are as expected, within {limit:g} nats")
+
+
+def _model(name: str, compared: list[Compared]) -> dict[str, Any]:
+    """Return the counts of a model."""
+    verdicts = [one.verdict for one in compared]
+    return {
+        "model": name,
+        "answers": len(compared),
+        **{
+            key: verdicts.count(verdict)
+            for key, verdict in (("same", "same"), ("ties", "tie"), ("texts", "text"), ("logprobs", "logprobs"))
+        },
+        "largest": round(max(one.largest for one in compared), 6),
+        "example": next((one.expected.prompt for one in compared if one.differs), None),
+    }
+
+
+def _difference(one: Compared) -> str:
+    """Describe the first answer of a model that differs."""
+    if one.verdict == "text":
+        return (
+            f"{one.expected.model}: {one.expected.prompt!r}: expected {one.expected.text!r}, the server wrote {one.answer.text!r}"
+        )
+    return (
+        f"{one.expected.model}: {one.expected.prompt!r}: the same text, log-probabilities differ by up to {one.largest:.3g} nats"
+    )

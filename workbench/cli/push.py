@@ -1,0 +1,145 @@
+"""Command `push`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
+from workbench.cli._output import out
+from workbench.cli._recipes import relative
+from workbench.errors import shell, size
+
+if TYPE_CHECKING:
+    from workbench.library.push import Package
+
+
+def push(
+    run: Annotated[
+        str, typer.Argument(help="Finished run: its name, the start of its name, or its directory.", show_default=False)
+    ],
+    repository: Annotated[
+        str, typer.Argument(metavar="ORG/NAME", help="Repository of the hub; created if missing.", show_default=False)
+    ],
+    private: Annotated[bool, typer.Option("--private", help="Create a private repository.")] = False,
+    revision: Annotated[
+        str | None, typer.Option("--revision", metavar="BRANCH", help="Branch to send to; created if missing. Default: main.")
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option("--base", metavar="ORG/NAME", help="Hub id of the base, if the recipe names the base by a directory."),
+    ] = None,
+    licence: Annotated[
+        str | None,
+        typer.Option("--license", "--licence", metavar="NAME", help="License of the result. Default: that of all inputs."),
+    ] = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Also send a result whose inputs have unknown, restricted or different licenses.")
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Delete model files of the repository that the run does not have, in the same commit."),
+    ] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List the files and their sizes; send nothing.")] = False,
+    runs_dir: RunsOpt = None,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Send the result of a finished run to the Hugging Face hub.
+
+    Sends a model, adapter or configuration with its card, as one commit. First the files are compared with the run's record, and the
+    licenses of the inputs are checked. After an interruption the same command sends only what is missing.
+    """
+    from workbench.bricks.upload import Target, check_reachable, upload
+    from workbench.cli.documents.shipping import PushDocument
+    from workbench.library.push import contents, licence_of, package
+
+    out.quiet = json or quiet
+    target = Target(repository, None if revision == "main" else revision, private, replace)
+    if not dry_run:
+        check_reachable()
+    found = _find(run, runs_dir)
+    packed = package(found)
+    stated = licence_of(packed.record, licence, yes)
+    files = contents(packed, _card(packed, runs_dir), stated, base)
+    document: dict[str, Any] = {
+        "run": found.name,
+        "repository": repository,
+        "revision": target.revision,
+        "private": private,
+        "license": stated,
+        "base": base if packed.local_base else packed.record["inputs"]["base"]["id"].partition("@")[0],
+        "files": [{"path": path, "bytes": _bytes(content)} for path, content in files.items()],
+        "bytes": sum(map(_bytes, files.values())),
+        "sent": not dry_run,
+        **{"url": None, "commit": None, "changed": None, "deleted": []},
+    }
+    if packed.local_base and base is None and packed.refers_to_base:
+        out.warn(
+            f"the files name the base by the directory {packed.local_base}, which others do not have: add --base ORG/NAME "
+            "if the base is on the hub"
+        )
+    if not dry_run:
+        sent = upload(files, target, f"{packed.record.get('name', found.name)}, made with brick-workbench", out.event)
+        for line in sent.said:
+            out.warn(line)
+        document |= {"url": sent.url, "commit": sent.commit, "changed": sent.changed, "deleted": list(sent.deleted)}
+    out.result(lambda: PushDocument.model_validate(document), lambda: _print(document), json=json)
+    if not dry_run:
+        out.say(_loading(packed, repository, target.revision))
+
+
+def _find(name: str, runs_dir: Path | None) -> Any:
+    """Return a run, given its name or directory, or the directory of its result."""
+    from workbench.project import find_project
+    from workbench.run.directory import RECORD, RunDirectory, find_run
+
+    inside = Path(name).resolve().parent
+    if Path(name).is_dir() and not (Path(name) / RECORD).is_file() and (inside / RECORD).is_file():
+        return RunDirectory(inside)
+    return find_run(runs_dir or relative(find_project(Path.cwd() / "here") / "runs"), name)
+
+
+def _card(packed: Package, runs_dir: Path | None) -> str:
+    """Return the text of the run's card, with scores of the store if `eval` has not written any into it."""
+    from workbench.library.push import CARD, stored_scores
+    from workbench.report.scorecard import BEGIN, with_scores
+
+    text = packed.files[CARD].read_text("utf-8")
+    scores = stored_scores(packed.run, (runs_dir or packed.run.path.parent) / "scores")
+    return text if BEGIN in text or not scores else with_scores(text, packed.record.get("name", packed.run.name), scores, None)
+
+
+def _bytes(content: Path | bytes) -> int:
+    return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+
+def _print(document: Mapping[str, Any]) -> None:
+    """Print the files with their sizes, and what was done with them."""
+    out.table(["file", "size"], [[file["path"], size(file["bytes"])] for file in document["files"]], right=(1,))
+    place = document["repository"] + (f", branch {document['revision']}" if document["revision"] else "")
+    total = f"{len(document['files'])} files, {size(document['bytes'])}, license {document['license']}"
+    if not document["sent"]:
+        visible = ", private if it is new" if document["private"] else ""
+        out.line(f"would go to {place}{visible}: {total}; nothing was sent")
+        return
+    for path in document["deleted"]:
+        out.line(f"deleted {path}")
+    done = "sent to" if document["changed"] else "unchanged, all files are in"
+    out.line(f"{done} {place}: {total}")
+    out.line(f"{document['url']}  commit {document['commit']}")
+
+
+def _loading(packed: Package, repository: str, revision: str | None) -> str:
+    """Return a line with the command or call that loads the pushed result."""
+    at = f', revision="{revision}"' if revision else ""
+    if packed.form == "configuration":
+        options = ["--revision", revision] if revision else []
+        folder = repository.partition("/")[2]
+        return f'load:   {shell("hf", "download", repository, *options, "--local-dir", folder)}, then workbench.load("{folder}")'
+    if packed.form == "adapter":
+        return f'load:   PeftModel.from_pretrained(base, "{repository}"{at}); as a brick: `{repository}{f"@{revision}" if revision else ""}`'
+    return f'load:   AutoModelForCausalLM.from_pretrained("{repository}"{at})'

@@ -1,0 +1,349 @@
+"""`export`: the adapters of a run or recipe in the form that LoRA servers read, the command that serves them, and expected answers."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.adapters.bind import bind
+from workbench.adapters.linear import as_lora, linear_factors, not_linear, ranks_of
+from workbench.adapters.read import Adapter
+from workbench.adapters.served import served_rank, write_served
+from workbench.bricks.hub import FETCH, Hub
+from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.events import Events, no_events
+from workbench.files import write_json, write_text
+from workbench.lazy import torch
+from workbench.library.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
+from workbench.library.extract import new_directory
+from workbench.models.texts import read_prompts
+from workbench.models.tokenizer import load_tokenizer
+from workbench.project import find_project
+from workbench.recipe.recipe import Recipe, from_data
+from workbench.resolve.resolve import resolve
+from workbench.resolve.resolved import Resolved
+from workbench.run.directory import RECORD as RUN
+from workbench.run.directory import RunDirectory
+from workbench.run.materialize import materialize
+from workbench.run.routers import SavedRouter
+from workbench.run.saved import open_configuration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+RECORD, SCRIPT, ADAPTERS = "export.json", "serve.sh", "adapters"
+SERVERS = ("vllm", "sglang")
+PROMPTS = ("The capital of France is", "Once upon a time", "12 + 30 =", "def add(a, b):")
+"""Prompts of expected.jsonl where no others are named."""
+_NAME = re.compile(r"[A-Za-z0-9_][\w./:-]*")
+_TOGETHER = 8  # adapters in one batch of a server
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a server is to serve.
+
+    Attributes:
+        name: Name of the recipe or run.
+        model: The base, or the whole model, as a recipe without bricks.
+        adapters: Adapter -> its files; empty for a whole model.
+        place: Directory of a whole model; None if adapters act on a base.
+        base: The base as the recipe names it.
+        prompts: Calibration prompts of a router, if their files are still there.
+    """
+
+    name: str
+    model: Resolved
+    adapters: Mapping[str, Adapter]
+    place: Path | None
+    base: str
+    prompts: tuple[str, ...] = ()
+
+
+def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject:
+    """Return the adapters among a recipe's bricks, or the named ones.
+
+    Raises:
+        WorkbenchError: If a name is no brick of the recipe, a brick is no adapter, or there is none.
+    """
+    known = list(recipe.fields.bricks)
+    for name in names:
+        if name not in known:
+            raise UsageError(f"--brick {name}: {recipe.name} has no such brick. {nearest(name, known)}")
+    base = recipe.fields.base
+    if not isinstance(base, str):
+        raise WorkbenchError(
+            f"{recipe.name}: its base is {base}, but a server loads a base from files",
+            "Run a recipe with this base and no steps, and use the result's directory as the base.",
+        )
+    resolved = resolve(recipe, hub)
+    chosen = names or list(resolved.parents) or known
+    other = [name for name in chosen if name not in resolved.adapters]
+    if other or not chosen:
+        what = f"brick '{other[0]}' is no adapter" if other else "it has no bricks"
+        raise WorkbenchError(
+            f"{recipe.name}: {what}, but a LoRA server serves adapters of one base",
+            f"Choose bricks with --brick NAME; `workbench brick extract DIR --base {shell(base)} -o DIR` makes an adapter "
+            "of a checkpoint. `workbench run` writes the result of a recipe, and `workbench export RUN` exports it.",
+        )
+    adapters = {name: resolved.adapters[name] for name in chosen}
+    return Subject(recipe.name, _bare(base, recipe.project, hub), adapters, None, base)
+
+
+def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
+    """Return the bricks of a routed configuration directory.
+
+    Raises:
+        WorkbenchError: If it has a memory instead of a router, or its files do not belong together.
+    """
+    whole = open_configuration(path.resolve(), None, hub)
+    if whole.router is None:
+        raise WorkbenchError(
+            f"{path}: has a memory, which acts beside the weights in Python; servers have no place for it",
+            "Score it with `workbench eval`, or use an edit method that changes weights, such as `edit: memit`.",
+        )
+    saved = SavedRouter(whole.router.path)
+    adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
+    prompts: list[str] = []
+    for row in saved.record["calibration"]:
+        file = find_project(path.resolve() / RUN) / str(row.get("file"))
+        if file.is_file():
+            prompts += read_prompts(file, str(row.get("file")), 1)
+    model = replace(whole, router=None)
+    return Subject(whole.recipe.name, model, adapters, None, model.recipe.fields.base_name, tuple(prompts))
+
+
+def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
+    """Return the result of a finished run: a routed configuration, an adapter on its base, or a whole model.
+
+    Raises:
+        WorkbenchError: If the run is not finished, or its base cannot be found.
+    """
+    if not run.done:
+        raise WorkbenchError(f"{run.name}: the run is not finished", "Run its recipe again to resume it.")
+    if run.configuration.is_dir():
+        return of_configuration(run.configuration, hub)
+    record, project = run.record, find_project(run.path / RUN)
+    name, base = str(record.get("name", run.name)), record["inputs"]["base"]
+    if not run.adapter.is_dir():
+        return replace(of_model(run.model, project, hub), name=name)
+    at = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
+    return Subject(name, _bare(at, project, hub), {name: Adapter(run.adapter, f"adapter '{name}'")}, None, base["id"])
+
+
+def of_model(path: Path, project: Path, hub: Hub = FETCH) -> Subject:
+    """Return a model directory as a whole model."""
+    place = path.resolve()
+    return Subject(place.name, _bare(str(place), project, hub), {}, place, str(path))
+
+
+def _bare(base: str, project: Path, hub: Hub) -> Resolved:
+    return resolve(from_data({"version": 1, "name": "served", "base": base, "steps": []}, project), hub)
+
+
+@dataclass(frozen=True)
+class Export:
+    """How a subject is exported.
+
+    Attributes:
+        server: "vllm" or "sglang".
+        served: Name of the base on the server, or of the whole model.
+        prompts: Prompts of expected.jsonl.
+        length: Largest number of tokens of an expected answer.
+    """
+
+    server: str
+    served: str
+    prompts: tuple[str, ...]
+    length: int
+
+
+def check_export(subject: Subject, server: str, served: str | None) -> str:
+    """Check a subject before any model is loaded, and return the name of the base on the server.
+
+    Args:
+        subject: The subject.
+        server: The server that it is exported for.
+        served: Value of `--served-base`.
+
+    Raises:
+        UsageError: If the server is unknown, or `served` is missing or cannot be a name in a request.
+        WorkbenchError: If an adapter has parts that servers do not read, or too large a rank.
+    """
+    check_server(server)
+    if served is None and subject.adapters:
+        raise UsageError(
+            "--served-base is missing: the adapters name the base that the server is started with, and a server that has another name "
+            "for it does not find them",
+            f"--served-base NAME, such as the hub id of the base ({subject.base}).",
+        )
+    if served is not None and not subject.adapters:
+        raise UsageError(
+            f"--served-base {served}: {subject.name} is a whole model, which has no adapters to serve beside a base",
+            "Leave --served-base out: the model is served by its own name. `output: {form: adapter}` in the recipe makes an adapter of it.",
+        )
+    name = subject.name if served is None else served
+    if not _NAME.fullmatch(name):
+        raise UsageError(f"--served-base {name!r}: expected a hub id, a directory on the server, or a name")
+    if server == "sglang" and subject.adapters and ":" in name:
+        raise UsageError(f"--served-base {name}: SGLang separates base and adapter by ':' in requests, so the name may have none")
+    if name in subject.adapters:
+        raise UsageError(f"--served-base {name}: an adapter has the same name", "Name the base differently.")
+    for adapter, files in subject.adapters.items():
+        _check_adapter(adapter, files, subject)
+    if subject.adapters:
+        served_rank(rank for files in subject.adapters.values() for rank in ranks_of(files).values())
+    return name
+
+
+def check_server(server: str) -> None:
+    """Check the value of `--for`.
+
+    Raises:
+        UsageError: If there is no export for this server.
+    """
+    if server == "llama.cpp":
+        raise UsageError(
+            "--for llama.cpp: GGUF adapters are not written",
+            "Export with --for vllm, and convert each adapter with llama.cpp's own program: "
+            "python convert_lora_to_gguf.py --base BASE adapters/NAME",
+        )
+    if server not in SERVERS:
+        raise UsageError(f"--for {server}: unknown server. {nearest(server, SERVERS)}", f"Use one of {', '.join(SERVERS)}.")
+
+
+def _check_adapter(name: str, adapter: Adapter, subject: Subject) -> None:
+    model = subject.model
+    bound = bind(adapter, model.plain.weights.specs, model.plain)
+    if found := not_linear(adapter, bound):
+        raise WorkbenchError(
+            f"adapter '{name}' has {found}, which LoRA servers ignore or refuse",
+            f"Turn it into plain LoRA, which is as near to it as its rank allows: {as_lora(name, str(adapter.path))}",
+        )
+
+
+def write_export(
+    subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json.
+
+    Args:
+        subject: A subject that `check_export` accepts.
+        export: How it is exported.
+        out: New directory, written whole or not at all.
+        device: Device that computes the expected answers.
+        events: Receives progress.
+
+    Returns:
+        The content of export.json, and pairs of models that the prompts do not tell apart.
+    """
+    ranks = [rank for adapter in subject.adapters.values() for rank in ranks_of(adapter).values()]
+    rank = served_rank(ranks) if ranks else None
+    with new_directory(out) as partial:
+        adapters = {}
+        for name, adapter in subject.adapters.items():
+            assert rank is not None
+            place = f"{ADAPTERS}/{name}"
+            adapters[name] = {"path": place, **write_served(adapter, partial / place, export.served, rank)}
+            adapters[name]["ranks"] = sorted(set(ranks_of(adapter).values()))
+        rows, dtype, largest = _expected(subject, export, device, events)
+        write_expected(rows, partial)
+        record: dict[str, Any] = {
+            "version": 1,
+            "name": subject.name,
+            "for": export.server,
+            "served_base": export.served,
+            "base_digest": subject.model.base_digest,
+            "dtype": dtype,
+            "rank": rank,
+            "adapters": adapters,
+            "prompts": len(export.prompts),
+            "length": export.length,
+            "rounding": round(largest, 6),
+            "tolerance": tolerance_for(largest),
+        }
+        write_json(partial / RECORD, record, indent=2)
+        write_text(partial / SCRIPT, script(subject, export, rank, dtype, out))
+        (partial / SCRIPT).chmod(0o755)
+    return record, alike(rows, record["tolerance"])
+
+
+def _expected(subject: Subject, export: Export, device: torch.device, events: Events) -> tuple[list[Expected], str, float]:
+    """Return the expected answers of a live float32 model, the dtype of its files, and what rounding to that dtype changes."""
+    tokenizer = load_tokenizer(subject.model.tokenizer_path)
+    live = materialize(subject.model, device, events=events)
+    dtype = live.dtype
+    live.float()
+    factors = {name: linear_factors(adapter) for name, adapter in subject.adapters.items()}
+    if factors:
+        _attach(live, tokenizer, factors)
+    names: dict[str | None, str] = {None: export.served}
+    names |= {name: request_name(export.server, export.served, name) for name in factors}
+    total, rows = len(names) * len(export.prompts), []
+    for row in expect(live, tokenizer, names, export.prompts, export.length):
+        rows.append(row)
+        events({"stage": "expect", "done": len(rows), "total": total, "text": f"answers of {len(names)} models"})
+    return rows, str(dtype).removeprefix("torch."), 0.0 if dtype == torch.float32 else rounding(live.to(dtype), rows)
+
+
+def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Any]) -> None:
+    """Let the adapters act beside the weights, as they do on a server; which one acts is set for each answer."""
+    from workbench.route.fixed import FixedRouter
+    from workbench.route.mixing.live import attach
+
+    attach(live, tokenizer, FixedRouter(tuple(factors), weights=torch.ones(len(factors))), factors)
+
+
+def request_name(server: str, served: str, adapter: str) -> str:
+    """Return the `model` of a request for an adapter."""
+    return f"{served}:{adapter}" if server == "sglang" else adapter
+
+
+def script(subject: Subject, export: Export, rank: int | None, dtype: str, out: Path) -> str:
+    """Return serve.sh: the command that serves the model and its adapters.
+
+    Args:
+        subject: The subject.
+        export: How it is exported.
+        rank: Rank of the adapters; None without adapters.
+        dtype: Data type of the base.
+        out: Directory of the script.
+    """
+    vllm = export.server == "vllm"
+    where = shell(export.served) if subject.place is None else f"$here/{shell(os.path.relpath(subject.place, out.resolve()))}"
+    model = '"${MODEL:-$model}"'
+    named = " ".join(f'{name}="$here/{ADAPTERS}/{name}"' for name in subject.adapters)
+    count = len(subject.adapters)
+    lines = [
+        f"vllm serve {model}" if vllm else f"python3 -m sglang.launch_server --model-path {model}",
+        f"--served-model-name {shell(export.served)} --dtype {dtype}",
+        # settings of generation_config.json, such as a repetition penalty, would change greedy texts
+        "--generation-config vllm" if vllm else "--sampling-defaults openai",
+    ]
+    if count and vllm:
+        together = min(count, _TOGETHER)
+        lines += [f"--enable-lora --max-lora-rank {rank} --max-loras {together} --max-cpu-loras {max(count, together)}"]
+        lines += [f"--lora-modules {named}"]
+    elif count:
+        lines += [
+            f"--enable-lora --max-lora-rank {rank} --max-loras-per-batch {min(count + 1, _TOGETHER)}",
+            f"--lora-paths {named}",
+        ]
+    port = 8000 if vllm else 30000
+    notes = [
+        "#!/bin/sh",
+        f"# Serves {'the adapters of ' if count else ''}{subject.name}. Further options are passed on. MODEL=DIR serves the base from a directory.",
+        f"# Compare the server with expected.jsonl: workbench export check http://localhost:{port} --expected DIR",
+    ]
+    if count and vllm:
+        notes += [
+            "# Adapters loaded when they are first asked for: leave out --lora-modules, and set VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
+            f'# VLLM_PLUGINS=lora_filesystem_resolver VLLM_LORA_RESOLVER_CACHE_DIR="$here/{ADAPTERS}".',
+        ]
+    joined = " \\\n  ".join([*lines, '"$@"'])
+    here = 'here=$(CDPATH=\'\' cd -- "$(dirname -- "$0")" && pwd)'
+    return "\n".join([*notes, "set -eu", here, f"model={where}", f"exec {joined}", ""])
