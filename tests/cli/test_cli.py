@@ -48,6 +48,7 @@ COMMANDS = {
     "methods": "--json --trust-project-code",
     "plan": "--device --json --runs-dir --set --threads --trust-project-code",
     "recipe check": "--set --trust-project-code",
+    "recipe diff": "--json --trust-project-code",
     "recipe import": "--out",
     "recipe new": "--base --brick --project --suite --task",
     "recipe schema": "",
