@@ -1,10 +1,11 @@
-"""Measure the error rates of verdicts: the simulations of tests/scores/test_error_rates.py with more trials.
+"""Measure the error rates of verdicts: the simulations of `TESTS` with more trials.
 
     python benchmarks/error_rates.py
     python benchmarks/error_rates.py --trials 200          a quick look
+    python benchmarks/error_rates.py --pairs               the family of pairs behind a recommendation
 
 Every rate that the tests look at is kept with its case: kind of items, shape and number of clusters, items, level, and the number of
-configurations and tasks of a family. Results go to benchmarks/results/error-rates.json.
+configurations and tasks of a family. Results go to benchmarks/results/error-rates.json, with --pairs to leaders.json.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from pathlib import Path
 from record import write_results
 
 HERE = Path(__file__).parent
+TESTS = {"error-rates": "tests/scores/test_error_rates.py", "leaders": "tests/compare/test_leaders_level.py"}
+"""Results file -> the simulations that it holds."""
 
 
 def main() -> None:
@@ -28,7 +31,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=4000, help="trials of a single row; families use at least 2,000")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--pairs", action="store_true", help="simulate the family of pairs instead of rows against the baseline")
     options = parser.parse_args()
+    name = "leaders" if options.pairs else "error-rates"
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
         rates_file = Path(folder) / "rates.jsonl"
@@ -38,12 +43,12 @@ def main() -> None:
             "WORKBENCH_ERROR_RATES": str(rates_file),
             "OMP_NUM_THREADS": "1",
         }
-        test = [sys.executable, "-m", "pytest", "-q", "-n", str(options.processes), "tests/scores/test_error_rates.py"]
+        test = [sys.executable, "-m", "pytest", "-q", "-n", str(options.processes), TESTS[name]]
         failed = subprocess.run(test, cwd=HERE.parent, env=environment, check=False).returncode
         rows = [json.loads(line) for line in rates_file.read_text("utf-8").splitlines()]
     rows.sort(key=lambda row: json.dumps(row, sort_keys=True))
     document = {"seconds": round(time.time() - started), "trials": options.trials, "within_limits": not failed, "rows": rows}
-    write_results(HERE / "results" / "error-rates.json", document)
+    write_results(HERE / "results" / f"{name}.json", document)
 
 
 if __name__ == "__main__":

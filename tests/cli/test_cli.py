@@ -52,6 +52,7 @@ COMMANDS = {
     "plan": "--device --json --runs-dir --set --threads --trust-project-code",
     "push": "--base --dry-run --json --licence --license --private --quiet --replace --revision --runs-dir --yes",
     "recipe check": "--set --trust-project-code",
+    "recipe diff": "--json --trust-project-code",
     "recipe import": "--out",
     "recipe new": "--base --brick --project --suite --task",
     "recipe schema": "",

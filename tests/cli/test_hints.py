@@ -27,6 +27,7 @@ COMMANDS = {
     "compare": ["compare", "mena"],
     "report": ["report", "mena"],
     "recipe check": ["recipe", "check", "mena"],
+    "recipe diff": ["recipe", "diff", "mean", "mena"],
     "chat": ["chat", "mena"],
     "experts": ["experts", "mena", "--texts", "facts.jsonl"],
     "edit rebase": ["edit", "rebase", "bricks/one", "--onto", "mena", "-o", "bricks/new"],

@@ -18,6 +18,7 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("methods", set()),
     ("recipe new recipes/new.yaml --base base --brick one=bricks/one", set()),
     ("recipe check mix", set()),
+    ("recipe diff mix edited", set()),
     ("recipe schema", set()),
     ("recipe import mergekit.yaml", {"mergekit", "torch"}),
     ("plan mix", set()),

@@ -45,6 +45,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "family",
         "flips",
         "provenance",
+        "recommendation",
         "warnings",
     ]
     assert json.loads(json.dumps(document, allow_nan=False)) == document

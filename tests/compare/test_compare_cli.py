@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from typer.testing import CliRunner, Result
 
 from worlds.toy_scores import BASE, MERGE, SUITE, stored
 
 from workbench.cli import app
-from workbench.cli._comparison import gate_lines, rows_table, scores_table
+from workbench.cli._comparison import scores_table
+from workbench.cli._output import out
+from workbench.cli._verdicts import gate_lines, rows_table
 from workbench.compare.compare import compare
 from workbench.report.scorecard import with_scores
 from workbench.scores.store import Configuration, ScoreStore
@@ -148,3 +151,86 @@ def test_where_no_verdict_can_fall_is_said_without_needs(capsys: pytest.CaptureF
     assert line.rstrip().endswith("cannot tell (no difference can be significant: more clusters or fewer comparisons are needed)")
     assert "No difference can be significant in 1 comparison, on add (10 clusters)" in found.err
     assert "More clusters or fewer comparisons are needed." in found.err
+
+
+def narrow(monkeypatch: pytest.MonkeyPatch, width: int, colors: bool = False) -> None:
+    """Give standard output the width of a terminal."""
+    console = Console(
+        width=width, soft_wrap=True, highlight=False, force_terminal=colors, color_system="standard" if colors else None
+    )
+    monkeypatch.setattr(out, "data", console)
+
+
+def test_two_that_are_named_are_compared_with_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Imported runs: the first is the baseline; both scores stand in the table, and JSON has the rows of the second alone."""
+    facts = {MERGE: right(60), OTHER: right(30)}
+    store = ScoreStore(tmp_path / "scores")
+    scores = stored(store, {c: [right(0), right(0), line] for c, line in facts.items()})
+    monkeypatch.setattr("workbench.cli.evals.imported_scores", lambda *_: (scores, store, tmp_path))
+    found = CliRunner().invoke(app, ["compare", "merge", "other"], catch_exceptions=False)
+    assert found.exit_code == 0, found.output
+    lines = found.stdout.splitlines()
+    at = lines.index("other against merge")
+    assert lines[at + 1].split()[:5] == ["task", "metric", "merge", "other", "diff"]
+    (row,) = [line.split() for line in lines if line.startswith("facts")]
+    assert row[:5] == ["facts", "acc", "25.0", "37.5", "+12.5"]
+    document = json.loads(CliRunner().invoke(app, ["compare", "merge", "other", "--json"], catch_exceptions=False).stdout)
+    assert document["baseline"] == "merge"
+    assert {r["configuration"] for r in document["rows"]} == {"other"}
+    assert document["recommendation"]["baseline"] == "merge"
+    turned = CliRunner().invoke(app, ["compare", "merge", "other", "--baseline", "other"], catch_exceptions=False)
+    assert turned.exit_code == 3
+    assert "against" not in turned.stdout.splitlines()[-1]
+    assert turned.stderr.splitlines()[-1] == "exit status 3: merge is worse than other on facts"
+
+
+def test_the_recommendation_is_printed_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = run(tmp_path, monkeypatch, {MERGE: right(60), OTHER: right(0)}, code=3)
+    assert found.stdout.startswith("No configuration can be recommended: none has a higher mean over skills than base; ")
+    assert "  what would help: " in found.stdout
+
+
+@pytest.mark.parametrize("pair", [False, True])
+def test_a_table_fits_a_terminal_of_100_columns(
+    pair: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ScoreStore(tmp_path)
+    long = Configuration("7" * 32, "a-configuration-with-a-long-name-of-its-own", "configuration")
+    values = {BASE: right(0), long: right(12, 10), OTHER: right(60)}
+    document = compare(store, stored(store, {c: [right(3), right(0), line] for c, line in values.items()})).document()
+    narrow(monkeypatch, 100)
+    rows_table(document, ("base", long.name) if pair else None)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 100
+    assert any(line.startswith("  facts: tolerance 2.0") for line in lines)
+    assert [line for line in lines if line in (long.name, "other")] == ([] if pair else [long.name, "other"])
+    rows = [line.split() for line in lines if line.startswith("facts ")]
+    assert len(rows) == (1 if pair else 2)
+    assert all(any(cell.startswith("[") for cell in row) for row in rows)
+
+
+def test_verdicts_have_colors_on_a_terminal_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ScoreStore(tmp_path)
+    document = compare(
+        store, stored(store, {c: [right(0), right(0), f] for c, f in ((BASE, right(0)), (OTHER, right(60)))})
+    ).document()
+    narrow(monkeypatch, 300)
+    rows_table(document)
+    assert "\x1b[" not in capsys.readouterr().out
+    narrow(monkeypatch, 300, colors=True)
+    rows_table(document)
+    assert "\x1b[31mworse (tolerance 2.0)" in capsys.readouterr().out
+
+
+def test_names_of_columns_may_be_those_of_configurations(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store = ScoreStore(tmp_path)
+    verdict, n = Configuration("8" * 32, "verdict"), Configuration("9" * 32, "n")
+    scores = stored(store, {verdict: [right(0), right(0), right(60)], n: [right(0), right(0), right(0)]})
+    narrow(monkeypatch, 300)
+    rows_table(compare(store, scores, baseline="verdict").document(), ("verdict", "n"))
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[1].split() == ["task", "metric", "verdict", "n", "diff", "95", "%", "adjusted", "p", "adj", "n", "verdict"]

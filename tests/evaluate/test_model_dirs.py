@@ -46,12 +46,21 @@ def test_models_alone_are_compared_with_the_first(world: Project) -> None:
     ]
 
 
-def test_a_model_beside_recipes_has_their_base_as_baseline(world: Project) -> None:
+def test_a_model_beside_a_recipe_is_compared_with_it_or_with_the_base(world: Project) -> None:
     scored = document("eval", "mean", "models/Tuned-A")
     assert [c["name"] for c in scored["configurations"]] == ["base", "one", "two", "average", "mean", "Tuned-A"]
     found = json.loads(call("compare", "mean", "models/Tuned-A", "--json", code=(0, 3)).stdout)
-    assert found["baseline"] == "base"
-    assert "Tuned-A" in {r["configuration"] for r in found["rows"]}
+    assert found["baseline"] == "mean"
+    assert {r["configuration"] for r in found["rows"]} == {"Tuned-A"}
+    assert found["recommendation"]["baseline"] == "base"
+    assert {c["configuration"] for c in found["recommendation"]["candidates"]} == {"mean", "Tuned-A"}
+    turned = json.loads(call("compare", "models/Tuned-A", "mean", "--json", code=(0, 3)).stdout)
+    assert turned["baseline"] == "Tuned-A"
+    assert [r["diff"] for r in turned["rows"]] == [-r["diff"] for r in found["rows"]]
+    whole = json.loads(call("compare", "mean", "models/Tuned-A", "--baseline", "base", "--json", code=(0, 3)).stdout)
+    assert whole["baseline"] == "base"
+    assert {"mean", "Tuned-A"} <= {r["configuration"] for r in whole["rows"]}
+    assert whole["recommendation"] == found["recommendation"]
 
 
 def test_equal_weights_are_scored_once(

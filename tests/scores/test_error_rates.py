@@ -8,16 +8,16 @@ At a rate of 5 % the standard error of 1,000 trials is 0.7 points, of 4,000 0.35
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterable
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy import stats
+
+from worlds.measured import measured
 
 from workbench.compare.differences import Difference, differences
 from workbench.compare.tables import Table
@@ -46,14 +46,6 @@ def cases(*kinds: str) -> list[tuple[str, str, int, int]]:
     table = product(enumerate(SHAPES), enumerate(kinds), enumerate(SIZES))
     chosen = [(kind, shape, *size) for (i, shape), (j, kind), (k, size) in table if every or k == (i + j) % len(SIZES)]
     return chosen + [(kind, "equal", 240, 240) for kind in kinds]
-
-
-def measured(claim: str, rate: float, **case: Any) -> float:
-    """Return a rate, and write it down where a file is named for it."""
-    if path := os.environ.get("WORKBENCH_ERROR_RATES"):
-        with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"claim": claim, "rate": round(rate, 4), **case}) + "\n")
-    return rate
 
 
 def clusters(shape: str, k: int, n: int, rng: np.random.Generator) -> Any:

@@ -87,6 +87,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
         runs[name] = Path(document("run", f"recipes/{name}.yaml", "--device", "cpu", "--threads", 1)["run"])
         document("runs show", runs[name].name)
     document("plan", "recipes/mix.yaml")
+    document("recipe diff", "recipes/mix.yaml", "recipes/adapter.yaml")
     document("runs ls")
     document("eval", "recipes/mix.yaml", "--device", "cpu")
     document("compare", "recipes/mix.yaml", code=(0, 3))

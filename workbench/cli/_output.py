@@ -26,6 +26,11 @@ def shown(text: str) -> str:
     return escape(printable(text))
 
 
+def styled(text: str, style: str) -> str:
+    """Return an escaped text in rich's markup for a style."""
+    return f"[{style}]{text}[/]" if style else text
+
+
 class Terminal:
     """The only place that prints.
 
@@ -85,20 +90,36 @@ class Terminal:
         if error.hint:
             self.talk.print(f"  [bold]hint:[/] {shown(shortened(error.hint))}")
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]], right: Iterable[int] = ()) -> None:
+    @property
+    def width(self) -> int:
+        """Columns of the terminal; 400 for a pipe."""
+        return self.data.width
+
+    def heading(self, text: str) -> None:
+        """Print a line of data on stdout, in bold on a terminal."""
+        self.colored([(text, "bold")])
+
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        right: Iterable[int] = (),
+        style: Callable[[int, str], str] = lambda _, __: "",
+    ) -> None:
         """Print a table on stdout.
 
         Args:
             columns: Heads of the columns.
             rows: Cells of each row.
             right: Indices of the columns that are aligned right.
+            style: Returns the style of a cell on a terminal, such as "green", from the index of its column and its text; "" for none.
         """
         numbers = set(right)
         table = Table(box=None, pad_edge=False, header_style="bold")
         for i, column in enumerate(columns):
             table.add_column(column, justify="right" if i in numbers else "left", no_wrap=i == 0)
         for row in rows:
-            table.add_row(*(shown(cell) for cell in row))
+            table.add_row(*(styled(shown(cell), style(i, cell)) for i, cell in enumerate(row)))
         self.data.print(table)
 
     def colored(self, parts: Sequence[tuple[str, str]]) -> None:

@@ -54,6 +54,20 @@ class Opened:
             return self.aliases.get(asked, asked)
         return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
 
+    def pair(self, names: list[str]) -> tuple[str, str] | None:
+        """Return the names of the two configurations that a command names, in its order; None if these are not exactly two.
+
+        Args:
+            names: Recipes and models as named on the command line.
+        """
+        named = [entry.name for entry in self.entries if entry.role == "configuration"]
+        recipes = iter([name for name in named if name not in self.aliases.values()])
+        arguments = list(dict.fromkeys(names))
+        if len(named) != 2 or len(arguments) != 2:
+            return None
+        first, second = (self.aliases[name] if name in self.aliases else next(recipes) for name in arguments)
+        return first, second
+
 
 def open_subjects(
     names: list[str],

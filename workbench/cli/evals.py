@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._comparison import gate_lines, groups_table, rows_table, scores_table
+from workbench.cli._comparison import groups_table, scores_table
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -26,9 +26,11 @@ from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
+from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
+    from workbench.compare.compare import Comparison
     from workbench.scores.store import Scores
 
 
@@ -112,20 +114,24 @@ def compare(
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
 ) -> None:
-    """Compare stored scores with a baseline, paired item by item.
+    """Compare stored scores with a baseline, paired item by item, and recommend a configuration.
 
-    Takes recipes, models, or runs imported under --suite. Exits with 3 if a named configuration is worse than the baseline
-    on a primary metric, guarded tasks included; with --require-safe, also if one is not shown safe on a guarded task.
-    Otherwise exits with 1 if a configuration is left out because it is invalid or not scored.
+    Takes recipes, models, or runs imported under --suite. If exactly two are named without --baseline, the second is
+    compared with the first; the recommendation and the guarded tasks are still held against the suite's baseline. Exits
+    with 3 if a named configuration is worse than its baseline on a primary metric, guarded tasks included; with
+    --require-safe, also if one is not shown safe on a guarded task. Otherwise exits with 1 if a configuration is left out
+    because it is invalid or not scored.
     """
     from workbench.cli.documents.scores import CompareDocument
     from workbench.evaluate.scoring import stored
 
     left_out: list[LeftOut] = []
+    pair: tuple[str, str] | None = None
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
         named = [s.configuration.name for s in scores]
-        comparison = compare_scores(store, scores, baseline or named[0], project)
+        against: str | None = baseline or named[0]
+        pair = (named[0], named[1]) if baseline is None and len(named) == 2 else None
     else:
         opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit, skip=True)
         left_out = opened.left_out
@@ -141,18 +147,41 @@ def compare(
             out.warn(f"left out: {', '.join(lacking)} ({on})")
             left_out += [LeftOut(name, on, hint) for name in lacking]
             scores = [s for s in scores if s.configuration.name not in lacking]
-        comparison = compare_scores(opened.store, scores, against, opened.project)
-    document = comparison.document()
-    routing = {"routing": document["routing"]} if "routing" in document else {}
-    printed = {"baseline": document["baseline"], "rows": document["rows"], **routing, **told(left_out)}
-    out.result(lambda: CompareDocument.model_validate(printed), lambda: rows_table(document), json=json)
-    worse = [row for row in comparison.worse if row.configuration in named]
-    not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
-    if lines := gate_lines(worse, not_safe, document["baseline"]):
+        store, project = opened.store, opened.project
+        pair = None if baseline or left_out else opened.pair(names)
+    whole = compare_scores(store, scores, against, project)
+    two = compare_scores(store, scores, pair[0], project) if pair and pair[0] != whole.baseline else whole
+    document, overall = two.document(), whole.document()
+    rows = [row for row in document["rows"] if pair is None or row["configuration"] == pair[1]]
+    parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "routing") if name in overall}
+    printed = {"baseline": document["baseline"], "rows": rows, **parts, **told(left_out)}
+
+    def text() -> None:
+        recommended(overall)
+        rows_table(document, pair)
+
+    out.result(lambda: CompareDocument.model_validate(printed), text, json=json)
+    lines = _gate(two, named, require_safe)
+    lines += [line for line in _gate(whole, named, require_safe, guarded=True) if line not in lines]
+    if lines:
         for line in lines:
             out.say(line)
         raise typer.Exit(3)
     refuse_left_out(left_out)
+
+
+def _gate(comparison: Comparison, named: list[str], require_safe: bool, guarded: bool = False) -> list[str]:
+    """Return the reasons for exit status 3, one line per configuration.
+
+    Args:
+        comparison: The comparison.
+        named: Names of the configurations that count.
+        require_safe: Value of `--require-safe`.
+        guarded: Count guarded tasks only.
+    """
+    worse = [row for row in comparison.worse if row.configuration in named and (row.family == "guarded" or not guarded)]
+    not_safe = [row for row in comparison.not_safe if row.configuration in named] if require_safe else []
+    return gate_lines(worse, not_safe, comparison.baseline)
 
 
 def report(

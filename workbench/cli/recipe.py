@@ -1,18 +1,22 @@
-"""Commands `recipe new|check|schema|import`."""
+"""Commands `recipe new|check|diff|schema|import`."""
 
 from __future__ import annotations
 
+from json import dumps
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._options import RecipesArg, SetOpt
+from workbench.cli._options import JsonOpt, RecipesArg, SetOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check and import recipes.")
+if TYPE_CHECKING:
+    from workbench.library.recipediff import InputDifference, RecipeDifference
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check, compare and import recipes.")
 
 TEMPLATE = """\
 # workbench run {path}
@@ -106,6 +110,79 @@ def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
             failed = True
     if failed:
         raise typer.Exit(2)
+
+
+@app.command()
+@reads_recipes
+def diff(
+    first: Annotated[str, typer.Argument(help="A recipe: a file, or NAME for recipes/NAME.yaml.", show_default=False)],
+    second: Annotated[str, typer.Argument(help="Another recipe.", show_default=False)],
+    json: JsonOpt = False,
+) -> None:
+    """Print the fields in which two recipes differ, with defaults filled in, and inputs whose content differs.
+
+    A field is named as in --set. If a recipe's inputs cannot be read, only fields and locations are compared.
+    """
+    from dataclasses import asdict
+
+    from workbench.bricks.hub import Hub
+    from workbench.cli._recipes import recipe_file, relative
+    from workbench.cli.documents.recipes import RecipeDiffDocument
+    from workbench.library.recipediff import recipe_difference
+    from workbench.recipe.recipe import load_recipe
+
+    files = [recipe_file(name) for name in (first, second)]
+    found = recipe_difference(load_recipe(files[0]), load_recipe(files[1]), Hub(headers_only=True, events=out.event))
+    names = [str(relative(file)) for file in files]
+
+    def document() -> RecipeDiffDocument:
+        data = {
+            "first": names[0],
+            "second": names[1],
+            "fields": [asdict(one) for one in found.fields],
+            "inputs": [{**asdict(one), "same_content": one.same_content} for one in found.inputs],
+            "same_result": found.same_result,
+            "unread": [{"recipe": which, "reason": reason} for which, reason in found.unread.items()],
+        }
+        return RecipeDiffDocument.model_validate(data)
+
+    out.result(document, lambda: _differences(found, names), json=json)
+
+
+def _differences(found: RecipeDifference, names: list[str]) -> None:
+    """Print the differences of two recipes as tables, and what they mean for the result."""
+    if found.fields:
+        rows = [
+            [one.field, *(_value(v, one.only, side) for v, side in ((one.first, "first"), (one.second, "second")))]
+            for one in found.fields
+        ]
+        out.table(["field", *names], rows)
+    else:
+        out.line("no field differs")
+    if found.inputs:
+        out.line("")
+        cells = [
+            [one.name, *_places(one), {True: "same", False: "differs", None: "not known"}[one.same_content]]
+            for one in found.inputs
+        ]
+        out.table(["input", *names, "content"], cells)
+    for which, reason in found.unread.items():
+        out.warn(f"digests of the {which} recipe are not known: {reason}")
+    if found.same_result is not None:
+        out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
+
+
+def _value(value: Any, only: str | None, side: str) -> str:
+    """Return a field's value as a recipe writes it; a dash if the recipe does not have the field."""
+    if only not in (None, side):
+        return "\N{EN DASH}"
+    return value if isinstance(value, str) else dumps(value, ensure_ascii=False)
+
+
+def _places(one: InputDifference) -> list[str]:
+    """Return the locations of an input in both recipes, each with the beginning of its digest."""
+    pairs = ((one.first, one.first_digest), (one.second, one.second_digest))
+    return ["\N{EN DASH}" if place is None else place + (f" ({digest[:12]})" if digest else "") for place, digest in pairs]
 
 
 @app.command()

@@ -20,6 +20,7 @@ from workbench.compare.configurations import summary
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
 from workbench.compare.flips import flips
+from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
@@ -128,6 +129,7 @@ def compare(
             "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
             **routing_of(tasks, shown),
+            **recommendation_of(tasks, base, entries, rows, alpha),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )

@@ -59,6 +59,8 @@ def summary(
         "forgetting": forgetting(tables, root, c) if root else None,
         "parameters": c.parameters,
         "bytes": c.bytes,
+        "form": c.form,
+        "written": c.written,
         "bricks": c.bricks,
         "axes": c.axes,
         "check": [s.check.model_dump() if s.check else None for s in entry],

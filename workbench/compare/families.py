@@ -2,7 +2,8 @@
 
 Families are declared before any test. They are the named configurations on the tasks that are not guarded; on the same tasks the bricks, and
 separately the base and averages; and the guarded tasks of each of these three groups. Controls are tested separately because they answer
-another question and must not lower the power for the named configurations.
+another question and must not lower the power for the named configurations. The pairs that a recommendation rests on are a family of their
+own, in `leaders`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from workbench.compare.tables import Table
+from workbench.scores.changes import Changes
 from workbench.scores.paired import Pair, tested_together
 from workbench.scores.signflips import step_down
 from workbench.scores.store import Configuration
@@ -111,26 +113,36 @@ def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedC
         if cell.pair.changes.moved:  # otherwise there is no difference to test
             members[family(cell)].append(i)
     for rows in members.values():
-        _family(cells, rows, alpha, results)
+        changes = [cells[i].pair.changes for i in rows]
+        for i, ruling in zip(rows, ruled(changes, [id(cells[i].table) for i in rows], alpha), strict=True):
+            results[i] = ruling
     return results
 
 
-def _family(cells: Sequence[TestedCell], rows: Sequence[int], alpha: float, results: list[Ruling]) -> None:
-    """Test one family with the step-down procedure and write its rulings into `found`.
+def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -> list[Ruling]:
+    """Test one family with the step-down procedure.
 
     The interval of a rejected row uses the critical value of its own step. All other rows use that of the first step, which holds for all
     rows together, so that "equivalent" and "safe" never depend on a level that other rows' rejections have relaxed. The value is kept between
     Student's t at alpha and at alpha / rows (Bonferroni), because if few items change, the sign flips say little about larger differences.
+
+    Args:
+        changes: The rows, in each of which at least one cluster has changed.
+        tasks: One label per row; rows with the same label have the same clusters and are flipped together.
+        alpha: Error rate of the family.
+
+    Returns:
+        One ruling per row, in the same order.
     """
-    tasks: dict[int, list[int]] = defaultdict(list)
-    for i in rows:
-        tasks[id(cells[i].table)].append(i)
-    changes = {i: cells[i].pair.changes for i in rows}
+    by_task: dict[Hashable, list[int]] = defaultdict(list)
+    for i, task in enumerate(tasks):
+        by_task[task].append(i)
     task_sums = [
-        (np.stack([changes[i].sums for i in task], 1), np.array([changes[i].scale for i in task])) for task in tasks.values()
+        (np.stack([changes[i].sums for i in rows], 1), np.array([changes[i].scale for i in rows])) for rows in by_task.values()
     ]
-    steps = step_down(task_sums, alpha)
-    for task, of_task in zip(tasks.values(), steps, strict=True):
-        for i, step in zip(task, of_task, strict=True):
+    results: dict[int, Ruling] = {}
+    for rows, of_task in zip(by_task.values(), step_down(task_sums, alpha), strict=True):
+        for i, step in zip(rows, of_task, strict=True):
             critical = max(step.critical, changes[i].critical(alpha))
-            results[i] = Ruling(max(step.p, cells[i].pair.p), min(critical, changes[i].critical(alpha / len(rows))), step.least)
+            results[i] = Ruling(max(step.p, changes[i].p), min(critical, changes[i].critical(alpha / len(changes))), step.least)
+    return [results[i] for i in range(len(changes))]

@@ -16,6 +16,7 @@ from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
+from workbench.run.forms import form_of
 from workbench.run.opened import NamedModel
 from workbench.run.shapes import written_specs
 from workbench.scores.plan import ScorePlan
@@ -61,6 +62,7 @@ class LineupEntry:
         recipe_path = str(recipe_file.relative_to(project)) if recipe_file and recipe_file.is_relative_to(project) else None
         specs = written_specs(self.resolved).values()
         bricks = {name: self.resolved.bricks[name].stored_bytes for name in self.resolved.parents}
+        form = form_of(self.resolved) if self.role == "configuration" else None
         return Configuration(
             identity(digest, self.resolved.generation),
             self.name,
@@ -75,6 +77,8 @@ class LineupEntry:
             _facts_used(self.resolved.recipe),
             digest,
             {name: self.resolved.on_disk[name].axes for name in self.resolved.parents if name in self.resolved.on_disk},
+            form.name if form else None,
+            form.size(self.resolved) if form else None,
         )
 
     def key(self, plan: ScorePlan, digest: str | None) -> str | None:

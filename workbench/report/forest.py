@@ -7,7 +7,7 @@ of the page without scaling letters and marks. Labels are beside the plot, in ro
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -65,9 +65,14 @@ class ForestAxis:
         return f"{self.share(high) - self.share(low):.3f}%"
 
 
-def panels(view: View) -> list[Panel]:
-    """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis."""
-    by_task = {t.name: [d for d in _differences_on(view, t) if d.diff is not None] for t in view.tasks}
+def panels(view: View, names: Container[str] | None = None) -> list[Panel]:
+    """Return the panels in task order. Shares have one axis per role, and each metric in its own unit has its own axis.
+
+    Args:
+        view: The comparison.
+        names: Named configurations that get a row; default: all. Controls always get one.
+    """
+    by_task = {t.name: [d for d in _differences_on(view, t, names) if d.diff is not None] for t in view.tasks}
     shared: dict[str, list[DifferenceView]] = {}
     for task in view.tasks:
         shared.setdefault(task.axis, []).extend(by_task[task.name])
@@ -103,8 +108,9 @@ def decimals(numbers: Iterable[float]) -> int:
     return next((d for d in range(6) if all(abs(t - round(t, d)) < 1e-7 for t in values)), 6)
 
 
-def _differences_on(view: View, task: TaskView) -> list[DifferenceView]:
-    return [d for c in view.configurations for d in view.compared(c.name, [task])]
+def _differences_on(view: View, task: TaskView, names: Container[str] | None) -> list[DifferenceView]:
+    shown = [c for c in view.configurations if c.is_control or names is None or c.name in names]
+    return [d for c in shown for d in view.compared(c.name, [task])]
 
 
 def _reach(task: TaskView) -> float:

@@ -37,11 +37,25 @@ def glossary(view: View) -> list[Entry]:
             "to chance: if the lower end of the parent's 95 % interval is less than half as far from chance as the parent's score.",
         ),
         *_metrics(view),
-        (
+        _pairs(view),
+    ]
+
+
+def _pairs(view: View) -> Entry:
+    """Explain which configurations are tested against each other."""
+    pairs = ((view.recommendation or {}).get("family") or {}).get("pairs")
+    if not pairs:
+        return (
             "Not tested",
             "Configurations are compared with the baseline and not with each other; --baseline NAME selects another baseline.",
-        ),
-    ]
+        )
+    return (
+        "Leaders",
+        "The configuration with the highest mean over skills, and all that are not shown to be worse than it. The tests behind this "
+        f"({plural(int(pairs), 'pair')}) are a family of their own. Every difference is compared with the largest one between any two "
+        "configurations under the sign flips, so that the verdicts hold although the leaders are chosen by the same scores. On single tasks, "
+        "configurations are compared with the baseline and not with each other.",
+    )
 
 
 def _scores(view: View) -> list[Entry]:

@@ -8,6 +8,7 @@ from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unb
 from workbench.report.view import VERDICTS, DifferenceView, TaskView, View
 
 _DETAILED = 3  # configurations whose losses get a sentence each
+_COUNTED = 6  # with more configurations, verdicts other than "worse" are counted instead of listed
 
 
 def harm(view: View) -> list[str]:
@@ -23,6 +24,16 @@ def harm(view: View) -> list[str]:
     if rest := [name for name, _ in ranked[_DETAILED:]]:
         tasks = listed(dict.fromkeys(d.task for name in rest for d in losses[name]))
         sentences.append(f"{listed(rest)} {'is' if len(rest) == 1 else 'are'} worse than {view.baseline} on {tasks} too.")
+    return sentences
+
+
+def harm_in_one(view: View) -> list[str]:
+    """Return one sentence per guarded task that names all configurations that are worse on it, without their losses."""
+    sentences = []
+    for task in view.guarded:
+        names = [d.configuration for d in _rows(view, [task]) if d.word == "worse"]
+        if names:
+            sentences.append(f"{listed(names)} {'is' if len(names) == 1 else 'are'} worse than {view.baseline} on {task.name}.")
     return sentences
 
 
@@ -119,12 +130,17 @@ def _verdicts(view: View, word: str, differences: list[DifferenceView]) -> str:
     if not differences:
         return ""
     names = [d.configuration for d in differences]
-    verb = "is" if len(names) == 1 else "are"
+    if len(names) > _COUNTED and word != "worse":
+        names = [f"{len(names)} configurations"]
+        differences = []
+    verb = "is" if len(names) == 1 and differences else "are"
     if word in ("cannot tell", "no item changed"):
         return f"{word} for {listed(names)}"
-    if word == "not shown safe":
+    if word == "not shown safe" and differences:
         return f"{listed(f'{d.configuration} ({lacking(view, d, limit=False)})' for d in differences)} {verb} not shown safe"
-    than = {"equivalent": f"equivalent to {view.baseline}", "safe": "safe"}.get(word, f"{word} than {view.baseline}")
+    than = {"equivalent": f"equivalent to {view.baseline}", "safe": "safe", "not shown safe": "not shown safe"}.get(
+        word, f"{word} than {view.baseline}"
+    )
     return f"{listed(names)} {verb} {than}"
 
 

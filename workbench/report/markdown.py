@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.report import edits, flips, guard, marks, routed, scatter, wording
+from workbench.report.decision import decision
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
@@ -19,6 +20,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
         f"# {escape(wording.title(view))}",
+        *_decision(view),
         *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
@@ -49,6 +51,25 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
+
+
+def _decision(view: View) -> list[str]:
+    """Return the recommendation, what would help, the configurations beside it, and the table of leaders."""
+    found = decision(view)
+    if found is None:
+        return []
+    header = ["Leader", "Mean over skills", "Below the best", "Guarded tasks", "Cost"]
+    rows = []
+    for r in found.rows:
+        guarded = [f"{d.task} {d.word} ({view.unit(d.task).diff(d.diff)})" for d in r.guarded]
+        gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
+        rows.append([r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost])
+    return [
+        f"**{escape(found.text)}**",
+        bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
+        *([table(header, rows)] if rows else []),
+        escape(found.family),
+    ]
 
 
 def escape(text: str) -> str:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.report import flips, forest, guard, marks, numbers, routed, scatter, wording
+from workbench.report import decision, flips, forest, guard, marks, numbers, routed, scatter, wording
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
@@ -28,7 +28,9 @@ ROLE_WORDS = {
     "average": "plain average",
     "configuration": "configuration",
 }
-SCRIPTS = ("report.js", "diff.js", "flips.js")
+SCRIPTS = ("report.js", "filter.js", "diff.js", "flips.js")
+FILTERED = 20
+"""Rows of the summary table from which on it can be filtered by name and brick."""
 SUFFIXES = (".html", ".md", ".json")
 
 
@@ -66,10 +68,18 @@ def html(document: Mapping[str, Any], view: View) -> str:
     """Return the page as text; the template escapes all values of the document."""
     flip_counts = flips.counts(document, view)
     base = view.configuration(view.baseline)
+    front, sizes = scatter.retention_plot(view), scatter.size_plot(view)
+    leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED
+    bricks = dict.fromkeys(brick for c in view.configurations for brick in c.parents)
     context = {
         "view": view,
         "title": wording.title(view),
-        "harm": guard.harm(view),
+        "decision": decision.decision(view),
+        "many": many,
+        "front": front,
+        "filtered": len(view.configurations) >= FILTERED,
+        "filter_bricks": sorted(bricks),
+        "harm": guard.harm_in_one(view) if view.recommendation and len(view.judged) > decision.SENTENCES else guard.harm(view),
         "headline": wording.headline(view),
         "scope": wording.scope(view),
         "summary": wording.summary(view),
@@ -78,10 +88,10 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "missing": wording.missing_controls(view),
         "interference_text": wording.interference(view),
         "glossary": glossary(view),
-        "panels": forest.panels(view),
+        "panels": forest.panels(view, leading if many else None),
         "difference_matrix": marks.differences(view),
         "interference_matrix": marks.interference(view),
-        "scatters": scatter.scatters(view),
+        "scatters": [sizes] if sizes else [],
         "self_check": self_check(view),
         "checked": any(c.checks for c in view.configurations),
         "diff_pair": wording.diff_pair(view),

@@ -53,6 +53,7 @@ def view_of(document: Mapping[str, Any]) -> View:
         effects={(e.brick, e.task): e for e in _effects(interference) if e.diff is not None},
         provenance=provenance,
         warnings=tuple(str(w) for w in document.get("warnings") or ()),
+        recommendation=document.get("recommendation") or None,
     )
 
 

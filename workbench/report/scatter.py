@@ -45,6 +45,8 @@ class Point:
     front: bool = False
     named: bool = True
     """True if its name is shown beside it, when there is room."""
+    chosen: bool = False
+    """True if the recommendation names it."""
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,29 @@ class ScatterAxis:
         return f"{self.label} ({'lower' if self.lower else 'higher'} is better)"
 
 
+MEAN = ScatterAxis("mean over skills", POINTS.scale)
+
+
 def scatters(view: View) -> list[Scatter]:
     """Return plots of skills against retention, if there is a retention task, and against parameters, if these differ."""
-    mean = ScatterAxis("mean over skills", POINTS.scale)
-    plots = []
-    if view.retention:
-        axis, level = _retention(view.retention)
-        plots.append(_scatter(view, "Skills and retention", axis, mean, level))
-    counts = {c.parameters for c in view.configurations if c.parameters is not None}
-    if len(counts) > 1:
-        axis = ScatterAxis("parameters", lower=True, text=amount)
-        plots.append(_scatter(view, "Skills and size", axis, mean, lambda c: _exact(c.parameters)))
-    return [s for s in plots if s is not None]
+    return [s for s in (retention_plot(view), size_plot(view)) if s is not None]
+
+
+def retention_plot(view: View) -> Scatter | None:
+    """Return the plot of skills against retention, if there is a retention task."""
+    if not view.retention:
+        return None
+    axis, level = _retention(view.retention)
+    return _scatter(view, "Skills and retention", axis, MEAN, level)
+
+
+def size_plot(view: View) -> Scatter | None:
+    """Return the plot of skills against parameters, if these differ."""
+    if len({c.parameters for c in view.configurations if c.parameters is not None}) < 2:
+        return None
+    return _scatter(
+        view, "Skills and size", ScatterAxis("parameters", lower=True, text=amount), MEAN, lambda c: _exact(c.parameters)
+    )
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[bool]:
@@ -120,7 +133,9 @@ def _scatter(
     if len(points) < 2:
         return None
     best = front([(-p.x if x.lower else p.x, p.y) for p in points])
-    points = [replace(p, front=on) for p, on in zip(points, best, strict=True)]
+    about = view.recommendation or {}
+    chosen = about.get("configuration") or about.get("closest")
+    points = [replace(p, front=on, chosen=p.name == chosen) for p, on in zip(points, best, strict=True)]
     names = tuple(p.name for p in points if p.front)
     caption = (
         f"The Pareto front joins the configurations that no other configuration beats on both axes: {listed(names)}. "
@@ -228,6 +243,8 @@ def _mark(p: Point, across: _Frame, up: _Frame) -> Markup:
         parts.append(svg("line", class_="reach", x1=across.at(p.x_ends[0]), x2=across.at(p.x_ends[1]), y1=y, y2=y))
     if p.y_ends:
         parts.append(svg("line", class_="reach", x1=x, x2=x, y1=up.at(p.y_ends[0]), y2=up.at(p.y_ends[1])))
+    if p.chosen:
+        parts.append(svg("circle", class_="ring", cx=x, cy=y, r=9))
     kind = ("control" if p.control else "named") + (" on-front" if p.front else "")
     parts.append(svg("circle", class_="point", cx=x, cy=y, r=4.5 if p.control else 5.5))
     return svg("g", joined(*parts), class_=f"mark {kind}")
@@ -237,7 +254,7 @@ def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     """Place names beside their points, those on the front first; a name without room appears only in the hover text."""
     occupied = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
-    for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].front, q[0].control)):
+    for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].chosen, not q[0].front, q[0].control)):
         text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
         width = LETTER * len(text)
         for dx, dy, anchor in OFFSETS:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -233,6 +234,7 @@ class View:
         families: Number of comparisons by family, in the order compared, guarded, controls; empty in older documents.
         margin: Smallest effect of interest, if known.
         effects: The interference matrix, by brick and task.
+        recommendation: The document's entry of that name; None in older documents and if only controls are compared.
     """
 
     baseline: str
@@ -251,6 +253,7 @@ class View:
     effects: dict[tuple[str, str], Effect]
     provenance: Mapping[str, Any]
     warnings: tuple[str, ...]
+    recommendation: Mapping[str, Any] | None = None
 
     @property
     def controls(self) -> tuple[ConfigurationView, ...]:
@@ -271,6 +274,13 @@ class View:
     def named(self) -> tuple[ConfigurationView, ...]:
         """Configurations that are not controls."""
         return tuple(c for c in self.configurations if not c.is_control)
+
+    @property
+    def by_mean(self) -> tuple[ConfigurationView, ...]:
+        """Named configurations, the highest mean over skills first; those without a mean come last, in the document's order."""
+        return tuple(
+            sorted(self.named, key=lambda c: -math.inf if c.mean is None or c.mean.value is None else c.mean.value, reverse=True)
+        )
 
     @property
     def judged(self) -> tuple[ConfigurationView, ...]:

@@ -6,9 +6,11 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from workbench.report import guard
+from workbench.report import decision, guard
 from workbench.report.numbers import PERCENT, POINTS, about, listed, plural, unbroken
 from workbench.report.view import VERDICTS, ConfigurationView, DifferenceView, View, verdict_word
+
+_AVERAGES = 3  # sets of bricks without a plain average that are named
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ def headline(view: View) -> list[str]:
         sentences.append((subject + "; ".join(clauses) if skills else _capital("; ".join(clauses))) + ".")
     if rest:
         is_same = bool(best.digest) and rest[0].digest == best.digest
-        relation = "the two have the same weights" if is_same else "the two were not tested against each other"
+        relation = "the two have the same weights" if is_same else decision.relation(view, best.name, rest[0].name)
         sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}; {relation}.")
     return sentences
 
@@ -119,8 +121,9 @@ def summary(view: View) -> list[str]:
 
 
 def findings(view: View) -> list[Finding]:
-    """Return one finding per named configuration, in the order of the document."""
-    return [Finding(c.name, _finding(view, c)) for c in view.judged]
+    """Return one finding per named configuration that gets sentences, the highest mean over skills first."""
+    by_name = {c.name: c for c in view.judged}
+    return [Finding(name, _finding(view, by_name[name])) for name in decision.leading(view)]
 
 
 def what(c: ConfigurationView) -> str:
@@ -160,7 +163,9 @@ def without_average(view: View) -> list[str]:
     """Return the sets of parents whose plain average was not scored, in words; empty if no average was scored at all."""
     averaged = [set(c.parents) for c in view.configurations if "average" in c.roles]
     sets = dict.fromkeys(c.parents for c in view.named if len(c.parents) > 1)
-    return [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
+    lacking = [listed(s) for s in sets if averaged and not any(a == set(s) or not a for a in averaged)]
+    more = len(lacking) - _AVERAGES
+    return lacking if more <= 0 else [*lacking[:_AVERAGES], f"{more} other {'set' if more == 1 else 'sets'} of bricks"]
 
 
 def interference(view: View) -> str:

@@ -44,6 +44,8 @@ class Configuration:
         first: Number of facts that its edit uses, from the start of the file; None for all.
         weights: Digest of the weights, if it differs from `digest`.
         axes: Brick -> axis -> value, for the bricks with files (origin, granularity, computation, ...).
+        form: Form in which `run` writes it: checkpoint, adapter or configuration; None for controls and if only scores are known.
+        written: Bytes that `run` writes; None where `form` is None.
     """
 
     digest: str
@@ -59,6 +61,8 @@ class Configuration:
     first: int | None = None
     weights: str | None = None
     axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    form: str | None = None
+    written: int | None = None
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""

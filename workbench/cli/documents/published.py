@@ -26,6 +26,7 @@ from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
+from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
@@ -41,6 +42,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "compare": CompareDocument,
     "search": SearchDocument,
     "methods": MethodDocument | list[MethodDocument],
+    "recipe diff": RecipeDiffDocument,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
     "brick ls": list[BrickDocument],

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from workbench.cli.documents.document import Document, LeftOutDocument, Number, OpenDocument, optional
+from workbench.cli.documents.recommendation import RecommendationDocument
 
 
 class MetricScore(Document):
@@ -231,6 +232,8 @@ class CompareDocument(Document):
     """Name of the baseline."""
     rows: list[DifferenceRow]
     """One row for each configuration and each task or contrast."""
+    recommendation: RecommendationDocument | None = optional()
+    """Which configuration to ship and why; absent if only controls are compared."""
     routing: RoutingComparison | None = optional()
     """Which bricks answered in routed configurations, if there are any."""
     left_out: list[LeftOutDocument] = optional()

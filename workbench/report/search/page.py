@@ -80,6 +80,7 @@ def _comparison(view: View) -> dict[str, Any]:
     """Return the template variables of the panels of differences."""
     return {
         "view": view,
+        "many": False,
         "panels": forest.panels(view),
         "own_units": any(t.unit.scale != numbers.POINTS.scale for t in view.tasks),
         "lower": [t.name for t in view.tasks if t.lower],

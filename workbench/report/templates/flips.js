@@ -1,7 +1,7 @@
 // Browser of changed items. A row is created when it is shown, its body when it is opened.
-const PAGE = 30;
 const WORDS = { gained: "gained", lost: "lost", other: "same score" };
 const browse = (list) => {
+  const size = Number(list.dataset.page);
   const pick = { configuration: $("flip-configuration"), task: $("flip-task"), direction: $("flip-direction"), text: $("flip-text") };
   let data = null, matching = [], made = 0;
 
@@ -97,12 +97,12 @@ const browse = (list) => {
     return details;
   };
   const more = () => {
-    const next = matching.slice(made, made + PAGE);
+    const next = matching.slice(made, made + size);
     list.append(...next.map(rowOf));
     made += next.length;
     const left = matching.length - made;
     $("flip-more").hidden = left === 0;
-    $("flip-more").textContent = "Show " + Math.min(PAGE, left) + " more";
+    $("flip-more").textContent = "Show " + Math.min(size, left) + " more";
   };
   const filter = () => {
     const configuration = Number(pick.configuration.value), task = pick.task.value, direction = pick.direction.value;

@@ -1,0 +1,115 @@
+"""The first screen of the report in headless Chromium, at 2, 10 and 24 configurations: what stands on it, its length, the filter."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.decided import many, situation
+from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+
+from workbench.report import render
+
+pytestmark = pytest.mark.browser
+skip_without_browser()
+
+ROWS = "[...document.querySelectorAll('#summary-table tbody tr:not(.group)')]"
+
+
+@pytest.fixture(scope="module")
+def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    found = {str(n): many(tmp_path_factory.mktemp("many"), n).document() for n in (2, 10)}
+    found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).document()
+    return found | {name: situation(name, tmp_path_factory.mktemp(name)).document() for name in ("winner", "alike", "unsafe")}
+
+
+@pytest.fixture(scope="module")
+def opened() -> Iterator[Browser]:
+    assert EXECUTABLE
+    with browser(EXECUTABLE) as page:
+        yield page
+        assert page.complaints() == []
+
+
+def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
+    path = render(document, folder / "report")[0]
+    page.open(path, width, 900, dark)
+    page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
+    return path
+
+
+@pytest.mark.parametrize("name", ["winner", "alike", "unsafe", "2", "10", "24"])
+def test_the_decision_stands_on_the_first_screen(name: str, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    """At 1280 by 900, the sentence, the table of leaders and the scatter are seen without scrolling."""
+    show(opened, documents[name], tmp_path)
+    found = documents[name]["recommendation"]
+    assert opened.js("document.querySelector('.decision').textContent") == found["text"]
+    for selector in (".decision", "#leaders-table", "#decide svg.scatter"):
+        bottom = opened.js(f"document.querySelector({selector!r}).getBoundingClientRect().bottom")
+        assert 0 < bottom <= 900, selector
+    assert opened.js("document.querySelectorAll('#decide .ring').length") == 2  # of the point and in the legend
+    named = opened.js("[...document.querySelectorAll('#decide .scatter text.name')].map((t) => t.textContent)")
+    assert (found["configuration"] or found["closest"])[:27] in [n[:27] for n in named]
+
+
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("name", ["2", "24"])
+def test_nothing_overflows(name: str, width: int, dark: bool, opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    path = show(opened, documents[name], tmp_path, width, dark)
+    assert opened.js("document.documentElement.scrollWidth") <= width
+    assert opened.requests()[-1] == path.resolve().as_uri()
+
+
+def test_a_page_of_24_configurations_is_short(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents["24"], tmp_path)
+    assert opened.js("document.documentElement.scrollHeight") < 6000
+    assert opened.js("document.querySelectorAll('.findings dt').length") <= 6
+    opened.js("dispatchEvent(new Event('beforeprint'))")  # nothing is lost: what is folded is there
+    assert opened.js("document.querySelectorAll('#differences .matrix tbody tr').length") >= 24
+    assert opened.js("document.querySelector('#configurations-table').getBoundingClientRect().height") > 24 * 20
+
+
+def test_rows_are_sorted_by_mean_and_a_click_turns_them(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents["24"], tmp_path)
+    means = "[...document.querySelectorAll('#summary-table .named tr:not(.group)')].map((r) => Number(r.cells[1].dataset.v))"
+    found = opened.js(means)
+    assert found == sorted(found, reverse=True)
+    opened.js("document.querySelector('#summary-table th[aria-sort]').click()")
+    assert opened.js(means) == sorted(found)
+
+
+def test_rows_are_filtered_by_name_and_brick(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents["24"], tmp_path)
+    configurations = documents["24"]["configurations"]
+    total = len(configurations)
+    assert opened.js("document.getElementById('filter-count').textContent") == f"{total} rows"
+
+    def chosen(name: str, brick: str) -> list[str]:
+        opened.js(f"""(() => {{ for (const [id, value] of [['name', {name!r}], ['brick', {brick!r}]]) {{
+            const e = document.getElementById('filter-' + id); e.value = value; e.dispatchEvent(new Event('input')); }} }})()""")
+        shown: list[str] = opened.js(
+            f"{ROWS}.filter((r) => r.getBoundingClientRect().height > 0).map((r) => r.cells[0].title.split(':')[0])"
+        )
+        return sorted(shown)
+
+    by_name = sorted(c["name"] for c in configurations if "ties" in c["name"])
+    assert chosen("TIES", "") == by_name
+    with_brick = sorted(c["name"] for c in configurations if "dates" in c["parents"])
+    assert 0 < len(with_brick) < total
+    assert chosen("", "dates") == with_brick
+    assert opened.js("document.getElementById('filter-count').textContent") == f"{len(with_brick)} of {total} rows"
+    assert chosen("ties", "dates") == sorted(set(by_name) & set(with_brick))
+    assert chosen("no such name", "") == []
+    assert len(chosen("", "")) == total
+
+
+def test_a_point_says_its_values(opened: Browser, documents: dict[str, Any], tmp_path: Path) -> None:
+    show(opened, documents["alike"], tmp_path)
+    opened.hover("#decide .scatter g.named .point")
+    opened.until("!document.getElementById('tip').hidden")
+    assert "Mean over skills" in opened.js("document.getElementById('tip').textContent")
+    opened.hover("h1")

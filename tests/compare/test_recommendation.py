@@ -1,0 +1,285 @@
+"""The recommendation of a comparison: what is recommended in made-up situations, why nothing is, and the family of pairs behind it."""
+
+from __future__ import annotations
+
+from itertools import combinations, product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from worlds.decided import CLUSTERS, CONTROLS, MB, SITUATIONS, compared, items, made, many, situation
+from worlds.stored_scores import BASE, stored
+
+from workbench.compare import recommend
+from workbench.compare.compare import compare
+from workbench.compare.decision import Standing
+from workbench.compare.leaders import MeanPairs
+from workbench.compare.tables import Table
+from workbench.scores.store import Configuration, ScoreStore
+from workbench.scores.suite import Suite
+
+ONE, TWO, THREE = (Configuration(f"{i:012d}{0:020d}", name) for i, name in enumerate(("one", "two", "three"), 1))
+
+
+def recommended(name: str, folder: Path, **settings: Any) -> dict[str, Any]:
+    found: dict[str, Any] = situation(name, folder, **settings).document()["recommendation"]
+    return found
+
+
+def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
+    document = situation("winner", tmp_path).document()
+    found = document["recommendation"]
+    assert (found["configuration"], found["closest"], found["cause"], found["help"]) == ("ties", None, None, [])
+    assert found["leaders"] == ["ties"]
+    pair = found["candidates"][0]["against_baseline"]
+    assert pair["diff"] == pytest.approx(0.725 - 0.3, abs=1e-9)
+    ends = f"+42.5 points [+{100 * pair['low']:.1f}, +{100 * pair['high']:.1f}]"
+    assert found["text"] == f"Ship ties: highest mean over skills, 72.5; {ends} against base; safe on facts."
+    assert found["details"] == ["Every other configuration with a lower mean is shown to be worse than ties."]
+    assert [c["configuration"] for c in found["candidates"]] == ["ties", "dare", "linear"]
+    assert found["family"]["members"] == 4
+    assert found["family"]["pairs"] == 6
+    means = {c["name"]: c["mean"]["value"] for c in document["configurations"]}
+    assert {c["configuration"]: c["mean"] for c in found["candidates"]} == pytest.approx(
+        {n: means[n] for n in ("ties", "dare", "linear")}
+    )
+
+
+def test_two_that_cannot_be_told_apart_are_both_named_with_the_smaller_one(tmp_path: Path) -> None:
+    found = recommended("alike", tmp_path)
+    assert found["configuration"] == "wide"
+    assert found["leaders"] == ["wide", "lean"]
+    (pair,) = found["pairs"]
+    assert (pair["configuration"], pair["against"], pair["verdict"]) == ("lean", "wide", "cannot tell")
+    assert found["details"][0].startswith("lean is not distinguishable from it (\N{MINUS SIGN}0.5 points [")
+    assert found["details"][0].endswith(" and is smaller (12.0 MB against 400 MB).")
+    assert {c["configuration"]: (c["form"], c["bytes"], c["bricks"]) for c in found["candidates"]}["lean"] == (
+        "adapter",
+        12 * MB,
+        2,
+    )
+
+
+def test_an_equivalent_one_that_costs_less_is_shipped_instead(tmp_path: Path) -> None:
+    """Not told apart is no proof of being equal; within the smallest effect of interest is."""
+    found = recommended("alike", tmp_path, min_effect=0.05)
+    assert found["configuration"] == "lean"
+    assert found["text"].startswith(
+        "Ship lean: equivalent to wide, which has the highest mean, and smaller (12.0 MB against 400 MB); +38.4 points ["
+    )
+    (pair,) = [p for p in found["pairs"] if p["configuration"] == "wide"]
+    assert pair["verdict"] == "equivalent"
+    assert -0.05 < pair["low"] < 0 < pair["high"] < 0.05
+
+
+def test_the_best_one_is_unsafe_and_nothing_else_is_better(tmp_path: Path) -> None:
+    found = recommended("unsafe", tmp_path)
+    assert (found["configuration"], found["closest"], found["cause"]) == (None, "greedy", "unsafe")
+    assert found["text"] == (
+        "No configuration can be recommended: greedy has the highest mean, 77.5, but is worse than base on facts (\N{MINUS SIGN}20.0 points)."
+    )
+    assert found["help"] == [
+        "Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."
+    ]
+
+
+def test_a_brick_that_harms_alone_is_named(tmp_path: Path) -> None:
+    shares = {**CONTROLS, **SITUATIONS["unsafe"]}
+    harmful = next(c for c in shares if c.name == "add")
+    found = compared(tmp_path, {**shares, harmful: (0.7, 0.3, 0.6)}).document()["recommendation"]
+    assert found["help"] == ["Add alone is worse on facts too: lower its weight or leave it out."]
+
+
+def test_the_best_one_is_unsafe_and_the_next_is_shipped(tmp_path: Path) -> None:
+    found = recommended("second", tmp_path)
+    assert (found["configuration"], found["cause"]) == ("ties", None)
+    assert found["text"].startswith("Ship ties: highest mean over skills of those that can be recommended, 60.0; +30.0 points [")
+    assert found["details"][0] == "greedy has a higher mean, 77.5, but is worse than base on facts (\N{MINUS SIGN}20.0 points)."
+    assert found["leaders"] == ["greedy"]
+
+
+def test_nothing_is_better_than_the_base(tmp_path: Path) -> None:
+    found = recommended("nothing", tmp_path)
+    assert (found["configuration"], found["closest"], found["cause"]) == (None, "ties", "not better")
+    assert found["text"].startswith(
+        "No configuration can be recommended: none is shown to be better than base; ties comes closest, +1.0 points ["
+    )
+    assert found["help"][0].startswith("About ")
+    assert "items over the skill tasks would show a difference as large as +1.0 points" in found["help"][0]
+    worse = {**CONTROLS, made("ties", 1): (0.29, 0.28, 0.8)}
+    below = compared(tmp_path / "below", worse).document()["recommendation"]
+    assert below["text"].startswith(
+        "No configuration can be recommended: none has a higher mean over skills than base; ties comes closest, "
+    )
+    assert below["help"] == [
+        "More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."
+    ]
+
+
+def test_too_little_data(tmp_path: Path) -> None:
+    few = recommended("winner", tmp_path / "few", clusters=6)
+    assert (few["configuration"], few["cause"]) == (None, "too few clusters")
+    assert "these items cannot show whether ties is better than base (too few clusters: 6, at least 8 needed)" in few["text"]
+    assert few["help"] == ["Items from more templates or passages; more items of the same ones do not help."]
+    doubt = recommended("winner", tmp_path / "doubt", tolerance=0.001)
+    assert (doubt["configuration"], doubt["closest"], doubt["cause"]) == (None, "ties", "not shown safe")
+    assert "ties has the highest mean, 72.5, but is not shown safe on facts (a loss of up to " in doubt["text"]
+    assert "points is possible, the tolerance is 0.1 points)." in doubt["text"]
+    assert doubt["help"][0].startswith("About ")
+    assert doubt["help"][0].endswith(" items of facts would show that a loss as large as the observed one is safe.")
+
+
+def test_what_cannot_be_averaged_or_is_not_guarded(tmp_path: Path) -> None:
+    none = recommended("winner", tmp_path / "none", roles={"add": "other", "sort": "other", "facts": "retention"})
+    assert (none["cause"], none["candidates"], none["closest"]) == ("no mean", [], None)
+    assert none["help"] == ["Give the suite a task with the role `skill` whose scores lie between 0 and 1."]
+    free = recommended("winner", tmp_path / "free", roles={"facts": "other"})
+    assert free["configuration"] == "ties"
+    assert free["text"].endswith("; no guarded task tests for harm.")
+
+
+def test_the_weights_of_the_baseline_are_no_candidate(tmp_path: Path) -> None:
+    same = Configuration(BASE.digest, "noop", "configuration", ("add",), "recipes/noop.yaml")
+    found = compared(tmp_path, {**CONTROLS, same: CONTROLS[BASE]}).document()["recommendation"]
+    assert (found["cause"], found["text"]) == (
+        "same weights",
+        "No configuration can be recommended: all have the weights of base.",
+    )
+
+
+def test_a_control_above_the_recommended_one_is_said(tmp_path: Path) -> None:
+    shares = {**CONTROLS, **SITUATIONS["winner"]}
+    average = next(c for c in shares if c.name == "average")
+    found = compared(tmp_path, {**shares, average: (0.8, 0.8, 0.8)}).document()["recommendation"]
+    assert found["configuration"] == "ties"
+    assert found["details"][0] == (
+        "The control average (80.0) has a higher mean. It is no candidate: name a recipe that makes the same weights to have it tested."
+    )
+
+
+def test_controls_alone_get_none(tmp_path: Path) -> None:
+    assert "recommendation" not in compared(tmp_path, CONTROLS).document()
+
+
+def test_a_configuration_as_the_baseline_is_a_candidate(tmp_path: Path) -> None:
+    a, b = made("a", 1), made("b", 2)
+    found = compared(tmp_path, {a: (0.7, 0.7, 0.8), b: (0.4, 0.4, 0.8)}, baseline="a").document()["recommendation"]
+    assert found["text"] == "Ship a: highest mean over skills, 70.0; it is the baseline."
+    assert found["family"]["members"] == 2
+    assert [c["guarded"] for c in found["candidates"]] == ["baseline", "safe"]
+
+
+def test_a_baseline_under_another_name_of_its_weights_is_a_candidate_by_that_name(tmp_path: Path) -> None:
+    a, twin, b = made("a", 1), Configuration(f"{1:012d}{0:020d}", "a-again"), made("b", 2)
+    store = ScoreStore(tmp_path)
+    values = {c: {"add": items(share, 1), "sort": items(share, 2)} for c, share in ((a, 0.7), (b, 0.4))}
+    first, second = stored(store, values, clusters=CLUSTERS)
+    document = compare(store, [first, first.called(twin), second], baseline="a-again").document()
+    found = document["recommendation"]
+    assert document["baseline"] == found["baseline"] == "a-again"
+    assert [c["configuration"] for c in found["candidates"]] == ["a-again", "b"]
+
+
+def test_more_members_than_the_family_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recommend, "MOST_MEMBERS", 3)
+    found = recommended("winner", tmp_path)
+    assert (found["cause"], found["candidates"]) == ("too many", [])
+    assert "and 4 are compared" in found["text"]
+
+
+def test_a_guarded_task_without_scores_shows_no_safety() -> None:
+    assert not Standing("a", 0.5, "not shown safe").recommendable
+    assert Standing("a", 0.5, "no guarded task").recommendable
+
+
+def test_costs_are_compared_by_bytes_and_then_by_bricks() -> None:
+    small, large = Standing("s", 0, "safe", bytes=10, bricks=5), Standing("l", 0, "safe", bytes=20, bricks=1)
+    assert (small.cheaper(large), large.cheaper(small)) == ("smaller (10 B against 20 B)", "")
+    near, other = Standing("n", 0, "safe", bytes=100, bricks=2), Standing("o", 0, "safe", bytes=95, bricks=3)
+    assert (near.cheaper(other), other.cheaper(near)) == ("made from fewer bricks (2 against 3)", "")
+    assert Standing("a", 0, "safe").cheaper(small) == ""
+
+
+def tables(values: list[list[Any]], clusters: list[Any], chance: float = 0.0) -> list[Table]:
+    """Tables of skill tasks t0, t1, ...: values[task][configuration] are the items' scores."""
+    names = tuple(f"t{i}" for i in range(len(values)))
+    suite = Suite(suite="s", tasks=names, chance=dict.fromkeys(names, chance))
+    return [
+        Table(
+            name,
+            "acc",
+            suite,
+            "p",
+            [{}] * len(cluster),
+            np.asarray(cluster),
+            dict(zip((c.digest for c in (ONE, TWO, THREE)), rows, strict=True)),
+            {},
+        )
+        for name, rows, cluster in zip(names, values, clusters, strict=True)
+    ]
+
+
+def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> None:
+    """An independent count: 2^11 patterns over the clusters of two tasks, the largest statistic of three pairs, ties half."""
+    rng, chance = np.random.default_rng(3), 0.25
+    clusters = [np.arange(50) // 10, np.arange(36) // 6]
+    levels = (0.5, 0.56, 0.68)
+    values = [[(rng.random(len(cluster)) < level) * 1.0 for level in levels] for cluster in clusters]
+    pairs = MeanPairs(tables(values, clusters, chance), (ONE, TWO, THREE), 0.05)
+    sums = []
+    for a, b in combinations(range(3), 2):
+        parts = [np.bincount(c, v[a] - v[b]) / len(c) / 2 / (1 - chance) for v, c in zip(values, clusters, strict=True)]
+        sums.append(np.concatenate(parts))
+    table = np.array(sums)  # [pairs, clusters]
+    squares = [
+        sum(((v[a] - v[b]) ** 2).sum() / (2 * (1 - chance) * len(c)) ** 2 for v, c in zip(values, clusters, strict=True))
+        for a, b in combinations(range(3), 2)
+    ]
+    scale = np.sqrt(np.maximum((table**2).sum(1), squares))
+    seen = np.abs(table.sum(1)) / scale
+    largest = np.array([np.abs(table @ signs / scale).max() for signs in product((1, -1), repeat=11)])
+    expected = ((largest > seen.max() + 1e-4).mean() + (largest >= seen.max() - 1e-4).mean()) / 2
+    one, other = list(combinations((ONE, TWO, THREE), 2))[int(seen.argmax())]
+    found = pairs.between(one.name, other.name)
+    assert found.p == pytest.approx(expected, abs=1e-3)
+    assert found.diff == pytest.approx(table.sum(1)[int(seen.argmax())], abs=1e-12)
+    assert pairs.between(other.name, one.name) == found.mirrored()
+    assert (found.mirrored().low, found.mirrored().high) == (-found.high, -found.low)
+
+
+def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) -> None:
+    """Of twenty equal configurations the best and the worst differ by chance: two of them alone would reject, all pairs together do not."""
+    rng, cluster = np.random.default_rng(1), np.arange(240) // 10
+    members = [Configuration(f"{i:012d}{0:020d}", f"c{i}") for i in range(1, 21)]
+    suite = Suite(suite="s", tasks=("t",))
+    values: dict[str, Any] = {c.digest: (rng.random(240) < 0.5) * 1.0 for c in members}
+    made_table = Table("t", "acc", suite, "p", [{}] * 240, cluster, values, {})
+    pairs = MeanPairs([made_table], members, 0.05)
+    ranked = sorted(members, key=lambda c: -pairs.means[c.name])
+    naive = MeanPairs([made_table], [ranked[0], ranked[-1]], 0.05).between(ranked[0].name, ranked[-1].name)
+    honest = pairs.between(ranked[0].name, ranked[-1].name)
+    assert naive.verdict == "better"
+    assert honest.verdict == "cannot tell"
+    assert honest.p > 5 * naive.p
+    assert honest.low < naive.low < naive.high < honest.high
+    assert pairs.leaders([c.name for c in members]) == [c.name for c in ranked]
+
+
+def test_leaders_are_those_that_are_not_shown_to_be_worse(tmp_path: Path) -> None:
+    found = many(tmp_path).document()["recommendation"]
+    by_name = {c["configuration"]: c for c in found["candidates"]}
+    means = [c["mean"] for c in found["candidates"]]
+    assert means == sorted(means, reverse=True)
+    best = found["candidates"][0]["configuration"]
+    expected = [n for n, c in by_name.items() if n == best or c["against_best"]["verdict"] != "worse"]
+    assert found["leaders"] == expected
+    assert 2 <= len(expected) < 24
+    assert found["family"]["pairs"] == 25 * 24 // 2
+
+
+def test_items_of_situations_resemble_each_other() -> None:
+    a, b = np.array(items(0.5, 1)), np.array(items(0.5, 2))
+    assert a.mean() == b.mean() == 0.5
+    assert 0.02 < (a != b).mean() < 0.3

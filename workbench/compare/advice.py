@@ -1,0 +1,235 @@
+"""Sentences of a recommendation: what to ship and why, what stands beside it, and what would help if nothing can be recommended."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
+from workbench.compare.differences import Difference
+from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
+
+CAUSES = (
+    "unsafe",
+    "not shown safe",
+    "not better",
+    "too few clusters",
+    "no mean",
+    "not scored",
+    "same weights",
+    "too many",
+)
+"""Why no configuration is recommended."""
+NONE = "No configuration can be recommended"
+_NAMED = 3  # configurations beside the recommended one that get a sentence each
+
+
+def headline(decision: Decision) -> str:
+    """Return one sentence: what to ship with its reason, or that nothing can be recommended with the cause."""
+    if decision.chosen is None:
+        return f"{NONE}: {_cause(decision)}."
+    s = decision.chosen
+    if decision.equal_to:
+        other = next(o for o in decision.ranked if o.name == decision.equal_to)
+        first = f"equivalent to {other.name}, which has the highest mean, and {s.cheaper(other)}"
+    elif len(decision.ranked) == 1:
+        first = f"mean over skills {_level(s.mean)}"
+    elif s is decision.ranked[0]:
+        first = f"highest mean over skills, {_level(s.mean)}"
+    else:
+        first = f"highest mean over skills of those that can be recommended, {_level(s.mean)}"
+    parts = [first]
+    if s.above:
+        parts.append(f"{_gap(s.above)} against {decision.baseline}")
+    if s.guarded == BASELINE:
+        parts.append("it is the baseline")
+    elif s.guarded == UNGUARDED:
+        parts.append("no guarded task tests for harm")
+    else:
+        parts.append(f"safe on {_listed(decision.guarded) if len(decision.guarded) <= _NAMED else 'every guarded task'}")
+    return f"Ship {s.name}: {'; '.join(parts)}."
+
+
+def details(decision: Decision) -> list[str]:
+    """Return sentences on the configurations beside the chosen, or closest, one."""
+    about = decision.chosen or decision.closest
+    if about is None:
+        return []
+    sentences = []
+    if about.lost and decision.chosen:
+        sentences.append(f"{about.name} is worse than {decision.baseline} on {_listed(about.lost)}, although its mean is higher.")
+    by_name = {s.name: s for s in decision.ranked}
+    higher = [s for s in decision.ranked if s.mean > about.mean and s.name != decision.equal_to]
+    sentences += [f"{s.name} has a higher mean, {_level(s.mean)}, but {_failing(s, decision)}." for s in higher[:_NAMED]]
+    told = {s.name for s in higher}
+    near = [
+        d
+        for d in decision.beside
+        if d.configuration not in told and d.verdict in ("cannot tell", "equivalent", "no item changed")
+    ]
+    sentences += [_beside(d, by_name[d.configuration], about, decision) for d in near[:_NAMED]]
+    if rest := near[_NAMED:]:
+        others = f"{len(rest)} more are" if len(rest) > 1 else f"{rest[0].configuration} is"
+        sentences.append(f"{others} not shown to be worse than {about.name} either.")
+    above = [name for name, mean in decision.controls.items() if decision.chosen and mean > about.mean]
+    if above:
+        verb, those = (
+            ("has a higher mean", "It is no candidate") if len(above) == 1 else ("have higher means", "They are no candidates")
+        )
+        shown = _listed(f"{name} ({_level(decision.controls[name])})" for name in above)
+        word = "control" if len(above) == 1 else "controls"
+        sentences.append(f"The {word} {shown} {verb}. {those}: name a recipe that makes the same weights to have it tested.")
+    if decision.chosen and len(decision.ranked) > 1 and not near:
+        sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.name}.")
+    return sentences
+
+
+def helped(decision: Decision) -> list[str]:
+    """Return sentences on what would help; empty if a configuration is recommended."""
+    if decision.chosen is not None:
+        return []
+    if decision.closest is None:
+        return _helped_without(decision)
+    s = decision.closest
+    if decision.cause == "not shown safe":
+        return [_shown_by(row) for row in s.unsafe] or ["Score it on every guarded task."]
+    if decision.cause == "unsafe":
+        tasks = [row.task for row in s.unsafe if row.verdict == "worse"]
+        blamed = [f"{_listed(decision.harmful[t])} alone is worse on {t} too" for t in tasks if decision.harmful.get(t)]
+        if blamed:
+            return [f"{_capital(blamed[0])}: lower its weight or leave it out."]
+        return ["Lower the weights (lambda) of its merge, or leave out bricks one at a time to find the one that harms."]
+    if decision.cause == "too few clusters":
+        return ["Items from more templates or passages; more items of the same ones do not help."]
+    if s.above is None or s.above.diff <= 0:
+        return ["More items would hardly change this: try other methods, weights or bricks, for example with `workbench search`."]
+    if s.above.needs:
+        return [
+            f"About {_about(s.above.needs)} items over the skill tasks would show a difference as large as {_points(s.above.diff)} points."
+        ]
+    return ["More items, from more templates or passages."]
+
+
+def _helped_without(decision: Decision) -> list[str]:
+    """Return what would help if no candidate was tested."""
+    return {
+        "no mean": ["Give the suite a task with the role `skill` whose scores lie between 0 and 1."],
+        "not scored": ["Score the configurations on every suite: `workbench eval`."],
+        "same weights": ["Check that the steps of the recipes use the bricks and that no weight is 0."],
+        "too many": [f"Name {MOST_MEMBERS} configurations at most, or choose among them by `workbench search` on other items."],
+    }.get(decision.cause or "", [])
+
+
+def _cause(decision: Decision) -> str:
+    """Return the cause as a clause."""
+    s, base = decision.closest, decision.baseline
+    if s is None:
+        return {
+            "no mean": "the suite has no skill task whose scores can be averaged",
+            "not scored": "none has scores on all skill tasks",
+            "same weights": f"all have the weights of {base}",
+            "too many": f"pairs are tested among {MOST_MEMBERS} configurations at most, and {decision.members} are compared",
+        }[decision.cause or "no mean"]
+    if decision.cause in ("unsafe", "not shown safe"):
+        place = "has the highest mean" if s is decision.ranked[0] else f"is the best of those that are better than {base}"
+        return f"{s.name} {place}, {_level(s.mean)}, but {_failing(s, decision)}"
+    if decision.cause == "too few clusters":
+        why = s.above.reason if s.above else ""
+        return f"these items cannot show whether {s.name} is better than {base} ({_short(why or '')})"
+    if s.above is not None and s.above.diff > 0:
+        return f"none is shown to be better than {base}; {s.name} comes closest, {_gap(s.above)}"
+    gap = f", {_gap(s.above)}" if s.above and s.above.verdict != "no item changed" else ""
+    return f"none has a higher mean over skills than {base}; {s.name} comes closest{gap}"
+
+
+def _short(reason: str) -> str:
+    """Return a reason up to its first colon, unless this names the number of clusters."""
+    return reason if reason.startswith("too few clusters") else reason.split(":")[0]
+
+
+def _failing(s: Standing, decision: Decision) -> str:
+    """Return why a candidate cannot be recommended, as a predicate."""
+    worse = [row for row in s.unsafe if row.verdict == "worse"]
+    if worse:
+        return f"is worse than {decision.baseline} on {_listed(_loss(row) for row in worse)}"
+    if s.guarded == "not shown safe":
+        return (
+            f"is not shown safe on {_listed(_doubt(row) for row in s.unsafe)}"
+            if s.unsafe
+            else "was not scored on every guarded task"
+        )
+    return f"is not shown to be better than {decision.baseline}"
+
+
+def _loss(row: Difference) -> str:
+    return f"{row.task} ({_own(row, row.diff, sign=True)})"
+
+
+def _doubt(row: Difference) -> str:
+    """Return a guarded task with the loss that its interval includes."""
+    worst = row.high_adj if row.lower else -row.low_adj
+    if row.tolerance is None or not worst < float("inf"):
+        return row.task
+    return f"{row.task} (a loss of up to {_own(row, worst)} is possible, the tolerance is {_own(row, row.tolerance)})"
+
+
+def _shown_by(row: Difference) -> str:
+    """Return what would show that a guarded task is safe."""
+    if row.tolerance is None:
+        return f"Give {row.task} a tolerance in the suite, in the metric's units; decide it before you look at more scores."
+    if (row.reason or "").startswith("too few clusters"):
+        return f"On {row.task}, items from more templates or passages: {row.clusters} clusters are too few for a verdict."
+    if row.needs and row.needs > row.n:
+        return f"About {_about(row.needs)} items of {row.task} would show that a loss as large as the observed one is safe."
+    return f"The observed loss on {row.task} is as large as its tolerance: more items would hardly show it to be safe."
+
+
+def _beside(d: MeanDifference, other: Standing, about: Standing, decision: Decision) -> str:
+    """Return a sentence on a configuration that is not shown to be worse."""
+    relation = {"equivalent": "is equivalent to it", "no item changed": "answers every item alike"}.get(
+        d.verdict, "is not distinguishable from it"
+    )
+    facts = [] if d.verdict == "no item changed" else [_gap(d)]
+    if d.verdict == "cannot tell" and d.needs:
+        facts.append(f"about {_about(d.needs)} items would tell")
+    text = f"{d.configuration} {relation}" + (f" ({'; '.join(facts)})" if facts else "")
+    if not other.recommendable and other.guarded in ("worse", "not shown safe"):
+        return f"{text}, but {_failing(other, decision)}."
+    if other.cheaper(about):
+        return f"{text} and is {other.cheaper(about)}."
+    return f"{text}."
+
+
+def _gap(d: MeanDifference) -> str:
+    return f"{_points(d.diff)} points [{_points(d.low)}, {_points(d.high)}]"
+
+
+def _points(value: float) -> str:
+    """Return a difference of means in points with its sign; a value that rounds to zero has none."""
+    text = f"{abs(100 * value):.1f}"
+    return text if float(text) == 0 else ("+" if value > 0 else "\N{MINUS SIGN}") + text
+
+
+def _level(value: float) -> str:
+    return f"{100 * value:.1f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _own(row: Difference, value: float, *, sign: bool = False) -> str:
+    """Return a difference in points for shares, else in the metric's units."""
+    share = not row.ratio and not row.lower and all(0 <= v <= 1 for v in (row.value, row.baseline_value))
+    text = f"{100 * value:{'+' if sign else ''}.1f}" if share else f"{value:{'+' if sign else ''}.3g}"
+    return (f"{text} points" if share else text).replace("-", "\N{MINUS SIGN}")
+
+
+def _about(number: int) -> str:
+    """Return a number of items rounded up to two significant digits."""
+    step = 10 ** max(len(str(number)) - 2, 0)
+    return f"{-(-number // step) * step:,}"
+
+
+def _listed(words: Iterable[str]) -> str:
+    parts: Sequence[str] = list(words)
+    return " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,190 @@
+"""The recommendation of a comparison: which configuration to ship and why, or why none and what would help.
+
+The rule is fixed before any score is seen:
+
+1. A candidate is a named configuration that was scored on all skill tasks.
+2. It can be recommended if it is better than the baseline on the mean over skills and safe on every guarded task. A named configuration
+   that is itself the baseline is a candidate without these two conditions.
+3. Of those that can be recommended, the one with the highest mean is recommended; if others are equivalent to it and cost less, the
+   cheapest of these.
+4. If there is none, the cause and what would help are given, and `closest` names the candidate that misses least.
+
+"Better" and "equivalent" come from the family of pairs (`leaders`), "safe" and "worse" on guarded tasks from the rows of the comparison.
+Both hold for all configurations at once, so it does no harm that the configuration is chosen by the same scores.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from workbench.compare.advice import details, headline, helped
+from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
+from workbench.compare.differences import Difference
+from workbench.compare.families import GUARDED
+from workbench.compare.leaders import MOST_MEMBERS, MeanPairs, mean_over
+from workbench.compare.tables import Table
+from workbench.scores.store import Configuration, Scores
+
+
+def recommendation_of(
+    tasks: Sequence[Table],
+    base: Configuration,
+    entries: Sequence[Sequence[Scores]],
+    rows: Sequence[Difference],
+    alpha: float,
+) -> dict[str, Any]:
+    """Return the document's entry `recommendation`; empty if only controls are compared.
+
+    Args:
+        tasks: Tables of all tasks.
+        base: The baseline.
+        entries: Scores of each configuration over all suites, equal weights once.
+        rows: Rows of the comparison.
+        alpha: Error rate of the family of pairs.
+    """
+    configurations = [entry[0].configuration for entry in entries]
+    if not any(c.role == "configuration" for c in configurations):
+        return {}
+    decision, pairs = _decided(tasks, base, configurations, rows, alpha)
+    best = decision.ranked[0].name if decision.ranked else None
+    return {
+        "recommendation": {
+            "configuration": decision.chosen.name if decision.chosen else None,
+            "closest": decision.closest.name if decision.closest else None,
+            "cause": decision.cause,
+            "baseline": decision.baseline,
+            "text": headline(decision),
+            "details": details(decision),
+            "help": helped(decision),
+            "leaders": list(decision.leaders),
+            "candidates": [_candidate(s, best, pairs) for s in decision.ranked if pairs],
+            "pairs": [difference.document() for difference in decision.beside],
+            "family": {
+                "members": decision.members,
+                "pairs": decision.pairs,
+                "alpha": alpha,
+                "text": f"mean over skills, every two of {decision.members} configurations, the baseline among them",
+            },
+        }
+    }
+
+
+def _decided(
+    tasks: Sequence[Table], base: Configuration, configurations: Sequence[Configuration], rows: Sequence[Difference], alpha: float
+) -> tuple[Decision, MeanPairs | None]:
+    """Apply the rule to the named ones among the configurations, and return the decision with the tested pairs."""
+    named = [c for c in configurations if c.role == "configuration"]
+    same = base.role != "configuration"  # then a configuration with the baseline's weights is no candidate
+    skills = [t for t in tasks if t.skill]
+    scored = [c for c in named if all(c.digest in t.values for t in skills) and not (same and c.digest == base.digest)]
+    scored = [base if c.digest == base.digest else c for c in scored]  # the baseline may have another name of equal weights
+    if not skills:
+        return Decision(base.name, cause="no mean"), None
+    if not scored:
+        unchanged = any(c.digest == base.digest for c in named)
+        return Decision(base.name, cause="same weights" if unchanged else "not scored"), None
+    members = scored if any(c.digest == base.digest for c in scored) else [*scored, base]
+    if len(members) > MOST_MEMBERS:
+        return Decision(base.name, cause="too many", members=len(members)), None
+    pairs = MeanPairs(skills, members, alpha)
+    ranked = sorted((_standing(c, base, pairs, tasks, rows) for c in scored), key=lambda s: -s.mean)
+    decision = Decision(
+        base.name,
+        ranked=tuple(ranked),
+        leaders=tuple(pairs.leaders([s.name for s in ranked])),
+        harmful=_harmful(rows),
+        guarded=tuple(t.name for t in tasks if t.guarded),
+        controls={
+            c.name: mean_over(skills, c)
+            for c in configurations
+            if c.role != "configuration"
+            and c.digest not in {m.digest for m in members}
+            and all(c.digest in t.values for t in skills)
+        },
+        members=len(members),
+        pairs=pairs.size,
+    )
+    return _chosen(decision, pairs), pairs
+
+
+def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:
+    """Add the recommended candidate, or the closest one and the cause."""
+    able = [s for s in decision.ranked if s.recommendable]
+    if able:
+        best = able[0]
+        equal = [s for s in able[1:] if pairs.between(s.name, best.name).verdict in ("equivalent", "no item changed")]
+        cheaper = [s for s in equal if s.cheaper(best)]
+        about = min(cheaper, key=lambda s: (s.bytes or 0, s.bricks), default=best)
+        decision = replace(decision, chosen=about, equal_to=best.name if cheaper else None)
+    else:
+        about, cause = _closest(decision.ranked)
+        decision = replace(decision, closest=about, cause=cause)
+    others = [(s.name, pairs.between(s.name, about.name)) for s in decision.ranked if s is not about]
+    return replace(decision, beside=tuple(d for name, d in others if name in decision.leaders or d.verdict != "worse"))
+
+
+def _closest(ranked: Sequence[Standing]) -> tuple[Standing, str]:
+    """Return the candidate that misses least, and what it misses."""
+    better = [s for s in ranked if s.better]
+    if unshown := [s for s in better if s.guarded == "not shown safe"]:
+        return unshown[0], "not shown safe"
+    if better:
+        return better[0], "unsafe"
+    best = next((s for s in ranked if s.guarded != "worse"), ranked[0])
+    few = best.above is not None and best.above.reason is not None
+    return best, "too few clusters" if few else "not better"
+
+
+def _standing(
+    c: Configuration, base: Configuration, pairs: MeanPairs, tasks: Sequence[Table], rows: Sequence[Difference]
+) -> Standing:
+    """Return a candidate with its difference from the baseline and its verdicts on guarded tasks."""
+    own = [row for row in rows if row.configuration == c.name]
+    guarded = [row for row in own if row.family == GUARDED]
+    unsafe = tuple(row for row in guarded if row.verdict in ("worse", "not shown safe"))
+    to_guard = sum(t.guarded for t in tasks)
+    if c.digest == base.digest:
+        word = BASELINE
+    elif not to_guard:
+        word = UNGUARDED
+    elif any(row.verdict == "worse" for row in unsafe):
+        word = "worse"
+    else:  # a guarded task without scores shows no safety
+        word = "not shown safe" if unsafe or len(guarded) < to_guard else "safe"
+    return Standing(
+        name=c.name,
+        mean=pairs.means[c.name],
+        guarded=word,
+        unsafe=unsafe,
+        lost=tuple(row.task for row in own if row.family != GUARDED and row.verdict == "worse"),
+        above=None if c.digest == base.digest else pairs.between(c.name, base.name),
+        form=c.form,
+        bytes=c.bytes if c.written is None else c.written,
+        bricks=len(c.parents),
+    )
+
+
+def _harmful(rows: Iterable[Difference]) -> dict[str, list[str]]:
+    """Return for each guarded task the bricks that are worse on it alone."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.role == "brick" and row.family == GUARDED and row.verdict == "worse":
+            found.setdefault(row.task, []).append(row.configuration)
+    return found
+
+
+def _candidate(s: Standing, best: str | None, pairs: MeanPairs | None) -> dict[str, Any]:
+    """Return the document's entry of a candidate."""
+    against = pairs.between(s.name, best).document() if pairs and best and s.name != best else None
+    return {
+        "configuration": s.name,
+        "mean": s.mean,
+        "guarded": s.guarded,
+        "against_baseline": s.above.document() if s.above else None,
+        "against_best": against,
+        "form": s.form,
+        "bytes": s.bytes,
+        "bricks": s.bricks,
+    }
