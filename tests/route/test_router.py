@@ -7,7 +7,7 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
-from workbench.route.deciding.fitting import confusion_of, quantile, tied
+from workbench.route.deciding.fitting import confusion_of, quantile, template_threshold, tied
 from workbench.route.deciding.router import Choice
 from workbench.route.deciding.samples import Samples
 from workbench.route.features.statistics import Statistics
@@ -65,6 +65,26 @@ def test_the_quantile_counts_every_brick_alike() -> None:
         threshold = quantile(confidence, labels, share)
         each = [(confidence[labels == i] < threshold).double().mean() for i in (0, 1)]
         assert float(sum(each)) / 2 <= share + 1e-9
+
+
+def test_the_template_is_the_unit_of_the_threshold() -> None:
+    """A template counts once, with its lowest sample, and the share has the correction for a finite number of templates."""
+    prompts = [
+        f"{start} {i} and {i + 3} {end}"
+        for start, end in (("Please add", "now. Answer:"), ("What is", "in all?"))
+        for i in range(8)
+    ]
+    samples = Samples.of({"a": prompts, "b": [f"Read the word {word} backwards:" for word in ("dog", "tree", "house", "lamp")]})
+    count = len(set(samples.template.tolist()))
+    assert count == 3
+    assert samples.templates == {"a": 2, "b": 1}
+    confidence = torch.linspace(0.5, 0.9, len(samples.texts))
+    for template, low in enumerate((0.3, 0.1, 0.2)):
+        confidence[(samples.template == template).nonzero()[3, 0]] = low
+    assert template_threshold(samples, confidence, 0.0) == pytest.approx(0.1)
+    assert template_threshold(samples, confidence, 0.49) == pytest.approx(0.1), "one of four, counting the new one"
+    assert template_threshold(samples, confidence, 0.5) == pytest.approx(0.2)
+    assert template_threshold(samples, confidence, 0.75) == pytest.approx(0.3)
 
 
 def test_ties_are_groups_of_bricks_that_are_confused() -> None:

@@ -32,7 +32,40 @@ class HeldOut:
     confidence: Tensor
 
 
-def fitted(samples: Samples, make: Callable[[Tensor], R], abstain: float | None, mix: int, joined: Joined) -> R:
+def prompt_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
+    """Return the threshold below which `share` of the held-out samples lie, where every brick counts alike."""
+    return quantile(confidence, samples.labels, share)
+
+
+def template_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
+    """Return the threshold that a prompt in a new template falls below with probability `share` at most.
+
+    Prompts of one template have similar confidences, and users write in templates that no calibration file has. So templates are the
+    exchangeable unit, and each has the confidence of its lowest prompt or copy. With m templates the threshold is the k-th lowest of
+    them, k = share · (m + 1) rounded down, and the lowest if that is 0: with few templates the share cannot be kept.
+
+    Args:
+        samples: The samples.
+        confidence: [sample], by routers that were fitted without the sample's template.
+        share: From 0 to below 1.
+
+    Source:
+        Split conformal prediction, Vovk et al. 2005, with templates in the place of examples.
+    """
+    count = int(samples.template.max()) + 1
+    lowest = torch.full((count,), torch.inf, dtype=confidence.dtype).scatter_reduce(0, samples.template, confidence, "amin")
+    place = max(1, int(share * (count + 1) + 1e-9))
+    return float(lowest.sort().values[place - 1])
+
+
+def fitted(
+    samples: Samples,
+    make: Callable[[Tensor], R],
+    abstain: float | None,
+    mix: int,
+    joined: Joined,
+    threshold_of: Callable[[Samples, Tensor, float], float] = prompt_threshold,
+) -> R:
     """Return the router of all samples with its ties, its threshold and its record.
 
     Args:
@@ -41,12 +74,13 @@ def fitted(samples: Samples, make: Callable[[Tensor], R], abstain: float | None,
         abstain: Share of calibration prompts that may go to the base; None if none may.
         mix: Number of bricks that act together.
         joined: How scores of tied bricks become one.
+        threshold_of: Returns the threshold from the confidences of held-out samples and `abstain`.
     """
     by_template = held_out(samples, samples.by_template, make)
     at_random = held_out(samples, samples.at_random, make)
     confusion = confusion_of(samples, at_random.scores)
     ties = tied(samples.bricks, confusion)
-    threshold = None if abstain is None else quantile(by_template.confidence, samples.labels, abstain)
+    threshold = None if abstain is None else threshold_of(samples, by_template.confidence, abstain)
     choice = Choice(threshold, ties, mix, joined)
     router = make(torch.arange(len(samples.texts)))
     record = {
