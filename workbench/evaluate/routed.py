@@ -102,7 +102,7 @@ def calibration_of(resolved: Resolved) -> dict[str, str]:
     step = resolved.recipe.router
     if step is None:
         return {}
-    rows = calibration_rows(step.prompts(resolved.recipe.project), step.file)
+    rows = calibration_rows(step.prompts(resolved.recipe.project), step.prompt_files)
     return {digest: f"{row['file']} (brick '{row['name']}')" for row in rows for digest in row["prompts"]}
 
 

@@ -44,6 +44,7 @@ class Configuration:
         first: Number of facts that its edit uses, from the start of the file; None for all.
         weights: Digest of the weights, if it differs from `digest`.
         axes: Brick -> axis -> value, for the bricks with files (origin, granularity, computation, ...).
+        members: Routed brick -> the bricks that it is made from, for routed bricks that are recipes.
     """
 
     digest: str
@@ -59,6 +60,7 @@ class Configuration:
     first: int | None = None
     weights: str | None = None
     axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""
