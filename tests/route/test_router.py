@@ -68,23 +68,18 @@ def test_the_quantile_counts_every_brick_alike() -> None:
 
 
 def test_the_template_is_the_unit_of_the_threshold() -> None:
-    """A template counts once, with its lowest sample, and the share has the correction for a finite number of templates."""
-    prompts = [
-        f"{start} {i} and {i + 3} {end}"
-        for start, end in (("Please add", "now. Answer:"), ("What is", "in all?"))
-        for i in range(8)
-    ]
+    """A template counts once, with its lowest sample; bricks count alike; the share has the correction for few templates."""
+    ends = (("Please add", "now. Answer:"), ("What is", "in all?"), ("Tell me the sum of", "without a word:"))
+    prompts = [f"{start} {i} and {i + 3} {end}" for start, end in ends for i in range(8)]
     samples = Samples.of({"a": prompts, "b": [f"Read the word {word} backwards:" for word in ("dog", "tree", "house", "lamp")]})
-    count = len(set(samples.template.tolist()))
-    assert count == 3
-    assert samples.templates == {"a": 2, "b": 1}
-    confidence = torch.linspace(0.5, 0.9, len(samples.texts))
-    for template, low in enumerate((0.3, 0.1, 0.2)):
-        confidence[(samples.template == template).nonzero()[3, 0]] = low
-    assert template_threshold(samples, confidence, 0.0) == pytest.approx(0.1)
-    assert template_threshold(samples, confidence, 0.49) == pytest.approx(0.1), "one of four, counting the new one"
-    assert template_threshold(samples, confidence, 0.5) == pytest.approx(0.2)
-    assert template_threshold(samples, confidence, 0.75) == pytest.approx(0.3)
+    assert samples.templates == {"a": 3, "b": 1}
+    assert len(set(samples.unit.tolist())) == 3 + 4, "the prompts of a brick with one template are units of their own"
+    confidence = torch.linspace(0.8, 0.9, len(samples.texts))
+    for unit, low in enumerate((0.3, 0.1, 0.6, 0.2, 0.4, 0.5, 0.7)):  # of a: 0.1 0.3 0.6, of b: 0.2 0.4 0.5 0.7
+        confidence[(samples.unit == unit).nonzero()[1, 0]] = low
+    # (below + 1) / (templates + 1), averaged over a (4) and b (5), at 0.1: 9/40, 0.2: 14/40, 0.3: 18/40, 0.4: 23/40, 0.5: 27/40
+    for share, expected in ((0.0, 0.1), (0.34, 0.1), (0.35, 0.2), (0.44, 0.2), (0.45, 0.3), (0.6, 0.4), (0.68, 0.5)):
+        assert template_threshold(samples, confidence, share) == pytest.approx(expected), share
 
 
 def test_ties_are_groups_of_bricks_that_are_confused() -> None:

@@ -41,8 +41,9 @@ def template_threshold(samples: Samples, confidence: Tensor, share: float) -> fl
     """Return the threshold that a prompt in a new template falls below with probability `share` at most.
 
     Prompts of one template have similar confidences, and users write in templates that no calibration file has. So templates are the
-    exchangeable unit, and each has the confidence of its lowest prompt or copy. With m templates the threshold is the k-th lowest of
-    them, k = share · (m + 1) rounded down, and the lowest if that is 0: with few templates the share cannot be kept.
+    exchangeable unit, and each has the confidence of its lowest prompt or copy. Of a brick with m templates, n of them below the
+    threshold, a new template lies below it with probability (n + 1) / (m + 1) at most. The threshold is the largest for which the mean
+    of this over bricks is at most `share`, or the lowest confidence if there is none: a few templates cannot promise a small share.
 
     Args:
         samples: The samples.
@@ -52,10 +53,17 @@ def template_threshold(samples: Samples, confidence: Tensor, share: float) -> fl
     Source:
         Split conformal prediction, Vovk et al. 2005, with templates in the place of examples.
     """
-    count = int(samples.template.max()) + 1
-    lowest = torch.full((count,), torch.inf, dtype=confidence.dtype).scatter_reduce(0, samples.template, confidence, "amin")
-    place = max(1, int(share * (count + 1) + 1e-9))
-    return float(lowest.sort().values[place - 1])
+    units = int(samples.unit.max()) + 1
+    lowest = torch.full((units,), torch.inf, dtype=confidence.dtype).scatter_reduce(0, samples.unit, confidence, "amin")
+    brick = torch.zeros(units, dtype=torch.long).scatter(0, samples.unit, samples.labels)
+    values, order = lowest.sort()
+    sizes = torch.bincount(brick).double()
+    below = torch.nn.functional.one_hot(brick[order], len(sizes)).cumsum(0) - torch.nn.functional.one_hot(
+        brick[order], len(sizes)
+    )
+    bound = ((below + 1) / (sizes + 1)).mean(1)  # of the threshold at each unit
+    fitting = int((bound <= share + 1e-9).sum())
+    return float(values[max(0, fitting - 1)])
 
 
 def fitted(
@@ -208,13 +216,15 @@ def _near_misses(samples: Samples, choice: Choice, result: HeldOut, most: int = 
 
 
 def _abstention(samples: Samples, share: float | None, threshold: float | None, result: HeldOut) -> dict[str, Any] | None:
-    """Return the threshold, and the share of held-out samples below it by kind of copy."""
+    """Return the threshold, the sample that has it, and the share of held-out samples below it by kind of copy."""
     if threshold is None:
         return None
     below = result.confidence < threshold
+    decisive = int((result.confidence - threshold).abs().argmin())
     return {
         "share": share,
         "threshold": threshold,
+        "set_by": {"prompt": samples.texts[decisive], "brick": samples.bricks[int(samples.labels[decisive])]},
         "to_base": {kind: _mean(below[samples.kind(kind)]) for kind in COPIES},
     }
 

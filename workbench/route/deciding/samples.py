@@ -25,7 +25,7 @@ class Samples:
         texts: [sample], all copies of all prompts.
         labels: [sample], the number of the brick.
         kinds: [sample], the number of the kind of copy in `COPIES`; 0 is the prompt as it is.
-        template: [sample], the number of the prompt's template; bricks have different templates.
+        unit: [sample], the number of what is held out together: a template, or a prompt if the brick has one template only.
         by_template: [sample], the fold of the prompt's template.
         at_random: [sample], a fold that does not depend on the template.
         templates: Brick -> number of its templates.
@@ -37,7 +37,7 @@ class Samples:
     texts: list[str]
     labels: Tensor
     kinds: Tensor
-    template: Tensor
+    unit: Tensor
     by_template: Tensor
     at_random: Tensor
     templates: dict[str, int] = field(default_factory=dict)
@@ -66,15 +66,16 @@ class Samples:
         columns: list[tuple[int, int, int, int, int]] = []
         counts: dict[str, int] = {}
         for label, (name, prompts) in enumerate(calibration.items()):
-            before = sum(counts.values())
             group_of, fold_of = folds(prompts)
             counts[name] = int(group_of.max()) + 1
+            unit_of = group_of if counts[name] > 1 else torch.arange(len(prompts))
+            first = max((column[2] for column in columns), default=-1) + 1
             for number, prompt in enumerate(prompts):
                 for kind, text in enumerate(copies(prompt, number).values()):
                     texts.append(text)
-                    columns.append((label, kind, before + int(group_of[number]), int(fold_of[number]), number % FOLDS))
-        labels, kinds, template, by_template, at_random = torch.tensor(columns).T.contiguous()
-        return cls(bricks, texts, labels, kinds, template, by_template, at_random, counts)
+                    columns.append((label, kind, first + int(unit_of[number]), int(fold_of[number]), number % FOLDS))
+        labels, kinds, unit, by_template, at_random = torch.tensor(columns).T.contiguous()
+        return cls(bricks, texts, labels, kinds, unit, by_template, at_random, counts)
 
     def with_features(self, hidden: Tensor | None, measured: Tensor | None = None) -> Samples:
         """Return the samples with their features."""
