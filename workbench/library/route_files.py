@@ -98,7 +98,9 @@ def write_served(configuration: Path, out: Path, *, served_base: str | None = No
 
 def _named_base(configuration: Path) -> str:
     """Return the base's name in configuration.json, which `open_configuration` has read."""
-    return str((read_json(configuration / CONFIGURATION) or {})["base"]["id"])
+    record = read_json(configuration / CONFIGURATION)
+    assert record is not None
+    return str(record["base"]["id"])
 
 
 def _rank(factors: Mapping[str, Mapping[str, Pair]], rank: int | None) -> int:
