@@ -114,8 +114,8 @@ class PooledRouter(Fitted):
         Under the covariance within bricks, D is the mean distance of the bricks' means from their center. The confidence is the largest
         cosine with a brick's mean, both relative to the center, plus (to all - to brick) / D: the distance to the center under the
         covariance of all prompts, minus the smallest distance to a brick's mean under the covariance within bricks. Distances are
-        not squared: the mean over few tokens varies more than that over many, so a difference of squares grows with the shortness of a
-        prompt, and the cosine does not depend on it at all.
+        not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such as
+        short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
 
         Args:
             hidden: [n, hidden size].
