@@ -59,6 +59,7 @@ COMMANDS = {
     "report": "--baseline --batch-size --limit --out --quiet --runs-dir --set --suite --trust-project-code",
     "route check": "--copies --device --json --no-copies --prompts --quiet --runs-dir --trust-project-code",
     "route explain": "--device --html --json --quiet --runs-dir --trust-project-code",
+    "route measure": "--base --calibration --device --json --layer --quiet --samples --window",
     "run": "--device --json --out --quiet --require-license --runs-dir --set --threads --trust-project-code --verbose --wait",
     "runs ls": "--json --runs-dir",
     "runs rm": "--runs-dir --yes",

@@ -274,6 +274,8 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
     routed = Path(world.run(text, "routed.yaml")["run"])
     found = document("export", str(routed / "configuration"), *VLLM, *short, "-o", str(tmp_path / "routed"))
     assert list(found["adapters"]) == ["one", "two"]
+    for file in ("routing.json", "router.safetensors"):
+        assert (tmp_path / "routed" / file).read_bytes() == (routed / "configuration" / file).read_bytes()
     rows = [json.loads(line) for line in (tmp_path / "routed" / "expected.jsonl").read_text("utf-8").splitlines()]
     first = [
         json.loads((world.path / "calibration" / f"{name}.jsonl").read_text().splitlines()[0])["prompt"]

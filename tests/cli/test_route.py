@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 
 RECIPE = (
     "bricks: {one: bricks/one, two: bricks/two}\n"
-    "steps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl', abstain: 0.1}]\n"
+    "steps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl', abstain: 0.3}]\n"
 )
 
 

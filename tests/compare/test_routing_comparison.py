@@ -45,6 +45,27 @@ def test_who_answered(tmp_path: Path) -> None:
     assert facts["other"]["low"] < 0.1 < facts["other"]["high"]
 
 
+def test_a_merge_that_the_brick_is_part_of_is_its_own(tmp_path: Path) -> None:
+    """Labels are those of routed merges; the one that holds the task's brick is no false routing."""
+    members = {"both": ("both-recipe", "add", "sort"), "other": ("other-recipe", "spell")}
+    routed = Configuration(
+        "5" * 32, "routed", "configuration", ("add", "sort", "spell"), bricks={"both": 1, "other": 1}, members=members
+    )
+    values = {c: [[0.0, 1.0] * (N // 2) for _ in line] for c, line in {**SHARES, routed: (1, 1, 1)}.items()}
+    answered = {
+        "add": [["both"]] * 228 + [["other"]] * 12,
+        "sort": [["both", "base"]] * 12 + [["both"]] * 228,
+        "facts": [["base"]] * 216 + [["both"]] * 24,
+    }
+    store = ScoreStore(tmp_path / "scores")
+    found = compare(store, stored(store, values, routed={"routed": answered})).document()["routing"]
+    add, sort, facts = found["tasks"]
+    assert [add[k]["value"] for k in ("own", "base", "other")] == pytest.approx([0.95, 0, 0.05])
+    assert [sort[k]["value"] for k in ("own", "base", "other")] == pytest.approx([0.95, 0, 0])
+    assert [facts[k]["value"] for k in ("own", "base", "other")] == pytest.approx([0, 0.9, 0.1])
+    assert {row["bricks"] for row in found["beside"]} == {2}
+
+
 def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     comparison = compared(tmp_path, (1.0, 0.9))
     (row,) = comparison.document()["routing"]["beside"]

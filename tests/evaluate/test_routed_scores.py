@@ -208,6 +208,27 @@ def test_calibration_prompts_are_not_scored(asked: Project) -> None:
         scored(asked, materialize(asked.resolve(ROUTED), CPU), "prefix")
 
 
+def test_tasks_are_loaded_and_compared_once(asked: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison before scoring and the scorer share lm-eval's tasks, and each item's prompt is compared once."""
+    from workbench.evaluate import requests, routed
+    from workbench.evaluate.lineup import lineup
+    from workbench.evaluate.scoring import score_all
+    from workbench.recipe.recipe import load_recipe
+
+    loaded, compared = [], []
+    load, digest = requests.load_tasks, routed.prompt_digest
+    monkeypatch.setattr(requests, "load_tasks", lambda plan: loaded.append(plan.suite.suite) or load(plan))
+    monkeypatch.setattr(routed, "prompt_digest", lambda text: compared.append(text) or digest(text))
+    asked.write(RECIPE, "routed.yaml")
+    entries = lineup([load_recipe(asked.path / "recipes" / "routed.yaml")])
+    # A batch size of its own gives the plan another digest than those of other tests of this process.
+    plan = plan_of(asked, "prefix", batch_size=3)
+    score_all(entries, [plan], ScoreStore(asked.path / "scores"), device=CPU)
+    assert loaded == ["toy"]
+    prompts = [row["prompt"] for row in read_jsonl(asked.path / "evals" / "tasks" / "data" / "copy.jsonl")]
+    assert sorted(compared) == sorted(2 * prompts)  # two tasks ask with the same prompts
+
+
 def test_lm_evals_own_front_end(asked: Project) -> None:
     """The model `workbench` routes requests too."""
     lm = WorkbenchLM(routed_model(asked), tokenizer=load_tokenizer(asked.path / "base"), batch_size=4)

@@ -31,6 +31,7 @@ def test_recipe_is_valid_and_names_its_command(path: Path) -> None:
 @pytest.mark.parametrize("path", RECIPES, ids=lambda p: p.stem)
 def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     from workbench.resolve.resolve import resolve
+    from workbench.run.forms import brick_bytes
     from workbench.run.plan import plan
 
     if path.stem == "starter-mixed" and not (PROJECT / "bricks/reverse-full/checkpoint").is_dir():
@@ -45,7 +46,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     mixture = 30 * (experts - 1) * 3 * 2 * 576 * 1536 + 30 * experts * 2 * 576 if experts else 0
     words = 2 * 576 * sum(s.get("new_tokens", 0) for s in found.steps)
     beside = resolved.beside is not None  # acts on the base as it is: nothing of it is written
-    bricks = sum(resolved.bricks[n].stored_bytes for n in resolved.parents) if resolved.recipe.router else 0
+    bricks = sum(brick_bytes(resolved, n) for n in resolved.parents) if resolved.recipe.router else 0
     assert found.write_bytes == (bricks if beside else 269_030_016 + grown * layer + mixture + words)
     assert found.problems == []
     assert resolved.warnings == (), "every brick was made on these weights"

@@ -60,7 +60,8 @@ def test_a_router_finds_the_brick_of_new_prompts(world: tuple[Any, Any], name: s
 @pytest.mark.parametrize("name", METHODS)
 def test_other_prompts_go_to_the_base_unless_abstain_is_null(world: tuple[Any, Any], name: str) -> None:
     calibration = {brick: prompts(i, templates=8, count=32) for brick, i in BRICKS.items()}
-    router = fit(world, name, calibration, abstain=0.2)
+    # The threshold of ridge and centroid counts the lowest copy of a prompt, which a greeting makes much lower in a random model.
+    router = fit(world, name, calibration, abstain=0.2 if name == "text" else 0.4)
     strange = router.decide(seen(world, router, outside()))
     own = router.decide(seen(world, router, prompts(0, templates=8, seed=1)))
     assert (~strange.weights.any(1)).double().mean() > (~own.weights.any(1)).double().mean() + 0.3
@@ -110,6 +111,8 @@ def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) ->
         assert table["seen_templates"]["plain"] >= 0.9
     abstain = record["abstain"]
     assert abstain["share"] == 0.01
+    prompt, brick = abstain["set_by"]["prompt"], abstain["set_by"]["brick"]
+    assert any(prompt.endswith(text) or prompt == text.lower() for text in prompts(BRICKS[brick]))
     assert abstain["threshold"] == fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).threshold
     assert sum(abstain["to_base"].values()) / 3 <= 0.03
 

@@ -7,7 +7,7 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
-from workbench.route.deciding.fitting import confusion_of, quantile, tied
+from workbench.route.deciding.fitting import confusion_of, quantile, template_threshold, tied
 from workbench.route.deciding.router import Choice
 from workbench.route.deciding.samples import Samples
 from workbench.route.features.statistics import Statistics
@@ -65,6 +65,21 @@ def test_the_quantile_counts_every_brick_alike() -> None:
         threshold = quantile(confidence, labels, share)
         each = [(confidence[labels == i] < threshold).double().mean() for i in (0, 1)]
         assert float(sum(each)) / 2 <= share + 1e-9
+
+
+def test_the_template_is_the_unit_of_the_threshold() -> None:
+    """A template counts once, with its lowest sample; bricks count alike; the share has the correction for few templates."""
+    ends = (("Please add", "now. Answer:"), ("What is", "in all?"), ("Tell me the sum of", "without a word:"))
+    prompts = [f"{start} {i} and {i + 3} {end}" for start, end in ends for i in range(8)]
+    samples = Samples.of({"a": prompts, "b": [f"Read the word {word} backwards:" for word in ("dog", "tree", "house", "lamp")]})
+    assert samples.templates == {"a": 3, "b": 1}
+    assert len(set(samples.unit.tolist())) == 3 + 4, "the prompts of a brick with one template are units of their own"
+    confidence = torch.linspace(0.8, 0.9, len(samples.texts))
+    for unit, low in enumerate((0.3, 0.1, 0.6, 0.2, 0.4, 0.5, 0.7)):  # of a: 0.1 0.3 0.6, of b: 0.2 0.4 0.5 0.7
+        confidence[(samples.unit == unit).nonzero()[1, 0]] = low
+    # (below + 1) / (templates + 1), averaged over a (4) and b (5), at 0.1: 9/40, 0.2: 14/40, 0.3: 18/40, 0.4: 23/40, 0.5: 27/40
+    for share, expected in ((0.0, 0.1), (0.34, 0.1), (0.35, 0.2), (0.44, 0.2), (0.45, 0.3), (0.6, 0.4), (0.68, 0.5)):
+        assert template_threshold(samples, confidence, share) == pytest.approx(expected), share
 
 
 def test_ties_are_groups_of_bricks_that_are_confused() -> None:

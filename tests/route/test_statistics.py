@@ -123,7 +123,7 @@ def test_centroid_scores_are_centred_cosines() -> None:
         torch.testing.assert_close(row, expected, rtol=1e-9, atol=1e-9)
 
 
-def test_confidence_is_the_relative_mahalanobis_distance() -> None:
+def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> None:
     from scipy.spatial.distance import mahalanobis
 
     vectors, labels = states()
@@ -141,9 +141,16 @@ def test_confidence_is_the_relative_mahalanobis_distance() -> None:
     means = [x[labels == i].mean(0) for i in range(len(SIZES))]
     centre = torch.stack(means).mean(0)
     far = torch.cat([x, x[:3] * -5])
+    spread = sum(mahalanobis(mean, centre, within) for mean in means) / len(means)
     for state, found in zip(far, made.confidence(far), strict=True):
-        nearest = min(mahalanobis(state, mean, within) ** 2 for mean in means)
-        assert float(found) == pytest.approx((mahalanobis(state, centre, total) ** 2 - nearest) / WIDTH, rel=1e-6, abs=1e-9)
+        nearest = min(mahalanobis(state, mean, within) for mean in means)
+        away = state - centre
+        cosines = [
+            float(away @ within @ (mean - centre)) / (mahalanobis(state, centre, within) * mahalanobis(mean, centre, within))
+            for mean in means
+        ]
+        expected = max(cosines) + (mahalanobis(state, centre, total) - nearest) / spread
+        assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-9)
 
 
 def test_prompts_without_any_difference_are_refused() -> None:

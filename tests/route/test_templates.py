@@ -42,7 +42,8 @@ def written_with(skill: Any, prompt: str) -> int:
 @pytest.mark.parametrize("name", SKILLS)
 def test_no_template_lies_in_two_folds(skills: dict[str, Any], name: str) -> None:
     prompts = read_prompts(PROJECT / "bricks" / name / "train.jsonl", name, 64)
-    fold_of, count = folds(prompts)
+    template_of, fold_of = folds(prompts)
+    count = len(set(template_of.tolist()))
     made = [written_with(skills[name], prompt) for prompt in prompts]
     for template in set(made):
         assert len({int(fold_of[i]) for i, other in enumerate(made) if other == template}) == 1
@@ -54,7 +55,7 @@ def test_no_template_lies_in_two_folds(skills: dict[str, Any], name: str) -> Non
 
 def test_prompts_of_one_template_are_dealt_out() -> None:
     prompts = [f"Please add {i} and {i + 7}. Answer:" for i in range(12)]
-    fold_of, count = folds(prompts)
-    assert count == 1
+    template_of, fold_of = folds(prompts)
+    assert template_of.tolist() == [0] * 12
     assert fold_of.tolist() == [i % FOLDS for i in range(12)]
     assert templates(prompts[:1]).tolist() == [0]

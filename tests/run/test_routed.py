@@ -247,6 +247,7 @@ def test_a_router_is_no_brick_and_no_weights(routed: Project) -> None:
         ("order", r"the router chooses among one, two, three, but the bricks are two, one, three"),
         ("damaged", r"routing\.json is missing or not a JSON object"),
         ("format", r"has format 7, this version reads format 1"),
+        ("version", r"the router was fitted by version 0 of 'text', and this is version 1, whose confidences have another scale"),
         ("base", r"the weights of its base own have changed"),
     ],
 )
@@ -271,6 +272,8 @@ def test_files_that_do_not_belong_together_are_refused(change: str, message: str
         (copy / "routing.json").write_bytes((place / "routing.json").read_bytes()[:-9])
     elif change == "format":
         edit_json(copy / "routing.json", format=7)
+    elif change == "version":
+        edit_json(copy / "routing.json", method_version=0)
     else:
         save_model(routed.path / "own", seed=77)
     with pytest.raises(WorkbenchError, match=message):

@@ -320,6 +320,9 @@ def test_flags_make_a_brick(project: Path) -> None:
     card = read_card(project / "bricks" / "two")
     assert set(card.training["overlap"]) == {"one"}
     assert card.training["held_out_loss"]["rows"] >= 1
+    assert card.routing is not None
+    assert (card.routing.prompts, card.routing.source, card.routing.layer) == (16, "../../rows.jsonl", 1)
+    assert (project / "bricks" / "two" / card.routing.file).is_file()
     config = json.loads((project / "bricks" / "two" / "adapter_config.json").read_text("utf-8"))
     assert config["base_model_name_or_path"] == "models/base"
     assert call("two", *flags, "--held-out", "0.25", "--orthogonal-to", "one").exit_code == 0  # says the same

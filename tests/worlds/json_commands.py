@@ -125,6 +125,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("memory log", runs["memory"])
     document("route explain", runs["routed"], "w8 w9 w10")
     document("route check", runs["routed"], "--prompts", "asked.jsonl")
+    document("route measure", "extracted", "--calibration", "asked.jsonl", "--device", "cpu")
     document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
     document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
     call("analyze", "export", "bricks/acting", "-o", "acting.pth")

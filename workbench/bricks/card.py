@@ -45,6 +45,29 @@ class Score(Strict):
     """The base's score on the same items."""
 
 
+class RoutingStatistics(Strict):
+    """Statistics of the brick's calibration prompts beside the card, from which routers are fitted without running the base."""
+
+    file: str = "routing.safetensors"
+    """File beside the card: pooled hidden states of the prompts and their copies, digests of the texts, n-grams."""
+    digest: str
+    """Digest of the file's tensors."""
+    base: str
+    """Digest of the weights of the model that was run, in its data type."""
+    tokenizer: str
+    """Digest of its tokenizer."""
+    layer: int = Field(ge=1)
+    """Number of decoder blocks whose output was pooled."""
+    window: int = Field(ge=1)
+    """Number of last tokens that were pooled."""
+    pooling: int
+    """Version of the pooling."""
+    prompts: int = Field(ge=1)
+    """Number of prompts, without their copies."""
+    source: str
+    """File of the prompts."""
+
+
 class BrickCard(Strict):
     """The content of brick.yaml: purpose of a brick, its base, its training, and its score alone."""
 
@@ -75,6 +98,8 @@ class BrickCard(Strict):
     extraction: dict[str, Any] = {}
     """Record of the extraction from a checkpoint: rank, relative error, weights saved whole or dropped."""
     scores: tuple[Score, ...] = ()
+    routing: RoutingStatistics | None = None
+    """Statistics for routers, if they were measured."""
 
 
 def read_card(path: Path) -> BrickCard:

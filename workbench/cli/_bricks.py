@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import UsageError, WorkbenchError, nearest, shell, size
+from workbench.errors import GateFailedError, UsageError, WorkbenchError, nearest, shell, size
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
@@ -134,6 +134,9 @@ def say_card(brick: Brick) -> None:
         for label, value in (("prompt", card.prompt_format), ("made by", card.generator), ("license", card.licence)):
             if value:
                 out.line(f"{label:<8} {value}")
+        if card.routing:
+            r = card.routing
+            out.line(f"routing  statistics of {r.prompts} prompts of {r.source}, layer {r.layer}, last {r.window} tokens")
         for s in card.scores:
             base = f", base {100 * s.base_value:.1f}" if s.base_value is not None else ""
             out.line(f"score    {s.task} {s.metric} {100 * s.value:.1f} [{100 * s.low:.1f}, {100 * s.high:.1f}], n = {s.n}{base}")
@@ -170,7 +173,21 @@ def read_all(bound: Deltas, base: Model) -> int:
 
 def card_directory(brick: Brick) -> Path:
     """Return the directory of a brick's card."""
-    return next(path for path in (brick.path, *brick.path.parents) if (path / "brick.yaml").is_file())
+    from workbench.run.brick_statistics import card_folder
+
+    return card_folder(brick)
+
+
+def verify_statistics(brick: Brick, name: str) -> None:
+    """Raise GateFailedError if the routing statistics beside a card are not those that it names."""
+    if brick.card is None or brick.card.routing is None:
+        return
+    from workbench.run.brick_statistics import read_statistics
+
+    try:
+        read_statistics(card_directory(brick), brick.card.routing)
+    except WorkbenchError as error:
+        raise GateFailedError(error.message, shell("workbench", "route", "measure", name)) from error
 
 
 def brick_directory(name: str) -> Path:

@@ -21,6 +21,7 @@ from workbench.cli._bricks import (
     read_all,
     say_card,
     say_measures,
+    verify_statistics,
 )
 from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
@@ -165,7 +166,8 @@ def train(
 ) -> None:
     """Train LoRA adapters from their train.yaml files.
 
-    A brick's settings are in train.yaml, and its card is written to brick.yaml. An interrupted training resumes.
+    A brick's settings are in train.yaml, and its card is written to brick.yaml, with statistics of its prompts for routers beside
+    it. An interrupted training resumes.
     """
     from workbench.library.train import train_brick, write_spec
     from workbench.models.device import pick_device
@@ -364,6 +366,7 @@ def verify(
         verify_neurons(folder.resolve(), base)
         return
     brick = find_brick(name)
+    verify_statistics(brick, name)
     on = base or base_of_brick(brick)
     checkpoint, _ = resolve_base(on, Path.cwd())
     model = base_for([brick], checkpoint)

@@ -1,4 +1,4 @@
-"""Commands `route explain|check`."""
+"""Commands `route explain|check|measure`."""
 
 from __future__ import annotations
 
@@ -137,6 +137,61 @@ def _say_checked(document: dict[str, Any]) -> None:
         )
     for group in document["ties"]:
         out.say(f"tied:   {', '.join(group)} have the same kind of prompts; {group[0]} acts, and they count as one here")
+
+
+@app.command()
+def measure(
+    bricks: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="BRICK...", help="Bricks with a brick.yaml: directories, or names in bricks/.", show_default=False
+        ),
+    ],
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            "--calibration", help='JSONL file of {"prompt":} or {"text":}; default: the rows that the brick was trained on.'
+        ),
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", min=4, help="Largest number of prompts, evenly spaced over the file.")
+    ] = 64,
+    layer: Annotated[
+        int | None, typer.Option("--layer", min=1, help="Number of blocks whose output is pooled; default: half of them.")
+    ] = None,
+    window: Annotated[int, typer.Option("--window", min=1, help="Number of last tokens that are pooled.")] = 16,
+    base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the card names.")] = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Measure a brick's prompts on its base, and keep the statistics beside its card.
+
+    Routers that are fitted later take them instead of running the base again. `brick train` measures them by itself.
+    """
+    from workbench.cli._bricks import brick_directory
+    from workbench.cli.documents.routing import MeasuredBrick
+    from workbench.library.route_statistics import measure_brick, measuring
+    from workbench.models.device import pick_device
+
+    out.quiet = json or quiet
+    if calibration is not None and len(bricks) > 1:
+        raise UsageError(f"--calibration holds the prompts of one brick, found {len(bricks)} bricks", "Measure them one by one.")
+    folders = [brick_directory(name) for name in bricks]
+    chosen = [measuring(folder, calibration, samples, layer, window) for folder in folders]
+    rows = []
+    for folder, what in zip(folders, chosen, strict=True):
+        found = measure_brick(folder, what, base, pick_device(device), out.event)
+        rows.append({"brick": folder.resolve().name, **found.model_dump(mode="json")})
+
+    def text() -> None:
+        for row, folder in zip(rows, folders, strict=True):
+            out.line(
+                f"{row['brick']}: {row['prompts']} prompts of {row['source']}, layer {row['layer']}, last {row['window']} tokens"
+            )
+            out.say(f"written: {folder / row['file']}")
+
+    out.result(lambda: [MeasuredBrick.model_validate(row) for row in rows], text, json=json)
 
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:

@@ -1,7 +1,7 @@
 """Routed configurations: which bricks answered the items of each task, and how they do beside the best merge.
 
-A routed model leaves an item to its task's own brick, to the base, or to another brick. The last is false routing. On a task that no
-brick owns, such as retention, the base is right and every brick is false routing.
+A routed model leaves an item to its task's own brick (or a merge that the brick is part of), to the base, or to another brick. The
+last is false routing. On a task that no brick owns, such as retention, the base is right and every brick is false routing.
 """
 
 from __future__ import annotations
@@ -47,10 +47,12 @@ def _answered(tasks: Sequence[Table], c: Configuration) -> Iterator[dict[str, An
             continue
         owner = table.suite.owners.get(table.name)
         owner = owner if owner in c.parents else None
+        # A routed merge that the owner is part of is the owner's too.
+        own = set() if owner is None else {owner, *(name for name, members in c.members.items() if owner in members)}
         shares = {
-            "own": _share(table, [owner is not None and set(label) == {owner} for label in labels]),
+            "own": _share(table, [bool(own) and set(label) <= own for label in labels]),
             "base": _share(table, [set(label) == {BASE} for label in labels]),
-            "other": _share(table, [bool(set(label) - {owner, BASE}) for label in labels]),
+            "other": _share(table, [bool(set(label) - own - {BASE}) for label in labels]),
         }
         counts = Counter(" and ".join(label) for label in labels)
         yield {
@@ -94,7 +96,7 @@ def _beside(tasks: Sequence[Table], entries: Sequence[Sequence[Scores]], routed:
             "merges": len(merges),
             "value": _mean(skills, c.digest),
             "merge_value": _mean(skills, merges[best]),
-            "bricks": len(c.parents),
+            "bricks": len(c.bricks or c.parents),
             "seconds": sum(s.seconds for s in by_name[name]),
             "merge_seconds": sum(s.seconds for s in by_name[best]),
         }

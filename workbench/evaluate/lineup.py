@@ -79,6 +79,7 @@ class LineupEntry:
             {name: self.resolved.on_disk[name].axes for name in self.resolved.parents if name in self.resolved.on_disk},
             form.name if form else None,
             form.size(self.resolved) if form else None,
+            _members(self.resolved),
         )
 
     def key(self, plan: ScorePlan, digest: str | None) -> str | None:
@@ -267,6 +268,14 @@ def _leading_edits(recipe: Recipe) -> list[dict[str, Any]]:
 
 def _vocabulary(resolved: Resolved) -> str | None:
     return resolved.vocabulary.digest if resolved.vocabulary else None
+
+
+def _members(resolved: Resolved) -> dict[str, tuple[str, ...]]:
+    """Return routed brick -> the names that it counts as, for routed bricks that are recipes."""
+    router = resolved.recipe.router
+    names = resolved.recipe.used_bricks(router) if router else ()
+    nested = {name: resolved.nested[name] for name in names if name in resolved.nested}
+    return {name: (inner.recipe.name, *dict.fromkeys(_ancestors(inner))) for name, inner in nested.items()}
 
 
 def _ancestors(resolved: Resolved) -> Iterator[str]:

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 GENERATED = "generate_until"
 _KEPT = 16
 _prepared: dict[str, dict[str, Requests]] = {}  # requests of the last plans by digest: a search alternates between a few plans
+_loaded: dict[str, dict[str, Any]] = {}  # tasks of plans whose requests have not been built yet
 
 
 @dataclass
@@ -87,14 +88,37 @@ def prepared(plan: ScorePlan, lm: Any) -> dict[str, Requests]:
     Raises:
         WorkbenchError: If data has changed since the plan was made, or a continuation has no tokens.
     """
-    key = f"{plan.suite.backend}-{plan.by('hflm').digest}"
+    key = _key(plan)
     if key not in _prepared:
         with quiet(), seeded():
-            requests = {name: _requests(plan, name, task, lm) for name, task in load_tasks(plan).items()}
+            tasks = _loaded.pop(key, None) or load_tasks(plan)
+            requests = {name: _requests(plan, name, task, lm) for name, task in tasks.items()}
         while len(_prepared) >= _KEPT:
             del _prepared[next(iter(_prepared))]
         _prepared[key] = requests
     return _prepared[key]
+
+
+def tasks_of(plan: ScorePlan) -> dict[str, Any]:
+    """Return lm-eval's tasks of a plan by name, which `prepared` then does not load again.
+
+    Args:
+        plan: The plan.
+    """
+    key = _key(plan)
+    if key in _prepared:
+        return {name: requests.task for name, requests in _prepared[key].items()}
+    if key not in _loaded:
+        while len(_loaded) >= _KEPT:
+            del _loaded[next(iter(_loaded))]
+        with quiet(), seeded():
+            _loaded[key] = load_tasks(plan)
+    return _loaded[key]
+
+
+def _key(plan: ScorePlan) -> str:
+    """Return the key of a plan's requests, which are the same for every scorer."""
+    return f"{plan.suite.backend}-{plan.by('hflm').digest}"
 
 
 def build(

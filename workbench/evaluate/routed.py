@@ -13,8 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
-from workbench.evaluate.quiet import quiet
-from workbench.evaluate.tasks import foreign_code, load_tasks
+from workbench.evaluate.requests import tasks_of
+from workbench.evaluate.tasks import foreign_code
+from workbench.files import json_digest
 from workbench.run.routers import SavedRouter, calibration_rows, prompt_digest
 from workbench.scores.plan import item_ids
 
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from workbench.evaluate.requests import Requests
     from workbench.resolve.resolved import Resolved
     from workbench.scores.plan import ScorePlan
+
+_passed: set[str] = set()  # tasks of plans whose prompts differ from those of a router, by digest
 
 
 @dataclass(frozen=True)
@@ -99,7 +102,7 @@ def calibration_of(resolved: Resolved) -> dict[str, str]:
     step = resolved.recipe.router
     if step is None:
         return {}
-    rows = calibration_rows(step.prompts(resolved.recipe.project), step.file)
+    rows = calibration_rows(step.prompts(resolved.recipe.project), step.prompt_files)
     return {digest: f"{row['file']} (brick '{row['name']}')" for row in rows for digest in row["prompts"]}
 
 
@@ -114,33 +117,33 @@ def refuse_calibrated_plan(plan: ScorePlan, calibration: Mapping[str, str], who:
     Raises:
         WorkbenchError: If an item's prompt is a calibration prompt.
     """
-    with quiet():
-        tasks = load_tasks(plan)
-    for name, task in tasks.items():
-        planned = {item.id for item in plan.items[name]}
-        ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
-        docs = ((identity, doc) for identity, doc in zip(ids, task.eval_docs, strict=True) if identity in planned)
-        with foreign_code(name, "built"):
-            refuse_calibrated(task, name, docs, calibration, who)
+    for name, task in tasks_of(plan).items():
+        refuse_calibrated(plan, name, task, calibration, who)
 
 
-def refuse_calibrated(task: Any, name: str, docs: Iterable[tuple[str, Any]], calibration: Mapping[str, str], who: str) -> None:
-    """Check that a router was not fitted on the prompts of a task.
+def refuse_calibrated(plan: ScorePlan, name: str, task: Any, calibration: Mapping[str, str], who: str) -> None:
+    """Check that a router was not fitted on the prompts of a task. A task that has passed is not compared again.
 
     Args:
-        task: lm-eval's task.
+        plan: The plan, which chooses the task's items.
         name: Name of the task.
-        docs: (id, document) of each item.
+        task: lm-eval's task.
         calibration: Digest of each calibration prompt -> its file.
         who: Name of the configuration.
 
     Raises:
         WorkbenchError: If an item's prompt is a calibration prompt.
     """
-    if not calibration:
+    key = json_digest([plan.by("hflm").digest, name, sorted(calibration)])
+    if not calibration or key in _passed:
         return
-    for item, doc in docs:
-        prompt = task.doc_to_text(doc)
+    planned = {item.id for item in plan.items[name]}
+    ids = item_ids(task.eval_docs, name, bundled=name in plan.bundled)
+    for item, doc in zip(ids, task.eval_docs, strict=True):
+        if item not in planned:
+            continue
+        with foreign_code(name, "built"):
+            prompt = task.doc_to_text(doc)
         file = calibration.get(prompt_digest(prompt)) if isinstance(prompt, str) else None
         if file is not None:
             raise WorkbenchError(
@@ -148,3 +151,4 @@ def refuse_calibrated(task: Any, name: str, docs: Iterable[tuple[str, Any]], cal
                 "A router must not be scored on prompts that it was fitted on",
                 "Remove the prompt from the file, or name another file under `calibration`; then run the recipe again.",
             )
+    _passed.add(key)

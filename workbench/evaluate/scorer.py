@@ -101,9 +101,7 @@ class Scorer:
     def _check_calibration(self, requests: Requests) -> None:
         """Raise WorkbenchError if the model's router was fitted on a prompt of a task."""
         calibration = getattr(getattr(self.model, "routing", None), "calibration", {})
-        docs = {instance.doc_id: instance.doc for instance in requests.instances}
-        named = [(requests.items[number].id, doc) for number, doc in docs.items()]
-        refuse_calibrated(requests.task, requests.name, named, calibration, self.configuration.name)
+        refuse_calibrated(self.plan, requests.name, requests.task, calibration, self.configuration.name)
 
     def task(self, name: str, journal: Journal | None = None, progress: Progress | None = None) -> dict[str, Any]:
         """Score one task.

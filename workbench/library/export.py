@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,8 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RECORD as RUN
 from workbench.run.directory import RunDirectory
 from workbench.run.materialize import materialize
+from workbench.run.routers import RECORD as ROUTER
+from workbench.run.routers import TENSORS as STATISTICS
 from workbench.run.routers import SavedRouter
 from workbench.run.saved import open_configuration
 
@@ -54,6 +57,7 @@ class Subject:
         place: Directory of a whole model; None if adapters act on a base.
         base: The base as the recipe names it.
         prompts: Calibration prompts of a router, if their files are still there.
+        router: Directory with the files of a router; None if there is none.
     """
 
     name: str
@@ -62,6 +66,7 @@ class Subject:
     place: Path | None
     base: str
     prompts: tuple[str, ...] = ()
+    router: Path | None = None
 
 
 def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject:
@@ -114,7 +119,7 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
         if file.is_file():
             prompts += read_prompts(file, str(row.get("file")), 1)
     model = replace(whole, router=None)
-    return Subject(whole.recipe.name, model, adapters, None, model.recipe.fields.base_name, tuple(prompts))
+    return Subject(whole.recipe.name, model, adapters, None, model.recipe.fields.base_name, tuple(prompts), whole.router.path)
 
 
 def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
@@ -229,7 +234,7 @@ def _check_adapter(name: str, adapter: Adapter, subject: Subject) -> None:
 def write_export(
     subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json.
+    """Write a directory with plain adapters, serve.sh, expected.jsonl and export.json, and the files of a router.
 
     Args:
         subject: A subject that `check_export` accepts.
@@ -250,6 +255,9 @@ def write_export(
             place = f"{ADAPTERS}/{name}"
             adapters[name] = {"path": place, **write_served(adapter, partial / place, export.served, rank)}
             adapters[name]["ranks"] = sorted(set(ranks_of(adapter).values()))
+        if subject.router is not None:
+            for file in (ROUTER, STATISTICS):
+                shutil.copyfile(subject.router / file, partial / file)
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
         record: dict[str, Any] = {

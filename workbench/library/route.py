@@ -198,10 +198,11 @@ def calibration_of(routing: Routing, project: Path) -> dict[str, list[str]] | No
     """
     found: dict[str, list[str]] = {}
     for row in routing.sources:
-        file, digests = row.get("file"), set(row.get("prompts", ()))
-        if not file or not digests or not (project / file).is_file():
+        files, digests = row.get("files") or list(filter(None, [row.get("file")])), set(row.get("prompts", ()))
+        if not files or not digests or not all((project / file).is_file() for file in files):
             return None
-        found[row["name"]] = [text for text in read_prompts(project / file, file) if prompt_digest(text) in digests]
+        texts = dict.fromkeys(text for file in files for text in read_prompts(project / file, file))
+        found[row["name"]] = [text for text in texts if prompt_digest(text) in digests]
         if {prompt_digest(text) for text in found[row["name"]]} != digests:
             return None
     return found if set(found) == set(routing.bricks) else None

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any
 from workbench import yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
-from workbench.bricks.card import BaseRecord, BrickCard, Score, read_title, write_card
+from workbench.bricks.card import BaseRecord, BrickCard, RoutingStatistics, Score, read_title, write_card
 from workbench.bricks.locate import kinds_of, resolve_base, resolve_brick
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
 from workbench.events import Events, no_events
+from workbench.library.route_statistics import measured, trained_on
+from workbench.models.texts import read_prompts
 from workbench.project import CACHE, find_project
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -28,6 +30,8 @@ from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
     import torch
+
+    from workbench.weights.checkpoint import Checkpoint
 
 CHECKPOINT = "checkpoint"
 
@@ -155,10 +159,26 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         training=record,
     )
     write_card(folder, card)
+    if spec.method == "lora":
+        card = card.model_copy(update={"routing": _statistics(folder, card, checkpoint, device, events)})
+        write_card(folder, card)
     if score and spec.task:
         card = card.model_copy(update={"scores": (score_brick(folder, spec, project, device, events),)})
         write_card(folder, card)
     return card
+
+
+def _statistics(
+    folder: Path, card: BrickCard, base: Checkpoint, device: torch.device, events: Events
+) -> RoutingStatistics | None:
+    """Return the statistics that routers need, measured on training prompts; None, with a notice, if there are no such prompts."""
+    try:
+        what = trained_on(folder, card)
+        prompts = read_prompts(what.file, what.label, what.samples, least=4)
+    except WorkbenchError as error:
+        reports(events, card.name).notice(f"no routing statistics on the card: {error.message}")
+        return None
+    return measured(folder, base, prompts, what, device, events)
 
 
 def _others(spec: BrickSpec, folder: Path, project: Path) -> dict[str, Path]:

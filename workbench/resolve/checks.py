@@ -44,7 +44,9 @@ def check_steps(recipe: Recipe, base: Model, bricks: Mapping[str, BrickSource]) 
 
 
 def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchError]:
-    """Return an error for each adapter that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
+    """Return an error for each brick that is no plain low-rank update, in steps that need one (`Step.low_rank_bricks`).
+
+    The result of a recipe is checked when it has been computed, except that it must be an adapter.
 
     Args:
         resolved: The recipe.
@@ -53,6 +55,11 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
     recipe, problems = resolved.recipe, []
     for i, step in enumerate(recipe.steps):
         for name in recipe.used_bricks(step) if step.low_rank_bricks else ():
+            nested = resolved.nested.get(name)
+            if nested is not None and (form := nested.recipe.fields.output.form) != "adapter":
+                message = f"brick '{name}' is a recipe whose result is a {form}, but step '{recipe.step_ids[i]}' needs an adapter of the base"
+                hint = f"Write `output: {{form: adapter, rank: 16}}` in recipe {nested.recipe.name}."
+                problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
             brick = resolved.on_disk.get(name)
             if brick is None or brick.kind != "adapter":
                 continue

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.adapters.bind import bind
+from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
@@ -25,6 +26,7 @@ from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext, StepResult, Taught, kind_of
+from workbench.run.recipe_adapters import cached_adapter, written_adapter
 from workbench.steps import MergeMethod
 from workbench.vocabulary.aligned import AlignedVocabulary
 
@@ -172,4 +174,19 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
         first = replace(resolved, recipe=replace(resolved.recipe, steps=resolved.recipe.steps[:number]))
         return compose(first, device, events).model
 
-    return StepContext(resolved, number, device, events, brick_deltas, model_before, whole_model)
+    def brick_adapter(name: str) -> Adapter:
+        nested = resolved.nested.get(name)
+        if nested is None:
+            return resolved.on_disk[name].adapter
+        if found := cached_adapter(nested, name):
+            return found
+        events(
+            {
+                "stage": "route",
+                "step": resolved.recipe.step_ids[number],
+                "text": f"brick '{name}': {nested.recipe.name} as an adapter",
+            }
+        )
+        return written_adapter(nested, name, compose(nested, device, events).model, device)
+
+    return StepContext(resolved, number, device, events, brick_deltas, brick_adapter, model_before, whole_model)

@@ -262,7 +262,7 @@ class ConfigurationForm(OutputForm):
         """Return the bytes of the checkpoint and of the bricks that a router chooses among; the facts of a memory are small."""
         router = resolved.recipe.router
         bricks = resolved.recipe.used_bricks(router) if router else ()
-        adapters = sum(resolved.bricks[name].stored_bytes for name in bricks)
+        adapters = sum(brick_bytes(resolved, name) for name in bricks)
         return adapters + (0 if refers_to_base(resolved) else CHECKPOINT.size(resolved))
 
     def write(self, context: WriteContext) -> dict[str, Any]:
@@ -310,6 +310,12 @@ FORMS: Mapping[str, OutputForm] = {form.name: form for form in (CHECKPOINT, Adap
 def form_of(resolved: Resolved) -> OutputForm:
     """Return the form of a recipe's result."""
     return FORMS[resolved.recipe.fields.output.form]
+
+
+def brick_bytes(resolved: Resolved, name: str) -> int:
+    """Return the size on disk of a brick that acts beside the weights: an adapter, or a recipe whose result is one."""
+    nested = resolved.nested.get(name)
+    return resolved.bricks[name].stored_bytes if nested is None else form_of(nested).size(nested)
 
 
 def _parents(resolved: Resolved) -> tuple[list[Adapter], bool]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts import Fact
 from workbench.lazy import torch
@@ -35,6 +36,7 @@ class StepContext:
         device: Device to compute on.
         events: Receives progress.
         deltas: Returns the deltas of a brick, by name.
+        adapter: Returns the adapter of a brick, by name; that of a recipe is computed now, unless the cache has it.
         model_before: Composes the model before this step.
         whole_model: Returns the model of a brick, by name, in its own shapes.
     """
@@ -44,6 +46,7 @@ class StepContext:
     device: torch.device
     events: Events
     deltas: Callable[[str], Deltas]
+    adapter: Callable[[str], Adapter]
     model_before: Callable[[], Model]
     whole_model: Callable[[str], Model]
 

@@ -110,6 +110,12 @@ class SavedRouter:
                 AGAIN,
             )
         kind = method(RouteMethod, self.record["method"], find_project(self.path.resolve() / RECORD))
+        if self.record.get("method_version") != kind.version:
+            raise WorkbenchError(
+                f"{self.path / RECORD}: the router was fitted by version {self.record.get('method_version')} of '{kind.name}', and this is "
+                f"version {kind.version}, whose confidences have another scale",
+                AGAIN,
+            )
         router = kind.restore(self.record["settings"], tensors)
         if list(router.bricks) != self.bricks:
             raise WorkbenchError(
@@ -167,14 +173,11 @@ class SavedRouter:
         return RouterAt(self.path, places, self.digest)
 
 
-def brick_rows(
-    adapters: Mapping[str, Adapter], digests: Mapping[str, str], descriptions: Mapping[str, str]
-) -> list[dict[str, Any]]:
+def brick_rows(adapters: Mapping[str, Adapter], descriptions: Mapping[str, str]) -> list[dict[str, Any]]:
     """Return `bricks` of routing.json.
 
     Args:
         adapters: Brick -> adapter, in the router's order.
-        digests: Brick -> digest.
         descriptions: Brick -> description, for bricks that have one.
     """
     rows = []
@@ -184,7 +187,7 @@ def brick_rows(
             {
                 "name": name,
                 "adapter": f"{ADAPTERS}/{name}",
-                "digest": digests[name],
+                "digest": Brick(name, "adapter", adapter.path).digest(None),
                 "modules": len(ranks),
                 "ranks": sorted(set(ranks.values())),
                 **({"description": descriptions[name]} if name in descriptions else {}),
@@ -193,15 +196,20 @@ def brick_rows(
     return rows
 
 
-def calibration_rows(prompts: Mapping[str, Sequence[str]], file: Callable[[str], str | None]) -> list[dict[str, Any]]:
+def calibration_rows(prompts: Mapping[str, Sequence[str]], files: Callable[[str], Sequence[str]]) -> list[dict[str, Any]]:
     """Return `calibration` of routing.json: the digests of each brick's prompts, for the check that no prompt is scored.
 
     Args:
         prompts: Brick -> its prompts.
-        file: Returns the file of a brick's prompts.
+        files: Returns the files of a brick's prompts.
     """
     return [
-        {"name": name, "file": file(name), "prompts": [prompt_digest(text) for text in texts]}
+        {
+            "name": name,
+            "file": ", ".join(files(name)),
+            "files": list(files(name)),
+            "prompts": [prompt_digest(text) for text in texts],
+        }
         for name, texts in prompts.items()
         if texts
     ]

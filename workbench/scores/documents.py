@@ -46,6 +46,7 @@ class Configuration:
         axes: Brick -> axis -> value, for the bricks with files (origin, granularity, computation, ...).
         form: Form in which `run` writes it: checkpoint, adapter or configuration; None for controls and if only scores are known.
         written: Bytes that `run` writes; None where `form` is None.
+        members: Routed brick -> the bricks that it is made from, for routed bricks that are recipes.
     """
 
     digest: str
@@ -63,6 +64,7 @@ class Configuration:
     axes: Mapping[str, Mapping[str, str]] = field(default_factory=dict, hash=False)
     form: str | None = None
     written: int | None = None
+    members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""

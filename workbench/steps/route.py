@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
 
 from pydantic import Field, model_validator
 
@@ -28,9 +28,9 @@ Acting = Callable[[str], AbstractContextManager[None]]
 class RoutedBrick(Strict):
     """Fields of one brick in a route step."""
 
-    calibration: str | None = None
-    """JSONL file of the brick's prompts, relative to the project: {"prompt":} or {"text":} a line, other fields are ignored.
-    Default: the step's `calibration`."""
+    calibration: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """JSONL file of the brick's prompts, or a list of files for a brick with several skills, relative to the project: {"prompt":} or
+    {"text":} a line, other fields are ignored. Default: the step's `calibration`."""
     description: str | None = Field(None, min_length=1)
     """A line that says what the brick does. `text` compares prompts with it."""
 
@@ -113,6 +113,16 @@ class Router(Protocol):
         """Return the entries of routing.json, as plain data."""
 
 
+class KnownStates(Protocol):
+    """Pooled states of a brick's prompts that were measured before; see `workbench.route.deciding.kept`."""
+
+    def differs(self, layer: int, window: int) -> str | None:
+        """Return how the states differ from those that a router needs; None if they fit."""
+
+    def of(self, texts: Sequence[str]) -> Tensor | None:
+        """Return the states [text, hidden size] of some texts; None if one of them is missing."""
+
+
 @dataclass(frozen=True)
 class RouteContext:
     """Everything that a route method may use to fit a router.
@@ -126,6 +136,8 @@ class RouteContext:
         factors: Returns a brick's low-rank factors: live module name -> (A [rank, in], B [out, rank]), scaling in B.
         seed: The recipe's seed.
         progress: Callback that takes (done, total, text).
+        known: Brick -> states of its prompts on this model, for bricks whose card has them.
+        notice: Callback that takes a line for the user.
     """
 
     model: PreTrainedModel
@@ -136,6 +148,8 @@ class RouteContext:
     factors: Callable[[str], Mapping[str, tuple[Tensor, Tensor]]] = lambda _brick: {}
     seed: int = 0
     progress: Callable[[int, int, str], None] = lambda _done, _total, _text: None
+    known: Mapping[str, KnownStates] = field(default_factory=dict)
+    notice: Callable[[str], None] = lambda _text: None
 
     @property
     def bricks(self) -> tuple[str, ...]:
@@ -174,19 +188,16 @@ class RouteMethod(BrickStep):
             )
 
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
-        """Yield an error for each brick that is no adapter: only low-rank updates can act beside the weights of one base."""
+        """Yield an error for each checkpoint: only low-rank updates can act beside the weights of one base.
+
+        The result of a recipe is one if its `output` says so, which `resolve.checks.check_low_rank` checks.
+        """
         for name, kind in kinds.items():
             if kind == "checkpoint":
                 yield Problem(
                     ("bricks", name),
                     f"brick '{name}' is a checkpoint, but a router chooses among adapters of one base",
                     f"Turn it into an adapter: `workbench brick extract CHECKPOINT --base BASE -o bricks/{name}-lora`.",
-                )
-            elif kind == "recipe":
-                yield Problem(
-                    ("bricks", name),
-                    f"brick '{name}' is a recipe, but a router chooses among adapters of one base",
-                    "Run that recipe with `output: {form: adapter}`, and name the adapter that it writes.",
                 )
 
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
@@ -206,9 +217,9 @@ class RouteMethod(BrickStep):
         """
         return {name: [] for name in self.names() or ()}
 
-    def file(self, brick: str) -> str | None:
-        """Return the file of a brick's calibration prompts, relative to the project; None for methods that read none."""
-        return None
+    def prompt_files(self, brick: str) -> list[str]:
+        """Return the files of a brick's calibration prompts, relative to the project; none for methods that read none."""
+        return []
 
     def descriptions(self) -> dict[str, str]:
         """Return brick -> its description, for bricks that have one."""
@@ -238,10 +249,11 @@ class CalibratedRoute(RouteMethod):
     """JSONL file of prompts for bricks without a file of their own; `{brick}` stands for the brick's name, as in
     "bricks/{brick}/train.jsonl". Evaluation items must not be among them."""
     samples: Whole = Field(64, ge=4)
-    """Largest number of prompts read from each file, evenly spaced over the file."""
+    """Largest number of prompts of a brick, evenly spaced over its file, or over each of its files in equal parts."""
     abstain: Real | None = Field(0.01, ge=0, lt=1)
-    """Share of calibration prompts that may go to the base: the threshold is this quantile of the confidence, measured on prompts
-    whose template was held out, as they are, in lower case and behind a greeting. null: no prompt goes to the base."""
+    """Share of calibration prompts that may go to the base, measured on prompts whose template was held out, as they are, in lower
+    case and behind a greeting. The threshold of the confidence is this quantile of prompts; for `ridge` and `centroid` it is that of
+    templates, each with its lowest prompt. null: no prompt goes to the base."""
     mix: Whole = Field(1, ge=1)
     """Number of bricks whose weighted updates act together. Tied bricks count as one, and only the first of them acts."""
 
@@ -250,7 +262,7 @@ class CalibratedRoute(RouteMethod):
         if self.calibration is not None and BRICK not in self.calibration and (self.bricks is None or len(self.bricks) > 1):
             text = f"calibration: expected a name that contains {BRICK}, because bricks are told apart by their prompts; "
             raise ValueError(text + f"found '{self.calibration}'")
-        missing = [name for name in self.bricks or () if self.file(name) is None]
+        missing = [name for name in self.bricks or () if not self.prompt_files(name)]
         if missing or (self.bricks is None and self.calibration is None):
             owners = ", ".join(missing) or "every brick"
             raise ValueError(
@@ -259,15 +271,17 @@ class CalibratedRoute(RouteMethod):
             )
         return self
 
-    def file(self, brick: str) -> str | None:
-        """Return the file of a brick's prompts: the brick's own, or the step's."""
+    def prompt_files(self, brick: str) -> list[str]:
+        """Return the files of a brick's prompts: the brick's own, or the step's."""
         entry = (self.bricks or {}).get(brick)
         own = entry.calibration if entry else None
-        return own or (self.calibration.replace(BRICK, brick) if self.calibration else None)
+        if own:
+            return [own] if isinstance(own, str) else list(own)
+        return [self.calibration.replace(BRICK, brick)] if self.calibration else []
 
     def inputs(self) -> list[str]:
         """Return the files of prompts."""
-        return sorted({file for name in self.bricks or () if (file := self.file(name))})
+        return sorted({file for name in self.bricks or () for file in self.prompt_files(name)})
 
     def check_inputs(self, project: Path) -> None:
         """Read every file once, so that errors in it appear before any work."""
@@ -287,7 +301,8 @@ class CalibratedRoute(RouteMethod):
         """
         found = {}
         for name in self.bricks or ():
-            file = self.file(name)
-            assert file is not None
-            found[name] = read_prompts(project / file, file, self.samples, least=4)
+            files = self.prompt_files(name)
+            share = max(4, self.samples // len(files))
+            texts = [text for file in files for text in read_prompts(project / file, file, share, least=4)]
+            found[name] = list(dict.fromkeys(texts))
         return found

@@ -110,6 +110,29 @@ class BrickMeasures(Document):
     """Measures by tensor."""
 
 
+class CardRouting(Document):
+    """Statistics of the brick's calibration prompts beside its card."""
+
+    file: str
+    """File beside the card."""
+    digest: str
+    """Digest of the file's tensors."""
+    base: str
+    """Digest of the weights of the base that was run."""
+    tokenizer: str
+    """Digest of its tokenizer."""
+    layer: int
+    """Number of decoder blocks whose output was pooled."""
+    window: int
+    """Number of last tokens that were pooled."""
+    pooling: int
+    """Version of the pooling."""
+    prompts: int
+    """Number of prompts, without their copies."""
+    source: str
+    """File of the prompts."""
+
+
 class BrickDocument(Document):
     """A brick's card. A brick without a card has only `name` and `kind`."""
 
@@ -143,6 +166,8 @@ class BrickDocument(Document):
     """Scores of the brick alone."""
     functions: list[str] = optional()
     """Functions that a set of neurons serves."""
+    routing: CardRouting | None = optional()
+    """Statistics for routers; null if none were measured."""
     axes: dict[str, str] = optional()
     """Axis (origin, granularity, computation, routing, aggregation, training) -> the brick's value."""
 

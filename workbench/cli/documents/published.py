@@ -27,7 +27,7 @@ from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
-from workbench.cli.documents.routing import ExplainDocument, RouteCheckDocument
+from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
@@ -63,6 +63,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "memory log": list[MemoryChange],
     "route explain": ExplainDocument,
     "route check": RouteCheckDocument,
+    "route measure": list[MeasuredBrick],
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
     "analyze ablate": AblationDocument,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from workbench.cli.documents.bricks import CardRouting
 from workbench.cli.documents.document import Document, Number, optional
 
 
@@ -43,6 +44,13 @@ class ExplainDocument(Document):
     """Number of last tokens that are pooled."""
     tokens: list[RoutedToken]
     """The decision at each token of the text; empty for routers that see whole prompts only."""
+
+
+class MeasuredBrick(CardRouting):
+    """Routing statistics of a brick, as on its card."""
+
+    brick: str
+    """Name of the brick."""
 
 
 class CheckedSet(Document):

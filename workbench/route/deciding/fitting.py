@@ -32,7 +32,48 @@ class HeldOut:
     confidence: Tensor
 
 
-def fitted(samples: Samples, make: Callable[[Tensor], R], abstain: float | None, mix: int, joined: Joined) -> R:
+def prompt_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
+    """Return the threshold below which `share` of the held-out samples lie, where every brick counts alike."""
+    return quantile(confidence, samples.labels, share)
+
+
+def template_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
+    """Return the threshold that a prompt in a new template falls below with probability `share` at most.
+
+    Prompts of one template have similar confidences, and users write in templates that no calibration file has. So templates are the
+    exchangeable unit, and each has the confidence of its lowest prompt or copy. Of a brick with m templates, n of them below the
+    threshold, a new template lies below it with probability (n + 1) / (m + 1) at most. The threshold is the largest for which the mean
+    of this over bricks is at most `share`, or the lowest confidence if there is none: a few templates cannot promise a small share.
+
+    Args:
+        samples: The samples.
+        confidence: [sample], by routers that were fitted without the sample's template.
+        share: From 0 to below 1.
+
+    Source:
+        Split conformal prediction, Vovk et al. 2005, with templates in the place of examples.
+    """
+    units = int(samples.unit.max()) + 1
+    lowest = torch.full((units,), torch.inf, dtype=confidence.dtype).scatter_reduce(0, samples.unit, confidence, "amin")
+    brick = torch.zeros(units, dtype=torch.long).scatter(0, samples.unit, samples.labels)
+    values, order = lowest.sort()
+    sizes = torch.bincount(brick).double()
+    below = torch.nn.functional.one_hot(brick[order], len(sizes)).cumsum(0) - torch.nn.functional.one_hot(
+        brick[order], len(sizes)
+    )
+    bound = ((below + 1) / (sizes + 1)).mean(1)  # of the threshold at each unit
+    fitting = int((bound <= share + 1e-9).sum())
+    return float(values[max(0, fitting - 1)])
+
+
+def fitted(
+    samples: Samples,
+    make: Callable[[Tensor], R],
+    abstain: float | None,
+    mix: int,
+    joined: Joined,
+    threshold_of: Callable[[Samples, Tensor, float], float] = prompt_threshold,
+) -> R:
     """Return the router of all samples with its ties, its threshold and its record.
 
     Args:
@@ -41,12 +82,13 @@ def fitted(samples: Samples, make: Callable[[Tensor], R], abstain: float | None,
         abstain: Share of calibration prompts that may go to the base; None if none may.
         mix: Number of bricks that act together.
         joined: How scores of tied bricks become one.
+        threshold_of: Returns the threshold from the confidences of held-out samples and `abstain`.
     """
     by_template = held_out(samples, samples.by_template, make)
     at_random = held_out(samples, samples.at_random, make)
     confusion = confusion_of(samples, at_random.scores)
     ties = tied(samples.bricks, confusion)
-    threshold = None if abstain is None else quantile(by_template.confidence, samples.labels, abstain)
+    threshold = None if abstain is None else threshold_of(samples, by_template.confidence, abstain)
     choice = Choice(threshold, ties, mix, joined)
     router = make(torch.arange(len(samples.texts)))
     record = {
@@ -174,13 +216,15 @@ def _near_misses(samples: Samples, choice: Choice, result: HeldOut, most: int = 
 
 
 def _abstention(samples: Samples, share: float | None, threshold: float | None, result: HeldOut) -> dict[str, Any] | None:
-    """Return the threshold, and the share of held-out samples below it by kind of copy."""
+    """Return the threshold, the sample that has it, and the share of held-out samples below it by kind of copy."""
     if threshold is None:
         return None
     below = result.confidence < threshold
+    decisive = int((result.confidence - threshold).abs().argmin())
     return {
         "share": share,
         "threshold": threshold,
+        "set_by": {"prompt": samples.texts[decisive], "brick": samples.bricks[int(samples.labels[decisive])]},
         "to_base": {kind: _mean(below[samples.kind(kind)]) for kind in COPIES},
     }
 

@@ -12,7 +12,7 @@ from pydantic import Field
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
-from workbench.route.deciding.fitting import fitted
+from workbench.route.deciding.fitting import fitted, template_threshold
 from workbench.route.deciding.router import Fitted, Joined, restored, state
 from workbench.route.deciding.samples import Samples
 from workbench.route.deciding.texts import beside
@@ -39,14 +39,33 @@ class PooledRoute(CalibratedRoute):
     """Number of last tokens that are pooled. The first token of a text does not count."""
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
-        """Return the calibration prompts with their pooled states, and the layer."""
+        """Return the calibration prompts with their pooled states, and the layer.
+
+        Bricks are measured one by one, as `brick train` and `route measure` do, so that states from a card have the same bits.
+        """
         layer = depth_of(context.model, self.layer)
         samples = Samples.of(context.calibration)
-        rows = token_rows(context.tokenizer, samples.texts)
-        context.progress(0, 1, f"{len(rows)} prompts through {layer} blocks")
-        hidden = pooled(context.model, rows, layer, self.window)
-        context.progress(1, 1, f"{len(rows)} prompts through {layer} blocks")
-        return samples.with_features(hidden), layer
+        parts = []
+        for number, brick in enumerate(context.bricks):
+            texts = [samples.texts[i] for i in (samples.labels == number).nonzero()[:, 0].tolist()]
+            context.progress(number, len(context.bricks), f"{brick}: {len(texts)} prompts through {layer} blocks")
+            parts.append(self._states(context, brick, texts, layer))
+        context.progress(len(context.bricks), len(context.bricks), f"{len(samples.texts)} prompts through {layer} blocks")
+        return samples.with_features(torch.cat(parts)), layer
+
+    def _states(self, context: RouteContext, brick: str, texts: Sequence[str], layer: int) -> Tensor:
+        """Return the states of a brick's prompts and their copies, from its card if they are there."""
+        if (known := context.known.get(brick)) is not None:
+            reason = known.differs(layer, self.window)
+            states = None if reason else known.of(texts)
+            if states is not None:
+                return states
+            reason = reason or "are of other prompts than its calibration prompts"
+            context.notice(f"brick '{brick}': the routing statistics on its card {reason}, so its prompts are measured again")
+        different = list(dict.fromkeys(texts))
+        states = pooled(context.model, token_rows(context.tokenizer, different), layer, self.window)
+        places = {text: row for row, text in enumerate(different)}
+        return states[torch.tensor([places[text] for text in texts])]
 
     def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined) -> Router:
         """Return the router of all samples, with ties, threshold and record.
@@ -56,7 +75,7 @@ class PooledRoute(CalibratedRoute):
             make: Fits a router to some samples.
             joined: How scores of tied bricks become one.
         """
-        router = fitted(samples, make, self.abstain, self.mix, joined)
+        router = fitted(samples, make, self.abstain, self.mix, joined, template_threshold)
         return replace(router, record={**router.record, "beside_text": beside(samples)})
 
 
@@ -90,24 +109,29 @@ class PooledRouter(Fitted):
         return within, whole
 
     def confidence(self, hidden: Tensor) -> Tensor:
-        """Return how much nearer each state is to its nearest brick than to the whole of all bricks [n], per dimension.
+        """Return how certainly each state belongs to a brick [n]: its direction, and how much nearer it is to a brick than to all.
 
-        This is the relative Mahalanobis distance: the squared distance to the mean of all bricks under the covariance of all prompts,
-        minus the smallest squared distance to a brick's mean under the covariance within bricks.
+        Under the covariance within bricks, D is the mean distance of the bricks' means from their center. The confidence is the largest
+        cosine with a brick's mean, both relative to the center, plus (to all - to brick) / D: the distance to the center under the
+        covariance of all prompts, minus the smallest distance to a brick's mean under the covariance within bricks. Distances are
+        not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such as
+        short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
 
         Args:
             hidden: [n, hidden size].
 
         Source:
-            Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD detection, arXiv 2106.09022.
+            The second term has the distances of Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD
+            detection, arXiv 2106.09022, which subtracts their squares.
         """
         within, whole = self._roots
         states = (hidden.double() - self.scatter.centre).T  # [d, n]
-        to_all = torch.linalg.solve_triangular(whole, states, upper=False).square().sum(0)
+        to_all = torch.linalg.solve_triangular(whole, states, upper=False).norm(dim=0)
         near, means = (torch.linalg.solve_triangular(within, part, upper=False).T for part in (states, self.scatter.means.T))
-        to_brick = torch.stack([(near - mean).square().sum(1) for mean in means]).amin(0)
-        nearer: Tensor = (to_all - to_brick) / len(states)
-        return nearer
+        to_brick = torch.stack([(near - mean).norm(dim=1) for mean in means]).amin(0)
+        cosine = torch.nn.functional.normalize(near, dim=1) @ torch.nn.functional.normalize(means, dim=1).T
+        nearer: Tensor = (to_all - to_brick) / means.norm(dim=1).mean().clamp(min=1e-12)
+        return cosine.amax(1) + nearer
 
     def added(self, brick: str, statistics: Statistics) -> Self:
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.

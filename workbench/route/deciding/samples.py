@@ -25,6 +25,7 @@ class Samples:
         texts: [sample], all copies of all prompts.
         labels: [sample], the number of the brick.
         kinds: [sample], the number of the kind of copy in `COPIES`; 0 is the prompt as it is.
+        unit: [sample], the number of what is held out together: a template, or a prompt if the brick has one template only.
         by_template: [sample], the fold of the prompt's template.
         at_random: [sample], a fold that does not depend on the template.
         templates: Brick -> number of its templates.
@@ -36,6 +37,7 @@ class Samples:
     texts: list[str]
     labels: Tensor
     kinds: Tensor
+    unit: Tensor
     by_template: Tensor
     at_random: Tensor
     templates: dict[str, int] = field(default_factory=dict)
@@ -61,16 +63,19 @@ class Samples:
                     f"route: brick '{name}' has no calibration prompts", f"Write {name}: {{calibration: FILE}} under `bricks`."
                 )
         texts: list[str] = []
-        columns: list[tuple[int, int, int, int]] = []
+        columns: list[tuple[int, int, int, int, int]] = []
         counts: dict[str, int] = {}
         for label, (name, prompts) in enumerate(calibration.items()):
-            fold_of, counts[name] = folds(prompts)
+            group_of, fold_of = folds(prompts)
+            counts[name] = int(group_of.max()) + 1
+            unit_of = group_of if counts[name] > 1 else torch.arange(len(prompts))
+            first = max((column[2] for column in columns), default=-1) + 1
             for number, prompt in enumerate(prompts):
                 for kind, text in enumerate(copies(prompt, number).values()):
                     texts.append(text)
-                    columns.append((label, kind, int(fold_of[number]), number % FOLDS))
-        labels, kinds, by_template, at_random = torch.tensor(columns).T.contiguous()
-        return cls(bricks, texts, labels, kinds, by_template, at_random, counts)
+                    columns.append((label, kind, first + int(unit_of[number]), int(fold_of[number]), number % FOLDS))
+        labels, kinds, unit, by_template, at_random = torch.tensor(columns).T.contiguous()
+        return cls(bricks, texts, labels, kinds, unit, by_template, at_random, counts)
 
     def with_features(self, hidden: Tensor | None, measured: Tensor | None = None) -> Samples:
         """Return the samples with their features."""

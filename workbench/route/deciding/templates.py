@@ -52,8 +52,8 @@ def _ends(prompt: str) -> str:
     return " ".join(words if len(words) <= FIRST + LAST else [*words[:FIRST], *words[-LAST:]])
 
 
-def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, int]:
-    """Return the fold of each prompt of one brick, with whole templates in a fold, and the number of templates.
+def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, Tensor]:
+    """Return the template and the fold of each prompt of one brick, with whole templates in a fold.
 
     Large templates are placed first, each into the smallest fold. If there are fewer templates than two, prompts are dealt out one by
     one instead, because no template can be held out.
@@ -61,11 +61,11 @@ def folds(prompts: Sequence[str], count: int = FOLDS) -> tuple[Tensor, int]:
     groups = templates(prompts)
     sizes = torch.bincount(groups)
     if len(sizes) < 2:
-        return torch.arange(len(prompts)) % count, len(sizes)
+        return groups, torch.arange(len(prompts)) % count
     filled = [0] * count
     place = torch.zeros(len(sizes), dtype=torch.long)
     for group in sorted(range(len(sizes)), key=lambda g: (-int(sizes[g]), g)):
         fold = min(range(count), key=lambda f: (filled[f], f))
         place[group] = fold
         filled[fold] += int(sizes[group])
-    return place[groups], len(sizes)
+    return groups, place[groups]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Default number of last tokens that are pooled."""
+POOLING = 1
+"""Version of the pooling. Raise it when `pooled` gives other numbers: states that were kept before are then measured again."""
 SINK = 4.0
 """A state whose norm is larger than this multiple of the row's median norm is left out. Other states lie below twice the median."""
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +17,16 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
+from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
+from workbench.route.deciding.pooling import PooledRoute
 from workbench.route.mixing.modules import check_places
+from workbench.run.brick_statistics import known_statistics
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
+from workbench.run.forms import brick_bytes
 from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.recipe_adapters import cached_adapter
 from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
 from workbench.run.shapes import specs_before
 from workbench.steps import RouteContext, RouteMethod
@@ -30,6 +36,7 @@ from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
+    from workbench.route.deciding.kept import KeptStates
 
 # Tokens of a prompt, for the estimate of `plan`: calibration prompts are short, and each is read plain and in a few copies.
 _TOKENS = 4 * 64
@@ -40,8 +47,8 @@ class RouteKind(Kind[RouteMethod]):
 
     def apply(self, step: RouteMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the unchanged weights and the router. It is fitted now, unless the cache has it."""
-        saved = SavedRouter(_fitted(step, context, current))
-        adapters = _adapters(step, context.resolved)
+        adapters = {name: context.adapter(name) for name in context.recipe.used_bricks(step)}
+        saved = SavedRouter(_fitted(step, context, current, adapters))
         router = saved.at({name: adapter.path for name, adapter in adapters.items()})
         record = {"bricks": list(adapters), "solved_on": saved.record["solved_on"], "router": saved.record["record"]}
         return StepResult(current, record, router=router)
@@ -50,14 +57,15 @@ class RouteKind(Kind[RouteMethod]):
         self, step: RouteMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
         """Add the memory of a live model in the output dtype, and the factors of the bricks in float32."""
-        adapters = _adapters(step, resolved)
-        row: dict[str, Any] = {"bricks": dict.fromkeys(adapters, "adapter"), "inputs": step.inputs()}
-        needs.read += sum(resolved.bricks[name].input_bytes for name in adapters)
+        names = resolved.recipe.used_bricks(step)
+        row: dict[str, Any] = {"bricks": {name: resolved.bricks[name].kind for name in names}, "inputs": step.inputs()}
+        needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
             return row, model
         stored = sum(spec.nbytes for spec in output_specs(model.weights.specs, resolved.dtype_name).values())
-        needs.live = max(needs.live, 2 * stored + sum(map(linear_bytes, adapters.values())))
+        factors = sum(_factor_bytes(resolved, name) for name in names)
+        needs.live = max(needs.live, 2 * stored + factors)
         if step.reads_texts:
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
             row["cost"] = {"prompts": prompts}
@@ -80,7 +88,8 @@ class RouteKind(Kind[RouteMethod]):
             )
         if not self.is_cached(resolved, context.number):
             skeleton = causal_skeleton(base.config, torch.device("cpu"))
-            check_places(skeleton, {name: linear_factors(adapter) for name, adapter in _adapters(step, resolved).items()})
+            adapters = {name: _known_adapter(resolved, name) for name in resolved.recipe.used_bricks(step)}
+            check_places(skeleton, {name: linear_factors(adapter) for name, adapter in adapters.items() if adapter})
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the router is in the cache."""
@@ -95,12 +104,19 @@ def _place(resolved: Resolved, number: int) -> Path:
     return resolved.cache / "routers" / resolved.keys[number]
 
 
-def _adapters(step: RouteMethod, resolved: Resolved) -> dict[str, Adapter]:
-    """Return brick -> adapter, in the step's order."""
-    return {name: resolved.adapters[name] for name in resolved.recipe.used_bricks(step)}
+def _known_adapter(resolved: Resolved, name: str) -> Adapter | None:
+    """Return the adapter of a brick; None for a recipe whose adapter has not been computed yet."""
+    nested = resolved.nested.get(name)
+    return resolved.on_disk[name].adapter if nested is None else cached_adapter(nested, name)
 
 
-def _fitted(step: RouteMethod, context: StepContext, current: Model) -> Path:
+def _factor_bytes(resolved: Resolved, name: str) -> int:
+    """Return the memory of a brick's factors in float32; for a recipe that is not computed yet, from the size of its result."""
+    adapter = _known_adapter(resolved, name)
+    return linear_bytes(adapter) if adapter else brick_bytes(resolved, name)
+
+
+def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: Mapping[str, Adapter]) -> Path:
     """Return the directory of a router in the cache; fit it on the live current model if it is not there.
 
     The model has the output dtype, because its hidden states in that dtype are what the router will see.
@@ -108,13 +124,14 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model) -> Path:
     resolved, place = context.resolved, _place(context.resolved, context.number)
     if (place / RECORD).is_file():
         return place
-    adapters, project = _adapters(step, resolved), resolved.recipe.project
-    prompts = step.prompts(project)
+    prompts = step.prompts(resolved.recipe.project)
     context.told("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
     tensors = compute(current, resolved.dtype, context.device)
     digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
     solved_on = weights_digest(output_specs(current.weights.specs, resolved.dtype), digests, current.config)
     source = resolved.tokenizer_at(context.number)
+    told = partial(context.told, "route")
+    known = _known(step, resolved, solved_on, source, told)
     router = step.fit(
         RouteContext(
             live_model(current.config, tensors, source, context.device),
@@ -125,6 +142,8 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model) -> Path:
             lambda name: linear_factors(adapters[name]),
             context.seed,
             context.progress("route"),
+            known,
+            told,
         )
     )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(router.tensors().items())}
@@ -137,8 +156,8 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model) -> Path:
         "threshold": router.threshold,
         "settings": router.settings(),
         "tensors": {name: tensor_digest(tensor) for name, tensor in state.items()},
-        "bricks": brick_rows(adapters, resolved.digests, step.descriptions()),
-        "calibration": calibration_rows(prompts, step.file),
+        "bricks": brick_rows(adapters, step.descriptions()),
+        "calibration": calibration_rows(prompts, step.prompt_files),
         "step": dump_step(step),
         "seed": context.seed,
         "base": resolved.base_digest,
@@ -148,15 +167,35 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model) -> Path:
     _check_finite(record, context.id)
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fitting-") as folder:
-        partial = Path(folder) / "router"
-        partial.mkdir()
-        save_tensors(state, partial / TENSORS)
-        write_json(partial / RECORD, record, indent=2)
-        SavedRouter(partial).router  # noqa: B018  what is stored must open again
+        unfinished = Path(folder) / "router"
+        unfinished.mkdir()
+        save_tensors(state, unfinished / TENSORS)
+        write_json(unfinished / RECORD, record, indent=2)
+        SavedRouter(unfinished).router  # noqa: B018  what is stored must open again
         resolved.check_inputs()
         if not place.exists():
-            publish(partial, place)
+            publish(unfinished, place)
     return place
+
+
+def _known(
+    step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
+) -> dict[str, KeptStates]:
+    """Return brick -> states of its prompts on the current model, from the cards of the bricks.
+
+    Args:
+        step: The step; methods that read no hidden states need none.
+        resolved: The recipe.
+        solved_on: Digest of the current weights.
+        tokenizer: Directory of the current tokenizer.
+        told: Receives a line for each brick whose statistics do not fit.
+    """
+    if not isinstance(step, PooledRoute):
+        return {}
+    digest = tokenizer_digest(tokenizer)
+    bricks = (resolved.on_disk[name] for name in resolved.recipe.used_bricks(step) if name in resolved.on_disk)
+    found = {brick.name: known_statistics(brick, solved_on, digest, told) for brick in bricks}
+    return {name: states for name, states in found.items() if states is not None}
 
 
 def _check_finite(record: dict[str, Any], step_id: str) -> None:
