@@ -1,13 +1,14 @@
 """Sets of neurons for a brick: the neurons where its delta acts on the texts of its skill.
 
 A neuron's score is the norm of the brick's delta in the neuron's rows and column, times the mean |activation| of the neuron on
-texts of the skill. On the starter bricks this ranking keeps more of a skill than a ranking by function or a random one.
+texts of the skill. On the starter bricks this ranking keeps more of a skill than a ranking by function or a random one. On request,
+gates that are trained on the texts choose the neurons, starting from that ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.neuron_sets import document, write_neuron_brick
 from workbench.bricks.tied import base_for
 from workbench.emergent.activations import Tokens, stream
+from workbench.emergent.gates import GateSettings
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.places import neuron_axes
 from workbench.emergent.sets import NeuronSet, top_share
@@ -24,6 +26,7 @@ from workbench.emergent.sites import Site, find_sites
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
+from workbench.library.neurons_gates import trained_gates
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -74,9 +77,10 @@ def transplant_set(
     device: torch.device,
     out: Path | None = None,
     samples: int = 64,
+    trained: GateSettings | None = None,
     events: Events = no_events,
 ) -> TransplantSet:
-    """Choose the neurons of every layer where a brick's delta acts on texts of its skill.
+    """Choose the neurons where a brick's delta acts on texts of its skill, or those whose trained gates need it.
 
     `where: {neurons: OUT}` then moves the delta on these neurons only.
 
@@ -84,11 +88,12 @@ def transplant_set(
         base: Directory or hub id of the base.
         brick: Directory of an adapter or a fine-tuned checkpoint of the base.
         texts: JSON Lines file of texts of the skill: {"text"} or {"prompt", "completion"}; relative to the project.
-        share: Share of the neurons of every layer to choose, above 0 and at most 1.
+        share: Share of the neurons to choose, above 0 and at most 1: of every layer, or with trained gates of the model.
         project: Directory that relative paths start from.
         device: Device of the base's live model.
         out: New directory for the set as a brick; None does not write it.
         samples: Largest number of texts to read.
+        trained: Settings of the training of one gate per neuron on the texts; None ranks by ‖Δ‖ · mean |activation|.
         events: Callback that receives progress events.
 
     Raises:
@@ -111,16 +116,35 @@ def transplant_set(
         sites = find_sites(live, plain.layout.depth, device)
         told = progress(events, "measure", tuned.name)
         means = mean_activations(live, sites, rows, told=lambda done, total: told(done, total, f"{total} texts"))
+    del live
     scores = delta_activation(norms, means, sites, tuned.label)
     digest = checkpoint_digest(checkpoint, project / CACHE)
-    neurons = top_share(tuned.name, sites, scores, share, base=digest)
+    how: dict[str, Any] = {"method": "delta_activation", "share_per_layer": share}
+    if trained is None:
+        neurons = top_share(tuned.name, sites, scores, share, base=digest)
+    else:
+        with exact(device):
+            gates = trained_gates(
+                deltas(tuned, model),
+                model,
+                checkpoint.path,
+                rows,
+                scores,
+                share,
+                trained,
+                label=tuned.label,
+                device=device,
+                events=events,
+            )
+        neurons = top_share(tuned.name, sites, gates.scores, share, per="model", base=digest)
+        losses = {"whole": gates.whole, "kept": gates.kept, "none": gates.none}
+        how = {"method": "trained_gates", "share_of_model": share, "training": asdict(trained), "loss": losses}
     evidence = {
-        "method": "delta_activation",
+        **how,
         "brick": brick,
         "brick_digest": tuned.digest(project / CACHE),
         "texts": texts,
         "samples": len(rows),
-        "share_per_layer": share,
         "delta_share": _delta_share(neurons, norms),
     }
     neurons = replace(neurons, evidence=evidence)
