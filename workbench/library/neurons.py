@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.bricks.brick import checkpoint_digest
 from workbench.bricks.card import BaseRecord, read_licence, read_title
@@ -120,25 +120,17 @@ def transplant_set(
     scores = delta_activation(norms, means, sites, tuned.label)
     digest = checkpoint_digest(checkpoint, project / CACHE)
     how: dict[str, Any] = {"method": "delta_activation", "share_per_layer": share}
-    if trained is None:
-        neurons = top_share(tuned.name, sites, scores, share, base=digest)
-    else:
+    per: Literal["layer", "model"] = "layer"
+    if trained is not None:
+        update = deltas(tuned, model)
         with exact(device):
             gates = trained_gates(
-                deltas(tuned, model),
-                model,
-                checkpoint.path,
-                rows,
-                scores,
-                share,
-                trained,
-                label=tuned.label,
-                device=device,
-                events=events,
+                update, model, checkpoint.path, rows, scores, share, trained, label=tuned.label, device=device, events=events
             )
-        neurons = top_share(tuned.name, sites, gates.scores, share, per="model", base=digest)
         losses = {"whole": gates.whole, "kept": gates.kept, "none": gates.none}
         how = {"method": "trained_gates", "share_of_model": share, "training": asdict(trained), "loss": losses}
+        scores, per = list(gates.scores), "model"
+    neurons = top_share(tuned.name, sites, scores, share, per=per, base=digest)
     evidence = {
         **how,
         "brick": brick,
