@@ -23,7 +23,13 @@ from record import parser_of, write_results
 
 from workbench.emergent.labelled import read_labelled
 from workbench.emergent.partition import METHODS
-from workbench.library.neurons_partition import PartitionAnalysis, PartitionOptions, analyze_partition
+from workbench.library.neurons_partition import (
+    PartitionAnalysis,
+    PartitionOptions,
+    PartitionTexts,
+    analyze_partition,
+    partition_texts,
+)
 from workbench.library.neurons_subject import open_neurons
 from workbench.models.device import pick_device
 from workbench.run.opened import resolve_model
@@ -54,6 +60,7 @@ def main() -> None:
     name = "starter base" if given.base == BASE else given.base.name
     subject = open_neurons(replace(base, name=name), pick_device(given.device))
     rows: list[dict[str, Any]] = []
+    texts: PartitionTexts | None = None
     for method in [m for m in METHODS if m in given.methods.split(",")]:
         before = time.perf_counter()
         options = PartitionOptions(
@@ -64,7 +71,8 @@ def main() -> None:
             items=given.items,
             tokens=given.tokens,
         )
-        analysis = analyze_partition(subject, data, given.data.name, options)
+        texts = texts or partition_texts(subject, data, options)
+        analysis = analyze_partition(subject, data, given.data.name, options, texts)
         rows += _rows(analysis, time.perf_counter() - before)
         print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
         found = {

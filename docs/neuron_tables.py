@@ -1,15 +1,16 @@
-"""The tables of docs/neurons.md: functions, masking and ablations of the starter base."""
+"""The tables of docs/neurons.md: functions, masking and ablations of the starter base, and skills moved in part."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import measured, of_results, points, table
+from cells import interval, measured, of_results, points, signed, table
 
 NEURONS = "benchmarks/results/neurons.json"
 OVERHEAD = "benchmarks/results/analyze.json"
+TRANSPLANT = "benchmarks/results/transplant.json"
 PUBLISHED = {"rows": "6 of 7 (Llama-3-8B), 7 of 7 (Mistral-7B)", "coupling": "0.08, 0.06"}
 
 
@@ -84,6 +85,57 @@ def ablation_block(found: dict[str, Any]) -> str:
     return "\n\n".join([matrix, summary, note + _source(found)])
 
 
+@of_results(TRANSPLANT)
+def transplant_block(found: dict[str, Any]) -> str:
+    """Scores of skills moved in part, and their differences to random choices of the same share."""
+    skills, rows = found["skills"], found["rows"]
+    places = list(dict.fromkeys((row["share"], row["way"]) for row in rows))
+    order = sorted(
+        places, key=lambda place: (place[1] not in ("base", "whole", "attention"), place[1] == "mask of all", place[0] or 0)
+    )
+    cells = {
+        place: {s: [r for r in rows if r["skill"] == s and (r["share"], r["way"]) == place] for s in skills} for place in places
+    }
+    ends = {way: {s: cells[None, way][s][0]["value"] for s in skills} for way in ("base", "whole")}
+    scores, against = [], []
+    for share, way in order:
+        of = cells[share, way]
+        scored = {s: sum(r["value"] for r in of[s]) / len(of[s]) for s in skills}
+        kept = sum((scored[s] - ends["base"][s]) / (ends["whole"][s] - ends["base"][s]) for s in skills) / len(skills)
+        moved = of[skills[0]][0]["moved"]
+        start = [way, "" if share is None or way == "mask of all" else f"{100 * share:g} %", f"{points(moved)} %"]
+        scores.append([*start, *(_moved_score(of[s]) for s in skills), points(kept)])
+        if all("against_random" in of[s][0] for s in skills):
+            against.append([way, start[1], *(_gap(of[s][0]["against_random"]) for s in skills)])
+    heads = ["moved", "of the feed-forward delta", "of all", *skills, "kept"]
+    first = table(heads, scores, left=1)
+    second = table(["moved", "of the feed-forward delta", *skills], against, left=1)
+    items = rows[0]["n"]
+    note = (
+        f"First table: exact match in percent on {items} items with 95 % intervals, of random neurons the mean over {found['seeds']} draws with the "
+        "lowest and the highest; * marks scores whose paired difference to the whole brick includes 0. Of all: share of the delta's elements that are "
+        "moved. Kept: share of what the whole brick gains over the base, mean over skills. Second table: paired differences to random neurons or to the "
+        "random mask of the same share, in points, with 95 % intervals. "
+    )
+    other = f"{found['note']} " if found.get("note") else ""
+    return "\n\n".join([first, second, f"{note}{other}{measured(found)} The source: [{TRANSPLANT}](../{TRANSPLANT})."])
+
+
+def _moved_score(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return one score with its interval, or the mean of several draws with their range."""
+    if len(rows) > 1:
+        values = [row["value"] for row in rows]
+        return f"{points(sum(values) / len(values))} ({points(min(values))}–{points(max(values))})"
+    (row,) = rows
+    gap = row.get("against_whole")
+    return interval(row) + (" *" if gap and gap["low"] <= 0 <= gap["high"] else "")
+
+
+def _gap(difference: Mapping[str, Any]) -> str:
+    """Return a paired difference in points with its interval."""
+    return f"{signed(difference['diff'])} [{signed(difference['low'])}, {signed(difference['high'])}]"
+
+
 @of_results(NEURONS)
 def time_block(found: dict[str, Any]) -> str:
     """Time of the parts."""
@@ -130,6 +182,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "neurons-functions": functions_block,
     "neurons-masking": masking_block,
     "neurons-ablation": ablation_block,
+    "neurons-transplant": transplant_block,
     "neurons-time": time_block,
     "neurons-overhead": overhead_block,
 }

@@ -16,7 +16,6 @@ WITH_OPTIONS = ("workbench/cli/", "tests/")
 # Other functions that may have more parameters, and why.
 MORE_PARAMETERS = {
     "workbench/weights/sparse.py:_select_compiled": "hands each argument of `select` to a compiled kernel, once a block of rows",
-    "workbench/library/neurons.py:transplant_set": "its base, brick, texts and samples are to become one value",
 }
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, MambaConfig
 
 from worlds import mixtures
 from worlds.planted import CLASSES, CONTINUATIONS, MARKERS, NEURONS, planted_llama
 from worlds.project import CPU
 from worlds.tiny import live
 
+from workbench.emergent.answers import FactPrompt, earlier_tokens
 from workbench.emergent.knowledge import LocateSettings, layer_shares, locate_facts, union_of
 from workbench.emergent.locate import (
     Attribution,
-    FactPrompt,
     answer_probabilities,
     attribute,
     fact_prompts,
@@ -62,6 +63,42 @@ def test_attributions_add_up(family: str, at: Any, dense_of: Callable[[str], Pat
             assert found.zeroed[number] == pytest.approx(probability(model, prompt), rel=1e-4)
         assert found.attributed[number] == pytest.approx(found.gaps[number], rel=0.02, abs=1e-3 * found.clean)
     assert found.error <= 0.02
+
+
+@pytest.mark.parametrize("answer", [1, 3])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "opt", "gemma3", "phi3"])
+def test_a_cache_of_earlier_tokens_changes_nothing(
+    family: str, answer: int, dense_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Attributions in passes over the last tokens of several layers at once equal those of one layer and all tokens at a time."""
+    model, prompt = live(dense_of(family)), prompt_of(answer, length=11)
+    sites = find_sites(model, 3, CPU)
+    found = attribute(model, sites, prompt, steps=6)
+    passes: list[int] = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _m, args, _o: passes.append(args[0].numel()))
+    attribute(model, sites, prompt, steps=6)
+    # All tokens once; the earlier ones; the last ones behind them; and all layers in one pass, at P(0) and six scales each.
+    assert passes == [10 + answer, 10, answer, 3 * 7 * answer]
+    hook.remove()
+    monkeypatch.setattr("workbench.emergent.locate.earlier_tokens", lambda *_: None)
+    whole = attribute(model, sites, prompt, steps=6)
+    assert found.clean == whole.clean
+    for mine, other in zip(found.scores, whole.scores, strict=True):
+        torch.testing.assert_close(mine, other, atol=1e-5 * float(other.abs().max()), rtol=1e-5)
+    assert found.zeroed == pytest.approx(whole.zeroed, rel=1e-5)
+
+
+def test_a_cache_that_says_something_else_is_not_used(dense_of: Callable[[str], Path]) -> None:
+    """A wrong probability behind the cache, an architecture without one, and a prompt of one token take whole passes."""
+    model, prompt = live(dense_of("llama")), prompt_of()
+    clean = probability(model, prompt)
+    assert earlier_tokens(model, prompt, clean) is not None
+    assert earlier_tokens(model, prompt, 1.01 * clean) is None
+    assert earlier_tokens(model, prompt_of(length=1), 0.5) is None
+    recurrent = AutoModelForCausalLM.from_config(
+        MambaConfig(vocab_size=62, hidden_size=32, num_hidden_layers=2, state_size=4)
+    ).eval()
+    assert earlier_tokens(recurrent, prompt, probability(recurrent, prompt)) is None
 
 
 def test_a_norm_behind_the_projection_is_reported(dense_of: Callable[[str], Path]) -> None:

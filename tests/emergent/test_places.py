@@ -27,7 +27,8 @@ from workbench.weights.specs import TensorSpec
 QUICK = ("llama", "gpt2", "opt", "phi3", "bloom")
 FAMILIES = [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in dense.configs()]
 MIXTURES = [
-    pytest.param(n, marks=() if n == "mixtral" else pytest.mark.slow) for n in ("mixtral", "qwen2_moe", "olmoe", "deepseek_v3")
+    pytest.param(n, marks=() if n in ("mixtral", "granitemoe") else pytest.mark.slow)
+    for n in ("mixtral", "granitemoe", "qwen2_moe", "olmoe", "deepseek_v3")
 ]
 
 

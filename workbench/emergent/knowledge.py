@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.emergent.ablate import random_set
 from workbench.emergent.activations import Progress
+from workbench.emergent.answers import FactPrompt
 from workbench.emergent.locate import (
     Answer,
     At,
     Attribution,
-    FactPrompt,
     Rule,
     answer_probabilities,
     attribute,
@@ -147,7 +147,8 @@ def locate_facts(
         changes = {}
         if neurons.size:
             rest = [everyone[i] for i in others], before[others]
-            changes = {kind: _change(model, sites, neurons, prompts, rest, factor, settings) for kind, factor in FACTORS.items()}
+            own = prompts, answer_probabilities(model, sites, prompts, {}, at=settings.at)
+            changes = {kind: _change(model, sites, neurons, own, rest, factor, settings) for kind, factor in FACTORS.items()}
         clean = sum(a.clean for a in attributions) / len(attributions)
         error = max(a.error for a in attributions)
         located.append(LocatedFact(name, neurons, clean, error, layer_shares(sites, attributions), changes))
@@ -159,14 +160,24 @@ def _change(
     model: PreTrainedModel,
     sites: Sequence[Site],
     neurons: NeuronSet,
-    prompts: Sequence[FactPrompt],
+    of_fact: tuple[Sequence[FactPrompt], Tensor],
     rest: tuple[Sequence[FactPrompt], Tensor],
     factor: float,
     settings: LocateSettings,
 ) -> Change:
-    """Measure the changes of probability that multiplying a fact's neurons causes."""
+    """Measure the changes of probability that multiplying a fact's neurons causes.
+
+    Args:
+        model: The live model.
+        sites: Its sites.
+        neurons: The fact's neurons.
+        of_fact: Wordings of the fact, and the probabilities of its answer on the unchanged model.
+        rest: Wordings of other facts, and the same probabilities.
+        factor: Factor of the activations.
+        settings: Settings.
+    """
     at = settings.at
-    clean = answer_probabilities(model, sites, prompts, {}, at=at)
+    prompts, clean = of_fact
     own = answer_probabilities(model, sites, prompts, neurons.indices, factor, at=at)
     generator = torch.Generator().manual_seed(settings.seed)
     controls = [random_set(f"random {draw}", sites, neurons, generator, without=True) for draw in range(settings.draws)]

@@ -11,20 +11,18 @@ Source: Dai et al. 2022, Knowledge Neurons in Pretrained Transformers, arXiv 210
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workbench.emergent.losses import cross_entropies
+from workbench.emergent.answers import Earlier, FactPrompt, earlier_tokens, probabilities
 from workbench.emergent.sets import NeuronSet, set_of
 from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, joined
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.batching import Batch, side_by_side
-from workbench.models.hooks import first_of, hooked, shaped
+from workbench.models.batching import side_by_side
+from workbench.models.hooks import first_of, frozen, hooked, shaped
 from workbench.models.prompts import encode_pair
 from workbench.models.texts import BATCH_TOKENS
 
@@ -38,23 +36,8 @@ At: TypeAlias = Literal["last", "all"]
 """Tokens whose activations are scaled: the prompt's last token, or all tokens of the prompt."""
 Rule: TypeAlias = Literal["midpoint", "right"]
 """Scales of the integral: (k − ½) / m, whose error falls with m², or k / m as in the paper, whose error falls with m."""
-
-
-@dataclass(frozen=True)
-class FactPrompt:
-    """A wording of a fact as tokens.
-
-    Attributes:
-        fact: Id of the fact.
-        tokens: Tokens of the prompt and of the answer without its last one.
-        prompt: Number of the prompt's tokens.
-        answer: Tokens of the answer.
-    """
-
-    fact: str
-    tokens: tuple[int, ...]
-    prompt: int
-    answer: tuple[int, ...]
+ROWS = 128
+"""Number of rows of one token that a pass has at once. More rows hardly make the products faster, and layers below the scaled ones wait."""
 
 
 def fact_prompts(model: PreTrainedModel, tokenizer: Any, fact: Fact, answer: Answer = "target") -> list[FactPrompt]:
@@ -132,11 +115,12 @@ def attribute(
 ) -> Attribution:
     """Attribute the probability of a prompt's answer to the neurons of every layer, by integrated gradients.
 
-    The probability is that of the whole answer, given its own earlier tokens.
+    The probability is that of the whole answer, given its own earlier tokens. If only the last token of the prompt is scaled, the tokens
+    before it pass the model once, and several layers share a pass.
 
     Args:
         model: The live model, best in float32.
-        sites: Its sites.
+        sites: Its sites, in the order of its layers.
         prompt: The prompt.
         steps: Number m of scales between 0 and 1.
         at: Tokens whose activations are scaled.
@@ -148,74 +132,67 @@ def attribute(
     chosen = torch.zeros(len(prompt.tokens), dtype=torch.bool, device=device)
     chosen[prompt.prompt - 1 if at == "last" else 0 : prompt.prompt] = True
     scores, zeroed = [], []
-    with _frozen(model), torch.enable_grad():
-        clean = float(_probabilities(model, [prompt]).detach())
-        for site in sites:
-            total: Tensor | None = None
-            for number, part in enumerate(torch.split(scales, max(1, BATCH_TOKENS // len(prompt.tokens)))):
-                probabilities, gradient, activations = _scaled(model, site, prompt, part, chosen)
+    with frozen(model), torch.enable_grad():
+        clean = float(probabilities(model, [prompt]).detach())
+        earlier = earlier_tokens(model, prompt, clean) if at == "last" else None
+        chosen = chosen[earlier.count if earlier else 0 :]
+        together = max(1, ROWS // len(scales)) if earlier else 1
+        for first in range(0, len(sites), together):
+            part = sites[first : first + together]
+            totals: list[Tensor] = []
+            for number, some in enumerate(torch.split(scales, max(1, BATCH_TOKENS // len(prompt.tokens)))):
+                found, gradients, activations = _scaled(model, part, prompt, some, chosen, earlier)
                 if number == 0:
-                    zeroed.append(float(probabilities[0]))
-                    gradient = gradient[1:]
-                piece = (gradient.double().sum(0) * activations.double())[chosen].sum(0)
-                total = piece if total is None else total + piece
-            assert total is not None
-            scores.append(total.cpu() / steps)
+                    zeroed += found[:, 0].tolist()
+                    gradients = [gradient[1:] for gradient in gradients]
+                pieces = [
+                    (gradient.double().sum(0) * unscaled.double())[chosen].sum(0)
+                    for gradient, unscaled in zip(gradients, activations, strict=True)
+                ]
+                totals = [a + b for a, b in zip(totals, pieces, strict=True)] if totals else pieces
+            scores += [total.cpu() / steps for total in totals]
     return Attribution(tuple(scores), clean, tuple(zeroed))
 
 
 def _scaled(
-    model: PreTrainedModel, site: Site, prompt: FactPrompt, scales: Tensor, chosen: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Run a prompt with a layer's activations scaled.
+    model: PreTrainedModel,
+    sites: Sequence[Site],
+    prompt: FactPrompt,
+    scales: Tensor,
+    chosen: Tensor,
+    earlier: Earlier | None,
+) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+    """Run a prompt with each of some layers' activations scaled: rows of one batch, the first layer's first.
+
+    Args:
+        model: The live model.
+        sites: The layers.
+        prompt: The prompt.
+        scales: Scales of the activations.
+        chosen: Tokens whose activations are scaled, among those that pass the model.
+        earlier: Cache of the tokens before them; None if all tokens pass the model.
 
     Returns:
-        Probability of the answer at each scale [scales], its gradient [scales, time, units], unscaled activations [time, units].
+        Probability of the answer at each scale [layers, scales]; per layer, its gradient [scales, time, units], and the unscaled
+        activations [time, units].
     """
+    count = len(scales)
     leaves: list[Tensor] = []
     unscaled: list[Tensor] = []
+    factor = torch.where(chosen, scales[:, None], 1.0)
 
-    def visit(_number: int, activations: Tensor) -> Tensor:
-        flat = shaped(activations.detach(), len(scales), len(chosen))
-        unscaled.append(flat[0])
-        factor = torch.where(chosen, scales[:, None], 1.0).to(flat.dtype)
-        leaves.append((flat * factor[..., None]).requires_grad_())
-        return leaves[0].reshape(activations.shape)
+    def visit(number: int, activations: Tensor) -> Tensor:
+        flat = shaped(activations, count * len(sites), len(chosen))
+        own = slice(number * count, (number + 1) * count)
+        plain = flat[own].detach()
+        unscaled.append(plain[0])
+        leaves.append((plain * factor.to(plain.dtype)[..., None]).requires_grad_())
+        return torch.cat([flat[: own.start], leaves[-1], flat[own.stop :]]).reshape(activations.shape)
 
-    with visiting(model, [site], visit):
-        probabilities = _probabilities(model, [prompt] * len(scales))
-    (gradient,) = torch.autograd.grad(probabilities.sum(), leaves)
-    return probabilities.detach(), gradient, unscaled[0]
-
-
-def _probabilities(model: PreTrainedModel, prompts: Sequence[FactPrompt], batch: Batch | None = None) -> Tensor:
-    """Return the probability of each prompt's answer, float32 [prompts]."""
-    head = model.get_output_embeddings()
-    if head is None:
-        raise WorkbenchError(f"{type(model).__name__} has no output head", "Attributions need a causal language model.")
-    device = next(model.parameters()).device
-    batch = batch or side_by_side([prompt.tokens for prompt in prompts], device)
-    width = batch.tokens.shape[1]
-    places = [b * width + p.prompt - 1 + j for b, p in enumerate(prompts) for j in range(len(p.answer))]
-    wanted = torch.tensor([token for prompt in prompts for token in prompt.answer], device=device)
-    owner = torch.tensor([b for b, prompt in enumerate(prompts) for _ in prompt.answer], device=device)
-    with head_sees(head, torch.tensor(places, device=device)):
-        logits = model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits[0]
-    losses = cross_entropies(logits, wanted)
-    return losses.new_zeros(len(prompts)).index_add(0, owner, -losses).exp()
-
-
-@contextmanager
-def _frozen(model: PreTrainedModel) -> Iterator[None]:
-    """Compute no gradients of parameters inside the block."""
-    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    for parameter in learned:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in learned:
-            parameter.requires_grad_(True)
+    with visiting(model, sites, visit):
+        found = probabilities(model, [prompt] * (count * len(sites)), earlier=earlier)
+    gradients = torch.autograd.grad(found.sum(), leaves)
+    return found.detach().reshape(len(sites), count), list(gradients), unscaled
 
 
 @no_grad
@@ -312,7 +289,7 @@ def answer_probabilities(
         ends = torch.tensor([prompt.prompt for prompt in part], device=device)[:, None]
         where = position < ends if at == "all" else position == ends - 1
         with visiting(model, sites, _multiplying(sites, units, factor, where)):
-            result.append(_probabilities(model, part, batch).cpu())
+            result.append(probabilities(model, part, batch).cpu())
     return torch.cat(result)
 
 

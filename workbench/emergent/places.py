@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 # Modules that stack the gate's rows and then the up projection's rows in one matrix: Phi-3, GLM.
 _STACKED = ("gate_up_proj",)
-_EXPERT = re.compile(r"\.experts\.(?:(\d+)\.)?")
-# Matrices out of an expert: most models | Mixtral, DBRX | Granite, JetMoE.
+# Tensors of experts in most models | in Granite. In JetMoE, the attention has experts too, which hold no feed-forward neurons.
+_EXPERT = re.compile(r"(?<!attention)\.experts\.(?:(\d+)\.)?|\.block_sparse_moe\.(?:input|output)_linear\.")
+# Matrices out of an expert: most models | Mixtral, DBRX | Granite.
 _EXPERT_OUT = re.compile(r"(down_proj|w2|output_linear)(\.weight|\.bias|_bias)?$")
 
 

@@ -1,29 +1,32 @@
 """Sets of neurons for a brick: the neurons where its delta acts on the texts of its skill.
 
 A neuron's score is the norm of the brick's delta in the neuron's rows and column, times the mean |activation| of the neuron on
-texts of the skill. On the starter bricks this ranking keeps more of a skill than a ranking by function or a random one.
+texts of the skill. On the starter bricks this ranking keeps more of a skill than a ranking by function or a random one. On request,
+gates that are trained on the texts choose the neurons, starting from that ranking.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.bricks.brick import checkpoint_digest
+from workbench.bricks.brick import Brick, checkpoint_digest
 from workbench.bricks.card import BaseRecord, read_licence, read_title
 from workbench.bricks.locate import resolve_base, resolve_brick
 from workbench.bricks.neuron_sets import document, write_neuron_brick
 from workbench.bricks.tied import base_for
 from workbench.emergent.activations import Tokens, stream
+from workbench.emergent.gates import GateSettings, train_gates
 from workbench.emergent.labelled import WHOLE, ItemRow
 from workbench.emergent.places import neuron_axes
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site, find_sites
 from workbench.errors import UsageError, WorkbenchError
-from workbench.events import Events, no_events, progress
+from workbench.events import progress
 from workbench.lazy import torch
+from workbench.library.neurons_gates import gated_base
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -31,7 +34,9 @@ from workbench.models.texts import encode, longest_row, read_texts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import CACHE
 from workbench.run.compose import deltas
+from workbench.run.work import Work
 from workbench.steps.fields import BrickRef
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact
 from workbench.weights.specs import block_elements, buffer, matrix
 
@@ -64,19 +69,36 @@ class TransplantSet:
         return {"model": self.base, "brick": self.brick, "set": written, **document(self.neurons)}
 
 
+@dataclass(frozen=True)
+class TransplantOptions:
+    """How the neurons of a transplant are chosen.
+
+    Attributes:
+        share: Share of the neurons to choose, above 0 and at most 1: of every layer, or with trained gates of the model.
+        samples: Largest number of texts to read.
+        trained: Settings of the training of one gate per neuron on the texts; None ranks by ‖Δ‖ · mean |activation|.
+    """
+
+    share: float = 0.2
+    samples: int = 64
+    trained: GateSettings | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise UsageError(f"share {self.share:g}: expected a share above 0 and at most 1", "Example: 0.2.")
+
+
 def transplant_set(
     base: str,
     brick: str,
     texts: str,
-    share: float = 0.2,
+    options: TransplantOptions = TransplantOptions(),
     *,
     project: Path,
-    device: torch.device,
+    work: Work,
     out: Path | None = None,
-    samples: int = 64,
-    events: Events = no_events,
 ) -> TransplantSet:
-    """Choose the neurons of every layer where a brick's delta acts on texts of its skill.
+    """Choose the neurons where a brick's delta acts on texts of its skill, or those whose trained gates need it.
 
     `where: {neurons: OUT}` then moves the delta on these neurons only.
 
@@ -84,43 +106,45 @@ def transplant_set(
         base: Directory or hub id of the base.
         brick: Directory of an adapter or a fine-tuned checkpoint of the base.
         texts: JSON Lines file of texts of the skill: {"text"} or {"prompt", "completion"}; relative to the project.
-        share: Share of the neurons of every layer to choose, above 0 and at most 1.
+        options: How the neurons are chosen.
         project: Directory that relative paths start from.
-        device: Device of the base's live model.
+        work: Device of the base's live model, and who hears of the progress.
         out: New directory for the set as a brick; None does not write it.
-        samples: Largest number of texts to read.
-        events: Callback that receives progress events.
 
     Raises:
         WorkbenchError: If an input is missing or does not fit, the brick changes no neuron, or `out` exists.
     """
-    if not 0 < share <= 1:
-        raise UsageError(f"share {share:g}: expected a share above 0 and at most 1", "Example: 0.2.")
     if out is not None and out.exists() and any(out.iterdir() if out.is_dir() else [out]):
         raise WorkbenchError(f"{out}: exists already", "Choose a new directory.")
     checkpoint, _ = resolve_base(base, project)
     tuned = resolve_brick(Path(brick).name, BrickRef(path=brick), project)
     model = base_for([tuned], checkpoint)
     plain = Model(checkpoint, checkpoint.config)
-    lines = read_texts(project / texts, texts, samples)
+    lines = read_texts(project / texts, texts, options.samples)
     tokenizer = load_tokenizer(checkpoint.path)
     rows = [ItemRow(r.tokens, len(r.tokens) - r.learned) for r in encode(lines, tokenizer, longest_row(plain.config, LONGEST))]
-    with exact(device):
-        norms = delta_norms(deltas(tuned, model), model, device)
-        live = live_model(plain.config, compute(plain, torch.float32, device), checkpoint.path, device)
-        sites = find_sites(live, plain.layout.depth, device)
-        told = progress(events, "measure", tuned.name)
+    with exact(work.device):
+        norms = delta_norms(deltas(tuned, model), model, work.device)
+        live = live_model(plain.config, compute(plain, torch.float32, work.device), checkpoint.path, work.device)
+        sites = find_sites(live, plain.layout.depth, work.device)
+        told = progress(work.events, "measure", tuned.name)
         means = mean_activations(live, sites, rows, told=lambda done, total: told(done, total, f"{total} texts"))
-    scores = delta_activation(norms, means, sites, tuned.label)
+    del live
+    scores, how = (
+        delta_activation(norms, means, sites, tuned.label),
+        {"method": "delta_activation", "share_per_layer": options.share},
+    )
+    if options.trained is not None:
+        scores, how = _trained(tuned, checkpoint, rows, scores, options, work)
     digest = checkpoint_digest(checkpoint, project / CACHE)
-    neurons = top_share(tuned.name, sites, scores, share, base=digest)
+    per: Literal["layer", "model"] = "layer" if options.trained is None else "model"
+    neurons = top_share(tuned.name, sites, scores, options.share, per=per, base=digest)
     evidence = {
-        "method": "delta_activation",
+        **how,
         "brick": brick,
         "brick_digest": tuned.digest(project / CACHE),
         "texts": texts,
         "samples": len(rows),
-        "share_per_layer": share,
         "delta_share": _delta_share(neurons, norms),
     }
     neurons = replace(neurons, evidence=evidence)
@@ -130,6 +154,42 @@ def transplant_set(
         made_by = "workbench analyze transplant"
         write_neuron_brick(out, neurons, record, skill, made_by=made_by, licence=read_licence(checkpoint.path))
     return TransplantSet(neurons, base, brick, out)
+
+
+def _trained(
+    tuned: Brick,
+    checkpoint: Checkpoint,
+    rows: Sequence[ItemRow],
+    start: Sequence[Tensor],
+    options: TransplantOptions,
+    work: Work,
+) -> tuple[list[Tensor], dict[str, Any]]:
+    """Train one gate per neuron for a brick's delta, and return the ranking by gates and its record.
+
+    Args:
+        tuned: The brick.
+        checkpoint: The base.
+        rows: Texts of the brick's skill.
+        start: Ranking of the neurons that training starts from, per site [units].
+        options: How the neurons are chosen; `trained` is not None.
+        work: Device, and who hears of the progress.
+    """
+    assert options.trained is not None
+    base, told = base_for([tuned], checkpoint), progress(work.events, "measure", tuned.label)
+    with exact(work.device):
+        gated = gated_base(deltas(tuned, base), base, checkpoint.path, tuned.label, work.device)
+        gates = train_gates(
+            gated.model,
+            gated.modules,
+            rows,
+            start,
+            options.share,
+            options.trained,
+            told=lambda done, of: told(done, of, f"{of} training steps"),
+        )
+    losses = {"whole": gates.whole, "kept": gates.kept, "none": gates.none}
+    how = {"method": "trained_gates", "share_of_model": options.share, "training": asdict(options.trained), "loss": losses}
+    return list(gates.scores), how
 
 
 def delta_norms(brick: Deltas, base: Model, device: torch.device) -> dict[int, Tensor]:

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.emergent.feedforward import FeedForwardSample, feed_forward_layers, sample_feed_forward
-from workbench.emergent.labelled import Item, Labelled
+from workbench.emergent.feedforward import FeedForward, FeedForwardSample, feed_forward_layers, sample_feed_forward
+from workbench.emergent.labelled import Item, ItemRow, Labelled
 from workbench.emergent.losses import ItemLosses, losses
 from workbench.emergent.partition import Division, Partition, PartitionMethod, divide
 from workbench.emergent.partition_files import write_partition
@@ -171,8 +171,62 @@ class PartitionAnalysis:
         write_json(out / RECORD, self.document(), indent=1)
 
 
+@dataclass(frozen=True)
+class PartitionTexts:
+    """What the dense model computes on the texts, which the analyses of several partitions of a model share.
+
+    Attributes:
+        settings: Items, tokens and seed of the options that chose the texts.
+        layers: The feed-forward layers.
+        held_out: Items whose loss is measured.
+        rows: Their tokens.
+        fitted: Sample of train items that divides neurons and fits selectors.
+        judged: Sample of the held-out items.
+        dense: Losses of the held-out items on the dense model.
+    """
+
+    settings: tuple[int, int, int]
+    layers: tuple[FeedForward, ...]
+    held_out: tuple[Item, ...]
+    rows: tuple[ItemRow, ...]
+    fitted: FeedForwardSample
+    judged: FeedForwardSample
+    dense: ItemLosses
+
+
+def partition_texts(subject: NeuronSubject, data: Labelled, options: PartitionOptions) -> PartitionTexts:
+    """Run the dense model on train items and on held-out items.
+
+    Args:
+        subject: The model.
+        data: The labelled texts. Their tasks are the groups of `expertweaver`.
+        options: The settings, of which the numbers of items and tokens and the seed count.
+
+    Raises:
+        WorkbenchError: If the model is a mixture already.
+    """
+    layers = feed_forward_layers(subject.model, subject.sites)
+    train, held_out = data.of("train"), some_of_each_task(data.of("heldout"), options.items)
+    tasks = {task: number for number, task in enumerate(dict.fromkeys((item.function, item.task) for item in train))}
+    groups = [tasks[item.function, item.task] for item in train]
+    rows = subject.rows(held_out)
+    size, seed = options.tokens, options.seed
+    fitted = sample_feed_forward(subject.model, layers, subject.rows(train), groups=groups, size=size, seed=seed)
+    judged = sample_feed_forward(subject.model, layers, rows, size=size, seed=seed)
+    dense = losses(subject.model, rows)
+    return PartitionTexts(_texts_of(options), layers, tuple(held_out), tuple(rows), fitted, judged, dense)
+
+
+def _texts_of(options: PartitionOptions) -> tuple[int, int, int]:
+    return options.items, options.tokens, options.seed
+
+
 def analyze_partition(
-    subject: NeuronSubject, data: Labelled, shown: str, options: PartitionOptions | None = None
+    subject: NeuronSubject,
+    data: Labelled,
+    shown: str,
+    options: PartitionOptions | None = None,
+    texts: PartitionTexts | None = None,
 ) -> PartitionAnalysis:
     """Divide the neurons of every layer on train items, and measure selectors on held-out items.
 
@@ -181,53 +235,48 @@ def analyze_partition(
         data: The labelled texts. Their tasks are the groups of `expertweaver`.
         shown: Name of their file.
         options: The settings.
+        texts: What an earlier call of `partition_texts` has computed for this model, these texts and the same settings.
 
     Raises:
         WorkbenchError: If the model is a mixture already, the experts do not divide its neurons, or a share of experts is not between 0
             and 100 percent or smaller than that of the shared experts.
+        ValueError: If `texts` was computed with other settings.
     """
     options = options or PartitionOptions()
     division = Division(options.method, options.experts, options.shared, seed=options.seed)
     division.check({site.layer: site.units for site in subject.sites if site.kind == "neurons"})
     counts = options.counts()
-    layers = feed_forward_layers(subject.model, subject.sites)
-    train, held_out = data.of("train"), some_of_each_task(data.of("heldout"), options.items)
-    tasks = {task: number for number, task in enumerate(dict.fromkeys((item.function, item.task) for item in train))}
-    groups = [tasks[item.function, item.task] for item in train]
-    rows = subject.rows(held_out)
-    fitted = sample_feed_forward(
-        subject.model, layers, subject.rows(train), groups=groups, size=options.tokens, seed=options.seed
-    )
-    judged = sample_feed_forward(subject.model, layers, rows, size=options.tokens, seed=options.seed)
+    texts = texts or partition_texts(subject, data, options)
+    if texts.settings != _texts_of(options):
+        raise ValueError(f"texts of items, tokens and seed {texts.settings}, expected {_texts_of(options)}")
     partition = divide(
         replace(division, most_shared=counts[0]),
-        layers,
-        fitted,
+        texts.layers,
+        texts.fitted,
         progress=lambda done, total: subject.tell(done, total, "experts"),
     )
     partition = replace(partition, base=subject.digest)
     counts = [count for count in counts if count >= max(partition.shared)]
-    dense = losses(subject.model, rows)
     curves: dict[str, tuple[SelectorPoint, ...]] = {}
-    made = _selectors(options, fitted, partition)
+    made = _selectors(options, texts.fitted, partition)
     for number, selector in enumerate(made):
         points = []
         for count in counts:
-            with selecting(subject.model, layers, partition, selector, count):
-                selected = losses(subject.model, rows)
-            mass = float(captured(judged, partition, selector, count).mean())
-            points.append(_point(count, options.experts, mass, selected, dense, held_out))
+            with selecting(subject.model, texts.layers, partition, selector, count):
+                selected = losses(subject.model, texts.rows)
+            mass = float(captured(texts.judged, partition, selector, count).mean())
+            points.append(_point(count, options.experts, mass, selected, texts.dense, texts.held_out))
         curves[selector.name] = tuple(points)
         subject.tell(number + 1, len(made), f"selector {selector.name}")
     return PartitionAnalysis(
         subject.name,
         shown,
         data,
-        len(held_out),
-        (fitted.tokens, judged.tokens),
+        len(texts.held_out),
+        (texts.fitted.tokens, texts.judged.tokens),
         partition,
-        dense_difference(judged, partition),
-        dense.mean,
+        dense_difference(texts.judged, partition),
+        texts.dense.mean,
         curves,
         options,
     )

@@ -1,4 +1,4 @@
-"""Forward hooks of live models, and the shapes of what they see."""
+"""Forward hooks of live models, the shapes of what they see, and passes without gradients of parameters."""
 
 from __future__ import annotations
 
@@ -31,6 +31,19 @@ def hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+@contextmanager
+def frozen(model: torch.nn.Module) -> Iterator[None]:
+    """Compute no gradients of parameters inside the block."""
+    learned = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    for parameter in learned:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in learned:
+            parameter.requires_grad_(True)
 
 
 def shaped(flat: Tensor, batch: int, time: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
+from threading import Lock
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -13,7 +15,7 @@ from numpy.typing import NDArray
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import NEW, Axis, Grown, Growth
-from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, matrix
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, load, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,6 +48,26 @@ class GrownWeights:
         self._bricks = bricks or {}
         self._measured = measured or {}
         self._base = base
+        self._held = _Held(current)
+
+    @cached_property
+    def _divided(self) -> frozenset[str]:
+        """Tensors of the current model of which several grown tensors take some columns each."""
+        pieces = [piece for grown in self.growth.tensors.values() for piece in (grown.parts or (grown,))]
+        specs = self._current.specs
+        counts = Counter(
+            piece.source
+            for piece in pieces
+            if piece.cols is not None
+            and not (piece.base or piece.brick or piece.zero)
+            and np.count_nonzero(piece.cols.index != NEW) < specs[piece.source].cols
+        )
+        return frozenset(name for name, count in counts.items() if count > 1)
+
+    @property
+    def held_bytes(self) -> int:
+        """Memory for a tensor that is divided by columns, and for the next one while threads still read the last, in bytes."""
+        return 8 * max((self._current.specs[name].numel for name in self._divided), default=0)
 
     @cached_property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -110,10 +132,39 @@ class GrownWeights:
         weights = self._source(grown)
         origin = weights.origin(grown.source)
         from_brick = grown.brick is not None and origin is not None  # no brick covers a layer that growth added
-        source = self._bricks[grown.brick or ""].open(origin or "", device) if from_brick else weights.open(grown.source, device)
+        if from_brick:
+            source = self._bricks[grown.brick or ""].open(origin or "", device)
+        elif grown.cols is not None and not grown.base and grown.source in self._divided:
+            source = self._held.open(grown.source, device)
+        else:
+            source = weights.open(grown.source, device)
         if not grown.reshaped and grown.scale == 1:
             return source
         return GrownSource(source, weights.specs[grown.source], grown, int(json_digest([self._seed, name])[:12], 16))
+
+
+class _Held:
+    """The tensor that was asked for last, in memory, so that tensors that take its columns in turn read it once.
+
+    Threads read tensors in file order, in which those of one layer follow each other.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._lock = Lock()
+        self._place: tuple[str, str] | None = None
+        self._tensor: Tensor | None = None
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Return the rows of a tensor, which is read now unless it is the last one."""
+        with self._lock:
+            if self._tensor is None or self._place != (name, str(device)):
+                self._tensor = None  # frees the last one first, unless a reader still uses it
+                spec = self._weights.specs[name]
+                dtype = torch.float32 if spec.is_float else spec.dtype
+                self._tensor = load(self._weights, name, dtype, device).reshape(spec.rows, spec.cols)
+                self._place = name, str(device)
+            return _InMemory(self._tensor)
 
 
 class _Zeros:

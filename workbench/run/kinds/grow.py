@@ -79,6 +79,7 @@ class Grow(Kind[GrowMethod]):
                 needs.seconds += row.get("seconds", 0)
                 live.append(20 * after)  # weights, gradients, Adam's two moments, and a copy while it is loaded
         needs.live = max(needs.live, *live)
+        needs.whole = max(needs.whole, weights.held_bytes)
         return row, grown
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
