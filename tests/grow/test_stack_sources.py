@@ -63,7 +63,7 @@ def baked(models: Path) -> dict[str, torch.Tensor]:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, models / "lora").merge_and_unload().state_dict()  # type: ignore[operator]
+    merged = PeftModel.from_pretrained(model, models / "lora").merge_and_unload().state_dict()
     return {name: tensor for name, tensor in merged.items() if name != "lm_head.weight"}
 
 
@@ -273,6 +273,25 @@ def test_bytes_do_not_depend_on_threads_and_reads_are_bounded(several: Project) 
     assert several.run(text, threads=3)["configuration"] == digest
     planned = plan(several.resolve(text), several.path / "runs")
     assert planned.peak_bytes < 2_000_000_000
+
+
+def test_each_source_alone_is_a_control_of_eval(several: Project, models: Path) -> None:
+    """A brick of another depth is scored as its own model; bricks without a common delta have no average."""
+    from workbench.evaluate.lineup import lineup
+    from workbench.models.live import compute
+    from workbench.recipe.recipe import load_recipe
+
+    text = using(
+        "steps: [{grow: stack, slices: [{layers: [0, 2]}, {brick: deep, layers: [0, 2]}, {brick: lora, layers: [2, 4]}]}]\n"
+    )
+    entries = {entry.name: entry for entry in lineup([load_recipe(several.write(text))])}
+    assert list(entries) == ["base", "deep", "lora", "test"]
+    alone = compute(compose(entries["deep"].resolved, CPU).model, torch.float32, CPU)
+    expected = tensors_of(models / "deep")
+    assert alone.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in alone.items())
+    tuned = compute(compose(entries["lora"].resolved, CPU).model, torch.float32, CPU)
+    assert all(torch.allclose(tensor, baked(models)[name], atol=1e-6) for name, tensor in tuned.items())
 
 
 BAD = [

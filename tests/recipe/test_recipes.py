@@ -40,7 +40,7 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
         return
     resolved = resolve(load_recipe(path))
     found = plan(resolved, tmp_path / "runs")
-    grown = sum(len(s.get("new_layers", [])) for s in found.steps)
+    grown = sum(len(s.get("new_layers", [])) - len(s.get("gone_layers", [])) for s in found.steps)
     layer = 7_080_192  # bytes of one bf16 layer of the starter base
     experts = next((len(s["experts"]) for s in found.steps if "experts" in s), 0)  # the base's own, and more; and their router
     mixture = 30 * (experts - 1) * 3 * 2 * 576 * 1536 + 30 * experts * 2 * 576 if experts else 0

@@ -98,7 +98,8 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
             f"brick '{name}': the `tokenizer` block of recipe {inner.recipe.name} differs from this recipe's, so their vocabularies differ",
             "Remove the block from that recipe (this recipe aligns its rows), or move its steps into this recipe.",
         )
-    return [] if inner.recipe.steps else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
+    changes = inner.recipe.steps or inner.base_adapter or resolved.recipe.fields.bricks[name].any_base
+    return [] if changes else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
 def read_digest(resolved: Resolved, hub: Hub) -> str:

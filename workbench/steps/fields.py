@@ -285,7 +285,8 @@ class BrickRef(Strict):
     brick: str | None = None
     """A directory with a brick.yaml."""
     recipe: str | None = None
-    """Another recipe with the same base. The brick is the configuration that it produces."""
+    """Another recipe. The brick is the configuration that it produces. Its base must be this recipe's, unless a step reads the brick
+    as a whole model (`grow: stack`) or `any_base` is set."""
     any_base: bool = False
     """Use the brick even if it was made on another base or its base is unknown. Contradictions become warnings instead of
     errors."""

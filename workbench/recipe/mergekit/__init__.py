@@ -24,6 +24,8 @@ from workbench.recipe.mergekit.text import comment, recipe_text
 from workbench.recipe.mergekit.vocabulary import carry_vocabulary
 from workbench.recipe.recipe import from_data
 
+RESERVED = ("base", "union", "zero", "mean")
+"""Words with a meaning in a recipe's `tokenizer` block."""
 _WRITABLE = ("float32", "float16", "bfloat16")
 
 
@@ -100,6 +102,8 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
         config = read_config(document)
     anchor = _anchor(config)
     places.root = places.stages[anchor.model].root if anchor.model in places.stages else anchor
+    if config.data.get("tokenizer") or config.data.get("tokenizer_source"):
+        places.reserved = RESERVED
     _check_places(config, places, slices is not None)
     model = None if places.root.model in places.stages else places.model(places.root)
     if anchor != places.root and slices is None and make is None:
@@ -116,6 +120,11 @@ def _translated(document: yamldoc.Document, places: Places, origin: str) -> tupl
     known = {str(r): places.find(r.model) for r in _all_references(config)}
     tokenizer = carry_vocabulary(config, known, places.names, places.root.model)
     config.report.stop()
+    if tokenizer and slices is not None:
+        config.report.note(
+            ("tokenizer",) if "tokenizer" in config.data else ("tokenizer_source",),
+            "rows of tokens that the models of the first slice lack come from the models that have them; mergekit writes zeros",
+        )
     step = step_of(inputs) if inputs else make(places.name) if make else stack or {}
     config.report.stop()
     used = {name: places.brick(name, slices is not None) for name in _named(step)}

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, ClassVar
+from typing import Any
 
 from workbench import yamldoc
 from workbench.merge.mergekit.api import base_policy, parameters
@@ -27,7 +27,7 @@ from workbench.recipe.mergekit.config import (
 )
 from workbench.recipe.mergekit.methods import MethodInputs, step_of
 from workbench.recipe.mergekit.places import Named, Places
-from workbench.recipe.mergekit.settings import ParameterEntry, entries_of, glob_of
+from workbench.recipe.mergekit.settings import ParameterEntry, Part, entries_of, glob_of
 
 Step = dict[str, Any]
 _NUMBERED = re.compile(r"(^|\.)\d+(\.|$)")
@@ -55,14 +55,6 @@ class SliceSources:
         """The number of layers; None if the slice has all layers."""
         span = self.sources[0].layers
         return None if span is None else span[1] - span[0]
-
-
-@dataclass(frozen=True)
-class View:
-    """Names of the tensors that one part of the result has, for filters and gradients."""
-
-    layout: Layout
-    is_part: ClassVar[bool] = True
 
 
 def is_layered(data: Any) -> bool:
@@ -169,6 +161,11 @@ def stack_step(config: Config, slices: Sequence[SliceSources], places: Places) -
     named = [places.named(source.reference) for part in (slices[0], slices[-1]) for source in part.sources]
     if all(names is not None and names.tied for names in named):
         outside["head"] = {}  # mergekit writes no head for models that tie it
+    if None in named and outside["head"] != outside["embeddings"]:
+        config.report.note(
+            (),
+            "the models are not local: if they tie the head to the embeddings, remove `head`, because mergekit then writes none",
+        )
     for group, made in outside.items():
         if made:
             step[group] = made["brick"] if list(made) == ["brick"] else made
@@ -231,7 +228,7 @@ class _Translation:
     def _brick(self, reference: Reference) -> Step:
         return {} if reference == self.places.root else {"brick": self.places.name(reference)}
 
-    def _merged(self, part: SliceSources, view: View | None) -> Step:
+    def _merged(self, part: SliceSources, view: Part) -> Step:
         """Return a merge of the slice's models."""
         config, places = self.config, self.places
         policy = base_policy(config.method)
@@ -242,7 +239,7 @@ class _Translation:
         assert anchor is not None
         merged = [s for s in part.sources if policy == "ignored" or s.reference != part.base]
         own = replace(config, base=part.base, sources=part.sources, scopes=part.scopes, layers=part.length)
-        inputs = MethodInputs(own, {places.name(s.reference): s for s in merged}, places.name(anchor), view, part.length)
+        inputs = MethodInputs(own, {places.name(s.reference): s for s in merged}, places.name(anchor), view)
         spans = {places.name(s.reference): list(s.layers) for s in part.sources if s.layers}
         step = step_of(inputs)
         layers = spans.get(places.name(anchor))
@@ -255,16 +252,16 @@ class _Translation:
         named = self.places.named(reference)
         return None if named is None else [name for name in named.layout.names if named.layout.group(name) == group]
 
-    def _view(self, part: SliceSources, group: str = "layers") -> View | None:
-        """Return the names that filters of a merge are matched with; None if the model is not known."""
+    def _view(self, part: SliceSources, group: str = "layers") -> Part:
+        """Return the names that filters of a merge are matched with."""
         source = next((s for s in part.sources if s.reference == part.base), part.sources[0])
-        named = self.places.named(source.reference)
+        named, inside = self.places.named(source.reference), group == "layers"
         if named is None:
-            return None
-        if group != "layers":
-            return View(Layout(named.layout.prefix, 0, tuple(self._names(source.reference, group) or ())))
+            return Part(Layout("", part.length or 0 if inside else 0, ()), inside, unknown=True)
+        if not inside:
+            return Part(Layout(named.layout.prefix, 0, tuple(self._names(source.reference, group) or ())), inside)
         first, stop = source.layers or (0, named.layout.depth)
-        return View(_slice_layout(named, first, stop))
+        return Part(_slice_layout(named, first, stop), inside)
 
     def _factors(self, entries: Sequence[ParameterEntry], layer: int | None, t: float, reference: Reference) -> dict[str, float]:
         """Return the factors of a layer by glob over names within it, where the first match wins."""

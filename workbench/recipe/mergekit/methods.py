@@ -24,14 +24,12 @@ class MethodInputs:
         bricks: Brick -> input, in mergekit's order, without the base if the method uses it as base.
         base_brick: Name of the base as a brick, for methods that merge it like another model.
         model: The base, or the part of it that is merged, if its files are local.
-        depth: Number of layers that gradients run over, if it is known without the model.
     """
 
     config: Config
     bricks: Mapping[str, ModelSource]
     base_brick: str
     model: Names | None
-    depth: int | None = None
 
     def known(self) -> dict[str, Parameter]:
         """Return the method's parameters as mergekit specifies them."""
@@ -39,14 +37,14 @@ class MethodInputs:
 
     def shared(self, name: str) -> Setting:
         """Return a parameter for all bricks, or mergekit's default if the file does not set it."""
-        value = setting(self.known()[name], self.config.scopes, self.model, self.config.report, self.depth)
+        value = setting(self.known()[name], self.config.scopes, self.model, self.config.report)
         return self.known()[name].default if value is None else value
 
     def each(self, name: str) -> dict[str, Setting]:
         """Return the value of a parameter for each brick."""
         parameter, values = self.known()[name], {}
         for brick, source in self.bricks.items():
-            value = setting(parameter, [source.parameters, *self.config.scopes], self.model, self.config.report, self.depth)
+            value = setting(parameter, [source.parameters, *self.config.scopes], self.model, self.config.report)
             if value is None and parameter.required and not self.config.report.problems:
                 self.config.report.refuse(source.path, f"{self.config.method} requires a {name} here; mergekit rejects this too")
             values[brick] = parameter.default if value is None else value

@@ -58,6 +58,8 @@ class Places:
     """The recipe's base."""
     names: dict[str, str] = field(default_factory=dict)
     """Reference -> brick name."""
+    reserved: tuple[str, ...] = ()
+    """Words that no brick may have as its name."""
     extra: dict[Path, str] = field(default_factory=dict)
     """File -> text of other recipes."""
     _references: dict[str, Reference] = field(default_factory=dict)
@@ -103,6 +105,7 @@ class Places:
         if key not in self.names:
             last = Path((reference.lora or reference.model).partition("@")[0]).name.lower()
             default_name = re.sub(r"[^a-z0-9._-]+", "-", last).strip("._-") or "model"
+            default_name = f"{default_name}-model" if default_name in self.reserved else default_name
             used, number, name = set(self.names.values()), 1, default_name
             while name in used:
                 number += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from workbench import yamldoc
@@ -25,6 +26,21 @@ class Names(Protocol):
         """The layers."""
 
 
+@dataclass(frozen=True)
+class Part:
+    """Names of the tensors of one part of the result, such as a slice.
+
+    Attributes:
+        layout: Their layers.
+        in_layers: Whether the part is a range of layers, or lies outside of them.
+        unknown: Whether the names are not known, because the model is not local.
+    """
+
+    layout: Layout
+    in_layers: bool
+    unknown: bool = False
+
+
 class ParameterEntry(NamedTuple):
     """A value for the tensors whose names contain `filter`, or for all tensors if it is None. The first match wins."""
 
@@ -33,9 +49,7 @@ class ParameterEntry(NamedTuple):
     path: yamldoc.KeyPath
 
 
-def setting(
-    parameter: Parameter, scopes: Iterable[Scope], model: Names | None, report: ImportReport, depth: int | None = None
-) -> Setting | None:
+def setting(parameter: Parameter, scopes: Iterable[Scope], model: Names | None, report: ImportReport) -> Setting | None:
     """Translate a parameter to a recipe's value; None if the file does not set it.
 
     mergekit uses the first filter that matches, level by level from the innermost; a list in a recipe uses the last rule. A
@@ -46,7 +60,6 @@ def setting(
         scopes: The levels that can set it, in the order of precedence.
         model: The base, if its files are local; rules that match none of its tensors are then omitted.
         report: Collects problems and notes.
-        depth: Number of layers that gradients run over, if it is known without the model.
     """
     entries = entries_of(parameter, scopes, report)
     if model is not None:
@@ -60,7 +73,7 @@ def setting(
         return None
     if entries[-1].filter is not None and parameter.default is not None:
         entries.append(ParameterEntry(None, float(parameter.default), entries[-1].path))
-    rules = [rule for entry in reversed(entries) for rule in _rules(entry, model, depth)]
+    rules = [rule for entry in reversed(entries) for rule in _rules(entry, model)]
     return rules[0]["value"] if len(rules) == 1 and not rules[0]["where"] else rules
 
 
@@ -133,13 +146,13 @@ def _one_value(parameter: Parameter, entries: list[ParameterEntry], report: Impo
     return None
 
 
-def _rules(entry: ParameterEntry, model: Names | None, depth: int | None) -> list[dict[str, Any]]:
+def _rules(entry: ParameterEntry, model: Names | None) -> list[dict[str, Any]]:
     """Translate an entry to one rule, or to two rules for a gradient that also applies to tensors outside the layers."""
     where = {} if entry.filter is None else {"include": [glob_of(entry.filter)]}
     if not isinstance(entry.value, list):
         return [{"where": where, "value": entry.value}]
     gradient: Setting = {"knots": list(entry.value)}
-    if (depth if model is None else model.layout.depth) == 1:
+    if model is not None and model.layout.depth == 1:
         gradient = entry.value[-1]  # the only layer is the last one to mergekit
     in_layers, outside_layers = _places(entry.filter, model)
     if not outside_layers or (entry.value[0] == entry.value[-1] and isinstance(gradient, dict)):
@@ -152,6 +165,8 @@ def _places(text: str | None, model: Names | None) -> tuple[bool, bool]:
     """Return whether a filter matches tensors inside layers, and tensors outside of them; both are True without a model."""
     if model is None:
         return True, True
+    if isinstance(model, Part) and model.unknown:
+        return model.in_layers, not model.in_layers
     matches = {model.layout.layer(name) is not None for name in model.layout.names if text is None or text in name}
     return True in matches, False in matches
 
@@ -160,7 +175,7 @@ def _matches(entry: ParameterEntry, model: Names, report: ImportReport) -> bool:
     """Return whether an entry's filter matches a tensor of the base; add a note if not."""
     if entry.filter is None or any(_places(entry.filter, model)):
         return True
-    if not getattr(model, "is_part", False):  # a filter that matches nothing in one slice may match in others
+    if not isinstance(model, Part):  # a filter that matches nothing in one slice may match in others
         report.note(entry.path, f"filter {entry.filter!r} matches no tensor of the base, so it is omitted")
     return False
 
