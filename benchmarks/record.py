@@ -6,6 +6,7 @@ import argparse
 import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
     words = [str(script.relative_to(here.parent)) if script.is_relative_to(here.parent) else script.name, *arguments]
     document = {
         "machine": machine(),
-        "command": "python " + " ".join(words),
+        "command": "python " + shlex.join(words),
         "commit": commit,
         "date": time.strftime("%Y-%m-%d"),
         **document,

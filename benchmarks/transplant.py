@@ -7,6 +7,7 @@
 For each skill, a brick of the starter base is moved in part: its delta of the attention whole, and of its feed-forward delta 10, 25 and 50 %,
 chosen in these ways:
 
+    attention          nothing: the attention's delta alone
     neurons            the neurons where the delta acts (workbench analyze transplant)
     trained neurons    the neurons whose gates training keeps (workbench analyze transplant --trained)
     random neurons     equally many random neurons of every layer, one set a seed
@@ -60,7 +61,7 @@ SKILLS = ("reverse", "glossary", "record")
 SUITE = "words"
 SHARES = (0.1, 0.25, 0.5)
 FEED_FORWARD = "*.mlp.*"
-WAYS = ("neurons", "trained neurons", "random neurons", "mask", "random mask", "rescaled mask", "mask of all")
+WAYS = ("attention", "neurons", "trained neurons", "random neurons", "mask", "random mask", "rescaled mask", "mask of all")
 # Way to choose -> the way of the same share with which it is compared.
 CONTROLS = {
     "neurons": "random neurons",
@@ -136,7 +137,9 @@ def arms_of(project: Path, skill: str, options: argparse.Namespace) -> list[Arm]
     part = feed_forward_part(project, skill)
     whole = {"merge": "task_arithmetic", "bricks": {skill: 1.0}}
     attention = {**whole, "where": {"exclude": [FEED_FORWARD]}}
-    arms = [Arm("base", None, 0.0, 0, []), Arm("whole", None, 1.0, 0, [whole]), Arm("attention", None, 1 - part, 0, [attention])]
+    arms = [Arm("base", None, 0.0, 0, []), Arm("whole", None, 1.0, 0, [whole])]
+    if "attention" in options.ways:
+        arms.append(Arm("attention", None, 1 - part, 0, [attention]))
     for share in options.shares:
         moved = 1 - part + part * share
 

@@ -110,12 +110,15 @@ def transplant_block(found: dict[str, Any]) -> str:
     heads = ["moved", "of the feed-forward delta", "of all", *skills, "kept"]
     first = table(heads, scores, left=1)
     second = table(["moved", "of the feed-forward delta", *skills], against, left=1)
-    items = rows[0]["n"]
+    several = (
+        f", of random neurons the mean over {found['seeds']} draws with the lowest and the highest" if found["seeds"] > 1 else ""
+    )
+    control = "random neurons, or of masks to a random mask," if any(line[0] == "mask" for line in against) else "random neurons"
     note = (
-        f"First table: exact match in percent on {items} items with 95 % intervals, of random neurons the mean over {found['seeds']} draws with the "
-        "lowest and the highest; * marks scores whose paired difference to the whole brick includes 0. Of all: share of the delta's elements that are "
-        "moved. Kept: share of what the whole brick gains over the base, mean over skills. Second table: paired differences to random neurons or to the "
-        "random mask of the same share, in points, with 95 % intervals. "
+        f"First table: exact match in percent on {rows[0]['n']} items with 95 % intervals{several}; * marks scores whose paired difference to the whole "
+        "brick includes 0. Of all: share of the delta's elements that are moved, to which the attention's delta belongs as a whole. Kept: share of what "
+        f"the whole brick gains over the base, mean over skills. Second table: paired differences to {control} of the same share, in points, with 95 % "
+        "intervals. "
     )
     other = f"{found['note']} " if found.get("note") else ""
     return "\n\n".join([first, second, f"{note}{other}{measured(found)} The source: [{TRANSPLANT}](../{TRANSPLANT})."])
