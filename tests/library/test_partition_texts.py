@@ -24,8 +24,7 @@ def test_shared_texts_change_nothing(project: Project, monkeypatch: pytest.Monke
     ]
     write_jsonl(project.path / "texts.jsonl", rows)
     data = read_labelled(project.path / "texts.jsonl", "texts.jsonl")
-    _, resolved = resolve_model(str(project.path / "base"), project.path)
-    subject = open_neurons(resolved, "base", CPU)
+    subject = open_neurons(resolve_model(str(project.path / "base"), project.path), CPU)
     options = PartitionOptions(method="kmeans", experts=4, used=(50.0,), selectors=("oracle", "ridge"), tokens=60)
     alone = analyze_partition(subject, data, "texts.jsonl", options)
     texts = partition_texts(subject, data, options)
