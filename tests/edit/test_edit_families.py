@@ -21,7 +21,7 @@ from worlds.tiny import save_tokenizer
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.closed_form.values import AT_ONCE, Settings, grouped
+from workbench.edit.closed_form.values import AT_ONCE, Lookup, Settings, grouped
 from workbench.edit.places import upper
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
@@ -296,7 +296,8 @@ def layers_run(parts: Parts, batch: Padded) -> list[int]:
 def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Path) -> list[values.Value]:
     settings = Settings(steps=6, rate=0.3, clamp=10.0, kl=0.0625, decay=0.1, confidence=0.9)
     groups = grouped(facts, "subject_last")
-    return values.values(without_cache(context, place), parts, LAYER, groups, "subject_last", BEFORE, settings, "weights")
+    at = Lookup(without_cache(context, place), parts, LAYER, "subject_last", BEFORE)
+    return values.values(at, groups, settings, "weights")
 
 
 @contextmanager
