@@ -12,7 +12,7 @@ import torch
 
 from worlds.commands import call, document
 from worlds.project import CPU, Project
-from worlds.tiny import edit_json, live, save_adapter, save_finetuned, save_model, tensors_of
+from worlds.tiny import baked, edit_json, live, save_adapter, save_finetuned, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.run.compose import compose
@@ -57,16 +57,6 @@ def layer(tensors: dict[str, torch.Tensor], number: int) -> dict[str, torch.Tens
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def baked(models: Path) -> dict[str, torch.Tensor]:
-    """base with the adapter, as PEFT merges it."""
-    from peft import PeftModel
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(models / "base", dtype=torch.float32)
-    merged = PeftModel.from_pretrained(model, models / "lora").merge_and_unload().state_dict()
-    return {name: tensor for name, tensor in merged.items() if name != "lm_head.weight"}
-
-
 def test_layers_of_checkpoints_adapters_and_recipes(several: Project, models: Path) -> None:
     """Each block is what its source holds; embeddings, norm and factors too; transformers loads what `run` writes."""
     step = """\
@@ -83,7 +73,7 @@ steps:
 """
     done = several.run(using(step))
     ours, base, one, deep = tensors_of(Path(done["model"])), *(tensors_of(models / n) for n in ("base", "one", "deep"))
-    with_lora = baked(models)
+    with_lora = baked(models / "base", models / "lora")
     expected = [layer(base, 0), layer(base, 1), *(layer(deep, n) for n in (3, 4, 5))]
     for number, tensors in enumerate(expected):
         assert all(torch.equal(tensor, tensors[name]) for name, tensor in layer(ours, number).items())
@@ -291,7 +281,7 @@ def test_each_source_alone_is_a_control_of_eval(several: Project, models: Path) 
     assert alone.keys() == expected.keys()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in alone.items())
     tuned = compute(compose(entries["lora"].resolved, CPU).model, torch.float32, CPU)
-    assert all(torch.allclose(tensor, baked(models)[name], atol=1e-6) for name, tensor in tuned.items())
+    assert all(torch.allclose(tensor, baked(models / "base", models / "lora")[name], atol=1e-6) for name, tensor in tuned.items())
 
 
 BAD = [
@@ -370,50 +360,3 @@ def test_config_lists_over_layers_follow_their_sources(several: Project) -> None
         WorkbenchError, match="layer 0 of the configuration so far and layer 0 of brick 'second' differ in layer_types"
     ):
         compose(several.resolve(head + "steps: [{grow: stack, slices: [{merge: linear, bricks: {second: 1}}]}]\n"), CPU)
-
-
-# -- a base with an adapter
-
-
-def test_a_base_with_an_adapter_is_what_peft_merges(several: Project, models: Path) -> None:
-    text = "base: {adapter: lora, on: base}\nbricks: {one: one}\n"
-    expected, one = baked(models), tensors_of(models / "one")
-    plain = several.tensors(text + "name: plain\n")
-    assert plain.keys() == expected.keys()
-    assert all(torch.allclose(t, expected[n], atol=1e-6) for n, t in plain.items())
-    merged = several.tensors(text + "steps: [{merge: task_arithmetic, lambda: 0.25}]\n")
-    for name, tensor in merged.items():
-        assert torch.allclose(tensor, expected[name] + 0.25 * (one[name] - expected[name]), atol=1e-6)
-    done = several.run(text + "steps: [{merge: task_arithmetic, lambda: 0.25}]\n")
-    assert all(torch.equal(t, merged[n]) for n, t in tensors_of(Path(done["model"])).items())
-    record = json.loads((Path(done["run"]) / "run.json").read_text("utf-8"))
-    assert record["inputs"]["base"]["id"] == "base+lora"
-    assert "| base | base+lora |" in (Path(done["model"]) / "README.md").read_text("utf-8")
-
-
-def test_the_adapter_of_the_base_is_part_of_every_key(several: Project, models: Path) -> None:
-    save_adapter(models / "base", several.path / "lora2", seed=6)
-    keys = {
-        several.resolve(f"base: {base}\nbricks: {{one: one}}\nsteps: [{{merge: average}}]\n").key
-        for base in ("base", "{adapter: lora, on: base}", "{adapter: lora2, on: base}")
-    }
-    assert len(keys) == 3
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("base: {adapter: lora}\n", "base.on: required field is missing"),
-        ("base: {adapter: lora, on: base, to: x}\n", "base.to: unknown field"),
-        ("base: {adapter: one, on: base}\n", "one is a checkpoint, but the recipe says adapter"),
-        ("base: {adapter: lora, on: gone}\n", "base: no such directory: gone"),
-        ("base: {adapter: lora, on: base}\nbricks: {lora: lora}\nsteps: [{merge: average}]\noutput: {form: adapter}\n",
-         "`form: adapter` refers to a base on disk, but this base has an adapter on it"),
-        ("base: {adapter: lora, on: base}\nbricks: {mix: {recipe: recipes/mix.yaml}}\nsteps: [{merge: average}]\n",
-         "recipes/mix.yaml has the base base, but this recipe has base+lora"),
-    ],
-)  # fmt: skip
-def test_bad_bases_with_adapters(text: str, message: str, several: Project) -> None:
-    with pytest.raises(WorkbenchError) as caught:
-        several.resolve(text)
-    assert message in caught.value.message

@@ -105,6 +105,16 @@ def save_adapter(base: Path, out: Path, *, seed: int, family: str = "llama", **s
     return out
 
 
+def baked(base: Path, adapter: Path) -> dict[str, torch.Tensor]:
+    """The float32 tensors of a tied base with an adapter, as PEFT merges it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    merged: Any = PeftModel.from_pretrained(model, adapter)
+    return {name: tensor for name, tensor in merged.merge_and_unload().state_dict().items() if name != "lm_head.weight"}
+
+
 def tensors_of(path: Path) -> dict[str, torch.Tensor]:
     """All tensors of a checkpoint directory."""
     from safetensors.torch import load_file
