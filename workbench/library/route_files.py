@@ -78,12 +78,19 @@ def write_served(configuration: Path, out: Path, *, served_base: str | None = No
     for row in record["bricks"]:
         name, folder = row["name"], partial / ADAPTERS / row["name"]
         _write_plain(folder, factors[name], Adapter(places[name], f"brick '{name}'"), served_rank, base)
-        plain = {"adapter": f"{ADAPTERS}/{name}", "file_digest": file_digest(folder / WEIGHTS), "modules": len(factors[name])}
-        rows.append({"name": name, **plain, **{key: row[key] for key in ("digest", "description") if key in row}})
+        plain: dict[str, Any] = {
+            "adapter": f"{ADAPTERS}/{name}",
+            "file_digest": file_digest(folder / WEIGHTS),
+            "modules": len(factors[name]),
+        }
+        said = {key: row[key] for key in ("digest", "description") if key in row}
+        rows.append({"name": name, **plain, **said})
     for file in (RECORD, TENSORS):
         shutil.copyfile(configuration / file, partial / file)
     settings = router.settings()
-    told = {key: settings[key] for key in ("method", "layer", "window", "threshold", "ties", "mix") if key in settings}
+    told: dict[str, Any] = {
+        key: settings[key] for key in ("method", "layer", "window", "threshold", "ties", "mix") if key in settings
+    }
     manifest = {
         "format": FORMAT,
         "base": base,
