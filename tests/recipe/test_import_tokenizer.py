@@ -139,7 +139,9 @@ def test_slices_with_vocabularies_that_differ(method: str, block: str, folder: P
     """Rows are aligned by token before slices are stacked or merged, as in mergekit."""
     extra = ", {model: MODEL, layer_range: [1, 2], parameters: {weight: 0.5}}"
     if method == "passthrough":
-        text = SLICES.replace("EXTRA1", "").replace("{model: base, layer_range: [3, 4]}EXTRA2", "{model: two, layer_range: [2, 4]}")
+        text = SLICES.replace("EXTRA1", "").replace(
+            "{model: base, layer_range: [3, 4]}EXTRA2", "{model: two, layer_range: [2, 4]}"
+        )
     else:
         text = SLICES.replace("EXTRA1", ", {model: two, layer_range: [1, 4], parameters: {weight: 0.5}}")
         text = text.replace("EXTRA2", extra.replace("MODEL", "one")) + "parameters: {weight: 0.5}\n"
