@@ -60,7 +60,7 @@ def test_each_brick_may_have_a_file_and_a_description(tmp_path: Path) -> None:
     recipe = from_data(data({"route": "text", "bricks": bricks, "calibration": "{brick}.jsonl"}), tmp_path)
     step: Any = recipe.router
     assert recipe.used_bricks(step) == ["two", "one"]
-    assert {name: step.file(name) for name in bricks} == {"two": "own.jsonl", "one": "one.jsonl"}
+    assert {name: step.prompt_files(name) for name in bricks} == {"two": ["own.jsonl"], "one": ["one.jsonl"]}
     assert step.descriptions() == {"two": "adds numbers"}
 
 
