@@ -184,8 +184,9 @@ class Stack(GrowMethod):
         """Return config.json with the number of rows of the embeddings, and untied if the head became a separate tensor.
 
         Raises:
-            WorkbenchError: If embeddings and head have different numbers of rows.
+            WorkbenchError: If embeddings and head differ in their numbers of rows in another way than those of the model.
         """
+        own = model.weights.specs
 
         def rows(name: str) -> int:
             grown = tensors[name]
@@ -196,12 +197,14 @@ class Stack(GrowMethod):
         tables = [name for name in tensors if is_embedding(name) and model.layout.group(name) == "embeddings"]
         if heads and head_name(model) is not None:
             config = untied_config(config)
-        if tables and heads and rows(tables[0]) != rows(heads[0]):
+        # Some models have more rows in one of the two, such as Moshi, whose embeddings have one for the start of a text.
+        more = own[tables[0]].rows - own[heads[0]].rows if tables and heads and heads[0] in own else 0
+        if tables and heads and rows(tables[0]) - rows(heads[0]) != more:
             raise InvalidRecipeError(
                 f"grow stack: the embeddings have {rows(tables[0]):,} rows and the head has {rows(heads[0]):,}",
                 "Take `embeddings`, `head` and `tokenizer` from the same brick.",
             )
-        if not tables or rows(tables[0]) == model.weights.specs[tables[0]].rows or "vocab_size" not in text_config(config):
+        if not tables or rows(tables[0]) == own[tables[0]].rows or "vocab_size" not in text_config(config):
             return config
         return {
             **with_text(config, {"vocab_size": rows(tables[0])}),
