@@ -42,9 +42,12 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path
     for name in ("one", "two", "three", "full"):
         (project.path / "bricks" / name).symlink_to(bricks / name)
     save_adapter(
-        llama, project.path / "bricks" / "patterns", seed=9, rank_pattern={"q_proj": 8, "layers.1.self_attn.v_proj": 2},
+        llama,
+        project.path / "bricks" / "patterns",
+        seed=9,
+        rank_pattern={"q_proj": 8, "layers.1.self_attn.v_proj": 2},
         alpha_pattern={"v_proj": 3},
-    )  # fmt: skip
+    )
     save_adapter(llama, project.path / "bricks" / "dora", seed=10, use_dora=True)
     save_adapter(llama, project.path / "bricks" / "wide", seed=10, r=600, target_modules=["q_proj"])
     for name in ("copied", "whole"):
@@ -226,10 +229,26 @@ def test_serve_sh_gives_vllm_every_adapter(exported: Path, tmp_path: Path) -> No
     assert " " in str(exported)
     found = arguments(exported / "serve.sh", "vllm", tmp_path)
     assert found == [
-        "serve", "org/small", "--served-model-name", "org/small", "--dtype", "float32", "--generation-config", "vllm",
-        "--enable-lora", "--max-lora-rank", "8", "--max-loras", "4", "--max-cpu-loras", "4", "--lora-modules",
-        *(f"{name}={exported.resolve()}/adapters/{name}" for name in BRICKS), "--port", "9",
-    ]  # fmt: skip
+        "serve",
+        "org/small",
+        "--served-model-name",
+        "org/small",
+        "--dtype",
+        "float32",
+        "--generation-config",
+        "vllm",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras",
+        "4",
+        "--max-cpu-loras",
+        "4",
+        "--lora-modules",
+        *(f"{name}={exported.resolve()}/adapters/{name}" for name in BRICKS),
+        "--port",
+        "9",
+    ]
     assert arguments(exported / "serve.sh", "vllm", tmp_path, MODEL="/models/small")[1] == "/models/small"
 
 
@@ -243,10 +262,26 @@ def test_sglang_has_its_own_flags_and_names(world: Project, tmp_path: Path) -> N
     assert [row["model"] for row in rows] == ["org/small", "org/small:two"]
     words = arguments(tmp_path / "out" / "serve.sh", "python3", tmp_path)
     assert words == [
-        "-m", "sglang.launch_server", "--model-path", "org/small", "--served-model-name", "org/small", "--dtype", "bfloat16",
-        "--sampling-defaults", "openai", "--enable-lora", "--max-lora-rank", "8", "--max-loras-per-batch", "2", "--lora-paths",
-        f"two={tmp_path / 'out'}/adapters/two", "--port", "9",
-    ]  # fmt: skip
+        "-m",
+        "sglang.launch_server",
+        "--model-path",
+        "org/small",
+        "--served-model-name",
+        "org/small",
+        "--dtype",
+        "bfloat16",
+        "--sampling-defaults",
+        "openai",
+        "--enable-lora",
+        "--max-lora-rank",
+        "8",
+        "--max-loras-per-batch",
+        "2",
+        "--lora-paths",
+        f"two={tmp_path / 'out'}/adapters/two",
+        "--port",
+        "9",
+    ]
 
 
 def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> None:

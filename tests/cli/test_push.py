@@ -135,8 +135,9 @@ def test_an_adapter_names_its_base_on_the_hub(project: Project, cwd: Path, hub: 
     there = hub.repositories["org/lora"].files()
     assert found["base"] == "org/small"
     assert json.loads(there["adapter_config.json"]) == {
-        **json.loads(local["adapter_config.json"]), "base_model_name_or_path": "org/small",
-    }  # fmt: skip
+        **json.loads(local["adapter_config.json"]),
+        "base_model_name_or_path": "org/small",
+    }
     assert header(there["README.md"])["base_model"] == ["org/small"]
     assert there["adapter_model.safetensors"] == local["adapter_model.safetensors"]
     assert "expected the hub id" in refused("push", run.name, "org/lora", *LICENCE, "--base", "../small").message
@@ -181,9 +182,12 @@ def test_damaged_and_unfinished_runs_are_refused_before_any_request(
         sorted((run / "model").glob("*.safetensors"))[0].unlink()
     error = refused("push", run.name, "org/sum", *LICENCE)
     expected = {
-        "tensor": "tensors differ from the record", "config": "config.json differs from the record", "unfinished": "is not finished",
-        "adapter": "adapter_config.json differs from the record", "missing": "model-00001",
-    }  # fmt: skip
+        "tensor": "tensors differ from the record",
+        "config": "config.json differs from the record",
+        "unfinished": "is not finished",
+        "adapter": "adapter_config.json differs from the record",
+        "missing": "model-00001",
+    }
     assert expected[damage] in error.message
     assert hub.requests == []
 

@@ -250,7 +250,7 @@ def test_the_largest_pair_is_held_against_all_pairs_under_all_sign_flips() -> No
 
 
 def test_the_family_covers_every_pair_and_not_the_leaders_alone(tmp_path: Path) -> None:
-    """Of twenty equal configurations the best and the worst differ by chance: two of them alone would reject, all pairs together do not."""
+    """The best and the worst of twenty equal configurations differ by chance: a test of these two rejects, that of all pairs does not."""
     rng, cluster = np.random.default_rng(1), np.arange(240) // 10
     members = [Configuration(f"{i:012d}{0:020d}", f"c{i}") for i in range(1, 21)]
     suite = Suite(suite="s", tasks=("t",))

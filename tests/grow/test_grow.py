@@ -229,9 +229,19 @@ def test_stack_is_what_passthrough_writes(project: Project) -> None:
     slices = "slices: [{layers: [0, 3]}, {layers: [1, 4], scale: {'mlp.down_proj.*': 0.5}}]"
     document = project.run(f"steps: [{{grow: stack, {slices}}}]\noutput: {{dtype: float32}}\n")
     assert document["steps"][0] | {"key": "", "check": {}} == {
-        "id": "grow-stack", "grow": "stack", "key": "", "check": {}, "tensors": 18, "order": [0, 1, 2, 1, 2, 3], "new_layers": [3, 4], "gone_layers": [],
-        "blocks": [{"layers": "0-2", "source": "the configuration so far", "from": "0-2"}, {"layers": "3-5", "source": "the configuration so far", "from": "1-3"}],
-    }  # fmt: skip
+        "id": "grow-stack",
+        "grow": "stack",
+        "key": "",
+        "check": {},
+        "tensors": 18,
+        "order": [0, 1, 2, 1, 2, 3],
+        "new_layers": [3, 4],
+        "gone_layers": [],
+        "blocks": [
+            {"layers": "0-2", "source": "the configuration so far", "from": "0-2"},
+            {"layers": "3-5", "source": "the configuration so far", "from": "1-3"},
+        ],
+    }
     source = {"model": str(base)}
     theirs = MergeConfiguration.model_validate({"merge_method": "passthrough", "dtype": "float32", "slices": [
         {"sources": [{**source, "layer_range": [0, 3]}]},

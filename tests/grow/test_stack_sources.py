@@ -159,10 +159,17 @@ def test_random_masks_follow_the_seed_and_the_range(several: Project, models: Pa
 
 @pytest.mark.parametrize(
     ("fields", "tied"),
-    [("", True), ("embeddings: one", True), ("embeddings: one, head: one", True), ("embeddings: one, head: deep", False),
-     ("head: one", False), ("embeddings: untied, head: untied", True), ("head: untied", False),
-     ("head: {merge: linear, bricks: {one: 1, untied: 1}}", False)],
-)  # fmt: skip
+    [
+        ("", True),
+        ("embeddings: one", True),
+        ("embeddings: one, head: one", True),
+        ("embeddings: one, head: deep", False),
+        ("head: one", False),
+        ("embeddings: untied, head: untied", True),
+        ("head: untied", False),
+        ("head: {merge: linear, bricks: {one: 1, untied: 1}}", False),
+    ],
+)
 def test_a_tied_head_follows_the_embeddings_unless_it_has_another_source(
     fields: str, tied: bool, several: Project, models: Path
 ) -> None:
@@ -178,10 +185,14 @@ def test_a_tied_head_follows_the_embeddings_unless_it_has_another_source(
     assert model.config.tie_word_embeddings is tied
     head = model.get_output_embeddings().weight
     expected = {
-        "": base[table], "embeddings: one": one[table], "embeddings: one, head: one": one[table],
-        "embeddings: one, head: deep": deep[table], "head: one": one[table],
-        "embeddings: untied, head: untied": untied["lm_head.weight"], "head: untied": untied["lm_head.weight"],
-    }.get(fields, (one[table] + untied["lm_head.weight"]) / 2)  # fmt: skip
+        "": base[table],
+        "embeddings: one": one[table],
+        "embeddings: one, head: one": one[table],
+        "embeddings: one, head: deep": deep[table],
+        "head: one": one[table],
+        "embeddings: untied, head: untied": untied["lm_head.weight"],
+        "head: untied": untied["lm_head.weight"],
+    }.get(fields, (one[table] + untied["lm_head.weight"]) / 2)
     assert torch.allclose(head, expected, atol=1e-6)
 
 
@@ -294,23 +305,47 @@ BAD = [
     ("slices: [{layers: [0, 2], base: one}]", "slices.0: `base` belongs to `merge: METHOD`"),
     ("slices: [{layers: [0, 2], ranges: {one: [0, 2]}}]", "slices.0: `ranges` belongs to `merge: METHOD`"),
     ("slices: [{layers: [0, 2], merge: tie, bricks: {one: 1}}]", "slices.0: unknown merge method 'tie'. Did you mean 'ties'"),
-    ("slices: [{layers: [0, 2], merge: ties, bricks: {one: 1}, densty: 0.2}]", "slices.0.densty: unknown field. Did you mean 'density'?"),
-    ("slices: [{layers: [0, 2], merge: ties, bricks: {one: 1}, density: 2}]", "slices.0.density: expected a share between 0 and 1, found 2"),
+    (
+        "slices: [{layers: [0, 2], merge: ties, bricks: {one: 1}, densty: 0.2}]",
+        "slices.0.densty: unknown field. Did you mean 'density'?",
+    ),
+    (
+        "slices: [{layers: [0, 2], merge: ties, bricks: {one: 1}, density: 2}]",
+        "slices.0.density: expected a share between 0 and 1, found 2",
+    ),
     ("slices: [{layers: [0, 2], merge: ties}]", "slices.0: list the bricks to merge"),
     ("slices: [{layers: [0, 2], merge: ties, bricks: {gone: 1}}]", "slices.0.bricks.gone: no brick 'gone' under `bricks`"),
     ("slices: [{layers: [0, 2], merge: slerp, bricks: {one: 1.0}}]", "slices.0.bricks: slerp takes exactly 2 bricks, found 1"),
-    ("slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, ranges: {one: [0, 3]}}]", "the ranges of one merge must have the same length"),
-    ("slices: [{merge: linear, bricks: {deep: 1}}]", "the ranges of one merge must have the same length: the configuration so far has 4 layers, brick 'deep' 6"),
-    ("slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, ranges: {deep: [0, 2]}}]", "`ranges` names 'deep', which the slice does not merge"),
-    ("slices: [{layers: [0, 2], merge: regmean, bricks: {one: 1}, calibration: rows.jsonl}]", "slices.0.merge: regmean measures on texts or on live models"),
-    ("slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, where: {layers: '7'}}]", "layers '7' matches no tensor of the slice"),
-    ("slices: [{brick: one, layers: [0, 2], scale: {'*.k_prj*': 2}}]", "the glob '*.k_prj*' of `scale` matches no tensor of layer 0"),
+    (
+        "slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, ranges: {one: [0, 3]}}]",
+        "the ranges of one merge must have the same length",
+    ),
+    (
+        "slices: [{merge: linear, bricks: {deep: 1}}]",
+        "the ranges of one merge must have the same length: the configuration so far has 4 layers, brick 'deep' 6",
+    ),
+    (
+        "slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, ranges: {deep: [0, 2]}}]",
+        "`ranges` names 'deep', which the slice does not merge",
+    ),
+    (
+        "slices: [{layers: [0, 2], merge: regmean, bricks: {one: 1}, calibration: rows.jsonl}]",
+        "slices.0.merge: regmean measures on texts or on live models",
+    ),
+    (
+        "slices: [{layers: [0, 2], merge: linear, bricks: {one: 1}, where: {layers: '7'}}]",
+        "layers '7' matches no tensor of the slice",
+    ),
+    (
+        "slices: [{brick: one, layers: [0, 2], scale: {'*.k_prj*': 2}}]",
+        "the glob '*.k_prj*' of `scale` matches no tensor of layer 0",
+    ),
     ("slices: [{brick: narrow}]", "brick 'narrow' has hidden_size 16, the configuration so far 32"),
     ("slices: [{brick: heads}]", "brick 'heads' has num_attention_heads 8, the configuration so far 4"),
     ("slices: [{brick: qwen}]", "brick 'qwen' is a qwen2 model, the configuration so far a llama model"),
     ("slices: [{brick: words}]", "brick 'words': its vocabulary differs from the base's"),
     ("slices: [{layers: [0, 4]}], tokenizer: mute", "brick 'mute' is named for the tokenizer, but"),
-]  # fmt: skip
+]
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ def test_files_with_several_documents_equal_mergekit_multi(
 
 @pytest.mark.parametrize("example", ["goliath", "slices_slerp", "slices_linear", "shifted_ties"])
 def test_slices_of_untied_models_equal_mergekit(example: str, tmp_path: Path, cwd: Path) -> None:
-    """With a head of its own, which mergekit takes from the last slice."""
+    """The models have a head of their own, which mergekit takes from the last slice."""
     from worlds.tiny import save_adapter
 
     (tmp_path / "recipes").mkdir()
@@ -166,22 +166,36 @@ def test_models_that_are_not_local_are_translated_too(tmp_path: Path, cwd: Path)
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (CHAIN.replace("base_model: base\n", "base_model: taller\n", 1).replace("model: two, layer_range: [0, 2]", "model: mixed, layer_range: [0, 2]"),
-         "documents use each other: mixed -> taller -> mixed"),
+        (
+            CHAIN.replace("base_model: base\n", "base_model: taller\n", 1).replace(
+                "model: two, layer_range: [0, 2]", "model: mixed, layer_range: [0, 2]"
+            ),
+            "documents use each other: mixed -> taller -> mixed",
+        ),
         (CHAIN.replace("name: taller", "name: stacked"), "name: two documents are called 'stacked'; mergekit rejects this too"),
         (CHAIN.replace("name: taller\n", ""), "two documents have no name"),
-        ("merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}]\n  - sources: []\n",
-         "4:5 slices.1: expected {sources: [{model:, layer_range:}]} with at least one source"),
-        ("merge_method: linear\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}, {model: two, layer_range: [1, 4]}]\n",
-         "the inputs' layer ranges have different lengths"),
-        ("merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}, {model: two, layer_range: [1, 3]}]\n",
-         "passthrough takes exactly 1 model in a slice, found 2"),
-        ("merge_method: ties\nbase_model: three\nslices:\n  - sources: [{model: one, layer_range: [1, 2], parameters: {weight: 1}}]\n",
-         "the base three is not among the sources; mergekit rejects this too"),
-        ("merge_method: linear\nslices:\n  - sources: [{model: one, layer_range: [1, 2], parameters: {weight: [{filter: layers.1.mlp, value: 1}, {value: 2}]}}]\n",
-         "filter 'layers.1.mlp' names layers by number"),
+        (
+            "merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}]\n  - sources: []\n",
+            "4:5 slices.1: expected {sources: [{model:, layer_range:}]} with at least one source",
+        ),
+        (
+            "merge_method: linear\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}, {model: two, layer_range: [1, 4]}]\n",
+            "the inputs' layer ranges have different lengths",
+        ),
+        (
+            "merge_method: passthrough\nslices:\n  - sources: [{model: one, layer_range: [0, 2]}, {model: two, layer_range: [1, 3]}]\n",
+            "passthrough takes exactly 1 model in a slice, found 2",
+        ),
+        (
+            "merge_method: ties\nbase_model: three\nslices:\n  - sources: [{model: one, layer_range: [1, 2], parameters: {weight: 1}}]\n",
+            "the base three is not among the sources; mergekit rejects this too",
+        ),
+        (
+            "merge_method: linear\nslices:\n  - sources: [{model: one, layer_range: [1, 2], parameters: {weight: [{filter: layers.1.mlp, value: 1}, {value: 2}]}}]\n",
+            "filter 'layers.1.mlp' names layers by number",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_layers_are_refused_by_field(text: str, message: str, tmp_path: Path, in_mergekit_project: None) -> None:
     (tmp_path / "merge.yml").write_text(text, "utf-8")
     with pytest.raises(WorkbenchError) as caught:

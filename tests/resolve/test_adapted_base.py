@@ -67,12 +67,16 @@ def test_the_adapter_of_the_base_is_part_of_every_key(several: Project, models: 
         ("base: {adapter: lora, on: base, to: x}\n", "base.to: unknown field"),
         ("base: {adapter: one, on: base}\n", "one is a checkpoint, but the recipe says adapter"),
         ("base: {adapter: lora, on: gone}\n", "base: no such directory: gone"),
-        ("base: {adapter: lora, on: base}\nbricks: {lora: lora}\nsteps: [{merge: average}]\noutput: {form: adapter}\n",
-         "`form: adapter` refers to a base on disk, but this base has an adapter on it"),
-        ("base: {adapter: lora, on: base}\nbricks: {mix: {recipe: recipes/mix.yaml}}\nsteps: [{merge: average}]\n",
-         "recipes/mix.yaml has the base base, but this recipe has base+lora"),
+        (
+            "base: {adapter: lora, on: base}\nbricks: {lora: lora}\nsteps: [{merge: average}]\noutput: {form: adapter}\n",
+            "`form: adapter` refers to a base on disk, but this base has an adapter on it",
+        ),
+        (
+            "base: {adapter: lora, on: base}\nbricks: {mix: {recipe: recipes/mix.yaml}}\nsteps: [{merge: average}]\n",
+            "recipes/mix.yaml has the base base, but this recipe has base+lora",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_bases_with_adapters(text: str, message: str, several: Project) -> None:
     with pytest.raises(WorkbenchError) as caught:
         several.resolve(text)

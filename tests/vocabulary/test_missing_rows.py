@@ -231,7 +231,7 @@ WRITTEN = {
     ],
 )
 def test_tokens_are_shared_by_the_text_they_stand_for(own: str, other: str, shared: dict[str, str], tmp_path: Path) -> None:
-    """Of other conventions, equal strings with other texts are not shared, and other strings with one text are."""
+    """Tokenizers of other conventions do not share equal strings with other texts, and share other strings with one text."""
     places = [written(tmp_path / f"{i}", WRITTEN[name], name) for i, name in enumerate((own, other))]
     tokens = [read_tokens(place, place.name) for place in places]
     spell = [spelling(place, place.name) for place in places]

@@ -33,8 +33,13 @@ def run_mergekit_multi(text: str, out: Path) -> dict[str, torch.Tensor]:
     from mergekit.options import MergeOptions
     from mergekit.scripts.multimerge import load_config, make_tasks
 
-    options = MergeOptions(quiet=True, write_model_card=False, copy_tokenizer=False, device="cpu",
-                           lora_merge_cache=str(out.with_name(f"{out.name}-lora")))  # fmt: skip
+    options = MergeOptions(
+        quiet=True,
+        write_model_card=False,
+        copy_tokenizer=False,
+        device="cpu",
+        lora_merge_cache=str(out.with_name(f"{out.name}-lora")),
+    )
     LoaderCache().loaders.clear()
     stages = out.with_name(f"{out.name}-stages")
     configs, dependencies = load_config(text, str(stages))

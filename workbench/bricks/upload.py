@@ -23,9 +23,21 @@ from workbench.events import Events, no_events
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 # Files that loaders look for. One of another model that stays in the repository could be loaded in the place of the new ones.
 _LOADED = (
-    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*config.json", "configuration.json",
-    "routing.json", "tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt",
-)  # fmt: skip
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "*.bin",
+    "*.bin.index.json",
+    "*.pt",
+    "*.pth",
+    "*config.json",
+    "configuration.json",
+    "routing.json",
+    "tokenizer*",
+    "chat_template*",
+    "special_tokens_map.json",
+    "vocab.*",
+    "merges.txt",
+)
 _ALONE = 1 << 15  # bytes from which a file is sent by itself, with progress
 _AGAIN = "Run the same command again: files that have arrived are not sent again."
 _LOGIN = "Run `hf auth login` with a token that may write (https://huggingface.co/settings/tokens), or set HF_TOKEN."

@@ -24,9 +24,16 @@ LEAST_TOLERANCE = 0.005
 """Smallest tolerance of log-probabilities, in nats: two exact programs sum in another order."""
 _TIMES = 2
 _ROW: Mapping[str, type | tuple[type, ...]] = {
-    "model": str, "adapter": (str, type(None)), "prompt": str, "prompt_tokens": list, "text": str, "tokens": list, "logprobs": list,
-    "margins": list, "ends": list,
-}  # fmt: skip
+    "model": str,
+    "adapter": (str, type(None)),
+    "prompt": str,
+    "prompt_tokens": list,
+    "text": str,
+    "tokens": list,
+    "logprobs": list,
+    "margins": list,
+    "ends": list,
+}
 
 
 @dataclass(frozen=True)

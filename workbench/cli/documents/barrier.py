@@ -55,6 +55,6 @@ class BarrierDocument(Document):
     barrier: BarrierHeight
     """The barrier."""
     verdict: Literal["none", "small", "high"]
-    """Whether there is a barrier. "none": linear merging has a chance; "high": it has none; "small": in between, or unclear."""
+    """The verdict on the barrier. "none": linear merging has a chance; "high": it has none; "small": in between, or unclear."""
     says: str
     """The verdict as a sentence."""

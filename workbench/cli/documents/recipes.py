@@ -34,7 +34,7 @@ class InputDifferenceDocument(Document):
     second_digest: str | None
     """Digest of the content in the second recipe; null if not known."""
     same_content: bool | None
-    """Whether both contents are the same; null if a digest is not known."""
+    """This is true if both contents are the same, and null if a digest is not known."""
 
 
 class UnreadRecipe(Document):
@@ -58,6 +58,6 @@ class RecipeDiffDocument(Document):
     inputs: list[InputDifferenceDocument]
     """Inputs that differ in location or content."""
     same_result: bool | None
-    """Whether both recipes make the same configuration; null if that is not known."""
+    """This is true if both recipes make the same configuration, and null if that is not known."""
     unread: list[UnreadRecipe]
     """Recipes whose inputs could not be read."""

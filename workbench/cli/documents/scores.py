@@ -233,7 +233,7 @@ class CompareDocument(Document):
     rows: list[DifferenceRow]
     """One row for each configuration and each task or contrast."""
     recommendation: RecommendationDocument | None = optional()
-    """Which configuration to ship and why; absent if only controls are compared."""
+    """The recommendation says which configuration to ship and why. It is absent if only controls are compared."""
     routing: RoutingComparison | None = optional()
     """Which bricks answered in routed configurations, if there are any."""
     left_out: list[LeftOutDocument] = optional()

@@ -28,7 +28,7 @@ class PushDocument(Document):
     revision: str | None
     """Branch; null for the default branch."""
     private: bool
-    """Whether a private repository was asked for."""
+    """This is true if a private repository was asked for."""
     license: str
     """License that the card states."""
     base: str | None
@@ -44,7 +44,7 @@ class PushDocument(Document):
     commit: str | None
     """Commit that holds the files; null with `--dry-run`."""
     changed: bool | None
-    """Whether the repository changed: false if it had all files before; null with `--dry-run`."""
+    """This is true if the repository changed, false if it had all files before, and null with `--dry-run`."""
     deleted: list[str]
     """Files that the commit deleted (`--replace`)."""
 
