@@ -114,10 +114,7 @@ def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def words_project(tmp_path: Path, vocabularies: Path) -> Project:
     """A project on them."""
-    (tmp_path / "recipes").mkdir()
-    for name in ("base", "other", "third", "tied"):
-        (tmp_path / name).symlink_to(vocabularies / name)
-    return Project(tmp_path)
+    return Project.of(tmp_path, vocabularies)
 
 
 @pytest.fixture(scope="session")

@@ -7,9 +7,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
@@ -19,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from worlds.commands import call, document, refused
 from worlds.completions_server import serving
 from worlds.jsonl import write_jsonl
+from worlds.local_server import Handler, LocalServer
 from worlds.project import Project
 from worlds.routing import write_prompts
 from worlds.tiny import live, save_adapter
@@ -184,32 +183,20 @@ def test_check_says_what_is_wrong_with_a_server(exported: Path, world: Project) 
         (b"{}", "choices[0].text"),
         (b'{"choices": [{"text": "w1"}]}', "token_logprobs"),
     ):
-        with Answering(body) as address:
+        with answering(body) as address:
             assert expected in refused("export", "check", address, *check).message
 
 
-class Answering:
+def answering(body: bytes) -> LocalServer:
     """A server that gives one answer to everything."""
 
-    def __init__(self, body: bytes) -> None:
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                self.send_response(200)
-                self.end_headers()
-                self.wfile.write(body)
+    class Answers(Handler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
 
-            def log_message(self, *_: Any) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-
-    def __enter__(self) -> str:
-        Thread(target=self._server.serve_forever, daemon=True).start()
-        return f"http://127.0.0.1:{self._server.server_port}"
-
-    def __exit__(self, *_: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    return LocalServer(Answers)
 
 
 def arguments(script: Path, program: str, tmp_path: Path, **variables: str) -> list[str]:

@@ -27,10 +27,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def several(tmp_path: Path, models: Path) -> Project:
     """A project with these models, and a recipe `mix` on base."""
-    (tmp_path / "recipes").mkdir()
-    for path in models.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    project = Project(tmp_path)
+    project = Project.of(tmp_path, models)
     project.write("bricks: {one: one}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\n", "mix.yaml")
     return project
 

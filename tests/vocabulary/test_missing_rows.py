@@ -62,10 +62,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, di
 
 @pytest.fixture
 def project(tmp_path: Path, worlds: tuple[Path, Any]) -> Project:
-    (tmp_path / "recipes").mkdir()
-    for name in ("base", "donor"):
-        (tmp_path / name).symlink_to(worlds[0] / name)
-    return Project(tmp_path)
+    return Project.of(tmp_path, worlds[0])
 
 
 def test_rows_are_the_planted_combinations(project: Project, worlds: tuple[Path, Any]) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
+
+from worlds.local_server import Handler, LocalServer
 
 
 def _scored(model: Any, tokens: list[int]) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def _written(model: Any, tokenizer: Any, tokens: list[int], asked: dict[str, Any
 def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
     """Serve models by name; gives the address."""
 
-    class Handler(BaseHTTPRequestHandler):
+    class Answers(Handler):
         def _answer(self, document: Any) -> None:
             body = json.dumps(document).encode()
             self.send_response(200)
@@ -65,15 +65,5 @@ def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
                 {"choices": [_scored(model, tokens) if asked.get("echo") else _written(model, tokenizer, tokens, asked)]}
             )
 
-        def log_message(self, *_: Any) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with LocalServer(Answers) as url:
+        yield url

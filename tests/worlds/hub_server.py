@@ -10,10 +10,11 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from worlds.local_server import Handler, LocalServer
 
 TOKEN = "hf_secretsecretsecret"
 DRIVER = """
@@ -67,11 +68,8 @@ class HubServer:
     def __enter__(self) -> HubServer:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Answers(Handler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_args: Any) -> None:
-                pass
 
             def do_GET(self) -> None:
                 hub.answer(self, body=True)
@@ -79,22 +77,19 @@ class HubServer:
             def do_HEAD(self) -> None:
                 hub.answer(self, body=False)
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = LocalServer(Answers)
+        self.url = self._server.__enter__()
         return self
 
     def __exit__(self, *_args: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.__exit__()
 
     def forget(self) -> None:
         """Start counting anew."""
         self.sent.clear()
         self.requests.clear()
 
-    def answer(self, handler: BaseHTTPRequestHandler, *, body: bool) -> None:
+    def answer(self, handler: Handler, *, body: bool) -> None:
         """Answer one request."""
         path = unquote(urlsplit(handler.path).path)
         self.requests.append((handler.command, path))
@@ -132,7 +127,7 @@ class HubServer:
         siblings = [{"rfilename": f, "size": size, "blobId": sha1(f.encode()).hexdigest()} for f, size in files]
         return {"id": name, "modelId": name, "sha": commit_of(name), "siblings": siblings, "gated": name in self.gated}
 
-    def _reply(self, handler: BaseHTTPRequestHandler, code: int, heads: dict[str, str], data: bytes, body: bool) -> None:
+    def _reply(self, handler: Handler, code: int, heads: dict[str, str], data: bytes, body: bool) -> None:
         handler.send_response(code)
         for key, value in {**heads, "Content-Length": str(len(data))}.items():
             handler.send_header(key, value)

@@ -29,6 +29,14 @@ class Project:
         file.write_text(head + text, "utf-8")
         return file
 
+    @classmethod
+    def of(cls, folder: Path, models: Path) -> Project:
+        """A project in a new folder, with links to all models in another one."""
+        (folder / "recipes").mkdir()
+        for path in models.iterdir():
+            (folder / path.name).symlink_to(path)
+        return cls(folder)
+
     def resolve(self, text: str, name: str = "test.yaml") -> Any:
         """The resolved recipe of a text."""
         from workbench.recipe.recipe import load_recipe

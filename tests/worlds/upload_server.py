@@ -12,13 +12,13 @@ import threading
 from collections import Counter
 from dataclasses import dataclass, field
 from hashlib import sha1, sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 from worlds.hub_server import TOKEN
+from worlds.local_server import Handler, LocalServer
 
 LARGE = (".safetensors",)
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -70,11 +70,8 @@ class UploadServer:
     def __enter__(self) -> UploadServer:
         hub = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Answers(Handler):
             protocol_version = "HTTP/1.1"
-
-            def log_message(self, *_args: Any) -> None:
-                pass
 
             def answer(self) -> None:
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
@@ -90,15 +87,12 @@ class UploadServer:
 
             do_GET = do_POST = do_PUT = answer
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        self._server = LocalServer(Answers)
+        self.url = self._server.__enter__()
         return self
 
     def __exit__(self, *_args: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self._server.__exit__()
 
     def answer(self, method: str, path: str, body: bytes, authorization: str, url: str) -> tuple[int, dict[str, str], Any]:
         """Status, headers and document of a request."""

@@ -10,14 +10,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.keys import PREFIX
+from workbench.adapters.export import write_adapter
 from workbench.adapters.linear import linear_factors
-from workbench.adapters.read import CONFIG, WEIGHTS
+from workbench.adapters.read import WEIGHTS
 from workbench.errors import WorkbenchError
-from workbench.files import write_json
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors
-from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
@@ -54,28 +52,11 @@ def write_served(adapter: Adapter, out: Path, base: str, rank: int) -> dict[str,
     Returns:
         The number of modules, and the size of the file in bytes.
     """
-    factors = linear_factors(adapter)
-    tensors = {}
-    for module, (a, b) in sorted(factors.items()):
-        pair = svd.padded(Factors(b, a), rank)
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = pair.right.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = pair.left.contiguous()
-    out.mkdir(parents=True)
-    save_tensors(tensors, out / WEIGHTS, metadata={"format": "pt"})
-    config = {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": rank,
-        "lora_alpha": rank,
-        "target_modules": sorted(factors),
-        "modules_to_save": None,
-        "bias": "none",
-        "fan_in_fan_out": bool(adapter.config.get("fan_in_fan_out")),
-        "lora_dropout": 0.0,
-        "use_rslora": False,
-        "use_dora": False,
-        "inference_mode": True,
-    }
-    write_json(out / CONFIG, config, indent=2)
+    fan_in_fan_out = bool(adapter.config.get("fan_in_fan_out"))
+    factors = {}
+    for module, (a, b) in linear_factors(adapter).items():
+        padded = svd.padded(Factors(b, a), rank)
+        # `write_adapter` takes updates as the base stores its weights.
+        factors[f"{module}.weight"] = padded.transposed() if fan_in_fan_out else padded
+    write_adapter(out, factors, base, fan_in_fan_out=fan_in_fan_out)
     return {"modules": len(factors), "bytes": (out / WEIGHTS).stat().st_size}

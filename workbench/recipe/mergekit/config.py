@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, nearest
@@ -65,6 +65,10 @@ class Reference:
         return f"{self.model}+{self.lora}" if self.lora else self.model
 
 
+Body: TypeAlias = tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None]
+"""Location of the inputs: the path above them, `models` or `slices`, and the module that contains them, if any."""
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """An input of the merge, with its own parameters."""
@@ -109,13 +113,7 @@ def read_config(document: yamldoc.Document) -> Config:
     if not isinstance(data, dict) or "merge_method" not in data:
         hint = "Give a file for `mergekit-yaml` or `mergekit-moe`."
         raise document.error((), "expected a mergekit configuration with a merge_method", hint)
-    note_unknown(report, (), data, TOP)
-    method, base = read_method(report, data)
-    body = body_of(report, data)
-    report.stop()
-    assert body is not None
-    above, content, module = body
-    scopes = [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
+    method, base, (above, content, module), scopes = read_top(report, data)
     layers = None
     if content == "slices":
         sources, output, base, layers = _slices(report, (module or data)["slices"], (*above, "slices"), base)
@@ -133,6 +131,21 @@ def read_config(document: yamldoc.Document) -> Config:
     return Config(data, method, base, sources, scopes, layers, report)
 
 
+def read_top(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Reference | None, Body, list[Scope]]:
+    """Return method, base, the location of the inputs, and the parameters for all inputs in the order of precedence.
+
+    Raises:
+        WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
+    """
+    note_unknown(report, (), data, TOP)
+    method, base = read_method(report, data)
+    body = body_of(report, data)
+    report.stop()
+    assert body is not None
+    above, _, module = body
+    return method, base, body, [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
+
+
 def read_method(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Reference | None]:
     """Return `merge_method` and `base_model`; report an unknown method."""
     method = str(data["merge_method"])
@@ -141,8 +154,8 @@ def read_method(report: ImportReport, data: Mapping[str, Any]) -> tuple[str, Ref
     return method, read_reference(report, data.get("base_model"), ("base_model",)) if data.get("base_model") else None
 
 
-def body_of(report: ImportReport, data: Mapping[str, Any]) -> tuple[yamldoc.KeyPath, str, Mapping[str, Any] | None] | None:
-    """Return the location of the inputs: the path above them, `models` or `slices`, and the module that contains them, if any."""
+def body_of(report: ImportReport, data: Mapping[str, Any]) -> Body | None:
+    """Return the location of the inputs; None, with a problem in the report, if it is not one."""
     keys = [key for key in ("models", "slices", "modules") if data.get(key)]
     if len(keys) != 1:
         report.refuse((), f"expected exactly one of models, slices, modules; found {', '.join(keys) or 'none'}")

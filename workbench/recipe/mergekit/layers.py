@@ -13,16 +13,14 @@ from workbench.merge.mergekit.api import base_policy, parameters
 from workbench.merge.mergekit.table import KNOWN
 from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import (
-    TOP,
     Config,
     ImportReport,
     ModelSource,
     Reference,
     Scope,
-    body_of,
     note_unknown,
-    read_method,
     read_reference,
+    read_top,
     scope_of,
 )
 from workbench.recipe.mergekit.methods import MethodInputs, step_of
@@ -83,13 +81,7 @@ def read_slices(document: yamldoc.Document) -> tuple[Config, list[SliceSources]]
         WorkbenchError: If fields cannot be translated; the message lists all of them with their lines.
     """
     report, data = ImportReport(document), document.data
-    note_unknown(report, (), data, TOP)
-    method, base = read_method(report, data)
-    body = body_of(report, data)
-    report.stop()
-    assert body is not None
-    above, _, module = body
-    scopes = [*([scope_of(report, module, above)] if module else []), scope_of(report, data, ())]
+    method, base, (above, _, module), scopes = read_top(report, data)
     slices = [
         made
         for i, entry in enumerate((module or data)["slices"])

@@ -1,0 +1,33 @@
+"""A web server on this machine, for as long as a test needs it."""
+
+from __future__ import annotations
+
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+class Handler(BaseHTTPRequestHandler):
+    """A handler of requests that writes no log."""
+
+    def log_message(self, *_args: Any) -> None:
+        pass
+
+
+class LocalServer:
+    """A server on a free port of 127.0.0.1; `with` starts and stops it."""
+
+    def __init__(self, handler: type[BaseHTTPRequestHandler]) -> None:
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self._server.daemon_threads = True
+        self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
+
+    def __enter__(self) -> str:
+        """The server's address."""
+        self._thread.start()
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def __exit__(self, *_args: object) -> None:
+        self._server.shutdown()
+        self._thread.join()
+        self._server.server_close()
