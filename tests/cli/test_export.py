@@ -22,6 +22,8 @@ from worlds.project import Project
 from worlds.routing import write_prompts
 from worlds.tiny import live, save_adapter
 
+from workbench.adapters.read import Adapter
+from workbench.adapters.served import write_served
 from workbench.models.tokenizer import load_tokenizer
 
 PROMPTS = ["w1 w2 w3 is", "w40 of w41", "w7 w8 w9 w10 w11", "is of w55"]
@@ -93,6 +95,19 @@ def test_peft_gives_the_logits_of_the_original(name: str, exported: Path, world:
     plain = logits(under_peft(base, exported / "adapters" / name), PROMPTS[0], base)
     assert (original - logits(live(base), PROMPTS[0], base)).abs().max() > 0.1
     torch.testing.assert_close(plain, original, atol=1e-5, rtol=0)
+
+
+def test_weights_that_the_base_stores_transposed(model_of: Callable[..., Path], tmp_path: Path) -> None:
+    """GPT-2 stores its linear weights as [in, out]; PEFT gives the logits of the original there too."""
+    base = model_of("gpt2", torch.float32)
+    original = save_adapter(base, tmp_path / "original", seed=3, family="gpt2", fan_in_fan_out=True)
+    write_served(Adapter(original, "original"), tmp_path / "plain", "gpt2", 8)
+    assert json.loads((tmp_path / "plain" / "adapter_config.json").read_text("utf-8"))["fan_in_fan_out"] is True
+    ids = torch.arange(8)[None]
+    with torch.no_grad():
+        made, wanted = (under_peft(base, tmp_path / name)(ids).logits for name in ("plain", "original"))
+        assert (wanted - live(base)(ids).logits).abs().max() > 0.1
+    torch.testing.assert_close(made, wanted, atol=1e-5, rtol=0)
 
 
 def test_the_files_are_those_that_vllm_reads(exported: Path) -> None:

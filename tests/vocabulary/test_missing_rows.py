@@ -87,6 +87,18 @@ def test_rows_are_the_planted_combinations(project: Project, worlds: tuple[Path,
     assert described["missing"] == "omp"
     assert (described["shared"], described["made"], described["rows"]) == (133, 40, 173)
     assert max(described["residual"].values()) < 1e-3
+    assert resolved.vocabulary.memory() == 2 * 4 * 173 * 128 + sum(4 * base[name].numel() for name in (EMBED, HEAD))
+
+
+def test_combinations_of_another_size_are_computed_anew(project: Project) -> None:
+    """The cache of one `k` is not read for another one."""
+    unexplained = []
+    for k in (3, 1):
+        resolved = project.resolve("base: base\n" + BLOCK % f"omp, k: {k}")
+        tensors_in_memory(resolved)
+        assert resolved.vocabulary is not None
+        unexplained.append(resolved.vocabulary.describe()["residual"][EMBED])
+    assert unexplained[0] < 1e-3 < 0.1 < unexplained[1]
 
 
 def test_mean_and_zero(project: Project, worlds: tuple[Path, Any]) -> None:
@@ -182,6 +194,20 @@ def test_pursuit_is_scikit_learns() -> None:
     assert np.abs(ours * lengths[:, None] - wanted).max() <= 1e-5
     rest = targets.numpy() - ours.T @ atoms.numpy()
     assert np.allclose(found.residuals, np.linalg.norm(rest, axis=1) / targets.norm(dim=1).numpy(), atol=1e-5)
+
+
+def test_pursuit_of_atoms_that_are_nearly_alike() -> None:
+    """Combinations are least-squares solutions on the chosen atoms, computed in float64 beside them."""
+    generator = torch.Generator().manual_seed(0)
+    middle = torch.randn(1, 64, generator=generator)
+    atoms = middle + 3e-3 * torch.randn(80, 64, generator=generator)
+    targets = atoms[:20] + 3e-3 * torch.randn(20, 64, generator=generator)
+    found = pursue(targets, atoms, 48)
+    for target in range(20):
+        chosen = atoms[found.atoms[target].unique()].double().T
+        best = torch.linalg.lstsq(chosen, targets[target].double()[:, None]).solution
+        rest = float((targets[target].double() - (chosen @ best)[:, 0]).norm() / targets[target].double().norm())
+        assert abs(float(found.residuals[target]) - rest) <= 1e-3 * rest, target
 
 
 def test_pursuit_of_dependent_and_empty_atoms() -> None:

@@ -71,18 +71,14 @@ def _pursue(targets: Tensor, unit: Tensor, lengths: Tensor, k: int) -> Combinati
         k: Largest number of atoms of a combination.
     """
     count, width = targets.shape
-    rows = torch.arange(count, device=targets.device)
     chosen = torch.zeros(count, k, dtype=torch.long, device=targets.device)
     basis = targets.new_zeros(count, k, width)
     triangle = torch.eye(k, dtype=targets.dtype, device=targets.device).repeat(count, 1, 1)
     inside = targets.new_zeros(count, k)
-    left = torch.ones(count, len(unit), dtype=torch.bool, device=targets.device)
-    left &= lengths > 0
     residual = targets.clone()
     for number in range(k):
-        likeness = (residual @ unit.T).abs_().masked_fill_(~left, -1.0)
-        best = likeness.argmax(1)
-        left[rows, best] = False
+        # The residual is orthogonal to all chosen atoms, so that none of them is the best again.
+        likeness, best = (residual @ unit.T).abs_().max(1)
         new, before = unit[best], basis[:, :number]
         along = targets.new_zeros(count, number)
         for _ in range(2):  # once loses orthogonality where atoms are alike
@@ -90,7 +86,7 @@ def _pursue(targets: Tensor, unit: Tensor, lengths: Tensor, k: int) -> Combinati
             along += part
             new = new - torch.einsum("nk,nkd->nd", part, before)
         length = new.norm(dim=1)
-        is_used = (length > _DEPENDENT) & (likeness[rows, best] > 0)
+        is_used = (length > _DEPENDENT) & (likeness > 0)
         new = torch.where(is_used[:, None], new / length.clamp_min(_DEPENDENT)[:, None], 0.0)
         basis[:, number] = new
         chosen[:, number] = torch.where(is_used, best, 0)
