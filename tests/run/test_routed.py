@@ -291,7 +291,7 @@ def test_the_commands(routed: Project, cwd: Path) -> None:
     card = Path("mine/README.md").read_text()
     assert "| `three` |" in card
     run = next(Path("runs").glob("three-*")).name
-    call("runs", "verify", run)
+    assert f"{run}: the router is as recorded" in call("runs", "verify", run).stderr
     shown = call("runs", "show", run).stdout
     assert "right on held-out templates: plain 100.0 %" in shown
     assert "near_misses" not in shown

@@ -152,8 +152,9 @@ def verify(
             with file.open("rb") as stream:
                 out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     verified = verify_run(run)
-    beside = f", and so is its {verified.beside}" if verified.beside else ""
-    out.say(f"{run.name}: all {verified.tensors} tensors are as recorded{beside}")
+    parts = [f"all {verified.tensors} tensors"] if verified.tensors else []
+    parts += [f"the {verified.beside}"] if verified.beside else []
+    out.say(f"{run.name}: {' and '.join(parts)} {'is' if not verified.tensors else 'are'} as recorded")
 
 
 def _runs(runs_dir: Path | None) -> Path:
