@@ -146,10 +146,14 @@ def test_the_command(pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         (("lora", "base"), "base: lora is a LoRA adapter, expected a model"),
         (("base", "near", "--text", "few.jsonl"), "few.jsonl: 1 texts, expected 8 or more"),
         (("base", "near", "--text", "gone.jsonl"), "gone.jsonl: no such file of texts"),
+        (("base", "near", "--text", "plain.txt"), "plain.txt:1: not JSON"),
     ],
 )
 def test_bad_input(arguments: tuple[str, ...], message: str, pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(pair)
     (pair / "few.jsonl").write_text('{"text": "w3 w4 w5"}\n', "utf-8")
+    (pair / "plain.txt").write_text("w3 w4 w5\n", "utf-8")
     text = () if "--text" in arguments else ("--text", "texts.jsonl")
-    assert message in refused("brick", "barrier", *arguments, *text, "--device", "cpu").message
+    error = refused("brick", "barrier", *arguments, *text, "--device", "cpu")
+    assert message in error.message
+    assert "plain.txt" not in message or 'Write {"text": "..."}' in str(error.hint)

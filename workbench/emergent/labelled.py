@@ -143,7 +143,7 @@ def read_labelled(path: Path, shown: str, functions: Mapping[str, Sequence[str]]
     several, unmapped = 0, Counter[str]()
     try:
         with open_unchanged(path):
-            for line, row in jsondoc.lines(path, shown, "Write one object per line."):
+            for line, row in jsondoc.lines(path, shown, _EXPECTED):
                 names = _functions(row, f"{shown}:{line}", label_of, unmapped)
                 if len(names) == 1:
                     rows.append(_item(row, names[0], f"{shown}:{line}", len(rows)))

@@ -84,7 +84,7 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     """
     prompts: dict[str, None] = {}
     for place, line in _lines(path, label, "prompts"):
-        row = jsondoc.parse(line, place, "Write one object per line.")
+        row = jsondoc.parse(line, place, _EXPECTED_PROMPT)
         if not isinstance(row, dict):
             raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED_PROMPT)
         keys = [key for key in ("prompt", "text") if key in row]
@@ -113,7 +113,7 @@ def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:
 
 def _parse_text(line: str, place: str) -> Text:
     """Parse a line of a file of texts."""
-    row = jsondoc.parse(line, place, "Write one object per line.")
+    row = jsondoc.parse(line, place, _EXPECTED)
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
     answers = {key: row[key] for key in ANSWERS if key in row}
