@@ -9,7 +9,7 @@ WB := $(BIN)workbench
 
 RECIPE ?= recipes/starter-ties.yaml
 FULL ?=
-FUZZ ?= 230
+FUZZ ?= 80
 PYTEST := python -m pytest -n 2 --dist worksteal --durations=30 --durations-min=8
 # The demo's recipes: three bricks of three skills, merged in three ways. FULL=1 runs every recipe on all items.
 DEMO := recipes/starter-average.yaml recipes/starter-task-arithmetic.yaml recipes/starter-ties.yaml
@@ -41,7 +41,7 @@ demo: bricks/starter/base/config.json $(if $(FULL),bricks/reverse-full/checkpoin
 test: bricks/starter/base/config.json  ## run the tests (FULL=1: also those marked slow, and as many damaged files as `make fuzz`)
 	@$(if $(FULL),WORKBENCH_FUZZ_EXAMPLES=$(FUZZ)) $(BIN)$(PYTEST) $(if $(FULL),,-m "not slow") $(ARGS)
 
-fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and four times as many a reader, 92 x FUZZ in all
+fuzz: $(READY)  ## damaged files of every kind: FUZZ examples a command and ten times as many a reader, 258 x FUZZ in all
 	@WORKBENCH_FUZZ_EXAMPLES=$(FUZZ) $(BIN)$(PYTEST) tests/fuzz $(ARGS)
 
 check: $(READY)  ## lint, format, types, generated files

@@ -1,13 +1,12 @@
 """Whatever stands in the files of the score store or in lm-eval's sample files: numbers, or an error that names file and place.
 
-WORKBENCH_FUZZ_EXAMPLES sets the number of examples of each test (30).
+Each test tries ten times WORKBENCH_FUZZ_EXAMPLES examples.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +14,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+
+from worlds.fuzzing import fuzz_reader
 
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
@@ -27,11 +28,6 @@ from workbench.scores.samples import read_samples
 from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import Suite
 
-EXAMPLES = int(os.environ.get("WORKBENCH_FUZZ_EXAMPLES", "30"))
-fuzzed = settings(
-    max_examples=EXAMPLES, deadline=None, derandomize=True, database=None,
-    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture, HealthCheck.data_too_large],
-)  # fmt: skip
 SECONDS = 2.0  # more than any file of these sizes may take
 
 STRANGE = (
@@ -179,7 +175,7 @@ def test_the_world_is_read(world: World) -> None:
     assert [c["name"] for c in world.read()["configurations"]] == ["a", "b"]
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data())
 def test_scores_documents(world: World, data: st.DataObject) -> None:
     world.restore()
@@ -188,7 +184,7 @@ def test_scores_documents(world: World, data: st.DataObject) -> None:
     world.restore()
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data())
 def test_plan_documents(world: World, data: st.DataObject) -> None:
     world.restore()
@@ -197,7 +193,7 @@ def test_plan_documents(world: World, data: st.DataObject) -> None:
     world.restore()
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data(), which=st.sampled_from(("rows", "items")), signed=st.booleans())
 def test_rows(world: World, data: st.DataObject, which: str, signed: bool) -> None:
     """Edited rows are refused by their digest; with a digest that fits, by what they hold."""
@@ -222,7 +218,7 @@ def test_rows(world: World, data: st.DataObject, which: str, signed: bool) -> No
     world.restore()
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data(), which=st.sampled_from(("rows", "items")))
 def test_damaged_gzip(world: World, data: st.DataObject, which: str) -> None:
     world.restore()
@@ -237,7 +233,7 @@ def test_damaged_gzip(world: World, data: st.DataObject, which: str) -> None:
     world.restore()
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data())
 def test_sample_files(world: World, data: st.DataObject) -> None:
     lines = [json.dumps(line).encode() for line in world.samples]
@@ -258,7 +254,7 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
             assert store.rows(scores[0])["pick"] == found.rows
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data())
 def test_results_files(world: World, data: st.DataObject) -> None:
     """lm-eval's results beside the samples decide nothing: whatever they hold, the samples are imported."""
@@ -274,7 +270,7 @@ def test_results_files(world: World, data: st.DataObject) -> None:
         path.unlink() if path.is_file() else path.rmdir()
 
 
-@fuzzed
+@fuzz_reader
 @given(data=st.data())
 def test_journals_and_finished_tasks(world: World, data: st.DataObject) -> None:
     """Damaged answers of an interrupted evaluation are asked for again; the answers that remain are whole."""

@@ -42,8 +42,8 @@ fuzz = settings(
     max_examples=EXAMPLES, deadline=None, phases=(Phase.explicit, Phase.generate), database=None, derandomize=os.environ.get("WORKBENCH_FUZZ_RANDOM") != "1", print_blob=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture, HealthCheck.large_base_example],
 )  # fmt: skip
-# Readers alone take a few milliseconds, commands fifty: they get four times as many examples.
-fuzz_reader = settings(fuzz, max_examples=4 * EXAMPLES)
+# Readers alone take a few milliseconds, commands a hundred: they get ten times as many examples.
+fuzz_reader = settings(fuzz, max_examples=10 * EXAMPLES)
 
 TEXTS = st.one_of(
     st.sampled_from([
