@@ -21,7 +21,7 @@ REPORT := reports/$(if $(FULL),full,demo).html
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-setup: $(READY)  ## make .venv and install the workbench with all extras but Ray and its development tools
+setup: $(READY)  ## make .venv and install the workbench with all extras and its development tools
 
 .venv/.ready: pyproject.toml constraints.txt
 	@echo "setup   .venv (once)" && $(PYTHON) -m venv .venv

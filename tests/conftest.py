@@ -23,6 +23,9 @@ from worlds.tiny import edit_json, save_adapter, save_finetuned, save_model
 from worlds.token_words import BASE, OTHER, THIRD, save_llama, save_tuned
 
 torch.set_num_threads(1)
+# Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
+# flushed record the calls; processes that tests start flush as usual.
+os.fsync = lambda descriptor: None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

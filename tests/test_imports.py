@@ -46,7 +46,7 @@ ONLY_IN = {
     "jinja2": ("report/", "evaluate/"),
     "gguf": ("library/starter.py",),
     "mergekit": ("merge/mergekit/api.py",),
-    "ray": ("search/cluster.py",),
+    "ray": ("evaluate/pool.py",),
     "optuna": ("search/study.py", "search/samplers.py"),
     "pickle": (),
     "joblib": (),

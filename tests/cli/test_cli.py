@@ -36,7 +36,7 @@ COMMANDS = {
     "doctor": "--json --runs-dir",
     "edit rebase": "--device --json --onto --out --quiet --remeasure --set --trust-project-code",
     "edit trace": "--count --device --html --json --layers --quiet --trust-project-code",
-    "eval": "--baseline --batch-size --controls --device --json --limit --no-controls --quiet --runs-dir --server --set --suite --trust-project-code --verbose",
+    "eval": "--baseline --batch-size --controls --device --engine --json --limit --no-controls --quiet --runs-dir --server --set --suite --trust-project-code --verbose --workers",
     "experts": "--device --json --quiet --runs-dir --samples --texts --trust-project-code",
     "export check": "--expected --json --quiet --tolerance",
     "export write": "--brick --device --for --json --out --prompts --quiet --runs-dir --samples --served-base --tokens --trust-project-code",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -54,4 +54,11 @@ SuiteOpt = Annotated[
 BatchOpt = Annotated[int, typer.Option("--batch-size", min=1, help="Requests per forward pass.")]
 LimitOpt = Annotated[
     int | None, typer.Option("--limit", min=1, help="Score at most N items per task; the result is marked as partial.")
+]
+EngineOpt = Annotated[
+    Literal["local", "ray"],
+    typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine."),
+]
+WorkersOpt = Annotated[
+    int | None, typer.Option("--workers", min=1, help="Workers of `--engine ray`; default: one per GPU, or one per two CPUs.")
 ]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     from workbench.compare.compare import Comparison
+    from workbench.evaluate.cluster import Subjects
     from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe
     from workbench.run.opened import NamedModel
@@ -53,6 +56,45 @@ class Opened:
         if asked:
             return self.aliases.get(asked, asked)
         return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
+
+    def scored(self, device: str, server: str | None) -> list[Scores]:
+        """Score all configurations in this process.
+
+        Args:
+            device: Value of `--device`.
+            server: Value of `--server`.
+        """
+        from workbench.evaluate.scoring import score_all
+        from workbench.models.device import pick_device
+
+        target = pick_device(device)
+        return score_all(self.entries, self.plans, self.store, device=target, events=out.event, runs=self.runs, server=server)
+
+    def scored_on_cluster(
+        self, again: Callable[..., Opened], device: str, server: str | None, workers: int | None
+    ) -> list[Scores]:
+        """Score all configurations on a Ray cluster.
+
+        Args:
+            again: Opens the same subjects on a worker, given its device.
+            device: Value of `--device`, on each worker.
+            server: Value of `--server`.
+            workers: Value of `--workers`.
+        """
+        from workbench.evaluate.cluster import score_on_cluster
+
+        return score_on_cluster(partial(_on_worker, again, device, server), self.on(device, server), workers, out.event)
+
+    def on(self, device: str, server: str | None) -> Subjects:
+        """Return what a worker of a cluster needs.
+
+        Args:
+            device: Value of `--device`.
+            server: Value of `--server`.
+        """
+        from workbench.evaluate.cluster import Subjects
+
+        return Subjects(self.entries, self.plans, self.store, self.runs, device, server)
 
     def pair(self, names: list[str]) -> tuple[str, str] | None:
         """Return the names of the two configurations that a command names, in its order; None if these are not exactly two.
@@ -132,6 +174,12 @@ def open_subjects(
     aliases = {reference: model.name for reference, model in models.items()}
     score_plans = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
     return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
+
+
+def _on_worker(again: Callable[..., Opened], device: str, server: str | None) -> Subjects:
+    from workbench.models.device import pick_device
+
+    return again(device=pick_device(device)).on(device, server)
 
 
 def recipe_named(name: str) -> Path | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,7 @@ from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
     DeviceOpt,
+    EngineOpt,
     JsonOpt,
     LimitOpt,
     QuietOpt,
@@ -21,6 +23,7 @@ from workbench.cli._options import (
     SubjectsArg,
     SuiteOpt,
     VerboseOpt,
+    WorkersOpt,
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
@@ -52,6 +55,8 @@ def evaluate(
             help="URL of a server that serves the configurations by name, for suites with `backend: server`.",
         ),
     ] = None,
+    engine: EngineOpt = "local",
+    workers: WorkersOpt = None,
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -60,10 +65,10 @@ def evaluate(
     """Score recipes and models with lm-eval.
 
     Also scores the recipes' controls: the base, each brick alone, and their average. Scores are cached by content, so
-    that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md.
+    that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md. With
+    --engine ray, configurations and suites are spread over a cluster whose nodes see this project at the same path.
     """
     from workbench.cli.documents.scores import EvalDocument
-    from workbench.evaluate.scoring import score_all
     from workbench.models.device import pick_device
     from workbench.report.scorecard import card_scores
     from workbench.scores.groups import aggregated
@@ -73,9 +78,8 @@ def evaluate(
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    scores = score_all(
-        opened.entries, opened.plans, opened.store, device=pick_device(device), events=out.event, runs=opened.runs, server=server
-    )
+    again = partial(open_subjects, names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
+    scores = opened.scored(device, server) if engine == "local" else opened.scored_on_cluster(again, device, server, workers)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:

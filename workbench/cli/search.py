@@ -4,11 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
-from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
+from workbench.cli._options import (
+    BatchOpt,
+    DeviceOpt,
+    EngineOpt,
+    JsonOpt,
+    LimitOpt,
+    QuietOpt,
+    RecipeArg,
+    RunsOpt,
+    SetOpt,
+    VerboseOpt,
+    WorkersOpt,
+)
 from workbench.cli._output import out
 from workbench.cli._recipes import recipe_file, relative
 from workbench.errors import shell
@@ -37,13 +49,8 @@ def search(
             help="Journal file for the trials, or FILE.db for SQLite; default: a journal in the search's folder.",
         ),
     ] = None,
-    engine: Annotated[
-        Literal["local", "ray"],
-        typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine."),
-    ] = "local",
-    workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Workers of `--engine ray`; default: one per GPU, or one per two CPUs.")
-    ] = None,
+    engine: EngineOpt = "local",
+    workers: WorkersOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the winner's recipe to.")] = None,
     device: DeviceOpt = "auto",
     batch_size: BatchOpt = 32,
@@ -60,7 +67,6 @@ def search(
     """
     from workbench.cli.documents.search import SearchDocument
     from workbench.recipe.recipe import load_recipe
-    from workbench.recipe.trust import is_trusted
     from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
@@ -82,8 +88,7 @@ def search(
         out.warn(warning)
     if engine == "ray":
         place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
-        options = Options(place, tuple(settings or ()), runs, scoring, is_trusted(loaded.project))
-        run_on_cluster(prepared, options, workers)
+        run_on_cluster(prepared, Options(place, tuple(settings or ()), runs, scoring), workers)
     else:
         run(prepared)
     document = conclude(prepared, to)

@@ -41,7 +41,7 @@ def score_all(
     """
     from workbench.evaluate.check import RefusedError
 
-    _check_calibration(entries, plans, store)
+    check_calibration(entries, plans, store)
     while True:
         digests = [entry.digest() for entry in entries]
         settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
@@ -56,7 +56,7 @@ def score_all(
             )
 
 
-def _check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore) -> None:
+def check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore) -> None:
     """Check before anything is scored that no router was fitted on prompts of the plans.
 
     Raises:

@@ -1,20 +1,18 @@
-"""Search on a Ray cluster: each worker loads base and bricks once and scores one candidate at a time. Only this file imports ray."""
+"""Search on a Ray cluster: each worker loads base and bricks once and scores one candidate at a time."""
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
-from workbench.lazy import torch
+from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.recipe.recipe import from_data, load_recipe
-from workbench.recipe.trust import VARIABLE
+from workbench.recipe.trust import is_trusted
 from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock
 from workbench.search.race import Rival
@@ -36,9 +34,6 @@ from workbench.search.run import (
 from workbench.search.space import plain_data
 from workbench.search.study import Study, Trial
 
-LOSSES = 3
-"""Number of workers that may be lost while scoring one candidate before the candidate counts as failed."""
-
 
 @dataclass(frozen=True)
 class Options:
@@ -49,23 +44,18 @@ class Options:
         settings: Settings from `--set`.
         runs: Folder of the runs.
         scoring: How candidates are scored.
-        trusted: Whether the project's method files may be loaded, as on the machine that the search was started on.
     """
 
     recipe: Path
     settings: tuple[str, ...]
     runs: Path
     scoring: Scoring
-    trusted: bool = False
 
 
 class Worker:
     """One process of the cluster, with the base in memory."""
 
-    def __init__(self, options: Options, threads: int) -> None:
-        torch.set_num_threads(threads)
-        if options.trusted:
-            os.environ[VARIABLE] = "1"
+    def __init__(self, options: Options) -> None:
         recipe = load_recipe(options.recipe, options.settings)
         self.search = prepare(recipe, options.runs, options.scoring)
 
@@ -88,8 +78,8 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
     Raises:
         WorkbenchError: If ray is not installed, the cluster has too few resources, or a worker fails.
     """
-    with _cluster() as ray:
-        pool = _Pool(ray, options, workers)
+    with cluster() as ray:
+        pool = Pool(ray, Worker, (options,), workers, is_trusted(search.recipe.project))
         study = open_study(search)
         try:
             with Clock(search.folder, search.budget) as clock:
@@ -101,78 +91,14 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
             study.close()
 
 
-@contextmanager
-def _cluster() -> Iterator[Any]:
-    """Yield ray, connected to a cluster; disconnect afterwards if this call connected it."""
-    try:
-        import ray
-    except ImportError:
-        raise WorkbenchError("--engine ray: ray is not installed", "pip install 'brick-workbench[cluster]'") from None
-    started_here = not ray.is_initialized()
-    if started_here:
-        ray.init(log_to_driver=False, logging_level=40, include_dashboard=False)
-    try:
-        yield ray
-    finally:
-        if started_here:
-            ray.shutdown()
+def _submit(pool: Pool, entry: LineupEntry, known: Sequence[Rival], ticket: Any) -> None:
+    """Give a configuration to an idle worker; `pool.next` returns `ticket` with its attempt."""
+    data = plain_data(entry.resolved.recipe)
+    data.pop("search", None)
+    pool.submit(ticket, entry.name, entry.role, data, list(known))
 
 
-class _Pool:
-    """The idle workers, and the busy workers with their tasks."""
-
-    def __init__(self, ray: Any, options: Options, count: int | None) -> None:
-        self._ray, self._options = ray, options
-        resources = ray.cluster_resources()
-        gpus, cpus = int(resources.get("GPU", 0)), int(resources.get("CPU", 0))
-        count = count or gpus or max(1, cpus // 2)
-        self._threads = 1 if gpus else max(1, cpus // count)
-        if count > max(gpus, cpus):
-            raise WorkbenchError(
-                f"--workers {count}: the cluster has {cpus} CPUs and {gpus} GPUs", f"--workers {max(gpus, cpus, 1)}"
-            )
-        self._needs = {"num_gpus": 1} if gpus else {"num_cpus": self._threads}
-        self._idle = [self._new() for _ in range(count)]
-        self._busy: dict[Any, tuple[Any, Any]] = {}
-
-    def _new(self) -> Any:
-        return self._ray.remote(Worker).options(**self._needs).remote(self._options, self._threads)
-
-    @property
-    def idle(self) -> bool:
-        """True if a worker is idle."""
-        return bool(self._idle)
-
-    @property
-    def busy(self) -> bool:
-        """True if a worker is busy."""
-        return bool(self._busy)
-
-    def submit(self, entry: LineupEntry, known: Sequence[Rival], ticket: Any) -> None:
-        """Give a configuration to an idle worker; `next` returns `ticket` with the result."""
-        worker = self._idle.pop()
-        data = plain_data(entry.resolved.recipe)
-        data.pop("search", None)
-        self._busy[worker.score.remote(entry.name, entry.role, data, list(known))] = (worker, ticket)
-
-    def next(self) -> tuple[Any, Attempt | None]:
-        """Wait for the next result and return it with its ticket; the result is None if the worker was lost."""
-        (done, *_), _ = self._ray.wait(list(self._busy), num_returns=1)
-        worker, ticket = self._busy.pop(done)
-        try:
-            attempt: Attempt = self._ray.get(done)
-        except self._ray.exceptions.RayActorError:
-            self._idle.append(self._new())
-            return ticket, None
-        except self._ray.exceptions.RayTaskError as error:
-            raise WorkbenchError(
-                f"a worker of the cluster failed: {error.cause}", "Set WORKBENCH_DEBUG=1 to see the traceback."
-            ) from error
-        self._idle.append(worker)
-        return ticket, attempt
-
-
-def _score_controls(search: Search, pool: _Pool) -> None:
+def _score_controls(search: Search, pool: Pool) -> None:
     """Score the controls on all workers and add them in their order."""
     entries = controls(search)
     answers_of = _score_all(search, pool, entries)
@@ -182,14 +108,14 @@ def _score_controls(search: Search, pool: _Pool) -> None:
         add_control(search, mixed, _score_all(search, pool, [mixed])[mixed.name])
 
 
-def _score_all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
+def _score_all(search: Search, pool: Pool, entries: Sequence[LineupEntry]) -> dict[str, Any]:
     """Score configurations on all workers; return their answers by name."""
     queue, lost, answers = list(entries), 0, {}
     while queue or pool.busy:
         while queue and pool.idle:
-            pool.submit(queue[0], [], queue.pop(0))
-        entry, attempt = pool.next()
-        if attempt is None:
+            _submit(pool, queue[0], [], queue.pop(0))
+        entry, attempt, was_lost = pool.next()
+        if was_lost:
             search.events({"stage": "search", "text": f"{entry.name}: its worker was lost, scoring again"})
             queue.append(entry)
             lost += 1
@@ -206,7 +132,7 @@ def _score_all(search: Search, pool: _Pool, entries: Sequence[LineupEntry]) -> d
     return answers
 
 
-def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any, most: int | None) -> None:
+def _score_arm(search: Search, study: Study, clock: Clock, pool: Pool, arm: Any, most: int | None) -> None:
     """Score the candidates of one arm, one per worker at a time."""
     losses: dict[str, int] = {}
     lost_trials: list[Trial] = []
@@ -221,12 +147,12 @@ def _score_arm(search: Search, study: Study, clock: Clock, pool: _Pool, arm: Any
     while True:
         while pool.idle and (trial := next_trial()) is not None:
             started.setdefault(trial.name, time.perf_counter())
-            pool.submit(candidate(search, trial.name, trial.values), rivals(search, study), trial)
+            _submit(pool, candidate(search, trial.name, trial.values), rivals(search, study), trial)
         ended = ended or pool.idle
         if not pool.busy:
             return
-        trial, attempt = pool.next()
-        if attempt is None:
+        trial, attempt, was_lost = pool.next()
+        if was_lost:
             losses[trial.name] = losses.get(trial.name, 0) + 1
             search.events({"stage": "search", "text": f"{trial.name}: its worker was lost, scoring again"})
             if losses[trial.name] < LOSSES:

@@ -1,0 +1,84 @@
+"""`eval --engine ray` over two local nodes: the scores of one process, none computed twice, also where a worker dies."""
+
+from __future__ import annotations
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.commands import call, refused
+from worlds.nodes import kill_a_worker, two_nodes
+from worlds.project import Project
+from worlds.search_world import RECIPE, lay_out
+
+from workbench.evaluate import cluster as on_cluster
+
+SECOND = "suite: again\ntasks: [pick]\nchance: {pick: 0.25}\n"
+ALIKE = RECIPE.replace("id: mix, merge: ties, density: 0.5, lambda: 1.0", "id: mix, merge: average")  # the weights of a control
+
+
+def stored(runs: Path) -> dict[str, Any]:
+    """Score documents by path, without what differs between two times and places."""
+    found = {}
+    for path in sorted((runs / "scores").rglob("*.json")):
+        document = json.loads(path.read_text("utf-8"))
+        for part in (document, *document.get("tasks", {}).values()):
+            for key in ("created", "seconds"):
+                part.pop(key, None)
+        found[str(path.relative_to(runs))] = document
+    return found
+
+
+def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two suites, a recipe with its controls, and a recipe with the weights of one of them."""
+    world = lay_out(project)
+    (world.path / "evals" / "suites" / "again.yaml").write_text(SECOND)
+    world.write(RECIPE, "mine.yaml")
+    world.write(ALIKE, "alike.yaml")
+    monkeypatch.chdir(world.path)
+    command = ("eval", "mine", "alike", "--suite", "words", "--suite", "again", "--device", "cpu")
+    alone = call(*command, "--runs-dir", "alone")
+    submitted: list[str] = []
+    submit = on_cluster.Pool.submit
+    monkeypatch.setattr(
+        on_cluster.Pool, "submit", lambda pool, unit, *rest: (submitted.append(str(unit)), submit(pool, unit, *rest))
+    )
+    with two_nodes():
+        threading.Thread(target=kill_a_worker, daemon=True).start()
+        # Digests of configurations that the first call has kept would leave the workers less to do.
+        for path in (world.path / ".workbench").glob("configurations"):
+            path.rename(world.path / "elsewhere")
+        spread = call(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "2")
+    assert "its worker was lost, scoring again" in spread.output
+    assert stored(world.path / "spread") == stored(world.path / "alone") != {}
+    table = alone.output[alone.output.index("configuration ") :]
+    assert spread.output.endswith(table)
+    lost = spread.output.count("scoring again")
+    composed = [unit for unit in submitted if unit.endswith(": composing")]
+    scored = [unit for unit in submitted if not unit.endswith(": composing")]
+    assert {unit.partition(":")[0] for unit in composed} == {"base", "one", "two", "average", "mine", "alike"}
+    assert len(set(scored)) == 2 * 5, "the average and its equal are scored once on each suite"
+    assert len(submitted) == len(set(submitted)) + lost
+    again = call(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "2")
+    assert again.output.endswith(table), "nothing is left to score, so that no cluster is started"
+
+
+def test_files_that_differ_between_nodes(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker that finds other suites than the command stops it, instead of scoring something else."""
+    lay_out(project)
+    monkeypatch.chdir(project.path)
+    unit = on_cluster.Unit("base", "0" * 32, "words")
+    worker = on_cluster.Worker(lambda: on_cluster.Subjects([], [], None, Path("runs")))  # type: ignore[arg-type]
+    with pytest.raises(on_cluster.WorkbenchError, match="a node of the cluster finds other configurations or suites"):
+        worker.score(unit)
+
+
+def test_more_workers_than_the_cluster_has(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    lay_out(project).write(RECIPE, "mine.yaml")
+    monkeypatch.chdir(project.path)
+    with two_nodes():
+        error = refused("eval", "mine", "--device", "cpu", "--engine", "ray", "--workers", "9")
+    assert error.message == "--workers 9: the cluster has 2 CPUs and 0 GPUs"

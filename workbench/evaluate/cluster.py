@@ -1,0 +1,180 @@
+"""Score configurations on a Ray cluster: every worker opens the same subjects and scores one configuration under one plan at a time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from workbench.errors import WorkbenchError
+from workbench.evaluate import evaluate
+from workbench.evaluate.lineup import LineupEntry
+from workbench.evaluate.pool import LOSSES, Pool, cluster
+from workbench.evaluate.scoring import check_calibration, score_all
+from workbench.events import Events, no_events
+from workbench.models.device import pick_device
+from workbench.recipe.trust import is_trusted
+from workbench.scores.plan import ScorePlan
+from workbench.scores.store import Scores, ScoreStore
+
+
+@dataclass(frozen=True)
+class Subjects:
+    """What is scored, and where scores are kept. The store must have the same path on all nodes.
+
+    Attributes:
+        entries: The configurations.
+        plans: The plans.
+        store: Store of scores.
+        runs: Directory of runs.
+        device: auto, cpu, cuda or cuda:N, on the worker's node.
+        server: Address of the server that serves configurations by name.
+    """
+
+    entries: Sequence[LineupEntry]
+    plans: Sequence[ScorePlan]
+    store: ScoreStore
+    runs: Path
+    device: str = "auto"
+    server: str | None = None
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One call of a worker.
+
+    Attributes:
+        name: Name of the configuration.
+        plan: Digest of the plan; None if only the digest of the configuration is wanted.
+        suite: Name of the plan's suite, for messages.
+    """
+
+    name: str
+    plan: str | None = None
+    suite: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.suite}" if self.plan else f"{self.name}: composing"
+
+
+class Worker:
+    """One process of the cluster."""
+
+    def __init__(self, opening: Callable[[], Subjects]) -> None:
+        self._subjects = opening()
+
+    def score(self, unit: Unit) -> None:
+        """Score a configuration under a plan, or compute the configuration's digest; both are stored.
+
+        Raises:
+            WorkbenchError: If this node's files give other configurations or plans.
+        """
+        from workbench.run.materialize import configuration_digest
+
+        subjects = self._subjects
+        entries = [entry for entry in subjects.entries if entry.name == unit.name]
+        if entries and unit.plan is None:
+            configuration_digest(entries[0].resolved, pick_device(subjects.device))
+            return
+        both = [plan.by(scorer) for plan in subjects.plans for scorer in (plan.scorer, "hflm")]
+        plans = [plan for plan in both if plan.digest == unit.plan][:1]
+        if not (entries and plans):
+            raise WorkbenchError(
+                f"{unit}: a node of the cluster finds other configurations or suites than the node where this command runs",
+                "All nodes must read the same project at the same path, with the same versions of the workbench and of lm-eval.",
+            )
+        device = pick_device(subjects.device)
+        score_all(entries, plans, subjects.store, device=device, runs=subjects.runs, server=subjects.server)
+
+
+def score_on_cluster(
+    opening: Callable[[], Subjects], subjects: Subjects, workers: int | None = None, events: Events = no_events
+) -> list[Scores]:
+    """Score every configuration under every plan on the cluster of RAY_ADDRESS, or in several processes on this machine.
+
+    Nothing is scored twice: configurations with equal weights are found first. A lost worker is replaced, and what it was scoring goes
+    on where it stopped.
+
+    Args:
+        opening: Opens the subjects on a worker; it is pickled.
+        subjects: What it returns here.
+        workers: Number of workers; default: one per GPU of the cluster, or one per two CPUs.
+        events: Receives progress.
+
+    Raises:
+        WorkbenchError: If ray is not installed, the cluster has too few resources, or a worker fails.
+    """
+    check_calibration(subjects.entries, subjects.plans, subjects.store)
+    unknown = [Unit(entry.name) for entry in subjects.entries if entry.digest() is None]
+    if unknown or any(_unscored(subjects)):
+        trusted = any(is_trusted(entry.resolved.recipe.project) for entry in subjects.entries)
+        with cluster() as ray:
+            pool = Pool(ray, Worker, (opening,), workers, trusted)
+            _run(pool, unknown, events)
+            _run(pool, list(_unscored(subjects)), events)
+            # If a scorer was refused for one configuration, all are scored by hflm.
+            _run(pool, list(_unscored(subjects)), events)
+    return list(_stored(subjects))
+
+
+def _stored(subjects: Subjects) -> Iterator[Scores]:
+    """Yield the scores of every configuration under every plan; a configuration with the weights of another one is added to its scores.
+
+    Raises:
+        WorkbenchError: If scores are missing.
+    """
+    digests = [entry.digest() for entry in subjects.entries]
+    named = list(zip(subjects.entries, digests, strict=True))
+    plans = [subjects.store.settled(plan, [entry.key(plan, digest) for entry, digest in named]) for plan in subjects.plans]
+    for entry, digest in named:
+        for plan in plans:
+            key = entry.key(plan, digest)
+            if digest is None or key is None or not subjects.store.has(plan, key):
+                raise WorkbenchError(
+                    f"the cluster has finished, but {subjects.store.root} has no scores of {entry.name} on {plan.suite.suite}",
+                    "All nodes must write to this directory: put the project, or --runs-dir, on a file system that they share.",
+                )
+            yield evaluate(plan, subjects.store, entry.configuration(digest), partial(_never, entry.name))
+
+
+def _never(name: str) -> None:
+    raise AssertionError(f"{name} is scored already")
+
+
+def _unscored(subjects: Subjects) -> Iterator[Unit]:
+    """Yield what is not scored yet, once for configurations of equal content."""
+    digests = [entry.digest() for entry in subjects.entries]
+    for plan in subjects.plans:
+        keys = [entry.key(plan, digest) for entry, digest in zip(subjects.entries, digests, strict=True)]
+        settled, seen = subjects.store.settled(plan, keys), set()
+        for entry, digest in zip(subjects.entries, digests, strict=True):
+            key = entry.key(settled, digest)
+            if key not in seen and not (key and subjects.store.has(settled, key)):
+                yield Unit(entry.name, settled.digest, settled.suite.suite)
+            seen.add(key)
+
+
+def _run(pool: Pool, units: Sequence[Unit], events: Events) -> None:
+    """Let the workers do all units.
+
+    Raises:
+        WorkbenchError: If a worker fails, or workers are lost again and again over the same unit.
+    """
+    queue, done, lost = list(units), 0, Counter[Unit]()
+    while queue or pool.busy:
+        while queue and pool.idle:
+            pool.submit(queue[0], queue.pop(0))
+        unit, _, was_lost = pool.next()
+        if was_lost:
+            lost[unit] += 1
+            if lost[unit] == LOSSES:
+                raise WorkbenchError(
+                    f"{unit}: {LOSSES} workers of the cluster were lost over it", "Check the cluster's memory with `ray status`."
+                )
+            events({"stage": "score", "text": f"{unit}: its worker was lost, scoring again"})
+            queue.append(unit)
+            continue
+        done += 1
+        events({"stage": "score", "text": f"{unit} ({done}/{len(units)})"})
