@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from worlds.project import CPU
-from worlds.tiny import live
+from worlds.tiny import live, save_finetuned
 
 from workbench.library.transplant import ChanceError, transplant
 from workbench.library.transplant_inputs import Wanted
@@ -110,7 +110,6 @@ def test_a_forced_adapter_says_so(planted_world: Any, tmp_path: Path) -> None:
 def test_a_released_copy_takes_the_delta_as_it_is(planted_world: Any, tmp_path: Path) -> None:
     """`copy` to a model with noise writes the same product."""
     from safetensors.torch import load_file
-    from worlds.tiny import save_finetuned
 
     folder = planted_world.folder
     save_finetuned(folder / "base", tmp_path / "release", seed=3, scale=0.01)

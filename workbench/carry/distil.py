@@ -35,12 +35,26 @@ class Teacher:
     updates: Mapping[str, Factors]
 
 
+@dataclass(frozen=True)
+class Course:
+    """Settings of a training.
+
+    Attributes:
+        steps: Number of steps of AdamW.
+        learning_rate: The learning rate, which falls to zero as a cosine.
+        seed: Seed of the order of the texts.
+    """
+
+    steps: int
+    learning_rate: float = 1e-3
+    seed: int = 0
+
+
 def distil(
     model: PreTrainedModel,
     updates: Mapping[str, Factors],
     rows: Sequence[TextRow],
-    steps: int,
-    learning_rate: float,
+    course: Course,
     teacher: Teacher | None = None,
     progress: Callable[[int, int, str], None] = lambda *_: None,
 ) -> tuple[dict[str, Factors], list[float]]:
@@ -51,9 +65,8 @@ def distil(
     Args:
         model: The live target.
         updates: Module -> its update.
-        rows: Texts as the target's tokens.
-        steps: Number of steps of AdamW, with batches of `BATCH` texts in a fixed random order.
-        learning_rate: The learning rate, which falls to zero as a cosine.
+        rows: Texts as the target's tokens; a batch has `BATCH` of them.
+        course: Settings of the training.
         teacher: The source with its brick.
         progress: Receives (step, steps, text).
 
@@ -66,24 +79,24 @@ def distil(
         for name, one in updates.items()
     }
     learned = [part for one in factors.values() for part in (one.left, one.right)]
-    optimizer = torch.optim.AdamW(learned, lr=learning_rate, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-    generator = torch.Generator().manual_seed(0)
+    optimizer = torch.optim.AdamW(learned, lr=course.learning_rate, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, course.steps)
+    generator = torch.Generator().manual_seed(course.seed)
     order: list[int] = []
     measured = []
     with frozen(model):
-        for step in range(steps):
+        for step in range(course.steps):
             while len(order) < min(BATCH, len(rows)):
                 order += torch.randperm(len(rows), generator=generator).tolist()
             batch, order = [rows[i] for i in order[:BATCH]], order[BATCH:]
             loss = _loss(model, factors, batch, teacher)
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(learned, _CLIP)
             optimizer.step()
             schedule.step()
             measured.append(float(loss.detach()))
-            progress(step + 1, steps, f"loss {measured[-1]:.3f}")
+            progress(step + 1, course.steps, f"loss {measured[-1]:.3f}")
     trained = {name: Factors(one.left.detach().cpu(), one.right.detach().cpu()) for name, one in factors.items()}
     return trained, measured
 

@@ -9,7 +9,7 @@ from workbench.lazy import torch
 if TYPE_CHECKING:
     from torch import Tensor
 
-PENALTIES = (1e-3, 1e-2, 1e-1, 1.0)
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Ridge penalties to choose from, relative to the mean square of a start unit."""
 
 

@@ -13,7 +13,7 @@ from workbench.bricks.card import BaseRecord, BrickCard, read_title, write_card
 from workbench.carry.acting import acting
 from workbench.carry.carried import Carried, Models, carry
 from workbench.carry.chance import CRITERION
-from workbench.carry.distil import Teacher, distil
+from workbench.carry.distil import Course, Teacher, distil
 from workbench.carry.moves import Linear
 from workbench.carry.positions import Reading, read_aligned
 from workbench.carry.signs import descent_signs, masked
@@ -200,7 +200,7 @@ def _finished(
         report = progress(events, "train", inputs.brick.name)
         rows = reads.rows("target", held_out=False)
         by_module = _by_module(updates, device)
-        trained, history = distil(target, by_module, rows, wanted.steps, wanted.learning_rate, teacher, report)
+        trained, history = distil(target, by_module, rows, Course(wanted.steps, wanted.learning_rate), teacher, report)
         updates = {linear: trained[linear.module] for linear in updates}
         measured["trained"] = _loss(target, _by_module(updates, device), reads.rows("target", held_out=True))
         extra["training"] = {
