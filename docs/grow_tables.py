@@ -1,8 +1,8 @@
-"""Tables of docs/growing.md: what growth costs, and how grown models score."""
+"""Tables of docs/growing.md and docs/carrying.md: what growth costs, how grown models score, and how carried adapters do."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed,
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
+BRICKS = "benchmarks/results/transplant-bricks.json"
 
 
 @of_results(COST)
@@ -135,4 +136,66 @@ _ROUTERS = {
 }
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"grow-cost": cost_block, "grow-starter": starter_block, "grow-split": split_block}
+@of_results(BRICKS)
+def bricks_block(found: dict[str, Any]) -> str:
+    """Bricks carried to siblings of their base: scores by way, beside training on the sibling with as many steps."""
+    skills = found["skills"]
+    lines = []
+    for sibling in found["siblings"]:
+        own = [row for row in found["rows"] if row["sibling"] == sibling]
+        for way in dict.fromkeys(row["way"] for row in own):
+            rows = {skill: [r for r in own if (r["way"], r["skill"]) == (way, skill)] for skill in skills}
+            some = [row for group in rows.values() for row in group]
+            matched = [row["matched"] for row in some if "matched" in row]
+            chance = [row["chance"] for row in some if "chance" in row]
+            refused = sum(not row["above"] for row in some if "above" in row)
+            kept = [
+                sum(r["kept"] for r in group) / len(group)
+                for group in rows.values()
+                if group and group[0].get("kept") is not None
+            ]
+            lines.append(
+                [
+                    sibling,
+                    _WAYS.get(way, f"`{way}`") + (f" ({refused} refused)" if refused else ""),
+                    f"{_mean(matched):.2f} ({_mean(chance):.2f})" if matched else "",
+                    *(_of_seeds(group) for group in rows.values()),
+                    points(_mean(kept)) if kept else "",
+                ]
+            )
+    note = (
+        f"Scores in percent with 95 % intervals; of trainings the mean over {found['seeds']} seeds with their range. Matched: mean correlation of units on "
+        f"held-out texts, in brackets with exchanged tokens (chance). Kept: mean over the bricks of the share of a brick's own gain. Trained: {found['steps']} steps "
+        f"on {found['texts']} texts of the skill, from the way with the lowest loss on held-out texts, or from a new adapter. {found.get('note', '')} "
+    )
+    heads = ["sibling", "way", "matched", *skills, "kept"]
+    return table(heads, lines) + f"\n\n{note}{measured(found)} The source: [{BRICKS}](../{BRICKS})."
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _of_seeds(rows: Sequence[dict[str, Any]]) -> str:
+    """A score with its interval, or the mean over seeds with its range."""
+    if len(rows) <= 1:
+        return interval(rows[0]) if rows else ""
+    values = [row["value"] for row in rows]
+    return f"{points(_mean(values))} ({points(min(values))}–{points(max(values))})"
+
+
+_WAYS = {
+    "base": "the base",
+    "brick": "the brick on its base",
+    "sibling": "the sibling",
+    "from the transplant": "best way, trained",
+    "anew": "new adapter, trained",
+}
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {
+    "grow-cost": cost_block,
+    "grow-starter": starter_block,
+    "grow-split": split_block,
+    "transplant-bricks": bricks_block,
+}

@@ -27,7 +27,7 @@ GROUPS = [
     "weights facts",
     "models",
     "adapters steps scores emergent",
-    "vocabulary train bricks merge edit route compare",
+    "vocabulary train bricks merge edit route carry compare",
     "grow recipe",
     "resolve",
     "run",

@@ -97,6 +97,8 @@ class BrickCard(Strict):
     """Settings and measurements of the training."""
     extraction: dict[str, Any] = {}
     """Record of the extraction from a checkpoint: rank, relative error, weights saved whole or dropped."""
+    transplant: dict[str, Any] = {}
+    """Record of the transplant from another model: the brick and its base, how units were matched, what was carried."""
     scores: tuple[Score, ...] = ()
     routing: RoutingStatistics | None = None
     """Statistics for routers, if they were measured."""
@@ -131,7 +133,12 @@ def write_card(path: Path, card: BrickCard, *, made_by: str = "workbench brick t
     """
     data = card.model_dump(mode="json", exclude_defaults=True)
     text = yamldoc.dump({"version": 1, **data}, width=120)
-    contents = {"train.yaml": "the settings", "edit.json": "how it was solved", "neurons.json": "how the neurons were chosen"}
+    contents = {
+        "train.yaml": "the settings",
+        "edit.json": "how it was solved",
+        "neurons.json": "how the neurons were chosen",
+        "transplant.json": "what was carried",
+    }
     content = contents.get(record, "the error of every tensor")
     write_text(path / CARD, f"# Written by `{made_by}`. See {record} for {content}.\n" + text)
 

@@ -1,4 +1,4 @@
-"""Commands `brick ls|show|fetch|train|extract|bake|barrier|verify`."""
+"""Commands `brick ls|show|fetch|train|extract|bake|barrier|transplant|verify`."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ from workbench.cli._bricks import (
 from workbench.cli._neurons import show_neurons, verify_neurons
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
+from workbench.cli._transplant import transplant
 from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
 
@@ -347,6 +348,7 @@ def bake(
 
 
 app.command()(reads_recipes(barrier))
+app.command()(transplant)
 
 
 @app.command()
@@ -392,6 +394,8 @@ def _again(brick: Brick, name: str) -> str:
     made = brick.card.extraction if brick.card else {}
     if made and brick.card:
         return shell("workbench", "brick", "extract", made.get("checkpoint"), "--base", brick.card.base.id, "-o", "NEW")
+    if brick.card and (carried := brick.card.transplant):
+        return shell("workbench", "brick", "transplant", carried.get("brick"), "--to", brick.card.base.id, "-o", "NEW")
     if brick.card and brick.card.kind == "edit":
         return shell("workbench", "edit", "rebase", name, "--onto", brick.card.base.id, "-o", "NEW")
     return shell("workbench", "brick", "train", name)

@@ -162,6 +162,8 @@ class BrickDocument(Document):
     """Settings and measurements of the training."""
     extraction: dict[str, Any] = optional()
     """Record of the extraction from a checkpoint."""
+    transplant: dict[str, Any] = optional()
+    """Record of the transplant from another model."""
     scores: list[CardScore] = optional()
     """Scores of the brick alone."""
     functions: list[str] = optional()

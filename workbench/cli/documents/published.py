@@ -33,6 +33,7 @@ from workbench.cli.documents.scores import CompareDocument, EvalDocument, Import
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteRow
+from workbench.cli.documents.transplant import CarriedDocument
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
@@ -50,6 +51,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
     "brick barrier": BarrierDocument,
+    "brick transplant": CarriedDocument,
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
     "suite check": SuiteCheckDocument,

@@ -1,0 +1,102 @@
+"""Maps between units beside numpy and scikit-learn, on activations with a planted relation."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from worlds.permuted import Order
+
+from workbench.carry.assign import assignment
+from workbench.carry.correlation import correlations, matched
+from workbench.carry.ridge import PENALTIES, ridge
+from workbench.carry.subspace import subspace_maps
+
+
+@pytest.fixture
+def activations() -> torch.Tensor:
+    """[400, 12], with different means and deviations."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(400, 12, generator=generator) * torch.linspace(0.5, 3, 12) + torch.linspace(-2, 2, 12)
+
+
+def noisy(values: torch.Tensor, share: float, seed: int = 5) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return values + share * values.std(0) * torch.randn(values.shape, generator=generator)
+
+
+def test_correlations_are_those_of_numpy(activations: torch.Tensor) -> None:
+    other = noisy(activations[:, :5], 1.0)
+    expected = np.corrcoef(activations.T.numpy(), other.T.numpy())[:12, 12:]
+    np.testing.assert_allclose(correlations(activations, other).numpy(), expected, atol=1e-5)
+    map_ = torch.randn(5, 12, generator=torch.Generator().manual_seed(1))
+    given = (activations @ map_.T).numpy()
+    values = [np.corrcoef(given[:, i], other[:, i].numpy())[0, 1] for i in range(5)]
+    np.testing.assert_allclose(matched(map_, activations, other).numpy(), values, atol=1e-5)
+
+
+def test_constant_units_match_nothing(activations: torch.Tensor) -> None:
+    activations[:, 3] = 7.25
+    assert correlations(activations, activations)[3].abs().max() == 0
+    assert len(matched(None, activations, activations)) == 11
+
+
+def test_a_planted_assignment_is_recovered(activations: torch.Tensor) -> None:
+    planted = Order.drawn(12, 3)
+    goal = noisy(planted.columns(activations), 0.05)
+    assert torch.equal(assignment(activations, goal), planted.matrix())
+
+
+def test_units_without_a_counterpart_are_left_over(activations: torch.Tensor) -> None:
+    """A wider goal has rows of zeros, a narrower one leaves start units out."""
+    planted = Order.drawn(12, 3)
+    goal = noisy(planted.columns(activations), 0.05)
+    wider = assignment(activations[:, :8], goal)
+    assert wider.abs().sum() == 8
+    assert torch.equal(wider, torch.where(planted.order[:, None] < 8, planted.matrix()[:, :8], torch.zeros(())))
+    assert torch.equal(assignment(activations, goal[:, :5]), planted.matrix()[:5])
+
+
+@pytest.mark.parametrize("centered", [True, False])
+def test_ridge_is_that_of_scikit_learn(activations: torch.Tensor, centered: bool) -> None:
+    """With one of the penalties, relative to the mean square of a start unit; and it finds a planted map."""
+    from sklearn.linear_model import Ridge
+
+    planted = torch.randn(7, 12, generator=torch.Generator().manual_seed(2))
+    goal = noisy(activations @ planted.T, 0.05)
+    found = ridge(activations, goal, centered=centered)
+    start = activations - activations.mean(0) if centered else activations
+    size = float(start.double().square().sum() / 12)
+    fits = [
+        Ridge(alpha=penalty * size, fit_intercept=centered).fit(activations.double().numpy(), goal.double().numpy()).coef_
+        for penalty in PENALTIES
+    ]
+    assert min(np.abs(fit - found.numpy()).max() for fit in fits) < 1e-4
+    assert float((found - planted).norm() / planted.norm()) < 0.05
+
+
+def test_ridge_takes_a_large_penalty_where_there_is_nothing_to_learn() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, goal = torch.randn(60, 40, generator=generator), torch.randn(60, 3, generator=generator)
+    assert float(ridge(start, goal, centered=True).norm()) < 0.7 * float(torch.linalg.lstsq(start, goal).solution.norm())
+
+
+def test_subspaces_of_a_permuted_weight_give_the_permutation() -> None:
+    generator = torch.Generator().manual_seed(0)
+    weight = torch.randn(10, 10, generator=generator)
+    order = [torch.randperm(10, generator=generator) for _ in range(2)]
+    inputs, outputs = subspace_maps(weight, weight[order[0]][:, order[1]])
+    delta = torch.randn(10, 10, generator=generator)
+    torch.testing.assert_close(outputs @ delta @ inputs, delta[order[0]][:, order[1]], atol=1e-4, rtol=0)
+
+
+def test_subspaces_of_other_shapes_are_projections() -> None:
+    """Leading subspaces of the smaller rank: P Pᵀ is a projection on the leading singular vectors of the goal."""
+    generator = torch.Generator().manual_seed(0)
+    source, target = torch.randn(12, 9, generator=generator), torch.randn(20, 15, generator=generator)
+    inputs, outputs = subspace_maps(source, target, rank=4)
+    assert (inputs.shape, outputs.shape) == ((9, 15), (20, 12))
+    left, _, right = torch.linalg.svd(target)
+    torch.testing.assert_close(outputs @ outputs.T, left[:, :4] @ left[:, :4].T, atol=1e-5, rtol=0)
+    torch.testing.assert_close(inputs.T @ inputs, right[:4].T @ right[:4], atol=1e-5, rtol=0)

@@ -1,0 +1,274 @@
+"""The carried adapter: maps between the units of both models, fitted layer by layer, and the updates that they give."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from workbench.carry.assign import assignment
+from workbench.carry.chance import SHUFFLES, WEAK, Chance, chance_layers
+from workbench.carry.correlation import matched
+from workbench.carry.moves import Linear, Move, Plan
+from workbench.carry.positions import Reading, exchanged
+from workbench.carry.record import Recorded, record
+from workbench.carry.ridge import ridge
+from workbench.carry.subspace import subspace_maps
+from workbench.lazy import torch
+from workbench.models.layout import Model
+from workbench.weights import svd
+from workbench.weights.lowrank import Factors, summed
+from workbench.weights.specs import load
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+By = Literal["copy", "assign", "ridge", "subspace", "signs"]
+NEED_TEXTS: tuple[By, ...] = ("assign", "ridge", "signs")
+EQUAL_SHAPES: tuple[By, ...] = ("copy", "signs")
+MEMORY = 1 << 30
+"""Bytes of activations in memory at once; the texts are read again for each group of layers that fits."""
+Pair = tuple[Linear, Linear]
+Maps = tuple["Tensor | None", "Tensor | None"]
+
+
+@dataclass(frozen=True)
+class Models:
+    """Both models.
+
+    Attributes:
+        source: The source's weights.
+        target: The target's weights.
+        live_source: The live source; None without texts.
+        live_target: The live target; None without texts.
+    """
+
+    source: Model
+    target: Model
+    live_source: PreTrainedModel | None = None
+    live_target: PreTrainedModel | None = None
+
+
+@dataclass(frozen=True)
+class LayerMatch:
+    """How well the units of a layer of the target and of its sources match, on held-out texts.
+
+    Attributes:
+        layer: The layer of the target.
+        sources: The layers of the source.
+        values: Correlation of each matched unit, of all inputs and outputs that the carried modules have.
+    """
+
+    layer: int
+    sources: tuple[int, ...]
+    values: Tensor
+
+    @property
+    def mean(self) -> float:
+        """Mean correlation."""
+        return float(self.values.double().mean()) if len(self.values) else 0.0
+
+    @property
+    def under(self) -> float:
+        """Share of units with a correlation below `WEAK`."""
+        return float((self.values < WEAK).double().mean()) if len(self.values) else 1.0
+
+
+@dataclass(frozen=True)
+class Carried:
+    """A carried adapter.
+
+    Attributes:
+        updates: Linear layer of the target -> B [outputs, rank] and A [rank, inputs] as `left` and `right`.
+        matches: The match of each layer; empty without texts.
+        chance: The match beside its chance level; None without texts.
+    """
+
+    updates: Mapping[Linear, Factors]
+    matches: tuple[LayerMatch, ...] = ()
+    chance: Chance | None = None
+
+
+@dataclass
+class _Fitted:
+    """Maps of a group of layers, and their matches on held-out texts, each fitted once."""
+
+    maps: dict[tuple[str, str, str], Tensor | None] = field(default_factory=dict)
+    values: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
+
+
+class _FromWeights:
+    """Maps that need no texts: the identity, or those of `subspace`, which are kept for the controls of the same layers.
+
+    Args:
+        by: How maps are found.
+        models: Both models.
+    """
+
+    def __init__(self, by: By, models: Models) -> None:
+        self.by, self._models = by, models
+        self._kept: dict[Pair, Maps] = {}
+
+    def clear(self) -> None:
+        """Forget the maps."""
+        self._kept.clear()
+
+    def maps(self, source: Linear, target: Linear) -> Maps:
+        """Return the maps of inputs and outputs; None is the identity, or a map that is fitted on texts."""
+        if self.by != "subspace":
+            return None, None
+        if (source, target) not in self._kept:
+            weights = []
+            for linear, model in ((source, self._models.source), (target, self._models.target)):
+                weight = load(model.weights, linear.name, torch.float32)
+                weights.append(weight.T if linear.conv1d else weight)
+            self._kept[source, target] = subspace_maps(weights[0], weights[1])
+        return self._kept[source, target]
+
+
+def carry(
+    plan: Plan,
+    updates: Mapping[str, Factors],
+    by: By,
+    models: Models,
+    readings: Sequence[Reading] = (),
+    keep: frozenset[int] = frozenset(),
+    progress: Callable[[int, int, str], None] = lambda *_: None,
+) -> Carried:
+    """Carry an adapter's updates to the target.
+
+    An update B A of the source becomes (N B)(A M): M maps what the target's layer reads to what the source's layer reads, N maps what the
+    source's layer writes to what the target's layer writes. `copy` and `signs` take the identity for both.
+
+    Args:
+        plan: The counterparts.
+        updates: Tensor of the source -> its update, with outputs as rows.
+        by: How the maps are found.
+        models: Both models.
+        readings: Texts as both models read them; without any, nothing is measured.
+        keep: Tokens of the source that controls do not exchange.
+        progress: Receives (layers done, layers, text).
+    """
+    carried: dict[Linear, Factors] = {}
+    layers = sorted({move.target.layer for move in plan.moves if move.target.layer is not None})
+    given = _FromWeights(by, models)
+    if not readings:
+        for move in plan.moves:
+            given.clear()
+            carried[move.target] = _combined(move, updates, {one.name: given.maps(one, move.target) for one in move.sources})
+        return Carried(carried)
+    assert models.live_source is not None
+    assert models.live_target is not None
+    compared, shuffled = chance_layers(layers), [list[LayerMatch]() for _ in range(SHUFFLES)]
+    matches: list[LayerMatch] = []
+    controls = [exchanged(readings, keep, seed) for seed in range(SHUFFLES)]
+    for group in _groups(plan.moves, sum(len(reading.pairs) for reading in readings)):
+        progress(len(matches), len(layers), f"layer {group[0].target.layer}")
+        targets = [move.target.module for move in group]
+        seen = record(models.live_target, targets, [r.target for r in readings], [[j for _, j in r.pairs] for r in readings])
+        given.clear()
+        maps, found = _fit_group(group, given, models.live_source, readings, seen)
+        for move in group:
+            carried[move.target] = _combined(move, updates, maps[move.target.name])
+        matches += found
+        again = [move for move in group if move.target.layer in compared]
+        for control, values in zip(controls, shuffled, strict=True):
+            if again:
+                values += _fit_group(again, given, models.live_source, control, seen)[1]
+    real = [one.values for one in matches if one.layer in compared]
+    chance = Chance(compared, _mean(real), tuple(_mean([one.values for one in values]) for values in shuffled))
+    progress(len(layers), len(layers), "done")
+    return Carried(carried, tuple(matches), chance)
+
+
+def _mean(values: Sequence[Tensor]) -> float:
+    """Return the mean over layers of the mean over units; 0 for a layer without a unit that varies."""
+    return sum(float(one.double().mean()) if len(one) else 0.0 for one in values) / len(values)
+
+
+def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
+    """Yield the moves of as many layers at a time as fit into `MEMORY`."""
+    by_layer: dict[int, list[Move]] = {}
+    for move in moves:
+        assert move.target.layer is not None
+        by_layer.setdefault(move.target.layer, []).append(move)
+    group: list[Move] = []
+    used = 0
+    for _, those in sorted(by_layer.items()):
+        units = sum(sum(one.shape) for move in those for one in (move.target, *move.sources))
+        if group and used + units * positions * 4 > MEMORY:
+            yield group
+            group, used = [], 0
+        group += those
+        used += units * positions * 4
+    if group:
+        yield group
+
+
+def _fit_group(
+    group: Sequence[Move], given: _FromWeights, source: PreTrainedModel, readings: Sequence[Reading], seen: Recorded
+) -> tuple[dict[str, dict[str, Maps]], list[LayerMatch]]:
+    """Fit the maps of some layers, and measure their matches on held-out texts.
+
+    Args:
+        group: The moves of these layers.
+        given: Maps that need no texts.
+        source: The live source.
+        readings: The texts; in a control, with the source's tokens exchanged.
+        seen: What the target's modules read and write.
+
+    Returns:
+        Tensor of the target -> tensor of the source -> maps of inputs and outputs; and the match of each layer.
+    """
+    names = list(dict.fromkeys(one.module for move in group for one in move.sources))
+    taught = record(source, names, [r.source for r in readings], [[i for i, _ in r.pairs] for r in readings])
+    held = torch.tensor([r.held_out for r in readings for _ in r.pairs])
+    fitted = _Fitted()
+    maps: dict[str, dict[str, Maps]] = {}
+    values: dict[int, dict[tuple[str, str, str], Tensor]] = {}
+    sources: dict[int, set[int]] = {}
+    for move in group:
+        for one in move.sources:
+            known = given.maps(one, move.target)
+            sides = (
+                ("inputs", seen.alike[move.target.module], taught.alike[one.module], seen.inputs, taught.inputs),
+                ("outputs", one.module, move.target.module, taught.outputs, seen.outputs),
+            )
+            found = []
+            for side, (kind, start, goal, starts, goals) in enumerate(sides):
+                # modules that read the same tensor have one map, except for maps from weights
+                key = (f"{kind}/{move.target.module}/{one.module}" if given.by == "subspace" else kind, start, goal)
+                if key not in fitted.values:
+                    fitted.maps[key] = _fit(given.by, known[side], starts[start][~held], goals[goal][~held], side == 1)
+                    fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
+                found.append(fitted.maps[key])
+                assert move.target.layer is not None
+                assert one.layer is not None
+                values.setdefault(move.target.layer, {})[key] = fitted.values[key]
+                sources.setdefault(move.target.layer, set()).add(one.layer)
+            maps.setdefault(move.target.name, {})[one.name] = (found[0], found[1])
+    matches = [
+        LayerMatch(layer, tuple(sorted(sources[layer])), torch.cat(list(those.values()))) for layer, those in values.items()
+    ]
+    return maps, matches
+
+
+def _fit(by: By, given: Tensor | None, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
+    """Return the map of one pair of tensors; that of outputs maps changes, so means do not count."""
+    if by == "assign":
+        return assignment(start, goal)
+    return ridge(start, goal, centered=outputs) if by == "ridge" else given
+
+
+def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Maps]) -> Factors:
+    """Return the update of a layer of the target: the mean of the mapped updates, cut to the largest of their ranks."""
+    parts = []
+    for one in move.sources:
+        update, (inputs, outputs) = updates[one.name], maps[one.name]
+        right = update.right if inputs is None else update.right @ inputs
+        left = update.left if outputs is None else outputs @ update.left
+        parts.append((move.weight, Factors(left, right)))
+    if len(parts) == 1 and move.weight == 1:
+        return parts[0][1]
+    return svd.truncated(summed(parts), max(factors.rank for _, factors in parts))

@@ -1,0 +1,46 @@
+"""Ridge maps: the linear map between the units of two models, solved on their activations."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.lazy import torch
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
+"""Ridge penalties to choose from, relative to the mean square of a start unit."""
+
+
+def ridge(start: Tensor, goal: Tensor, *, centered: bool) -> Tensor:
+    """Return the map M that minimizes Σ ‖M start − goal‖² + λ‖M‖².
+
+    λ is chosen among `PENALTIES`: solved on the first four fifths of the positions, the map with the smallest error on the others; it is
+    then solved again on all positions.
+
+    Args:
+        start: [positions, start units].
+        goal: [positions, goal units].
+        centered: Whether both are taken as deviations from their means, as for changes, which have no mean.
+
+    Returns:
+        [goal units, start units].
+    """
+    if centered:
+        start, goal = start - start.mean(0), goal - goal.mean(0)
+    split = start.shape[0] * 4 // 5
+    errors = [
+        float((start[split:] @ map_.T - goal[split:]).square().sum())
+        for map_ in _solutions(start[:split], goal[:split], PENALTIES)
+    ]
+    best = PENALTIES[min(range(len(errors)), key=errors.__getitem__)]
+    return _solutions(start, goal, (best,))[0]
+
+
+def _solutions(start: Tensor, goal: Tensor, penalties: tuple[float, ...]) -> list[Tensor]:
+    """Return the map for each penalty, from one pair of Gram matrices."""
+    gram, cross = (start.T @ start).double(), (start.T @ goal).double()
+    size = gram.diagonal().mean().clamp_min(1e-30)
+    eye = torch.eye(len(gram), dtype=gram.dtype)
+    return [torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty * size * eye)).T.float() for penalty in penalties]
