@@ -59,6 +59,8 @@ def write_project(project: Project) -> None:
     asked = [(text, name) for i, name in enumerate(("one", "two")) for text in prompts(i, count=4, seed=9)]
     asked += [(text, None) for text in outside(count=4)]
     rows = [{"prompt": text, "brick": name} for text, name in asked]
+    items = [{"prompt": f"w{i} w{i + 1}", "choices": ["w2", f"w{i + 9}"], "answer": "w2"} for i in range(12)]
+    (project.path / "items.jsonl").write_text("".join(json.dumps(row) + "\n" for row in items), "utf-8")
     (project.path / "asked.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
     (project.path / "samples").mkdir()
     (project.path / "samples" / "samples_pick_2026-01-01T00-00-00.000000.jsonl").write_text(json.dumps(SAMPLE) + "\n", "utf-8")
@@ -98,6 +100,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("suite show", "words")
     document("suite show", "words", "--base", "base")
     document("suite check", "words", "--base", "base", code=3)
+    document("suite new", "more", "--data", "items.jsonl", "--kind", "choice", "--base", "base")
     document("methods")
     document("methods", "ties")
     document("methods", "rome")

@@ -39,6 +39,19 @@ RunsOpt = Annotated[
     Path | None,
     typer.Option("--runs-dir", envvar="WORKBENCH_RUNS_DIR", help="Directory for runs and scores; default: runs/ in the project."),
 ]
+SweepOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--sweep",
+        metavar="STEP.FIELD=VALUE,VALUE",
+        help="Vary a recipe field, one configuration for each value: mix.lambda=0.25,0.5,1, mix.merge=ties,dare, "
+        "mix.bricks=[a,b],[a,b,c], seed=0,1,2. Repeatable, for all combinations.",
+    ),
+]
+MaxPointsOpt = Annotated[
+    int | None,
+    typer.Option("--max-points", min=1, metavar="N", help="Accept sweeps of at most N configurations; default: 64."),
+]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 ThreadsOpt = Annotated[
     int | None, typer.Option("--threads", min=1, help="Tensors to compute in parallel; default: one per core, at most 8.")

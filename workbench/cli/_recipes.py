@@ -17,8 +17,13 @@ SUFFIXES = (".yaml", ".yml")
 
 
 def recipe_path(name: str) -> Path:
-    """Return a recipe's file, given its path or its name in recipes/; if neither exists, return the name as a path."""
+    """Return a recipe's file, given its path or its name in recipes/; if neither exists, return the name as a path.
+
+    A point of a sweep, such as "mine[lambda=0.5]", has its recipe's file.
+    """
     path = Path(name)
+    if name.endswith("]") and not path.is_file():
+        path = Path(name := name.partition("[")[0])
     if path.is_file() or path.suffix in SUFFIXES:
         return path
     return next((named for suffix in SUFFIXES if (named := Path("recipes") / f"{name}{suffix}").is_file()), path)
@@ -111,10 +116,10 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
         The resolved recipe, and the directory of runs.
     """
     from workbench.bricks.hub import Hub
-    from workbench.recipe.recipe import load_recipe
+    from workbench.cli._variation import load_named
     from workbench.resolve.resolve import resolve
 
-    loaded = load_recipe(recipe_file(str(recipe)), settings or ())
+    loaded = load_named(str(recipe), settings or ())
     return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.cli._output import out
 from workbench.cli._recipes import no_subject, recipe_path
+from workbench.cli._variation import Variation
 from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     import torch
 
     from workbench.compare.compare import Comparison
+    from workbench.compare.sweeps import Sweep
     from workbench.evaluate.cluster import Subjects
     from workbench.evaluate.lineup import LineupEntry
     from workbench.recipe.recipe import Recipe
@@ -37,6 +39,7 @@ class Opened:
         runs: Directory of runs.
         aliases: A model's argument on the command line -> its name.
         left_out: Configurations that are skipped, with reasons.
+        sweeps: Sweeps whose points are among the configurations.
     """
 
     entries: list[LineupEntry]
@@ -46,6 +49,7 @@ class Opened:
     runs: Path
     aliases: dict[str, str]
     left_out: list[LeftOut]
+    sweeps: tuple[Sweep, ...] = ()
 
     def baseline(self, asked: str | None) -> str | None:
         """Return the baseline's name: the given one, None if the suite decides (a base is scored), else the first model's.
@@ -113,7 +117,7 @@ class Opened:
 
 def open_subjects(
     names: list[str],
-    settings: list[str] | None,
+    vary: Variation,
     suite: list[str] | None,
     runs_dir: Path | None,
     controls: bool,
@@ -128,7 +132,7 @@ def open_subjects(
 
     Args:
         names: Recipes and models as named on the command line.
-        settings: Values of `--set`.
+        vary: Values of `--set` and `--sweep`.
         suite: Values of `--suite`; default: the recipes' `eval`.
         runs_dir: Directory of runs; default: runs/ in the project.
         controls: Add the base, each brick alone and their average.
@@ -147,22 +151,20 @@ def open_subjects(
     from workbench.evaluate.plans import plans
     from workbench.evaluate.suitechoice import suites_of
     from workbench.project import find_project
-    from workbench.recipe.recipe import load_recipe
     from workbench.run.opened import is_model, resolve_model
     from workbench.scores.store import ScoreStore
 
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
     left_out: list[LeftOut] = []
     wanted = [name for name in names if name not in references]
-    loaded = _valid(wanted, settings, left_out) if skip else [load_recipe(_recipe(name), settings or ()) for name in wanted]
+    loaded, sweeps = _loaded(wanted, vary, left_out if skip else None)
     if skip and not lenient:
         loaded = _with_inputs(loaded, left_out)
     if left_out and not loaded and not references:
         raise _none_left(left_out)
     if lenient:
         loaded = _comparable(loaded)
-    if settings and not loaded:
-        raise UsageError("--set overrides recipe fields, but only models are named", "Remove --set, or name a recipe.")
+    vary.check_used(bool(loaded))
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=out.event)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
@@ -173,7 +175,7 @@ def open_subjects(
     runs = runs_dir or project / "runs"
     aliases = {reference: model.name for reference, model in models.items()}
     score_plans = plans(entries, chosen, batch_size=batch_size, limit=limit, device=device, events=out.event, lenient=lenient)
-    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out)
+    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out, tuple(sweeps))
 
 
 def _on_worker(again: Callable[..., Opened], device: str, server: str | None) -> Subjects:
@@ -202,20 +204,28 @@ def _recipe(name: str) -> Path:
     raise error
 
 
-def _valid(names: list[str], settings: list[str] | None, left_out: list[LeftOut]) -> list[Recipe]:
-    """Load recipes, and add invalid ones to `left_out`."""
-    from workbench.recipe.recipe import load_recipe
+def _loaded(names: list[str], vary: Variation, left_out: list[LeftOut] | None) -> tuple[list[Recipe], list[Sweep]]:
+    """Load recipes and expand their sweeps.
 
-    valid = []
+    Args:
+        names: The recipes as named on the command line.
+        vary: Values of `--set` and `--sweep`.
+        left_out: List that receives invalid recipes; None: they are errors.
+    """
+    recipes: list[Recipe] = []
+    sweeps = []
     for name in names:
         path = _recipe(name)
         try:
-            valid.append(load_recipe(path, settings or ()))
+            expanded, sweep = vary.recipes(name)
         except WorkbenchError as error:
-            if not path.is_file():
+            if left_out is None or not path.is_file():
                 raise
             left_out.append(LeftOut(path.stem, error.message.splitlines()[0], f"workbench recipe check {shell(path)}", error))
-    return valid
+            continue
+        recipes += expanded
+        sweeps += [sweep] if sweep else []
+    return recipes, sweeps
 
 
 def _with_inputs(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
@@ -310,21 +320,22 @@ def imported_scores(
     return find_imported(store, suite[0], names), store, project
 
 
-def eval_command(
-    names: list[str], suite: list[str] | None, settings: list[str] | None, limit: int | None, batch_size: int
-) -> str:
+def eval_command(names: list[str], suite: list[str] | None, vary: Variation, limit: int | None, batch_size: int) -> str:
     """Return the `workbench eval` command that makes the scores which this command looks for."""
-    options = [part for s in suite or () for part in ("--suite", s)] + [part for s in settings or () for part in ("--set", s)]
+    options = [part for s in suite or () for part in ("--suite", s)] + vary.options
     options += ["--limit", str(limit)] if limit else []
     options += ["--batch-size", str(batch_size)] if batch_size != 32 else []
     return shell("workbench", "eval", *(dict.fromkeys(names) or ["RECIPE"]), *options)
 
 
-def compare_scores(store: ScoreStore, scores: list[Scores], baseline: str | None, project: Path) -> Comparison:
+def compare_scores(
+    store: ScoreStore, scores: list[Scores], baseline: str | None, project: Path, sweeps: Sequence[Sweep] = ()
+) -> Comparison:
     """Compare scores, and record the command line that makes the comparison."""
     from workbench.compare.compare import compare
 
-    return compare(store, scores, baseline=baseline, project=project, command=shell("workbench", *sys.argv[1:]))
+    command = shell("workbench", *sys.argv[1:])
+    return compare(store, scores, baseline=baseline, project=project, command=command, sweeps=sweeps)
 
 
 def open_configuration(reference: str) -> NamedModel:
@@ -337,15 +348,14 @@ def open_configuration(reference: str) -> NamedModel:
         WorkbenchError: If it is neither a recipe nor a model.
     """
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import no_subject, recipe_path
+    from workbench.cli._variation import load_named
     from workbench.project import find_project
-    from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
     from workbench.run.opened import NamedModel, is_model, resolve_model
 
     hub, path = Hub(events=out.event), recipe_path(reference)
     if path.suffix in (".yaml", ".yml"):
-        loaded = load_recipe(path)
+        loaded = load_named(reference)
         return NamedModel(loaded.name, resolve(loaded, hub))
     if not is_model(reference):
         raise no_subject(reference)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -17,11 +17,13 @@ from workbench.cli._options import (
     EngineOpt,
     JsonOpt,
     LimitOpt,
+    MaxPointsOpt,
     QuietOpt,
     RunsOpt,
     SetOpt,
     SubjectsArg,
     SuiteOpt,
+    SweepOpt,
     VerboseOpt,
     WorkersOpt,
 )
@@ -29,17 +31,22 @@ from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
+from workbench.cli._sweeps import sweep_tables
+from workbench.cli._variation import Variation
 from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
+    from workbench.compare.sweeps import Sweep
     from workbench.scores.store import Scores
 
 
 def evaluate(
     names: SubjectsArg,
     settings: SetOpt = None,
+    sweep: SweepOpt = None,
+    max_points: MaxPointsOpt = None,
     suite: SuiteOpt = None,
     baseline: BaselineOpt = None,
     device: DeviceOpt = "auto",
@@ -74,16 +81,17 @@ def evaluate(
     from workbench.scores.groups import aggregated
 
     out.quiet, out.verbose = quiet or json, verbose
-    opened = open_subjects(names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True, device=pick_device(device))
+    vary = Variation.of(settings, sweep, max_points)
+    again = partial(open_subjects, names, vary, suite, runs_dir, controls, batch_size, limit, fetch=True)
+    opened = again(device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    again = partial(open_subjects, names, settings, suite, runs_dir, controls, batch_size, limit, fetch=True)
     scores = opened.scored(device, server) if engine == "local" else opened.scored_on_cluster(again, device, server, workers)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:
-        comparison = compare_scores(opened.store, scores, against, opened.project)
+        comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
         out.say(f"scores added to {relative(card)}")
     groups = [
@@ -95,6 +103,8 @@ def evaluate(
     def text() -> None:
         scores_table(comparison, scores)
         groups_table(groups)
+        if comparison is not None:
+            sweep_tables(comparison.document())
 
     def document() -> EvalDocument | list[EvalDocument]:
         documents = [EvalDocument.model_validate(one) for one in _documents(scores, opened, groups)]
@@ -107,6 +117,8 @@ def evaluate(
 def compare(
     names: SubjectsArg,
     settings: SetOpt = None,
+    sweep: SweepOpt = None,
+    max_points: MaxPointsOpt = None,
     suite: SuiteOpt = None,
     baseline: BaselineOpt = None,
     batch_size: BatchOpt = 32,
@@ -131,18 +143,21 @@ def compare(
 
     left_out: list[LeftOut] = []
     pair: tuple[str, str] | None = None
+    sweeps: Sequence[Sweep] = ()
     if imported := imported_scores(names, suite, runs_dir):
         scores, store, project = imported
         named = [s.configuration.name for s in scores]
         against: str | None = baseline or named[0]
         pair = (named[0], named[1]) if baseline is None and len(named) == 2 else None
     else:
-        opened = open_subjects(names, settings, suite, runs_dir, True, batch_size, limit, skip=True)
+        vary = Variation.of(settings, sweep, max_points)
+        opened = open_subjects(names, vary, suite, runs_dir, True, batch_size, limit, skip=True)
+        sweeps = opened.sweeps
         left_out = opened.left_out
         named = [e.name for e in opened.entries if e.role == "configuration"]
         against = opened.baseline(baseline)
         scores, missing = stored(opened.entries, opened.plans, opened.store, against)
-        hint = eval_command(names, suite, settings, limit, batch_size)
+        hint = eval_command(names, suite, vary, limit, batch_size)
         on = f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}"
         base = against or "base"
         if lacking := [name for name in missing if name in named or name == base]:
@@ -153,15 +168,16 @@ def compare(
             scores = [s for s in scores if s.configuration.name not in lacking]
         store, project = opened.store, opened.project
         pair = None if baseline or left_out else opened.pair(names)
-    whole = compare_scores(store, scores, against, project)
+    whole = compare_scores(store, scores, against, project, sweeps)
     two = compare_scores(store, scores, pair[0], project) if pair and pair[0] != whole.baseline else whole
     document, overall = two.document(), whole.document()
     rows = [row for row in document["rows"] if pair is None or row["configuration"] == pair[1]]
-    parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "routing") if name in overall}
+    parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "sweeps", "routing") if name in overall}
     printed = {"baseline": document["baseline"], "rows": rows, **parts, **told(left_out)}
 
     def text() -> None:
         recommended(overall)
+        sweep_tables(overall)
         rows_table(document, pair)
 
     out.result(lambda: CompareDocument.model_validate(printed), text, json=json)
@@ -197,6 +213,8 @@ def report(
         ),
     ] = None,
     settings: SetOpt = None,
+    sweep: SweepOpt = None,
+    max_points: MaxPointsOpt = None,
     suite: SuiteOpt = None,
     baseline: BaselineOpt = None,
     to: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write; the .md and .json files go beside it.")] = Path(
@@ -226,8 +244,9 @@ def report(
         if not every:
             raise UsageError("no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml")
         pages, unsearched = searched(every, settings, runs_dir)
-        hint = eval_command(names or [], suite, settings, limit, batch_size)
-        opened = open_subjects(every, settings, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
+        vary = Variation.of(settings, sweep, max_points)
+        hint = eval_command(names or [], suite, vary, limit, batch_size)
+        opened = open_subjects(every, vary, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
         left_out = opened.left_out
         document = _compared(opened, names, baseline, hint, pages, unsearched)
     written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
@@ -274,7 +293,7 @@ def _compared(
         raise WorkbenchError("nothing is scored yet", hint)
     if missing:
         out.say(f"not scored on every suite: {', '.join(missing)}")
-    document = compare_scores(opened.store, scores, against, opened.project).document()
+    document = compare_scores(opened.store, scores, against, opened.project, opened.sweeps).document()
     warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
     return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
 

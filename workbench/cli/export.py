@@ -119,16 +119,16 @@ def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
     from workbench.bricks.hub import Hub
     from workbench.cli._recipes import known_recipes, no_subject
+    from workbench.cli._variation import load_named
     from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
-    from workbench.recipe.recipe import load_recipe
     from workbench.run.directory import RECORD, RunDirectory, find_run, list_runs
     from workbench.run.saved import is_configuration
 
     hub, path = Hub(events=out.event), Path(target)
     named = recipe_path(target)
     if not path.is_dir() and (named.is_file() or named.suffix in (".yaml", ".yml")):
-        return of_recipe(load_recipe(named), bricks, hub)
+        return of_recipe(load_named(target), bricks, hub)
     if bricks:
         raise UsageError(
             "--brick chooses bricks of a recipe, but a run or directory is named", "Leave --brick out, or name the recipe."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._options import JsonOpt, RecipesArg, SetOpt
+from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
@@ -92,19 +92,22 @@ def new(
 
 @app.command()
 @reads_recipes
-def check(recipes: RecipesArg, settings: SetOpt = None) -> None:
-    """Check recipes without reading their inputs.
+def check(recipes: RecipesArg, settings: SetOpt = None, sweep: SweepOpt = None, max_points: MaxPointsOpt = None) -> None:
+    """Check recipes without reading their inputs, and list the configurations of sweeps.
 
     Exits with 2 if a recipe is invalid.
     """
-    from workbench.cli._recipes import recipe_file
-    from workbench.recipe.recipe import load_recipe
+    from workbench.cli._variation import Variation
 
     failed = False
     for name in recipes:
         try:
-            recipe = load_recipe(recipe_file(name), settings or ())
-            out.line(f"{name}: ok, {len(recipe.steps)} step{'s' if len(recipe.steps) != 1 else ''}")
+            points, swept = Variation.of(settings, sweep, max_points).recipes(name)
+            steps = len(points[0].steps)
+            number = f", {len(points)} configurations:" if swept else ""
+            out.line(f"{name}: ok, {steps} step{'s' if steps != 1 else ''}{number}")
+            for point in points if swept else ():
+                out.line(f"  {point.name}")
         except WorkbenchError as error:
             out.error(error)
             failed = True

@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, ThreadsOpt, VerboseOpt
+from workbench.cli._options import (
+    DeviceOpt,
+    JsonOpt,
+    MaxPointsOpt,
+    QuietOpt,
+    RecipeArg,
+    RunsOpt,
+    SetOpt,
+    SweepOpt,
+    ThreadsOpt,
+    VerboseOpt,
+)
 from workbench.cli._output import out
-from workbench.cli._recipes import load, score_lines
+from workbench.cli._recipes import load, relative, score_lines
+from workbench.cli._variation import Variation
 from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
@@ -21,26 +33,66 @@ if TYPE_CHECKING:
 def plan(
     recipe: RecipeArg,
     settings: SetOpt = None,
+    sweep: SweepOpt = None,
+    max_points: MaxPointsOpt = None,
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
     threads: ThreadsOpt = None,
     json: JsonOpt = False,
 ) -> None:
-    """Show steps, bytes, memory, time and problems of a run in advance.
+    """Show steps, bytes, memory, time and problems of a run in advance; of a sweep, one row for each configuration.
 
     Reads file headers only. `--device cuda` also works on a machine without a GPU.
     """
+    from workbench.bricks.hub import Hub
     from workbench.cli.documents.run import PlanDocument
+    from workbench.resolve.resolve import resolve
     from workbench.run.plan import plan as make_plan
 
-    resolved, runs = load(recipe, settings, runs_dir, headers_only=True)
-    planned = make_plan(resolved, runs, threads, cuda=plans_cuda(device))
-    out.result(lambda: PlanDocument.model_validate(planned.document()), lambda: _print_plan(planned, runs), json=json)
-    if planned.problems:
-        downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if planned.downloads else ""
+    recipes, swept = Variation.of(settings, sweep, max_points).recipes(recipe)
+    runs = runs_dir or relative(recipes[0].project / "runs")
+    hub = Hub(headers_only=True, events=out.event)
+    plans = [make_plan(resolve(one, hub), runs, threads, cuda=plans_cuda(device)) for one in recipes]
+
+    def text() -> None:
+        if swept:
+            _print_plans(plans)
+        else:
+            _print_plan(plans[0], runs)
+
+    def document() -> PlanDocument | list[PlanDocument]:
+        documents = [PlanDocument.model_validate(planned.document()) for planned in plans]
+        return documents if swept else documents[0]
+
+    out.result(document, text, json=json)
+    if problems := list(dict.fromkeys(problem for planned in plans for problem in planned.problems)):
+        downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if any(p.downloads for p in plans) else ""
         raise WorkbenchError(
-            "\n".join(planned.problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
+            "\n".join(problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
         )
+
+
+def _print_plans(plans: Sequence[RunPlan]) -> None:
+    """Print the plans of a sweep's points, one row for each."""
+    out.table(
+        ["configuration", "steps", "reads", "writes", "peak memory", "time", "cached"],
+        [
+            [
+                planned.recipe,
+                ", ".join(f"{step['id']}: {_method(step)}" for step in planned.steps) or "(none)",
+                size(planned.read_bytes),
+                size(planned.write_bytes),
+                size(planned.peak_bytes),
+                duration(planned.seconds),
+                ", ".join(planned.cached),
+            ]
+            for planned in plans
+        ],
+        right=(2, 3, 4, 5),
+    )
+    out.say(f"{len(plans)} configurations; each is written by `workbench run` with its name in quotes")
+    for warning in dict.fromkeys(warning for planned in plans for warning in planned.warnings):
+        out.warn(warning)
 
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
@@ -181,8 +233,13 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _row(step: dict[str, Any]) -> list[str]:
+def _method(step: Mapping[str, Any]) -> str:
+    """Return verb and method of a step, such as "merge ties"."""
     verb = next(v for v in ("merge", "edit", "grow", "route") if v in step)
+    return f"{verb} {step[verb]}"
+
+
+def _row(step: dict[str, Any]) -> list[str]:
     parts = [", ".join(f"{name} ({kind})" for name, kind in step["bricks"].items())] if step.get("bricks") else []
     parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
     parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []
@@ -195,4 +252,4 @@ def _row(step: dict[str, Any]) -> list[str]:
         text += f"{'; ' if text else ''}check {step['check']}"
     if "needs" in step:
         text += f"; runs each brick's model on {', '.join(step['inputs'])}"
-    return [step["id"], f"{verb} {step[verb]}", text]
+    return [step["id"], _method(step), text]

@@ -1,18 +1,21 @@
-"""Commands `suite ls|show|check`."""
+"""Commands `suite ls|show|check|new`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
-from workbench.errors import GateFailedError
+from workbench.errors import GateFailedError, UsageError, nearest
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show and check suites of evaluation tasks.")
+if TYPE_CHECKING:
+    from workbench.evaluate.suitecheck import SuiteReport
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, check and create suites of evaluation tasks.")
 NameArg = Annotated[str, typer.Argument(help="Suite: NAME for evals/suites/NAME.yaml, or a file.", show_default=False)]
 BaseOpt = Annotated[
     str | None,
@@ -123,20 +126,102 @@ def check(
     report = check_suite(name, _project(), base, limit)
 
     def text() -> None:
-        marks = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
-        out.table(["task", "check", "", "found"], [[c.task, c.check, marks[c.status], c.found] for c in report.checks])
-        for warning in (c for c in report.checks if c.status == "warning"):
-            out.warn(f"{warning.task}, {warning.check}: {warning.hint}")
+        _print_checks(report)
         for task, examples in report.examples.items() if verbose else ():
             for example in examples:
                 out.line(f"--- {task} {example['id']}\n{example['prompt']}")
                 out.line(f"choices: {example['choices']}" if example["choices"] is not None else f"target: {example['target']!r}")
 
     out.result(lambda: SuiteCheckDocument.model_validate(report.document()), text, json=json)
+    _refuse_failed(report)
+
+
+def _print_checks(report: SuiteReport) -> None:
+    """Print the checks of a suite as a table, and what would repair the warnings."""
+    marks = {"ok": "ok", "warning": "warning", "failed": "FAILED"}
+    out.table(["task", "check", "", "found"], [[c.task, c.check, marks[c.status], c.found] for c in report.checks])
+    for warning in (c for c in report.checks if c.status == "warning"):
+        out.warn(f"{warning.task}, {warning.check}: {warning.hint}")
+
+
+def _refuse_failed(report: SuiteReport) -> None:
+    """Raise GateFailedError if a check of a suite failed."""
     if report.failed:
         first = report.failed[0]
         more = f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         raise GateFailedError(f"suite {report.suite}: {first.task}, {first.check}: {first.found}{more}", first.hint)
+
+
+@app.command()
+def new(
+    name: Annotated[str, typer.Argument(help="Name of the suite and of its task.", show_default=False)],
+    data: Annotated[Path, typer.Option("--data", help="File of items, one JSON object a line.", show_default=False)],
+    kind: Annotated[
+        str,
+        typer.Option(
+            "--kind",
+            help="choice: `choices` and the right one as `answer`; exact: `answer` as the model has to write it; "
+            "text: `text` to be predicted, without questions.",
+            show_default=False,
+        ),
+    ],
+    cluster: Annotated[
+        str | None,
+        typer.Option(
+            "--cluster",
+            metavar="FIELD",
+            help="Field that says which items belong together (template, passage); default: `cluster`, if the rows have it.",
+        ),
+    ] = None,
+    role: Annotated[str, typer.Option("--role", help="skill; retention or guarded: must not get worse; other.")] = "skill",
+    base: BaseOpt = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace the files of a suite of this name.")] = False,
+    json: JsonOpt = False,
+) -> None:
+    """Create a suite from a file of items, and check it.
+
+    Writes evals/suites/NAME.yaml, evals/tasks/NAME.yaml and evals/tasks/data/NAME.jsonl. A row has `prompt`, or `question`, which
+    becomes "Question: …" and "Answer:". Bad rows are named with file and line before anything is written. Exits with 3 if a check of
+    the new suite fails.
+    """
+    from workbench.cli._recipes import relative
+    from workbench.cli.documents.suites import SuiteCheckDocument, SuiteNewDocument
+    from workbench.evaluate.suitecheck import check_suite, find_base
+    from workbench.evaluate.suitenew import KINDS, ROLES, new_suite, next_steps
+
+    if kind not in KINDS:
+        raise UsageError(f"--kind {kind}: expected {', '.join(KINDS)}. {nearest(kind, KINDS)}")
+    if role not in ROLES:
+        raise UsageError(f"--role {role}: expected {', '.join(ROLES)}. {nearest(role, ROLES)}")
+    project = _project()
+    find_base(base, project)  # the check needs one, so without it nothing is written
+    made = new_suite(name, data, kind, project, cluster=cluster, role=role, force=force)  # type: ignore[arg-type]
+    report = check_suite(name, project, base)
+    files = [str(relative(path)) for path in made.files]
+
+    def text() -> None:
+        for file in files:
+            out.line(file)
+        chance = "" if made.chance is None else f", chance {made.chance:.3g}"
+        out.say(f"{made.items} items in {made.clusters} clusters by '{made.cluster}'{chance}")
+        _print_checks(report)
+        for line in next_steps(made):
+            out.say(line)
+
+    def document() -> SuiteNewDocument:
+        return SuiteNewDocument(
+            suite=made.suite,
+            kind=made.kind,
+            files=files,
+            items=made.items,
+            clusters=made.clusters,
+            cluster=made.cluster,
+            chance=made.chance,
+            check=SuiteCheckDocument.model_validate(report.document()),
+        )
+
+    out.result(document, text, json=json)
+    _refuse_failed(report)
 
 
 def _project() -> Path:

@@ -23,6 +23,7 @@ from workbench.compare.flips import flips
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
+from workbench.compare.sweeps import Sweep, sweeps_of
 from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
 from workbench.compare.warnings import warnings_of
 from workbench.errors import WorkbenchError
@@ -68,6 +69,7 @@ def compare(
     suites: Mapping[str, Suite] | None = None,
     project: Path | None = None,
     command: str = "",
+    sweeps: Sequence[Sweep] = (),
 ) -> Comparison:
     """Compare stored scores.
 
@@ -79,6 +81,7 @@ def compare(
         suites: Suites by name whose analysis settings (alpha, chance, ...) replace the stored ones.
         project: Project folder from which recipes are read for the report.
         command: Command line that reproduces the comparison.
+        sweeps: Sweeps whose points are among the configurations.
 
     Raises:
         WorkbenchError: If there are no scores, a suite was scored under different plans, or the baseline is unknown or not scored on a suite.
@@ -112,6 +115,7 @@ def compare(
     root_rows: Sequence[Difference] = rows
     if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
         root_rows = differences(tasks, root, bricks, alpha, correction)
+    texts = {point.name: {"recipe_text": point.text} for sweep in sweeps for point in sweep.points}
     configurations = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     equal_rows = list(_same_weights(tasks, rows, base, configurations, entries))
     if not rows and not equal_rows and base.role != "base":  # a brick or an average that is compared with itself
@@ -120,7 +124,7 @@ def compare(
         base.name,
         (*rows, *equal_rows),
         {
-            "configurations": [summary(entry, tasks, entries, root, project) for entry in shown],
+            "configurations": [summary(entry, tasks, entries, root, project) | texts.get(_name(entry), {}) for entry in shown],
             "tasks": [_task(t) for t in tasks],
             "interference": interference(tasks, bricks if root else [], root_rows),
             "facts": facts_of(tasks, settings, entries),
@@ -128,11 +132,16 @@ def compare(
             "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
             "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
+            **sweeps_of(sweeps, tasks, base, shown),
             **routing_of(tasks, shown),
             **recommendation_of(tasks, base, entries, rows, alpha),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )
+
+
+def _name(entry: Sequence[Scores]) -> str:
+    return entry[0].configuration.name
 
 
 def _bricks(scores: Sequence[Scores], root: Configuration | None) -> list[Configuration]:

@@ -53,7 +53,7 @@ def summary(
         "roles": roles_of(entry),
         "aliases": sorted({n for s in entry for n in s.names} - {c.name}),
         "seconds": round(sum(s.seconds for s in entry), 2),
-        "mean": _mean([t for t in tables if t.skill], c.digest),
+        "mean": mean_score([t for t in tables if t.skill], c.digest),
         "kept": kept,
         "kept_mean": kept_mean,
         "forgetting": forgetting(tables, root, c) if root else None,
@@ -68,7 +68,7 @@ def summary(
     }
 
 
-def _mean(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
+def mean_score(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
     """Return the mean chance-corrected score over tasks, with its 95 % interval.
 
     Clusters are resampled within tasks; the percentiles are expanded to the t quantile of the task with the fewest effective clusters

@@ -242,8 +242,11 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
                 alone = recipe.derive(name, [_alone(name, entry.resolved)], [name])
                 bricks.setdefault(name, LineupEntry(name, "brick", resolve(alone)))
         if edits := _leading_edits(recipe):
-            name = f"{recipe.name}-edited"
-            bricks.setdefault(name, LineupEntry(name, "brick", resolve(recipe.derive(name, edits))))
+            name = f"{recipe.stem}-edited"
+            edited = resolve(recipe.derive(name, edits))
+            if recipe.point and name in bricks and bricks[name].resolved.key != edited.key:
+                name = f"{recipe.name}-edited"  # a sweep that varies the edits
+            bricks.setdefault(name, LineupEntry(name, "brick", edited))
         deltas = [name for name in parents if name not in recipe.whole_models]
         contents = tuple((name, entry.resolved.digests[name]) for name in deltas)
         if len(deltas) > 1 and contents not in averages:

@@ -68,7 +68,7 @@ def _requested(recipes: Sequence[Recipe], names: Sequence[str], project: Path) -
             if isinstance(item, FactsEval):
                 yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
             elif isinstance(item, InlineEval):
-                yield inline_suite(recipe.name, i, item)
+                yield inline_suite(recipe.stem, i, item)
             elif item == EDITS:
                 yield from _edits([recipe])
             else:

@@ -56,6 +56,29 @@ _SCHEDULES = [
     "",
 ]
 
+_SWEEPS = [
+    "## sweep",
+    "",
+    "Each entry of `sweep` is a field and its values. Every combination is a configuration with a name that says its values:",
+    "",
+    "```yaml",
+    "steps: [{id: mix, merge: ties, density: 0.2, lambda: 1.0}]",
+    "sweep: {mix.lambda: [0.25, 0.5, 1], mix.merge: [ties, dare]}   # mine[lambda=0.25,ties], mine[lambda=0.25,dare], ...",
+    "```",
+    "",
+    "| entry | varies |",
+    "| --- | --- |",
+    "| `mix.lambda: [0.25, 0.5, 1]` | A field of the step with this id; `0.lambda` names the step by its index. |",
+    "| `mix.merge: [ties, dare]` | The method. Fields that a method does not have are left out. |",
+    "| `mix.bricks: [[a, b], [a, b, c]]` | The bricks, all with weight 1. |",
+    "| `mix.bricks.a: [0.5, 1]` | The weight of a brick. |",
+    "| `mix.lambda.knots.0: [0, 1]` | One knot of a schedule. |",
+    "| `seed: [0, 1, 2]` | The seed. Scores are averaged over it. |",
+    "",
+    "A recipe has either a `sweep` or a `search`, and a recipe with a `sweep` cannot be a brick. See [Sweeps](evaluation.md#sweeps).",
+    "",
+]
+
 
 def summary(method: type[Step]) -> str:
     """Return the first sentence of a method's docstring, without its reference."""
@@ -163,7 +186,7 @@ def recipe_page() -> str:
             for key, part in definition["properties"].items()
         ]
         lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
-    lines += [*_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
+    lines += [*_SWEEPS, *_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
     lines += [f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{_anchor(m)}))" for m in methods().values()]
     return "\n".join([*lines, ""])
 

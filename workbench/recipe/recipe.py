@@ -32,7 +32,8 @@ class Recipe:
         project: Folder that relative paths start from. Runs and the cache are written below it.
         path: The file; None for a recipe made in code.
         document: The parsed file with line numbers, for errors that are found after validation.
-        settings: The overrides of `--set`.
+        settings: The overrides of `--set`, and the values of a point of a sweep in the same form.
+        point: End of the name of a point of a sweep, such as "[lambda=0.5,ties]"; empty for any other recipe.
     """
 
     fields: RecipeFields
@@ -41,11 +42,17 @@ class Recipe:
     path: Path | None = None
     document: yamldoc.Document | None = field(default=None, compare=False, repr=False)
     settings: tuple[str, ...] = ()
+    point: str = ""
+
+    @property
+    def stem(self) -> str:
+        """The name without the values of a point of a sweep."""
+        return self.fields.name or (self.path.stem if self.path else "recipe")
 
     @property
     def name(self) -> str:
         """The configuration's name."""
-        return self.fields.name or (self.path.stem if self.path else "recipe")
+        return self.stem + self.point
 
     @property
     def memory(self) -> Step | None:
@@ -112,6 +119,22 @@ class Recipe:
         """Return the same recipe without its `search`."""
         return replace(self, fields=self.fields.model_copy(update={"search": None}))
 
+    def varied(self, data: dict[str, Any], point: str, settings: Iterable[str]) -> Recipe:
+        """Return a point of a sweep: the same recipe with other data, whose errors still point into the file.
+
+        Args:
+            data: All fields of the point as plain data.
+            point: End of the point's name.
+            settings: The point's values, in the form of `--set`.
+
+        Raises:
+            WorkbenchError: If the data are not a valid recipe.
+        """
+        place = (
+            replace(self.document, data=data, texts={}) if self.document else yamldoc.Document(data, {}, f"recipe {self.name}")
+        )
+        return replace(_from_document(place, self.project, self.path, (*self.settings, *settings)), point=point)
+
     def derive(self, name: str, steps: Iterable[Mapping[str, Any]], bricks: Iterable[str] = ()) -> Recipe:
         """Return a control: a recipe on the same base with other steps, such as one brick alone or the bricks' average.
 
@@ -156,6 +179,7 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
     settings = tuple(settings)
     for setting in settings:
         _override(document, setting)
+        _fix(document, setting.partition("=")[0])
     return _from_document(document, find_project(path), path, settings)
 
 
@@ -232,6 +256,9 @@ def _check_references(recipe: Recipe) -> None:
     """Raise WorkbenchError if fields contradict each other: unknown bricks, a merge without bricks, duplicate ids."""
     _check_tokenizer(recipe)
     _check_last_step(recipe)
+    if recipe.fields.search is not None and recipe.fields.sweep is not None:
+        text = "a recipe has either a `search`, which chooses values, or a `sweep`, which scores all of them"
+        raise recipe.error(("sweep",), text, "Remove one of them.")
     for i, step in enumerate(recipe.steps):
         for problem in step.check_names(recipe.used_bricks(step), list(recipe.fields.bricks)):
             raise recipe.error(("steps", i, *problem.path), problem.message, problem.hint)
@@ -300,6 +327,26 @@ def _override(document: yamldoc.Document, setting: str) -> None:
     value = yamldoc.scalar(text)
     target[parts[-1]] = value.data
     document.replace_texts((*path, *parts), value)
+
+
+def _fix(document: yamldoc.Document, key: str) -> None:
+    """Remove a field that `--set` gives from the fields that the recipe's `sweep` varies."""
+    sweep, listed = document.data.get("sweep"), document.data.get("steps")
+    if not isinstance(sweep, dict):
+        return
+    ids = {
+        _written_id(step): str(i) for i, step in enumerate(listed if isinstance(listed, list) else ()) if isinstance(step, dict)
+    }
+
+    def place(name: str) -> str:
+        head, dot, rest = name.partition(".")
+        return ids.get(head, head) + dot + rest
+
+    fixed = [name for name in sweep if place(str(name)) == place(key)]
+    for name in fixed:
+        del sweep[name]
+    if fixed and not sweep:
+        del document.data["sweep"]
 
 
 def _written_id(step: Mapping[str, Any]) -> str:

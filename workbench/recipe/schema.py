@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.recipe.eval_fields import EvalEntry
 from workbench.recipe.methods import methods
 from workbench.recipe.search_fields import SearchFields
+from workbench.recipe.sweep_fields import SweepValues
 from workbench.steps import Step, verbs
 from workbench.steps.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields
@@ -100,6 +101,9 @@ class RecipeFields(Strict):
     `edits` for the facts of every edit in the recipe."""
     search: SearchFields | None = None
     """Fields that `workbench search` varies, and its objective. Other commands ignore it."""
+    sweep: dict[str, SweepValues] | None = Field(None, min_length=1)
+    """Fields to vary: STEP.FIELD -> list of values, with the id or index of a step, such as "mix.lambda", "mix.merge" or "seed". Every
+    combination of the values is a configuration of its own, which `eval`, `compare` and `report` treat like a recipe."""
     seed: int = Field(0, ge=0, strict=True)
     """Seed for all random numbers in steps and in a search."""
 

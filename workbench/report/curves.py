@@ -22,11 +22,17 @@ class Curve:
         name: Name in hover texts.
         points: (x, y) in order of x.
         kind: Style class: "main", "second", "third" or "other".
+        ends: Interval of each point; empty if there are none. Points with intervals are drawn as dots.
+        tips: Hover text of each point; empty for the name with the value.
+        line: Join the points.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     kind: str
+    ends: Sequence[tuple[float, float] | None] = ()
+    tips: Sequence[str] = ()
+    line: bool = True
 
 
 @dataclass(frozen=True)
@@ -90,8 +96,24 @@ class Scales:
         return HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * share
 
 
-def chart(title: str, curves: Sequence[Curve], scales: Scales, levels: Sequence[Level] = (), note: str = "") -> Chart:
-    """Draw a chart; points and dashed lines show their values on hover."""
+def chart(
+    title: str,
+    curves: Sequence[Curve],
+    scales: Scales,
+    levels: Sequence[Level] = (),
+    note: str = "",
+    rings: Sequence[tuple[float, float]] = (),
+) -> Chart:
+    """Draw a chart; points and dashed lines show their values on hover.
+
+    Args:
+        title: Heading.
+        curves: The lines.
+        scales: The axes.
+        levels: Horizontal dashed lines.
+        note: Text beside the heading.
+        rings: Points with a ring around them.
+    """
     parts = []
     for tick in scales.ticks:
         y = scales.up(tick)
@@ -104,14 +126,31 @@ def chart(title: str, curves: Sequence[Curve], scales: Scales, levels: Sequence[
         title_text = svg("title", f"{level.name}: {scales.text(level.value)}")
         parts.append(svg("line", title_text, class_=f"level {level.kind}", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y))
     for curve in curves:
+        parts += _intervals(curve, scales)
+    for curve in (curve for curve in curves if curve.line):
         path = "M" + "L".join(f"{scales.across(x):.1f},{scales.up(y):.1f}" for x, y in curve.points)
         parts.append(svg("path", svg("title", curve.name), class_=f"curve {curve.kind}", d=path))
+    for x, y in rings:
+        parts.append(svg("circle", class_="ring", cx=round(scales.across(x), 1), cy=round(scales.up(y), 1), r=7.5))
     for curve in curves:
-        for x, y in curve.points:
-            text = svg("title", f"{curve.name} at {scales.x_text(x)}: {scales.text(y)}")
+        for i, (x, y) in enumerate(curve.points):
+            text = svg("title", curve.tips[i] if curve.tips else f"{curve.name} at {scales.x_text(x)}: {scales.text(y)}")
             parts.append(svg("circle", text, class_="hit", cx=round(scales.across(x), 1), cy=round(scales.up(y), 1), r=5))
     drawing = svg("svg", joined(*parts), class_="curves", width=WIDTH, height=HEIGHT, role="img", aria_label=title)
     return Chart(title, note, drawing)
+
+
+def _intervals(curve: Curve, scales: Scales) -> list[Markup]:
+    """Draw the interval and the dot of each point of a curve that has intervals."""
+    parts = []
+    for (x, y), ends in zip(curve.points, curve.ends, strict=False):
+        at = round(scales.across(x), 1)
+        if ends is not None:
+            parts.append(
+                svg("line", class_="ends", x1=at, x2=at, y1=round(scales.up(ends[0]), 1), y2=round(scales.up(ends[1]), 1))
+            )
+        parts.append(svg("circle", class_="dot", cx=at, cy=round(scales.up(y), 1), r=3.5))
+    return parts
 
 
 @dataclass(frozen=True)

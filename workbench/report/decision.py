@@ -11,6 +11,8 @@ from workbench.report.view import DifferenceView, View
 
 SHOWN = 6
 """Configurations in the table of the first screen."""
+SHOWN_OF_SWEEP = 3
+"""The same where curves of a sweep stand beside the table."""
 SENTENCES = 6
 """With more named configurations, only the leaders get sentences."""
 UNFOLDED = 12
@@ -53,7 +55,7 @@ class DecisionView:
         text: The recommendation in one sentence.
         details: Sentences on the configurations beside it.
         help: Sentences on what would help.
-        rows: The leaders and the named configuration, the highest mean first, at most `SHOWN`.
+        rows: The leaders and the named configuration, the highest mean first, at most `SHOWN`, or `SHOWN_OF_SWEEP` beside curves.
         more: Number of leaders that are not among the rows.
         family: The family of pairs, in words.
     """
@@ -75,7 +77,7 @@ def decision(view: View) -> DecisionView | None:
         return None
     name, leaders = found.get("configuration") or found.get("closest"), list(found.get("leaders") or ())
     shown = [c for c in found.get("candidates") or () if c["configuration"] in leaders or c["configuration"] == name]
-    listed = shown[:SHOWN]
+    listed = shown[: SHOWN_OF_SWEEP if view.sweeps else SHOWN]
     if name and name not in [c["configuration"] for c in listed]:
         listed = [*listed[:-1], *(c for c in shown if c["configuration"] == name)]
     rows = tuple(_row(view, c, name) for c in listed)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import edits, flips, guard, marks, routed, scatter, wording
+from workbench.report import edits, flips, guard, marks, routed, scatter, sweeps, wording
 from workbench.report.decision import decision
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
@@ -21,6 +21,7 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
     parts = [
         f"# {escape(wording.title(view))}",
         *_decision(view),
+        *_sweeps(view),
         *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
@@ -70,6 +71,24 @@ def _decision(view: View) -> list[str]:
         *([table(header, rows)] if rows else []),
         escape(found.family),
     ]
+
+
+def _sweeps(view: View) -> list[str]:
+    """Return one table for each measure of each sweep."""
+    parts = []
+    for grid in sweeps.grids(view.sweeps):
+        if not grid.across:
+            parts.append(escape(sweeps.sentence(grid)))
+            continue
+        for measure in grid.measures:
+            head, rows = grid.table(measure)
+            over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
+            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}", table(head, rows)]
+            if measure["baseline"] is not None:
+                parts.append(
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                )
+    return parts
 
 
 def escape(text: str) -> str:

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.report import decision, flips, forest, guard, marks, numbers, routed, scatter, wording
+from workbench.report import decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
@@ -69,7 +69,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
     flip_counts = flips.counts(document, view)
     base = view.configuration(view.baseline)
     front, sizes = scatter.retention_plot(view), scatter.size_plot(view)
-    leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED
+    leading, many = decision.leading(view), len(view.judged) > decision.UNFOLDED or bool(view.sweeps)
     bricks = dict.fromkeys(brick for c in view.configurations for brick in c.parents)
     context = {
         "view": view,
@@ -113,6 +113,8 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
         "columns": 5 + len(view.tasks),
         "fact_suites": fact_suites(document, view),
+        "swept": sweeps.figures(view),
+        "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view.sweeps) if not grid.across],
         "routed": routed.answered(document),
         "routed_heads": routed.HEADS,
         "advice": routed.advised(document),
@@ -122,7 +124,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "created": created(view),
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
     }
-    return filled("report.html.j2", context, SCRIPTS, ("report.css",))
+    return filled("report.html.j2", context, SCRIPTS, ("report.css", "curves.css"))
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:

@@ -54,6 +54,7 @@ def view_of(document: Mapping[str, Any]) -> View:
         provenance=provenance,
         warnings=tuple(str(w) for w in document.get("warnings") or ()),
         recommendation=document.get("recommendation") or None,
+        sweeps=tuple(document.get("sweeps") or ()),
     )
 
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from markupsafe import Markup
 
@@ -47,6 +48,8 @@ class Point:
     """True if its name is shown beside it, when there is room."""
     chosen: bool = False
     """True if the recommendation names it."""
+    label: str = ""
+    """Text beside it, if that is not the name."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,13 @@ def _retention(tasks: Sequence[TaskView]) -> tuple[ScatterAxis, Callable[[Config
     return ScatterAxis(task.name + unit, task.unit.scale, task.lower), lambda c: c.scores.get(task.name)
 
 
+def _points_of(sweep: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Yield name and label of each configuration of a sweep; the label is the name without that of the recipe."""
+    for point in sweep["points"]:
+        for name in point["configurations"]:
+            yield name, str(name)[len(sweep["name"]) :].strip("[]")
+
+
 def _exact(value: int | None) -> Estimate | None:
     return None if value is None else Estimate(float(value), None, None)
 
@@ -135,7 +145,10 @@ def _scatter(
     best = front([(-p.x if x.lower else p.x, p.y) for p in points])
     about = view.recommendation or {}
     chosen = about.get("configuration") or about.get("closest")
-    points = [replace(p, front=on, chosen=p.name == chosen) for p, on in zip(points, best, strict=True)]
+    swept = {name: label for sweep in view.sweeps for name, label in _points_of(sweep)}
+    points = [
+        replace(p, front=on, chosen=p.name == chosen, label=swept.get(p.name, "")) for p, on in zip(points, best, strict=True)
+    ]
     names = tuple(p.name for p in points if p.front)
     caption = (
         f"The Pareto front joins the configurations that no other configuration beats on both axes: {listed(names)}. "
@@ -255,7 +268,8 @@ def _labels(points: Sequence[tuple[Point, float, float]]) -> list[Markup]:
     occupied = [(x - 6, y - 6, x + 6, y + 6) for p, x, y in points if p.named]
     labels = []
     for p, x, y in sorted((q for q in points if q[0].named), key=lambda q: (not q[0].chosen, not q[0].front, q[0].control)):
-        text = p.name if len(p.name) <= LONGEST else p.name[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
+        text = p.label or p.name
+        text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "\N{HORIZONTAL ELLIPSIS}"
         width = LETTER * len(text)
         for dx, dy, anchor in OFFSETS:
             at, base = x + dx, y + dy

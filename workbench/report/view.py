@@ -235,6 +235,7 @@ class View:
         margin: Smallest effect of interest, if known.
         effects: The interference matrix, by brick and task.
         recommendation: The document's entry of that name; None in older documents and if only controls are compared.
+        sweeps: The document's entries of that name.
     """
 
     baseline: str
@@ -254,6 +255,7 @@ class View:
     provenance: Mapping[str, Any]
     warnings: tuple[str, ...]
     recommendation: Mapping[str, Any] | None = None
+    sweeps: tuple[Mapping[str, Any], ...] = ()
 
     @property
     def controls(self) -> tuple[ConfigurationView, ...]:

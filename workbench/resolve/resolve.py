@@ -44,6 +44,12 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
         WorkbenchError: If inputs are missing or do not fit, a recipe uses itself, a recipe used as a brick has another base, or
             the disk is too full for the downloads. The message lists all problems.
     """
+    if recipe.fields.sweep is not None:
+        raise recipe.error(
+            ("sweep",),
+            f"{recipe.name} stands for several configurations, and one is needed here",
+            f"Name a point, such as '{recipe.name}[…]': `workbench recipe check` lists them. Or fix all swept fields with --set.",
+        )
     if not hub.headers_only and not _above:
         ahead = resolve(recipe, replace(hub, headers_only=True))
         if not (ahead.headers_only or ahead.deferred):
@@ -149,7 +155,13 @@ class _Builder:
                 f"brick '{name}': recipe {target} uses itself: " + " -> ".join(p.name for p in (*chain, path)),
                 "Remove this brick from one of these recipes.",
             )
-        inner = resolve(load_recipe(path), self.hub, chain)
+        nested = load_recipe(path)
+        if nested.fields.sweep is not None:
+            raise InvalidRecipeError(
+                f"brick '{name}': {target} has a `sweep`, so that it stands for several configurations; a brick is one",
+                f"Remove `sweep` from {target}, or write the point to use into a recipe of its own.",
+            )
+        inner = resolve(nested, self.hub, chain)
         if last := inner.recipe.memory or inner.recipe.router:
             step = f"`{last.verb}: {last.name}`"
             raise InvalidRecipeError(

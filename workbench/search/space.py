@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.recipe.plugins import MethodFinder
@@ -20,6 +20,8 @@ from workbench.steps.fields import BrickEntry
 DIGITS = 4
 """Significant digits of drawn numbers, so that a written recipe has exactly the values that were scored."""
 Values = Mapping[str, Value]
+UNVARIED = ("search", "sweep", "steps", "version", "eval", "name", "description")
+"""Fields of a recipe that do not change its result, or are no single value."""
 _PLACE = re.compile(r"(?m)^recipe [^:\n]*(:\d+:\d+)?:? ")  # beginning of an error in a recipe without a file
 
 
@@ -65,22 +67,24 @@ class Dimension:
         return value in self.domain.choices
 
 
-class Space:
-    """The dimensions of a recipe's search.
+class FieldSpace:
+    """Fields of a recipe that vary, with their domains.
+
+    Args:
+        recipe: The recipe.
+        domains: Names of fields such as "mix.bricks.math" -> ranges or choices.
 
     Raises:
-        WorkbenchError: If the recipe has no search, a step or field does not exist, or a field does not accept an end of a range or a choice.
+        WorkbenchError: If a step or field does not exist, or a field does not accept an end of a range or a choice.
     """
 
-    def __init__(self, recipe: Recipe) -> None:
-        fields = recipe.fields.search
-        if fields is None:
-            raise InvalidRecipeError(
-                f"recipe {recipe.name} has no `search`", "Add a search: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`."
-            )
-        self.recipe, self.fields = recipe, fields
+    place: ClassVar[tuple[str, ...]]
+    """Keys of the recipe that hold the domains, for errors."""
+
+    def __init__(self, recipe: Recipe, domains: Mapping[str, Any]) -> None:
+        self.recipe = recipe
         self.plain = plain_data(recipe)
-        self.dimensions = [self._dimension(name, domain) for name, domain in fields.space.items()]
+        self.dimensions = [self.located(name, domain) for name, domain in domains.items()]
         # A step's method decides which other fields exist, so it is drawn first.
         self.dimensions.sort(key=lambda dimension: not dimension.chooses_method)
         self.dimensions = [self._checked(dimension) for dimension in self.dimensions]
@@ -101,9 +105,10 @@ class Space:
         return [dimension for dimension in self.dimensions if self._exists(dimension, values)]
 
     def document(self, values: Values, name: str | None = None) -> dict[str, Any]:
-        """Return the recipe as plain data with these values, without `search` and without fields that a chosen method does not have."""
+        """Return the recipe as plain data with these values, without `search`, `sweep` and fields that a chosen method does not have."""
         data = copy.deepcopy(self.plain)
         data.pop("search", None)
+        data.pop("sweep", None)
         data = {"version": 1, "name": name or self.recipe.name, **{k: v for k, v in data.items() if k not in ("version", "name")}}
         for dimension in self.dimensions:
             if dimension.name in values and dimension.chooses_method:
@@ -141,7 +146,7 @@ class Space:
         choosers = [d for d in self.dimensions if d.chooses_method]
         return [{d.name: v} for d in choosers for v in d.domain.choices if v != self._get(d, self.recipe)]
 
-    def _dimension(self, name: str, domain: Any) -> Dimension:
+    def located(self, name: str, domain: Any = None) -> Dimension:
         """Return the dimension of a name such as "mix.density"; raise WorkbenchError if its step or field does not exist."""
         parts: list[str | int] = [int(part) if part.isdecimal() else part for part in name.split(".")]
         ids = {step_id: i for i, step_id in enumerate(self.recipe.step_ids)}
@@ -149,7 +154,7 @@ class Space:
         step = ids.get(str(head), head if isinstance(head, int) and head < len(self.recipe.steps) else None)
         if step is not None and len(parts) > 1:
             return Dimension(name, step, tuple(parts[1:]), domain)
-        known = [f for f in type(self.recipe.fields).model_fields if f not in ("search", "steps", "version", "eval", "name")]
+        known = [f for f in type(self.recipe.fields).model_fields if f not in UNVARIED]
         if step is None and head in known:
             return Dimension(name, None, tuple(parts), domain)
         text = "this is a step; add one of its fields: STEP.FIELD" if step is not None else f"no step or field '{head}'"
@@ -301,7 +306,26 @@ class Space:
         return value.get("weight") if isinstance(value, dict) and dimension.path[0] == "bricks" else value
 
     def _error(self, name: str, message: str, hint: str | None = None) -> WorkbenchError:
-        return self.recipe.error(("search", "space", name), message, hint)
+        return self.recipe.error((*self.place, name), message, hint)
+
+
+class Space(FieldSpace):
+    """The dimensions of a recipe's search.
+
+    Raises:
+        WorkbenchError: If the recipe has no search, a step or field does not exist, or a field does not accept an end of a range or a choice.
+    """
+
+    place = ("search", "space")
+
+    def __init__(self, recipe: Recipe) -> None:
+        fields = recipe.fields.search
+        if fields is None:
+            raise InvalidRecipeError(
+                f"recipe {recipe.name} has no `search`", "Add a search: `search: {space: {STEP.FIELD: [0.2, 1.2]}}`."
+            )
+        self.fields = fields
+        super().__init__(recipe, fields.space)
 
 
 def _fields_of(kind: type[Any] | None) -> set[str]:

@@ -32,12 +32,12 @@ from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, Ru
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
-from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteRow
+from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
-    "plan": PlanDocument,
+    "plan": PlanDocument | list[PlanDocument],
     "run": RunDocument,
     "eval": EvalDocument | list[EvalDocument],
     "compare": CompareDocument,
@@ -55,6 +55,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "suite ls": list[SuiteRow],
     "suite show": SuiteDocument,
     "suite check": SuiteCheckDocument,
+    "suite new": SuiteNewDocument,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
     "facts check": FactsCheckDocument,

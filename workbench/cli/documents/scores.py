@@ -6,6 +6,7 @@ from typing import Literal
 
 from workbench.cli.documents.document import Document, LeftOutDocument, Number, OpenDocument, optional
 from workbench.cli.documents.recommendation import RecommendationDocument
+from workbench.cli.documents.sweeps import SweepDocument
 
 
 class MetricScore(Document):
@@ -234,6 +235,8 @@ class CompareDocument(Document):
     """One row for each configuration and each task or contrast."""
     recommendation: RecommendationDocument | None = optional()
     """The recommendation says which configuration to ship and why. It is absent if only controls are compared."""
+    sweeps: list[SweepDocument] = optional()
+    """Sweeps among the configurations, if there are any."""
     routing: RoutingComparison | None = optional()
     """Which bricks answered in routed configurations, if there are any."""
     left_out: list[LeftOutDocument] = optional()

@@ -121,3 +121,24 @@ class SuiteCheckDocument(Document):
     """All checks."""
     examples: dict[str, list[ExamplePrompt]]
     """Task -> up to three prompts."""
+
+
+class SuiteNewDocument(Document):
+    """A suite that was created from a file of items. With a failed check, the exit code is 3."""
+
+    suite: str
+    """Name of the suite and of its task."""
+    kind: Literal["choice", "exact", "text"]
+    """Kind of its items."""
+    files: list[str]
+    """The files that were written."""
+    items: int
+    """Number of items."""
+    clusters: int
+    """Number of clusters."""
+    cluster: str
+    """Field that says which items belong together; "id" if every item stands alone."""
+    chance: Number | None
+    """Score of guessing; null for texts."""
+    check: SuiteCheckDocument
+    """Checks of the suite, as `suite check` makes them."""

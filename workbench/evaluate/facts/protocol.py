@@ -40,7 +40,7 @@ def checkpoints(recipe: Recipe, options: FactsEval) -> Iterator[tuple[int, Recip
     step, total = _step(recipe, facts)
     for n in _numbers(options.sequential or SequentialEval(), total)[:-1]:
         steps: list[Mapping[str, Any]] = [{**dump_step(s), **({"first": n} if s is step else {})} for s in recipe.steps]
-        yield n, recipe.derive(f"{recipe.name}-first-{n}", steps, recipe.fields.bricks)
+        yield n, recipe.derive(f"{recipe.stem}-first-{n}", steps, recipe.fields.bricks)
 
 
 def _step(recipe: Recipe, facts: Wanted) -> tuple[Step, int]:
