@@ -13,6 +13,7 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RecipeArg, Runs
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
 from workbench.errors import WorkbenchError, size
+from workbench.steps import verbs
 
 if TYPE_CHECKING:
     from workbench.run.plan import RunPlan
@@ -182,7 +183,7 @@ def duration(seconds: float) -> str:
 
 
 def _row(step: dict[str, Any]) -> list[str]:
-    verb = next(v for v in ("merge", "edit", "grow", "route") if v in step)
+    verb = next(v for v in verbs() if v in step)
     parts = [", ".join(f"{name} ({kind})" for name, kind in step["bricks"].items())] if step.get("bricks") else []
     parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
     parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []
