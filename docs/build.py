@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this f
 import command_page
 import edit_tables
 import error_tables
+import fuse_tables
 import grow_tables
 import merge_tables
 import neuron_tables
@@ -327,6 +328,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "six": six_block,
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
+    **fuse_tables.BLOCKS,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
     **route_tables.BLOCKS,

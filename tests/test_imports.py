@@ -28,7 +28,7 @@ GROUPS = [
     "models",
     "adapters steps scores emergent",
     "vocabulary train bricks merge edit route carry compare",
-    "grow recipe",
+    "grow fuse recipe",
     "resolve",
     "run",
     "evaluate",
@@ -169,13 +169,13 @@ def test_methods_do_not_import_each_other() -> None:
     """What two methods share stands in a file without a method."""
     with_method = {
         f"workbench.{p}.{f.stem}"
-        for p in ("merge", "edit", "grow", "route")
+        for p in ("merge", "edit", "grow", "fuse", "route")
         for f in (PACKAGE / p).glob("*.py")
         if "@register" in f.read_text("utf-8")
     }
     assert len(with_method) >= 6
     for path in SOURCES:
-        if path.parent.name in ("merge", "edit", "grow", "route"):
+        if path.parent.name in ("merge", "edit", "grow", "fuse", "route"):
             assert not [m for _, m in imports(path) if m in with_method], relative(path)
 
 

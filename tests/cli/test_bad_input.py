@@ -112,7 +112,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "density beyond 1": (nothing, GOOD.replace("task_arithmetic", "ties\n    density: 1.7"), ["run"], 2, r"density: expected a share between 0 and 1, found 1.7"),
     "duplicate key": (nothing, GOOD + "seed: 1\nseed: 2\n", ["run"], 2, r"duplicate key 'seed' \(first at line"),
     "not YAML": (nothing, GOOD + "  - [\n", ["run"], 2, r"test.yaml:\d+:\d+ not valid YAML"),
-    "two verbs": (nothing, "steps: [{merge: average, edit: finetune}]\n", ["run"], 2, r"expected exactly one of merge, edit, grow, route; found merge and edit"),
+    "two verbs": (nothing, "steps: [{merge: average, edit: finetune}]\n", ["run"], 2, r"expected exactly one of merge, edit, grow, fuse, route; found merge and edit"),
     "unknown brick in a step": (nothing, GOOD + "    bricks: {tow: 1}\n", ["run"], 2, r"no brick 'tow' under `bricks`. Did you mean 'two'"),
     "merge of nothing": (nothing, "steps: [{merge: average}]\n", ["run"], 2, r"average merges bricks, but the recipe has none"),
     "weights that sum to zero": (nothing, GOOD.replace("task_arithmetic", "linear\n    bricks: {one: 1, two: -1}"), ["run"], 1, r"the weights sum to 0"),

@@ -137,7 +137,7 @@ def test_a_new_kind_is_planned_keyed_checked_and_applied(project: Project) -> No
 
 @pytest.mark.usefixtures("scale_kind")
 def test_its_errors_are_those_of_any_step(project: Project) -> None:
-    with pytest.raises(WorkbenchError, match=r"expected exactly one of merge, edit, grow, route, scale"):
+    with pytest.raises(WorkbenchError, match=r"expected exactly one of merge, edit, grow, fuse, route, scale"):
         project.resolve("steps: [{shrink: all}]\n")
     with pytest.raises(WorkbenchError, match=r"unknown scale method 'norm'"):
         project.resolve("steps: [{scale: norm, by: 2}]\n")
@@ -146,6 +146,6 @@ def test_its_errors_are_those_of_any_step(project: Project) -> None:
 
 
 def test_without_its_files_the_kind_is_unknown(project: Project) -> None:
-    with pytest.raises(WorkbenchError, match=r"expected exactly one of merge, edit, grow, route;"):
+    with pytest.raises(WorkbenchError, match=r"expected exactly one of merge, edit, grow, fuse, route;"):
         project.resolve("steps: [{scale: norms, by: 2}]\n")
     assert not Path(workbench.steps.__path__[0], "scale.py").exists()

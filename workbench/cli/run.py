@@ -25,6 +25,7 @@ from workbench.cli._output import out
 from workbench.cli._recipes import load, relative, score_lines
 from workbench.cli._variation import Variation
 from workbench.errors import WorkbenchError, size
+from workbench.steps import verbs
 
 if TYPE_CHECKING:
     from workbench.run.plan import RunPlan
@@ -235,7 +236,7 @@ def duration(seconds: float) -> str:
 
 def _method(step: Mapping[str, Any]) -> str:
     """Return verb and method of a step, such as "merge ties"."""
-    verb = next(v for v in ("merge", "edit", "grow", "route") if v in step)
+    verb = next(v for v in verbs() if v in step)
     return f"{verb} {step[verb]}"
 
 

@@ -177,6 +177,8 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
 def _scored_under_another_name(resolved: Resolved, by_name: Mapping[str, LineupEntry]) -> Iterator[str]:
     """Yield the names of a recipe's bricks under which other weights are scored."""
     for name in resolved.parents:
+        if name in resolved.recipe.teachers:
+            continue
         if name in resolved.nested:
             nested = resolved.nested[name]
             other = by_name.get(nested.recipe.name)
@@ -235,6 +237,8 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
     for entry in entries:
         recipe, parents = entry.resolved.recipe, tuple(entry.resolved.parents)
         for name in parents:
+            if name in recipe.teachers:
+                continue  # a teacher may have other tokens, so that its scores cannot be compared
             if name in entry.resolved.nested:
                 nested = entry.resolved.nested[name]
                 bricks.setdefault(nested.recipe.name, LineupEntry(nested.recipe.name, "brick", nested))
@@ -247,7 +251,7 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
             if recipe.point and name in bricks and bricks[name].resolved.key != edited.key:
                 name = f"{recipe.name}-edited"  # a sweep that varies the edits
             bricks.setdefault(name, LineupEntry(name, "brick", edited))
-        deltas = [name for name in parents if name not in recipe.whole_models]
+        deltas = [name for name in parents if name not in recipe.whole_models and name not in recipe.teachers]
         contents = tuple((name, entry.resolved.digests[name]) for name in deltas)
         if len(deltas) > 1 and contents not in averages:
             name = "average" if not averages else "average-" + "-".join(deltas)
@@ -283,6 +287,8 @@ def _members(resolved: Resolved) -> dict[str, tuple[str, ...]]:
 
 def _ancestors(resolved: Resolved) -> Iterator[str]:
     for name in resolved.parents:
+        if name in resolved.recipe.teachers:
+            continue
         nested = resolved.nested.get(name)
         if nested is None:
             yield name

@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from pydantic import ConfigDict, Field, field_validator
-
-from workbench.steps import TrainMethod, register
-from workbench.train.rows import read_replay
-from workbench.train.spec import HubData, TrainSpec
-from workbench.train.texts import training_cost, training_texts
+from workbench.steps import register
+from workbench.train.step import RowTraining
 
 
 @register
-class NewBrick(TrainMethod, TrainSpec):
+class NewBrick(RowTraining):
     """Train a LoRA adapter, or all weights, on the frozen model of the preceding steps, and add the result to it.
 
     The brick is saved in the run's `bricks/` with a card (data fingerprint, digest of the weights that it was trained on, steps,
@@ -22,59 +17,7 @@ class NewBrick(TrainMethod, TrainSpec):
     those of other bricks (Wang et al. 2023, O-LoRA). `workbench brick train` does the same on a base, from a train.yaml.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
     paper = "Hu et al. 2021, LoRA, arXiv 2106.09685; Wang et al. 2023, Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152"
     formula = "θ ↦ θ + w(α/r)BA, A and B trained on frozen θ; loss + λ Σ ‖A_i Aᵀ‖² over bricks i"
 
     grow: Literal["brick"]
-    data: str | HubData = Field()
-    """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":} or {"text":} a line; or a data set of
-    the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:}. For a prompt the loss covers the completion;
-    for a text it covers every token but the first."""
-    replay: str | None = None
-    """JSONL file of prompts, relative to the project, that the brick learns to continue as the frozen model does. A line
-    {"prompt":} gets a completion sampled from the model before training; a line {"prompt":, "completion":} is used as it is."""
-    orthogonal_to: tuple[str, ...] = ()
-    """Names of LoRA bricks of the recipe to which the new brick is kept orthogonal (O-LoRA)."""
-    held_out: float | str | None = None
-    """Rows that are not trained on and whose loss is measured: a share of the prompts between 0 and 1, or a JSONL file, relative
-    to the project."""
-    seed: int = Field(0, ge=0)
-    """Seed of initialization, row order and dropout. 0 derives it from the recipe's `seed` and the step's id."""
-
-    @field_validator("data")
-    @classmethod
-    def _check_data(cls, value: str | HubData) -> str | HubData:
-        if value == "":
-            raise ValueError('expected a JSONL file of training rows, or {hub: "owner/name"}')
-        return value
-
-    def names(self) -> list[str]:
-        """Return the bricks to which the new one is kept orthogonal."""
-        return list(self.orthogonal_to)
-
-    def inputs(self) -> list[str]:
-        """Return the files of rows and prompts."""
-        return [f for f in (self.data, self.replay, self.held_out) if isinstance(f, str)]
-
-    def check_inputs(self, project: Path) -> None:
-        """Check every line of the files; a data set of the Hub is read only at `run`.
-
-        Raises:
-            WorkbenchError: If a line is not a valid row.
-        """
-        if isinstance(self.data, str):
-            training_texts(self.settings(0), project / self.data, project)
-        if self.replay:
-            read_replay(project / self.replay)
-
-    def settings(self, seed: int) -> TrainSpec:
-        """Return the settings of the trainer; `seed` is used unless the step sets its own."""
-        seed = self.seed or seed
-        fields = {name: getattr(self, name) for name in TrainSpec.model_fields}
-        return TrainSpec.model_validate({**fields, "seed": seed})
-
-    def cost(self, project: Path) -> dict[str, Any]:
-        """Return the number of training steps and an estimate of the tokens in the forward and backward passes."""
-        return training_cost(self.settings(0), project)

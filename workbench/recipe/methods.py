@@ -1,4 +1,4 @@
-"""Discovery of methods: files in the folders `merge`, `edit`, `grow` and `route`, and `methods.py` in their subfolders."""
+"""Discovery of methods: files in the folders `merge`, `edit`, `grow`, `fuse` and `route`, and `methods.py` in their subfolders."""
 
 from __future__ import annotations
 

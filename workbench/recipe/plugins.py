@@ -108,7 +108,7 @@ class MethodFinder:
         """Return a method by its name; None if there is none.
 
         Args:
-            verb: The kind of step: "merge", "edit", "grow" or "route".
+            verb: The kind of step: "merge", "edit", "grow", "fuse" or "route".
             name: The method.
 
         Raises:

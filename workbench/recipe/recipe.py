@@ -87,9 +87,11 @@ class Recipe:
         return names
 
     def used_bricks(self, step: Step) -> list[str]:
-        """Return the bricks that a step uses, in order. A merge that lists no bricks uses all bricks of the recipe."""
-        names = step.names()
-        return [name for name in self.fields.bricks if name != self.donor] if names is None else names
+        """Return the bricks that a step uses, in order. A merge that lists no bricks uses all but teachers and tokenizer donors."""
+        if (names := step.names()) is not None:
+            return names
+        apart = {self.donor, *(name for other in self.steps for name in other.teacher_bricks())}
+        return [name for name in self.fields.bricks if name not in apart]
 
     @cached_property
     def parents(self) -> list[str]:
@@ -100,8 +102,15 @@ class Recipe:
     @cached_property
     def whole_models(self) -> list[str]:
         """Names of the bricks that steps use as whole models only, so that they have no delta from the base."""
-        deltas = {name for step in self.steps for name in set(self.used_bricks(step)) - set(step.whole_models())}
-        return [name for name in self.parents if name not in deltas]
+        apart = [{*step.whole_models(), *step.teacher_bricks()} for step in self.steps]
+        deltas = {name for step, names in zip(self.steps, apart, strict=True) for name in set(self.used_bricks(step)) - names}
+        return [name for name in self.parents if name not in deltas and name not in self.teachers]
+
+    @cached_property
+    def teachers(self) -> list[str]:
+        """Names of the bricks that steps only learn from, so that they need not fit the base."""
+        others = {name for step in self.steps for name in set(self.used_bricks(step)) - set(step.teacher_bricks())}
+        return [name for name in self.parents if name not in others]
 
     def error(self, path: yamldoc.KeyPath, message: str, hint: str | None = None) -> WorkbenchError:
         """Return an error that points to a field of the recipe.
@@ -273,6 +282,10 @@ def _check_tokenizer(recipe: Recipe) -> None:
     block = recipe.fields.tokenizer
     if block is None:
         return
+    if number := [i for i, step in enumerate(recipe.steps) if step.teacher_bricks()]:
+        text = "a recipe with a `tokenizer` block cannot have teachers, whose tokenizers stay as they are"
+        hint = "Run the recipe without this step, with `-o DIR`, and use the directory as the base of a second recipe with this step."
+        raise recipe.error(("steps", number[0], "teachers"), text, hint)
     if reserved := [name for name in ("base", "union", "zero", "mean") if name in recipe.fields.bricks]:
         text = f"a brick cannot be named '{reserved[0]}' in a recipe with a `tokenizer` block, where this word has a meaning"
         raise recipe.error(("bricks", reserved[0]), text, "Rename the brick.")

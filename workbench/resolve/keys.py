@@ -25,6 +25,9 @@ class KeyInputs(Protocol):
     def vocabulary_at(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
 
+    def brick_vocabulary(self, name: str) -> str | None:
+        """Return the digest of the vocabulary of a brick's whole model."""
+
     def neurons(self, folder: str) -> NeuronSet:
         """Return a set of neurons that a step names."""
 
@@ -59,6 +62,10 @@ class StepKey:
     def vocabulary(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
         return self.inputs.vocabulary_at(steps)
+
+    def brick_vocabularies(self, names: Sequence[str]) -> list[str | None]:
+        """Return the digest of the vocabulary of each named brick's whole model."""
+        return [self.inputs.brick_vocabulary(name) for name in names]
 
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""

@@ -24,6 +24,7 @@ from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
 from workbench.resolve.resolved import Resolved, brick_sources
+from workbench.resolve.teachers import check_teacher
 from workbench.resolve.whole import check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
@@ -88,6 +89,7 @@ class _Builder:
         self.nested: dict[str, Resolved] = {}
         self.findings = Findings(warnings=buffers_left_out(self.checkpoint))
         self.whole = recipe.whole_models
+        self.teachers = recipe.teachers
 
     def build(self) -> Resolved:
         """Locate the bricks, check everything, and return the resolved recipe.
@@ -97,7 +99,7 @@ class _Builder:
         """
         findings = self.findings
         self._locate_bricks()
-        apart = {*self.whole, self.recipe.donor}
+        apart = {*self.whole, *self.teachers, self.recipe.donor}
         merged = {name: source for name, source in self._sources.items() if name not in apart}
         reasons, unread = find_ties(merged, self.checkpoint, findings.deferred)
         findings.problems += unread.values()
@@ -168,7 +170,7 @@ class _Builder:
                 f"brick '{name}': {target} ends in {step}, but a {inner.beside} does not change weights and cannot be merged",
                 f"Remove {step} from that recipe, and add it as the last step of this recipe.",
             )
-        if name in self.whole or recipe.fields.bricks[name].any_base:
+        if name in self.whole or name in self.teachers or recipe.fields.bricks[name].any_base:
             return inner
         with self.findings.or_at_run(
             f"brick '{name}': {inner.recipe.fields.base_name} and {recipe.fields.base_name} are the same base"
@@ -225,7 +227,9 @@ class _Builder:
             if name in unread or name == self.recipe.donor:
                 continue
             with findings.or_problem(), findings.or_at_run(f"brick '{name}': fits the base"):
-                if name in self.whole:
+                if name in self.teachers and inputs.bricks[name].kind != "adapter":
+                    check_teacher(name, inputs)
+                elif name in self.whole:
                     findings.warnings += check_whole_model(name, inputs)
                 elif name in self.nested:
                     findings.warnings += check_recipe(name, self.nested[name], inputs)

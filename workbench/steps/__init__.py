@@ -4,14 +4,17 @@
     edit    (live model, tokenizer, facts)    -> factors    the result is a brick
             (live model, tokenizer, facts)    -> memory     ends a recipe: the memory acts on the live model
     grow    (model)                           -> new names  streams tensor by tensor
+    fuse    (losses of models on texts)       -> shares     the model is trained on the models' weighted distributions
     route   (live base, prompts per brick)    -> router     ends a recipe: bricks stay apart, and the router chooses
 
-A method is one file in `workbench/merge`, `workbench/edit`, `workbench/grow` or `workbench/route` that decorates one class with `@register`.
+A method is one file in `workbench/merge`, `workbench/edit`, `workbench/grow`, `workbench/fuse` or `workbench/route` that decorates one class
+with `@register`.
 """
 
 from __future__ import annotations
 
 from workbench.steps.edit import Edit, EditMethod, MethodContext
+from workbench.steps.fuse import FuseMethod
 from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
 from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
@@ -39,6 +42,7 @@ __all__ = [
     "Decisions",
     "Edit",
     "EditMethod",
+    "FuseMethod",
     "Group",
     "GrowContext",
     "GrowMethod",

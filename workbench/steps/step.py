@@ -55,6 +55,9 @@ class KeyContext(Protocol):
     def vocabulary(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
 
+    def brick_vocabularies(self, names: Sequence[str]) -> list[str | None]:
+        """Return the digest of the vocabulary of each named brick's whole model."""
+
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""
 
@@ -130,6 +133,10 @@ class Step(Strict):
 
     def whole_models(self) -> list[str]:
         """Return the names of the bricks that the step reads as whole models, in their own shapes, not as deltas from the base."""
+        return []
+
+    def teacher_bricks(self) -> list[str]:
+        """Return the names of the bricks that the step only learns from, so that they need not fit the base."""
         return []
 
     def tokenizer_brick(self) -> str | None:

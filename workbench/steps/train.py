@@ -22,6 +22,11 @@ class TrainMethod(BrickStep):
     weight: Real = 1.0
     """Factor applied to the trained update when it is added."""
 
+    @property
+    def factor(self) -> float:
+        """Factor applied to the trained update when it is added."""
+        return self.weight
+
     def inputs(self) -> list[str]:
         """Return the files that the method reads, relative to the project. Their content is part of the step's key."""
         raise NotImplementedError

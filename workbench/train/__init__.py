@@ -2,14 +2,17 @@
 
 from workbench.train.fit import Notice, Progress, Reports, reports
 from workbench.train.new import train_parameters
+from workbench.train.objective import CROSS_ENTROPY, Objective
 from workbench.train.rows import batch_loss, collate, encode, read_replay
 from workbench.train.run import TrainFiles, train
 from workbench.train.spec import HubData, TrainSpec
 from workbench.train.texts import training_cost, training_texts
 
 __all__ = [
+    "CROSS_ENTROPY",
     "HubData",
     "Notice",
+    "Objective",
     "Progress",
     "Reports",
     "TrainFiles",

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.train.heldout import HeldOut
+from workbench.train.objective import CROSS_ENTROPY, Objective
 from workbench.train.resume import Saves
-from workbench.train.rows import batch_loss, collate
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -63,12 +63,14 @@ class Watch:
         penalty: Function whose value is added to the loss of every step.
         saves: Directory for saves, and the save to resume from.
         told: Who hears of it.
+        objective: What the training minimizes.
     """
 
     held_out: HeldOut | None = None
     penalty: Callable[[], Tensor] | None = None
     saves: Saves = field(default_factory=Saves)
     told: Reports = SILENT
+    objective: Objective = CROSS_ENTROPY
 
 
 def fit(spec: TrainSpec, model: PreTrainedModel, rows: list[tuple[list[int], int]], device: str, watch: Watch) -> list[float]:
@@ -134,7 +136,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
         penalty = 0.0
 
         def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None) -> Any:
-            loss = batch_loss(model, inputs)
+            loss: Tensor = watch.objective.loss(model, inputs)
             if extra is None:
                 return loss
             added = extra()
@@ -153,7 +155,7 @@ def _trainer(arguments: Any, model: Any, rows: list[tuple[list[int], int]], watc
             if watch.held_out:
                 watch.held_out.save(Path(str(output_dir)))
 
-    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=collate)
+    trainer = BrickTrainer(model=model, args=arguments, train_dataset=rows, data_collator=watch.objective.collate)
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_watcher(watch, arguments.max_steps))
     return trainer

@@ -120,9 +120,6 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
 def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """Return the mean cross-entropy of a batch's learned tokens, plus the router loss if the model's configuration enables it.
 
-    The output head runs only at positions that predict a learned token. It would take half of a small model's training time
-    otherwise.
-
     Args:
         model: A live causal language model.
         batch: A batch from `collate`, on the model's device.
@@ -132,18 +129,41 @@ def batch_loss(model: Any, batch: Mapping[str, Tensor]) -> Tensor:
     """
     import torch
 
+    logits, routers = learned_logits(model, batch)
+    loss = torch.nn.functional.cross_entropy(logits, batch["targets"])
+    return loss if routers is None else loss + routers
+
+
+def learned_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return the logits that predict a batch's learned tokens, and the router loss if the model's configuration enables it.
+
+    The output head runs only at positions that predict a learned token. It would take half of a small model's training time
+    otherwise.
+
+    Args:
+        model: A live causal language model.
+        batch: A batch from `collate`, on the model's device.
+
+    Returns:
+        Logits in float32, [learned token, vocabulary], and the router loss or None.
+
+    Raises:
+        WorkbenchError: If the model has no output head.
+    """
+    import torch
+
     from workbench.models.attention import head_sees
 
-    head, places, targets = model.get_output_embeddings(), batch["places"], batch["targets"]
+    head, places = model.get_output_embeddings(), batch["places"]
     if head is None:
         raise WorkbenchError(f"{type(model).__name__} has no output head", "Training requires a causal language model.")
     with head_sees(head, places):
         output = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], use_cache=False)
-    loss = torch.nn.functional.cross_entropy(output.logits[0].float(), targets)
+    logits = output.logits[0].float()
     routers = getattr(output, "aux_loss", None)  # set if the configuration has output_router_logits
     if isinstance(routers, torch.Tensor):
-        loss = loss + float(model.config.get_text_config().router_aux_loss_coef) * routers.to(loss.device)
-    return loss
+        return logits, float(model.config.get_text_config().router_aux_loss_coef) * routers.to(logits.device)
+    return logits, None
 
 
 def replay(

@@ -21,6 +21,7 @@ from workbench.steps import TrainMethod
 from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
 from workbench.train.inputs import lent, read_inputs, scheduled
+from workbench.train.objective import CROSS_ENTROPY, Objective
 from workbench.train.orthogonal import Orthogonal
 from workbench.train.resume import model_digest, open_saves
 from workbench.train.spec import TrainSpec
@@ -73,6 +74,7 @@ def train(
     device: str = "cpu",
     model: PreTrainedModel | None = None,
     told: Reports = SILENT,
+    objective: Objective = CROSS_ENTROPY,
 ) -> dict[str, Any]:
     """Train one brick, write it, and return the training record.
 
@@ -86,6 +88,7 @@ def train(
         model: Live model to train instead of the base, which then provides only the tokenizer. LoRA leaves the model
             unchanged; `full` trains it in float32 and leaves it in bfloat16.
         told: Who hears of it.
+        objective: What the training minimizes.
 
     Raises:
         WorkbenchError: If the data or the other bricks are missing or invalid.
@@ -105,11 +108,12 @@ def train(
             before = orthogonal.overlap() if orthogonal else {}
             others_digest = orthogonal.digest() if orthogonal else None
             data_key = [inputs.texts.digests, rows[len(rows) - replayed :], others_digest]
+            data_key += [objective.digest] if objective.digest else []
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
             held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
             saves = open_saves(files.out, key if parent else None, told.notice)
             penalty = (lambda: spec.orthogonal * orthogonal.penalty()) if orthogonal else None
-            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, told))
+            losses = fit(spec, trained, rows, device, Watch(held_out, penalty, saves, told, objective))
             measured = _measured(held_out, len(inputs.held_out), len(losses), before, orthogonal)
             files.out.mkdir(parents=True, exist_ok=True)
             _save(spec, trained, tokenizer, files)
@@ -123,6 +127,7 @@ def train(
         "learned_tokens": sum(learned for _, learned in rows),
         "loss": final_loss(losses),
         **measured,
+        **objective.record,
         "seconds": round(time.monotonic() - started, 1),
         "device": torch.device(device).type,
         "threads": THREADS,

@@ -40,6 +40,22 @@ def spelling(path: Path, label: str) -> Callable[[str], bytes | None]:
     return _word_piece if (data.get("model") or {}).get("type") == "WordPiece" else _sentence_piece
 
 
+def respelled(spell: Callable[[str], bytes | None], text: bytes) -> str | None:
+    """Return a text as a tokenizer's model reads it, inside a text; None if the text is not whole characters.
+
+    Args:
+        spell: The tokenizer's convention, as returned by `spelling`.
+        text: Bytes of the text.
+    """
+    if spell is _byte_level:
+        return "".join(_CHARACTERS[byte] for byte in text)
+    try:
+        written = text.decode()
+    except UnicodeDecodeError:
+        return None
+    return written.removeprefix(" ") if spell is _word_piece else written.replace(" ", "\u2581")
+
+
 def shared_rows(
     tokens: Tokens, spell: Callable[[str], bytes | None], others: Tokens, spell_others: Callable[[str], bytes | None]
 ) -> dict[str, int]:
@@ -100,3 +116,4 @@ def _characters() -> dict[str, int]:
 
 
 _BYTES = _characters()
+_CHARACTERS = {byte: character for character, byte in _BYTES.items()}

@@ -18,6 +18,8 @@ class StepVerb(OpenDocument):
     """Edit or memory method, in edit steps."""
     grow: str = optional()
     """Growth method or kind of training, in grow steps."""
+    fuse: str = optional()
+    """Fuse method, in fuse steps."""
     route: str = optional()
     """Route method, in route steps."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
@@ -19,7 +19,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
 from workbench.run.kind import Kind, StepContext, StepResult
 from workbench.steps import TrainMethod
-from workbench.train import TrainFiles, reports, train, training_texts
+from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -29,20 +29,30 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 CHECKPOINT, CARD = "checkpoint", "brick.yaml"
+T = TypeVar("T", bound=TrainMethod)
 
 
-class TrainKind(Kind[TrainMethod]):
+class TrainKind(Kind[T]):
     """Steps that train a brick on the frozen current model and add it."""
 
-    def apply(self, step: TrainMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
+    def objective(self, step: T, context: StepContext, current: Model, settings: TrainSpec) -> Objective:
+        """Return what the training minimizes. It is called before the model that is trained is loaded.
+
+        Args:
+            step: The step.
+            context: The context of the step.
+            current: The model before the step.
+            settings: Settings of the training.
+        """
+        return CROSS_ENTROPY
+
+    def apply(self, step: T, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the brick added. It is trained now, unless the cache has it."""
-        place = _trained(step, context, current)
+        place = self._trained(step, context, current)
         model, names, record = _with_brick(step, context, current, place)
         return StepResult(model, {"tensors": len(names), "training": record}, names, kept=place, folder="bricks")
 
-    def plan_row(
-        self, step: TrainMethod, resolved: Resolved, number: int, model: Model, needs: Needs
-    ) -> tuple[dict[str, Any], Model]:
+    def plan_row(self, step: T, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
         """Add the memory of the live model and its optimizer, and the seconds of the training."""
         row: dict[str, Any] = {"inputs": step.inputs()}
         if self.is_cached(resolved, number):
@@ -60,8 +70,65 @@ class TrainKind(Kind[TrainMethod]):
         """Return True if the trained brick is in the cache."""
         return not resolved.headers_only and (_place(resolved, number) / CARD).is_file()
 
+    def _trained(self, step: T, context: StepContext, current: Model) -> Path:
+        """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
 
-KIND = TrainKind()
+        The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
+        """
+        resolved, place = context.resolved, _place(context.resolved, context.number)
+        if (place / CARD).is_file():
+            return place
+        step_id, device = context.id, context.device
+        # Each step has its own seed, because adapters with the same seed start from the same A and are far from orthogonal.
+        settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or context.number])[:7], 16))
+        if not isinstance(settings.data, str):  # find a missing data set before the model is loaded
+            training_texts(settings, resolved.recipe.project, resolved.recipe.project)
+        objective = self.objective(step, context, current, settings)
+        whole = settings.method == "full"
+        # An interrupted training resumes from this directory.
+        working = place.with_name(f".{place.name}.training")
+        others = {name: resolved.on_disk[name].path for name in settings.orthogonal_to if name in resolved.on_disk}
+        source = resolved.tokenizer_at(context.number)
+        tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
+        specs = {name: TensorSpec.of(t.shape, t.dtype) for name, t in tensors.items()}
+        parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
+        live = live_model(current.config, tensors, source, device)
+        live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
+        context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
+        data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
+        record = train(
+            settings,
+            TrainFiles(
+                base=source,
+                data=data,
+                out=working / CHECKPOINT if whole else working,
+                folder=resolved.recipe.project,
+                others=others,
+                declared=resolved.recipe.fields.base_name,
+            ),
+            device=str(device),
+            model=live,
+            told=reports(context.events, step_id),
+            objective=objective,
+        )
+        kind = "checkpoint" if whole else "adapter"
+        made = Brick(step_id, kind, working / CHECKPOINT if whole else working)
+        card = BrickCard(
+            version=1,
+            name=step_id.replace("_", "-"),
+            kind=kind,
+            files=CHECKPOINT if whole else ".",
+            digest=made.digest(None),
+            base=BaseRecord(id=resolved.recipe.fields.base_name, digest=parent),
+            training=record,
+        )
+        write_card(working, card, made_by="workbench run", record="recipe.yaml")
+        resolved.check_inputs()
+        publish(working, place)  # a directory without a card, left by an interrupted run, is replaced
+        return place
+
+
+KIND = TrainKind[TrainMethod]()
 
 
 def _place(resolved: Resolved, number: int) -> Path:
@@ -69,72 +136,16 @@ def _place(resolved: Resolved, number: int) -> Path:
     return resolved.cache / "bricks" / resolved.keys[number]
 
 
-def _trained(step: TrainMethod, context: StepContext, current: Model) -> Path:
-    """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
-
-    The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
-    """
-    resolved, place = context.resolved, _place(context.resolved, context.number)
-    if (place / CARD).is_file():
-        return place
-    step_id, device = context.id, context.device
-    # Each step has its own seed, because adapters with the same seed start from the same A and are far from orthogonal.
-    settings = step.settings(int(json_digest([resolved.recipe.fields.seed, step.id or context.number])[:7], 16))
-    if not isinstance(settings.data, str):  # find a missing data set before the model is loaded
-        training_texts(settings, resolved.recipe.project, resolved.recipe.project)
-    whole = settings.method == "full"
-    # An interrupted training resumes from this directory.
-    working = place.with_name(f".{place.name}.training")
-    others = {name: resolved.on_disk[name].path for name in step.names() or () if name in resolved.on_disk}
-    source = resolved.tokenizer_at(context.number)
-    tensors = compute(current, torch.float32 if whole else torch.bfloat16, device)
-    specs = {name: TensorSpec.of(t.shape, t.dtype) for name, t in tensors.items()}
-    parent = weights_digest(specs, {name: tensor_digest(t) for name, t in tensors.items()}, current.config)
-    live = live_model(current.config, tensors, source, device)
-    live.set_attn_implementation("eager")  # faster backward than fused attention for rows of a few dozen tokens
-    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows on {device}")
-    data = resolved.recipe.project / settings.data if isinstance(settings.data, str) else resolved.recipe.project
-    record = train(
-        settings,
-        TrainFiles(
-            base=source,
-            data=data,
-            out=working / CHECKPOINT if whole else working,
-            folder=resolved.recipe.project,
-            others=others,
-            declared=resolved.recipe.fields.base_name,
-        ),
-        device=str(device),
-        model=live,
-        told=reports(context.events, step_id),
-    )
-    kind = "checkpoint" if whole else "adapter"
-    made = Brick(step_id, kind, working / CHECKPOINT if whole else working)
-    card = BrickCard(
-        version=1,
-        name=step_id.replace("_", "-"),
-        kind=kind,
-        files=CHECKPOINT if whole else ".",
-        digest=made.digest(None),
-        base=BaseRecord(id=resolved.recipe.fields.base_name, digest=parent),
-        training=record,
-    )
-    write_card(working, card, made_by="workbench run", record="recipe.yaml")
-    resolved.check_inputs()
-    publish(working, place)  # a directory without a card, left by an interrupted run, is replaced
-    return place
-
-
 def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
     """Return the model with a trained brick added, the tensors that it changes, and the record of the training."""
     card = read_card(place)
     if card.kind == "checkpoint":
         tuned = Aligned(Checkpoint(place / CHECKPOINT, "brick"), current.weights.specs, current.config)
-        weights: Weights = _Moved(current.weights, tuned, step.weight)
+        weights: Weights = _Moved(current.weights, tuned, step.factor)
         return Model(weights, current.config), list(current.weights.specs), dict(card.training)
     bound = bind(Adapter(place, f"brick '{card.name}'"), current.weights.specs, current)
     factors = {
-        n: Factors(step.weight * f.left, f.right) for n in bound.places if (f := bound.factors(n, context.device)) is not None
+        n: Factors(step.factor * f.left, f.right) for n in bound.places if (f := bound.factors(n, context.device)) is not None
     }
     return Model(LowRankSum(current.weights, factors), current.config), list(factors), dict(card.training)
 

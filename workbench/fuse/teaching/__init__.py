@@ -1,0 +1,1 @@
+"""What fuse methods share: alignment of tokens, distributions of teachers on disk, and the loss."""
