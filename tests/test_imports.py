@@ -33,7 +33,8 @@ GROUPS = [
     "run",
     "evaluate",
     "library search",
-    "report api",
+    "report",
+    "api",
     "cli",
     "__init__ __main__",
 ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from workbench.api import LoadedRecipe, load, load_recipe, load_tokenizer
+    from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.errors import WorkbenchError
 
 __all__ = ["LoadedRecipe", "WorkbenchError", "load", "load_recipe", "load_tokenizer"]
@@ -14,9 +14,9 @@ __all__ = ["LoadedRecipe", "WorkbenchError", "load", "load_recipe", "load_tokeni
 def __getattr__(name: str) -> Any:
     """Import a public name on first use, so that `workbench --help` does not import torch."""
     if name in ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"):
-        from workbench import api
+        from workbench.api import loading
 
-        return getattr(api, name)
+        return getattr(loading, name)
     if name == "WorkbenchError":
         from workbench.errors import WorkbenchError
 

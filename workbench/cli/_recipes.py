@@ -1,64 +1,17 @@
-"""Resolve recipes named on the command line, and print the commands that score a recipe's result."""
+"""Resolve recipes named on the command line, and name the commands that score a recipe's result."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.cli._output import out
-from workbench.errors import UsageError, WorkbenchError, nearest, shell
+from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
-
-SUFFIXES = (".yaml", ".yml")
-
-
-def recipe_path(name: str) -> Path:
-    """Return a recipe's file, given its path or its name in recipes/; if neither exists, return the name as a path.
-
-    A point of a sweep, such as "mine[lambda=0.5]", has its recipe's file.
-    """
-    path = Path(name)
-    if name.endswith("]") and not path.is_file():
-        path = Path(name := name.partition("[")[0])
-    if path.is_file() or path.suffix in SUFFIXES:
-        return path
-    return next((named for suffix in SUFFIXES if (named := Path("recipes") / f"{name}{suffix}").is_file()), path)
-
-
-def recipe_file(name: str) -> Path:
-    """Return a recipe's file, for commands that take recipes only.
-
-    Raises:
-        WorkbenchError: If there is no such recipe; the message suggests the nearest name.
-    """
-    path = recipe_path(name)
-    if path.is_file() or path.suffix in SUFFIXES:
-        return path
-    raise UsageError(
-        f"no recipe '{name}': expected a file, or the name of a file in recipes/. {nearest(name, known_recipes())}",
-        "`ls recipes` lists the recipes of this project; `workbench recipe new recipes/NAME.yaml` creates one.",
-    )
-
-
-def known_recipes() -> list[str]:
-    """Return the names of the recipes in recipes/."""
-    return sorted(file.stem for suffix in SUFFIXES for file in Path("recipes").glob(f"*{suffix}"))
-
-
-def no_subject(name: str, others: str = "a model directory or a hub id (org/name)", known: Iterable[str] = ()) -> WorkbenchError:
-    """Return the error for an argument that is neither a recipe nor anything else that a command accepts.
-
-    Args:
-        name: The argument.
-        others: Other things that the command accepts.
-        known: Names of these, for the suggestion.
-    """
-    message = f"'{name}': expected a recipe, {others}. {nearest(name, {*known_recipes(), *known})}"
-    return UsageError(message)
 
 
 def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
@@ -115,8 +68,8 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
     Returns:
         The resolved recipe, and the directory of runs.
     """
+    from workbench.api.naming import load_named
     from workbench.bricks.hub import Hub
-    from workbench.cli._variation import load_named
     from workbench.resolve.resolve import resolve
 
     loaded = load_named(str(recipe), settings or ())

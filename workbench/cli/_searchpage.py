@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
+from workbench.api.naming import recipe_named
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
-from workbench.cli._subjects import recipe_named
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:

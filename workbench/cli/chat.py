@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import no_subject, recipe_path
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import load, no_subject, recipe_path
+from workbench.cli._recipes import load
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -126,6 +127,6 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
 
 def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:
     """Load the model of a configuration directory with its memory or router attached, and its tokenizer."""
-    from workbench.api import load, load_tokenizer
+    from workbench.api.loading import load, load_tokenizer
 
     return load(path, device=str(device)), load_tokenizer(path)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.comparing import find_scores
+from workbench.api.subjects import Opened, Request, imported_scores, open_subjects
+from workbench.api.variation import Variation
 from workbench.cli._comparison import groups_table, scores_table
 from workbench.cli._options import (
     BaselineOpt,
@@ -30,15 +33,13 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
-from workbench.cli._subjects import Opened, compare_scores, eval_command, imported_scores, open_subjects, refuse_left_out, told
+from workbench.cli._subjects import command_line, compare_scores, printing, refuse_left_out, told
 from workbench.cli._sweeps import sweep_tables
-from workbench.cli._variation import Variation
 from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
-    from workbench.compare.sweeps import Sweep
     from workbench.scores.store import Scores
 
 
@@ -82,12 +83,15 @@ def evaluate(
 
     out.quiet, out.verbose = quiet or json, verbose
     vary = Variation.of(settings, sweep, max_points)
-    again = partial(open_subjects, names, vary, suite, runs_dir, controls, batch_size, limit, fetch=True)
-    opened = again(device=pick_device(device))
+    request = Request(names, vary, suite or (), runs_dir, controls, batch_size, limit)
+    opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    scores = opened.scored(device, server) if engine == "local" else opened.scored_on_cluster(again, device, server, workers)
+    if engine == "local":
+        scores = opened.scored(device, server, out.event)
+    else:
+        scores = opened.scored_on_cluster(request, device, server, workers, out.event)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:
@@ -139,37 +143,12 @@ def compare(
     because it is invalid or not scored.
     """
     from workbench.cli.documents.scores import CompareDocument
-    from workbench.evaluate.scoring import stored
 
-    left_out: list[LeftOut] = []
-    pair: tuple[str, str] | None = None
-    sweeps: Sequence[Sweep] = ()
-    if imported := imported_scores(names, suite, runs_dir):
-        scores, store, project = imported
-        named = [s.configuration.name for s in scores]
-        against: str | None = baseline or named[0]
-        pair = (named[0], named[1]) if baseline is None and len(named) == 2 else None
-    else:
-        vary = Variation.of(settings, sweep, max_points)
-        opened = open_subjects(names, vary, suite, runs_dir, True, batch_size, limit, skip=True)
-        sweeps = opened.sweeps
-        left_out = opened.left_out
-        named = [e.name for e in opened.entries if e.role == "configuration"]
-        against = opened.baseline(baseline)
-        scores, missing = stored(opened.entries, opened.plans, opened.store, against)
-        hint = eval_command(names, suite, vary, limit, batch_size)
-        on = f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}"
-        base = against or "base"
-        if lacking := [name for name in missing if name in named or name == base]:
-            if base in lacking or not {*named} - {*lacking, base}:
-                raise WorkbenchError(f"{on}: {', '.join(lacking)}", hint)
-            out.warn(f"left out: {', '.join(lacking)} ({on})")
-            left_out += [LeftOut(name, on, hint) for name in lacking]
-            scores = [s for s in scores if s.configuration.name not in lacking]
-        store, project = opened.store, opened.project
-        pair = None if baseline or left_out else opened.pair(names)
-    whole = compare_scores(store, scores, against, project, sweeps)
-    two = compare_scores(store, scores, pair[0], project) if pair and pair[0] != whole.baseline else whole
+    vary = Variation.of(settings, sweep, max_points)
+    found = find_scores(Request(names, vary, suite or (), runs_dir, True, batch_size, limit), baseline, printing())
+    named, pair, left_out = found.named, found.pair, found.left_out
+    whole = found.compared(command_line())
+    two = found.paired(whole, command_line())
     document, overall = two.document(), whole.document()
     rows = [row for row in document["rows"] if pair is None or row["configuration"] == pair[1]]
     parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "sweeps", "routing") if name in overall}
@@ -190,7 +169,7 @@ def compare(
     refuse_left_out(left_out)
 
 
-def _gate(comparison: Comparison, named: list[str], require_safe: bool, guarded: bool = False) -> list[str]:
+def _gate(comparison: Comparison, named: Sequence[str], require_safe: bool, guarded: bool = False) -> list[str]:
     """Return the reasons for exit status 3, one line per configuration.
 
     Args:
@@ -234,21 +213,18 @@ def report(
 
     out.quiet = quiet
     left_out: list[LeftOut] = []
-    if imported := imported_scores(names or [], suite, runs_dir):
-        scores, store, project = imported
-        against = baseline or scores[0].configuration.name
-        document: Mapping[str, Any] | None = compare_scores(store, scores, against, project).document()
+    request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
+    if imported_scores(request):
+        document: Mapping[str, Any] | None = find_scores(request, baseline).compared(command_line()).document()
         pages: dict[str, dict[str, Any]] = {}
     else:
         every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
         if not every:
             raise UsageError("no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml")
         pages, unsearched = searched(every, settings, runs_dir)
-        vary = Variation.of(settings, sweep, max_points)
-        hint = eval_command(names or [], suite, vary, limit, batch_size)
-        opened = open_subjects(every, vary, suite, runs_dir, True, batch_size, limit, lenient=not names, skip=True)
+        opened = open_subjects(replace(request, names=every), printing(), lenient=not names, skip=True)
         left_out = opened.left_out
-        document = _compared(opened, names, baseline, hint, pages, unsearched)
+        document = _compared(opened, names, baseline, request.eval_command, pages, unsearched)
     written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from workbench.api.naming import recipe_path
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import recipe_path, relative
+from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
@@ -117,9 +118,8 @@ def write(
 
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
+    from workbench.api.naming import known_recipes, load_named, no_subject
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import known_recipes, no_subject
-    from workbench.cli._variation import load_named
     from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
     from workbench.run.directory import RECORD, RunDirectory, find_run, list_runs

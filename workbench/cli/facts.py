@@ -58,7 +58,7 @@ def check(
 
     Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
     """
-    from workbench.cli._recipes import recipe_file
+    from workbench.api.naming import recipe_file
     from workbench.cli.documents.edits import FactsCheckDocument
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
@@ -97,8 +97,8 @@ def _table(findings: list[FactFinding]) -> None:
 
 def _model(reference: str | None, recipe: Recipe | None) -> NamedModel | None:
     """Return the model to ask: the one of --model, else the recipe's base."""
+    from workbench.api.naming import no_subject, recipe_path
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import no_subject, recipe_path
     from workbench.project import find_project
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve

@@ -97,7 +97,7 @@ def check(recipes: RecipesArg, settings: SetOpt = None, sweep: SweepOpt = None, 
 
     Exits with 2 if a recipe is invalid.
     """
-    from workbench.cli._variation import Variation
+    from workbench.api.variation import Variation
 
     failed = False
     for name in recipes:
@@ -128,8 +128,9 @@ def diff(
     """
     from dataclasses import asdict
 
+    from workbench.api.naming import recipe_file
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import recipe_file, relative
+    from workbench.cli._recipes import relative
     from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.library.recipediff import recipe_difference
     from workbench.recipe.recipe import load_recipe

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.variation import Variation
 from workbench.cli._options import (
     DeviceOpt,
     JsonOpt,
@@ -23,7 +24,6 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import load, relative, score_lines
-from workbench.cli._variation import Variation
 from workbench.errors import WorkbenchError, size
 from workbench.steps import verbs
 

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from workbench.api.naming import recipe_file
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
@@ -22,7 +23,7 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import recipe_file, relative
+from workbench.cli._recipes import relative
 from workbench.errors import shell
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import io
 import shutil
 from collections.abc import Mapping, Sequence
@@ -20,9 +19,9 @@ from workbench.emergent.functions import ALPHA, FunctionScores, Settings, functi
 from workbench.emergent.labelled import Labelled
 from workbench.emergent.lape import entropies, lape_sets
 from workbench.emergent.sets import NeuronSet, folder_name, write_set
-from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
+from workbench.library.frames import data_frame
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.weights.saving import save_tensors
 
@@ -105,13 +104,9 @@ class FunctionAnalysis:
         """Return a table as a data frame.
 
         Raises:
-            WorkbenchError: If pandas is not installed.
+            WorkbenchError: If there is no such table, or pandas is not installed.
         """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ModuleNotFoundError:
-            raise WorkbenchError("to_pandas needs pandas, which is not installed", "Run `pip install pandas`.") from None
-        return pandas.DataFrame(self.tables()[table])
+        return data_frame(self.tables(), table)
 
     def neuron_sets(self) -> dict[str, NeuronSet]:
         """Return each function's set with its evidence."""

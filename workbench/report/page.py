@@ -49,6 +49,12 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
     return write_files(out, html(document, view), markdown(document, view), document)
 
 
+def page_text(document: Mapping[str, Any]) -> str:
+    """Return the HTML page of a comparison document as text."""
+    document = finite(document)
+    return html(document, view_of(document))
+
+
 def write_files(out: Path, page: str, text: str, document: Mapping[str, Any]) -> list[Path]:
     """Write HTML, Markdown and the document as JSON under one name; `out` may end in one of the three suffixes."""
     texts = (page, text, json.dumps(document, ensure_ascii=False, indent=1) + "\n")

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from workbench.report.search.page import render
+from workbench.report.search.page import page_text, render
 
-__all__ = ["render"]
+__all__ = ["page_text", "render"]

@@ -34,6 +34,11 @@ def render(document: Mapping[str, Any], out: Path) -> list[Path]:
     return write_files(out, html(view), markdown(view), document)
 
 
+def page_text(document: Mapping[str, Any]) -> str:
+    """Return the HTML page of a search's document as text."""
+    return html(search_of(finite(document)))
+
+
 def html(view: SearchView) -> str:
     """Return the page as text; the template escapes all values of the document."""
     comparison = view.comparison if view.comparison is not None and view.comparison.rows else None

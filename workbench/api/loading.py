@@ -1,13 +1,4 @@
-"""The Python API: load, plan and run recipes, and load their results.
-
-Example:
-    import workbench
-    recipe = workbench.load_recipe("recipes/starter-ties.yaml")
-    print(recipe.plan())
-    recipe.run(device="auto")
-    model = recipe.model()
-    model = workbench.load("runs/NAME-KEY/configuration")
-"""
+"""Load, plan and run recipes, and load their results."""
 
 from __future__ import annotations
 

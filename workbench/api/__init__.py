@@ -1,0 +1,54 @@
+"""The Python API: run recipes, score configurations, compare and search, with the code that the commands run.
+
+Example:
+    from workbench import api
+
+    recipe = api.load_recipe("recipes/starter-ties.yaml")
+    print(recipe.plan())
+    recipe.run()
+    model = recipe.model()
+
+    scored = api.evaluate(["starter-ties", "starter-average"], suite="smoke")
+    print(scored.recommendation)
+    scored.to_pandas("scores")
+    scored.save("reports/mine.html")
+
+The last expression of a notebook's cell shows a result as the page of the report. The names stand here and not in `workbench`, because
+`workbench.evaluate`, `workbench.compare` and `workbench.search` are packages.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
+    from workbench.api.results import ComparedScores, FoundValues
+    from workbench.api.scoring import compare, evaluate, search
+
+__all__ = [
+    "ComparedScores",
+    "FoundValues",
+    "LoadedRecipe",
+    "compare",
+    "evaluate",
+    "load",
+    "load_recipe",
+    "load_tokenizer",
+    "search",
+]
+_HOMES = {
+    "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
+    "results": ("ComparedScores", "FoundValues"),
+    "scoring": ("compare", "evaluate", "search"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use, because commands import parts of this package."""
+    import importlib
+
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"workbench.api.{home}"), name)
+    raise AttributeError(f"module 'workbench.api' has no attribute {name!r}")

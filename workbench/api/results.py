@@ -1,0 +1,176 @@
+"""What scoring, comparing and searching return in Python: fields, tables, and the page of the report."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.library.frames import data_frame
+
+if TYPE_CHECKING:
+    from workbench.errors import LeftOut
+    from workbench.scores.store import Scores
+
+HEIGHT = 720
+"""Height of a page in a notebook, in pixels."""
+
+
+def in_notebook(page: str) -> str:
+    """Return an HTML page as a frame for a notebook; the page keeps its own style and its policy of loading nothing."""
+    frame = f'width="100%" height="{HEIGHT}" style="border: 0" sandbox="allow-scripts"'
+    return f'<iframe srcdoc="{escape(page, quote=True)}" {frame}></iframe>'
+
+
+@dataclass(frozen=True, repr=False)
+class ComparedScores:
+    """Scores of configurations and their comparison: what `workbench report` shows.
+
+    Attributes:
+        document: The comparison, as the report's JSON file has it.
+        scores: The scores by configuration and suite.
+        left_out: Configurations that are skipped, with reasons.
+        pair: The two configurations that were asked for, if these were exactly two; the rows then compare the second with the first.
+        pair_rows: Rows of that pair.
+    """
+
+    document: Mapping[str, Any]
+    scores: Sequence[Scores]
+    left_out: Sequence[LeftOut] = ()
+    pair: tuple[str, str] | None = None
+    pair_rows: Sequence[Mapping[str, Any]] = ()
+
+    @property
+    def baseline(self) -> str:
+        """Name of the configuration that the others are compared with."""
+        return str(self.pair[0] if self.pair else self.document["baseline"])
+
+    @property
+    def rows(self) -> list[Mapping[str, Any]]:
+        """One row per configuration and task: the difference from the baseline, its interval and its verdict."""
+        rows = self.pair_rows if self.pair else self.document["rows"]
+        return [row for row in rows if row["configuration"] != self.baseline]
+
+    @property
+    def recommendation(self) -> Mapping[str, Any] | None:
+        """Which configuration to ship and why; None if no configuration is compared."""
+        return self.document.get("recommendation")
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return flat tables: `rows` as above; `scores`, one row per configuration, task and metric; `configurations`."""
+        scores = [
+            {
+                "configuration": s.configuration.name,
+                "suite": s.suite,
+                "task": task,
+                "metric": metric,
+                "n": result.n,
+                "value": value.value,
+                "low": value.low,
+                "high": value.high,
+            }
+            for s in self.scores
+            for task, result in s.tasks.items()
+            for metric, value in result.metrics.items()
+        ]
+        fields = ("name", "role", "digest", "recipe", "parameters", "bytes", "seconds")
+        configurations = [{key: one.get(key) for key in fields} for one in self.document["configurations"]]
+        for flat, one in zip(configurations, self.document["configurations"], strict=True):
+            mean = one.get("mean") or {}
+            flat.update({"mean": mean.get("value"), "low": mean.get("low"), "high": mean.get("high")})
+        return {"rows": [dict(row) for row in self.rows], "scores": scores, "configurations": configurations}
+
+    def to_pandas(self, table: str = "rows") -> Any:
+        """Return a table as a data frame.
+
+        Args:
+            table: "rows", "scores" or "configurations".
+
+        Raises:
+            WorkbenchError: If there is no such table, or pandas is not installed.
+        """
+        return data_frame(self.tables(), table)
+
+    def save(self, path: str | Path = "reports/report.html") -> list[Path]:
+        """Write the report as HTML page, Markdown and JSON, and return their paths.
+
+        Args:
+            path: The HTML file; the others go beside it.
+        """
+        from workbench.report import render
+
+        return render(self.document, Path(path))
+
+    def __repr__(self) -> str:
+        names = [one["name"] for one in self.document["configurations"]]
+        return f"<{len(names)} configurations against {self.baseline}: {', '.join(names)}>"
+
+    def _repr_html_(self) -> str:
+        from workbench.report import page_text
+
+        return in_notebook(page_text(self.document))
+
+
+@dataclass(frozen=True, repr=False)
+class FoundValues:
+    """The result of a search.
+
+    Attributes:
+        document: What `workbench search --json` prints.
+        project: The project, from which the paths in the document start.
+    """
+
+    document: Mapping[str, Any]
+    project: Path
+
+    @property
+    def winner(self) -> str | None:
+        """Name of the best candidate; None if every candidate was stopped early, or there are several objectives."""
+        winner = self.document["winner"]
+        return None if winner is None else str(winner)
+
+    @property
+    def recipes(self) -> dict[str, Path]:
+        """The written recipes by candidate."""
+        return {name: self.project / path for name, path in self.document["recipes"].items()}
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return flat tables: `trials`, one row per candidate with its values and scores, and `test`, the scores on test items."""
+        names = [objective["name"] for objective in self.document["objectives"]]
+        trials = []
+        for trial in self.document["trials"]:
+            scores = trial["scores"] or [None] * len(names)
+            plain = {key: trial.get(key) for key in ("name", "number", "stopped", "error")}
+            trials.append({**plain, **trial["values"], **dict(zip(names, scores, strict=True))})
+        return {"trials": trials, "test": [dict(row) for row in self.document["test"]["rows"]]}
+
+    def to_pandas(self, table: str = "trials") -> Any:
+        """Return a table as a data frame.
+
+        Args:
+            table: "trials" or "test".
+
+        Raises:
+            WorkbenchError: If there is no such table, or pandas is not installed.
+        """
+        return data_frame(self.tables(), table)
+
+    def save(self, path: str | Path = "reports/search.html") -> list[Path]:
+        """Write the page of the search as HTML, Markdown and JSON, and return their paths.
+
+        Args:
+            path: The HTML file; the others go beside it.
+        """
+        from workbench.report.search import render
+
+        return render(self.document, Path(path))
+
+    def __repr__(self) -> str:
+        return f"<search {self.document['name']}: {len(self.document['trials'])} candidates, winner {self.winner}>"
+
+    def _repr_html_(self) -> str:
+        from workbench.report.search import page_text
+
+        return in_notebook(page_text(self.document))

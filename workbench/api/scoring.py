@@ -1,0 +1,179 @@
+"""Score, compare and search from Python, by the code that the commands run."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
+
+from workbench.api.comparing import StoredScores, find_scores
+from workbench.api.results import ComparedScores, FoundValues
+from workbench.api.subjects import Listener, Request, open_subjects
+from workbench.api.variation import Variation
+from workbench.errors import UsageError, nearest
+from workbench.events import Events, no_events
+
+Names = str | Path | Sequence[str | Path]
+
+
+class Options(TypedDict, total=False):
+    """Options that `evaluate` and `compare` share; each has the name, meaning and default of the command's option.
+
+    Attributes:
+        settings: Overrides of recipe fields, such as "mix.density=0.3".
+        sweep: Sweeps of recipe fields, such as "mix.lambda=0.5,1".
+        max_points: Largest number of configurations of a sweep.
+        controls: Also score the base, each brick alone and their average.
+        batch_size: Requests per forward pass.
+        limit: Largest number of items per task.
+        runs: Directory of runs and scores.
+    """
+
+    settings: Names
+    sweep: Names
+    max_points: int
+    controls: bool
+    batch_size: int
+    limit: int
+    runs: str | Path
+
+
+def evaluate(
+    names: Names,
+    suite: Names = (),
+    *,
+    device: str = "auto",
+    baseline: str | None = None,
+    events: Events = no_events,
+    **options: Unpack[Options],
+) -> ComparedScores:
+    """Score recipes and models with their controls, as `workbench eval` does, and compare them. Nothing is scored twice.
+
+    Args:
+        names: Recipes and models: files, names of recipes in recipes/, model directories or hub ids.
+        suite: Suites in the place of the recipes' `eval`: names in evals/suites/, or files.
+        device: auto, cpu, cuda or cuda:N.
+        baseline: Name of the configuration to compare with; default: the suite's, or the first model.
+        events: Receives progress.
+        options: Further options.
+
+    Raises:
+        WorkbenchError: If a recipe, suite or model is missing or invalid.
+    """
+    from workbench.models.device import pick_device
+
+    request = _request(names, suite, options)
+    opened = open_subjects(request, _listener(events), fetch=True, device=pick_device(device))
+    against = opened.baseline(baseline)
+    known = [entry.name for entry in opened.entries]
+    if baseline and against not in known:
+        raise UsageError(f"baseline {baseline!r}: not one of the scored configurations", nearest(baseline, known))
+    if against is None and not any(entry.role == "base" for entry in opened.entries):
+        against = known[0]
+    scores = opened.scored(device, None, events)
+    named = [entry.name for entry in opened.entries if entry.role == "configuration"]
+    pair = None if baseline or opened.left_out else opened.pair(request.names)
+    return _compared(
+        StoredScores(scores, opened.store, opened.project, named, against, opened.left_out, pair, opened.sweeps), request
+    )
+
+
+def compare(names: Names, suite: Names = (), *, baseline: str | None = None, **options: Unpack[Options]) -> ComparedScores:
+    """Compare stored scores, as `workbench compare` does. Configurations that are invalid or not scored are left out, with a warning.
+
+    Args:
+        names: Recipes, models, or runs imported under the suite. If these are exactly two and no baseline is named, the rows compare the
+            second with the first.
+        suite: Suites in the place of the recipes' `eval`.
+        baseline: Name of the configuration to compare with; default: the suite's, or the first model.
+        options: Further options.
+
+    Raises:
+        WorkbenchError: If the baseline, or every configuration, is not scored.
+    """
+    request = _request(names, suite, options)
+    return _compared(find_scores(request, baseline, _listener(no_events)), request)
+
+
+def search(
+    recipe: str | Path,
+    *,
+    trials: int | None = None,
+    device: str = "auto",
+    events: Events = no_events,
+    **options: Unpack[Options],
+) -> FoundValues:
+    """Search for the best values of a recipe's fields in this process, as `workbench search` does. An earlier search goes on.
+
+    Args:
+        recipe: Recipe with a `search` field: a file, or the name of one in recipes/.
+        trials: Total number of candidates, including those of earlier calls; default: the recipe's.
+        device: auto, cpu, cuda or cuda:N.
+        events: Receives progress.
+        options: `settings`, `batch_size`, `limit` and `runs`.
+
+    Raises:
+        WorkbenchError: If the recipe has no `search`, or a value is invalid.
+    """
+    from workbench.api.naming import recipe_file
+    from workbench.recipe.recipe import load_recipe
+    from workbench.search.run import Scoring, prepare, run
+    from workbench.search.winner import conclude
+
+    if unknown := [name for name in ("sweep", "max_points", "controls") if name in options]:
+        raise UsageError(f"search has no option {unknown[0]!r}", "Options: settings, batch_size, limit, runs.")
+    request = _request(recipe, (), options)
+    loaded = load_recipe(recipe_file(str(recipe)), request.vary.settings)
+    scoring = Scoring(device, request.batch_size, request.limit)
+    prepared = prepare(loaded, request.runs or loaded.project / "runs", scoring, trials=trials, events=events)
+    for warning in prepared.warnings:
+        _warn(warning)
+    run(prepared)
+    return FoundValues(conclude(prepared), loaded.project)
+
+
+def _request(names: Names, suite: Names, options: Options) -> Request:
+    """Return the request of arguments that are one name or several."""
+    known = list(Options.__annotations__)
+    if unknown := [name for name in options if name not in known]:
+        raise UsageError(f"unknown option {unknown[0]!r}", f"{nearest(unknown[0], known)} Options: {', '.join(known)}.")
+    vary = Variation(_texts(options.get("settings", ())), _texts(options.get("sweep", ())), options.get("max_points"))
+    runs = options.get("runs")
+    return Request(
+        _texts(names),
+        vary,
+        _texts(suite),
+        Path(runs) if runs else None,
+        options.get("controls", True),
+        options.get("batch_size", 32),
+        options.get("limit"),
+    )
+
+
+def _texts(names: Names) -> tuple[str, ...]:
+    return (str(names),) if isinstance(names, (str, Path)) else tuple(str(name) for name in names)
+
+
+def _warn(text: str) -> None:
+    """Warn at the line outside of this package that asked."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back and str(frame.f_globals.get("__name__")).startswith("workbench."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(text, UserWarning, stacklevel=level)
+
+
+def _listener(events: Events) -> Listener:
+    return Listener(events, _warn, _warn)
+
+
+def _compared(found: StoredScores, request: Request) -> ComparedScores:
+    """Compare scores, and the second one of a pair with the first one."""
+    command = request.eval_command.replace("workbench eval", "workbench report", 1)
+    whole = found.compared(command)
+    rows: list[dict[str, Any]] = []
+    if found.pair:
+        two = found.paired(whole, command)
+        rows = [row for row in two.document()["rows"] if row["configuration"] == found.pair[1]]
+    return ComparedScores(whole.document(), found.scores, tuple(found.left_out), found.pair, rows)

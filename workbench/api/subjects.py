@@ -1,0 +1,344 @@
+"""Open what is scored or compared: recipes, models and imported runs, with controls, suites and plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from workbench.api.naming import no_subject, recipe_named, recipe_path
+from workbench.api.variation import Variation
+from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
+from workbench.events import Events, no_events
+
+if TYPE_CHECKING:
+    import torch
+
+    from workbench.compare.sweeps import Sweep
+    from workbench.evaluate.cluster import Subjects
+    from workbench.evaluate.lineup import LineupEntry
+    from workbench.recipe.recipe import Recipe
+    from workbench.scores.plan import ScorePlan
+    from workbench.scores.store import Scores, ScoreStore
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a user asks to score or to compare.
+
+    Attributes:
+        names: Recipes, models or imported runs.
+        vary: Overrides and sweeps of the recipes.
+        suites: Suites, by name or file, in the place of the recipes' `eval`.
+        runs: Directory of runs; default: runs/ in the project.
+        controls: Add the base, each brick alone and their average.
+        batch_size: Requests per forward pass; part of the plan.
+        limit: Items per task; part of the plan.
+    """
+
+    names: Sequence[str]
+    vary: Variation = field(default_factory=Variation)
+    suites: Sequence[str] = ()
+    runs: Path | None = None
+    controls: bool = True
+    batch_size: int = 32
+    limit: int | None = None
+
+    @property
+    def eval_command(self) -> str:
+        """The `workbench eval` command that makes these scores."""
+        options = [part for suite in self.suites for part in ("--suite", suite)] + self.vary.options
+        options += ["--limit", str(self.limit)] if self.limit else []
+        options += ["--batch-size", str(self.batch_size)] if self.batch_size != 32 else []
+        return shell("workbench", "eval", *(dict.fromkeys(self.names) or ["RECIPE"]), *options)
+
+
+def _silent(_text: str) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Listener:
+    """Who is told what happens.
+
+    Attributes:
+        events: Receives progress.
+        say: Receives messages.
+        warn: Receives warnings.
+    """
+
+    events: Events = no_events
+    say: Callable[[str], None] = _silent
+    warn: Callable[[str], None] = _silent
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Configurations to score or compare, and everything that this needs.
+
+    Attributes:
+        entries: Configurations, controls first.
+        plans: One plan per suite.
+        store: The score store.
+        project: Project whose recipes, suites and tasks are used.
+        runs: Directory of runs.
+        aliases: A model as the user names it -> its name.
+        left_out: Configurations that are skipped, with reasons.
+        sweeps: Sweeps whose points are among the configurations.
+    """
+
+    entries: list[LineupEntry]
+    plans: list[ScorePlan]
+    store: ScoreStore
+    project: Path
+    runs: Path
+    aliases: dict[str, str]
+    left_out: list[LeftOut]
+    sweeps: tuple[Sweep, ...] = ()
+
+    def baseline(self, asked: str | None) -> str | None:
+        """Return the baseline's name: the given one, None if the suite decides (a base is scored), else the first model's.
+
+        Args:
+            asked: Value of `--baseline`.
+        """
+        if asked:
+            return self.aliases.get(asked, asked)
+        return None if any(entry.role == "base" for entry in self.entries) else self.entries[0].name
+
+    def scored(self, device: str, server: str | None, events: Events = no_events) -> list[Scores]:
+        """Score all configurations in this process.
+
+        Args:
+            device: Value of `--device`.
+            server: Value of `--server`.
+            events: Receives progress.
+        """
+        from workbench.evaluate.scoring import score_all
+        from workbench.models.device import pick_device
+
+        target = pick_device(device)
+        return score_all(self.entries, self.plans, self.store, device=target, events=events, runs=self.runs, server=server)
+
+    def scored_on_cluster(
+        self, request: Request, device: str, server: str | None, workers: int | None, events: Events = no_events
+    ) -> list[Scores]:
+        """Score all configurations on a Ray cluster.
+
+        Args:
+            request: Opens the same subjects on a worker.
+            device: Value of `--device`, on each worker.
+            server: Value of `--server`.
+            workers: Value of `--workers`.
+            events: Receives progress.
+        """
+        from workbench.evaluate.cluster import score_on_cluster
+
+        return score_on_cluster(partial(_on_worker, request, device, server), self.on(device, server), workers, events)
+
+    def on(self, device: str, server: str | None) -> Subjects:
+        """Return what a worker of a cluster needs.
+
+        Args:
+            device: Value of `--device`.
+            server: Value of `--server`.
+        """
+        from workbench.evaluate.cluster import Subjects
+
+        return Subjects(self.entries, self.plans, self.store, self.runs, device, server)
+
+    def pair(self, names: Sequence[str]) -> tuple[str, str] | None:
+        """Return the names of the two configurations that a command names, in its order; None if these are not exactly two.
+
+        Args:
+            names: Recipes and models as the user names them.
+        """
+        named = [entry.name for entry in self.entries if entry.role == "configuration"]
+        recipes = iter([name for name in named if name not in self.aliases.values()])
+        arguments = list(dict.fromkeys(names))
+        if len(named) != 2 or len(arguments) != 2:
+            return None
+        first, second = (self.aliases[name] if name in self.aliases else next(recipes) for name in arguments)
+        return first, second
+
+
+def open_subjects(
+    request: Request,
+    listener: Listener = Listener(),
+    *,
+    lenient: bool = False,
+    fetch: bool = False,
+    device: torch.device | None = None,
+    skip: bool = False,
+) -> Opened:
+    """Open recipes and models, their controls, the plans of their suites and the score store.
+
+    Args:
+        request: What is asked for.
+        listener: Who is told what happens.
+        lenient: Skip recipes whose inputs are missing, or whose base or dtype differs from the first recipe's.
+        fetch: Download inputs from the hub; not needed to look up stored scores.
+        device: Device on which the base may answer prompts; not needed to look up stored scores.
+        skip: Skip invalid recipes and, unless `lenient` is set, recipes whose inputs are missing.
+
+    Raises:
+        WorkbenchError: If an argument is neither a recipe nor a model, or if no recipe remains.
+    """
+    from workbench.bricks.hub import Hub
+    from workbench.evaluate.lineup import lineup
+    from workbench.evaluate.plans import plans
+    from workbench.evaluate.suitechoice import suites_of
+    from workbench.project import find_project
+    from workbench.run.opened import is_model, resolve_model
+    from workbench.scores.store import ScoreStore
+
+    names, vary = request.names, request.vary
+    references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
+    left_out: list[LeftOut] = []
+    wanted = [name for name in names if name not in references]
+    loaded, sweeps = _loaded(wanted, vary, left_out if skip else None)
+    if skip and not lenient:
+        loaded = _with_inputs(loaded, left_out)
+    if left_out and not loaded and not references:
+        raise _none_left(left_out)
+    if lenient:
+        loaded = _comparable(loaded, listener)
+    vary.check_used(bool(loaded))
+    project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
+    hub = Hub(headers_only=not fetch, events=listener.events)
+    models = {reference: resolve_model(reference, project, hub) for reference in references}
+    entries = lineup(loaded, request.controls, hub, models.values(), sequences=not request.suites, left_out=left_out)
+    for one in left_out:
+        listener.warn(f"left out: {one.name} ({one.reason})")
+    chosen = suites_of(loaded, list(request.suites), project)
+    runs = request.runs or project / "runs"
+    aliases = {reference: model.name for reference, model in models.items()}
+    score_plans = plans(
+        entries,
+        chosen,
+        batch_size=request.batch_size,
+        limit=request.limit,
+        device=device,
+        events=listener.events,
+        lenient=lenient,
+    )
+    return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out, tuple(sweeps))
+
+
+def _on_worker(request: Request, device: str, server: str | None) -> Subjects:
+    from workbench.models.device import pick_device
+
+    return open_subjects(request, fetch=True, device=pick_device(device)).on(device, server)
+
+
+def _recipe(name: str) -> Path:
+    """Return the recipe file that a name stands for.
+
+    Raises:
+        WorkbenchError: If it is neither a recipe nor a model.
+    """
+    path = recipe_path(name)
+    if path.is_file() or path.suffix in (".yaml", ".yml"):
+        return path
+    error = no_subject(name)
+    error.hint = "Imported runs need their suite too: --suite NAME. `workbench scores ls` lists stored scores."
+    raise error
+
+
+def _loaded(names: Sequence[str], vary: Variation, left_out: list[LeftOut] | None) -> tuple[list[Recipe], list[Sweep]]:
+    """Load recipes and expand their sweeps.
+
+    Args:
+        names: The recipes as the user names them.
+        vary: Values of `--set` and `--sweep`.
+        left_out: List that receives invalid recipes; None: they are errors.
+    """
+    recipes: list[Recipe] = []
+    sweeps = []
+    for name in names:
+        path = _recipe(name)
+        try:
+            expanded, sweep = vary.recipes(name)
+        except WorkbenchError as error:
+            if left_out is None or not path.is_file():
+                raise
+            left_out.append(LeftOut(path.stem, error.message.splitlines()[0], f"workbench recipe check {shell(path)}", error))
+            continue
+        recipes += expanded
+        sweeps += [sweep] if sweep else []
+    return recipes, sweeps
+
+
+def _with_inputs(recipes: list[Recipe], left_out: list[LeftOut]) -> list[Recipe]:
+    """Return the recipes whose inputs exist, and add the others to `left_out`."""
+    from workbench.bricks.hub import HEADERS
+    from workbench.resolve.resolve import resolve
+
+    complete = []
+    for recipe in recipes:
+        try:
+            resolve(recipe, HEADERS)
+            complete.append(recipe)
+        except WorkbenchError as error:
+            left_out.append(LeftOut(recipe.name, error.message.splitlines()[0], error.hint, error))
+    return complete
+
+
+def _none_left(left_out: list[LeftOut]) -> WorkbenchError:
+    """Return the error of a command whose recipes are all skipped: the error of the first one."""
+    first = left_out[0].error or WorkbenchError(f"{left_out[0].name}: {left_out[0].reason}", left_out[0].hint)
+    more = f"\nevery recipe is left out: {', '.join(one.name for one in left_out)}" if len(left_out) > 1 else ""
+    return first.reworded(first.message + more, first.hint)
+
+
+def _comparable(recipes: list[Recipe], listener: Listener) -> list[Recipe]:
+    """Return the recipes whose inputs exist and whose base and dtype equal the first one's; tell which are left out, and why."""
+    from workbench.bricks.hub import HEADERS
+    from workbench.evaluate.plans import scored_dtype
+    from workbench.resolve.resolve import resolve
+
+    kept: dict[tuple[str, str], list[Recipe]] = {}
+    for recipe in recipes:
+        try:
+            resolved = resolve(recipe, HEADERS)
+            kept.setdefault((resolved.base_digest, scored_dtype(resolved)), []).append(recipe)
+        except WorkbenchError as error:
+            listener.say(f"left out: {recipe.name} ({error.message.splitlines()[0]})")
+    first, *others = kept.values() or [[]]
+    for recipe in (recipe for group in others for recipe in group):
+        listener.say(f"left out: {recipe.name} (another base or output dtype than {first[0].name})")
+    if not first:
+        raise WorkbenchError("no recipe has all its inputs", "`workbench plan RECIPE` says what is missing.")
+    return first
+
+
+def imported_scores(request: Request) -> tuple[list[Scores], ScoreStore, Path] | None:
+    """Return scores that `scores import` stored under the suite that is asked for, the score store and the project.
+
+    Args:
+        request: Names of imported configurations, the first one first, or none for all that were imported with the newest one; and
+            their suite.
+
+    Returns:
+        None if no suite of the request holds imported scores.
+
+    Raises:
+        WorkbenchError: If it names several suites.
+    """
+    from workbench.project import find_project
+    from workbench.scores.imported import find_imported, imported_suites
+    from workbench.scores.store import ScoreStore
+
+    suite = request.suites
+    project = find_project(Path.cwd() / "here")
+    store = ScoreStore((request.runs or project / "runs") / "scores")
+    known = imported_suites(store)
+    if not suite or not any(name in known for name in suite):
+        return None
+    if len(suite) > 1:
+        raise UsageError(
+            f"--suite {' --suite '.join(suite)}: imported runs can be compared on one suite at a time", "Name one suite."
+        )
+    return find_imported(store, suite[0], list(request.names)), store, project
