@@ -11,6 +11,7 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
+    from workbench.recipe.recipe import Recipe
     from workbench.resolve.resolved import Resolved
 
 SUFFIXES = (".yaml", ".yml")
@@ -116,11 +117,31 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
         The resolved recipe, and the directory of runs.
     """
     from workbench.bricks.hub import Hub
-    from workbench.cli._variation import load_named
     from workbench.resolve.resolve import resolve
 
     loaded = load_named(str(recipe), settings or ())
     return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
+
+
+def load_named(name: str, settings: Sequence[str] = ()) -> Recipe:
+    """Load a recipe, or a point of a recipe's sweep by its name, such as "mine[lambda=0.5,ties]".
+
+    Raises:
+        WorkbenchError: If there is no such recipe or point, or the recipe is invalid.
+    """
+    from workbench.recipe.recipe import load_recipe
+
+    loaded = load_recipe(recipe_file(name), settings)
+    if not (point := point_in(name)):
+        return loaded
+    from workbench.search.sweep import point_of
+
+    return point_of(loaded, point)
+
+
+def point_in(name: str) -> str:
+    """Return the part of a name that chooses a point of a sweep, such as "[lambda=0.5,ties]"; empty if there is none."""
+    return "" if Path(name).is_file() or not name.endswith("]") else "".join(name.partition("[")[1:])
 
 
 def relative(path: Path) -> Path:

@@ -301,7 +301,7 @@ def open_configuration(reference: str) -> NamedModel:
         WorkbenchError: If it is neither a recipe nor a model.
     """
     from workbench.bricks.hub import Hub
-    from workbench.cli._variation import load_named
+    from workbench.cli._recipes import load_named
     from workbench.project import find_project
     from workbench.resolve.resolve import resolve
     from workbench.run.opened import NamedModel, is_model, resolve_model

@@ -1,4 +1,4 @@
-"""Load the recipes that a command names: overrides of `--set`, sweeps, and points of sweeps by their names."""
+"""How the command line changes recipes: overrides of `--set`, and sweeps."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.cli._recipes import recipe_file, recipe_path
+from workbench.cli._recipes import load_named
 from workbench.errors import UsageError
 
 if TYPE_CHECKING:
@@ -61,25 +61,3 @@ class Variation:
 
         expanded = expand(load_named(str(path), self.settings), self.sweep, self.most)
         return list(expanded.recipes), expanded.sweep
-
-
-def load_named(name: str, settings: Sequence[str] = ()) -> Recipe:
-    """Load a recipe, or a point of a recipe's sweep by its name, such as "mine[lambda=0.5,ties]".
-
-    Raises:
-        WorkbenchError: If there is no such recipe or point, or the recipe is invalid.
-    """
-    from workbench.recipe.recipe import load_recipe
-
-    file = recipe_path(name) if recipe_path(name).is_file() else recipe_file(name)
-    loaded = load_recipe(file, settings)
-    if not (point := point_in(name)):
-        return loaded
-    from workbench.search.sweep import point_of
-
-    return point_of(loaded, point)
-
-
-def point_in(name: str) -> str:
-    """Return the part of a name that chooses a point of a sweep, such as "[lambda=0.5,ties]"; empty if there is none."""
-    return "" if Path(name).is_file() or not name.endswith("]") else "".join(name.partition("[")[1:])

@@ -118,8 +118,7 @@ def write(
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import known_recipes, no_subject
-    from workbench.cli._variation import load_named
+    from workbench.cli._recipes import known_recipes, load_named, no_subject
     from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
     from workbench.run.directory import RECORD, RunDirectory, find_run, list_runs

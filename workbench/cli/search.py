@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli._options import BatchOpt, DeviceOpt, JsonOpt, LimitOpt, QuietOpt, RecipeArg, RunsOpt, SetOpt, VerboseOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import recipe_file, relative
+from workbench.cli._recipes import load_named, recipe_file, relative
 from workbench.errors import shell
 
 
@@ -59,7 +59,6 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.cli.documents.search import SearchDocument
-    from workbench.recipe.recipe import load_recipe
     from workbench.recipe.trust import is_trusted
     from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
@@ -67,7 +66,7 @@ def search(
 
     out.quiet, out.verbose = quiet or json, verbose
     file = recipe_file(str(recipe))
-    loaded = load_recipe(file, settings or ())
+    loaded = load_named(str(recipe), settings or ())
     scoring = Scoring(device, batch_size, limit)
     prepared = prepare(
         loaded,
