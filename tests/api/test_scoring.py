@@ -69,7 +69,9 @@ def test_two_configurations_are_a_pair(world: Path) -> None:
     assert scored.baseline == told["baseline"] == "mine"
     assert scored.rows == told["rows"]
     assert {row["configuration"] for row in scored.rows} == {"half"}
-    assert api.compare(["mine", "half"], baseline="base").rows == document("compare", "mine", "half", "--baseline", "base")["rows"]
+    assert (
+        api.compare(["mine", "half"], baseline="base").rows == document("compare", "mine", "half", "--baseline", "base")["rows"]
+    )
 
 
 def test_the_page_is_that_of_the_report(world: Path) -> None:
@@ -85,7 +87,9 @@ def test_the_page_is_that_of_the_report(world: Path) -> None:
 
 
 def test_options_are_those_of_the_commands(world: Path) -> None:
-    scored = api.evaluate("mine", suite="words", device="cpu", settings="mix.lambda=0.25", limit=8, controls=False, runs="elsewhere")
+    scored = api.evaluate(
+        "mine", suite="words", device="cpu", settings="mix.lambda=0.25", limit=8, controls=False, runs="elsewhere"
+    )
     told = document(
         "eval", "mine", "--set", "mix.lambda=0.25", "--limit", "8", "--no-controls", "--runs-dir", "elsewhere", "--device", "cpu"
     )

@@ -86,7 +86,7 @@ def test_lists_of_bricks_are_drawn_by_their_number(tmp_path: Path) -> None:
 def test_words_alone_are_points_without_a_line(tmp_path: Path) -> None:
     (figure,) = figures(view_of(swept(tmp_path, METHOD).document()))
     drawing = str(figure.groups[0][1][0].drawing)
-    assert 'class="curve' not in drawing
+    assert 'class="curve main"' not in drawing
     assert drawing.count('class="dot"') == 3
 
 

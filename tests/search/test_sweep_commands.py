@@ -68,6 +68,21 @@ def test_options_give_the_same_as_the_recipe(world: Project) -> None:
     assert "--sweep mix.lambda=0.5,1.0 --sweep mix.merge=ties,task_arithmetic" in error.hint
 
 
+def test_points_are_named_where_recipes_are(world: Project) -> None:
+    world.write(RECIPE + SWEEP, "mine.yaml")
+    found = json.loads(run("recipe", "diff", NAMES[0], NAMES[2], "--json").stdout)
+    assert (found["first"], found["second"]) == (
+        f"recipes/{NAMES[0].replace('mine', 'mine.yaml')}",
+        "recipes/mine.yaml[lambda=1,ties]",
+    )
+    assert {"mix.lambda": (0.5, 1.0)}.items() <= {f["field"]: (f["first"], f["second"]) for f in found["fields"]}.items()
+    assert "no such point" in run("search", "mine[lambda=3,ties]", code=2).exception.message
+    assert "has no `search`" in run("search", NAMES[0], code=2).exception.message
+    world.write(RECIPE, "plain.yaml")
+    assert "has no `sweep`" in run("plan", "plain[lambda=1]", code=2).exception.message
+    assert "no recipe 'other[lambda=1]'" in run("plan", "other[lambda=1]", code=2).exception.message
+
+
 def test_run_writes_a_point_and_refuses_the_sweep(world: Project) -> None:
     world.write(RECIPE + SWEEP, "mine.yaml")
     error = run("run", "mine", "--device", "cpu", code=2).exception

@@ -67,8 +67,7 @@ def load_named(name: str, settings: Sequence[str] = ()) -> Recipe:
     """
     from workbench.recipe.recipe import load_recipe
 
-    file = recipe_path(name) if recipe_path(name).is_file() else recipe_file(name)
-    loaded = load_recipe(file, settings)
+    loaded = load_recipe(recipe_file(name), settings)
     if not (point := point_in(name)):
         return loaded
     from workbench.search.sweep import point_of

@@ -117,15 +117,14 @@ def search(
     Raises:
         WorkbenchError: If the recipe has no `search`, or a value is invalid.
     """
-    from workbench.api.naming import recipe_file
-    from workbench.recipe.recipe import load_recipe
+    from workbench.api.naming import load_named
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
     if unknown := [name for name in ("sweep", "max_points", "controls") if name in options]:
         raise UsageError(f"search has no option {unknown[0]!r}", "Options: settings, batch_size, limit, runs.")
     request = _request(recipe, (), options)
-    loaded = load_recipe(recipe_file(str(recipe)), request.vary.settings)
+    loaded = load_named(str(recipe), request.vary.settings)
     scoring = Scoring(device, request.batch_size, request.limit)
     prepared = prepare(loaded, request.runs or loaded.project / "runs", scoring, trials=trials, events=events)
     for warning in prepared.warnings:

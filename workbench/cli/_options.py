@@ -43,7 +43,7 @@ SweepOpt = Annotated[
     list[str] | None,
     typer.Option(
         "--sweep",
-        metavar="STEP.FIELD=VALUE,VALUE",
+        metavar="STEP.FIELD=V,V",
         help="Vary a recipe field, one configuration for each value: mix.lambda=0.25,0.5,1, mix.merge=ties,dare, "
         "mix.bricks=[a,b],[a,b,c], seed=0,1,2. Repeatable, for all combinations.",
     ),

@@ -58,14 +58,13 @@ def check(
 
     Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
     """
-    from workbench.api.naming import recipe_file
+    from workbench.api.naming import load_named
     from workbench.cli.documents.edits import FactsCheckDocument
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
-    from workbench.recipe.recipe import load_recipe
 
     out.quiet = json or quiet
-    loaded = load_recipe(recipe_file(str(recipe))) if recipe else None
+    loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
     report = check_facts(file, str(file), recipe=loaded, model=asked_model, device=pick_device(device), events=out.event)
 
@@ -97,10 +96,9 @@ def _table(findings: list[FactFinding]) -> None:
 
 def _model(reference: str | None, recipe: Recipe | None) -> NamedModel | None:
     """Return the model to ask: the one of --model, else the recipe's base."""
-    from workbench.api.naming import no_subject, recipe_path
+    from workbench.api.naming import load_named, no_subject, recipe_path
     from workbench.bricks.hub import Hub
     from workbench.project import find_project
-    from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
     from workbench.run.opened import NamedModel, is_model, resolve_model
 
@@ -109,7 +107,7 @@ def _model(reference: str | None, recipe: Recipe | None) -> NamedModel | None:
         return NamedModel("the base", resolve(recipe.derive("base", []), hub)) if recipe else None
     path = recipe_path(reference)
     if path.suffix in (".yaml", ".yml"):
-        named = load_recipe(path)
+        named = load_named(reference)
         return NamedModel(named.name, resolve(named, hub))
     if not is_model(reference):
         raise no_subject(reference)

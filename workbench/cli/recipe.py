@@ -128,16 +128,15 @@ def diff(
     """
     from dataclasses import asdict
 
-    from workbench.api.naming import recipe_file
+    from workbench.api.naming import load_named, point_in, recipe_file
     from workbench.bricks.hub import Hub
     from workbench.cli._recipes import relative
     from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.library.recipediff import recipe_difference
-    from workbench.recipe.recipe import load_recipe
 
     files = [recipe_file(name) for name in (first, second)]
-    found = recipe_difference(load_recipe(files[0]), load_recipe(files[1]), Hub(headers_only=True, events=out.event))
-    names = [str(relative(file)) for file in files]
+    found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
+    names = [f"{relative(file)}{point_in(name)}" for file, name in zip(files, (first, second), strict=True)]
 
     def document() -> RecipeDiffDocument:
         data = {

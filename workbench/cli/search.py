@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.api.naming import recipe_file
+from workbench.api.naming import load_named, recipe_file
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
@@ -67,14 +67,13 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.cli.documents.search import SearchDocument
-    from workbench.recipe.recipe import load_recipe
     from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
     file = recipe_file(str(recipe))
-    loaded = load_recipe(file, settings or ())
+    loaded = load_named(str(recipe), settings or ())
     scoring = Scoring(device, batch_size, limit)
     prepared = prepare(
         loaded,

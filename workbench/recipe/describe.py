@@ -59,7 +59,8 @@ _SCHEDULES = [
 _SWEEPS = [
     "## sweep",
     "",
-    "Each entry of `sweep` is a field and its values. Every combination is a configuration with a name that says its values:",
+    "Each entry of `sweep` is a field and its values. Every combination is a configuration with a name that says its values.",
+    "Two numbers are two values, not a range as in `search`.",
     "",
     "```yaml",
     "steps: [{id: mix, merge: ties, density: 0.2, lambda: 1.0}]",
