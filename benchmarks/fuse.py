@@ -144,7 +144,7 @@ def trained(project: Path, fields: str, steps: int, rate: float, seed: int) -> t
     recipe.write_text(text, "utf-8")
     command = [sys.executable, "-m", "workbench", "run", str(recipe), "--json"]
     document = json.loads(subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout)
-    made = (project / document["path"]).resolve()
+    made = (project / document["run"]).resolve()
     return made, json.loads((made / "run.json").read_text("utf-8"))["steps"][0]["training"]
 
 

@@ -10,20 +10,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from worlds.fused import save_base, save_teacher, text
+from worlds.jsonl import write_jsonl
 
 from workbench.fuse.avgce import AvgCE
 from workbench.fuse.mince import MinCE
 from workbench.fuse.teaching import distributions
 from workbench.fuse.teaching.distributions import Pass, measure
+from workbench.fuse.teaching.lesson import Room, Teacher, lesson
 from workbench.fuse.teaching.loss import fused_loss, taught_loss
 from workbench.fuse.teaching.mapping import NONE
 from workbench.fuse.teaching.shards import Shards
 from workbench.fuse.teaching.syncs import Reading, Vocabulary
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.models.texts import Text
-from workbench.train import collate
+from workbench.train import collate, encode
 
 CPU = torch.device("cpu")
 MINCE = MinCE.model_validate({"fuse": "mince", "teachers": ["a"], "data": "t.jsonl"})
@@ -198,6 +201,40 @@ def test_the_loss_equals_a_direct_computation() -> None:
     assert torch.allclose(logits.grad.double(), direct.grad, atol=1e-6)
     alone = torch.nn.functional.cross_entropy(logits, targets)
     assert float(fused_loss(logits, targets, ids, values, 0.0)) == pytest.approx(float(alone), rel=1e-6)
+
+
+def test_a_lesson_teaches_what_the_teacher_predicts_before_each_learned_token(tmp_path: Path) -> None:
+    place = save_base(tmp_path / "base", first="<s>")
+    texts = [("", text(3)), (text(1, 5), text(2, 4).strip()), ("", text(4, 3))]
+    rows = [{"prompt": prompt, "completion": answer} if prompt else {"text": answer} for prompt, answer in texts]
+    write_jsonl(tmp_path / "rows.jsonl", rows)
+    fields = {"fuse": "mince", "teachers": ["same"], "data": "rows.jsonl", "top_k": 5, "with_base": False, "weight": 0.3}
+    step = MinCE.model_validate(fields)
+    told: list[str] = []
+    room = Room(tmp_path, tmp_path / "cache", place, 10_000, CPU, told.append, lambda *_: None)
+    base = Teacher("base", place, "digest of the base", None, lambda: pytest.fail("the base is not fused"))
+    objective = lesson(step, step.settings(1), [Teacher("same", place, "another digest", None, lambda: live(place))], base, room)
+    assert objective.record["fused"]["taught"] == 1.0
+    assert "100% of" in told[-1]
+    cached = Teacher("same", place, "another digest", None, lambda: pytest.fail("its distributions are cached"))
+    assert lesson(step, step.settings(1), [cached], base, room).digest == objective.digest
+
+    model, tokenizer = live(place), AutoTokenizer.from_pretrained(place)
+    encoded = [encode(tokenizer, prompt, answer, 128) for prompt, answer in texts]
+    assert all(ids[-1] == tokenizer.eos_token_id for ids, _ in encoded)
+    batch = objective.collate([encoded[1], encoded[2], encoded[0]])
+    logs, targets = [], []
+    for ids, learned in (encoded[1], encoded[2], encoded[0]):
+        logs.append(model(torch.tensor([ids])).logits[0].double().log_softmax(-1)[len(ids) - learned - 1 : -1])
+        targets += ids[len(ids) - learned :]
+    after = torch.cat(logs)
+    expected = after.topk(5)
+    assert torch.equal(batch["taught_ids"].long(), expected.indices)
+    assert torch.allclose(batch["taught"].double(), expected.values.exp(), atol=1e-6)
+    rest = 1 - expected.values.exp().sum(1)
+    cross = -(expected.values.exp() * expected.values).sum(1) - rest * rest.log()
+    direct = (0.7 * -after[torch.arange(len(targets)), targets] + 0.3 * cross).mean()
+    assert float(objective.loss(model, batch)) == pytest.approx(float(direct), rel=1e-5)
 
 
 def test_distributions_belong_to_the_token_that_follows(tmp_path: Path) -> None:

@@ -53,10 +53,13 @@ class Vocabulary:
         self.tokenizer: Any = checked_tokenizer(path, label)
         self.size = max(self.tokens.ids.values(), default=-1) + 1
         self.pieces: list[bytes | None] = [None] * self.size
-        """Bytes of each ordinary token; None for added tokens, such as special ones."""
+        """Bytes of each token; None for special tokens."""
         for token, i in self.tokens.ids.items():
-            if token not in self.tokens.added:
+            flags = self.tokens.added.get(token)
+            if flags is None:
                 self.pieces[i] = self.spell(token)
+            elif not flags.get("special", True):  # such as runs of spaces, which are added as they stand in texts
+                self.pieces[i] = token.encode()
         if not getattr(self.tokenizer, "is_fast", False):
             raise WorkbenchError(
                 f"{label}: its tokenizer in {path} does not say where its tokens are in a text, which the alignment of tokens needs",
@@ -104,7 +107,7 @@ def _last_of_each_end(ends: NDArray[np.int64]) -> NDArray[np.int64]:
 
 
 def _next(reading: Reading, place: int, pieces: list[bytes | None]) -> bytes | None:
-    """Return the bytes of the token after a place; nothing at the end, and None for an added token."""
+    """Return the bytes of the token after a place; nothing at the end, and None for a special token."""
     return pieces[reading.ids[place + 1]] if place + 1 < len(reading.ids) else b""
 
 

@@ -128,9 +128,9 @@ class Fusion:
             values.append((arrays[m]["probabilities"][row].astype(np.float64) * share[:, None]).ravel())
         entries = np.concatenate(at), np.concatenate(ids), np.concatenate(values)
         rows = slice(learned.start, learned.stop)
-        found, probabilities = (part[rows] for part in _largest(*entries, given.sum(1), self.k))
-        self._count(given[rows], probabilities)
-        return found.astype(np.int32), probabilities.astype(np.float32)
+        found, probabilities = _largest(*entries, given.sum(1), self.k)
+        self._count(given[rows], probabilities[rows])
+        return found[rows].astype(np.int32), probabilities[rows].astype(np.float32)
 
     def _kept(self, source: Source, number: int) -> tuple[Whole, Whole]:
         """Return the places where both models' tokens end and the model has a distribution."""
