@@ -10,7 +10,7 @@ from worlds.permuted import Order
 
 from workbench.carry.assign import assignment
 from workbench.carry.correlation import correlations, matched
-from workbench.carry.ridge import PENALTIES, ridge
+from workbench.carry.ridge import PENALTIES, input_map, output_map, ridge
 from workbench.carry.subspace import subspace_maps
 
 
@@ -74,6 +74,19 @@ def test_ridge_is_that_of_scikit_learn(activations: torch.Tensor, centered: bool
     ]
     assert min(np.abs(fit - found.numpy()).max() for fit in fits) < 1e-4
     assert float((found - planted).norm() / planted.norm()) < 0.05
+
+
+def test_outputs_that_span_few_directions_are_mapped_in_all(activations: torch.Tensor) -> None:
+    """Twelve outputs of a module with five inputs: an update may write what the module never writes."""
+    planted = Order.drawn(12, 3)
+    start = activations[:, :5] @ torch.randn(5, 12, generator=torch.Generator().manual_seed(4))
+    goal = 1.5 * planted.columns(start)
+    update = torch.randn(12, 2, generator=torch.Generator().manual_seed(5))
+    expected = 1.5 * planted.matrix() @ update
+    assert float((output_map(start, goal) @ update - expected).norm() / expected.norm()) < 0.01
+    assert float((ridge(start, goal, centered=True) @ update - expected).norm() / expected.norm()) > 0.3
+    shifted = activations @ torch.diag(torch.linspace(1, 2, 12))
+    assert float((activations - shifted @ input_map(shifted, activations).T).norm() / activations.norm()) < 0.01
 
 
 def test_ridge_takes_a_large_penalty_where_there_is_nothing_to_learn() -> None:

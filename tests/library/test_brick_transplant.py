@@ -65,7 +65,9 @@ def deltas(folder: Path, scale: float = 1.0) -> dict[str, torch.Tensor]:
     """Module -> B A."""
     tensors = load_file(folder / "adapter_model.safetensors")
     return {
-        name.split("model.model.")[1].partition(".lora_A")[0]: scale * tensors[name.replace("lora_A", "lora_B")] @ tensors[name]
+        name.removeprefix("base_model.model.model.").partition(".lora_A")[0]: scale
+        * tensors[name.replace("lora_A", "lora_B")]
+        @ tensors[name]
         for name in tensors
         if "lora_A" in name
     }

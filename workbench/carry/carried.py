@@ -12,7 +12,7 @@ from workbench.carry.correlation import matched
 from workbench.carry.moves import Linear, Move, Plan
 from workbench.carry.positions import Reading, exchanged
 from workbench.carry.record import Recorded, record
-from workbench.carry.ridge import ridge
+from workbench.carry.ridge import input_map, output_map
 from workbench.carry.subspace import subspace_maps
 from workbench.lazy import torch
 from workbench.models.layout import Model
@@ -254,11 +254,13 @@ def _fit_group(
     return maps, matches
 
 
-def _fit(by: By, given: Tensor | None, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
-    """Return the map of one pair of tensors; that of outputs maps changes, so means do not count."""
+def _fit(by: By, known: Tensor | None, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
+    """Return the map of one pair of tensors: of what modules write, or of what they read."""
     if by == "assign":
         return assignment(start, goal)
-    return ridge(start, goal, centered=outputs) if by == "ridge" else given
+    if by == "ridge":
+        return output_map(start, goal) if outputs else input_map(start, goal)
+    return known
 
 
 def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Maps]) -> Factors:

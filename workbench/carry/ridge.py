@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from workbench.carry.assign import assignment
 from workbench.lazy import torch
 
 if TYPE_CHECKING:
@@ -11,6 +12,34 @@ if TYPE_CHECKING:
 
 PENALTIES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1)
 """Ridge penalties to choose from, relative to the mean square of a start unit."""
+
+
+def input_map(start: Tensor, goal: Tensor) -> Tensor:
+    """Return the map of what modules read: the ridge map around zero.
+
+    Args:
+        start: [positions, start units].
+        goal: [positions, goal units].
+    """
+    return ridge(start, goal, centered=False)
+
+
+def output_map(start: Tensor, goal: Tensor) -> Tensor:
+    """Return the map of what modules write, on which updates act: the ridge map around the signed assignment.
+
+    What a module writes spans no more directions than it has inputs, so activations do not say how the others are mapped, and an update
+    may use them. There the assignment decides, with the slope of each matched pair. Updates are changes, so means do not count.
+
+    Args:
+        start: [positions, start units].
+        goal: [positions, goal units].
+    """
+    start, goal = start - start.mean(0), goal - goal.mean(0)
+    rows, columns = assignment(start, goal).nonzero(as_tuple=True)
+    one, other = start[:, columns], goal[:, rows]
+    slopes = torch.zeros(goal.shape[1], start.shape[1])
+    slopes[rows, columns] = (one * other).sum(0) / one.square().sum(0).clamp_min(1e-30)
+    return slopes + ridge(start, goal - start @ slopes.T, centered=True)
 
 
 def ridge(start: Tensor, goal: Tensor, *, centered: bool) -> Tensor:
@@ -22,7 +51,7 @@ def ridge(start: Tensor, goal: Tensor, *, centered: bool) -> Tensor:
     Args:
         start: [positions, start units].
         goal: [positions, goal units].
-        centered: Whether both are taken as deviations from their means, as for changes, which have no mean.
+        centered: Whether both are taken as deviations from their means.
 
     Returns:
         [goal units, start units].
