@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +137,20 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
     call("analyze", "export", "bricks/acting", "-o", "acting.pth")
     document("analyze import", "acting.pth", "--base", "base", "--names", "acting", "-o", "imported")
+    call_analyses(project, document)
+    document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
+    document("push", runs["mix"].name, "org/mix", "--dry-run", "--yes")
+    exported = document(
+        "export write", runs["adapter"].name, "--for", "vllm", "--served-base", "org/base", "-o", "served", "--tokens", 2
+    )
+    with serving(served(project, exported), load_tokenizer(project.path / "base")) as url:
+        document("export check", url, "--expected", "served")
+    document("doctor", code=(0, 3))
+    return printed
+
+
+def call_analyses(project: Project, document: Callable[..., Any]) -> None:
+    """Call the commands that analyze neurons of texts with labels."""
     for kind in ("functions", "sparsity", "ablate", "all"):
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
@@ -147,15 +162,6 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     )
     document("analyze decompose", "recipes/mix.yaml", "--data", "skills.jsonl", "--items", 1)
     document("analyze decompose", "base", "--data", "labelled.jsonl")
-    document("experts", runs["experts"].name, "--texts", "texts.jsonl", "--samples", 4)
-    document("push", runs["mix"].name, "org/mix", "--dry-run", "--yes")
-    exported = document(
-        "export write", runs["adapter"].name, "--for", "vllm", "--served-base", "org/base", "-o", "served", "--tokens", 2
-    )
-    with serving(served(project, exported), load_tokenizer(project.path / "base")) as url:
-        document("export check", url, "--expected", "served")
-    document("doctor", code=(0, 3))
-    return printed
 
 
 def served(project: Project, exported: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ BaselineOpt = Annotated[
         help="Configuration to compare with; default: the suite's baseline, or the first model if no recipe is named.",
     ),
 ]
+BrickArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in bricks/.", show_default=False)]
 SetOpt = Annotated[
     list[str] | None,
     typer.Option(

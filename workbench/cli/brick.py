@@ -24,7 +24,7 @@ from workbench.cli._bricks import (
     verify_statistics,
 )
 from workbench.cli._neurons import show_neurons, verify_neurons
-from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
+from workbench.cli._options import BrickArg, DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
 from workbench.cli._transplant import transplant
 from workbench.cli._trust import reads_recipes
@@ -38,7 +38,6 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Manage bricks: adapters, fine-tuned checkpoints, edits and sets of neurons.",
 )
-NameArg = Annotated[str, typer.Argument(help="Brick: a directory, or its name in bricks/.", show_default=False)]
 
 
 @app.command("ls")
@@ -73,7 +72,7 @@ def list_(json: JsonOpt = False) -> None:
 
 @app.command()
 def show(
-    name: NameArg,
+    name: BrickArg,
     others: Annotated[list[str] | None, typer.Argument(help="Other bricks to compare it with.", show_default=False)] = None,
     base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the brick names.")] = None,
     metric: Annotated[
@@ -353,7 +352,7 @@ app.command()(transplant)
 
 @app.command()
 def verify(
-    name: NameArg,
+    name: BrickArg,
     base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the brick names.")] = None,
 ) -> None:
     """Verify a brick's files, digest and fit to its base.

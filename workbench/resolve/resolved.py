@@ -98,8 +98,8 @@ class Resolved:
     @cached_property
     def downloads(self) -> tuple[Download, ...]:
         """Downloads that `run` makes first: base and bricks of which only headers are local, each repository once."""
-        downloads = [download_of(self.base_path), *(d for brick in self._sources for d in brick.downloads)]
-        return tuple(dict.fromkeys(filter(None, downloads)))
+        every = (download_of(self.base_path), *(d for brick in self._sources for d in brick.downloads))
+        return tuple(dict.fromkeys(d for d in every if d))
 
     @property
     def headers_only(self) -> bool:
@@ -212,10 +212,9 @@ class Resolved:
 
     def tokenizer_of(self, name: str) -> Path:
         """Return the directory of the tokenizer of a brick's whole model: an adapter has that of the base."""
-        if name in self.nested:
-            return self.nested[name].tokenizer_path
-        brick = self.on_disk[name]
-        return self.tokenizer_at(0) if brick.kind == "adapter" else brick.path
+        if inner := self.nested.get(name):
+            return inner.tokenizer_path
+        return self.tokenizer_at(0) if self.on_disk[name].kind == "adapter" else self.on_disk[name].path
 
     def brick_vocabulary(self, name: str) -> str | None:
         """Return the digest of the vocabulary of a brick's whole model, and watch its file for changes."""
@@ -376,11 +375,7 @@ class RecipeBrick:
         return self.resolved.stamp
 
     def check_inputs(self) -> None:
-        """Check that no input of the recipe has changed.
-
-        Raises:
-            InputChangedError: If an input has changed.
-        """
+        """Raise InputChangedError if an input of the recipe has changed."""
         self.resolved.check_inputs()
 
     def unties(self, base: Model) -> str | None:

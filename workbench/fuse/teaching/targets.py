@@ -126,9 +126,8 @@ class Fusion:
             known = np.minimum(arrays[m]["ids"][row].astype(np.int64), len(source.tokens))
             ids.append(np.append(source.tokens, NONE)[known].ravel())
             values.append((arrays[m]["probabilities"][row].astype(np.float64) * share[:, None]).ravel())
-        entries = np.concatenate(at), np.concatenate(ids), np.concatenate(values)
         rows = slice(learned.start, learned.stop)
-        found, probabilities = _largest(*entries, given.sum(1), self.k)
+        found, probabilities = _largest(np.concatenate(at), np.concatenate(ids), np.concatenate(values), given.sum(1), self.k)
         self._count(given[rows], probabilities[rows])
         return found[rows].astype(np.int32), probabilities[rows].astype(np.float32)
 
