@@ -46,8 +46,9 @@ def test_one_tokenizer_has_a_sync_point_at_every_token(pair: tuple[Vocabulary, V
     assert len(set(reading.ends.tolist())) < len(reading.ids)  # several tokens spell one character
     i, j = sync_points(reading, large.pieces, reading, large.pieces)
     assert i.tolist() == j.tolist()
-    # Places within a character are left out: both have read a part of it, but no characters end there.
     assert set(reading.ends[i].tolist()) == set(reading.ends.tolist())
+    # Places within a character are left out: both have read a part of it, but no character ends there.
+    assert all("\ufffd" not in large.tokenizer.decode(reading.ids[: n + 1]) for n in i.tolist())
     assert np.array_equal(token_map(large, large), np.arange(large.size))
 
 
@@ -79,6 +80,17 @@ def test_teacher_tokens_become_the_first_token_of_their_text(pair: tuple[Vocabul
             cut += 1
     assert shared > 250
     assert cut > 100
+
+
+def test_places_before_other_text_are_left_out(tmp_path: Path) -> None:
+    """Both put a token in front of the text. Llama 2 then reads " The" and Gemma "The", so their next tokens are not compared."""
+    for name in ("llama2", "gemma"):
+        written(name).save_pretrained(tmp_path / name)
+    llama, gemma = (Vocabulary(tmp_path / name, name) for name in ("llama2", "gemma"))
+    one, other = (vocabulary.read(Text("", "The capital", "row")) for vocabulary in (llama, gemma))
+    i, j = sync_points(one, llama.pieces, other, gemma.pieces)
+    assert one.ends[i].tolist() == other.ends[j].tolist() == [3, 11]
+    assert one.ends[sync_points(one, llama.pieces, one, llama.pieces)[0]].tolist() == [0, 3, 11]
 
 
 @pytest.mark.parametrize("kind", ["llama2", "gemma"])

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.bricks.brick import vocabulary_digest
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
+from workbench.identity import WatchedFiles
 from workbench.recipe.recipe import Recipe, dump_step
 
 
@@ -25,8 +28,12 @@ class KeyInputs(Protocol):
     def vocabulary_at(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
 
-    def brick_vocabulary(self, name: str) -> str | None:
-        """Return the digest of the vocabulary of a brick's whole model."""
+    def tokenizer_of(self, name: str) -> Path:
+        """Return the directory of the tokenizer of a brick's whole model."""
+
+    @property
+    def watched(self) -> WatchedFiles:
+        """Record of the small input files that were read."""
 
     def neurons(self, folder: str) -> NeuronSet:
         """Return a set of neurons that a step names."""
@@ -65,7 +72,7 @@ class StepKey:
 
     def brick_vocabularies(self, names: Sequence[str]) -> list[str | None]:
         """Return the digest of the vocabulary of each named brick's whole model."""
-        return [self.inputs.brick_vocabulary(name) for name in names]
+        return [vocabulary_digest(self.inputs.tokenizer_of(name), self.inputs.watched) for name in names]
 
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""

@@ -212,13 +212,9 @@ class Resolved:
 
     def tokenizer_of(self, name: str) -> Path:
         """Return the directory of the tokenizer of a brick's whole model: an adapter has that of the base."""
-        if inner := self.nested.get(name):
-            return inner.tokenizer_path
-        return self.tokenizer_at(0) if self.on_disk[name].kind == "adapter" else self.on_disk[name].path
-
-    def brick_vocabulary(self, name: str) -> str | None:
-        """Return the digest of the vocabulary of a brick's whole model, and watch its file for changes."""
-        return vocabulary_digest(self.tokenizer_of(name), self.watched)
+        if self.bricks[name].kind == "adapter":
+            return self.tokenizer_at(0)
+        return self.nested[name].tokenizer_path if name in self.nested else self.on_disk[name].path
 
     def check_inputs(self) -> None:
         """Check that no input has changed since its key was made. Call this before results are stored.

@@ -72,7 +72,7 @@ class FuseMethod(TrainMethod):
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         """Yield an error for each brick that the recipe does not have."""
-        for problem in super().check_names(names, known):
+        for problem in super(TrainMethod, self).check_names(names, known):
             name = str(problem.path[-1])
             place = ("teachers", self.teachers.index(name)) if name in self.teachers else ("orthogonal_to",)
             yield problem._replace(path=place)

@@ -57,6 +57,9 @@ class FuseKind(TrainKind[FuseMethod]):
     ) -> tuple[dict[str, Any], Model]:
         """Add the bytes and passes of the teachers to what the training needs."""
         row, after = super().plan_row(step, resolved, number, model, needs)
+        settings = step.settings(0)
+        if isinstance(settings.data, str):
+            row["trains_on"] = settings.data
         row["bricks"] = {name: resolved.bricks[name].kind for name in step.teachers}
         if self.is_cached(resolved, number) or step.weight == 0:
             return row, after
