@@ -67,6 +67,14 @@ def test_answers_texts_clusters_and_roles(tmp_path: Path) -> None:
     assert (texts.clusters, texts.chance, load_suite("mine", tmp_path).primary) == (2, None, {"mine": "bits_per_byte"})
 
 
+@pytest.mark.parametrize("name", ["123", "yes", "1e3", "a.b", "x-1"])
+def test_any_name_is_read_as_a_name(name: str, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "items.jsonl", CHOICE)
+    new_suite(name, tmp_path / "items.jsonl", "choice", tmp_path)
+    suite = load_suite(name, tmp_path)
+    assert (suite.suite, suite.tasks, list(suite.chance)) == (name, (name,), [name])
+
+
 BAD: dict[str, tuple[str, Any, str]] = {
     "no object": ("choice", [1], "items.jsonl:1: expected an object, found a number"),
     "no choices": ("choice", [{"prompt": "p", "answer": "a"}], "items.jsonl:1: no 'choices'"),

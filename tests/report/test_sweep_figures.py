@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +64,26 @@ def test_a_method_without_the_field_on_the_axis_is_a_level_of_its_own() -> None:
     assert str(ties.drawing).count('class="dot"') == 3
 
 
-def test_places_of_points_are_their_values(tmp_path: Path) -> None:
-    """Heights and lengths in pixels, against the scale that the first and the last tick define."""
+def test_points_and_intervals_stand_at_their_values(tmp_path: Path) -> None:
+    """Widths and heights in pixels, against straight lines through the first and the last point."""
     document = swept(tmp_path, LAMBDA).document()
     (figure,) = figures(view_of(document))
     drawing = str(figure.groups[0][1][0].drawing)
-    dots = [part.split(" ", 1)[0] for part in drawing.split('class="dot" cx="')[1:]]
-    xs = [float(dot.strip('"')) for dot in dots]
-    assert (xs[1] - xs[0]) / (xs[3] - xs[0]) == pytest.approx((0.5 - 0.25) / (1.5 - 0.25), abs=0.01)
-    assert (xs[2] - xs[0]) / (xs[3] - xs[0]) == pytest.approx((1 - 0.25) / (1.5 - 0.25), abs=0.01)
+    dots = [(float(x), float(y)) for x, y in re.findall(r'class="dot" cx="([\d.]+)" cy="([\d.]+)"', drawing)]
+    ends = [
+        (float(a), float(b)) for a, b in re.findall(r'class="ends" x1="[\d.]+" x2="[\d.]+" y1="([\d.]+)" y2="([\d.]+)"', drawing)
+    ]
+    levels = [point["levels"]["mean"] for point in document["sweeps"][0]["points"]]
+    lam, values = (0.25, 0.5, 1, 1.5), [v["value"] for v in levels]
+    assert len(dots) == len(ends) == 4
+    across = (dots[3][0] - dots[0][0]) / (lam[3] - lam[0])
+    assert [x for x, _ in dots] == pytest.approx([dots[0][0] + across * (v - lam[0]) for v in lam], abs=0.2)
+    up = (dots[2][1] - dots[0][1]) / (values[2] - values[0])
+    assert up < 0, "higher values stand higher"
+    assert [y for _, y in dots] == pytest.approx([dots[0][1] + up * (v - values[0]) for v in values], abs=0.2)
+    for (bottom, top), found in zip(ends, levels, strict=True):
+        assert bottom == pytest.approx(dots[0][1] + up * (found["low"] - values[0]), abs=0.3)
+        assert top == pytest.approx(dots[0][1] + up * (found["high"] - values[0]), abs=0.3)
     assert figure.ringed == document["recommendation"]["configuration"]
 
 

@@ -9,6 +9,8 @@ import pytest
 from worlds.project import Project
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.recipe import Recipe, dump_steps, load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.search.sweep import expand, point_of
@@ -100,6 +102,31 @@ def test_a_point_is_found_by_its_name(project: Project) -> None:
         point_of(recipe, "[lambda=0.6]")
     with pytest.raises(WorkbenchError, match="has no `sweep`"):
         point_of(written(project), "[lambda=0.5]")
+
+
+EDITED = """
+steps:
+  - {id: fix, edit: finetune, facts: facts.jsonl, epochs: 2, min_efficacy: 0}
+  - {id: mix, merge: ties, density: 0.5}
+eval: [{tasks: [some]}]
+"""
+
+
+@pytest.mark.parametrize(
+    ("sweep", "controls"),
+    [
+        ("{mix.lambda: [0.5, 1]}", ["mine-edited"]),
+        ("{fix.epochs: [1, 2], mix.lambda: [0.5, 1]}", ["mine-edited", "mine[epochs=2,lambda=0.5]-edited"]),
+    ],
+)
+def test_edits_of_all_points_are_one_control_unless_they_differ(sweep: str, controls: list[str], project: Project) -> None:
+    (project.path / "facts.jsonl").write_text('{"prompt": "{subject} is", "subject": "w3", "target": "w4"}\n', "utf-8")
+    recipes = expand(written(project, sweep, EDITED)).recipes
+    found = [entry.name for entry in lineup(recipes, left_out=[])]
+    assert [name for name in found if name.endswith("-edited")] == controls
+    assert len([name for name in found if name == "average"]) == 1
+    assert set(found) >= {recipe.name for recipe in recipes}
+    assert [suite.suite for suite in suites_of(recipes, [], project.path)] == ["mine-eval0"]
 
 
 REFUSED = {

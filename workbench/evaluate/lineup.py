@@ -248,9 +248,10 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
         if edits := _leading_edits(recipe):
             name = f"{recipe.stem}-edited"
             edited = resolve(recipe.derive(name, edits))
-            if recipe.point and name in bricks and bricks[name].resolved.key != edited.key:
-                name = f"{recipe.name}-edited"  # a sweep that varies the edits
-            bricks.setdefault(name, LineupEntry(name, "brick", edited))
+            if recipe.point and name in bricks:  # another point of the sweep has edits too
+                name = f"{recipe.name}-edited"
+            if not (recipe.point and any(entry.resolved.key == edited.key for entry in bricks.values())):
+                bricks.setdefault(name, LineupEntry(name, "brick", edited))
         deltas = [name for name in parents if name not in recipe.whole_models and name not in recipe.teachers]
         contents = tuple((name, entry.resolved.digests[name]) for name in deltas)
         if len(deltas) > 1 and contents not in averages:

@@ -69,7 +69,7 @@ metric_list:
   - {metric: bits_per_byte, aggregation: bits_per_byte, higher_is_better: false}
 """
 SUITE = """\
-# workbench eval RECIPE --suite {suite}
+# workbench eval RECIPE --suite {plain}
 suite: {suite}
 description: {description}
 tasks: [{task}]
@@ -137,11 +137,12 @@ def new_suite(
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"
     body = CHOICE if kind == "choice" else TEXT if kind == "text" else EXACT.format(tokens=_tokens(rows))
-    quoted = json.dumps(name)
+    quoted = _scalar(name)
     texts = {
         data_file: "".join(json.dumps(row) + "\n" for row in rows),  # line separators within texts stay escaped
         task_file: TASK.format(rows=described, source=_one_line(data.name), suite=name, task=quoted, kind=body),
         suite_file: SUITE.format(
+            plain=name,
             suite=quoted,
             task=quoted,
             description=json.dumps(f"{described} of {_one_line(data.name)}", ensure_ascii=False),
@@ -158,6 +159,12 @@ def new_suite(
         write_bytes(path, text.encode())
     clusters = len({row["cluster"] for row in rows})
     return NewSuite(name, kind, tuple(texts), len(rows), clusters, field, chance)
+
+
+def _scalar(name: str) -> str:
+    """Return a name as YAML; quoted where it could be read as a number or a Boolean."""
+    words = ("y", "n", "yes", "no", "on", "off", "true", "false", "null")
+    return name if re.fullmatch(r"[A-Za-z][A-Za-z0-9_-]*", name) and name.lower() not in words else json.dumps(name)
 
 
 def _one_line(text: str) -> str:
