@@ -183,13 +183,17 @@ def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
+    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers.
+
+    Settings for positions of images (`mrope_...`) are left out, because they do not change those of text.
+    """
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("rope_theta") is not None:
-        fields["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+        settings = {k: v for k, v in rope.items() if k not in ("type", "rope_type") and not k.startswith("mrope")}
+        fields["rope"] = {**settings, "rope_type": "default" if kind == "mrope" else kind}
     return fields
 
 
