@@ -166,6 +166,16 @@ def test_a_base_with_fewer_tokens_gets_those_of_the_brick_with_encoders(world: P
         world.resolve(text + "tokenizer: {source: union}\n")
 
 
+def test_a_tied_brick_around_an_untied_language_part_gets_a_head(world: Project) -> None:
+    save_multimodal("llava", world.path / "tied", seed=4, tied=True)
+    assert "lm_head" not in " ".join(load_file(world.path / "tied" / "model.safetensors"))
+    world.run(ALONE.replace("checkpoint: eyes", "checkpoint: tied"), out=world.path / "out")
+    image = image_inputs("llava")
+    parent, made = (load_multimodal(world.path / name) for name in ("tied", "out"))
+    assert torch.equal(answer(parent, image), answer(made, image))
+    assert not made.config.get_text_config().tie_word_embeddings
+
+
 def test_two_bricks_with_encoders_share_a_language_merge(world: Project) -> None:
     """TIES or any other merge of two multimodal bricks: each result keeps its own encoder, and both have the same language part."""
     text = """
@@ -186,6 +196,7 @@ def test_two_bricks_with_encoders_share_a_language_merge(world: Project) -> None
     [
         ("{grow: components, from: [eyes, other]}", "no class with the encoders of two"),
         ("{grow: components, from: nose}", "no brick 'nose'"),
+        ("{grow: components, from: eyes}\n  - {merge: linear}", "no step can follow `grow: components`"),
         ("{grow: components, from: plain}", "must be a multimodal checkpoint with `part: language`"),
         ("{grow: components, from: eyes, components: {ears: other}}", "has no component 'ears'"),
         ("{grow: components, from: eyes, components: {vision_tower: wide}}", "collides with that of brick 'eyes': vision_config"),

@@ -101,12 +101,14 @@ def save_text(kind: str, out: Path, *, seed: int, tokens: int = VOCABULARY) -> P
     return out
 
 
-def save_multimodal(kind: str, out: Path, *, seed: int, **vision: Any) -> Path:
-    """A multimodal model in float32, with tokenizer and a processor's file."""
+def save_multimodal(kind: str, out: Path, *, seed: int, tied: bool = False, **vision: Any) -> Path:
+    """A multimodal model in float32, with tokenizer and a processor's file; keyword arguments change its encoder."""
     from transformers import AutoModelForImageTextToText
 
     torch.manual_seed(seed)
-    _noisy(AutoModelForImageTextToText.from_config(whole_config(kind, **vision), dtype=torch.float32)).save_pretrained(out)
+    config = whole_config(kind, **vision)
+    config.tie_word_embeddings = config.text_config.tie_word_embeddings = tied
+    _noisy(AutoModelForImageTextToText.from_config(config, dtype=torch.float32)).save_pretrained(out)
     save_tokenizer(out)
     (out / "preprocessor_config.json").write_text('{"image_processor_type": "CLIPImageProcessor"}\n', "utf-8")
     return out

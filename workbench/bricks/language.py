@@ -19,9 +19,9 @@ from workbench.models.layout import is_tower
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.configuration import TEXT_CONFIGS
 
-EMBEDDINGS = "embed_tokens.weight"
-HEAD = "lm_head.weight"
-_ROOT = "model."
+HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
+"""Names of head and embeddings in a text model."""
+_ROOT, _TABLE = "model.", "embed_tokens.weight"
 _COMPONENTS = ("vision_config", "audio_config", "speech_config")
 
 
@@ -39,10 +39,10 @@ def language_names(names: Iterable[str], label: str) -> dict[str, str]:
         WorkbenchError: If the model does not have exactly one module with `embed_tokens` outside its encoders.
     """
     names = list(names)
-    roots = [n.removesuffix(EMBEDDINGS) for n in names if n.endswith(f".{EMBEDDINGS}") and not is_tower(n)]
+    roots = [n.removesuffix(_TABLE) for n in names if n.endswith(f".{_TABLE}") and not is_tower(n)]
     if len(roots) != 1:
         raise WorkbenchError(
-            f"{label}: expected one text decoder with a tensor `...{EMBEDDINGS}`, found {len(roots)}",
+            f"{label}: expected one text decoder with a tensor `...{_TABLE}`, found {len(roots)}",
             "The language part of this architecture is not supported: only decoders whose embeddings have this name are.",
         )
     (root,) = roots

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from workbench.bricks.language import HEAD, component_configs, component_of, language_names
+from workbench.bricks.language import EMBEDDINGS, HEAD, component_configs, component_of, language_names
 from workbench.errors import InvalidRecipeError, nearest
 from workbench.models.architecture import head_of
 from workbench.models.layout import Model
@@ -25,7 +25,7 @@ class Components(GrowMethod):
 
     The base of the recipe is a text model, and bricks are text models of its architecture and multimodal models with
     `part: language`, merged by any steps before this one. The result is a model of the brick's class, in its tensor names. Where
-    the language part is that of the brick, the result answers as the brick does, images and audio included.
+    the language part is that of the brick, the result answers as the brick does, images included.
     """
 
     paper = "Chen et al. 2024, Model Composition for Multimodal Large Language Models, arXiv 2402.12750"
@@ -82,7 +82,7 @@ class Components(GrowMethod):
         for name, kind in kinds.items():
             if kind != "checkpoint":
                 path = ("from",) if name == self.source else ("components",)
-                yield Problem(path, f"brick '{name}' is an {kind}, but this step takes encoders of multimodal checkpoints")
+                yield Problem(path, f"brick '{name}' is of kind {kind}, but this step takes encoders of multimodal checkpoints")
 
     def expand(self, model: Model) -> Growth:
         """Plan the result: the brick's tensors in their order, those of the text decoder from the configuration so far.
@@ -125,7 +125,7 @@ class Components(GrowMethod):
             )
         theirs = {text: name for name, text in language_names(whole.weights.specs, label).items()}
         if HEAD in own and HEAD not in theirs:
-            theirs[HEAD] = head_of(whole.config, next(iter(theirs.values())))
+            theirs[HEAD] = head_of(whole.config, theirs[EMBEDDINGS])
         if different := sorted(own.keys() ^ theirs.keys()):
             name = different[0]
             holder, other = ("the configuration so far", label) if name in own else (label, "the configuration so far")
@@ -134,7 +134,7 @@ class Components(GrowMethod):
             spec = whole.weights.specs.get(name)
             shape = model.weights.specs[own[text]].shape
             if spec is not None and spec.shape != shape:
-                rows = spec.shape[1:] == shape[1:] and (text == HEAD or text.endswith("embed_tokens.weight"))
+                rows = spec.shape[1:] == shape[1:] and text in (HEAD, EMBEDDINGS)
                 raise InvalidRecipeError(
                     f"grow components: {name} of {label} is {list(spec.shape)}, the configuration so far has {list(shape)}",
                     f"Add `tokenizer: {{source: {self.source}}}` to the recipe, which gives every model this brick's tokens."

@@ -18,6 +18,9 @@ def check_parts(resolved: Resolved) -> list[WorkbenchError]:
     for i, step in enumerate(recipe.steps):
         if not (isinstance(step, GrowMethod) and step.composes):
             continue
+        if i < len(recipe.steps) - 1:
+            text = f"no step can follow `grow: {step.name}`, because steps work on text models"
+            problems.append(recipe.error(("steps", i + 1), text, f"Make `grow: {step.name}` the last step."))
         for name in step.names():
             ref = recipe.fields.bricks.get(name)
             if ref is not None and ref.part is None and ref.kind != "recipe":

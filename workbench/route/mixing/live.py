@@ -297,7 +297,10 @@ def attach(
         if inputs is not None:
             kwargs["input_ids"] = inputs
         if routing.by_token:
-            return generate(kwargs.pop("input_ids", None), **kwargs)
+            try:
+                return generate(kwargs.pop("input_ids", None), **kwargs)
+            finally:
+                routing._call.generated = None
         choice = routing._chosen() or _kept([cache for name in _CACHES if (cache := kwargs.get(name)) is not None])
         if choice is None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
