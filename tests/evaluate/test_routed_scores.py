@@ -135,6 +135,32 @@ def test_scores_are_those_of_single_requests(scorer: str, asked: Project) -> Non
         assert same == (row["brick"] == "base"), name
 
 
+IDS = "one: {tokens: [w1, w50]}\n      two: {tokens: [w2, w6]}"
+SPANS = "one: {tokens: [w1]}\n      two: {between: [w50, w5]}"
+"""The span opens in every prompt; a choice closes it, or not."""
+
+
+@pytest.mark.parametrize(
+    ("scorer", "roles", "used"), [("packed", IDS, "packed"), ("prefix", IDS, "prefix"), ("packed", SPANS, "hflm")]
+)
+def test_bricks_with_roles_are_scored_as_in_whole_passes(scorer: str, roles: str, used: str, asked: Project) -> None:
+    """A row may hold several choices and share its beginning, unless roles depend on earlier tokens."""
+    bricks = ROUTED[: ROUTED.index("steps")]
+    model = materialize(
+        asked.resolve(f"{bricks}steps:\n  - route: roles\n    roles:\n      {roles}\n    text: {{three: 0.5}}\n"), CPU
+    )
+    scores, found = score(plan_of(asked, scorer, tasks=("pick",)), Configuration("a" * 32, "roles"), model)
+    assert scores.tasks["pick"].scorer == used
+    answers = {row["id"]: row for row in found["pick"]}
+    for row in read_jsonl(asked.path / "evals" / "tasks" / "data" / "copy.jsonl"):
+        for choice, value in zip(row["choices"], answers[row["id"]]["loglikelihoods"], strict=True):
+            prompt, answer = ids(row["prompt"]), ids(choice)
+            with torch.no_grad():
+                chances = model(torch.cat((prompt, answer), 1)).logits[0].log_softmax(-1)
+            expected = sum(float(chances[prompt.shape[1] + i - 1, token]) for i, token in enumerate(answer[0]))
+            assert value == pytest.approx(expected, abs=1e-4), (row["id"], choice)
+
+
 def test_the_answer_plays_no_part_in_the_choice(asked: Project) -> None:
     """Choices in the words of another brick do not call it."""
     data = asked.path / "evals" / "tasks" / "data" / "copy.jsonl"

@@ -12,6 +12,7 @@ from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
 from workbench.bricks.axes import Axes, axes_of
 from workbench.bricks.card import BrickCard, read_licence
+from workbench.bricks.language import LanguagePart, component_configs
 from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
@@ -39,6 +40,7 @@ class Brick:
         path: Directory of the weights.
         card: Content of brick.yaml, or None if the brick has no card.
         revision: Commit of the hub repository, or None for a local directory.
+        part: Part of a multimodal checkpoint that the brick is: "language"; None for the whole model.
     """
 
     name: str
@@ -46,6 +48,7 @@ class Brick:
     path: Path
     card: BrickCard | None = None
     revision: str | None = None
+    part: str | None = None
 
     @property
     def label(self) -> str:
@@ -86,7 +89,16 @@ class Brick:
 
     @cached_property
     def checkpoint(self) -> Checkpoint:
-        """The checkpoint.
+        """The checkpoint, or the part of it that the brick is.
+
+        Raises:
+            WorkbenchError: If `Checkpoint` or `tidy` rejects the directory, or it has no such part.
+        """
+        return LanguagePart(self.path, self.label) if self.part else self.whole
+
+    @cached_property
+    def whole(self) -> Checkpoint:
+        """The checkpoint with all its tensors, also if the brick is a part of it.
 
         Raises:
             WorkbenchError: If `Checkpoint` or `tidy` rejects the directory.
@@ -110,13 +122,13 @@ class Brick:
         Raises:
             WorkbenchError: If the directory is not a valid adapter or checkpoint.
         """
-        return self.adapter.entries if self.kind == "adapter" else self.checkpoint.entries
+        return self.adapter.entries if self.kind == "adapter" else self.whole.entries
 
     def files(self) -> list[Path]:
         """Return the files that hold the weights."""
         if self.kind == "adapter":
             return [self.path / ADAPTER_WEIGHTS]
-        return list(dict.fromkeys(entry.file for entry in self.checkpoint.entries.values()))
+        return list(dict.fromkeys(entry.file for entry in self.whole.entries.values()))
 
     @property
     def stored_bytes(self) -> int:
@@ -135,22 +147,23 @@ class Brick:
             cache: Directory that caches digests of tensors; None reads all tensors.
         """
         if self.kind == "checkpoint":
-            return checkpoint_digest(self.checkpoint, cache)
+            digest = checkpoint_digest(self.whole, cache)
+            return json_digest([digest, self.part]) if self.part else digest
         return json_digest([tensor_digests(self.adapter.entries, cache), self.adapter.meaning])
 
     def known(self, cache: Path) -> bool:
         """Return whether `digest` is fast, because the digests of large files are cached."""
-        return not self.headers_only if self.kind == "adapter" else digests_known(self.checkpoint.entries, cache)
+        return not self.headers_only if self.kind == "adapter" else digests_known(self.whole.entries, cache)
 
     def stamp(self, cache: Path) -> str:
         """Return a key of the content that does not read the tensors of a checkpoint or of a stand-in."""
         if self.kind == "adapter":
             return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
-        return stamp(self.checkpoint.entries)
+        return stamp(self.whole.entries)
 
     def fingerprint(self, cache: Path) -> str:
         """Return the key for sorting bricks. It samples the tensors of a checkpoint, so different checkpoints may share a key."""
-        return self.digest(cache) if self.kind == "adapter" else fingerprint(self.checkpoint.entries)
+        return self.digest(cache) if self.kind == "adapter" else fingerprint(self.whole.entries)
 
     def check_inputs(self) -> None:
         """Check that no file of the weights has changed since its header was read.
@@ -258,7 +271,19 @@ def _check_kind(brick: Brick, name: str, spec: TensorSpec, want: TensorSpec) -> 
 
 def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> str:
     """Return a hint for a checkpoint whose tensors differ from the base's."""
-    mine, theirs = brick.checkpoint.config.get("model_type"), base.config.get("model_type")
+    mine, theirs = brick.whole.config.get("model_type"), base.config.get("model_type")
+    if brick.part:
+        return f"Set `base:` to the text model that the language part of this {mine} model was made from."
+    if mine != theirs and component_configs(brick.whole.config) and not component_configs(base.config):
+        return (
+            f"The brick is a {mine} model with encoders, the base a {theirs} model. To merge its text decoder alone, write `{brick.name}: "
+            f"{{checkpoint: ..., part: language}}`; the last step `- {{grow: components, from: {brick.name}}}` gives the result its encoders."
+        )
+    if mine != theirs and component_configs(base.config) and not component_configs(brick.whole.config):
+        return (
+            f"The brick is a {mine} model, the base a {theirs} model with encoders. Make the text model the base, list the {theirs} model "
+            "as a brick with `part: language`, and add `- {grow: components, from: BRICK}` as the last step."
+        )
     if mine != theirs:
         return f"The brick is a {mine} model, the base a {theirs} model: set `base:` to the model that the brick was fine-tuned from."
     if extra and all(is_head(name) for name in extra):

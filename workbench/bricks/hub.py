@@ -24,7 +24,7 @@ CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.
 _SMALL = (
     "config.json", "generation_config.json", ADAPTER_CONFIG, INDEX, "edit.json", "facts.jsonl", CARD, "README.md", "tokenizer*", "vocab*", "merges.txt",
-    "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja",
+    "special_tokens_map.json", "added_tokens.json", "*.model", "chat_template*", "*.jinja", "*preprocessor_config.json", "processor_config.json",
 )  # fmt: skip
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")

@@ -130,7 +130,12 @@ def resolve_brick(name: str, ref: BrickRef, project: Path, hub: Hub = FETCH) -> 
             f"{what}: {ref.target} holds both an adapter ({ADAPTER_CONFIG}) and a checkpoint (config.json and safetensors files)",
             f"State which one to use: `{name}: {{adapter: {ref.target}}}` or `{name}: {{checkpoint: {ref.target}}}`.",
         )
-    return Brick(name, wanted if wanted in kinds else kinds[0], files, card, revision)
+    kind = wanted if wanted in kinds else kinds[0]
+    if ref.part and kind == "adapter":
+        raise WorkbenchError(
+            f"{what}: `part: {ref.part}` is for a multimodal checkpoint, but {ref.target} is an adapter", "Remove `part`."
+        )
+    return Brick(name, kind, files, card, revision, ref.part)
 
 
 def is_neuron_set(path: Path) -> bool:

@@ -44,7 +44,7 @@ def chat(
         else:
             tokens = tokenizer(line, return_tensors="pt")
         answer = _answer(model, tokenizer, tokens, max_new_tokens)
-        if (routing := getattr(model, "routing", None)) is not None:
+        if (routing := getattr(model, "routing", None)) is not None and not routing.by_token:
             out.say(f"[{routing.label(routing.last.weights[0])}]")
         history.append({"role": "assistant", "content": answer})
 

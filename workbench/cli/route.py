@@ -57,7 +57,22 @@ def explain(
         out.say(f"written: {html}")
 
 
+def _say_roles(document: dict[str, Any]) -> None:
+    text = " + ".join(f"{weight:g} {name}" for name, weight in document["chosen"].items())
+    out.line(f"{document['method']}: {text or 'base'} on text")
+    spans: list[list[str]] = []
+    for token in document["tokens"]:
+        role = token["role"] or "text"
+        if not spans or spans[-1][0] != role:
+            spans.append([role, "0", ""])
+        spans[-1] = [role, str(int(spans[-1][1]) + 1), spans[-1][2] + token["token"]]
+    out.table(["role", "tokens", "text"], spans, right=(1,))
+
+
 def _say_explained(document: dict[str, Any], bricks: list[str]) -> None:
+    if any("role" in token for token in document["tokens"]):
+        _say_roles(document)
+        return
     chosen = ", ".join(name if weight == 1 else f"{name} {weight:.2f}" for name, weight in document["chosen"].items())
     out.line(f"{document['method']}: {chosen or 'base'}")
     threshold = document["threshold"]

@@ -45,6 +45,8 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     Raises:
         RefusedError: If a difference exceeds its tolerance, or the model raises an error.
     """
+    if getattr(getattr(lm.model, "routing", None), "whole_rows", False):
+        raise RefusedError("bricks act on spans of tokens, which are told apart in whole rows only")
     samples = [_documents(task) for task in tasks]
     pairs = [task[i] for task, (members, _) in zip(tasks, samples, strict=True) for i in members]
     try:

@@ -48,14 +48,14 @@ def routed_groups(model: Any, contexts: Mapping[int, Sequence[int]]) -> list[Rou
     """Group requests by the bricks that the router of a model chooses.
 
     Args:
-        model: The model; without a router, all requests are one group.
+        model: The model; without a router, or if its bricks act by tokens, all requests are one group.
         contexts: Number of a request -> tokens of its context.
 
     Returns:
         The groups: bricks in the router's order, the base last.
     """
     routing = getattr(model, "routing", None)
-    if routing is None or not contexts:
+    if routing is None or routing.by_token or not contexts:
         return [RoutedGroup(tuple(contexts))]
     prompts = sorted({tuple(context) for context in contexts.values()})
     weights = dict(zip(prompts, routing.decide(prompts).weights, strict=True))
@@ -71,9 +71,12 @@ def routed_groups(model: Any, contexts: Mapping[int, Sequence[int]]) -> list[Rou
 
 
 def acting(model: Any, group: RoutedGroup | None) -> Any:
-    """Let the bricks of a group act within the block; None stands for the base of a routed model."""
+    """Let the bricks of a group act within the block; None stands for the base of a routed model.
+
+    Bricks that act by tokens need no choice.
+    """
     routing = getattr(model, "routing", None)
-    if routing is None:
+    if routing is None or routing.by_token:
         return contextlib.nullcontext()
     return routing.fixed(group.weights if group is not None else None)
 

@@ -103,7 +103,7 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
     """Return the bricks of a routed configuration directory.
 
     Raises:
-        WorkbenchError: If it has a memory instead of a router, or its files do not belong together.
+        WorkbenchError: If it has a memory instead of a router, its bricks act by tokens, or its files do not belong together.
     """
     whole = open_configuration(path.resolve(), None, hub)
     if whole.router is None:
@@ -112,6 +112,11 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
             "Score it with `workbench eval`, or use an edit method that changes weights, such as `edit: memit`.",
         )
     saved = SavedRouter(whole.router.path)
+    if hasattr(saved.router, "token_weights"):
+        raise WorkbenchError(
+            f"{path}: its bricks act on the tokens of their roles, but a server applies one adapter to all tokens of a request",
+            "Use it with `workbench.load(DIR)`, `workbench chat` and `workbench eval`, or export a merge of the bricks.",
+        )
     adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
     prompts: list[str] = []
     for row in saved.record["calibration"]:

@@ -161,6 +161,11 @@ def check_sets(
         project: Folder that the router's calibration files are relative to, for the text router beside it.
         copies: Also check each set in lower case and behind a greeting.
     """
+    if routing.by_token:
+        raise WorkbenchError(
+            "this configuration chooses no brick for a prompt: the role of each token decides",
+            "`workbench route explain DIR TEXT` shows the roles of a text's tokens.",
+        )
     texts = calibration_of(routing, project)
     beside = fit_beside(texts) if texts else None
     found = []
@@ -268,6 +273,8 @@ def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> dict[str
         raise WorkbenchError("expected a text to explain, found an empty one", 'workbench route explain DIR "Please add 2 and 3"')
     whole = without_template(text, chat_frame(tokenizer))
     row = encode_text(tokenizer, whole)
+    if routing.by_token:
+        return _explain_roles(routing, tokenizer, text)
     decisions = routing.decide([row])
     router, bricks = routing.router, routing.bricks
     settings = router.settings()
@@ -282,6 +289,43 @@ def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> dict[str
         "layer": router.layer,
         "window": router.window,
         "tokens": _by_token(routing, model, tokenizer, row),
+    }
+
+
+def _explain_roles(routing: Routing, tokenizer: Any, text: str) -> dict[str, Any]:
+    """Return which bricks act on each token of a text, as plain data; `scores` are the bricks' mean weights over the tokens.
+
+    The whole text counts, with the template and special tokens, because they can have roles.
+    """
+    row = tokenizer(text)["input_ids"]
+    router: Any = routing.router
+    ids = torch.tensor([row])
+    (weights,), (roles,) = router.token_weights(ids), router.roles_of(ids).tolist()
+    starts = [str(tokenizer.decode(row[: i + 1])) for i in range(len(row))]
+    tokens = [
+        {
+            "token": _piece(starts[i - 1] if i else "", starts[i]),
+            "chosen": next(iter(sorted(acting, key=lambda name: -abs(acting[name]))), None),
+            "best": routing.bricks[int(weights[i].abs().argmax())],
+            "score": round(float(weights[i].abs().max()), 4),
+            "confidence": 1.0,
+            "role": router.roles[roles[i] - 1].brick if roles[i] else None,
+            "weights": acting,
+        }
+        for i in range(len(row))
+        for acting in [_weights(weights[i], routing.bricks)]
+    ]
+    return {
+        "text": text,
+        "method": router.method,
+        "chosen": _weights(router.weights[0], routing.bricks),
+        "scores": {name: round(float(mean), 4) for name, mean in zip(routing.bricks, weights.mean(0), strict=True)},
+        "confidence": 1.0,
+        "threshold": None,
+        "ties": [],
+        "layer": None,
+        "window": router.window,
+        "tokens": tokens,
     }
 
 

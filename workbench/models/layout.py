@@ -36,6 +36,11 @@ _TOWER = re.compile(
 _MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
 
+def is_tower(name: str) -> bool:
+    """Return whether a tensor, by its name, belongs to an encoder of another modality or to a projector behind one."""
+    return bool(_TOWER.search(name))
+
+
 @dataclass(frozen=True)
 class Layout:
     """The layer stack of a decoder-only model.

@@ -19,6 +19,7 @@ def explain_page(document: Mapping[str, Any], bricks: Sequence[str]) -> str:
         document: What `workbench.library.route.explain` returns.
         bricks: The router's bricks, in order.
     """
+    roles = any("role" in token for token in document["tokens"])
     numbers = {name: i % len(_COLORS) for i, name in enumerate(bricks)}
     scores = sorted(document["scores"].items(), key=lambda item: -item[1])
     largest = max((abs(score) for _, score in scores), default=0.0) or 1.0
@@ -28,29 +29,40 @@ def explain_page(document: Mapping[str, Any], bricks: Sequence[str]) -> str:
             "name": name,
             "score": f"{score:.4f}".replace("-", "−"),
             "width": round(_WIDEST * max(0.0, score) / largest),
-            "note": _note(name, document["chosen"], tied),
+            "note": "" if roles else _note(name, document["chosen"], tied),
         }
         for name, score in scores
     ]
+    key, none = ("role", "text") if roles else ("chosen", "base")
     tokens = [
         {
             "text": token["token"],
-            "number": numbers.get(token["chosen"]),
-            "tip": f"{token['chosen'] or 'base'}; best {token['best']} {token['score']:.3f}, confidence {token['confidence']:.3f}",
+            "number": numbers.get(token[key]),
+            "tip": _sum(token["weights"])
+            if roles
+            else f"{token['chosen'] or 'base'}; best {token['best']} {token['score']:.3f}, confidence {token['confidence']:.3f}",
         }
         for token in document["tokens"]
     ]
-    used = list(dict.fromkeys(token["chosen"] for token in document["tokens"]))
+    used = list(dict.fromkeys(token[key] for token in document["tokens"]))
     context = {
-        "title": ", ".join(document["chosen"]) or "base",
+        "title": ", ".join(name or none for name in used) if roles else ", ".join(document["chosen"]) or "base",
         "method": document["method"],
-        "lead": _lead(document),
+        "roles": roles,
+        "lead": f"Each brick acts on the tokens of its role. On text acts: {_sum(document['chosen'])}."
+        if roles
+        else _lead(document),
         "rows": rows,
         "tokens": tokens,
-        "legend": [(name or "base", numbers.get(name)) for name in used],
+        "legend": [(name or none, numbers.get(name)) for name in used],
         "colors": _COLORS,
     }
     return filled("routing.html.j2", context, (), ("report.css",))
+
+
+def _sum(weights: Mapping[str, float]) -> str:
+    """Return weights of bricks as a sum: "0.5 one + 0.25 three", or "the base alone"."""
+    return " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "the base alone"
 
 
 def _lead(document: Mapping[str, Any]) -> str:

@@ -176,20 +176,26 @@ def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
 
 def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
     """Return a warning about settings in config.json that give equal weights another meaning than in the base."""
-    mine, theirs = _meaning(brick.checkpoint.config), _meaning(checkpoint.config)
+    mine, theirs = (_meaning(config, images=brick.part is None) for config in (brick.checkpoint.config, checkpoint.config))
     changed = sorted(k for k in set(mine) & set(theirs) if mine[k] != theirs[k])
     text = f"{brick.label}: config.json differs from the base's in {', '.join(changed)}; the result has the base's values"
     return [text] if changed else []
 
 
-def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
+def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
+    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers.
+
+    Args:
+        config: The content of config.json.
+        images: Include settings for positions of images (`mrope_...`), which do not change those of text.
+    """
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
     kind = rope.get("rope_type", rope.get("type", "default"))
     if rope.get("rope_theta") is not None:
-        fields["rope"] = {**{k: v for k, v in rope.items() if k not in ("type", "rope_type")}, "rope_type": kind}
+        settings = {k: v for k, v in rope.items() if k not in ("type", "rope_type") and (images or not k.startswith("mrope"))}
+        fields["rope"] = {**settings, "rope_type": "default" if kind == "mrope" and not images else kind}
     return fields
 
 

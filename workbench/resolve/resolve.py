@@ -23,6 +23,7 @@ from workbench.resolve.checks import buffers_left_out, check_brick, check_low_ra
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
+from workbench.resolve.parts import check_parts
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.teachers import check_teacher
 from workbench.resolve.whole import check_whole_model, tokenizer_of
@@ -235,6 +236,7 @@ class _Builder:
                     findings.warnings += check_recipe(name, self.nested[name], inputs)
                 else:
                     findings.warnings += check_brick(self.on_disk[name], inputs, self.hub, findings)
+        findings.problems += check_parts(inputs)
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
         findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
         findings.problems += check_low_rank(inputs, findings)
@@ -253,7 +255,8 @@ def _with_tokenizers(resolved: Resolved) -> Resolved:
         before = tokenizers[-1] if tokenizers else resolved.tokenizer_at(0)
         bound, after = step.bind(resolved.base, before, resolved.recipe.project, resolved.cache)
         if (named := step.tokenizer_brick()) is not None:
-            after = tokenizer_of(resolved, named)
+            keeps = resolved.vocabulary is not None and getattr(step, "composes", False)
+            after = before if keeps else tokenizer_of(resolved, named)
         steps.append(bound)
         tokenizers.append(after)
     if steps == list(resolved.recipe.steps) and set(tokenizers) <= {resolved.tokenizer_at(0)}:

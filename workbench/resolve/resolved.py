@@ -111,6 +111,13 @@ class Resolved:
         """Directory of the configuration's tokenizer and generation_config.json."""
         return self.tokenizer_at(len(self.recipe.steps))
 
+    @property
+    def processor_path(self) -> Path:
+        """Directory of the configuration's image and audio processor, if it has one: the base, or the brick that gives encoders."""
+        composing = [step for step in self.recipe.steps if getattr(step, "composes", False)]
+        named = composing[-1].tokenizer_brick() if composing else None
+        return self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
+
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""
         if steps and self.tokenizers:

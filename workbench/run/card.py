@@ -15,6 +15,7 @@ from workbench.grow.expansion.told import told_blocks
 from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
+from workbench.run.shapes import shapes_before
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {
@@ -40,7 +41,9 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     known = sorted({value for value in stated.values() if value != "unknown"})
     verbs = sorted({step.verb for step in recipe.steps})
     adapter = recipe.fields.output.form == "adapter"
-    loader = "AutoModelForCausalLM" if adapter else loading_class(resolved.checkpoint.config)
+    composed = any(getattr(step, "composes", False) for step in recipe.steps)
+    config = shapes_before(resolved, len(recipe.steps)).config if composed else resolved.checkpoint.config
+    loader = "AutoModelForCausalLM" if adapter else loading_class(config)
     metadata: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         **({"pipeline_tag": tag} if (tag := _TASKS.get(loader)) else {}),

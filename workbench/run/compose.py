@@ -132,6 +132,8 @@ def brick_model(name: str, resolved: Resolved, device: torch.device, events: Eve
         alone = method(MergeMethod, "task_arithmetic").model_validate({"merge": "task_arithmetic", "bricks": [name]})
         bound = deltas(brick, base, resolved.vocabulary)
         return Model(MergedWeights(base, base, alone, StepBricks({name: bound})), base.config)
+    if brick.part:
+        return Model(brick.whole, brick.whole.config)
     return Model(resolved.vocabulary.view(name) if resolved.vocabulary else brick.checkpoint, brick.checkpoint.config)
 
 

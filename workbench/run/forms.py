@@ -36,6 +36,8 @@ from workbench.weights.writer import output_specs, write_checkpoint
 if TYPE_CHECKING:
     from workbench.run.compose import Composition
 
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
+"""Files of a multimodal model's processor, beside those of its tokenizer."""
 _NAMED = 3  # tensors that a hint names
 
 
@@ -326,7 +328,7 @@ def _parents(resolved: Resolved) -> tuple[list[Adapter], bool]:
 
 
 def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
-    """Write config.json, generation_config.json, tokenizer and chat template, so that transformers loads the directory.
+    """Write config.json, generation_config.json, tokenizer, chat template and processor, so that transformers loads the directory.
 
     Args:
         config: The model's configuration.
@@ -342,6 +344,9 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
     for name in ("generation_config.json", *TOKENIZER_FILES):
         if (resolved.tokenizer_path / name).is_file():
             shutil.copyfile(resolved.tokenizer_path / name, out / name)
+    for name in PROCESSOR_FILES:
+        if (resolved.processor_path / name).is_file():
+            shutil.copyfile(resolved.processor_path / name, out / name)
 
 
 def load_hint(model: str) -> str:

@@ -52,4 +52,6 @@ def shapes_of_brick(resolved: Resolved, name: str) -> Model:
     brick = resolved.on_disk[name]
     if brick.kind == "adapter":
         return resolved.base
+    if brick.part:
+        return Model(brick.whole, brick.whole.config)
     return Model(resolved.vocabulary.view(name) if resolved.vocabulary else brick.checkpoint, brick.checkpoint.config)

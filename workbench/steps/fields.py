@@ -290,6 +290,9 @@ class BrickRef(Strict):
     any_base: bool = False
     """Use the brick even if it was made on another base or its base is unknown. Contradictions become warnings instead of
     errors."""
+    part: Literal["language"] | None = None
+    """Use one part of a multimodal checkpoint: `language` is its text decoder, under the tensor names of a text model. Its encoders
+    have no delta; the step `grow: components` adds them to the result."""
 
     @model_validator(mode="before")
     @classmethod
@@ -301,6 +304,8 @@ class BrickRef(Strict):
         keys = list(self._places())
         if len(keys) != 1:
             raise ValueError(f"expected exactly one of adapter, checkpoint, brick, recipe; found {', '.join(keys) or 'none'}")
+        if self.part and keys[0] in ("adapter", "recipe"):
+            raise ValueError(f"part: {self.part} is for a multimodal checkpoint, found {keys[0]}; write checkpoint: DIRECTORY")
         return self
 
     @property
@@ -315,10 +320,11 @@ class BrickRef(Strict):
 
     def data(self) -> dict[str, Any]:
         """Return the reference in the form that a recipe file has."""
-        return {**self._places(), **({"any_base": True} if self.any_base else {})}
+        options = {"any_base": True} if self.any_base else {}
+        return {**self._places(), **options, **({"part": self.part} if self.part else {})}
 
     def _places(self) -> dict[str, str]:
-        return {key: str(value) for key, value in self if key != "any_base" and value is not None}
+        return {key: str(value) for key, value in self if key not in ("any_base", "part") and value is not None}
 
 
 def parse_size(text: str | int) -> int:

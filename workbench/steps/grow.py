@@ -63,6 +63,8 @@ class GrowMethod(BrickStep):
     """Promise of when all added parameters have a gradient; checked together with `preserves`."""
     builds: ClassVar[bool] = False
     """True if the method builds the transformers model without weights, which needs the import of transformers."""
+    composes: ClassVar[bool] = False
+    """True if the result is a multimodal model, whose text decoder is the model before the step."""
     random: ClassVar[bool] = False
     """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 

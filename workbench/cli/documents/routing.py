@@ -19,6 +19,10 @@ class RoutedToken(Document):
     """The highest score."""
     confidence: Number
     """Confidence of the decision; below the threshold, the base answers."""
+    role: str | None = optional()
+    """With `route: roles`: brick whose role the token has; null for text."""
+    weights: dict[str, Number] = optional()
+    """With `route: roles`: brick that acts on the token -> its weight."""
 
 
 class ExplainDocument(Document):
@@ -29,9 +33,9 @@ class ExplainDocument(Document):
     method: str
     """Method of the router."""
     chosen: dict[str, Number]
-    """Brick that acts -> its weight; empty for the base."""
+    """Brick that acts -> its weight; empty for the base. With `route: roles`: the bricks that act on text."""
     scores: dict[str, Number]
-    """Brick -> its score. Tied bricks have one common score."""
+    """Brick -> its score. Tied bricks have one common score. With `route: roles`: the mean of its weights over the tokens."""
     confidence: Number
     """Confidence of the decision."""
     threshold: Number | None

@@ -21,6 +21,7 @@ from workbench.route.deciding.copies import chat_frame, without_template
 from workbench.route.features.hidden import pooled
 from workbench.route.mixing.kernel import Mix, Pair
 from workbench.route.mixing.modules import Mixer
+from workbench.route.mixing.tokens import SEEN, weights_by_token
 from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
@@ -114,6 +115,16 @@ class Routing:
         """The bricks, in the order of the columns of weights."""
         return self.router.bricks
 
+    @property
+    def by_token(self) -> bool:
+        """True if the weights are those of each token's role, so that no choice is made for a prompt."""
+        return hasattr(self.router, "token_weights")
+
+    @property
+    def whole_rows(self) -> bool:
+        """True if a token's weights depend on the tokens before it, so that a row must be forwarded from its first token, in order."""
+        return bool(getattr(self.router, "spans", False))
+
     @no_grad
     def decide(self, rows: Sequence[Sequence[int]]) -> Decisions:
         """Choose bricks for prompts. Of a conversation under the chat template, the last message counts.
@@ -204,6 +215,12 @@ class Routing:
         chosen: Choice | None = getattr(self._call, "choice", None)
         return chosen or self._fixed
 
+    def _of_tokens(self, ids: Any, mask: Any, caches: Sequence[Any]) -> tuple[Choice, Tensor]:
+        """Return the weights of tokens by their roles, and the texts from their first tokens; see `weights_by_token`."""
+        generated, self._call.generated = getattr(self._call, "generated", None), None
+        weights, whole = weights_by_token(self.router, ids, mask, caches, generated)
+        return Choice(weights), whole
+
     def _of_prompts(self, ids: Any, mask: Any) -> Choice:
         """Ask the router for the choice of whole prompts.
 
@@ -255,16 +272,22 @@ def attach(
         ids = named.get("input_ids")
         shape = ids.shape if ids is not None else getattr(named.get("inputs_embeds"), "shape", (1, 0))
         caches = [cache for name in _CACHES if (cache := named.get(name)) is not None]
-        choice = routing._chosen() or _kept(caches)
+        choice, seen = routing._chosen(), None
+        if choice is None and routing.by_token:
+            choice, seen = routing._of_tokens(ids, named.get("attention_mask"), caches)
+        elif choice is None:
+            choice = _kept(caches)
         if choice is None:
             choice = routing._of_prompts(ids, named.get("attention_mask"))
+            _check_positions(named.get("position_ids"), named.get("attention_mask"))
+        elif seen is not None and routing.whole_rows:
             _check_positions(named.get("position_ids"), named.get("attention_mask"))
         with routing.mixer.acting(choice.mix(shape[0]), shape[1]):
             output = forward(*args, **kwargs)
         caches += [value for name, value in output.items() if name in _CACHES] if isinstance(output, dict) else []
         for cache in caches:
             if cache is not None and not isinstance(cache, (tuple, torch.Tensor)):
-                setattr(cache, _KEPT, choice)
+                setattr(cache, *((_KEPT, choice) if not routing.by_token else (SEEN, seen)))
         return output
 
     @functools.wraps(generate)
@@ -273,6 +296,11 @@ def attach(
             kwargs["generation_config"] = generation_config
         if inputs is not None:
             kwargs["input_ids"] = inputs
+        if routing.by_token:
+            try:
+                return generate(kwargs.pop("input_ids", None), **kwargs)
+            finally:
+                routing._call.generated = None
         choice = routing._chosen() or _kept([cache for name in _CACHES if (cache := kwargs.get(name)) is not None])
         if choice is None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
@@ -283,6 +311,15 @@ def attach(
 
     changed: Any = model
     changed.forward, changed.generate, changed.routing = routed_forward, routed_generate, routing
+    if routing.by_token:
+        prepare = model.prepare_inputs_for_generation
+
+        @functools.wraps(prepare)
+        def routed_prepare(input_ids: Any, *args: Any, **kwargs: Any) -> Any:
+            routing._call.generated = input_ids
+            return prepare(input_ids, *args, **kwargs)
+
+        changed.prepare_inputs_for_generation = routed_prepare
     return routing  # type: ignore[no-any-return]
 
 

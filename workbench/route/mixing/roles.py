@@ -1,0 +1,157 @@
+"""Routers that give every token its own weights, by its role in the text.
+
+A token has the role that its id belongs to. A token of a span has the span's role, whatever its id: the first marker opens the span,
+and the next closing marker, which still belongs to it, closes it. All other tokens are text.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from workbench.errors import WorkbenchError
+from workbench.lazy import torch
+from workbench.route.deciding.router import REPAIR, Fitted, restored, state
+from workbench.steps.route import Decisions, Prompts
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+METHOD = "roles"
+TEXT = 0
+"""Number of the role of all other tokens. Role i of the list of roles has the number i + 1."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """The tokens that a brick acts on.
+
+    Attributes:
+        brick: The brick.
+        ids: Ids of its tokens.
+        span: Ids of the tokens that begin and end its spans; None if it has none.
+    """
+
+    brick: str
+    ids: tuple[int, ...]
+    span: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolesRouter(Fitted):
+    """Weights for each token by its role.
+
+    Attributes:
+        roles: Brick of each role, with its span; the ids are those of `table`.
+        table: [tokens of the vocabulary], int32: number of each token's role.
+        weights: [1 + roles, bricks]: weights of the bricks on text, then on the tokens of each role.
+    """
+
+    roles: tuple[Role, ...]
+    table: Tensor = field(repr=False)
+    weights: Tensor = field(repr=False)
+
+    @classmethod
+    def of(cls, bricks: Sequence[str], roles: Sequence[Role], text: Mapping[str, float], rows: int) -> RolesRouter:
+        """Return the router of some roles.
+
+        Args:
+            bricks: The bricks, in the order of columns.
+            roles: The roles; no token belongs to two of them.
+            text: Brick -> its weight on text.
+            rows: Number of tokens of the vocabulary.
+        """
+        table, weights = torch.zeros(rows, dtype=torch.int32), torch.zeros(1 + len(roles), len(bricks))
+        for name, weight in text.items():
+            weights[TEXT, bricks.index(name)] = weight
+        for number, role in enumerate(roles, 1):
+            table[list(role.ids)] = number
+            weights[number, bricks.index(role.brick)] = 1.0
+        record = {
+            "roles": {r.brick: {"tokens": len(r.ids), **({"between": list(r.span)} if r.span else {})} for r in roles},
+            "text": dict(text),
+        }
+        kept = tuple(Role(role.brick, (), role.span) for role in roles)
+        return cls(bricks=tuple(bricks), record=record, roles=kept, table=table, weights=weights)
+
+    @property
+    def method(self) -> str:
+        """Name of the method."""
+        return METHOD
+
+    @property
+    def spans(self) -> bool:
+        """True if a token's role depends on the tokens before it."""
+        return any(role.span for role in self.roles)
+
+    def decide(self, prompts: Prompts) -> Decisions:
+        """Return the weights of text for each prompt, with confidence 1: a prompt as such has no role."""
+        rows = self.weights[TEXT].expand(len(prompts.texts), -1).clone()
+        return Decisions(rows, rows.clone(), torch.ones(len(rows)))
+
+    def roles_of(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return the number of each token's role: 0 for text, i + 1 for role i.
+
+        Args:
+            ids: [rows, tokens], from the first token of each text.
+            mask: [rows, tokens], 0 for padding, which neither opens nor closes a span; None: no padding.
+
+        Raises:
+            WorkbenchError: If an id is outside the vocabulary that the roles were made for.
+        """
+        if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < len(self.table):
+            raise WorkbenchError(
+                f"token ids from {int(ids.min())} to {int(ids.max())}, but the roles were made for {len(self.table):,} tokens",
+                "Use the tokenizer of this configuration, or run the recipe again.",
+            )
+        found = self.table.to(ids.device)[ids].long()
+        if not self.spans:
+            return found
+        opens = {role.span[0]: number for number, role in enumerate(self.roles, 1) if role.span}
+        closes = {number: role.span[1] for number, role in enumerate(self.roles, 1) if role.span}
+        real = torch.ones_like(ids) if mask is None else mask
+        for row, (tokens, keep) in enumerate(zip(ids.tolist(), real.tolist(), strict=True)):
+            inside = 0
+            for place, token in enumerate(tokens):
+                if not keep[place]:
+                    continue
+                if inside:
+                    found[row, place] = inside
+                    inside = 0 if token == closes[inside] else inside
+                elif token in opens:
+                    found[row, place] = inside = opens[token]
+        return found
+
+    def token_weights(self, ids: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Return weights [rows, tokens, bricks] for the tokens of texts; see `roles_of`."""
+        return self.weights.to(ids.device)[self.roles_of(ids, mask)]
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return the tensors of router.safetensors."""
+        return {"table": self.table, "weights": self.weights}
+
+    def own_settings(self) -> dict[str, Any]:
+        """Return the bricks of the roles, with their spans."""
+        return {"roles": [{"brick": role.brick, "between": list(role.span) if role.span else None} for role in self.roles]}
+
+
+def restore_roles(settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> RolesRouter:
+    """Return a router from its saved state.
+
+    Raises:
+        WorkbenchError: If settings and tensors are damaged or do not belong together.
+    """
+    fields = restored(settings, METHOD)
+    try:
+        roles = tuple(
+            Role(str(row["brick"]), (), (int(row["between"][0]), int(row["between"][1])) if row["between"] else None)
+            for row in settings["roles"]
+        )
+    except (KeyError, TypeError, ValueError, IndexError) as error:
+        raise WorkbenchError(f"routing.json: the entry {error} of a role is missing or invalid", REPAIR) from error
+    table = state(tensors, "table", [None])
+    weights = state(tensors, "weights", [1 + len(roles), len(fields["bricks"])])
+    if table.is_floating_point() or (len(table) and not 0 <= int(table.min()) <= int(table.max()) <= len(roles)):
+        raise WorkbenchError(f"router.safetensors: 'table' names roles other than 0 to {len(roles)}", REPAIR)
+    return RolesRouter(**fields, roles=roles, table=table, weights=weights)
