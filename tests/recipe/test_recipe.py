@@ -84,7 +84,7 @@ BAD: dict[str, tuple[str, tuple[str, ...], str]] = {
     "boolean seed": ("version: 1\nbase: base\nseed: true\n", (), ":3:1 seed: expected a valid integer, found True"),
     "suites not a list": ("version: 1\nbase: base\neval: starter\n", (), ":3:1 eval: expected a list, found 'starter'"),
     "no items": ("version: 1\nbase: base\neval: [{tasks: [a], limit: 0}]\n", (), ":3:21 eval.0.limit: expected greater than or equal to 1, found 0"),
-    "misspelt part": ("version: 1\nbase: base\nstep: []\n", (), ":3:1 step: unknown field. Did you mean 'steps'?"),
+    "misspelt part": ("version: 1\nbase: base\nstep: []\n", (), ":3:1 step: unknown field. Did you mean 'steps' or 'sweep'?"),
     "number for a text": ("version: 1\nbase: base\ndescription: 3\n", (), ":3:1 description: expected a valid string, found 3"),
     "empty file": ("\n", (), ": expected a mapping with version, base, bricks and steps"),
     "a list": ("- a\n", (), ": expected a mapping with version, base, bricks and steps"),
