@@ -11,7 +11,7 @@ import pytest
 from worlds.fused import nats, text
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
-from worlds.tiny import edit_json, save_model, tensors_of
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import lineup
@@ -57,6 +57,21 @@ def test_a_step_is_the_same_after_its_cached_files_are_gone(school: Project) -> 
     shutil.rmtree(school.path / "runs")
     second, _ = run(school, "fuse: avgce, by: span, weight: 0.5, with_base: false, method: lora")
     assert {f.name: f.read_bytes() for f in second.iterdir()} == before
+
+
+def test_adapters_and_recipes_on_other_bases_teach(school: Project) -> None:
+    save_adapter(school.path / "base", school.path / "lora", seed=1)
+    school.write("base: knows\nsteps: []\n", "knowing.yaml")
+    bricks = "lora: lora, knowing: {recipe: recipes/knowing.yaml}"
+    text = recipe("fuse: avgce, by: span", bricks, "lora, knowing").replace("steps: 60", "steps: 2")
+    record = read_json(Path(school.run(text)["run"]) / "run.json")
+    assert record is not None
+    found = record["steps"][0]["training"]["fused"]
+    assert list(found["models"]) == ["base", "lora", "knowing"]
+    assert [found["models"][name]["aligned"] for name in ("base", "lora")] == [1.0, 1.0]
+    assert found["models"]["knowing"]["aligned"] == round(12 * 12 / found["learned"], 4)
+    assert sum(model["share"] for model in found["models"].values()) == pytest.approx(1, abs=1e-3)
+    assert found["models"]["lora"]["loss"] != found["models"]["base"]["loss"]
 
 
 def test_replayed_rows_are_learned_without_a_teacher(school: Project) -> None:
