@@ -14,7 +14,6 @@ ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
 KERNEL = "benchmarks/results/route.json"
 BESIDE = "benchmarks/results/merge-or-route.json"
-ROLES = "benchmarks/results/roles.json"
 
 
 @of_results(ROUTING)
@@ -145,28 +144,6 @@ def beside_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note + _source(found, BESIDE)])
 
 
-@of_results(ROLES)
-def roles_block(found: dict[str, Any]) -> str:
-    """Merges of bricks for three kinds of tokens beside bricks that act on their own tokens: share of right successors."""
-    parts = list(found["rows"][0]["right"])
-    lines = []
-    for name in dict.fromkeys(row["configuration"] for row in found["rows"]):
-        shares = [row["right"] for row in found["rows"] if row["configuration"] == name]
-        lines.append([name, *(_spread([share[part] for share in shares]) for part in parts)])
-    heads = ["configuration", *(part if part == "text" else f"role {part}" for part in parts)]
-    note = (
-        "Percent of right next words in texts with spans of three roles, in which the same words follow each other in other orders; mean over "
-        f"{found['seeds']} worlds with models of their own, with the smallest and the largest. NaiveMC: the adapters act on all tokens. DAMC: `route: "
-        "roles`. "
-    )
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, ROLES)])
-
-
-def _spread(values: list[float]) -> str:
-    """Return a mean in percent with the smallest and the largest value."""
-    return f"{_percent(sum(values) / len(values))} [{_percent(min(values))}, {_percent(max(values))}]"
-
-
 def _rows(found: dict[str, Any], router: str) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = found["routers"][router]["sets"]
     return rows
@@ -190,5 +167,4 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "route_retrieval": retrieval_block,
     "route_kernel": kernel_block,
     "merge_or_route": beside_block,
-    "roles": roles_block,
 }
