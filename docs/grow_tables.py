@@ -158,7 +158,7 @@ def bricks_block(found: dict[str, Any]) -> str:
                 [
                     sibling,
                     _WAYS.get(way, f"`{way}`") + (f" ({refused} refused)" if refused else ""),
-                    f"{_mean(matched):.2f} ({_mean(chance):.2f})" if matched else "",
+                    f"{_mean(matched):.2f} ({_mean(chance):.2f})".replace("-", "−") if matched else "",
                     *(_of_seeds(group) for group in rows.values()),
                     points(_mean(kept)) if kept else "",
                 ]

@@ -170,6 +170,26 @@ def test_another_tokenizer(family: Path, tmp_path: Path, monkeypatch: pytest.Mon
         assert deltas(tmp_path / "out")[name].shape == delta.shape
 
 
+def test_weights_that_are_stored_transposed(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On GPT-2 with a trace of noise, the assignment is the identity: the carried adapter does what the old one does there."""
+    from peft import PeftModel
+
+    save_adapter(family / "gpt2", tmp_path / "lora", seed=2, family="gpt2")
+    save_finetuned(family / "gpt2", tmp_path / "release", seed=1, scale=0.001)
+    shutil.copyfile(family / "gpt2" / "tokenizer_config.json", tmp_path / "release" / "tokenizer_config.json")
+    monkeypatch.chdir(family)
+    report = carry(tmp_path / "lora", "--to", tmp_path / "release", "-o", tmp_path / "out", "--by", "assign", texts=True)
+    tokens = torch.randint(2, 60, (2, 20), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = live(tmp_path / "release")(tokens).logits
+        old, new = (
+            PeftModel.from_pretrained(live(tmp_path / "release"), tmp_path / n).eval()(tokens).logits for n in ("lora", "out")
+        )
+    assert (new - old).abs().max() <= 1e-4
+    assert (old - plain).abs().max() > 0.1
+    assert report["modules"] == 16
+
+
 def test_what_is_printed(family: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(family)
     text = call("brick", "transplant", "lora", "--to", "short", "-o", str(tmp_path / "out"), "--device", "cpu").stdout
@@ -193,6 +213,7 @@ def test_what_is_printed(family: Path, tmp_path: Path, monkeypatch: pytest.Monke
         (("lora", "--to", "wide", "--by", "copy"), "--by copy needs equal shapes"),
         (("lora", "--to", "wide", "--by", "ridge"), "--by ridge reads texts, and --texts is missing"),
         (("lora", "--to", "release", "--steps", "2"), "--steps trains on texts, and --texts is missing"),
+        (("lora", "--to", "release", "--learning-rate", "0"), "--learning-rate 0: expected a number above 0"),
         (("lora", "--to", "short", "--map", "2:0"), "--map 2:0: layer 2 of the target does not exist"),
         (("lora", "--to", "short", "--map", "0:0", "--layers", "avg"), "--layers and --map exclude each other"),
         (("lora", "--to", "release", "--texts", "few.jsonl"), "few.jsonl: 3 texts, expected 10 or more"),

@@ -213,3 +213,15 @@ def find_brick(name: str) -> Brick:
 
     folder = brick_directory(name)
     return resolve_brick(folder.resolve().name, BrickRef(path=str(folder.resolve())), Path.cwd())
+
+
+def made_again(brick: Brick, name: str) -> str:
+    """Return the command that makes a brick again."""
+    made = brick.card.extraction if brick.card else {}
+    if made and brick.card:
+        return shell("workbench", "brick", "extract", made.get("checkpoint"), "--base", brick.card.base.id, "-o", "NEW")
+    if brick.card and (carried := brick.card.transplant):
+        return shell("workbench", "brick", "transplant", carried.get("brick"), "--to", brick.card.base.id, "-o", "NEW")
+    if brick.card and brick.card.kind == "edit":
+        return shell("workbench", "edit", "rebase", name, "--onto", brick.card.base.id, "-o", "NEW")
+    return shell("workbench", "brick", "train", name)

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ from workbench.cli._bricks import (
     brick_directory,
     check_fit,
     find_brick,
+    made_again,
     measure_brick,
     read_all,
     say_card,
@@ -29,9 +30,6 @@ from workbench.cli._output import out
 from workbench.cli._transplant import transplant
 from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell, size
-
-if TYPE_CHECKING:
-    from workbench.bricks.brick import Brick
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -374,7 +372,7 @@ def verify(
     touched = read_all(check_fit(brick, model), model)
     digest = brick.digest(None)
     if brick.card and brick.card.digest and digest != brick.card.digest:
-        raise GateFailedError(f"{brick.name}: digest {digest}, but its card says {brick.card.digest}", _again(brick, name))
+        raise GateFailedError(f"{brick.name}: digest {digest}, but its card says {brick.card.digest}", made_again(brick, name))
     recorded = " as on its card" if brick.card and brick.card.digest else ", no digest on its card"
     out.line(f"{brick.name}: {touched} tensors fit {on}, digest {digest[:12]}{recorded}")
     if brick.card and brick.card.base.digest:
@@ -386,15 +384,3 @@ def verify(
                 f"the brick was made on other weights ({brick.card.base.digest[:10]}) than this base's ({actual[:10]}), "
                 "so its effect is approximate here"
             )
-
-
-def _again(brick: Brick, name: str) -> str:
-    """Return the command that makes a brick again."""
-    made = brick.card.extraction if brick.card else {}
-    if made and brick.card:
-        return shell("workbench", "brick", "extract", made.get("checkpoint"), "--base", brick.card.base.id, "-o", "NEW")
-    if brick.card and (carried := brick.card.transplant):
-        return shell("workbench", "brick", "transplant", carried.get("brick"), "--to", brick.card.base.id, "-o", "NEW")
-    if brick.card and brick.card.kind == "edit":
-        return shell("workbench", "edit", "rebase", name, "--onto", brick.card.base.id, "-o", "NEW")
-    return shell("workbench", "brick", "train", name)

@@ -102,6 +102,8 @@ def check_options(wanted: Wanted) -> None:
         )
     if wanted.texts is None and wanted.steps:
         raise UsageError("--steps trains on texts, and --texts is missing", "Add --texts FILE.jsonl.")
+    if not 0 < wanted.learning_rate < float("inf"):
+        raise UsageError(f"--learning-rate {wanted.learning_rate:g}: expected a number above 0", "The default is 0.001.")
 
 
 def read_inputs(wanted: Wanted, project: Path) -> Inputs:
