@@ -59,7 +59,7 @@ class _Swept(FieldSpace):
                 raise self._error(long.name, f"'{short.name}' and '{long.name}' {relation}", "Remove one of them.")
 
     @property
-    def written(self) -> list[Dimension]:
+    def in_order(self) -> list[Dimension]:
         """The dimensions in the order of the recipe, which is that of the names."""
         by_name = {dimension.name: dimension for dimension in self.dimensions}
         return [by_name[name] for name in self.domains]
@@ -121,7 +121,7 @@ def expand(recipe: Recipe, asked: Sequence[str] = (), most: int | None = None) -
     swept = _Swept(plain, domains, wanted)
     combined = list(swept.combinations())
     _few_enough(recipe, len(combined), most)
-    labels = _labels(swept.written)
+    labels = _labels(swept.in_order)
     words = {name: _words(values) for name, values in domains.items()}
     recipes: list[Recipe] = []
     points: list[SweepPoint] = []
