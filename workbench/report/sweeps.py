@@ -229,10 +229,10 @@ def _charts(grid: Grid, measure: Mapping[str, Any], baseline: str, ringed: str |
             if ringed in grid.points[row, column]["configurations"]:
                 rings.append(where)
         line = bool(grid.across and grid.across["number"])
-        points, ends, tips = zip(*drawn, strict=True) if drawn else ((), (), ())
-        curves = [Curve(name, points, "main", ends, tips, line)] if drawn else []
+        points = [where for where, _, _ in drawn]
+        curve = Curve(name, points, "main", [ends for _, ends, _ in drawn], [tip for _, _, tip in drawn], line)
         title = name if name != "all" else grid.name
-        charts.append(chart(title, curves, scale, levels, rings=rings))
+        charts.append(chart(title, [curve] if drawn else [], scale, levels, rings=rings))
     return charts
 
 
