@@ -49,7 +49,10 @@ def signed(value: float | None) -> str:
 
 def measured(found: Mapping[str, Any]) -> str:
     """By which command, where and when a results file was measured."""
-    return f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."
+    said = [f"Measured by `{found['command']}` on {found['machine']}, commit {found['commit'][:12]}."]
+    for one in found.get("later", ()):
+        said.append(f"The rows {', '.join(one['rows'])}: `{one['command']}` on {one['machine']}, commit {one['commit'][:12]}.")
+    return " ".join(said)
 
 
 def results(project: Path, name: str) -> dict[str, Any] | None:

@@ -32,6 +32,7 @@ def stored(runs: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two suites, a recipe with its controls, and a recipe with the weights of one of them."""
     world = lay_out(project)

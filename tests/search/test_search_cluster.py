@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from typing import Any
 
+import pytest
+
 from worlds.nodes import kill_a_worker, two_nodes
 from worlds.project import Project
 from worlds.search_world import lay_out, searched
@@ -21,6 +23,7 @@ def results(search: Search) -> list[dict[str, Any]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_nodes_and_a_lost_worker(project: Project) -> None:
     """Without giving up, which depends on who was best when, the table is that of one process; the lost worker's task is done again."""
     world = lay_out(project)
