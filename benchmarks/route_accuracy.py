@@ -39,6 +39,7 @@ SAMPLES = 64
 ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ridge": ("ridge", {}, 1),
     "centroid": ("centroid", {}, 1),
+    "gate": ("gate", {}, 1),
     "text": ("text", {}, 1),
     "arrow": ("arrow", {"samples": 16}, 8),
     "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
