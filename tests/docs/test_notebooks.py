@@ -58,7 +58,7 @@ def test_merge_and_decide(checkout: Path) -> None:
     frames = [output.data["text/html"] for cell in cells for output in cell.outputs if "text/html" in output.get("data", {})]
     assert frames[0].startswith("<iframe srcdoc=")
     saved = json.loads((checkout / "reports" / "notebook.json").read_text("utf-8"))
-    told = document("compare", "starter-average", "starter-ties", "starter-task-arithmetic", "--suite", "smoke", "--limit", "8")
+    told = document("compare", "starter-average", "starter-ties", "starter-task-arithmetic", "--suite", "smoke", "--limit", "4")
     assert saved["rows"] == told["rows"]
     assert "starter-task-arithmetic[lambda=0.5]" in texts(cells)
     assert (checkout / "runs").is_dir()

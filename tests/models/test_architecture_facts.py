@@ -203,7 +203,7 @@ def test_text_decoders_part(part: str, tmp_path: Path) -> None:
     assert with_text(config, {"hidden_size": 16})[part]["hidden_size"] == 16
     assert configured(config, None, 12)[part]["vocab_size"] == 12
     assert "vocab_size" not in configured(config, None, 12)
-    assert _meaning(config)["head_dim"] == 4
+    assert all(_meaning(config, images=images)["head_dim"] == 4 for images in (False, True))
     (tmp_path / "generation_config.json").write_text('{"temperature": 0.5}', "utf-8")
     assert generation_settings(tmp_path, config) == {}
 
