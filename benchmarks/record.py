@@ -48,6 +48,22 @@ def write_results(path: Path, document: dict[str, Any]) -> None:
     path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
 
 
+def keep_head(path: Path, before: dict[str, Any], rows: list[str]) -> None:
+    """Let a results file name the measurement before, and the new one as a later measurement of some rows.
+
+    Args:
+        path: The file as `write_results` wrote it.
+        before: Its content before.
+        rows: Names of the rows that are measured again.
+    """
+    document = json.loads(path.read_text("utf-8"))
+    heads = ("machine", "command", "commit", "date")
+    kept = [one for one in before.get("later", []) if not set(one["rows"]) <= set(rows)]
+    later = [*kept, {**{key: document[key] for key in heads}, "rows": rows}]
+    document = {**document, **{key: before[key] for key in heads}, "later": later}
+    path.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
 def machine() -> str:
     """Return the processor, the number of cores and the system."""
     info = Path("/proc/cpuinfo")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
@@ -156,11 +156,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
     base = PROJECT / "bricks" / "starter" / "base"
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     tokenizer = load_tokenizer(base)
-    before = json.loads(options.out.read_text("utf-8"))["routers"] if options.only else {}
-    routers: dict[str, Any] = {label: before[label] for label in ROUTERS if label in before}
+    before = json.loads(options.out.read_text("utf-8")) if options.only else {}
+    routers: dict[str, Any] = {label: before["routers"][label] for label in ROUTERS if label in before.get("routers", {})}
     every = {label: every for label, (_, _, every) in ROUTERS.items()}
     document = {"bricks": list(BRICKS), "samples": SAMPLES, "every": every, "routers": routers}
-    accuracy(model, tokenizer, options.only or list(ROUTERS), routers, lambda: write_results(options.out, document))
+
+    def write() -> None:
+        write_results(options.out, document)
+        if options.only:
+            keep_head(options.out, before, options.only)
+
+    accuracy(model, tokenizer, options.only or list(ROUTERS), routers, write)
 
 
 if __name__ == "__main__":
