@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 import torch
 from record import parser_of, write_results
+from retokenized import retokenized
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from workbench.fuse.teaching.syncs import Vocabulary, sync_points
@@ -104,21 +105,7 @@ def pieces(pages: list[str]) -> list[str]:
 
 def make_teacher(out: Path, texts: list[str], size: int, steps: int) -> None:
     """Write the base with a tokenizer of its own, trained on some texts: its rows are first the means of the base's rows."""
-    old = AutoTokenizer.from_pretrained(BASE)
-    tokenizer = old.train_new_from_iterator(texts, size)
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    before, ids = model.get_input_embeddings().weight.detach().clone(), old.get_vocab()
-    start = torch.empty(len(tokenizer), before.shape[1])
-    for token, row in tokenizer.get_vocab().items():
-        parts = (
-            [ids[token]]
-            if token in ids
-            else old(tokenizer.convert_tokens_to_string([token]), add_special_tokens=False)["input_ids"]
-        )
-        start[row] = before[parts].mean(0) if parts else before.mean(0)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.copy_(start)
+    model, tokenizer = retokenized(BASE, texts, size)
     rows = [[tokenizer.bos_token_id, *tokenizer(text)["input_ids"]] for text in texts]
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-4, weight_decay=0.0)
     for step in range(steps):

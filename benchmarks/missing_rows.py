@@ -23,7 +23,8 @@ from typing import Any
 
 import torch
 from record import parser_of, write_results
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
+from retokenized import retokenized
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"
@@ -64,23 +65,8 @@ def main() -> None:
 
 def make_donor(out: Path, pages: list[str], size: int, steps: int) -> None:
     """Write the base with a tokenizer of its own, whose rows are trained on some pages."""
-    old = AutoTokenizer.from_pretrained(BASE)
-    tokenizer: PreTrainedTokenizerFast = old.train_new_from_iterator(pages, size)
-    model = AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32)
-    before = model.get_input_embeddings().weight.detach().clone()
-    ids = old.get_vocab()
-    rows = torch.empty(len(tokenizer), before.shape[1])
-    for token, row in tokenizer.get_vocab().items():
-        pieces = (
-            [ids[token]]
-            if token in ids
-            else old(tokenizer.convert_tokens_to_string([token]), add_special_tokens=False)["input_ids"]
-        )
-        rows[row] = before[pieces].mean(0) if pieces else before.mean(0)
-    model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    model, tokenizer = retokenized(BASE, pages, size)
     embeddings = model.get_input_embeddings().weight
-    with torch.no_grad():
-        embeddings.copy_(rows)
     model.requires_grad_(False)
     embeddings.requires_grad_(True)
     optimizer = torch.optim.AdamW([embeddings], lr=1e-3, weight_decay=0.0)

@@ -62,10 +62,15 @@ WIDTH = 96
 """Tokens of a row that a sibling is trained on."""
 # Sibling -> way -> options of the transplant.
 WAYS: dict[str, dict[str, dict[str, Any]]] = {
-    "short": {"skip": {"layers": "skip"}, "avg": {"layers": "avg"}, "map": {"mapping": "kept"}, "map, ridge": {"mapping": "kept", "by": "ridge"}},
+    "short": {
+        "skip": {"layers": "skip"},
+        "avg": {"layers": "avg"},
+        "map": {"mapping": "kept"},
+        "map, ridge": {"mapping": "kept", "by": "ridge"},
+    },
     "wide": {"assign": {"by": "assign"}, "ridge": {"by": "ridge"}, "subspace": {"by": "subspace"}},
     "release": {"copy": {"by": "copy"}, "signs": {"by": "signs"}, "ridge": {"by": "ridge"}, "subspace": {"by": "subspace"}},
-}  # fmt: skip
+}
 
 
 def main() -> None:
@@ -126,9 +131,17 @@ def make_tiny(project: Path, skills: list[str]) -> None:
     tokenizer = load_tokenizer(PROJECT / STARTER)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        tie_word_embeddings=True, max_position_embeddings=512, bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=512,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
     model = LlamaForCausalLM(config)
     model.save_pretrained(project / "base")
     tokenizer.save_pretrained(project / "base")

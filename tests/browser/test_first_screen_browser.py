@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from worlds.decided import many, situation
-from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
-
-from workbench.report import render
+from worlds.devtools import Browser, show, skip_without_browser
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -24,21 +21,6 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     found = {str(n): many(tmp_path_factory.mktemp("many"), n).document() for n in (2, 10)}
     found["24"] = many(tmp_path_factory.mktemp("many"), 24, ("dates", "triage", "units")).document()
     return found | {name: situation(name, tmp_path_factory.mktemp(name)).document() for name in ("winner", "alike", "unsafe")}
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Browser]:
-    assert EXECUTABLE
-    with browser(EXECUTABLE) as page:
-        yield page
-        assert page.complaints() == []
-
-
-def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
-    path = render(document, folder / "report")[0]
-    page.open(path, width, 900, dark)
-    page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
-    return path
 
 
 @pytest.mark.parametrize("name", ["winner", "alike", "unsafe", "2", "10", "24"])

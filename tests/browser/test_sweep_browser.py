@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.devtools import Browser, show, skip_without_browser
 from worlds.swept import LAMBDA, METHOD, SEED, swept
-
-from workbench.report import render
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -23,21 +20,6 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "methods": swept(tmp_path_factory.mktemp("methods"), LAMBDA, METHOD).document(),
         "seeds": swept(tmp_path_factory.mktemp("seeds"), LAMBDA, METHOD, SEED).document(),
     }
-
-
-@pytest.fixture(scope="module")
-def opened() -> Iterator[Browser]:
-    assert EXECUTABLE
-    with browser(EXECUTABLE) as page:
-        yield page
-        assert page.complaints() == []
-
-
-def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
-    path = render(document, folder / "report")[0]
-    page.open(path, width, 900, dark)
-    page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
-    return path
 
 
 @pytest.mark.parametrize("name", ["methods", "seeds"])

@@ -60,7 +60,7 @@ def test_units_without_a_counterpart_are_left_over(activations: torch.Tensor) ->
 
 @pytest.mark.parametrize("centered", [True, False])
 def test_ridge_is_that_of_scikit_learn(activations: torch.Tensor, centered: bool) -> None:
-    """With one of the penalties, relative to the mean square of a start unit; and it finds a planted map."""
+    """The penalty is relative to the mean square of a start unit, and a planted map is found."""
     from sklearn.linear_model import Ridge
 
     planted = torch.randn(7, 12, generator=torch.Generator().manual_seed(2))

@@ -39,7 +39,7 @@ def executed(file: Path, checkout: Path) -> list[Any]:
 
 
 def texts(cells: list[Any]) -> str:
-    """What the cells print and show as text."""
+    """Return the text that the cells print and show."""
     return "\n".join(
         str(output.get("text") or output.get("data", {}).get("text/plain", "")) for cell in cells for output in cell.outputs
     )

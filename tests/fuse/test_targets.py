@@ -99,7 +99,7 @@ def test_the_model_with_the_lower_loss_of_the_row_teaches_it() -> None:
 
 
 def test_spans_are_taught_by_their_own_best_model() -> None:
-    """Of the spans between shared places, the first two tokens cost "one" 2 and "two" 3 nats, the next one 4 and 1."""
+    """The first two tokens between shared places cost "one" 2 and "two" 3 nats, the next one costs them 4 and 1."""
     ids, values, _ = fused(MINCE, "span")
     assert ids.tolist() == [[1, 2, 0], [2, 3, 0], [8, 0, 0], [8, 0, 0]]
     assert values[:, 0].tolist() == [0.5, 0.5, 0.5, 0.25]

@@ -143,7 +143,7 @@ def test_another_encoder_gives_the_result_another_key(world: Project, multimodal
 
 
 def test_a_base_with_fewer_tokens_gets_those_of_the_brick_with_encoders(world: Project) -> None:
-    """As LLaVA's placeholder for images, which its text model does not have."""
+    """The vision model has one token more, as LLaVA has a placeholder for images that its text model lacks."""
     save_text("llava", world.path / "short", seed=0, tokens=60)
     text = """
         base: short

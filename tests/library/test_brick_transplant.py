@@ -248,9 +248,16 @@ def test_a_mixture_of_experts(family: Path, tmp_path: Path, monkeypatch: pytest.
 
     torch.manual_seed(0)
     config = MixtralConfig(
-        vocab_size=len(WORDS), hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=2, bos_token_id=None, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=len(WORDS),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        bos_token_id=None,
+        eos_token_id=1,
+    )
     MixtralForCausalLM(config).save_pretrained(tmp_path / "mixture")
     monkeypatch.chdir(family)
     arguments = ("lora", "--to", str(tmp_path / "mixture"), "-o", str(tmp_path / "out"))

@@ -70,9 +70,12 @@ def close(one: torch.Tensor, other: torch.Tensor) -> bool:
 
 def test_text_is_answered_by_the_weighted_merge(world: Project, model: Any) -> None:
     merged = materialize(
-        world.resolve(f"{BRICKS}steps: [{{merge: task_arithmetic, bricks: {{one: 0.5, three: 0.25}}}}]\noutput: {{dtype: float32}}\n", "m.yaml"),
+        world.resolve(
+            f"{BRICKS}steps: [{{merge: task_arithmetic, bricks: {{one: 0.5, three: 0.25}}}}]\noutput: {{dtype: float32}}\n",
+            "m.yaml",
+        ),
         torch.device("cpu"),
-    )  # fmt: skip
+    )
     tokens = ids(world, TEXT)
     assert close(logits(model, tokens), logits(merged, tokens))
     assert not close(logits(model, tokens), logits(live(world.path / "base").float(), tokens))

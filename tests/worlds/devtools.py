@@ -228,3 +228,13 @@ def browser(executable: str) -> Iterator[Browser]:
                 process.kill()
                 process.wait()
             os.close(answer_in)
+
+
+def show(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:
+    """Write the report of a comparison document, open it, and return its file once its scripts have run."""
+    from workbench.report import render
+
+    path = render(document, folder / "report")[0]
+    page.open(path, width, 900, dark)
+    page.until("document.getElementById('flip-list').dataset.ready === 'yes'")
+    return path

@@ -82,10 +82,19 @@ def _config(vocabulary: int, width: int, layers: int) -> Any:
     from transformers import LlamaConfig
 
     return LlamaConfig(
-        vocab_size=vocabulary, hidden_size=width, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, max_position_embeddings=128, eos_token_id=0, bos_token_id=None,
-        pad_token_id=None, initializer_range=0.2,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        hidden_size=width,
+        intermediate_size=48,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+        max_position_embeddings=128,
+        eos_token_id=0,
+        bos_token_id=None,
+        pad_token_id=None,
+        initializer_range=0.2,
+    )
 
 
 def _save(out: Path, tokenizer: Any, config: Any, *, seed: int, fill: Any = None) -> Path:

@@ -65,16 +65,24 @@ def whole_config(kind: str, **vision: Any) -> Any:
     if kind == "llava":
         clip = t.CLIPVisionConfig(num_hidden_layers=2, num_attention_heads=2, image_size=8, initializer_range=0.2, **tower)
         return t.LlavaConfig(
-            vision_config=clip.to_dict(), text_config=t.LlamaConfig(**text).to_dict(), image_token_index=IMAGE, vision_feature_layer=-1,
+            vision_config=clip.to_dict(),
+            text_config=t.LlamaConfig(**text).to_dict(),
+            image_token_index=IMAGE,
+            vision_feature_layer=-1,
             tie_word_embeddings=False,
-        )  # fmt: skip
+        )
     tower |= {"depth": 2, "num_heads": 2, "out_hidden_size": 32, "spatial_merge_size": 2, "temporal_patch_size": 2}
     tower |= {"window_size": 16, "fullatt_block_indexes": [1]} if kind == "qwen2_5_vl" else {"num_position_embeddings": 16}
     made = t.Qwen2_5_VLConfig if kind == "qwen2_5_vl" else t.Qwen3_5Config
     return made(
-        vision_config=tower, text_config={**text, "rope_parameters": _vision_rope(kind)}, image_token_id=IMAGE, video_token_id=VIDEO,
-        vision_start_token_id=START, vision_end_token_id=END, tie_word_embeddings=False,
-    )  # fmt: skip
+        vision_config=tower,
+        text_config={**text, "rope_parameters": _vision_rope(kind)},
+        image_token_id=IMAGE,
+        video_token_id=VIDEO,
+        vision_start_token_id=START,
+        vision_end_token_id=END,
+        tie_word_embeddings=False,
+    )
 
 
 def _noisy(model: Any) -> Any:

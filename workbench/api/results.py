@@ -1,4 +1,4 @@
-"""What scoring, comparing and searching return in Python: fields, tables, and the page of the report."""
+"""Results of scoring, comparing and searching in Python, with fields, tables, and the page of the report."""
 
 from __future__ import annotations
 
@@ -25,18 +25,58 @@ def in_notebook(page: str) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class ComparedScores:
-    """Scores of configurations and their comparison: what `workbench report` shows.
+class Result:
+    """Base of results: a document that has flat tables and a page.
 
     Attributes:
-        document: The comparison, as the report's JSON file has it.
+        document: The content of the page's JSON file.
+    """
+
+    document: Mapping[str, Any]
+
+    def tables(self) -> dict[str, list[dict[str, Any]]]:
+        """Return flat tables by name; a table is one mapping per row."""
+        raise NotImplementedError
+
+    def to_pandas(self, table: str | None = None) -> Any:
+        """Return a table as a data frame.
+
+        Args:
+            table: Name of the table; default: the first one.
+
+        Raises:
+            WorkbenchError: If there is no such table, or pandas is not installed.
+        """
+        tables = self.tables()
+        return data_frame(tables, next(iter(tables)) if table is None else table)
+
+    def save(self, path: str | Path) -> list[Path]:
+        """Write the page as HTML, Markdown and JSON, and return their paths.
+
+        Args:
+            path: The HTML file, such as reports/mine.html; the others go beside it.
+        """
+        return list(self._pages().render(self.document, Path(path)))
+
+    def _pages(self) -> Any:
+        """Return the module with `render` and `page_text` for the document."""
+        raise NotImplementedError
+
+    def _repr_html_(self) -> str:
+        return in_notebook(self._pages().page_text(self.document))
+
+
+@dataclass(frozen=True, repr=False)
+class ComparedScores(Result):
+    """Scores of configurations and their comparison, which `workbench report` shows.
+
+    Attributes:
         scores: The scores by configuration and suite.
         left_out: Configurations that are skipped, with reasons.
         pair: The two configurations that were asked for, if these were exactly two; the rows then compare the second with the first.
         pair_rows: Rows of that pair.
     """
 
-    document: Mapping[str, Any]
     scores: Sequence[Scores]
     left_out: Sequence[LeftOut] = ()
     pair: tuple[str, str] | None = None
@@ -55,7 +95,7 @@ class ComparedScores:
 
     @property
     def recommendation(self) -> Mapping[str, Any] | None:
-        """Which configuration to ship and why; None if no configuration is compared."""
+        """The configuration to ship and the reasons; None if no configuration is compared."""
         return self.document.get("recommendation")
 
     def tables(self) -> dict[str, list[dict[str, Any]]]:
@@ -82,47 +122,25 @@ class ComparedScores:
             flat.update({"mean": mean.get("value"), "low": mean.get("low"), "high": mean.get("high")})
         return {"rows": [dict(row) for row in self.rows], "scores": scores, "configurations": configurations}
 
-    def to_pandas(self, table: str = "rows") -> Any:
-        """Return a table as a data frame.
-
-        Args:
-            table: "rows", "scores" or "configurations".
-
-        Raises:
-            WorkbenchError: If there is no such table, or pandas is not installed.
-        """
-        return data_frame(self.tables(), table)
-
-    def save(self, path: str | Path = "reports/report.html") -> list[Path]:
-        """Write the report as HTML page, Markdown and JSON, and return their paths.
-
-        Args:
-            path: The HTML file; the others go beside it.
-        """
-        from workbench.report import render
-
-        return render(self.document, Path(path))
-
     def __repr__(self) -> str:
         names = [one["name"] for one in self.document["configurations"]]
         return f"<{len(names)} configurations against {self.baseline}: {', '.join(names)}>"
 
-    def _repr_html_(self) -> str:
-        from workbench.report import page_text
+    def _pages(self) -> Any:
+        """Return the module of the report."""
+        from workbench import report
 
-        return in_notebook(page_text(self.document))
+        return report
 
 
 @dataclass(frozen=True, repr=False)
-class FoundValues:
-    """The result of a search.
+class FoundValues(Result):
+    """The result of a search, whose document is that of `workbench search --json`.
 
     Attributes:
-        document: What `workbench search --json` prints.
         project: The project, from which the paths in the document start.
     """
 
-    document: Mapping[str, Any]
     project: Path
 
     @property
@@ -146,31 +164,11 @@ class FoundValues:
             trials.append({**plain, **trial["values"], **dict(zip(names, scores, strict=True))})
         return {"trials": trials, "test": [dict(row) for row in self.document["test"]["rows"]]}
 
-    def to_pandas(self, table: str = "trials") -> Any:
-        """Return a table as a data frame.
-
-        Args:
-            table: "trials" or "test".
-
-        Raises:
-            WorkbenchError: If there is no such table, or pandas is not installed.
-        """
-        return data_frame(self.tables(), table)
-
-    def save(self, path: str | Path = "reports/search.html") -> list[Path]:
-        """Write the page of the search as HTML, Markdown and JSON, and return their paths.
-
-        Args:
-            path: The HTML file; the others go beside it.
-        """
-        from workbench.report.search import render
-
-        return render(self.document, Path(path))
-
     def __repr__(self) -> str:
         return f"<search {self.document['name']}: {len(self.document['trials'])} candidates, winner {self.winner}>"
 
-    def _repr_html_(self) -> str:
-        from workbench.report.search import page_text
+    def _pages(self) -> Any:
+        """Return the module of the pages of searches."""
+        from workbench.report import search
 
-        return in_notebook(page_text(self.document))
+        return search

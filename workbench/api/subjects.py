@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Request:
-    """What a user asks to score or to compare.
+    """The recipes and models that a user asks to score or to compare, and how.
 
     Attributes:
         names: Recipes, models or imported runs.

@@ -41,7 +41,7 @@ class Chance:
 
     @property
     def above(self) -> bool:
-        """Whether the match is above chance by `CRITERION`.
+        """True if the match is above chance by `CRITERION`.
 
         Positions that are paired at random would be too weak a control: two unrelated models read the same tokens, and units that tell
         tokens apart correlate for that reason alone.

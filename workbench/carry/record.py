@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
-from workbench.models.batching import side_by_side
+from workbench.models.batching import by_length, side_by_side
 from workbench.models.hooks import hooked, shaped
 from workbench.models.texts import batch_limit
 
@@ -75,7 +75,7 @@ def record(
             stack.enter_context(hooked(model.get_submodule(name), after=hook(name)))
         if head is not None:  # logits are not needed
             stack.enter_context(head_sees(head, torch.zeros(1, dtype=torch.long, device=device)))
-        for index in _batches([len(row) for row in rows], batch_limit(device)):
+        for index in by_length([len(row) for row in rows], batch_limit(device)):
             batch = side_by_side([rows[i] for i in index], device)
             now.update(
                 size=tuple(batch.tokens.shape),
@@ -86,15 +86,3 @@ def record(
             )
             model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
     return kept
-
-
-def _batches(lengths: Sequence[int], limit: int) -> Iterator[list[int]]:
-    """Yield indices of rows of similar length, with at most `limit` tokens together, including padding."""
-    waiting: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i]):
-        if waiting and lengths[i] * (len(waiting) + 1) > limit:
-            yield waiting
-            waiting = []
-        waiting.append(i)
-    if waiting:
-        yield waiting

@@ -7,7 +7,7 @@ file would be larger than a limit, into log2 histograms per function. A pass tha
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -20,7 +20,7 @@ from workbench.emergent.ranking import BINS, log_bins
 from workbench.emergent.sites import Site, visiting
 from workbench.files import read_json, write_json
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import side_by_side
+from workbench.models.batching import by_length, side_by_side
 from workbench.models.hooks import shaped
 from workbench.models.texts import batch_limit
 from workbench.weights.saving import save_tensors
@@ -85,7 +85,7 @@ def stream(
         consume(number, shaped(activations, batch, time), current[0])
 
     with visiting(model, sites, visit):
-        for index in _batches([len(counted.tokens(row)) for row in rows], batch_limit(device), done):
+        for index in by_length([len(counted.tokens(row)) for row in rows], batch_limit(device), done):
             tokens = side_by_side([counted.tokens(rows[i]) for i in index], device)
             lengths = tokens.mask.sum(1)
             position = torch.arange(tokens.mask.shape[1], device=device)
@@ -94,18 +94,6 @@ def stream(
             backbone(input_ids=tokens.tokens, attention_mask=tokens.mask, use_cache=False)
             done += len(index)
             after(done)
-
-
-def _batches(lengths: Sequence[int], limit: int, done: int) -> Iterator[list[int]]:
-    """Yield indices of rows of similar length; the first `done` rows in that order are left out."""
-    waiting: list[int] = []
-    for i in sorted(range(len(lengths)), key=lambda i: lengths[i])[done:]:
-        if waiting and lengths[i] * (len(waiting) + 1) > limit:
-            yield waiting
-            waiting = []
-        waiting.append(i)
-    if waiting:
-        yield waiting
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ them (GPT-2, GPTBigCode, XGLM, BioGPT, GPT-Neo) and change the state of recurren
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -39,3 +39,21 @@ def side_by_side(rows: Sequence[Sequence[int]], device: torch.device | str = "cp
         tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
         mask[i, : len(row)] = 1
     return Batch(tokens.to(device), mask.to(device))
+
+
+def by_length(lengths: Sequence[int], limit: int, done: int = 0) -> Iterator[list[int]]:
+    """Yield the indices of rows in batches of similar length, the shortest rows first.
+
+    Args:
+        lengths: Number of tokens of each row.
+        limit: Largest number of tokens of a batch, padding included; a longer row is a batch of its own.
+        done: Number of rows in that order that are left out, because an earlier call has read them.
+    """
+    waiting: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i])[done:]:
+        if waiting and lengths[i] * (len(waiting) + 1) > limit:
+            yield waiting
+            waiting = []
+        waiting.append(i)
+    if waiting:
+        yield waiting

@@ -13,7 +13,7 @@ from workbench.fuse.teaching.shards import Shards
 from workbench.fuse.teaching.syncs import Reading
 from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
-from workbench.models.batching import side_by_side
+from workbench.models.batching import by_length, side_by_side
 from workbench.models.texts import batch_limit
 from workbench.train.surroundings import quiet, reproducible
 
@@ -92,13 +92,9 @@ def _arrays(model: Any, work: Pass, rows: range, device: torch.device) -> Mappin
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
     tokens = {n: work.readings[n].ids[: work.longest].tolist() for n in rows if len(work.kept(n))}
     limit = max(1, min(batch_limit(device), _LOGITS // model.config.get_text_config().vocab_size))
-    waiting: list[int] = []
-    for n in [*sorted(tokens, key=lambda n: (len(tokens[n]), n)), None]:
-        if waiting and (n is None or len(tokens[n]) * (len(waiting) + 1) > limit):
-            found |= _batch(model, work, waiting, tokens, device)
-            waiting = []
-        if n is not None:
-            waiting.append(n)
+    numbers = list(tokens)
+    for index in by_length([len(tokens[n]) for n in numbers], limit):
+        found |= _batch(model, work, [numbers[i] for i in index], tokens, device)
     k = work.k
     empty = (torch.zeros(0, k, dtype=torch.int32), torch.zeros(0, k), torch.zeros(0))
     parts = [found.get(n, empty) for n in rows]
