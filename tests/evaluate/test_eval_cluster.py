@@ -15,6 +15,8 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, lay_out
 
 from workbench.evaluate import cluster as on_cluster
+from workbench.evaluate import pool
+from workbench.recipe.trust import VARIABLE, is_trusted
 
 SECOND = "suite: again\ntasks: [pick]\nchance: {pick: 0.25}\n"
 ALIKE = RECIPE.replace("id: mix, merge: ties, density: 0.5, lambda: 1.0", "id: mix, merge: average")  # the weights of a control
@@ -83,3 +85,23 @@ def test_more_workers_than_the_cluster_has(project: Project, monkeypatch: pytest
     with two_nodes():
         error = refused("eval", "mine", "--device", "cpu", "--engine", "ray", "--workers", "9")
     assert error.message == "--workers 9: the cluster has 2 CPUs and 0 GPUs"
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+def test_a_worker_has_the_directory_and_the_trust_of_the_command(
+    trusted: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Method files of a project that is trusted here run on other nodes, whose user settings may not name it; others do not."""
+
+    class Seen:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def score(self, more: str) -> tuple[str, Path, bool]:
+            return self.name + more, Path.cwd(), is_trusted(tmp_path)
+
+    monkeypatch.setenv(VARIABLE, "0")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "settings"))
+    hosted = pool._Hosted(1, Seen, ("one",), tmp_path, trusted)
+    assert hosted.score("+") == ("one+", tmp_path, trusted)

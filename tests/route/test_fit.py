@@ -142,6 +142,7 @@ def test_a_gate_has_the_probabilities_of_a_softmax_regression(world: tuple[Any, 
     samples = Samples.of({brick: prompts(i) for brick, i in BRICKS.items()})
     model, tokenizer = world
     states = scaled(pooled(model, token_rows(tokenizer, samples.texts), router.layer, router.window), router.scatter).numpy()
+    assert float((states**2).mean()) == pytest.approx(1, rel=1e-6), "the mean variance of all states around the bricks' center"
     reference = LogisticRegression(C=0.5, class_weight="balanced", max_iter=5000, tol=1e-9).fit(states, samples.labels.numpy())
     asked = seen(world, router, texts + outside())
     expected = torch.from_numpy(reference.predict_proba(scaled(asked.hidden, router.scatter).numpy()))
