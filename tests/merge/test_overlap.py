@@ -51,7 +51,9 @@ def test_coefficients_are_those_of_the_definition(rows: int, cols: int, dense: b
     names = list(bricks)
     expected = [[np.mean([rv(product(bricks[a], n), product(bricks[b], n)) for n in base]) for b in names] for a in names]
     np.testing.assert_allclose(found.pairs, expected, rtol=1e-6)
-    assert found.matrices == 2
+    assert list(found.layers) == [0, 1]
+    first = [[rv(product(bricks[a], "layers.0.w"), product(bricks[b], "layers.0.w")) for b in names] for a in names]
+    np.testing.assert_allclose(found.layers[0], first, rtol=1e-6)
     for name, row in zip(names, expected, strict=True):
         assert found.weights[name] == pytest.approx(1 / sum(row), rel=1e-6)
 
@@ -89,10 +91,10 @@ def test_vectors_embeddings_and_the_head_do_not_count() -> None:
     found = measured(
         {"a": lora(3, seed=1, names=names), "b": lora(3, seed=1, names=names)}, {n: torch.zeros(24, 18) for n in names}
     )
-    assert (found.matrices, found.pairs[0][1], found.weights) == (0, 0.0, {"a": 1.0, "b": 1.0})
+    assert (found.layers, found.pairs[0][1], found.weights) == ({}, 0.0, {"a": 1.0, "b": 1.0})
     base = {"v": torch.zeros(9)}
     same = {n: WeightsDelta(InMemory({"v": torch.ones(9)}), InMemory(base)) for n in "ab"}
-    assert measured(same, base).matrices == 0
+    assert measured(same, base).pairs[0][1] == 0
 
 
 def test_experts_count_one_by_one() -> None:

@@ -107,6 +107,8 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("methods", "rome")
     document("brick extract", "bricks/full", "--base", "base", "-o", "bricks/extracted", "--rank", 4)
     document("brick bake", "bricks/one", "-o", "baked")
+    document("brick advise", "one", "two", "--base", "base", "--texts", "one=texts.jsonl", "--texts", "two=texts.jsonl")
+    document("brick advise", "one", "--base", "base")
     document("brick barrier", "base", "baked", "--text", "texts.jsonl")
     document("brick transplant", "bricks/one", "--to", "baked", "-o", "new", "--texts", "texts.jsonl", "--by=signs", "--steps=1")
     document("brick transplant", "bricks/one", "--to", "baked", "-o", "some", "--map", "0:0,1:1")

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
@@ -201,11 +200,7 @@ def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
 
 def _place(base: Model, name: str) -> tuple[int | None, str]:
     """Return the layer and the kind of a tensor; all experts of a layer are one kind."""
-    short = name.removesuffix(".weight")
-    try:
-        layer = base.layout.layer(name)
-    except WorkbenchError:
-        return None, short
+    short, layer = name.removesuffix(".weight"), base.layer_of(name)
     if layer is None:
         return None, short
     inside = short.removeprefix(f"{base.layout.prefix}{layer}.")

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from workbench.cli.documents.advice import AdviceDocument
 from workbench.cli.documents.analyze import (
     AblationDocument,
     EverythingDocument,
@@ -50,6 +51,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick show": ShownBrick,
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
+    "brick advise": AdviceDocument,
     "brick barrier": BarrierDocument,
     "brick transplant": CarriedDocument,
     "suite ls": list[SuiteRow],

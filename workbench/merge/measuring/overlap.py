@@ -9,7 +9,7 @@ learned; right factors stay near their random start, so the cosine of whole delt
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from workbench.steps import Group
 
 
+Pairs = tuple[tuple[float, ...], ...]
+"""[bricks, bricks]"""
+
+
 @dataclass(frozen=True)
 class Overlap:
     """Mean RV coefficients of a merge step's bricks.
@@ -30,12 +34,12 @@ class Overlap:
     Attributes:
         bricks: Names, in the order of the rows.
         pairs: [bricks, bricks], the mean over all matrices that at least one brick of the pair changes; the diagonal is 1.
-        matrices: Number of matrices that at least one brick changes.
+        layers: Layer -> the same for its matrices, for each layer that at least one brick changes.
     """
 
     bricks: tuple[str, ...]
-    pairs: tuple[tuple[float, ...], ...]
-    matrices: int
+    pairs: Pairs
+    layers: Mapping[int, Pairs]
 
     @property
     def weights(self) -> dict[str, float]:
@@ -45,6 +49,30 @@ class Overlap:
     def row(self) -> dict[str, Any]:
         """Return weights and coefficients as plain data, for the step's record."""
         return {"weights": self.weights, "rv": {name: list(row) for name, row in zip(self.bricks, self.pairs, strict=True)}}
+
+
+class _Means:
+    """Sums of coefficients over matrices, and the number of matrices that a pair changes."""
+
+    def __init__(self, bricks: int) -> None:
+        self.sums = [[0.0] * bricks for _ in range(bricks)]
+        self.numbers = [[0] * bricks for _ in range(bricks)]
+
+    def add(self, products: Sequence[Sequence[float]]) -> None:
+        """Add one matrix, given ‖τᵢᵀτⱼ‖² of all pairs."""
+        for i, own in enumerate(products):
+            for j in range(i):
+                self.numbers[i][j] += own[i] > 0 or products[j][j] > 0
+                self.sums[i][j] += coefficient(own[j], own[i], products[j][j])
+
+    def pairs(self) -> Pairs:
+        """Return the means as a symmetric matrix with a diagonal of 1."""
+
+        def mean(i: int, j: int) -> float:
+            return self.sums[i][j] / self.numbers[i][j] if self.numbers[i][j] else 0.0
+
+        places = range(len(self.sums))
+        return tuple(tuple(1.0 if i == j else mean(max(i, j), min(i, j)) for j in places) for i in places)
 
 
 def overlap(groups: Iterable[Group], bricks: Sequence[str]) -> Overlap:
@@ -59,22 +87,15 @@ def overlap(groups: Iterable[Group], bricks: Sequence[str]) -> Overlap:
     Returns:
         The overlap. If no brick changes a matrix, every pair has 0.
     """
-    count = len(bricks)
-    sums = [[0.0] * count for _ in bricks]
-    numbers = [[0] * count for _ in bricks]
-    matrices = 0
-    for products in (products for group in groups for products in squared_products(group)):
-        changed = [products[i][i] > 0 for i in range(count)]
-        matrices += any(changed)
-        for i in range(count):
-            for j in range(i + 1, count):
-                numbers[i][j] += changed[i] or changed[j]
-                sums[i][j] += coefficient(products[i][j], products[i][i], products[j][j])
-    pairs = [[1.0] * count for _ in bricks]
-    for i in range(count):
-        for j in range(i + 1, count):
-            pairs[i][j] = pairs[j][i] = sums[i][j] / numbers[i][j] if numbers[i][j] else 0.0
-    return Overlap(tuple(bricks), tuple(map(tuple, pairs)), matrices)
+    total = _Means(len(bricks))
+    layers: dict[int, _Means] = {}
+    for group in groups:
+        for products in squared_products(group):
+            total.add(products)
+            layer = group.model.layer_of(group.tensor)
+            if layer is not None and any(products[i][i] > 0 for i in range(len(bricks))):
+                layers.setdefault(layer, _Means(len(bricks))).add(products)
+    return Overlap(tuple(bricks), total.pairs(), {layer: layers[layer].pairs() for layer in sorted(layers)})
 
 
 def coefficient(product: float, own: float, other: float) -> float:
@@ -134,7 +155,7 @@ def _of_dense(deltas: Sequence[Tensor]) -> list[list[float]]:
     return _symmetric(len(deltas), lambda i, j: float(torch.linalg.matrix_norm((deltas[i].T @ deltas[j]).double())) ** 2)
 
 
-def _symmetric(count: int, product: Any) -> list[list[float]]:
+def _symmetric(count: int, product: Callable[[int, int], float]) -> list[list[float]]:
     values = [[0.0] * count for _ in range(count)]
     for i in range(count):
         for j in range(i, count):
