@@ -107,7 +107,7 @@ def wudi_block(found: dict[str, Any]) -> str:
     ]
     bricks = ", ".join(f"`{name}`" for name in found["bricks"])
     note = (
-        f"Bricks {bricks} of [`{found['recipe']}`](../{found['recipe']}), all weights 1, ridge {found['ridge']:g}, {found['layers']} linear layers; "
+        f"Bricks {bricks} of [`{found['recipe']}`](../{found['recipe']}), all weights 1, {found['layers']} linear layers; "
         f"Frobenius norms, one number a layer. {measured(found)} The source: [{WUDI}](../{WUDI})."
     )
     return table([f"merged delta, over {found['layers']} layers", "mean", "lowest", "highest"], rows, left=1) + "\n\n" + note
