@@ -20,6 +20,7 @@ from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
+from workbench.report.tints import DIFFERENCE
 from workbench.report.view import View
 
 ROLE_WORDS = {
@@ -158,6 +159,7 @@ def _helpers() -> dict[str, Any]:
         "amount": numbers.amount,
         "size": numbers.size,
         "detectable": marks.detectable,
+        "difference_scale": DIFFERENCE,
         "family": marks.family,
         "heading": heading,
         "cohort_words": COHORTS,
