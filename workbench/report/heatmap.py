@@ -108,7 +108,7 @@ def write_maps(
     """Write a self-contained page with a table and heat maps below it, and return its path."""
     context = {"title": title, "eyebrow": eyebrow, "lead": lead, "columns": columns, "rows": rows, "groups": groups}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, filled("heatmap.html.j2", context, (), ("report.css", "heat.css")).encode())
+    write_bytes(out, filled("heatmap.html.j2", context, ("report.js", "downloads.js"), ("report.css", "heat.css")).encode())
     return out
 
 

@@ -52,6 +52,10 @@ class Cell:
     """True if the verdict's mark is shown beside the number: sign and tint do not show verdicts about harm."""
     weak: bool = False
     """True if a parent is too close to chance on the task, which the hover text explains."""
+    value: float | None = None
+    """The difference in stored units, with the ends of its adjusted interval."""
+    low: float | None = None
+    high: float | None = None
 
 
 UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
@@ -249,6 +253,9 @@ def _difference_cell(view: View, task: TaskView, d: DifferenceView | None, c: Co
         task.owner is not None and (task.owner in c.parents or task.owner == c.name),
         d.guarded,
         bool(weak),
+        d.diff,
+        d.low_adj,
+        d.high_adj,
     )
 
 
@@ -267,7 +274,17 @@ def _effect_cell(view: View, e: Effect, own: bool) -> Cell:
     row = view.differences.get((e.brick, e.task))
     marked = verdict_word(e.verdict) in GUARD_WORDS or (row is not None and row.guarded)
     return Cell(
-        unit.diff(e.diff), unit.diffs(e.low, e.high), verdict_class(e.verdict), tint, "\n".join(tip), own, marked, bool(weak)
+        unit.diff(e.diff),
+        unit.diffs(e.low, e.high),
+        verdict_class(e.verdict),
+        tint,
+        "\n".join(tip),
+        own,
+        marked,
+        bool(weak),
+        e.diff,
+        e.low,
+        e.high,
     )
 
 
