@@ -96,6 +96,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("compare", "recipes/mix.yaml", code=(0, 3))
     document("scores import", "samples", "--name", "outside")
     document("scores ls")
+    document("scores pull", ".", "--runs-dir", "elsewhere")
     document("search", "recipes/sought.yaml", "--device", "cpu")
     document("suite ls")
     document("suite show", "words")

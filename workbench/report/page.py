@@ -15,11 +15,13 @@ from markupsafe import Markup
 
 from workbench.files import write_bytes
 from workbench.report import decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
+from workbench.report.downloads import with_downloads
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
+from workbench.report.tints import DIFFERENCE
 from workbench.report.view import View
 
 ROLE_WORDS = {
@@ -28,7 +30,7 @@ ROLE_WORDS = {
     "average": "plain average",
     "configuration": "configuration",
 }
-SCRIPTS = ("report.js", "filter.js", "diff.js", "flips.js")
+SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "flips.js")
 FILTERED = 20
 """Rows of the summary table from which on it can be filtered by name and brick."""
 SUFFIXES = (".html", ".md", ".json")
@@ -137,12 +139,13 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
+    css = "".join(map(asset, styles))
     parts = {
-        "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
+        "style": Markup(css),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return env.get_template(template).render(context, **parts, **_helpers())
+    return with_downloads(env.get_template(template).render(context, **parts, **_helpers()), css)
 
 
 def _helpers() -> dict[str, Any]:
@@ -158,6 +161,7 @@ def _helpers() -> dict[str, Any]:
         "amount": numbers.amount,
         "size": numbers.size,
         "detectable": marks.detectable,
+        "difference_scale": DIFFERENCE,
         "family": marks.family,
         "heading": heading,
         "cohort_words": COHORTS,

@@ -30,7 +30,7 @@ from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
-from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
+from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
@@ -60,6 +60,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "suite new": SuiteNewDocument,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
+    "scores pull": PulledScores,
     "facts check": FactsCheckDocument,
     "facts import": FactsImportDocument,
     "edit rebase": RebaseDocument,

@@ -304,3 +304,44 @@ class ImportedScores(Document):
     """False if the store already had the same numbers under this name."""
     tasks: dict[str, int]
     """Task -> number of items."""
+
+
+class PulledConfiguration(Document):
+    """A configuration's scores in the other store."""
+
+    suite: str
+    """Name of the suite."""
+    plan: str
+    """Digest of the plan."""
+    name: str
+    """Name of the configuration."""
+    key: str
+    """Digest under which the scores are stored."""
+    status: Literal["pulled", "same", "named"]
+    """Whether the scores were taken, were here already, or were here and got names of the other store."""
+
+
+class RefusedScores(Document):
+    """A file of the other store that was not taken."""
+
+    file: str
+    """The file, below the other store."""
+    reason: str
+    """Reason for not taking it."""
+
+
+class PulledScores(Document):
+    """The result of merging another score store."""
+
+    source: str
+    """Folder of the other store."""
+    dry_run: bool
+    """Whether nothing was written."""
+    plans: list[str]
+    """Folders of the plans that this store did not have."""
+    documents: list[PulledConfiguration]
+    """Scores that were taken, or were here already."""
+    refused: list[RefusedScores]
+    """Files that were not taken; the command then exits with 1."""
+    notes: list[str]
+    """Differences that change no scores, such as other versions of a library."""
