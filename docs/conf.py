@@ -2,7 +2,7 @@
 
 The pages are plain Markdown, so that they read well on GitHub. What only the site needs is added while it is built:
 
-- The navigation. `docs/index.md` lists the pages by section; a page `NAME.md` is the parent of `NAME-*.md` and of the pages in `NAME/`.
+- The navigation. `docs/index.md` lists the pages by section; a page `NAME.md` is the parent of the pages `NAME-*.md` and `NAME/*.md` that it links.
 - The API reference. A comment `<!-- autodoc MODULE: NAMES -->` becomes the signatures and docstrings of these names.
 - Notebooks as pages: their Markdown cells and their code.
 - Links to folders, and to Markdown files that are no pages, lose their target: the site holds pages and files only.
@@ -68,9 +68,16 @@ def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
         text += index_trees(text)
     else:
         name = PurePosixPath(docname).name
-        children = [target for target in LINK.findall(text) if target.startswith((f"{name}-", f"{name}/"))]
+        children = [target for target in LINK.findall(text) if parent_of(target) == name]
         text += tree("", children) if children else ""
     source[0] = text
+
+
+def parent_of(page: str) -> str | None:
+    """Return the page of docs/ under which a page stands: the longest beginning of its name that is a page."""
+    name = page.removesuffix(".md")
+    ends = [m.start() for m in re.finditer(r"[-/]", name)]
+    return next((name[:end] for end in reversed(ends) if (ROOT / "docs" / f"{name[:end]}.md").is_file()), None)
 
 
 def is_linked(app: Sphinx, docname: str, target: str) -> bool:

@@ -60,8 +60,14 @@ def methods_block(found: dict[str, Any]) -> str:
     parts.append(_seconds_note(rows))
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
-    parts += _single(found.get("single")) + _curve(found.get("curve"))
     return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
+
+
+@of_results(METHODS)
+def alone_block(found: dict[str, Any]) -> str:
+    """Facts edited one at a time, and what strengths trade."""
+    parts = _single(found.get("single")) + _curve(found.get("curve"))
+    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."]) if parts else MISSING
 
 
 SECONDS = {"statistics": "statistics, CPU s", "values": "values", "search": "place", "solve": "solve"}
@@ -188,9 +194,18 @@ def _fields(row: Row) -> str:
 
 
 def fixture_block(project: Path) -> str:
-    """The same methods on the trained fixtures, over the number of facts: a table a kind of score."""
-    parts = [part for name, title in FIXTURES.items() for part in _fixture(results(project, name), name, title)]
-    return "\n\n".join(parts) or MISSING
+    """The same methods on the trained fixture that finds facts at the subject, over the number of facts: a table a kind of score."""
+    return _of_fixture(project, 0)
+
+
+def fixture_prompt_block(project: Path) -> str:
+    """The same on the fixture that finds facts at the prompt's last token."""
+    return _of_fixture(project, 1)
+
+
+def _of_fixture(project: Path, index: int) -> str:
+    name, title = list(FIXTURES.items())[index]
+    return "\n\n".join(_fixture(results(project, name), name, title)) or MISSING
 
 
 def _fixture(found: Row | None, file: str, title: str) -> list[str]:
@@ -387,7 +402,9 @@ def _ours(blocks: Sequence[Row]) -> float:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-methods": methods_block,
+    "edit-methods-alone": alone_block,
     "edit-fixture": fixture_block,
+    "edit-fixture-prompt": fixture_prompt_block,
     "edit-merge": merge_block,
     "edit-solve": solve_block,
     "edit-speed": speed_block,

@@ -222,8 +222,8 @@ def recipe_page() -> str:
             for key, part in definition["properties"].items()
         ]
         lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
-    lines += [*_SWEEPS, *_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
-    lines += [f"- `{m.verb}: {m.name}`: {summary(m)} ([fields]({page_of(m)}))" for m in methods().values()]
+    kinds = ", ".join(f"[{verb}](methods.md#{verb})" for verb in _KINDS)
+    lines += [*_SWEEPS, *_SCHEDULES, "## Steps", "", f"A step has one verb and its method: {kinds}."]
     return "\n".join([*lines, ""])
 
 
