@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import yaml
@@ -34,18 +35,20 @@ extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 suppress_warnings = ["misc.highlighting_failure"]  # excerpts of JSON and YAML with an ellipsis
 
 myst_heading_anchors = 4
+smartquotes = False  # `--set` is no dash
 autodoc_typehints = "description"
 autodoc_member_order = "bysource"
 napoleon_numpy_docstring = False
 
 html_theme = "furo"
+html_static_path = html_css_files = ["site.css"]
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
 html_theme_options = {"top_of_page_buttons": []}
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
-LINK = re.compile(r"\]\(([^()\s#]+\.(?:md|ipynb))(?:#[^)\s]*)?\)")
+LINK = re.compile(r"\[([^\]\n]+)\]\(([^()\s#]+\.(?:md|ipynb))(?:#[^)\s]*)?\)")
 ANY_LINK = re.compile(r"\[([^\]\n]+)\]\(([^()\s#:]+)(?:#[^)\s]*)?\)")
 AUTODOC = re.compile(r"<!-- autodoc (?P<module>[\w.]+): (?P<names>.+?) -->")
 
@@ -68,7 +71,7 @@ def on_source(app: Sphinx, docname: str, source: list[str]) -> None:
         text += index_trees(text)
     else:
         name = PurePosixPath(docname).name
-        children = [target for target in LINK.findall(text) if parent_of(target) == name]
+        children = {target: "" for _, target in LINK.findall(text) if parent_of(target) == name}
         text += tree("", children) if children else ""
     source[0] = text
 
@@ -109,20 +112,27 @@ def autodoc(module: str, names: list[str]) -> str:
 def index_trees(text: str) -> str:
     """Return a navigation tree for each section of the index, with the pages that the section links."""
     parts = re.split(r"^## (.+)$", text, flags=re.MULTILINE)[1:]
-    found = ""
-    for caption, body in zip(parts[::2], parts[1::2], strict=True):
-        pages = LINK.findall(body)
-        found += tree(caption, [page for page in pages if page != "index.md"])
-    return found
+    return "".join(
+        tree(caption, {page: label for label, page in LINK.findall(body)})
+        for caption, body in zip(parts[::2], parts[1::2], strict=True)
+        if LINK.search(body)
+    )
 
 
-def tree(caption: str, pages: list[str]) -> str:
-    """Return a hidden table of contents."""
+def tree(caption: str, pages: Mapping[str, str]) -> str:
+    """Return a hidden table of contents.
+
+    Args:
+        caption: Heading of the section; empty for the children of a page.
+        pages: Page, as a link names it -> its title in the navigation; empty: the page's own.
+    """
     head = f":caption: {caption}\n" if caption else ""
-    # A page of the repository's root stands outside docs/, and names of documents have no suffix.
-    entries = [f"/{page.removeprefix('../')}" if page.startswith("../") else page for page in dict.fromkeys(pages)]
-    lines = "\n".join(re.sub(r"\.(md|ipynb)$", "", entry) for entry in entries)
-    return f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n{head}\n{lines}\n```\n"
+    lines = []
+    for page, label in pages.items():
+        # A page of the repository's root stands outside docs/, and names of documents have no suffix.
+        name = re.sub(r"\.(md|ipynb)$", "", f"/{page.removeprefix('../')}" if page.startswith("../") else page)
+        lines.append(f"{label} <{name}>" if label else name)
+    return f"\n\n```{{toctree}}\n:hidden:\n:maxdepth: 1\n{head}\n" + "\n".join(lines) + "\n```\n"
 
 
 def write_entrance(app: Sphinx, exception: Exception | None) -> None:

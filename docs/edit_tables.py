@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,19 +46,14 @@ def methods_block(found: dict[str, Any]) -> str:
         ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row)] for row in rows),
         left=1,
     )
+    heads = ["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()]
     parts = [
         first,
         _legend(found),
         table(["edit", *PREFERRED.values(), "n-gram entropy, bits", "perplexity of text"], (_soft(row) for row in rows), left=1),
+        table(heads, (_cost(row) for row in rows if row["row"] != "base"), left=1),
+        _seconds_note(rows),
     ]
-    parts.append(
-        table(
-            ["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()],
-            (_cost(row) for row in rows if row["row"] != "base"),
-            left=1,
-        )
-    )
-    parts.append(_seconds_note(rows))
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
     return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
@@ -193,17 +189,8 @@ def _fields(row: Row) -> str:
     return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
-def fixture_block(project: Path) -> str:
-    """The same methods on the trained fixture that finds facts at the subject, over the number of facts: a table a kind of score."""
-    return _of_fixture(project, 0)
-
-
-def fixture_prompt_block(project: Path) -> str:
-    """The same on the fixture that finds facts at the prompt's last token."""
-    return _of_fixture(project, 1)
-
-
-def _of_fixture(project: Path, index: int) -> str:
+def fixture_block(project: Path, index: int) -> str:
+    """The same methods on a trained fixture of FIXTURES, over the number of facts: a table a kind of score."""
     name, title = list(FIXTURES.items())[index]
     return "\n\n".join(_fixture(results(project, name), name, title)) or MISSING
 
@@ -403,8 +390,8 @@ def _ours(blocks: Sequence[Row]) -> float:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-methods": methods_block,
     "edit-methods-alone": alone_block,
-    "edit-fixture": fixture_block,
-    "edit-fixture-prompt": fixture_prompt_block,
+    "edit-fixture": partial(fixture_block, index=0),
+    "edit-fixture-prompt": partial(fixture_block, index=1),
     "edit-merge": merge_block,
     "edit-solve": solve_block,
     "edit-speed": speed_block,
