@@ -17,7 +17,7 @@ SUITES := $(if $(FULL),--suite starter --suite retention --suite facts --suite c
 ITEMS := $(if $(FULL),$(wildcard recipes/*.yaml),$(DEMO))
 REPORT := reports/$(if $(FULL),full,demo).html
 
-.PHONY: help setup demo test fuzz check run eval search report bricks data docs bench gpu clean
+.PHONY: help setup demo test fuzz check run eval search report bricks data docs site bench gpu clean
 help:  ## print this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -68,11 +68,15 @@ data: $(READY)  ## generate training and test items again
 docs: $(READY)  ## write the generated pages and README tables
 	@$(BIN)python docs/build.py
 
+site: $(READY)  ## build the documentation site in site/; a broken link is an error
+	@$(BIN)python -m sphinx -W --keep-going -q -b html -c docs . site
+	@echo "site    site/index.html"
+
 bench: bricks/starter/base/config.json  ## run the benchmarks
 	@$(BIN)python benchmarks/merge.py
 
 gpu: bricks/starter/base/config.json  ## tests and benchmarks on a CUDA device, in under nine minutes; skipped with a line where there is none
 	@$(BIN)python benchmarks/gpu.py $(ARGS)
 
-clean:  ## remove runs, reports and the cache (not the starter base, not .venv)
-	@rm -rf runs reports .workbench .mypy_cache .ruff_cache .pytest_cache
+clean:  ## remove runs, reports, the site and the cache (not the starter base, not .venv)
+	@rm -rf runs reports site .workbench .mypy_cache .ruff_cache .pytest_cache

@@ -1,4 +1,4 @@
-"""Score routers beside merges of the same bricks, six and eight of them, on all items: the source of "Merge or route?" in docs/routing.md.
+"""Score routers beside merges of the same bricks, six and eight of them, on all items: the source of "Routing: merge or route?" in docs/routing-or-merge.md.
 
     python benchmarks/merge_or_route.py
     python benchmarks/merge_or_route.py --recipes route-six --limit 8      a quick look

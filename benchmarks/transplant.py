@@ -1,4 +1,4 @@
-"""Transplants of one skill by sets of neurons and by masks of single elements: the source of the tables on transplants in docs/neurons.md.
+"""Transplants of one skill by sets of neurons and by masks of single elements: the source of the tables on transplants in docs/neurons-sets.md.
 
     python benchmarks/transplant.py
     python benchmarks/transplant.py --skills reverse --limit 40    a quick look

@@ -26,6 +26,7 @@ import merge_tables
 import neuron_tables
 import route_tables
 import search_tables
+import yaml
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
@@ -50,9 +51,9 @@ MARK = re.compile(r"(?P<begin><!-- (?P<name>[\w-]+):begin -->\n)(?P<body>.*?)(?P
 def outputs(project: Path) -> dict[Path, str]:
     """Every file that this script writes -> the text that it has to hold."""
     docs = project / "docs"
-    generated = {**pages(), **published.pages(), "commands.md": command_page.commands_page()}
+    generated = {**pages(evidence(project)), **published.pages(), **command_page.command_pages()}
     found = {docs / name: text for name, text in generated.items()}
-    for path in (project / "README.md", *sorted(docs.glob("*.md"))):
+    for path in (project / "README.md", *sorted(docs.rglob("*.md"))):
         text = path.read_text("utf-8")
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
@@ -64,6 +65,25 @@ def stale(texts: Mapping[Path, str]) -> list[Path]:
     return [p for p, text in texts.items() if not p.is_file() or p.read_text("utf-8") != text]
 
 
+def evidence(project: Path) -> dict[str, str]:
+    """Tag of a merge method -> what the comparison of one merge a method says of it, where a starter recipe has this one merge."""
+    found = results(project, SMOKE)
+    rows = {(r["configuration"], r["task"]): r for r in found["rows"]} if found else {}
+    said = {}
+    for c in found["configurations"] if found else ():
+        path = project / "recipes" / f"{c['name']}.yaml"
+        steps = yaml.safe_load(path.read_text("utf-8")).get("steps", []) if path.is_file() else []
+        if len(steps) == 1 and "merge" in steps[0] and c["kept_mean"]:
+            fields = {k: v for k, v in steps[0].items() if k not in ("id", "merge", "bricks")}
+            shown = ", ".join(f"`{k}: {v}`" for k, v in fields.items()) or "its defaults"
+            said[f"merge:{steps[0]['merge']}"] = (
+                f"[`recipes/{path.name}`](../../recipes/{path.name}) merges three LoRA bricks of the starter base with {shown}. It keeps "
+                f"{interval(c['kept_mean'])} % of the bricks' skills; retention differs from the base by {_difference(rows.get((c['name'], 'retention')))} points. "
+                "All methods beside each other: [one merge a method](../results.md#one-merge-a-method)."
+            )
+    return said
+
+
 def fill(text: str, project: Path) -> str:
     """A document with its marked blocks written anew. Errors: a name that no block has."""
     return MARK.sub(lambda m: f"{m['begin']}\n{BLOCKS[m['name']](project).rstrip()}\n\n{m['end']}", text)
@@ -71,10 +91,19 @@ def fill(text: str, project: Path) -> str:
 
 @of_results(RESULTS)
 def results_block(found: dict[str, Any]) -> str:
-    """The committed comparison of the demo's three bricks: who they are, alone and merged, on their tasks and on retention."""
-    shown = [c for c in found["configurations"] if set(c["parents"]) <= set(THREE)]
+    """The committed comparison of the demo: its three bricks alone, their merges, on their tasks and on retention."""
+    demo = {f"starter-{name}" for name in ("average", "task-arithmetic", "ties")}
+    shown = [
+        c
+        for c in found["configurations"]
+        if set(c["parents"]) <= set(THREE) and (c["role"] != "configuration" or c["name"] in demo)
+    ]
     tasks = [t for t in found["tasks"] if t["owner"] in THREE or t["role"] == "retention"]
-    return "\n\n".join([_scores(found, shown, tasks), _legend(found, f"Everything that was scored: [{PAGE}]({PAGE}).")])
+    legend = (
+        f"Percent of items with 95 % intervals; {SIGNED}; against {found['baseline']}. Kept: share of the bricks' own scores, corrected for chance. Difference: in "
+        f"points, interval adjusted for the number of comparisons. {measured(found)} Everything that was scored: [{PAGE}]({PAGE})."
+    )
+    return "\n\n".join([_scores(found, shown, tasks), legend])
 
 
 @of_results(RESULTS)
@@ -349,7 +378,7 @@ def main(arguments: list[str]) -> int:
     differ = stale(found)
     for path in differ:
         if not check:
-            path.parent.mkdir(exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(found[path], "utf-8")
         sys.stdout.write(f"{'differs' if check else 'written'}: {path.relative_to(PROJECT)}\n")
     if check and differ:

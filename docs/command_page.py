@@ -1,4 +1,4 @@
-"""Write docs/commands.md from the command line itself: the help text of every command."""
+"""Write docs/commands.md and docs/commands/ from the command line itself: the help text of every command."""
 
 from __future__ import annotations
 
@@ -20,12 +20,28 @@ Exit status: 0 done; 1 an error, with a hint that repairs it; 2 wrong usage or a
 WIDTH = "110"
 
 
-def commands_page() -> str:
-    """Return the text of docs/commands.md."""
+def command_pages() -> dict[str, str]:
+    """Return docs/commands.md and one page for each command or group of commands: name -> text."""
     commands = list(_commands(typer.main.get_command(app)))
-    rows = [[f"[`workbench {name}`](#workbench-{name.replace(' ', '-')})", _summary(command)] for name, command in commands]
-    sections = [f"## workbench {name}\n\n```text\n{_help(name)}\n```" for name, _ in commands]
-    return "\n\n".join([HEAD, table(["command", "what it does"], rows, left=2), *sections]) + "\n"
+    rows = [[f"[`workbench {name}`]({_page(name)}#{_slug(name)})", _summary(command)] for name, command in commands]
+    found = {"commands.md": "\n\n".join([HEAD, table(["command", "what it does"], rows, left=2)]) + "\n"}
+    for group in dict.fromkeys(name.partition(" ")[0] for name, _ in commands):
+        names = [name for name, _ in commands if name.partition(" ")[0] == group]
+        title = f"workbench {group}"
+        sections = [f"## workbench {name}\n\n```text\n{_help(name)}\n```" for name in names]
+        if names == [group]:
+            sections = [sections[0].partition("\n\n")[2]]
+        found[_page(group)] = "\n\n".join([f"# {title}", *sections]) + "\n"
+    return found
+
+
+def _page(name: str) -> str:
+    return f"commands/{name.partition(' ')[0]}.md"
+
+
+def _slug(name: str) -> str:
+    """Return the anchor of a command's heading."""
+    return f"workbench-{name.replace(' ', '-')}"
 
 
 def _commands(group: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:

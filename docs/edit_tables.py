@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,23 +46,24 @@ def methods_block(found: dict[str, Any]) -> str:
         ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row)] for row in rows),
         left=1,
     )
+    heads = ["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()]
     parts = [
         first,
         _legend(found),
         table(["edit", *PREFERRED.values(), "n-gram entropy, bits", "perplexity of text"], (_soft(row) for row in rows), left=1),
+        table(heads, (_cost(row) for row in rows if row["row"] != "base"), left=1),
+        _seconds_note(rows),
     ]
-    parts.append(
-        table(
-            ["edit", "layer", "rank", "‖ΔW‖ / ‖W‖", "facts left out", *SECONDS.values()],
-            (_cost(row) for row in rows if row["row"] != "base"),
-            left=1,
-        )
-    )
-    parts.append(_seconds_note(rows))
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
-    parts += _single(found.get("single")) + _curve(found.get("curve"))
     return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
+
+
+@of_results(METHODS)
+def alone_block(found: dict[str, Any]) -> str:
+    """Facts edited one at a time, and what strengths trade."""
+    parts = _single(found.get("single")) + _curve(found.get("curve"))
+    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."]) if parts else MISSING
 
 
 SECONDS = {"statistics": "statistics, CPU s", "values": "values", "search": "place", "solve": "solve"}
@@ -187,10 +189,10 @@ def _fields(row: Row) -> str:
     return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
-def fixture_block(project: Path) -> str:
-    """The same methods on the trained fixtures, over the number of facts: a table a kind of score."""
-    parts = [part for name, title in FIXTURES.items() for part in _fixture(results(project, name), name, title)]
-    return "\n\n".join(parts) or MISSING
+def fixture_block(project: Path, index: int) -> str:
+    """The same methods on a trained fixture of FIXTURES, over the number of facts: a table a kind of score."""
+    name, title = list(FIXTURES.items())[index]
+    return "\n\n".join(_fixture(results(project, name), name, title)) or MISSING
 
 
 def _fixture(found: Row | None, file: str, title: str) -> list[str]:
@@ -387,7 +389,9 @@ def _ours(blocks: Sequence[Row]) -> float:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-methods": methods_block,
-    "edit-fixture": fixture_block,
+    "edit-methods-alone": alone_block,
+    "edit-fixture": partial(fixture_block, index=0),
+    "edit-fixture-prompt": partial(fixture_block, index=1),
     "edit-merge": merge_block,
     "edit-solve": solve_block,
     "edit-speed": speed_block,

@@ -150,10 +150,12 @@ def test_commands_and_flags_exist(page: Path) -> None:
 
 
 def test_every_command_has_a_section() -> None:
-    headings = set(re.findall(r"^## workbench (.+)$", read("docs/commands.md"), re.MULTILINE))
+    pages = [p.read_text("utf-8") for p in (PROJECT / "docs" / "commands").glob("*.md")]
+    headings = {name for text in pages for name in re.findall(r"^##? workbench (.+)$", text, re.MULTILINE)}
     group: Any = typer.main.get_command(app)
     commands = {f"{n} {s}".strip() for n, c in group.commands.items() for s in getattr(c, "commands", [""])}
-    assert headings == commands
+    assert headings - {n for n, c in group.commands.items() if hasattr(c, "commands")} == commands
+    assert set(re.findall(r"^\| \[`workbench (.+?)`\]", read("docs/commands.md"), re.MULTILINE)) == commands
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
@@ -161,6 +163,29 @@ def test_make_targets_exist(page: Path) -> None:
     targets = set(re.findall(r"^([a-z]+):", read("Makefile"), re.MULTILINE))
     used = {m[1] for line in code(page.read_text("utf-8")) if (m := re.match(r"make ([a-z]+)", line))}
     assert used <= targets
+
+
+def test_pages_are_short() -> None:
+    """A page has at most 1,500 words beside the tables that docs/build.py writes into it; the README has 1,300 with them."""
+    assert len(read("README.md").split()) <= 1300
+    generated = {"recipe.md", "methods.md", "commands.md", "json.md"}
+    to_be_divided = {"evaluation.md", "merging.md"}
+    lengths = {
+        path.name: len(re.sub(r"<!-- ([\w-]+):begin -->.*?<!-- \1:end -->", "", path.read_text("utf-8"), flags=re.DOTALL).split())
+        for path in (PROJECT / "docs").glob("*.md")
+        if path.name not in generated | to_be_divided
+    }
+    assert {name: length for name, length in lengths.items() if length > 1500} == {}
+
+
+def test_the_site_lists_every_page() -> None:
+    """A page of docs/ is linked by the index, or by the page under which the site puts it."""
+    pages = {path.name: path.read_text("utf-8") for path in (PROJECT / "docs").glob("*.md")}
+    for name in set(pages) - {"index.md"}:
+        parts = name.removesuffix(".md").split("-")
+        above = [f"{'-'.join(parts[:n])}.md" for n in range(len(parts) - 1, 0, -1)]
+        parent = next((page for page in above if page in pages), "index.md")
+        assert f"]({name}" in pages[parent] or f"]({name}" in pages["index.md"], f"{parent} does not link {name}"
 
 
 def test_the_test_command_is_what_decides() -> None:

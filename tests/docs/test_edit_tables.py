@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
-NAMES = ("edit-methods", "edit-fixture", "edit-merge", "edit-speed")
+NAMES = ("edit-methods", "edit-methods-alone", "edit-fixture", "edit-fixture-prompt", "edit-merge", "edit-speed")
+FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
 
 
 def share(value: float, n: int = 20) -> dict[str, Any]:
@@ -20,7 +21,7 @@ def share(value: float, n: int = 20) -> dict[str, Any]:
 def filled(build: ModuleType, project: Path, name: str, document: dict[str, Any] | None = None) -> str:
     """The block of a document that names it, with a results file or without."""
     if document is not None:
-        file = project / "benchmarks" / "results" / f"{'edit' if name == 'edit-speed' else name}.json"
+        file = project / "benchmarks" / "results" / f"{FILES.get(name, name)}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**HEAD, **document}), "utf-8")
     text = build.fill(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\nafter\n", project)
@@ -87,7 +88,9 @@ def test_single_facts_and_curve(build: ModuleType, tmp_path: Path) -> None:
         {"row": "memit", "fields": {"lambda": 0.3}, "preserved": 0, "scores": scores},
         {"row": "memit", "fields": {"preserve": "preserve.jsonl", "preserve_weight": 10.0}, "preserved": 40, "scores": scores},
     ]
-    alone, traded = rows_of(filled(build, tmp_path, "edit-methods", {**methods_document(), "single": single, "curve": curve}))[3:]
+    alone, traded = rows_of(
+        filled(build, tmp_path, "edit-methods-alone", {**methods_document(), "single": single, "curve": curve})
+    )
     assert alone[1] == ["base, not edited", "10 [0, 20]", "", "", ""]
     assert alone[2] == ["`rome`", "50 [40, 60]", "", "40 [30, 50]", "1"]
     assert [row[:2] for row in traded[1:]] == [

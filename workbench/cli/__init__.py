@@ -45,7 +45,8 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="Merge, edit and grow language models from YAML recipes, and score the results.\n\n"
     "A recipe names a base model, bricks (LoRA adapters, fine-tuned checkpoints, edits) and the steps that combine them.",
-    epilog="First steps: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
+    epilog="First steps with your own models: workbench recipe new mine --project DIR --base MODEL --brick NAME=MODEL --brick NAME=MODEL\n\n"
+    "In a clone: workbench brick fetch starter; workbench eval recipes/starter-ties.yaml --suite smoke; workbench report",
 )
 
 

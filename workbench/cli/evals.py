@@ -109,6 +109,9 @@ def evaluate(
         groups_table(groups)
         if comparison is not None:
             sweep_tables(comparison.document())
+            if not settings and not sweep:
+                chosen = [word for name in suite or () for word in ("--suite", name)] + (["--limit", str(limit)] if limit else [])
+                out.say(f"page: workbench report {shell(*names, *chosen)}")
 
     def document() -> EvalDocument | list[EvalDocument]:
         documents = [EvalDocument.model_validate(one) for one in _documents(scores, opened, groups)]

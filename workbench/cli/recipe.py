@@ -73,6 +73,8 @@ def new(
     pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
     if bad := [name for name, equals, ref in pairs if not equals or not ref]:
         raise UsageError(f"--brick {bad[0]}: expected NAME=REF", "--brick math=org/math-lora")
+    if project is not None:  # the recipe is read in the project's folder
+        base, pairs = _located(base, project), [(name, equals, _located(ref, project)) for name, equals, ref in pairs]
     lines = "".join(f"\n  {name}: {ref}" for name, _, ref in pairs) or NO_BRICKS.rstrip("\n")
     if suite is None and not task and (root / "evals" / "suites" / "starter.yaml").is_file():
         suite = "starter"
@@ -87,7 +89,19 @@ def new(
     )
     path.write_text(text, "utf-8")
     out.line(str(path))
-    out.say(f"check: workbench recipe check {shell(path)}")
+    if project is None:
+        out.say(f"check: workbench recipe check {shell(path)}")
+    else:
+        out.say(f"next:  {shell('cd', project)}; workbench plan {shell(path.stem)}; workbench run {shell(path.stem)}")
+        if not scored:
+            out.say(
+                f"score your own questions there: workbench suite new NAME --data FILE.jsonl --kind exact --base {shell(base)}"
+            )
+
+
+def _located(ref: str, project: Path) -> str:
+    """Return a reference as it reads from the project's folder: a directory of the working directory becomes an absolute path."""
+    return str(Path(ref).resolve()) if Path(ref).is_dir() and not (project / ref).exists() else ref
 
 
 @app.command()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
+from types import MappingProxyType
 from typing import Any
 
 from pydantic.fields import FieldInfo
@@ -125,30 +126,64 @@ def _shown_default(schema: dict[str, Any]) -> str:
     return "-" if default is None else json.dumps(default)
 
 
+_KINDS = {
+    "merge": "Combine the deltas of bricks into one delta. [Choosing a method](merging.md#choosing-a-method).",
+    "edit": "Teach the model facts, or scale its neurons. [Editing](editing.md).",
+    "grow": "Make a larger model that computes what the one before it computed, or says that it does not. [Growing](growing.md).",
+    "fuse": "Train on the next-token distributions of other models. [Fusing](fusing.md).",
+    "route": "Keep bricks apart and choose for each prompt. [Routing](routing.md).",
+}
+_MEMORY = {
+    "stream": "a few blocks of rows at a time",
+    "tensor": "a few copies of one tensor at a time",
+    "model": "a live model",
+}
+
+
 def methods_page() -> str:
-    """Return the text of docs/methods.md."""
+    """Return the text of docs/methods.md: every method with its summary, a table for each kind of step."""
     lines = [
         "# Methods",
         "",
         "Generated from the code by `make docs`. `workbench methods NAME` prints the description of one method.",
         "",
-        "| step | what it does |",
-        "| --- | --- |",
-        *(f"| [`{m.verb}: {m.name}`](#{_anchor(m)}) | {_cell(summary(m))} |" for m in methods().values()),
-        "",
     ]
-    for method in methods().values():
-        described = describe(method)
-        laws = described["laws"]
-        lines += [f"## {described['verb']}: {described['name']}", "", described["text"], ""]
-        lines += [f"- {key}: {described[key]}" for key in ("formula", "paper") if described[key]]
-        if laws:
-            holds = [name.replace("_", " ") for name, value in laws.items() if value is True]
-            lines += [f"- properties (checked by a test): {', '.join(holds)}", f"- passes over every delta: {laws['passes']}"]
-            if laws["needs"] != "tensor":
-                lines.append(f"- needs besides the weights: {_NEEDS[laws['needs']]}")
-        lines += ["", *_table(described["fields"]), ""]
+    for verb, text in _KINDS.items():
+        rows = [m for m in methods().values() if m.verb == verb]
+        lines += [f"## {verb}", "", text, "", "| step | what it does |", "| --- | --- |"]
+        lines += [f"| [`{m.verb}: {m.name}`]({page_of(m)}) | {_cell(summary(m))} |" for m in rows]
+        lines.append("")
     return "\n".join(lines)
+
+
+def method_page(method: type[Step], evidence: str = "") -> str:
+    """Return the page of a method. All pages have the same sections in the same order; a section without content is left out.
+
+    Args:
+        method: The method.
+        evidence: What was measured of it in this repository, as Markdown.
+    """
+    described = describe(method)
+    laws = described["laws"]
+    text: str = described["text"]
+    lines = [f"# {described['verb']}: {described['name']}", "", text, ""]
+    if described["formula"]:
+        lines += ["## Formula", "", f"```text\n{described['formula']}\n```", ""]
+    lines += ["## Fields", "", *_table(described["fields"]), ""]
+    if laws:
+        holds = [f"- {name.replace('_', ' ')}" for name, value in laws.items() if value is True]
+        lines += ["## Properties", "", "A test checks these on random tensors.", "", *holds, ""] if holds else []
+        lines += ["## Cost", "", f"- memory: {_MEMORY[laws['memory']]}", f"- passes over every delta: {laws['passes']}"]
+        lines += [f"- needs besides the weights: {_NEEDS[laws['needs']]}"] if laws["needs"] != "tensor" else []
+        lines.append("")
+    lines += ["## Evidence here", "", evidence, ""] if evidence else []
+    lines += ["## Source", "", f"{described['paper']}.".replace("..", "."), ""] if described["paper"] else []
+    return "\n".join(lines)
+
+
+def page_of(method: type[Step]) -> str:
+    """Return the name of a method's page in docs/."""
+    return f"methods/{method.verb}-{method.name.replace('/', '-')}.md"
 
 
 def recipe_page() -> str:
@@ -187,14 +222,9 @@ def recipe_page() -> str:
             for key, part in definition["properties"].items()
         ]
         lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
-    lines += [*_SWEEPS, *_SCHEDULES, "## Steps", "", "Each step is one of:", ""]
-    lines += [f"- `{m.verb}: {m.name}`: {summary(m)} ([fields](methods.md#{_anchor(m)}))" for m in methods().values()]
+    kinds = ", ".join(f"[{verb}](methods.md#{verb})" for verb in _KINDS)
+    lines += [*_SWEEPS, *_SCHEDULES, "## Steps", "", f"A step has one verb and its method: {kinds}."]
     return "\n".join([*lines, ""])
-
-
-def _anchor(method: type[Step]) -> str:
-    """Return the anchor of a method's heading in docs/methods.md."""
-    return f"{method.verb}-{method.name.replace('/', '')}"
 
 
 def schema_text() -> str:
@@ -202,9 +232,14 @@ def schema_text() -> str:
     return json.dumps(recipe_schema(), indent=2, ensure_ascii=False) + "\n"
 
 
-def pages() -> dict[str, str]:
-    """Return the generated files of docs/: name -> content."""
-    return {"methods.md": methods_page(), "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
+def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
+    """Return the generated files of docs/: name -> content.
+
+    Args:
+        evidence: Tag of a method ("merge:ties") -> what was measured of it, as Markdown.
+    """
+    each = {page_of(m): method_page(m, evidence.get(f"{m.verb}:{m.name}", "")) for m in methods().values()}
+    return {"methods.md": methods_page(), **each, "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
 
 
 def _cell(text: str) -> str:

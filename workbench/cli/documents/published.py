@@ -119,7 +119,7 @@ def _subclasses(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
 def pages() -> dict[str, str]:
     """Return the generated files of docs/: name -> content."""
     schemas = {schema_file(command): _text(schema(command)) for command in DOCUMENTS}
-    return {"json.md": page(), **schemas}
+    return {"json.md": index(), **{page_of(command): page(command) for command in DOCUMENTS}, **schemas}
 
 
 def schema_file(command: str) -> str:
@@ -131,25 +131,50 @@ def _text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def page() -> str:
-    """Return the text of docs/json.md."""
+def page_of(command: str) -> str:
+    """Return the name of the page in docs/ that lists the fields of a command's document."""
+    return f"json/{command.replace(' ', '-')}.md"
+
+
+def index() -> str:
+    """Return the text of docs/json.md: every document with its page and its schema."""
     lines = [
         "# JSON output",
         "",
         "Generated from the code by `make docs`. With `--json`, a command prints one JSON document on stdout and nothing else there.",
-        "Each document has a JSON schema in [schemas/](schemas). Fields can be added in later versions; existing fields keep their",
-        "name and meaning. A field marked *optional* is absent from some documents.",
+        "Each document has a JSON schema. Fields can be added in later versions; existing fields keep their name and meaning.",
         "",
-        "In the tables, `[]` stands for each entry of a list, and `.*` for each value of an object whose keys are names.",
-        "",
+        "| command | document | schema |",
+        "| --- | --- | --- |",
     ]
     for command in DOCUMENTS:
-        made = schema(command)
-        lines += [f"## {command}", "", f"{_intro(made)} Schema: [{schema_file(command)}]({schema_file(command)})", ""]
-        lines += ["| field | type | meaning |", "| --- | --- | --- |"]
-        lines += [f"| `{path}` | {kind} | {_cell(text)} |" for path, kind, text in _Rows(made).of(made)]
-        lines += [""]
+        file = schema_file(command)
+        lines.append(f"| [`{command}`]({page_of(command)}) | {_cell(_first(_intro(schema(command))))} | [schema]({file}) |")
+    return "\n".join([*lines, ""])
+
+
+def page(command: str) -> str:
+    """Return the page that lists the fields of a command's document."""
+    made = schema(command)
+    lines = [
+        f"# workbench {command} --json",
+        "",
+        f"{_intro(made)} Schema: [{schema_file(command)}](../{schema_file(command)})",
+        "",
+        "`[]` stands for each entry of a list, `.*` for each value of an object whose keys are names. A field marked *optional* is",
+        "absent from some documents.",
+        "",
+        "| field | type | meaning |",
+        "| --- | --- | --- |",
+        *(f"| `{path}` | {kind} | {_cell(text)} |" for path, kind, text in _Rows(made).of(made)),
+        "",
+    ]
     return "\n".join(lines)
+
+
+def _first(text: str) -> str:
+    """Return the first sentence of a text, behind the words that say that the document is a list."""
+    return text.removeprefix("A list. ").partition(". ")[0].removesuffix(".")
 
 
 def _intro(made: Mapping[str, Any]) -> str:
