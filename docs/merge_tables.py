@@ -1,4 +1,4 @@
-"""Tables of docs/merging.md and docs/results.md about single merge methods."""
+"""Tables of docs/merging*.md and docs/results.md about single merge methods."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ class Wudi(MergeMethod):
     with the most energy, where K is the participation count of the spectrum. Norms, biases, embeddings and the head get the
     weighted mean λ/T Σ wτ. Fused experts are merged expert by expert.
 
-    On the starter bricks it does not beat the sum; docs/merging.md has the figures.
+    On the starter bricks it does not beat the sum; docs/merging-methods.md has the figures.
     """
 
     paper = (
