@@ -1,4 +1,4 @@
-"""Commands `scores ls|import|export`."""
+"""Commands `scores ls|import|export|items`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,17 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
+from workbench.cli._trust import reads_recipes
+from workbench.cli.items import items
 from workbench.errors import UsageError, shell, size
 
 if TYPE_CHECKING:
     from workbench.scores.store import ScoreStore
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List stored scores, import lm-eval's, and export tasks.")
+app = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="List and read stored scores, import lm-eval's, and export tasks."
+)
+app.command("items")(reads_recipes(items))
 
 
 @app.command("ls")

@@ -20,6 +20,7 @@ from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, Shown
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
+from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
@@ -58,6 +59,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "suite new": SuiteNewDocument,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
+    "scores items": ItemsDocument,
     "facts check": FactsCheckDocument,
     "facts import": FactsImportDocument,
     "edit rebase": RebaseDocument,
