@@ -13,7 +13,7 @@ from typer.testing import CliRunner, Result
 from worlds.project import CPU, Project
 
 from workbench.cli import app
-from workbench.cli._panes import PANES, Panes
+from workbench.cli._panes import PANES, Panes, Write
 from workbench.cli.chat import Speaker
 from workbench.run.materialize import materialize
 from workbench.run.sharing import shared
@@ -132,12 +132,17 @@ def test_each_has_its_own_template_and_history() -> None:
     assert tokenizers[1].asked == ["one", "two"]
 
 
+def say(number: int, write: Write) -> None:
+    for piece in (f"answer {number}\n", "[b]second line[/b]\x1b[2J"):
+        write(piece)
+
+
 def drawn(width: int, terminal: bool = True) -> tuple[Panes, str]:
     text = io.StringIO()
     console = Console(file=text, width=width, force_terminal=terminal, color_system=None, highlight=False)
     panes = Panes(["first", "second"], console)
     if panes.beside:
-        panes.answers(lambda number, write: [write(piece) for piece in (f"answer {number}\n", "[b]second line[/b]\x1b[2J")][-1])
+        panes.answers(say)
     return panes, text.getvalue()
 
 

@@ -29,6 +29,7 @@ def test_tokens_of_answers_are_those_of_the_stored_texts(tasks_dir: Path, tokeni
     assert copy.answers == len(texts) == 24
     assert copy.answer_tokens == sum(len(tokenizer(text)["input_ids"]) for text in texts)
     assert copy.measured is not None
+    assert copy.answer_tokens is not None
     assert copy.measured.tokens_per_second is not None
     assert copy.measured.tokens_per_second > copy.answer_tokens / (copy.seconds or 0.0)  # the task's time has more in it
     assert copy.measured.peak_bytes is not None

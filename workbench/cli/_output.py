@@ -197,7 +197,8 @@ class Terminal:
             self._bar.update(self._task, description=text)
         self._bar.update(self._task, completed=whole["share"], left=time_left(whole))
         if "scored" in event and whole["finished"] == whole["of"]:
-            self.say(f"{event['stage']:<8}{whole['of']}/{whole['of']} configurations are scored")
+            what = event["configuration"] if whole["of"] == 1 else f"{whole['of']}/{whole['of']} configurations"
+            self.say(f"{event['stage']:<8}{what} {'is' if whole['of'] == 1 else 'are'} scored")
 
     def stop(self) -> None:
         """Remove the progress bar before something else is printed."""

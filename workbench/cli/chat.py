@@ -61,7 +61,7 @@ def chat(
         )
         out.say(f"enter an empty line or Ctrl-D to quit; using {used}")
     while line := _ask():
-        panes.answers(lambda number, write, line=line: speakers[number].answer(line, max_new_tokens, write))  # type: ignore[misc]
+        panes.answers(partial(_answer, speakers, line, max_new_tokens))
         for speaker in speakers:
             if bricks := speaker.bricks():
                 out.say(f"[{bricks}]" if len(speakers) == 1 else f"[{speaker.name}: {bricks}]")
@@ -116,6 +116,10 @@ class Speaker:
         """Return the bricks that gave the last answer of a routed model; "" for other models."""
         routing = getattr(self.model(), "routing", None)
         return str(routing.label(routing.last.weights[0])) if routing is not None and not routing.by_token else ""
+
+
+def _answer(speakers: Sequence[Speaker], line: str, limit: int, number: int, write: Write) -> None:
+    speakers[number].answer(line, limit, write)
 
 
 def _open(targets: Sequence[str], runs_dir: Path | None, device: torch.device, plain: bool) -> list[Speaker]:

@@ -66,8 +66,7 @@ def items(
     if len(names) == 2 and found.pair is None:
         refuse_left_out(found.left_out)
         raise UsageError(f"{names[0]} and {names[1]} are one configuration", "Name two configurations.")
-    before, after = found.pair or (found.baseline, found.named[-1])
-    before = before or found.suite_baseline
+    before, after = found.pair or (found.baseline or found.suite_baseline, found.named[-1])
     every = beside(found.store, found.scores, before, after)
     known = list(dict.fromkeys(item["task"] for item in every))
     for name in task or ():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.events import Events, no_events
 from workbench.lazy import torch
@@ -33,7 +33,7 @@ class SharedModel:
         bytes: Size of the tensors that are held twice.
     """
 
-    def __init__(self, model: PreTrainedModel, other: dict[str, Tensor], settings: object) -> None:
+    def __init__(self, model: PreTrainedModel, other: dict[str, Tensor], settings: Any) -> None:
         self.model = model
         self._other, self._settings, self._held = other, settings, 0
         self.bytes = sum(tensor.nbytes for tensor in other.values())
@@ -106,7 +106,8 @@ def _differing(
     device: torch.device,
 ) -> dict[str, Tensor]:
     """Compute the tensors one by one, and return those that differ from the live parameters."""
-    weights, found, lock = composition.model.weights, {}, Lock()
+    weights, lock = composition.model.weights, Lock()
+    found: dict[str, Tensor] = {}
 
     def work(name: str) -> None:
         parameter = parameters[places[name]]
