@@ -24,7 +24,7 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import load, relative, score_lines
-from workbench.errors import WorkbenchError, shell, size
+from workbench.errors import WorkbenchError, duration, shell, size
 from workbench.steps import verbs
 
 if TYPE_CHECKING:
@@ -238,14 +238,6 @@ def _cost(step: dict[str, Any]) -> str:
     parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
     parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
     return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
-
-
-def duration(seconds: float) -> str:
-    """Format a time: "40 s", "6 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _method(step: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Commands `scores ls|import|pull|export`."""
+"""Commands `scores ls|import|pull|export|items`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
+from workbench.cli._trust import reads_recipes
+from workbench.cli.items import items
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
@@ -19,8 +21,9 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="List stored scores, import lm-eval's, merge those of other machines, and export tasks.",
+    help="List and read stored scores, import lm-eval's, merge those of other machines, and export tasks.",
 )
+app.command("items")(reads_recipes(items))
 
 
 @app.command("ls")

@@ -21,6 +21,7 @@ from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, Shown
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
+from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
@@ -61,6 +62,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
     "scores pull": PulledScores,
+    "scores items": ItemsDocument,
     "facts check": FactsCheckDocument,
     "facts import": FactsImportDocument,
     "edit rebase": RebaseDocument,

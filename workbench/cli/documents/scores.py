@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from workbench.cli.documents.costs import CostsDocument
 from workbench.cli.documents.document import Document, LeftOutDocument, Number, OpenDocument, optional
 from workbench.cli.documents.recommendation import RecommendationDocument
 from workbench.cli.documents.sweeps import SweepDocument
@@ -233,6 +234,8 @@ class CompareDocument(Document):
     """Name of the baseline."""
     rows: list[DifferenceRow]
     """One row for each configuration and each task or contrast."""
+    costs: list[CostsDocument] = optional()
+    """Costs of the compared configurations: length of answers, time and memory of scoring, licenses."""
     recommendation: RecommendationDocument | None = optional()
     """The recommendation says which configuration to ship and why. It is absent if only controls are compared."""
     sweeps: list[SweepDocument] = optional()
