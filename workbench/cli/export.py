@@ -51,7 +51,9 @@ def write(
             show_default=False,
         ),
     ],
-    server: Annotated[str, typer.Option("--for", metavar="SERVER", help="vllm, sglang or llama.cpp.", show_default=False)],
+    server: Annotated[
+        str, typer.Option("--for", metavar="SERVER", help="vllm, sglang, llama.cpp or semantic-router.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option("-o", "--out", help="New directory.", show_default=False)],
     served_base: Annotated[
         str | None,
@@ -91,9 +93,9 @@ def write(
     modules_to_save. A whole model gets the command and the expected answers only.
     """
     from workbench.cli.documents.shipping import ExportDocument
-    from workbench.library.export import PROMPTS, Export, check_export, check_llama_cpp, check_server, write_export
+    from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
     from workbench.library.extract import check_new
-    from workbench.library.servers import GGUF, converter
+    from workbench.library.servers import GGUF, check_llama_cpp, converter
     from workbench.models.device import pick_device
     from workbench.models.texts import read_prompts
 
@@ -126,6 +128,7 @@ def _written(record: dict[str, Any], to: Path, converted: Path | None, words: li
         converted: The converted base, if llama.cpp's converter was run.
         words: Words of the converter's command, for llama.cpp.
     """
+    from workbench.library.semantic_router import FILE as ROUTER
     from workbench.library.servers import PORTS
 
     for adapter in record["adapters"].values():
@@ -134,6 +137,8 @@ def _written(record: dict[str, Any], to: Path, converted: Path | None, words: li
         out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {', '.join(map(str, ranks))}{padded}")
     out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
     out.line(str(to / "serve.sh"))
+    if record["for"] == "semantic-router":
+        out.line(f"{to / ROUTER}  {len(record['adapters'])} bricks and the base")
     if converted:
         out.line(str(converted))
     elif words:

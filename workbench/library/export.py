@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,20 +15,21 @@ from workbench.adapters.linear import as_lora, linear_factors, not_linear, ranks
 from workbench.adapters.read import Adapter
 from workbench.adapters.served import served_rank, write_served
 from workbench.bricks.hub import FETCH, Hub
-from workbench.errors import UsageError, WorkbenchError, nearest, printable, shell
+from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
 from workbench.files import write_json, write_text
 from workbench.lazy import torch
 from workbench.library.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
 from workbench.library.extract import new_directory
+from workbench.library.semantic_router import EXAMPLES, routed_adapters, write_router_file
 from workbench.library.servers import (
-    CONVERTER,
     GGUF,
+    PORTS,
     SCRIPT,
     SERVERS,
     Serving,
     adapter_path,
-    converter,
+    convert,
     request_fields,
     request_name,
     script,
@@ -70,6 +69,8 @@ class Subject:
         base: The base as the recipe names it.
         prompts: Calibration prompts of a router, if their files are still there.
         router: Directory with the files of a router; None if there is none.
+        described: Adapter -> its description in the route step, for adapters that have one.
+        examples: Adapter -> some of its calibration prompts, if their files are still there.
     """
 
     name: str
@@ -79,6 +80,8 @@ class Subject:
     base: str
     prompts: tuple[str, ...] = ()
     router: Path | None = None
+    described: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject:
@@ -130,13 +133,24 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
             "Use it with `workbench.load(DIR)`, `workbench chat` and `workbench eval`, or export a merge of the bricks.",
         )
     adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
-    prompts: list[str] = []
+    examples: dict[str, list[str]] = {}
     for row in saved.record["calibration"]:
-        file = find_project(path.resolve() / RUN) / str(row.get("file"))
-        if file.is_file():
-            prompts += read_prompts(file, str(row.get("file")), 1)
+        for name in row.get("files", [row.get("file")]):
+            file = find_project(path.resolve() / RUN) / str(name)
+            if file.is_file():
+                examples.setdefault(row["name"], []).extend(read_prompts(file, str(name), EXAMPLES))
     model = replace(whole, router=None)
-    return Subject(whole.recipe.name, model, adapters, None, model.recipe.fields.base_name, tuple(prompts), whole.router.path)
+    return Subject(
+        whole.recipe.name,
+        model,
+        adapters,
+        None,
+        model.recipe.fields.base_name,
+        tuple(prompts[0] for prompts in examples.values()),
+        whole.router.path,
+        {row["name"]: str(row["description"]) for row in saved.record["bricks"] if "description" in row},
+        examples,
+    )
 
 
 def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
@@ -219,6 +233,8 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
         raise UsageError(f"--served-base {name}: SGLang separates base and adapter by ':' in requests, so the name may have none")
     if name in subject.adapters:
         raise UsageError(f"--served-base {name}: an adapter has the same name", "Name the base differently.")
+    if server == "semantic-router":
+        routed_adapters(subject.adapters, subject.described, subject.examples)
     for adapter, files in subject.adapters.items():
         _check_adapter(adapter, files, subject, server)
     if subject.adapters and server != "llama.cpp":
@@ -249,22 +265,6 @@ def _check_adapter(name: str, adapter: Adapter, subject: Subject, server: str) -
         gguf_places(bound, base, f"adapter '{name}'")
 
 
-def check_llama_cpp(server: str, directory: Path | None) -> None:
-    """Check the value of `--llama-cpp`.
-
-    Raises:
-        UsageError: If it is given for another server, or the directory has no converter.
-    """
-    if directory is None:
-        return
-    if server != "llama.cpp":
-        raise UsageError(f"--llama-cpp {directory}: only --for llama.cpp converts models", "Leave --llama-cpp out.")
-    if not (directory / CONVERTER).is_file():
-        raise UsageError(
-            f"--llama-cpp {directory}: expected llama.cpp's folder, which has {CONVERTER}", "Name the folder of its source code."
-        )
-
-
 def write_export(
     subject: Subject, export: Export, out: Path, device: torch.device, events: Events = no_events
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -287,8 +287,11 @@ def write_export(
                 shutil.copyfile(subject.router / file, partial / file)
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
+        if export.server == "semantic-router":
+            routed = routed_adapters(subject.adapters, subject.described, subject.examples)
+            write_router_file(export.served, routed, PORTS[export.server], partial)
         if export.llama_cpp is not None:
-            _convert(export.llama_cpp, subject.model.base_path, dtype, partial / GGUF, events)
+            convert(export.llama_cpp, subject.model.base_path, dtype, partial / GGUF, events)
         record: dict[str, Any] = {
             "version": 1,
             "name": subject.name,
@@ -329,23 +332,6 @@ def _write_adapters(subject: Subject, export: Export, out: Path) -> tuple[dict[s
             written = write_served(adapter, out / place, export.served, rank)
         adapters[name] = {"path": place, **written, "ranks": ranks[name]}
     return adapters, rank
-
-
-def _convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) -> None:
-    """Run llama.cpp's converter.
-
-    Raises:
-        WorkbenchError: If it fails; the message has the last lines that it printed.
-    """
-    script, *words = converter(base, dtype, out)
-    events({"stage": "convert", "text": f"{script} {base}"})
-    done = subprocess.run([sys.executable, str(directory / script), *words], capture_output=True, text=True, check=False)  # noqa: S603  the user named the program
-    if done.returncode or not out.is_file():
-        last = "\n".join(done.stderr.strip().splitlines()[-3:])
-        raise WorkbenchError(
-            f"{directory / script} failed with status {done.returncode}:\n{printable(last)}",
-            "Leave --llama-cpp out, and run the command that `export` prints with the Python of llama.cpp.",
-        )
 
 
 def _expected(subject: Subject, export: Export, device: torch.device, events: Events) -> tuple[list[Expected], str, float]:

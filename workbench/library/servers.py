@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import shell
+from workbench.errors import UsageError, WorkbenchError, printable, shell
+from workbench.events import Events
 
 SCRIPT, ADAPTERS, GGUF = "serve.sh", "adapters", "model.gguf"
 SERVERS = ("vllm", "sglang", "llama.cpp", "semantic-router")
@@ -70,6 +73,39 @@ def request_fields(server: str, adapters: Sequence[str]) -> dict[str | None, dic
 def converter(base: object, dtype: str, out: object) -> list[str]:
     """Return the words after the interpreter and llama.cpp's directory that convert a model to GGUF."""
     return [CONVERTER, str(base), "--outtype", _OUTTYPES.get(dtype, "auto"), "--outfile", str(out)]
+
+
+def check_llama_cpp(server: str, directory: Path | None) -> None:
+    """Check the value of `--llama-cpp`.
+
+    Raises:
+        UsageError: If it is given for another server, or the directory has no converter.
+    """
+    if directory is None:
+        return
+    if server != "llama.cpp":
+        raise UsageError(f"--llama-cpp {directory}: only --for llama.cpp converts models", "Leave --llama-cpp out.")
+    if not (directory / CONVERTER).is_file():
+        raise UsageError(
+            f"--llama-cpp {directory}: expected llama.cpp's folder, which has {CONVERTER}", "Name the folder of its source code."
+        )
+
+
+def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) -> None:
+    """Run llama.cpp's converter.
+
+    Raises:
+        WorkbenchError: If it fails; the message has the last lines that it printed.
+    """
+    script, *words = converter(base, dtype, out)
+    events({"stage": "convert", "text": f"{script} {base}"})
+    done = subprocess.run([sys.executable, str(directory / script), *words], capture_output=True, text=True, check=False)  # noqa: S603  the user named the program
+    if done.returncode or not out.is_file():
+        last = "\n".join(done.stderr.strip().splitlines()[-3:])
+        raise WorkbenchError(
+            f"{directory / script} failed with status {done.returncode}:\n{printable(last)}",
+            "Leave --llama-cpp out, and run the command that `export` prints with the Python of llama.cpp.",
+        )
 
 
 def script(serving: Serving, out: Path) -> str:

@@ -72,7 +72,7 @@ class ExportDocument(Document):
     name: str
     """Name of the recipe or run."""
     server: str = Field(alias="for")
-    """Server: vllm, sglang or llama.cpp."""
+    """Server: vllm, sglang, llama.cpp or semantic-router."""
     served_base: str
     """Name of the base, or of the whole model, on the server."""
     base_digest: str
