@@ -110,8 +110,8 @@ def test_serve_sh_names_the_converter_until_the_base_is_there(exported: Path, wo
     done = run_script(exported / "serve.sh", tmp_path, MODEL="base.gguf")
     assert done.stdout.splitlines() == [
         *("-m", f"{tmp_path}/base.gguf", "--alias", "org/small", "--port", "8080"),
-        *("--cache-type-k", "f32", "--cache-type-v", "f32", "--lora-init-without-apply"),
-        *("--lora", "adapters/one.gguf", "--lora", "adapters/two.gguf", "-c", "512"),
+        *("--cache-type-k", "f32", "--cache-type-v", "f32"),
+        *("--lora-scaled", "adapters/one.gguf:0", "--lora-scaled", "adapters/two.gguf:0", "-c", "512"),
     ]
 
 
@@ -143,7 +143,7 @@ def test_a_whole_model_gets_the_command_and_the_expected_answers(world: Project,
     (tmp_path / "whole" / "model.gguf").touch()
     words = run_script(tmp_path / "whole" / "serve.sh", tmp_path).stdout.splitlines()
     assert words[:2] == ["-m", f"{tmp_path}/whole/model.gguf"]
-    assert "--lora" not in words
+    assert "--lora-scaled" not in words
 
 
 def test_without_a_name_the_base_has_that_of_its_directory(world: Project, tmp_path: Path) -> None:

@@ -184,9 +184,8 @@ def _llama_cpp(serving: Serving, out: Path, here: str) -> list[str]:
     if serving.dtype == "float32":  # llama.cpp keeps attention's keys and values in float16, which changes log-probabilities
         parts += ["--cache-type-k f32 --cache-type-v f32"]
     if serving.adapters:
-        # a request names the adapters that act on it; without this option all of them act on every request
-        parts += ["--lora-init-without-apply"]
-        parts += [f"--lora {adapter_path('llama.cpp', name)}" for name in serving.adapters]
+        # a request names the adapters that act on it; those that are loaded with scale 1 act on every other request
+        parts += [f"--lora-scaled {adapter_path('llama.cpp', name)}:0" for name in serving.adapters]
     lines = [
         "# MODEL=FILE serves the base from another GGUF file.",
         "set -eu",
