@@ -41,7 +41,7 @@ COMMANDS = {
     "eval": "--baseline --batch-size --controls --device --engine --json --limit --max-points --no-controls --port --quiet --runs-dir --server --set --suite --sweep --trust-project-code --verbose --watch --workers",
     "experts": "--device --json --quiet --runs-dir --samples --texts --trust-project-code",
     "export check": "--expected --json --quiet --tolerance",
-    "export write": "--brick --device --for --json --out --prompts --quiet --runs-dir --samples --served-base --tokens --trust-project-code",
+    "export write": "--brick --device --for --json --llama-cpp --out --prompts --quiet --runs-dir --samples --served-base --tokens --trust-project-code",
     "facts check": "--device --json --model --quiet --recipe --trust-project-code",
     "facts import": "--json --limit --out --rebuild-neighbours",
     "memory add": "--device --quiet --runs-dir --trust-project-code",
