@@ -84,6 +84,14 @@ def test_tints_grow_with_the_distance_from_the_middle(key: str) -> None:
     assert scale.kind(scale.middle + 0.1) == ("down" if key == "conflict" else "up")
 
 
+def test_tints_at_known_values() -> None:
+    half = (PALEST + DARKEST) / 2
+    assert SCALES["cosine"].tint(-0.25) == DIFFERENCE.tint(0.25) == pytest.approx(half)  # square roots
+    assert SCALES["recovered"].tint(0.5) == pytest.approx(half)
+    assert CHANGES.tint(1000**0.5) == pytest.approx(half, abs=1e-3)  # logarithms from 1 to 1000
+    assert (CHANGES.small(0.9), CHANGES.small(-1.1), SCALES["cosine"].small(0.0)) == (True, False, False)
+
+
 def test_bands_hold_95_percent_of_unrelated_deltas() -> None:
     rng, rows, cols, rank = np.random.default_rng(0), 12, 20, 2
     cosines, conflicts, overlaps = [], [], []

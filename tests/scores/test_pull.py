@@ -99,6 +99,15 @@ def test_names_of_equal_scores_are_added(here: ScoreStore, tmp_path: Path) -> No
     assert [a["name"] for a in kept["aliases"]] == ["the-base-there"]
 
 
+def test_documents_of_an_earlier_version_here_stay(here: ScoreStore, there: ScoreStore) -> None:
+    (path, *_) = [p for p in only_folder(here).glob("*.json") if (only_folder(there) / p.name).exists() and p.name != "plan.json"]
+    old = json.loads(path.read_text("utf-8")) | {"version": 1, "rows": None, "items": None}
+    path.write_text(json.dumps(old))
+    (one,) = pull_scores(there.root, here).refused
+    assert "from an earlier version without a digest of their rows; delete it and pull again" in one.reason
+    assert json.loads(path.read_text("utf-8")) == old
+
+
 def damage(folder: Path, document: Path, kind: str) -> None:
     rows = document.with_suffix(".jsonl.gz")
     if kind == "truncated rows":

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import bytes_digest, write_bytes
-from workbench.scores.documents import Alias, Scores, plan_record, read_document
+from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document
 from workbench.scores.files import unpacked
 from workbench.scores.store import ScoreStore
 
@@ -208,6 +208,10 @@ class _Plan:
             raise WorkbenchError(
                 f"{path}: {own_path} has another configuration whose key begins alike ({own.key}, not {scores.key})"
             )
+        if own.rows is None:
+            raise WorkbenchError(
+                f"{path}: {own_path} has them from an earlier version without a digest of their rows; delete it and pull again"
+            )
         if own.plan != scores.plan or own.rows != scores.rows or own.items != scores.items:
             what = ", ".join(_differences(own, scores)) or "the rows of single items"
             raise WorkbenchError(
@@ -215,9 +219,10 @@ class _Plan:
             )
         ScoreStore(self.store.root).rows(own)  # the file here must be whole, or the other store's is the better one
         merged = own
-        for name in (scores.configuration, *(a for a in scores.aliases)):
-            if name.name not in merged.names:
-                alias = Alias(name=name.name, role=name.role, recipe=name.recipe, digest=name.digest)
+        others: list[Configuration | Alias] = [scores.configuration, *scores.aliases]
+        for other in others:
+            if other.name not in merged.names:
+                alias = Alias(name=other.name, role=other.role, recipe=other.recipe, digest=other.digest)
                 merged = merged.model_copy(update={"aliases": (*merged.aliases, alias)})
         if merged is own:
             self._add(scores, "same")
