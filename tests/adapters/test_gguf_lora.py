@@ -23,13 +23,14 @@ from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
 
 HEADS = {"attn_q": 4, "attn_k": 2}
-PATTERNS = {"rank_pattern": {"q_proj": 6, "layers.1.*down_proj": 2}, "alpha_pattern": {"o_proj": 3}}
+PATTERNS: dict[str, Any] = {"rank_pattern": {"q_proj": 6, "layers.1.*down_proj": 2}, "alpha_pattern": {"o_proj": 3}}
 Make = Callable[..., Path]
 
 
 def base_model(project: Project, base: Path) -> Model:
     (project.path / "recipes").mkdir(exist_ok=True)
-    return project.resolve(f"base: {base}\nsteps: []\n", "base.yaml").plain
+    model: Model = project.resolve(f"base: {base}\nsteps: []\n", "base.yaml").plain
+    return model
 
 
 def written(project: Project, base: Path, adapter: Path, out: Path) -> Path:
