@@ -17,7 +17,7 @@ from worlds.report_document import TASKS, make_document
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.report import page_text, render
-from workbench.report.downloads import escaped, packed_in, slug
+from workbench.report.downloads import _plain, escaped, packed_in, slug
 from workbench.report.markup import Styles, parsed
 from workbench.report.saving import RECORD, check_folders, save
 
@@ -125,6 +125,11 @@ def test_styles_follow_weights_and_variables() -> None:
     around = [first, *first.above()]
     assert styles.presentation(first, around) == {"fill": "#c80000", "fill-opacity": ".5", "stroke": "black"}
     assert styles.presentation(second, [second]) == {"fill": "blue"}
+
+
+def test_shown_numbers_are_plain_in_a_csv() -> None:
+    shown = ("−1,234.5", "+3.0", "1,2", "–", "12 kB", "3 / 4", "1,234,567")
+    assert [_plain(text) for text in shown] == ["-1234.5", "+3.0", "1,2", "", "12 kB", "3 / 4", "1234567"]
 
 
 def test_names_that_are_alike_stay_apart() -> None:

@@ -163,6 +163,7 @@ class TintedCell:
         kind: Style class: "up", "down", or "null" for a number that says nothing.
         own: Whether the cell lies on the diagonal.
         tip: Hover text.
+        value: The number in full precision.
     """
 
     text: str
@@ -170,6 +171,7 @@ class TintedCell:
     kind: str
     own: bool
     tip: str
+    value: float
 
 
 @dataclass(frozen=True)
@@ -239,7 +241,9 @@ def tinted(
             null = inside(value, tints.band(i, j)) or tints.scale.small(value)
             tip = f"{corner} {name}, {column}: {tints.text(value)}{tints.unit}" + (f"; gray: {tints.neutral}" if null else "")
             kind = "null" if null else tints.scale.kind(value)
-            cells.append(TintedCell(tints.text(value), 0.0 if null else tints.scale.tint(value), kind, name == column, tip))
+            cells.append(
+                TintedCell(tints.text(value), 0.0 if null else tints.scale.tint(value), kind, name == column, tip, value)
+            )
         drawn.append((name, cells))
     neutral = tints.neutral if any(cell.kind == "null" for _, cells in drawn for cell in cells) else ""
     return TintedTable(title, caption, corner, columns, drawn, tints.scale.legend(tints.text), neutral)

@@ -158,7 +158,9 @@ def _cell(node: Node) -> _Cell:
 def _plain(text: str) -> str:
     """Return a text for a CSV: empty for a missing value, with a hyphen as the sign of numbers."""
     number = text.replace(MINUS, "-")
-    return "" if text == MISSING else number if re.fullmatch(r"[-+]?[\d.,]+", number) else text
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", number):
+        number = number.replace(",", "")
+    return "" if text == MISSING else number if re.fullmatch(r"[-+]?[\d.]+", number) else text
 
 
 def _csv(names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool]) -> str:
