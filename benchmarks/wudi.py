@@ -24,7 +24,6 @@ from workbench.merge.measuring.least_squares import is_linear
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
-from workbench.steps import MergeMethod
 from workbench.weights.specs import load
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -37,8 +36,6 @@ def main() -> None:
     """Merge with `wudi`, compose each brick alone, and compare tensor by tensor."""
     torch.set_num_threads(1)
     plain = resolve(load_recipe(PROJECT / RECIPE))
-    (step,) = plain.recipe.steps
-    assert isinstance(step, MergeMethod)
     bricks = list(plain.bricks)
     merged, alone = compose(plain, CPU).model, [_alone(brick) for brick in bricks]
     rows = []
@@ -52,7 +49,6 @@ def main() -> None:
     document = {
         "recipe": RECIPE,
         "bricks": bricks,
-        "ridge": step.model_dump()["ridge"],
         "layers": len(rows),
         "torch": torch.__version__,
     }

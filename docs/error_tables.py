@@ -1,4 +1,4 @@
-"""The table of docs/evaluation.md: how often verdicts err in simulations."""
+"""The table of docs/evaluation-errors.md: how often verdicts err in simulations."""
 
 from __future__ import annotations
 

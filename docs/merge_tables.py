@@ -1,8 +1,8 @@
-"""Tables of docs/merging.md and docs/results.md about single merge methods."""
+"""Tables of docs/merging*.md and docs/results.md about single merge methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from cells import measured, of_results, table
 CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
+POOLS = "benchmarks/results/merge-pools.json"
 
 
 @of_results(MISSING_ROWS)
@@ -28,6 +29,47 @@ def missing_rows_block(found: dict[str, Any]) -> str:
         f"[{MISSING_ROWS}](../{MISSING_ROWS})."
     )
     return table(["rows of missing tokens", "bits per byte", "tokens", "unexplained"], rows, left=1) + "\n\n" + note
+
+
+@of_results(POOLS)
+def pools_block(found: dict[str, Any]) -> str:
+    """Pools of bricks: overlap, and what the recommended merge keeps beside the average, the sum and the best of the grid."""
+    rows = []
+    pools = dict.fromkeys((row["family"], row["pool"]) for row in found["rows"])
+    for family, pool in pools:
+        same = [row for row in found["rows"] if (row["family"], row["pool"]) == (family, pool)]
+        rv = [value for row in same for value in row["rv"].values()]
+        norms = [value for row in same for value in row["norms"].values()]
+        kept = {name: _mean(row["scores"][name]["kept"] for row in same) for name in found["grid"]}
+        best = max(kept, key=lambda name: kept[name])
+        steps = [row["recommended"] for row in same]
+        advised = [next(n for n, step in found["grid"].items() if step == one) if one else None for one in steps]
+        told = ", ".join(dict.fromkeys(name or "no merge" for name in advised))
+        scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
+        rows.append(
+            [
+                f"{family}: {pool}",
+                f"{min(rv):.2f}–{max(rv):.2f}",
+                f"{100 * _mean(norms):.2g} %",
+                told,
+                f"{100 * _mean(scored):.0f}" if scored else "",
+                *(f"{100 * kept[name]:.0f}" for name in ("average", "sum", "tsv", "tsv, auto")),
+                f"{100 * kept[best]:.0f} ({best})",
+            ]
+        )
+    seeds = 1 + max(row["seed"] for row in found["rows"])
+    note = (
+        f"Percent of the bricks' own gain that a merge keeps, the mean over the pool's tasks and {seeds} trainings of base and bricks. The best of the grid is chosen on the "
+        f"same items, so that it is an upper bound. The bases are models of four layers that answer with four letters; their bricks change them far more than adapters "
+        f"change a language model. {measured(found)} The source: [{POOLS}](../{POOLS})."
+    )
+    heads = ["pool", "RV", "relative norm", "advice", "kept", "average", "sum", "tsv", "tsv, auto", "best of the grid"]
+    return table(heads, rows, left=1) + "\n\n" + note
+
+
+def _mean(values: Iterable[float]) -> float:
+    values = list(values)
+    return sum(values) / len(values)
 
 
 @of_results(CORE)
@@ -65,7 +107,7 @@ def wudi_block(found: dict[str, Any]) -> str:
     ]
     bricks = ", ".join(f"`{name}`" for name in found["bricks"])
     note = (
-        f"Bricks {bricks} of [`{found['recipe']}`](../{found['recipe']}), all weights 1, ridge {found['ridge']:g}, {found['layers']} linear layers; "
+        f"Bricks {bricks} of [`{found['recipe']}`](../{found['recipe']}), all weights 1, {found['layers']} linear layers; "
         f"Frobenius norms, one number a layer. {measured(found)} The source: [{WUDI}](../{WUDI})."
     )
     return table([f"merged delta, over {found['layers']} layers", "mean", "lowest", "highest"], rows, left=1) + "\n\n" + note
@@ -73,6 +115,7 @@ def wudi_block(found: dict[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_block,
+    "merge-pools": pools_block,
     "missing_rows": missing_rows_block,
     "wudi": wudi_block,
 }

@@ -101,6 +101,14 @@ def size(count: float) -> str:
     return ""
 
 
+def duration(seconds: float) -> str:
+    """Format a time: "40 s", "6 min", "2 h 5 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
+
+
 def printable(text: str) -> str:
     """Escape control characters and unpaired surrogates in a text; newlines and tabs stay."""
     return text.translate(_CONTROLS)

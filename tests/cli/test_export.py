@@ -324,8 +324,13 @@ def test_runs_of_adapters_models_and_routers(world: Project, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("options", "code", "message", "hint"),
     [
-        (("all", "--for", "tgi", "--served-base", "b"), 2, "--for tgi: unknown server", "vllm, sglang"),
-        (("all", "--for", "llama.cpp", "--served-base", "b"), 2, "GGUF adapters are not written", "convert_lora_to_gguf.py"),
+        (
+            ("all", "--for", "tgi", "--served-base", "b"),
+            2,
+            "--for tgi: unknown server",
+            "vllm, sglang, llama.cpp, semantic-router",
+        ),
+        (("all", *VLLM, "--llama-cpp", "."), 2, "only --for llama.cpp converts models", "Leave --llama-cpp out"),
         (("all", "--for", "vllm", "--brick", "one"), 2, "--served-base is missing", "--served-base NAME"),
         (("all", *VLLM, "--brick", "dora"), 1, "adapter 'dora' has DoRA", "workbench brick bake"),
         (

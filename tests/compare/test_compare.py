@@ -44,6 +44,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "facts",
         "family",
         "flips",
+        "side_by_side",
         "provenance",
         "recommendation",
         "warnings",

@@ -10,7 +10,7 @@ from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
-from workbench.cli.run import duration
+from workbench.errors import duration
 from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND
 from workbench.run.efficacy import check_efficacy

@@ -28,7 +28,7 @@ def stored(runs: Path) -> dict[str, Any]:
     for path in sorted((runs / "scores").rglob("*.json")):
         document = json.loads(path.read_text("utf-8"))
         for part in (document, *document.get("tasks", {}).values()):
-            for key in ("created", "seconds"):
+            for key in ("created", "seconds", "measured"):
                 part.pop(key, None)
         found[str(path.relative_to(runs))] = document
     return found

@@ -146,6 +146,8 @@ def test_a_release_with_signs_and_steps(family: Path, tmp_path: Path, monkeypatc
     card = read_card(tmp_path / "out")
     assert (card.kind, card.base.id, card.transplant["brick"], card.transplant["by"]) == ("adapter", "release", "lora", "signs")
     assert (card.transplant["base"], card.transplant["modules"]) == (report["from_base"], 16)
+    shown = call("brick", "show", str(tmp_path / "out"), "--card").stdout
+    assert f"carried  lora from {report['from_base']}, by signs, 16 modules" in shown
     assert "16 tensors fit release" in call("brick", "verify", str(tmp_path / "out"), "--base", "release").stdout
 
 

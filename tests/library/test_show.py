@@ -73,6 +73,11 @@ def test_overlap_is_of_the_leading_subspaces(llama: Path, bricks: Path) -> None:
             cosines = torch.linalg.svdvals(mine.T @ theirs)
             assert got[key] == pytest.approx(float(cosines.square().sum()) / small, abs=1e-3)
         assert got["chance"] == pytest.approx((large / 32 + large / 48) / 2)
+        meeting = found.tensors[name].meetings[other]
+        sides = [2 * small * large * (d - small) * (d - large) / (d**2 * (d - 1) * (d + 2)) / small**2 for d in (32, 48)]
+        assert meeting.overlap_variance == pytest.approx(sum(sides))
+        norms = [float(dense(llama, bricks / b)[name].square().sum()) for b in ("one", other)]
+        assert meeting.dot_variance == pytest.approx(norms[0] * norms[1] / (32 * 48), rel=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["one", "full"])

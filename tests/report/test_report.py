@@ -9,6 +9,7 @@ import html
 import json
 import re
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 
@@ -16,6 +17,7 @@ from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import Document, Page, rendered
 
 from workbench.report import render
+from workbench.report.downloads import packed_in
 from workbench.report.forest import axis
 from workbench.report.markdown import escape, fence
 from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed
@@ -181,8 +183,11 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
     evil["provenance"]["plans"] = [EVIL]
     text, markdown = rendered(evil, tmp_path)
     page = Page(text)  # also refuses event attributes
-    assert page.tags.count("script") == 2
+    assert page.tags.count("script") == 3  # the changed items and the files of the buttons are packed texts
     assert "img" not in page.tags
+    drawn = [one.files["svg"] for one in packed_in(text) if "svg" in one.files]
+    tags = {node.tag.rpartition("}")[2] for figure in drawn for node in ElementTree.fromstring(figure).iter()}
+    assert (len(drawn) > 5, tags & {"script", "img", "image", "foreignObject", "a"}) == (True, set())
     assert html.escape(EVIL, quote=False).split("&gt;")[0] in text
     assert packed(text)["items"][0][3] == EVIL
     plain = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", markdown)  # code blocks show text as it is

@@ -1,7 +1,7 @@
 """How often verdicts err: false verdicts, coverage and power over simulated evaluations, seeded.
 
 The functions that the comparison uses are run, not copies of them. `python benchmarks/error_rates.py` runs this file with more trials, keeps
-what it measures, and docs/evaluation.md shows that as a table.
+what it measures, and docs/evaluation-errors.md shows that as a table.
 
 At a rate of 5 % the standard error of 1,000 trials is 0.7 points, of 4,000 0.35. Every run draws the same trials.
 """

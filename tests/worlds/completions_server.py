@@ -38,6 +38,31 @@ def _written(model: Any, tokenizer: Any, tokens: list[int], asked: dict[str, Any
     return {"index": 0, "text": text, "logprobs": {"token_logprobs": own}}
 
 
+def _as_llama_cpp(choice: dict[str, Any]) -> dict[str, Any]:
+    """An answer as llama-server writes it."""
+    own = choice["logprobs"]["token_logprobs"]
+    return {**choice, "logprobs": {"content": [{"id": i, "token": "", "logprob": value} for i, value in enumerate(own)]}}
+
+
+@contextmanager
+def serving_llama_cpp(base: Any, adapted: list[Any], tokenizer: Any) -> Iterator[str]:
+    """Serve a model as llama-server does: the name does not count, `lora` chooses one of the adapters that were loaded."""
+
+    class Answers(Handler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            scales = {entry["id"]: entry["scale"] for entry in asked.get("lora", [])}
+            acting = [model for i, model in enumerate(adapted) if scales.get(i)]
+            model = acting[0] if acting else base
+            body = json.dumps({"choices": [_as_llama_cpp(_written(model, tokenizer, asked["prompt"], asked))]}).encode()
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body)
+
+    with LocalServer(Answers) as url:
+        yield url
+
+
 @contextmanager
 def serving(models: dict[str, Any], tokenizer: Any) -> Iterator[str]:
     """Serve models by name; gives the address."""

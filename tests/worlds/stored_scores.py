@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ def stored(
     items: Sequence[Row] | None = None,
     lower: Sequence[str] = (),
     sizes: Sequence[int] | None = None,
+    answers: Callable[[Configuration, str, int], Row] | None = None,
     **suite: Any,
 ) -> list[Scores]:
     """Write scores as an evaluation would.
@@ -45,6 +46,7 @@ def stored(
         kind, metric, lower: Of every task.
         items: What each item says of its choices and gold answers.
         sizes: Items of each cluster, one after the other; without them items take turns.
+        answers: What the row of a configuration's answer to an item of a task says besides its score.
         suite: Fields of the suite.
     """
     tasks = tuple(next(iter(values.values())))
@@ -73,7 +75,8 @@ def stored(
         rows = {
             t: [
                 {"task": t, "id": i.id, "metrics": {metric: float(v)}, "response": str(v), "loglikelihoods": None}
-                for i, v in zip(plan.items[t], lines[t], strict=True)
+                | (answers(c, t, j) if answers else {})
+                for j, (i, v) in enumerate(zip(plan.items[t], lines[t], strict=True))
             ]
             for t in tasks
         }

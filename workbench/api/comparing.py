@@ -40,6 +40,13 @@ class StoredScores:
     pair: tuple[str, str] | None = None
     sweeps: Sequence[Sweep] = ()
 
+    @property
+    def suite_baseline(self) -> str:
+        """Name of the baseline that the first suite declares."""
+        from workbench.compare.tables import suites_of
+
+        return next(iter(suites_of(self.store, self.scores, {}).values())).baseline
+
     def compared(self, command: str) -> Comparison:
         """Compare all configurations with the baseline.
 

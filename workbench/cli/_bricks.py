@@ -134,6 +134,8 @@ def say_card(brick: Brick) -> None:
         for label, value in (("prompt", card.prompt_format), ("made by", card.generator), ("license", card.licence)):
             if value:
                 out.line(f"{label:<8} {value}")
+        if carried := card.transplant:
+            out.line(f"carried  {carried['brick']} from {carried['base']}, by {carried['by']}, {carried['modules']} modules")
         if card.routing:
             r = card.routing
             out.line(f"routing  statistics of {r.prompts} prompts of {r.source}, layer {r.layer}, last {r.window} tokens")

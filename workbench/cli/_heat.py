@@ -24,8 +24,13 @@ WORDS = {
     "conflict": "opposite signs, %",
     "overlap": "subspace overlap, %",
 }
+_GRAYS = {
+    "relative": "no more than rounding to bfloat16 changes",
+    **dict.fromkeys(MEETING, "no more than unrelated bricks of the same size have"),
+    "recovered": "the 95 % interval over facts includes 0",
+}
 _PALE, _BLUE, _ORANGE = (222, 235, 247), (33, 102, 172), (178, 88, 6)
-_PALE_ORANGE = (253, 232, 214)
+_PALE_ORANGE, _GRAY = (253, 232, 214), (222, 224, 227)
 
 
 def totals(name: str, measures: Measures) -> None:
@@ -54,7 +59,8 @@ def by_kind(measures: Measures, metric: str, other: str | None = None) -> None:
         for layer, sums in measures.layers.items()
     }
     columns = {**{kind: _short(kind) for kind in shown}, "all": "all"}
-    grid(WORDS[metric] + (f", {other}" if other else ""), columns, cells, lambda sums, _: _value(sums, metric, other), metric)
+    title = WORDS[metric] + (f", {other}" if other else "")
+    grid(title, columns, cells, lambda sums, _: _value(sums, metric, other), metric, lambda sums, _: _null(sums, metric, other))
     ends = [
         f"{end} {_text(metric, v)}"
         for end in measures.ends
@@ -70,7 +76,15 @@ def by_brick(measures: Measures, metric: str) -> None:
     cells: dict[int | None, dict[str, DeltaSums | None]] = {
         layer: dict.fromkeys(others, sums) for layer, sums in measures.layers.items()
     }
-    grid(WORDS[metric], {o: o for o in others}, cells, lambda sums, other: _value(sums, metric, other), metric)
+    columns = {other: other for other in others}
+    grid(
+        WORDS[metric],
+        columns,
+        cells,
+        lambda sums, other: _value(sums, metric, other),
+        metric,
+        lambda sums, other: _null(sums, metric, other),
+    )
 
 
 def grid(
@@ -79,43 +93,60 @@ def grid(
     cells: Mapping[int | None, Mapping[str, Any]],
     value: Callable[[Any, str], float | None],
     metric: str,
+    null: Callable[[Any, str], bool] = lambda cell, column: False,
 ) -> None:
-    """Print a table of layers by columns, with one colored number per cell.
+    """Print a table of layers by columns, with one colored number per cell; the color scale does not depend on the numbers.
 
     Args:
         title: Line above the table.
         columns: Column -> its head.
         cells: Layer -> column -> cell. Cells outside the layers (key None) are skipped.
         value: Takes (cell, column) and returns the number; None is printed as a dot.
-        metric: Metric, which decides the number format.
+        metric: Metric, which decides the number format and the color scale.
+        null: Takes (cell, column) and returns True for a number that says nothing, which is gray.
     """
-    values = {layer: [value(row[column], column) for column in columns] for layer, row in cells.items() if layer is not None}
-    middle = 0.5 if metric == "conflict" else 0.0
-    top = max((abs(v - middle) for row in values.values() for v in row if v is not None), default=0.0) or 1.0
+    values = {
+        layer: [(value(row[column], column), null(row[column], column)) for column in columns]
+        for layer, row in cells.items()
+        if layer is not None
+    }
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
     table.add_column("layer")
     for head in columns.values():
         table.add_column(shown(head), justify="right", no_wrap=True)
     for layer, row in values.items():
-        table.add_row(str(layer), *_cells(row, metric, middle, top))
+        table.add_row(str(layer), *_cells(row, metric))
     out.data.print(Text(printable(title), style="bold"))
     if values:
         out.data.print(table)
+        if sys.stdout.isatty() and any(gray for row in values.values() for _, gray in row):
+            out.line(f"gray: {_GRAYS[metric]}")
 
 
-def _cells(row: Sequence[float | None], metric: str, middle: float, top: float) -> list[Text]:
-    """Return colored cells: blue above the middle, orange below. Sign conflicts are reversed, since high values are bad."""
-    cells = []
-    for value in row:
+def _cells(row: Sequence[tuple[float | None, bool]], metric: str) -> list[Text]:
+    """Return colored cells: blue above the middle, orange below, gray for numbers that say nothing. Sign conflicts are reversed."""
+    from workbench.report.tints import DARKEST, PALEST, SCALES
+
+    scale, cells = SCALES[metric], []
+    for value, null in row:
         if value is None:
             cells.append(Text("·", style="dim"))
             continue
-        share = min(1.0, abs(value - middle) / top)
-        low, high = (_PALE, _BLUE) if (value >= middle) != (metric == "conflict") else (_PALE_ORANGE, _ORANGE)
-        red, green, blue = (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
-        style = f"{'bright_white' if share > 0.55 else 'black'} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
+        share = (scale.tint(value) - PALEST) / (DARKEST - PALEST)
+        low, high = (_PALE, _BLUE) if scale.kind(value) == "up" else (_PALE_ORANGE, _ORANGE)
+        red, green, blue = _GRAY if null else (round(a + (b - a) * share) for a, b in zip(low, high, strict=True))
+        ink = "bright_white" if share > 0.55 and not null else "black"
+        style = f"{ink} on rgb({red},{green},{blue})" if sys.stdout.isatty() else ""
         cells.append(Text(f" {_text(metric, value)}", style=style))
     return cells
+
+
+def _null(sums: DeltaSums | None, metric: str, other: str | None) -> bool:
+    """Return True if a measure is within what chance, or rounding, explains."""
+    from workbench.report.tints import null_reason
+
+    value = _value(sums, metric, other)
+    return sums is not None and value is not None and null_reason(sums, metric, value, other) is not None
 
 
 def _short(kind: str) -> str:

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
+from rich.table import Column, Table
 
-from workbench.errors import WorkbenchError, printable, shortened
+from workbench.errors import WorkbenchError, duration, printable, shortened
 
 if TYPE_CHECKING:
     from workbench.cli.documents.document import Document
@@ -47,6 +47,7 @@ class Terminal:
         self.data = Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else 400)
         self._bar: Progress | None = None
         self._task: TaskID | None = None
+        self._whole = False  # the bar is that of the whole work
         self._last: tuple[Any, ...] = ()
 
     def result(self, document: Callable[[], Document | Sequence[Document]], text: Callable[[], None], *, json: bool) -> None:
@@ -129,8 +130,17 @@ class Terminal:
         self.data.print(Text.assemble(*((printable(text), style) for text, style in parts)))
 
     def event(self, event: dict[str, Any]) -> None:
-        """Show a progress event: one line per stage, or a bar on a terminal if the event has counts."""
+        """Show a progress event: one line per stage, or a bar on a terminal if the event has counts.
+
+        Events that tell of the whole work have one bar together on a terminal, and elsewhere the time left at the end of their lines.
+        """
         if self.quiet:
+            return
+        whole = event.get("overall")
+        if whole and self.talk.is_terminal:
+            self._advance_whole(event, whole)
+            return
+        if "scored" in event:
             return
         stage, text = str(event.get("stage", "")), str(event.get("text", ""))
         name = (
@@ -146,9 +156,11 @@ class Terminal:
         elif self.talk.is_terminal:
             self._advance(head + text, int(event["done"]), int(event["total"]))
         elif self.verbose or stage == "search" or (event["done"] == event["total"] and stage in ("score", "train", "edit")):
-            self.say(f"{head}{text}")
+            self.say(f"{head}{text}{_whole_text(whole)}")
 
     def _advance(self, text: str, done: int, total: int) -> None:
+        if self._whole:
+            self.stop()
         if self._bar is None:
             self._bar = Progress(
                 TextColumn("{task.description}", markup=False),
@@ -165,11 +177,46 @@ class Terminal:
             self.stop()
             self.say(text)
 
+    def _advance_whole(self, event: dict[str, Any], whole: dict[str, Any]) -> None:
+        """Show the line of the whole work: what is in progress, the share that is done, and the time left."""
+        text = printable(f"{event['stage']:<8}{event['number']}/{event['of']} {event['configuration']}  {event.get('text', '')}")
+        if not self._whole:
+            self.stop()
+        if self._bar is None or self._task is None:
+            self._whole = True
+            self._bar = Progress(
+                TextColumn("{task.description}", markup=False, table_column=Column(no_wrap=True, overflow="ellipsis")),
+                BarColumn(20),
+                TextColumn("{task.percentage:>3.0f} %{task.fields[left]}", markup=False, table_column=Column(no_wrap=True)),
+                console=self.talk,
+                transient=True,
+            )
+            self._task = self._bar.add_task(text, total=1.0, left="")
+            self._bar.start()
+        if "text" in event:
+            self._bar.update(self._task, description=text)
+        self._bar.update(self._task, completed=whole["share"], left=time_left(whole))
+        if "scored" in event and whole["finished"] == whole["of"]:
+            what = event["configuration"] if whole["of"] == 1 else f"{whole['of']}/{whole['of']} configurations"
+            self.say(f"{event['stage']:<8}{what} {'is' if whole['of'] == 1 else 'are'} scored")
+
     def stop(self) -> None:
         """Remove the progress bar before something else is printed."""
         if self._bar is not None:
-            bar, self._bar = self._bar, None
+            bar, self._bar, self._whole = self._bar, None, False
             bar.stop()
+
+
+def _whole_text(whole: dict[str, Any] | None) -> str:
+    """Return how much of the whole work is done, for the end of a line; "" where it is the only part of the work."""
+    if whole is None or whole["of"] == 1:
+        return ""
+    return f"  ({100 * whole['share']:.0f} % of {whole['of']} configurations{time_left(whole)})"
+
+
+def time_left(whole: dict[str, Any]) -> str:
+    """Return the time left of the whole work for the end of a text; "" where it is not known or nothing is left."""
+    return f", about {duration(whole['left'])} left" if whole["left"] and whole["left"] >= 0.5 else ""
 
 
 out = Terminal()

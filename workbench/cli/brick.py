@@ -1,4 +1,4 @@
-"""Commands `brick ls|show|fetch|train|extract|bake|barrier|transplant|verify`."""
+"""Commands `brick ls|show|advise|fetch|train|extract|bake|barrier|transplant|verify`."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
+from workbench.cli._advise import advise
 from workbench.cli._barrier import barrier
 from workbench.cli._bricks import (
     base_of_brick,
@@ -344,6 +345,7 @@ def bake(
     out.result(lambda: RunDocument.model_validate(result), text, json=json)
 
 
+app.command()(advise)
 app.command()(reads_recipes(barrier))
 app.command()(transplant)
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,42 +14,156 @@ import typer
 from workbench.api.naming import no_subject, recipe_path
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._panes import Panes, Write, streaming
 from workbench.cli._recipes import load
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     import torch
 
+    from workbench.resolve.resolved import Resolved
+
 
 def chat(
-    target: Annotated[str, typer.Argument(help="Recipe, run, or model directory.", show_default=False)],
+    targets: Annotated[
+        list[str],
+        typer.Argument(
+            help="Recipe, run, or model directory; two to see both answers to each prompt.",
+            metavar="TARGET [OTHER]",
+            show_default=False,
+        ),
+    ],
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
     plain: Annotated[bool, typer.Option("--plain", help="Continue each line as plain text, without the chat template.")] = False,
     max_new_tokens: Annotated[int, typer.Option(min=1, help="Maximum length of an answer in tokens.")] = 128,
 ) -> None:
-    """Chat with a recipe's result, a run or a model.
+    """Chat with a recipe's result, a run or a model, or with two of them at once.
 
-    One line per turn, with greedy decoding. Also reads lines from a pipe. After each answer of a routed model, the bricks that gave
-    it are printed to standard error.
+    One line per turn, with greedy decoding. Also reads lines from a pipe. With two, both get the same prompt, each with its own
+    chat template and history; their answers stand beside each other in a terminal of at least 80 columns. After each answer of a
+    routed model, the bricks that gave it are printed to standard error.
     """
     from workbench.models.device import pick_device
 
-    model, tokenizer = open_live(target, runs_dir, pick_device(device))
-    history: list[dict[str, str]] = []
-    templated = bool(tokenizer.chat_template) and not plain
+    if len(targets) > 2:
+        raise UsageError(f"expected one or two models, found {len(targets)}", "workbench chat TARGET OTHER")
+    if len(targets) == 2 and targets[0] == targets[1]:
+        raise UsageError(f"{targets[0]} is named twice", "Name two different models, or one.")
+    speakers = _open(targets, runs_dir, pick_device(device), plain)
+    panes = Panes([speaker.name for speaker in speakers])
     if sys.stdin.isatty():
-        out.say("enter an empty line or Ctrl-D to quit; " + ("using the chat template" if templated else "using plain text"))
+        kinds = {speaker.name: "the chat template" if speaker.templated else "plain text" for speaker in speakers}
+        used = (
+            next(iter(kinds.values()))
+            if len(set(kinds.values())) == 1
+            else ", ".join(f"{kind} for {name}" for name, kind in kinds.items())
+        )
+        out.say(f"enter an empty line or Ctrl-D to quit; using {used}")
     while line := _ask():
-        history.append({"role": "user", "content": line})
-        if templated:
-            tokens = tokenizer.apply_chat_template(history, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        panes.answers(partial(_answer, speakers, line, max_new_tokens))
+        for speaker in speakers:
+            if bricks := speaker.bricks():
+                out.say(f"[{bricks}]" if len(speakers) == 1 else f"[{speaker.name}: {bricks}]")
+
+
+@dataclass
+class Speaker:
+    """A model that one chats with.
+
+    Attributes:
+        name: Its name, as typed.
+        model: Returns the live model with its weights.
+        tokenizer: Its tokenizer.
+        templated: Prompts are put into the tokenizer's chat template, with the turns before them.
+        history: The turns so far.
+    """
+
+    name: str
+    model: Callable[[], Any]
+    tokenizer: Any
+    templated: bool
+    history: list[dict[str, str]] = field(default_factory=list)
+
+    def answer(self, line: str, limit: int, write: Write) -> None:
+        """Answer a line.
+
+        Args:
+            line: The user's line.
+            limit: Maximum length of the answer in tokens.
+            write: Takes the answer piece by piece.
+        """
+        self.history.append({"role": "user", "content": line})
+        if self.templated:
+            tokens = self.tokenizer.apply_chat_template(
+                self.history, add_generation_prompt=True, return_tensors="pt", return_dict=True
+            )
         else:
-            tokens = tokenizer(line, return_tensors="pt")
-        answer = _answer(model, tokenizer, tokens, max_new_tokens)
-        if (routing := getattr(model, "routing", None)) is not None and not routing.by_token:
-            out.say(f"[{routing.label(routing.last.weights[0])}]")
-        history.append({"role": "assistant", "content": answer})
+            tokens = self.tokenizer(line, return_tensors="pt")
+        model = self.model()
+        with streaming(self.tokenizer, write) as streamer:
+            made = model.generate(
+                **tokens.to(model.device),
+                max_new_tokens=limit,
+                do_sample=False,
+                streamer=streamer,
+                pad_token_id=self.tokenizer.pad_token_id or self.tokenizer.eos_token_id,
+            )
+        text = self.tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
+        self.history.append({"role": "assistant", "content": str(text)})
+
+    def bricks(self) -> str:
+        """Return the bricks that gave the last answer of a routed model; "" for other models."""
+        routing = getattr(self.model(), "routing", None)
+        return str(routing.label(routing.last.weights[0])) if routing is not None and not routing.by_token else ""
+
+
+def _answer(speakers: Sequence[Speaker], line: str, limit: int, number: int, write: Write) -> None:
+    speakers[number].answer(line, limit, write)
+
+
+def _open(targets: Sequence[str], runs_dir: Path | None, device: torch.device, plain: bool) -> list[Speaker]:
+    """Load one or two models; two of the same base share one live model if their weights allow it."""
+    from workbench.models.tokenizer import load_tokenizer
+
+    def speaker(name: str, model: Callable[[], Any], tokenizer: Any) -> Speaker:
+        return Speaker(name, model, tokenizer, bool(tokenizer.chat_template) and not plain)
+
+    if len(targets) == 2 and all(both := [_resolved(target, runs_dir) for target in targets]):
+        from workbench.run.sharing import shared
+
+        first, second = (resolved for resolved in both if resolved)
+        if (one := shared(first, second, device, out.event)) is not None:
+            out.say(f"both share one model of {first.recipe.fields.base_name}; {size(one.bytes)} of weights differ")
+            tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in (first, second)]
+            return [speaker(targets[i], partial(one.holding, i), tokenizers[i]) for i in range(2)]
+    speakers = []
+    for target in targets:
+        model, tokenizer = open_live(target, runs_dir, device)
+        speakers.append(speaker(target, partial(_itself, model), tokenizer))
+    if len(speakers) == 2:
+        out.say("two models are in memory, because they cannot share their weights")
+    return speakers
+
+
+def _itself(model: Any) -> Any:
+    return model
+
+
+def _resolved(target: str, runs_dir: Path | None) -> Resolved | None:
+    """Return the recipe of a target, or the recipe without steps of a model directory; None for runs and configurations."""
+    from workbench.project import find_project
+    from workbench.run.opened import resolve_model
+    from workbench.run.saved import is_configuration
+
+    path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
+    if is_configuration(path):
+        return None
+    if path.suffix in (".yaml", ".yml"):
+        return load(path, None, runs_dir)[0]
+    if (path / "config.json").is_file():
+        return resolve_model(str(path), find_project(Path.cwd() / "here")).resolved
+    return None
 
 
 def _ask() -> str:
@@ -54,20 +171,6 @@ def _ask() -> str:
         return (input("> ") if sys.stdin.isatty() else sys.stdin.readline()).strip()
     except EOFError:
         return ""
-
-
-def _answer(model: Any, tokenizer: Any, tokens: Any, limit: int) -> str:
-    from transformers import TextStreamer
-
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    made = model.generate(
-        **tokens.to(model.device),
-        max_new_tokens=limit,
-        do_sample=False,
-        streamer=streamer,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-    )
-    return str(tokenizer.decode(made[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True))
 
 
 def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:

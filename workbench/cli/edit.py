@@ -123,6 +123,7 @@ def trace(
 def _say_trace(table: TraceTable) -> None:
     from workbench.cli._heat import grid
     from workbench.library.trace import OUTPUTS, WORDS
+    from workbench.report.tints import inside
 
     block = table.traces["block"]
     out.line(
@@ -132,9 +133,17 @@ def _say_trace(table: TraceTable) -> None:
     for what, title in OUTPUTS.items():
         out.line("")
         cells: dict[int | None, dict[str, Any]] = {
-            layer: dict.fromkeys(WORDS, at) for layer, at in table.traces[what].recovered.items()
+            layer: {place: (at[place], table.interval(what, layer, place)) for place in WORDS}
+            for layer, at in table.traces[what].recovered.items()
         }
-        grid(f"recovered by restoring {title}, %", WORDS, cells, lambda at, place: at[place], "recovered")
+        grid(
+            f"recovered by restoring {title}, %",
+            WORDS,
+            cells,
+            lambda cell, _: cell[0],
+            "recovered",
+            lambda cell, _: inside(0.0, cell[1]),
+        )
 
 
 def _said(document: dict[str, Any]) -> list[str]:

@@ -13,6 +13,7 @@ from workbench.api.comparing import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects
 from workbench.api.variation import Variation
 from workbench.cli._comparison import groups_table, scores_table
+from workbench.cli._costs import costs_rows, costs_table
 from workbench.cli._options import (
     BaselineOpt,
     BatchOpt,
@@ -36,6 +37,7 @@ from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import command_line, compare_scores, printing, refuse_left_out, told
 from workbench.cli._sweeps import sweep_tables
 from workbench.cli._verdicts import gate_lines, recommended, rows_table
+from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching
 from workbench.errors import LeftOut, UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
@@ -65,6 +67,8 @@ def evaluate(
     ] = None,
     engine: EngineOpt = "local",
     workers: WorkersOpt = None,
+    watch: WatchOpt = False,
+    port: PortOpt = None,
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -82,16 +86,18 @@ def evaluate(
     from workbench.scores.groups import aggregated
 
     out.quiet, out.verbose = quiet or json, verbose
+    check_watch(watch, port, out.quiet)
     vary = Variation.of(settings, sweep, max_points)
     request = Request(names, vary, suite or (), runs_dir, controls, batch_size, limit)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored
         raise UsageError(f"--baseline {baseline}: not one of the scored configurations. {nearest(baseline, known)}")
-    if engine == "local":
-        scores = opened.scored(device, server, out.event)
-    else:
-        scores = opened.scored_on_cluster(request, device, server, workers, out.event)
+    with watching(opened, against, watch, port) as events:
+        if engine == "local":
+            scores = opened.scored(device, server, events)
+        else:
+            scores = opened.scored_on_cluster(request, device, server, workers, events)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     comparison = None
     if len(opened.entries) > 1 and not recipes_alone:
@@ -155,12 +161,14 @@ def compare(
     document, overall = two.document(), whole.document()
     rows = [row for row in document["rows"] if pair is None or row["configuration"] == pair[1]]
     parts: dict[str, Any] = {name: overall[name] for name in ("recommendation", "sweeps", "routing") if name in overall}
-    printed = {"baseline": document["baseline"], "rows": rows, **parts, **told(left_out)}
+    costs = costs_rows(document, pair)
+    printed = {"baseline": document["baseline"], "rows": rows, "costs": costs, **parts, **told(left_out)}
 
     def text() -> None:
         recommended(overall)
         sweep_tables(overall)
         rows_table(document, pair)
+        costs_table(costs)
 
     out.result(lambda: CompareDocument.model_validate(printed), text, json=json)
     lines = _gate(two, named, require_safe)
@@ -202,19 +210,35 @@ def report(
     to: Annotated[Path, typer.Option("-o", "--out", help="HTML file to write; the .md and .json files go beside it.")] = Path(
         "reports/report.html"
     ),
+    csv: Annotated[
+        Path | None,
+        typer.Option("--csv", metavar="DIR", help="Also write every table as CSV, with full precision, into this folder."),
+    ] = None,
+    latex: Annotated[
+        Path | None, typer.Option("--latex", metavar="DIR", help="Also write every table as LaTeX (booktabs) into this folder.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(
+            "--figures", metavar="DIR", help="Also write every figure as SVG into this folder; the page's buttons also save PNG."
+        ),
+    ] = None,
     batch_size: BatchOpt = 32,
     limit: LimitOpt = None,
     runs_dir: RunsOpt = None,
     quiet: QuietOpt = False,
 ) -> None:
-    """Write a comparison of scores as HTML page, Markdown and JSON.
+    """Write a comparison of scores as HTML page, Markdown and JSON, and its tables and figures as files.
 
-    The page works offline. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left out because
+    The page works offline, and its buttons save each table and figure. The folders of --csv, --latex and --figures may be
+    one; a file that this command did not write is never replaced. A recipe's finished search gets a page beside it. Exits with 1 if a recipe is left out because
     it is invalid, or because it is named and not scored.
     """
     from workbench.report import render
+    from workbench.report.saving import check_folders, save
 
     out.quiet = quiet
+    check_folders({"--csv": csv, "--latex": latex, "--figures": figures})
     left_out: list[LeftOut] = []
     request = Request(names or [], Variation.of(settings, sweep, max_points), suite or (), runs_dir, True, batch_size, limit)
     if imported_scores(request):
@@ -231,6 +255,9 @@ def report(
     written = (render(document, to) if document else []) + (write_pages(pages, to) if pages else [])
     for path in written:
         out.line(str(relative(path)))
+    saved = save([path for path in written if path.suffix == ".html"], {"csv": csv, "tex": latex, "svg": figures})
+    for folder in dict.fromkeys(path.parent for path in saved):
+        out.say(f"{sum(path.parent == folder for path in saved)} files in {relative(folder)}")
     refuse_left_out(left_out)
 
 

@@ -51,14 +51,24 @@ def write(
             show_default=False,
         ),
     ],
-    server: Annotated[str, typer.Option("--for", metavar="SERVER", help="vllm or sglang.", show_default=False)],
+    server: Annotated[
+        str, typer.Option("--for", metavar="SERVER", help="vllm, sglang, llama.cpp or semantic-router.", show_default=False)
+    ],
     to: Annotated[Path, typer.Option("-o", "--out", help="New directory.", show_default=False)],
     served_base: Annotated[
         str | None,
         typer.Option(
             "--served-base",
             metavar="NAME",
-            help="Name of the base on the server: its hub id, or its directory there. Needed for adapters.",
+            help="Name of the base on the server: its hub id, or its directory there. Needed for adapters, except for llama.cpp.",
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            "--llama-cpp",
+            metavar="DIR",
+            help="llama.cpp's source folder, whose convert_hf_to_gguf.py writes the base or whole model. Default: print its command.",
         ),
     ] = None,
     brick: Annotated[
@@ -85,35 +95,56 @@ def write(
     from workbench.cli.documents.shipping import ExportDocument
     from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
     from workbench.library.extract import check_new
+    from workbench.library.servers import GGUF, check_llama_cpp, converter
     from workbench.models.device import pick_device
     from workbench.models.texts import read_prompts
 
     out.quiet = json or quiet
     check_server(server)
+    check_llama_cpp(server, llama_cpp)
     check_new(to)
     texts = tuple(read_prompts(prompts, str(prompts), samples)) if prompts else ()
     subject = _open(target, brick or [], runs_dir)
     served = check_export(subject, server, served_base)
     texts = texts or subject.prompts[:samples] or PROMPTS
-    record, alike = write_export(subject, Export(server, served, texts, tokens), to, pick_device(device), out.event)
+    record, alike = write_export(subject, Export(server, served, texts, tokens, llama_cpp), to, pick_device(device), out.event)
     document = {**record, "directory": str(to), "alike": [list(pair) for pair in alike]}
     for first, second in alike:
         out.warn(
             f"the prompts do not tell '{first}' from '{second}': name prompts that one of them was trained for with --prompts"
         )
 
-    def text() -> None:
-        for adapter in record["adapters"].values():
-            ranks = ", ".join(map(str, adapter["ranks"]))
-            padded = f" -> {record['rank']}" if adapter["ranks"] != [record["rank"]] else ""
-            out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {ranks}{padded}")
-        out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
-        out.line(str(to / "serve.sh"))
-        port = 8000 if server == "vllm" else 30000
-        out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
-        out.say(f"check:  workbench export check http://localhost:{port} --expected {shell(to)}")
+    converted = to / GGUF if llama_cpp else None
+    words = converter(subject.model.base_path, record["dtype"], to.resolve() / GGUF) if server == "llama.cpp" else []
+    out.result(lambda: ExportDocument.model_validate(document), lambda: _written(record, to, converted, words), json=json)
 
-    out.result(lambda: ExportDocument.model_validate(document), text, json=json)
+
+def _written(record: dict[str, Any], to: Path, converted: Path | None, words: list[str]) -> None:
+    """Print the files of an export and the next commands.
+
+    Args:
+        record: Content of export.json.
+        to: Directory of the export.
+        converted: The converted base, if llama.cpp's converter was run.
+        words: Words of the converter's command, for llama.cpp.
+    """
+    from workbench.library.semantic_router import FILE as ROUTER
+    from workbench.library.servers import PORTS
+
+    for adapter in record["adapters"].values():
+        ranks, rank = adapter["ranks"], max(adapter["ranks"]) if words else record["rank"]
+        padded = f" -> {rank}" if ranks != [rank] else ""
+        out.line(f"{to / adapter['path']}  {adapter['modules']} modules, rank {', '.join(map(str, ranks))}{padded}")
+    out.line(f"{to / 'expected.jsonl'}  {record['prompts']} prompts, tolerance {record['tolerance']:g} nats")
+    out.line(str(to / "serve.sh"))
+    if record["for"] == "semantic-router":
+        out.line(f"{to / ROUTER}  {len(record['adapters'])} bricks and the base")
+    if converted:
+        out.line(str(converted))
+    elif words:
+        out.say(f"convert, in llama.cpp's folder:  {shell('python3', *words)}")
+    out.say(f"serve:  {shell('sh', to / 'serve.sh')}")
+    out.say(f"check:  workbench export check http://localhost:{PORTS[record['for']]} --expected {shell(to)}")
 
 
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:

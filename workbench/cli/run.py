@@ -24,10 +24,11 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import load, relative, score_lines
-from workbench.errors import WorkbenchError, size
+from workbench.errors import WorkbenchError, duration, shell, size
 from workbench.steps import verbs
 
 if TYPE_CHECKING:
+    from workbench.recipe.recipe import Recipe
     from workbench.run.plan import RunPlan
 
 
@@ -60,6 +61,8 @@ def plan(
             _print_plans(plans)
         else:
             _print_plan(plans[0], runs)
+            for line in _advice(recipes[0]):
+                out.say(line)
 
     def document() -> PlanDocument | list[PlanDocument]:
         documents = [PlanDocument.model_validate(planned.document()) for planned in plans]
@@ -71,6 +74,17 @@ def plan(
         raise WorkbenchError(
             "\n".join(problems), f"`workbench runs ls` lists runs; `workbench runs rm NAME` removes one.{downloads}"
         )
+
+
+def _advice(recipe: Recipe) -> list[str]:
+    """Return the command that compares the bricks of each merge of several bricks on disk."""
+    found = []
+    for step in recipe.steps:
+        named = [recipe.fields.bricks[name] for name in recipe.used_bricks(step)] if step.kind == "merge" else []
+        if len(named) > 1 and all(brick.kind != "recipe" and (recipe.project / brick.target).is_dir() for brick in named):
+            base = recipe.fields.base_name
+            found.append(f"advice: {shell('workbench', 'brick', 'advise', *(brick.target for brick in named), '--base', base)}")
+    return list(dict.fromkeys(found))
 
 
 def _print_plans(plans: Sequence[RunPlan]) -> None:
@@ -224,14 +238,6 @@ def _cost(step: dict[str, Any]) -> str:
     parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
     parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []
     return ", ".join(parts) + (f": about {duration(step['seconds'])} on one core" if "seconds" in step else "")
-
-
-def duration(seconds: float) -> str:
-    """Format a time: "40 s", "6 min", "2 h 5 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
 def _method(step: Mapping[str, Any]) -> str:

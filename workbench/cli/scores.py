@@ -1,4 +1,4 @@
-"""Commands `scores ls|import|export`."""
+"""Commands `scores ls|import|pull|export|items`."""
 
 from __future__ import annotations
 
@@ -11,12 +11,19 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
-from workbench.errors import UsageError, shell, size
+from workbench.cli._trust import reads_recipes
+from workbench.cli.items import items
+from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
     from workbench.scores.store import ScoreStore
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List stored scores, import lm-eval's, and export tasks.")
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="List and read stored scores, import lm-eval's, merge those of other machines, and export tasks.",
+)
+app.command("items")(reads_recipes(items))
 
 
 @app.command("ls")
@@ -121,6 +128,53 @@ def import_(
             out.say("to compare, import another run on the same documents and prompts")
 
     out.result(lambda: [ImportedScores.model_validate(one) for one in documents], text, json=json)
+
+
+@app.command()
+def pull(
+    folder: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Another project, its runs folder, or a score store.", show_default=False)
+    ],
+    runs_dir: RunsOpt = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compare only; write nothing.")] = False,
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Add the scores of another project or machine to this one's, and overwrite nothing.
+
+    Takes what this store lacks, recognized by the digests of plans and configurations. Other scores under the same digests
+    and damaged, unfinished or older files are listed and not taken; then the command exits with 1.
+    """
+    from dataclasses import asdict
+
+    from workbench.cli.documents.scores import PulledScores
+    from workbench.scores.pull import pull_scores, store_in
+
+    out.quiet = quiet or json
+    store = _store(runs_dir)
+    pulled = pull_scores(store_in(folder), store, dry_run=dry_run)
+
+    def text() -> None:
+        rows = [[d.suite, d.plan[:12], d.name, d.key[:12], _STATUS[d.status]] for d in pulled.documents]
+        if rows:
+            out.table(["suite", "plan", "configuration", "key", "dry run" if dry_run else "done"], rows)
+        for note in pulled.notes:
+            out.say(note)
+        counts = [f"{pulled.count(status)} {word}" for status, word in _STATUS.items() if pulled.count(status)]
+        out.say(
+            f"{', '.join(counts) or 'nothing'}{f', {len(pulled.plans)} new plans' if pulled.plans else ''}: {relative(store.root)}"
+        )
+
+    def document() -> PulledScores:
+        return PulledScores.model_validate({**asdict(pulled), "source": str(pulled.source), "dry_run": dry_run})
+
+    out.result(document, text, json=json)
+    if pulled.refused:
+        lines = "\n".join(f"{one.file}: {one.reason}" for one in pulled.refused)
+        raise WorkbenchError(f"not taken from {pulled.source}:\n{lines}", "Everything else was taken." if not dry_run else None)
+
+
+_STATUS = {"pulled": "taken", "same": "here already", "named": "here already, names added"}
 
 
 @app.command()

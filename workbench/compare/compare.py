@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.compare.beside import side_by_side
 from workbench.compare.configurations import summary
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
@@ -130,6 +131,7 @@ def compare(
             "facts": facts_of(tasks, settings, entries),
             "family": family,
             "flips": {c.name: flips(tasks, base, c) for c in (e[0].configuration for e in shown) if c.digest != base.digest},
+            "side_by_side": side_by_side(tasks, [e[0].configuration for e in shown]),
             "provenance": _provenance(scores, settings, tasks, command),
             **_groups(store, shown),
             **sweeps_of(sweeps, tasks, base, shown),

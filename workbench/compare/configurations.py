@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from workbench.compare.costs import costs_of
 from workbench.compare.kept import kept_of
 from workbench.compare.tables import Table, roles_of
 from workbench.scores.changes import pooled
@@ -65,6 +66,7 @@ def summary(
         "axes": c.axes,
         "check": [s.check.model_dump() if s.check else None for s in entry],
         "scores": scores,
+        "costs": costs_of(entry, tasks),
     }
 
 

@@ -189,6 +189,9 @@ def summarise(plan: ScorePlan, configuration: Configuration, results: Mapping[st
             seconds=result["seconds"],
             scorer=result["scorer"],
             tokens=result["tokens"],
+            answers=result.get("answers"),  # results that an earlier version kept have none of these
+            answer_tokens=result.get("answer_tokens"),
+            measured=result.get("measured"),
         )
     first = results[plan.suite.tasks[0]]
     checks = [result["check"] for result in results.values() if result.get("check")]

@@ -80,6 +80,7 @@ class LineupEntry:
             form.name if form else None,
             form.size(self.resolved) if form else None,
             _members(self.resolved),
+            self.resolved.licences,
         )
 
     def key(self, plan: ScorePlan, digest: str | None) -> str | None:

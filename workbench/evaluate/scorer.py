@@ -13,6 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import checked
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
+from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, texts_of, token_count
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
@@ -112,13 +113,16 @@ class Scorer:
             progress: Called with (task, requests done, requests in total).
 
         Returns:
-            The fields rows, items, seconds, device, scorer and tokens.
+            The fields rows, items, seconds, device, scorer, tokens, answers, answer_tokens and measured.
 
         Raises:
             WorkbenchError: If log-likelihoods or logits are not finite, or a server fails.
         """
         requests, start = self.requests[name], time.perf_counter()
+        memory, clock = PeakMemory(self.lm.device if self.plan.suite.backend == "hf" else None), AnswerClock()
+        resumes = journal is not None and bool(journal.done)
         answers: dict[int, Any] = {}
+        texts: list[str] = []
         layouts: dict[int, PackedLayout] = {}
         answered_by: dict[int, list[str]] = {}
         try:
@@ -140,7 +144,9 @@ class Scorer:
                     resumed = KeptRows(None if requests.drawn else journal, len(requests.pairs), len(requests.instances))
                     groups = self._generating(requests)
                     answered_by |= labels(groups, requests)
-                    answers |= resumed.collect(self._generate(requests, groups, resumed.answers), progress, name)
+                    written = resumed.collect(clock.timed(self._generate(requests, groups, resumed.answers)), progress, name)
+                    texts = texts_of(written)
+                    answers |= written
             rows, items = rows_of(self.plan, requests, answers)
             for row, number in zip(rows, by_item(requests.instances), strict=True):
                 if number in answered_by:
@@ -154,16 +160,25 @@ class Scorer:
                 f"task '{name}': the server gave no valid answer to a request: {type(error).__name__}: {str(error)[:200]}",
                 "Check the server's log. For tasks with choices it must support /v1/completions with echo and logprobs.",
             ) from error
+        seconds = round(time.perf_counter() - start, 3)
+        tokenizer = self._counting() if texts else None
         return {
             "rows": rows,
             "items": items,
-            "seconds": round(time.perf_counter() - start, 3),
+            "seconds": seconds,
+            "answers": len(texts) or None,
+            "answer_tokens": token_count(tokenizer, texts) if texts else None,
+            "measured": measured(tokenizer, clock, memory, resumes).model_dump(),
             "device": getattr(getattr(self.lm, "device", None), "type", self.plan.suite.backend),
             "scorer": self.plan.scorer if requests.pairs or self.plan.suite.backend != "hf" else "generate",
             "tokens": (
                 sum(layout.tokens for layout in layouts.values()) or sum(len(c) + len(a) - 1 for c, a in requests.pairs) or None
             ),
         }
+
+    def _counting(self) -> Any:
+        """Return the tokenizer that counts the tokens of answers: the model's, or the plan's if the model is in another process."""
+        return self.lm.tokenizer if self.plan.suite.backend == "hf" else _tokenizer(self.plan.tokenizer)
 
     def _layout(self, requests: Requests, group: RoutedGroup | None = None) -> PackedLayout:
         """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""

@@ -10,6 +10,7 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
+from workbench.evaluate.progress import Overall, overall
 from workbench.events import Events, no_events
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Scores, ScoreStore
@@ -87,17 +88,22 @@ def _score(
     from workbench.run.materialize import configuration_digest
 
     scores: list[Scores] = []
+    whole = overall(entries, plans, store)
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
         known_digest = entry.digest()
         is_stored = known_digest and all(store.has(plan, str(entry.key(plan, known_digest))) for plan in plans)
-        events({**head, "text": "scores are stored" if is_stored else "composing"})
+        whole.begin(entry.name)
+        events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
         for plan in plans:
-            progress = _progress(events, head, plan)
+            whole.begin(entry.name, plan.digest)
+            progress = _progress(events, head, plan, whole)
             configuration = entry.configuration(digest)
             scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
+            whole.finish()
+            events({**head, "scored": plan.suite.suite, "overall": whole.told()})
     return scores
 
 
@@ -184,10 +190,11 @@ def _keys(
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 
-def _progress(events: Events, head: dict[str, Any], plan: ScorePlan) -> Callable[[str, int, int], None]:
+def _progress(events: Events, head: dict[str, Any], plan: ScorePlan, whole: Overall) -> Callable[[str, int, int], None]:
     def report(task: str, done: int, total: int) -> None:
+        whole.at(done / total if total else 1.0)
         items = sum(len(task_items) for task_items in plan.items.values())
         text = f"{plan.suite.suite}: {task}" if task else f"{plan.suite.suite}: {items} items"
-        events({**head, "done": done, "total": total, "text": text})
+        events({**head, "done": done, "total": total, "text": text, "overall": whole.told()})
 
     return report

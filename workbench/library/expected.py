@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +23,7 @@ FILE = "expected.jsonl"
 LEAST_TOLERANCE = 0.005
 """Smallest tolerance of log-probabilities, in nats: two exact programs sum in another order."""
 _TIMES = 2
+_REQUEST = "request"  # only rows of servers that need further fields have it
 _ROW: Mapping[str, type | tuple[type, ...]] = {
     "model": str,
     "adapter": (str, type(None)),
@@ -50,6 +51,7 @@ class Expected:
         logprobs: Log-probability of each token, in nats.
         margins: Difference to the second most probable token, for each token.
         ends: Length of the text after each token, in characters.
+        request: Further fields of a request for this answer.
     """
 
     model: str
@@ -61,6 +63,7 @@ class Expected:
     logprobs: list[float]
     margins: list[float]
     ends: list[int]
+    request: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -237,7 +240,8 @@ def _parting(expected: Expected, text: str) -> int:
 
 def write_expected(rows: Sequence[Expected], out: Path) -> None:
     """Write expected.jsonl in a directory."""
-    write_text(out / FILE, "".join(json.dumps(asdict(row), ensure_ascii=False) + "\n" for row in rows))
+    documents = [{key: value for key, value in asdict(row).items() if key in _ROW or value} for row in rows]
+    write_text(out / FILE, "".join(json.dumps(document, ensure_ascii=False) + "\n" for document in documents))
 
 
 def read_expected(path: Path) -> list[Expected]:
@@ -260,7 +264,7 @@ def read_expected(path: Path) -> list[Expected]:
     rows = []
     for number, line in enumerate(lines, 1):
         data = jsondoc.parse(line, f"{file}:{number}", hint)
-        if not isinstance(data, dict) or data.keys() != _ROW.keys() or not _fits(data):
+        if not isinstance(data, dict) or data.keys() - {_REQUEST} != _ROW.keys() or not _fits(data):
             raise WorkbenchError(f"{file}:{number}: not a row that `export` writes", hint)
         rows.append(Expected(**data))
     if not rows:
@@ -270,7 +274,7 @@ def read_expected(path: Path) -> list[Expected]:
 
 def _fits(data: Mapping[str, Any]) -> bool:
     """Return True if the fields of a row have their types, and its lists one entry for each token."""
-    if not all(isinstance(data[key], kind) for key, kind in _ROW.items()):
+    if not all(isinstance(data[key], kind) for key, kind in _ROW.items()) or not isinstance(data.get(_REQUEST, {}), dict):
         return False
     integers = all(type(value) is int for key in ("prompt_tokens", "tokens", "ends") for value in data[key])
     numbers = all(isinstance(value, (int, float)) for key in ("logprobs", "margins") for value in data[key])

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.bind import bind
+from workbench.adapters.gguf_lora import gguf_places, write_gguf
 from workbench.adapters.linear import as_lora, linear_factors, not_linear, ranks_of
 from workbench.adapters.read import Adapter
 from workbench.adapters.served import served_rank, write_served
@@ -21,6 +21,19 @@ from workbench.files import write_json, write_text
 from workbench.lazy import torch
 from workbench.library.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
 from workbench.library.extract import new_directory
+from workbench.library.semantic_router import EXAMPLES, routed_adapters, write_router_file
+from workbench.library.servers import (
+    GGUF,
+    PORTS,
+    SCRIPT,
+    SERVERS,
+    Serving,
+    adapter_path,
+    convert,
+    request_fields,
+    request_name,
+    script,
+)
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
@@ -38,12 +51,10 @@ from workbench.run.saved import open_configuration
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-RECORD, SCRIPT, ADAPTERS = "export.json", "serve.sh", "adapters"
-SERVERS = ("vllm", "sglang")
+RECORD = "export.json"
 PROMPTS = ("The capital of France is", "Once upon a time", "12 + 30 =", "def add(a, b):")
 """Prompts of expected.jsonl where no others are named."""
 _NAME = re.compile(r"[A-Za-z0-9_][\w./:-]*")
-_TOGETHER = 8  # adapters in one batch of a server
 
 
 @dataclass(frozen=True)
@@ -58,6 +69,8 @@ class Subject:
         base: The base as the recipe names it.
         prompts: Calibration prompts of a router, if their files are still there.
         router: Directory with the files of a router; None if there is none.
+        described: Adapter -> its description in the route step, for adapters that have one.
+        examples: Adapter -> some of its calibration prompts, if their files are still there.
     """
 
     name: str
@@ -67,6 +80,8 @@ class Subject:
     base: str
     prompts: tuple[str, ...] = ()
     router: Path | None = None
+    described: Mapping[str, str] = field(default_factory=dict)
+    examples: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
 
 def of_recipe(recipe: Recipe, names: Sequence[str], hub: Hub = FETCH) -> Subject:
@@ -118,13 +133,24 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
             "Use it with `workbench.load(DIR)`, `workbench chat` and `workbench eval`, or export a merge of the bricks.",
         )
     adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
-    prompts: list[str] = []
+    examples: dict[str, list[str]] = {}
     for row in saved.record["calibration"]:
-        file = find_project(path.resolve() / RUN) / str(row.get("file"))
-        if file.is_file():
-            prompts += read_prompts(file, str(row.get("file")), 1)
+        for name in row.get("files", [row.get("file")]):
+            file = find_project(path.resolve() / RUN) / str(name)
+            if file.is_file():
+                examples.setdefault(row["name"], []).extend(read_prompts(file, str(name), EXAMPLES))
     model = replace(whole, router=None)
-    return Subject(whole.recipe.name, model, adapters, None, model.recipe.fields.base_name, tuple(prompts), whole.router.path)
+    return Subject(
+        whole.recipe.name,
+        model,
+        adapters,
+        None,
+        model.recipe.fields.base_name,
+        tuple(prompts[0] for prompts in examples.values()),
+        whole.router.path,
+        {row["name"]: str(row["description"]) for row in saved.record["bricks"] if "description" in row},
+        examples,
+    )
 
 
 def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
@@ -160,16 +186,18 @@ class Export:
     """How a subject is exported.
 
     Attributes:
-        server: "vllm" or "sglang".
+        server: One of `servers.SERVERS`.
         served: Name of the base on the server, or of the whole model.
         prompts: Prompts of expected.jsonl.
         length: Largest number of tokens of an expected answer.
+        llama_cpp: Directory of llama.cpp, whose converter writes the base or the whole model as GGUF; None leaves that to the user.
     """
 
     server: str
     served: str
     prompts: tuple[str, ...]
     length: int
+    llama_cpp: Path | None = None
 
 
 def check_export(subject: Subject, server: str, served: str | None) -> str:
@@ -185,6 +213,8 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
         WorkbenchError: If an adapter has parts that servers do not read, or too large a rank.
     """
     check_server(server)
+    if served is None and subject.adapters and server == "llama.cpp":  # its adapters name no base
+        served = Path(subject.base).name if Path(subject.base).is_dir() else subject.base
     if served is None and subject.adapters:
         raise UsageError(
             "--served-base is missing: the adapters name the base that the server is started with, and a server that has another name "
@@ -203,9 +233,11 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
         raise UsageError(f"--served-base {name}: SGLang separates base and adapter by ':' in requests, so the name may have none")
     if name in subject.adapters:
         raise UsageError(f"--served-base {name}: an adapter has the same name", "Name the base differently.")
+    if server == "semantic-router":
+        routed_adapters(subject.adapters, subject.described, subject.examples)
     for adapter, files in subject.adapters.items():
-        _check_adapter(adapter, files, subject)
-    if subject.adapters:
+        _check_adapter(adapter, files, subject, server)
+    if subject.adapters and server != "llama.cpp":
         served_rank(rank for files in subject.adapters.values() for rank in ranks_of(files).values())
     return name
 
@@ -216,24 +248,21 @@ def check_server(server: str) -> None:
     Raises:
         UsageError: If there is no export for this server.
     """
-    if server == "llama.cpp":
-        raise UsageError(
-            "--for llama.cpp: GGUF adapters are not written",
-            "Export with --for vllm, and convert each adapter with llama.cpp's own program: "
-            "python convert_lora_to_gguf.py --base BASE adapters/NAME",
-        )
     if server not in SERVERS:
         raise UsageError(f"--for {server}: unknown server. {nearest(server, SERVERS)}", f"Use one of {', '.join(SERVERS)}.")
 
 
-def _check_adapter(name: str, adapter: Adapter, subject: Subject) -> None:
-    model = subject.model
-    bound = bind(adapter, model.plain.weights.specs, model.plain)
+def _check_adapter(name: str, adapter: Adapter, subject: Subject, server: str) -> None:
+    base = subject.model.plain
+    bound = bind(adapter, base.weights.specs, base)
     if found := not_linear(adapter, bound):
         raise WorkbenchError(
             f"adapter '{name}' has {found}, which LoRA servers ignore or refuse",
-            f"Turn it into plain LoRA, which is as near to it as its rank allows: {as_lora(name, str(adapter.path))}",
+            f"Turn it into plain LoRA, which is as near to it as its rank allows: {as_lora(name, str(adapter.path))} Or merge it into the "
+            "base with `workbench run`, and export the run as a whole model.",
         )
+    if server == "llama.cpp":
+        gguf_places(bound, base, f"adapter '{name}'")
 
 
 def write_export(
@@ -251,20 +280,18 @@ def write_export(
     Returns:
         The content of export.json, and pairs of models that the prompts do not tell apart.
     """
-    ranks = [rank for adapter in subject.adapters.values() for rank in ranks_of(adapter).values()]
-    rank = served_rank(ranks) if ranks else None
     with new_directory(out) as partial:
-        adapters = {}
-        for name, adapter in subject.adapters.items():
-            assert rank is not None
-            place = f"{ADAPTERS}/{name}"
-            adapters[name] = {"path": place, **write_served(adapter, partial / place, export.served, rank)}
-            adapters[name]["ranks"] = sorted(set(ranks_of(adapter).values()))
+        adapters, rank = _write_adapters(subject, export, partial)
         if subject.router is not None:
             for file in (ROUTER, STATISTICS):
                 shutil.copyfile(subject.router / file, partial / file)
         rows, dtype, largest = _expected(subject, export, device, events)
         write_expected(rows, partial)
+        if export.server == "semantic-router":
+            routed = routed_adapters(subject.adapters, subject.described, subject.examples)
+            write_router_file(export.served, routed, PORTS[export.server], partial)
+        if export.llama_cpp is not None:
+            convert(export.llama_cpp, subject.model.base_path, dtype, partial / GGUF, events)
         record: dict[str, Any] = {
             "version": 1,
             "name": subject.name,
@@ -280,9 +307,31 @@ def write_export(
             "tolerance": tolerance_for(largest),
         }
         write_json(partial / RECORD, record, indent=2)
-        write_text(partial / SCRIPT, script(subject, export, rank, dtype, out))
+        place, base = subject.place, str(subject.model.base_path)
+        serving = Serving(export.server, subject.name, export.served, place, base, list(adapters), rank, dtype)
+        write_text(partial / SCRIPT, script(serving, out))
         (partial / SCRIPT).chmod(0o755)
     return record, alike(rows, record["tolerance"])
+
+
+def _write_adapters(subject: Subject, export: Export, out: Path) -> tuple[dict[str, Any], int | None]:
+    """Write all adapters of a subject; return adapter -> its record, and the largest rank, None without adapters."""
+    ranks = {name: sorted(set(ranks_of(adapter).values())) for name, adapter in subject.adapters.items()}
+    largest = max((max(found) for found in ranks.values()), default=None)
+    if largest is None:
+        return {}, None
+    gguf, base = export.server == "llama.cpp", subject.model.plain
+    rank = largest if gguf else served_rank([largest])
+    adapters = {}
+    for name, adapter in subject.adapters.items():
+        place = adapter_path(export.server, name)
+        if gguf:
+            bound = bind(adapter, base.weights.specs, base)
+            written = write_gguf(bound, gguf_places(bound, base, f"adapter '{name}'"), base.config, out / place, name)
+        else:
+            written = write_served(adapter, out / place, export.served, rank)
+        adapters[name] = {"path": place, **written, "ranks": ranks[name]}
+    return adapters, rank
 
 
 def _expected(subject: Subject, export: Export, device: torch.device, events: Events) -> tuple[list[Expected], str, float]:
@@ -297,8 +346,9 @@ def _expected(subject: Subject, export: Export, device: torch.device, events: Ev
     names: dict[str | None, str] = {None: export.served}
     names |= {name: request_name(export.server, export.served, name) for name in factors}
     total, rows = len(names) * len(export.prompts), []
+    requests = request_fields(export.server, list(factors))
     for row in expect(live, tokenizer, names, export.prompts, export.length):
-        rows.append(row)
+        rows.append(replace(row, request=requests.get(row.adapter, {})))
         events({"stage": "expect", "done": len(rows), "total": total, "text": f"answers of {len(names)} models"})
     return rows, str(dtype).removeprefix("torch."), 0.0 if dtype == torch.float32 else rounding(live.to(dtype), rows)
 
@@ -309,54 +359,3 @@ def _attach(live: PreTrainedModel, tokenizer: Any, factors: Mapping[str, Any]) -
     from workbench.route.mixing.live import attach
 
     attach(live, tokenizer, FixedRouter(tuple(factors), weights=torch.ones(len(factors))), factors)
-
-
-def request_name(server: str, served: str, adapter: str) -> str:
-    """Return the `model` of a request for an adapter."""
-    return f"{served}:{adapter}" if server == "sglang" else adapter
-
-
-def script(subject: Subject, export: Export, rank: int | None, dtype: str, out: Path) -> str:
-    """Return serve.sh: the command that serves the model and its adapters.
-
-    Args:
-        subject: The subject.
-        export: How it is exported.
-        rank: Rank of the adapters; None without adapters.
-        dtype: Data type of the base.
-        out: Directory of the script.
-    """
-    vllm = export.server == "vllm"
-    where = shell(export.served) if subject.place is None else f"$here/{shell(os.path.relpath(subject.place, out.resolve()))}"
-    model = '"${MODEL:-$model}"'
-    named = " ".join(f'{name}="$here/{ADAPTERS}/{name}"' for name in subject.adapters)
-    count = len(subject.adapters)
-    lines = [
-        f"vllm serve {model}" if vllm else f"python3 -m sglang.launch_server --model-path {model}",
-        f"--served-model-name {shell(export.served)} --dtype {dtype}",
-        # settings of generation_config.json, such as a repetition penalty, would change greedy texts
-        "--generation-config vllm" if vllm else "--sampling-defaults openai",
-    ]
-    if count and vllm:
-        together = min(count, _TOGETHER)
-        lines += [f"--enable-lora --max-lora-rank {rank} --max-loras {together} --max-cpu-loras {max(count, together)}"]
-        lines += [f"--lora-modules {named}"]
-    elif count:
-        lines += [
-            f"--enable-lora --max-lora-rank {rank} --max-loras-per-batch {min(count + 1, _TOGETHER)}",
-            f"--lora-paths {named}",
-        ]
-    port = 8000 if vllm else 30000
-    notes = [
-        "#!/bin/sh",
-        f"# Serves {'the adapters of ' if count else ''}{subject.name}. Further options are passed on. MODEL=DIR serves the base from a directory.",
-        f"# Compare the server with expected.jsonl: workbench export check http://localhost:{port} --expected DIR",
-    ]
-    if count and vllm:
-        notes += [
-            "# Adapters loaded when they are first asked for: leave out --lora-modules, and set VLLM_ALLOW_RUNTIME_LORA_UPDATING=1",
-            f'# VLLM_PLUGINS=lora_filesystem_resolver VLLM_LORA_RESOLVER_CACHE_DIR="$here/{ADAPTERS}".',
-        ]
-    joined = " \\\n  ".join([*lines, '"$@"'])
-    here = 'here=$(CDPATH=\'\' cd -- "$(dirname -- "$0")" && pwd)'
-    return "\n".join([*notes, "set -eu", here, f"model={where}", f"exec {joined}", ""])

@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import xxhash
 
-from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
@@ -30,6 +29,8 @@ if TYPE_CHECKING:
 
 # Number of leading singular vectors of a dense delta that an overlap compares.
 DIRECTIONS = 16
+NORMAL = 1.96
+"""Standard errors from the middle to the ends of a 95 % interval."""
 
 
 @dataclass
@@ -81,6 +82,32 @@ class Meeting(Delta):
     """Overlap of the input subspaces, per tensor."""
     chance: list[float] = field(default_factory=list)
     """Expected overlap of unrelated subspaces, per tensor and side."""
+    overlap_variance: float = 0.0
+    """Sum of the variances of the overlaps of unrelated subspaces, over tensors and sides."""
+    dot_variance: float = 0.0
+    """Variance of the inner product with an unrelated delta of the same norm."""
+
+    def by_chance(self, square: float) -> dict[str, tuple[float, float]]:
+        """Return the ranges of cosine, conflict and overlap that have 95 % of unrelated deltas: those in random directions.
+
+        In n elements, the inner product of a delta with one of random direction has the variance ‖Δ‖²‖Δ′‖² / n, and a sign differs with
+        probability 1/2. The squared cosines of random subspaces of r and r′ of d dimensions have the sum r·r′/d with the variance
+        2·r·r′·(d − r)·(d − r′) / (d²·(d − 1)·(d + 2)).
+
+        Args:
+            square: ‖Δ‖² of the measured brick.
+        """
+        bands = {}
+        if norms := math.sqrt(square * self.square):
+            half = NORMAL * math.sqrt(self.dot_variance) / norms
+            bands["cosine"] = (-half, half)
+        if self.both:
+            half = NORMAL * 0.5 / math.sqrt(self.both)
+            bands["conflict"] = (0.5 - half, 0.5 + half)
+        if self.chance:
+            mean, half = sum(self.chance) / len(self.chance), NORMAL * math.sqrt(self.overlap_variance) / len(self.chance)
+            bands["overlap"] = (max(0.0, mean - half), mean + half)
+        return bands
 
 
 @dataclass
@@ -98,8 +125,8 @@ class DeltaSums(Delta):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for brick, other_meeting in other.meetings.items():
             meeting = self.meetings.setdefault(brick, Meeting())
-            for name in ("square", "base", "zeros", "numel", "dot", "opposite", "both", "outputs", "inputs", "chance"):
-                setattr(meeting, name, getattr(meeting, name) + getattr(other_meeting, name))
+            for part in fields(Meeting):
+                setattr(meeting, part.name, getattr(meeting, part.name) + getattr(other_meeting, part.name))
 
     def document(self) -> dict[str, Any]:
         """Return the delta's measures and, for each other brick, its measures, cosine, conflict and overlaps (None: undefined)."""
@@ -201,11 +228,7 @@ def _gathered(base: Model, tensors: dict[str, DeltaSums]) -> Measures:
 
 def _place(base: Model, name: str) -> tuple[int | None, str]:
     """Return the layer and the kind of a tensor; all experts of a layer are one kind."""
-    short = name.removesuffix(".weight")
-    try:
-        layer = base.layout.layer(name)
-    except WorkbenchError:
-        return None, short
+    short, layer = name.removesuffix(".weight"), base.layer_of(name)
     if layer is None:
         return None, short
     inside = short.removeprefix(f"{base.layout.prefix}{layer}.")
@@ -230,6 +253,8 @@ def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas],
                 meeting.dot = svd.inner(brick_factors, other_factors)
     for part in (sums, *sums.meetings.values()):
         part.settle(norm, spec.numel)
+    for meeting in sums.meetings.values():
+        meeting.dot_variance = sums.square * meeting.square / spec.numel
     if others and len(spec.shape) == 2 and min(spec.shape) > 1:
         _overlaps(base, name, bricks, factors, sums, device)
     return sums
@@ -287,8 +312,10 @@ def _overlaps(
         (left, right), (other_left, other_right) = spaces[0], spaces[i]
         for space, other_space, overlaps in ((left, other_left, meeting.outputs), (right, other_right, meeting.inputs)):
             small, large = sorted((space.shape[1], other_space.shape[1]))
+            d = space.shape[0]
             overlaps.append(float((space.T @ other_space).square().sum()) / small)
-            meeting.chance.append(large / space.shape[0])
+            meeting.chance.append(large / d)
+            meeting.overlap_variance += 2 * large * (d - small) * (d - large) / (small * d**2 * (d - 1) * (d + 2))
 
 
 def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, device: torch.device) -> tuple[Tensor, Tensor]:

@@ -54,6 +54,7 @@ def _ask(place: str, row: Expected, length: int) -> Answer:
         "temperature": 0,
         "logprobs": 1,
         "stop": None,
+        **row.request,
     }
     heads = {"Content-Type": "application/json"}
     if key := os.environ.get(KEY):
@@ -104,10 +105,20 @@ def _answer(place: str, document: Any) -> Answer:
         raise WorkbenchError(
             f"{place}: the answer has no `choices[0].text`", "The server needs the OpenAI completions API."
         ) from None
-    values = scores.get("token_logprobs") if isinstance(scores, dict) else None
+    values = _token_logprobs(scores)
     if not isinstance(values, list) or not values or not all(isinstance(value, (int, float)) for value in values):
         raise WorkbenchError(
             f"{place}: the answer has no `logprobs.token_logprobs`, without which other weights can give the same texts",
             "Start the server so that it returns log-probabilities (`logprobs` of the completions API).",
         )
     return Answer(text, [float(value) for value in values])
+
+
+def _token_logprobs(scores: Any) -> Any:
+    """Return the log-probability of each token: `token_logprobs` of the completions API, or `content` as llama-server writes it."""
+    if not isinstance(scores, dict):
+        return None
+    content = scores.get("content")
+    if isinstance(content, list):
+        return [token.get("logprob") if isinstance(token, dict) else None for token in content]
+    return scores.get("token_logprobs")

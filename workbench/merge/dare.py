@@ -8,7 +8,7 @@ from typing import Literal
 import xxhash
 from pydantic import Field
 
-from workbench.steps import Group, Laws, MergeMethod, register
+from workbench.steps import Group, Laws, OverlapWeighted, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.weights.sparse import Drop, Selection, Vote, drop_sums
 from workbench.weights.specs import block_elements
@@ -22,7 +22,7 @@ class DareEntry(BrickEntry):
 
 
 @register
-class Dare(MergeMethod):
+class Dare(OverlapWeighted):
     """Drop random elements of each delta and rescale the rest (Yu et al. 2024, DARE).
 
     Each element of a delta is kept with probability `density`. The mask of a tensor depends only on the recipe's seed, the

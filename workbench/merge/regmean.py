@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -35,6 +35,15 @@ class RegMean(Calibrated):
     few texts; 0 uses the diagonal alone."""
     ridge: Real = Field(1e-3, ge=0)
     """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals."""
+
+    def warnings(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield a warning for each file of texts that stands for several bricks."""
+        for file in self.inputs():
+            if len(bricks := [name for name in names if self.file(name) == file]) > 1:
+                yield (
+                    f"{file} calibrates {', '.join(bricks)}: with the same texts their Grams are almost equal, and RegMean is then close to "
+                    "the average; give each brick texts of its own task"
+                )
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.

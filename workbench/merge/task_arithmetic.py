@@ -6,12 +6,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.steps import Combination, Group, Laws, MergeMethod, register
+from workbench.steps import Combination, Group, Laws, OverlapWeighted, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 
 @register
-class TaskArithmetic(MergeMethod):
+class TaskArithmetic(OverlapWeighted):
     """The base plus a scaled sum of deltas, never normalized (Ilharco et al. 2023). A negative weight subtracts a skill."""
 
     paper = "Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089"

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from workbench.merge.streaming.trim import joint_trims, selection_bytes, trims
 from workbench.models.layout import Model
-from workbench.steps import Group, Laws, MergeMethod, register
+from workbench.steps import Group, Laws, OverlapWeighted, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Share, Space
 from workbench.weights.sparse import Selection, Trim, Vote
 
@@ -22,7 +22,7 @@ class TiesEntry(BrickEntry):
 
 
 @register
-class Ties(MergeMethod):
+class Ties(OverlapWeighted):
     """Trim each delta, elect one sign per element, and average the deltas that agree (Yadav et al. 2023, TIES-Merging).
 
     The default is the paper's algorithm with one threshold per tensor, as in mergekit and PEFT. The paper's variant is

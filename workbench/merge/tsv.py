@@ -10,7 +10,7 @@ from pydantic import Field
 from workbench.lazy import torch
 from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
 from workbench.models.layout import Model
-from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
+from workbench.steps import Combination, Group, Laws, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @register
-class Tsv(MergeMethod):
+class Tsv(OverlapWeighted):
     """The leading singular triplets of each brick's delta, whitened across bricks (Gargiulo et al. 2025, TSV-Merge).
 
     For a weight matrix [m, n] of a layer and T bricks, each weighted delta keeps its k = ⌊min(m, n) / T⌋ triplets of largest

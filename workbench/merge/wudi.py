@@ -1,25 +1,20 @@
-"""WUDI: the delta that interferes least with the bricks' deltas; it needs no data."""
+"""WUDI: the sum of the deltas, corrected where their inputs interfere most; it needs no data."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from functools import partial
+import math
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from workbench.merge.measuring.least_squares import (
-    average,
-    is_linear,
-    linear_deltas,
-    merge_linear,
-    norm_report,
-    not_negative,
-    solver_bytes,
-)
+from workbench.lazy import torch
+from workbench.merge.measuring.least_squares import norm_report
+from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights
+from workbench.models.architecture import is_conv1d_layer
 from workbench.models.layout import Model
-from workbench.steps import Group, Laws, MergeMethod, Prepared, register
-from workbench.steps.fields import BrickEntry, Bricks, Number, Real
+from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
+from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,55 +22,93 @@ if TYPE_CHECKING:
 
 @register
 class Wudi(MergeMethod):
-    """The delta that interferes least with each brick's delta, in closed form (Cheng et al. 2025, WUDI-Merging).
+    """The sum of the deltas, corrected where their inputs interfere most (Cheng et al. 2025, WUDI-Merging; 2026, SWUDI).
 
-    The rows of a brick's delta stand for the inputs that the brick was trained on. The published optimizer depends on the scale
-    of the deltas; the closed form does not. The weights of linear layers are solved; norms, biases, embeddings and a tied head
-    get the weighted mean.
+    The rows of a brick's delta stand for the inputs that the brick was trained on. For a weight matrix of a layer, WUDI minimizes
+    Σ ‖(Δ − vᵢ) vᵢᵀ‖² / ‖vᵢ‖² over Δ, with vᵢ = wᵢτᵢ. The full solution also fits directions in which the deltas have very little
+    energy, and becomes much longer than the sum. SWUDI starts from the sum and takes the solution only in the K input directions
+    with the most energy, where K is the participation count of the spectrum. Norms, biases, embeddings and the head get the
+    weighted mean λ/T Σ wτ. Fused experts are merged expert by expert.
 
-    The closed-form solution can be longer than the sum of the deltas and point in another direction, because it also fits
-    directions in which the deltas have little energy. docs/merging.md states by how much on the starter bricks. Compare the
-    result with `task_arithmetic` before you use it, or raise `ridge`.
+    On the starter bricks it does not beat the sum; docs/merging-methods.md has the figures.
     """
 
-    paper = "Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099"
-    formula = "Δ = λ (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = τᵢᵀτᵢ / ‖τᵢ‖² + ε·I"
-    laws = Laws(zero_is_base=False, passes=2, memory="tensor")
+    paper = (
+        "Cheng et al. 2025, Whoever started the interference should end it, arXiv 2503.08099; the filter: SWUDI, arXiv 2606.07289"
+    )
+    formula = (
+        "θ = θ₀ + λ (S + (D C⁻¹ − S) V_K V_Kᵀ),  S = Σ vᵢ,  C = Σ vᵢᵀvᵢ/‖vᵢ‖² = V diag(c) Vᵀ,  D = Σ vᵢvᵢᵀvᵢ/‖vᵢ‖²,  vᵢ = wᵢτᵢ,  "
+        "K = (Σ √c)² / Σ c"
+    )
+    laws = Laws(
+        linear_in_weight=True, passes=2, spaces=("full", "core"), rotation_invariant=True, exact_rank=True, memory="tensor"
+    )
+    version = 3  # the filter instead of a ridge; weights scale the deltas
 
     merge: Literal["wudi"]
     bricks: Bricks[BrickEntry] | None = None
-    """Mapping of brick name to the weight of its interference. A list of names gives each brick weight 1; if omitted, all bricks
-    get weight 1. Weights must be 0 or more, and only their ratios matter."""
+    """Mapping of brick name to weight. A list of names gives each brick weight 1; if omitted, all bricks get weight 1. Every
+    listed brick counts toward T, even with weight 0."""
     lam: Number = Field(1.0, alias="lambda")
     """Scale of the merged delta."""
-    ridge: Real = Field(1e-3, ge=0)
-    """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals. If it is too small and two deltas
-    are nearly opposite, rounding errors inflate the result: see `norm_ratio` in the run's record."""
-
-    @model_validator(mode="after")
-    def _check_weights(self) -> Wudi:
-        not_negative(self.bricks)
-        return self
+    space: Space = "full"
+    """`full` accepts adapters and checkpoints; `core` accepts adapters only. On adapters both compute the same result from the
+    low-rank factors."""
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
-        """Return the solver's memory."""
-        return solver_bytes(model, tensor, bricks)
+        """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none.
+
+        It counts the base and the deltas in float32; one delta, the sum, D and a product in float64; and C with its eigenvectors.
+        """
+        shape = model.weights.specs[tensor].shape
+        if self.space == "core" or not is_matrix(tensor, shape, bricks):
+            return 0
+        inputs = shape[-2] if is_conv1d_layer(model.config, tensor.removesuffix(".weight")) else shape[-1]
+        return 4 * math.prod(shape) * (bricks + 1) + 8 * (5 * math.prod(shape[-2:]) + 6 * inputs**2)
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the norms of the solved tensors and the number of averaged ones."""
+        """Return the norms of the merged matrices relative to the bricks' norms."""
         return norm_report(notes)
 
     def prepare(self, group: Group) -> Prepared:
-        """Solve a linear layer; average any other tensor."""
-        lam = group.value("lam")
-        if not is_linear(group.model, group.tensor):
-            return average(group, lam, method="wudi")
-        deltas = linear_deltas(group)
-        return merge_linear(group, deltas, [partial(own_gram, delta) for delta in deltas], self.ridge, lam, method="wudi")
+        """Merge the whole tensor at once, and return its rows block by block."""
+        if not is_matrix(group.tensor, group.shape, len(group.bricks)):
+            group.notes[group.tensor] = {"averaged": True}
+            return Combination(mean_weights(group))
+        weights, lam = group.values("weight"), group.value("lam")
+        flipped = is_conv1d_layer(group.model.config, group.tensor.removesuffix(".weight"))
+        ratios: list[float] = []
+
+        def merge(deltas: Sequence[Tensor]) -> Tensor:
+            scaled = [delta * weight for delta, weight in zip(deltas, weights, strict=True)]
+            merged = filtered([delta.T for delta in scaled] if flipped else scaled)
+            norms = [float(delta.norm()) for delta in scaled if bool(delta.any())]
+            ratios.append(float(merged.norm()) / (sum(norms) / len(norms)) if norms else 0.0)
+            return (merged.T if flipped else merged).mul(lam)
+
+        block = by_matrix(group, merge)
+        group.notes[group.tensor] = {"norm_ratio": max(ratios)}
+        return block
 
 
-def own_gram(delta: Tensor) -> Tensor:
-    """Return τᵀτ / ‖τ‖² [in, in] of a delta [out, in] in float64, or zeros if the delta is zero."""
-    delta64 = delta.double()
-    norm_squared = float(delta64.square().sum())
-    return (delta64.T @ delta64) / norm_squared if norm_squared else delta64.T @ delta64
+def filtered(deltas: Sequence[Tensor]) -> Tensor:
+    """Return S + (D C⁻¹ − S) V_K V_Kᵀ of deltas vᵢ [out, in], in float64.
+
+    On an eigenvector u of C with eigenvalue c, D C⁻¹ u is D u / c, so that C is never inverted.
+    """
+    total = torch.zeros_like(deltas[0], dtype=torch.float64)
+    right, gram = torch.zeros_like(total), total.new_zeros(total.shape[1], total.shape[1])
+    for delta in deltas:
+        wide = delta.double()
+        total += wide
+        if energy := float(wide.square().sum()):
+            own = (wide.T @ wide).div_(energy)
+            gram += own
+            right.addmm_(wide, own)
+    values, vectors = torch.linalg.eigh(gram)
+    roots = values.clamp_min(0).sqrt()
+    if not float(roots.sum()):
+        return total
+    count = max(1, round(float(roots.sum() ** 2 / roots.square().sum())))
+    kept = vectors[:, -count:]
+    return total.addmm_(right @ (kept / values[-count:]) - total @ kept, kept.T)

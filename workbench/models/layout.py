@@ -170,6 +170,13 @@ class Model:
         """The layer stack; see `Layout.of`."""
         return Layout.of(self.weights.specs, self.config)
 
+    def layer_of(self, name: str) -> int | None:
+        """Return the layer of a tensor; None for a tensor outside the layers, and for all tensors of a model without a single stack."""
+        try:
+            return self.layout.layer(name)
+        except WorkbenchError:
+            return None
+
 
 def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     """Return the name of the live model's list of decoder layers: the list with `depth` modules that is nearest to the root.

@@ -77,7 +77,7 @@ _SWEEPS = [
     "| `mix.lambda.knots.0: [0, 1]` | One knot of a schedule. |",
     "| `seed: [0, 1, 2]` | The seed. Scores are averaged over it. |",
     "",
-    "A recipe has either a `sweep` or a `search`, and a recipe with a `sweep` cannot be a brick. See [Sweeps](evaluation.md#sweeps).",
+    "A recipe has either a `sweep` or a `search`, and a recipe with a `sweep` cannot be a brick. See [Sweeps](evaluation-sweeps.md#sweeps).",
     "",
 ]
 

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from workbench.report.svg import joined, svg
+from workbench.report.tints import Stop, TintScale, inside
 
 WIDTH, HEIGHT = 268, 150
 LEFT, RIGHT, TOP, BOTTOM = 34, 8, 8, 22
-PALEST, DARKEST = 0.04, 0.6
 
 
 @dataclass(frozen=True)
@@ -160,12 +160,14 @@ class TintedCell:
     Attributes:
         text: The number.
         tint: Strength of the tint, 0 to 1.
+        kind: Style class: "up", "down", or "null" for a number that says nothing.
         own: Whether the cell lies on the diagonal.
         tip: Hover text.
     """
 
     text: str
     tint: float
+    kind: str
     own: bool
     tip: str
 
@@ -180,6 +182,8 @@ class TintedTable:
         corner: Text of the upper left cell: what the rows are.
         columns: Heads of the columns.
         rows: Head and cells of each row.
+        stops: Values of the legend with their tints.
+        neutral: Meaning of gray cells; empty if there are none.
     """
 
     title: str
@@ -187,6 +191,8 @@ class TintedTable:
     corner: str
     columns: Sequence[str]
     rows: Sequence[tuple[str, Sequence[TintedCell]]]
+    stops: Sequence[Stop]
+    neutral: str
 
 
 @dataclass(frozen=True)
@@ -196,14 +202,16 @@ class Tints:
     Attributes:
         text: Format of a value.
         unit: Unit in hover texts.
-        top: Value of the darkest tint; the largest value if omitted.
-        by_row: Compare each value with the largest one of its row.
+        scale: Fixed scale of the tints.
+        neutral: Meaning of gray cells.
+        band: Range of values that say nothing by (row, column), as positions; None where no range is known.
     """
 
     text: Callable[[float], str]
+    scale: TintScale
     unit: str = ""
-    top: float | None = None
-    by_row: bool = False
+    neutral: str = ""
+    band: Callable[[int, int], tuple[float, float] | None] = lambda row, column: None
 
 
 def tinted(
@@ -214,7 +222,7 @@ def tinted(
     rows: Sequence[tuple[str, Sequence[float]]],
     tints: Tints,
 ) -> TintedTable:
-    """Return a matrix whose larger numbers have darker tints.
+    """Return a matrix of numbers whose tints are on a fixed scale; numbers that say nothing are gray.
 
     Args:
         title: Heading.
@@ -224,18 +232,14 @@ def tinted(
         rows: Head and values of each row.
         tints: How the values are written and tinted.
     """
-    highest = max((v for _, values in rows for v in values), default=0.0)
     drawn = []
-    for name, values in rows:
-        most = tints.top if tints.top is not None else max(values, default=0.0) if tints.by_row else highest
-        cells = [
-            TintedCell(
-                tints.text(value),
-                PALEST + (DARKEST - PALEST) * min(1.0, max(0.0, value) / most) if most > 0 else PALEST,
-                name == column,
-                f"{corner} {name}, {column}: {tints.text(value)}{tints.unit}",
-            )
-            for column, value in zip(columns, values, strict=True)
-        ]
+    for i, (name, values) in enumerate(rows):
+        cells = []
+        for j, (column, value) in enumerate(zip(columns, values, strict=True)):
+            null = inside(value, tints.band(i, j)) or tints.scale.small(value)
+            tip = f"{corner} {name}, {column}: {tints.text(value)}{tints.unit}" + (f"; gray: {tints.neutral}" if null else "")
+            kind = "null" if null else tints.scale.kind(value)
+            cells.append(TintedCell(tints.text(value), 0.0 if null else tints.scale.tint(value), kind, name == column, tip))
         drawn.append((name, cells))
-    return TintedTable(title, caption, corner, columns, drawn)
+    neutral = tints.neutral if any(cell.kind == "null" for _, cells in drawn for cell in cells) else ""
+    return TintedTable(title, caption, corner, columns, drawn, tints.scale.legend(tints.text), neutral)

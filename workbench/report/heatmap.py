@@ -3,55 +3,88 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.library.measure import Measures
+from workbench.library.measure import DeltaSums, Measures
 from workbench.report.numbers import MISSING, signed
-from workbench.report.page import asset
+from workbench.report.page import filled
 from workbench.report.svg import joined, svg
+from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, null_reason
 
 HEIGHT, GAP, TOP = 24, 2, 22
 # With more columns than this, cells are narrow and only the hover text shows their numbers.
 WIDE_COLUMNS = 24
 NARROWEST = 360
-PALEST, DARKEST = 0.04, 0.7
+MapPlace = tuple[int | None, str]
+"""Layer and kind of a module; the layer is None outside the layers."""
 
 
 @dataclass(frozen=True)
 class Map:
-    """One heat map with its texts."""
+    """One heat map with its texts.
+
+    Attributes:
+        stops: Values of the legend with their tints.
+        neutral: Meaning of gray cells; empty if the map has none.
+        marked: Cells below the middle have a bar, because their number has no room.
+    """
 
     title: str
     caption: str
-    low: str
-    high: str
-    scale: str
+    stops: Sequence[Stop]
+    neutral: str
+    marked: bool
     drawing: Markup
     width: int
-    ends: str
+    ends: str = ""
 
 
 @dataclass(frozen=True)
 class HeatMeasure:
-    """A measure that a map shows, and its tints."""
+    """A measure that a map shows, and its fixed scale.
+
+    Attributes:
+        title: Heading.
+        caption: Sentence below the heading.
+        text: Format of a value.
+        scale: Tints of values.
+        neutral: Meaning of gray cells.
+    """
 
     title: str
     caption: str
-    value: Callable[[dict[str, Any]], float | None]
     text: Callable[[float], str]
-    tint: str
-    """Style class of values above the middle."""
-    least: float = 0.0
-    """Minimum distance from the middle for the darkest tint; a value that is farther away raises it."""
-    middle: float = 0.0
-    below: str = "down"
-    """Style class of values below the middle."""
+    scale: TintScale
+    neutral: str
+
+
+@dataclass(frozen=True)
+class HeatValues:
+    """The values of a map by layer and kind.
+
+    Attributes:
+        values: The values; a missing one means that nothing was changed there.
+        kinds: Kinds of module, the rows.
+        layers: Layers, the columns.
+        notes: Additional hover text.
+        null: Reason of each value that says nothing, as hover text; its cell is gray.
+    """
+
+    values: Mapping[MapPlace, float]
+    kinds: Sequence[str]
+    layers: Sequence[int]
+    notes: Mapping[MapPlace, str] = field(default_factory=dict)
+    null: Mapping[MapPlace, str] = field(default_factory=dict)
+
+    @property
+    def wide(self) -> bool:
+        """True if cells have room for their numbers."""
+        return len(self.layers) <= WIDE_COLUMNS
 
 
 def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Path:
@@ -65,7 +98,7 @@ def render_heat_maps(name: str, base: str, measures: Measures, out: Path) -> Pat
         lead=_lead(measures),
         columns=columns,
         rows=rows,
-        groups=[[_map(measures, metric) for metric in group] for group in _metrics(others)],
+        groups=_maps(measures, others),
     )
 
 
@@ -73,13 +106,9 @@ def write_maps(
     out: Path, *, title: str, eyebrow: str, lead: str, columns: list[str], rows: list[list[str]], groups: list[list[Map]]
 ) -> Path:
     """Write a self-contained page with a table and heat maps below it, and return its path."""
-    env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    style = Markup(asset("report.css"))  # noqa: S704 - a file of this package
-    text = env.get_template("heatmap.html.j2").render(
-        title=title, eyebrow=eyebrow, lead=lead, columns=columns, rows=rows, groups=groups, style=style
-    )
+    context = {"title": title, "eyebrow": eyebrow, "lead": lead, "columns": columns, "rows": rows, "groups": groups}
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, text.encode())
+    write_bytes(out, filled("heatmap.html.j2", context, ("report.js", "downloads.js"), ("report.css", "heat.css")).encode())
     return out
 
 
@@ -110,102 +139,107 @@ def _sizes(sums: dict[str, Any]) -> list[str]:
     return [f"{sums['norm']:.4g}", _percent(sums["relative"]), _percent(sums["zeros"])]
 
 
-def _metrics(others: list[str]) -> list[list[HeatMeasure]]:
+def _maps(measures: Measures, others: Sequence[str]) -> list[list[Map]]:
     """Return the brick's own maps, then the maps of its similarity to each other brick."""
-    caption = "‖Δ‖ divided by the norm of the same weights of the base, in percent."
-    norm = HeatMeasure("Relative norm", caption, lambda d: d["relative"], _number, "up")
-    return [[norm], *map(_similarity_maps, others)]
-
-
-def _similarity_maps(other: str) -> list[HeatMeasure]:
-    """Return the maps of the brick's similarity to another brick."""
-
-    def of(key: str) -> Callable[[dict[str, Any]], float | None]:
-        return lambda d: d["others"].get(other, {}).get(key)
-
     return [
-        HeatMeasure(
-            f"Cosine with {other}",
-            "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 is the same direction, 0 unrelated, −1 opposite.",
-            of("cosine"),
-            _signed,
-            "up",
-            0.05,
+        [_map(measures, "relative", _own())],
+        *([_map(measures, key, m, other) for key, m in _similarity(other)] for other in others),
+    ]
+
+
+def _own() -> HeatMeasure:
+    """Return the measure of the brick's own map."""
+    return HeatMeasure(
+        "Relative norm",
+        "‖Δ‖ divided by the norm of the same weights of the base, in percent. The scale is logarithmic.",
+        _number,
+        SCALES["relative"],
+        f"below {100 * BFLOAT16:g}: no more than rounding the weights to bfloat16 changes",
+    )
+
+
+def _similarity(other: str) -> list[tuple[str, HeatMeasure]]:
+    """Return the measures of the brick's similarity to another brick, with their keys."""
+    chance = "within what 95 % of unrelated deltas of the same size have"
+    return [
+        (
+            "cosine",
+            HeatMeasure(
+                f"Cosine with {other}",
+                "⟨Δ, Δ′⟩ / ‖Δ‖‖Δ′‖: 1 is the same direction, 0 unrelated, −1 opposite.",
+                _signed,
+                SCALES["cosine"],
+                chance,
+            ),
         ),
-        HeatMeasure(
-            f"Sign conflict with {other}",
-            "Share of the elements changed by both bricks that have opposite signs, in percent; unrelated bricks have 50.",
-            of("conflict"),
-            _number,
-            "down",
-            0.05,
-            0.5,
-            "up",
+        (
+            "conflict",
+            HeatMeasure(
+                f"Sign conflict with {other}",
+                "Share of the elements changed by both bricks that have opposite signs, in percent; unrelated bricks have 50.",
+                _number,
+                SCALES["conflict"],
+                chance,
+            ),
         ),
-        HeatMeasure(
-            f"Overlap of subspaces with {other}",
-            "Mean squared cosine of the principal angles between the leading singular subspaces of outputs and inputs, in percent.",
-            of("overlap"),
-            _number,
-            "up",
-            0.05,
+        (
+            "overlap",
+            HeatMeasure(
+                f"Overlap of subspaces with {other}",
+                "Mean squared cosine of the principal angles between the leading singular subspaces of outputs and inputs, in percent.",
+                _number,
+                SCALES["overlap"],
+                f"{chance}, or less",
+            ),
         ),
     ]
 
 
-def _map(measures: Measures, metric: HeatMeasure) -> Map:
-    """Return the heat map of one measure."""
-    documents = {place: sums.document() for place, sums in measures.cells.items()}
-    values = {place: v for place, d in documents.items() if (v := metric.value(d)) is not None}
-    top = max([metric.least, *(abs(v - metric.middle) for v in values.values())]) or 1.0
+def _map(measures: Measures, key: str, metric: HeatMeasure, other: str | None = None) -> Map:
+    """Return the heat map of one measure; `other` is the brick that it compares with."""
+
+    def value_of(sums: DeltaSums) -> float | None:
+        document: dict[str, Any] = sums.document()
+        found: float | None = (document["others"].get(other, {}) if other else document).get(key)
+        return found
+
+    values = {place: v for place, sums in measures.cells.items() if (v := value_of(sums)) is not None}
+    null = {place: reason for place in values if (reason := null_reason(measures.cells[place], key, values[place], other))}
     kinds = [kind for kind in measures.kinds if any(k == kind and layer is not None for layer, k in values)]
     layers = [layer for layer in measures.layers if layer is not None]
     ends = ", ".join(f"{end} {metric.text(values[None, end])}" for end in measures.ends if (None, end) in values)
-    both = metric.middle > 0 or any(v < 0 for v in values.values())
-    low = metric.text(metric.middle - top if both else 0.0)
-    drawing, width = drawing_of(values, kinds, layers, metric, top)
-    scale = f"both {metric.tint}" if both else metric.tint
-    return Map(metric.title, metric.caption, low, metric.text(metric.middle + top), scale, drawing, max(width, NARROWEST), ends)
+    return drawn(metric, HeatValues(values, kinds, layers, null=null), ends)
 
 
-def drawing_of(
-    values: Mapping[tuple[int | None, str], float],
-    kinds: Sequence[str],
-    layers: Sequence[int],
-    metric: HeatMeasure,
-    top: float,
-    notes: Mapping[tuple[int | None, str], str] | None = None,
-) -> tuple[Markup, int]:
+def drawn(metric: HeatMeasure, about: HeatValues, ends: str = "") -> Map:
     """Draw a heat map with one row per kind and one column per layer.
 
     Args:
-        values: Value by (layer, kind); a missing value means that nothing was changed there.
-        kinds: Kinds of module, the rows.
-        layers: Layers, the columns.
-        metric: Format and tint of a value.
-        top: Distance from the metric's middle that has the darkest tint.
-        notes: Additional hover text by (layer, kind).
-
-    Returns:
-        The drawing and its width in pixels.
+        metric: Texts, format and scale of the values.
+        about: The values.
+        ends: Text below the map, with the values outside the layers.
     """
-    cells = _Cells(metric, top, len(layers) <= WIDE_COLUMNS)
+    cells = _Cells(metric, about.wide)
     width = cells.width
-    left = 7 * max((len(kind) for kind in kinds), default=1) + 12
+    left = 7 * max((len(kind) for kind in about.kinds), default=1) + 12
     parts = []
-    for j, layer in enumerate(layers):
+    for j, layer in enumerate(about.layers):
         if cells.wide or layer % 5 == 0:
             parts.append(svg("text", str(layer), class_="l", x=left + j * width + width / 2, y=TOP - 8))
-    for i, kind in enumerate(kinds):
+    for i, kind in enumerate(about.kinds):
         y = TOP + i * HEIGHT
         parts.append(svg("text", kind, class_="k", x=left - 8, y=y + HEIGHT / 2 + 3))
-        for j, layer in enumerate(layers):
-            x = left + j * width
-            note = (notes or {}).get((layer, kind), "")
-            parts.append(cells.draw(values.get((layer, kind)), f"layer {layer}, {kind}", x, y, note))
-    across = left + len(layers) * width
-    down = TOP + len(kinds) * HEIGHT
-    return svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title), across
+        for j, layer in enumerate(about.layers):
+            place = (layer, kind)
+            where = f"layer {layer}, {kind}"
+            value, note, reason = about.values.get(place), about.notes.get(place, ""), about.null.get(place)
+            parts.append(cells.draw(value, where, (left + j * width, y), note, reason))
+    across, down = left + len(about.layers) * width, TOP + len(about.kinds) * HEIGHT
+    drawing = svg("svg", joined(*parts), class_="heat", width=across, height=down, role="img", aria_label=metric.title)
+    stops = metric.scale.legend(metric.text)
+    both = any(stop.kind != stops[0].kind for stop in stops)
+    neutral = metric.neutral if about.null else ""
+    return Map(metric.title, metric.caption, stops, neutral, both and not about.wide, drawing, max(across, NARROWEST), ends)
 
 
 @dataclass(frozen=True)
@@ -213,13 +247,11 @@ class _Cells:
     """The cells of a heat map.
 
     Attributes:
-        metric: Format and tint of a value.
-        top: Distance from the metric's middle that has the darkest tint.
+        metric: Format and scale of a value.
         wide: Whether a cell has room for its number.
     """
 
     metric: HeatMeasure
-    top: float
     wide: bool
 
     @property
@@ -227,19 +259,21 @@ class _Cells:
         """Distance from one cell to the next, in pixels."""
         return 46 if self.wide else 18
 
-    def draw(self, value: float | None, where: str, x: float, y: float, note: str) -> Markup:
-        """Draw one cell with its hover text, and its number if cells are wide."""
+    def draw(self, value: float | None, where: str, at: tuple[float, float], note: str, reason: str | None) -> Markup:
+        """Draw one cell with its hover text, and its number if cells are wide; `reason` makes the cell gray."""
         metric, across = self.metric, self.width - GAP
+        x, y = at
         box: dict[str, Any] = {"x": x, "y": y, "width": across, "height": HEIGHT - GAP, "rx": 2}
         if value is None:
             return svg("g", joined(svg("title", f"{where}: not changed"), svg("rect", class_="none", **box)))
-        tint = PALEST + (DARKEST - PALEST) * min(1.0, abs(value - metric.middle) / self.top)
-        parts = [
-            svg("title", f"{where}: {metric.text(value)}{note}"),
-            svg("rect", class_=metric.tint if value >= metric.middle else metric.below, style=f"--a: {tint:.3f}", **box),
-        ]
+        tip = f"{where}: {metric.text(value)}{note}" + (f"; gray: {reason}" if reason else "")
+        kind = metric.scale.kind(value)
+        look = {"class_": "null"} if reason else {"class_": kind, "style": f"--a: {metric.scale.tint(value):.3f}"}
+        parts = [svg("title", tip), svg("rect", **look, **box)]
         if self.wide:
             parts.append(svg("text", metric.text(value), class_="v", x=x + across / 2, y=y + HEIGHT / 2 + 3))
+        elif not reason and value < metric.scale.middle:
+            parts.append(svg("line", class_="below", x1=x + 4, x2=x + across - 4, y1=y + HEIGHT / 2 - 1, y2=y + HEIGHT / 2 - 1))
         return svg("g", joined(*parts))
 
 

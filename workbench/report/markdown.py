@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from workbench.report import edits, flips, guard, marks, routed, scatter, sweeps, wording
+from workbench.report import costs, edits, flips, guard, marks, routed, scatter, sweeps, wording
 from workbench.report.decision import decision
 from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
-from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, seconds, size, small
+from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
 from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
 
 ROLE_NOTES = {"base": "base", "brick": "brick alone", "average": "average"}
@@ -304,9 +304,12 @@ def _configurations(view: View) -> list[str]:
     """Return the table of configurations, the Pareto fronts, and the recipes."""
     parts = ["## Configurations"]
     rows = [
-        [c.name, _bricks(c), amount(c.parameters), size(c.bytes), seconds(c.seconds), c.digest[:12]] for c in view.configurations
+        [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
+        for c in view.configurations
     ]
-    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", "Scoring time", "Digest"], rows, left=2))
+    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
+    if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
+        parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
         parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from markupsafe import Markup, escape
 
 from workbench.report.numbers import MISSING, POINTS, Unit, about, p_value, plural
 from workbench.report.svg import joined, svg
+from workbench.report.tints import DIFFERENCE
 from workbench.report.view import (
     GUARD_WORDS,
     OPEN,
@@ -33,8 +34,8 @@ CLASSES = {
     "no item changed": "same",
 }
 DECIDED = ("better", "worse")
-DARKEST = 0.55
-PALEST = 0.10
+NEAR_CHANCE = 0.5
+"""Largest ratio of the lower end of a score's interval to the score, both corrected for chance, of a score that is near chance."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,12 @@ class Cell:
     own: bool = False
     marked: bool = False
     """True if the verdict's mark is shown beside the number: sign and tint do not show verdicts about harm."""
+    weak: bool = False
+    """True if a parent is too close to chance on the task, which the hover text explains."""
+    value: float | None = None
+    """The difference in stored units, with the ends of its adjusted interval."""
+    low: float | None = None
+    high: float | None = None
 
 
 UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
@@ -61,6 +68,10 @@ class Matrix:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, tuple[Cell, ...]], ...]
     gap_before: str | None = None
+    neutral: bool = False
+    """True if a cell is gray, because its difference is not decided."""
+    weak: bool = False
+    """True if a cell is marked, because a parent is near chance."""
     notes: Mapping[str, str] = field(default_factory=dict)
     """Second line of a column's heading."""
 
@@ -128,28 +139,35 @@ def verdict_text(d: DifferenceView) -> str:
 
 def differences(view: View) -> Matrix:
     """Return the matrix of differences against the baseline by configuration and task, tinted if better or worse."""
-    largest = _largest(view, view.differences.values())
     rows = []
     for c in view.configurations:
         by_task = {d.task: d for d in view.compared(c.name, view.tasks)}
         if by_task:
-            cells = [_difference_cell(view, t, by_task.get(t.name), c, largest) for t in view.tasks]
-            rows.append((c.name, tuple(cells)))
+            rows.append((c.name, tuple(_difference_cell(view, t, by_task.get(t.name), c) for t in view.tasks)))
     controls = {c.name for c in view.controls}
     first = next((name for name, _ in rows if name in controls), None)
-    return Matrix(tuple(t.name for t in view.tasks), tuple(rows), first if rows and first != rows[0][0] else None, _notes(view))
+    gap = first if rows and first != rows[0][0] else None
+    return _matrix(tuple(t.name for t in view.tasks), rows, _notes(view), gap)
 
 
 def interference(view: View) -> Matrix:
     """Return the matrix of differences of each brick alone against the base, by brick and task, the brick's own task outlined."""
     owners = {t.name: t.owner for t in view.tasks}
-    largest = _largest(view, view.effects.values())
     rows = []
     for brick in view.bricks:
         effects = [view.effects.get((brick, task)) for task in view.effect_tasks]
-        cells = [_effect_cell(view, e, owners.get(e.task) == brick, largest) if e else UNSCORED for e in effects]
+        cells = [_effect_cell(view, e, owners.get(e.task) == brick) if e else UNSCORED for e in effects]
         rows.append((brick, tuple(cells)))
-    return Matrix(view.effect_tasks, tuple(rows), None, _notes(view))
+    return _matrix(view.effect_tasks, rows, _notes(view))
+
+
+def _matrix(
+    columns: tuple[str, ...], rows: Sequence[tuple[str, tuple[Cell, ...]]], notes: Mapping[str, str], gap: str | None = None
+) -> Matrix:
+    """Return a matrix that knows which explanations its legend needs."""
+    cells = [cell for _, of in rows for cell in of]
+    neutral = any(cell.kind not in DECIDED and cell is not UNSCORED for cell in cells)
+    return Matrix(columns, tuple(rows), gap, neutral, any(cell.weak for cell in cells), notes)
 
 
 def _notes(view: View) -> dict[str, str]:
@@ -220,47 +238,85 @@ def forgetting_span(view: View) -> tuple[float, float]:
     return low - 0.05 * (high - low), high + 0.05 * (high - low)
 
 
-def _difference_cell(
-    view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView, largest: dict[str, float]
-) -> Cell:
+def _difference_cell(view: View, task: TaskView, d: DifferenceView | None, c: ConfigurationView) -> Cell:
     """Return a cell of the matrix of differences."""
     if d is None:
         return UNSCORED
+    kept = c.kept.get(task.name)
+    weak = f"\nMarked: {kept.reason}" if kept is not None and kept.reason and task.chance is not None else ""
     return Cell(
         task.unit.diff(d.diff),
         task.unit.diffs(d.low_adj, d.high_adj),
         verdict_class(d.verdict),
-        _tint(d.diff, d.word, largest[task.name]),
-        tip(d, task.unit, view.baseline),
+        _tint(d.diff, d.word, task, d.baseline_value),
+        tip(d, task.unit, view.baseline) + weak,
         task.owner is not None and (task.owner in c.parents or task.owner == c.name),
         d.guarded,
+        bool(weak),
+        d.diff,
+        d.low_adj,
+        d.high_adj,
     )
 
 
-def _effect_cell(view: View, e: Effect, own: bool, largest: dict[str, float]) -> Cell:
+def _effect_cell(view: View, e: Effect, own: bool) -> Cell:
     """Return a cell of the interference matrix; `own` marks the brick's own task."""
     unit = view.unit(e.task)
     tip = [f"{e.brick} alone on {e.task}: {e.verdict or MISSING}", f"Difference {unit.worded(e.diff)}"]
     if e.low is not None:
         tip.append(f"Adjusted {unit.around(e.low, e.high)}")
-    tint = _tint(e.diff, verdict_word(e.verdict), largest.get(e.task, 1.0))
+    task, base = view.task(e.task), next((c for c in view.configurations if "base" in (c.role, *c.roles)), None)
+    score = base.scores.get(e.task) if base is not None else None
+    tint = _tint(e.diff, verdict_word(e.verdict), task, score.value if score else None)
+    weak = _both_near_chance(view.configuration(e.brick), base, task)
+    if weak:
+        tip.append(f"Marked: {weak}")
     row = view.differences.get((e.brick, e.task))
     marked = verdict_word(e.verdict) in GUARD_WORDS or (row is not None and row.guarded)
-    return Cell(unit.diff(e.diff), unit.diffs(e.low, e.high), verdict_class(e.verdict), tint, "\n".join(tip), own, marked)
+    return Cell(
+        unit.diff(e.diff),
+        unit.diffs(e.low, e.high),
+        verdict_class(e.verdict),
+        tint,
+        "\n".join(tip),
+        own,
+        marked,
+        bool(weak),
+        e.diff,
+        e.low,
+        e.high,
+    )
 
 
-def _tint(value: float | None, word: str | None, largest: float) -> float:
+def _both_near_chance(brick: ConfigurationView | None, base: ConfigurationView | None, task: TaskView | None) -> str:
+    """Return the reason why a brick's effect on a task says little: both the brick alone and the base are near chance; else ""."""
+    if task is None or task.chance is None or brick is None or base is None:
+        return ""
+    scores = [brick.scores.get(task.name), base.scores.get(task.name)]
+    if not all(score is not None and _near_chance(score, task.chance) for score in scores):
+        return ""
+    shown = " and ".join(task.unit.score(score.value) for score in scores if score is not None)
+    return f"the brick alone and the base score {shown}, both near chance ({task.unit.score(task.chance)}), so there is little to lose"
+
+
+def _near_chance(score: Estimate, chance: float) -> bool:
+    """Return True if a score's interval reaches half of the way to chance, as for parents whose share is withheld."""
+    if score.value is None or score.low is None:
+        return False
+    return score.value <= chance or score.low - chance < NEAR_CHANCE * (score.value - chance)
+
+
+def _tint(value: float | None, word: str | None, task: TaskView | None, level: float | None) -> float:
+    """Return the strength of the tint of a difference that is better or worse, on a scale that does not depend on the other differences.
+
+    Args:
+        value: The difference.
+        word: Its verdict.
+        task: The task.
+        level: Score that the difference refers to; a metric in its own unit is tinted by the share of this score.
+    """
     if value is None or word not in DECIDED:
         return 0.0
-    return round(PALEST + (DARKEST - PALEST) * min(abs(value) / largest, 1.0), 3)
-
-
-def _largest(view: View, differences: Iterable[DifferenceView | Effect]) -> dict[str, float]:
-    """Return the difference that has the darkest tint, by task: the largest better or worse difference on the task's axis."""
-    axes = {t.name: t.axis if t.unit != POINTS else POINTS.word for t in view.tasks}
-    largest: dict[str, float] = {}
-    for d in differences:
-        if verdict_word(d.verdict) in DECIDED and d.diff is not None and d.task in axes:
-            axis = axes[d.task]
-            largest[axis] = max(largest.get(axis, 0.0), abs(d.diff))
-    return {task: largest.get(axis) or 1.0 for task, axis in axes.items()}
+    if task is None or task.unit == POINTS:
+        return DIFFERENCE.tint(value)
+    return DIFFERENCE.tint(value / level) if level else DIFFERENCE.tint(DIFFERENCE.top)

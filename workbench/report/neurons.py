@@ -34,7 +34,12 @@ def render_neurons(documents: Mapping[str, Mapping[str, Any]], out: Path) -> Pat
         "warnings": list(dict.fromkeys(w for d in documents.values() for w in (d.get("data") or {}).get("warnings", ()))),
     }
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(out, filled("neurons.html.j2", context, (), ("report.css", "curves.css", "neurons.css")).encode())
+    write_bytes(
+        out,
+        filled(
+            "neurons.html.j2", context, ("report.js", "downloads.js"), ("report.css", "curves.css", "heat.css", "neurons.css")
+        ).encode(),
+    )
     return out
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from workbench.report.curves import TintedTable, Tints, tinted
 from workbench.report.numbers import MISSING, fixed
 from workbench.report.sections import Section
+from workbench.report.tints import CHANGES
 
 _TITLES = {
     "random": "Control: random neurons",
@@ -64,7 +65,7 @@ def ablation_section(document: Mapping[str, Any]) -> Section:
         matrices,
         [
             "Numbers: change of perplexity in percent, (PPL off − PPL) / PPL. A row is a set that is switched off, a column a function that is "
-            "measured; tints compare the numbers of a row. Hover for intervals."
+            "measured; tints are on a logarithmic scale, the same for all pages."
         ],
     )
 
@@ -116,7 +117,16 @@ def _matrix(title: str, table: Mapping[str, Any], names: list[str], caption: str
     values = [(name, [100 * (v or 0.0) for v in row]) for name, row in zip(names, table["changes"], strict=True)]
     if all(row == values[0][1] for _, row in values):  # one set is the control of all functions
         values = [("all functions", values[0][1])]
-    return tinted(title, caption, "off", names, values, Tints(_percent, " %", by_row=True))
+
+    def within(row: int, column: int) -> tuple[float, float] | None:
+        """Return a range that holds the value if its interval includes 0; older documents have no intervals."""
+        low, high = (table.get(key) for key in ("low", "high"))
+        if not low or not high or low[row][column] is None or low[row][column] > 0:
+            return None
+        return (-math.inf, math.inf) if high[row][column] is None or high[row][column] >= 0 else None
+
+    neutral = "the 95 % interval includes 0, or the change is below 1 %"
+    return tinted(title, caption, "off", names, values, Tints(_percent, CHANGES, " %", neutral, within))
 
 
 def _percent(value: float) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 from workbench.report.curves import Chart, Curve, Level, Scales, Tints, chart, tinted
 from workbench.report.numbers import fixed, listed, plural
 from workbench.report.sections import Section
+from workbench.report.tints import SHARES
 
 NAMED = 5
 """Largest number of models whose names fit below a chart."""
@@ -37,7 +38,7 @@ def beside_section(document: Mapping[str, Any]) -> Section:
         "set of",
         parents,
         [(row["function"], [m["in_merge"] for m in row["models"][:-1]]) for row in functions],
-        Tints("{:.2f}".format, top=1.0),
+        Tints("{:.2f}".format, SHARES, neutral="not above the share by chance", band=lambda row, column: (0.0, chance)),
     )
     scores = tinted(
         "Score of the function",
@@ -45,7 +46,7 @@ def beside_section(document: Mapping[str, Any]) -> Section:
         "function",
         names,
         [(row["function"], [m["top"] for m in row["models"]]) for row in functions],
-        Tints("{:.2f}".format, by_row=True),
+        Tints("{:.2f}".format, SHARES),
     )
     return Section(
         "beside",

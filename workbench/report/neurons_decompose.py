@@ -9,6 +9,7 @@ from typing import Any
 from workbench.report.curves import Chart, Curve, Scales, TintedTable, Tints, chart, tinted
 from workbench.report.numbers import MISSING, fixed, plural
 from workbench.report.sections import Section
+from workbench.report.tints import CHANGES, SCALES
 
 
 def decomposition_section(document: Mapping[str, Any]) -> Section:
@@ -112,7 +113,7 @@ def _matrices(document: Mapping[str, Any]) -> list[TintedTable]:
                     "without",
                     names,
                     values,
-                    Tints(lambda value: fixed(value, 0), " %", by_row=True),
+                    Tints(lambda value: fixed(value, 0), CHANGES, " %", "a change below 1 %"),
                 )
             )
     if cosines := document["cosines"]:
@@ -125,7 +126,7 @@ def _matrices(document: Mapping[str, Any]) -> list[TintedTable]:
 
 def _cosine_table(title: str, caption: str, names: Sequence[str], matrix: Sequence[Sequence[float | None]]) -> TintedTable:
     values = [(name, [float("nan") if v is None else v for v in row]) for name, row in zip(names, matrix, strict=True)]
-    return tinted(title, caption, "brick", names, values, Tints(lambda v: MISSING if v != v else fixed(v, 2), top=1.0))
+    return tinted(title, caption, "brick", names, values, Tints(lambda v: MISSING if v != v else fixed(v, 2), SCALES["cosine"]))
 
 
 def _details(document: Mapping[str, Any]) -> list[str]:

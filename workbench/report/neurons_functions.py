@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from workbench.report.curves import Chart, Curve, Level, Scales, Tints, chart, tinted
 from workbench.report.numbers import plural
 from workbench.report.sections import Section
+from workbench.report.tints import SHARES
 
 
 def functions_section(document: Mapping[str, Any]) -> Section:
@@ -17,6 +19,7 @@ def functions_section(document: Mapping[str, Any]) -> Section:
     unit, layers = document["unit"], len(document["neurons"])
     strongest = "task" if "task" in nulls else "item"
     proved = [row["function"] for row in rows if row["beyond"][strongest]["both"]]
+    by_chance = _chance(document)
     rest = [row["function"] for row in rows if row["function"] not in proved]
     lead = [
         f"{count:,} {unit} in {plural(layers, 'layer')}, scored on {data['items']:,} texts ({data['tokens']:,} tokens). FuncScore is the "
@@ -73,7 +76,12 @@ def functions_section(document: Mapping[str, Any]) -> Section:
                 "set of",
                 list(document["overlap"]),
                 [(name, [row[other] for other in document["overlap"]]) for name, row in document["overlap"].items()],
-                Tints("{:.2f}".format, top=1.0),
+                Tints(
+                    "{:.2f}".format,
+                    SHARES,
+                    neutral="not above what 97.5 % of random sets share",
+                    band=lambda row, column: by_chance,
+                ),
             ),
         ),
         _settings(document),
@@ -93,6 +101,21 @@ _NOTES = {
     "language": "AUC of the share of letters outside ASCII alone",
     "wording": "AUC of the first three words alone",
 }
+
+
+def _chance(document: Mapping[str, Any]) -> tuple[float, float]:
+    """Return the range of overlaps of random sets, from 0 to the value that 97.5 % of them do not exceed.
+
+    The number of common neurons in a layer is hypergeometric: k of N neurons in both sets share k²/N on average, with the variance
+    k²·(N − k)² / (N²·(N − 1)).
+    """
+    share, counts = document["settings"]["share"], list(document["neurons"].values())
+    if document["settings"]["per"] != "layer":
+        counts = [sum(counts)]
+    sizes = [(max(1, round(share * n)), n) for n in counts]
+    variance = sum(k**2 * (n - k) ** 2 / (n**2 * (n - 1)) for k, n in sizes if n > 1)
+    total = sum(k for k, _ in sizes)
+    return 0.0, sum(k**2 / n for k, n in sizes) / total + 1.96 * math.sqrt(variance) / total
 
 
 def _claim(proved: Sequence[str], rest: Sequence[str], null: str) -> str:

@@ -14,12 +14,14 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from workbench.files import write_bytes
-from workbench.report import decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
+from workbench.report import beside, costs, decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
+from workbench.report.downloads import with_downloads
 from workbench.report.edits import COHORTS, fact_suites, heading
 from workbench.report.facts import created, facts, self_check, suites
 from workbench.report.glossary import glossary
 from workbench.report.markdown import markdown
 from workbench.report.reading import finite, view_of
+from workbench.report.tints import DIFFERENCE
 from workbench.report.view import View
 
 ROLE_WORDS = {
@@ -28,7 +30,7 @@ ROLE_WORDS = {
     "average": "plain average",
     "configuration": "configuration",
 }
-SCRIPTS = ("report.js", "filter.js", "diff.js", "flips.js")
+SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")
 FILTERED = 20
 """Rows of the summary table from which on it can be filtered by name and brick."""
 SUFFIXES = (".html", ".md", ".json")
@@ -70,8 +72,14 @@ def stem(out: Path) -> str:
     return out.name.removesuffix(out.suffix) if out.suffix in SUFFIXES else out.name
 
 
-def html(document: Mapping[str, Any], view: View) -> str:
-    """Return the page as text; the template escapes all values of the document."""
+def html(document: Mapping[str, Any], view: View, watched: int | None = None) -> str:
+    """Return the page as text; the template escapes all values of the document.
+
+    Args:
+        document: The comparison document.
+        view: Its view.
+        watched: Number of the page of a report that a server shows while it grows (`report.watch`); None for a file.
+    """
     flip_counts = flips.counts(document, view)
     base = view.configuration(view.baseline)
     front, sizes = scatter.retention_plot(view), scatter.size_plot(view)
@@ -79,6 +87,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
     bricks = dict.fromkeys(brick for c in view.configurations for brick in c.parents)
     context = {
         "view": view,
+        "watched": watched,
         "title": wording.title(view),
         "decision": decision.decision(view),
         "many": many,
@@ -105,6 +114,9 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "lower": [t.name for t in view.tasks if t.lower],
         "companions": " and ".join(dict.fromkeys(d.companion.metric for d in view.rows if d.companion)).capitalize(),
         "sized": {k: any(getattr(c, k) is not None for c in view.configurations) for k in ("parameters", "bytes")},
+        "costs": {c.name: costs.cells(c.costs) for c in view.configurations},
+        "cost_heads": list(zip(costs.HEADS, costs.NOTES, strict=True)),
+        "costs_unknown": costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]),
         "kept_span": marks.kept_span(view),
         "mean_span": marks.mean_span(view),
         "baseline_mean": base.mean.value if base is not None and base.mean is not None else None,
@@ -117,6 +129,7 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "flips": flip_counts,
         "packed": flips.pack(document, view),
         "first_flip": next((c.name for c in view.named if flip_counts.get(c.name)), next(iter(flip_counts), "")),
+        "beside": beside.beside(document, view),
         "columns": 5 + len(view.tasks),
         "fact_suites": fact_suites(document, view),
         "swept": sweeps.figures(view),
@@ -130,19 +143,21 @@ def html(document: Mapping[str, Any], view: View) -> str:
         "created": created(view),
         "rank": lambda c: sum({"better": 1, "worse": -1}.get(d.word or "", 0) for d in view.compared(c.name, view.tasks)),
     }
-    return filled("report.html.j2", context, SCRIPTS, ("report.css", "curves.css"))
+    scripts = SCRIPTS if watched is None else (*SCRIPTS, "watch.js")
+    return filled("report.html.j2", context, scripts, ("report.css", "curves.css", "beside.css"))
 
 
 def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], styles: Sequence[str]) -> str:
     """Return a filled template as text, with the shared helpers of all reports and with scripts and styles inlined."""
     env = Environment(loader=PackageLoader("workbench.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     script = '"use strict";\n(() => {\n' + "".join(map(asset, scripts)) + "})();\n"
+    css = "".join(map(asset, styles))
     parts = {
-        "style": Markup("".join(map(asset, styles))),  # noqa: S704 - files of this package
+        "style": Markup(css),  # noqa: S704 - files of this package
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return env.get_template(template).render(context, **parts, **_helpers())
+    return with_downloads(env.get_template(template).render(context, **parts, **_helpers()), css)
 
 
 def _helpers() -> dict[str, Any]:
@@ -158,6 +173,7 @@ def _helpers() -> dict[str, Any]:
         "amount": numbers.amount,
         "size": numbers.size,
         "detectable": marks.detectable,
+        "difference_scale": DIFFERENCE,
         "family": marks.family,
         "heading": heading,
         "cohort_words": COHORTS,

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from workbench.report import costs
 from workbench.report.numbers import NATS, POINTS, Unit, raw
 from workbench.report.view import (
     ROLES,
@@ -155,6 +156,7 @@ def _configuration(row: Mapping[str, Any], suites: Sequence[str]) -> Configurati
         checks=tuple(_checks(row.get("check"), suites)),
         forgetting=_forgetting(str(row["name"]), row.get("forgetting")),
         roles=tuple(map(str, row.get("roles") or (role,))),
+        costs=row.get("costs") or costs.of_older(row.get("seconds")),
     )
 
 

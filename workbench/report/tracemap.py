@@ -6,7 +6,8 @@ from pathlib import Path
 
 from workbench.edit.places.tracing import PLACES, Place, What
 from workbench.library.trace import OUTPUTS, WORDS, TraceTable
-from workbench.report.heatmap import NARROWEST, HeatMeasure, Map, drawing_of, write_maps
+from workbench.report.heatmap import HeatMeasure, HeatValues, Map, MapPlace, drawn, write_maps
+from workbench.report.tints import SCALES, inside
 
 LEAD = (
     "Each prompt is run with the subject of another fact, and the states of one layer are restored to those of the clean run. The maps show "
@@ -33,27 +34,17 @@ def render_trace(table: TraceTable, out: Path) -> Path:
 def _map(table: TraceTable, what: What) -> Map:
     """Return the heat map of the recovered share for one kind of output."""
     places: list[tuple[int, Place]] = [(layer, place) for layer in table.layers for place in PLACES]
-    values: dict[tuple[int | None, str], float] = {
-        (layer, WORDS[place]): table.traces[what].recovered[layer][place] for layer, place in places
+    values: dict[MapPlace, float] = {(layer, WORDS[place]): table.traces[what].recovered[layer][place] for layer, place in places}
+    intervals = {(layer, place): table.interval(what, layer, place) for layer, place in places}
+    notes: dict[MapPlace, str] = {(layer, WORDS[place]): f" %{_interval(intervals[layer, place])}" for layer, place in places}
+    null: dict[MapPlace, str] = {
+        (layer, WORDS[place]): "its interval includes 0" for layer, place in places if inside(0.0, intervals[layer, place])
     }
-    notes: dict[tuple[int | None, str], str] = {
-        (layer, WORDS[place]): f" %{_interval(table.interval(what, layer, place))}" for layer, place in places
-    }
-    top = max(1.0, *(abs(value) for value in values.values()))
-    both = any(value < 0 for value in values.values())
-    metric = HeatMeasure(OUTPUTS[what].capitalize(), "", lambda _: None, _percent, "up")
-    drawing, width = drawing_of(values, list(WORDS.values()), table.layers, metric, top, notes)
     caption = f"Share of the answer's lost probability that is recovered when one layer's {OUTPUTS[what]} are restored at this position, in percent."
-    return Map(
-        metric.title,
-        caption,
-        _percent(-top if both else 0.0),
-        _percent(top),
-        "both up" if both else "up",
-        drawing,
-        max(width, NARROWEST),
-        "",
+    metric = HeatMeasure(
+        OUTPUTS[what].capitalize(), caption, _percent, SCALES["recovered"], "its 95 % interval over facts includes 0"
     )
+    return drawn(metric, HeatValues(values, list(WORDS.values()), table.layers, notes, null))
 
 
 def _percent(value: float) -> str:

@@ -196,6 +196,7 @@ class ConfigurationView:
         axes: Brick -> axis -> value.
         checks: One for each suite whose scorer was checked.
         forgetting: Mean over the retention tasks, configuration minus base.
+        costs: The document's entry of that name; in older documents only the time of scoring.
     """
 
     name: str
@@ -217,6 +218,7 @@ class ConfigurationView:
     checks: tuple[CheckView, ...] = ()
     forgetting: Effect | None = None
     roles: tuple[str, ...] = ()
+    costs: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_control(self) -> bool:

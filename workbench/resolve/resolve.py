@@ -240,6 +240,8 @@ class _Builder:
         kinds = {name: brick.kind for name, brick in inputs.bricks.items()}
         findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
         findings.problems += check_low_rank(inputs, findings)
+        for step, step_id in zip(self.recipe.steps, self.recipe.step_ids, strict=True):
+            findings.warnings += [f"{step_id}: {warning}" for warning in step.warnings(self.recipe.used_bricks(step))]
         check_neurons(inputs, self.hub, findings)
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import Summed, Update
 from workbench.adapters.lora import LowRank
+from workbench.merge.measuring.overlap import overlap_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
 from workbench.weights.checkpoint import HeadersOnlyError
@@ -108,6 +109,8 @@ def merge_bytes(step: MergeMethod, resolved: Resolved, names: list[str], merged:
         sizes[name] = (
             step.tensor_bytes(resolved.base, name, len(names)) if rank is None else core_bytes(specs[name], rank, len(names))
         )
+        if step.weighs_overlap() and merged is None:
+            sizes[name] = max(sizes[name], overlap_bytes(name, specs[name].shape, len(names)))
     return sizes
 
 

@@ -21,7 +21,8 @@ from workbench.scores.statistics import RATIOS, ratio, ratio_interval, score_int
 
 FORMAT = 2  # format of the scores document; since 2 it holds digests of its rows and items
 Finite = Annotated[float, Field(allow_inf_nan=False)]
-Seconds = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Seconds = NotNegative
 DESIGN_ORDER = ("base", "brick", "average", "configuration")
 
 
@@ -47,6 +48,7 @@ class Configuration:
         form: Form in which `run` writes it: checkpoint, adapter or configuration; None for controls and if only scores are known.
         written: Bytes that `run` writes; None where `form` is None.
         members: Routed brick -> the bricks that it is made from, for routed bricks that are recipes.
+        licences: "base" or a brick's name -> its license, "unknown" if none is stated; empty if only scores are known.
     """
 
     digest: str
@@ -65,6 +67,7 @@ class Configuration:
     form: str | None = None
     written: int | None = None
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
+    licences: Mapping[str, str] = field(default_factory=dict, hash=False)
 
     def key(self, plan: ScorePlan) -> str:
         """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""
@@ -125,14 +128,40 @@ class Metric(_Document):
         return cls(value=float(numbers.mean()), low=low, high=high)
 
 
+class Measured(_Document):
+    """What scoring a task cost on the machine that did it. Nothing of it enters a key or a digest.
+
+    Attributes:
+        tokens_per_second: Tokens of answers per second of generating; None if no text was generated.
+        peak_bytes: Peak of memory while the task was scored; None if the model was in another process.
+        peak_of: What the peak counts, in words.
+        resumed: True if answers of an interrupted evaluation were used, whose time is not in the task's seconds.
+    """
+
+    tokens_per_second: NotNegative | None = None
+    peak_bytes: int | None = Field(default=None, ge=0)
+    peak_of: str | None = None
+    resumed: bool = False
+
+
 class TaskScores(_Document):
-    """Scores on one task; `scorer` computed its log-likelihoods and is "generate" for tasks without any."""
+    """Scores on one task; `scorer` computed its log-likelihoods and is "generate" for tasks without any.
+
+    Attributes:
+        tokens: Tokens of the prompts and choices that were scored.
+        answers: Number of generated texts; None if there are none, or in documents of earlier versions.
+        answer_tokens: Number of tokens of these texts together.
+        measured: What scoring cost on this machine; None in documents of earlier versions and for imported scores.
+    """
 
     n: int = Field(ge=1, strict=True)
     metrics: dict[str, Metric]
     seconds: Seconds | None = None
     scorer: str | None = None
     tokens: int | None = None
+    answers: int | None = Field(default=None, ge=1)
+    answer_tokens: int | None = Field(default=None, ge=0)
+    measured: Measured | None = None
 
     @field_validator("metrics")
     @classmethod

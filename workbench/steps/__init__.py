@@ -17,7 +17,18 @@ from workbench.steps.edit import Edit, EditMethod, MethodContext
 from workbench.steps.fuse import FuseMethod
 from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
 from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
-from workbench.steps.merge import Block, Combination, Group, Laws, Measured, Memo, MergeContext, MergeMethod, Prepared
+from workbench.steps.merge import (
+    Block,
+    Combination,
+    Group,
+    Laws,
+    Measured,
+    Memo,
+    MergeContext,
+    MergeMethod,
+    OverlapWeighted,
+    Prepared,
+)
 from workbench.steps.new_training import NewTraining
 from workbench.steps.registry import register, verbs
 from workbench.steps.route import (
@@ -60,6 +71,7 @@ __all__ = [
     "MergeMethod",
     "MethodContext",
     "NewTraining",
+    "OverlapWeighted",
     "Plugin",
     "Prepared",
     "Preserves",

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
+from pydantic import SerializerFunctionWrapHandler, model_serializer
+
 from workbench.models.layout import Model
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
@@ -173,6 +175,14 @@ class MergeMethod(BrickStep):
         """Summarize the notes that `prepare` has made for the step's record. Called after all tensors are written."""
         return {}
 
+    def weighs_overlap(self) -> bool:
+        """Return True if the bricks' weights are multiplied by those that follow from their overlap."""
+        return False
+
+    def passes(self) -> int:
+        """Return the number of times that every delta is read."""
+        return self.laws.passes + self.weighs_overlap()
+
     def moves_base(self) -> bool:
         """Return True if the step also changes tensors that no brick changes."""
         return False
@@ -190,6 +200,27 @@ class MergeMethod(BrickStep):
             `Selection`. Fused kernels stream both.
         """
         raise NotImplementedError
+
+
+class OverlapWeighted(MergeMethod):
+    """Base of methods that can weigh their bricks by how much they overlap."""
+
+    weights: Literal["auto"] | None = None
+    """`auto` multiplies each brick's weight by 1 / Σⱼ RVᵢⱼ, so that bricks of the same skill share one weight and bricks of different
+    skills keep theirs. RVᵢⱼ is the RV coefficient of two deltas, the mean over the layers' matrices. The step's record and
+    `workbench brick advise` show both."""
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `weights` if it is not set, so that keys of steps without it stay the same."""
+        fields: dict[str, Any] = handler(self)
+        if self.weights is None:
+            fields.pop("weights", None)
+        return fields
+
+    def weighs_overlap(self) -> bool:
+        """Return True if `weights` is `auto`."""
+        return self.weights == "auto"
 
 
 @dataclass(frozen=True)

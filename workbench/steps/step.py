@@ -177,6 +177,14 @@ class Step(Strict):
             if name not in known:
                 yield Problem(("bricks", name), f"no brick '{name}' under `bricks`. {nearest(name, known)}")
 
+    def warnings(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield settings that are allowed but rarely meant, as sentences for the user.
+
+        Args:
+            names: The bricks that the step uses, in order.
+        """
+        yield from ()
+
     def check_kinds(self, kinds: Mapping[str, str]) -> Iterator[Problem]:
         """Yield an error for each brick whose kind the step cannot use.
 

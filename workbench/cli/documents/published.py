@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 
+from workbench.cli.documents.advice import AdviceDocument
 from workbench.cli.documents.analyze import (
     AblationDocument,
     EverythingDocument,
@@ -20,6 +21,7 @@ from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, Shown
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
+from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
@@ -29,7 +31,7 @@ from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
-from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, StoredPlan
+from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
@@ -50,6 +52,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "brick show": ShownBrick,
     "brick extract": ExtractDocument,
     "brick bake": RunDocument,
+    "brick advise": AdviceDocument,
     "brick barrier": BarrierDocument,
     "brick transplant": CarriedDocument,
     "suite ls": list[SuiteRow],
@@ -58,6 +61,8 @@ DOCUMENTS: Mapping[str, Any] = {
     "suite new": SuiteNewDocument,
     "scores ls": list[StoredPlan],
     "scores import": list[ImportedScores],
+    "scores pull": PulledScores,
+    "scores items": ItemsDocument,
     "facts check": FactsCheckDocument,
     "facts import": FactsImportDocument,
     "edit rebase": RebaseDocument,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from workbench.cli.documents.costs import CostsDocument
 from workbench.cli.documents.document import Document, LeftOutDocument, Number, OpenDocument, optional
 from workbench.cli.documents.recommendation import RecommendationDocument
 from workbench.cli.documents.sweeps import SweepDocument
@@ -233,6 +234,8 @@ class CompareDocument(Document):
     """Name of the baseline."""
     rows: list[DifferenceRow]
     """One row for each configuration and each task or contrast."""
+    costs: list[CostsDocument] = optional()
+    """Costs of the compared configurations: length of answers, time and memory of scoring, licenses."""
     recommendation: RecommendationDocument | None = optional()
     """The recommendation says which configuration to ship and why. It is absent if only controls are compared."""
     sweeps: list[SweepDocument] = optional()
@@ -304,3 +307,44 @@ class ImportedScores(Document):
     """False if the store already had the same numbers under this name."""
     tasks: dict[str, int]
     """Task -> number of items."""
+
+
+class PulledConfiguration(Document):
+    """A configuration's scores in the other store."""
+
+    suite: str
+    """Name of the suite."""
+    plan: str
+    """Digest of the plan."""
+    name: str
+    """Name of the configuration."""
+    key: str
+    """Digest under which the scores are stored."""
+    status: Literal["pulled", "same", "named"]
+    """Whether the scores were taken, were here already, or were here and got names of the other store."""
+
+
+class RefusedScores(Document):
+    """A file of the other store that was not taken."""
+
+    file: str
+    """The file, below the other store."""
+    reason: str
+    """Reason for not taking it."""
+
+
+class PulledScores(Document):
+    """The result of merging another score store."""
+
+    source: str
+    """Folder of the other store."""
+    dry_run: bool
+    """Whether nothing was written."""
+    plans: list[str]
+    """Folders of the plans that this store did not have."""
+    documents: list[PulledConfiguration]
+    """Scores that were taken, or were here already."""
+    refused: list[RefusedScores]
+    """Files that were not taken; the command then exits with 1."""
+    notes: list[str]
+    """Differences that change no scores, such as other versions of a library."""

@@ -53,7 +53,7 @@ class ExportedAdapter(Document):
     """An adapter of an export."""
 
     path: str
-    """Directory of the adapter in the export."""
+    """Directory, or GGUF file, of the adapter in the export."""
     modules: int
     """Number of modules that it updates."""
     ranks: list[int]
@@ -72,7 +72,7 @@ class ExportDocument(Document):
     name: str
     """Name of the recipe or run."""
     server: str = Field(alias="for")
-    """vllm or sglang."""
+    """Server: vllm, sglang, llama.cpp or semantic-router."""
     served_base: str
     """Name of the base, or of the whole model, on the server."""
     base_digest: str
@@ -80,7 +80,7 @@ class ExportDocument(Document):
     dtype: str
     """Data type that the server computes in."""
     rank: int | None
-    """Rank of all adapters; null for a whole model."""
+    """Rank of all adapters, for llama.cpp the largest one; null for a whole model."""
     adapters: dict[str, ExportedAdapter]
     """Adapter -> its files; empty for a whole model."""
     prompts: int

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -54,6 +54,8 @@ class TensorGroup:
     survey: Any = None
     notes: dict[str, Any] = field(default_factory=dict)
     memo: Memo | None = None
+    shares: Sequence[float] | None = None
+    """Factor of each brick's weight that follows from the bricks' overlap."""
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -97,7 +99,10 @@ class TensorGroup:
         shared = field in type(self.method).model_fields
         fallback = self.value(field) if shared else type(entries[0]).model_fields[field].default
         own_values = [getattr(entry, field) for entry in entries]
-        return [fallback if g is None else value_at(g, self.tensor, self.model, fallback) for g in own_values]
+        values = [fallback if g is None else value_at(g, self.tensor, self.model, fallback) for g in own_values]
+        if field == "weight" and self.shares is not None:
+            return [share * value for share, value in zip(self.shares, values, strict=True)]
+        return values
 
     def factors(self) -> list[Factors | None]:
         """Return every brick's low-rank update, or None if it has none; of rank 0 if the brick does not touch the tensor."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import torch
+from workbench.merge.measuring.overlap import Overlap, overlap
 from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.combination import CombinedSource
 from workbench.merge.streaming.core import core_group, core_update, whole_tensors
@@ -62,6 +63,8 @@ class MergedWeights:
         self._content_lock = threading.Lock()
         self._bricks = bricks.in_order(by_key=method.laws.permutation_invariant)
         self._lock = threading.Lock()
+        self._overlap: Overlap | None = None
+        self._overlap_lock = threading.Lock()
         self._surveyed: list[Any] = [] if measured is None else [measured]
         self.notes: dict[str, Any] = {}
 
@@ -164,8 +167,35 @@ class MergedWeights:
     def _is_first(self) -> bool:
         return self._current.weights is self._base.weights
 
+    def overlap(self, device: torch.device) -> Overlap | None:
+        """Return the overlap of the bricks on the step's tensors, measured once; None if the step does not weigh by it."""
+        if not self._method.weighs_overlap():
+            return None
+        with self._overlap_lock:
+            if self._overlap is None:
+                self._overlap = self._measured_overlap(device)
+            return self._overlap
+
+    def _measured_overlap(self, device: torch.device) -> Overlap:
+        """Return the overlap of the bricks, from the memo if an earlier composition has measured the same tensors."""
+        key = ("overlap", *self._brick_digests(), *self.merged) if self._memo is not None else ()
+        if self._memo is not None and (known := self._memo.get(key)) is not None:
+            stored: Overlap = known
+            return stored
+        measured = overlap((self._unweighed(name, device) for name in self.merged), list(self._bricks))
+        if self._memo is not None:
+            self._memo.keep(key, measured)
+        return measured
+
     def group(self, name: str, device: torch.device) -> TensorGroup:
         """Return the inputs of one tensor."""
+        group = self._unweighed(name, device)
+        if (measured := self.overlap(device)) is not None:
+            group.shares = [measured.weights[brick] for brick in self._bricks]
+        return group
+
+    def _unweighed(self, name: str, device: torch.device) -> TensorGroup:
+        """Return the inputs of one tensor with the weights of the recipe alone."""
         origin = self.origin(name)
         assert origin is not None
         spec = self.specs[name]

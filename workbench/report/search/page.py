@@ -15,7 +15,7 @@ from workbench.report.search.reading import search_of
 from workbench.report.search.view import SearchView, written
 from workbench.report.view import View
 
-SCRIPTS = ("report.js",)
+SCRIPTS = ("report.js", "downloads.js")
 STYLES = ("report.css", "search.css")
 
 

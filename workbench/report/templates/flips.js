@@ -1,35 +1,10 @@
 // Browser of changed items. A row is created when it is shown, its body when it is opened.
 const WORDS = { gained: "gained", lost: "lost", other: "same score" };
 const browse = (list) => {
-  const size = Number(list.dataset.page);
   const pick = { configuration: $("flip-configuration"), task: $("flip-task"), direction: $("flip-direction"), text: $("flip-text") };
-  let data = null, matching = [], made = 0;
+  let data = null;
 
-  const unpack = async () => {
-    const bytes = Uint8Array.from(atob($("flip-data").textContent.trim()), (c) => c.charCodeAt(0));
-    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
-    return JSON.parse(await new Response(stream).text());
-  };
-  const glyph = (direction) => $("glyph-" + direction).content.firstElementChild.cloneNode(true);
-  const number = (x, digits, plus) => {
-    if (x === null || x === undefined) return "\u2013";
-    const text = Math.abs(x).toFixed(digits);
-    return (x < 0 && Number(text) !== 0 ? "\u2212" : plus && Number(text) !== 0 ? "+" : "") + text;
-  };
-  const best = (logs, choices, metric) => {
-    if (!logs) return -1;
-    const scores = logs.map((x, i) => (metric === "acc_norm" ? x / Math.max(1, String(choices[i] ?? "").length) : x));
-    return scores.indexOf(Math.max(...scores));
-  };
-  // an item's value of a ratio metric is the pair (log-likelihood, weight)
-  const metricText = (v) => Array.isArray(v) ? v.map((x) => number(x, x % 1 ? 2 : 0)).join(" / ")
-    : typeof v === "number" ? number(v, v % 1 ? 3 : 0) : v === undefined || v === null ? "\u2013" : String(v);
   const metricsText = (metrics) => Object.entries(metrics).map(([k, v]) => k + " " + metricText(v)).join(", ");
-  const line = (cells, cls) => {
-    const row = el("tr", cls);
-    for (const [text, name, tag] of cells) row.append(el(tag || "td", name, text));
-    return row;
-  };
   const choiceTable = (item, answer, name) => {
     const [, , , , gold, choices, before] = item;
     const metric = data.tasks[item[0]];
@@ -87,28 +62,16 @@ const browse = (list) => {
     return body;
   };
   const rowOf = (flip) => {
-    const item = data.items[flip[1]], details = el("details", "flip"), summary = el("summary"), way = el("span");
-    details.dataset.direction = flip[2];
-    details.dataset.task = item[0];
-    way.append(glyph(flip[2]), " " + WORDS[flip[2]]);
-    summary.append(way, el("span", "", item[0]), el("span", "soft mono id", item[1]), el("span", "prompt", String(item[3] ?? "").replace(/\s+/g, " ")));
-    details.append(summary);
-    details.addEventListener("toggle", () => { if (details.open && details.children.length === 1) details.append(bodyOf(flip)); });
-    return details;
+    const row = itemRow($("glyph-" + flip[2]), WORDS[flip[2]], data.items[flip[1]], () => bodyOf(flip));
+    row.dataset.direction = flip[2];
+    return row;
   };
-  const more = () => {
-    const next = matching.slice(made, made + size);
-    list.append(...next.map(rowOf));
-    made += next.length;
-    const left = matching.length - made;
-    $("flip-more").hidden = left === 0;
-    $("flip-more").textContent = "Show " + Math.min(size, left) + " more";
-  };
+  const show = paged(list, $("flip-more"), rowOf);
   const filter = () => {
     const configuration = Number(pick.configuration.value), task = pick.task.value, direction = pick.direction.value;
     const words = pick.text.value.toLowerCase().split(/\s+/).filter(Boolean);
     const own = data.flips.filter((f) => f[0] === configuration);
-    matching = own.filter((f) => {
+    const matching = own.filter((f) => {
       const item = data.items[f[1]];
       if (task && item[0] !== task) return false;
       if (direction && f[2] !== direction) return false;
@@ -116,16 +79,14 @@ const browse = (list) => {
       const text = [item[1], item[2], item[3], item[4], (item[5] || []).join(" "), item[6][0], f[3][0]].join(" ").toLowerCase();
       return words.every((w) => text.includes(w));
     });
-    list.replaceChildren();
-    made = 0;
     const gained = matching.filter((f) => f[2] === "gained").length, lost = matching.filter((f) => f[2] === "lost").length;
     $("flip-count").textContent = matching.length + " of " + own.length + " changed items of " + data.configurations[configuration]
       + ": " + gained + " gained, " + lost + " lost";
-    more();
+    show(matching);
   };
   const start = async () => {
     try {
-      data = await unpack();
+      data = await unpack("flip-data");
     } catch (error) {
       $("flip-count").textContent = "This browser could not unpack the items (" + error.message + "). The .json file beside this page lists them.";
       return;
@@ -136,7 +97,6 @@ const browse = (list) => {
     pick.configuration.value = String(Math.max(first, 0));
     if (!data.flips.some((f) => f[2] === "other")) pick.direction.querySelector("[value=other]").remove();
     for (const control of Object.values(pick)) control.addEventListener("input", filter);
-    $("flip-more").addEventListener("click", more);
     for (const button of document.querySelectorAll("button[data-flips]")) {
       button.addEventListener("click", () => {
         pick.configuration.value = String(data.configurations.indexOf(button.dataset.flips));

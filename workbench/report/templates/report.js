@@ -1,4 +1,4 @@
-// page.py joins report.js, diff.js and flips.js into one function.
+// page.py joins the scripts of a page into one function.
 const root = document.documentElement;
 root.classList.add("js");
 const $ = (id) => document.getElementById(id);

@@ -63,6 +63,8 @@ class Merge(Kind[MergeMethod]):
             )
         record = {"bricks": list(deltas), "tensors": len(merged.merged), **measured.record}
         record |= {"neurons": chosen.row()} if chosen else {}
+        if (overlap := merged.overlap(context.device)) is not None:
+            record["overlap"] = overlap.row()
         if whole := merged.whole(context.device):
             record["merged_whole"] = whole
             text = (
@@ -78,8 +80,8 @@ class Merge(Kind[MergeMethod]):
         """Add the bytes of the bricks, the memory for the largest tensors, and the cost of unsolved edits in brick recipes."""
         names = resolved.recipe.used_bricks(step)
         bricks = {name: resolved.bricks[name] for name in names}
-        row: dict[str, Any] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.laws.passes}
-        needs.read += sum(b.input_bytes * (1 if b.kind == "adapter" else step.laws.passes) for b in bricks.values())
+        row: dict[str, Any] = {"bricks": {n: b.kind for n, b in bricks.items()}, "passes": step.passes()}
+        needs.read += sum(b.input_bytes * (1 if b.kind == "adapter" else step.passes()) for b in bricks.values())
         needs.width = max(needs.width, len(names))
         merged = Merged.of(resolved, names)
         sizes = merge_bytes(step, resolved, names, merged)

@@ -1,0 +1,154 @@
+"""Merge pools of bricks that chose no rule, and compare what `workbench brick advise` recommends with a grid: the source of the tables in docs/merging.md.
+
+    python benchmarks/merge_pools.py
+    python benchmarks/merge_pools.py --families llama --seeds 1 --pools disjoint-3     a quick look
+    python benchmarks/merge_pools.py --folder DIR                                       keeps models, so that a later call goes on
+
+Two small bases, a Llama and a GPT-2 of four layers, are trained here with three seeds each (benchmarks/pool_worlds.py), and so are all bricks; bricks of the starter base are
+trained with one seed (benchmarks/pool_starter.py). Each pool is merged by every configuration of the grid and scored on held-out items, 200 a task and 60 on the starter
+base; an item counts if every token of the answer is the most likely one. `kept` is the mean over the pool's tasks of
+(merged - base) / (owner - base), where the owner is the brick that learned the task, or the mean of those that did. `retention` is the accuracy on the base's own
+functions. Results go to benchmarks/results/merge-pools.json after every pool.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from pool_starter import StarterWorld, starter_pools
+from pool_worlds import SKILLS, Training, World, skill
+from record import parser_of, write_results
+
+from workbench.library.advise import advise
+from workbench.models.layout import Model
+from workbench.models.live import compute
+from workbench.recipe.recipe import from_data
+from workbench.resolve.resolve import resolve
+from workbench.run.compose import compose
+
+CPU = torch.device("cpu")
+SUM, TSV, TIES = {"merge": "task_arithmetic"}, {"merge": "tsv"}, {"merge": "ties"}
+AUTO = {"weights": "auto"}
+GRID: dict[str, dict[str, Any]] = {
+    "average": {"merge": "average"},
+    "sum 0.5": {**SUM, "lambda": 0.5},
+    "sum 0.7": {**SUM, "lambda": 0.7},
+    "sum": SUM,
+    "sum, auto": {**SUM, **AUTO},
+    "tsv 0.7": {**TSV, "lambda": 0.7},
+    "tsv": TSV,
+    "tsv, auto": {**TSV, **AUTO},
+    "ties": TIES,
+    "ties, auto": {**TIES, **AUTO},
+    "dare": {"merge": "dare"},
+    "iso_c": {"merge": "iso_c"},
+}
+
+
+def pools(draw: random.Random) -> dict[str, list[Training]]:
+    """Return the pools of one seed: name -> trainings. Skills are drawn; bricks that several pools share are trained once."""
+    a, b, c, d, e, f = (skill(number) for number in draw.sample(range(len(SKILLS)), 6))
+    one = [Training((a,), draw=i) for i in range(3)]
+    full = [Training((t,), rank=None) for t in (a, b, c)]
+    return {
+        "disjoint-3": [one[0], Training((b,)), Training((c,))],
+        "disjoint-6": [one[0], *(Training((t,)) for t in (b, c, d, e, f))],
+        "same-3": one,
+        "same-2 and another": [*one[:2], Training((b,))],
+        "partial": [Training((a, b)), Training((b, c)), Training((c, a))],
+        "full-3": full,
+        "full-same-3": [full[0], *(Training((a,), rank=None, draw=i) for i in (1, 2))],
+        "full and adapters": [full[0], Training((b,)), Training((c,))],
+        "ranks 4, 16, 64": [Training((a,), rank=4), Training((b,), rank=16), Training((c,), rank=64)],
+        "same, ranks 4, 16, 64": [Training((a,), rank=4), Training((a,), rank=16, draw=1), Training((a,), rank=64, draw=2)],
+        "modules": [Training((a,), modules="attention"), Training((b,), modules="mlp"), Training((c,))],
+        "contradicting": [one[0], Training((skill(b.function, a.function),))],
+    }
+
+
+def main() -> None:
+    """Train, merge, score and write the results file."""
+    parser = parser_of(__doc__, "merge-pools")
+    parser.add_argument("--families", nargs="+", choices=("starter", "llama", "gpt2"), default=["starter", "llama", "gpt2"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--pools", nargs="+", help="names of pools; default: all")
+    parser.add_argument("--base-steps", type=int, default=600, help="training steps of a base, 64 rows each")
+    parser.add_argument("--steps", type=int, default=200, help="training steps of a brick")
+    parser.add_argument("--folder", type=Path, help="folder of the models to keep")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    settings = {"base_steps": options.base_steps, "steps": options.steps}
+    with tempfile.TemporaryDirectory() as temporary:
+        for seed in range(options.seeds):
+            for family in options.families[seed > 0 and options.families[0] == "starter" :]:
+                folder = (options.folder or Path(temporary)) / f"{family}-{seed}"
+                world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, family, seed)
+                base = world.make_base(options.base_steps)
+                made: Any = starter_pools if family == "starter" else pools
+                for name, trainings in made(random.Random(f"{family} {seed}")).items():
+                    if options.pools and name not in options.pools:
+                        continue
+                    rows.append(
+                        {"family": family, "seed": seed, "pool": name, "base": base, **measured(world, trainings, options.steps)}
+                    )
+                    print(json.dumps(rows[-1]), flush=True)
+                    write_results(options.out, {**settings, "grid": GRID, "rows": rows})
+
+
+def measured(world: Any, trainings: Sequence[Any], steps: int) -> dict[str, Any]:
+    """Train the bricks of a pool, merge them with every configuration, and ask for advice."""
+    started = time.perf_counter()
+    places = {f"b{i}": world.brick(training, steps) for i, training in enumerate(trainings)}
+    tasks = list(dict.fromkeys(task for training in trainings for task in training.tasks))
+    live = world.model()
+    alone = {task: world.accuracy(live, task) for task in tasks}
+    owners: dict[Any, list[float]] = {task: [] for task in tasks}
+    for name, training in zip(places, trainings, strict=True):
+        merged_into(live, world, places, {**SUM, "bricks": [name]})
+        for task in training.tasks:
+            owners[task].append(world.accuracy(live, task))
+    scores = {}
+    for name, step in GRID.items():
+        merged_into(live, world, places, step)
+        kept = []
+        for task in tasks:
+            owner = sum(owners[task]) / len(owners[task])
+            kept.append((world.accuracy(live, task) - alone[task]) / (owner - alone[task]))
+        scores[name] = {"kept": sum(kept) / len(kept), "tasks": kept, "retention": world.retention(live)}
+    advice = advise({n: str(p) for n, p in places.items()}, str(world.base), {}, project=world.folder, device=CPU, threads=1)
+    return {
+        "bricks": [training.name() for training in trainings],
+        "owners": [sum(owners[task]) / len(owners[task]) for task in tasks],
+        "rv": {f"{p.one} {p.two}": p.rv for p in advice.pairs},
+        "cosine": {f"{p.one} {p.two}": p.cosine for p in advice.pairs},
+        "norms": advice.norms,
+        "weights": advice.overlap.weights,
+        "regime": advice.regime,
+        "recommended": advice.step,
+        "scores": scores,
+        "seconds": round(time.perf_counter() - started, 1),
+    }
+
+
+def merged_into(live: Any, world: Any, places: dict[str, Path], step: dict[str, Any]) -> None:
+    """Put the weights of a merge into a live model of the base's shape."""
+    data = {"version": 1, "base": str(world.base), "bricks": {n: str(p) for n, p in places.items()}, "steps": [step]}
+    composed: Model = compose(resolve(from_data(data, world.folder)), CPU).model
+    tensors = compute(composed, torch.float32, CPU)
+    prefix = "transformer." if world.family == "gpt2" else ""
+    names = {name if name in live.state_dict() else prefix + name: tensor for name, tensor in tensors.items()}
+    missing = live.load_state_dict(names, strict=False)
+    assert not missing.unexpected_keys, missing
+    assert set(missing.missing_keys) <= {"lm_head.weight"}, missing
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""Saving tables and figures in headless Chromium: every button, with the same files as `workbench report` writes, and no request."""
+
+from __future__ import annotations
+
+import struct
+import time
+import zlib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.devtools import Browser, show, skip_without_browser
+from worlds.report_additions import add_own_units
+from worlds.report_document import make_document
+from worlds.search_document import make_search
+
+from workbench.library.measure import DeltaSums, Measures, Meeting
+from workbench.report import search
+from workbench.report.downloads import packed_in
+from workbench.report.heatmap import render_heat_maps
+
+pytestmark = pytest.mark.browser
+skip_without_browser()
+
+BUTTONS = "[...document.querySelectorAll('.save button')]"
+
+
+def saved(page: Browser, folder: Path) -> dict[str, bytes]:
+    """Click every button, and return the files by name."""
+    folder.mkdir()
+    page.call("Page.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+    page.until("document.documentElement.dataset.saves === 'ready'")
+    names = page.js(f"{BUTTONS}.map((b) => b.title.split(' as ').pop())")
+    assert len(set(names)) == len(names)
+    for i, name in enumerate(names):
+        for _ in range(5):  # Chromium drops every eleventh of downloads that follow one another within milliseconds
+            page.js(f"{BUTTONS}[{i}].click()")
+            end = time.monotonic() + 2
+            while not (folder / name).is_file() and time.monotonic() < end:
+                page.js("new Promise((done) => setTimeout(done, 5))")
+            if (folder / name).is_file():
+                break
+    return {name: (folder / name).read_bytes() for name in names}
+
+
+def pixels(png: bytes) -> set[bytes]:
+    """The different colors of a PNG without interlacing, after the filters of its lines are undone only as far as counting needs."""
+    assert png[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", png[16:24])
+    assert (width > 300, height > 100) == (True, True)
+    data, at = b"", 8
+    while at < len(png):
+        (size,) = struct.unpack(">I", png[at : at + 4])
+        if png[at + 4 : at + 8] == b"IDAT":
+            data += png[at + 8 : at + 8 + size]
+        at += size + 12
+    raw = zlib.decompress(data)
+    line = len(raw) // height
+    return {raw[y * line + 1 : (y + 1) * line] for y in range(height)}
+
+
+def check(page: Browser, path: Path, folder: Path) -> dict[str, bytes]:
+    files = saved(page, folder)
+    expected = {
+        f"{one.name}.{kind}": text.encode() for one in packed_in(path.read_text("utf-8")) for kind, text in one.files.items()
+    }
+    assert {name: data for name, data in files.items() if not name.endswith(".png")} == expected
+    drawn = [name for name in files if name.endswith(".png")]
+    assert sorted(drawn) == sorted(name.replace(".svg", ".png") for name in expected if name.endswith(".svg"))
+    assert all(len(pixels(files[name])) > 10 for name in drawn), "a PNG shows the drawing and not one color"
+    outside = [url for url in page.requests() if not url.startswith(("data:", "blob:", "file:"))]
+    assert outside == []
+    return files
+
+
+@pytest.fixture(scope="module")
+def document() -> dict[str, Any]:
+    document = make_document()
+    add_own_units(document)
+    return document
+
+
+def test_every_table_and_figure_of_a_report_is_saved(opened: Browser, document: dict[str, Any], tmp_path: Path) -> None:
+    path = show(opened, document, tmp_path, 1280, dark=True)
+    files = check(opened, path, tmp_path / "saved")
+    assert {"summary.csv", "summary.tex", "skills-and-retention.svg", "skills-and-retention.png"} <= set(files)
+    tables = opened.js("document.querySelectorAll('main table, header table').length")
+    assert len([name for name in files if name.endswith(".csv")]) <= tables
+    assert opened.js(f"{BUTTONS}.length") == len(files)
+    first = opened.js("document.querySelector('#summary .scroll').nextElementSibling.textContent")
+    assert first == "CSVLaTeX", "the buttons stand below their table"
+
+
+def test_a_search_and_heat_maps_are_saved(opened: Browser, tmp_path: Path) -> None:
+    path = search.render(make_search(), tmp_path / "search")[0]
+    opened.open(path, 1280, 900, False)
+    files = check(opened, path, tmp_path / "search-files")
+    assert {"candidates.csv", "tested.tex"} <= set(files)
+    meeting = Meeting(square=1.0, base=1.0, numel=64, dot=0.1, opposite=20, both=64, dot_variance=0.01)
+    sums = DeltaSums(square=0.04, base=1.0, numel=64, tensors=1, meetings={"other": meeting})
+    found = Measures({}, {0: sums}, {(0, "mlp"): sums}, ["mlp"], [], sums)
+    path = render_heat_maps("one", "base", found, tmp_path / "heat.html")
+    opened.open(path, 1280, 900, False)
+    files = check(opened, path, tmp_path / "heat-files")
+    assert {"relative-norm.svg", "cosine-with-other.png"} <= set(files)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (390, True)])
+def test_small_pages_have_room_for_the_buttons(
+    width: int, dark: bool, opened: Browser, document: dict[str, Any], tmp_path: Path
+) -> None:
+    show(opened, document, tmp_path, width, dark)
+    opened.until("document.documentElement.dataset.saves === 'ready'")
+    assert opened.js("document.documentElement.scrollWidth") <= width

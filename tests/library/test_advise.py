@@ -1,0 +1,233 @@
+"""`brick advise`: overlaps beside the definition, each regime, contradictions, stored scores, the recipe that it writes, bad input."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from worlds.commands import call, document, refused
+from worlds.project import Project
+from worlds.suites import clustered_suite
+from worlds.tiny import baked, edit_json, save_adapter, save_model, tensors_of
+
+from workbench.library import advise as module
+from workbench.library.advise import Pair
+from workbench.library.contradictions import Shared, shared_prompts
+from workbench.library.scored_before import scored_before
+from workbench.models.texts import Text
+from workbench.scores.store import ScoreStore
+
+
+@pytest.fixture
+def folder(project: Project, cwd: Path) -> Path:
+    """A project that is the working directory, with texts of the bricks, and an adapter `small` whose delta is a tenth of `two`."""
+    from safetensors.torch import load_file, save_file
+
+    (project.path / "more" / "small").mkdir(parents=True)
+    made = project.path / "bricks" / "two"
+    (project.path / "more" / "small" / "adapter_config.json").write_bytes((made / "adapter_config.json").read_bytes())
+    tensors = load_file(made / "adapter_model.safetensors")
+    save_file(
+        {n: t * 0.1 if "lora_B" in n else t for n, t in tensors.items()},
+        project.path / "more" / "small" / "adapter_model.safetensors",
+    )
+    rows = [{"prompt": f"say w{i}", "completion": f"w{i + 1}"} for i in range(10)]
+    other = [{"prompt": f"Say  w{i}", "completion": f"w{i + 1 if i < 2 else i + 20}"} for i in range(9)]
+    for name, lines in (("one", rows), ("two", other), ("three", [{"prompt": "tell", "completion": "w1"}])):
+        (project.path / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines), "utf-8")
+    return project.path
+
+
+def advice(*names: str, **files: str) -> Any:
+    """The document of `brick advise` on the base of the project."""
+    texts = [part for name, file in files.items() for part in ("--texts", f"{name}={file}")]
+    return document("brick", "advise", *names, "--base", "base", *texts, "--json")
+
+
+def matrices(folder: Path, brick: str) -> dict[str, np.ndarray]:
+    """The deltas of the layers' matrices, with the adapter merged by PEFT."""
+    base = tensors_of(folder / "base")
+    tuned = tensors_of(folder / "bricks" / brick) if brick == "full" else baked(folder / "base", folder / "bricks" / brick)
+    names = [n for n, t in base.items() if t.dim() == 2 and ".layers." in n]
+    return {n: (tuned[n].double() - base[n].double()).numpy() for n in names}
+
+
+def test_numbers_are_those_of_the_definitions(folder: Path) -> None:
+    """RV and cosine of a checkpoint and two adapters, whose deltas are recomputed dense."""
+    found = advice("one", "two", "full")
+    deltas = {name: matrices(folder, name) for name in ("one", "two", "full")}
+    for pair in found["pairs"]:
+        one, two = deltas[pair["one"]], deltas[pair["two"]]
+        changed = [n for n in one if one[n].any() or two[n].any()]
+        values = [_rv(one[n], two[n]) for n in changed]
+        assert pair["rv"] == pytest.approx(np.mean(values), rel=2e-2)  # PEFT's merge is rounded to bfloat16
+    weights = {row["name"]: row["weight"] for row in found["bricks"]}
+    by_pair = {frozenset((p["one"], p["two"])): p["rv"] for p in found["pairs"]}
+    for name, weight in weights.items():
+        assert weight == pytest.approx(1 / (1 + sum(rv for names, rv in by_pair.items() if name in names)))
+    assert [row["layer"] for row in found["layers"]] == [0, 1, 2, 3]
+    for row in found["layers"]:
+        assert np.allclose(np.diag(row["rv"]), 1)
+
+
+def _rv(one: np.ndarray, two: np.ndarray) -> float:
+    own, other = (np.linalg.norm(x.T @ x) for x in (one, two))
+    return float(np.linalg.norm(one.T @ two) ** 2 / (own * other)) if own and other else 0.0
+
+
+# -- regimes
+
+
+def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, names: tuple[str, str] = ("a", "b")) -> Pair:
+    return Pair(*names, rv, rv, rv, cosine, 0.5, 1.0, shared)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "norm", "regime", "step"),
+    [
+        ([], 0.01, "single", None),
+        ([pair(0.1499)], 0.01, "disjoint", "tsv"),
+        ([pair(0.2)], 0.01, "between", "tsv"),
+        ([pair(0.2501)], 0.01, "overlapping", "average"),
+        ([pair(0.9), pair(0.01, names=("a", "c")), pair(0.01, names=("b", "c"))], 0.01, "overlapping", "tsv"),
+        ([pair(0.9995, 0.9995)], 0.01, "same", None),
+        ([pair(0.9995, -0.9995)], 0.01, "opposed", None),
+        ([pair(0.05)], 0.21, "far", None),
+        ([pair(0.5)], 0.21, "far", "average"),
+        ([pair(0.5, shared=Shared(8, 5))], 0.01, "contradicting", None),
+        ([pair(0.5, shared=Shared(8, 4))], 0.01, "overlapping", "average"),
+        ([pair(0.5, shared=Shared(7, 7))], 0.01, "overlapping", "average"),
+    ],
+)
+def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
+    found, says = module._regime({"a": norm, "b": norm / 2}, pairs)
+    recommended, reasons = module._recommended(found, ["a", "b"], pairs)
+    assert (found, (recommended or {}).get("merge")) == (regime, step)
+    assert says.endswith(".")
+    assert reasons
+
+
+def test_one_brick_and_copies(folder: Path) -> None:
+    """A copy and a negation of an adapter, by their weights."""
+    from safetensors.torch import load_file, save_file
+
+    own = folder / "more"
+    for name, factor in (("copy", 1.0), ("negative", -1.0)):
+        (own / name).mkdir(parents=True)
+        (own / name / "adapter_config.json").write_bytes((folder / "bricks" / "one" / "adapter_config.json").read_bytes())
+        tensors = load_file(folder / "bricks" / "one" / "adapter_model.safetensors")
+        save_file({n: t * factor if "lora_B" in n else t for n, t in tensors.items()}, own / name / "adapter_model.safetensors")
+    assert advice("one")["regime"] == "single"
+    assert advice("one", "more/copy")["regime"] == "same"
+    assert advice("one", "more/negative")["regime"] == "opposed"
+    assert advice("one", "more/negative")["pairs"][0]["rv"] == pytest.approx(1)
+
+
+# -- contradictions
+
+
+def test_contradictions_are_found_in_texts(folder: Path) -> None:
+    """Nine prompts are shared but for case and spaces; two of them have the same answer. The other brick shares none."""
+    found = advice("one", "two", "three", one="one.jsonl", two="two.jsonl", three="three.jsonl")
+    shared = {(p["one"], p["two"]): p["shared"] for p in found["pairs"]}
+    assert (shared["one", "two"]["prompts"], shared["one", "two"]["different"]) == (9, 7)
+    assert shared["one", "two"]["example"] == ["say w2", "w3", "w22"]
+    assert shared["one", "three"]["prompts"] == 0
+    assert (found["regime"], found["step"]) == ("contradicting", None)
+    assert any("route" in reason for reason in found["reasons"])
+    printed = call("brick", "advise", "one", "two", "--base", "base", "--texts", "one=one.jsonl", "--texts", "two=two.jsonl")
+    assert "'say w2': one 'w3', two 'w22'" in printed.stdout
+    assert "No merge resolves this" in printed.stdout
+
+
+def test_a_prompt_with_several_answers_contradicts_only_if_none_is_shared() -> None:
+    def rows(*answers: str) -> list[Text]:
+        return [Text("p", answer, "f:1") for answer in answers]
+
+    assert shared_prompts({"a": rows("x", "y"), "b": rows("Y ", "z")})["a", "b"] == Shared(1, 0)
+    assert shared_prompts({"a": rows("x"), "b": rows("z")})["a", "b"] == Shared(1, 1, ("p", "x", "z"))
+    assert shared_prompts({"a": [Text("", "x", "f:1")], "b": [Text("", "y", "f:1")]})["a", "b"] == Shared(0, 0)
+
+
+def test_a_brick_without_texts_is_said_to_be_unknown(folder: Path) -> None:
+    found = advice("one", "two", one="one.jsonl")
+    assert found["pairs"][0]["shared"] is None
+    assert any("Contradictions of two" in line and "--texts two=FILE.jsonl" in line for line in found["unknown"])
+
+
+# -- the recipe and stored scores
+
+
+def test_the_recipe_runs(folder: Path) -> None:
+    """The written recipe is valid, gives an adapter, and says why; a second call does not overwrite it."""
+    call("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
+    text = (folder / "recipes" / "mix.yaml").read_text("utf-8")
+    assert text.startswith("# workbench run recipes/mix.yaml\n# ")
+    record = json.loads(call("run", "recipes/mix.yaml", "--device", "cpu", "--json").stdout)
+    assert list(Path(record["run"]).rglob("adapter_model.safetensors"))
+    error = refused("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
+    assert "already exists" in error.message
+    assert (folder / "recipes" / "mix.yaml").read_text("utf-8") == text
+
+
+def test_no_recipe_is_written_where_no_merge_is_recommended(folder: Path) -> None:
+    texts = ("--texts", "one=one.jsonl", "--texts", "two=two.jsonl")
+    error = refused("brick", "advise", "one", "two", "--base", "base", *texts, "--write", "recipes/no.yaml")
+    assert "contradict each other" in error.message
+    assert not (folder / "recipes" / "no.yaml").exists()
+
+
+def test_stored_scores_of_the_same_bricks_are_listed(
+    project: Project, cwd: Path, score_once: Callable[[Project, str], None]
+) -> None:
+    """The best of the recipes with these bricks; another set of bricks, or another size of one, has no evidence."""
+    clustered_suite(project)
+    project.write(
+        "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: linear, bricks: {one: 3, two: 1}}]\neval: [mini]\n",
+        "tilt.yaml",
+    )
+    score_once(project, "tilt")
+    found = advice("one", "two")["scored_before"]
+    store = ScoreStore(project.path / "runs" / "scores")
+    documents = [json.loads(p.read_text("utf-8")) for p in store.root.glob("*/*.json") if p.name != "plan.json"]
+    mixed = {d["configuration"]["name"]: d for d in documents if len(d["configuration"]["parents"]) == 2}
+    assert {row["name"] for row in found} == set(mixed)
+    assert [row["value"] for row in found] == sorted((row["value"] for row in found), reverse=True)
+    for row in found:
+        plan = json.loads(next(store.root.glob(f"{row['suite']}-*/plan.json")).read_text("utf-8"))
+        values = [mixed[row["name"]]["tasks"][t]["metrics"][about["primary"]]["value"] for t, about in plan["tasks"].items()]
+        assert row["value"] == pytest.approx(sum(values) / len(values))
+    sizes = dict(mixed["tilt"]["configuration"]["bricks"])
+    assert scored_before(store, sizes)
+    assert scored_before(store, {**sizes, "one": sizes["one"] + 1}) == []
+    assert advice("one", "two", "three")["scored_before"] == []
+
+
+# -- bad input
+
+
+def test_bad_input(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    def message(*arguments: str) -> str:
+        return refused("brick", "advise", *arguments).message
+
+    assert message("one", "one", "--base", "base") == "brick 'one' is named twice"
+    assert "no brick 'nosuch'" in message("one", "nosuch", "--base", "base")
+    assert "--texts x" in message("one", "two", "--base", "base", "--texts", "x")
+    assert "no such brick" in message("one", "two", "--base", "base", "--texts", "six=one.jsonl")
+    assert "missing.jsonl" in message("one", "two", "--base", "base", "--texts", "one=missing.jsonl")
+    other = tmp_path_factory.mktemp("other")
+    deep = save_model(other / "deep", layers=6, dtype=torch.float32)
+    save_adapter(deep, other / "far", seed=9)
+    assert "far" in message("one", str(other / "far"), "--base", "base")
+    card = {"version": 1, "name": "elsewhere", "kind": "adapter", "base": {"id": "org/other", "digest": "0" * 32}}
+    save_adapter(folder / "base", other / "elsewhere", seed=9)
+    (other / "elsewhere" / "brick.yaml").write_text(json.dumps(card), "utf-8")
+    assert "elsewhere" in message("one", str(other / "elsewhere"), "--base", "base")
+    edit_json(other / "far" / "adapter_config.json", r=0)
+    refused("brick", "advise", "one", str(other / "far"), "--base", "base")

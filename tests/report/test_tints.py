@@ -1,0 +1,193 @@
+"""Heat maps: tints that do not depend on other values, the bands of values that chance explains, and cells near chance."""
+
+from __future__ import annotations
+
+import copy
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from worlds.report_document import make_document
+
+from workbench.edit.places.tracing import Trace as FactTrace
+from workbench.edit.places.tracing import TracedFact
+from workbench.library.measure import DeltaSums, Measures, Meeting
+from workbench.library.trace import TraceTable
+from workbench.report import marks, page_text
+from workbench.report.heatmap import render_heat_maps
+from workbench.report.neurons_ablation import ablation_section
+from workbench.report.neurons_functions import _chance
+from workbench.report.reading import view_of
+from workbench.report.tints import CHANGES, DARKEST, DIFFERENCE, PALEST, SCALES
+from workbench.report.tracemap import render_trace
+
+N = 32 * 48
+
+
+def measures(*cells: tuple[float, float]) -> Measures:
+    """One kind of module in as many layers as there are (relative norm, cosine with another brick)."""
+    layers: dict[int | None, DeltaSums] = {}
+    for layer, (norm, cosine) in enumerate(cells):
+        meeting = Meeting(square=1.0, base=1.0, numel=N, dot=cosine * norm, opposite=N // 2, both=N, dot_variance=norm**2 / N)
+        layers[layer] = DeltaSums(square=norm**2, base=1.0, numel=N, tensors=1, meetings={"other": meeting})
+    total = DeltaSums()
+    for sums in layers.values():
+        total.add(copy.deepcopy(sums))
+    return Measures({}, layers, {(layer, "mlp"): sums for layer, sums in layers.items()}, ["mlp"], [], total)
+
+
+def cell(page: str, title: str) -> str:
+    """The rectangle of the cell whose hover text begins so."""
+    found = re.search(rf"<title>{re.escape(title)}[^<]*</title><rect ([^>]*)>", page)
+    assert found, title
+    return found.group(1)
+
+
+def test_a_tint_does_not_depend_on_other_cells(tmp_path: Path) -> None:
+    alone = render_heat_maps("a", "base", measures((0.1, 0.3)), tmp_path / "alone.html").read_text("utf-8")
+    beside = render_heat_maps("a", "base", measures((0.1, 0.3), (0.9, 1.0)), tmp_path / "beside.html").read_text("utf-8")
+    for title, tint in (("layer 0, mlp: 10", SCALES["relative"].tint(0.1)), ("layer 0, mlp: +0.30", SCALES["cosine"].tint(0.3))):
+        looks = [re.search("--a: ([0-9.]+)", cell(page, title)) for page in (alone, beside)]
+        assert [look and float(look.group(1)) for look in looks] == [tint, tint]
+
+
+def test_values_that_chance_explains_are_gray_with_their_reason(tmp_path: Path) -> None:
+    half = 1.96 / N**0.5
+    page = render_heat_maps("a", "base", measures((0.001, 0.8 * half), (0.5, -1.5 * half)), tmp_path / "p.html").read_text(
+        "utf-8"
+    )
+    assert 'class="null"' in cell(page, "layer 0, mlp: 0.1; gray: no more than rounding to bfloat16 changes")
+    assert 'class="null"' in cell(page, "layer 0, mlp: +0.04; gray: 95 % of unrelated deltas have −0.05 to +0.05")
+    assert 'class="down"' in cell(page, "layer 1, mlp: −0.08")
+    assert "below 0.2: no more than rounding the weights to bfloat16 changes" in page, "the legend says what gray means"
+    decided = render_heat_maps("a", "base", measures((0.5, 0.9)), tmp_path / "q.html").read_text("utf-8")
+    assert "rounding the weights" not in decided, "a legend explains only what the map shows"
+
+
+def test_narrow_cells_show_their_sign_without_color(tmp_path: Path) -> None:
+    page = render_heat_maps("a", "base", measures(*[(0.5, -0.5)] * 30), tmp_path / "p.html").read_text("utf-8")
+    assert page.count('class="below"') == 30
+    assert "a bar in a cell: below the middle" in page
+
+
+@pytest.mark.parametrize("key", ["relative", "cosine", "conflict", "overlap", "recovered", "norm", "zeros"])
+def test_tints_grow_with_the_distance_from_the_middle(key: str) -> None:
+    scale = SCALES[key]
+    values = [scale.middle + scale.top * share for share in np.linspace(0.003, 1, 30)]
+    tints = [scale.tint(value) for value in values]
+    assert tints == sorted(tints)
+    assert (min(tints) >= PALEST, scale.tint(scale.middle + 10 * scale.top)) == (True, DARKEST)
+    assert scale.kind(scale.middle + 0.1) == ("down" if key == "conflict" else "up")
+
+
+def test_tints_at_known_values() -> None:
+    half = (PALEST + DARKEST) / 2
+    assert SCALES["cosine"].tint(-0.25) == DIFFERENCE.tint(0.25) == pytest.approx(half)  # square roots
+    assert SCALES["recovered"].tint(0.5) == pytest.approx(half)
+    assert CHANGES.tint(1000**0.5) == pytest.approx(half, abs=1e-3)  # logarithms from 1 to 1000
+    assert (CHANGES.small(0.9), CHANGES.small(-1.1), SCALES["cosine"].small(0.0)) == (True, False, False)
+
+
+def test_bands_hold_95_percent_of_unrelated_deltas() -> None:
+    rng, rows, cols, rank = np.random.default_rng(0), 12, 20, 2
+    cosines, conflicts, overlaps = [], [], []
+    for _ in range(2000):
+        first, second = (rng.normal(size=(rows, rank)) @ rng.normal(size=(rank, cols)) for _ in range(2))
+        cosines.append((first * second).sum() / np.linalg.norm(first) / np.linalg.norm(second))
+        conflicts.append((np.sign(first) != np.sign(second)).mean())
+        spaces = [np.linalg.qr(rng.normal(size=(rows, r)))[0] for r in (rank, 3)]
+        overlaps.append(np.square(spaces[0].T @ spaces[1]).sum() / rank)
+    variance = 2 * 3 * (rows - rank) * (rows - 3) / (rank * rows**2 * (rows - 1) * (rows + 2))
+    meeting = Meeting(
+        square=1.0, dot_variance=4.0 / (rows * cols), both=rows * cols, chance=[3 / rows], overlap_variance=variance
+    )
+    bands = meeting.by_chance(4.0)
+    assert np.std(cosines) == pytest.approx((rows * cols) ** -0.5, rel=0.05)
+    assert np.std(overlaps) == pytest.approx(variance**0.5, rel=0.05)
+    assert np.mean(overlaps) == pytest.approx(3 / rows, rel=0.03)
+    for key, values in (("cosine", cosines), ("conflict", conflicts), ("overlap", overlaps)):
+        low, high = bands[key]
+        assert 0.92 <= np.mean([low <= value <= high for value in values]) <= 0.98, key
+
+
+def test_the_overlap_of_random_sets_of_neurons() -> None:
+    document = {"settings": {"share": 0.05, "per": "layer"}, "neurons": {"0": 400, "1": 600}}
+    sizes = [(20, 400), (30, 600)]
+    spread = sum(stats.hypergeom(n, k, k).var() for k, n in sizes) ** 0.5
+    mean = sum(stats.hypergeom(n, k, k).mean() for k, n in sizes)
+    assert _chance(document) == (0.0, pytest.approx((mean + 1.96 * spread) / 50))
+    assert _chance({**document, "settings": {"share": 0.05, "per": "model"}})[1] == pytest.approx(
+        (stats.hypergeom(1000, 50, 50).mean() + 1.96 * stats.hypergeom(1000, 50, 50).std()) / 50
+    )
+
+
+def test_damage_whose_interval_includes_zero_is_gray() -> None:
+    def table(**more: Any) -> dict[str, Any]:
+        changes = [[1.5, 0.3], [0.004, -0.2]]
+        return {"changes": changes, "dominant_rows": 1, "coupling": 0.1, "interval": [0.0, 1.0], **more}
+
+    intervals = {"low": [[1.0, -0.1], [0.001, -0.3]], "high": [[2.0, 0.7], [0.008, None]]}
+    document = {
+        "functions": ["a", "b"],
+        "controls": {"random": table()},
+        "share": 0.01,
+        "items": 4,
+        "dominant": [True, True],
+        "overlap": {"mean": 0.1, "chance": 0.1},
+        **table(**intervals),
+    }
+    tested, control = ablation_section(document).tables
+    assert [[c.kind for c in cells] for _, cells in tested.rows] == [["up", "null"], ["null", "null"]]
+    assert tested.neutral == "the 95 % interval includes 0, or the change is below 1 %"
+    assert [[c.kind for c in cells] for _, cells in control.rows] == [["up", "up"], ["null", "down"]], "without intervals"
+    assert tested.rows[0][1][0].tint == control.rows[0][1][0].tint == CHANGES.tint(150.0)
+
+
+def test_recovered_shares_that_may_be_zero_are_gray(tmp_path: Path) -> None:
+    restored = [{0: {"subject": s, "subject_last": 0.9, "last": 0.1 + s / 10}} for s in (0.05, 0.3, -0.1, 0.25)]
+    rows = tuple(TracedFact(str(i), 7, 0.9, 0.1, r) for i, r in enumerate(restored))
+    shares = {0: {p: float(np.mean([(r[0][p] - 0.1) / 0.8 for r in restored])) for p in ("subject", "subject_last", "last")}}
+    traced = FactTrace(4, 0.9, 0.1, shares, rows)
+    table = TraceTable("m", "facts.jsonl", {"block": traced, "feed_forward": traced}, {})
+    page = render_trace(table, tmp_path / "trace.html").read_text("utf-8")
+    looks = re.findall(r"<title>layer 0, ([^:]*): [^<]*</title><rect class=\"(\w+)\"", page)
+    assert [kind for _, kind in looks] == ["null", "up", "null"] * 2, looks
+    assert "its 95 % interval over facts includes 0" in page
+
+
+def test_differences_have_one_scale_and_gray_where_nothing_is_decided() -> None:
+    view = view_of(make_document())
+    matrix = marks.differences(view)
+    by_name = {name: dict(zip(matrix.columns, cells, strict=True)) for name, cells in matrix.rows}
+    for name, cells in by_name.items():
+        for task, one in cells.items():
+            d = view.differences[name, task]
+            decided = d.word in ("better", "worse")
+            assert one.tint == (DIFFERENCE.tint(d.diff or 0.0) if decided else 0.0)
+    assert matrix.neutral
+
+
+def test_cells_near_chance_are_marked_with_the_reason() -> None:
+    document = make_document()
+    view = view_of(document)
+    matrix = marks.interference(view)
+    by_name = {name: dict(zip(matrix.columns, cells, strict=True)) for name, cells in matrix.rows}
+    own, other = by_name["add"]["add"], by_name["reverse"]["add"]
+    assert not own.weak, "the brick has its own skill"
+    assert other.weak, "neither the base nor this brick adds numbers"
+    assert "Marked: the brick alone and the base score " in other.tip
+    assert "both near chance" in other.tip
+    page = page_text(document)
+    assert "a parent is near chance; the hover text has the reason" in page
+    reason = "its best parent, add, scores 3 % [0, 8], too close to chance (0 %)"
+    for c in document["configurations"]:
+        if c["name"] == "starter-ties":
+            c["kept"] = {"add": {"value": None, "low": None, "high": None, "reason": reason}}
+    marked = marks.differences(view_of(document))
+    row = dict(marked.rows)["starter-ties"][marked.columns.index("add")]
+    assert row.weak
+    assert row.tip.endswith(f"Marked: {reason}")

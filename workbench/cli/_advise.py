@@ -1,0 +1,208 @@
+"""Command `brick advise`."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
+from workbench.cli._output import out
+from workbench.errors import UsageError, WorkbenchError, shell
+
+if TYPE_CHECKING:
+    from workbench.library.advise import Advice
+    from workbench.library.scored_before import ScoredBefore
+
+
+def advise(
+    names: Annotated[
+        list[str], typer.Argument(metavar="BRICK...", help="Bricks: directories, or names in bricks/.", show_default=False)
+    ],
+    base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the first brick names.")] = None,
+    texts: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--texts",
+            metavar="BRICK=FILE",
+            help="A brick's own prompts and answers (jsonl), to find contradictions; default: its training texts. Repeatable.",
+        ),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option("--write", metavar="FILE", help="Recipe to write; an existing file is not overwritten.")
+    ] = None,
+    threads: ThreadsOpt = None,
+    device: DeviceOpt = "auto",
+    json: JsonOpt = False,
+    quiet: QuietOpt = False,
+) -> None:
+    """Say how some bricks relate, from their weights alone, and recommend how to merge them.
+
+    Measures how much the bricks overlap (RV coefficient), finds bricks whose texts contradict each other, and lists stored scores of the
+    same bricks. No merged model is run.
+    """
+    from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
+    from workbench.cli.documents.advice import AdviceDocument
+    from workbench.library.advise import advise as look
+    from workbench.library.scored_before import scored_before
+    from workbench.models.device import pick_device
+    from workbench.project import find_project
+    from workbench.scores.store import ScoreStore
+    from workbench.weights.device import exact
+    from workbench.weights.parallel import default_threads
+
+    out.quiet = quiet or json
+    project = find_project(Path.cwd() / "here")
+    places = _places(names)
+    files = _files(texts or [])
+    if write is not None and write.exists():
+        raise WorkbenchError(f"{write}: already exists", "Choose another name: existing files are not overwritten.")
+    bricks = {name: find_brick(place) for name, place in places.items()}
+    on = pick_device(device)
+    with exact(on):
+        advice = look(
+            {name: str(brick_directory(place)) for name, place in places.items()},
+            base or base_of_brick(next(iter(bricks.values()))),
+            files,
+            project=Path.cwd(),
+            device=on,
+            threads=threads or default_threads(),
+            events=out.event,
+        )
+    kinds = {name: brick.kind for name, brick in bricks.items()}
+    before = scored_before(ScoreStore(project / "runs" / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
+    written = _written(advice, write, all(kind == "adapter" for kind in kinds.values()))
+    out.result(
+        lambda: AdviceDocument.model_validate(_document(advice, kinds, before, written)),
+        lambda: _print(advice, before, written),
+        json=json,
+    )
+
+
+def _places(names: list[str]) -> dict[str, str]:
+    """Return brick -> place as named. Raises UsageError if two places have one name."""
+    found: dict[str, str] = {}
+    for place in names:
+        name = Path(place).resolve().name
+        if name in found:
+            same = "is named twice" if Path(found[name]).resolve() == Path(place).resolve() else "names two directories"
+            raise UsageError(f"brick '{name}' {same}", "Name each brick once, and give every directory another name.")
+        found[name] = place
+    return found
+
+
+def _files(texts: list[str]) -> dict[str, Path]:
+    """Return brick -> file of its texts, from BRICK=FILE."""
+    pairs = [entry.partition("=") for entry in texts]
+    if bad := [name for name, equals, file in pairs if not equals or not file]:
+        raise UsageError(f"--texts {bad[0]}: expected BRICK=FILE", "--texts add=bricks/add/train.jsonl")
+    return {name: Path(file) for name, _, file in pairs}
+
+
+def _written(advice: Advice, path: Path | None, adapters: bool) -> str | None:
+    """Write the recommended recipe, and return its file."""
+    from workbench import yamldoc
+    from workbench.files import write_text
+
+    if path is None:
+        return None
+    if advice.step is None:
+        raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
+    head = "".join(f"# {line}\n" for line in (shell("workbench", "run", path), advice.says, *advice.reasons))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, head + yamldoc.dump(advice.recipe(adapters), width=120))
+    return str(path)
+
+
+def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore], written: str | None) -> dict[str, Any]:
+    weights = advice.overlap.weights
+    order = [advice.overlap.bricks.index(name) for name in advice.bricks]
+    return {
+        "base": advice.base,
+        "bricks": [
+            {"name": name, "path": path, "kind": kinds[name], "relative_norm": advice.norms[name], "weight": weights[name]}
+            for name, path in advice.bricks.items()
+        ],
+        "pairs": [
+            {
+                "one": p.one,
+                "two": p.two,
+                "rv": p.rv,
+                "rv_lowest_layer": p.low,
+                "rv_highest_layer": p.high,
+                "cosine": p.cosine,
+                "sign_conflict": p.conflict,
+                "norm_ratio": p.ratio,
+                "shared": None
+                if p.shared is None
+                else {**asdict(p.shared), "example": list(p.shared.example) if p.shared.example else None},
+            }
+            for p in advice.pairs
+        ],
+        "layers": [
+            {"layer": layer, "rv": [[pairs[i][j] for j in order] for i in order]}
+            for layer, pairs in advice.overlap.layers.items()
+        ],
+        "regime": advice.regime,
+        "says": advice.says,
+        "step": None if advice.step is None else dict(advice.step),
+        "reasons": list(advice.reasons),
+        "unknown": list(advice.unknown),
+        "scored_before": [asdict(row) for row in before],
+        "recipe": written,
+    }
+
+
+def _print(advice: Advice, before: list[ScoredBefore], written: str | None) -> None:
+    """Print bricks, pairs, the advice and its limits."""
+    weights = advice.overlap.weights
+    out.table(
+        ["brick", "relative norm", "auto weight"],
+        [[name, f"{100 * norm:.3g} %", f"{weights[name]:.2f}"] for name, norm in advice.norms.items()],
+        right=(1, 2),
+    )
+    if advice.pairs:
+        out.line("")
+        out.table(
+            ["pair", "RV", "by layer", "cosine", "opposite signs", "shared prompts", "answered differently"],
+            [_pair_row(pair) for pair in advice.pairs],
+            right=(1, 3, 4, 5, 6),
+        )
+    out.line("")
+    out.line(advice.says)
+    for pair in advice.pairs:
+        if pair.shared is not None and pair.shared.contradicts and pair.shared.example:
+            prompt, one, two = pair.shared.example
+            out.line(f"  {prompt!r}: {pair.one} {one!r}, {pair.two} {two!r}")
+    if advice.step is not None:
+        fields = ", ".join(f"{key}: {value}" for key, value in advice.step.items())
+        out.line(f"recommended: {{{fields}}}")
+    for reason in advice.reasons:
+        out.line(f"  {reason}")
+    for row in before:
+        out.line(
+            f"scored here: {row.recipe or row.name} {100 * row.value:.1f} on suite {row.suite}, mean of {row.tasks} "
+            f"task{'s' if row.tasks != 1 else ''}, {row.items} items, of {row.of} stored configurations of these bricks"
+        )
+    for line in advice.unknown:
+        out.line(f"not known: {line}")
+    if written:
+        out.line(f"{written}")
+        out.say(f"score it: {shell('workbench', 'eval', written)}")
+    elif advice.step is not None:
+        out.say(f"write it: {shell('workbench', 'brick', 'advise', *advice.bricks, '--write')} recipes/NAME.yaml")
+
+
+def _pair_row(pair: Any) -> list[str]:
+    shared = pair.shared
+    return [
+        f"{pair.one}, {pair.two}",
+        f"{pair.rv:.3f}",
+        "" if pair.low is None else f"{pair.low:.2f} to {pair.high:.2f}",
+        "" if pair.cosine is None else f"{pair.cosine:+.3f}",
+        "" if pair.conflict is None else f"{100 * pair.conflict:.1f} %",
+        "?" if shared is None else str(shared.prompts),
+        "" if shared is None or not shared.prompts else str(shared.different),
+    ]

@@ -1,0 +1,197 @@
+"""Tables of a page as CSV and LaTeX, its figures as SVG: packed into the page for its buttons, and as files of `workbench report`."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import gzip
+import io
+import json
+import re
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from workbench.report.figures import figure_of
+from workbench.report.markup import Node, Styles, parsed
+from workbench.report.numbers import MINUS, MISSING
+
+PLACE = '<script type="text/plain" id="download-data"></script>'
+"""Element of the templates that takes the packed files."""
+LATEX = {
+    "\\": r"\textbackslash{}",
+    **{c: "\\" + c for c in "&%$#_{}"},
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': r"\textquotedbl{}",
+    MINUS: "$-$",
+    MISSING: "--",
+    "\N{PLUS-MINUS SIGN}": r"$\pm$",
+    "\N{ALMOST EQUAL TO}": r"$\approx$",
+    "\N{MULTIPLICATION SIGN}": r"$\times$",
+    "\N{MIDDLE DOT}": r"$\cdot$",
+    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
+    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
+    "\N{NO-BREAK SPACE}": "~",
+    "\N{NARROW NO-BREAK SPACE}": "~",
+}
+LONGEST = 80
+
+
+@dataclass(frozen=True)
+class Saved:
+    """A table or a figure of a page.
+
+    Attributes:
+        name: Name of its files, without a suffix; only small letters, digits and hyphens.
+        files: Suffix -> content: csv and tex of a table, svg of a figure.
+    """
+
+    name: str
+    files: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class _Cell:
+    """A cell of a table: its shown text, and its numbers in full precision."""
+
+    text: str
+    value: str
+    low: str
+    high: str
+
+
+def saved_tables(page: Node) -> list[Saved | None]:
+    """Return the tables in the order of the page; None for a table without rows."""
+    taken: set[str] = set()
+    return [_table(node, taken) for node in page.each("table")]
+
+
+def saved_figures(page: Node, css: str) -> list[Saved | None]:
+    """Return the elements with `data-figure` in the order of the page; None for one without a drawing."""
+    styles, marks, taken = Styles(css), {n.attributes["id"]: n for n in page.each() if "id" in n.attributes}, set[str]()
+    found: list[Saved | None] = []
+    for node in (n for n in page.each() if "data-figure" in n.attributes):
+        figure = figure_of(node, styles, marks)
+        found.append(Saved(_free(figure.title, taken), {"svg": figure.svg}) if figure else None)
+    return found
+
+
+def with_downloads(text: str, css: str) -> str:
+    """Return a page whose tables and figures can be saved; a page without the place for them is returned as it is."""
+    if PLACE not in text:
+        return text
+    tree = parsed(text)
+    files = {"tables": saved_tables(tree), "figures": saved_figures(tree, css)}
+    shown = {kind: [one and {"name": one.name, **one.files} for one in entries] for kind, entries in files.items()}
+    data = gzip.compress(json.dumps(shown, ensure_ascii=False, separators=(",", ":")).encode(), 9, mtime=0)
+    return text.replace(PLACE, PLACE.replace("></", f">{base64.b64encode(data).decode('ascii')}</"))
+
+
+def packed_in(text: str) -> list[Saved]:
+    """Return the tables and figures that are packed into a page."""
+    found = re.search(PLACE.replace("></", r">([\w+/=]+)</"), text)
+    shown = json.loads(gzip.decompress(base64.b64decode(found.group(1)))) if found else {}
+    entries = [entry for kind in ("tables", "figures") for entry in shown.get(kind, ()) if entry]
+    return [Saved(entry["name"], {kind: entry[kind] for kind in entry if kind != "name"}) for entry in entries]
+
+
+def slug(text: str) -> str:
+    """Return a text as the name of a file: small letters, digits and hyphens, at most 80 letters."""
+    plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:LONGEST].strip("-") or "unnamed"
+
+
+def escaped(text: str) -> str:
+    """Return a text for LaTeX."""
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _free(text: str, taken: set[str]) -> str:
+    """Return a name that no other table or figure of the page has."""
+    name = slug(text)
+    number = next(n for n in range(1, len(taken) + 2) if (name if n == 1 else f"{name}-{n}") not in taken)
+    name = name if number == 1 else f"{name}-{number}"
+    taken.add(name)
+    return name
+
+
+def _table(node: Node, taken: set[str]) -> Saved | None:
+    """Return a table's files; columns that only draw are left out."""
+    lines = [tr for tr in node.each("tr") if "group" not in tr.classes]
+    heads = [tr for tr in lines if tr.parent is not None and tr.parent.tag == "thead"]
+    body = [[c for c in tr.nodes() if c.tag in ("th", "td")] for tr in lines if tr not in heads]
+    if not heads or not body:
+        return None
+    columns = [c for c in heads[0].nodes() if c.tag == "th"]
+    drawn = [
+        any(i < len(row) and any("strip" in s.classes for s in row[i].each("svg")) for row in body) for i in range(len(columns))
+    ]
+    kept = [i for i, column in enumerate(columns) if not drawn[i] and "data-unsaved" not in column.attributes]
+    cells = [[_cell(row[i]) if i < len(row) else _Cell("", "", "", "") for i in kept] for row in body]
+    names = [columns[i].text() for i in kept]
+    ends_only = ["data-ends" in columns[i].attributes for i in kept]
+    left = [i == 0 or "left" in columns[i].classes for i in kept]
+    title = (
+        node.attributes.get("data-name")
+        or node.attributes.get("id", "").removesuffix("-table")
+        or next((h for a in node.above() if (h := _head(a))), "table")
+    )
+    return Saved(_free(title, taken), {"csv": _csv(names, cells, ends_only), "tex": _tex(names, cells, left)})
+
+
+def _head(node: Node) -> str:
+    """Return the first heading among an element's children, or ""."""
+    return next((child.text() for child in node.nodes() if child.tag in ("h1", "h2", "h3", "h4")), "")
+
+
+def _cell(node: Node) -> _Cell:
+    shown = node.text() if node.tag == "td" else node.text(("sub",))
+    plain = node.text(("ci-text", "sub"))
+    value = node.attributes.get("data-v", "") if "data-v" in node.attributes and node.tag == "td" else _plain(plain)
+    return _Cell(shown, value, node.attributes.get("data-low", ""), node.attributes.get("data-high", ""))
+
+
+def _plain(text: str) -> str:
+    """Return a text for a CSV: empty for a missing value, with a hyphen as the sign of numbers."""
+    number = text.replace(MINUS, "-")
+    return "" if text == MISSING else number if re.fullmatch(r"[-+]?[\d.,]+", number) else text
+
+
+def _csv(names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool]) -> str:
+    ended = [any(row[i].low or row[i].high for row in rows) for i in range(len(names))]
+    header, table = [], [list[str]() for _ in rows]
+    for i, name in enumerate(names):
+        if not ends_only[i]:
+            header.append(name)
+            for line, row in zip(table, rows, strict=True):
+                line.append(row[i].value)
+        if ended[i]:
+            header += [f"{name} low", f"{name} high"]
+            for line, row in zip(table, rows, strict=True):
+                line += [row[i].low, row[i].high]
+    out = io.StringIO()
+    csv.writer(out, lineterminator="\n").writerows([header, *table])
+    return out.getvalue()
+
+
+def _tex(names: Sequence[str], rows: Sequence[Sequence[_Cell]], left: Sequence[bool]) -> str:
+    def line(cells: Iterable[str]) -> str:
+        return " & ".join(map(escaped, cells)) + r" \\"
+
+    return "\n".join(
+        [
+            r"% \usepackage{booktabs}",
+            rf"\begin{{tabular}}{{{''.join('l' if is_left else 'r' for is_left in left)}}}",
+            r"\toprule",
+            line(names),
+            r"\midrule",
+            *(line(cell.text for cell in row) for row in rows),
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )

@@ -1,0 +1,172 @@
+"""A server for one page that grows: the report of an evaluation in progress, on this machine only.
+
+It listens on 127.0.0.1 and answers requests that are addressed to that place only, so that no page of another site can read it through
+a name that points here (DNS rebinding). It serves what it was given, reads no file, and changes nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Mapping
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import TracebackType
+from typing import Any
+
+from workbench.errors import UsageError
+from workbench.report.page import filled, html
+from workbench.report.reading import finite, view_of
+
+ADDRESS = "127.0.0.1"
+_SEEN = 10.0
+"""Seconds since its last request for which a page counts as open."""
+_LAST = 5.0
+"""Largest number of seconds that the end of the command waits for an open page to load the last report."""
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+class Watched:
+    """Serves the newest report until the block ends.
+
+    Args:
+        port: Port to listen on; 0 for a free one.
+
+    Raises:
+        UsageError: If the port cannot be used.
+    """
+
+    def __init__(self, port: int = 0) -> None:
+        self._lock = threading.Lock()
+        self._version, self._loaded, self._asked = 0, -1, -float("inf")
+        self._text, self._ended = "Nothing is scored yet.", False
+        self._page = waiting_page(0).encode()
+        watched = self
+
+        class Handler(_Handler):
+            """Answers with the content of this server."""
+
+            source = watched
+
+        try:
+            self._server = ThreadingHTTPServer((ADDRESS, port), Handler)
+        except (OSError, OverflowError) as error:
+            raise UsageError(
+                f"--port {port}: cannot listen on {ADDRESS}:{port}: {error}", "Name another port, or none for a free one."
+            ) from error
+        self._server.daemon_threads = True
+        self.port = int(self._server.server_address[1])
+        self.url = f"http://{ADDRESS}:{self.port}/"
+        self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True)
+
+    def __enter__(self) -> Watched:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            self._ended = True
+        if kind is None:
+            self._wait()
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def show(self, document: Mapping[str, Any]) -> None:
+        """Serve the report of a comparison from now on.
+
+        Args:
+            document: The comparison document.
+        """
+        document = finite(document)
+        page = html(document, view_of(document), watched=self._version + 1).encode()
+        with self._lock:
+            self._version, self._page = self._version + 1, page
+
+    def say(self, text: str) -> None:
+        """Tell open pages how far the evaluation is."""
+        with self._lock:
+            self._text = text
+
+    def state(self) -> dict[str, Any]:
+        """Return what pages ask for again and again: the report's version, how far the evaluation is, and whether it has ended."""
+        with self._lock:
+            self._asked = time.monotonic()
+            return {"version": self._version, "text": self._text, "ended": self._ended}
+
+    def page(self) -> bytes:
+        """Return the newest page."""
+        with self._lock:
+            self._asked, self._loaded = time.monotonic(), self._version
+            return self._page
+
+    def _wait(self) -> None:
+        """Let a page that is open load the last report."""
+        end = time.monotonic() + _LAST
+        while time.monotonic() < end:
+            with self._lock:
+                if self._loaded == self._version or time.monotonic() - self._asked > _SEEN:
+                    return
+            time.sleep(0.05)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    """Answers GET and HEAD of the page and of its state, for requests to this machine only."""
+
+    source: Watched
+    server_version, sys_version = "workbench", ""
+    timeout = 20
+
+    def do_GET(self) -> None:
+        """Answer with the page or its state."""
+        self._answer(body=True)
+
+    def do_HEAD(self) -> None:
+        """Answer with the headers of the page or of its state."""
+        self._answer(body=False)
+
+    def __getattr__(self, name: str) -> Any:
+        """Refuse every other method: the base class looks for one that is called do_METHOD."""
+        if name.startswith("do_"):
+            return self._refuse
+        raise AttributeError(name)
+
+    def _refuse(self) -> None:
+        self._send(405, b"This server only shows a report.\n", "text/plain; charset=utf-8", {"Allow": "GET, HEAD"})
+
+    def _answer(self, body: bool) -> None:
+        hosts = {f"{name}:{self.source.port}" for name in (ADDRESS, "localhost")}
+        if self.headers.get("Host", "").lower() not in hosts:
+            self._send(403, b"This report is shown to this machine only.\n", "text/plain; charset=utf-8")
+        elif self.path == "/":
+            self._send(200, self.source.page(), "text/html; charset=utf-8", body=body)
+        elif self.path == "/state":
+            self._send(200, json.dumps(self.source.state()).encode(), "application/json", body=body)
+        else:
+            self._send(404, b"There is nothing here.\n", "text/plain; charset=utf-8", body=body)
+
+    def _send(self, status: int, data: bytes, kind: str, more: Mapping[str, str] | None = None, *, body: bool = True) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Type": kind, "Content-Length": str(len(data)), **_HEADERS, **(more or {})}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if body:
+            self.wfile.write(data)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Print nothing: the terminal shows the progress."""
+
+
+def waiting_page(version: int) -> str:
+    """Return the page that is shown before anything can be compared.
+
+    Args:
+        version: Number of the page, which the page compares with the server's.
+    """
+    return filled("watch.html.j2", {"watched": version}, ("report.js", "watch.js"), ("report.css",))

@@ -1,0 +1,270 @@
+"""Merging of score stores: the scores of another project or machine are added to this store, and nothing is overwritten."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from workbench.errors import UsageError, WorkbenchError
+from workbench.files import bytes_digest, write_bytes
+from workbench.scores.documents import Alias, Configuration, Scores, plan_record, read_document
+from workbench.scores.files import unpacked
+from workbench.scores.store import ScoreStore
+
+ITEMS, PLAN = "items.jsonl.gz", "plan.json"
+
+
+@dataclass(frozen=True)
+class PulledDocument:
+    """A configuration's scores in the other store.
+
+    Attributes:
+        suite: Name of the suite.
+        plan: Digest of the plan.
+        name: Name of the configuration.
+        key: Digest under which the scores are stored.
+        status: "pulled", "same" if this store has the same scores, or "named" if it has them and got names of the other store.
+    """
+
+    suite: str
+    plan: str
+    name: str
+    key: str
+    status: str
+
+
+@dataclass(frozen=True)
+class RefusedFile:
+    """A file of the other store that was not taken.
+
+    Attributes:
+        file: The file, as found below the other store.
+        reason: The reason.
+    """
+
+    file: str
+    reason: str
+
+
+@dataclass
+class Pulled:
+    """The result of merging another store.
+
+    Attributes:
+        source: Folder of the other store.
+        plans: Plans of the other store that this one does not have, as names of their folders.
+        documents: Scores that were taken or are here already.
+        refused: Files that were not taken.
+        notes: Differences that change no scores.
+    """
+
+    source: Path
+    plans: list[str] = field(default_factory=list)
+    documents: list[PulledDocument] = field(default_factory=list)
+    refused: list[RefusedFile] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def count(self, status: str) -> int:
+        """Return the number of documents with a status."""
+        return sum(document.status == status for document in self.documents)
+
+
+def store_in(folder: Path) -> Path:
+    """Return the score store of a project, of a folder of runs, or the folder itself if it is a store.
+
+    Raises:
+        UsageError: If the folder holds no store.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: the folder does not exist", "Name a project, its runs folder, or a score store.")
+    for place in (folder / "runs" / "scores", folder / "scores", folder):
+        if place.is_dir() and any(place.glob(f"*/{PLAN}")):
+            return place
+    raise UsageError(
+        f"{folder}: found no scores: neither runs/scores/SUITE-PLAN/plan.json, nor scores/SUITE-PLAN/plan.json, nor SUITE-PLAN/plan.json",
+        "Name a project, its runs folder, or a score store.",
+    )
+
+
+def pull_scores(source: Path, store: ScoreStore, *, dry_run: bool = False) -> Pulled:
+    """Add the scores of another store to a store.
+
+    Plans are the same if their digests are. A document is taken if its plan, items and rows are whole and agree, and this store has no
+    scores under its key. If this store has the same rows, it only gets the names that it lacks. Other rows under one key, other items under
+    one plan, damaged files, documents of other formats and unfinished evaluations are listed and left where they are. Every file is written
+    as a whole, the document of scores last.
+
+    Args:
+        source: Folder of the other store.
+        store: The store that gets the scores.
+        dry_run: Read and compare only.
+
+    Raises:
+        UsageError: If both are the same folder.
+    """
+    if store.root.exists() and source.resolve() == store.root.resolve():
+        raise UsageError(f"{source}: this is the store that would get the scores", "Name another project.")
+    pulled = Pulled(source)
+    for folder in sorted(p for p in source.iterdir() if p.is_dir()):
+        if any(folder.glob("*.json")):
+            _Plan(folder, store, pulled, dry_run).pull()
+    return pulled
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A plan's folder in the other store, and where its scores go."""
+
+    folder: Path
+    store: ScoreStore
+    pulled: Pulled
+    dry_run: bool
+
+    @property
+    def target(self) -> Path:
+        return self.store.root / self.folder.name
+
+    def pull(self) -> None:
+        """Take the folder's scores."""
+        try:
+            record = plan_record(self.folder)
+            self._check_plan(record)
+        except WorkbenchError as error:
+            self._refuse(self.folder / PLAN, f"{_shortened(error, self.folder / PLAN)}; its scores were not taken")
+            return
+        for path in sorted(self.folder.glob("*.json")):
+            if path.name != PLAN:
+                try:
+                    self._document(path)
+                except WorkbenchError as error:
+                    self._refuse(path, _shortened(error, path))
+        for path in sorted(self.folder.glob("*.partial")):
+            self._refuse(path, "an unfinished evaluation; finish it on its machine")
+        self._refusals()
+
+    def _check_plan(self, record: dict[str, Any]) -> None:
+        """Compare the plan with that of this store.
+
+        Raises:
+            WorkbenchError: If the folder has another plan's name, or this store has another plan under it.
+        """
+        name = f"{record['suite']['suite']}-{record['plan'][:12]}"
+        if self.folder.name != name:
+            raise WorkbenchError(f"{self.folder / PLAN}: it has the plan of {name}")
+        if not (self.target / PLAN).is_file():
+            self.pulled.plans.append(name)
+            return
+        own = plan_record(self.target)
+        if own["plan"] != record["plan"]:
+            raise WorkbenchError(
+                f"{self.folder / PLAN}: this store has another plan under this name ({own['plan']}, not {record['plan']})"
+            )
+        for library, version in record["versions"].items():
+            if own["versions"].get(library) != version:
+                self.pulled.notes.append(f"{name}: scored with {library} {version}, here with {own['versions'].get(library)}")
+        if own["suite"] != record["suite"]:
+            self.pulled.notes.append(f"{name}: other analysis settings of the suite; those of this store stay")
+
+    def _document(self, path: Path) -> None:
+        """Take one document with its rows and items.
+
+        Raises:
+            WorkbenchError: If it cannot be taken.
+        """
+        source = ScoreStore(self.folder.parent)
+        scores = read_document(path)
+        if scores.rows is None:
+            raise WorkbenchError(
+                f"{path}: an earlier version stored these scores without a digest of their rows; score them again there"
+            )
+        if path.stem != scores.key[:12]:
+            raise WorkbenchError(f"{path}: it has the scores of {scores.key[:12]}")
+        source.rows(scores)
+        source.items(scores)
+        own_path = self.target / path.name
+        if own_path.exists():
+            self._same(path, scores, read_document(own_path), own_path)
+            return
+        rows, items = path.with_suffix(".jsonl.gz"), self.folder / ITEMS
+        own_items = self.target / ITEMS
+        if own_items.is_file() and _content(own_items) != scores.items:
+            raise WorkbenchError(f"{path}: this store has other items under the plan ({own_items})")
+        files = {
+            **({} if (self.target / PLAN).is_file() else {PLAN: (self.folder / PLAN).read_bytes()}),
+            **({} if own_items.is_file() else {ITEMS: items.read_bytes()}),
+            rows.name: rows.read_bytes(),
+            path.name: path.read_bytes(),
+        }
+        if not self.dry_run:
+            for name, data in files.items():
+                write_bytes(self.target / name, data)
+        self._add(scores, "pulled")
+
+    def _same(self, path: Path, scores: Scores, own: Scores, own_path: Path) -> None:
+        """Give this store's document the names that it lacks; other scores under its key are refused."""
+        if own.key != scores.key:
+            raise WorkbenchError(
+                f"{path}: {own_path} has another configuration whose key begins alike ({own.key}, not {scores.key})"
+            )
+        if own.rows is None:
+            raise WorkbenchError(
+                f"{path}: {own_path} has them from an earlier version without a digest of their rows; delete it and pull again"
+            )
+        if own.plan != scores.plan or own.rows != scores.rows or own.items != scores.items:
+            what = ", ".join(_differences(own, scores)) or "the rows of single items"
+            raise WorkbenchError(
+                f"{path}: other scores of the same configuration under the same plan: {what}; those of this store ({own_path}) stay"
+            )
+        ScoreStore(self.store.root).rows(own)  # the file here must be whole, or the other store's is the better one
+        merged = own
+        others: list[Configuration | Alias] = [scores.configuration, *scores.aliases]
+        for other in others:
+            if other.name not in merged.names:
+                alias = Alias(name=other.name, role=other.role, recipe=other.recipe, digest=other.digest)
+                merged = merged.model_copy(update={"aliases": (*merged.aliases, alias)})
+        if merged is own:
+            self._add(scores, "same")
+            return
+        if not self.dry_run:
+            write_bytes(own_path, (merged.model_dump_json(indent=1) + "\n").encode())
+        self._add(scores, "named")
+
+    def _refusals(self) -> None:
+        """Take the records of scorers that failed their check, which decide under which plan all configurations are scored."""
+        for path in sorted((self.folder / "refused").glob("*.txt")):
+            target = self.target / "refused" / path.name
+            if not target.exists():
+                self.pulled.notes.append(f"{self.folder.name}: its scorer failed its check on {path.stem}; recorded here, too")
+                if not self.dry_run:
+                    write_bytes(target, path.read_bytes())
+
+    def _add(self, scores: Scores, status: str) -> None:
+        self.pulled.documents.append(PulledDocument(scores.suite, scores.plan, scores.configuration.name, scores.key, status))
+
+    def _refuse(self, path: Path, reason: str) -> None:
+        self.pulled.refused.append(RefusedFile(str(path.relative_to(self.folder.parent)), reason))
+
+
+def _content(path: Path) -> str | None:
+    """Return the digest of a compressed file's content, or None if it is damaged."""
+    data = unpacked(path)
+    return None if data is None else bytes_digest(data)
+
+
+def _differences(own: Scores, scores: Scores) -> Iterator[str]:
+    """Yield tasks and metrics whose values differ, as "task metric 0.5 here, 0.6 there"."""
+    for task in sorted({*own.tasks, *scores.tasks}):
+        here, there = own.tasks.get(task), scores.tasks.get(task)
+        if here is None or there is None:
+            yield f"{task} is scored {'there' if here is None else 'here'} only"
+            continue
+        for metric in sorted({*here.metrics} & {*there.metrics}):
+            if (a := here.metrics[metric].value) != (b := there.metrics[metric].value):
+                yield f"{task} {metric} {a:.4g} here, {b:.4g} there"
+
+
+def _shortened(error: WorkbenchError, path: Path) -> str:
+    """Return an error's message without the path of the file in front of it, which is named separately."""
+    return error.message.removeprefix(f"{path}: ")
