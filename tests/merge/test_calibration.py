@@ -127,25 +127,6 @@ def test_experts_are_averaged_and_the_rest_is_solved_on_one_live_model(
 # -- RegMean
 
 
-def test_one_file_for_several_bricks_is_warned_about(project: Project) -> None:
-    """Also if the step's own file stands for those without one; a file for each brick, and Fisher, give no warning."""
-    for name in ("one", "two", "all"):
-        write_rows(project.path / f"{name}.jsonl", 7, seed=1)
-    bricks = "bricks: {one: bricks/one, two: bricks/two}\n"
-    own = "bricks: {one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}"
-    assert not [
-        w for w in project.resolve(f"{bricks}steps: [{{merge: regmean, {own}}}]\n", "own.yaml").warnings if "calibrates" in w
-    ]
-    for name, fields in (
-        ("all", "calibration: all.jsonl"),
-        ("named", "bricks: {one: {calibration: all.jsonl}, two: 1}, calibration: all.jsonl"),
-    ):
-        found = project.resolve(f"{bricks}steps: [{{merge: regmean, {fields}}}]\n", f"{name}.yaml").warnings
-        assert [w for w in found if w.startswith("merge-regmean: all.jsonl calibrates one, two: ")]
-    fisher = project.resolve(f"{bricks}steps: [{{merge: fisher, calibration: all.jsonl}}]\n", "fisher.yaml").warnings
-    assert not [w for w in fisher if "calibrates" in w]
-
-
 def test_regmean_through_a_recipe(project: Project) -> None:
     """Adapters and a checkpoint, weights, one file for all: equal to the formula on Grams of full forward passes, in float64."""
     write_rows(project.path / "all.jsonl", 12)
