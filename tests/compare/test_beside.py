@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from workbench.cli import app
 from workbench.compare.beside import beside, picked, side_by_side
 from workbench.compare.compare import compare
 from workbench.compare.tables import suites_of, tables_of
+from workbench.files import bytes_digest
 from workbench.scores.store import Configuration, Scores, ScoreStore
 
 N = 12
@@ -53,6 +55,24 @@ def test_items_are_won_lost_or_the_same(world: tuple[ScoreStore, list[Scores]]) 
     assert len(found["same"]) == 2 * N - 6
     turned = changes(*world, "ties", "base")
     assert (turned["won"], turned["lost"]) == (found["lost"], found["won"])
+
+
+def test_items_may_lack_choices_and_gold(tmp_path: Path) -> None:
+    """Stored items of another writer may leave out what a task does not have; nothing of them is needed here."""
+    store = ScoreStore(tmp_path / "scores")
+    scores = stored(store, VALUES, items=[{"prompt": f"question {i}"} for i in range(N)], answers=answers, metric="em")
+    path = next(store.root.glob("*/items.jsonl.gz"))
+    bare = [
+        {k: v for k, v in json.loads(line).items() if k not in ("choices", "gold")}
+        for line in gzip.decompress(path.read_bytes()).splitlines()
+    ]
+    text = "".join(json.dumps(item) + "\n" for item in bare).encode()
+    path.write_bytes(gzip.compress(text))
+    signed = [s.model_copy(update={"items": bytes_digest(text)}) for s in scores]
+    assert {item["choices"] for item in beside(store, signed, "base", "ties")} == {None}
+    document = compare(store, signed, baseline="base").document()
+    assert {item["gold"] for item in document["side_by_side"]["items"]} == {None}
+    assert any(flip["choices"] is None for flips in document["flips"].values() for flip in flips)
 
 
 def test_lower_metrics_are_won_by_the_lower_score(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def side_by_side(tables: Sequence[Table], configurations: Sequence[Configuration
     answers: dict[str, list[Any]] = {c.name: [] for c in shown}
     spent = 0
     for t, i in chain(_turns(scored), _turns(worded)):
-        question = {key: t.items[i][key] for key in _QUESTION}
+        question = {key: t.items[i].get(key) for key in _QUESTION}
         row = [_short(t.rows[c.digest][i], t.metric) if c.digest in t.rows else None for c in shown]
         spent += len(json.dumps([question, row], ensure_ascii=False))
         if spent > budget:
@@ -114,7 +114,7 @@ def _items(table: Table, first: str, second: str) -> Iterator[dict[str, Any]]:
         way = change(table, float(table.values[first][i]), float(table.values[second][i]))
         answers = [_answer(row, item, table.metric) for row in (before, after)]
         yield {
-            **{key: item[key] for key in _QUESTION},
+            **{key: item.get(key) for key in _QUESTION},
             "metric": table.metric,
             "change": way,
             "differs": way != SAME or any(answers[0][key] != answers[1][key] for key in ("response", "picked")),

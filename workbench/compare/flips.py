@@ -23,8 +23,8 @@ def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list
             continue
         for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
             before, after = (
-                {k: t.rows[d][i][k] for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest)
+                {k: t.rows[d][i].get(k) for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest)
             )
-            item = {k: t.items[i][k] for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
+            item = {k: t.items[i].get(k) for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
             changed.append({**item, "baseline": before, "configuration": after})
     return changed
