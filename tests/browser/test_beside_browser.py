@@ -50,8 +50,10 @@ def document() -> dict[str, Any]:
 
 def choose(page: Browser, **values: str) -> None:
     for name, value in values.items():
-        page.js(f"(() => {{ const e = document.getElementById('beside-{name}'); e.value = {value!r};"
-                "e.dispatchEvent(new Event('input')); })()")  # fmt: skip
+        page.js(
+            f"(() => {{ const e = document.getElementById('beside-{name}'); e.value = {value!r};"
+            "e.dispatchEvent(new Event('input')); })()"
+        )
 
 
 def opened_at(page: Browser, document: dict[str, Any], folder: Path, width: int = 1280, dark: bool = False) -> Path:

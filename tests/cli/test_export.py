@@ -7,6 +7,7 @@ import os
 import stat
 import subprocess
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -61,10 +62,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path
     listed = ", ".join(f"{name}: bricks/{name}" for name in (*BRICKS, "dora", "wide", "full", "copied", "whole"))
     project.write(f"bricks: {{{listed}}}\nsteps: []\n", "all.yaml")
     project.write("base: rounded\nbricks: {two: bricks/two}\nsteps: []\n", "bf16.yaml")
-    before = Path.cwd()
-    os.chdir(project.path)
-    yield project
-    os.chdir(before)
+    with chdir(project.path):
+        yield project
 
 
 @pytest.fixture(scope="module")

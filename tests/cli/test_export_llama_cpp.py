@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -43,10 +44,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path
     project.write("bricks: {one: bricks/one, two: bricks/two}\nsteps: []\n", "both.yaml")
     project.write("bricks: {head: bricks/head, embedding: bricks/embedding}\nsteps: []\n", "other.yaml")
     project.write("base: neox\nbricks: {other: bricks/neox}\nsteps: []\n", "other_family.yaml")
-    before = Path.cwd()
-    os.chdir(project.path)
-    yield project
-    os.chdir(before)
+    with chdir(project.path):
+        yield project
 
 
 @pytest.fixture(scope="module")

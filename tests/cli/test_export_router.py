@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
+from contextlib import chdir
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,8 @@ def world(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path
     names = ("one", "two", "mute", "bare")
     project.write(f"bricks: {{{', '.join(f'{n}: bricks/{n}' for n in names)}}}\nsteps: []\n", "all.yaml")
     project.write("bricks: {one: bricks/one, same: bricks/one}\nsteps: []\n", "twice.yaml")
-    before = Path.cwd()
-    os.chdir(project.path)
-    yield project
-    os.chdir(before)
+    with chdir(project.path):
+        yield project
 
 
 def resolved(place: Path) -> dict[str, tuple[list[str], str | None]]:

@@ -1,4 +1,4 @@
-"""What scoring measures: length of answers, rate of generated text, peak of memory; and that none of it changes keys or digests."""
+"""Scoring measures the length of answers, the rate of generated text and the peak of memory; none of it changes keys or digests."""
 
 from __future__ import annotations
 

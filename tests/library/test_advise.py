@@ -16,11 +16,14 @@ from worlds.project import Project
 from worlds.suites import clustered_suite
 from worlds.tiny import baked, edit_json, save_adapter, save_model, tensors_of
 
+from workbench import yamldoc
 from workbench.library import advise as module
 from workbench.library.advise import Pair
 from workbench.library.contradictions import Shared, shared_prompts
 from workbench.library.scored_before import scored_before
 from workbench.models.texts import Text
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 
 
@@ -174,6 +177,33 @@ def test_the_recipe_runs(folder: Path) -> None:
     error = refused("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     assert "already exists" in error.message
     assert (folder / "recipes" / "mix.yaml").read_text("utf-8") == text
+
+
+def test_a_recipe_of_another_folder_finds_its_bricks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The paths in the recipe start from its project, not from the working directory; a directory outside it stays absolute."""
+    (folder / "inner").mkdir()
+    outside = folder.parent / f"{folder.name}-outside"
+    outside.symlink_to(folder / "more" / "small", target_is_directory=True)
+    other = folder.parent / f"{folder.name}-other" / "recipes"
+    other.mkdir(parents=True)
+    monkeypatch.chdir(folder / "inner")
+    names = ("../more/small", str((folder / "bricks" / "one").resolve()))
+    call("brick", "advise", *names, "--base", "../base", "--write", "../recipes/near.yaml")
+    call("brick", "advise", *names, "--base", "../base", "--write", str(other / "far.yaml"))
+    near = yamldoc.load(folder / "recipes" / "near.yaml").data
+    assert near["bricks"]["small"] == "more/small"
+    for file in (folder / "recipes" / "near.yaml", other / "far.yaml"):
+        assert resolve(load_recipe(file)).bricks.keys() == {"small", "one"}
+
+
+def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folder: Path) -> None:
+    """Two adapters on one layer each: their smallest layer is one that they change, and not 0 of the others."""
+    for name, seed in (("left", 5), ("right", 6)):
+        save_adapter(folder / "base", folder / "more" / name, seed=seed, layers_to_transform=[1])
+    found = advice("more/left", "more/right", "one")
+    pair = next(p for p in found["pairs"] if {p["one"], p["two"]} == {"left", "right"})
+    assert pair["rv_lowest_layer"] == pair["rv_highest_layer"] == pytest.approx(pair["rv"])
+    assert pair["rv"] > 0
 
 
 def test_no_recipe_is_written_where_no_merge_is_recommended(folder: Path) -> None:

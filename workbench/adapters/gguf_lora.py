@@ -26,7 +26,7 @@ SUFFIX = ".gguf"
 
 @dataclass(frozen=True)
 class Family:
-    """How llama.cpp's converter writes a family of models.
+    """A family of models, as llama.cpp's converter writes it.
 
     Attributes:
         name: Name of the architecture in GGUF files.

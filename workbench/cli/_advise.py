@@ -13,7 +13,7 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.advise import Advice
+    from workbench.library.advise import Advice, Pair
     from workbench.library.scored_before import ScoredBefore
 
 
@@ -105,6 +105,7 @@ def _written(advice: Advice, path: Path | None, adapters: bool) -> str | None:
     """Write the recommended recipe, and return its file."""
     from workbench import yamldoc
     from workbench.files import write_text
+    from workbench.project import find_project
 
     if path is None:
         return None
@@ -112,11 +113,12 @@ def _written(advice: Advice, path: Path | None, adapters: bool) -> str | None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
     head = "".join(f"# {line}\n" for line in (shell("workbench", "run", path), advice.says, *advice.reasons))
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, head + yamldoc.dump(advice.recipe(adapters), width=120))
+    write_text(path, head + yamldoc.dump(advice.recipe(adapters, find_project(path)), width=120))
     return str(path)
 
 
 def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore], written: str | None) -> dict[str, Any]:
+    """Return the advice as the document of `--json`."""
     weights = advice.overlap.weights
     order = [advice.overlap.bricks.index(name) for name in advice.bricks]
     return {
@@ -189,13 +191,14 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None) -> N
     for line in advice.unknown:
         out.line(f"not known: {line}")
     if written:
-        out.line(f"{written}")
+        out.line(written)
         out.say(f"score it: {shell('workbench', 'eval', written)}")
     elif advice.step is not None:
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *advice.bricks, '--write')} recipes/NAME.yaml")
 
 
-def _pair_row(pair: Any) -> list[str]:
+def _pair_row(pair: Pair) -> list[str]:
+    """Return the cells of a pair."""
     shared = pair.shared
     return [
         f"{pair.one}, {pair.two}",

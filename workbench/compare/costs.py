@@ -1,4 +1,4 @@
-"""What a configuration costs: length of its answers, time and memory of scoring, rate of generated text, and licenses.
+"""Costs of a configuration: length of its answers, time and memory of scoring, rate of generated text, and licenses.
 
 A number that is not known is null, and `missing` says why.
 """

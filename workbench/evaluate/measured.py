@@ -1,4 +1,4 @@
-"""What scoring a task costs on this machine: the rate of generated text and the peak of memory."""
+"""Measurements of scoring on this machine: the rate of generated text and the peak of memory."""
 
 from __future__ import annotations
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import shell
-from workbench.events import Events, no_events
+from workbench.events import Events, no_events, progress
 from workbench.library.contradictions import Shared, own_texts, shared_prompts
 from workbench.library.measure import Measures, measure
 from workbench.merge.measuring.overlap import Overlap
@@ -50,8 +50,8 @@ class Pair:
         one: A brick.
         two: Another brick.
         rv: Mean RV coefficient of their deltas.
-        low: Smallest mean of a layer; None if they share no layer.
-        high: Largest mean of a layer.
+        low: Smallest mean of a layer that one of them changes; None if neither changes a layer.
+        high: Largest mean of such a layer.
         cosine: Cosine of the deltas; None if one of them is 0.
         conflict: Share of elements with opposite signs, among those where both are nonzero.
         ratio: Norm of the first delta over that of the second.
@@ -79,16 +79,16 @@ class Advice:
     """Advice on merging bricks.
 
     Attributes:
-        base: The base, as the recipe names it.
-        bricks: Brick -> its directory, as the recipe names it.
+        base: Directory or hub id of the base.
+        bricks: Brick -> its directory.
         norms: Brick -> norm of its delta relative to the base's tensors.
         overlap: RV coefficients and the weights that follow.
         pairs: All pairs.
-        regime: What the bricks are to each other.
+        regime: The relation of the bricks to each other.
         says: The regime as a sentence.
         step: The recommended step; None if no merge is recommended.
         reasons: Reasons for the step.
-        unknown: What was not looked at, and how to find out.
+        unknown: Sentences on what the advice does not cover, and how to find out.
     """
 
     base: str
@@ -102,15 +102,24 @@ class Advice:
     reasons: Sequence[str]
     unknown: Sequence[str] = field(default_factory=list)
 
-    def recipe(self, adapter: bool) -> dict[str, Any]:
+    def recipe(self, adapter: bool, project: Path) -> dict[str, Any]:
         """Return the recommended recipe as plain data.
 
         Args:
             adapter: Let the result be an adapter; only for bricks that are adapters.
+            project: Folder that the recipe's paths start from. Directories outside it become absolute paths.
         """
         assert self.step is not None
+
+        def place(name: str) -> str:
+            path = Path(name).resolve()
+            if not path.is_dir():
+                return name
+            return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
+
         output = {"output": {"form": "adapter"}} if adapter else {}
-        return {"version": 1, "base": self.base, "bricks": dict(self.bricks), "steps": [{"id": "mix", **self.step}], **output}
+        bricks = {name: place(brick) for name, brick in self.bricks.items()}
+        return {"version": 1, "base": place(self.base), "bricks": bricks, "steps": [{"id": "mix", **self.step}], **output}
 
 
 def advise(
@@ -153,7 +162,12 @@ def advise(
     for number, name in enumerate(bricks):
         others = {other: deltas[other] for other in list(bricks)[number + 1 :]}
         measures[name] = measure(
-            resolved.base, deltas[name], others, device=device, threads=threads, progress=_progress(events, name)
+            resolved.base,
+            deltas[name],
+            others,
+            device=device,
+            threads=threads,
+            progress=_counted(progress(events, "measure", name)),
         )
     pairs = [_pair(one, two, overlap, measures[one], shared) for one, two in combinations(bricks, 2)]
     norms = {name: float(measured.total.document()["relative"] or 0.0) for name, measured in measures.items()}
@@ -164,16 +178,15 @@ def advise(
     )
 
 
-def _progress(events: Events, name: str) -> Any:
-    def report(done: int, total: int) -> None:
-        events({"stage": "measure", "done": done, "total": total, "text": f"{name}: {total} tensors"})
-
-    return report
+def _counted(report: Callable[[int, int, str], None]) -> Callable[[int, int], None]:
+    """Return the callback of `measure`, which counts tensors."""
+    return lambda done, total: report(done, total, f"{total} tensors")
 
 
 def _pair(one: str, two: str, overlap: Overlap, measured: Measures, shared: Mapping[tuple[str, str], Shared]) -> Pair:
     i, j = overlap.bricks.index(one), overlap.bricks.index(two)
-    by_layer = [pairs[i][j] for pairs in overlap.layers.values()]
+    changed = {n for n, sums in measured.layers.items() if n is not None and (sums.square or sums.meetings[two].square)}
+    by_layer = [pairs[i][j] for layer, pairs in overlap.layers.items() if layer in changed]
     other = measured.total.document()["others"][two]
     own = measured.total.square
     square = measured.total.meetings[two].square

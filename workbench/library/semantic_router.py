@@ -35,7 +35,7 @@ _HEAD = """# Configuration of the vLLM semantic router, canonical form v0.3. Che
 
 @dataclass(frozen=True)
 class RoutedAdapter:
-    """What the router knows of an adapter.
+    """The router's knowledge of an adapter.
 
     Attributes:
         name: Its name on the server.

@@ -24,7 +24,7 @@ _OUTTYPES = {"float32": "f32", "bfloat16": "bf16", "float16": "f16"}
 
 @dataclass(frozen=True)
 class Serving:
-    """What a script serves.
+    """The models that a script serves.
 
     Attributes:
         server: One of `SERVERS`.

@@ -15,7 +15,7 @@ from workbench.report.view import View
 
 @dataclass(frozen=True)
 class BesideView:
-    """What the page shows of answers side by side.
+    """Return the part of the page that shows answers side by side.
 
     Attributes:
         names: Configurations whose answers the page has.

@@ -129,7 +129,7 @@ class Metric(_Document):
 
 
 class Measured(_Document):
-    """What scoring a task cost on the machine that did it. Nothing of it enters a key or a digest.
+    """Measurements of scoring a task on the machine that did it. Nothing of it enters a key or a digest.
 
     Attributes:
         tokens_per_second: Tokens of answers per second of generating; None if no text was generated.

@@ -43,9 +43,9 @@ class BrickPair(Document):
     rv: Number
     """RV coefficient of their deltas, the mean over the layers' matrices."""
     rv_lowest_layer: Number | None
-    """Smallest mean of a layer."""
+    """Smallest mean of a layer that one of the two changes."""
     rv_highest_layer: Number | None
-    """Largest mean of a layer."""
+    """Largest mean of such a layer."""
     cosine: Number | None
     """Cosine of the deltas."""
     sign_conflict: Number | None
@@ -96,7 +96,7 @@ class AdviceDocument(Document):
     layers: list[LayerOverlap]
     """Overlaps layer by layer."""
     regime: Literal["single", "same", "contradicting", "far", "opposed", "overlapping", "between", "disjoint"]
-    """What the bricks are to each other."""
+    """The relation of the bricks to each other."""
     says: str
     """The regime as a sentence."""
     step: dict[str, Any] | None
@@ -104,7 +104,7 @@ class AdviceDocument(Document):
     reasons: list[str]
     """Reasons for the step, or what to do instead of a merge."""
     unknown: list[str]
-    """What was not looked at, and how to find out."""
+    """Sentences on what the advice does not cover, and how to find out."""
     scored_before: list[EarlierScore]
     """The best stored configurations of the same bricks."""
     recipe: str | None

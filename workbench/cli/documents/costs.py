@@ -8,7 +8,7 @@ from workbench.cli.documents.document import Document, Number
 
 
 class CostsDocument(Document):
-    """What a configuration costs. A number that is not known is null, and `missing` says why."""
+    """The costs of a configuration. A number that is not known is null, and `missing` says why."""
 
     configuration: str
     """Name of the configuration."""
@@ -19,13 +19,13 @@ class CostsDocument(Document):
     seconds: Number | None
     """Time of scoring all tasks."""
     resumed: bool
-    """Whether the time leaves out what an interrupted evaluation had done."""
+    """True if the time leaves out what an interrupted evaluation had done."""
     tokens_per_second: Number | None
     """Tokens of the generated texts per second of generating them."""
     peak_bytes: int | None
     """Largest peak of memory while a task was scored."""
     peak_of: str | None
-    """What `peak_bytes` counts: CUDA memory that torch allocated, or resident memory of the process."""
+    """The memory that `peak_bytes` counts: CUDA memory that torch allocated, or resident memory of the process."""
     licences: dict[str, str]
     """License of the base and of every brick; "unknown" if none is stated; empty for imported scores."""
     missing: dict[str, str]

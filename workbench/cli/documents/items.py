@@ -38,7 +38,7 @@ class ItemDocument(Document):
     gold: str | int | list[int] | None
     """The right answer: a text, or the index of the right choice, or several indices."""
     change: Literal["won", "lost", "same"]
-    """Whether the second configuration won or lost the item against the first, or has the same score."""
+    """Change from the first configuration to the second one: the item is won, lost, or has the same score."""
     first: AnswerDocument
     """Answer of the first configuration."""
     second: AnswerDocument

@@ -321,7 +321,7 @@ class PulledConfiguration(Document):
     key: str
     """Digest under which the scores are stored."""
     status: Literal["pulled", "same", "named"]
-    """Whether the scores were taken, were here already, or were here and got names of the other store."""
+    """Outcome: the scores were taken, were here already, or were here and got names of the other store."""
 
 
 class RefusedScores(Document):
@@ -339,7 +339,7 @@ class PulledScores(Document):
     source: str
     """Folder of the other store."""
     dry_run: bool
-    """Whether nothing was written."""
+    """True if nothing was written."""
     plans: list[str]
     """Folders of the plans that this store did not have."""
     documents: list[PulledConfiguration]

@@ -191,7 +191,8 @@ class MergedWeights:
         """Return the inputs of one tensor."""
         group = self._unweighed(name, device)
         if (measured := self.overlap(device)) is not None:
-            group.shares = [measured.weights[brick] for brick in self._bricks]
+            weights = measured.weights
+            group.shares = [weights[brick] for brick in self._bricks]
         return group
 
     def _unweighed(self, name: str, device: torch.device) -> TensorGroup:
