@@ -237,6 +237,12 @@ def test_stored_scores_of_the_same_bricks_are_listed(
     assert scored_before(store, sizes)
     assert scored_before(store, {**sizes, "one": sizes["one"] + 1}) == []
     assert advice("one", "two", "three")["scored_before"] == []
+    for path in store.root.glob("*/plan.json"):
+        record = json.loads(path.read_text("utf-8"))
+        tasks = {task: {**about, "lower": [about["primary"]]} for task, about in record["tasks"].items()}
+        for change in ({"partial": True}, {"tasks": tasks}):
+            path.write_text(json.dumps({**record, **change}), "utf-8")
+            assert scored_before(store, sizes) == []
 
 
 # -- bad input
