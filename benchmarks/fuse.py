@@ -2,6 +2,7 @@
 
     python benchmarks/fuse.py
     python benchmarks/fuse.py --teacher-steps 2 --steps 2 --texts 8 --scored 4 --seeds 1       a quick look
+    python benchmarks/fuse.py --folder DIR                                  keeps the teacher, so that a later call with the same teacher goes on
 
 The teacher is made here: the starter base with a byte-pair tokenizer of its own, trained on pages of Python's reference that are in
 pydoc_data (pages 1, 2, 3 of every five). The base is then trained on other pages (4 of every five): on the text alone, taught by this
@@ -50,17 +51,22 @@ def main() -> None:
     parser.add_argument("--texts", type=int, default=120, help="texts that the base is trained on")
     parser.add_argument("--scored", type=int, default=60, help="held-out texts that are scored")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument(
+        "--folder", type=Path, help="where the teacher is kept; one folder for each size and number of steps of it"
+    )
     options = parser.parse_args()
     torch.manual_seed(0)
     pages = list(topics.values())
     known, given, held_out = (pieces([p for i, p in enumerate(pages) if i % 5 in part]) for part in ((1, 2, 3), (4,), (0,)))
     given, held_out = given[: options.texts], held_out[: options.scored]
     with tempfile.TemporaryDirectory() as folder:
-        project = Path(folder)
+        project = options.folder or Path(folder)
+        (project / "recipes").mkdir(parents=True, exist_ok=True)
+        (project / "base").unlink(missing_ok=True)
         (project / "base").symlink_to(BASE)
-        (project / "recipes").mkdir()
         (project / "texts.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in given), "utf-8")
-        make_teacher(project / "teacher", known, options.tokens, options.teacher_steps)
+        if not (project / "teacher" / "tokenizer.json").is_file():
+            make_teacher(project / "teacher", known, options.tokens, options.teacher_steps)
         nats: dict[str, list[np.ndarray[Any, Any]]] = {
             "base": [scored(project / "base", held_out)],
             "teacher, its own tokens": [scored(project / "teacher", held_out)],
