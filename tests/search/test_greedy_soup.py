@@ -70,6 +70,11 @@ def test_candidates_are_those_of_the_paper(project: Project, tmp_path: Path, see
     assert study.claim("search", None) is None
 
 
+def test_a_brick_that_changes_nothing_stays(project: Project, tmp_path: Path) -> None:
+    tried = run(study_in(tmp_path / "study", space_of(project)), lambda bricks: 0.5)
+    assert tried[3:] == [{"one", "two"}, {"one", "two", "full"}]
+
+
 def test_a_brick_that_fails_alone_comes_last_and_a_soup_that_fails_is_not_kept(project: Project, tmp_path: Path) -> None:
     def score(bricks: frozenset[str]) -> float | None:
         return None if bricks in ({"one"}, {"full", "two"}) else float(len(bricks)) + 0.1 * ("full" in bricks)
