@@ -22,6 +22,7 @@ import edit_tables
 import error_tables
 import fuse_tables
 import grow_tables
+import memory_tables
 import merge_tables
 import neuron_tables
 import route_tables
@@ -358,6 +359,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     **fuse_tables.BLOCKS,
+    **memory_tables.BLOCKS,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
     **route_tables.BLOCKS,

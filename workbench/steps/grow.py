@@ -112,7 +112,8 @@ class GrowMethod(BrickStep):
             parts += [context.files(files), context.vocabulary(context.number)]
         if self.train:
             parts.append(context.files(self.train.inputs()))
-            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version])
+            words = context.wording(self.train.inputs(), context.number + 1)
+            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version, *words])
         return parts
 
     def binding(self) -> Any:

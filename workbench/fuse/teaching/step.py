@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field
 
@@ -14,6 +14,8 @@ class Fused(FuseMethod, RowTraining):
     """A fuse step with the fields of a training."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    takes_chat: ClassVar[bool] = False
+    """False: teachers read the text itself, without a chat template."""
 
     method: Literal["lora", "full"] = "full"
     """Training method: `full` trains all weights, `lora` trains an adapter. Both are saved in bfloat16."""
