@@ -165,8 +165,10 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     """
     described = describe(method)
     laws = described["laws"]
-    text: str = described["text"]
-    lines = [f"# {described['verb']}: {described['name']}", "", text, ""]
+    paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(method) or "").split("\n\n")]
+    lines = [f"# {described['verb']}: {described['name']}", ""]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
     if described["formula"]:
         lines += ["## Formula", "", f"```text\n{described['formula']}\n```", ""]
     lines += ["## Fields", "", *_table(described["fields"]), ""]
