@@ -25,6 +25,7 @@ import grow_tables
 import memory_tables
 import merge_tables
 import neuron_tables
+import road_figure
 import route_tables
 import search_tables
 import yaml
@@ -58,6 +59,7 @@ def outputs(project: Path) -> dict[Path, str]:
         text = path.read_text("utf-8")
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
+    found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
     return found
 
 
