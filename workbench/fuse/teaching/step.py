@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from pydantic import ConfigDict, Field
 
 from workbench.steps import FuseMethod
+from workbench.train.spec import HubData
 from workbench.train.step import RowTraining
 
 
@@ -17,6 +18,10 @@ class Fused(FuseMethod, RowTraining):
     takes_chat: ClassVar[bool] = False
     """False: teachers read the text itself, without a chat template."""
 
+    data: str | HubData = Field()
+    """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":} or {"text":} a line; or a data set of
+    the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:}. Conversations are refused, because teachers read
+    the text without a chat template."""
     method: Literal["lora", "full"] = "full"
     """Training method: `full` trains all weights, `lora` trains an adapter. Both are saved in bfloat16."""
     learning_rate: float = Field(1e-5, gt=0)
