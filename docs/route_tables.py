@@ -156,8 +156,11 @@ def roles_block(found: dict[str, Any]) -> str:
             if row["world"] == world and row["way"] != "base":
                 over = row.get("over")
                 gap = f"{_levels(over['role'], '+.0f')}" if over else ""
-                lines.append([row["way"], *(_levels(row[kind], ".0f") if kind in row else "" for kind in kinds), gap])
-        parts += [f"Roles with {world}:", table(["configuration", *kinds.values(), "one role, above the best NaiveMC"], lines, left=1)]
+                lines.append([row["way"], *(_levels(row[kind], ".0f", 0.0, 100.0) if kind in row else "" for kind in kinds), gap])
+        parts += [
+            f"Roles with {world}:",
+            table(["configuration", *kinds.values(), "one role, above the best NaiveMC"], lines, left=1),
+        ]
     note = (
         f"Percent of {found['items']} held-out prompts a set whose whole answer is right; a small Llama and bricks trained by the script, three roles, "
         f"{found['seeds']} seeds. Intervals, 95 %: a t distribution over pairs of seed and role. `one brick` and `a pair` are the bricks of one role alone, as NaiveMC and DAMC train them. "
@@ -166,9 +169,10 @@ def roles_block(found: dict[str, Any]) -> str:
     return "\n\n".join([*parts, note + _source(found, ROLES)])
 
 
-def _levels(found: dict[str, float], form: str) -> str:
-    """A mean in percent with its interval."""
-    mean, low, high = (f"{found[key]:{form}}".replace("-", "−") for key in ("mean", "low", "high"))
+def _levels(found: dict[str, float], form: str, least: float = -100.0, most: float = 100.0) -> str:
+    """A mean in percent with its interval, which ends where the values do."""
+    values = (min(max(found[key], least), most) for key in ("mean", "low", "high"))
+    mean, low, high = (f"{value:{form}}".replace("-", "−") for value in values)
     return f"{mean} [{low}, {high}]"
 
 
