@@ -36,7 +36,8 @@ def lora(bricks: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "message", "hint"),
     [
-        ({"peft_type": "BOFT"}, "peft_type BOFT; expected LORA, LOHA, LOKR, IA3, OFT, ADALORA, TRAINABLE_TOKENS", "merge_and_unload"),
+        ({"peft_type": "C3A"}, "peft_type C3A; expected LORA, LOHA, LOKR, IA3, OFT, ADALORA, TRAINABLE_TOKENS, VERA, BOFT, HRA, FOURIERFT, RANDLORA, VBLORA",
+         "merge_and_unload"),
         ({"use_qalora": True}, "LORA with use_qalora is not supported", "merge_and_unload"),
         ({"kasa_config": {"x": 1}}, "LORA with kasa_config", "path_initial_model_for_weight_conversion"),
         ({"layer_replication": [[0, 2], [1, 4]]}, "LORA with layer_replication", "repeats layers"),

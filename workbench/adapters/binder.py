@@ -10,12 +10,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from workbench.adapters import tuners
+from workbench.adapters.computed import KINDS, Shared, computed
 from workbench.adapters.dense import BiasShift, Dora, Replaced, Update, added
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE, TITLES
-from workbench.adapters.keys import Part
+from workbench.adapters.keys import USED, Part
 from workbench.adapters.lora import FactorPair, LowRank, Patch
 from workbench.adapters.places import Places, Spot
+from workbench.adapters.rotations import rotation
 from workbench.adapters.tied import is_copy, updates_both_alike
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_embedding, is_head
@@ -31,15 +33,6 @@ _UNSAVE = (
     "It is a copy of the base's own weight, which PEFT adds for embeddings and heads. Save the adapter again with "
     "model.save_pretrained(DIR, save_embedding_layers=False)."
 )
-# Field that identifies a kind of update -> all fields that it uses.
-_USED = {
-    "ia3_l": {"ia3_l"},
-    "oft_R": {"oft_R"},
-    "hada_w1_a": {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"},
-    "lora_embedding_A": {"lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector"},
-    "lora_A": {"lora_A", "lora_B", "lora_E", "lora_B.bias", "lora_magnitude_vector"},
-    "lokr": {f"lokr_w{i}{end}" for i in (1, 2) for end in ("", "_a", "_b")},
-}
 _NO_BIAS = (
     "PEFT cannot merge this adapter either. Add a bias of zeros to the base (set attention_bias or mlp_bias in config.json and store "
     "the tensors), or train the adapter with lora_bias=False."
@@ -69,6 +62,7 @@ class Binder:
         self._kinds: Counter[str] = Counter()
         self._replaced: list[str] = []
         self._untied = base.weights if base and isinstance(base.weights, UntiedWeights) else None
+        self._shared = Shared(self.config["peft_type"], self.config, adapter.keys.shared, adapter.label)
         self._skips_head = self.places.tied is not None and updates_both_alike(adapter.keys)
 
     def bind(self) -> None:
@@ -78,6 +72,8 @@ class Binder:
             WorkbenchError: If the base lacks a module or shape of the adapter, or if a part cannot be expressed exactly as a
                 change of the base's tensors.
         """
+        if self.config["peft_type"] in KINDS:
+            self._shared.check()
         for name, stored in self.adapter.keys.saved.items():
             self._saved(name, stored)
         owners: dict[str, Part] = {}
@@ -137,8 +133,8 @@ class Binder:
     def _check_fields(self, part: Part, name: str) -> None:
         """Raise WorkbenchError if the module has a field that its kind of update does not use."""
         fields = set(part.fields)
-        kind = next(used for first, used in _USED.items() if first in fields or first == "lokr")
-        used = {"lora_A", "lora_B"} if kind is _USED["lora_A"] and self._adapts_parameter(part, name) else kind
+        kind = next(used for first, used in USED.items() if first in fields or first == "lokr")
+        used = {"lora_A", "lora_B"} if kind is USED["lora_A"] and self._adapts_parameter(part, name) else kind
         redundant = {f"lokr_{w}" for w in ("w1", "w2") if {f"lokr_{w}", f"lokr_{w}_a"} <= fields}
         if unused := fields - used | redundant:
             key = part.fields[min(unused)].key
@@ -256,19 +252,23 @@ class Binder:
         return [disk]
 
     def _tuner(self, part: Part) -> list[str]:
-        """Add the update of one module of (IA)³, OFT, LoHa or LoKr."""
+        """Add the update of one module of (IA)³, OFT, LoHa, LoKr and the kinds that PEFT computes."""
         kind = self.config["peft_type"]
         disk = self._whole(f"{part.module}.weight", TITLES[kind])
         spec = self.specs[disk]
         update: Update
-        if kind in ("LOHA", "LOKR"):
+        conv1d = self.places.is_conv1d(part.module, bool(self.config.get("fan_in_fan_out")))
+        if kind in KINDS:
+            update = computed(part, disk, spec, conv1d, self._shared)
+        elif kind in ("LOHA", "LOKR"):
             update = tuners.lycoris(part, disk, spec, self.adapter.lycoris_scale(part.module), self.label)
         elif disk in self.updates:
             raise self._double_update_error(TITLES[kind], disk)
         elif kind == "OFT":
             update = tuners.oft(part, disk, spec, self.config, self.label)
+        elif kind in ("BOFT", "HRA"):
+            update = rotation(part, disk, spec, conv1d, self.config, self.label)
         else:
-            conv1d = self.places.is_conv1d(part.module, bool(self.config.get("fan_in_fan_out")))
             update = tuners.ia3(part, disk, spec, conv1d, self.label)
             if part.fields["ia3_l"].shape[0] != 1 and (bias := self.places.direct(f"{part.module}.bias")):
                 if bias in self.updates:

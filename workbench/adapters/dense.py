@@ -39,23 +39,26 @@ class Update(Protocol):
 
 
 @dataclass(frozen=True)
-class _Rows:
+class Rows:
     """A delta computed by a function (start, stop, base rows) -> rows."""
 
     compute: Callable[[int, int, Tensor], Tensor]
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        """Fill `out` with rows start..stop of the delta."""
         out.copy_(self.compute(start, stop, base))
 
 
-class _Dense:
+class Dense:
+    """Base of the updates that are no product of factors."""
+
     def factors(self, device: torch.device) -> Factors | None:
         """Return None, because the delta is dense."""
         return None
 
 
 @dataclass(frozen=True)
-class Replaced(_Dense):
+class Replaced(Dense):
     """θ − θ₀ of a weight that the adapter holds whole (`modules_to_save`, `bias`).
 
     Rows row..row + count of the stored weight replace rows into..into + count of the base's tensor; other rows do not change.
@@ -80,11 +83,11 @@ class Replaced(_Dense):
                 torch.sub(saved, base[low - start : high - start], out=delta[low - start : high - start])
             return delta
 
-        return _Rows(compute)
+        return Rows(compute)
 
 
 @dataclass(frozen=True)
-class TokenRows(_Dense):
+class TokenRows(Dense):
     """Trained rows that replace rows of the embeddings (`trainable_token_indices`); values are [tokens, width]."""
 
     stored: Stored
@@ -102,11 +105,11 @@ class TokenRows(_Dense):
                 delta[row] = values[i] - base[row]
             return delta
 
-        return _Rows(compute)
+        return Rows(compute)
 
 
 @dataclass(frozen=True)
-class BiasShift(_Dense):
+class BiasShift(Dense):
     """scale · b of `lora_bias`, or (l − 1)·θ₀ of (IA)³, on a layer's bias [out]."""
 
     stored: Stored
@@ -118,12 +121,12 @@ class BiasShift(_Dense):
         vector = self.stored.read(device).reshape(-1, 1)
         scale = self.scale
         if scale is None:
-            return _Rows(lambda start, stop, base: (vector[start:stop] - 1) * base)
-        return _Rows(lambda start, stop, base: vector[start:stop] * scale)
+            return Rows(lambda start, stop, base: (vector[start:stop] - 1) * base)
+        return Rows(lambda start, stop, base: vector[start:stop] * scale)
 
 
 @dataclass(frozen=True)
-class Dora(_Dense):
+class Dora(Dense):
     """m · (W + sBA) / ‖W + sBA‖ − W, with one norm per output (Liu et al. 2024, arXiv 2402.09353, eq. 5).
 
     If the weight is stored as [in, out] (Conv1D, embeddings), a first pass over the base computes the norms.
@@ -142,14 +145,14 @@ class Dora(_Dense):
         magnitude = self.magnitude.read(device).flatten()
         if self.pair.flip:
             norms = self._column_norms(left, right, device)
-            return _Rows(lambda start, stop, base: (base + left[start:stop] @ right) * (magnitude / norms) - base)
+            return Rows(lambda start, stop, base: (base + left[start:stop] @ right) * (magnitude / norms) - base)
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
             changed = base + left[start:stop] @ right
             norms: Tensor = torch.linalg.vector_norm(changed, dim=1)
             return changed * (magnitude[start:stop] / norms).unsqueeze(1) - base
 
-        return _Rows(compute)
+        return Rows(compute)
 
     def _column_norms(self, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
         """Return the norms of the columns of the base plus the update, for DoRA."""
@@ -163,7 +166,7 @@ class Dora(_Dense):
 
 
 @dataclass(frozen=True)
-class Ia3(_Dense):
+class Ia3(Dense):
     """(l − 1) ⊙ W, along the outputs, or along the inputs of feed-forward modules (Liu et al. 2022, arXiv 2205.05638)."""
 
     stored: Stored
@@ -174,12 +177,12 @@ class Ia3(_Dense):
         """Open the delta for reading by rows."""
         vector = self.stored.read(device).flatten() - 1
         if self.along_rows:
-            return _Rows(lambda start, stop, base: base * vector[start:stop].unsqueeze(1))
-        return _Rows(lambda start, stop, base: base * vector)
+            return Rows(lambda start, stop, base: base * vector[start:stop].unsqueeze(1))
+        return Rows(lambda start, stop, base: base * vector)
 
 
 @dataclass(frozen=True)
-class LoHa(_Dense):
+class LoHa(Dense):
     """s · (w1a·w1b) ⊙ (w2a·w2b) (FedPara, Nam-Hyeon et al. 2022, arXiv 2108.06098)."""
 
     fields: dict[str, Stored]
@@ -189,11 +192,11 @@ class LoHa(_Dense):
         """Open the delta for reading by rows."""
         a1, b1, a2, b2 = (self.fields[f"hada_{name}"].read(device) for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
         scale = self.scale
-        return _Rows(lambda start, stop, base: (a1[start:stop] @ b1) * (a2[start:stop] @ b2) * scale)
+        return Rows(lambda start, stop, base: (a1[start:stop] @ b1) * (a2[start:stop] @ b2) * scale)
 
 
 @dataclass(frozen=True)
-class LoKr(_Dense):
+class LoKr(Dense):
     """s · w1 ⊗ w2, where each factor is stored whole or as a product (LyCORIS, Yeh et al. 2024, arXiv 2309.14859)."""
 
     fields: dict[str, Stored]
@@ -211,7 +214,7 @@ class LoKr(_Dense):
             product: Tensor = outer.reshape(len(rows), -1) * scale
             return product
 
-        return _Rows(compute)
+        return Rows(compute)
 
     def _factor(self, name: str, device: torch.device) -> Tensor:
         """Return a Kronecker factor, computed from its low-rank parts if it is stored that way."""
@@ -231,7 +234,7 @@ class LoKr(_Dense):
 
 
 @dataclass(frozen=True)
-class Oft(_Dense):
+class Oft(Dense):
     """W·Rᵀ − W with a block-diagonal rotation R of the inputs (Qiu et al. 2023, arXiv 2306.07280).
 
     R is the Cayley transform (I − Q)(I + Q)⁻¹ of skew-symmetric blocks Q, or PEFT's approximation by the first `terms` terms
@@ -265,7 +268,7 @@ class Oft(_Dense):
             full = rotation.expand(blocks.shape[1], size, size)
             return torch.einsum("nbc,bkc->nbk", blocks, full).reshape(base.shape) - base
 
-        return _Rows(compute)
+        return Rows(compute)
 
     def _rotation(self, device: torch.device) -> Tensor:
         """Return the blocks' rotations by the Cayley transform, or its Neumann series of `terms` terms as in PEFT."""
@@ -310,7 +313,7 @@ class Summed:
                 total += part
             return total
 
-        return _Rows(compute)
+        return Rows(compute)
 
 
 def added(old: Update | None, new: Update) -> Update:

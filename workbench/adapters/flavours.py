@@ -30,8 +30,17 @@ TUNERS = {
     "OFT": "oft_",
     "ADALORA": "lora_",
     "TRAINABLE_TOKENS": "trainable_",
+    "VERA": "vera_",
+    "BOFT": "boft_",
+    "HRA": "hra_",
+    "FOURIERFT": "fourierft_",
+    "RANDLORA": "randlora_",
+    "VBLORA": "vblora_",
 }
-TITLES = {"LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT"}
+TITLES = {
+    "LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT", "VERA": "VeRA", "BOFT": "BOFT", "HRA": "HRA", "FOURIERFT": "FourierFT",
+    "RANDLORA": "RandLoRA", "VBLORA": "VB-LoRA",
+}  # fmt: skip
 # Configuration field that is not supported -> hint. An unset or false field raises no error.
 _REFUSED = {
     "layer_replication": _TWICE,
@@ -55,6 +64,10 @@ _NEUTRAL = frozenset({
     "rank_dropout", "module_dropout", "rank_dropout_scale", "use_effective_conv2d", "decompose_both", "decompose_factor",
     "feedforward_modules", "enable_lora", "merge_weights", "oft_block_size", "block_share", "use_cayley_neumann",
     "num_cayley_neumann_terms", "eps", "init_r", "target_r", "tinit", "tfinal", "deltaT", "beta1", "beta2", "orth_reg_weight", "total_step",
+    "projection_prng_key", "save_projection", "vera_dropout", "d_initial", "boft_block_size", "boft_block_num", "boft_n_butterfly_factor",
+    "boft_dropout", "apply_GS", "n_frequency", "n_frequency_pattern", "scaling", "random_loc_seed", "sparse", "very_sparse", "randlora_dropout",
+    "randlora_alpha", "num_vectors", "vector_length", "topk", "save_only_topk_weights", "vblora_dropout", "init_vector_bank_bound",
+    "init_logits_std",
 })  # fmt: skip
 
 
@@ -107,8 +120,22 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "trainable_token_indices": (_are_tokens, "a list of token ids"),
     "token_indices": (_are_tokens, "a list of token ids"),
     "num_cayley_neumann_terms": (lambda value: _is_integer(value) and 0 < value <= 100, "a whole number from 1 to 100"),
+    "topk": (lambda value: _is_integer(value) and value > 0, "a whole number over 0"),
+    **dict.fromkeys(("projection_prng_key", "random_loc_seed"), (_is_integer, "a whole number")),
+    **dict.fromkeys(("scaling", "randlora_alpha"), (_is_number, "a number")),
     **dict.fromkeys(
-        ("use_rslora", "use_dora", "fan_in_fan_out", "use_cayley_neumann", "block_share"), (_is_flag, "true or false")
+        (
+            "use_rslora",
+            "use_dora",
+            "fan_in_fan_out",
+            "use_cayley_neumann",
+            "block_share",
+            "save_projection",
+            "apply_GS",
+            "sparse",
+            "very_sparse",
+        ),
+        (_is_flag, "true or false"),
     ),
 }
 
@@ -161,12 +188,23 @@ def unknown_fields(config: Mapping[str, Any]) -> list[str]:
     return sorted(k for k, v in config.items() if v and k not in _NEUTRAL and k not in _REFUSED)
 
 
+_MEANING = {
+    "ADALORA": ("init_r",),
+    "OFT": ("block_share", "use_cayley_neumann", "num_cayley_neumann_terms"),
+    "VERA": ("r", "projection_prng_key", "save_projection"),
+    "HRA": ("apply_GS",),
+    "FOURIERFT": ("scaling", "random_loc_seed"),
+    "RANDLORA": ("r", "randlora_alpha", "projection_prng_key", "save_projection", "sparse", "very_sparse"),
+    "VBLORA": ("r", "topk"),
+}
+"""peft_type -> its own fields that change what equal tensors mean."""
+
+
 def meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the fields that change what equal tensors mean; they are part of an adapter's digest."""
     always = ("peft_type", "lora_alpha", "use_rslora", "alpha_pattern", "fan_in_fan_out")
     fields = {key: config.get(key) for key in always}
     names = ["target_parameters", "trainable_token_indices", "token_indices"]
     names += ["r", "alpha", "rank_pattern"] if config.get("peft_type") in ("LOHA", "LOKR") else []
-    names += ["init_r"] if config.get("peft_type") == "ADALORA" else []
-    names += ["block_share", "use_cayley_neumann", "num_cayley_neumann_terms"] if config.get("peft_type") == "OFT" else []
+    names += _MEANING.get(str(config.get("peft_type")), ())
     return fields | {key: config[key] for key in names if config.get(key) is not None}

@@ -23,6 +23,14 @@ _NAMES = {
     "lora_embedding_A": "LoRA on an embedding",
     "ia3_l": "(IA)³",
     "oft_R": "OFT",
+    "vera_lambda_b": "VeRA",
+    "boft_R": "BOFT",
+    "hra_u": "HRA",
+    "fourierft_spectrum": "FourierFT",
+    "randlora_A": "RandLoRA",
+    "randlora_gamma": "RandLoRA",
+    "vblora_logits_A": "VB-LoRA",
+    "vblora_logits_A_topk_indices": "VB-LoRA",
     "trainable_tokens_delta": "trainable tokens",
 }
 

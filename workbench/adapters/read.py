@@ -23,7 +23,9 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 
 
 class Adapter:
-    """A PEFT adapter directory: LoRA and its variants, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³ or trainable tokens.
+    """A PEFT adapter directory.
+
+    It holds LoRA or a variant, AdaLoRA, DoRA, LoHa, LoKr, OFT, (IA)³, VeRA, BOFT, HRA, FourierFT, RandLoRA, VB-LoRA or trainable tokens.
 
     Args:
         path: The directory.

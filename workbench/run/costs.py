@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.adapters.bind import bind
+from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
 from workbench.emergent.sets import NeuronSet
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.peaks import adapter_bytes, largest
+from workbench.weights.checkpoint import HeadersOnlyError
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000
@@ -104,6 +107,20 @@ def adapter_whole(resolved: Resolved, needs: Needs, dense: bool) -> int:
     return largest(work, needs.threads) + held
 
 
-def factor_bytes(adapter: Adapter) -> int:
-    """Return the memory for an adapter's largest update while it is merged: factors as read, in float32 and stacked, in bytes."""
-    return 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
+def factor_bytes(adapter: Adapter, base: Model) -> int:
+    """Return the memory for an adapter's largest update while it is merged, in bytes.
+
+    These are the factors as read, in float32 and stacked; for kinds that PEFT computes, also the whole delta of the largest module.
+
+    Args:
+        adapter: The adapter.
+        base: The base that it is merged into.
+    """
+    factors = 24 * max((entry.spec.numel for entry in adapter.entries.values()), default=0)
+    if adapter.config["peft_type"] not in KINDS:
+        return factors
+    try:
+        updates = bind(adapter, base.weights.specs, base).places.values()
+    except HeadersOnlyError:
+        return factors
+    return factors + max((update.held_bytes for update in updates if isinstance(update, Computed)), default=0)

@@ -78,7 +78,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     if run.done:
         needs.cached.append("run")
     tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
-    factors = threads * sum(factor_bytes(adapter) for adapter in resolved.adapters.values())
+    factors = threads * sum(factor_bytes(adapter, resolved.base) for adapter in resolved.adapters.values())
     host = buffer_bytes(model.weights.specs, needs.width, threads) + factors + tensors
     on_device = 0
     if cuda:
