@@ -193,11 +193,13 @@ def verify_statistics(brick: Brick, name: str) -> None:
 
 
 def brick_directory(name: str) -> Path:
-    """Return a brick's directory, given the directory or its name in bricks/.
+    """Return a brick's directory, given the directory or its name in bricks/. A GGUF file is returned itself.
 
     Raises:
         WorkbenchError: If there is no such directory.
     """
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
+        return Path(name)
     path = Path(name) if Path(name).is_dir() else Path("bricks") / name
     if not path.is_dir():
         known = [p.name for p in Path("bricks").iterdir() if p.is_dir()] if Path("bricks").is_dir() else []

@@ -244,6 +244,12 @@ class AdapterForm(OutputForm):
                 f"{len(whole)} tensors are saved whole (modules_to_save, biases); PEFT loads them, plain LoRA loaders do not: "
                 f"{', '.join(whole[:_NAMED])}{more}"
             )
+        if resolved.checkpoint.packed:
+            return [
+                *lines,
+                f"The adapter changes {base} as it is read here, without quantization. To load it with PEFT, first run a recipe with this base "
+                "and no steps: its result is the base in safetensors.",
+            ]
         lines += adapter_hints(base, place, str(resolved.base_path))
         if output["plain"] and output["rank"] <= RANKS[-1]:
             most = served_rank([output["rank"]])
