@@ -253,7 +253,7 @@ def test_saved_embeddings_and_quantised_repositories(
     """What an adapter saves of tied embeddings is compared at run; what to do about a quantised model names the repository."""
     saved = save_adapter(llama, tmp_path / "saved", seed=5, modules_to_save=["embed_tokens"])
     quantised = shutil.copytree(llama, tmp_path / "quantised")
-    edit_json(quantised / "config.json", quantization_config={"quant_method": "fp8"})
+    edit_json(quantised / "config.json", quantization_config={"quant_method": "mxfp4"})
     server.repositories |= {"org/tied": llama, "org/saved": saved, "org/quantised": quantised}
     recipe = str(project.write("base: org/tied\nbricks: {saved: org/saved}\nsteps: [{merge: task_arithmetic}]\n", "saved.yaml"))
     code, out, err = workbench(project.path, "plan", recipe, "--json")

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.worlds.gguf_models import interleaved
+from worlds.gguf_models import interleaved
 
 Tensors = dict[str, torch.Tensor]
 BLOCK = (16, 24)

@@ -132,7 +132,8 @@ def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
     names = _names(config, architecture, shapes, label, _convert(file))
     tensors = {name: _row(reader, gguf, name, config, family) for gguf, name in names.items()}
-    _save_tokenizer(folder, file, label)
+    if "tokenizer.ggml.model" in reader.fields:
+        _save_tokenizer(folder, file, label)
     write_json(folder / RECORD, {"version": _VERSION, "identity": identity, "stored": stored, "tensors": tensors})
 
 
@@ -226,7 +227,7 @@ def _save_tokenizer(folder: Path, file: Path, label: str) -> None:
     try:
         load_tokenizer(file.parent, gguf_file=file.name).save_pretrained(folder)
         return
-    except Exception as error:  # transformers raises whatever its converters meet
+    except Exception as error:  # noqa: BLE001  (the tokenizers library raises plain Exception)
         reason = " ".join(str(error).split())[:200] or type(error).__name__
     if not (file.parent / "tokenizer.json").is_file():
         raise WorkbenchError(

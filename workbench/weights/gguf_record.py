@@ -32,7 +32,7 @@ def gguf_file(path: Path) -> Path:
 
 
 def gguf_entries(path: Path, label: str) -> tuple[dict[str, Entry], list[str]]:
-    """Return the tensors of a GGUF file under their names in transformers, and sentences on how they are stored.
+    """Return the tensors of a GGUF file under their names in transformers, and sentences on what is read in another form.
 
     Args:
         path: A directory that stands for a GGUF file.
@@ -53,7 +53,8 @@ def gguf_entries(path: Path, label: str) -> tuple[dict[str, Entry], list[str]]:
         name: Entry(file, row["start"], TensorSpec(tuple(row["shape"]), record["stored"]), identity, _packing(row))
         for name, row in record["tensors"].items()
     }
-    return entries, [_note(file, entries)]
+    plain = all(entry.packing is not None and entry.packing.kind == entry.spec.stored for entry in entries.values())
+    return entries, [] if plain else [_note(file, entries)]
 
 
 def _packing(row: dict[str, Any]) -> Packing:

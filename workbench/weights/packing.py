@@ -17,7 +17,7 @@ PACKED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "floa
 BOUNDS = {
     "F8_E4M3": "6.25 % of the value (more for values near zero)",
     "F8_E5M2": "12.5 % of the value (more for values near zero)",
-    "Q8_0": "0.4 % of the largest value in a block of 32",
+    "Q8_0": "0.5 % of the largest value in a block of 32",
     "Q5_0": "6.3 % of the largest value in a block of 32",
     "Q5_1": "1.7 % of the range of a block of 32",
     "Q4_0": "12.5 % of the largest value in a block of 32",
