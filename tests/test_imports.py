@@ -64,7 +64,7 @@ NEED_EXTRAS = {
     "search/samplers.py",
     "search/study.py",
 }
-WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash"}
+WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash", "gguf"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = sorted(p for folder in ("workbench", "tests", "evals/skills", "benchmarks") for p in (PROJECT / folder).rglob("*.py"))

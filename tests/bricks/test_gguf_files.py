@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -223,7 +222,7 @@ def test_a_changed_file_is_read_again(models: Callable[[str], Path], tmp_path: P
     file = save_gguf(models("llama"), tmp_path / "model.gguf", "llama")
     before, _ = resolve_base(str(file), tmp_path)
     save_gguf(models("llama"), file, "llama", "F16")
-    with pytest.raises(WorkbenchError, match="has changed|changed while"):
+    with pytest.raises(WorkbenchError, match=r"has changed|changed while"):
         resolve_base(str(before.path), tmp_path)
     after, _ = resolve_base(str(file), tmp_path)
     assert {spec.stored for spec in after.specs.values()} == {"F16"}
@@ -274,7 +273,7 @@ def test_several_files_in_a_directory(models: Callable[[str], Path], tmp_path: P
     error = refused(folder)
     assert f"{folder} has 2 GGUF files (a.gguf, b.gguf)" in error.message
     assert error.hint == f"Name one of them, such as {folder / 'a.gguf'}."
-    os.remove(folder / "b.gguf")
+    (folder / "b.gguf").unlink()
     assert resolve_base(str(folder), tmp_path)[0].specs
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.resolve.checks import read_notes, compare_configs
+from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.check import check_same_vocabulary
 from workbench.vocabulary.tokens import FILES, has_tokenizer
