@@ -273,6 +273,9 @@ def test_several_files_in_a_directory(models: Callable[[str], Path], tmp_path: P
     error = refused(folder)
     assert f"{folder} has 2 GGUF files (a.gguf, b.gguf)" in error.message
     assert error.hint == f"Name one of them, such as {folder / 'a.gguf'}."
+    with pytest.raises(WorkbenchError, match=r"base: no such file: quants/c.gguf") as caught:
+        resolve_base("quants/c.gguf", tmp_path)
+    assert "a.gguf" in (caught.value.hint or "")
     (folder / "b.gguf").unlink()
     assert resolve_base(str(folder), tmp_path)[0].specs
 

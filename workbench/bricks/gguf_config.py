@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
+from workbench.weights.configuration import MAX_SIZE, check_config
 
 # Fields of an architecture that transformers reads, that are read here, or that say nothing about what the model computes.
 _READ = frozenset({
@@ -40,6 +41,7 @@ def read_settings(
     Raises:
         WorkbenchError: If the file has fields that are not read, or if transformers cannot read it.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, AutoConfig
 
     own = {name.removeprefix(f"{architecture}."): v for name, v in fields.items() if name.startswith(f"{architecture}.")}
@@ -52,13 +54,17 @@ def read_settings(
         )
     try:
         parsed = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-    except (ValueError, KeyError, TypeError, OSError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, OSError, ArithmeticError, AttributeError, IndexError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WorkbenchError(f"{label}: transformers cannot read its configuration ({reason})", hint) from None
     config: dict[str, Any] = json.loads(parsed.to_json_string(use_diff=False))
     for key in ("quantization_config", "_name_or_path", "transformers_version"):
         config.pop(key, None)
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)].__name__]
+    check_config(config, label)
+    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
+        if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
+            raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
     _complete(config, architecture, own, label, hint)
     factors = next((tensor for tensor in tensors if tensor.name == "rope_freqs.weight"), None)
     if factors is not None:
@@ -104,7 +110,7 @@ def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hi
     """
     theta, size = float((config.get("rope_parameters") or config)["rope_theta"]), int(config["head_dim"])
     factor = factors[-1] if factors else 0.0
-    if len(factors) != size // 2 or not all(
+    if len(factors) != size // 2 or factor <= 0 or not all(
         math.isclose(stored, _divisor(theta ** (2 * i / size), factor), rel_tol=1e-3) for i, stored in enumerate(factors)
     ):
         raise WorkbenchError(f"{label}: rope_freqs.weight does not hold the rotary scaling of Llama 3", hint)

@@ -8,7 +8,6 @@ transformers does not read, are refused, because a wrong guess would give anothe
 from __future__ import annotations
 
 import json
-import math
 import re
 import tempfile
 from collections.abc import Mapping
@@ -117,14 +116,13 @@ def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
     """Write configuration, tokenizer and record of a file into a new directory."""
     if _SPLIT.search(file.name):
         raise WorkbenchError(f"{label} is one part of a split file", "Join the parts: llama-gguf-split --merge FIRST OUT.gguf")
-    reader = _open(file, label)
-    architecture = str(_value(reader, "general.architecture"))
+    reader, fields = _open(file, label)
+    architecture = str(fields.get("general.architecture"))
     family = FAMILIES.get(architecture)
     if family is None:
         raise WorkbenchError(
             f"{label}: the architecture {architecture!r} is not read from GGUF files, only {', '.join(FAMILIES)}", _convert(file)
         )
-    fields = {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
     config = read_settings(file, architecture, fields, reader.tensors, label, _convert(file))
     stored = _stored({tensor.tensor_type.name for tensor in reader.tensors})
@@ -137,20 +135,16 @@ def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
     write_json(folder / RECORD, {"version": _VERSION, "identity": identity, "stored": stored, "tensors": tensors})
 
 
-def _open(file: Path, label: str) -> GGUFReader:
-    """Open a GGUF file; raise WorkbenchError if it is damaged."""
+def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, Any]]:
+    """Open a GGUF file and read its fields, except those of the tokenizer; raise WorkbenchError if the file is damaged."""
     import gguf
 
     try:
-        return gguf.GGUFReader(file)
+        reader = gguf.GGUFReader(file)
+        return reader, {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
     except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise WorkbenchError(f"{label}: not a complete GGUF file ({reason})", "Download the file again.") from None
-
-
-def _value(reader: GGUFReader, key: str) -> Any:
-    field = reader.fields.get(key)
-    return None if field is None else field.contents()
 
 
 def _stored(kinds: set[str]) -> str:
@@ -216,7 +210,6 @@ def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], fa
         row["heads"] = heads if ".attn_q." in gguf else int(config.get("num_key_value_heads") or heads)
     if family.shift and name.endswith("norm.weight"):
         row["shift"] = family.shift
-    assert math.prod(shape) > 0
     return row
 
 

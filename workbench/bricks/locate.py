@@ -7,7 +7,7 @@ from pathlib import Path
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import read_card
-from workbench.bricks.gguf_files import find_gguf, gguf_folder
+from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
 from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
@@ -51,9 +51,11 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
         return WorkbenchError(
             f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
         )
-    near = [p.name for p in local.parent.iterdir() if p.is_dir()] if local.parent.is_dir() else []
+    file = local.suffix == SUFFIX
+    inside = list(local.parent.iterdir()) if local.parent.is_dir() else []
+    near = [p.name for p in inside if (p.suffix == SUFFIX if file else p.is_dir())]
     return WorkbenchError(
-        f"{what}: no such directory: {reference}",
+        f"{what}: no such {'file' if file else 'directory'}: {reference}",
         nearest(local.name, near) if near else "Paths are relative to the project folder.",
     )
 
