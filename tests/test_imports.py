@@ -45,7 +45,7 @@ ONLY_IN = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/", "evaluate/"),
-    "gguf": ("library/starter.py", "adapters/gguf_lora.py"),
+    "gguf": ("library/starter.py", "adapters/gguf_lora.py", "bricks/gguf_files.py", "weights/unpacking.py"),
     "mergekit": ("merge/mergekit/api.py",),
     "ray": ("evaluate/pool.py",),
     "optuna": ("search/study.py", "search/samplers.py"),

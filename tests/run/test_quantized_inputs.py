@@ -89,6 +89,10 @@ def test_adapter_as_result(packed: Project) -> None:
         torch.testing.assert_close(read[name], tensor, rtol=0, atol=2e-5)
 
 
+def test_show_says_how_a_brick_is_stored(packed: Project) -> None:
+    assert f"stored   {SAID}" in call("brick", "show", "one", "--card").output
+
+
 def test_export_refuses_a_packed_base(packed: Project) -> None:
     recipe = str(packed.write("base: base\nbricks: {lora: lora}\nsteps: [{merge: task_arithmetic}]\n"))
     error = refused("export", recipe, "--for", "vllm", "--served-base", "org/base", "-o", "out")

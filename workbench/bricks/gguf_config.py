@@ -62,7 +62,14 @@ def read_settings(
         config.pop(key, None)
     config["architectures"] = [MODEL_FOR_CAUSAL_LM_MAPPING[type(parsed)].__name__]
     check_config(config, label)
-    for name in ("hidden_size", "num_attention_heads", "num_key_value_heads", "num_hidden_layers", "intermediate_size", "vocab_size"):
+    for name in (
+        "hidden_size",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "num_hidden_layers",
+        "intermediate_size",
+        "vocab_size",
+    ):
         if type(config.get(name)) is not int or not 0 < config[name] <= MAX_SIZE:
             raise WorkbenchError(f"{label}: {name} is {str(config.get(name))[:40]}; expected a positive whole number", hint)
     _complete(config, architecture, own, label, hint)
@@ -110,8 +117,12 @@ def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hi
     """
     theta, size = float((config.get("rope_parameters") or config)["rope_theta"]), int(config["head_dim"])
     factor = factors[-1] if factors else 0.0
-    if len(factors) != size // 2 or factor <= 0 or not all(
-        math.isclose(stored, _divisor(theta ** (2 * i / size), factor), rel_tol=1e-3) for i, stored in enumerate(factors)
+    if (
+        len(factors) != size // 2
+        or factor <= 0
+        or not all(
+            math.isclose(stored, _divisor(theta ** (2 * i / size), factor), rel_tol=1e-3) for i, stored in enumerate(factors)
+        )
     ):
         raise WorkbenchError(f"{label}: rope_freqs.weight does not hold the rotary scaling of Llama 3", hint)
     return {"rope_type": "llama3", "factor": factor, **_LLAMA3}

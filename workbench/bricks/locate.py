@@ -41,7 +41,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
-    if forced or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
+    if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
         raise _missing(reference, local, what)
     return hub.directory(name, revision or None, what, project)
 

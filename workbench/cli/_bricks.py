@@ -128,6 +128,8 @@ def say_card(brick: Brick) -> None:
         out.line(
             f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters"
         )
+        for note in brick.checkpoint.notes:
+            out.line(f"stored   {note}")
     out.line(f"axes     {axes_text(brick.axes)}")
     if card:
         out.line(f"base     {card.base.title or card.base.id}  {(card.base.digest or '')[:12]}")
