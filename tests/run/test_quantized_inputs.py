@@ -53,6 +53,15 @@ def test_equals_dequantized_copies(packed: Project) -> None:
     assert SAID in (Path(done["model"]) / "README.md").read_text("utf-8")
 
 
+def test_command(packed: Project) -> None:
+    """`run` gives the same files, whichever buffers it uses for other checkpoints."""
+    text = f"base: base\nbricks: {{one: one}}\n{STEPS}"
+    call("run", str(packed.write(text)), "--device", "cpu", "-o", "out")
+    want = packed.tensors(f"base: base-plain\nbricks: {{one: one-plain}}\n{STEPS}", torch.bfloat16)
+    found = tensors_of(packed.path / "out")
+    assert all(torch.equal(found[name], tensor) for name, tensor in want.items())
+
+
 def test_plan_and_its_key(packed: Project) -> None:
     """`plan` says what was lost; another block size in config.json is another run."""
     recipe = str(packed.write(f"base: base\nbricks: {{one: one}}\n{STEPS}"))
