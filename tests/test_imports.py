@@ -45,7 +45,7 @@ ONLY_IN = {
     "typer": ("cli/",),
     "rich": ("cli/",),
     "jinja2": ("report/", "evaluate/"),
-    "gguf": ("library/starter.py", "adapters/gguf_lora.py"),
+    "gguf": ("library/starter.py", "adapters/gguf_lora.py", "bricks/gguf_files.py", "weights/unpacking.py"),
     "mergekit": ("merge/mergekit/api.py",),
     "ray": ("evaluate/pool.py",),
     "optuna": ("search/study.py", "search/samplers.py"),
@@ -64,7 +64,7 @@ NEED_EXTRAS = {
     "search/samplers.py",
     "search/study.py",
 }
-WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash"}
+WEIGHTS_MAY_IMPORT = {"torch", "safetensors", "numpy", "xxhash", "gguf"}
 
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 PYTHON = sorted(p for folder in ("workbench", "tests", "evals/skills", "benchmarks") for p in (PROJECT / folder).rglob("*.py"))

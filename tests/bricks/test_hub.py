@@ -12,8 +12,9 @@ import torch
 from huggingface_hub import constants
 
 from worlds.hub_server import TOKEN, CommandLine, HubServer, commit_of, header_bytes
+from worlds.packed_models import save_fp8
 from worlds.project import Project
-from worlds.tiny import edit_json, files_of, save_adapter
+from worlds.tiny import edit_json, files_of, save_adapter, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import INDEX
@@ -147,6 +148,11 @@ def test_unfit_headers_end_a_run_before_any_download(
         ("org/pickles@v2", "base: org/pickles has no revision 'v2'", "/org/pickles/commits/main"),
         ("org/pickles@3f2c9d1", "base: org/pickles has no revision '3f2c9d1'", "all 40 digits"),
         ("org/pickles", "org/pickles has pickle files only (pytorch_model.bin), which are never opened", "org/pickles@refs/pr/N"),
+        (
+            "org/quants",
+            "org/quants has GGUF files only (q4.gguf, q8.gguf), which are read",
+            "hf download org/quants q4.gguf --local-dir",
+        ),
         ("org/has space", "no such directory or hub repository: org/has space", "spelling"),
     ],
 )
@@ -159,7 +165,11 @@ def test_hub_errors(
     pickles.mkdir()
     (pickles / "config.json").write_text((llama / "config.json").read_text())
     (pickles / "pytorch_model.bin").write_bytes(b"never opened")
-    server.repositories |= {"org/gated": llama, "org/pickles": pickles}
+    quants = tmp_path / "quants"
+    quants.mkdir()
+    for name in ("q4.gguf", "q8.gguf"):
+        (quants / name).write_bytes(b"GGUF")
+    server.repositories |= {"org/gated": llama, "org/pickles": pickles, "org/quants": quants}
     server.gated.add("org/gated")
     code, out, err = workbench(project.path, command, str(project.write(f"base: {base}\nsteps: []\n", "refused.yaml")))
     assert (code, out) == (1, "")
@@ -253,7 +263,7 @@ def test_saved_embeddings_and_quantised_repositories(
     """What an adapter saves of tied embeddings is compared at run; what to do about a quantised model names the repository."""
     saved = save_adapter(llama, tmp_path / "saved", seed=5, modules_to_save=["embed_tokens"])
     quantised = shutil.copytree(llama, tmp_path / "quantised")
-    edit_json(quantised / "config.json", quantization_config={"quant_method": "fp8"})
+    edit_json(quantised / "config.json", quantization_config={"quant_method": "mxfp4"})
     server.repositories |= {"org/tied": llama, "org/saved": saved, "org/quantised": quantised}
     recipe = str(project.write("base: org/tied\nbricks: {saved: org/saved}\nsteps: [{merge: task_arithmetic}]\n", "saved.yaml"))
     code, out, err = workbench(project.path, "plan", recipe, "--json")
@@ -265,6 +275,23 @@ def test_saved_embeddings_and_quantised_repositories(
     assert code == 1
     assert "from_pretrained('org/quantised'" in err
     assert ".workbench" not in err.partition("hint:")[2]
+
+
+def test_fp8_repository(project: Project, server: HubServer, workbench: CommandLine, llama: Path, tmp_path: Path) -> None:
+    """`plan` says from headers alone how weights are stored; `run` downloads and dequantizes them."""
+    packed = shutil.copytree(llama, tmp_path / "packed")
+    worth = save_fp8(packed, "block")
+    server.repositories["org/packed"] = packed
+    recipe = str(project.write("base: org/packed\nsteps: []\noutput: {dtype: float32}\n", "packed.yaml"))
+    code, out, err = workbench(project.path, "plan", recipe, "--json")
+    assert code == 0, err
+    assert "weights were stored in 8 bits (F8_E4M3 with a scale for each block of 16 × 24)" in out
+    assert set(weights_sent(server).values()) == {header_bytes(packed / "model.safetensors")}
+    code, out, err = workbench(project.path, "run", recipe, "--device", "cpu", "--json")
+    assert code == 0, err
+    found = tensors_of(project.path / json.loads(out)["model"])
+    assert set(found) == set(worth)
+    assert all(torch.equal(tensor, worth[name]) for name, tensor in found.items())
 
 
 def test_a_card_cannot_point_outside_its_repository(

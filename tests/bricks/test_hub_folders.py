@@ -286,34 +286,6 @@ def test_pickles(what: str, copy: Callable[[str], Project]) -> None:
     assert all(torch.equal(again[n], t) for n, t in tensors.items())
 
 
-@pytest.mark.parametrize("what", ["base", "one"])
-def test_fp8(what: str, copy: Callable[[str], Project]) -> None:
-    """With and without a word in config.json."""
-    project = copy("llama")
-    folder = project.path / what
-    packed: Tensors = {}
-    tensors = load_file(folder / SINGLE)
-    for name, tensor in tensors.items():
-        scale = tensor.abs().max() / 448
-        quantised = name.endswith("proj.weight")
-        packed[name] = (tensor / scale).to(torch.float8_e4m3fn) if quantised else tensor.bfloat16()
-        packed |= {f"{name}_scale_inv": scale.view(1, 1)} if quantised else {}
-    save_file(packed, folder / SINGLE, metadata={"format": "pt"})
-    error = refused(project)
-    assert "has dtype F8_E4M3, a quantized or packed format" in error.message
-    assert "FineGrainedFP8Config" in (error.hint or "")
-    edit_json(
-        folder / "config.json",
-        quantization_config={"quant_method": "fp8", "activation_scheme": "dynamic", "weight_block_size": [128, 128]},
-    )
-    error = refused(project)
-    assert "quantized weights (fp8); expected floating point" in error.message
-    again = converted(error.hint, folder)
-    assert set(again) == set(tensors)
-    for name, tensor in tensors.items():
-        torch.testing.assert_close(again[name].float(), tensor, atol=0.04 * float(tensor.abs().max()), rtol=0)
-
-
 @pytest.mark.parametrize(
     ("method", "hint"),
     [
@@ -358,14 +330,12 @@ def test_gguf(what: str, copy: Callable[[str], Project]) -> None:
     for file in [*folder.iterdir()]:
         file.unlink()  # a repository of GGUF files has no config.json
     write_gguf(folder / "tiny-f32.gguf", tensors)
-    error = refused(project)
-    assert "has a GGUF file (tiny-f32.gguf); expected model.safetensors" in error.message
-    again = converted(error.hint, folder)
-    assert all(torch.equal(again[n].float(), t) for n, t in tensors.items())
-    assert (
-        f"{what}/tiny-f32.gguf is a file, expected a directory"
-        in refused(project, f"base: {what}/tiny-f32.gguf\nsteps: []\n").message
-    )
+    whole = project.resolve(f"base: {what}\nsteps: []\n")
+    by_name = project.resolve(f"base: {what}/tiny-f32.gguf\nsteps: []\n")
+    assert whole.base_digest == by_name.base_digest
+    read = project.tensors(f"base: {what}\nsteps: []\n")
+    assert set(read) == set(tensors)
+    assert all(torch.equal(read[n], t) for n, t in tensors.items())
 
 
 def write_gguf(file: Path, tensors: Tensors) -> None:

@@ -19,8 +19,9 @@ from workbench.bricks import standins
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.standins import Download, space_problems
 from workbench.errors import WorkbenchError
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError, read_header
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, fingerprint
+from workbench.weights.header import HeadersOnlyError, read_header
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

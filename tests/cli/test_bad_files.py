@@ -32,8 +32,8 @@ from workbench.run.directory import RunDirectory, list_runs
 from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
-from workbench.weights.checkpoint import read_header
 from workbench.weights.digests import tensor_digests
+from workbench.weights.header import read_header
 
 RECIPE = "bricks: {mine: mine}\nsteps: [{merge: average}]\n"
 

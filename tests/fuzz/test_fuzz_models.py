@@ -21,7 +21,8 @@ from workbench.models.architecture import model_depth
 from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens
-from workbench.weights.checkpoint import checkpoint_files, read_config, read_header
+from workbench.weights.checkpoint import checkpoint_files, read_config
+from workbench.weights.header import read_header
 
 PLAN = ["plan", "recipes/test.yaml"]
 

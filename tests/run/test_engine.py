@@ -319,9 +319,15 @@ def test_a_damaged_record_is_no_run(project: Project) -> None:
 def test_devices() -> None:
     assert pick_device("cpu").type == "cpu"
     assert pick_device("auto").type in ("cpu", "cuda")
-    for name in ("gpu", "mps", "meta"):
+    for name in ("gpu", "meta"):
         with pytest.raises(WorkbenchError, match=f"--device {name}: expected auto, cpu, cuda or cuda:N"):
             pick_device(name)
+    with pytest.raises(WorkbenchError, match="--device mps: many steps compute in float64") as metal:
+        pick_device("mps")
+    with pytest.raises(WorkbenchError, match="--device cuda:0,1: expected one device") as several:
+        pick_device("cuda:0,1")
+    assert metal.value.hint == "Use --device cpu."
+    assert several.value.hint == "Use --device cuda:0, and start other runs on other devices at the same time."
     if not torch.cuda.is_available():
         with pytest.raises(WorkbenchError, match="this machine has 0 CUDA devices"):
             pick_device("cuda")

@@ -23,8 +23,9 @@ import workbench.weights.specs as specs_module
 import workbench.weights.writer as writer
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
-from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, read_header
+from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest
+from workbench.weights.header import read_header
 from workbench.weights.parallel import load_all
 from workbench.weights.specs import TensorSpec, load
 from workbench.weights.writer import JOURNAL, plan_shards, write_checkpoint

@@ -10,7 +10,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.identity import open_unchanged
 from workbench.lazy import torch
-from workbench.weights.checkpoint import Entry
+from workbench.weights.header import Entry
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE
 from workbench.errors import WorkbenchError
-from workbench.weights.checkpoint import Entry
+from workbench.weights.header import Entry
 
 PREFIX = "base_model.model."
 _PART = re.compile(

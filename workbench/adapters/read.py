@@ -13,7 +13,7 @@ from workbench.adapters.keys import Keys, sort_keys
 from workbench.adapters.patterns import Patterns
 from workbench.adapters.tied import unties
 from workbench.errors import WorkbenchError
-from workbench.weights.checkpoint import Entry, read_header
+from workbench.weights.header import Entry, read_header
 from workbench.weights.specs import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:

@@ -22,9 +22,10 @@ from workbench.models.cleanup import tidy
 from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
 from workbench.models.tied import tied_embeddings, with_head_of
-from workbench.weights.checkpoint import Checkpoint, Entry, read_config
+from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
 from workbench.weights.foreign import is_stand_in
+from workbench.weights.header import Entry
 from workbench.weights.specs import TensorSpec, Weights
 
 STARTER = "bricks/starter/base"

@@ -205,6 +205,11 @@ def _no_weights(repository: Repository, folder: str, what: str) -> WorkbenchErro
             f"{what}: {repository.name} has pickle files only ({', '.join(pickles[:3])}), which are never opened; expected {expected}",
             convert,
         )
+    if packed := sorted(file for file in files if file.endswith(".gguf")):
+        return WorkbenchError(
+            f"{what}: {repository.name} has GGUF files only ({', '.join(packed[:3])}), which are read from local files",
+            f"hf download {repository.name} {folder}{packed[0]} --local-dir DIR, and use DIR/{folder}{packed[0]}.",
+        )
     listed = ", ".join(sorted(files)[:5]) or "nothing"
     return WorkbenchError(
         f"{what}: {repository.name} holds neither {ADAPTER_WEIGHTS} nor a checkpoint ({SINGLE}, {INDEX}); it holds {listed}",

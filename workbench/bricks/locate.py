@@ -7,6 +7,7 @@ from pathlib import Path
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick
 from workbench.bricks.card import read_card
+from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
 from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
@@ -19,7 +20,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     """Return the directory of a local path or hub id, and the commit of a hub repository.
 
     An existing path takes precedence over a hub id; `./`, `../`, `~` and `/` force a local path. `hub` downloads files into the
-    hub's own cache, or only headers into the project's cache.
+    hub's own cache, or only headers into the project's cache. For a GGUF file it is the directory that stands for the file.
 
     Args:
         reference: Path or hub id, with an optional "@REVISION".
@@ -33,12 +34,14 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
     local = local if local.is_absolute() else project / local
+    if local.exists() and (file := find_gguf(local, what)):
+        return gguf_folder(file, project, what), None
     if local.is_file():
         raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Use the directory that contains it.")
     if local.exists():
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
-    if forced or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
+    if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):
         raise _missing(reference, local, what)
     return hub.directory(name, revision or None, what, project)
 
@@ -48,9 +51,11 @@ def _missing(reference: str, local: Path, what: str) -> WorkbenchError:
         return WorkbenchError(
             f"{what}: the starter base ({reference}) is not downloaded yet", "Run `workbench brick fetch starter`."
         )
-    near = [p.name for p in local.parent.iterdir() if p.is_dir()] if local.parent.is_dir() else []
+    file = local.suffix == SUFFIX
+    inside = list(local.parent.iterdir()) if local.parent.is_dir() else []
+    near = [p.name for p in inside if (p.suffix == SUFFIX if file else p.is_dir())]
     return WorkbenchError(
-        f"{what}: no such directory: {reference}",
+        f"{what}: no such {'file' if file else 'directory'}: {reference}",
         nearest(local.name, near) if near else "Paths are relative to the project folder.",
     )
 

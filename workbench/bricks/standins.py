@@ -17,8 +17,8 @@ from pathlib import Path, PurePosixPath
 from workbench.errors import size
 from workbench.files import read_json, write_json
 from workbench.project import CACHE
-from workbench.weights.checkpoint import MAX_HEADER
 from workbench.weights.foreign import STAND_IN
+from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8
 

@@ -10,7 +10,8 @@ from workbench.bricks.source import BrickSource
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights, tied_embeddings, untied_config, with_head_of
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.header import HeadersOnlyError
 from workbench.weights.specs import Weights
 
 

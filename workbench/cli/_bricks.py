@@ -128,6 +128,8 @@ def say_card(brick: Brick) -> None:
         out.line(
             f"tensors  {len(brick.checkpoint.specs)}, {sum(s.numel for s in brick.checkpoint.specs.values()) / 1e6:.1f} M parameters"
         )
+        for note in brick.checkpoint.notes:
+            out.line(f"stored   {note}")
     out.line(f"axes     {axes_text(brick.axes)}")
     if card:
         out.line(f"base     {card.base.title or card.base.id}  {(card.base.digest or '')[:12]}")
@@ -193,11 +195,13 @@ def verify_statistics(brick: Brick, name: str) -> None:
 
 
 def brick_directory(name: str) -> Path:
-    """Return a brick's directory, given the directory or its name in bricks/.
+    """Return a brick's directory, given the directory or its name in bricks/. A GGUF file is returned itself.
 
     Raises:
         WorkbenchError: If there is no such directory.
     """
+    if Path(name).suffix == ".gguf" and Path(name).is_file():
+        return Path(name)
     path = Path(name) if Path(name).is_dir() else Path("bricks") / name
     if not path.is_dir():
         known = [p.name for p in Path("bricks").iterdir() if p.is_dir()] if Path("bricks").is_dir() else []

@@ -12,7 +12,7 @@ RecipesArg = Annotated[list[str], typer.Argument(help="Recipes: files, or NAME f
 SubjectsArg = Annotated[
     list[str],
     typer.Argument(
-        help="Recipes (files, or NAME for recipes/NAME.yaml), model directories, hub ids (org/name[@revision]).",
+        help="Recipes (files, or NAME for recipes/NAME.yaml), model directories, GGUF files, hub ids (org/name[@revision]).",
         metavar="RECIPE_OR_MODEL",
         show_default=False,
     ),

@@ -156,14 +156,19 @@ def _resolved(target: str, runs_dir: Path | None) -> Resolved | None:
     from workbench.run.opened import resolve_model
     from workbench.run.saved import is_configuration
 
-    path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
+    path = Path(target) if _is_model(Path(target)) else recipe_path(target)
     if is_configuration(path):
         return None
     if path.suffix in (".yaml", ".yml"):
         return load(path, None, runs_dir)[0]
-    if (path / "config.json").is_file():
+    if _is_model(path):
         return resolve_model(str(path), find_project(Path.cwd() / "here")).resolved
     return None
+
+
+def _is_model(path: Path) -> bool:
+    """Return True for a model directory and for a GGUF file."""
+    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
 
 
 def _ask() -> str:
@@ -189,13 +194,14 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
     from workbench.models.tokenizer import load_tokenizer
     from workbench.run.saved import is_configuration
 
-    path = Path(target) if (Path(target) / "config.json").is_file() else recipe_path(target)
+    path = Path(target) if _is_model(Path(target)) else recipe_path(target)
     if is_configuration(path):
         return _configured(path, device)
-    if path.suffix in (".yaml", ".yml"):
+    packed = _resolved(target, runs_dir) if _is_model(path) else None
+    if path.suffix in (".yaml", ".yml") or (packed is not None and packed.checkpoint.packed):
         from workbench.run.materialize import materialize
 
-        resolved, _ = load(path, None, runs_dir)
+        resolved = packed or load(path, None, runs_dir)[0]
         return materialize(resolved, device, events=out.event), load_tokenizer(resolved.tokenizer_path)
     if not (path / "config.json").is_file():
         from workbench.run.directory import find_run, list_runs

@@ -142,7 +142,8 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
             f"{entry.name}: the suite's backend needs a checkpoint, which cannot contain a {resolved.beside}",
             "Score it on a suite with `backend: hf`.",
         )
-    if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter):
+    packed = resolved.checkpoint.packed  # a server computes in 8 bits what is scored here in the dtype of the result
+    if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter or packed):
         return Path(resolved.base_path)
     return Path(execute(resolved, runs, Work(device, events=events))["model"])
 

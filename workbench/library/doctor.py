@@ -13,8 +13,8 @@ from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
 from workbench.project import CACHE
 from workbench.run.execute import versions
-from workbench.weights.checkpoint import read_header
 from workbench.weights.compiled import backend
+from workbench.weights.header import read_header
 
 _LOW_SPACE = 5_000_000_000
 

@@ -213,6 +213,12 @@ def check_export(subject: Subject, server: str, served: str | None) -> str:
         WorkbenchError: If an adapter has parts that servers do not read, or too large a rank.
     """
     check_server(server)
+    if subject.adapters and subject.model.checkpoint.packed:
+        raise WorkbenchError(
+            f"{subject.name}: its base {subject.base} stores weights in fewer bits, or in a GGUF file, so a server would answer otherwise than "
+            "the adapters were made for",
+            "Run a recipe with this base and no steps, and use the result's directory as the base.",
+        )
     if served is None and subject.adapters and server == "llama.cpp":  # its adapters name no base
         served = Path(subject.base).name if Path(subject.base).is_dir() else subject.base
     if served is None and subject.adapters:

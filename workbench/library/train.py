@@ -30,6 +30,7 @@ from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedModel
 
     from workbench.weights.checkpoint import Checkpoint
 
@@ -142,6 +143,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
             declared=spec.base,
         ),
         device=str(device),
+        model=_unpacked(checkpoint, spec, device) if checkpoint.packed else None,
         told=told,
     )
     brick = Brick(name, (kinds_of(files) or ["adapter"])[0], files)
@@ -166,6 +168,17 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
         card = card.model_copy(update={"scores": (score_brick(folder, spec, project, device, events),)})
         write_card(folder, card)
     return card
+
+
+def _unpacked(checkpoint: Checkpoint, spec: BrickSpec, device: torch.device) -> PreTrainedModel:
+    """Return the live model of a base whose weights transformers would not load as they are read here."""
+    from workbench.lazy import torch
+    from workbench.models.layout import Model
+    from workbench.models.live import compute, live_model
+
+    dtype = torch.bfloat16 if spec.method == "lora" else torch.float32
+    base = Model(checkpoint, checkpoint.config)
+    return live_model(base.config, compute(base, dtype, device), checkpoint.path, device)
 
 
 def _statistics(

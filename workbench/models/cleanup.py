@@ -8,10 +8,11 @@ from typing import Any
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_embedding, is_head
 from workbench.models.skeleton import is_native, ties_head
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.digests import entry_digest
 from workbench.weights.foreign import dequantise
+from workbench.weights.header import Entry, HeadersOnlyError
 from workbench.weights.specs import TensorSpec
 
 # Buffers in old files that transformers computes itself: causal masks and their fill values (GPT-2, GPT-Neo, GPT-J, GPT-NeoX, CodeGen),
@@ -20,8 +21,8 @@ _BUFFERS = re.compile(
     r"(^|\.)((cross)?attn|attention)\.(bias|masked_bias|causal_mask)$|(^|\.)(rotary_emb|rotary|rotary_pos_emb)\.inv_freq$|(^|\.)position_ids$"
 )
 _PACKED = re.compile(
-    r"\.(qweight|qzeros|g_idx|weight_packed|weight_scale|weight_scale_inv|SCB|codebooks)$|\.weight\.(absmax|quant_map|quant_state)"
-    r"|_proj_(blocks|scales)$"
+    r"\.(qweight|qzeros|g_idx|weight_packed|weight_scales?|weight_scale_inv|weight_format|SCB|codebooks|W_q)$"
+    r"|\.weight\.(absmax|quant_map|quant_state)|\.weight\._(data|scale)$|_proj_(blocks|scales|scale_inv|scale)$"
 )
 
 
@@ -37,6 +38,11 @@ def tidy(checkpoint: Checkpoint) -> None:
         if _PACKED.search(name):
             raise WorkbenchError(
                 f"{checkpoint.label}: {name} is part of a quantized weight; expected floating point",
+                dequantise(None, checkpoint.path),
+            )
+        if _is_code(name, entry):
+            raise WorkbenchError(
+                f"{checkpoint.label}: {name} holds {entry.spec.dtype_name} numbers, which are codes of a quantized weight; expected floating point",
                 dequantise(None, checkpoint.path),
             )
         if is_buffer(name, entry.spec):
@@ -63,6 +69,13 @@ def native(config: dict[str, Any], label: str) -> dict[str, Any]:
             f"transformers does not support model_type {config.get('model_type')} natively: use a revision of the model for a type that it supports.",
         )
     return {key: value for key, value in config.items() if key != "auto_map"}
+
+
+def _is_code(name: str, entry: Entry) -> bool:
+    """Return whether a stored tensor has the form of a quantized weight: integers under the name of a weight, or a matrix of bytes."""
+    if entry.spec.kind != "integer" or entry.packing or is_buffer(name, entry.spec):
+        return False
+    return name.endswith(".weight") or (entry.spec.itemsize == 1 and len(entry.spec.shape) > 1)
 
 
 def is_buffer(name: str, spec: TensorSpec) -> bool:

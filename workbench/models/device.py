@@ -18,10 +18,19 @@ def pick_device(name: str) -> torch.device:
         name: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
 
     Raises:
-        WorkbenchError: If there is no such device.
+        WorkbenchError: If there is no such device, if there are several, or if it is Apple's GPU.
     """
     if name == "auto":
         name = "cuda" if has_cuda() else "cpu"
+    if name.partition(":")[0] == "mps":
+        raise UsageError(
+            f"--device {name}: many steps compute in float64, which Apple's Metal does not have", "Use --device cpu."
+        )
+    if "," in name:
+        raise UsageError(
+            f"--device {name}: expected one device, because one run computes on one device",
+            f"Use --device {name.partition(',')[0]}, and start other runs on other devices at the same time.",
+        )
     try:
         device = torch.device(name)
     except RuntimeError:

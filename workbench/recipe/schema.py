@@ -87,8 +87,8 @@ class RecipeFields(Strict):
     base: Annotated[
         Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")], Discriminator(_base_form)
     ]
-    """The base model: a directory, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with
-    an adapter on it. The deltas of all bricks are taken against it."""
+    """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model
+    with an adapter on it. The deltas of all bricks are taken against it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
     """Name -> location of each brick that steps can use: an adapter, a fine-tuned checkpoint, or another recipe."""
     tokenizer: TokenizerFields | None = None

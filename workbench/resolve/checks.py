@@ -26,9 +26,10 @@ from workbench.steps import Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
-from workbench.weights.checkpoint import Checkpoint, HeadersOnlyError
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known
 from workbench.weights.foreign import is_stand_in
+from workbench.weights.header import HeadersOnlyError
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
@@ -145,7 +146,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
             warnings += check_same_vocabulary(brick.name, brick.path, brick.checkpoint.specs, plain.path, plain.specs)
         base = resolved.base if vocabulary or brick.name in resolved.parents else base_for([brick], plain)
         weights = fitted(brick, base, vocabulary.view(brick.name) if vocabulary else None)
-        warnings += buffers_left_out(brick.checkpoint) + compare_configs(brick, plain)
+        warnings += read_notes(brick.checkpoint) + compare_configs(brick, plain)
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
     warnings += _check_origin(brick, resolved, hub, findings)
@@ -165,13 +166,13 @@ def _check_origin(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings
     return check_origin(brick, base, recipe.project, any_base=recipe.fields.bricks[brick.name].any_base)
 
 
-def buffers_left_out(checkpoint: Checkpoint) -> list[str]:
-    """Return a warning if a checkpoint contains buffers, which are not copied."""
-    names = checkpoint.left_out
+def read_notes(checkpoint: Checkpoint) -> list[str]:
+    """Return warnings on what a checkpoint stores otherwise than the model uses it: buffers, and weights in fewer bits."""
+    names, notes = checkpoint.left_out, [f"{checkpoint.label}: {note}" for note in checkpoint.notes]
     text = (
         f"{checkpoint.label}: skips {len(names)} stored buffers ({', '.join(names[:1])}, …), which transformers computes itself"
     )
-    return [text] if names else []
+    return [*([text] if names else []), *notes]
 
 
 def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.weights.checkpoint import HeadersOnlyError
+from workbench.weights.header import HeadersOnlyError
 
 
 @dataclass

@@ -19,7 +19,7 @@ from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
-from workbench.resolve.checks import buffers_left_out, check_brick, check_low_rank, check_recipe, check_steps, edit_warnings
+from workbench.resolve.checks import check_brick, check_low_rank, check_recipe, check_steps, edit_warnings, read_notes
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
@@ -88,7 +88,7 @@ class _Builder:
         self.checkpoint, self.revision = _base(recipe, hub)
         self.on_disk: dict[str, Brick] = {}
         self.nested: dict[str, Resolved] = {}
-        self.findings = Findings(warnings=buffers_left_out(self.checkpoint))
+        self.findings = Findings(warnings=read_notes(self.checkpoint))
         self.whole = recipe.whole_models
         self.teachers = recipe.teachers
 

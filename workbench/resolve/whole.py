@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.resolve.checks import buffers_left_out, compare_configs
+from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.check import check_same_vocabulary
 from workbench.vocabulary.tokens import FILES, has_tokenizer
@@ -40,7 +40,7 @@ def check_whole_model(name: str, resolved: Resolved) -> list[str]:
         if brick.kind == "adapter":
             return []
         source, path = brick.checkpoint, brick.path
-        warnings = [*buffers_left_out(source), *compare_configs(brick, base)]
+        warnings = [*read_notes(source), *compare_configs(brick, base)]
     try:
         return [*warnings, *check_same_vocabulary(name, path, source.specs, base.path, base.specs)]
     except WorkbenchError as error:

@@ -29,7 +29,7 @@ from workbench.run.shapes import written_specs
 from workbench.run.work import Work
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
-from workbench.weights.checkpoint import read_config
+from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest
 from workbench.weights.writer import output_specs, write_checkpoint
 
@@ -245,7 +245,7 @@ class AdapterForm(OutputForm):
                 f"{', '.join(whole[:_NAMED])}{more}"
             )
         lines += adapter_hints(base, place, str(resolved.base_path))
-        if output["plain"] and output["rank"] <= RANKS[-1]:
+        if output["plain"] and output["rank"] <= RANKS[-1] and not resolved.checkpoint.packed:
             most = served_rank([output["rank"]])
             module = shell(f"{resolved.recipe.name}={place}")
             lines.append(f"serve:  vllm serve {shell(base)} --enable-lora --max-lora-rank {most} --lora-modules {module}")
@@ -362,8 +362,14 @@ def adapter_hints(base: str, adapter: str, base_path: str) -> list[str]:
         adapter: Directory of the adapter.
         base_path: Directory or hub id of the base.
     """
+    place = locate(base_path, Path.cwd(), "base")[0]
+    if Checkpoint(place, "base").packed:
+        return [
+            f"The adapter changes {base} as it is read here, without quantization. To load it with PEFT, first run a recipe with this base and "
+            "no steps: its result is the base in safetensors."
+        ]
     lines = [f'load:   PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base}"), "{adapter}")']
-    if (whole := _loading_class(locate(base_path, Path.cwd(), "base")[0])) != "AutoModelForCausalLM":
+    if (whole := _loading_class(place)) != "AutoModelForCausalLM":
         lines.append(f"        (the adapter names modules of the text decoder; {whole} loads the whole base)")
     return lines
 

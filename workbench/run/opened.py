@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
+from workbench.bricks.gguf_files import SUFFIX
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import kinds_of, locate
 from workbench.errors import UsageError, WorkbenchError, shell
@@ -37,10 +38,12 @@ class NamedModel:
 
 
 def is_model(reference: str) -> bool:
-    """Return True if a command-line argument is a model: an existing directory, or text in the form of a hub id."""
+    """Return True if a command-line argument is a model: an existing directory or GGUF file, or text in the form of a hub id."""
     if Path(reference).suffix in (".yaml", ".yml"):
         return False
     folders = ("bricks", "recipes", "runs", "evals", ".", "..", "~")
+    if Path(reference).suffix == SUFFIX and Path(reference).expanduser().is_file():
+        return True
     return Path(reference).expanduser().is_dir() or (
         bool(_HUB_ID.fullmatch(reference)) and reference.split("/")[0] not in folders
     )
@@ -78,6 +81,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     elif place.is_dir():
         target = str(place.resolve())
         name = Path(target).parent.name if (Path(target).parent / RECORD).is_file() else Path(target).name
+    elif place.is_file():
+        name, target = place.stem, str(place.resolve())
     else:
         name, target = reference.partition("@")[0].rpartition("/")[2], reference
     path, _ = locate(target, project, label, replace(hub, headers_only=True))

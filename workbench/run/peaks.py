@@ -12,7 +12,7 @@ from workbench.adapters.lora import LowRank
 from workbench.merge.measuring.overlap import overlap_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
-from workbench.weights.checkpoint import HeadersOnlyError
+from workbench.weights.header import HeadersOnlyError
 from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, TensorSpec
 from workbench.weights.svd import OVERSAMPLE
 

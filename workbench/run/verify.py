@@ -11,12 +11,13 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.files import json_digest
-from workbench.weights.checkpoint import Checkpoint, read_header
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
+from workbench.weights.header import read_header
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
-    from workbench.weights.checkpoint import Entry
+    from workbench.weights.header import Entry
 
 
 @dataclass(frozen=True)

@@ -277,11 +277,11 @@ class BrickRef(Strict):
     """Location of a brick. A plain string is the same as `path`."""
 
     path: str | None = None
-    """A directory or hub id. The kind of brick is detected from brick.yaml, adapter_config.json or config.json."""
+    """A directory, hub id or GGUF file. The kind of brick is detected from brick.yaml, adapter_config.json or config.json."""
     adapter: str | None = None
     """A directory or hub id of a PEFT LoRA adapter."""
     checkpoint: str | None = None
-    """A directory or hub id of a fine-tuned model with the base's architecture."""
+    """A directory, hub id or GGUF file of a fine-tuned model with the base's architecture."""
     brick: str | None = None
     """A directory with a brick.yaml."""
     recipe: str | None = None

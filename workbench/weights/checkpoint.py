@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,131 +13,24 @@ import xxhash
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.identity import FileIdentity, check_unchanged, settled_identity
+from workbench.identity import FileIdentity, check_unchanged
 from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
-from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise, is_stand_in
-from workbench.weights.specs import DTYPES, Source, TensorSpec
+from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise
+from workbench.weights.fp8 import fold, is_read
+from workbench.weights.gguf_record import gguf_entries, is_gguf
+from workbench.weights.header import Entry, read_header
+from workbench.weights.specs import Source, TensorSpec
+from workbench.weights.unpacking import PackedSource
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-MAX_HEADER = 100_000_000
-MAX_DIMENSIONS = 16
-MAX_NAME = 1000
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-
-
-class HeadersOnlyError(WorkbenchError):
-    """The error for reading a tensor of a file of which only the header was downloaded."""
-
-
-@dataclass(frozen=True)
-class Entry:
-    """The place of a tensor on disk.
-
-    Attributes:
-        file: The tensor's file.
-        start: Offset of the tensor's first byte; None if the file is a stand-in with a header only.
-        spec: Shape and dtype.
-        identity: Identity of the file when its header was read. Readers raise an error if it has changed; None skips that check.
-    """
-
-    file: Path
-    start: int | None
-    spec: TensorSpec
-    identity: FileIdentity | None = field(default=None, compare=False)
-
-    @property
-    def offset(self) -> int:
-        """The offset of the tensor's first byte; raises HeadersOnlyError if only the header was downloaded."""
-        if self.start is None:
-            raise HeadersOnlyError(
-                f"{self.file}: only the header was downloaded, not the tensors",
-                "`workbench run` and `workbench eval` download the file if the recipe names the model by its hub id.",
-            )
-        return self.start
-
-
-def read_header(file: Path, watched: bool = True) -> dict[str, Entry]:
-    """Read the header of a safetensors file.
-
-    Args:
-        file: The file.
-        watched: Whether later reads raise an error if the file changes; False for a file that the caller itself writes.
-
-    Returns:
-        Tensor name -> entry, in the order of their offsets.
-
-    Raises:
-        WorkbenchError: If the file is not safetensors, is truncated, has a header over 100 MB, gaps, overlaps or a quantized dtype.
-    """
-    with file.open("rb") as stream:
-        identity = settled_identity(stream.fileno()) if watched else None
-        size = identity.size if identity else os.fstat(stream.fileno()).st_size
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(MAX_HEADER, size - 8):
-            raise WorkbenchError(
-                f"{file}: not a safetensors file (a header of {length:,} bytes in a file of {size:,} bytes)",
-                "The download may be incomplete: download the file again.",
-            )
-        text = stream.read(length)
-    hint = "Download the file again."
-    where = f"{file}: damaged safetensors header"
-    header = jsondoc.as_object(jsondoc.parse(text, where, hint, unique=True), where, hint)
-    header.pop("__metadata__", None)
-    described = [_parse_entry(file, name, info) for name, info in header.items()]
-    entries: dict[str, Entry] = {}
-    stand_in = is_stand_in(file.parent)
-    expected = 0
-    for start, stop, name, dtype, shape in sorted(described):
-        if dtype not in DTYPES:
-            raise WorkbenchError(
-                f"{file}: {name} has dtype {dtype}, a quantized or packed format; expected floating point",
-                dequantise("fp8" if dtype.startswith("F8") else None, file.parent),
-            )
-        spec = TensorSpec(shape, dtype)
-        if start != expected or stop - start != spec.nbytes or min(shape, default=0) < 0:
-            raise WorkbenchError(
-                f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + spec.nbytes}",
-                "The file is damaged: download it again.",
-            )
-        expected = stop
-        entries[name] = Entry(file, None if stand_in else 8 + length + start, spec, identity)
-    if 8 + length + expected != size:
-        raise WorkbenchError(
-            f"{file}: the file has {size:,} bytes, but its header describes {8 + length + expected:,} (truncated?)",
-            "Download the file again.",
-        )
-    return entries
-
-
-def _parse_entry(file: Path, name: str, info: Any) -> tuple[int, int, str, str, tuple[int, ...]]:
-    """Return offsets, name, dtype and shape of a header's entry; raise WorkbenchError if it is malformed."""
-    if isinstance(info, dict) and len(name) <= MAX_NAME:
-        offsets, shape, dtype = _sizes(info.get("data_offsets")), _sizes(info.get("shape")), info.get("dtype")
-        if (
-            offsets is not None
-            and len(offsets) == 2
-            and isinstance(dtype, str)
-            and shape is not None
-            and len(shape) <= MAX_DIMENSIONS
-        ):
-            return offsets[0], offsets[1], name, dtype, shape
-    raise WorkbenchError(
-        f"{file}: damaged safetensors header: {name[:80]!r} has no valid dtype, shape and data_offsets",
-        "Download the file again.",
-    )
-
-
-def _sizes(value: Any) -> tuple[int, ...] | None:
-    """Return a value as a tuple if it is a list of whole numbers from 0 to 2⁶³ - 1; None if not."""
-    fits = isinstance(value, list) and all(type(number) is int and 0 <= number < 2**63 for number in value)
-    return tuple(value) if fits else None
 
 
 def checkpoint_files(path: Path, label: str) -> list[Path]:
@@ -205,7 +97,7 @@ def refuse_foreign(path: Path, label: str) -> None:
 
 def _check_same(single: Path, index: Path, label: str) -> None:
     """Check that a single file and an index beside it have the same tensors; the file is then read, as transformers does."""
-    in_index, in_file = set(_weight_map(index, label)), set(read_header(single))
+    in_index, in_file = set(_weight_map(index, label)), set(read_header(single, packed=True))
     if differing := sorted(in_index ^ in_file):
         raise WorkbenchError(
             f"{label}: {single.name} and {index.name} in {single.parent} are of different models: only one of them has {differing[0]} "
@@ -247,8 +139,24 @@ class Checkpoint:
         self.entries: dict[str, Entry] = {}
         self.left_out: list[str] = []
         """Stored tensors that are ignored: buffers that transformers computes itself."""
+        self.notes: list[str] = []
+        """Sentences on weights that are stored in fewer bits: how, and what that changed."""
+        self.streamed: dict[str, str] = {}
+        self.deferred: list[str] = []
+        self._descriptors: dict[Path, int] = {}
+        self._lock = threading.Lock()
+        if is_gguf(path):
+            self.entries, self.notes = gguf_entries(path, label)
+            return
+        self._read_headers()
+        folded = fold(self.entries, jsondoc.read_cached(path / "config.json") or {}, path, label)
+        self.entries, self.notes = folded.entries, folded.notes
+
+    def _read_headers(self) -> None:
+        """Read the headers of all safetensors files."""
+        path, label = self.path, self.label
         for file in checkpoint_files(path, label):
-            for name, entry in read_header(file).items():
+            for name, entry in read_header(file, packed=True).items():
                 if name in self.entries:
                     raise WorkbenchError(f"{label}: {name} is in both {self.entries[name].file.name} and {file.name}")
                 self.entries[name] = entry
@@ -261,10 +169,11 @@ class Checkpoint:
                 f"{label}: {path / INDEX} names {missing[0]}, which no file has ({len(missing)} such tensors)",
                 "Download the checkpoint again.",
             )
-        self.streamed: dict[str, str] = {}
-        self.deferred: list[str] = []
-        self._descriptors: dict[Path, int] = {}
-        self._lock = threading.Lock()
+
+    @property
+    def packed(self) -> bool:
+        """True if weights are stored in fewer bits, or in a GGUF file. transformers then reads other numbers, or none."""
+        return any(entry.packing for entry in self.entries.values())
 
     @cached_property
     def specs(self) -> dict[str, TensorSpec]:
@@ -283,14 +192,33 @@ class Checkpoint:
     def open(self, name: str, device: torch.device) -> Source:
         """Open one tensor; the reader raises an error at the first NaN or infinity."""
         entry = self.entries[name]
-        with self._lock:
-            if entry.file not in self._descriptors:
-                self._descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
-        descriptor = self._descriptors[entry.file]
+        if entry.packing:
+            return PackedSource(entry, f"{self.label}: {name}", self._read_bytes)
+        descriptor = self._descriptor(entry.file)
         check_unchanged(descriptor, entry.identity, entry.file)
         if hasattr(os, "posix_fadvise"):  # the kernel reads ahead while the first blocks are computed
             os.posix_fadvise(descriptor, entry.offset, entry.spec.nbytes, os.POSIX_FADV_WILLNEED)
         return FileSource(self, descriptor, name, device)
+
+    def _descriptor(self, file: Path) -> int:
+        with self._lock:
+            if file not in self._descriptors:
+                self._descriptors[file] = os.open(file, os.O_RDONLY)
+        return self._descriptors[file]
+
+    def _read_bytes(self, file: Path, identity: FileIdentity | None, offset: int, size: int) -> bytearray:
+        """Read bytes of a file; raise an error if it ends too early or has changed since its header was read."""
+        descriptor, data, done = self._descriptor(file), bytearray(size), 0
+        view = memoryview(data)
+        while done < size:
+            count = os.preadv(descriptor, [view[done:]], offset + done)
+            if not count:
+                raise WorkbenchError(
+                    f"{file}: the file ends too early", "The file changed while it was read: run the command again."
+                )
+            done += count
+        check_unchanged(descriptor, identity, file)
+        return data
 
     def __del__(self, close: Callable[[int], None] = os.close) -> None:  # `os` may be unloaded when the interpreter exits
         for descriptor in getattr(self, "_descriptors", {}).values():
@@ -370,14 +298,14 @@ class FileSource:
 
 
 def read_config(path: Path, label: str) -> dict[str, Any]:
-    """Read and check config.json of a checkpoint directory.
+    """Read and check config.json of a checkpoint directory. `quantization_config` is left out if its weights are read here.
 
     Args:
         path: The directory.
         label: The checkpoint's name in messages.
 
     Raises:
-        WorkbenchError: If the file is missing or invalid, or if the model is quantized.
+        WorkbenchError: If the file is missing or invalid, or if the model is quantized in another way.
     """
     file = path / "config.json"
     try:
@@ -388,7 +316,10 @@ def read_config(path: Path, label: str) -> dict[str, Any]:
             f"{label}: no config.json in {path}", "Expected a Hugging Face model directory: config.json and safetensors files."
         ) from None
     check_config(config, f"{label}: {file}")
-    if quantization := config.get("quantization_config") or config.get("compression_config"):
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if is_read(quantization):
+        return {key: value for key, value in config.items() if key not in ("quantization_config", "compression_config")}
+    if quantization:
         method = quantization.get("quant_method", "unknown") if isinstance(quantization, dict) else "unknown"
         raise WorkbenchError(
             f"{label}: quantized weights ({method}); expected floating point",

@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json, write_json
 from workbench.identity import check_unchanged, identity_of, open_unchanged
 from workbench.lazy import torch
-from workbench.weights.checkpoint import Entry
+from workbench.weights.header import Entry
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -25,15 +25,24 @@ _BOOKKEEPING = frozenset({"_name_or_path", "transformers_version", "torch_dtype"
 
 
 def entry_digest(entry: Entry) -> str:
-    """Return the digest of one stored tensor's bytes.
+    """Return the digest of one stored tensor's bytes. For a packed tensor it includes the scales, and how they are applied.
 
     Raises:
         WorkbenchError: If the file has changed since its header was read.
     """
+    if entry.packing is None:
+        return _bytes_digest(entry)
+    scale = entry.packing.scale
+    scales = Entry(scale.file, scale.start, TensorSpec(scale.shape, scale.stored), scale.identity) if scale else None
+    return json_digest([_bytes_digest(entry), entry.packing.meaning(), _bytes_digest(scales) if scales else None])
+
+
+def _bytes_digest(entry: Entry) -> str:
+    """Return the digest of the bytes of a tensor in a file, without its scales."""
     digest = xxhash.xxh3_128()
     with entry.file.open("rb") if entry.identity is None else open_unchanged(entry.file, entry.identity) as stream:
         stream.seek(entry.offset)
-        left = entry.spec.nbytes
+        left = entry.nbytes
         while left:
             chunk = stream.read(min(1 << 20, left))
             if not chunk:
@@ -104,8 +113,8 @@ def fingerprint(entries: Mapping[str, Entry]) -> str:
                 descriptors[entry.file] = os.open(entry.file, os.O_RDONLY)
                 check_unchanged(descriptors[entry.file], entry.identity, entry.file)
             for place in range(4):
-                offset = entry.spec.nbytes * (2 * place + 1) // 8 // 64 * 64
-                digest.update(os.pread(descriptors[entry.file], min(64, entry.spec.nbytes - offset), entry.offset + offset))
+                offset = entry.nbytes * (2 * place + 1) // 8 // 64 * 64
+                digest.update(os.pread(descriptors[entry.file], min(64, entry.nbytes - offset), entry.offset + offset))
     finally:
         for descriptor in descriptors.values():
             os.close(descriptor)
@@ -121,10 +130,11 @@ def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
 
 
 def _identity(group: Mapping[str, Entry]) -> list[Any]:
-    """Return the path and identity of the one file that a group of entries is in, and the entries' names."""
+    """Return the path and identity of the one file that a group of entries is in, and the entries' names and packings."""
     first = next(iter(group.values()))
     identity = first.identity or identity_of(first.file)
-    return [str(first.file.resolve()), *identity.storable, sorted(group)]
+    packed = {name: entry.packing.identity() for name, entry in group.items() if entry.packing}
+    return [str(first.file.resolve()), *identity.storable, sorted(group), *([packed] if packed else [])]
 
 
 def _cache_file(group: Mapping[str, Entry], cache: Path) -> Path:

@@ -1,4 +1,4 @@
-"""Commands that convert quantized, pickled or GGUF models, which the workbench does not read, to safetensors."""
+"""Commands that convert models to safetensors whose quantization, pickles or GGUF files the workbench does not read."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ _LOAD = (
 TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
 # Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
 _UNDONE_ON_LOAD = {
-    "fp8": "FineGrainedFP8Config",
     "mxfp4": "Mxfp4Config",
     "compressed-tensors": "CompressedTensorsConfig",
     "metal": "MetalConfig",

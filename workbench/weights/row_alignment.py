@@ -109,7 +109,8 @@ class WholeTensors:
             if tensor is None:
                 spec = weights.specs[name]
                 # Values of a file are exact in the file's dtype; computed values need float32.
-                dtype = spec.dtype if isinstance(weights, Checkpoint) else torch.float32
+                stored = isinstance(weights, Checkpoint) and weights.entries[name].packing is None
+                dtype = spec.dtype if stored else torch.float32
                 tensor = load(weights, name, dtype, device).view(spec.rows, spec.cols)
                 self._loaded[key] = tensor
             return tensor

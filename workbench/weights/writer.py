@@ -20,9 +20,10 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, naming_file, sync, write_text
 from workbench.lazy import torch
 from workbench.weights import kernels
-from workbench.weights.checkpoint import INDEX, SINGLE, Entry, read_header
+from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest
+from workbench.weights.header import Entry, read_header
 from workbench.weights.parallel import each
 from workbench.weights.specs import TensorSpec, Weights, block_elements, buffer, matrix, stored_name
 

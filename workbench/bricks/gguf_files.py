@@ -1,0 +1,236 @@
+"""GGUF files as models: a directory in the project's cache stands for the file, see `weights/gguf_record.py`.
+
+Configuration and tokenizer are those that transformers reads from the file. Tensors get their names in transformers, and what
+llama.cpp's converter did to them is undone when they are read. Architectures whose conversion was not compared, and fields that
+transformers does not read, are refused, because a wrong guess would give another model without an error.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.bricks.gguf_config import read_settings
+from workbench.errors import WorkbenchError
+from workbench.files import json_digest, write_json
+from workbench.identity import identity_of
+from workbench.models.skeleton import skeleton
+from workbench.project import CACHE
+from workbench.versions import installed
+from workbench.weights.foreign import TOKENIZER_TOO, convert_command
+from workbench.weights.gguf_record import LINK, RECORD
+
+if TYPE_CHECKING:
+    from gguf import GGUFReader
+
+SUFFIX = ".gguf"
+_VERSION = 1  # raise it when the record or the configuration of a file changes
+_SPLIT = re.compile(r"-\d{5}-of-\d{5}\.gguf$")
+_PLAIN = {"F32", "F16", "BF16"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """An architecture as llama.cpp's converter writes it.
+
+    Attributes:
+        interleaved: True if the rows of query and key projections are interleaved within each head.
+        shift: Number to add to the weights of norms.
+    """
+
+    interleaved: bool = False
+    shift: float = 0.0
+
+
+# Architecture in the file -> what the converter does to its tensors. Source: llama.cpp, convert_hf_to_gguf.py, as undone by
+# transformers/modeling_gguf_pytorch_utils.py; tests/bricks/test_gguf_files.py compares each.
+FAMILIES: Mapping[str, Family] = {
+    "llama": Family(interleaved=True),
+    "qwen2": Family(),
+    "qwen3": Family(),
+    "gemma2": Family(shift=-1.0),
+    "gemma3": Family(shift=-1.0),
+}
+
+
+def find_gguf(path: Path, what: str) -> Path | None:
+    """Return the GGUF file that a path means: the file itself, or the only one in a directory without other weights.
+
+    Args:
+        path: A file or directory.
+        what: Name of the model in error messages.
+
+    Raises:
+        WorkbenchError: If a directory has several GGUF files and no other weights.
+    """
+    if path.is_file():
+        return path if path.suffix == SUFFIX else None
+    files = sorted(path.glob(f"*{SUFFIX}"))
+    if not files or (path / RECORD).is_file() or any(path.glob("*.safetensors")):
+        return None
+    if len(files) > 1:
+        raise WorkbenchError(
+            f"{what}: {path} has {len(files)} GGUF files ({', '.join(f.name for f in files[:3])}{' …' if len(files) > 3 else ''})",
+            f"Name one of them, such as {files[0]}.",
+        )
+    return files[0]
+
+
+def gguf_folder(file: Path, project: Path, what: str) -> Path:
+    """Return the directory that stands for a GGUF file, making it if it does not exist or the file has changed.
+
+    Args:
+        file: The GGUF file.
+        project: Project whose cache holds the directory.
+        what: Name of the model in error messages.
+
+    Raises:
+        WorkbenchError: If the file is damaged or split, or if its architecture, fields or tensors are not read here.
+    """
+    file = file.resolve()
+    identity = identity_of(file).storable
+    key = json_digest([_VERSION, str(file), identity, installed("transformers", "gguf")])[:12]
+    place = project / CACHE / "gguf" / f"{file.stem}-{key}"
+    if (place / RECORD).is_file() and (place / LINK).is_symlink():
+        return place
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
+        partial = Path(folder) / "model"
+        partial.mkdir()
+        (partial / LINK).symlink_to(file)
+        _fill(partial, file, identity, f"{what}: {file}")
+        try:
+            partial.rename(place)
+        except OSError:
+            if not place.is_dir():  # otherwise another process made it
+                raise
+    return place
+
+
+def _fill(folder: Path, file: Path, identity: list[int], label: str) -> None:
+    """Write configuration, tokenizer and record of a file into a new directory."""
+    if _SPLIT.search(file.name):
+        raise WorkbenchError(f"{label} is one part of a split file", "Join the parts: llama-gguf-split --merge FIRST OUT.gguf")
+    reader, fields = _open(file, label)
+    architecture = str(fields.get("general.architecture"))
+    family = FAMILIES.get(architecture)
+    if family is None:
+        raise WorkbenchError(
+            f"{label}: the architecture {architecture!r} is not read from GGUF files, only {', '.join(FAMILIES)}", _convert(file)
+        )
+    shapes = {tensor.name: tuple(int(n) for n in reversed(tensor.shape)) for tensor in reader.tensors}
+    config = read_settings(file, architecture, fields, reader.tensors, label, _convert(file))
+    stored = _stored({tensor.tensor_type.name for tensor in reader.tensors})
+    config["dtype"] = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}[stored]
+    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+    names = _names(config, architecture, shapes, label, _convert(file))
+    tensors = {name: _row(reader, gguf, name, config, family) for gguf, name in names.items()}
+    if "tokenizer.ggml.model" in reader.fields:
+        _save_tokenizer(folder, file, label)
+    write_json(folder / RECORD, {"version": _VERSION, "identity": identity, "stored": stored, "tensors": tensors})
+
+
+def _open(file: Path, label: str) -> tuple[GGUFReader, dict[str, Any]]:
+    """Open a GGUF file and read its fields, except those of the tokenizer; raise WorkbenchError if the file is damaged."""
+    import gguf
+
+    try:
+        reader = gguf.GGUFReader(file)
+        return reader, {name: field.contents() for name, field in reader.fields.items() if not name.startswith("tokenizer.")}
+    except (ValueError, IndexError, KeyError, TypeError, OverflowError, AttributeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise WorkbenchError(f"{label}: not a complete GGUF file ({reason})", "Download the file again.") from None
+
+
+def _stored(kinds: set[str]) -> str:
+    """Return the dtype that a model is read as: the one of its plain matrices, or bfloat16 if there are quantized ones."""
+    if not kinds <= _PLAIN or "BF16" in kinds:
+        return "BF16"
+    return "F16" if "F16" in kinds else "F32"
+
+
+def _names(
+    config: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
+) -> dict[str, str]:
+    """Return the name in transformers of every tensor in a file.
+
+    Raises:
+        WorkbenchError: If the file has tensors that the model does not have, lacks some, or has them in other shapes.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
+    known = get_tensor_name_map(number, int(config["num_hidden_layers"]))
+    model = skeleton(json.dumps(config, sort_keys=True))
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    if config.get("tie_word_embeddings"):
+        wanted = {name: shape for name, shape in wanted.items() if name not in model.all_tied_weights_keys}
+    names = {}
+    for name in wanted:
+        stem, _, suffix = name.rpartition(".")
+        found = known.get_name(stem)
+        if found is not None:
+            names[f"{found}.{suffix}"] = name
+    missing = [name for name in wanted if name not in names.values() or not _has(names, name, shapes)]
+    extra = [gguf for gguf in shapes if gguf not in names and gguf != "rope_freqs.weight"]
+    if missing or extra:
+        parts = [f"lacks {', '.join(missing[:3])}"] if missing else []
+        parts += [f"has {', '.join(extra[:3])}, which has no name in transformers"] if extra else []
+        raise WorkbenchError(f"{label}: the file {' and '.join(parts)}", hint)
+    for gguf, name in names.items():
+        if shapes[gguf] != wanted[name]:
+            raise WorkbenchError(
+                f"{label}: {gguf} is {list(shapes[gguf])}, but {name} of a model with the file's settings is {list(wanted[name])}",
+                hint,
+            )
+    return names
+
+
+def _has(names: Mapping[str, str], name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    return any(gguf in shapes for gguf, live in names.items() if live == name)
+
+
+def _row(reader: GGUFReader, gguf: str, name: str, config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Return the record of one tensor: where it lies, and how it is read."""
+    tensor = next(tensor for tensor in reader.tensors if tensor.name == gguf)
+    shape = [int(n) for n in reversed(tensor.shape)]
+    row: dict[str, Any] = {
+        "kind": tensor.tensor_type.name,
+        "shape": shape,
+        "start": int(tensor.data_offset),
+        "nbytes": int(tensor.n_bytes),
+    }
+    heads = int(config["num_attention_heads"])
+    if family.interleaved and re.search(r"\.attn_[qk]\.", gguf):
+        row["heads"] = heads if ".attn_q." in gguf else int(config.get("num_key_value_heads") or heads)
+    if family.shift and name.endswith("norm.weight"):
+        row["shift"] = family.shift
+    return row
+
+
+def _save_tokenizer(folder: Path, file: Path, label: str) -> None:
+    """Write the tokenizer of a file, or the one that lies beside the file if transformers cannot read that in it."""
+    from workbench.models.tokenizer import load_tokenizer
+
+    try:
+        load_tokenizer(file.parent, gguf_file=file.name).save_pretrained(folder)
+        return
+    except Exception as error:  # noqa: BLE001  (the tokenizers library raises plain Exception)
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+    if not (file.parent / "tokenizer.json").is_file():
+        raise WorkbenchError(
+            f"{label}: transformers cannot read the tokenizer in the file ({reason})",
+            f"Put tokenizer.json and tokenizer_config.json of the original model into {file.parent}.",
+        )
+    load_tokenizer(file.parent).save_pretrained(folder)
+
+
+def _convert(file: Path) -> str:
+    """Return the hint for a file that is not read here."""
+    options = f", gguf_file={file.name!r}, quantization_config=GgufConfig(dequantize=True)"
+    return f"Dequantize it with transformers, and compare the result: {convert_command(file.parent, ', GgufConfig', options)}  {TOKENIZER_TOO}"
