@@ -19,7 +19,7 @@ from workbench.lazy import torch
 from workbench.steps import Group
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
-from workbench.weights.specs import TensorSpec, block_elements
+from workbench.weights.specs import TensorSpec, block_elements, empty
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> l
         return [_exact_trim(row, count) for row, count in zip(bits, counts, strict=True)]
     sample, touched = _bits(group, _sample(group.spec))
     windows = [_threshold_window(row, count / numel) for row, count in zip(sample, counts, strict=True)]
-    histograms = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in windows]
+    histograms = [empty(width, "I32", group.device).zero_() for _, width in windows]
     above = [0] * len(counts)  # per brick, the number of elements above its window
     for start, stop in group.spec.blocks(block_elements(group.device)):
         rows = group.rows(start, stop)
@@ -98,8 +98,9 @@ def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, 
     parts = []
     for start, stop in ranges:
         rows = group.rows(start, stop)
-        buffer = torch.empty(stop - start, group.spec.cols, device=group.device)
-        deltas = (magnitude_bits(rows.delta(i, buffer)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        buffer = empty((stop - start) * group.spec.cols, "F32", group.device).view(stop - start, group.spec.cols)
+        values = (rows.delta(i, buffer).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        deltas = (value.view(np.int32) & np.int32(0x7FFFFFFF) for value in values)
         parts.append(np.stack(list(deltas)))
     return np.concatenate(parts, axis=1), [i for i, brick in enumerate(rows.bricks) if brick is not None]
 
