@@ -126,12 +126,14 @@ class Array:
 
     def add_(self, other: Array) -> Array:
         """Add float32 elements."""
-        np.add(self.data, other.data, out=self.data)
+        with np.errstate(all="ignore"):  # like torch; the writer refuses results that are not finite
+            np.add(self.data, other.data, out=self.data)
         return self
 
     def sub_(self, other: Array) -> Array:
         """Subtract float32 elements."""
-        np.subtract(self.data, other.data, out=self.data)
+        with np.errstate(all="ignore"):
+            np.subtract(self.data, other.data, out=self.data)
         return self
 
 

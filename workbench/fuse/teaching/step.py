@@ -13,7 +13,7 @@ from workbench.train.step import RowTraining
 class Fused(FuseMethod, RowTraining):
     """A fuse step with the fields of a training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: Literal["lora", "full"] = "full"
     """Training method: `full` trains all weights, `lora` trains an adapter. Both are saved in bfloat16."""
