@@ -28,6 +28,8 @@ _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18
 # At most 8 MiB of counters per brick. Deltas of bf16 weights have few distinct magnitudes near the threshold.
 _WINDOW = 1 << 21
+# Bytes of counters per brick at usual densities, where a window spans a few percent of the magnitudes.
+_COUNTERS = 1 << 20
 _ERRORS = 5
 _PLACES = 32
 
@@ -89,8 +91,8 @@ def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> l
 
 
 def selection_bytes(numel: int, bricks: int) -> int:
-    """Return the memory that `trims` needs for one tensor: counters, and three copies of the sample."""
-    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else 4 * _WINDOW))
+    """Return the memory that `trims` usually needs for one tensor: counters, and three copies of the sample."""
+    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else _COUNTERS))
 
 
 def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
