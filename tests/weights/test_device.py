@@ -165,7 +165,7 @@ def test_staging_on_the_cpu_keeps_one_piece() -> None:
 
 
 def test_landing_rounds_and_gives_the_bytes() -> None:
-    landing = Landing(6, torch.bfloat16, CPU)
+    landing = Landing(6, "BF16", CPU)
     block = torch.tensor([[1.0, 1.00390625, 2.0]])
     room = landing.rounded(block)
     room.copy_(block)

@@ -58,11 +58,11 @@ class LoadedRecipe:
         Raises:
             WorkbenchError: If an input is missing or does not fit, or a check of the result fails.
         """
-        from workbench.models.device import pick_device
+        from workbench.run.device import device_of_run
         from workbench.run.execute import execute
         from workbench.run.work import Work
 
-        return execute(self.resolved, self._runs, Work(pick_device(device)), out=Path(out) if out else None)
+        return execute(self.resolved, self._runs, Work(device_of_run(device, self.resolved)), out=Path(out) if out else None)
 
     def model(self, device: str = "auto") -> PreTrainedModel:
         """Compose the configuration in memory and return it as a transformers model in the output dtype.

@@ -5,7 +5,6 @@ Commands import heavy libraries in their bodies, so that `--help` loads no torch
 
 from __future__ import annotations
 
-import gc
 import os
 import sys
 from typing import Annotated, NoReturn
@@ -92,8 +91,6 @@ app.command("methods")(reads_recipes(methods.methods))
 
 def main() -> None:
     """Run the command line, and turn errors into messages and exit codes."""
-    # Imports create many objects that live until the end. Scanning them repeatedly costs 0.1 s at every start.
-    gc.set_threshold(20_000, 10, 10)
     silence()
     try:
         try:

@@ -170,7 +170,7 @@ def run(
     An interrupted run resumes.
     """
     from workbench.cli.documents.run import RunDocument
-    from workbench.models.device import pick_device
+    from workbench.run.device import device_of_run
     from workbench.run.directory import run_for
     from workbench.run.execute import execute
     from workbench.run.forms import CHECKPOINT, form_of
@@ -184,7 +184,7 @@ def run(
     resolved, runs = load(recipe, settings, runs_dir)
     for warning in resolved.warnings:
         out.warn(warning)
-    result = execute(resolved, runs, Work(pick_device(device), threads, out.event), out=to, wait=wait)
+    result = execute(resolved, runs, Work(device_of_run(device, resolved), threads, out.event), out=to, wait=wait)
 
     def text() -> None:
         form = form_of(resolved)

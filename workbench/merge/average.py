@@ -32,6 +32,10 @@ class Average(MergeMethod):
     """`full` merges whole deltas. `core` merges the small core matrices of adapters: the same result, kept as low-rank
     factors."""
 
+    def takes_arrays(self) -> bool:
+        """Return True: the sum is one compiled loop."""
+        return True
+
     def prepare(self, group: Group) -> Combination:
         """Return the mean of the deltas: the mean of base + delta is the base plus the mean delta."""
         return Combination([1.0 / len(group.bricks)] * len(group.bricks))

@@ -57,6 +57,10 @@ class Dare(OverlapWeighted):
     """`full` merges whole deltas. `core` merges the small core matrices of adapters, which drops elements in the adapters' common
     basis and gives a different result."""
 
+    def takes_arrays(self) -> bool:
+        """Return True: drops and sums are compiled loops."""
+        return True
+
     def prepare(self, group: Group) -> Selection:
         """Return a selection that draws each brick's mask while the brick's elements are read."""
         shares = group.values("density")

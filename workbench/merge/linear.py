@@ -39,6 +39,10 @@ class Linear(MergeMethod):
         """Return whether the step scales the base: without normalization Σ wᵢθ₀ is not θ₀."""
         return not self.normalize
 
+    def takes_arrays(self) -> bool:
+        """Return True: the sum is one compiled loop."""
+        return True
+
     def prepare(self, group: Group) -> Combination:
         """Return the delta Σwτ / Σw, or Σwτ + (Σw − 1) θ₀ without normalization."""
         weights = group.values("weight")

@@ -42,6 +42,10 @@ class Slerp(MergeMethod):
             raise ValueError(f"{_SUM}, found {weights[0]:g} and {weights[1]:g}")
         return self
 
+    def takes_arrays(self) -> bool:
+        """Return True: products and sums are compiled loops."""
+        return True
+
     def prepare(self, group: Group) -> Combination:
         """Measure the norms and the angle in one pass; return a linear combination of the two models."""
         first, second = self._shares(group)
@@ -50,7 +54,7 @@ class Slerp(MergeMethod):
             sums = kernels.dots(rows_a, rows_b, sums)
         lengths, dot = math.sqrt(sums[0]) * math.sqrt(sums[1]), sums[2]
         cosine = dot / lengths if lengths > 0 else 1.0
-        if not abs(cosine) <= self.parallel:
+        if not abs(cosine) <= self.parallel or abs(cosine) == 1:  # equal tensors have no angle, whatever `parallel` says
             return Combination([first, second])
         angle = math.acos(cosine)
         scales = [math.sin(first * angle) / math.sin(angle), math.sin(second * angle) / math.sin(angle)]

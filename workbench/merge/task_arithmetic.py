@@ -28,6 +28,10 @@ class TaskArithmetic(OverlapWeighted):
     """`full` merges whole deltas. `core` merges the small core matrices of adapters: the same result, kept as low-rank
     factors."""
 
+    def takes_arrays(self) -> bool:
+        """Return True: the sum is one compiled loop."""
+        return True
+
     def prepare(self, group: Group) -> Combination:
         """Return the delta λ Σ wτ."""
         lam = group.value("lam")

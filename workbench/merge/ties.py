@@ -78,6 +78,10 @@ class Ties(OverlapWeighted):
             return None
         return joint_trims(groups, next(iter(groups)).values("density"))
 
+    def takes_arrays(self) -> bool:
+        """Return True unless one threshold covers the whole model, because torch then counts all magnitudes."""
+        return self.threshold == "tensor"
+
     def prepare(self, group: Group) -> Selection:
         """Find each brick's threshold; return a selection that elects and averages block by block."""
         thresholds = group.survey or trims(group, group.values("density"))

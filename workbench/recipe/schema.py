@@ -17,6 +17,7 @@ from workbench.recipe.sweep_fields import SweepValues
 from workbench.steps import Step, verbs
 from workbench.steps.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields
+from workbench.yamldoc import Written
 
 DType = Literal["float32", "float16", "bfloat16"]
 
@@ -158,7 +159,7 @@ def recipe_model(classes: tuple[type[Step], ...] | None = None) -> type[RecipeFi
 def recipe_schema() -> dict[str, Any]:
     """Return the JSON schema of a recipe, for editors."""
     schema = recipe_model().model_json_schema(by_alias=True)
-    kinds = {kind.__name__: kind for kind in _subclasses(Strict)}
+    kinds = {kind.__name__: kind for kind in _subclasses(Written)}
     for name, part in {**schema.get("$defs", {}), RecipeFields.__name__: schema}.items():
         docs = field_docs(kinds[name]) if name in kinds else {}
         for key, text in docs.items():

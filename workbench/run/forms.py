@@ -161,14 +161,14 @@ class CheckpointForm(OutputForm):
         digests = write_checkpoint(
             model.weights,
             context.out,
-            dtype=resolved.dtype,
+            dtype=resolved.dtype_name,
             shard_size=parse_size(resolved.recipe.fields.output.shard_size),
             device=context.work.device,
             threads=context.work.threads,
             progress=context.progress,
         )
         write_config(model.config, resolved, context.out)
-        specs = output_specs(model.weights.specs, resolved.dtype)
+        specs = output_specs(model.weights.specs, resolved.dtype_name)
         return {
             "digest": weights_digest(specs, digests, model.config),
             "tensors": digests,
@@ -336,8 +336,8 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
         out: Directory of the checkpoint.
     """
     written = {k: v for k, v in config.items() if k not in ("_name_or_path", "torch_dtype")}
-    if resolved.dtype:
-        written["dtype"] = str(resolved.dtype).removeprefix("torch.")
+    if resolved.dtype_name:
+        written["dtype"] = resolved.dtype_name
     elif "torch_dtype" in config:
         written["dtype"] = config["torch_dtype"]
     write_json(out / "config.json", written, indent=2)

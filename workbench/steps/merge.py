@@ -179,6 +179,14 @@ class MergeMethod(BrickStep):
         """Return True if the bricks' weights are multiplied by those that follow from their overlap."""
         return False
 
+    def takes_arrays(self) -> bool:
+        """Return True if compiled loops do all arithmetic on checkpoints, so that the step can run without torch.
+
+        `prepare` must then pass the buffers of its group to `weights/kernels.py` and `weights/sparse.py` only, and return a
+        `Combination` or a `Selection`.
+        """
+        return False
+
     def passes(self) -> int:
         """Return the number of times that every delta is read."""
         return self.laws.passes + self.weighs_overlap()

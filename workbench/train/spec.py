@@ -12,7 +12,7 @@ from workbench.yamldoc import Written
 class HubData(Written):
     """Training rows from a data set on the hub, or from a local folder or file (jsonl, parquet, csv)."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     hub: str = Field(min_length=1)
     """Id of a data set on the hub, or a folder or file relative to the folder of train.yaml."""
@@ -41,7 +41,7 @@ class HubData(Written):
 class TrainSpec(Written):
     """Settings of the training of one brick, as in train.yaml. Equal settings on equal data give equal bricks."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(defer_build=True, extra="forbid", frozen=True)
 
     data: str | HubData = "train.jsonl"
     """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"}, {"text"} or {"messages"} per

@@ -16,7 +16,7 @@ from workbench.train.texts import training_cost, training_texts
 class RowTraining(TrainMethod, TrainSpec):
     """A step that trains on rows of a file or a data set, with the fields of train.yaml."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     takes_chat: ClassVar[bool] = True
     """Whether conversations are read; other rows always are."""
 

@@ -16,13 +16,14 @@ from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged
 from workbench.lazy import torch
 from workbench.weights import kernels
+from workbench.weights.arrays import as_tensor
 from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise
 from workbench.weights.fp8 import fold, is_read
 from workbench.weights.gguf_record import gguf_entries, is_gguf
 from workbench.weights.header import Entry, read_header
-from workbench.weights.specs import Source, TensorSpec
+from workbench.weights.specs import Source, TensorSpec, typed
 from workbench.weights.unpacking import PackedSource
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ class FileSource:
             if stop == spec.rows:
                 self._owner.streamed[self._name] = self._digest.hexdigest()
                 self._digest = None
-        return self._staging.send(raw.view(spec.dtype).view(stop - start, spec.cols))
+        return self._staging.send(typed(raw, spec.stored).view(stop - start, spec.cols))
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill `out` with rows in float32, or in the stored dtype for integers.
@@ -280,7 +281,7 @@ class FileSource:
 
     def refuse_non_finite(self, start: int, stop: int) -> None:
         """Raise WorkbenchError, with the index, if a value in rows start..stop is NaN or infinite."""
-        values = self.raw(start, stop)
+        values = as_tensor(self.raw(start, stop))
         bad = (~values.isfinite()).nonzero()
         if len(bad):
             row, col = bad[0].tolist()

@@ -15,7 +15,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.lazy import torch
+from workbench.weights.arrays import HOST, as_array
+from workbench.weights.specs import empty
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +49,11 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
 
     Args:
         device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
+            On the device of arrays, torch computes nothing and is not imported.
     """
+    if device is HOST:
+        yield
+        return
     operators, memory = _operators(), _memory()
     before = [operator.fp32_precision for operator in operators]
     deterministic, warn = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
@@ -96,7 +104,8 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._cuda = device.type == "cuda"
-        self._pieces = [torch.empty(0, dtype=torch.uint8) for _ in range(2 if self._cuda else 1)]
+        self._memory = device if device is HOST else torch.device("cpu")
+        self._pieces = [empty(0, "U8", self._memory) for _ in range(2 if self._cuda else 1)]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._pieces)
         self._turn = 0
 
@@ -107,7 +116,7 @@ class Staging:
         if event is not None:
             event.synchronize()
         if self._pieces[self._turn].numel() < size:
-            self._pieces[self._turn] = torch.empty(size, dtype=torch.uint8, pin_memory=self._cuda)
+            self._pieces[self._turn] = empty(size, "U8", self._memory, pinned=self._cuda)
         return self._pieces[self._turn][:size]
 
     def send(self, block: Tensor) -> Tensor:
@@ -127,15 +136,14 @@ class Landing:
 
     Args:
         elements: Largest number of elements of a block.
-        dtype: The dtype of the file.
+        stored: The dtype of the file, by its name in safetensors.
         device: The device that computes the blocks.
     """
 
-    def __init__(self, elements: int, dtype: torch.dtype, device: torch.device) -> None:
-        self._rounded = torch.empty(elements, dtype=dtype, device=device)
-        self._host = (
-            self._rounded if device.type == "cpu" else torch.empty(elements, dtype=dtype, pin_memory=device.type == "cuda")
-        )
+    def __init__(self, elements: int, stored: str, device: torch.device) -> None:
+        self._rounded = self._host = empty(elements, stored, device)
+        if device.type != "cpu":
+            self._host = empty(elements, stored, torch.device("cpu"), pinned=device.type == "cuda")
 
     def rounded(self, like: Tensor) -> Tensor:
         """Return a buffer on the device with the shape of `like` and the file's dtype."""
@@ -146,4 +154,6 @@ class Landing:
         host = self._host[: block.numel()].view(block.shape)
         if self._host is not self._rounded:
             host.copy_(block)  # this waits for the copy, because the file is written next
-        return host.view(-1).view(torch.uint8).numpy().data
+        array = as_array(host)
+        flat = host.view(-1).view(torch.uint8).numpy() if array is None else array.data.reshape(-1).view(np.uint8)
+        return flat.data

@@ -16,13 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.lazy import torch
+from workbench.weights.arrays import as_array
 from workbench.weights.compiled import backend
+from workbench.weights.specs import torch_dtype
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 INFINITE = 0x7F800000
 """Magnitude bits of infinity; those of finite float32 values are smaller."""
+KINDS = {"F32": 0, "BF16": 1, "F16": 2}
+"""Name in safetensors -> number in kernels.c, of the dtypes that the compiled loops process."""
 
 
 def widen(x: Tensor, out: Tensor) -> bool:
@@ -90,8 +94,9 @@ def dots(x: Tensor, y: Tensor, sums: list[float]) -> list[float]:
 
 def narrow(x: Tensor, out: Tensor) -> bool:
     """Round float32 values to the dtype of `out` and return whether every rounded element is finite."""
-    if (library := library_for(x, out)) and out.dtype != torch.float32:
-        return bool(library.wb_narrow(pointer(x), kind_of(out), pointer(out), count_of(x)))
+    if library := library_for(x, out):
+        loop = library.wb_narrow if kind_of(out) else library.wb_widen  # a copy, with the same check
+        return bool(loop(pointer(x), kind_of(out), pointer(out), count_of(x)))
     out.copy_(x)
     return all_finite(out)
 
@@ -133,13 +138,14 @@ def as_float(value: float) -> float:
 
 
 def kind_of(x: Tensor) -> int:
-    """Return the number of a tensor's dtype in kernels.c."""
-    return _kinds()[x.dtype]
+    """Return the number of a buffer's dtype in kernels.c."""
+    array = as_array(x)
+    return _kinds()[x.dtype] if array is None else KINDS[array.stored]
 
 
 @cache
 def _kinds() -> dict[torch.dtype, int]:
-    return {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+    return {torch_dtype(stored): kind for stored, kind in KINDS.items()}
 
 
 def pointer(x: Tensor | None) -> ctypes.c_void_p:
@@ -154,8 +160,15 @@ def count_of(x: Tensor) -> ctypes.c_size_t:
 
 def library_for(*tensors: Tensor) -> ctypes.CDLL | None:
     """Return the compiled loops if they can process these tensors, else None."""
-    fits = all(t.device.type == "cpu" and t.is_contiguous() and (t.dtype in _kinds() or t.dtype == torch.int32) for t in tensors)
-    return _library() if fits else None
+    return _library() if all(map(_fits, tensors)) else None
+
+
+def _fits(x: Tensor) -> bool:
+    """Return whether the compiled loops can process a buffer."""
+    array = as_array(x)
+    if array is not None:
+        return array.stored in KINDS or array.stored == "I32"
+    return x.device.type == "cpu" and x.is_contiguous() and (x.dtype in _kinds() or x.dtype == torch.int32)
 
 
 def _library() -> ctypes.CDLL | None:

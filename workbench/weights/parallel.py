@@ -12,6 +12,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 from workbench.lazy import torch
+from workbench.weights.arrays import HOST
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:
@@ -39,20 +40,22 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
         work: Called with a tensor's name.
         names: Names of the tensors.
         threads: Number of threads.
-        device: The device that `work` computes on; None is the CPU.
+        device: The device that `work` computes on; None is the CPU. On the device of arrays, torch is not used.
     """
     device = device or torch.device("cpu")
     _keep_freed_memory()
-    before = torch.get_num_threads()
+    before = None if device is HOST else torch.get_num_threads()
     pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))
     try:
         futures = [pool.submit(work, name) for name in names]
         finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
-        for future in finished:
-            future.result()
+        for future in futures:  # of several errors, the first tensor's is raised
+            if future in finished:
+                future.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-        torch.set_num_threads(before)
+        if before is not None:
+            torch.set_num_threads(before)
         if device.type == "cuda":
             torch.cuda.synchronize(device)
 
@@ -78,6 +81,8 @@ def _keep_freed_memory() -> None:
 
 
 def _begin(device: torch.device) -> None:
+    if device is HOST:
+        return
     torch.set_num_threads(1)
     if device.type == "cuda":
         torch.cuda.set_device(device)  # the default of a new thread is device 0

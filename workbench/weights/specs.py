@@ -10,9 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
 from workbench.lazy import torch
+from workbench.weights.arrays import HOST, as_array, empty_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,8 +66,7 @@ class TensorSpec:
     @property
     def dtype(self) -> torch.dtype:
         """The dtype in torch."""
-        dtype: torch.dtype = getattr(torch, self.dtype_name)
-        return dtype
+        return torch_dtype(self.stored)
 
     @property
     def dtype_name(self) -> str:
@@ -155,7 +155,33 @@ def block_elements(device: torch.device) -> int:
 def buffer(spec: TensorSpec, device: torch.device) -> Tensor:
     """Return a flat buffer for one block of a tensor, in the dtype that `Source.read` expects."""
     size = min(spec.numel, max(spec.cols, block_elements(device)))
-    return torch.empty(size, dtype=torch.float32 if spec.is_float else spec.dtype, device=device)
+    return empty(size, "F32" if spec.is_float else spec.stored, device)
+
+
+def empty(size: int, stored: str, device: torch.device, pinned: bool = False) -> Tensor:
+    """Return a flat buffer of any content: a tensor, or for the device `HOST` an array.
+
+    Args:
+        size: Number of elements.
+        stored: Name of the dtype in safetensors.
+        device: The device.
+        pinned: Whether the buffer is in page-locked memory of the host, which a CUDA device reads faster.
+    """
+    if device is HOST:
+        return cast("Tensor", empty_array(size, stored))
+    return torch.empty(size, dtype=torch_dtype(stored), device=device, pin_memory=pinned)
+
+
+def typed(raw: Tensor, stored: str) -> Tensor:
+    """Return a buffer of bytes as elements of a dtype, given by its name in safetensors."""
+    array = as_array(raw)
+    return raw.view(torch_dtype(stored)) if array is None else cast("Tensor", array.typed(stored))
+
+
+def torch_dtype(stored: str) -> torch.dtype:
+    """Return the torch dtype of a name in safetensors."""
+    dtype: torch.dtype = getattr(torch, DTYPES[stored][0])
+    return dtype
 
 
 def matrix(flat: Tensor, start: int, stop: int, cols: int) -> Tensor:

@@ -80,7 +80,7 @@ def write_checkpoint(
     weights: Weights,
     out: Path,
     *,
-    dtype: torch.dtype | None,
+    dtype: torch.dtype | str | None,
     shard_size: int,
     device: torch.device,
     threads: int,
@@ -91,7 +91,7 @@ def write_checkpoint(
     Args:
         weights: The weights.
         out: The directory. The caller must ensure that an interrupted write there had the same inputs.
-        dtype: The dtype of floating-point tensors; None keeps the dtype of each tensor.
+        dtype: The dtype of floating-point tensors, or its name in torch; None keeps the dtype of each tensor.
         shard_size: Largest size of a file in bytes.
         device: The device that computes the tensors.
         threads: Number of threads.
@@ -173,7 +173,7 @@ def _write_tensor(weights: Weights, name: str, place: Entry, device: torch.devic
     digest = xxhash.xxh3_128()
     source = weights.open(name, device)
     work = buffer(TensorSpec(spec.shape, weights.specs[name].stored), device)
-    landing = Landing(work.numel(), spec.dtype, device)
+    landing = Landing(work.numel(), spec.stored, device)
     descriptor = os.open(place.file, os.O_WRONLY)
     try:
         offset = place.offset

@@ -14,7 +14,7 @@ from workbench.train.step import RowTraining
 class Fused(FuseMethod, RowTraining):
     """A fuse step with the fields of a training."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid")
     takes_chat: ClassVar[bool] = False
     """False: teachers read the text itself, without a chat template."""
 

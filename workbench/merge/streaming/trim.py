@@ -19,7 +19,7 @@ from workbench.lazy import torch
 from workbench.steps import Group
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
-from workbench.weights.specs import TensorSpec, block_elements
+from workbench.weights.specs import TensorSpec, block_elements, empty
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,8 @@ _HIGH_BITS, _LOW_BITS = 16, 15
 _SMALL = 1 << 18
 # At most 8 MiB of counters per brick. Deltas of bf16 weights have few distinct magnitudes near the threshold.
 _WINDOW = 1 << 21
+# Bytes of counters per brick at usual densities, where a window spans a few percent of the magnitudes.
+_COUNTERS = 1 << 20
 _ERRORS = 5
 _PLACES = 32
 
@@ -69,7 +71,7 @@ def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> l
         return [_exact_trim(row, count) for row, count in zip(bits, counts, strict=True)]
     sample, touched = _bits(group, _sample(group.spec))
     windows = [_threshold_window(row, count / numel) for row, count in zip(sample, counts, strict=True)]
-    histograms = [torch.zeros(width, dtype=torch.int32, device=group.device) for _, width in windows]
+    histograms = [empty(width, "I32", group.device).zero_() for _, width in windows]
     above = [0] * len(counts)  # per brick, the number of elements above its window
     for start, stop in group.spec.blocks(block_elements(group.device)):
         rows = group.rows(start, stop)
@@ -89,8 +91,8 @@ def _trims(group: Group, densities: Sequence[float], counts: Sequence[int]) -> l
 
 
 def selection_bytes(numel: int, bricks: int) -> int:
-    """Return the memory that `trims` needs for one tensor: counters, and three copies of the sample."""
-    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else 4 * _WINDOW))
+    """Return the memory that `trims` usually needs for one tensor: counters, and three copies of the sample."""
+    return bricks * (12 * _sample_size(numel) + (0 if numel <= _SMALL else _COUNTERS))
 
 
 def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, list[int]]:
@@ -98,8 +100,9 @@ def _bits(group: Group, ranges: Iterable[tuple[int, int]]) -> tuple[np.ndarray, 
     parts = []
     for start, stop in ranges:
         rows = group.rows(start, stop)
-        buffer = torch.empty(stop - start, group.spec.cols, device=group.device)
-        deltas = (magnitude_bits(rows.delta(i, buffer)).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        buffer = empty((stop - start) * group.spec.cols, "F32", group.device).view(stop - start, group.spec.cols)
+        values = (rows.delta(i, buffer).view(-1).cpu().numpy() for i in range(len(rows.bricks)))
+        deltas = (value.view(np.int32) & np.int32(0x7FFFFFFF) for value in values)
         parts.append(np.stack(list(deltas)))
     return np.concatenate(parts, axis=1), [i for i, brick in enumerate(rows.bricks) if brick is not None]
 

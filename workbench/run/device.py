@@ -1,0 +1,78 @@
+"""The device of a run: the CPU without torch, where compiled loops do all arithmetic of a recipe, or a device of torch."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from workbench.bricks.brick import fitted
+from workbench.models.device import has_cuda, pick_device
+from workbench.models.tied import UntiedWeights
+from workbench.resolve.resolved import Resolved
+from workbench.run.forms import CHECKPOINT, form_of
+from workbench.steps import MergeMethod, Step
+from workbench.weights.arrays import HOST
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.compiled import backend
+from workbench.weights.kernels import KINDS
+from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.writer import output_specs
+
+if TYPE_CHECKING:
+    import torch
+
+
+def device_of_run(name: str, resolved: Resolved) -> torch.device:
+    """Return the device that a recipe runs on, and prepare it.
+
+    Args:
+        name: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
+        resolved: The recipe.
+
+    Returns:
+        `HOST` for a run on the CPU that needs no torch; the written files are the same as with torch. Otherwise torch's device.
+
+    Raises:
+        WorkbenchError: If there is no such device.
+    """
+    on_cpu = name == "cpu" or (name == "auto" and not has_cuda())
+    return HOST if on_cpu and runs_without_torch(resolved) else pick_device(name)
+
+
+def runs_without_torch(resolved: Resolved) -> bool:
+    """Return whether a run on this machine's CPU needs no torch: the recipe needs none, and the loops could be compiled."""
+    return needs_no_torch(resolved) and backend().library is not None
+
+
+def needs_no_torch(resolved: Resolved) -> bool:
+    """Return whether a recipe merges stored checkpoints into a checkpoint, with methods and dtypes that have compiled loops."""
+    recipe = resolved.recipe
+    if form_of(resolved) is not CHECKPOINT or resolved.vocabulary is not None or resolved.beside:
+        return False
+    names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
+    bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]
+    if len(bricks) < len(names) or any(brick.kind != "checkpoint" or brick.part for brick in bricks):
+        return False
+    if not all(map(_takes_arrays, recipe.steps)):
+        return False
+    base = resolved.base.weights
+    read = [base, *(fitted(brick, resolved.base) for brick in bricks)]
+    specs = [*(weights.specs for weights in read), output_specs(base.specs, resolved.dtype_name)]
+    return all(map(_is_stored, read)) and all(_has_loops(spec) for some in specs for spec in some.values())
+
+
+def _takes_arrays(step: Step) -> bool:
+    """Return whether compiled loops do all arithmetic of a step."""
+    if not isinstance(step, MergeMethod) or step.plugin:
+        return False
+    return step.takes_arrays() and not (step.in_core_space() or step.weighs_overlap() or step.neuron_set())
+
+
+def _is_stored(weights: Weights) -> bool:
+    """Return whether every tensor is stored in a file under its name and as its numbers, or is a copy of one."""
+    stored = weights.tied if isinstance(weights, UntiedWeights) else weights
+    return isinstance(stored, Checkpoint) and not stored.packed
+
+
+def _has_loops(spec: TensorSpec) -> bool:
+    """Return whether the compiled loops process a tensor's dtype; other than floating-point tensors are copied."""
+    return not spec.is_float or spec.stored in KINDS
