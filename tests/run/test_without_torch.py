@@ -12,9 +12,10 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from worlds.packed_models import save_fp8
 from worlds.processes import workbench
 from worlds.project import CPU, Project
-from worlds.tiny import edit_json, save_finetuned
+from worlds.tiny import edit_json, save_finetuned, save_model
 
 from workbench.errors import WorkbenchError
 from workbench.run import device as run_device
@@ -255,6 +256,20 @@ def test_float64_takes_torch(worlds: Callable[..., Project]) -> None:
     """No loop is compiled for it."""
     resolved = worlds(tuned="f64").resolve(STEPS["linear"])
     assert not needs_no_torch(resolved)
+
+
+@pytest.mark.parametrize("packed", ["base", "one"])
+def test_weights_of_8_bits_take_torch(tmp_path: Path, packed: str) -> None:
+    """No loop is compiled that computes their numbers, whichever input has them."""
+    (tmp_path / "recipes").mkdir()
+    base = save_model(tmp_path / "base", "llama_untied", layers=2)
+    save_finetuned(base, tmp_path / "one", seed=1)
+    recipe = "bricks: {one: one}\nsteps: [{merge: linear}]\n"
+    assert needs_no_torch(Project(tmp_path).resolve(recipe))
+    save_fp8(tmp_path / packed, "tensor")
+    resolved = Project(tmp_path).resolve(recipe)
+    assert not needs_no_torch(resolved)
+    assert device_of_run("cpu", resolved) == CPU
 
 
 def test_the_device_of_a_run(worlds: Callable[..., Project], monkeypatch: pytest.MonkeyPatch) -> None:

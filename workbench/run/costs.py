@@ -12,7 +12,7 @@ from workbench.emergent.sets import NeuronSet
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.peaks import adapter_bytes, largest
-from workbench.weights.checkpoint import HeadersOnlyError
+from workbench.weights.header import HeadersOnlyError
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000
