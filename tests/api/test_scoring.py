@@ -162,28 +162,6 @@ def test_tables_have_names(world: Path) -> None:
     assert error.value.hint == "Tables: rows, scores, configurations."
 
 
-def test_items_are_those_of_the_command(world: Path) -> None:
-    api.evaluate(["mine", "half"], device="cpu")
-    printed = document("scores", "items", "mine", "half", "--only", "all")
-    found = api.items(["mine", "half"], only="all")
-    assert json.loads(json.dumps(found.document)) == printed
-    assert (found.first, found.second) == ("mine", "half")
-    frame = found.to_pandas()
-    assert list(frame.id) == [item["id"] for item in printed["shown"]]
-    assert list(frame.first_score) == [item["first"]["score"] for item in printed["shown"]]
-    item, row = next((i, r) for i, r in zip(printed["shown"], frame.to_dict("records"), strict=True) if i["choices"])
-    assert row["second_answer"] == item["choices"][item["second"]["picked"]]
-    assert row["right"] == item["choices"][item["gold"]]
-    shown = found._repr_html_()
-    assert shown.count("<tr>") == 1 + 20
-    assert f"<p>{len(printed['shown']) - 20} more items" in shown
-    changed = api.items(["mine", "half"], task="pick")
-    assert json.loads(json.dumps(changed.document)) == document("scores", "items", "mine", "half", "--task", "pick")
-    assert set(changed.to_pandas().task) <= {"pick"}
-    beside_base = api.items("half", only="won")
-    assert (beside_base.first, beside_base.counts["won"]) == ("base", len(beside_base.rows))
-
-
 def test_items_refuse_what_they_do_not_have(world: Path) -> None:
     with pytest.raises(UsageError, match="only 'chnged': no such kind"):
         api.items(["mine", "half"], only="chnged")  # type: ignore[arg-type]
