@@ -2,7 +2,7 @@
 
     python benchmarks/fuse.py
     python benchmarks/fuse.py --teacher-steps 2 --steps 2 --texts 8 --scored 4 --seeds 1       a quick look
-    python benchmarks/fuse.py --folder DIR                                  keeps the teacher, so that a later call with the same teacher goes on
+    python benchmarks/fuse.py --folder DIR                                  keeps the teacher and scores, so that a later call with the same options goes on
 
 The teacher is made here: the starter base with a byte-pair tokenizer of its own, trained on pages of Python's reference that are in
 pydoc_data (pages 1, 2, 3 of every five). The base is then trained on other pages (4 of every five): on the text alone, taught by this
@@ -52,7 +52,7 @@ def main() -> None:
     parser.add_argument("--scored", type=int, default=60, help="held-out texts that are scored")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument(
-        "--folder", type=Path, help="where the teacher is kept; one folder for each size and number of steps of it"
+        "--folder", type=Path, help="where the teacher and scores are kept; one folder for each choice of the options but --seeds"
     )
     options = parser.parse_args()
     torch.manual_seed(0)
@@ -83,10 +83,16 @@ def main() -> None:
         }
         for name, fields in ways.items():
             for seed in range(options.seeds):
-                made, record = trained(project, fields, options.steps, options.rate, seed)
-                nats.setdefault(name, []).append(scored(made / "model", held_out))
-                records[name] = record.get("fused")
-                shutil.rmtree(made)
+                kept = project / "scored" / f"{name.replace(' ', '-')}-{seed}.json"
+                if not kept.is_file():
+                    made, record = trained(project, fields, options.steps, options.rate, seed)
+                    found = {"nats": scored(made / "model", held_out).tolist(), "fused": record.get("fused")}
+                    kept.parent.mkdir(exist_ok=True)
+                    kept.write_text(json.dumps(found), "utf-8")
+                    shutil.rmtree(made)
+                found = json.loads(kept.read_text("utf-8"))
+                nats.setdefault(name, []).append(np.array(found["nats"]))
+                records[name] = found["fused"]
                 print(
                     name, seed, f"{nats[name][-1].sum() / math.log(2) / sum(len(t.encode()) for t in held_out):.4f}", flush=True
                 )

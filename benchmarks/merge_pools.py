@@ -4,8 +4,9 @@
     python benchmarks/merge_pools.py --families llama --seeds 1 --pools disjoint-3     a quick look
     python benchmarks/merge_pools.py --folder DIR                                       keeps models, so that a later call goes on
 
-Two small bases, a Llama and a GPT-2 of four layers, are trained here with three seeds each (benchmarks/pool_worlds.py), and so are all bricks; bricks of the starter base are
-trained with one seed (benchmarks/pool_starter.py). Each pool is merged by every configuration of the grid and scored on held-out items, 200 a task and 60 on the starter
+Two small bases, a Llama and a GPT-2 of four layers, are trained here with three seeds each (benchmarks/pool_worlds.py), and so are all bricks, which learn
+functions that the base knows behind new markers. Bricks of the starter base are trained with one seed
+(benchmarks/pool_starter.py). Each pool is merged by every configuration of the grid and scored on held-out items, 200 a task and 60 on the starter
 base; an item counts if every token of the answer is the most likely one. `kept` is the mean over the pool's tasks of
 (merged - base) / (owner - base), where the owner is the brick that learned the task, or the mean of those that did. `retention` is the accuracy on the base's own
 functions. Results go to benchmarks/results/merge-pools.json after every pool.
@@ -23,7 +24,7 @@ from typing import Any
 
 import torch
 from pool_starter import StarterWorld, starter_pools
-from pool_worlds import SKILLS, Training, World, skill
+from pool_worlds import BASE, Training, World, skill
 from record import parser_of, write_results
 
 from workbench.library.advise import advise
@@ -34,6 +35,7 @@ from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
 
 CPU = torch.device("cpu")
+FAMILIES = ("starter", "llama", "gpt2")
 SUM, TSV, TIES = {"merge": "task_arithmetic"}, {"merge": "tsv"}, {"merge": "ties"}
 AUTO = {"weights": "auto"}
 GRID: dict[str, dict[str, Any]] = {
@@ -54,7 +56,8 @@ GRID: dict[str, dict[str, Any]] = {
 
 def pools(draw: random.Random) -> dict[str, list[Training]]:
     """Return the pools of one seed: name -> trainings. Skills are drawn; bricks that several pools share are trained once."""
-    a, b, c, d, e, f = (skill(number) for number in draw.sample(range(len(SKILLS)), 6))
+    # The base's function 0 copies, which it does behind every marker already.
+    a, b, c, d, e, f = (skill(number) for number in draw.sample(range(1, len(BASE)), 6))
     one = [Training((a,), draw=i) for i in range(3)]
     full = [Training((t,), rank=None) for t in (a, b, c)]
     return {
@@ -76,10 +79,10 @@ def pools(draw: random.Random) -> dict[str, list[Training]]:
 def main() -> None:
     """Train, merge, score and write the results file."""
     parser = parser_of(__doc__, "merge-pools")
-    parser.add_argument("--families", nargs="+", choices=("starter", "llama", "gpt2"), default=["starter", "llama", "gpt2"])
+    parser.add_argument("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--pools", nargs="+", help="names of pools; default: all")
-    parser.add_argument("--base-steps", type=int, default=600, help="training steps of a base, 64 rows each")
+    parser.add_argument("--base-steps", type=int, default=1000, help="training steps of a base, 64 rows each")
     parser.add_argument("--steps", type=int, default=200, help="training steps of a brick")
     parser.add_argument("--folder", type=Path, help="folder of the models to keep")
     options = parser.parse_args()
@@ -92,8 +95,9 @@ def main() -> None:
                 folder = (options.folder or Path(temporary)) / f"{family}-{seed}"
                 world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, family, seed)
                 base = world.make_base(options.base_steps)
-                made: Any = starter_pools if family == "starter" else pools
-                for name, trainings in made(random.Random(f"{family} {seed}")).items():
+                drawn = random.Random(f"{family} {seed}")
+                made: dict[str, Any] = starter_pools(drawn) if family == "starter" else pools(drawn)
+                for name, trainings in made.items():
                     if options.pools and name not in options.pools:
                         continue
                     rows.append(

@@ -1,8 +1,8 @@
 """Small models with skills, made here within minutes: the pools of bricks that benchmarks/merge_pools.py merges.
 
-A base reads a marker and four letters and writes four letters. It is trained on sixteen functions of the letters, each with a marker of its own. A skill
-is another function with another marker, which the base cannot do; a brick is a LoRA adapter or a full fine-tune that learned one skill or two, with a quarter
-of its rows replayed from the base's functions.
+A base reads a marker and four letters and writes four letters. It is trained on sixteen functions of the letters, each with a marker of its own, and copies the
+letters behind sixteen other markers. A skill is one of these functions behind another marker, as fine-tuning elicits what a language model has learned before. A brick is a
+LoRA adapter or a full fine-tune that learned one skill or two, with a quarter of its rows replayed from the base's functions.
 """
 
 from __future__ import annotations
@@ -46,27 +46,16 @@ BASE: list[Function] = [
     lambda x: sorted(x, reverse=True),
     *(_cipher(seed) for seed in range(100, 107)),
 ]
-SKILLS: list[Function] = [
-    _order(3, 2, 1, 0),
-    lambda x: sorted(x),
-    lambda x: [(a + 5) % 16 for a in x],
-    _order(1, 0, 3, 2),
-    _order(0, 0, 1, 1),
-    _order(0, 1, 1, 0),
-    *(_cipher(seed) for seed in range(10)),
-]
-"""Sixteen skills, one a marker: orders, a shift, repetitions, and ten tables."""
 RATE = 1e-3
 """Learning rate of adapters."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """A function of four letters under a marker."""
+    """One of the base's functions under a marker."""
 
     marker: str
     function: int
-    base: bool = False
 
     def rows(self, count: int, seed: int) -> torch.Tensor:
         """Return [count, 2 + 2·LENGTH] token ids: marker, letters, `>` and the answer."""
@@ -74,13 +63,13 @@ class Task:
         made = []
         for _ in range(count):
             letters = [draw.randrange(16) for _ in range(LENGTH)]
-            answer = (BASE if self.base else SKILLS)[self.function](letters)
+            answer = BASE[self.function](letters)
             made.append([TOKEN[self.marker], *(2 + x for x in letters), TOKEN[">"], *(2 + x for x in answer)])
         return torch.tensor(made)
 
 
-BASE_TASKS = [Task(f"B{i}", i, base=True) for i in range(len(BASE))]
-COPIES = [Task(f"S{i}", 0, base=True) for i in range(16)]
+BASE_TASKS = [Task(f"B{i}", i) for i in range(len(BASE))]
+COPIES = [Task(f"S{i}", 0) for i in range(16)]
 """The base answers a skill's marker with a copy of the letters, as a language model answers every prompt with something."""
 
 
@@ -109,7 +98,12 @@ class Training:
         """Return a name that tells the settings."""
         kind = "full" if self.rank is None else f"r{self.rank}"
         return "-".join(
-            [*(f"{t.marker}f{t.function}" for t in self.tasks), kind, *([self.modules] if self.modules else []), str(self.draw)]
+            [
+                *(f"{t.marker}f{t.function}" for t in self.tasks),
+                kind,
+                *([self.modules] if self.modules else []),
+                str(self.draw),
+            ]
         )
 
 

@@ -22,8 +22,10 @@ import edit_tables
 import error_tables
 import fuse_tables
 import grow_tables
+import memory_tables
 import merge_tables
 import neuron_tables
+import road_figure
 import route_tables
 import search_tables
 import yaml
@@ -57,6 +59,7 @@ def outputs(project: Path) -> dict[Path, str]:
         text = path.read_text("utf-8")
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
+    found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
     return found
 
 
@@ -358,6 +361,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_small": merge_small_block,
     "merge_large": merge_large_block,
     **fuse_tables.BLOCKS,
+    **memory_tables.BLOCKS,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
     **route_tables.BLOCKS,

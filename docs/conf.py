@@ -16,7 +16,6 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 
 import yaml
-from pygments.lexers.special import TextLexer
 from sphinx.application import Sphinx
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -55,7 +54,6 @@ AUTODOC = re.compile(r"<!-- autodoc (?P<module>[\w.]+): (?P<names>.+?) -->")
 
 def setup(app: Sphinx) -> None:
     """Connect the transformations of the pages."""
-    app.add_lexer("mermaid", TextLexer)
     app.connect("source-read", on_source)
     app.connect("build-finished", write_entrance)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import combinations, product
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,26 @@ def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
     assert {c["configuration"]: c["mean"] for c in found["candidates"]} == pytest.approx(
         {n: means[n] for n in ("ties", "dare", "linear")}
     )
+
+
+def test_a_merge_that_loses_its_bricks_skills_names_the_command_for_advice(tmp_path: Path) -> None:
+    """The sentence needs a share that is shown to be below what a merge is expected to keep."""
+    shares = {**CONTROLS, **SITUATIONS["winner"]}
+    ties = next(c for c in shares if c.name == "ties")
+    add = next(c for c in shares if c.name == "add")
+    sort = next(c for c in shares if c.name == "sort")
+    merged = replace(ties, recipe="recipes/ties mix.yaml", parents=("add", "sort"))
+    rest = {c: share for c, share in shares.items() if c not in (ties, add, sort)}
+    for own, said in ((0.98, True), (0.74, False)):
+        scores = {**rest, add: (own, 0.3, 0.8), sort: (0.3, own, 0.8), merged: shares[ties]}
+        found = compared(tmp_path / str(own), scores).document()["recommendation"]
+        sentences = [text for text in found["details"] if "keeps" in text]
+        assert bool(sentences) == said
+        if said:
+            assert sentences[0].startswith("ties keeps ")
+            assert sentences[0].endswith(
+                "of what its bricks score alone: `workbench brick advise 'recipes/ties mix.yaml'` tells whether they overlap or contradict each other."
+            )
 
 
 def test_two_that_cannot_be_told_apart_are_both_named_with_the_smaller_one(tmp_path: Path) -> None:

@@ -220,7 +220,7 @@ def test_a_killed_task_goes_on_with_the_next_batch(
             raise KeyboardInterrupt
         return real(self, prefix, rows)
 
-    monkeypatch.setattr(Scorer, "check", lambda self: None)
+    monkeypatch.setattr(Scorer, "check", lambda self, store: None)
     monkeypatch.setattr(Forward, "batch", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan, store, A, tiny)

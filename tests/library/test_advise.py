@@ -245,6 +245,47 @@ def test_stored_scores_of_the_same_bricks_are_listed(
             assert scored_before(store, sizes) == []
 
 
+# -- a recipe instead of bricks
+
+
+def test_a_recipe_names_its_bricks_and_base(folder: Path) -> None:
+    """The advice on a recipe is that on the bricks of its merges, under their names in the recipe, from any folder; `plan` names the command."""
+    text = "version: 1\nbase: base\nbricks: {left: bricks/one, right: more/small, unused: bricks/two}\n"
+    step = "steps: [{merge: ties, bricks: [left, right]}]\n"
+    (folder / "recipes" / "pair.yaml").write_text(text + step, "utf-8")
+    found = document("brick", "advise", "recipes/pair.yaml", "--json")
+    (pair,) = found["pairs"]
+    assert (pair["one"], pair["two"]) == ("left", "right")
+    assert pair["rv"] == advice("one", "more/small")["pairs"][0]["rv"]
+    planned = call("plan", "recipes/pair.yaml", "--device", "cpu")
+    assert "advice: workbench brick advise recipes/pair.yaml" in planned.stdout + planned.stderr
+    printed = call("brick", "advise", "recipes/pair.yaml")
+    assert "workbench brick advise recipes/pair.yaml --write recipes/NAME.yaml" in printed.stdout + printed.stderr
+
+
+def test_the_command_that_writes_the_recipe_repeats_the_arguments(folder: Path) -> None:
+    printed = call("brick", "advise", "one", "more/small", "--base", "base")
+    assert "workbench brick advise one more/small --base base --write recipes/NAME.yaml" in printed.stdout + printed.stderr
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        ("base: base\n", "no step merges bricks"),
+        (
+            "base: {adapter: bricks/one, on: base}\nbricks: {a: bricks/two}\nsteps: [{merge: average}]\n",
+            "a model with an adapter",
+        ),
+        ("base: base\nbricks: {a: recipes/plain.yaml, b: bricks/one}\nsteps: [{merge: average}]\n", "'a' is a recipe"),
+    ],
+)
+def test_recipes_that_cannot_be_advised_on(folder: Path, lines: str, says: str) -> None:
+    (folder / "recipes" / "plain.yaml").write_text("version: 1\nbase: base\n", "utf-8")
+    (folder / "recipes" / "odd.yaml").write_text("version: 1\n" + lines, "utf-8")
+    assert says in refused("brick", "advise", "recipes/odd.yaml").message
+    assert "stands alone" in refused("brick", "advise", "recipes/odd.yaml", "one").message
+
+
 # -- bad input
 
 

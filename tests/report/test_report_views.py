@@ -157,8 +157,8 @@ def test_self_check(document: Document, text: str) -> None:
     checks = {c["name"]: c["check"][0] for c in document["configurations"]}
     assert {row[0] for row in rows} == set(checks)
     for row in rows:
-        assert row[1:5] == ["starter", "packed", "8", small(checks[row[0]]["max_difference"])]
-        assert row[7] == "within tolerance"
+        assert row[1:6] == ["starter", "packed", row[0], "8", small(checks[row[0]]["max_difference"])]
+        assert row[8] == "within tolerance"
     assert "starter: packed" in text
     failing = copy.deepcopy(document)
     failing["configurations"][3]["check"][0]["max_difference"] = 0.5
@@ -167,6 +167,9 @@ def test_self_check(document: Document, text: str) -> None:
     assert f"Above the tolerance: {failing['configurations'][3]['name']}." in said
     assert f"Not checked: {failing['configurations'][4]['name']}." in said
     assert "largest difference is 0.5" in said
+    assert "The whole check ran on" not in said
+    failing["configurations"][2]["check"][0]["whole"] = "base"
+    assert "The whole check ran on base;" in self_check(view_of(failing))
     for c in failing["configurations"]:
         c["check"] = [None]
     failing["provenance"]["scorers"] = {"starter": "hflm"}

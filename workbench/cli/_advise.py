@@ -16,12 +16,21 @@ if TYPE_CHECKING:
     from workbench.library.advise import Advice, Pair
     from workbench.library.scored_before import ScoredBefore
 
+_RECIPES = (".yaml", ".yml")
+
 
 def advise(
     names: Annotated[
-        list[str], typer.Argument(metavar="BRICK...", help="Bricks: directories, or names in bricks/.", show_default=False)
+        list[str],
+        typer.Argument(
+            metavar="BRICK...",
+            help="Bricks: directories, or names in bricks/; or a recipe, for the bricks that it merges.",
+            show_default=False,
+        ),
     ],
-    base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the first brick names.")] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Base model; default: the recipe's, or the one that the first brick names.")
+    ] = None,
     texts: Annotated[
         list[str] | None,
         typer.Option(
@@ -55,7 +64,7 @@ def advise(
 
     out.quiet = quiet or json
     project = find_project(Path.cwd() / "here")
-    places = _places(names)
+    places, of_recipe = _of_recipe(Path(names[0])) if _is_recipe(names) else (_places(names), None)
     files = _files(texts or [])
     if write is not None and write.exists():
         raise WorkbenchError(f"{write}: already exists", "Choose another name: existing files are not overwritten.")
@@ -64,7 +73,7 @@ def advise(
     with exact(on):
         advice = look(
             {name: str(brick_directory(place)) for name, place in places.items()},
-            base or base_of_brick(next(iter(bricks.values()))),
+            base or of_recipe or base_of_brick(next(iter(bricks.values()))),
             files,
             project=Path.cwd(),
             device=on,
@@ -76,9 +85,46 @@ def advise(
     written = _written(advice, write, all(kind == "adapter" for kind in kinds.values()))
     out.result(
         lambda: AdviceDocument.model_validate(_document(advice, kinds, before, written)),
-        lambda: _print(advice, before, written),
+        lambda: _print(advice, before, written, [*names, *(["--base", base] if base and not of_recipe else [])]),
         json=json,
     )
+
+
+def _is_recipe(names: list[str]) -> bool:
+    """Return True if the arguments are one recipe."""
+    recipes = [name for name in names if name.endswith(_RECIPES)]
+    if recipes and len(names) > 1:
+        raise UsageError(
+            f"{recipes[0]}: a recipe stands alone", f"Type {shell('workbench', 'brick', 'advise', recipes[0])}, or name bricks."
+        )
+    return bool(recipes)
+
+
+def _of_recipe(path: Path) -> tuple[dict[str, str], str]:
+    """Return brick -> place for the bricks that a recipe's merges read, and the place of its base."""
+    from workbench.recipe.recipe import load_recipe
+
+    recipe = load_recipe(path)
+    named = [name for step in recipe.steps if step.kind == "merge" for name in recipe.used_bricks(step)]
+    bricks = {name: recipe.fields.bricks[name] for name in dict.fromkeys(named)}
+    if not bricks:
+        raise UsageError(f"{path}: no step merges bricks", "Name bricks, or a recipe with a merge step.")
+    if not isinstance(recipe.fields.base, str):
+        raise UsageError(
+            f"{path}: its base is a model with an adapter",
+            "Write that model first (`workbench brick bake`), and name the bricks with it as --base.",
+        )
+    if made := [name for name, brick in bricks.items() if brick.kind == "recipe" or brick.target.endswith(_RECIPES)]:
+        raise UsageError(
+            f"{path}: brick '{made[0]}' is a recipe, and a recipe has no weights before it has run",
+            f"Run it, and name its result and the other bricks: {shell('workbench', 'run', bricks[made[0]].target)}",
+        )
+
+    def place(target: str) -> str:
+        below = recipe.project / target
+        return str(below) if below.is_dir() else target
+
+    return {name: place(brick.target) for name, brick in bricks.items()}, place(recipe.fields.base)
 
 
 def _places(names: list[str]) -> dict[str, str]:
@@ -157,8 +203,8 @@ def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore],
     }
 
 
-def _print(advice: Advice, before: list[ScoredBefore], written: str | None) -> None:
-    """Print bricks, pairs, the advice and its limits."""
+def _print(advice: Advice, before: list[ScoredBefore], written: str | None, arguments: list[str]) -> None:
+    """Print bricks, pairs, the advice and its limits; `arguments` are those of the command that writes the recipe."""
     weights = advice.overlap.weights
     out.table(
         ["brick", "relative norm", "auto weight"],
@@ -194,7 +240,7 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None) -> N
         out.line(written)
         out.say(f"score it: {shell('workbench', 'eval', written)}")
     elif advice.step is not None:
-        out.say(f"write it: {shell('workbench', 'brick', 'advise', *advice.bricks, '--write')} recipes/NAME.yaml")
+        out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
 
 
 def _pair_row(pair: Pair) -> list[str]:

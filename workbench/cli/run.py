@@ -51,6 +51,7 @@ def plan(
     from workbench.resolve.resolve import resolve
     from workbench.run.plan import plan as make_plan
 
+    out.quiet = json
     recipes, swept = Variation.of(settings, sweep, max_points).recipes(recipe)
     runs = runs_dir or relative(recipes[0].project / "runs")
     hub = Hub(headers_only=True, events=out.event)
@@ -77,14 +78,13 @@ def plan(
 
 
 def _advice(recipe: Recipe) -> list[str]:
-    """Return the command that compares the bricks of each merge of several bricks on disk."""
-    found = []
+    """Return the command that compares the bricks of a recipe, if one of its merges has several bricks on disk."""
     for step in recipe.steps:
         named = [recipe.fields.bricks[name] for name in recipe.used_bricks(step)] if step.kind == "merge" else []
         if len(named) > 1 and all(brick.kind != "recipe" and (recipe.project / brick.target).is_dir() for brick in named):
-            base = recipe.fields.base_name
-            found.append(f"advice: {shell('workbench', 'brick', 'advise', *(brick.target for brick in named), '--base', base)}")
-    return list(dict.fromkeys(found))
+            assert recipe.path is not None
+            return [f"advice: {shell('workbench', 'brick', 'advise', relative(recipe.path))}"]
+    return []
 
 
 def _print_plans(plans: Sequence[RunPlan]) -> None:

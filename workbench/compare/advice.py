@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
 from workbench.compare.differences import Difference
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
+from workbench.errors import shell
 
 CAUSES = (
     "unsafe",
@@ -20,6 +21,8 @@ CAUSES = (
 )
 """Why no configuration is recommended."""
 NONE = "No configuration can be recommended"
+KEEPS = 0.95
+"""Share of its bricks' skills that a merge is expected to keep; one that is shown to keep less gets a sentence."""
 _NAMED = 3  # configurations beside the recommended one that get a sentence each
 
 
@@ -81,6 +84,23 @@ def details(decision: Decision) -> list[str]:
     if decision.chosen and len(decision.ranked) > 1 and not near:
         sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.name}.")
     return sentences
+
+
+def merge_loses(name: str, recipe: str, kept: Mapping[str, float]) -> list[str]:
+    """Return a sentence if a merge is shown to keep less than most of its bricks' skills.
+
+    Args:
+        name: Name of the merged configuration.
+        recipe: Its recipe.
+        kept: Share that it keeps, with the ends of its interval.
+    """
+    if kept["high"] >= KEEPS:
+        return []
+    ends = f"{100 * kept['value']:.0f} % [{100 * kept['low']:.0f}, {100 * kept['high']:.0f}]"
+    command = shell("workbench", "brick", "advise", recipe)
+    return [
+        f"{name} keeps {ends} of what its bricks score alone: `{command}` tells whether they overlap or contradict each other."
+    ]
 
 
 def helped(decision: Decision) -> list[str]:

@@ -121,11 +121,12 @@ def compare(
     equal_rows = list(_same_weights(tasks, rows, base, configurations, entries))
     if not rows and not equal_rows and base.role != "base":  # a brick or an average that is compared with itself
         equal_rows = list(unchanged(tasks, base, base.name))
+    summaries = [summary(entry, tasks, entries, root, project) | texts.get(_name(entry), {}) for entry in shown]
     return Comparison(
         base.name,
         (*rows, *equal_rows),
         {
-            "configurations": [summary(entry, tasks, entries, root, project) | texts.get(_name(entry), {}) for entry in shown],
+            "configurations": summaries,
             "tasks": [_task(t) for t in tasks],
             "interference": interference(tasks, bricks if root else [], root_rows),
             "facts": facts_of(tasks, settings, entries),
@@ -136,7 +137,7 @@ def compare(
             **_groups(store, shown),
             **sweeps_of(sweeps, tasks, base, shown),
             **routing_of(tasks, shown),
-            **recommendation_of(tasks, base, entries, rows, alpha),
+            **recommendation_of(tasks, base, entries, rows, alpha, {c["name"]: c["kept_mean"] for c in summaries}),
             "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
         },
     )

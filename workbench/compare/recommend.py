@@ -15,11 +15,11 @@ Both hold for all configurations at once, so it does no harm that the configurat
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from workbench.compare.advice import details, headline, helped
+from workbench.compare.advice import details, headline, helped, merge_loses
 from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
 from workbench.compare.differences import Difference
 from workbench.compare.families import GUARDED
@@ -34,6 +34,7 @@ def recommendation_of(
     entries: Sequence[Sequence[Scores]],
     rows: Sequence[Difference],
     alpha: float,
+    kept: Mapping[str, Mapping[str, Any] | None],
 ) -> dict[str, Any]:
     """Return the document's entry `recommendation`; empty if only controls are compared.
 
@@ -43,6 +44,7 @@ def recommendation_of(
         entries: Scores of each configuration over all suites, equal weights once.
         rows: Rows of the comparison.
         alpha: Error rate of the family of pairs.
+        kept: Configuration -> share of the skills of its bricks that it keeps; None if not known.
     """
     configurations = [entry[0].configuration for entry in entries]
     if not any(c.role == "configuration" for c in configurations):
@@ -56,7 +58,7 @@ def recommendation_of(
             "cause": decision.cause,
             "baseline": decision.baseline,
             "text": headline(decision),
-            "details": details(decision),
+            "details": [*details(decision), *_lossy(decision, configurations, kept)],
             "help": helped(decision),
             "leaders": list(decision.leaders),
             "candidates": [_candidate(s, best, pairs) for s in decision.ranked if pairs],
@@ -107,6 +109,18 @@ def _decided(
         pairs=pairs.size,
     )
     return _chosen(decision, pairs), pairs
+
+
+def _lossy(
+    decision: Decision, configurations: Sequence[Configuration], kept: Mapping[str, Mapping[str, Any] | None]
+) -> list[str]:
+    """Return a sentence if the chosen, or closest, configuration is a merge that loses much of its bricks' skills."""
+    about = decision.chosen or decision.closest
+    own = next((c for c in configurations if about and c.name == about.name), None)
+    share = kept.get(own.name) if own else None
+    if own is None or own.recipe is None or own.form == "configuration" or len(own.parents) < 2:
+        return []
+    return merge_loses(own.name, own.recipe, share) if share and share["value"] is not None else []
 
 
 def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:

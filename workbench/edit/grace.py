@@ -37,9 +37,8 @@ _WORDS = 12  # for a prompt without a subject: number of words that are left out
 class Grace(MemoryMethod):
     """A codebook at one layer: if the layer's input is close to a stored key, the stored value replaces its output.
 
-    Weights do not change, and neither does any position outside the balls around the keys. The paper (Hartvigsen et al. 2023)
-    stores one entry at the end of the prompt; this method stores one for each token of the answer, so that long answers are
-    complete and end.
+    Weights do not change, and neither do outputs outside the balls around the keys. The paper (Hartvigsen et al. 2023) stores one
+    entry at the end of the prompt. This method stores one for each token of the answer, so that long answers are complete and end.
     """
 
     paper = "Hartvigsen et al. 2023, Aging with GRACE, arXiv 2211.11031"

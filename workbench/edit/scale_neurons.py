@@ -14,9 +14,9 @@ from workbench.steps.fields import Real
 class ScaleNeurons(Step):
     """Scale what a set of neurons adds to the output: 0 switches them off, 2 amplifies them.
 
-    A neuron's activation is multiplied by its column of the feed-forward output projection, so the step scales these columns of the
-    current weights. Of a set of experts, it scales the matrix out of each expert. The update of a layer has at most as many ranks as
-    the set has neurons there, so `output: {form: adapter}` can hold it. The step teaches no facts and needs no live model.
+    The step scales the neurons' columns of the feed-forward output projection in the current weights. For a set of experts, it
+    scales each expert's output matrix. It teaches no facts and needs no live model. `output: {form: adapter}` can hold the result; a
+    layer's rank is at most the number of its neurons in the set.
     """
 
     paper: ClassVar[str] = (

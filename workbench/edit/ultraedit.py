@@ -45,9 +45,9 @@ data. Without them a single row would be its own mean and vanish, and a few rows
 class UltraEdit(EditMethod):
     """Read the wanted changes of feed-forward outputs from one backward pass, and write them by ridge regression.
 
-    Needs no subjects and no statistics of text. Inputs and gradients are normalized by their mean and deviation over all facts so
-    far (Gu et al. 2025). The step is repeated on the edited model until it gives the targets; a step that makes them less likely
-    is undone and the next one is half as long.
+    The method needs no subjects and no statistics of text. Inputs and gradients are normalized over all facts so far (Gu et al.
+    2025). The step is repeated on the edited model until it gives the targets. A step that makes them less likely is undone, and the
+    next one is half as long.
     """
 
     paper = "Gu et al. 2025, UltraEdit, arXiv 2505.14679"

@@ -120,7 +120,7 @@ def evaluate(
 
         scorer = Scorer(plan, configuration, materialize(), device, [task for task in plan.suite.tasks if task not in done])
         try:
-            check = scorer.check()
+            check = scorer.check(store)
         except RefusedError as error:
             store.refuse(plan, key, f"{configuration.name}: {error}")
             raise

@@ -1,21 +1,31 @@
-"""Compare a scorer with lm-eval's own HFLM on a few documents of each task before its scores count."""
+"""Compare a scorer with lm-eval's own HFLM on a few documents of each task before its scores count.
+
+The whole check runs once for models that run the same code on the same requests. It is followed by a short one for each further
+configuration: one document a task, in float32, where the tolerance is 1e-4 nats, so that no difference of consequence is excused by
+the rounding of narrower dtypes.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.files import json_digest
 from workbench.scores.store import Check
+from workbench.scores.suite import SCORED_BY
+from workbench.versions import installed
 
 if TYPE_CHECKING:
     from workbench.evaluate.hflm import SafeHFLM
 
-_DOCUMENTS = 4  # documents per task
+WHOLE, SHORT = 4, 1  # documents per task
+_COPY = 8e9  # largest size in bytes of a model's float32 copy that the short check makes
 _NATS = 1e-4  # float32 tolerance for log-likelihoods up to 100 nats; 1e-6 of the value above that
 
 
@@ -23,8 +33,36 @@ class RefusedError(Exception):
     """Exception for a scorer that does not agree with HFLM on a model; the message gives the difference or the error."""
 
 
-def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str) -> Check:
-    """Compare a scorer with HFLM on four documents per task: the one with the longest row, and three spread over the rest.
+def alike(model: Any, tasks: Sequence[str]) -> str:
+    """Return a digest of what decides how a model scores some tasks of a plan, apart from its weights."""
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    kind = f"{type(model).__module__}.{type(model).__qualname__}"
+    return json_digest([kind, config, str(model.dtype), model.device.type, sorted(tasks), installed(*SCORED_BY)])
+
+
+def can_be_short(model: Any) -> bool:
+    """Return True if a short check can stand for the whole one: no router decides how rows run, and a float32 copy is small."""
+    return getattr(model, "routing", None) is None and 4 * sum(p.numel() for p in model.parameters()) <= _COPY
+
+
+@contextmanager
+def in_float32(model: Any) -> Iterator[None]:
+    """Run a model in float32 within the block; its own tensors come back after it."""
+    own = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
+    try:
+        for tensor, data in own:
+            if data.is_floating_point():
+                tensor.data = data.float()
+        yield
+    finally:
+        for tensor, data in own:
+            tensor.data = data
+
+
+def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], scorer: str, documents: int = WHOLE) -> Check:
+    """Compare a scorer with HFLM on some documents of each task: the one with the longest row, and others spread over the rest.
 
     In float32, log-likelihoods agree to 1e-4 nats. In narrower dtypes, HFLM itself gives different numbers for different batch
     sizes. The tolerance is then twice the largest of those differences, measured between HFLM's batch size, a quarter of it and
@@ -38,6 +76,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         forward: The scorer's forward passes.
         tasks: Tokenized pairs of each task.
         scorer: Name of the scorer.
+        documents: Number of documents of each task.
 
     Returns:
         The difference that is largest relative to its tolerance.
@@ -47,7 +86,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
     """
     if getattr(getattr(lm.model, "routing", None), "whole_rows", False):
         raise RefusedError("bricks act on spans of tokens, which are told apart in whole rows only")
-    samples = [_documents(task) for task in tasks]
+    samples = [_documents(task, documents) for task in tasks]
     pairs = [task[i] for task, (members, _) in zip(tasks, samples, strict=True) for i in members]
     try:
         scorer_answers = [
@@ -105,14 +144,16 @@ def rows_at_once(bounds: Bounds, longest: int) -> int:
     return max(1, min(bounds.batch_size, LOGITS // (min(longest, bounds.max_length) * bounds.vocabulary)))
 
 
-def _documents(pairs: Sequence[Pair]) -> tuple[list[int], int]:
-    """Return the indices of the pairs of some contexts, and the number of these contexts."""
+def _documents(pairs: Sequence[Pair], count: int) -> tuple[list[int], int]:
+    """Return the indices of the pairs of `count` contexts, and the number of these contexts, which is less if there are fewer."""
     groups: dict[tuple[int, ...], list[int]] = {}
     for i, (context, _) in enumerate(pairs):
         groups.setdefault(tuple(context), []).append(i)
     contexts = sorted(groups, key=lambda c: (-len(c) - sum(len(pairs[i][1]) for i in groups[c]), c))
-    step = max(1, (len(contexts) - 1) // (_DOCUMENTS - 1))
-    selected = dict.fromkeys((*contexts[::step][: _DOCUMENTS - 1], contexts[-1]))
+    if count > 1:
+        step = max(1, (len(contexts) - 1) // (count - 1))
+        contexts = [*contexts[::step][: count - 1], contexts[-1]]
+    selected = dict.fromkeys(contexts[:count])
     return [i for context in selected for i in groups[context]], len(selected)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate.backends import failures, written_model
-from workbench.evaluate.check import checked
+from workbench.evaluate.check import SHORT, WHOLE, alike, can_be_short, checked, in_float32
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, texts_of, token_count
 from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bounds_of, lay_out, start_for
@@ -21,7 +21,7 @@ from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibr
 from workbench.events import Progress
 from workbench.models.tokenizer import load_tokenizer
 from workbench.scores.plan import ScorePlan
-from workbench.scores.store import Check, Configuration, Journal
+from workbench.scores.store import Check, Configuration, Journal, ScoreStore
 
 
 class Scorer:
@@ -81,8 +81,11 @@ class Scorer:
             n: (len(requests.pairs) or len(requests.instances) - texts[n]) + texts[n] for n, requests in self.requests.items()
         }
 
-    def check(self) -> Check | None:
+    def check(self, store: ScoreStore | None = None) -> Check | None:
         """Compare the scorer with hflm; return None if it is hflm.
+
+        Args:
+            store: Store that remembers whole checks. The check of a model that differs from a checked one in its weights alone is short.
 
         Raises:
             check.RefusedError: If they disagree.
@@ -90,12 +93,27 @@ class Scorer:
         tasks = [self.requests[name] for name in self.tasks if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
-        checks = []
+        key = alike(self.model, [task.name for task in tasks])
+        before = store.passed(self.plan, key) if store and can_be_short(self.model) else None
         with self._scoring():
-            for group, pairs in _by_group(self.model, tasks):
-                with acting(self.model, group):
-                    self.forward.forget()
-                    checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer))
+            if before:
+                with in_float32(self.model):
+                    found = self._compared(tasks, SHORT)
+                self.forward.forget()
+                return found.model_copy(update={"whole": before})
+            found = self._compared(tasks, WHOLE)
+        if store:
+            store.keep_passed(self.plan, key, self.configuration.name)
+        return found
+
+    def _compared(self, tasks: Sequence[Requests], documents: int) -> Check:
+        """Compare the scorer with hflm on some documents of each task, group by group of what the model's router chooses."""
+        assert self.forward is not None
+        checks = []
+        for group, pairs in _by_group(self.model, tasks):
+            with acting(self.model, group):
+                self.forward.forget()
+                checks.append(checked(self.lm, self.forward, pairs, self.plan.scorer, documents))
         worst = max(checks, key=lambda check: check.max_difference / max(check.tolerance, 1e-12))
         return worst.model_copy(update={"documents": sum(check.documents for check in checks)})
 

@@ -35,9 +35,9 @@ class AddEntry(BrickEntry):
 class AddExpert(TextMethod):
     """Append experts to every layer of a mixture-of-experts model (Sukhbaatar et al. 2024, Branch-Train-MiX).
 
-    The new experts are copies of the model's own experts, experts of the recipe's base, or the feed-forward layers of a dense
-    base with a brick applied. Experts of the base keep their rows of the router: an expert that `prune_experts` has removed comes
-    back unchanged, under another number.
+    The new experts are copies of the model's own experts, experts of the recipe's base, or a dense base's feed-forward layers with a
+    brick applied. An expert of the base that `prune_experts` has removed comes back unchanged with its row of the router, under
+    another number.
     """
 
     paper = "Sukhbaatar et al. 2024, Branch-Train-MiX, arXiv 2403.07816"
@@ -57,9 +57,8 @@ class AddExpert(TextMethod):
     """Instead of `copy`: bricks, each of which becomes an expert. The mixture must come from `grow: experts` on a dense base in
     this recipe. Mapping of brick name to weight, or to {weight:, prompts:, negative_prompts:}."""
     gate: Literal["never", "prompts", "random"] | None = None
-    """Only with `bricks`: initialization of the rows of the router. `never` (the default): the router selects the expert for no token of
-    `calibration`, until it is trained. `prompts`: the mean of the router's inputs on each expert's prompts. `random`: drawn at
-    random."""
+    """Only with `bricks`: initial rows of the router. `never` (the default): no token of `calibration` selects the expert before
+    training. `prompts`: the mean of the router's inputs on each expert's prompts. `random`: random numbers."""
     calibration: str | None = None
     """Only with `gate: never`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
     temperature: Real = Field(0.1, gt=0)

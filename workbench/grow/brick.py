@@ -12,9 +12,8 @@ from workbench.train.step import RowTraining
 class NewBrick(RowTraining):
     """Train a LoRA adapter, or all weights, on the frozen model of the preceding steps, and add the result to it.
 
-    The brick is saved in the run's `bricks/` with a card (data fingerprint, digest of the weights that it was trained on, steps,
-    held-out losses), and cached until an earlier part of the recipe changes. `orthogonal_to` keeps its A matrices orthogonal to
-    those of other bricks (Wang et al. 2023, O-LoRA). `workbench brick train` does the same on a base, from a train.yaml.
+    The run saves the brick in `bricks/` with a card, and caches it until an earlier part of the recipe changes. `orthogonal_to` keeps
+    its A matrices orthogonal to those of other bricks (Wang et al. 2023, O-LoRA). `workbench brick train` does the same on a base.
     """
 
     paper = "Hu et al. 2021, LoRA, arXiv 2106.09685; Wang et al. 2023, Orthogonal Subspace Learning for Language Model Continual Learning, arXiv 2310.14152"

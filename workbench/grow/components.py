@@ -21,11 +21,10 @@ _SHARE = "All models must share one text architecture: the same layers, widths a
 class Components(GrowMethod):
     """Put the text model into a multimodal model (Chen et al. 2024).
 
-    Encoders, projectors, configuration and processor are those of a brick, and the language part is the configuration so far.
+    Encoders, projectors, configuration and processor come from a brick, and the language part is the configuration so far. The
+    result has the brick's class and tensor names. If the language part is the brick's own, the result answers as the brick does.
 
-    The base of the recipe is a text model, and bricks are text models of its architecture and multimodal models with
-    `part: language`, merged by any steps before this one. The result is a model of the brick's class, in its tensor names. Where
-    the language part is that of the brick, the result answers as the brick does, images included.
+    The recipe's base is a text model. Its bricks are text models of that architecture, and multimodal models with `part: language`.
     """
 
     paper = "Chen et al. 2024, Model Composition for Multimodal Large Language Models, arXiv 2402.12750"

@@ -40,11 +40,12 @@ class ExpertEntry(BrickEntry):
 class Experts(TextMethod):
     """Turn every feed-forward layer into a mixture of experts (sparse upcycling, Komatsuzaki et al. 2023).
 
-    The experts are copies of the layer, or the base's layer with each brick applied, next to the current layer as an anchor
-    (Branch-Train-MiX, Sukhbaatar et al. 2024). Identical experts compute what one of them computes, whichever the router selects,
-    because the weights of the selected experts add up to one. The first copy, or the anchor, keeps the layer's bricks; the other
-    experts and the router are new. Tensors outside the feed-forward layers stay as the preceding steps left them: the base's, or,
-    after a merge with `where: {exclude: ["*.mlp.*"]}`, a merge of the bricks.
+    The experts are copies of the layer, or the base's layer with each brick applied next to the current layer as an anchor
+    (Branch-Train-MiX, Sukhbaatar et al. 2024). Copies compute the same function, because the weights of the selected experts add up
+    to one.
+
+    Later bricks change the first copy, or the anchor. The other experts and the router are new. Tensors outside the feed-forward
+    layers do not change.
     """
 
     paper = "Komatsuzaki et al. 2023, Sparse Upcycling, arXiv 2212.05055; Sukhbaatar et al. 2024, Branch-Train-MiX, arXiv 2403.07816; Nakamura et al. 2025, Drop-Upcycling, arXiv 2502.19261"

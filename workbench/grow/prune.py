@@ -20,12 +20,11 @@ from workbench.steps.fields import Whole
 class PruneExperts(TextMethod):
     """Remove experts of a mixture together with their rows of the router, and renumber the others (Lu et al. 2024).
 
-    `drop` and `keep` name the experts; `to` keeps those that are selected most often (Chen et al. 2022). The step works on every
-    mixture of transformers for which the model without weights shows which parts of a tensor belong to which expert.
+    `drop` and `keep` name the experts. `to` keeps those that are selected most often (Chen et al. 2022).
 
-    A token whose expert was removed goes to the next best one. If no token selected the removed experts, logits stay the same
-    when the weights of the selected experts add up to one. When they do not (`norm_topk_prob: false`), or when a bias is added to
-    the softmax before the selection (ernie4_5_moe), the softmax over fewer experts changes the logits.
+    A token whose expert was removed goes to the next best one. If no token selected the removed experts, logits stay the same. The
+    exceptions are models whose expert weights do not add up to one (`norm_topk_prob: false`), and models that add a bias to the
+    softmax before the selection (ernie4_5_moe).
     """
 
     paper = "Chen et al. 2022, Task-Specific Expert Pruning for Sparse Mixture-of-Experts, arXiv 2206.00277; Lu et al. 2024, Not All Experts are Equal, arXiv 2402.14800"

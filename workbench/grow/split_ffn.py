@@ -33,15 +33,13 @@ _UNUSED = 64
 class SplitFfn(TextMethod):
     """Divide the neurons of every feed-forward layer into experts of equal size, of which a token takes some.
 
-    No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025; ExpertWeaver, Zhao et al. 2026). The dense layer is the sum of its experts without weights. A router with a softmax over the selected experts gives them weights
-    that add up to one; rows that are small (logits up to 0.001) make them equal up to 0.1 %, and the output matrices, or the
-    router's factor where the architecture has one, are multiplied by the number of selected experts. With `top_k` equal to
-    `experts`, the result computes what the dense model does. With fewer it does not: `workbench analyze partition` measures the
-    loss, and training follows (`train: {data: FILE, parameters: routers}`).
+    No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025; ExpertWeaver, Zhao et al. 2026). With `top_k` equal
+    to `experts`, the result computes what the dense model does. With fewer it does not: measure the loss with
+    `workbench analyze partition`, then train (`train: {data: FILE, parameters: routers}`).
 
-    Shared experts serve every token. glm4_moe has a module for them, and a bias on the choice of experts where layers have
-    different numbers of them, so that the result is exactly that partition. CMoE's own router multiplies two projections of one
-    neuron, which no stock router does: its partition takes the rows of `router`, too.
+    The selected experts get equal weights up to 0.1 %, and the output matrices, or the router's factor, are multiplied by their
+    number. Shared experts serve every token and need an architecture with such a module (glm4_moe). CMoE's own router is not linear,
+    so its partition takes the rows of `router` too.
     """
 
     paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv 2602.15521"

@@ -28,10 +28,9 @@ Rows = NDArray[np.int64]
 class Vocabulary(GrowMethod):
     """Add tokens to the model and its tokenizer (Hewitt 2021; Gee et al. 2022, fast vocabulary transfer).
 
-    The rows of a new token in the embeddings and the head are means of old rows: of all tokens, of the tokens into which its text
-    splits now, or of the tokens of a description. The logits of old tokens do not change; new tokens take a share of the
-    probability, which the check measures. Rows that the model has beyond its tokenizer's tokens are used first. The tokenizer's
-    files and config.json are written with the model.
+    A new token's rows in the embeddings and the head are means of old rows: of all tokens, of the tokens into which its text splits
+    now, or of the tokens of a description. Unused rows are taken first. The logits of old tokens do not change. The check measures
+    the probability that new tokens take. The tokenizer's files and config.json are written with the model.
     """
 
     paper = "Hewitt 2021, Initializing new word embeddings for pretrained language models; Gee et al. 2022, Fast Vocabulary Transfer for Language Model Compression, arXiv 2402.09977"

@@ -36,9 +36,9 @@ _STD = 0.02
 class Width(GrowMethod):
     """Widen every layer and preserve the function (Chen et al. 2016, Net2Net; Chen et al. 2022, bert2BERT).
 
-    The inputs of new neurons and heads are drawn at random or copied; their outputs are zero, or shared with the originals. New
-    channels (`hidden`) get zeros in every matrix that writes to the residual stream. The norms then have more channels with the
-    same sum of squares, so their weights are scaled by sqrt(d / D) and their epsilon by d / D. This requires RMS norms.
+    The inputs of new neurons and heads are random or copied. Their outputs are zero, or shared with the originals. New channels
+    (`hidden`) are zero in every matrix that writes to the residual stream, and need RMS norms: their weights are scaled by sqrt(d / D)
+    and their epsilon by d / D.
     """
 
     paper = "Chen et al. 2016, Net2Net, arXiv 1511.05641; Chen et al. 2022, bert2BERT, arXiv 2110.07143"

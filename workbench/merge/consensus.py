@@ -20,9 +20,8 @@ if TYPE_CHECKING:
 class Consensus(MergeMethod):
     """The sum of the deltas on the elements that several bricks use (Wang et al. 2024, Consensus task arithmetic).
 
-    A TALL mask tells for each brick which elements of the sum it uses. Elements that fewer than `least` bricks use are set to the
-    base's: they serve one task and disturb the others. On bricks that share little, such as adapters of unrelated skills, this
-    removes most of each skill; `task_arithmetic` keeps it.
+    A TALL mask tells which elements of the sum a brick uses. Elements that fewer than `least` bricks use return to the base. On
+    bricks that share little, such as adapters of unrelated skills, this removes most of each skill: use `task_arithmetic` there.
     """
 
     paper = "Wang et al. 2024, Localizing Task Information, arXiv 2405.07813"

@@ -25,12 +25,11 @@ class DareEntry(BrickEntry):
 class Dare(OverlapWeighted):
     """Drop random elements of each delta and rescale the rest (Yu et al. 2024, DARE).
 
-    Each element of a delta is kept with probability `density`. The mask of a tensor depends only on the recipe's seed, the
-    brick's content and the tensor's name, not on the other bricks, their order, the device or the number of threads.
+    Each element of a delta is kept with probability `density`. The mask depends only on the recipe's seed, the brick's content and
+    the tensor's name.
 
-    mergekit's `dare_linear` corresponds to {rescale: l1}, and its `dare_ties` with `normalize: true` to {rescale: l1, then:
-    ties}; mergekit draws other masks. Without `normalize: true`, which is mergekit's default, its `dare_ties` sums the deltas
-    that agree.
+    mergekit's `dare_linear` corresponds to {rescale: l1}, and its `dare_ties` with `normalize: true` to {rescale: l1, then: ties}; it
+    draws other masks. By default (`normalize: false`) its `dare_ties` sums the deltas that agree.
     """
 
     paper = "Yu et al. 2024, Language models are super Mario, arXiv 2311.03099"

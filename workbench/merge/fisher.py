@@ -31,9 +31,8 @@ if TYPE_CHECKING:
 class Fisher(Calibrated):
     """The mean of the bricks' weights, weighted element by element by their Fisher information (Matena & Raffel 2022).
 
-    The weight of an element is the diagonal of the brick's empirical Fisher information on calibration texts: the mean squared
-    gradient of a text's log-likelihood given its prompt. Tensors without a counterpart of the same shape in the live model get
-    the plain weighted mean.
+    An element's weight is the brick's empirical Fisher information on calibration texts: the mean squared gradient of a text's
+    log-likelihood given its prompt. Tensors that the live model does not have in this shape get the plain weighted mean.
     """
 
     paper = "Matena & Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832"

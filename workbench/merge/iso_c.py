@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class IsoC(MergeMethod):
     """The sum of the deltas with a flat spectrum: all singular values become equal (Marczak et al. 2025, Iso-C).
 
-    For each weight matrix of a layer, the method computes Σ wτ and replaces every singular value by the mean of those that are
-    not numerically zero (at least 1e-6 of the largest). For checkpoints, whose deltas have full rank, this is the paper's
-    formula. For adapters it keeps the result inside their span; a mean over all min(m, n) values would fill the null space with
-    arbitrary directions. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean
-    λ/T Σ wτ. The paper tunes λ on held-out data.
+    For each weight matrix of a layer, every singular value of Σ wτ becomes the mean of those that are not numerically zero (at least
+    1e-6 of the largest). For checkpoints, this is the paper's formula. For adapters, it keeps the result inside their span.
+
+    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ. The paper tunes λ on
+    held-out data.
     """
 
     paper = "Marczak et al. 2025, No Task Left Behind: isotropic model merging, arXiv 2502.04959"

@@ -22,9 +22,8 @@ if TYPE_CHECKING:
 class LocalizeAndStitch(MergeMethod):
     """The largest elements of each delta, divided by the number of bricks that claim an element (He et al. 2024, dataless variant).
 
-    Each brick claims a small region: the elements of largest magnitude of its whole delta. Where regions overlap, the mean of the
-    claims is taken, whatever their signs. The paper's other variant trains the masks on a few examples. `workbench analyze
-    transplant --trained` does so with one gate per neuron, and `where: {neurons: DIR}` moves the delta of these neurons.
+    Each brick claims the elements of largest magnitude of its whole delta. Overlapping claims are averaged, whatever their signs. The
+    paper's other variant trains the masks: `workbench analyze transplant --trained` does so with one gate per neuron.
     """
 
     paper = "He et al. 2024, Localize-and-Stitch, arXiv 2408.13656"

@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 class TallMask(MergeMethod):
     """The sum of the deltas, specialized for one brick by a mask (Wang et al. 2024, TALL masks).
 
-    An element belongs to the brick if its own delta is large compared with what the other bricks add there. The masked sum is close
-    to the brick alone, so the method shows how much of each brick a sum still contains; one mask per brick compresses many
-    fine-tunes into one merged model. For a model that has all skills at once, use `consensus`.
+    An element belongs to the brick if its own delta is large compared with what the other bricks add there. The method shows how
+    much of each brick a sum still contains, and compresses many fine-tunes into one merge with one mask per brick. For a model with
+    all skills at once, use `consensus`.
     """
 
     paper = "Wang et al. 2024, Localizing Task Information, arXiv 2405.07813"

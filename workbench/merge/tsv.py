@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 class Tsv(OverlapWeighted):
     """The leading singular triplets of each brick's delta, whitened across bricks (Gargiulo et al. 2025, TSV-Merge).
 
-    For a weight matrix [m, n] of a layer and T bricks, each weighted delta keeps its k = ⌊min(m, n) / T⌋ triplets of largest
-    singular value. All left vectors together, and all right vectors together, are replaced by the nearest orthonormal set; the
-    singular values stay. Triplets whose singular value is numerically zero are dropped, so that the result of adapters stays
-    inside their span. Fused experts are merged expert by expert. Norms, biases, embeddings and the head get the weighted mean λ/T
-    Σ wτ.
+    For a weight matrix [m, n] of a layer and T bricks, each weighted delta keeps its k = ⌊min(m, n) / T⌋ largest triplets. All left
+    vectors together, and all right vectors together, are replaced by the nearest orthonormal set. Triplets with a numerically zero
+    singular value are dropped, so the result of adapters stays inside their span.
+
+    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ.
     """
 
     paper = "Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081"

@@ -24,13 +24,12 @@ if TYPE_CHECKING:
 class Wudi(MergeMethod):
     """The sum of the deltas, corrected where their inputs interfere most (Cheng et al. 2025, WUDI-Merging; 2026, SWUDI).
 
-    The rows of a brick's delta stand for the inputs that the brick was trained on. For a weight matrix of a layer, WUDI minimizes
-    Σ ‖(Δ − vᵢ) vᵢᵀ‖² / ‖vᵢ‖² over Δ, with vᵢ = wᵢτᵢ. The full solution also fits directions in which the deltas have very little
-    energy, and becomes much longer than the sum. SWUDI starts from the sum and takes the solution only in the K input directions
-    with the most energy, where K is the participation count of the spectrum. Norms, biases, embeddings and the head get the
-    weighted mean λ/T Σ wτ. Fused experts are merged expert by expert.
+    For a weight matrix of a layer, WUDI minimizes Σ ‖(Δ − vᵢ) vᵢᵀ‖² / ‖vᵢ‖² over Δ, with vᵢ = wᵢτᵢ. Its full solution becomes much
+    longer than the sum. SWUDI starts from the sum and takes the solution only in the K input directions with the most energy, where
+    K is the participation count of the spectrum.
 
-    On the starter bricks it does not beat the sum; docs/merging-methods.md has the figures.
+    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ. On the starter bricks
+    the method does not beat the sum; docs/merging-methods.md has the figures.
     """
 
     paper = (

@@ -74,6 +74,16 @@ def encode_text(tokenizer: Any, text: str) -> list[int]:
     return _tokens(tokenizer, text)[0]
 
 
+def encode_rendered(tokenizer: Any, prompt: str, continuation: str) -> PromptPair:
+    """Tokenize a prompt and its continuation that a chat template has worded, special tokens included.
+
+    They are tokenized as one text, and the prompt's tokens are the common start of these tokens and those of the prompt alone.
+    """
+    ids, alone = (list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (prompt + continuation, prompt))
+    split = _common_prefix_length(ids, alone)
+    return PromptPair(ids[:split], ids[split:], None)
+
+
 def encode_inside(tokenizer: Any, text: str) -> PromptPair:
     """Tokenize words as inside a text, after a space.
 

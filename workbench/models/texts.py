@@ -14,6 +14,7 @@ from workbench.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.batching import Batch, side_by_side
+from workbench.models.conversations import Message, plain, turns
 from workbench.models.prompts import encode_pair
 
 if TYPE_CHECKING:
@@ -37,6 +38,8 @@ class Text:
     answer: str
     place: str
     """The text's place, as file:line."""
+    messages: tuple[Message, ...] = ()
+    """The messages before the answer, if the text is a turn of a conversation; `prompt` then shows them as plain text."""
 
 
 @dataclass(frozen=True)
@@ -48,19 +51,21 @@ class TextRow:
     """Number of tokens at the end on which the loss is computed."""
 
 
-def read_texts(path: Path, label: str, samples: int | None = None) -> list[Text]:
+def read_texts(path: Path, label: str, samples: int | None = None, *, chat: bool = False) -> list[Text]:
     """Read a jsonl file of `{"text"}` or `{"prompt", "completion" | "response" | "answer" | "target"}`; other fields are ignored.
 
     Args:
         path: The file.
         label: The file's name in messages.
         samples: Largest number of texts, evenly spaced over the file; None takes all. Every line is checked in any case.
+        chat: Whether the reader words conversations by a chat template. Rows of `{"messages"}` then give a text for each answer; otherwise
+            they are refused.
 
     Raises:
         WorkbenchError: If the file is missing or not JSON, a field is missing or empty, a row has two different texts or answers, or
             there are no texts. The message names file and line.
     """
-    texts = [_parse_text(line, place) for place, line in _lines(path, label, "texts")]
+    texts = [text for place, line in _lines(path, label, "texts") for text in _parse_texts(line, place, chat)]
     if not texts:
         raise WorkbenchError(f"{label}: no texts", _EXPECTED)
     count = min(samples or len(texts), len(texts))
@@ -111,11 +116,31 @@ def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:
     return [(f"{label}:{number}", line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _parse_text(line: str, place: str) -> Text:
+def _parse_texts(line: str, place: str, chat: bool) -> list[Text]:
     """Parse a line of a file of texts."""
     row = jsondoc.parse(line, place, _EXPECTED)
     if not isinstance(row, dict):
         raise WorkbenchError(f"{place}: expected an object, found {type(row).__name__}", _EXPECTED)
+    return conversation(row, place, chat) if "messages" in row else [_text_of(row, place)]
+
+
+def conversation(row: Mapping[str, Any], place: str, chat: bool = True) -> list[Text]:
+    """Return a text for each answer of a conversation.
+
+    Raises:
+        WorkbenchError: If the reader takes no conversations, the row has other texts too, or the messages are no conversation.
+    """
+    if not chat:
+        raise WorkbenchError(f"{place}: 'messages' are read where a model is trained on them, and not here", _EXPECTED)
+    if others := [key for key in ("text", "prompt", *ANSWERS) if key in row]:
+        raise WorkbenchError(
+            f"{place}: the row has both 'messages' and '{others[0]}', but only one is used", "Remove one of them."
+        )
+    return [Text(plain(before), answer, place, before) for before, answer in turns(row, place)]
+
+
+def _text_of(row: Mapping[str, Any], place: str) -> Text:
+    """Return the text of a row without messages."""
     answers = {key: row[key] for key in ANSWERS if key in row}
     if "text" in row and "prompt" in row:
         raise WorkbenchError(f"{place}: the row has both 'text' and 'prompt', but only one is used", "Remove one of them.")

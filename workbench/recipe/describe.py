@@ -129,7 +129,7 @@ def _shown_default(schema: dict[str, Any]) -> str:
 _KINDS = {
     "merge": "Combine the deltas of bricks into one delta. [Choosing a method](merging.md#choosing-a-method).",
     "edit": "Teach the model facts, or scale its neurons. [Editing](editing.md).",
-    "grow": "Make a larger model that computes what the one before it computed, or says that it does not. [Growing](growing.md).",
+    "grow": "Add layers, width, tokens or experts to the model. [Growing](growing.md).",
     "fuse": "Train on the next-token distributions of other models. [Fusing](fusing.md).",
     "route": "Keep bricks apart and choose for each prompt. [Routing](routing.md).",
 }
@@ -165,8 +165,10 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     """
     described = describe(method)
     laws = described["laws"]
-    text: str = described["text"]
-    lines = [f"# {described['verb']}: {described['name']}", "", text, ""]
+    paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(method) or "").split("\n\n")]
+    lines = [f"# {described['verb']}: {described['name']}", ""]
+    for paragraph in paragraphs:
+        lines += [paragraph, ""]
     if described["formula"]:
         lines += ["## Formula", "", f"```text\n{described['formula']}\n```", ""]
     lines += ["## Fields", "", *_table(described["fields"]), ""]

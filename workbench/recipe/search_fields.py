@@ -124,10 +124,12 @@ class SearchFields(Strict):
     budget: str | None = None
     """Time limit such as "90s", "30m" or "2h". No candidate starts after it. A resumed search counts the time before its
     interruption."""
-    sampler: Literal["auto", "gp", "tpe", "cmaes", "nsga2", "random", "grid"] = "auto"
+    sampler: Literal["auto", "gp", "tpe", "cmaes", "nsga2", "random", "grid", "greedy"] = "auto"
     """Sampler that proposes candidates. `auto` with one objective: a Gaussian process for up to 6 dimensions, TPE for up to 20,
     else CMA-ES. `auto` with several objectives: a Gaussian process for up to 3 objectives, else NSGA-II. In both cases TPE if a
-    dimension applies to only one method."""
+    dimension applies to only one method. `greedy` is the greedy soup: every dimension is a brick's weight with the choices 0 and
+    another number; each brick is tried alone, then the bricks are added in the order of their scores, and each stays if the score does
+    not fall."""
     fidelity: Fidelity = Fidelity()
     """Settings for stopping the scoring of poor candidates early."""
     controls: bool = True

@@ -67,6 +67,11 @@ def self_check(view: View) -> str:
     )
     text += f": the largest difference is {small(largest)} nats." if largest is not None else "."
     text += f" Above the tolerance: {listed(failed)}." if failed else ""
+    if wholes := list(dict.fromkeys(k.whole for _, k in checks if k.whole)):
+        text += (
+            f" The whole check ran on {listed(wholes)}; configurations that differ from it in their weights alone were compared in float32 on "
+            "one document of each task."
+        )
     return text + (f" Not checked: {listed(without)}." if without else "")
 
 

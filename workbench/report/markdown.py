@@ -178,9 +178,18 @@ def _checks(view: View) -> list[str]:
     rows = []
     for name, k in ((c.name, k) for c in view.configurations for k in c.checks):
         numbers = (small(v) for v in (k.max_difference, k.tolerance, k.spread))
-        rows.append([name, k.suite or MISSING, k.scorer or MISSING, count(k.documents), *numbers])
-    header = ["Configuration", "Suite", "Scorer", "Documents", "Largest difference", "Tolerance", "Spread of hflm itself"]
-    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=3)] if rows else [])]
+        rows.append([name, k.suite or MISSING, k.scorer or MISSING, k.whole or name, count(k.documents), *numbers])
+    header = [
+        "Configuration",
+        "Suite",
+        "Scorer",
+        "Whole check on",
+        "Documents",
+        "Largest difference",
+        "Tolerance",
+        "Spread of hflm itself",
+    ]
+    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=4)] if rows else [])]
 
 
 def differences(view: View) -> str:

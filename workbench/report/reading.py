@@ -166,7 +166,7 @@ def _checks(entries: Sequence[Mapping[str, Any] | None] | None, suites: Sequence
         if check:
             suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))
             numbers = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread"))
-            yield CheckView(suite, str(check.get("scorer") or ""), *numbers)
+            yield CheckView(suite, str(check.get("scorer") or ""), *numbers, check.get("whole"))
 
 
 def _forgetting(name: str, entry: Mapping[str, Any] | None) -> Effect | None:

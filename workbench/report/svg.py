@@ -4,8 +4,8 @@ The reports draw their charts with these few lines and not with a chart library,
 of 12 rows takes 7 kB with its hover texts, twice that from matplotlib without them, and 900 kB from Altair with its script. A page works
 offline under a content security policy that allows one script by its hash; charts that are drawn by scripts would be empty in print, in mail
 and without scripts. And a page has colors for light and dark, verdicts that shapes tell apart in gray, intervals inside intervals and labels
-without overlaps; with a library, each of these would be a layer written by hand. docs/evaluation-report.md has the measurements, and `figures`
-makes files that need no style sheet from the same drawings.
+without overlaps; with a library, each of these would be a layer written by hand. `figures` makes files that need no style sheet from the same
+drawings.
 """
 
 from __future__ import annotations

@@ -166,7 +166,10 @@ class Effect:
 
 @dataclass(frozen=True)
 class CheckView:
-    """A check of a scorer against lm-eval's own on some documents of a suite, with differences in nats."""
+    """A check of a scorer against lm-eval's own on some documents of a suite, with differences in nats.
+
+    `whole` names the configuration whose whole check counts for this one; None for a whole check.
+    """
 
     suite: str
     scorer: str
@@ -174,6 +177,7 @@ class CheckView:
     max_difference: float | None
     tolerance: float | None
     spread: float | None
+    whole: str | None = None
 
     @property
     def passed(self) -> bool | None:

@@ -12,6 +12,7 @@ from workbench.bricks.brick import vocabulary_digest
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
+from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.recipe.recipe import Recipe, dump_step
 
 
@@ -27,6 +28,9 @@ class KeyInputs(Protocol):
 
     def vocabulary_at(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""
+
+    def tokenizer_at(self, steps: int) -> Path:
+        """Return the directory of the tokenizer after the first `steps` steps."""
 
     def tokenizer_of(self, name: str) -> Path:
         """Return the directory of the tokenizer of a brick's whole model."""
@@ -65,6 +69,12 @@ class StepKey:
     def files(self, names: Sequence[str]) -> list[str]:
         """Return the digest of each input file."""
         return [self.inputs.input_digest(name) for name in names]
+
+    def wording(self, names: Sequence[str] | None, steps: int) -> list[str]:
+        """Return the digest of the tokenizer after the first `steps` steps in a list, if the files may have conversations, else no digest."""
+        files = [] if names is None else [self.inputs.watched.read(self.inputs.recipe.project / name) for name in names]
+        may_have = names is None or any(b'"messages"' in content for content in files)
+        return [tokenizer_digest(self.inputs.tokenizer_at(steps))] if may_have else []
 
     def vocabulary(self, steps: int) -> str | None:
         """Return the digest of the vocabulary after the first `steps` steps."""

@@ -40,9 +40,8 @@ _PROTOTYPES = "prototypes."
 class Arrow(CalibratedRoute):
     """Choose the brick with the largest |x·v|, v being the strongest input direction of its update (Ostapenko et al. 2024, Arrow).
 
-    For comparison with PEFT's router, whose scores these are, here averaged over modules and over the last tokens. Weights alone do
-    not say what a brick is for: bricks that change more tokens, or change them more, win. Every prompt costs a forward pass of the
-    base through all layers.
+    Use it to compare with PEFT's router: the scores are the same, averaged over modules and over the last tokens. Weights do not say
+    what a brick is for, so bricks that change more tokens, or change them more, win. Every prompt costs a forward pass of the base.
     """
 
     paper = "Ostapenko et al. 2024, Towards modular LLMs by building and reusing a library of LoRAs, arXiv 2405.11157"

@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 @register
 class Gate(PooledRoute):
-    """Choose the brick by a gate that is learned: a softmax over bricks from pooled hidden states of the base.
+    """Choose the brick by a learned gate: a softmax over bricks from pooled hidden states of the base.
 
-    One pass of the base through half of its blocks decides, as for `ridge`. The gate minimizes the log loss of the calibration prompts
-    instead of a squared error. It needs all bricks' prompts at once, so that a brick is added by fitting it again.
+    One pass of the base through half of its blocks decides, as for `ridge`. The gate minimizes the log loss of the calibration
+    prompts. To add a brick, fit it again on all bricks' prompts.
     """
 
     paper = "A linear router of a mixture of experts, as in Shazeer et al. 2017, arXiv 1701.06538, learned on prompts alone"

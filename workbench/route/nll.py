@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 class Nll(CalibratedRoute):
     """Choose the brick under which the prompt's loss falls most against the base, in standard deviations over calibration prompts.
 
-    Use it only for bricks that were trained on whole texts. A brick that was trained on completions makes its own prompts less
-    likely, and the choice is then worse than a guess. Every prompt costs a forward pass of the base and one of each brick.
+    Use it only for bricks that were trained on whole texts: bricks trained on completions make their own prompts less likely, and the
+    choice is then worse than a guess. Every prompt costs a forward pass of the base and one of each brick.
     """
 
     paper = (

@@ -50,11 +50,9 @@ class RoleTokens(Strict):
 class Roles(RouteMethod):
     """Let each brick act on the tokens of its role, and a weighted sum of bricks on text (Chen et al. 2024, DAMC).
 
-    Text is every token without a role.
-
-    Nothing is chosen and nothing is fitted: the tokens of a text decide. A text without tokens of a role is answered as by the sum
-    of `text` alone, and a text of one role as by its brick alone. `merge: task_arithmetic`, `average` and `ties` of the same bricks
-    are that paper's NaiveMC, where every brick acts on all tokens.
+    Text is every token without a role. Nothing is fitted. A text without role tokens is answered as by the sum of `text`, and a text
+    of one role as by its brick alone. The paper's NaiveMC, where every brick acts on all tokens, is `merge: task_arithmetic`,
+    `average` or `ties`.
     """
 
     paper = "Chen et al. 2024, Model Composition for Multimodal Large Language Models, arXiv 2402.12750"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 class Text(CalibratedRoute):
     """Choose the brick by a prompt's character n-grams: TF-IDF and logistic regression on calibration prompts and descriptions.
 
-    It reads words alone: no pass of the base, and the same choice whatever the base is. Prompts in words that no calibration prompt
-    has are beyond it, while upper case does not matter.
+    It needs no pass of the base and makes the same choice on every base. It cannot place prompts in words that no calibration prompt
+    has. Upper and lower case do not matter.
     """
 
     paper = "Pedregosa et al. 2011, scikit-learn: TfidfVectorizer, LogisticRegression"

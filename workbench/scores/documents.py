@@ -180,6 +180,8 @@ class Check(_Document):
         max_difference: Largest difference of log-likelihoods, in nats.
         tolerance: Largest difference that passes the check.
         spread: HFLM's own difference between batch sizes, if the dtype is not float32.
+        whole: Name of the configuration whose whole check counts for this one, which differs from it in the weights alone and was
+            compared in float32 on one document of each task; None if this is a whole check.
     """
 
     scorer: str
@@ -187,6 +189,7 @@ class Check(_Document):
     max_difference: Finite
     tolerance: Finite
     spread: Finite | None = None
+    whole: str | None = None
 
 
 class Scores(_Document):

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, write_bytes
+from workbench.files import bytes_digest, read_json, write_bytes, write_json
 from workbench.scores.documents import (
     DESIGN_ORDER,
     Check,
@@ -196,6 +196,20 @@ class ScoreStore:
         else:
             refused = any(key and self._refusal(plan, key).is_file() for key in keys)
         return plan.by("hflm") if refused else plan
+
+    def passed(self, plan: ScorePlan, key: str) -> str | None:
+        """Return the name of the configuration on which the plan's scorer passed the whole check under a key; None if there is none."""
+        found = read_json(self._passed(plan, key), key=str, configuration=str)
+        return str(found["configuration"]) if found and found["key"] == key else None
+
+    def keep_passed(self, plan: ScorePlan, key: str, configuration: str) -> None:
+        """Record that the plan's scorer passed the whole check on a configuration."""
+        path = self._passed(plan, key)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"key": key, "configuration": configuration})
+
+    def _passed(self, plan: ScorePlan, key: str) -> Path:
+        return self.folder(plan.suite.suite, plan.digest) / "passed" / f"{key[:12]}.json"
 
     def _refusal(self, plan: ScorePlan, key: str) -> Path:
         return self.folder(plan.suite.suite, plan.digest) / "refused" / f"{key[:12]}.txt"

@@ -12,6 +12,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, N
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.recipe.search_fields import Range, Value
+from workbench.search.greedy import check_greedy
 from workbench.search.space import Dimension, Space, Values
 
 FEW, MANY = 6, 20
@@ -51,6 +52,8 @@ def sampler_name(space: Space, objectives: int) -> str:
             f"grid needs a `step` for every range, and dimensions that every method has: {problem}",
             "STEP.FIELD: {low: 0, high: 1, step: 0.25}",
         )
+    if requested == "greedy":
+        check_greedy(space, objectives)
     if requested != "auto":
         return requested
     if space.conditional:
@@ -76,6 +79,7 @@ def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler
         "cmaes": lambda: CmaEsSampler(seed=seed, x0=dict(start) if start else None),
         "nsga2": lambda: NSGAIISampler(seed=candidate_seed, population_size=POPULATION),
         "grid": lambda: GridSampler(grid(space), seed=seed),
+        "greedy": lambda: RandomSampler(seed=candidate_seed),  # every candidate is queued with its values
     }
     sampler: BaseSampler = constructors[name]()
     return sampler

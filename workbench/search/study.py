@@ -18,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.search.greedy import Tried, next_soup
 from workbench.search.samplers import grid, make_sampler, starts, suggest
 from workbench.search.space import Space
 
@@ -94,7 +95,7 @@ class Study:
                 if _KEY not in study.user_attrs:
                     study.set_user_attr(_KEY, key)
                 # A killed process may have added only some of the first candidates.
-                first = starts(space, lambdas) if arm == "search" and sampler != "grid" else []
+                first = starts(space, lambdas) if arm == "search" and sampler not in ("grid", "greedy") else []
                 for values in first[len(study.trials) :]:
                     study.enqueue_trial(dict(values))
                 self._studies[arm] = study
@@ -119,6 +120,12 @@ class Study:
                     return None
                 if self.sampler == "grid" and arm == "search" and len(begun) >= _size(grid(self.space)):
                     return None
+                if self.sampler == "greedy" and arm == "search" and len(begun) == len(trials):
+                    soup = next_soup(self.space, [_tried(t) for t in trials])
+                    if soup is None:
+                        return None
+                    study.enqueue_trial(dict(soup))
+                    trials = study.get_trials(deepcopy=False)
             index = (
                 abandoned.number if abandoned else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
             )
@@ -215,6 +222,12 @@ class Study:
     def _locked(self) -> Iterator[None]:
         with FileLock(self.folder / "study.lock"):
             yield
+
+
+def _tried(t: FrozenTrial) -> Tried:
+    """Return a candidate as the greedy soup sees it; one that waits has the values that it was queued with."""
+    values = t.user_attrs.get(_VALUES) or t.system_attrs.get("fixed_params") or {}
+    return Tried(values, t.values[0] if t.state == TrialState.COMPLETE and t.values else None, t.state == TrialState.FAIL)
 
 
 def _importances(study: optuna.Study, objective: int) -> dict[str, float]:

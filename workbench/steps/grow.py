@@ -69,10 +69,10 @@ class GrowMethod(BrickStep):
     """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 
     check: Annotated[Literal["full", "tensors", "off"], BeforeValidator(_off_as_text)] = "full"
-    """Checks that `run` makes. `tensors`: config.json and the tensors agree; the written files contain every old element bit for
-    bit; and, if the method promises it, the logits of two short prompts are unchanged. This check holds one decoder layer and the
-    embeddings in memory at a time. `full`: also compares logits of longer prompts, cached generation and gradients, and loads the
-    written files with transformers; it holds both models in memory in float32. `off`: no check."""
+    """Checks that `run` makes. `tensors`: config.json agrees with the tensors, the written files keep every old element, and the
+    logits of two short prompts are unchanged if the method promises that; one decoder layer and the embeddings are in memory at a
+    time. `full`: also logits of longer prompts, cached generation, gradients, and loading with transformers; both models are in
+    memory in float32. `off`: no check."""
 
     train: NewTraining | None = None
     """Train the parameters that the step adds, and nothing else. Example: {data: FILE, steps: 100}."""
@@ -112,7 +112,8 @@ class GrowMethod(BrickStep):
             parts += [context.files(files), context.vocabulary(context.number)]
         if self.train:
             parts.append(context.files(self.train.inputs()))
-            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version])
+            words = context.wording(self.train.inputs(), context.number + 1)
+            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version, *words])
         return parts
 
     def binding(self) -> Any:

@@ -20,8 +20,8 @@ class NewTraining(Strict):
     """Part of the step's key."""
 
     data: str = Field(min_length=1)
-    """A JSON Lines file, relative to the project, with rows {"prompt":, "completion":} or {"text":}. In rows with a prompt, only
-    the completion is trained on."""
+    """A JSON Lines file, relative to the project, with rows {"prompt":, "completion":}, {"text":} or {"messages":}. In rows with a
+    prompt, only the completion is trained on; of a conversation, each answer."""
     replay: str | None = None
     """A JSON Lines file with rows {"prompt":} that preserve what the model can already do. The model trains on its own
     continuation of each prompt, sampled before training, or on the row's `completion` if there is one."""

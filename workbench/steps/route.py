@@ -251,9 +251,8 @@ class CalibratedRoute(RouteMethod):
     samples: Whole = Field(64, ge=4)
     """Largest number of prompts of a brick, evenly spaced over its file, or over each of its files in equal parts."""
     abstain: Real | None = Field(0.01, ge=0, lt=1)
-    """Share of calibration prompts that may go to the base, measured on prompts whose template was held out, as they are, in lower
-    case and behind a greeting. The threshold of the confidence is this quantile of prompts; for `ridge`, `centroid` and `gate` it is that of
-    templates, each with its lowest prompt. null: no prompt goes to the base."""
+    """Share of calibration prompts that may go to the base, measured on prompts of held-out templates, also in lower case and behind a
+    greeting. `ridge`, `centroid` and `gate` count templates by their lowest prompt. null: no prompt goes to the base."""
     mix: Whole = Field(1, ge=1)
     """Number of bricks whose weighted updates act together. Tied bricks count as one, and only the first of them acts."""
 

@@ -49,6 +49,17 @@ class KeyContext(Protocol):
     def bricks(self, names: Sequence[str] | None) -> list[list[str]]:
         """Return [name, digest] of each named brick; None stands for all bricks of the recipe."""
 
+    def wording(self, names: Sequence[str] | None, steps: int) -> list[str]:
+        """Return the digest of the tokenizer after the first `steps` steps, if its chat template words conversations in the input files.
+
+        Args:
+            names: The files; None if conversations are read in any case.
+            steps: Number of steps.
+
+        Returns:
+            A list with the digest, or an empty list, so that keys of steps without conversations stay.
+        """
+
     def files(self, names: Sequence[str]) -> list[str]:
         """Return the digest of each input file."""
 

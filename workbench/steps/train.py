@@ -27,6 +27,11 @@ class TrainMethod(BrickStep):
         """Factor applied to the trained update when it is added."""
         return self.weight
 
+    @property
+    def always_chat(self) -> bool:
+        """True if the rows are conversations for sure; files are looked at."""
+        return False
+
     def inputs(self) -> list[str]:
         """Return the files that the method reads, relative to the project. Their content is part of the step's key."""
         raise NotImplementedError
@@ -45,7 +50,8 @@ class TrainMethod(BrickStep):
 
     def key_parts(self, context: KeyContext) -> list[Any]:
         """Return the digests of bricks, files and vocabulary, the seed, and the step's id, which initializes the adapter."""
-        settings = [context.seed, self.id, context.vocabulary(context.number)]
+        words = context.wording(None if self.always_chat else self.inputs(), context.number)
+        settings = [context.seed, self.id, context.vocabulary(context.number), *words]
         return [context.bricks(self.names() or ()), context.files(self.inputs()), settings]
 
     def settings(self, seed: int) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.models.texts import Text
-from workbench.train.rows import encode, read_replay, replay
+from workbench.train.rows import encode_row, read_replay, replay
 from workbench.train.spec import TrainSpec
 from workbench.train.texts import Texts, training_texts
 
@@ -37,7 +37,7 @@ class Inputs:
     replayed: list[tuple[str, str | None]]
 
 
-def read_inputs(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path, folder: Path) -> Inputs:
+def read_inputs(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path, folder: Path, *, chat: bool = True) -> Inputs:
     """Read and tokenize the data of a training.
 
     Args:
@@ -45,14 +45,15 @@ def read_inputs(spec: TrainSpec, tokenizer: PreTrainedTokenizerBase, data: Path,
         tokenizer: Tokenizer of the base.
         data: The jsonl file of training rows.
         folder: Directory that other file names in the spec start from.
+        chat: Whether conversations are read; otherwise they are refused.
 
     Raises:
         WorkbenchError: If a file or data set is missing or has a bad row.
     """
-    texts = training_texts(spec, data, folder)
+    texts = training_texts(spec, data, folder, chat=chat)
 
     def encoded(part: list[Text]) -> list[Tokens]:
-        return [encode(tokenizer, text.prompt, text.answer, spec.max_length, spec.learn_end) for text in part]
+        return [encode_row(tokenizer, text, spec.max_length, spec.learn_end) for text in part]
 
     prompts = read_replay(folder / spec.replay) if spec.replay else []
     return Inputs(texts, encoded(texts.trained), encoded(texts.held_out), prompts)

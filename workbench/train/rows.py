@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts import joined
+from workbench.models.conversations import encode_turn
 from workbench.models.prompts import encode_pair, encode_text
-from workbench.models.texts import ANSWERS
+from workbench.models.texts import ANSWERS, Text
 from workbench.train.spec import TrainSpec
 
 if TYPE_CHECKING:
@@ -54,6 +55,24 @@ def _parse_replay_row(row: Any, place: str) -> tuple[str, str | None]:
     return row["prompt"], row["completion"]
 
 
+def encode_row(tokenizer: PreTrainedTokenizerBase, text: Text, max_length: int, learn_end: bool = True) -> tuple[list[int], int]:
+    """Tokenize a training row, and return the token ids and the number of learned tokens at their end.
+
+    A turn of a conversation is worded by the chat template, which usually ends it with a token of its own; if it does not, the end of
+    sequence is added. Any other row is tokenized by `encode`.
+
+    Raises:
+        WorkbenchError: If the row is longer than `max_length` or has one token only, or the template cannot word it.
+    """
+    if not text.messages:
+        return encode(tokenizer, text.prompt, text.answer, max_length, learn_end)
+    pair, ended = encode_turn(tokenizer, text.messages, text.answer, text.place, learn_end)
+    end, tail = tokenizer.eos_token_id, list(pair.continuation)
+    if learn_end and not ended and end is not None:
+        tail = [*tail, end]
+    return _row(pair.prompt, tail, max_length, f"{text.place}: {text.answer}")
+
+
 def encode(
     tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str, max_length: int, learn_end: bool = True
 ) -> tuple[list[int], int]:
@@ -80,13 +99,18 @@ def encode(
         tail = encode_text(tokenizer, completion)
     if learn_end and end is not None and (prompt or tail[-1:] != [end]):
         tail = [*tail, end]
+    return _row(head, tail, max_length, prompt or completion)
+
+
+def _row(head: list[int], tail: list[int], max_length: int, shown: str) -> tuple[list[int], int]:
+    """Return the token ids of a row and the number of learned tokens, after a check of its length; `shown` names the row in errors."""
     if len(head) + len(tail) > max_length:
         raise WorkbenchError(
-            f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {(prompt or completion)[:60]!r}",
+            f"a training row has {len(head) + len(tail)} tokens, more than max_length {max_length}: {shown[:60]!r}",
             "Increase `max_length`, or shorten the row.",
         )
     if len(head) + len(tail) < 2:
-        raise InvalidRecipeError(f"a training row has one token, expected 2 or more: {completion[:60]!r}", "Remove the row.")
+        raise InvalidRecipeError(f"a training row has one token, expected 2 or more: {shown[:60]!r}", "Remove the row.")
     return head + tail, min(len(tail), len(head) + len(tail) - 1)
 
 

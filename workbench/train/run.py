@@ -109,6 +109,7 @@ def train(
             others_digest = orthogonal.digest() if orthogonal else None
             data_key = [inputs.texts.digests, rows[len(rows) - replayed :], others_digest]
             data_key += [objective.digest] if objective.digest else []
+            data_key += [inputs.skill] if any(text.messages for text in inputs.texts.trained) else []  # the template may change
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
             held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
             saves = open_saves(files.out, key if parent else None, told.notice)

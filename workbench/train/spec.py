@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from workbench.yamldoc import Written
 
@@ -26,6 +26,16 @@ class HubData(Written):
     """Column with the prompts. If omitted, completions are whole texts."""
     completion: str = "completion"
     """Column with the texts to learn."""
+    messages: str | None = None
+    """Column with conversations, lists of {role:, content:}; `prompt` and `completion` are then not used."""
+
+    @model_serializer(mode="wrap")
+    def _without_unused(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out `messages` unless it is set, so that the keys of earlier trainings stay."""
+        data: dict[str, Any] = dump(self)
+        if self.messages is None:
+            del data["messages"]
+        return data
 
 
 class TrainSpec(Written):
@@ -34,8 +44,9 @@ class TrainSpec(Written):
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     data: str | HubData = "train.jsonl"
-    """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"} or {"text"} per line, or
-    a data set {hub:, revision:, config:, split:, prompt:, completion:}. All tokens of a text but the first are learned."""
+    """Training rows: a jsonl file relative to the folder of train.yaml, with {"prompt", "completion"}, {"text"} or {"messages"} per
+    line, or a data set {hub:, revision:, config:, split:, prompt:, completion:, messages:}. All tokens of a text but the first are
+    learned. Of a conversation every answer is learned, worded by the tokenizer's chat template; each answer is a row."""
     method: Literal["lora", "full"] = "lora"
     """Training method: `lora` trains an adapter, `full` trains all weights. Both are saved in bfloat16."""
     replay: str | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import ConfigDict, Field, field_validator
 
@@ -17,11 +17,13 @@ class RowTraining(TrainMethod, TrainSpec):
     """A step that trains on rows of a file or a data set, with the fields of train.yaml."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    takes_chat: ClassVar[bool] = True
+    """Whether conversations are read; other rows always are."""
 
     data: str | HubData = Field()
-    """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":} or {"text":} a line; or a data set of
-    the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:}. For a prompt the loss covers the completion;
-    for a text it covers every token but the first."""
+    """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":}, {"text":} or {"messages":} a line; or a
+    data set of the Hugging Face Hub, {hub:, revision:, config:, split:, prompt:, completion:, messages:}. For a prompt the loss
+    covers the completion, for a text every token but the first, and for a conversation its answers, each as a row of its own."""
     replay: str | None = None
     """JSONL file of prompts, relative to the project, that the brick learns to continue as the frozen model does. A line
     {"prompt":} gets a completion sampled from the model before training; a line {"prompt":, "completion":} is used as it is."""
@@ -40,6 +42,11 @@ class RowTraining(TrainMethod, TrainSpec):
             raise ValueError('expected a JSONL file of training rows, or {hub: "owner/name"}')
         return value
 
+    @property
+    def always_chat(self) -> bool:
+        """True if a column of conversations is read."""
+        return isinstance(self.data, HubData) and self.data.messages is not None
+
     def names(self) -> list[str]:
         """Return the bricks to which the new one is kept orthogonal."""
         return list(self.orthogonal_to)
@@ -55,7 +62,7 @@ class RowTraining(TrainMethod, TrainSpec):
             WorkbenchError: If a line is not a valid row.
         """
         if isinstance(self.data, str):
-            training_texts(self.settings(0), project / self.data, project)
+            training_texts(self.settings(0), project / self.data, project, chat=self.takes_chat)
         if self.replay:
             read_replay(project / self.replay)
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
-from workbench.models.texts import Text, read_texts
+from workbench.models.conversations import plain
+from workbench.models.texts import Text, conversation, read_texts
 from workbench.train.spec import HubData, TrainSpec
 
 _FORMATS = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
@@ -29,22 +31,23 @@ class Texts:
     digests: dict[str, str]
 
 
-def training_texts(spec: TrainSpec, data: Path, folder: Path) -> Texts:
+def training_texts(spec: TrainSpec, data: Path, folder: Path, *, chat: bool = True) -> Texts:
     """Read `data` and `held_out` of a spec.
 
     Args:
         spec: The settings.
         data: The jsonl file of training rows; ignored if the spec names a data set.
         folder: Directory that other file names in the spec start from.
+        chat: Whether conversations are read; otherwise they are refused.
 
     Raises:
         WorkbenchError: If `read_texts` or `hub_texts` rejects a row, a held-out row is also a training row, or the share of
             held-out rows leaves nothing to train on.
     """
-    training = hub_texts(spec.data, folder) if isinstance(spec.data, HubData) else _read_file(data)
+    training = hub_texts(spec.data, folder, chat) if isinstance(spec.data, HubData) else _read_file(data, chat)
     held_out: list[Text] = []
     if isinstance(spec.held_out, str):
-        held_out = _read_file(folder / spec.held_out)
+        held_out = _read_file(folder / spec.held_out, chat)
         _refuse_overlap(held_out, training, spec.held_out)
     elif spec.held_out is not None:
         training, held_out = split(training, spec.held_out)
@@ -100,17 +103,19 @@ def split(texts: list[Text], share: float) -> tuple[list[Text], list[Text]]:
 
 
 def _key(text: Text) -> str:
-    """Return the text by which a row is split: its prompt, or its whole text."""
+    """Return the text by which a row is split: its prompt, or its whole text; of a conversation, what comes before the first answer."""
+    if text.messages:
+        return plain(list(takewhile(lambda message: message.role != "assistant", text.messages)))
     return text.prompt or text.answer
 
 
-def _read_file(path: Path) -> list[Text]:
+def _read_file(path: Path, chat: bool) -> list[Text]:
     """Read a jsonl file of training rows; raise WorkbenchError if it does not exist."""
     if not path.is_file():
         names = [p.name for p in path.parent.glob("*.jsonl")] if path.parent.is_dir() else []
         hint = f"{nearest(path.name, names)} " if names else ""
         raise InvalidRecipeError(f"{path.name}: no such file of training rows", f"{hint}Check `data:` and `held_out:`.")
-    return read_texts(path, path.name)
+    return read_texts(path, path.name, chat=chat)
 
 
 def _refuse_overlap(held_out: list[Text], trained: list[Text], name: str) -> None:
@@ -124,27 +129,31 @@ def _refuse_overlap(held_out: list[Text], trained: list[Text], name: str) -> Non
         )
 
 
-def hub_texts(source: HubData, folder: Path) -> list[Text]:
+def hub_texts(source: HubData, folder: Path, chat: bool = True) -> list[Text]:
     """Read the rows of a data set.
 
     Args:
         source: The data set and its columns.
         folder: Directory that a local folder or file starts from; an existing one takes precedence over a hub id.
+        chat: Whether conversations are read; otherwise they are refused.
 
     Raises:
         WorkbenchError: If there is no such data set, configuration, split or column, or a cell is not a text or is empty.
     """
     rows = _load(source, folder)
-    columns = [column for column in (source.prompt, source.completion) if column is not None]
+    columns = [source.messages] if source.messages else [c for c in (source.prompt, source.completion) if c is not None]
     for column in columns:
         if column not in rows.column_names:
             raise InvalidRecipeError(
                 f"data: {source.hub} has no column '{column}', it has {', '.join(rows.column_names)}",
-                f"{nearest(column, rows.column_names)} Set `prompt:` or `completion:` to one of its columns.",
+                f"{nearest(column, rows.column_names)} Set `prompt:`, `completion:` or `messages:` to one of its columns.",
             )
     texts = []
     for number, row in enumerate(rows.select_columns(columns)):
         place = f"{source.hub} {source.split} row {number}"
+        if source.messages:
+            texts += conversation({"messages": row[source.messages]}, place, chat)
+            continue
         for column in columns:
             if not isinstance(row[column], str) or not row[column].strip():
                 actual = "an empty text" if isinstance(row[column], str) else type(row[column]).__name__

@@ -140,7 +140,7 @@ def _read(settings: TrainSpec, room: Room) -> _Corpus:
     """Read the training texts."""
     vocabulary = Vocabulary(room.tokenizer, "the model that is trained")
     data = room.project / settings.data if isinstance(settings.data, str) else room.project
-    inputs = read_inputs(settings, vocabulary.tokenizer, data, room.project)
+    inputs = read_inputs(settings, vocabulary.tokenizer, data, room.project, chat=False)
     texts = inputs.texts.trained
     return _Corpus(vocabulary, texts, inputs.skill, [vocabulary.read(text) for text in texts])
 
