@@ -160,3 +160,25 @@ def test_tables_have_names(world: Path) -> None:
     with pytest.raises(UsageError, match=r"to_pandas\('row'\): no such table") as error:
         scored.to_pandas("row")
     assert error.value.hint == "Tables: rows, scores, configurations."
+
+
+def test_items_refuse_what_they_do_not_have(world: Path) -> None:
+    with pytest.raises(UsageError, match="only 'chnged': no such kind"):
+        api.items(["mine", "half"], only="chnged")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="items has no option 'sweep'"):
+        api.items(["mine", "half"], sweep="mix.lambda=1,2")
+    with pytest.raises(UsageError, match="is named twice"):
+        api.items(["mine", "mine"])
+    with pytest.raises(WorkbenchError, match="not scored yet"):
+        api.items(["mine", "half"])
+
+
+def test_texts_of_models_are_escaped_in_notebooks() -> None:
+    from workbench.api.beside import ItemsBeside
+
+    answer = {"score": 1.0, "response": "<script>alert(1)</script>", "picked": None, "loglikelihoods": None}
+    item = {"task": "t", "id": "1", "cluster": None, "metric": "em", "change": "same", "prompt": "<b>" + "x" * 700}
+    item |= {"choices": None, "gold": "<i>", "first": answer, "second": answer}
+    page = ItemsBeside("<a>", "b", {"items": 1, "won": 0, "lost": 0, "same": 1}, [item])._repr_html_()
+    assert not any(tag in page for tag in ("<script", "<b>", "<i>", "<a>"))
+    assert "… (103 more characters)" in page

@@ -1,4 +1,4 @@
-"""The page of `eval --watch` in headless Chromium: it tells the progress, reloads for new scores, and stays when the command ends."""
+"""The pages of `eval --watch` and `search --watch` in headless Chromium: they tell the progress, reload for new scores, and stay at the end."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import pytest
 
 from worlds.decided import situation
 from worlds.devtools import EXECUTABLE, Browser, browser, skip_without_browser
+from worlds.search_document import make_search, unfinished
 
-from workbench.report.watch import Watched
+from workbench.report.search.page import growing_page
+from workbench.report.watch import Pages, Watched
 
 pytestmark = pytest.mark.browser
 skip_without_browser()
@@ -49,3 +51,29 @@ def test_the_page_grows_and_stays(tmp_path: Path) -> None:
             assert page.complaints() == []
         until(page, "document.getElementById('watch-head').textContent === 'The command has ended.'")
         assert page.js("document.querySelector('.decision').textContent") == document["recommendation"]["text"]
+
+
+def test_the_page_of_a_search_grows_and_ends_with_its_test() -> None:
+    assert EXECUTABLE
+    pages = Pages(growing_page, "Search in progress", "No candidate is scored yet", "It appears here.")
+    headline = "document.querySelector('.headline').textContent"
+    with browser(EXECUTABLE) as page:
+        with Watched(0, pages) as watched:
+            watched.say("Control 1/7: base.")
+            page.resize(390)
+            page.call("Page.navigate", url=watched.url)
+            until(page, f"{TEXT} === 'Control 1/7: base.'")
+            assert page.js("document.querySelector('h1').textContent") == "No candidate is scored yet"
+            watched.say("12 of 40 candidates are finished; 3 min left.")
+            watched.show(unfinished(make_search(12), 40))
+            until(page, f"document.querySelector('#history g.candidate') !== null && {TEXT}.startsWith('12 of 40')")
+            assert page.js(headline).startswith("12 of 40 candidates are finished. The best so far, trial-")
+            assert page.js("document.getElementById('tested-table')") is None
+            assert page.js("document.documentElement.scrollWidth") <= 390
+            page.resize(1280)
+            watched.show(make_search(40))
+            until(page, "document.getElementById('tested-table') !== null")
+            assert page.js(headline).startswith("On 230 test items that the search did not use")
+            assert {url for url in page.requests() if not url.startswith("data:")} == {watched.url, f"{watched.url}state"}
+            assert page.complaints() == []
+        until(page, "document.getElementById('watch-head').textContent === 'The command has ended.'")

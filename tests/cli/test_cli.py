@@ -72,7 +72,7 @@ COMMANDS = {
     "scores import": "--cluster --json --name --quiet --runs-dir --suite",
     "scores items": "--batch-size --first --json --limit --only --runs-dir --set --suite --task --text --trust-project-code",
     "scores ls": "--json --runs-dir",
-    "search": "--batch-size --budget --device --engine --json --limit --out --quiet --runs-dir --set --storage --trials --trust-project-code --verbose --workers",
+    "search": "--batch-size --budget --device --engine --json --limit --out --port --quiet --runs-dir --set --storage --trials --trust-project-code --verbose --watch --workers",
     "suite check": "--base --json --limit --verbose",
     "suite ls": "--json",
     "suite new": "--base --cluster --data --force --json --kind --role",

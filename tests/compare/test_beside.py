@@ -13,6 +13,7 @@ from typer.testing import CliRunner, Result
 
 from worlds.stored_scores import AVERAGE, BASE, MEAN, TIES, stored
 
+from workbench import api
 from workbench.cli import app
 from workbench.compare.beside import beside, picked, side_by_side
 from workbench.compare.compare import compare
@@ -175,3 +176,20 @@ def test_bad_input_is_refused(command: Any) -> None:
     assert "one" in wrong.hint
     assert command("base", "base", code=2).exception.message == "base is named twice"
     assert "expected one or two" in command("base", "ties", "average", code=2).exception.message
+
+
+@pytest.mark.parametrize("options", [{"only": "all"}, {"task": "one"}, {"only": "won"}, {"text": "ANOTHER"}])
+def test_items_from_python_are_those_of_the_command(command: Any, options: dict[str, Any]) -> None:
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    printed = json.loads(command("base", "ties", *flags, "--json").stdout)
+    found = api.items(["base", "ties"], **options)
+    assert json.loads(json.dumps(found.document)) == printed
+    assert (found.first, found.second, found.counts["won"]) == ("base", "ties", printed["won"])
+    shown, frame = printed["shown"], found.to_pandas()
+    assert list(frame.id) == [item["id"] for item in shown]
+    for side in ("first", "second"):
+        assert list(frame[f"{side}_score"]) == [item[side]["score"] for item in shown]
+        assert list(frame[f"{side}_answer"]) == [item[side]["response"] for item in shown]
+    page = found._repr_html_()
+    assert page.count("<tr>") == 1 + min(len(shown), 20)
+    assert ("more items are in" in page) == (len(shown) > 20)

@@ -68,6 +68,13 @@ def make_search(trials: int = 40, *, random: int = 0, objectives: int = 1, seed:
     }  # fmt: skip
 
 
+def unfinished(document: Row, total: int | None) -> Row:
+    """The document of a search that has not tested anything yet, and has so many candidates in all."""
+    known = {key: value for key, value in document.items() if key not in ("test", "unbeaten", "names")}
+    objectives = {"front": []} if "front" in document else {}
+    return {**known, "winner": None, "recipes": {}, **objectives, "progress": {"done": len(document["trials"]), "total": total}}
+
+
 def all_given_up(objectives: int = 1) -> Row:
     """A search whose ten candidates all fell behind the brick `triage`, which beats the other controls."""
     document = make_search(0, objectives=objectives)

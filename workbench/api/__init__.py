@@ -22,25 +22,29 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from workbench.api.beside import ItemsBeside
     from workbench.api.loading import LoadedRecipe, load, load_recipe, load_tokenizer
     from workbench.api.results import ComparedScores, FoundValues
-    from workbench.api.scoring import compare, evaluate, search
+    from workbench.api.scoring import compare, evaluate, items, search
 
 __all__ = [
     "ComparedScores",
     "FoundValues",
+    "ItemsBeside",
     "LoadedRecipe",
     "compare",
     "evaluate",
+    "items",
     "load",
     "load_recipe",
     "load_tokenizer",
     "search",
 ]
 _HOMES = {
+    "beside": ("ItemsBeside",),
     "loading": ("LoadedRecipe", "load", "load_recipe", "load_tokenizer"),
     "results": ("ComparedScores", "FoundValues"),
-    "scoring": ("compare", "evaluate", "search"),
+    "scoring": ("compare", "evaluate", "items", "search"),
 }
 
 

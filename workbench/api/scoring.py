@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
+from workbench.api.beside import ONLY, Choice, ItemsBeside, Only, items_beside
 from workbench.api.comparing import StoredScores, find_scores
 from workbench.api.results import ComparedScores, FoundValues
 from workbench.api.subjects import Listener, Request, open_subjects
@@ -75,9 +76,8 @@ def evaluate(
     scores = opened.scored(device, None, events)
     named = [entry.name for entry in opened.entries if entry.role == "configuration"]
     pair = None if baseline or opened.left_out else opened.pair(request.names)
-    return _compared(
-        StoredScores(scores, opened.store, opened.project, named, against, opened.left_out, pair, opened.sweeps), request
-    )
+    found = StoredScores(scores, opened.store, opened.project, named, against, opened.left_out, pair, opened.sweeps)
+    return _compared(found, request)
 
 
 def compare(names: Names, suite: Names = (), *, baseline: str | None = None, **options: Unpack[Options]) -> ComparedScores:
@@ -95,6 +95,34 @@ def compare(names: Names, suite: Names = (), *, baseline: str | None = None, **o
     """
     request = _request(names, suite, options)
     return _compared(find_scores(request, baseline, _listener(no_events)), request)
+
+
+def items(
+    names: Names,
+    suite: Names = (),
+    *,
+    task: Names = (),
+    only: Only = "changed",
+    text: str | None = None,
+    **options: Unpack[Options],
+) -> ItemsBeside:
+    """Return the items that two configurations answer differently, from the score store, as `workbench scores items` shows them.
+
+    Args:
+        names: Two recipes, models, or runs imported under the suite; one is shown beside the suite's baseline.
+        suite: Suites in the place of the recipes' `eval`.
+        task: Items of these tasks only.
+        only: "changed" for items with another score or answer, "won" or "lost" by the second configuration, or "all".
+        text: Items with this text in the prompt, the right answer or an answer only.
+        options: `settings`, `batch_size`, `limit` and `runs`.
+
+    Raises:
+        WorkbenchError: If a configuration is not scored, or a value is invalid.
+    """
+    _refuse(options, "items", ("sweep", "max_points", "controls"))
+    if only not in ONLY:
+        raise UsageError(f"only {only!r}: no such kind of items", nearest(str(only), ONLY))
+    return items_beside(_request(names, suite, options), Choice(_texts(task), only, text), _listener(no_events))
 
 
 def search(
@@ -121,8 +149,7 @@ def search(
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
-    if unknown := [name for name in ("sweep", "max_points", "controls") if name in options]:
-        raise UsageError(f"search has no option {unknown[0]!r}", "Options: settings, batch_size, limit, runs.")
+    _refuse(options, "search", ("sweep", "max_points", "controls"))
     request = _request(recipe, (), options)
     loaded = load_named(str(recipe), request.vary.settings)
     scoring = Scoring(device, request.batch_size, request.limit)
@@ -131,6 +158,13 @@ def search(
         _warn(warning)
     run(prepared)
     return FoundValues(conclude(prepared), loaded.project)
+
+
+def _refuse(options: Options, function: str, names: Sequence[str]) -> None:
+    """Raise UsageError if a function is given an option that it does not have."""
+    if unknown := [name for name in names if name in options]:
+        known = [name for name in Options.__annotations__ if name not in names]
+        raise UsageError(f"{function} has no option {unknown[0]!r}", f"Options: {', '.join(known)}.")
 
 
 def _request(names: Names, suite: Names, options: Options) -> Request:

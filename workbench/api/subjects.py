@@ -227,6 +227,18 @@ def open_subjects(
     return Opened(entries, score_plans, ScoreStore(runs / "scores"), project, runs, aliases, left_out, tuple(sweeps))
 
 
+def refuse_left_out(left_out: list[LeftOut]) -> None:
+    """Raise an error if configurations were skipped.
+
+    Raises:
+        WorkbenchError: If `left_out` is not empty.
+    """
+    if left_out:
+        names = ", ".join(dict.fromkeys(one.name for one in left_out))
+        hints = dict.fromkeys(one.hint for one in left_out if one.hint)
+        raise WorkbenchError(f"left out: {names}", "; ".join(hints) or None)
+
+
 def _on_worker(request: Request, device: str, server: str | None) -> Subjects:
     from workbench.models.device import pick_device
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.api.naming import no_subject, recipe_path
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
-from workbench.errors import LeftOut, WorkbenchError, shell
+from workbench.errors import LeftOut, shell
 
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
@@ -23,18 +23,6 @@ if TYPE_CHECKING:
 def printing() -> Listener:
     """Return the listener that prints on the terminal."""
     return Listener(out.event, out.say, out.warn)
-
-
-def refuse_left_out(left_out: list[LeftOut]) -> None:
-    """End a command with exit code 1, after its output, if configurations were skipped.
-
-    Raises:
-        WorkbenchError: If `left_out` is not empty.
-    """
-    if left_out:
-        names = ", ".join(dict.fromkeys(one.name for one in left_out))
-        hints = dict.fromkeys(one.hint for one in left_out if one.hint)
-        raise WorkbenchError(f"left out: {names}", "; ".join(hints) or None)
 
 
 def told(left_out: list[LeftOut]) -> dict[str, Any]:

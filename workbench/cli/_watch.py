@@ -1,9 +1,10 @@
-"""The growing report of `eval --watch`: what the page shows while configurations are scored."""
+"""The growing reports of `eval --watch` and `search --watch`: what the page shows while configurations are scored."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +18,8 @@ from workbench.events import Events
 
 if TYPE_CHECKING:
     from workbench.report.watch import Watched
+    from workbench.search.run import Search
+    from workbench.search.study import Study
 
 WatchOpt = Annotated[
     bool, typer.Option("--watch", help="Show the growing report at an address of this machine until the command ends.")
@@ -26,6 +29,8 @@ PortOpt = Annotated[
 ]
 _PAUSE = 2.0
 """Smallest number of seconds between two reports."""
+_SHARE = 0.1
+"""Largest share of the time that is spent on reports."""
 
 
 def check_watch(watch: bool, port: int | None, silent: bool) -> None:
@@ -37,17 +42,21 @@ def check_watch(watch: bool, port: int | None, silent: bool) -> None:
         silent: True if the command prints no messages, and so not the address either.
 
     Raises:
-        UsageError: If one option lacks the other.
+        UsageError: If one option lacks the other, or the port cannot be used.
     """
     if port is not None and not watch:
         raise UsageError(f"--port {port}: nothing is shown without --watch", f"--watch --port {port}")
     if watch and silent and not port:
         raise UsageError("--watch: with --quiet or --json, the address of a free port is not printed", "--watch --port 8765")
+    if port:
+        from workbench.report.watch import check_port
+
+        check_port(port)
 
 
 @contextmanager
 def watching(opened: Opened, against: str | None, watch: bool, port: int | None) -> Iterator[Events]:
-    """Yield the receiver of progress events: the terminal, and with `--watch` the page as well.
+    """Yield the receiver of an evaluation's progress events: the terminal, and with `--watch` the page as well.
 
     Args:
         opened: What is scored.
@@ -61,22 +70,96 @@ def watching(opened: Opened, against: str | None, watch: bool, port: int | None)
     from workbench.report.watch import Watched
 
     with Watched(port or 0) as watched:
-        out.say(f"the report grows at {watched.url} until the command ends")
-        page = _Page(watched, opened, against)
+        _say_address(watched)
+        page = _Comparison(watched, opened, against)
         yield page.event
         page.show()
 
 
-class _Page:
-    """Passes events on to the terminal, and shows new scores on the page."""
+class WatchedSearch:
+    """Receives a search's progress events: the terminal, and with `--watch` the page as well."""
 
-    def __init__(self, watched: Watched, opened: Opened, against: str | None) -> None:
-        self.watched, self.opened, self.against = watched, opened, against
-        self._shown = -_PAUSE
+    def __init__(self, page: _Candidates | None = None) -> None:
+        self._page = page
+
+    @property
+    def event(self) -> Events:
+        """The receiver of events."""
+        return out.event if self._page is None else self._page.event
+
+    def follow(self, search: Search) -> None:
+        """Show the candidates of a search from now on."""
+        if self._page is not None:
+            self._page.search = search
+
+    def end(self, document: Mapping[str, Any]) -> None:
+        """Show the report of the finished search."""
+        if self._page is not None:
+            self._page.watched.show(document)
+
+
+@contextmanager
+def watching_search(watch: bool, port: int | None) -> Iterator[WatchedSearch]:
+    """Yield the receiver of a search's events; the page is served from here on.
+
+    Args:
+        watch: Value of `--watch`.
+        port: Value of `--port`.
+    """
+    if not watch:
+        yield WatchedSearch()
+        return
+    from workbench.report.search.page import growing_page
+    from workbench.report.watch import Pages, Watched
+
+    lead = "The report appears here when the first control is scored."
+    with Watched(port or 0, Pages(growing_page, "Search in progress", "No candidate is scored yet", lead)) as watched:
+        _say_address(watched)
+        page = _Candidates(watched)
+        try:
+            yield WatchedSearch(page)
+        finally:
+            page.close()
+
+
+def _say_address(watched: Watched) -> None:
+    out.say(f"the report grows at {watched.url} until the command ends")
+
+
+class _Page(ABC):
+    """Passes events on to the terminal, and shows new scores on the page, not too often."""
+
+    def __init__(self, watched: Watched) -> None:
+        self.watched = watched
+        self._next = 0.0
 
     def event(self, event: dict[str, Any]) -> None:
         """Take a progress event."""
         out.event(event)
+        if self.tell(event) and time.monotonic() >= self._next:
+            started = time.monotonic()
+            self.show()
+            ended = time.monotonic()
+            self._next = ended + max(_PAUSE, (ended - started) / _SHARE)
+
+    @abstractmethod
+    def tell(self, event: dict[str, Any]) -> bool:
+        """Tell open pages how far the work is, and return True if the event can mean new scores."""
+
+    @abstractmethod
+    def show(self) -> None:
+        """Show the report of all scores that are stored now; nothing if there is nothing to show yet."""
+
+
+class _Comparison(_Page):
+    """The page of an evaluation."""
+
+    def __init__(self, watched: Watched, opened: Opened, against: str | None) -> None:
+        super().__init__(watched)
+        self.opened, self.against = opened, against
+
+    def tell(self, event: dict[str, Any]) -> bool:
+        """Tell open pages how far the evaluation is."""
         whole = event.get("overall")
         if whole:
             now = f"; now {event['configuration']}: {event['text']}" if event.get("text") else ""
@@ -84,12 +167,10 @@ class _Page:
                 f"{whole['finished']} of {whole['of']} configurations are scored, {100 * whole['share']:.0f} % of the items"
                 f"{time_left(whole)}{now}."
             )
-        done = "scored" in event or (event.get("stage") == "score" and "configuration" not in event)
-        if done and time.monotonic() - self._shown >= _PAUSE:
-            self.show()
+        return "scored" in event or (event.get("stage") == "score" and "configuration" not in event)
 
     def show(self) -> None:
-        """Show the report of all scores that are stored now; nothing if they cannot be compared yet."""
+        """Show the comparison of all scores that are stored now; nothing if they cannot be compared yet."""
         from workbench.evaluate.scoring import stored
 
         opened = self.opened
@@ -103,4 +184,46 @@ class _Page:
             return
         waiting = [f"Not scored yet: {', '.join(missing)}."] if missing else []
         self.watched.show({**document, "warnings": [*document["warnings"], *waiting]})
-        self._shown = time.monotonic()
+
+
+class _Candidates(_Page):
+    """The page of a search. The study is opened a second time, so that candidates of other processes are on the page as well.
+
+    Attributes:
+        search: The search; None until it is prepared.
+    """
+
+    def __init__(self, watched: Watched) -> None:
+        super().__init__(watched)
+        self.search: Search | None = None
+        self._study: Study | None = None
+
+    def tell(self, event: dict[str, Any]) -> bool:
+        """Tell open pages how far the search is."""
+        text = str(event.get("text", ""))
+        if "done" in event:
+            text = f"{event['done']} of {event['total']} candidates are finished; {text}"
+        if text:
+            self.watched.say(f"{text[0].upper()}{text[1:]}.")
+        return event.get("stage") == "search"
+
+    def show(self) -> None:
+        """Show the controls and candidates that are scored now; nothing before the first control."""
+        from workbench.search.document import growing
+        from workbench.search.run import open_study
+
+        search = self.search
+        if search is None or not search.controls:
+            return
+        try:
+            self._study = self._study or open_study(search)
+            document = growing(search, self._study)
+        except WorkbenchError as error:  # the search meets the same error where it matters
+            self.watched.say(f"The candidates so far cannot be shown: {error.message.splitlines()[0]}")
+            return
+        self.watched.show(document)
+
+    def close(self) -> None:
+        """Release the study."""
+        if self._study is not None:
+            self._study.close()

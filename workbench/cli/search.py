@@ -24,6 +24,7 @@ from workbench.cli._options import (
 )
 from workbench.cli._output import out
 from workbench.cli._recipes import relative
+from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
 from workbench.errors import shell
 
 
@@ -52,6 +53,8 @@ def search(
     ] = None,
     engine: EngineOpt = "local",
     workers: WorkersOpt = None,
+    watch: WatchOpt = False,
+    port: PortOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the winner's recipe to.")] = None,
     device: DeviceOpt = "auto",
     batch_size: BatchOpt = 32,
@@ -72,26 +75,30 @@ def search(
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
+    check_watch(watch, port, out.quiet)
     file = recipe_file(str(recipe))
     loaded = load_named(str(recipe), settings or ())
     scoring = Scoring(device, batch_size, limit)
-    prepared = prepare(
-        loaded,
-        runs_dir or loaded.project / "runs",
-        scoring,
-        trials=trials,
-        budget=budget,
-        storage=storage,
-        events=out.event,
-    )
-    for warning in prepared.warnings:
-        out.warn(warning)
-    if engine == "ray":
-        place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
-        run_on_cluster(prepared, Options(place, tuple(settings or ()), runs, scoring), workers)
-    else:
-        run(prepared)
-    document = conclude(prepared, to)
+    with watching_search(watch, port) as page:
+        prepared = prepare(
+            loaded,
+            runs_dir or loaded.project / "runs",
+            scoring,
+            trials=trials,
+            budget=budget,
+            storage=storage,
+            events=page.event,
+        )
+        page.follow(prepared)
+        for warning in prepared.warnings:
+            out.warn(warning)
+        if engine == "ray":
+            place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
+            run_on_cluster(prepared, Options(place, tuple(settings or ()), runs, scoring), workers)
+        else:
+            run(prepared)
+        document = conclude(prepared, to)
+        page.end(document)
     out.result(lambda: SearchDocument.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
 
 

@@ -1,4 +1,4 @@
-"""A server for one page that grows: the report of an evaluation in progress, on this machine only.
+"""A server for one page that grows: the report of an evaluation or a search in progress, on this machine only.
 
 It listens on 127.0.0.1 and answers requests that are addressed to that place only, so that no page of another site can read it through
 a name that points here (DNS rebinding). It serves what it was given, reads no file, and changes nothing.
@@ -7,9 +7,11 @@ a name that points here (DNS rebinding). It serves what it was given, reads no f
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
@@ -32,21 +34,56 @@ _HEADERS = {
 }
 
 
+def comparison_page(document: Mapping[str, Any], watched: int) -> str:
+    """Return the page of a comparison.
+
+    Args:
+        document: The comparison document.
+        watched: Number of the page, which the page compares with the server's.
+    """
+    document = finite(document)
+    return html(document, view_of(document), watched=watched)
+
+
+@dataclass(frozen=True)
+class Pages:
+    """The pages of one kind of work.
+
+    Attributes:
+        page: Function of a document and the page's number that returns the page.
+        eyebrow: The kind of work, above the heading of the page that is shown before there is a report.
+        title: Heading of that page.
+        lead: Sentence below the heading.
+    """
+
+    page: Callable[[Mapping[str, Any], int], str] = comparison_page
+    eyebrow: str = "Evaluation in progress"
+    title: str = "Nothing can be compared yet"
+    lead: str = "The report appears here when the baseline and another configuration are scored."
+
+    def waiting(self) -> str:
+        """Return the page that is shown before there is a report."""
+        words = {"eyebrow": self.eyebrow, "title": self.title, "lead": self.lead, "watched": 0}
+        return filled("watch.html.j2", words, ("report.js", "watch.js"), ("report.css",))
+
+
 class Watched:
     """Serves the newest report until the block ends.
 
     Args:
         port: Port to listen on; 0 for a free one.
+        pages: The pages; default: those of an evaluation.
 
     Raises:
         UsageError: If the port cannot be used.
     """
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, pages: Pages = Pages()) -> None:
+        self._pages = pages
         self._lock = threading.Lock()
         self._version, self._loaded, self._asked = 0, -1, -float("inf")
         self._text, self._ended = "Nothing is scored yet.", False
-        self._page = waiting_page(0).encode()
+        self._page = pages.waiting().encode()
         watched = self
 
         class Handler(_Handler):
@@ -57,9 +94,7 @@ class Watched:
         try:
             self._server = ThreadingHTTPServer((ADDRESS, port), Handler)
         except (OSError, OverflowError) as error:
-            raise UsageError(
-                f"--port {port}: cannot listen on {ADDRESS}:{port}: {error}", "Name another port, or none for a free one."
-            ) from error
+            raise _refused(port, error) from error
         self._server.daemon_threads = True
         self.port = int(self._server.server_address[1])
         self.url = f"http://{ADDRESS}:{self.port}/"
@@ -79,23 +114,22 @@ class Watched:
         self._thread.join()
 
     def show(self, document: Mapping[str, Any]) -> None:
-        """Serve the report of a comparison from now on.
+        """Serve the report of a document from now on.
 
         Args:
-            document: The comparison document.
+            document: The document of the comparison or the search.
         """
-        document = finite(document)
-        page = html(document, view_of(document), watched=self._version + 1).encode()
+        page = self._pages.page(document, self._version + 1).encode()
         with self._lock:
             self._version, self._page = self._version + 1, page
 
     def say(self, text: str) -> None:
-        """Tell open pages how far the evaluation is."""
+        """Tell open pages how far the work is."""
         with self._lock:
             self._text = text
 
     def state(self) -> dict[str, Any]:
-        """Return what pages ask for again and again: the report's version, how far the evaluation is, and whether it has ended."""
+        """Return what pages ask for again and again: the report's version, how far the work is, and whether it has ended."""
         with self._lock:
             self._asked = time.monotonic()
             return {"version": self._version, "text": self._text, "ended": self._ended}
@@ -114,6 +148,24 @@ class Watched:
                 if self._loaded == self._version or time.monotonic() - self._asked > _SEEN:
                     return
             time.sleep(0.05)
+
+
+def check_port(port: int) -> None:
+    """Check that a server can listen on a port now.
+
+    Raises:
+        UsageError: If the port cannot be used.
+    """
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+            probe.bind((ADDRESS, port))
+    except (OSError, OverflowError) as error:
+        raise _refused(port, error) from error
+
+
+def _refused(port: int, error: Exception) -> UsageError:
+    return UsageError(f"--port {port}: cannot listen on {ADDRESS}:{port}: {error}", "Name another port, or none for a free one.")
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -161,12 +213,3 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Print nothing: the terminal shows the progress."""
-
-
-def waiting_page(version: int) -> str:
-    """Return the page that is shown before anything can be compared.
-
-    Args:
-        version: Number of the page, which the page compares with the server's.
-    """
-    return filled("watch.html.j2", {"watched": version}, ("report.js", "watch.js"), ("report.css",))

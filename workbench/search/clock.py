@@ -9,7 +9,21 @@ from types import TracebackType
 
 from filelock import FileLock, Timeout
 
+from workbench.errors import UsageError
 from workbench.files import read_json, write_json
+from workbench.recipe.search_fields import seconds
+
+
+def budget_seconds(text: str | None) -> float | None:
+    """Return a time limit such as "30m" in seconds; None without one.
+
+    Raises:
+        UsageError: If it is not a time.
+    """
+    try:
+        return None if text is None else seconds(text)
+    except ValueError as error:
+        raise UsageError(f"--budget {text}: {error}", "--budget 30m") from None
 
 
 class Clock:

@@ -23,6 +23,7 @@ from workbench.search.run import (
     add_control,
     arms,
     attempted,
+    begin,
     candidate,
     controls,
     keep,
@@ -84,7 +85,7 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
         try:
             with Clock(search.folder, search.budget) as clock:
                 _score_controls(search, pool)
-                clock.begin()
+                begin(search, study, clock)
                 for arm, most in arms(search):
                     _score_arm(search, study, clock, pool, arm, most)
         finally:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.compare.compare import compare
 from workbench.search.objective import Answers, Gap, Objective, gap
 from workbench.search.race import Rival, front
-from workbench.search.run import Search, finished
+from workbench.search.run import Search, finished, number_of_candidates
 from workbench.search.study import Study
 
 if TYPE_CHECKING:
@@ -26,10 +26,50 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         tested: Configurations that were scored on test items; controls first.
         recipes: File of the recipe by candidate, relative to the project.
     """
-    controls, winners = ([t for t in tested if t.part == part] for part in ("control", "found"))
-    # The best control is chosen on search items, without use of the test items.
-    best = max((t.rival for t in controls), key=lambda rival: sum(rival.scores))
-    multi_objective = len(search.objectives) > 1
+    winners = [t for t in tested if t.part == "found"]
+    best = _best_control(search)
+    several = len(search.objectives) > 1
+    return {
+        **_known(search, study),
+        "winner": winners[0].name if winners and not several else None,
+        "recipes": dict(recipes),
+        "best_control": best.name,
+        **({} if winners else {"unbeaten": _unbeaten(search, tested)}),
+        **({"front": [t.name for t in winners], "hypervolume": hypervolumes(search, study)} if several else {}),
+        "warnings": list(search.warnings),
+        "test": _test(search, tested, best.name),
+    }
+
+
+def growing(search: Search, study: Study) -> dict[str, Any]:
+    """Return the document of a search in progress: that of a finished one without a winner, recipes and a test.
+
+    Args:
+        search: The search, with at least one control scored.
+        study: Its candidates.
+
+    Returns:
+        The document; `progress` has the numbers of finished candidates and of all, which is None if only time limits them.
+    """
+    return {
+        **_known(search, study),
+        "winner": None,
+        "recipes": {},
+        "best_control": _best_control(search).name,
+        **({"front": [], "hypervolume": hypervolumes(search, study)} if len(search.objectives) > 1 else {}),
+        "warnings": list(search.warnings),
+        "progress": {"done": len(study.finished()), "total": number_of_candidates(search)},
+    }
+
+
+def _best_control(search: Search) -> Rival:
+    """Return the control that is best on search items; no test item is used."""
+    return max(search.controls, key=lambda rival: sum(rival.scores))
+
+
+def _known(search: Search, study: Study) -> dict[str, Any]:
+    """Return the part of the document that does not need test items: the search itself, its controls and its candidates."""
+    best = _best_control(search)
     return {
         "version": 1,
         "name": search.recipe.name,
@@ -47,22 +87,15 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         "stages": [sum(len(items) for plan in stage for items in plan.items.values()) for stage in search.stages.search],
         "controls": [
             {
-                "name": t.name,
-                "role": search.entries[t.name].role,
-                "scores": _shown(search.objectives, t.rival.scores),
-                "intervals": _intervals(search, best, t.rival.answers),
+                "name": rival.name,
+                "role": search.entries[rival.name].role,
+                "scores": _shown(search.objectives, rival.scores),
+                "intervals": _intervals(search, best, rival.answers),
             }
-            for t in controls
+            for rival in search.controls
         ],
         "trials": [_trial(search, best, record) for record in study.finished()],
         "importances": dict(zip([o.name for o in search.objectives], study.importances(), strict=True)),
-        "winner": winners[0].name if winners and not multi_objective else None,
-        "recipes": dict(recipes),
-        "best_control": best.name,
-        **({} if winners else {"unbeaten": _unbeaten(search, tested)}),
-        **({"front": [t.name for t in winners], "hypervolume": hypervolumes(search, study)} if multi_objective else {}),
-        "warnings": list(search.warnings),
-        "test": _test(search, tested, best.name),
     }
 
 

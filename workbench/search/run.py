@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock
 
-from workbench.errors import UsageError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.resident import GOLD
@@ -20,14 +20,13 @@ from workbench.files import json_digest
 from workbench.models.device import pick_device
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.search_fields import seconds
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import ScoreStore
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
-from workbench.search.clock import Clock
+from workbench.search.clock import Clock, budget_seconds
 from workbench.search.halves import Stages, stages_of, warnings_of
 from workbench.search.objective import Answers, Objective, objectives_of
 from workbench.search.race import Rival, beaten_by, estimate, front
@@ -173,7 +172,7 @@ def prepare(
         key,
         bench,
         candidates,
-        _duration(time_limit),
+        budget_seconds(time_limit),
         scoring.limit,
         storage,
         events,
@@ -212,13 +211,6 @@ def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective
             )
 
 
-def _duration(text: str | None) -> float | None:
-    try:
-        return None if text is None else seconds(text)
-    except ValueError as error:
-        raise UsageError(f"--budget {text}: {error}", "--budget 30m") from None
-
-
 def _only_objectives(score_plans: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
     """Return the plans with only the tasks of the objectives."""
     keys = {term.key for objective in objectives for term in objective.terms}
@@ -244,7 +236,7 @@ def run(search: Search) -> None:
         with Clock(search.folder, search.budget) as clock:
             with FileLock(search.folder / "controls.lock"):  # a second process waits and finds them in the store
                 score_controls(search)
-            clock.begin()
+            begin(search, study, clock)
             for arm, most in arms(search):
                 while not clock.over() and (trial := study.claim(arm, most)) is not None:
                     started = time.perf_counter()
@@ -265,6 +257,18 @@ def open_study(search: Search) -> Study:
         storage=search.storage,
         lambdas=LAMBDAS,
     )
+
+
+def begin(search: Search, study: Study, clock: Clock) -> None:
+    """Mark the start of the first candidate, and tell how many candidates of earlier calls count."""
+    clock.begin()
+    if earlier := len(study.finished()):
+        search.events({"stage": "search", "text": f"candidates that earlier calls finished: {earlier}"})
+
+
+def number_of_candidates(search: Search) -> int | None:
+    """Return the number of candidates of both arms; None if only the time limits them."""
+    return None if search.trials is None else search.trials + search.space.fields.random
 
 
 def arms(search: Search) -> list[tuple[Arm, int | None]]:
@@ -368,7 +372,7 @@ def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:
 def tell(search: Search, study: Study, clock: Clock) -> None:
     """Send an event with the last candidate, the best one so far, the remaining time and the number of finished candidates."""
     done = study.finished()
-    total = None if search.trials is None else search.trials + search.space.fields.random
+    total = number_of_candidates(search)
     last = done[-1]
     scores = (
         "failed"

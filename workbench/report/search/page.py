@@ -9,7 +9,7 @@ from typing import Any
 from workbench.report import facts, forest, numbers
 from workbench.report.page import filled, write_files
 from workbench.report.reading import finite
-from workbench.report.search import dimensions, history, parallel, pareto, wording
+from workbench.report.search import dimensions, growing, history, parallel, pareto, wording
 from workbench.report.search.markdown import markdown
 from workbench.report.search.reading import search_of
 from workbench.report.search.view import SearchView, written
@@ -39,14 +39,30 @@ def page_text(document: Mapping[str, Any]) -> str:
     return html(search_of(finite(document)))
 
 
-def html(view: SearchView) -> str:
-    """Return the page as text; the template escapes all values of the document."""
+def growing_page(document: Mapping[str, Any], watched: int) -> str:
+    """Return the HTML page of a search that a server shows while the search runs, and at its end.
+
+    Args:
+        document: The document of the search, in progress or finished.
+        watched: Number of the page, which the page compares with the server's.
+    """
+    return html(search_of(finite(document)), watched)
+
+
+def html(view: SearchView, watched: int | None = None) -> str:
+    """Return the page as text; the template escapes all values of the document.
+
+    Args:
+        view: The search.
+        watched: Number of the page if a server shows it (`report.watch`); None for a file.
+    """
     comparison = view.comparison if view.comparison is not None and view.comparison.rows else None
     context = {
         "search": view,
         "title": wording.title(view),
-        "headline": wording.headline(view),
-        "sentences": wording.sentences(view),
+        "watched": watched,
+        "headline": growing.headline(view, view.progress) if view.progress else wording.headline(view),
+        "sentences": growing.sentences(view) if view.progress else wording.sentences(view),
         "suites": facts.suites(view.comparison) if view.comparison else [],
         "created": facts.created(view.comparison) if view.comparison else "",
         "partial": view.comparison.partial if view.comparison else None,
@@ -72,7 +88,7 @@ def html(view: SearchView) -> str:
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),
     }
-    return filled("search.html.j2", context, SCRIPTS, STYLES)
+    return filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
 
 
 def _tested(view: SearchView, *kinds: str) -> list[Any]:

@@ -13,13 +13,11 @@ def pareto(view: SearchView) -> Scatter | None:
     if len(view.objectives) != 2:
         return None
     x, y = view.objectives
-    complete = [c for c in view.searched if c.complete and c.scores]
-    best = front([_up(c, view) for c in complete])
-    names = tuple(c.name for c, on in zip(complete, best, strict=True) if on)
+    names = on_front(view)
     points = [
-        Point(c.name, False, c.scores[0], c.scores[1], tip(c, view), None, None, on, c.name in view.front or on)
-        for c, on in zip(complete, best, strict=True)
-        if c.scores
+        Point(c.name, False, c.scores[0], c.scores[1], tip(c, view), None, None, c.name in names, c.name in (*view.front, *names))
+        for c in view.searched
+        if c.complete and c.scores
     ]
     for control in view.controls:
         if len(control.scores) == 2:
@@ -34,6 +32,14 @@ def pareto(view: SearchView) -> Scatter | None:
     )
     title = "Pareto front"
     return Scatter(title, caption, names, drawing(points, _axis(x), _axis(y), title))
+
+
+def on_front(view: SearchView) -> tuple[str, ...]:
+    """Return the names of the candidates that no other candidate beats on both objectives; none if there are not two objectives."""
+    if len(view.objectives) != 2:
+        return ()
+    complete = [c for c in view.searched if c.complete and c.scores]
+    return tuple(c.name for c, on in zip(complete, front([_up(c, view) for c in complete]), strict=True) if on)
 
 
 def _up(c: Candidate, view: SearchView) -> tuple[float, float]:

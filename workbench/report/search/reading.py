@@ -15,6 +15,7 @@ from workbench.report.search.view import (
     Control,
     DimensionView,
     ObjectiveView,
+    Progress,
     SearchView,
     TestedView,
     Unbeaten,
@@ -62,8 +63,13 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
         command=str(document.get("command") or ""),
         unbeaten=tuple(_unbeaten(one, len(objectives)) for one in document.get("unbeaten") or ()),
         notes=tuple(str(text) for text in document.get("warnings") or ()),
+        progress=_progress(document.get("progress")),
     )
     return view if view.command else replace(view, command=_command(view))
+
+
+def _progress(entry: Mapping[str, Any] | None) -> Progress | None:
+    return None if entry is None else Progress(int(entry["done"]), entry.get("total"))
 
 
 def _in_project(path: str, folder: str) -> str:

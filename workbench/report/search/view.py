@@ -173,6 +173,19 @@ class TestedView:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """The progress of a search that is not finished.
+
+    Attributes:
+        done: Number of finished candidates.
+        total: Number of candidates of the whole search; None if only time limits them.
+    """
+
+    done: int
+    total: int | None
+
+
+@dataclass(frozen=True)
 class SearchView:
     """Everything that the page shows; `comparison` holds the differences on test items by task."""
 
@@ -200,6 +213,8 @@ class SearchView:
     unbeaten: tuple[Unbeaten, ...] = ()
     notes: tuple[str, ...] = ()
     """Warnings of the search itself."""
+    progress: Progress | None = None
+    """None if the search is finished."""
 
     @property
     def warnings(self) -> tuple[str, ...]:

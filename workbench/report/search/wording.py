@@ -22,12 +22,12 @@ def headline(view: SearchView) -> str:
         return _unbeaten(view) if view.unbeaten else "This search has not tested any candidate."
     if len(view.objectives) == 1:
         (objective,) = view.objectives
-        return f"On {_items(objective.test_items, 'test item')} that the search did not use, " + _beside(
+        return f"On {items(objective.test_items, 'test item')} that the search did not use, " + _beside(
             view, chosen[0], objective
         )
     verb = "was" if len(chosen) == 1 else "were"
     return (
-        f"On {_items(view.test_items, 'test item')} that the search did not use, "
+        f"On {items(view.test_items, 'test item')} that the search did not use, "
         f"{plural(len(chosen), 'candidate')} of the Pareto front {verb} tested: {listed(t.name for t in chosen)}."
     )
 
@@ -49,7 +49,7 @@ def tried(view: SearchView) -> str:
     def outcomes(candidates: Sequence[Candidate]) -> str:
         stopped, failed = sum(c.stopped for c in candidates), sum(c.failed for c in candidates)
         full = sum(c.complete for c in candidates)
-        parts = [f"{count(full)} {'was' if full == 1 else 'were'} scored on all {_items(view.search_items, 'search item')}"]
+        parts = [f"{count(full)} {'was' if full == 1 else 'were'} scored on all {items(view.search_items, 'search item')}"]
         parts += [f"{count(stopped)} {'was' if stopped == 1 else 'were'} stopped early"] if stopped else []
         parts += [f"{count(failed)} failed"] if failed else []
         return listed(parts)
@@ -176,8 +176,8 @@ def _unbeaten(view: SearchView) -> str:
         )
     (objective,), best = view.objectives, view.unbeaten[0]
     return (
-        f"No candidate beats {_called(best)}, which scores {_level(objective, best.search[0])} on search items and "
-        f"{_level(objective, best.test[0])} on {_items(objective.test_items, 'test item')} that the search did not use."
+        f"No candidate beats {_called(best)}, which scores {level(objective, best.search[0])} on search items and "
+        f"{level(objective, best.test[0])} on {items(objective.test_items, 'test item')} that the search did not use."
     )
 
 
@@ -196,14 +196,14 @@ def _called(unbeaten: Unbeaten) -> str:
 def _beside(view: SearchView, tested: TestedView, objective: ObjectiveView) -> str:
     """Return the winner's score beside the best control's, with their difference."""
     index = objective.index
-    text = f"{tested.name} scores {_level(objective, tested.test[index])}"
+    text = f"{tested.name} scores {level(objective, tested.test[index])}"
     best, paired = view.row(view.best_control, "control"), tested.against[index]
     if best is None or paired is None:
         return f"{text} on {objective.name}. No control was scored for comparison."
     if tested.twin == best.name:
         return f"{text}. The winner has the same weights as the best control, {best.name}."
     twin = f" The winner has the same weights as the control {tested.twin}." if tested.twin else ""
-    return f"{text} and the best control, {best.name}, {_level(objective, best.test[index])}: {_ruled(objective, paired)}.{twin}"
+    return f"{text} and the best control, {best.name}, {level(objective, best.test[index])}: {_ruled(objective, paired)}.{twin}"
 
 
 def _ruled(objective: ObjectiveView, difference: Against) -> str:
@@ -214,7 +214,8 @@ def _ruled(objective: ObjectiveView, difference: Against) -> str:
     return f"{gap(objective, difference)}, {difference.verdict or MISSING}{few}"
 
 
-def _level(objective: ObjectiveView, value: float | None) -> str:
+def level(objective: ObjectiveView, value: float | None) -> str:
+    """Return a score with its percent sign, where the objective is a share."""
     shown = objective.unit.score(value)
     return f"{shown}{NBSP}%" if objective.unit.word == "points" else shown
 
@@ -263,7 +264,7 @@ def _random(view: SearchView) -> str:
         paired = best.against[o.index]
         on = f" on {o.name}" if len(view.objectives) > 1 else ""
         against = f" (against {view.best_control}: {_ruled(o, paired)})" if paired and paired.diff is not None else ""
-        scores.append(f"{_level(o, best.test[o.index])}{on}{against}")
+        scores.append(f"{level(o, best.test[o.index])}{on}{against}")
     return f"The best random candidate, {best.name}, scores {listed(scores)} on test items."
 
 
@@ -273,7 +274,8 @@ def _objective(o: ObjectiveView) -> str:
     )
 
 
-def _items(n: int | None, word: str) -> str:
+def items(n: int | None, word: str) -> str:
+    """Return a number of items in words; the word alone if the number is not known."""
     return plural(n, word) if n is not None else f"{word}s"
 
 

@@ -1,4 +1,4 @@
-// A report that `eval --watch` serves: asks the server that the page came from how far the evaluation is, and reloads for new scores.
+// A report that `eval --watch` or `search --watch` serves: asks the server that the page came from how far the work is, and reloads for new scores.
 const watchBox = $("watch");
 const watchEnd = (text) => {
   $("watch-head").textContent = "The command has ended.";
