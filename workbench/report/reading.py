@@ -165,8 +165,8 @@ def _checks(entries: Sequence[Mapping[str, Any] | None] | None, suites: Sequence
     for i, check in enumerate(entries or ()):
         if check:
             suite = str(check.get("suite") or (suites[i] if i < len(suites) else ""))
-            numbers = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread"))
-            yield CheckView(suite, str(check.get("scorer") or ""), *numbers, check.get("whole"))
+            rest = (check.get(k) for k in ("documents", "max_difference", "tolerance", "spread", "whole"))
+            yield CheckView(suite, str(check.get("scorer") or ""), *rest)
 
 
 def _forgetting(name: str, entry: Mapping[str, Any] | None) -> Effect | None:

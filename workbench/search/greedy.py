@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.search.space import Space, Values
@@ -41,7 +42,7 @@ def check_greedy(space: Space, objectives: int) -> None:
     if len(space.dimensions) < 2 or space.conditional:
         raise error("needs two or more dimensions that every method has, one for each brick")
     for dimension in space.dimensions:
-        choices = getattr(dimension.domain, "choices", ())
+        choices: Sequence[Any] = getattr(dimension.domain, "choices", ())
         if len(choices) != 2 or choices[0] != 0 or not all(type(value) in (int, float) for value in choices):
             raise error(
                 f"needs the choices 0 (left out) and the weight in the soup for every dimension, and {dimension.name} has others"
