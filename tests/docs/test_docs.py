@@ -21,6 +21,7 @@ from worlds.places import PROJECT
 from worlds.project import CPU, Project
 from worlds.report_document import make_document
 
+from workbench import yamldoc
 from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
@@ -242,7 +243,7 @@ def test_the_explained_suite_is_the_file() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
 def test_recipes_in_text_are_valid(page: Path) -> None:
     for block in blocks(page.read_text("utf-8"), "yaml"):
-        data = yaml.safe_load(block) or {}
+        data = yamldoc.parse(block).data or {}  # `on` is a key, and not a truth value as in YAML 1.1
         if "steps" in data:
             recipe.from_data(
                 {"version": 1, "base": "base", "bricks": {"add": "bricks/add", "reverse": "bricks/reverse"}, **data}, PROJECT

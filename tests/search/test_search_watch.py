@@ -65,7 +65,7 @@ def test_the_page_grows_and_ends_as_the_report(world: Project, port: int, seen: 
     counts = [int(found[1]) for found in finished if found]
     assert len(counts) == len(seen) - 1
     assert counts == sorted(counts)
-    assert set(counts) == {0, 1, 2, 3}
+    assert counts[0] < counts[-1] == 3
     last = json.loads((folder_of(world) / "search.json").read_text())
     assert "Search in progress" in seen[-2]
     assert "Search in progress" not in seen[-1]
@@ -112,7 +112,7 @@ def test_two_objectives_name_their_front() -> None:
     text = headline(growing_page(document, 1))
     assert text.startswith(f"28 candidates are finished. {len(front)} candidates are on the Pareto front so far: ")
     assert all(name in text for name in front)
-    none = headline(growing_page({**document, "trials": [t for t in document["trials"] if t["stopped"]]}, 1))
+    none = headline(growing_page({**document, "trials": [t for t in document["trials"] if t.get("stopped")]}, 1))
     assert none.endswith("finished. No candidate is scored on all search items yet.")
 
 
