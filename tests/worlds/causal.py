@@ -21,6 +21,8 @@ _FIELDS: dict[str, dict[str, Any]] = {
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": HEADS},
     "gemma3n_text": {"num_kv_shared_layers": 0},
+    "gemma4_text": {"pad_token_id": 0},
+    "gemma4_unified_text": {"pad_token_id": 0},
     "gemma4_assistant": {"text_config": {"model_type": "gemma4_text", "hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 0}},
     "gpt_neo": {"attention_types": [[["global", "local"], LAYERS // 2]]},
     "granitemoehybrid": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "layer_types": ["mamba", "attention"] * 2},
@@ -51,7 +53,7 @@ def tiny_json(kind: str) -> dict[str, Any]:
     made = CONFIG_MAPPING[kind]
     config = made() if kind in _AS_PUBLISHED else _tiny(made, **_FIELDS.get(kind, {}))
     data: dict[str, Any] = json.loads(config.to_json_string(use_diff=False))
-    return {**data, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind]]}
+    return {**data, "architectures": [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind)]}
 
 
 def _tiny(kind: Any, **fields: Any) -> Any:
