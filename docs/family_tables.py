@@ -15,6 +15,7 @@ COLUMNS = {
     "route": "route",
 }  # fmt: skip
 """Operation of the results file -> head of its column."""
+_WORDS = {"refused": "no", "untested": "untested", "wrong": "wrong"}
 _SHORTER = (
     (r"^step [\w-]+: ", ""),
     (r"layer \d+ of \w+", "a layer"),
@@ -51,11 +52,11 @@ def families_block(found: dict[str, Any]) -> str:
 
 
 def _cell(outcome: Mapping[str, str], reasons: dict[str, int]) -> str:
-    """Return "yes", or "no" or "wrong" with the number of its reason."""
+    """Return "yes", or "no", "untested" or "wrong" with the number of its reason."""
     if outcome["status"] == "works":
         return "yes"
     number = reasons.setdefault(reason(outcome["said"]), len(reasons) + 1)
-    return f"{'no' if outcome['status'] == 'refused' else 'wrong'} ({number})"
+    return f"{_WORDS[outcome['status']]} ({number})"
 
 
 def reason(said: str) -> str:

@@ -16,7 +16,7 @@ _MORE_SIZES: dict[str, Any] = {
     **dict.fromkeys(("max_target_positions", "max_source_positions", "max_seq_len", "context_length"), POSITIONS),
 }  # fmt: skip
 _FIELDS: dict[str, dict[str, Any]] = {
-    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8},
+    "bamba": {"mamba_n_heads": 4, "mamba_d_head": 16, "mamba_d_state": 8, "attn_layer_indices": [1, 3]},
     "cwm": {"bos_token_id": 0},
     "dots1": {"n_shared_experts": 1},
     "dots3_note_text": {"num_key_value_heads": HEADS},
@@ -64,4 +64,5 @@ def _tiny(kind: Any, **fields: Any) -> Any:
         for name, part in kind.sub_configs.items()
         if isinstance(part, type) and part.__name__ != "AutoConfig"
     }
-    return kind(**{**{key: value for key, value in _MORE_SIZES.items() if key in known}, **parts, **fields})
+    latent = {"num_key_value_heads": HEADS} if "kv_lora_rank" in known else {}  # latent attention has keys for every head
+    return kind(**{**{key: value for key, value in _MORE_SIZES.items() if key in known}, **latent, **parts, **fields})

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 
 if TYPE_CHECKING:
@@ -54,6 +55,26 @@ def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
 def first_of(output: Any) -> Tensor:
     """Return the hidden state from a block's output, which is a tuple in some architectures."""
     hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden
+
+
+def states_of(output: Any, tokens: Tensor) -> Tensor:
+    """Return the hidden states [row, token, width] from a block's output.
+
+    Args:
+        output: The block's output.
+        tokens: Tokens [row, token] of the batch.
+
+    Raises:
+        WorkbenchError: If the block does not return one state for each token: some architectures carry several states of a token from
+            block to block, and some add tokens of their own.
+    """
+    hidden = first_of(output)
+    if hidden.shape[:-1] != tokens.shape:
+        raise WorkbenchError(
+            f"a block returns states of shape {list(hidden.shape)} for tokens of shape {list(tokens.shape)}; expected one state for each token",
+            "This architecture can be merged, but not edited, routed or analyzed by its hidden states.",
+        )
     return hidden
 
 

@@ -280,7 +280,13 @@ def _adder(sums: dict[int, MomentSums], layer: int, not_padding: Tensor, first: 
     """Return a forward pre-hook that adds a projection's inputs to the layer's sums."""
 
     def add(_module: Any, args: tuple[Tensor, ...]) -> None:
-        sums[layer].add(args[0].reshape(-1, args[0].shape[-1])[not_padding].float(), first)
+        inputs = args[0].reshape(-1, args[0].shape[-1])
+        if len(inputs) != len(not_padding):
+            raise WorkbenchError(
+                f"layer {layer}: the projection reads {len(inputs)} inputs for {len(not_padding)} tokens; expected one for each token",
+                "This architecture can be merged, but not edited.",
+            )
+        sums[layer].add(inputs[not_padding].float(), first)
 
     return add
 

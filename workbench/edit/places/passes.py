@@ -11,7 +11,7 @@ from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
 from workbench.models.attention import head_sees
-from workbench.models.hooks import Stopped, first_of, hooked, shaped
+from workbench.models.hooks import Stopped, hooked, shaped, states_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -132,7 +132,7 @@ def self_test(parts: Parts, layer: int, batch: Padded) -> float:
     outputs: list[Tensor] = []
 
     def record(_module: Any, _args: Any, output: Any) -> None:
-        outputs.append(first_of(output).float())
+        outputs.append(states_of(output, batch.tokens).float())
         raise Stopped
 
     with torch.no_grad(), hooked(parts.layers[layer], after=record):

@@ -15,7 +15,7 @@ from workbench.errors import InvalidRecipeError
 from workbench.lazy import no_grad, torch
 from workbench.models.architecture import model_depth
 from workbench.models.batching import side_by_side
-from workbench.models.hooks import Stopped, first_of, hooked
+from workbench.models.hooks import Stopped, hooked, states_of
 from workbench.models.layout import stack_prefix
 from workbench.models.prompts import encode_text
 from workbench.models.texts import batch_limit, longest_row
@@ -104,17 +104,19 @@ def hidden_states(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: 
     rows = [list(row)[-longest:] for row in rows]
     block = model.get_submodule(f"{stack_prefix(model, model_depth(config))}.{layer - 1}")
     outputs: list[Tensor] = []
+    read: list[Tensor] = []
     thread = threading.get_ident()
 
     def record(_module: Any, _args: Any, output: Any) -> None:
         if threading.get_ident() == thread:  # other threads may run the same model at the same time
-            outputs.append(first_of(output).float().cpu())
+            outputs.append(states_of(output, read[-1]).float().cpu())
             raise Stopped
 
     found: dict[int, Tensor] = {}
     with hooked(block, after=record):
         for numbers in token_batches(rows, model.device):
             batch = side_by_side([rows[i] for i in numbers], model.device)
+            read[:] = [batch.tokens]
             try:
                 model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)
             except Stopped:
