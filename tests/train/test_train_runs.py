@@ -347,4 +347,8 @@ def test_bad_flags_write_nothing(project: Path) -> None:
     assert "held_out: expected a share between 0 and 1" in error("new", *rows, "--held-out", "2")
     assert "no brick 'absent'" in error("new", *rows, "--orthogonal-to", "absent")
     assert "a brick's name must consist of" in error("New Brick", *rows)
+    (project / "silent.jsonl").write_text('{"messages": [{"role": "user", "content": "a"}]}\n', "utf-8")
+    for flags in (("--data", "silent.jsonl"), ("--data", "rows.jsonl", "--held-out", "silent.jsonl")):
+        result = call("new", "--base", "models/base", *flags)
+        assert "silent.jsonl:1: the conversation has no answer" in str(result.exception)
     assert not (project / "bricks" / "new").exists()

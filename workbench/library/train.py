@@ -25,7 +25,7 @@ from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
 from workbench.steps.fields import NAME, BrickRef
-from workbench.train import TrainFiles, TrainSpec, reports, train
+from workbench.train import TrainFiles, TrainSpec, reports, train, training_texts
 from workbench.weights.digests import tensor_digests, weights_digest
 
 if TYPE_CHECKING:
@@ -67,8 +67,8 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
             directory.
 
     Raises:
-        WorkbenchError: If the data, the base or another brick does not exist, a setting or the brick's name is invalid, or
-            another train.yaml exists.
+        WorkbenchError: If the data, the base or another brick does not exist, a row, a setting or the brick's name is invalid,
+            or another train.yaml exists.
     """
     file, project = folder / "train.yaml", find_project(folder / "train.yaml")
     if not re.fullmatch(NAME, folder.resolve().name):
@@ -76,8 +76,10 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
     fields = dict(settings)
     if isinstance(fields.get("base"), str) and not (project / fields["base"]).is_dir() and Path(fields["base"]).is_dir():
         fields["base"] = str(Path(fields["base"]).absolute())
+    rows: dict[str, str] = {}
     for name in ("data", "held_out"):
         if isinstance(fields.get(name), str):
+            rows[name] = str(Path(fields[name]).resolve())
             if not Path(fields[name]).is_file():
                 flag = f"--{name.replace('_', '-')}"
                 raise UsageError(f"{flag}: no such file: {fields[name]}", "Expected a jsonl file of training rows.")
@@ -95,6 +97,8 @@ def write_spec(folder: Path, settings: dict[str, Any]) -> None:
         return
     resolve_base(spec.base, project)
     _others(spec, folder, project)
+    if "data" in rows:  # a file with a bad row leaves no train.yaml behind
+        training_texts(spec.settings().model_copy(update=rows), Path(rows["data"]), folder)
     folder.mkdir(parents=True, exist_ok=True)
     file.write_text(f"# workbench brick train {shell(folder.resolve().name)}\n{text}", "utf-8")
 
