@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from workbench.errors import WorkbenchError
-from workbench.models.hooks import states_of
+from workbench.models.hooks import states_of, with_first
 
 TOKENS = torch.zeros(2, 3, dtype=torch.long)
 
@@ -15,6 +15,12 @@ def test_states_of_a_tensor_and_of_a_tuple() -> None:
     states = torch.randn(2, 3, 8)
     assert states_of(states, TOKENS) is states
     assert states_of((states, None), TOKENS) is states
+    assert states_of([states], TOKENS) is states
+
+
+@pytest.mark.parametrize("output", [(1, 2), [1, 2]])
+def test_another_state_keeps_the_rest(output: object) -> None:
+    assert with_first(output, 7) == type(output)((7, 2))  # type: ignore[call-arg, arg-type]
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 8), (4, 2, 3, 8), (2, 4, 8), (3, 8)])

@@ -53,8 +53,8 @@ def shaped(flat: Tensor, batch: int, time: int) -> Tensor:
 
 
 def first_of(output: Any) -> Tensor:
-    """Return the hidden state from a block's output, which is a tuple in some architectures."""
-    hidden: Tensor = output[0] if isinstance(output, tuple) else output
+    """Return the hidden state from a block's output, which is a tuple or a list in some architectures."""
+    hidden: Tensor = output[0] if isinstance(output, (tuple, list)) else output
     return hidden
 
 
@@ -80,4 +80,4 @@ def states_of(output: Any, tokens: Tensor) -> Tensor:
 
 def with_first(output: Any, hidden: Tensor) -> Any:
     """Return a block's output with another hidden state."""
-    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+    return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
