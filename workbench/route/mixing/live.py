@@ -286,7 +286,7 @@ def attach(
             output = forward(*args, **kwargs)
         caches += [value for name, value in output.items() if name in _CACHES] if isinstance(output, dict) else []
         for cache in caches:
-            if cache is not None and not isinstance(cache, (tuple, torch.Tensor)):
+            if cache is not None and not isinstance(cache, (tuple, list, torch.Tensor)):
                 setattr(cache, *((_KEPT, choice) if not routing.by_token else (SEEN, seen)))
         return output
 
