@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -181,6 +181,8 @@ class Model:
 def stack_prefix(model: PreTrainedModel, depth: int) -> str:
     """Return the name of the live model's list of decoder layers: the list with `depth` modules that is nearest to the root.
 
+    Lists in the text decoder come first, because an encoder of images or audio can have as many layers.
+
     Raises:
         WorkbenchError: If there is no such list.
     """
@@ -190,4 +192,15 @@ def stack_prefix(model: PreTrainedModel, depth: int) -> str:
             f"{type(model).__name__}: no list of {depth} decoder layers",
             "Use a method without calibration texts for this architecture.",
         )
-    return min(stacks, key=lambda name: len(name.split(".")))
+    inside = in_decoder(model)
+    return min(stacks, key=lambda name: (not inside(name), len(name.split("."))))
+
+
+def in_decoder(model: torch.nn.Module) -> Callable[[str], bool]:
+    """Return a function that tells whether a module's name lies in the text decoder of a live model, as transformers names it."""
+    try:
+        decoder = getattr(model, "get_decoder", lambda: None)()
+    except (AttributeError, NotImplementedError, ValueError):  # some models have none
+        decoder = None
+    prefix = next((name for name, module in model.named_modules() if module is decoder), None)
+    return lambda name: prefix is not None and name.startswith(f"{prefix}." if prefix else "")

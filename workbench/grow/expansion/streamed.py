@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.layout import Model
+from workbench.models.layout import Model, in_decoder
 from workbench.models.placement import Piece, live_layout
 from workbench.weights.specs import Weights, load
 
@@ -148,9 +148,10 @@ class Streamed:
 
 
 def decoder_layers(model: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """Return the live name and the list of decoder layers (the longest module list nearest to the root), or None."""
+    """Return the live name and the list of decoder layers (the longest module list nearest to the root of the text decoder), or None."""
     lists = [(name, m) for name, m in model.named_modules() if isinstance(m, torch.nn.ModuleList) and len(m)]
-    return min(lists, key=lambda entry: (entry[0].count("."), -len(entry[1])), default=None)
+    inside = in_decoder(model)
+    return min(lists, key=lambda entry: (not inside(entry[0]), entry[0].count("."), -len(entry[1])), default=None)
 
 
 def streamed_bytes(model: Model) -> int:
