@@ -21,7 +21,7 @@ _SHORTER = (
     (r"layer \d+ of \w+", "a layer"),
     (r"^layer \d+: ", "in a layer: "),
     (r"layer \d+", "a layer"),
-    (r"model_type \w+", "this type"),
+    (r"model_type [\w-]+", "this type"),
     (r"; supported: .*", ""),
     (r"\w+For\w+|\w+LMHeadModel\w*", "the model"),
 )
