@@ -282,6 +282,7 @@ def test_fp8_repository(project: Project, server: HubServer, workbench: CommandL
     packed = shutil.copytree(llama, tmp_path / "packed")
     worth = save_fp8(packed, "block")
     server.repositories["org/packed"] = packed
+    server.forget()
     recipe = str(project.write("base: org/packed\nsteps: []\noutput: {dtype: float32}\n", "packed.yaml"))
     code, out, err = workbench(project.path, "plan", recipe, "--json")
     assert code == 0, err

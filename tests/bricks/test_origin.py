@@ -183,8 +183,10 @@ def test_a_checkpoint_of_integers_is_refused(project: Project, tmp_path: Path, d
     tensors = load_file(full / "model.safetensors")
     name = "model.layers.2.mlp.down_proj.weight"
     save_file({**tensors, name: (tensors[name] * 1000).to(dtype)}, full / "model.safetensors", metadata={"format": "pt"})
-    kind = "boolean" if dtype == torch.bool else "integer"
-    with pytest.raises(WorkbenchError, match=rf"brick 'full': {name} holds {kind} numbers .*the base has floating-point numbers"):
+    said = "boolean numbers .*the base has floating-point numbers"
+    if dtype != torch.bool:
+        said = f"{str(dtype).removeprefix('torch.')} numbers, which are codes of a quantized weight; expected floating point"
+    with pytest.raises(WorkbenchError, match=rf"brick 'full': {name} holds {said}"):
         project.resolve(f"bricks: {{full: {full}}}\nsteps: [{{merge: average}}]\n")
 
 

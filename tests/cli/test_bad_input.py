@@ -137,7 +137,7 @@ CASES: dict[str, tuple[Callable[[Project], object], str, list[str], int, str]] =
     "custom code": (lambda p: set_config(p, model_type="mine", auto_map={"AutoModel": "x.Y"}), MINE, ["run"], 1, r"requires custom code \(auto_map\), which is never executed"),
     "half an adapter pair": (lambda p: change(p, half_pair, "one", "adapter_model.safetensors"), MINE, ["run"], 1, r"has lora_A, but no lora_B"),
     "DoRA without magnitudes": (lambda p: set_adapter(p, use_dora=True), MINE, ["run"], 1, r"mlp.down_proj has no lora_magnitude_vector, but the configuration sets use_dora"),
-    "another tuner": (lambda p: set_adapter(p, peft_type="BOFT"), MINE, ["run"], 1, r"peft_type BOFT; expected LORA"),
+    "another tuner": (lambda p: set_adapter(p, peft_type="C3A"), MINE, ["run"], 1, r"peft_type C3A; expected LORA"),
     "PiSSA without conversion": (lambda p: set_adapter(p, init_lora_weights="pissa"), MINE, ["run"], 1, r"refers to a base minus its initial factors"),
     "recipe that needs itself": (nothing, "bricks: {me: {recipe: recipes/test.yaml}}\nsteps: [{merge: average}]\n", ["run"], 2, r"recipe recipes/test.yaml uses itself"),
     "facts missing": (nothing, "steps: [{edit: finetune, facts: fcats.jsonl}]\n", ["run"], 2, r"fcats.jsonl does not exist"),

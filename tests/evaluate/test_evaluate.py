@@ -200,7 +200,7 @@ def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, 
     assert [s.configuration.name for s in store.list(plan)] == ["a", "b"]
     folder = store.folder("toy", plan.digest)
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["plan.json", "items.jsonl.gz", *(f"{c * 12}{end}" for c in "ab" for end in (".json", ".jsonl.gz"))]
+        ["plan.json", "items.jsonl.gz", "passed", *(f"{c * 12}{end}" for c in "ab" for end in (".json", ".jsonl.gz"))]
     )
     item = json.loads(gzip.decompress((folder / "items.jsonl.gz").read_bytes()).splitlines()[-1])
     assert item == {

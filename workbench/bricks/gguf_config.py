@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.weights.configuration import MAX_SIZE, check_config
+from workbench.models.architecture import model_depth
+from workbench.weights.configuration import DEPTHS, MAX_SIZE, check_config
 
 # Fields of an architecture that transformers reads, that are read here, or that say nothing about what the model computes.
 _READ = frozenset({
@@ -66,7 +67,7 @@ def read_settings(
         "hidden_size",
         "num_attention_heads",
         "num_key_value_heads",
-        "num_hidden_layers",
+        DEPTHS[0],
         "intermediate_size",
         "vocab_size",
     ):
@@ -100,7 +101,7 @@ def _complete(config: dict[str, Any], architecture: str, own: Mapping[str, Any],
         if architecture == "gemma2" and name in own:
             config[name] = own[name]
     if architecture in _LARGE:
-        large = config["num_hidden_layers"] == _LARGE[architecture]
+        large = model_depth(config) == _LARGE[architecture]
         config["query_pre_attn_scalar"] = config["hidden_size"] // config["num_attention_heads"] if large else size
 
 

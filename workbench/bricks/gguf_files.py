@@ -19,6 +19,7 @@ from workbench.bricks.gguf_config import read_settings
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
 from workbench.identity import identity_of
+from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
 from workbench.project import CACHE
 from workbench.versions import installed
@@ -165,7 +166,7 @@ def _names(
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)
-    known = get_tensor_name_map(number, int(config["num_hidden_layers"]))
+    known = get_tensor_name_map(number, model_depth(config))
     model = skeleton(json.dumps(config, sort_keys=True))
     wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     if config.get("tie_word_embeddings"):
