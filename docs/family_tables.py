@@ -11,9 +11,13 @@ from cells import measured, of_results, table
 
 FAMILIES = "benchmarks/results/families.json"
 COLUMNS = {
-    "merge": "merge", "edit": "edit", "grow: depth": "grow depth", "grow: neurons": "grow width", "grow: experts": "grow experts",
+    "merge": "merge",
+    "edit": "edit",
+    "grow: depth": "grow depth",
+    "grow: neurons": "grow width",
+    "grow: experts": "grow experts",
     "route": "route",
-}  # fmt: skip
+}
 """Operation of the results file -> head of its column."""
 _WORDS = {"refused": "no", "untested": "untested", "wrong": "wrong"}
 _SHORTER = (

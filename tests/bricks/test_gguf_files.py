@@ -157,8 +157,16 @@ def test_notes(models: Callable[[str], Path], tmp_path: Path) -> None:
     assert "in Q8_0 by up to 0.5 % of the largest value in a block of 32" in note
 
 
-@pytest.mark.parametrize(("kind", "of", "bound"), [("Q8_0", "largest", 0.005), ("Q4_0", "largest", 0.126), ("Q4_1", "range", 0.034),
-                                                  ("Q5_0", "largest", 0.063), ("Q5_1", "range", 0.017)])  # fmt: skip
+@pytest.mark.parametrize(
+    ("kind", "of", "bound"),
+    [
+        ("Q8_0", "largest", 0.005),
+        ("Q4_0", "largest", 0.126),
+        ("Q4_1", "range", 0.034),
+        ("Q5_0", "largest", 0.063),
+        ("Q5_1", "range", 0.017),
+    ],
+)
 def test_bounds(kind: str, of: str, bound: float) -> None:
     """The stated bounds hold for random values, and are not far above what happens."""
     values = np.random.default_rng(1).normal(size=(4096, 32)).astype(np.float32)
@@ -229,7 +237,7 @@ def test_a_changed_file_is_read_again(models: Callable[[str], Path], tmp_path: P
 
 
 def test_unknown_fields_and_tensors(models: Callable[[str], Path], tmp_path: Path) -> None:
-    """What would change the model's function without an error is refused, with the command that dequantizes the file."""
+    """Fields that would change the model's function without an error are refused, with the command that dequantizes the file."""
     error = refused(save_gguf(models("qwen2"), tmp_path / "a.gguf", "qwen2", extra={"rope.scaling.type": "yarn"}))
     assert "the field qwen2.rope.scaling.type = yarn is not read from GGUF files" in error.message
     assert "gguf_file='a.gguf'" in (error.hint or "")
@@ -297,8 +305,14 @@ def test_rotary_scaling_of_llama_3(models: Callable[[str], Path], tmp_path: Path
     from transformers import LlamaConfig
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
-    rope = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-            "original_max_position_embeddings": 8192, "rope_theta": 500000.0}  # fmt: skip
+    rope = {
+        "rope_type": "llama3",
+        "factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        "rope_theta": 500000.0,
+    }
     base = save_family(tmp_path / "base", "llama", hidden_size=128, rope_parameters=rope)
     config = LlamaConfig.from_pretrained(base)
     scaled = ROPE_INIT_FUNCTIONS["llama3"](config, torch.device("cpu"))[0].double()

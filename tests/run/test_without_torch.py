@@ -202,7 +202,7 @@ def test_a_result_that_is_not_finite_in_its_dtype_is_the_same_error(worlds: Call
 
 @needs_compiler
 def test_an_interrupted_write_of_tensors_goes_on_with_arrays(worlds: Callable[..., Project], tmp_path: Path) -> None:
-    """What torch has written counts, and the file is whole."""
+    """Tensors that torch has written count, and the file is whole."""
     from workbench.run.compose import compose
     from workbench.weights.writer import write_checkpoint
 

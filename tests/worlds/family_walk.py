@@ -26,8 +26,14 @@ from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_conv1d
 from workbench.models.skeleton import parse_config, part_for
 
-MULTIMODAL = ("qwen3_5:Qwen3_5ForConditionalGeneration", "qwen3_5_moe:Qwen3_5MoeForConditionalGeneration", "mistral3:Mistral3ForConditionalGeneration",
-              "llama4:Llama4ForConditionalGeneration", "qwen3_vl:Qwen3VLForConditionalGeneration", "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration")  # fmt: skip
+MULTIMODAL = (
+    "qwen3_5:Qwen3_5ForConditionalGeneration",
+    "qwen3_5_moe:Qwen3_5MoeForConditionalGeneration",
+    "mistral3:Mistral3ForConditionalGeneration",
+    "llama4:Llama4ForConditionalGeneration",
+    "qwen3_vl:Qwen3VLForConditionalGeneration",
+    "qwen3_vl_moe:Qwen3VLMoeForConditionalGeneration",
+)
 """TYPE:CLASS of multimodal models whose causal language model is another class, or that have none."""
 LARGEST = 10_000_000
 """Parameters of a model that counts as tiny."""
@@ -55,7 +61,7 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What an operation ended with.
+    """The end of an operation.
 
     Attributes:
         status: "works": its number is right; "refused": a WorkbenchError; "untested": transformers itself cannot run the model;
@@ -329,9 +335,10 @@ def _save_adapters(family: Family, decoder: Any) -> tuple[str, dict[str, torch.T
     modules = [
         name
         for name, module in decoder.named_modules()
-        if (isinstance(module, torch.nn.Linear) or is_conv1d(module)) and re.search(r"\.\d+\.", name)
+        if (isinstance(module, torch.nn.Linear) or is_conv1d(module))
+        and re.search(r"\.\d+\.", name)
         and not re.search(r"router|gate$|gate\.|vision|image|audio|indexer|cross", name)
-    ]  # fmt: skip
+    ]
     if not modules:
         raise WrongError("no linear layer")
     wanted = [name for name in modules if re.search(r"o_proj$|out_proj$|c_proj$|dense$|output", name)] or modules

@@ -81,8 +81,15 @@ def save_flavour(flavour: Flavour, base: Path, out: Path) -> Path:
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(1)
-    ranked = {"LoraConfig": {"r": 4, "lora_alpha": 6}, "LoHaConfig": {"r": 4}, "LoKrConfig": {"r": 4},
-              "VeraConfig": {"r": 6}, "HRAConfig": {"r": 3}, "RandLoraConfig": {"r": 5, "randlora_alpha": 9}, "VBLoRAConfig": {"r": 3}}  # fmt: skip
+    ranked = {
+        "LoraConfig": {"r": 4, "lora_alpha": 6},
+        "LoHaConfig": {"r": 4},
+        "LoKrConfig": {"r": 4},
+        "VeraConfig": {"r": 6},
+        "HRAConfig": {"r": 3},
+        "RandLoraConfig": {"r": 5, "randlora_alpha": 9},
+        "VBLoRAConfig": {"r": 3},
+    }
     settings = {**ranked.get(flavour.peft, {}), **flavour.settings}
     made = getattr(peft, flavour.peft)(task_type="CAUSAL_LM", **settings)
     model = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32), made)

@@ -64,7 +64,7 @@ class Shared:
 
     @property
     def is_saved(self) -> bool:
-        """Whether the file holds the shared tensors."""
+        """True if the file holds the shared tensors."""
         return self.kind == "VBLORA" or self.config.get("save_projection") is not False
 
     def check(self) -> None:
@@ -195,9 +195,12 @@ class Computed(Dense):
 
         rank = self.shared.rank
         made = VBLoRAConfig(
-            r=rank, num_vectors=bank.shape[0], vector_length=bank.shape[1], topk=int(self.shared.config.get("topk") or 2),
+            r=rank,
+            num_vectors=bank.shape[0],
+            vector_length=bank.shape[1],
+            topk=int(self.shared.config.get("topk") or 2),
             fan_in_fan_out=self.conv1d,
-        )  # fmt: skip
+        )
         layer = VBLoRA(_weightless(self.inputs, self.outputs), {_NAME: bank}, _NAME, made, r=rank)
         values = {}
         for name in ("vblora_logits_A", "vblora_logits_B"):

@@ -38,9 +38,17 @@ TUNERS = {
     "VBLORA": "vblora_",
 }
 TITLES = {
-    "LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT", "VERA": "VeRA", "BOFT": "BOFT", "HRA": "HRA", "FOURIERFT": "FourierFT",
-    "RANDLORA": "RandLoRA", "VBLORA": "VB-LoRA",
-}  # fmt: skip
+    "LOHA": "LoHa",
+    "LOKR": "LoKr",
+    "IA3": "(IA)³",
+    "OFT": "OFT",
+    "VERA": "VeRA",
+    "BOFT": "BOFT",
+    "HRA": "HRA",
+    "FOURIERFT": "FourierFT",
+    "RANDLORA": "RandLoRA",
+    "VBLORA": "VB-LoRA",
+}
 # Configuration field that is not supported -> hint. An unset or false field raises no error.
 _REFUSED = {
     "layer_replication": _TWICE,

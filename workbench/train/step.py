@@ -18,7 +18,7 @@ class RowTraining(TrainMethod, TrainSpec):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     takes_chat: ClassVar[bool] = True
-    """Whether conversations are read; other rows always are."""
+    """True if conversations are read; other rows always are."""
 
     data: str | HubData = Field()
     """Training rows: a JSONL file, relative to the project, with {"prompt":, "completion":}, {"text":} or {"messages":} a line; or a

@@ -1,4 +1,4 @@
-"""How weights lie in a file that stores them in fewer bits: as 8-bit floats with scales, or in the blocks of a GGUF file."""
+"""Layouts of weights that a file stores in fewer bits: 8-bit floats with scales, or the blocks of a GGUF file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class Scale:
 
 @dataclass(frozen=True)
 class Packing:
-    """How the numbers of a tensor are computed from its bytes.
+    """The way from a tensor's bytes to its numbers.
 
     Attributes:
         kind: Dtype in safetensors ("F8_E4M3"), or type in a GGUF file ("Q4_K", "F32").
