@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.lazy import torch
 from workbench.scores.documents import Measured
+from workbench.weights.parallel import return_freed_memory
 
 CUDA = "CUDA memory that torch allocated"
 RESIDENT = "resident memory of the process"
@@ -36,6 +37,7 @@ class PeakMemory:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             return
+        return_freed_memory()  # such as that of composing, or of the copy in which a scorer was checked
         try:
             _RESET.write_text("5")
             self.reset = True
