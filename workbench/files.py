@@ -116,6 +116,15 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def publish_once(partial: Path, target: Path) -> None:
+    """Rename a finished directory to its final path, unless another process was first: others may read that one already."""
+    try:
+        partial.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
 def publish(partial: Path, target: Path) -> None:
     """Flush everything in a finished directory and rename it to its final path, replacing a directory that exists there."""
     for folder, _, files in os.walk(partial):

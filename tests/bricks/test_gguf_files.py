@@ -21,6 +21,7 @@ from workbench.bricks.gguf_config import _divisor
 from workbench.bricks.locate import resolve_base
 from workbench.errors import WorkbenchError
 from workbench.models.tokenizer import load_tokenizer
+from workbench.weights.gguf_record import LINK, RECORD
 from workbench.weights.specs import load
 
 WIDE = {
@@ -234,6 +235,17 @@ def test_a_changed_file_is_read_again(models: Callable[[str], Path], tmp_path: P
         resolve_base(str(before.path), tmp_path)
     after, _ = resolve_base(str(file), tmp_path)
     assert {spec.stored for spec in after.specs.values()} == {"F16"}
+
+
+@pytest.mark.parametrize("lost", [RECORD, LINK])
+def test_a_damaged_directory_is_made_again(models: Callable[[str], Path], tmp_path: Path, lost: str) -> None:
+    file = save_gguf(models("llama"), tmp_path / "model.gguf", "llama")
+    place = resolve_base(str(file), tmp_path)[0].path
+    (place / lost).unlink()
+    again = resolve_base(str(file), tmp_path)[0]
+    assert again.path == place
+    assert (place / lost).exists()
+    assert set(again.specs)
 
 
 def test_unknown_fields_and_tensors(models: Callable[[str], Path], tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.bricks.gguf_config import read_settings
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, write_json
+from workbench.files import json_digest, publish_once, write_json
 from workbench.identity import identity_of
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
@@ -99,17 +100,14 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
     place = project / CACHE / "gguf" / f"{file.stem}-{key}"
     if (place / RECORD).is_file() and (place / LINK).is_symlink():
         return place
+    shutil.rmtree(place, ignore_errors=True)  # it is damaged
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
         partial = Path(folder) / "model"
         partial.mkdir()
         (partial / LINK).symlink_to(file)
         _fill(partial, file, identity, f"{what}: {file}")
-        try:
-            partial.rename(place)
-        except OSError:
-            if not place.is_dir():  # otherwise another process made it
-                raise
+        publish_once(partial, place)
     return place
 
 

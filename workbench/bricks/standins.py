@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from workbench.errors import size
-from workbench.files import read_json, write_json
+from workbench.files import publish_once, read_json, write_json
 from workbench.project import CACHE
 from workbench.weights.foreign import STAND_IN
 from workbench.weights.header import MAX_HEADER
@@ -88,11 +88,7 @@ def stand_in(repository: Repository, revision: str | None, small: Sequence[str],
         }
         for parent in {partial, *((partial / file).parent for file in weights)}:
             write_json(parent / STAND_IN, data)
-        try:
-            partial.rename(place)
-        except OSError:
-            if not place.is_dir():  # otherwise another process created it
-                raise
+        publish_once(partial, place)
     return place
 
 
