@@ -15,7 +15,7 @@ import torch
 
 from worlds.packed_models import save_gguf
 from worlds.project import Project
-from worlds.tiny import VOCABULARY, save_finetuned, save_tokenizer, tensors_of
+from worlds.tiny import VOCABULARY, randomize_vectors, save_finetuned, save_tokenizer, tensors_of
 
 from workbench.bricks.gguf_config import _divisor
 from workbench.bricks.locate import resolve_base
@@ -54,10 +54,7 @@ def save_family(out: Path, family: str, **changes: Any) -> Path:
     name, own = CLASSES[family]
     torch.manual_seed(3)
     model = transformers.AutoModelForCausalLM.from_config(getattr(transformers, name)(**{**WIDE, **own, **changes})).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    randomize_vectors(model)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from worlds.tiny import LAYERS, VOCABULARY, config, save_tokenizer
+from worlds.tiny import LAYERS, VOCABULARY, config, randomize_vectors, save_tokenizer
 
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -66,10 +66,7 @@ def save_base(out: Path, family: str) -> Path:
     }
     torch.manual_seed(0)
     model = t.AutoModelForCausalLM.from_config(made[family]() if family in made else config(family, LAYERS))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    randomize_vectors(model)
     model.float().save_pretrained(out)
     save_tokenizer(out)
     return out

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from worlds.tiny import VOCABULARY, save_tokenizer
+from worlds.tiny import VOCABULARY, randomize_vectors, save_tokenizer
 
 LAYERS = 4
 SIZES: dict[str, Any] = {
@@ -134,10 +134,7 @@ def save_family(family: str, out: Path, fields: Mapping[str, Any] | None = None)
 
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(tiny_config(family, **(fields or {}))).float()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    randomize_vectors(model)
     model.save_pretrained(out)
     save_tokenizer(out)
     return out

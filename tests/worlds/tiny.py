@@ -54,6 +54,14 @@ def save_tokenizer(out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
+def randomize_vectors(model: Any) -> None:
+    """Move norms and biases away from the ones and zeros that they begin with."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 1:
+                parameter.add_(torch.randn_like(parameter) * 0.1)
+
+
 def save_model(
     out: Path, family: str = "llama", *, seed: int = 0, dtype: torch.dtype = torch.bfloat16, layers: int = LAYERS
 ) -> Path:
@@ -62,10 +70,7 @@ def save_model(
 
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config(family, layers))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.dim() == 1:
-                parameter.add_(torch.randn_like(parameter) * 0.1)
+    randomize_vectors(model)
     model.generation_config.temperature = 0.5
     model.generation_config.do_sample = True
     model.to(dtype).save_pretrained(out)
