@@ -61,6 +61,10 @@ def test_a_merge_that_loses_its_bricks_skills_names_the_command_for_advice(tmp_p
         found = compared(tmp_path / str(own), scores).document()["recommendation"]
         sentences = [text for text in found["details"] if "keeps" in text]
         assert bool(sentences) == said
+        for changes in ({"form": "configuration"}, {"recipe": None}, {"parents": ("add",)}):  # no merge of a recipe
+            other = {**rest, add: (own, 0.3, 0.8), sort: (0.3, own, 0.8), replace(merged, **changes): shares[ties]}
+            folder = tmp_path / f"{own} {next(iter(changes))}"
+            assert not [t for t in compared(folder, other).document()["recommendation"]["details"] if "keeps" in t]
         if said:
             assert sentences[0].startswith("ties keeps ")
             assert sentences[0].endswith(

@@ -14,7 +14,7 @@ from worlds.train_world import lora
 
 from workbench.errors import WorkbenchError
 from workbench.models.texts import read_texts
-from workbench.train import HubData, TrainFiles, TrainSpec, train, training_texts
+from workbench.train import HubData, TrainFiles, TrainSpec, run, train, training_texts
 from workbench.train.rows import encode_row
 
 TEMPLATE = (
@@ -101,6 +101,27 @@ def test_a_brick_is_trained_on_conversations(base: Path, tmp_path: Path) -> None
     record = train(lora(data=data.name, held_out=0.2), TrainFiles(chat, data, tmp_path / "brick"))
     losses = record["held_out_loss"]
     assert losses["after"] < losses["before"]
+
+
+def test_an_interrupted_training_does_not_go_on_with_another_template(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of saves has the tokens of conversations; it does not depend on the template where rows are prompts."""
+    keys: list[str | None] = []
+    real = run.open_saves
+    monkeypatch.setattr(run, "open_saves", lambda out, key, notice: (keys.append(key), real(out, key, notice))[1])
+    rows = {"talks": {"messages": TALK[1:3]}, "rows": {"prompt": "say a is", "completion": "a"}}
+    for name, row in rows.items():
+        write_jsonl(tmp_path / f"{name}.jsonl", [row])
+        for number, template in enumerate((TEMPLATE, TEMPLATE.replace("say a then", "say c then"))):
+            chat = tmp_path / f"{name}-{number}"
+            shutil.copytree(base, chat)
+            tokenizer_of(base, template).save_pretrained(chat)
+            spec = lora(data=f"{name}.jsonl", steps=2, warmup=0, save_every=1)
+            train(spec, TrainFiles(chat, tmp_path / f"{name}.jsonl", tmp_path / f"brick-{name}-{number}"))
+    assert None not in keys
+    assert keys[0] != keys[1]
+    assert keys[2] == keys[3]
 
 
 def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:
