@@ -80,4 +80,6 @@ def states_of(output: Any, tokens: Tensor) -> Tensor:
 
 def with_first(output: Any, hidden: Tensor) -> Any:
     """Return a block's output with another hidden state."""
-    return type(output)((hidden, *output[1:])) if isinstance(output, (tuple, list)) else hidden
+    if isinstance(output, list):
+        return [hidden, *output[1:]]
+    return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
