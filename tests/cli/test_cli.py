@@ -24,7 +24,7 @@ COMMANDS = {
     "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
     "analyze transplant": "--device --json --out --quiet --samples --share --steps --texts --trained",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
-    "brick advise": "--base --device --json --quiet --texts --threads --write",
+    "brick advise": "--base --device --json --outputs --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",
     "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
     "brick fetch": "--from --hub",

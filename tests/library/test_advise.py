@@ -14,14 +14,15 @@ import torch
 from worlds.commands import call, document, refused
 from worlds.project import Project
 from worlds.suites import clustered_suite
-from worlds.tiny import baked, edit_json, save_adapter, save_model, tensors_of
+from worlds.tiny import baked, edit_json, live, save_adapter, save_model, tensors_of
 
 from workbench import yamldoc
 from workbench.library import advise as module
 from workbench.library.advise import Pair
 from workbench.library.contradictions import Shared, shared_prompts
 from workbench.library.scored_before import scored_before
-from workbench.models.texts import Text
+from workbench.models.texts import Text, encode, read_texts
+from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
@@ -82,6 +83,49 @@ def test_numbers_are_those_of_the_definitions(folder: Path) -> None:
 def _rv(one: np.ndarray, two: np.ndarray) -> float:
     own, other = (np.linalg.norm(x.T @ x) for x in (one, two))
     return float(np.linalg.norm(one.T @ two) ** 2 / (own * other)) if own and other else 0.0
+
+
+def test_cosines_of_outputs_are_those_of_transformers_inputs(folder: Path) -> None:
+    """The inputs of every linear layer, read row by row without padding, through the dense deltas in float64."""
+    rows = [{"text": f"w{i} w{i + 2} w{3 * i} is w{i % 5}" + " of w7" * (i % 3)} for i in range(20)]
+    (folder / "full.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    names, files = ("one", "two", "full"), {name: f"{name}.jsonl" for name in ("one", "two", "full")}
+    texts = [part for name in names for part in ("--texts", f"{name}={files[name]}")]
+    found = document("brick", "advise", *names, "--base", "base", *texts, "--outputs", "--json")
+    inputs = {name: inputs_of(folder, file) for name, file in files.items()}
+    deltas = {name: matrices(folder, name) for name in names}
+    for pair in found["pairs"]:
+        one, two = pair["one"], pair["two"]
+        cosines = []
+        for name in inputs[one]:
+            x = np.concatenate([inputs[one][name], inputs[two][name]])
+            y, z = x @ deltas[one][name].T, x @ deltas[two][name].T
+            if y.any() and z.any():
+                cosines.append((y * z).sum() / np.linalg.norm(y) / np.linalg.norm(z))
+        assert pair["output_cosine"] == pytest.approx(np.mean(cosines), abs=2e-3)  # PEFT's merge is rounded to bfloat16
+    assert "of outputs" in call("brick", "advise", *names, "--base", "base", *texts, "--outputs").output
+    assert "of outputs" not in call("brick", "advise", *names, "--base", "base", *texts).output
+
+
+def inputs_of(folder: Path, file: str) -> dict[str, np.ndarray]:
+    """Weight of a linear layer -> its inputs [token, in] in the base, for 16 texts of a file, evenly spaced."""
+    model, tokenizer, found = live(folder / "base"), load_tokenizer(folder / "base"), dict[str, list[np.ndarray]]()
+    for name, layer in model.named_modules():
+        if isinstance(layer, torch.nn.Linear) and ".layers." in name:
+            keep = found.setdefault(f"{name}.weight", [])
+            layer.register_forward_pre_hook(lambda _, args, keep=keep: keep.append(args[0][0].double().numpy()))
+    rows = read_texts(folder / file, file, 16)
+    for row in encode(rows, tokenizer, 64):
+        with torch.no_grad():
+            model(torch.tensor([row.tokens]))
+    return {name: np.concatenate(parts) for name, parts in found.items()}
+
+
+def test_outputs_need_texts_of_two_bricks(folder: Path) -> None:
+    error = refused("brick", "advise", "one", "two", "--base", "base", "--texts", "one=one.jsonl", "--outputs")
+    assert error.exit_code == 2
+    assert "--outputs compares bricks on their own texts, and two has none" in error.message
+    assert "--texts two=FILE.jsonl" in (error.hint or "")
 
 
 # -- regimes

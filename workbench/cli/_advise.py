@@ -39,6 +39,13 @@ def advise(
             help="A brick's own prompts and answers (jsonl), to find contradictions; default: its training texts. Repeatable.",
         ),
     ] = None,
+    outputs: Annotated[
+        bool,
+        typer.Option(
+            "--outputs",
+            help="Also run the base on 16 texts of each brick, and measure the cosine of what the bricks add to the outputs of its layers.",
+        ),
+    ] = False,
     write: Annotated[
         Path | None, typer.Option("--write", metavar="FILE", help="Recipe to write; an existing file is not overwritten.")
     ] = None,
@@ -58,9 +65,9 @@ def advise(
     from workbench.library.scored_before import scored_before
     from workbench.models.device import pick_device
     from workbench.project import find_project
+    from workbench.run.work import Work
     from workbench.scores.store import ScoreStore
     from workbench.weights.device import exact
-    from workbench.weights.parallel import default_threads
 
     out.quiet = quiet or json
     project = find_project(Path.cwd() / "here")
@@ -76,9 +83,8 @@ def advise(
             base or of_recipe or base_of_brick(next(iter(bricks.values()))),
             files,
             project=Path.cwd(),
-            device=on,
-            threads=threads or default_threads(),
-            events=out.event,
+            work=Work(on, threads, out.event),
+            outputs=outputs,
         )
     kinds = {name: brick.kind for name, brick in bricks.items()}
     before = scored_before(ScoreStore(project / "runs" / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
@@ -181,6 +187,7 @@ def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore],
                 "rv_lowest_layer": p.low,
                 "rv_highest_layer": p.high,
                 "cosine": p.cosine,
+                "output_cosine": p.output,
                 "sign_conflict": p.conflict,
                 "norm_ratio": p.ratio,
                 "shared": None
@@ -205,7 +212,7 @@ def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore],
 
 def _print(advice: Advice, before: list[ScoredBefore], written: str | None, arguments: list[str]) -> None:
     """Print bricks, pairs, the advice and its limits; `arguments` are those of the command that writes the recipe."""
-    weights = advice.overlap.weights
+    weights, measured = advice.overlap.weights, any(pair.output is not None for pair in advice.pairs)
     out.table(
         ["brick", "relative norm", "auto weight"],
         [[name, f"{100 * norm:.3g} %", f"{weights[name]:.2f}"] for name, norm in advice.norms.items()],
@@ -214,9 +221,18 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
     if advice.pairs:
         out.line("")
         out.table(
-            ["pair", "RV", "by layer", "cosine", "opposite signs", "shared prompts", "answered differently"],
-            [_pair_row(pair) for pair in advice.pairs],
-            right=(1, 3, 4, 5, 6),
+            [
+                "pair",
+                "RV",
+                "by layer",
+                "cosine",
+                *(["of outputs"] if measured else []),
+                "opposite signs",
+                "shared prompts",
+                "answered differently",
+            ],
+            [_pair_row(pair, measured) for pair in advice.pairs],
+            right=(1, *range(3, 7 + measured)),
         )
     out.line("")
     out.line(advice.says)
@@ -243,14 +259,15 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
 
 
-def _pair_row(pair: Pair) -> list[str]:
-    """Return the cells of a pair."""
+def _pair_row(pair: Pair, measured: bool) -> list[str]:
+    """Return the cells of a pair, with the cosine of outputs if that was measured."""
     shared = pair.shared
     return [
         f"{pair.one}, {pair.two}",
         f"{pair.rv:.3f}",
         "" if pair.low is None else f"{pair.low:.2f} to {pair.high:.2f}",
         "" if pair.cosine is None else f"{pair.cosine:+.3f}",
+        *(["?" if pair.output is None else f"{pair.output:+.3f}"] if measured else []),
         "" if pair.conflict is None else f"{100 * pair.conflict:.1f} %",
         "?" if shared is None else str(shared.prompts),
         "" if shared is None or not shared.prompts else str(shared.different),

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.errors import shell
-from workbench.events import Events, no_events, progress
+from workbench.errors import UsageError, shell
+from workbench.events import progress
 from workbench.library.contradictions import Shared, own_texts, shared_prompts
 from workbench.library.measure import Measures, measure
+from workbench.library.outputs import output_cosines
 from workbench.merge.measuring.overlap import Overlap
 from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
@@ -20,11 +21,11 @@ from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import step_context
+from workbench.run.kinds.merge import measuring_context
+from workbench.run.work import Work
 from workbench.steps import MergeMethod
 
 if TYPE_CHECKING:
-    import torch
-
     from workbench.bricks.brick import Brick
 
 DISJOINT = 0.15
@@ -56,6 +57,7 @@ class Pair:
         conflict: Share of elements with opposite signs, among those where both are nonzero.
         ratio: Norm of the first delta over that of the second.
         shared: Prompts that their texts share; None if one of them has no texts.
+        output: Mean cosine of what they add to the outputs of linear layers on their texts; None if it was not measured.
     """
 
     one: str
@@ -67,6 +69,7 @@ class Pair:
     conflict: float | None
     ratio: float | None
     shared: Shared | None
+    output: float | None = None
 
     @property
     def names(self) -> str:
@@ -128,9 +131,8 @@ def advise(
     files: Mapping[str, Path],
     *,
     project: Path,
-    device: torch.device,
-    threads: int,
-    events: Events = no_events,
+    work: Work,
+    outputs: bool = False,
 ) -> Advice:
     """Measure bricks on their base and recommend how to merge them.
 
@@ -139,24 +141,31 @@ def advise(
         base: Directory or hub id of the base.
         files: Brick -> jsonl file of its own prompts and answers, where its card names none.
         project: Folder that relative paths start from.
-        device: Device for the computation.
-        threads: Number of tensors to process in parallel.
-        events: Receives progress.
+        work: Where to compute.
+        outputs: Run the base on the bricks' texts, and measure the cosine of what each pair adds there.
 
     Raises:
-        WorkbenchError: If a brick does not fit the base, or a file of texts is invalid.
+        WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or `outputs` is asked for and fewer than two bricks
+            have texts.
     """
     step = {"merge": "task_arithmetic", "weights": "auto"}
     resolved = resolve(
         from_data({"version": 1, "name": "advise", "base": base, "bricks": dict(bricks), "steps": [step]}, project)
     )
     texts = own_texts(resolved.on_disk, files)
+    if outputs and len(texts) < 2:
+        missing = next(name for name in bricks if name not in texts)
+        raise UsageError(
+            f"--outputs compares bricks on their own texts, and {shell(missing)} has none",
+            f"Name them: --texts {shell(missing)}=FILE.jsonl",
+        )
     shared = shared_prompts(texts)
-    context = step_context(resolved, 0, device, events)
+    context = step_context(resolved, 0, work.device, work.events)
     deltas = {name: context.deltas(name) for name in bricks}
+    added = output_cosines(measuring_context(context, StepBricks(deltas)), deltas, texts) if outputs else {}
     made = method(MergeMethod, "task_arithmetic").model_validate(step)
     merged = MergedWeights(resolved.base, resolved.base, made, StepBricks(deltas))
-    overlap = merged.overlap(device)
+    overlap = merged.overlap(work.device)
     assert overlap is not None
     measures: dict[str, Measures] = {}
     for number, name in enumerate(bricks):
@@ -165,11 +174,14 @@ def advise(
             resolved.base,
             deltas[name],
             others,
-            device=device,
-            threads=threads,
-            progress=_counted(progress(events, "measure", name)),
+            device=work.device,
+            threads=work.threads,
+            progress=_counted(progress(work.events, "measure", name)),
         )
-    pairs = [_pair(one, two, overlap, measures[one], shared) for one, two in combinations(bricks, 2)]
+    pairs = [
+        replace(_pair(one, two, overlap, measures[one], shared), output=added.get((one, two)))
+        for one, two in combinations(bricks, 2)
+    ]
     norms = {name: float(measured.total.document()["relative"] or 0.0) for name, measured in measures.items()}
     regime, says = _regime(norms, pairs)
     recommended, reasons = _recommended(regime, list(bricks), pairs)

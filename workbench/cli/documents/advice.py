@@ -48,6 +48,8 @@ class BrickPair(Document):
     """Largest mean of such a layer."""
     cosine: Number | None
     """Cosine of the deltas."""
+    output_cosine: Number | None
+    """Mean cosine of what the two add to the outputs of the base's linear layers on their texts; null without --outputs."""
     sign_conflict: Number | None
     """Share of elements with opposite signs, among those where both are nonzero."""
     norm_ratio: Number | None

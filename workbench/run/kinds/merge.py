@@ -187,6 +187,12 @@ def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Me
     """Return the method's measurement on texts or models; empty if the method needs only tensors."""
     if step.laws.needs == "tensor":
         return Measured(None)
+    with one_thread():
+        return step.measure(measuring_context(context, bricks))
+
+
+def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
+    """Return what a measurement on texts and models needs: the base and the bricks' models, on request."""
     resolved, device = context.resolved, context.device
     base, source = resolved.base, resolved.tokenizer_at(0)
     alone = method(MergeMethod, "average").model_validate({"merge": "average"})
@@ -202,7 +208,7 @@ def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Me
     digests = {name: known[name] for name in bricks.deltas} | {"": ""}
     words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
     keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
-    tools = MergeContext(
+    return MergeContext(
         list(bricks.deltas),
         keys,
         base,
@@ -215,5 +221,3 @@ def _measured(context: StepContext, step: MergeMethod, bricks: StepBricks) -> Me
         resolved.cache,
         context.progress("measure"),
     )
-    with one_thread():
-        return step.measure(tools)
