@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import lm_eval.tasks
 import pytest
 import torch
 import typer
@@ -25,10 +26,16 @@ from workbench import yamldoc
 from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
-from workbench.scores.suite import Suite
+from workbench.scores.suite import Suite, load_suite
 from workbench.steps import registry as steps
 
-PAGES = sorted([PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", PROJECT / "CHANGELOG.md", *(PROJECT / "docs").glob("*.md")])
+PAGES = sorted(
+    [
+        *(PROJECT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+        *(PROJECT / "docs").glob("*.md"),
+        PROJECT / "benchmarks" / "mergebench.md",
+    ]
+)
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 NOUNS = ("recipe", "brick", "runs")
 
@@ -238,6 +245,18 @@ def test_the_explained_suite_is_the_file() -> None:
         "suite",
         "description",
     }
+
+
+def test_the_suite_of_mergebench_has_tasks_of_lm_eval(tmp_path: Path) -> None:
+    (tmp_path / "evals" / "suites").mkdir(parents=True)
+    text = next(b for b in blocks(read("benchmarks/mergebench.md"), "yaml") if b.startswith("suite:"))
+    (tmp_path / "evals" / "suites" / "mergebench.yaml").write_text(text, "utf-8")
+    suite = load_suite("mergebench", tmp_path)
+    known = {path.stem for path in Path(lm_eval.tasks.__file__).parent.rglob("*.yaml")}
+    assert {task.replace("gsm8k_cot", "gsm8k-cot") for task in suite.tasks} <= known  # the file that defines gsm8k_cot
+    assert set(suite.owners.values()) | {"safety"} == set(
+        yaml.safe_load(blocks(read("benchmarks/mergebench.md"), "yaml")[0])["bricks"]
+    )
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

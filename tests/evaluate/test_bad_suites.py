@@ -14,6 +14,7 @@ from worlds.places import TASKS
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
+from workbench.evaluate.tasks import load_tasks
 from workbench.scores.store import Configuration, ScoreStore
 from workbench.scores.suite import Suite, load_suite
 
@@ -105,6 +106,22 @@ def test_bundled_task_without_the_hub(
     with pytest.raises(WorkbenchError, match=r"task 'arc_easy' could not be loaded") as error:
         build_plan(Suite(suite="toy", tasks=("arc_easy",)), tokenizer, tasks_dir=tasks_dir)
     assert "unset HF_HUB_OFFLINE" in str(error.value.hint)
+
+
+def test_a_task_that_runs_the_models_code_needs_leave(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval asks for --confirm_run_unsafe_code; its metric code_eval asks for the variable."""
+    (tasks_dir / "copy.yaml").write_text(GENERATE + "unsafe_code: true\n")
+    monkeypatch.delenv("HF_ALLOW_CODE_EVAL", raising=False)
+    with pytest.raises(WorkbenchError, match=r"task 'copy' runs code that the model writes, with your rights") as error:
+        plan_of(tasks_dir, tokenizer)
+    assert "HF_ALLOW_CODE_EVAL=1" in str(error.value.hint)
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    plan = plan_of(tasks_dir, tokenizer)
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "0")
+    with pytest.raises(
+        WorkbenchError, match=r"runs code that the model writes"
+    ):  # a plan made with leave is not scored without it
+        load_tasks(plan)
 
 
 @pytest.mark.parametrize(

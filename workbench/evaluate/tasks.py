@@ -19,6 +19,9 @@ from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of, content, recall, remember
 from workbench.scores.tasks import TaskFile, TaskSource, listed_metrics, metric_name
 
+ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
+"""Environment variable that allows tasks to run the model's code; the metric `code_eval` asks for the same."""
+
 
 def source_of(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_dir: Path, memo: Path | None = None) -> TaskSource:
     """Return a task's content, from the memo if no file that affects it has changed, else from lm-eval.
@@ -117,7 +120,8 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
         known: Names to suggest if the task is unknown.
 
     Raises:
-        WorkbenchError: If the name is unknown or a group, or the data cannot be loaded.
+        WorkbenchError: If the name is unknown or a group, the data cannot be loaded, or the task runs code that the model writes and the
+            user has not allowed that.
     """
     if name not in manager.all_tasks:
         close = nearest(name, known)
@@ -128,7 +132,13 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
         raise WorkbenchError(
             f"'{name}' is a group of tasks", "List it under the suite's `tasks`, where a group stands for all its tasks."
         )
-    return _load(manager, name)["tasks"][name]
+    task = _load(manager, name)["tasks"][name]
+    if getattr(task, "UNSAFE_CODE", False) and os.environ.get(ALLOW_CODE) != "1":
+        raise WorkbenchError(
+            f"task '{name}' runs code that the model writes, with your rights",
+            f"Allow it with {ALLOW_CODE}=1, on a machine or in a container where such code can do no harm.",
+        )
+    return task
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
