@@ -124,6 +124,13 @@ def test_a_task_that_runs_the_models_code_needs_leave(tasks_dir: Path, tokenizer
         load_tasks(plan)
 
 
+def test_a_task_with_images_is_refused(tasks_dir: Path, tokenizer: Any) -> None:
+    (tasks_dir / "copy.yaml").write_text(GENERATE + "doc_to_image: [prompt]\n")
+    with pytest.raises(WorkbenchError, match=r"task 'copy' shows images or sounds, and the scorer reads text alone") as error:
+        plan_of(tasks_dir, tokenizer)
+    assert "--model hf-multimodal --tasks copy" in str(error.value.hint)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [

@@ -120,8 +120,8 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
         known: Names to suggest if the task is unknown.
 
     Raises:
-        WorkbenchError: If the name is unknown or a group, the data cannot be loaded, or the task runs code that the model writes and the
-            user has not allowed that.
+        WorkbenchError: If the name is unknown or a group, the data cannot be loaded, or lm-eval's evaluator would refuse the task here:
+            it runs code that the model writes and the user has not allowed that, or shows images or sounds.
     """
     if name not in manager.all_tasks:
         close = nearest(name, known)
@@ -137,6 +137,11 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
         raise WorkbenchError(
             f"task '{name}' runs code that the model writes, with your rights",
             f"Allow it with {ALLOW_CODE}=1, on a machine or in a container where such code can do no harm.",
+        )
+    if getattr(task, "MULTIMODAL", False):
+        raise WorkbenchError(
+            f"task '{name}' shows images or sounds, and the scorer reads text alone",
+            f"Score it with lm-eval on the model that `workbench run` writes: lm_eval --model hf-multimodal --tasks {shell(name)}",
         )
     return task
 
