@@ -125,6 +125,17 @@ def test_export_of_examples_from_the_test_split(tasks: Path, project: Path) -> N
     assert load(project / "plain", "pick").config.num_fewshot == 0
 
 
+def test_a_copy_runs_the_models_code_only_with_leave(tasks: Path, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = project / "own"
+    shutil.copytree(tasks, folder)
+    (folder / "copy.yaml").write_text((folder / "copy.yaml").read_text("utf-8") + "\nunsafe_code: true\n", "utf-8")
+    monkeypatch.setenv("HF_ALLOW_CODE_EVAL", "1")
+    export_task("copy", project / "kept", include_path=folder)
+    assert load(project / "kept", "copy").config.unsafe_code is True
+    export_task("pick", project / "other", include_path=folder)
+    assert load(project / "other", "pick").config.unsafe_code is False
+
+
 def test_functions_are_kept_where_they_can_be_imported(bundled: Path, project: Path) -> None:
     text = (bundled / "sums.yaml").read_text("utf-8")
     (bundled / "sums.yaml").write_text(text.replace("doc_to_target: label", "doc_to_target: !function theirs.label"))

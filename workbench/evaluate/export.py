@@ -59,7 +59,6 @@ _SOURCE_SETTINGS = {
     "fewshot_config",
     "num_fewshot",
     "metadata",
-    "unsafe_code",
 }
 _FEWSHOT_SETTINGS = (
     "sampler",
@@ -186,11 +185,10 @@ def _with_ids(docs: Sequence[Mapping[str, Any]], name: str) -> list[dict[str, An
 def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | None) -> dict[str, Any]:
     """Return the local definition: the task's settings with local documents."""
     config = task.config
-    for key in ("use_prompt", "doc_to_image", "doc_to_audio"):
-        if getattr(config, key, None) is not None:
-            raise WorkbenchError(
-                f"task '{name}': {key} cannot be stored in local files", "Only text tasks without it can be exported."
-            )
+    if config.use_prompt is not None:
+        raise WorkbenchError(
+            f"task '{name}': use_prompt cannot be stored in local files", "Only tasks without it can be exported."
+        )
     data = {"test": f"data/{stem}.jsonl", **({"fewshot": f"data/{stem}-fewshot.jsonl"} if fewshot_split == "fewshot" else {})}
     definition: dict[str, Any] = {
         "task": name,
