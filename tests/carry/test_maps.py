@@ -89,6 +89,25 @@ def test_outputs_that_span_few_directions_are_mapped_in_all(activations: torch.T
     assert float((activations - shifted @ input_map(shifted, activations).T).norm() / activations.norm()) < 0.01
 
 
+def test_ridge_is_exact_beside_a_few_large_units() -> None:
+    """Activations of language models have units that are large and move together; here positions are also fewer than units."""
+    generator = torch.Generator().manual_seed(0)
+    start = torch.randn(80, 512, generator=generator)
+    start[:, :8] = 20_000 * (1 + 0.1 * torch.randn(80, 1, generator=generator)) * torch.linspace(0.8, 1.2, 8)
+    goal = start[:, 8:16] @ torch.randn(8, 16, generator=generator)
+    x, y, size = start.double(), goal.double(), start.double().square().mean()
+    errors, maps = [], []
+    for penalty in PENALTIES:
+        fits = [
+            torch.linalg.solve(a.T @ a + penalty * s * torch.eye(512).double(), a.T @ b).T
+            for a, b, s in ((x[:64], y[:64], x[:64].square().sum() / 512), (x, y, size * 80))
+        ]
+        errors.append(float((x[64:] @ fits[0].T - y[64:]).square().sum()))
+        maps.append(fits[1])
+    best = maps[min(range(len(errors)), key=errors.__getitem__)]
+    torch.testing.assert_close(ridge(start, goal, centered=False).double(), best, atol=1e-5, rtol=1e-4)
+
+
 def test_ridge_takes_a_large_penalty_where_there_is_nothing_to_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     start, goal = torch.randn(60, 40, generator=generator), torch.randn(60, 3, generator=generator)

@@ -68,8 +68,13 @@ def ridge(start: Tensor, goal: Tensor, *, centered: bool) -> Tensor:
 
 
 def _solutions(start: Tensor, goal: Tensor, penalties: tuple[float, ...]) -> list[Tensor]:
-    """Return the map for each penalty, from one pair of Gram matrices."""
-    gram, cross = (start.T @ start).double(), (start.T @ goal).double()
+    """Return the map for each penalty, from one pair of Gram matrices.
+
+    They are summed in float64: where a few units are a thousand times as large as the others, rounding in float32 exceeds the smallest
+    penalty, and the matrix is not positive definite.
+    """
+    start, goal = start.double(), goal.double()
+    gram, cross = start.T @ start, start.T @ goal
     size = gram.diagonal().mean().clamp_min(1e-30)
     eye = torch.eye(len(gram), dtype=gram.dtype)
     return [torch.cholesky_solve(cross, torch.linalg.cholesky(gram + penalty * size * eye)).T.float() for penalty in penalties]
