@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from workbench import jsondoc
+from workbench.edit.closed_form.bundled import known_facts
 from workbench.edit.closed_form.values import Lookup, keys_of
+from workbench.edit.places.passes import keys_of_tokens
+from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
+from workbench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+Tokens = Literal["lookup", "every"]
+PROMPTS_AT_ONCE = 32
+"""Number of prompts in a forward pass."""
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
 
@@ -68,8 +76,37 @@ def _neighbour(entry: object, place: str) -> str:
     return prompt
 
 
-def preserved_keys(at: Lookup, label: str) -> Tensor:
-    """Return the keys [prompt, d_in] of the prompts in a file, at the same position as those of the facts."""
-    prompts = read_prompts(at.context.project / label, label)
-    keys, _ = keys_of(at, [(prompt,) for prompt in prompts])
-    return keys
+def generated_prompts(facts: Sequence[Fact], count: int) -> list[Fact]:
+    """Return prompts in the facts' own wordings that ask about other subjects: subjects of well-known facts, in a fixed random order.
+
+    Neighbors of a fact, which an edit must not change, are worded as the fact is, with other subjects.
+
+    Args:
+        facts: Facts to write; those without a subject lend no wording.
+        count: Number of prompts; fewer are returned if there are fewer pairs of a wording and a subject.
+    """
+    wordings = list(dict.fromkeys(fact.prompt for fact in facts if fact.subject is not None))
+    edited = {fact.subject for fact in facts}
+    subjects = [fact.subject for fact in known_facts() if fact.subject not in edited]
+    pairs = [(wording, subject) for wording in wordings for subject in subjects]
+    order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
+    return [Fact(f"generated-{i}", *pairs[i], ".", place="preserve_generated") for i in order[:count]]
+
+
+def preserved_keys(at: Lookup, prompts: Sequence[Fact], tokens: Tokens) -> Iterator[Tensor]:
+    """Yield the keys of prompts as columns [d_in, ·], a batch of prompts at a time.
+
+    Args:
+        at: Layer, and the token that facts are looked up at.
+        prompts: The prompts.
+        tokens: "lookup": one key a prompt, at the same position as those of the facts and their mean over all beginnings. "every": one
+            key for each token of the plain prompt.
+    """
+    if tokens == "lookup":
+        yield keys_of(at, [(prompt,) for prompt in prompts])[0].T
+        return
+    rows = [row_of(prompt, at.context.tokenizer, at.position).prompt for prompt in prompts]
+    rows.sort(key=lambda row: len(row.tokens))
+    for start in range(0, len(rows), PROMPTS_AT_ONCE):
+        batch = padded(rows[start : start + PROMPTS_AT_ONCE], at.context.device)
+        yield keys_of_tokens(at.parts, at.layer, batch).T

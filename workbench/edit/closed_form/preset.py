@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
-from workbench.edit.closed_form.preserving import read_prompts
+from workbench.edit.closed_form.preserving import Tokens, generated_prompts, read_prompts
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.fields import Layers, Mode
@@ -39,8 +40,13 @@ class Preset(EditMethod):
     preserve: str | None = None
     """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
     whose neighbours are used."""
+    preserve_generated: Whole = Field(0, ge=0)
+    """Number of further prompts to preserve: the facts' own wordings with other subjects."""
+    preserve_tokens: Tokens = "lookup"
+    """Tokens of these prompts whose outputs must not change: `lookup`, the token at which facts are looked up, or `every` token of the
+    prompt."""
     preserve_weight: Real = Field(1.0, gt=0)
-    """Weight of each preserved prompt; a fact has weight 1."""
+    """Weight of each of these tokens; a fact has weight 1."""
     statistics: str | None = None
     """Text for the second moments: JSONL or plain text, relative to the project. Default: the text that comes with the
     workbench."""
@@ -64,6 +70,8 @@ class Preset(EditMethod):
     """Mean probability of the target at which the optimization of a value stops."""
     end_of_text: bool = False
     """Also make the model end the text after the target, so that generation stops there."""
+    scale: Real = Field(1.0, gt=0)
+    """Factor on each solved update. Above 1, paraphrases of the facts gain and neighbors lose."""
     unconverged: Literal["refuse", "skip"] = "refuse"
     """Handling of facts for which no value makes the model give the target: `refuse` stops before any weight changes, `skip`
     leaves them out."""
@@ -94,6 +102,11 @@ class Preset(EditMethod):
         """Return the facts, in joint mode sorted by ID so that the result does not depend on the order of the file."""
         facts = read_facts(project / self.facts, self.facts)[: self.first]
         return sorted(facts, key=lambda fact: fact.id) if self.mode == "joint" else facts
+
+    def preserved(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
+        """Return the prompts to preserve while some facts are written."""
+        listed = read_prompts(project / self.preserve, self.preserve) if self.preserve else []
+        return [*listed, *generated_prompts(facts, self.preserve_generated)]
 
     def settings(self) -> Settings:
         """Return the settings of the optimization of values."""

@@ -97,9 +97,10 @@ class ClosedFormSolve:
         """Write one layer on the model with the updates of lower layers."""
         method, width = self.method, at.width
         metric = method.metric(second_moments, width)
-        if method.preserve:
-            keys = preserved_keys(at, method.preserve)
-            metric = metric.after(keys.T.double(), method.ridge(width) / method.preserve_weight)
+        if prompts := method.preserved(self.context.project, self.facts):
+            keys = preserved_keys(at, prompts, method.preserve_tokens)
+            metric = metric.after_all(keys, method.ridge(width) / method.preserve_weight)
+            self._check_room(at, metric)
         groups = grouped(self.facts, at.position)
         size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
         if method.ridge(width) == 0 and min(size, len(groups)) > width:
@@ -111,6 +112,15 @@ class ClosedFormSolve:
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
             for start in range(0, len(groups), size):
                 metric = self._edit_batch(at, groups[start : start + size], metric)
+
+    def _check_room(self, at: Lookup, metric: KeyMetric) -> None:
+        """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
+        if metric.size == 0:
+            raise WorkbenchError(
+                f"edit {self.method.name}: the preserved prompts have more independent tokens than the projection of layer {at.layer} has "
+                f"inputs ({at.width}), and no change leaves all of them exactly as they are. No weight was changed",
+                "Preserve fewer prompts, set `preserve_tokens: lookup`, or use `edit: memit`, which weighs them against the facts.",
+            )
 
     def _edit_batch(self, at: Lookup, groups: Sequence[Group], metric: KeyMetric) -> KeyMetric:
         """Write one batch on the model as it is now; return the metric for the next batches."""
@@ -129,6 +139,7 @@ class ClosedFormSolve:
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
         left, right = solved.update(changes)
+        left = left * method.scale
         self._add_update(layer, left, right)
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())

@@ -26,6 +26,21 @@ FACTS, LAYERS = 8, 6
 CARRIES = 0.6
 """A layer carries a fact if restoring its state recovers at least this share of the answer."""
 _VERSION = 2
+_NOT_SWEPT = (
+    "id",
+    "facts",
+    "first",
+    "mode",
+    "history",
+    "preserve",
+    "preserve_generated",
+    "preserve_tokens",
+    "scale",
+    "unconverged",
+    "refine",
+    "contexts",
+)
+"""Fields that the sweep does not use."""
 
 
 @dataclass(frozen=True)
@@ -72,12 +87,7 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
 
 def _strengths(method: Preset) -> dict[str, Any]:
     """Return the editor's own strengths and the settings of the optimization."""
-    data = method.model_dump(mode="json")
-    return {
-        k: v
-        for k, v in data.items()
-        if k not in ("id", "facts", "first", "mode", "history", "preserve", "unconverged", "refine", "contexts", *method.unkeyed)
-    }
+    return {k: v for k, v in method.model_dump(mode="json").items() if k not in (*_NOT_SWEPT, *method.unkeyed)}
 
 
 def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:

@@ -10,7 +10,7 @@ optimization. Finished values are stored in the cache.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
@@ -259,8 +259,7 @@ def _essence(at: Lookup, facts: Sequence[Fact]) -> list[EditRow]:
     if at.position != "subject_last" or any(f.subject is None for f in facts):
         return []
     tokenizer, position = at.context.tokenizer, at.position
-    rows = [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), tokenizer, position) for f in facts]
-    return [replace(row, tokens=row.tokens[: row.start + 1], target=row.target[:1]) for row in rows]
+    return [row_of(Fact(f.id, "{subject} is a", f.subject, "thing", place=f.place), tokenizer, position).prompt for f in facts]
 
 
 def _places(batch: Padded, rows: int) -> Tensor:

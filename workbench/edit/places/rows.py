@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import WorkbenchError
@@ -39,6 +39,11 @@ class EditRow:
     start: int
     target: tuple[int, ...]
     span: tuple[int, int]
+
+    @property
+    def prompt(self) -> EditRow:
+        """The row without the target: its prompt's last token predicts the first target token."""
+        return replace(self, tokens=self.tokens[: self.start + 1], target=self.target[:1])
 
 
 @dataclass(frozen=True)
