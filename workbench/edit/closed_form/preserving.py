@@ -90,7 +90,10 @@ def generated_prompts(facts: Sequence[Fact], count: int) -> list[Fact]:
     subjects = [fact.subject for fact in known_facts() if fact.subject not in edited]
     pairs = [(wording, subject) for wording in wordings for subject in subjects]
     order = torch.randperm(len(pairs), generator=torch.Generator().manual_seed(0)).tolist()
-    return [Fact(f"generated-{i}", *pairs[i], ".", place="preserve_generated") for i in order[:count]]
+    chosen = [pairs[i] for i in order[:count]]
+    return [
+        Fact(f"generated-{i}", wording, subject, ".", place="preserve_generated") for i, (wording, subject) in enumerate(chosen)
+    ]
 
 
 def preserved_keys(at: Lookup, prompts: Sequence[Fact], tokens: Tokens) -> Iterator[Tensor]:
