@@ -25,6 +25,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from edit import _give_back, _resident
@@ -36,6 +37,7 @@ from workbench.edit.closed_form import solve as solving
 from workbench.edit.closed_form.history import History
 from workbench.edit.closed_form.solve import ClosedFormSolve
 from workbench.edit.closed_form.values import Group, Lookup
+from workbench.edit.closed_form.values import values as optimized
 from workbench.edit.places.parts import Parts
 from workbench.evaluate.facts.definitions import bundled_text
 from workbench.facts import Fact, Stream, latest, write_facts
@@ -151,7 +153,7 @@ class Measured:
     def _solve(self, step: dict[str, Any], rows: list[Fact]) -> None:
         """Solve a stream; batches report to this object."""
         write_facts(self.context.project / "stream.jsonl", rows)
-        plain_batch, plain_values = ClosedFormSolve._edit_batch, solving.values
+        plain_batch = ClosedFormSolve._edit_batch
 
         def batch(solve: ClosedFormSolve, at: Lookup, groups: Sequence[Group], history: History) -> None:
             start = time.process_time()
@@ -161,17 +163,14 @@ class Measured:
 
         def values(*arguments: Any) -> Any:
             start = time.process_time()
-            found = plain_values(*arguments)
+            found = optimized(*arguments)
             self.values += time.process_time() - start
             self.steps += sum(value.steps for value in found)
             return found
 
         _forget_peak()
-        ClosedFormSolve._edit_batch, solving.values = batch, values  # type: ignore[method-assign]
-        try:
+        with patch.object(ClosedFormSolve, "_edit_batch", batch), patch.object(solving, "values", values):
             method(EditMethod, "memit").model_validate(step).solve(self.context)
-        finally:
-            ClosedFormSolve._edit_batch, solving.values = plain_batch, plain_values  # type: ignore[method-assign]
 
     def _after(self, solve: ClosedFormSolve, at: Lookup, done: int, total: int) -> None:
         """Close a window, and score at a checkpoint."""
