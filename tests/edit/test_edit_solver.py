@@ -90,6 +90,40 @@ def test_long_sequence(name: str) -> None:
     assert difference(found, product(keys, changes, metric, mu)) <= TOLERANCE
 
 
+@pytest.mark.parametrize("count", [1, 12, 47])
+@pytest.mark.parametrize("name", RIDGES)
+def test_keys_that_are_taken_out_leave_no_trace(name: str, count: int) -> None:
+    """The metric without some of its keys is that of the others alone: few keys, and more than its groups may have columns."""
+    metric, mu = preset(name)
+    kept, replaced = random(D_IN, 20, seed=4), random(D_IN, count, seed=5)
+    keys, changes = random(D_IN, 12, seed=2), random(D_OUT, 12, seed=3)
+    expected = naive(name, keys, changes, kept)
+    written = metric.after(kept[:, :10], mu).after(replaced, mu).after(kept[:, 10:], mu)
+    without = written.without_all(iter(replaced.split(5, 1)), mu)
+    assert difference(product(keys, changes, without, mu), expected) <= TOLERANCE
+    assert difference(product(keys, changes, written, mu), expected) > 1e-3
+    summed = without.summed()
+    assert difference(product(keys, changes, summed, mu), expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", RIDGES)
+def test_a_long_stream_of_updates(name: str) -> None:
+    """Six hundred updates of thirty facts, one by one, equal a factorization of the thirty keys that remain."""
+    metric, mu = preset(name)
+    keys, changes = random(D_IN, 30, seed=2), random(D_OUT, 5, seed=3)
+    written = metric.after(keys, mu)
+    draw = torch.Generator().manual_seed(6)
+    for _ in range(600):
+        number = int(torch.randint(0, 30, (1,), generator=draw))
+        key = keys[:, number : number + 1]
+        written = written.without_all(iter([key]), mu)
+        keys[:, number : number + 1] = torch.randn(D_IN, 1, generator=draw, dtype=torch.float64)
+        written = written.after(keys[:, number : number + 1], mu)
+    new = random(D_IN, 5, seed=7)
+    assert difference(product(new, changes, written, mu), naive(name, new, changes, keys)) <= TOLERANCE
+    assert sum(group.keys.shape[1] for group in written.written) <= D_IN, "groups are summed, so that a step costs the same"
+
+
 @pytest.mark.parametrize("name", CLOSED)
 def test_order_of_facts_is_free(name: str) -> None:
     """The factors themselves, not only their product."""

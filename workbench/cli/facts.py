@@ -50,6 +50,12 @@ def check(
             help="Recipe (its result is used), model directory or hub id to ask instead of the base.",
         ),
     ] = None,
+    stream: Annotated[
+        bool,
+        typer.Option(
+            "--stream", help="Read the file in order, as sequential edits do: later rows update or remove earlier facts."
+        ),
+    ] = False,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -66,7 +72,9 @@ def check(
     out.quiet = json or quiet
     loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
-    report = check_facts(file, str(file), recipe=loaded, model=asked_model, device=pick_device(device), events=out.event)
+    report = check_facts(
+        file, str(file), stream=stream, recipe=loaded, model=asked_model, device=pick_device(device), events=out.event
+    )
 
     def text() -> None:
         if report.findings:

@@ -1,12 +1,15 @@
-"""Types of recipe fields that several edit methods share: layers, and whether facts are edited at once or in batches."""
+"""Recipe fields that several edit methods share: layers, and whether facts are edited at once or in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact, read_facts, read_stream
 from workbench.steps.fields import Strict, Whole
 
 
@@ -39,3 +42,27 @@ Layers = Annotated[
     Discriminator(lambda value: "auto" if isinstance(value, str) else "layers"),
 ]
 """Layer indices, or `auto`: the method chooses."""
+
+
+def read_for(mode: Literal["joint"] | Sequential, first: int | None, project: Path, file: str) -> list[Fact]:
+    """Return the facts that a step writes, in order.
+
+    Args:
+        mode: In joint mode, facts are sorted by ID, so that the result does not depend on the order of the file. In sequential
+            mode, they are the values of a `Stream`: an updated fact has several, a removed one has none.
+        first: Number of rows that count; None: all.
+        project: The project folder.
+        file: The facts file, relative to it.
+
+    Raises:
+        WorkbenchError: If the file is invalid, or no fact is left.
+    """
+    if mode == "joint":
+        return sorted(read_facts(project / file, file)[:first], key=lambda fact: fact.id)
+    facts = read_stream(project / file, file).first(first).statements
+    if not facts:
+        raise WorkbenchError(
+            f"{file}: no fact is left{f' after the first {first} rows' if first else ''}, because all are removed",
+            "Add facts, or remove the step from the recipe.",
+        )
+    return facts

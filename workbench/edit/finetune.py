@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from workbench.edit.fields import Layers, Mode
+from workbench.edit.fields import Layers, Mode, read_for
 from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
 from workbench.edit.places.parts import Parts
 from workbench.errors import InvalidRecipeError
-from workbench.facts import Fact, read_facts
+from workbench.facts import Fact, latest, read_facts, read_stream
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
@@ -57,7 +57,7 @@ class Finetune(EditMethod):
     update down. Default: no limit."""
     mode: Mode = "joint"
     """`joint`: every epoch goes over all facts (breadth first). `{sequential: {batch: N}}`: train N facts to the end before the
-    next N (depth first), for comparison."""
+    next N (depth first), for comparison; later rows of the file update or remove earlier facts."""
     epochs: Whole = Field(60, ge=1)
     """Largest number of passes over the facts. Training stops earlier when the loss of every batch is below `stop`."""
     batch_size: Whole = Field(16, ge=1)
@@ -80,7 +80,7 @@ class Finetune(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other."""
-        require_consistent(self._read_facts(project))
+        require_consistent(latest(self._read_facts(project)))
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Estimate the work: facts, largest number of optimizer steps, and tokens of all epochs at four characters per token."""
@@ -98,7 +98,7 @@ class Finetune(EditMethod):
         updates: list[TrainedUpdate] = []
         try:
             for layer in layers:
-                updates.append(self._attach_update(parts.out(layer), len(facts), context.seed))
+                updates.append(self._attach_update(parts.out(layer), len(latest(facts)), context.seed))
             with one_thread():
                 record = self._train(context, parts, facts, updates)
         finally:
@@ -106,25 +106,30 @@ class Finetune(EditMethod):
                 update.remove()
         # Keyed by live names, because PEFT looks for those.
         factors = {f"{parts.modules[layer]}.weight": u.factors() for layer, u in zip(layers, updates, strict=True)}
-        return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=facts)
+        return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=latest(facts))
 
     def _read_facts(self, project: Path) -> list[Fact]:
-        """Read the facts in the order of the file.
+        """Read the facts that are trained, in the order of the file; see `read_for` for sequential mode.
 
         Raises:
             WorkbenchError: If the file is invalid or has fewer facts than `first`.
         """
-        facts = read_facts(project / self.facts, self.facts)
-        if self.first is not None and self.first > len(facts):
+        path = project / self.facts
+        if self.mode == "joint":
+            facts = read_facts(path, self.facts)
+            total, facts = len(facts), facts[: self.first]
+        else:
+            total, facts = len(read_stream(path, self.facts).events), read_for(self.mode, self.first, project, self.facts)
+        if self.first is not None and self.first > total:
             raise InvalidRecipeError(
-                f"edit finetune: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}."
+                f"edit finetune: first is {self.first}, but {self.facts} has {total} facts", f"Set first: {total}."
             )
-        return facts[: self.first]
+        return facts
 
     def _batches(self, facts: list[Fact]) -> list[list[Fact]]:
         """Return the facts that are trained together, sorted by ID: only sequential mode depends on the order of the file."""
         parts: Sequence[Sequence[Fact]] = [facts] if self.mode == "joint" else list(chunks(facts, self.mode.sequential.batch))
-        return [sorted(part, key=lambda fact: fact.id) for part in parts]
+        return [sorted(latest(part), key=lambda fact: fact.id) for part in parts]
 
     def _choose_layers(self, parts: Parts) -> list[int]:
         """Return the layers to edit, sorted."""
@@ -156,13 +161,14 @@ class Finetune(EditMethod):
 
             runs.append(fit(parts, part, updates, schedule, order, progress))
         losses = row_losses(parts, [row for part in rows for row in part], self.batch_size)
-        ids = [fact.id for batch in batches for fact in batch]
+        trained, current = [fact for batch in batches for fact in batch], latest(facts)
+        ids = {fact.id for fact in current}
         return {
-            "facts": len(facts),
+            "facts": len(current),
             "order": "dependent",
             "epochs": max(run["epochs"] for run in runs),
             "steps": sum(run["steps"] for run in runs),
             "loss": max(run["loss"] for run in runs),
             "largest_change": max(update.largest() for update in updates),
-            "losses": {fact: round(loss, 4) for fact, loss in zip(ids, losses, strict=True)},
+            "losses": {fact.id: round(loss, 4) for fact, loss in zip(trained, losses, strict=True) if fact.id in ids},
         }

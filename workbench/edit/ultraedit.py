@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
-from workbench.edit.fields import Layers, Mode
+from workbench.edit.fields import Layers, Mode, read_for
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_of
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, read_facts
+from workbench.facts import Fact, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
 from workbench.models.hooks import hooked
@@ -63,10 +63,10 @@ class UltraEdit(EditMethod):
     """Layers whose feed-forward output projection is updated; `auto`: those between 0.6 and 0.9 of the depth."""
     mode: Mode = "joint"
     """`joint`: all facts at once, independent of their order. `{sequential: {batch: N}}`: N facts at a time, each batch on the
-    model that the earlier batches have produced."""
+    model that the earlier batches have produced; later rows of the file update or remove earlier facts."""
     history: bool = True
-    """In sequential mode, add a term for the inputs of earlier batches, which preserves what they have written. The paper has no
-    such term."""
+    """In sequential mode, add a term for the inputs of earlier batches, which preserves what they have written, except values
+    that are updated. The paper has no such term."""
     strength: Real = Field(2.0, gt=0)
     """η: length of a step of all layers together, relative to the root mean square s of the outputs."""
     rounds: Whole = Field(20, ge=1)
@@ -86,12 +86,11 @@ class UltraEdit(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other."""
-        require_consistent(self.read(project))
+        require_consistent(latest(self.read(project)))
 
     def read(self, project: Path) -> list[Fact]:
-        """Return the facts, in joint mode sorted by ID so that the result does not depend on the order of the file."""
-        facts = read_facts(project / self.facts, self.facts)[: self.first]
-        return sorted(facts, key=lambda fact: fact.id) if self.mode == "joint" else facts
+        """Return the facts that are written, in order; see `read_for`."""
+        return read_for(self.mode, self.first, project, self.facts)
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Estimate the tokens that are run forward and backward; half of the rounds are usually enough."""
@@ -175,6 +174,7 @@ class _UltraSolve:
         updates: Layer -> update ΔW [out, in] so far, float64.
         running: Layer -> running statistics of its inputs and of its gradients.
         metrics: Layer -> the identity with a term for inputs that are already written.
+        written: Prompt -> layer -> inputs [token, d_in] in that term, float32, and their ridge.
         pairs: Layer -> factors of its steps so far.
     """
 
@@ -185,6 +185,7 @@ class _UltraSolve:
     updates: dict[int, Tensor] = field(default_factory=dict)
     running: dict[int, tuple[Running, Running]] = field(default_factory=dict)
     metrics: dict[int, KeyMetric] = field(default_factory=dict)
+    written: dict[str, dict[int, tuple[Tensor, float]]] = field(default_factory=dict)
     pairs: dict[int, list[tuple[Tensor, Tensor]]] = field(default_factory=dict)
 
     def run(self, facts: Sequence[Fact]) -> Edit:
@@ -194,10 +195,11 @@ class _UltraSolve:
         trained = [p for p in parts.model.parameters() if p.requires_grad]
         for p in trained:
             p.requires_grad_(False)
-        outcome: list[dict[str, Any]] = []
+        outcome: dict[str, dict[str, Any]] = {}
         try:
             for start in range(0, len(facts), size):
-                outcome += self._write_batch(facts[start : start + size], start, len(facts))
+                records = self._write_batch(latest(facts[start : start + size]), start, len(facts))
+                outcome |= {record["id"]: record for record in records}
         finally:
             for p in trained:
                 p.requires_grad_(True)
@@ -208,9 +210,9 @@ class _UltraSolve:
             "layers": self.layers,
             "order": "free" if method.mode == "joint" else "dependent",
             "rank": {name: update.rank for name, update in factors.items()},
-            "facts": outcome,
+            "facts": [outcome[fact.id] for fact in latest(facts)],
         }
-        return Edit(factors, record, parts.transposed, list(facts))
+        return Edit(factors, record, parts.transposed, latest(facts))
 
     def _factors(self, layer: int) -> Factors:
         """Return ΔW as a product of its own rank; zeros if the model already knows all facts."""
@@ -224,6 +226,7 @@ class _UltraSolve:
         recorded, means, top = self._forward_backward(rows)
         before = means
         self._add_statistics(recorded, means)
+        self._release(facts)
         for round_ in range(method.rounds):
             self.context.progress(done, total, f"round {round_ + 1}, loss {-float(means.mean()):.3f}")
             if bool((top & (means.exp() >= method.confidence)).all()):
@@ -238,13 +241,32 @@ class _UltraSolve:
             else:
                 self.updates, strength = previous, strength / 2
         if method.mode != "joint" and method.history:
-            for layer in self.layers:
-                self.metrics[layer] = self._metric(layer).after(recorded[layer].inputs.T, ridge(recorded[layer]))
+            self._preserve(facts, [len(row.target) for row in rows], recorded)
         self.context.progress(done + len(facts), total, f"loss {-float(means.mean()):.3f}")
         return [
             {"id": fact.id, "loss": round(-loss, 4), "before": round(-first, 4), "steps": steps, "said": gives_target}
             for fact, loss, first, gives_target in zip(facts, means.tolist(), before.tolist(), top.tolist(), strict=True)
         ]
+
+    def _release(self, facts: Sequence[Fact]) -> None:
+        """Take the inputs of facts that are updated out of the term for written inputs, so that their old values are not preserved."""
+        for fact in facts:
+            for layer, (inputs, c) in self.written.pop(fact.text, {}).items():
+                self.metrics[layer] = self._metric(layer).without_all([inputs.T], c)
+
+    def _preserve(self, facts: Sequence[Fact], tokens: Sequence[int], recorded: Mapping[int, Recorded]) -> None:
+        """Add the inputs of a batch to the term for written inputs.
+
+        Args:
+            facts: The facts of the batch.
+            tokens: The number of target tokens of each fact.
+            recorded: Layer -> inputs at these tokens, fact by fact.
+        """
+        for layer in self.layers:
+            inputs, c = recorded[layer].inputs, ridge(recorded[layer])
+            self.metrics[layer] = self._metric(layer).after(inputs.T, c)
+            for fact, part in zip(facts, torch.split(inputs.float(), list(tokens)), strict=True):
+                self.written.setdefault(fact.text, {})[layer] = part, c
 
     def _add_statistics(self, recorded: Mapping[int, Recorded], means: Tensor) -> None:
         """Add the facts of a batch to the running statistics, once.

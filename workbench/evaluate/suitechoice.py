@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import UsageError
-from workbench.evaluate.facts import EDITS, PREFIX, Wanted, facts_of_edits, sequential, wanted
+from workbench.evaluate.facts import EDITS, PREFIX, Wanted, facts_of_edits, sequential, streams_of, wanted
 from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
 from workbench.scores.suite import Suite, load_suite
@@ -54,19 +54,20 @@ def suites_of(recipes: Sequence[Recipe], names: Sequence[str], project: Path) ->
 
 def _requested(recipes: Sequence[Recipe], names: Sequence[str], project: Path) -> Iterator[Suite | Wanted]:
     """Yield the suites that the names, or else the recipes, ask for."""
+    streams = streams_of(recipes)
     for name in names:
         if name == EDITS:
             yield from _edits(recipes)
         else:
             yield (
-                wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
+                wanted(FactsEval(facts=name.removeprefix(PREFIX)), project, streams)
                 if name.startswith(PREFIX)
                 else load_suite(name, project)
             )
     for recipe in () if names else recipes:
         for i, item in enumerate(recipe.fields.eval):
             if isinstance(item, FactsEval):
-                yield wanted(item, project) if item.sequential is None else sequential(recipe, item)
+                yield wanted(item, project, streams) if item.sequential is None else sequential(recipe, item)
             elif isinstance(item, InlineEval):
                 yield inline_suite(recipe.stem, i, item)
             elif item == EDITS:

@@ -4,6 +4,7 @@ from workbench.facts.conflicts import Conflict, contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
+from workbench.facts.stream import Stream, latest, read_stream
 
 __all__ = [
     "SLOT",
@@ -12,10 +13,13 @@ __all__ = [
     "Probe",
     "Published",
     "Skip",
+    "Stream",
     "contradictions",
     "fact_of",
     "joined",
+    "latest",
     "read_facts",
     "read_published",
+    "read_stream",
     "write_facts",
 ]

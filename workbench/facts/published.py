@@ -120,7 +120,7 @@ def convert(rows: Iterable[FactRow], name: str) -> Published:
             if count := sum(_text(prompt) is not None and _text(answer) is None for prompt, answer in draft.portability):
                 skipped.append(Skip(row.place, f"{count} portability prompts without an answer were skipped; the fact is kept"))
             key = fact.text, fact.target
-            facts[key] = _merged(facts[key], fact) if key in facts else fact
+            facts[key] = merged(facts[key], fact) if key in facts else fact
     return Published(_with_own_ids(facts.values()), skipped, name)
 
 
@@ -191,7 +191,7 @@ def _probes(pairs: Iterable[Pair], without_target: bool) -> list[dict[str, str]]
     return probes
 
 
-def _merged(first: Fact, repeated: Fact) -> Fact:
+def merged(first: Fact, repeated: Fact) -> Fact:
     """Return one fact with the test prompts of two rows that state it."""
 
     def union(a: tuple[Any, ...], b: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -7,7 +7,7 @@ from pathlib import Path
 from workbench.errors import WorkbenchError, shell
 from workbench.facts.facts import EXPECTED, Fact, fact_of
 from workbench.facts.published import Published, convert, format_of
-from workbench.facts.rows import read_rows
+from workbench.facts.rows import ACTION, has_action, read_rows
 
 
 def read_facts(path: Path, label: str) -> list[Fact]:
@@ -34,7 +34,7 @@ def read_facts(path: Path, label: str) -> list[Fact]:
                 f"{fact.place}: same prompt as {first.place}, but another target ({fact.target!r} instead of {first.target!r})",
                 f"`workbench facts import {shell(label)} -o FILE.jsonl` skips the later row."
                 if is_published
-                else "Keep one target per prompt.",
+                else "Keep one target per prompt, or edit with `mode: {sequential: {batch: N}}`, where a later row updates the fact.",
             )
         if first is not None:
             continue
@@ -72,4 +72,10 @@ def _read(path: Path, label: str) -> Published:
     """Read every fact of a file in the project's own format or a published one."""
     rows = read_rows(path, label, EXPECTED)
     name = format_of(rows)
+    for row in rows:
+        if has_action(row) and not name:
+            raise WorkbenchError(
+                f"{row.place}: '{ACTION}' changes an earlier fact, but this file is not read in order here",
+                "Edit steps with `mode: {sequential: {batch: N}}` and `workbench facts check --stream` read a file in order.",
+            )
     return convert(rows, name) if name else Published([fact_of(row.data, row.place) for row in rows], [], "facts")

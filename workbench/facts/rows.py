@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 from workbench import jsondoc, yamldoc
 from workbench.errors import WorkbenchError, nearest
 
+ACTION = "action"
+"""Field of rows that are no facts but remove one; see `stream`."""
 SUFFIXES = (".jsonl", ".json", ".yaml", ".yml")
 
 
@@ -27,6 +29,11 @@ class FactRow:
     number: int
     place: str
     data: Any
+
+
+def has_action(row: FactRow) -> bool:
+    """Return True if a row of the project's own format has the field `action`."""
+    return isinstance(row.data, Mapping) and ACTION in row.data and "target_new" not in row.data
 
 
 def read_rows(path: Path, label: str, expected: str) -> list[FactRow]:

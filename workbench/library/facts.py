@@ -13,7 +13,7 @@ from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.facts import Fact
+from workbench.facts import Fact, Published, read_stream
 from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
 from workbench.facts.reading import read_all
 from workbench.facts.relations import folded
@@ -101,6 +101,7 @@ def check_facts(
     path: Path,
     shown: str,
     *,
+    stream: bool = False,
     recipe: Recipe | None = None,
     model: NamedModel | None = None,
     device: torch.device | None = None,
@@ -111,15 +112,21 @@ def check_facts(
     Args:
         path: The file.
         shown: Name of the file in messages.
+        stream: Read the file in order, and check the facts that its updates and removals leave.
         recipe: Recipe whose bricks and edit steps are searched for the same facts.
         model: Model to query for facts that it already knows; None queries no model.
         device: Device of the model.
         events: Callback that receives progress events.
 
     Raises:
-        WorkbenchError: If the file cannot be read, or a brick of the recipe is missing.
+        WorkbenchError: If the file cannot be read, or a brick of the recipe is missing; for a stream, also if two facts have the same
+            id, or a removal or an update is invalid.
     """
-    read = read_all(path, shown)
+    if stream:
+        in_order = read_stream(path, shown)
+        read = Published(in_order.current, list(in_order.skipped), in_order.format)
+    else:
+        read = read_all(path, shown)
     findings = [FactFinding(skip.place, "skipped", "warning", skip.reason, "Correct or delete the row.") for skip in read.skipped]
     findings += _same_ids(read.facts) if read.format == "facts" else []
     findings += [_finding(conflict) for conflict in conflicts(read.facts)]
@@ -223,7 +230,8 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
-            yield _Source(f"step '{step_id}'", read_all(project / file, file).facts, file)
+            facts = read_stream(project / file, file).current if step.in_order else read_all(project / file, file).facts
+            yield _Source(f"step '{step_id}'", facts, file)
 
 
 def _brick_source(brick: Brick, shown: str) -> _Source | None:

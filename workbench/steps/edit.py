@@ -42,6 +42,11 @@ class EditMethod(Step):
         """Smallest share of the step's facts that the edited model must say."""
         return self.min_efficacy
 
+    @property
+    def in_order(self) -> bool:
+        """True if the step reads its facts file as a stream, in which later rows update or remove earlier facts."""
+        return getattr(self, "mode", "joint") != "joint"
+
     def key_parts(self, context: KeyContext) -> list[Any]:
         """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
         return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]

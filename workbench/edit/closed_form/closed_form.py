@@ -11,7 +11,7 @@ from workbench.edit.closed_form.solve import ClosedFormSolve
 from workbench.edit.closed_form.sweep import FACTS, LAYERS, Choice, choose
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import check_rows
-from workbench.facts import Fact
+from workbench.facts import Fact, latest
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
@@ -45,7 +45,7 @@ class ClosedForm(Preset):
         facts = self.read(context.project)
         check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
         parts = Parts.of(context)
-        choice = self._choice(context, parts, facts)
+        choice = self._choice(context, parts, latest(facts))
         return ClosedFormSolve(self, context, parts, facts, choice).run()
 
     def _choice(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> Choice:

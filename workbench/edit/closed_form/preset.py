@@ -12,8 +12,8 @@ from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.preserving import Tokens, generated_prompts, read_prompts
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import Settings
-from workbench.edit.fields import Layers, Mode
-from workbench.facts import Fact, read_facts
+from workbench.edit.fields import Layers, Mode, read_for
+from workbench.facts import Fact, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.steps import EditMethod
 from workbench.steps.fields import Real, Whole
@@ -34,9 +34,9 @@ class Preset(EditMethod):
     the layer's states at both."""
     mode: Mode = "joint"
     """`joint`: one solve for all facts, independent of their order. `{sequential: {batch: N}}`: N facts at a time, each batch on
-    the model that the earlier batches have produced."""
+    the model that the earlier batches have produced; later rows of the file update or remove earlier facts."""
     history: bool = True
-    """In sequential mode, preserve what earlier batches have written."""
+    """In sequential mode, preserve what earlier batches have written, except values that are updated."""
     preserve: str | None = None
     """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
     whose neighbours are used."""
@@ -79,7 +79,7 @@ class Preset(EditMethod):
     """Joint mode: number of rounds in which facts that the edited model does not know yet get a larger change, with the same
     keys."""
 
-    version = 2
+    version = 3
     needs_statistics: ClassVar[bool] = True
 
     @model_validator(mode="after")
@@ -94,14 +94,13 @@ class Preset(EditMethod):
 
     def check_inputs(self, project: Path) -> None:
         """Read facts and prompts, and check that facts do not contradict each other."""
-        require_consistent(self.read(project))
+        require_consistent(latest(self.read(project)))
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
 
     def read(self, project: Path) -> list[Fact]:
-        """Return the facts, in joint mode sorted by ID so that the result does not depend on the order of the file."""
-        facts = read_facts(project / self.facts, self.facts)[: self.first]
-        return sorted(facts, key=lambda fact: fact.id) if self.mode == "joint" else facts
+        """Return the facts that are written, in order; see `read_for`."""
+        return read_for(self.mode, self.first, project, self.facts)
 
     def preserved(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
         """Return the prompts to preserve while some facts are written."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preserving import preserved_keys
 from workbench.edit.closed_form.preset import Preset
@@ -17,7 +18,7 @@ from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score, self_test
 from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact
+from workbench.facts import Fact, latest
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import Edit, MethodContext
@@ -35,7 +36,7 @@ class ClosedFormSolve:
         method: The editor with its fields.
         context: Model, tokenizer and cache.
         parts: Parts of the model.
-        facts: Facts to write.
+        facts: Facts to write; in sequential mode, every value of a fact that later rows update.
         choice: Layers and positions.
         updates: Layer -> update ΔW [out, in] so far, float64.
         factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
@@ -66,10 +67,11 @@ class ClosedFormSolve:
             at = Lookup(context, parts, layer, self.choice.positions[layer], beginnings)
             rows = [row_of(f, context.tokenizer, at.position) for f in self.facts[:4]]
             ratios[layer] = round(self_test(parts, layer, padded(rows, context.device)), 4)
-            self._edit_layer(at, second_moments.get(layer))
+            # Higher layers meet the lower ones with the whole stream written, so earlier values of a fact do not return there.
+            self._edit_layer(at, second_moments.get(layer), self.facts if layer == layers[0] else self.current)
         if not self.factors:
             raise WorkbenchError(
-                f"edit {method.name}: no value makes the model give the target of any of the {len(self.facts)} facts",
+                f"edit {method.name}: no value makes the model give the target of any of the {len(self.current)} facts",
                 "Set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
         factors = {
@@ -87,31 +89,38 @@ class ClosedFormSolve:
             "facts": self._fact_records(),
         }
         tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
-        return Edit(factors, record, parts.transposed, list(self.facts), tensors)
+        return Edit(factors, record, parts.transposed, self.current, tensors)
+
+    @property
+    def current(self) -> list[Fact]:
+        """The facts with the values that the edit leaves."""
+        return latest(self.facts)
 
     def _fact_records(self) -> list[dict[str, Any]]:
         """Return each fact's ID with its entry in the record."""
-        return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.facts]
+        return [{"id": fact.id, **self.outcome.get(fact.id, {})} for fact in self.current]
 
-    def _edit_layer(self, at: Lookup, second_moments: Moments | None) -> None:
-        """Write one layer on the model with the updates of lower layers."""
+    def _edit_layer(self, at: Lookup, second_moments: Moments | None, facts: Sequence[Fact]) -> None:
+        """Write facts at one layer on the model with the updates of lower layers."""
         method, width = self.method, at.width
         metric = method.metric(second_moments, width)
-        if prompts := method.preserved(self.context.project, self.facts):
+        if prompts := method.preserved(self.context.project, facts):
             keys = preserved_keys(at, prompts, method.preserve_tokens)
             metric = metric.after_all(keys, method.ridge(width) / method.preserve_weight)
             self._check_room(at, metric)
-        groups = grouped(self.facts, at.position)
-        size = len(groups) if method.mode == "joint" else method.mode.sequential.batch
-        if method.ridge(width) == 0 and min(size, len(groups)) > width:
+        preserves = method.mode != "joint" and method.history
+        history = History(metric, at.position, method.ridge(width), method.spread_ridge(width), preserves)
+        size = len(facts) if method.mode == "joint" else method.mode.sequential.batch
+        at_once = min(size, len(grouped(facts, at.position)))
+        if method.ridge(width) == 0 and at_once > width:
             raise WorkbenchError(
-                f"edit {method.name}: {min(size, len(groups))} facts at once cannot be written exactly, because the projection of layer "
+                f"edit {method.name}: {at_once} facts at once cannot be written exactly, because the projection of layer "
                 f"{at.layer} has only {width} inputs. No weight was changed",
                 "Use `edit: memit`, which does not need exact values, or fewer facts.",
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
-            for start in range(0, len(groups), size):
-                metric = self._edit_batch(at, groups[start : start + size], metric)
+            for start in range(0, len(facts), size):
+                self._edit_batch(at, history.groups(facts[start : start + size]), history)
 
     def _check_room(self, at: Lookup, metric: KeyMetric) -> None:
         """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
@@ -122,19 +131,19 @@ class ClosedFormSolve:
                 "Preserve fewer prompts, set `preserve_tokens: lookup`, or use `edit: memit`, which weighs them against the facts.",
             )
 
-    def _edit_batch(self, at: Lookup, groups: Sequence[Group], metric: KeyMetric) -> KeyMetric:
-        """Write one batch on the model as it is now; return the metric for the next batches."""
+    def _edit_batch(self, at: Lookup, groups: Sequence[Group], history: History) -> None:
+        """Write one batch on the model as it is now."""
         method, layer, width = self.method, at.layer, at.width
         mu = method.ridge(width)
-        now = json_digest([self.context.weights_key, {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}])
+        now = self._now(groups)
         with self._with_update(layer):
             solutions = values(at, groups, method.settings(), now)
-        groups, solutions = self._keep_converged(at, groups, solutions)
+        groups, solutions = self._keep_converged(at, groups, solutions, history)
         if not groups:
-            return metric
+            return
         keys, changes = solutions.rows("key"), solutions.rows("change")
         # Least squares over the keys after all contexts: their mean is the key, and their differences from it go into the metric.
-        with_spread = metric.after_all(_key_differences(solutions), method.spread_ridge(width))
+        with_spread = history.release(groups).after_all(key_differences(solutions), method.spread_ridge(width))
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
@@ -152,7 +161,17 @@ class ClosedFormSolve:
                     "steps": value.steps,
                     "written": round(share, 4),
                 }
-        return with_spread.after_all(_chunks(keys), mu) if method.mode != "joint" and method.history else metric
+        history.add(groups, solutions)
+
+    def _now(self, groups: Sequence[Group]) -> str:
+        """Return the key of cached values on the model as it is now.
+
+        Values of facts that are optimized together differ from those of single facts by rounding. In a stream, the key covers the
+        batch, so that the same rows give the same bytes whatever the cache holds.
+        """
+        updates = {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}
+        batch = [] if self.method.mode == "joint" else [[[f.text, f.target] for group in groups for f in group]]
+        return json_digest([self.context.weights_key, updates, *batch])
 
     def _with_update(self, layer: int) -> Any:
         """Add this layer's update so far to the model within the block; lower layers are already updated."""
@@ -166,7 +185,9 @@ class ClosedFormSolve:
         too_wide = pairs is None or sum(columns.shape[1] for columns, _ in pairs) + left.shape[1] >= min(update.shape)
         self.factors[layer] = None if too_wide or pairs is None else [*pairs, (left, right)]
 
-    def _keep_converged(self, at: Lookup, groups: Sequence[Group], solutions: Values) -> tuple[list[Group], Values]:
+    def _keep_converged(
+        self, at: Lookup, groups: Sequence[Group], solutions: Values, history: History
+    ) -> tuple[list[Group], Values]:
         """Return the groups whose value makes the model give the targets.
 
         Raises:
@@ -184,7 +205,7 @@ class ClosedFormSolve:
                 "Skip them with `unconverged: skip`, set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
         for group, value in failed:
-            for fact in group:
+            for fact in history.new(group):
                 self.outcome[fact.id] = {
                     "layer": at.layer,
                     "loss": round(value.loss, 4),
@@ -226,19 +247,6 @@ class ClosedFormSolve:
             results.append(bool(top[start : start + len(group)].all()))
             start += len(group)
         return results
-
-
-def _chunks(rows: Tensor) -> Iterator[Tensor]:
-    """Yield rows [n, d] as columns [d, ·], `CHUNK` at a time."""
-    return (part.T for part in torch.split(rows, CHUNK))
-
-
-def _key_differences(solutions: Values) -> Iterator[Tensor]:
-    """Yield the differences of single keys from their means, as columns [d, ·] of a few values at a time, without zero rows."""
-    for start in range(0, len(solutions), CHUNK):
-        rows = torch.cat([value.spread for value in solutions.subset(range(start, min(len(solutions), start + CHUNK)))])
-        if len(rows := rows[rows.any(1)]):
-            yield rows.T
 
 
 def _written_shares(update: Tensor, keys: Tensor, changes: Tensor) -> list[float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench.evaluate.facts.protocol import checkpoints, sequential
 from workbench.evaluate.facts.suite import build, export_facts
-from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, wanted
+from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, streams_of, wanted
 
 __all__ = [
     "EDITS",
@@ -16,5 +16,6 @@ __all__ = [
     "export_facts",
     "facts_of_edits",
     "sequential",
+    "streams_of",
     "wanted",
 ]

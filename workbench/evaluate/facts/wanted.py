@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,13 +11,13 @@ from pathlib import Path
 import xxhash
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, read_facts
+from workbench.facts import Fact, Stream, read_facts, read_stream
 from workbench.files import json_digest
 from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.resolved import Resolved
 from workbench.run.kinds.edit import FACTS
-from workbench.steps import Step
+from workbench.steps import EditMethod, Step
 
 EDITS = "edits"
 PREFIX = "facts:"
@@ -30,8 +30,9 @@ class Wanted:
     Attributes:
         options: Options from the recipe.
         source: Display name of the file.
-        everything: All facts of the file.
+        everything: All facts of the file; of a stream, with their current values.
         text: Text file of the perplexity task; None: the bundled one.
+        stream: The rows of the file, if an edit step reads it in order.
         cohorts: Number of facts edited -> "first", "last" and "sample" -> IDs, if facts are scored one after another.
     """
 
@@ -39,6 +40,7 @@ class Wanted:
     source: str
     everything: tuple[Fact, ...] = field(repr=False)
     text: Path | None = None
+    stream: Stream | None = field(default=None, repr=False)
     cohorts: Mapping[int, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
     @cached_property
@@ -72,8 +74,13 @@ def ranked(facts: Sequence[Fact], count: int) -> set[str]:
     return {f.id for f in sorted(facts, key=lambda f: (xxhash.xxh3_64_intdigest(f.id.encode()), f.id))[:count]}
 
 
-def wanted(options: FactsEval, project: Path) -> Wanted:
+def wanted(options: FactsEval, project: Path, streams: Container[Path] = ()) -> Wanted:
     """Return the facts of a file, or of an edit brick's directory.
+
+    Args:
+        options: Options with the file.
+        project: Folder that the file is relative to.
+        streams: Resolved paths of files that are read in order; see `streams_of`.
 
     Raises:
         WorkbenchError: If the facts are invalid, or the text file does not exist.
@@ -87,14 +94,32 @@ def wanted(options: FactsEval, project: Path) -> Wanted:
         raise WorkbenchError(
             f"{options.text}: the text file does not exist", "Give a file with one passage per line, relative to the project."
         )
-    return Wanted(options, display_name, tuple(read_facts(path, display_name)), text)
+    if path.resolve() not in streams:
+        return Wanted(options, display_name, tuple(read_facts(path, display_name)), text)
+    stream = read_stream(path, display_name)
+    return Wanted(options, display_name, tuple(stream.current), text, stream)
+
+
+def streams_of(recipes: Iterable[Recipe]) -> set[Path]:
+    """Return the resolved paths of the facts files that edit steps of recipes, and of recipes that are their bricks, read in order."""
+    files: set[Path] = set()
+    remaining, seen = list(recipes), set[Path]()
+    while remaining:
+        recipe = remaining.pop()
+        files |= {(recipe.project / file).resolve() for step in recipe.steps if (file := facts_file(step)) and is_stream(step)}
+        for ref in recipe.fields.bricks.values():
+            nested = (recipe.project / ref.target).resolve()
+            if ref.kind == "recipe" and nested not in seen:  # a circle of recipes is refused when it is resolved
+                seen.add(nested)
+                remaining.append(load_recipe(nested))
+    return files
 
 
 def facts_of_edits(recipe: Recipe) -> Iterator[Wanted]:
     """Yield the facts of a recipe's edit steps, then of its edit bricks, then of recipes that are its bricks."""
     for step in recipe.steps:
         if file := facts_file(step):
-            yield wanted(FactsEval(facts=file), recipe.project)
+            yield wanted(FactsEval(facts=file), recipe.project, streams_of([recipe]))
     for ref in recipe.fields.bricks.values():
         target = recipe.project / ref.target
         if ref.kind == "recipe":
@@ -127,9 +152,16 @@ def facts_file(step: Step) -> str | None:
 
 
 def read_step(step: Step, project: Path) -> list[Fact]:
-    """Return all facts of an edit step's file; none for other steps."""
+    """Return all facts of an edit step's file, with their current values; none for other steps."""
     file = facts_file(step)
-    return read_facts(project / file, file) if file else []
+    if not file:
+        return []
+    return read_stream(project / file, file).current if is_stream(step) else read_facts(project / file, file)
+
+
+def is_stream(step: Step) -> bool:
+    """Return True if a step reads its facts file in order."""
+    return isinstance(step, EditMethod) and step.in_order
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:
