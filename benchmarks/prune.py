@@ -58,7 +58,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=8, help="texts of a training step")
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--length", type=int, default=128, help="tokens of a text")
-    parser.add_argument("--calibration", type=int, default=16, help="texts that layers are chosen on")
+    parser.add_argument("--calibration", type=int, default=8, help="texts that layers are chosen on")
     parser.add_argument("--held-out", type=int, default=100, help="texts whose perplexity is measured")
     parser.add_argument("--limit", type=int, help="maximum number of retention items, for a quick look")
     parser.add_argument("--items", type=int, default=32, help="retention items of a batch")

@@ -68,7 +68,6 @@ def train_new(
             live,
             tokenizer=source,
             folder=resolved.recipe.project,
-            device=str(device),
             penalty=penalty,
             told=reports(context.events, context.id),
             objective=_objective(step.train, context, before),

@@ -28,7 +28,6 @@ def train_parameters(
     *,
     tokenizer: Path,
     folder: Path,
-    device: str,
     penalty: Callable[[], Tensor] | None = None,
     told: Reports = SILENT,
     objective: Objective = CROSS_ENTROPY,
@@ -40,7 +39,6 @@ def train_parameters(
         model: The model. Only parameters with `requires_grad` change.
         tokenizer: Directory of the tokenizer.
         folder: Directory that file names in the spec start from.
-        device: "cpu" or a cuda device.
         penalty: Function whose value is added to the loss of every step.
         told: Who hears of it.
         objective: What the training minimizes. Held-out losses are cross-entropies in any case.
@@ -51,7 +49,7 @@ def train_parameters(
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
         held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-        losses = fit(spec, model, rows, device, Watch(held_out, penalty, told=told, objective=objective))
+        losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, told=told, objective=objective))
     model.eval()
     model.config.use_cache = cache
     return {
