@@ -329,7 +329,7 @@ def _count(name: str, wanted: float, total: int, units: str) -> int:
     if count < 1:
         raise InvalidRecipeError(
             f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}",
-            f"The smallest share that removes one is {1 / total:.2g}.",
+            f"A share of {1 / total:.2g} removes one.",
         )
     if count >= total:
         raise InvalidRecipeError(

@@ -11,7 +11,7 @@ from workbench.edit.greedy import told as said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import as_markdown, printable
 from workbench.grow.expansion.kept import told
-from workbench.grow.expansion.told import told_blocks
+from workbench.grow.expansion.told import told_blocks, told_removal
 from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
@@ -82,8 +82,10 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         if rows := list(told_blocks(step)):
             lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]
             lines += [f"| {part} | {as_markdown(source)} |" for part, source in rows]
-    if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
-        lines += ["", "## Growth", "", *grown]
+    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := told_removal(step))]
+    grown = [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]
+    if removed or grown:
+        lines += ["", "## Growth", "", *removed, *grown]
     if recipe.fields.output.form == "checkpoint":
         lines += [
             "",

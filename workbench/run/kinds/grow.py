@@ -61,7 +61,7 @@ class Grow(Kind[GrowMethod]):
             row["bricks"] = {name: resolved.bricks[name].kind for name in names}
             needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if files := step.files():
-            row["inputs"] = files
+            row["inputs"] = list(dict.fromkeys(files))
         _add_merges(growth, needs)
         weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
         check_training(step, weights)
