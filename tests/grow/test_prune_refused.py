@@ -50,7 +50,10 @@ REFUSED: list[tuple[str, str]] = [
     ("heads: 0.2, calibration: texts.jsonl", "model_type llama: `heads: 0.2` removes none of 2 key-value heads"),
     ("heads: 0.9, calibration: texts.jsonl", "model_type llama: `heads: 0.9` removes all 2 key-value heads"),
     ("check: off", "expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`"),
-    ("layers: [1], train: {data: texts.jsonl, parameters: new_only}", "all"),
+    (
+        "layers: [1], train: {data: texts.jsonl, parameters: new_only}",
+        "steps.0.train.parameters: expected 'all', found 'new_only'",
+    ),
     ("layers: [1], train: {data: texts.jsonl, balance: 0.1}", "train: `balance` needs routers, but the step adds none"),
     ("layers: [1], train: {data: none.jsonl}", "none.jsonl does not exist"),
 ]
@@ -84,6 +87,11 @@ def test_architectures_that_are_refused(texts: Project, dense_of: Callable[[str]
         assert "Prune `layers` instead." in str(caught.value.hint) or "state space" in str(caught.value.hint)
     found = texts.tensors(f"base: {mixture}\nsteps: [{{grow: prune, layers: 1, by: perplexity, calibration: texts.jsonl}}]\n")
     assert {int(name.split(".")[2]) for name in found if ".layers." in name} == {0}
+
+
+def test_an_adapter_cannot_be_smaller(project: Project) -> None:
+    with pytest.raises(WorkbenchError, match="grow-prune removes tensors, but an adapter can only update tensors of the base"):
+        plan(project.resolve("steps: [{grow: prune, layers: [1]}]\noutput: {form: adapter}\n"), project.path / "runs")
 
 
 def test_a_model_of_one_layer(texts: Project, tmp_path: Path) -> None:

@@ -180,17 +180,17 @@ def _recorded(blocks: torch.nn.ModuleList) -> Iterator[dict[int, tuple[Tensor, A
 @contextmanager
 def _replaced(blocks: torch.nn.ModuleList, forwards: Mapping[int, Callable[..., Any]]) -> Iterator[None]:
     """Replace the forward functions of some blocks within the block."""
-    own = {number: vars(blocks[number]).get("forward") for number in forwards}
+    own: dict[int, Any] = {number: vars(blocks[number]).get("forward") for number in forwards}
     try:
         for number, forward in forwards.items():
             vars(blocks[number])["forward"] = forward
         yield
     finally:
-        for number, forward in own.items():
-            if forward is None:
+        for number, before in own.items():
+            if before is None:
                 del vars(blocks[number])["forward"]
             else:
-                vars(blocks[number])["forward"] = forward
+                vars(blocks[number])["forward"] = before
 
 
 def _passing(like: Any) -> Callable[..., Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
@@ -67,6 +68,7 @@ class Prune(TextMethod):
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    removes: ClassVar[bool] = True
 
     grow: Literal["prune"]
     layers: Whole | Real | tuple[Whole, ...] | None = None
@@ -221,12 +223,15 @@ class Prune(TextMethod):
             influence = block_influence(
                 live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
             )
-            gone = influence.argsort(stable=True)[:count].tolist()
-            return tuple(gone), {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
-        gone, losses = [], []
+            record = {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
+            return tuple(influence.argsort(stable=True)[:count].tolist()), record
+        gone, losses = list[int](), list[float]()
         for number in range(count):
-            text = f"losses without a layer, {number + 1} of {count}"
-            found = losses_without(live, depth, rows, gone, lambda done, total, text=text: context.progress(done, total, text))
+
+            def progress(done: int, total: int, number: int = number) -> None:
+                context.progress(done, total, f"losses without a layer, {number + 1} of {count}")
+
+            found = losses_without(live, depth, rows, gone, progress)
             losses += [] if losses else [found.loss]
             least = min(found.without, key=lambda layer: (found.without[layer], layer))
             gone.append(least)
@@ -283,7 +288,7 @@ class _Smaller(Resize):
             )
         kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
         for layer, numbers in enumerate(kept):
-            self.attention(layer, heads, lambda each, numbers=numbers: Axis(_channels(numbers, each)))
+            self.attention(layer, heads, partial(_channels, numbers))
         self.resize_heads(heads, count)
 
     def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
@@ -339,9 +344,9 @@ def _count(name: str, wanted: float, total: int, units: str) -> int:
     return count
 
 
-def _channels(numbers: NDArray[np.int64], each: int) -> NDArray[np.int64]:
-    """Return the channels of some groups of `each` channels."""
-    return (numbers[:, None] * each + np.arange(each)).reshape(-1)
+def _channels(numbers: NDArray[np.int64], each: int) -> Axis:
+    """Return the axis that keeps some groups of `each` channels."""
+    return Axis((numbers[:, None] * each + np.arange(each)).reshape(-1))
 
 
 def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:

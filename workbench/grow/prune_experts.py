@@ -32,6 +32,7 @@ class PruneExperts(TextMethod):
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    removes: ClassVar[bool] = True
 
     grow: Literal["prune_experts"]
     drop: tuple[Whole, ...] | None = Field(None, min_length=1)
