@@ -44,7 +44,7 @@ def figure(found: dict[str, Any]) -> str:
     height = TOP + ROW * len(rows) + 44
     width = LEFT + 2 * PANEL + GAP + 2 * MARGIN
     parts = [f'<rect width="{width}" height="{height}" fill="#fff"/>', *_legend()]
-    charts = (
+    charts: tuple[tuple[Panel, Callable[[Any], float], Callable[[Any], Any]], ...] = (
         (_perplexities(found), lambda state: state["perplexity"], lambda _state: None),
         (_shares(found), lambda state: state["retention"]["value"], lambda state: state["retention"]),
     )
