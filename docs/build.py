@@ -26,6 +26,7 @@ import grow_tables
 import memory_tables
 import merge_tables
 import neuron_tables
+import prune_figure
 import road_figure
 import route_tables
 import search_tables
@@ -61,6 +62,8 @@ def outputs(project: Path) -> dict[Path, str]:
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
+    if (pruned := results(project, grow_tables.PRUNE)) is not None:
+        found[docs / grow_tables.PRUNE_FIGURE] = prune_figure.figure(pruned)
     return found
 
 

@@ -11,6 +11,7 @@ from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed,
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
 BRICKS = "benchmarks/results/transplant-bricks.json"
+PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
 @of_results(COST)
@@ -172,6 +173,42 @@ def bricks_block(found: dict[str, Any]) -> str:
     return table(heads, lines) + f"\n\n{note}{measured(found)} The source: [{BRICKS}](../{BRICKS})."
 
 
+@of_results(PRUNE)
+def prune_block(found: dict[str, Any]) -> str:
+    """Models without a share of their layers, before and after training, in words of perplexity and retention."""
+    rows = [["the model before", "", *_pruned_cells(found["before"]), "", "", "", ""]]
+    for row in found["rows"]:
+        pruned, trained = row["pruned"], row["trained"]
+        difference = trained["difference"]
+        rows.append(
+            [
+                _CHOICES.get(row["arm"], row["arm"]),
+                ", ".join(map(str, row["gone"])),
+                *_pruned_cells(pruned),
+                *_pruned_cells(trained),
+                f"{signed(difference['diff'])} [{signed(difference['low'])}, {signed(difference['high'])}]",
+                f"{row['training_seconds'] / 60:,.0f}",
+            ]
+        )
+    note = (
+        f"{found['base'].capitalize()} without {len(found['rows'][0]['gone'])} of its {found['layers']} layers; perplexity on {found['texts']['held_out']} texts that neither chose "
+        f"layers nor trained, retention in percent of {found['before']['retention']['n']} items with 95 % intervals. Training: {found['steps']} steps of "
+        f"{found['batch_size']} texts of up to {found['length']} tokens, all parameters, on the distributions of the model before. Difference: points of "
+        f"retention against the model before, paired by item, after training. Chosen on {found['texts']['calibration']} texts. {found.get('note', '')} "
+    )
+    heads = ["removed by", "layers", "perplexity", "retention", "trained: perplexity", "retention", "difference", "CPU min"]
+    picture = f"![Perplexity and retention of pruned models, before and after training]({PRUNE_FIGURE})"
+    return f"{picture}\n\n{table(heads, rows)}\n\n{note}{measured(found)} The source: [{PRUNE}](../{PRUNE})."
+
+
+def _pruned_cells(state: dict[str, Any]) -> list[str]:
+    """Perplexity and retention of a model."""
+    return [f"{state['perplexity']:,.1f}", interval(state["retention"])]
+
+
+_CHOICES = {"influence": "`by: influence`", "perplexity": "`by: perplexity`", "last": "the last layers"}
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
@@ -197,5 +234,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "grow-cost": cost_block,
     "grow-starter": starter_block,
     "grow-split": split_block,
+    "grow-prune": prune_block,
     "transplant-bricks": bricks_block,
 }

@@ -132,7 +132,7 @@ def test_a_count_is_kept(project: Project, mixture_of: Callable[[str], Path], mo
     resolved = project.resolve(text)
     assert plan(resolved, project.path / "runs").steps[0]["experts"] == 4
     first = compose(resolved, CPU).records()
-    monkeypatch.setattr("workbench.grow.prune.usage", lambda *_: pytest.fail("counted again"))
+    monkeypatch.setattr("workbench.grow.prune_experts.usage", lambda *_: pytest.fail("counted again"))
     assert compose(project.resolve(text), CPU).records() == first
     write_lines(texts, seed=3)
     assert project.resolve(text).keys != resolved.keys

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from workbench.carry.acting import acting
 from workbench.lazy import torch
 from workbench.models.batching import side_by_side
+from workbench.models.divergence import mean_divergence
 from workbench.models.hooks import frozen
 from workbench.models.texts import TextRow
 from workbench.weights.lowrank import Factors
@@ -112,6 +113,4 @@ def _loss(model: PreTrainedModel, factors: Mapping[str, Factors], rows: Sequence
         return torch.nn.functional.cross_entropy(logits, batch.tokens[index, position])
     with torch.no_grad(), acting(teacher.model, teacher.updates):
         wanted = teacher.model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False).logits[index, position - 1]
-    count = min(logits.shape[1], wanted.shape[1])  # rows beyond the tokenizer's tokens are padding
-    wanted = wanted[:, :count].float().log_softmax(-1)
-    return torch.nn.functional.kl_div(logits[:, :count].log_softmax(-1), wanted, reduction="batchmean", log_target=True)
+    return mean_divergence(wanted, logits)

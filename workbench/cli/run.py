@@ -111,14 +111,16 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
 
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
-    """Print the steps of a plan as a table, then the sources of stacked layers, then its totals."""
-    from workbench.grow.expansion.told import told_blocks
+    """Print the steps of a plan as a table, then the sources of stacked layers and sizes of pruned models, then its totals."""
+    from workbench.grow.expansion.told import told_blocks, told_removal
 
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
     out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
     for step in planned.steps:
         if rows := list(told_blocks(step)):
             out.table([step["id"], "source"], [list(row) for row in rows])
+        if removal := told_removal(step):
+            out.line(f"{step['id']}: {removal}")
     for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
     out.line(
@@ -199,7 +201,7 @@ def run(
 
 
 def _print_result(result: Mapping[str, Any], place: str, described: str) -> None:
-    """Print the result's directory, facts that the model says, checks of grow steps, time and memory.
+    """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory.
 
     Args:
         result: The document of the run.
@@ -208,11 +210,14 @@ def _print_result(result: Mapping[str, Any], place: str, described: str) -> None
     """
     from workbench.edit.greedy import told as said_in_words
     from workbench.grow.expansion.kept import told
+    from workbench.grow.expansion.told import told_removal
 
     for name, row in result["said"].items():
         out.say(f"{name}: the model says {said_in_words(row)}")
     out.line(place)
     for step in result["steps"]:
+        if removal := told_removal(step):
+            out.say(f"{step['id']}: {removal}")
         if "check" in step:
             out.say(f"{step['id']}: {told(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, {described}")
@@ -251,7 +256,7 @@ def _row(step: dict[str, Any]) -> list[str]:
     parts += [f"copies of layers {', '.join(map(str, step['copied_layers']))}"] if "copied_layers" in step else []
     parts += [", ".join(step["inputs"])] if step.get("inputs") and not parts else []
     parts += [f"trains on {step['trains_on']}"] if "trains_on" in step else []
-    if chosen := step.get("neurons"):
+    if isinstance(chosen := step.get("neurons"), Mapping):  # a grow step has numbers of neurons there
         factor = f" times {step['factor']:g}" if "factor" in step else ""
         parts += [f"{100 * chosen['share']:.3g} % of {chosen['kind']} ({chosen['set']}){factor}"]
     text = "; ".join(parts)

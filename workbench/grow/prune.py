@@ -1,141 +1,366 @@
-"""Remove experts from a mixture-of-experts model."""
+"""Prune: remove layers, neurons or attention heads that texts need least."""
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from pydantic import Field, model_validator
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, write_json
-from workbench.grow.mixtures.mixture import Mixture
+from workbench.emergent.blocks import block_influence, input_strengths, losses_without
+from workbench.emergent.sites import Site
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.files import file_digest, read_json, write_json
+from workbench.grow.expansion.layers import in_order, reordered
+from workbench.grow.expansion.parts import DecoderParts, check_shapes
+from workbench.grow.expansion.resize import Resize
+from workbench.grow.mixtures.gates import live_modules
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.grow.mixtures.usage import usage
+from workbench.lazy import torch
 from workbench.models.layout import Model
-from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
-from workbench.steps.fields import Whole
+from workbench.models.texts import TextRow
+from workbench.steps import Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
+from workbench.steps.fields import Real, Whole
+from workbench.weights.saving import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+Units = Literal["neurons", "heads"]
+_ONLY_LAYERS = "Prune `layers` instead."
+
+
+@dataclass(frozen=True)
+class MeasuredPrune(Measured):
+    """The parts of a model that remain.
+
+    Attributes:
+        gone: Layers to remove.
+        kept: "neurons" and "heads" -> numbers of the units that remain in each layer, in order [layers, units]. The units of "heads"
+            are key-value heads.
+    """
+
+    gone: tuple[int, ...] = ()
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @register
-class PruneExperts(TextMethod):
-    """Remove experts of a mixture together with their rows of the router, and renumber the others (Lu et al. 2024).
+class Prune(TextMethod):
+    """Remove the layers, neurons or attention heads that texts need least (Men et al. 2024, ShortGPT; Muralidharan et al. 2024, Minitron).
 
-    `drop` and `keep` name the experts. `to` keeps those that are selected most often (Chen et al. 2022).
+    `layers` removes whole layers: those that a list names, or a number or share of them with the lowest block influence or the lowest
+    loss without them. `neurons` and `heads` remove the same share of every layer, because config.json has one number for all layers;
+    heads go in groups, a key-value head with its query heads. All importance is measured on the model before the step.
 
-    A token whose expert was removed goes to the next best one. If no token selected the removed experts, logits stay the same. The
-    exceptions are models whose expert weights do not add up to one (`norm_topk_prob: false`), and models that add a bias to the
-    softmax before the selection (ernie4_5_moe).
+    `train` then trains all parameters of the smaller model, on the distributions of the model before the step unless it says otherwise.
     """
 
-    paper = "Chen et al. 2022, Task-Specific Expert Pruning for Sparse Mixture-of-Experts, arXiv 2206.00277; Lu et al. 2024, Not All Experts are Equal, arXiv 2402.14800"
-    formula = "W_r ↦ W_r[kept], E ↦ {E_i : i in kept}; with `to`: kept = the N experts that most tokens of the texts select, layer by layer"
+    paper = "Men et al. 2024, ShortGPT, arXiv 2403.03853; Song et al. 2024, SLEB, arXiv 2402.09025; Muralidharan et al. 2024, Minitron, arXiv 2407.14679"
+    formula = (
+        "influence of a layer: 1 − E cos(x_in, x_out); by perplexity: one after the other, the layer without which the loss is lowest; "
+        "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads"
+    )
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    removes: ClassVar[bool] = True
 
-    grow: Literal["prune_experts"]
-    drop: tuple[Whole, ...] | None = Field(None, min_length=1)
-    """Numbers of the experts to remove, the same in every layer."""
-    keep: tuple[tuple[Whole, ...], ...] | None = Field(None, min_length=1)
-    """Instead of `drop`: numbers of the experts to keep, one list for each layer with experts; all lists have the same length."""
-    to: Whole | None = Field(None, ge=1)
-    """Instead of `drop`: how many experts to keep in each layer: those that the most tokens of `calibration` select."""
+    grow: Literal["prune"]
+    layers: Whole | Real | tuple[Whole, ...] | None = None
+    """Layers to remove: a number of layers, a share between 0 and 1, or a list of their indices; negative indices count from the end.
+    A share is rounded to the nearest number."""
+    by: Literal["influence", "perplexity"] | None = None
+    """How a number or share of layers is chosen. `influence` (if omitted): the layers that turn the hidden state least, in one pass over
+    the texts. `perplexity`: one after the other, the layer without which the loss on the texts is lowest; that takes about half as many
+    passes as the layers that remain, for each layer that is removed."""
+    neurons: Real | None = Field(None, gt=0, lt=1)
+    """Share of the neurons of every feed-forward layer to remove: those with the lowest mean |activation| times output norm."""
+    heads: Real | None = Field(None, gt=0, lt=1)
+    """Share of the key-value heads of every layer to remove, with their query heads: those with the lowest mean |activation| times output
+    norm, summed over their channels."""
     calibration: str | None = None
-    """Only with `to`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
-    top_k: Whole | None = Field(None, ge=1)
-    """Number of experts that the router selects for each token afterwards; if omitted, it does not change."""
+    """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
+    of layers needs none."""
+    train: Recovery | None = None
+    """Train all parameters of the smaller model. Example: {data: FILE, steps: 100}."""
+
+    _measured: MeasuredPrune | None = PrivateAttr(None)
 
     @model_validator(mode="after")
-    def _check_fields(self) -> PruneExperts:
-        chosen = [f for f in ("drop", "keep", "to") if getattr(self, f) is not None]
-        if len(chosen) != 1:
-            raise ValueError(
-                "expected one of `drop: [3, 5]`, `keep: [[0, 1], [2, 3]]` (one list per layer) and `to: 4` (with `calibration`); "
-                f"found {' and '.join(chosen) or 'none'}"
-            )
-        if (self.to is None) != (self.calibration is None):
-            raise ValueError("`to` needs `calibration`, a JSONL file of texts to count on, and only `to` reads it")
-        for numbers_kept in self.keep or ():
-            if len(numbers_kept) != len(self.keep[0] if self.keep else ()) or not numbers_kept:
+    def _check_fields(self) -> Prune:
+        if self.layers is None and self.neurons is None and self.heads is None:
+            raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`")
+        if isinstance(self.layers, tuple):
+            if not self.layers:
+                raise ValueError("layers: expected at least one layer to remove, found an empty list")
+            if self.by is not None:
                 raise ValueError(
-                    "expected non-empty lists of equal length in `keep`: config.json has one number of experts for all layers"
+                    f"by: {self.by} chooses a number or share of layers, and `layers` names them; remove one of the two"
                 )
-        for numbers in [self.drop or (), *(self.keep or ())]:
-            if len(set(numbers)) < len(numbers) or any(n < 0 for n in numbers):
-                raise ValueError(f"expected numbers of experts, 0 or more and each once; found {list(numbers)}")
+        elif isinstance(self.layers, float) and not 0 < self.layers < 1:
+            raise ValueError(f"layers: expected a share between 0 and 1, a number of layers, or a list; found {self.layers}")
+        elif isinstance(self.layers, int) and self.layers < 1:
+            raise ValueError(f"layers: expected 1 or more layers to remove, found {self.layers}")
+        elif self.layers is None and self.by is not None:
+            raise ValueError(f"by: {self.by} chooses layers, and `layers` is not set")
+        if self.measures() != (self.calibration is not None):
+            raise ValueError(
+                "calibration: importance is measured on texts; expected a JSONL file"
+                if self.measures()
+                else "calibration: a list of layers is not measured, so the texts are not used; remove the field"
+            )
         return self
 
     def measures(self) -> bool:
-        """Return whether the step counts which experts are selected: with `to`."""
-        return self.to is not None
+        """Return True unless only a list of layers is removed."""
+        return self.neurons is not None or self.heads is not None or isinstance(self.layers, (int, float))
 
-    def measure(self, model: Model, context: GrowContext) -> Measured:
-        """Count how often each expert is selected, layer by layer; of experts with equal counts, the first is kept."""
-        file = context.cache.with_suffix(".json")
-        if (cached := read_json(file)) is not None:
-            return Measured({}, cached)
+    def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
+        """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
+        if (cached := _load(context)) is not None:
+            return cached
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
-        counts = usage(
-            context.live({}), rows, context.device, lambda done, total: context.progress(done, total, "counting selected experts")
-        )
-        keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
-        record = {"kept": keep, **counts.document()}
-        write_json(file, record)
-        return Measured({}, record)
+        record: dict[str, Any] = {
+            "calibration": {
+                "file": self.calibration,
+                "digest": file_digest(context.project / self.calibration),
+                "texts": len(rows),
+                "tokens": sum(len(row.tokens) for row in rows),
+            }
+        }
+        live, gone = context.live({}), tuple[int, ...]()
+        kept: dict[str, Tensor] = {}
+        if isinstance(self.layers, (int, float)):
+            gone, found = self._least(live, model.layout.depth, rows, context)
+            record |= found
+        if self.neurons is not None or self.heads is not None:
+            plan = _Smaller(model)
+            for units in ("neurons", "heads"):
+                if (share := getattr(self, units)) is not None:
+                    context.progress(0, 1, f"activations of {units}")
+                    kept[units], record[f"{units}_kept_strength"] = plan.strongest(units, share, live, rows)
+        return _save(context, MeasuredPrune({}, {"importance": record}, gone, kept))
 
-    def settled(self, measured: Measured) -> PruneExperts:
-        """Return the step with the measured lists of experts to keep."""
+    def settled(self, measured: Measured) -> Prune:
+        """Return the step with the parts that remain."""
         if not self.measures():
             return self
-        keep = tuple(map(tuple, measured.record["kept"]))
-        return self.model_copy(update={"keep": keep, "to": None, "calibration": None})
+        assert isinstance(measured, MeasuredPrune)
+        step = self.model_copy()
+        step._measured = measured
+        return step
 
     def expand(self, model: Model) -> Growth:
-        """Plan the model with the remaining experts.
+        """Plan the smaller model. Until importance is measured, the first parts of each kind remain: the sizes are the same.
 
         Raises:
-            WorkbenchError: If an expert does not exist, `top_k` exceeds the number of remaining experts, or `Mixture` refuses the
-                model.
+            WorkbenchError: If a layer does not exist, nothing would be removed or nothing would remain, or the architecture does not
+                allow other numbers of neurons or heads.
         """
-        mixture = Mixture(model, self.name)
-        experts = self._remaining(mixture)
-        count = len(next(iter(experts.values())))
-        top_k = self.top_k or mixture.top_k
-        if top_k > count:
-            setting = f"`top_k` is {top_k}" if self.top_k else f"the model selects {top_k} experts per token ({mixture.taken})"
-            raise InvalidRecipeError(
-                f"grow prune_experts: {setting}, but only {count} of {mixture.count} experts remain",
-                f"Set `top_k: {count}` or lower in the step.",
-            )
-        config = mixture.config(count, self.top_k)
-        tensors = mixture.regrown(lambda layer: experts[layer])
-        mixture.check(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()})
-        return Growth(tensors, config, {"experts": count, "of": mixture.count, "top_k": top_k, "layers": mixture.layers})
+        depth, specs = model.layout.depth, model.weights.specs
+        gone = self._gone(depth)
+        order = [layer for layer in range(depth) if layer not in gone]
+        tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
+        if self.neurons is not None or self.heads is not None:
+            plan = _Smaller(model)
+            for units in ("neurons", "heads"):
+                if (share := getattr(self, units)) is not None:
+                    plan.keep(units, share, self._measured.kept[units].numpy() if self._measured else None)
+            resized = plan.growth("narrowed")
+            tensors, config, record = dict(resized.tensors), resized.config, resized.record
+            check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
+        if gone:
+            record = {"layers": [depth, len(order)], **record}
+            # Before importance is measured, it is not known which layers go.
+            record |= {"order": order, "gone_layers": sorted(gone)} if self._are_known() else {}
+            planned = tensors
+            tensors = in_order(model.layout, order, lambda name, _new: planned[name])
+            config = reordered(config, depth, order, "prune")
+        after = [grown.spec(specs[grown.source]) for grown in tensors.values()]
+        record |= {
+            "parameters": [sum(spec.numel for spec in specs.values()), sum(spec.numel for spec in after)],
+            "bytes": [sum(spec.nbytes for spec in specs.values()), sum(spec.nbytes for spec in after)],
+        }
+        return Growth(tensors, config, record)
 
-    def _remaining(self, mixture: Mixture) -> dict[int, tuple[int, ...]]:
-        """Return the remaining experts of each layer.
+    def _are_known(self) -> bool:
+        """Return whether the layers to remove are known."""
+        return isinstance(self.layers, tuple) or self._measured is not None
 
-        Until `to` is settled, the first experts take their place: the shapes are the same.
+    def _gone(self, depth: int) -> set[int]:
+        """Return the layers to remove; before importance is measured, the last ones.
+
+        Raises:
+            WorkbenchError: If a layer does not exist or is named twice, or no layer would remain.
         """
-        count, layers = mixture.count, mixture.layers
-        listed = [self.drop or (), *(self.keep or ())]
-        if beyond := [n for numbers in listed for n in numbers if n >= count]:
-            raise InvalidRecipeError(
-                f"grow prune_experts: no expert {beyond[0]}: the model has experts 0..{count - 1} in each layer"
+        if self.layers is None:
+            return set()
+        if isinstance(self.layers, tuple):
+            if bad := [layer for layer in self.layers if not -depth <= layer < depth]:
+                raise InvalidRecipeError(f"grow prune: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}")
+            gone = [layer % depth for layer in self.layers]
+            if twice := [layer for number, layer in enumerate(gone) if layer in gone[:number]]:
+                raise InvalidRecipeError(f"grow prune: `layers` names layer {twice[0]} twice", "Name each layer once.")
+            if len(gone) == depth:
+                raise InvalidRecipeError(f"grow prune: `layers` names all {depth} layers; at least one must remain")
+            return set(gone)
+        count = _count("layers", self.layers, depth, "layers")
+        return set(self._measured.gone) if self._measured else set(range(depth - count, depth))
+
+    def _least(
+        self, live: PreTrainedModel, depth: int, rows: Sequence[TextRow], context: GrowContext
+    ) -> tuple[tuple[int, ...], dict[str, Any]]:
+        """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes."""
+        assert isinstance(self.layers, (int, float))
+        count = _count("layers", self.layers, depth, "layers")
+        if self.by != "perplexity":
+            influence = block_influence(
+                live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
             )
-        if self.to is not None:
-            if self.to > count:
-                raise InvalidRecipeError(f"grow prune_experts: `to: {self.to}`: the model has only {count} experts in each layer")
-            return dict.fromkeys(layers, tuple(range(self.to)))
-        if self.keep is not None:
-            if len(self.keep) != len(layers):
+            record = {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
+            return tuple(influence.argsort(stable=True)[:count].tolist()), record
+        gone, losses = list[int](), list[float]()
+        for number in range(count):
+
+            def progress(done: int, total: int, number: int = number) -> None:
+                context.progress(done, total, f"losses without a layer, {number + 1} of {count}")
+
+            found = losses_without(live, depth, rows, gone, progress)
+            losses += [] if losses else [found.loss]
+            least = min(found.without, key=lambda layer: (found.without[layer], layer))
+            gone.append(least)
+            losses.append(found.without[least])
+        record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
+        return tuple(gone), record
+
+
+class _Smaller(Resize):
+    """The tensors and sizes of a model with fewer neurons or heads."""
+
+    def __init__(self, model: Model) -> None:
+        try:
+            super().__init__(DecoderParts(model, "prune", _ONLY_LAYERS))
+        except WorkbenchError as error:
+            raise self._refusal(model, error) from None
+
+    def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
+        """Remove units from every layer.
+
+        Args:
+            units: "neurons", or "heads" for key-value heads with their query heads.
+            share: Share of the units to remove.
+            kept: Numbers of the units that remain in each layer [layers, units]; None keeps the first ones.
+
+        Raises:
+            WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
+        """
+        try:
+            self._keep(units, share, kept)
+        except WorkbenchError as error:
+            raise self._refusal(self.parts.model, error) from None
+
+    def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
+        depth = self.parts.model.layout.depth
+        if units == "neurons":
+            layers, before, key = self.feed_forward()
+            count = before - _count(units, share, before, "neurons")
+            if norm := self.neuron_norm():
                 raise InvalidRecipeError(
-                    f"grow prune_experts: `keep` has {len(self.keep)} lists, expected {len(layers)}, one for each layer with experts",
-                    f"Write one list for each of the layers {', '.join(map(str, layers))}.",
+                    f"grow prune: {norm} normalizes over the neurons, so fewer would change the others", _ONLY_LAYERS
                 )
-            return dict(zip(layers, self.keep, strict=True))
-        remaining = tuple(n for n in range(count) if n not in (self.drop or ()))
-        if not remaining:
-            raise InvalidRecipeError(f"grow prune_experts: `drop` names all {count} experts; at least one must remain")
-        return dict.fromkeys(layers, remaining)
+            kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
+            for (readers, writer), numbers in zip(layers, kept, strict=True):
+                self.neurons(readers, writer, Axis(numbers), Axis(numbers))
+            self.config[key] = count
+            self.record["neurons"] = [before, count]
+            return
+        heads = self.heads(_ONLY_LAYERS)
+        count = heads.groups - _count(units, share, heads.groups, "key-value heads")
+        if wide := self.parts.head_norms(heads.size):
+            raise InvalidRecipeError(
+                f"grow prune: {wide[0]} normalizes over all heads, so fewer would change the others", _ONLY_LAYERS
+            )
+        kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
+        for layer, numbers in enumerate(kept):
+            self.attention(layer, heads, partial(_channels, numbers))
+        self.resize_heads(heads, count)
+
+    def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
+        """Return the units that remain in each layer [layers, units], and the share of each layer's total importance that they have.
+
+        Args:
+            units: "neurons", or "heads" for key-value heads with their query heads.
+            share: Share of the units to remove.
+            live: The live model.
+            rows: The texts as tokens.
+        """
+        model, depth = self.parts.model, self.parts.model.layout.depth
+        writers = [model.layout.mlp_out(i) if units == "neurons" else model.layout.attention_out(i) for i in range(depth)]
+        modules = live_modules(model, writers)
+        sites = [
+            Site(layer, "neurons", modules[name], live.get_submodule(modules[name]), self.parts.sizes(self.parts.linear(name))[1])
+            for layer, name in enumerate(writers)
+        ]
+        strengths = torch.stack(input_strengths(live, sites, rows))
+        if units == "heads":
+            strengths = strengths.reshape(depth, self.heads(_ONLY_LAYERS).groups, -1).sum(-1)
+        count = strengths.shape[1] - _count(units, share, strengths.shape[1], units)
+        kept = strengths.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
+        shares = strengths.gather(1, kept).sum(1) / strengths.sum(1).clamp_min(1e-300)
+        return kept, [round(value, 4) for value in shares.tolist()]
+
+    @staticmethod
+    def _refusal(model: Model, error: WorkbenchError) -> WorkbenchError:
+        """Return an error of the step that names the architecture."""
+        message = error.message.removeprefix("grow prune: ")
+        return InvalidRecipeError(
+            f"grow prune: model_type {model.config.get('model_type')}: {message}", error.hint or _ONLY_LAYERS
+        )
+
+
+def _count(name: str, wanted: float, total: int, units: str) -> int:
+    """Return how many of `total` units to remove, for a number or a share.
+
+    Raises:
+        WorkbenchError: If none would be removed, or none would remain.
+    """
+    count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
+    if count < 1:
+        raise InvalidRecipeError(
+            f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}",
+            f"A share of {1 / total:.2g} removes one.",
+        )
+    if count >= total:
+        raise InvalidRecipeError(
+            f"grow prune: `{name}: {wanted:g}` removes all {total} {units}; at least one must remain",
+            f"Choose {total - 1} {units} or fewer, or a smaller share." if total > 1 else "This model cannot lose any.",
+        )
+    return count
+
+
+def _channels(numbers: NDArray[np.int64], each: int) -> Axis:
+    """Return the axis that keeps some groups of `each` channels."""
+    return Axis((numbers[:, None] * each + np.arange(each)).reshape(-1))
+
+
+def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:
+    """Write a measurement to the cache, and return it."""
+    context.check_inputs()
+    context.cache.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({name: kept.contiguous() for name, kept in measured.kept.items()}, context.cache)
+    write_json(context.cache.with_suffix(".json"), {"gone": list(measured.gone), "record": measured.record})
+    return measured
+
+
+def _load(context: GrowContext) -> MeasuredPrune | None:
+    """Return the cached measurement of an earlier call, or None."""
+    from safetensors.torch import load_file
+
+    stored = read_json(context.cache.with_suffix(".json"), gone=list, record=dict) if context.cache.is_file() else None
+    return None if stored is None else MeasuredPrune({}, stored["record"], tuple(stored["gone"]), load_file(context.cache))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
-from typing import Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -13,19 +12,17 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import rms_norm
 from workbench.grow.expansion.parts import (
     HEAD_NORMS,
-    KEYS,
-    NEURONS,
     READERS,
     WRITERS,
     DecoderParts,
-    LinearPart,
     check_builds,
     check_shapes,
     with_text,
 )
+from workbench.grow.expansion.resize import Resize
 from workbench.models.architecture import is_embedding, is_head, is_head_module
 from workbench.models.layout import Model
-from workbench.steps import NEW, Axis, GrowMethod, Grown, Growth, Learns, Preserves, register
+from workbench.steps import Axis, GrowMethod, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
 
 _STD = 0.02
@@ -74,84 +71,48 @@ class Width(GrowMethod):
         """
         plan = _WidthPlan(DecoderParts(model))
         if self.neurons is not None:
-            plan.neurons(self.neurons, self.how == "copy")
+            plan.add_neurons(self.neurons, self.how == "copy")
         if self.key_value_heads is not None:
-            plan.heads(self.key_value_heads)
+            plan.add_heads(self.key_value_heads)
         if self.hidden is not None:
             plan.hidden(self.hidden)
-        growth = plan.growth()
+        growth = plan.growth("widened")
         check_shapes(growth.config, {n: g.spec(model.weights.specs[g.source]) for n, g in growth.tensors.items()}, "width")
         return growth
 
 
-class _WidthPlan:
-    """The tensors and sizes of the wider model, changed step by step."""
+class _WidthPlan(Resize):
+    """The tensors and sizes of the wider model."""
 
-    def __init__(self, parts: DecoderParts) -> None:
-        self.parts = parts
-        self.tensors = {name: Grown(name) for name in parts.specs}
-        self.config: dict[str, Any] = {}
-        self.record: dict[str, Any] = {}
-        self.std = float(parts.text.get("initializer_range") or _STD)
+    @property
+    def std(self) -> float:
+        """Standard deviation of new random weights."""
+        return float(self.parts.text.get("initializer_range") or _STD)
 
-    def growth(self) -> Growth:
-        """Return the plan."""
-        changed = [n for n, g in self.tensors.items() if g.reshaped]
-        return Growth(self.tensors, with_text(self.parts.model.config, self.config), {**self.record, "widened": len(changed)})
-
-    def neurons(self, count: int, copied: bool) -> None:
+    def add_neurons(self, count: int, copied: bool) -> None:
         """Give every feed-forward layer `count` neurons; new ones are copies of old ones if `copied`."""
-        layers = [self.parts.ffn(i) for i in range(self.parts.model.layout.depth)]
-        sizes = {self.parts.sizes(out)[1] for _, out in layers}
-        if len(sizes) > 1:
-            raise InvalidRecipeError(
-                f"grow width: layers have {' and '.join(map(str, sorted(sizes)))} neurons; `neurons` needs equal numbers",
-            )
-        (before,) = sizes
+        layers, before, key = self.feed_forward()
         _check_larger("neurons", before, count)
-        key = next((k for k in NEURONS if k in self.parts.text or getattr(self.parts.parsed, k, None) is not None), None)
-        if key is None:
-            raise InvalidRecipeError(
-                f"grow width: config.json has no field for the number of neurons of a layer ({', '.join(NEURONS)})"
-            )
         self.config[key] = count
         self.record["neurons"] = [before, count]
-        if inner := [n for i in range(self.parts.model.layout.depth) for n in self.parts.ffn_norms(i)]:
+        if norm := self.neuron_norm():
             raise InvalidRecipeError(
-                f"grow width: {inner[0]} normalizes over the neurons, so new neurons would change the old ones",
+                f"grow width: {norm} normalizes over the neurons, so new neurons would change the old ones",
                 "Grow `hidden` or `depth`.",
             )
         into, out = _copied_axes(before, count) if copied else (Axis.padded(before, count), Axis.padded(before, count))
         for readers, writer in layers:
-            for reader in readers:
-                index = np.concatenate([np.where(into.index == NEW, NEW, into.index + i * before) for i in range(reader.parts)])
-                self._outputs(reader, Axis(index), std=self.std)
-            self._inputs(writer, out)
+            self.neurons(readers, writer, into, out, self.std)
 
-    def heads(self, count: int) -> None:
+    def add_heads(self, count: int) -> None:
         """Give every layer `count` key-value heads and as many groups of query heads."""
-        size = self.parts.size
-        queries = int(size("num_attention_heads") or 0)
-        if not queries:
-            raise InvalidRecipeError(
-                f"grow width: model_type {self.parts.parsed.model_type} has no attention heads (num_attention_heads)",
-                "Grow `hidden`.",
-            )
-        groups = int(size("num_key_value_heads") or queries)
-        head = int(size("head_dim") or (size("hidden_size") or 0) // queries)
-        _check_larger("key_value_heads", groups, count)
+        heads = self.heads("Grow `hidden`.")
+        _check_larger("key_value_heads", heads.groups, count)
         for layer in range(self.parts.model.layout.depth):
-            inner, out = self.parts.attention(layer)
-            for name, matrix in inner.items():
-                each = head if name in KEYS else head * (queries // groups)
-                self._outputs(matrix, Axis.padded(each * groups, each * count), std=self.std)
-            self._inputs(out, Axis.padded(head * queries, head * (queries // groups) * count))
-        if wide := self.parts.head_norms(head):
+            self.attention(layer, heads, lambda each: Axis.padded(each * heads.groups, each * count), self.std)
+        if wide := self.parts.head_norms(heads.size):
             raise InvalidRecipeError(f"grow width: {wide[0]} normalizes over all heads, so new heads would change the old ones")
-        self.config |= {"num_attention_heads": queries // groups * count, "head_dim": head}
-        if "num_key_value_heads" in self.parts.text or groups != queries:
-            self.config["num_key_value_heads"] = count
-        self.record["key_value_heads"] = [groups, count]
+        self.resize_heads(heads, count)
 
     def hidden(self, count: int) -> None:
         """Give the residual stream `count` channels."""
@@ -168,15 +129,15 @@ class _WidthPlan:
             if leaf in HEAD_NORMS:
                 continue
             if parts.norm_of(name):
-                self._change(name, rows=wider, scale=math.sqrt(share), value=1.0)
+                self.change(name, rows=wider, scale=math.sqrt(share), value=1.0)
             elif is_embedding(name):
-                self._change(name, cols=wider)
+                self.change(name, cols=wider)
             elif (leaf in READERS and name.endswith(".weight")) or is_head(name):
                 # Norms of queries and keys use the same epsilon: scaling their input by its root keeps their output.
                 scale = math.sqrt(share) if leaf.endswith("_proj") and leaf[0] in normed else 1.0
-                self._inputs(parts.linear(name), wider, std=self.std, scale=scale)
+                self.inputs(parts.linear(name), wider, std=self.std, scale=scale)
             elif leaf in WRITERS and name.endswith(".weight"):
-                self._outputs(parts.linear(name), wider)
+                self.outputs(parts.linear(name), wider)
             elif not (name.endswith(".bias") and (leaf in (*READERS, *WRITERS) or is_head_module(name.removesuffix(".bias")))):
                 raise InvalidRecipeError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.")
         self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
@@ -229,21 +190,6 @@ class _WidthPlan:
                 )
             if not _same_epsilon(norm.eps, eps):
                 raise refuse(f"has a norm with an epsilon of its own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})")
-
-    def _outputs(self, linear: LinearPart, axis: Axis, std: float = 0.0) -> None:
-        """Change the outputs of a matrix, and of its bias."""
-        self._change(linear.weight, **{"cols" if linear.transposed else "rows": axis}, std=std)
-        if linear.bias is not None:
-            self._change(linear.bias, rows=axis)
-
-    def _inputs(self, linear: LinearPart, axis: Axis, std: float = 0.0, scale: float = 1.0) -> None:
-        """Change the inputs of a matrix; `scale` multiplies its outputs and its bias."""
-        self._change(linear.weight, **{"rows" if linear.transposed else "cols": axis}, std=std, scale=scale)
-        if linear.bias is not None and scale != 1:
-            self._change(linear.bias, scale=scale)
-
-    def _change(self, name: str, **changes: Any) -> None:
-        self.tensors[name] = replace(self.tensors[name], **changes)
 
 
 def _copied_axes(before: int, count: int) -> tuple[Axis, Axis]:

@@ -11,7 +11,7 @@ from workbench.edit.greedy import told as said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import as_markdown, printable
 from workbench.grow.expansion.kept import told
-from workbench.grow.expansion.told import told_blocks
+from workbench.grow.expansion.told import told_blocks, told_removal
 from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
@@ -82,8 +82,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         if rows := list(told_blocks(step)):
             lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]
             lines += [f"| {part} | {as_markdown(source)} |" for part, source in rows]
-    if grown := [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]:
-        lines += ["", "## Growth", "", *grown]
+    lines += _growth(record)
     if recipe.fields.output.form == "checkpoint":
         lines += [
             "",
@@ -107,6 +106,13 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
         "",
     ]
     return "\n".join(lines)
+
+
+def _growth(record: dict[str, Any]) -> list[str]:
+    """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
+    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := told_removal(step))]
+    grown = [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]
+    return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 
 def _routing(resolved: Resolved, record: dict[str, Any]) -> list[str]:

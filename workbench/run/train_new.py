@@ -1,4 +1,4 @@
-"""Training of the parameters that a grow step adds."""
+"""Training of the parameters that a grow step adds, or of the whole model that it made smaller."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.run.kind import StepContext
-from workbench.steps import GrowMethod
-from workbench.train import TrainSpec, reports, train_parameters
+from workbench.steps import GrowMethod, NewTraining
+from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters
 from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.saving import save_tensors
@@ -30,16 +30,19 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Train the parameters that a grow step adds, in float32. Old elements get no gradient.
+def train_new(
+    context: StepContext, step: GrowMethod, before: Model, weights: GrownWeights
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Train the parameters that a grow step adds, in float32. Old elements get no gradient, unless the step trains the whole model.
 
     Args:
         context: The context of the step.
         step: The step, after `GrowMethod.settled`.
+        before: The model before the step.
         weights: The grown model's weights.
 
     Returns:
-        Tensor -> values after training, for tensors with added elements; and the record of the training.
+        Tensor -> values after training, for the tensors of `check_training`; and the record of the training.
 
     Raises:
         WorkbenchError: If `check_training` fails or the data are invalid.
@@ -56,18 +59,18 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
     names, config = check_training(step, weights), growth.config
     source = resolved.tokenizer_at(at + 1)
     live = live_model(config, compute(Model(weights, config), torch.float32, device), source, device)
-    masks = new_elements(live, weights, config, names)
+    masks = _all_elements(live) if step.train.whole else new_elements(live, weights, config, names)
     settings = TrainSpec(**step.train.settings(), seed=resolved.recipe.fields.seed)
-    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, only new parameters")
+    context.told("train", f"{settings.steps} steps of {settings.batch_size} rows, {_aim(step.train)}")
     with _new_alone(live, masks) as trained, _routing(step, live, weights) as penalty:
         record = train_parameters(
             settings,
             live,
             tokenizer=source,
             folder=resolved.recipe.project,
-            device=str(device),
             penalty=penalty,
             told=reports(context.events, context.id),
+            objective=_objective(step.train, context, before),
         )
     record = {"trained": trained, **record}
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -82,7 +85,7 @@ def train_new(context: StepContext, step: GrowMethod, weights: GrownWeights) -> 
 
 
 def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
-    """Return the tensors with added elements that a grow step trains.
+    """Return the tensors that a grow step trains: those with added elements, or all.
 
     Args:
         step: The grow step.
@@ -97,11 +100,33 @@ def check_training(step: GrowMethod, weights: GrownWeights) -> list[str]:
     field = "parameters: routers" if step.train.parameters == "routers" else "balance" if step.train.balance else "concentration"
     if not routers and (step.train.parameters == "routers" or step.train.balance or step.train.concentration):
         raise InvalidRecipeError(f"grow {step.name}: train: `{field}` needs routers, but the step adds none", "Remove the field.")
+    if step.train.whole:
+        return [name for name, spec in weights.specs.items() if spec.is_float]
     names = routers if step.train.parameters == "routers" else list(weights.specs)
     trained = [name for name in names if weights.added(name) is not None]
     if not trained:
         raise InvalidRecipeError(f"grow {step.name}: train: the step adds no parameters to train", "Remove `train`.")
     return trained
+
+
+def _aim(training: NewTraining) -> str:
+    """Return what is trained, and on what, for a line to the user."""
+    if not training.whole:
+        return "only new parameters"
+    return "all parameters, on the distributions of the model before" if training.is_taught else "all parameters"
+
+
+def _objective(training: NewTraining, context: StepContext, before: Model) -> Objective:
+    """Return what the training minimizes; the model before the step is loaded in float32 if it is the teacher."""
+    if not training.is_taught:
+        return CROSS_ENTROPY
+    device, source = context.device, context.resolved.tokenizer_at(context.number)
+    return distillation(live_model(before.config, compute(before, torch.float32, device), source, device))
+
+
+def _all_elements(live: PreTrainedModel) -> dict[str, Tensor | None]:
+    """Return a mask for every parameter of a live model that stands for all its elements."""
+    return dict.fromkeys(name for name, _ in live.named_parameters())
 
 
 @contextmanager

@@ -29,7 +29,7 @@ from workbench.steps.merge import (
     OverlapWeighted,
     Prepared,
 )
-from workbench.steps.new_training import NewTraining
+from workbench.steps.new_training import NewTraining, Recovery
 from workbench.steps.registry import register, verbs
 from workbench.steps.route import (
     CalibratedRoute,
@@ -77,6 +77,7 @@ __all__ = [
     "Preserves",
     "Problem",
     "Prompts",
+    "Recovery",
     "Remembered",
     "RouteContext",
     "RouteMethod",

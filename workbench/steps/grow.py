@@ -52,7 +52,7 @@ class Sources:
 
 
 class GrowMethod(BrickStep):
-    """Adds parameters. The method lists the tensors of the grown model and the old tensor that each is made from."""
+    """Adds or removes parameters. The method lists the tensors of the grown model and the old tensor that each is made from."""
 
     kind = "grow"
     verb = "grow"
@@ -65,6 +65,8 @@ class GrowMethod(BrickStep):
     """True if the method builds the transformers model without weights, which needs the import of transformers."""
     composes: ClassVar[bool] = False
     """True if the result is a multimodal model, whose text decoder is the model before the step."""
+    removes: ClassVar[bool] = False
+    """True if the method removes tensors or parts of them instead of adding some."""
     random: ClassVar[bool] = False
     """True if the method draws random numbers; the recipe's seed is then part of the step's key."""
 
@@ -99,8 +101,8 @@ class GrowMethod(BrickStep):
         return [*self.inputs(), *(self.train.inputs() if self.train else [])]
 
     def check_adapter(self, kinds: Mapping[str, str], exact: bool, step_id: str) -> Iterator[Problem]:
-        """Yield an error: an adapter cannot add tensors to its base."""
-        message = f"{step_id} adds tensors, but an adapter can only update tensors of the base"
+        """Yield an error: an adapter cannot add tensors to its base, or remove them."""
+        message = f"{step_id} {'removes' if self.removes else 'adds'} tensors, but an adapter can only update tensors of the base"
         yield Problem(("grow",), message, "Write `output: {form: checkpoint}`.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:

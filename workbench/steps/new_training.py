@@ -18,6 +18,8 @@ class NewTraining(Strict):
 
     version: ClassVar[int] = TRAINING_VERSION
     """Part of the step's key."""
+    whole: ClassVar[bool] = False
+    """True if all parameters of the model are trained."""
 
     data: str = Field(min_length=1)
     """A JSON Lines file, relative to the project, with rows {"prompt":, "completion":}, {"text":} or {"messages":}. In rows with a
@@ -68,6 +70,11 @@ class NewTraining(Strict):
         """Return the files that the training reads, relative to the project."""
         return [f for f in (self.data, self.replay, self.held_out) if isinstance(f, str)]
 
+    @property
+    def is_taught(self) -> bool:
+        """True if the model learns the distributions of the model before the step, instead of the texts."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """Return the fields of a `workbench.train.TrainSpec`, except the seed."""
         return {
@@ -75,3 +82,26 @@ class NewTraining(Strict):
             "method": "full",
             "save_every": 0,
         }
+
+
+class Recovery(NewTraining):
+    """Trains all parameters of a model that a step made smaller, so that it recovers what it has lost."""
+
+    whole: ClassVar[bool] = True
+
+    parameters: Literal["all"] = "all"  # type: ignore[assignment]  # a smaller model has no new parameters
+    """Parameters to train: `all` of the smaller model."""
+    teacher: Literal["before", "none"] = "before"
+    """What the model learns: `before`, the next-token distributions of the model before the step on the texts (the loss is
+    KL(before ‖ after), Minitron's), or `none`, the texts themselves."""
+    learning_rate: Real = Field(2e-4, gt=0)
+    """Peak learning rate."""
+
+    @property
+    def is_taught(self) -> bool:
+        """True if the model before the step is the teacher."""
+        return self.teacher == "before"
+
+    def settings(self) -> dict[str, Any]:
+        """Return the fields of a `workbench.train.TrainSpec`, except the seed."""
+        return {name: value for name, value in super().settings().items() if name != "teacher"}

@@ -2,7 +2,7 @@
 
 from workbench.train.fit import Notice, Progress, Reports, reports
 from workbench.train.new import train_parameters
-from workbench.train.objective import CROSS_ENTROPY, Objective
+from workbench.train.objective import CROSS_ENTROPY, Objective, distillation
 from workbench.train.rows import batch_loss, collate, encode, read_replay
 from workbench.train.run import TrainFiles, train
 from workbench.train.spec import HubData, TrainSpec
@@ -19,6 +19,7 @@ __all__ = [
     "TrainSpec",
     "batch_loss",
     "collate",
+    "distillation",
     "encode",
     "read_replay",
     "reports",

@@ -11,6 +11,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
 from workbench.train.inputs import read_inputs, scheduled
+from workbench.train.objective import CROSS_ENTROPY, Objective
 from workbench.train.run import LIBRARIES, final_loss
 from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
@@ -27,9 +28,9 @@ def train_parameters(
     *,
     tokenizer: Path,
     folder: Path,
-    device: str,
     penalty: Callable[[], Tensor] | None = None,
     told: Reports = SILENT,
+    objective: Objective = CROSS_ENTROPY,
 ) -> dict[str, Any]:
     """Train a live float32 model in place, leave it in eval mode, and return the training record.
 
@@ -38,9 +39,9 @@ def train_parameters(
         model: The model. Only parameters with `requires_grad` change.
         tokenizer: Directory of the tokenizer.
         folder: Directory that file names in the spec start from.
-        device: "cpu" or a cuda device.
         penalty: Function whose value is added to the loss of every step.
         told: Who hears of it.
+        objective: What the training minimizes. Held-out losses are cross-entropies in any case.
     """
     words = load_tokenizer(tokenizer)
     inputs = read_inputs(spec, words, folder / str(spec.data), folder)
@@ -48,7 +49,7 @@ def train_parameters(
     with quiet(), reproducible(spec.seed):
         rows, _ = scheduled(spec, model, words, inputs)
         held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
-        losses = fit(spec, model, rows, device, Watch(held_out, penalty, told=told))
+        losses = fit(spec, model, rows, str(model.device), Watch(held_out, penalty, told=told, objective=objective))
     model.eval()
     model.config.use_cache = cache
     return {

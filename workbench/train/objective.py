@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.train.rows import batch_loss, collate
+from workbench.lazy import torch
+from workbench.models.divergence import mean_divergence
+from workbench.train.rows import batch_loss, collate, learned_logits
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -31,3 +35,21 @@ class Objective:
 
 
 CROSS_ENTROPY = Objective()
+
+
+def distillation(teacher: PreTrainedModel) -> Objective:
+    """Return the objective of a model that learns a teacher's distributions: mean KL(teacher ‖ model) over the learned tokens.
+
+    Args:
+        teacher: The live teacher, which has the same tokenizer; it does not change.
+    """
+    return Objective(loss=partial(_taught_loss, teacher))
+
+
+def _taught_loss(teacher: PreTrainedModel, model: Any, batch: Mapping[str, Tensor]) -> Tensor:
+    """Return the divergence on a batch, plus the router loss if the model's configuration enables it."""
+    with torch.no_grad():
+        wanted, _ = learned_logits(teacher, batch)
+    logits, routers = learned_logits(model, batch)
+    loss = mean_divergence(wanted, logits)
+    return loss if routers is None else loss + routers

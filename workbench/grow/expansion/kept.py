@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,12 +27,13 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
 
     Returns:
         Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` by the method, `new`, and
-        `changed_later`.
+        `changed_later`; `shortened` if there are tensors that lost elements (the others are identical).
 
     Raises:
         WorkbenchError: If an old element differs (exit code 3).
     """
-    counts = dict.fromkeys(("identical", "with_additions", "rescaled", "new", "changed_later"), 0)
+    counts = dict.fromkeys(("identical", "with_additions", "shortened", "rescaled", "new", "changed_later"), 0)
+    uses = Counter(grown.source for grown in growth.tensors.values())
     for name, grown in growth.tensors.items():
         if grown.new:
             counts["new"] += 1
@@ -47,8 +49,21 @@ def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping
                     f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
                     "Report this architecture. `check: off` in the step writes the model without this check.",
                 )
-            counts["with_additions" if grown.reshaped else "identical"] += 1
-    return counts
+            counts[_kind(grown, before.specs[grown.source], uses[grown.source])] += 1
+    return counts if counts["shortened"] else {key: count for key, count in counts.items() if key != "shortened"}
+
+
+def _kind(grown: Grown, spec: TensorSpec, uses: int) -> str:
+    """Return the count that a tensor whose old elements are identical belongs to.
+
+    Args:
+        grown: The tensor.
+        spec: Shape and dtype of its source.
+        uses: Number of tensors with this source. If there are several, the source is divided among them.
+    """
+    if not grown.reshaped:
+        return "identical"
+    return "with_additions" if grown.parts or uses > 1 or grown.added(spec) is not None else "shortened"
 
 
 def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) -> int | None:
@@ -94,9 +109,11 @@ def told(check: Mapping[str, Any]) -> str:
     words = {
         "identical": "old tensors are bit-identical",
         "with_additions": "with additions keep their old elements",
+        "shortened": "shorter ones keep their other elements",
         "rescaled": "rescaled",
         "new": "new",
         "changed_later": "changed by later steps",
+        "trained": "tensors trained",
     }
     parts = [", ".join(f"{counts[key]} {text}" for key, text in words.items() if counts.get(key))]
     if "max_logit_difference" in check:

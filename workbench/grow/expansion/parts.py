@@ -33,7 +33,7 @@ READERS = (*QUERIES, *KEYS, "qkv_proj", *FFN_IN)
 WRITERS = ("o_proj", "dense", "down_proj", "fc2")
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
-_HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names. `grow: depth` needs no such table."
+_HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names."
 
 
 @dataclass(frozen=True)
@@ -59,14 +59,20 @@ class LinearPart:
 
 
 class DecoderParts:
-    """The parts of a model that `width` changes.
+    """The parts of a model that `width` and `prune` change.
+
+    Args:
+        model: The model.
+        step: Name of the method, for errors.
+        instead: What the step can do with an architecture whose parts are unknown, for errors.
 
     Raises:
         WorkbenchError: If transformers cannot build the architecture, or a part is not in the table.
     """
 
-    def __init__(self, model: Model) -> None:
-        self.model, self.specs = model, model.weights.specs
+    def __init__(self, model: Model, step: str = "width", instead: str = "Grow `depth`.") -> None:
+        self.model, self.specs, self.step = model, model.weights.specs, step
+        self._instead, self._hint = instead, f"{_HINT} {instead}"
         self.text = text_config(model.config)
         self._live = skeleton(json.dumps(model.config, sort_keys=True))
         self._names = live_names(model.config, self.specs)
@@ -84,7 +90,7 @@ class DecoderParts:
         except RuntimeError as error:  # transformers raises it for fields with one value per layer
             reason = " ".join(str(error).split())
             raise InvalidRecipeError(
-                f"grow width: {field} is not a single number in config.json ({reason[:120]})", "Grow `depth`."
+                f"grow {self.step}: {field} is not a single number in config.json ({reason[:120]})", self._instead
             ) from None
 
     def _is_conv1d(self, name: str) -> bool:
@@ -158,7 +164,8 @@ class DecoderParts:
         unknown = [n for n in siblings if n != out and len(self.specs[n].shape) > 1 and self.linear(n).leaf not in FFN_IN]
         if not readers or (unknown and not parent.endswith(str(layer))):
             raise InvalidRecipeError(
-                f"grow width: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}", _HINT
+                f"grow {self.step}: layer {layer}: no known matrix into the neurons next to {', '.join(unknown) or out}",
+                self._hint,
             )
         return readers, self.linear(out)
 
@@ -190,9 +197,9 @@ class DecoderParts:
         inner = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
         if len(inner) < 3:
             raise InvalidRecipeError(
-                f"grow width: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(inner) or 'none'} "
+                f"grow {self.step}: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(inner) or 'none'} "
                 f"beside {out.weight}",
-                _HINT,
+                self._hint,
             )
         return inner, out
 

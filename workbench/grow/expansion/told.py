@@ -1,9 +1,11 @@
-"""Origin of the parts of a stack, in words."""
+"""Origin of the parts of a stack, and the parts that pruning removed, in words."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
+
+from workbench.errors import size
 
 
 def told_blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -27,6 +29,65 @@ def told_blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield part, f"{source['merge']} of {', '.join(source['bricks'])}"
         elif source:
             yield part, _named(source)
+
+
+def told_removal(record: Mapping[str, Any]) -> str | None:
+    """Return the sizes of a model before and after pruning, and what was removed, for a step's record or plan row.
+
+    Example: "30 -> 22 layers, removed 12-17, 25-26 (influence 0.0231 to 0.027, the others 0.0271 to 1.01); 134.5 million -> 106.2 million
+    parameters, 269 MB -> 212 MB".
+
+    Args:
+        record: The row of a `grow: prune` step; None is returned for other steps.
+    """
+    if record.get("grow") != "prune" or "parameters" not in record:
+        return None
+    parts = []
+    measured = record.get("importance", {})
+    if "layers" in record:
+        text = "{} -> {} layers".format(*record["layers"])
+        if gone := record.get("gone_layers"):
+            text += f", removed {_spans(gone)}{_why(gone, measured)}"
+        parts.append(text)
+    for key, unit, kept in (
+        ("neurons", "neurons a layer", "neurons_kept_strength"),
+        ("key_value_heads", "key-value heads", "heads_kept_strength"),
+    ):
+        if key in record:
+            shares = measured.get(kept)
+            strength = f" with {100 * min(shares):.0f} to {100 * max(shares):.0f} % of their importance" if shares else ""
+            parts.append("{} -> {} {}".format(*record[key], unit) + strength)
+    before, after = record["parameters"]
+    parts.append(f"{_count(before)} -> {_count(after)} parameters, " + " -> ".join(map(size, record["bytes"])))
+    return "; ".join(parts)
+
+
+def _why(gone: Sequence[int], measured: Mapping[str, Any]) -> str:
+    """Return the measured importance of removed layers in brackets, or an empty text for a list of layers."""
+    if measured.get("by") == "influence":
+        removed = [value for layer, value in enumerate(measured["influence"]) if layer in gone]
+        others = [value for layer, value in enumerate(measured["influence"]) if layer not in gone]
+        return f" (influence {min(removed):.3g} to {max(removed):.3g}, the others {min(others):.3g} to {max(others):.3g})"
+    if measured.get("by") == "perplexity":
+        order = ", ".join(map(str, measured["removed"]))
+        return f" (in the order {order}; loss {measured['losses'][0]:.4g} -> {measured['losses'][-1]:.4g})"
+    return ""
+
+
+def _spans(numbers: Sequence[int]) -> str:
+    """Return numbers in ascending order with ranges: "3, 12-17"."""
+    spans: list[list[int]] = []
+    for number in sorted(numbers):
+        if spans and number == spans[-1][-1] + 1:
+            spans[-1][1:] = [number]
+        else:
+            spans.append([number])
+    return ", ".join("-".join(map(str, span)) for span in spans)
+
+
+def _count(number: int) -> str:
+    """Return a number of parameters: "106 million"."""
+    return f"{number / 1e6:,.4g} million" if number >= 1e6 else f"{number:,}"
 
 
 def _layers(span: str) -> str:

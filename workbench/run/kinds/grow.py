@@ -61,7 +61,7 @@ class Grow(Kind[GrowMethod]):
             row["bricks"] = {name: resolved.bricks[name].kind for name in names}
             needs.read += sum(resolved.bricks[name].input_bytes for name in names)
         if files := step.files():
-            row["inputs"] = files
+            row["inputs"] = list(dict.fromkeys(files))
         _add_merges(growth, needs)
         weights = GrownWeights(model.weights, growth, base=resolved.base.weights)
         check_training(step, weights)
@@ -76,8 +76,12 @@ class Grow(Kind[GrowMethod]):
             if not self.is_cached(resolved, number):
                 cost = training_cost(TrainSpec(**step.train.settings()), resolved.recipe.project)
                 row |= with_seconds(cost, after, passes=3)
+                teacher = before if step.train.is_taught else 0
+                if teacher and "seconds" in row:
+                    row["seconds"] = round(row["seconds"] + with_seconds(cost, teacher, passes=1)["seconds"], 1)
                 needs.seconds += row.get("seconds", 0)
-                live.append(20 * after)  # weights, gradients, Adam's two moments, and a copy while it is loaded
+                # Weights, gradients, Adam's two moments, and a copy while it is loaded; the weights of the teacher.
+                live.append(20 * after + 4 * teacher)
         needs.live = max(needs.live, *live)
         needs.whole = max(needs.whole, weights.held_bytes)
         return row, grown
@@ -147,7 +151,7 @@ def _grown(
     made = partial(GrownWeights, current.weights, growth, context.seed, bricks, base=resolved.base.weights)
     weights = made(measured=measured.value)
     if step.train and trained:
-        new, record["train"] = train_new(context, step, weights)
+        new, record["train"] = train_new(context, step, current, weights)
         weights = made(measured={**measured.value, **new})
     kept = {name: name for name in growth.tensors}
     return Model(weights, growth.config), GrownStep(context.id, step, current, weights, kept), record

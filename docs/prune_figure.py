@@ -1,0 +1,120 @@
+"""Draw the figure of pruned models in docs/growing-results.md: perplexity and retention of every arm, pruned and trained."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+LEFT, PANEL, GAP, ROW, TOP, MARGIN = 150, 300, 40, 30, 62, 14
+BEFORE, AFTER, BASE, RULE = "#b45309", "#1d4ed8", "#555", "#ddd"
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One of the two charts.
+
+    Attributes:
+        left: Its left edge.
+        title: What it shows.
+        ticks: Values of its vertical lines.
+        place: Function from a value to a horizontal position between 0 and 1.
+        text: Function from a tick to its label.
+    """
+
+    left: int
+    title: str
+    ticks: Sequence[float]
+    place: Callable[[float], float]
+    text: Callable[[float], str]
+
+    def x(self, value: float) -> float:
+        """Return the horizontal position of a value in the figure."""
+        return round(self.left + PANEL * min(1.0, max(0.0, self.place(value))), 1)
+
+
+def figure(found: dict[str, Any]) -> str:
+    """Return the figure as an SVG document.
+
+    Args:
+        found: The results file of benchmarks/prune.py.
+    """
+    rows = found["rows"]
+    height = TOP + ROW * len(rows) + 44
+    width = LEFT + 2 * PANEL + GAP + 2 * MARGIN
+    parts = [f'<rect width="{width}" height="{height}" fill="#fff"/>', *_legend()]
+    charts: tuple[tuple[Panel, Callable[[Any], float], Callable[[Any], Any]], ...] = (
+        (_perplexities(found), lambda state: state["perplexity"], lambda _state: None),
+        (_shares(found), lambda state: state["retention"]["value"], lambda state: state["retention"]),
+    )
+    for panel, value, interval in charts:
+        parts += _axes(panel, len(rows))
+        x = panel.x(value(found["before"]))
+        parts.append(f'<path d="M{x} {TOP - 8}V{TOP + ROW * len(rows)}" stroke="{BASE}" stroke-dasharray="4 3"/>')
+        for number, row in enumerate(rows):
+            parts += _marks(panel, TOP + ROW * number + ROW // 2, row, value, interval)
+    for number, row in enumerate(rows):
+        y = TOP + ROW * number + ROW // 2 + 5
+        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end">{row["arm"]}</text>')
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
+        'font-family="system-ui, sans-serif" font-size="14">'
+    )
+    return "\n".join([head, *parts, "</svg>"]) + "\n"
+
+
+def _perplexities(found: dict[str, Any]) -> Panel:
+    """Return the panel of perplexities, on a logarithmic scale."""
+    values = [state["perplexity"] for row in found["rows"] for state in (row["pruned"], row["trained"])]
+    low, high = math.log10(found["before"]["perplexity"]) - 0.05, math.log10(max(values)) + 0.1
+    bases = (1, 3) if high - low < 2 else (1,)
+    steps = [base * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for base in bases]
+    ticks = [value for value in steps if low <= math.log10(value) <= high]
+    return Panel(LEFT, "perplexity", ticks, lambda value: (math.log10(value) - low) / (high - low), lambda value: f"{value:,.0f}")
+
+
+def _shares(found: dict[str, Any]) -> Panel:
+    """Return the panel of retention, from 0 to 100 %."""
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    return Panel(LEFT + PANEL + GAP, "retention, %", ticks, lambda value: value, lambda value: f"{100 * value:.0f}")
+
+
+def _axes(panel: Panel, rows: int) -> list[str]:
+    """Return the title, the vertical lines and their labels."""
+    bottom = TOP + ROW * rows
+    parts = [f'<text x="{panel.left + PANEL / 2}" y="{bottom + 38}" text-anchor="middle">{panel.title}</text>']
+    for tick in panel.ticks:
+        x = panel.x(tick)
+        parts.append(f'<path d="M{x} {TOP - 8}V{bottom}" stroke="{RULE}"/>')
+        parts.append(
+            f'<text x="{x}" y="{bottom + 18}" text-anchor="middle" font-size="12" fill="{BASE}">{panel.text(tick)}</text>'
+        )
+    return parts
+
+
+def _marks(
+    panel: Panel, y: int, row: dict[str, Any], value: Callable[[dict[str, Any]], float], interval: Callable[[dict[str, Any]], Any]
+) -> list[str]:
+    """Return the two dots of an arm with the line between them, and the interval of the trained model."""
+    before, after = (panel.x(value(row[state])) for state in ("pruned", "trained"))
+    parts = [f'<path d="M{before} {y}H{after}" stroke="#999" stroke-width="2"/>']
+    whisker = interval(row["trained"])
+    if whisker is not None and whisker["low"] is not None:
+        low, high = panel.x(whisker["low"]), panel.x(whisker["high"])
+        parts.append(f'<path d="M{low} {y - 4}V{y + 4}M{high} {y - 4}V{y + 4}M{low} {y}H{high}" stroke="{AFTER}"/>')
+    parts.append(f'<circle cx="{before}" cy="{y}" r="5" fill="#fff" stroke="{BEFORE}" stroke-width="2"/>')
+    return [*parts, f'<circle cx="{after}" cy="{y}" r="5" fill="{AFTER}"/>']
+
+
+def _legend() -> list[str]:
+    """Return the legend above the panels."""
+    y = 24
+    return [
+        f'<circle cx="{LEFT + 6}" cy="{y - 5}" r="5" fill="#fff" stroke="{BEFORE}" stroke-width="2"/>',
+        f'<text x="{LEFT + 18}" y="{y}">pruned</text>',
+        f'<circle cx="{LEFT + 96}" cy="{y - 5}" r="5" fill="{AFTER}"/>',
+        f'<text x="{LEFT + 108}" y="{y}">pruned, then trained</text>',
+        f'<path d="M{LEFT + 270} {y - 5}h24" stroke="{BASE}" stroke-dasharray="4 3"/>',
+        f'<text x="{LEFT + 300}" y="{y}">the model before</text>',
+    ]

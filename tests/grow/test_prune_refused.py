@@ -1,0 +1,101 @@
+"""Prunings that are refused before any model is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from worlds.project import Project
+from worlds.texts import save_other, write_rows
+from worlds.tiny import save_model
+
+from workbench.errors import WorkbenchError
+from workbench.run.plan import plan
+
+
+@pytest.fixture
+def texts(project: Project) -> Project:
+    """A project with texts.jsonl."""
+    write_rows(project.path / "texts.jsonl", 12)
+    return project
+
+
+REFUSED: list[tuple[str, str]] = [
+    ("layers: [4]", r"grow prune: layer 4 does not exist; the model has layers 0\.\.3"),
+    ("layers: [-5]", r"grow prune: layer -5 does not exist; the model has layers 0\.\.3"),
+    ("layers: [3, -1]", "grow prune: `layers` names layer 3 twice"),
+    ("layers: [0, 1, 2, 3]", "grow prune: `layers` names all 4 layers; at least one must remain"),
+    ("layers: 4, calibration: texts.jsonl", "grow prune: `layers: 4` removes all 4 layers; at least one must remain"),
+    ("layers: 0.95, calibration: texts.jsonl", "grow prune: `layers: 0.95` removes all 4 layers"),
+    ("layers: 0.1, calibration: texts.jsonl", "grow prune: `layers: 0.1` removes none of 4 layers"),
+    ("layers: 0, calibration: texts.jsonl", "expected 1 or more layers to remove, found 0"),
+    ("layers: 0.0, calibration: texts.jsonl", "expected a share between 0 and 1, a number of layers, or a list; found 0.0"),
+    ("layers: 1.0, calibration: texts.jsonl", "expected a share between 0 and 1, a number of layers, or a list; found 1.0"),
+    ("layers: -2, calibration: texts.jsonl", "expected 1 or more layers to remove, found -2"),
+    ("layers: []", "expected at least one layer to remove, found an empty list"),
+    ("layers: [1], by: influence", "by: influence chooses a number or share of layers, and `layers` names them"),
+    ("layers: 1", "importance is measured on texts; expected a JSONL file"),
+    ("neurons: 0.25", "importance is measured on texts; expected a JSONL file"),
+    ("layers: [1], calibration: texts.jsonl", "a list of layers is not measured, so the texts are not used"),
+    ("layers: 1, calibration: text.jsonl", "text.jsonl does not exist"),
+    ("neurons: 0.25, by: influence, calibration: texts.jsonl", "by: influence chooses layers, and `layers` is not set"),
+    ("neurons: 0, calibration: texts.jsonl", "greater than 0"),
+    ("heads: 1.0, calibration: texts.jsonl", "less than 1"),
+    ("neurons: 0.001, calibration: texts.jsonl", "model_type llama: `neurons: 0.001` removes none of 48 neurons"),
+    ("heads: 0.2, calibration: texts.jsonl", "model_type llama: `heads: 0.2` removes none of 2 key-value heads"),
+    ("heads: 0.9, calibration: texts.jsonl", "model_type llama: `heads: 0.9` removes all 2 key-value heads"),
+    ("check: off", "expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`"),
+    (
+        "layers: [1], train: {data: texts.jsonl, parameters: new_only}",
+        "steps.0.train.parameters: expected 'all', found 'new_only'",
+    ),
+    ("layers: [1], train: {data: texts.jsonl, balance: 0.1}", "train: `balance` needs routers, but the step adds none"),
+    ("layers: [1], train: {data: none.jsonl}", "none.jsonl does not exist"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), REFUSED)
+def test_bad_input(fields: str, message: str, texts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error before any model is loaded, with exit code 2 or 1."""
+    monkeypatch.setattr("workbench.run.kinds.grow.live_model", lambda *_: pytest.fail("loaded a model"))
+    with pytest.raises(WorkbenchError) as caught:
+        plan(texts.resolve(f"steps: [{{grow: prune, {fields}}}]\n"), texts.path / "runs")
+    error: Any = caught.value
+    said = json.dumps([str(error), error.message, *[str(problem) for problem in getattr(error, "problems", ())]])
+    assert re.search(message, said), said
+
+
+def test_architectures_that_are_refused(texts: Project, dense_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """By name, before a model is loaded; their layers can go."""
+    mixture = save_other(tmp_path / "mixture", "mixtral")
+    for base, fields, message in (
+        (mixture, "neurons: 0.25", "model_type mixtral: layer 0: expected one feed-forward down-projection, found 0"),
+        (dense_of("gpt2"), "heads: 0.5", "model_type gpt2: layer 0: heads need separate q_proj, k_proj and v_proj; found none"),
+        (dense_of("olmo2"), "heads: 0.5", "model_type olmo2: model.layers.0.self_attn.._norm.weight normalizes over all heads"),
+    ):
+        with pytest.raises(WorkbenchError, match=message) as caught:
+            plan(
+                texts.resolve(f"base: {base}\nsteps: [{{grow: prune, {fields}, calibration: texts.jsonl}}]\n"),
+                texts.path / "runs",
+            )
+        assert caught.value.exit_code == 2
+        assert "Prune `layers` instead." in str(caught.value.hint) or "state space" in str(caught.value.hint)
+    found = texts.tensors(f"base: {mixture}\nsteps: [{{grow: prune, layers: 1, by: perplexity, calibration: texts.jsonl}}]\n")
+    assert {int(name.split(".")[2]) for name in found if ".layers." in name} == {0}
+
+
+def test_an_adapter_cannot_be_smaller(project: Project) -> None:
+    with pytest.raises(WorkbenchError, match="grow-prune removes tensors, but an adapter can only update tensors of the base"):
+        plan(project.resolve("steps: [{grow: prune, layers: [1]}]\noutput: {form: adapter}\n"), project.path / "runs")
+
+
+def test_a_model_of_one_layer(texts: Project, tmp_path: Path) -> None:
+    base = save_model(tmp_path / "one", layers=1)
+    with pytest.raises(WorkbenchError, match="`layers: 1` removes all 1 layers; at least one must remain") as caught:
+        plan(texts.resolve(f"base: {base}\nsteps: [{{grow: prune, layers: 1, calibration: texts.jsonl}}]\n"), texts.path / "runs")
+    assert caught.value.hint == "This model cannot lose any."
