@@ -9,7 +9,9 @@ import pytest
 from rich.console import Console
 
 from workbench.cli._output import Terminal
-from workbench.evaluate.progress import Overall
+from workbench.evaluate import cluster
+from workbench.evaluate.cluster import Unit
+from workbench.evaluate.progress import Overall, SideBySide
 
 
 class Time:
@@ -120,3 +122,92 @@ def test_a_pipe_has_plain_lines_with_the_time_left(time: Time) -> None:
         "score   b (2/2)  p: task  (95 % of 2 configurations, about 20 s left)",
         "score   b (2/2)  q: task  (100 % of 2 configurations)",
     ]
+
+
+UNITS = [
+    Unit(name, plan, suite, items) for plan, suite, items in (("p", "words", 100), ("q", "facts", 20)) for name in ("a", "b")
+]
+TAKES = {("a", "p"): 20.0, ("b", "p"): 20.0, ("a", "q"): 2.0, ("b", "q"): 2.0}
+
+
+class Workers:
+    """A pool of two workers that need a known time for each unit; the clock moves while the command waits for one of them."""
+
+    def __init__(self, time: Time, lost: tuple[Unit, ...] = ()) -> None:
+        self.time, self.lost, self.working = time, list(lost), dict[Unit, float]()
+
+    idle = property(lambda self: len(self.working) < 2)
+    busy = property(lambda self: bool(self.working))
+
+    def submit(self, ticket: Unit, _: Unit) -> None:
+        self.working[ticket] = self.time.now + TAKES.get((ticket.name, ticket.plan or ""), 5.0)
+
+    def next(self) -> tuple[Unit, None, bool]:
+        unit = min(self.working, key=lambda one: self.working[one])
+        self.time.now = self.working.pop(unit)
+        return unit, None, unit in self.lost and not self.lost.remove(unit)
+
+
+@pytest.fixture
+def on_workers(time: Time, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Return a function that runs units on two workers and returns the events."""
+    monkeypatch.setattr(cluster, "SideBySide", lambda names, parts: SideBySide(names, parts, time))
+
+    def run(units: list[Unit], lost: tuple[Unit, ...] = ()) -> list[dict[str, Any]]:
+        made: list[dict[str, Any]] = []
+        cluster._run(Workers(time, lost), units, cluster._Line(["stored", "a", "b"], units, made.append))  # type: ignore[arg-type]
+        return made
+
+    return run
+
+
+def test_parts_on_two_workers_have_the_same_line(on_workers: Any) -> None:
+    """Both workers score p for 20 s, then q for 2 s."""
+    composed, scored = on_workers([Unit("a"), Unit("b")]), on_workers(UNITS)
+    assert shown(False, composed + scored).splitlines() == [
+        "score   a (2/3)  composing",
+        "score   b (3/3)  composing",
+        "score   a (2/3)  words: 100 items  (42 % of 3 configurations, about 4 s left)",
+        "score   b (3/3)  words: 100 items  (83 % of 3 configurations, about 4 s left)",
+        "score   a (2/3)  facts: 20 items  (92 % of 3 configurations)",
+        "score   b (3/3)  facts: 20 items  (100 % of 3 configurations)",
+    ]
+    assert [event["overall"]["finished"] for event in scored if "scored" in event] == [1, 1, 2, 3]
+    text = shown(True, scored)
+    assert "score   2/3 a  words: 100 items" in text
+    assert "42 %, about 4 s left" in text
+    assert text.endswith("score   3/3 configurations are scored\n")
+
+
+def test_a_part_whose_worker_was_lost_starts_again(on_workers: Any) -> None:
+    made = on_workers(UNITS[:2], lost=(UNITS[1],))
+    assert shown(False, made).splitlines() == [
+        "score   a (2/3)  words: 100 items  (50 % of 3 configurations)",  # b has run for as long as a took
+        "score   b: words: its worker was lost, scoring again",
+        "score   b (3/3)  words: 100 items  (100 % of 3 configurations)",
+    ]
+    again = made[[event.get("text", "").endswith("scoring again") for event in made].index(True) + 1]
+    assert (again["configuration"], again["overall"]["left"]) == ("b", pytest.approx(20))
+
+
+def test_the_time_left_on_workers_counts_the_running_parts(time: Time) -> None:
+    whole = SideBySide(["a", "b", "c", "d"], {(name, plan): 10 for name in "abcd" for plan in "pq"}, time)
+    whole.begin(("a", "p"))
+    whole.begin(("b", "p"))
+    assert whole.told() == {"share": 0.0, "left": None, "finished": 0, "of": 4}
+    time.now += 8
+    whole.finish(("a", "p"))
+    whole.begin(("c", "p"))
+    time.now += 2
+    whole.finish(("b", "p"))
+    # 20 items of p took 18 s of work: 9 s for each part of p or, by the same pace, of q; c has run for 2 s; two workers share the rest
+    told = whole.told()
+    assert told["left"] == pytest.approx((2 * 9 - 2 + 4 * 9) / 2)
+    assert told["share"] == pytest.approx(2 / 8)
+    for name in "cd":
+        whole.begin((name, "q"))
+        time.now += 3
+        whole.finish((name, "q"))
+    # q takes 3 s; c's part of p has run for 8 s
+    assert whole.told()["left"] == pytest.approx((1 + 9 + 2 * 3) / 2)
+    assert SideBySide(["a"], {}, time).told() == {"share": 1.0, "left": None, "finished": 1, "of": 1}

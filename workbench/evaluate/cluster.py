@@ -7,11 +7,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.pool import LOSSES, Pool, cluster
+from workbench.evaluate.progress import SideBySide
 from workbench.evaluate.scoring import check_calibration, score_all
 from workbench.events import Events, no_events
 from workbench.models.device import pick_device
@@ -49,11 +51,13 @@ class Unit:
         name: Name of the configuration.
         plan: Digest of the plan; None if only the digest of the configuration is wanted.
         suite: Name of the plan's suite, for messages.
+        items: Number of the plan's items, for progress.
     """
 
     name: str
     plan: str | None = None
     suite: str = ""
+    items: int = 0
 
     def __str__(self) -> str:
         return f"{self.name}: {self.suite}" if self.plan else f"{self.name}: composing"
@@ -112,10 +116,11 @@ def score_on_cluster(
         trusted = any(is_trusted(entry.resolved.recipe.project) for entry in subjects.entries)
         with cluster() as ray:
             pool = Pool(ray, Worker, (opening,), workers, trusted)
-            _run(pool, unknown, events)
-            _run(pool, list(_unscored(subjects)), events)
-            # If a scorer was refused for one configuration, all are scored by hflm.
-            _run(pool, list(_unscored(subjects)), events)
+            names = [entry.name for entry in subjects.entries]
+            _run(pool, unknown, _Line(names, unknown, events))
+            for _ in range(2):  # if a scorer was refused for one configuration, all are scored again, by hflm
+                units = list(_unscored(subjects))
+                _run(pool, units, _Line(names, units, events))
     return list(_stored(subjects))
 
 
@@ -152,29 +157,71 @@ def _unscored(subjects: Subjects) -> Iterator[Unit]:
         for entry, digest in zip(subjects.entries, digests, strict=True):
             key = entry.key(settled, digest)
             if key not in seen and not (key and subjects.store.has(settled, key)):
-                yield Unit(entry.name, settled.digest, settled.suite.suite)
+                items = sum(len(task_items) for task_items in settled.items.values())
+                yield Unit(entry.name, settled.digest, settled.suite.suite, items)
             seen.add(key)
 
 
-def _run(pool: Pool, units: Sequence[Unit], events: Events) -> None:
+class _Line:
+    """Tells the progress of the workers in the words of an evaluation in one process.
+
+    Args:
+        names: Names of all configurations, in order.
+        units: Calls of the workers.
+        events: Receives the progress.
+    """
+
+    def __init__(self, names: Sequence[str], units: Sequence[Unit], events: Events) -> None:
+        self._names, self._events = list(names), events
+        self._whole = SideBySide(names, {(unit.name, unit.plan): unit.items for unit in units if unit.plan})
+
+    def begin(self, unit: Unit) -> None:
+        """Tell that a worker starts a unit."""
+        if unit.plan is None:
+            self._events({**self._head(unit), "text": "composing"})
+        else:
+            self._whole.begin((unit.name, unit.plan))
+            self._tell(unit, 0)
+
+    def lost(self, unit: Unit) -> None:
+        """Tell that a worker was lost over a unit, which starts again."""
+        self._events({"stage": "score", "text": f"{unit}: its worker was lost, scoring again"})
+
+    def finish(self, unit: Unit) -> None:
+        """Tell that a worker has finished a unit."""
+        if unit.plan is not None:
+            self._whole.finish((unit.name, unit.plan))
+            self._tell(unit, unit.items)
+            self._events({**self._head(unit), "scored": unit.suite, "overall": self._whole.told()})
+
+    def _tell(self, unit: Unit, done: int) -> None:
+        count = {"done": done, "total": unit.items, "text": f"{unit.suite}: {unit.items} items"}
+        self._events({**self._head(unit), **count, "overall": self._whole.told()})
+
+    def _head(self, unit: Unit) -> dict[str, Any]:
+        number = self._names.index(unit.name) + 1
+        return {"stage": "score", "configuration": unit.name, "number": number, "of": len(self._names)}
+
+
+def _run(pool: Pool, units: Sequence[Unit], line: _Line) -> None:
     """Let the workers do all units.
 
     Raises:
         WorkbenchError: If a worker fails, or workers are lost again and again over the same unit.
     """
-    queue, done, lost = list(units), 0, Counter[Unit]()
+    queue, lost = list(units), Counter[Unit]()
     while queue or pool.busy:
         while queue and pool.idle:
+            line.begin(queue[0])
             pool.submit(queue[0], queue.pop(0))
         unit, _, was_lost = pool.next()
-        if was_lost:
-            lost[unit] += 1
-            if lost[unit] == LOSSES:
-                raise WorkbenchError(
-                    f"{unit}: {LOSSES} workers of the cluster were lost over it", "Check the cluster's memory with `ray status`."
-                )
-            events({"stage": "score", "text": f"{unit}: its worker was lost, scoring again"})
-            queue.append(unit)
+        if not was_lost:
+            line.finish(unit)
             continue
-        done += 1
-        events({"stage": "score", "text": f"{unit} ({done}/{len(units)})"})
+        lost[unit] += 1
+        if lost[unit] == LOSSES:
+            raise WorkbenchError(
+                f"{unit}: {LOSSES} workers of the cluster were lost over it", "Check the cluster's memory with `ray status`."
+            )
+        line.lost(unit)
+        queue.append(unit)

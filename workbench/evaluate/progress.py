@@ -1,4 +1,4 @@
-"""Progress of a whole evaluation: the share that is done, and the time that the rest takes at the pace so far."""
+"""Progress of a whole evaluation, in one process or on several workers: the share that is done, and the time that the rest takes."""
 
 from __future__ import annotations
 
@@ -94,6 +94,55 @@ class Overall:
             pace = spent[self._now[1]] / done[self._now[1]] if self._now[1] in scored else mean
             left -= self._part * self._current() * pace
         return max(left, 0.0)
+
+
+class SideBySide:
+    """Tracks an evaluation whose parts are scored by several workers at once. A part is a configuration under a plan.
+
+    Args:
+        names: All configurations.
+        parts: (configuration, plan) -> items to score.
+        clock: Returns a time in seconds.
+    """
+
+    def __init__(
+        self, names: Sequence[str], parts: Mapping[tuple[str, str], int], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock, self._names, self._open = clock, list(names), dict(parts)
+        self._total = sum(parts.values())
+        self._started: dict[tuple[str, str], float] = {}
+        self._workers = 1
+        self._spent: dict[str, float] = {}
+        self._done: dict[str, int] = {}
+
+    def begin(self, part: tuple[str, str]) -> None:
+        """Start a part on an idle worker; a part whose worker was lost starts again."""
+        self._started[part] = self._clock()
+        self._workers = max(self._workers, len(self._started))
+
+    def finish(self, part: tuple[str, str]) -> None:
+        """Finish a part."""
+        plan = part[1]
+        self._spent[plan] = self._spent.get(plan, 0.0) + self._clock() - self._started.pop(part)
+        self._done[plan] = self._done.get(plan, 0) + self._open.pop(part)
+
+    def told(self) -> dict[str, Any]:
+        """Return `share`, `left`, `finished` and `of`, as `Overall.told` does; `share` counts finished parts only."""
+        share = 1.0 - sum(self._open.values()) / self._total if self._total else 1.0
+        unfinished = {name for name, _ in self._open}
+        finished = sum(name not in unfinished for name in self._names)
+        return {"share": share, "left": self._seconds_left(), "finished": finished, "of": len(self._names)}
+
+    def _seconds_left(self) -> float | None:
+        """Return the time of the unfinished parts, spread over the workers; a plan without a finished part has the others' mean pace."""
+        spent, done = sum(self._spent.values()), sum(self._done.values())
+        if not done or spent < _FIRST:
+            return None
+        left, now = 0.0, self._clock()
+        for (name, plan), items in self._open.items():
+            pace = self._spent[plan] / self._done[plan] if self._done.get(plan) else spent / done
+            left += max(items * pace - (now - self._started.get((name, plan), now)), 0.0)
+        return left / max(min(self._workers, len(self._open)), 1)
 
 
 def overall(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore) -> Overall:
