@@ -48,6 +48,8 @@ ONLY_IN = {
     "gguf": ("library/starter.py", "adapters/gguf_lora.py", "bricks/gguf_files.py", "weights/unpacking.py"),
     "mergekit": ("merge/mergekit/api.py",),
     "ray": ("evaluate/pool.py",),
+    "mlflow": ("report/trackers/mlflow_runs.py",),
+    "wandb": ("report/trackers/wandb_runs.py",),
     "optuna": ("search/study.py", "search/samplers.py"),
     "pickle": (),
     "joblib": (),
@@ -218,7 +220,7 @@ def test_what_is_imported_is_declared() -> None:
     optional = project["optional-dependencies"]
     listed = [*project["dependencies"], *(line for extra in EXTRAS for line in optional[extra])]
     declared = {re.split(r"[\[<>=~! ]", line)[0].lower().replace("_", "-") for line in listed}
-    providers = {**packages_distributions(), "ray": ["ray"]}
+    providers = {**packages_distributions(), "ray": ["ray"], "mlflow": ["mlflow-skinny"], "wandb": ["wandb"]}
     offenders = []
     for path in SOURCES:
         for line, module in imports(path):

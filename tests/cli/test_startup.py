@@ -9,6 +9,7 @@ from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
+HEAVY |= {"mlflow", "wandb"}
 TASKS = {"transformers", "lm_eval", "datasets"}
 SCORED = {*TASKS, "torch", "accelerate", "scipy"}
 # Commands in the order in which they run, and what each imports of HEAVY. A command that computes nothing imports none of it.

@@ -60,6 +60,7 @@ def test_two_nodes_and_a_lost_worker(project: Project, monkeypatch: pytest.Monke
             path.rename(world.path / "elsewhere")
         spread = call(*command, "--runs-dir", "spread", "--engine", "ray", "--workers", "2")
     assert "its worker was lost, scoring again" in spread.output
+    assert spread.output.count("  (100 % of 6 configurations)\n") == 1
     assert stored(world.path / "spread") == stored(world.path / "alone") != {}
     table = alone.output[alone.output.index("configuration ") :]
     assert spread.output.endswith(table)

@@ -124,7 +124,9 @@ def test_a_pipe_has_plain_lines_with_the_time_left(time: Time) -> None:
     ]
 
 
-UNITS = [Unit(name, plan, suite, items) for plan, suite, items in (("p", "words", 100), ("q", "facts", 20)) for name in ("a", "b")]
+UNITS = [
+    Unit(name, plan, suite, items) for plan, suite, items in (("p", "words", 100), ("q", "facts", 20)) for name in ("a", "b")
+]
 TAKES = {("a", "p"): 20.0, ("b", "p"): 20.0, ("a", "q"): 2.0, ("b", "q"): 2.0}
 
 

@@ -9,13 +9,10 @@ from pathlib import Path
 
 _PROGRAM = """
 import sys
+from importlib.machinery import PathFinder
 
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name in {missing!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
-
-sys.meta_path.insert(0, Missing())
+find_spec = PathFinder.find_spec
+PathFinder.find_spec = lambda name, *rest: None if name in {missing!r} else find_spec(name, *rest)
 sys.argv[1:] = {arguments!r}
 from workbench.cli import main
 try:

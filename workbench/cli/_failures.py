@@ -18,6 +18,7 @@ EXTRAS = {
     "search": {"optuna": "optuna", "cmaes": "cmaes"},
     "server": {"aiohttp": "aiohttp", "tenacity": "tenacity"},
     "cluster": {"ray": "ray"},
+    "log": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
 }
 _AGAIN = "then run the same command again: it resumes."
 _WRITABLE = "Name a writable place with --runs-dir DIR or -o DIR, or run the command in another project folder."

@@ -73,6 +73,21 @@ EngineOpt = Annotated[
     Literal["local", "ray"],
     typer.Option("--engine", help="local, or ray: use the cluster of RAY_ADDRESS, or several processes on this machine."),
 ]
+LogOpt = Annotated[
+    Literal["mlflow", "wandb"] | None,
+    typer.Option(
+        "--log",
+        help="When all scores are stored, log each result as a run to MLflow or Weights & Biases: pip install 'brick-workbench[log]'.",
+    ),
+]
+LogProjectOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--log-project",
+        metavar="NAME",
+        help="Project (MLflow: experiment) of --log; default: WANDB_PROJECT or MLFLOW_EXPERIMENT_NAME, else workbench.",
+    ),
+]
 WorkersOpt = Annotated[
     int | None, typer.Option("--workers", min=1, help="Workers of `--engine ray`; default: one per GPU, or one per two CPUs.")
 ]

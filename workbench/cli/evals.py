@@ -21,6 +21,8 @@ from workbench.cli._options import (
     EngineOpt,
     JsonOpt,
     LimitOpt,
+    LogOpt,
+    LogProjectOpt,
     MaxPointsOpt,
     QuietOpt,
     RunsOpt,
@@ -69,6 +71,8 @@ def evaluate(
     workers: WorkersOpt = None,
     watch: WatchOpt = False,
     port: PortOpt = None,
+    log: LogOpt = None,
+    log_project: LogProjectOpt = None,
     runs_dir: RunsOpt = None,
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -83,10 +87,11 @@ def evaluate(
     from workbench.cli.documents.scores import EvalDocument
     from workbench.models.device import pick_device
     from workbench.report.scorecard import card_scores
-    from workbench.scores.groups import aggregated
+    from workbench.report.trackers import log_runs, open_tracker, runs_of_scores
 
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port, out.quiet)
+    tracker = open_tracker(log, log_project)
     vary = Variation.of(settings, sweep, max_points)
     request = Request(names, vary, suite or (), runs_dir, controls, batch_size, limit)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
@@ -99,16 +104,11 @@ def evaluate(
         else:
             scores = opened.scored_on_cluster(request, device, server, workers, events)
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
-    comparison = None
-    if len(opened.entries) > 1 and not recipes_alone:
-        comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps)
+    compared = len(opened.entries) > 1 and not recipes_alone
+    comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
     for card in card_scores(opened.entries, scores, comparison, opened.runs):
         out.say(f"scores added to {relative(card)}")
-    groups = [
-        {"plan": s.plan, "configuration": s.configuration.name, **one}
-        for s in scores
-        for one in aggregated(opened.store.record(s), s)
-    ]
+    groups = _groups(scores, opened)
 
     def text() -> None:
         scores_table(comparison, scores)
@@ -124,6 +124,8 @@ def evaluate(
         return documents[0] if len(documents) == 1 else documents
 
     out.result(document, text, json=json)
+    if tracker:
+        out.say(log_runs(tracker, runs_of_scores(opened.entries, scores)))
     refuse_left_out(opened.left_out)
 
 
@@ -302,6 +304,17 @@ def _compared(
     document = compare_scores(opened.store, scores, against, opened.project, opened.sweeps).document()
     warnings = [f"Left out: {one.name}: {one.reason}." for one in opened.left_out]
     return {**document, "warnings": [*document["warnings"], *warnings], **told(opened.left_out)}
+
+
+def _groups(scores: list[Scores], opened: Opened) -> list[dict[str, Any]]:
+    """Return the scores of groups of tasks, with their plan and configuration."""
+    from workbench.scores.groups import aggregated
+
+    return [
+        {"plan": s.plan, "configuration": s.configuration.name, **one}
+        for s in scores
+        for one in aggregated(opened.store.record(s), s)
+    ]
 
 
 def _documents(scores: list[Scores], opened: Opened, groups: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -15,6 +15,8 @@ from workbench.cli._options import (
     EngineOpt,
     JsonOpt,
     LimitOpt,
+    LogOpt,
+    LogProjectOpt,
     QuietOpt,
     RecipeArg,
     RunsOpt,
@@ -55,6 +57,8 @@ def search(
     workers: WorkersOpt = None,
     watch: WatchOpt = False,
     port: PortOpt = None,
+    log: LogOpt = None,
+    log_project: LogProjectOpt = None,
     to: Annotated[Path | None, typer.Option("-o", "--out", help="File to write the winner's recipe to.")] = None,
     device: DeviceOpt = "auto",
     batch_size: BatchOpt = 32,
@@ -70,12 +74,14 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.cli.documents.search import SearchDocument
+    from workbench.report.trackers import log_runs, open_tracker, runs_of_search
     from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port, out.quiet)
+    tracker = open_tracker(log, log_project)
     file = recipe_file(str(recipe))
     loaded = load_named(str(recipe), settings or ())
     scoring = Scoring(device, batch_size, limit)
@@ -100,6 +106,8 @@ def search(
         document = conclude(prepared, to)
         page.end(document)
     out.result(lambda: SearchDocument.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
+    if tracker:
+        out.say(log_runs(tracker, runs_of_search(document)))
 
 
 def _say_result(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
