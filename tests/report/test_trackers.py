@@ -12,6 +12,7 @@ import pytest
 from worlds.commands import call, document, refused
 from worlds.processes import workbench
 from worlds.project import Project
+from worlds.search_document import make_search
 from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, searched
 from worlds.wandb_file import read_run
 
@@ -107,6 +108,28 @@ def test_each_control_and_candidate_is_a_run(world: Project, kept: Kept) -> None
         assert run.metrics["winner"] == float(run.name == found["winner"])
         assert run.tags["role"] == one.get("role", one.get("arm"))
     assert tested
+
+
+def test_scores_of_candidates_that_were_stopped_early_are_estimates() -> None:
+    found = make_search(12, random=3, objectives=2)
+    runs = {run.name: run for run in trackers.runs_of_search(found)}
+    names = [objective["name"] for objective in found["objectives"]]
+    stopped = [trial for trial in found["trials"] if trial.get("stopped")]
+    failed = [trial for trial in found["trials"] if trial.get("error")]
+    assert stopped
+    assert failed
+    for trial in stopped:
+        scores = {f"estimate/{name}": score for name, score in zip(names, trial["scores"], strict=True)}
+        assert {name: value for name, value in runs[trial["name"]].metrics.items() if "/" in name} == {
+            **scores,
+            "cost/seconds": trial["seconds"]["all"],
+        }
+    for trial in failed:
+        assert runs[trial["name"]].tags["error"] == trial["error"]
+        assert runs[trial["name"]].metrics["winner"] == 0.0
+    assert [run.name for run in runs.values() if run.metrics["winner"]] == found["front"]
+    for row in found["test"]["rows"]:
+        assert [runs[row["name"]].metrics[f"test/{name}"] for name in names] == row["test"]
 
 
 def test_mlflow_holds_the_stored_scores_once(world: Project) -> None:

@@ -12,7 +12,7 @@ from workbench.report.trackers.runs import LoggedRun
 _KEY = "workbench.key"
 """Tag by which a run is found again."""
 _LONGEST = 6000
-"""Characters of a parameter that MLflow keeps."""
+"""Characters of a parameter or tag that are kept; MLflow refuses longer ones."""
 _BATCH = 100
 """Parameters or tags that MLflow takes in one call."""
 
@@ -47,7 +47,7 @@ class MlflowRuns:
         known = client.search_runs([self._experiment], filter_string=f"tags.`{_KEY}` = '{run.key}'", max_results=1)
         entry = known[0] if known else client.create_run(self._experiment, run_name=run.name, tags={_KEY: run.key})
         params = [Param(_accepted(name), str(value)[:_LONGEST]) for name, value in run.params.items()]
-        tags = [RunTag(_accepted(name), text) for name, text in {**run.tags, "group": run.group}.items()]
+        tags = [RunTag(_accepted(name), text[:_LONGEST]) for name, text in {**run.tags, "group": run.group}.items()]
         metrics = [Metric(_accepted(name), value, now, 0) for name, value in run.metrics.items()]
         status = "FAILED"
         try:

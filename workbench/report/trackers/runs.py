@@ -82,10 +82,16 @@ def runs_of_search(document: Mapping[str, Any]) -> list[LoggedRun]:
             **_named(half, names, one["scores"]),
             **_named("test", names, tested.get(one["name"])),
             "items": one.get("items"),
+            "cost/seconds": one.get("seconds", {}).get("all"),
             "winner": float(one["name"] in winners),
         }
         params = {name: _plain(value) for name, value in one.get("values", {}).items()}
-        tags = {"role": one.get("role") or one["arm"], "digest": one.get("digest"), "search": document["key"]}
+        tags = {
+            "role": one.get("role") or one["arm"],
+            "digest": one.get("digest"),
+            "search": document["key"],
+            "error": one.get("error"),
+        }
         runs.append(_run(one["name"], f"{document['name']}-{document['key'][:8]}", params, metrics, tags))
     return runs
 

@@ -11,7 +11,8 @@ from workbench.report.trackers.runs import LoggedRun
 class WandbRuns:
     """Runs of one project. WANDB_MODE, WANDB_DIR, WANDB_ENTITY and the other settings of wandb hold.
 
-    Only what `LoggedRun` holds is logged: no terminal output, command line, code, git remote or state of the machine.
+    Only what `LoggedRun` holds is logged: no terminal output, command line, code, git remote or load of the machine. wandb adds the machine's
+    name, and the versions of Python and wandb.
 
     Args:
         project: Name of the project; None for WANDB_PROJECT, else "workbench".
