@@ -54,7 +54,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
     parser.add_argument("--share", type=float, default=0.25, help="share of the layers that is removed")
     parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=ARMS)
-    parser.add_argument("--steps", type=int, default=150, help="training steps of each arm")
+    parser.add_argument("--steps", type=int, default=140, help="training steps of each arm")
     parser.add_argument("--batch-size", type=int, default=8, help="texts of a training step")
     parser.add_argument("--rate", type=float, default=2e-4, help="peak learning rate")
     parser.add_argument("--length", type=int, default=128, help="tokens of a text")

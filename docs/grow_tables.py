@@ -203,7 +203,8 @@ def prune_block(found: dict[str, Any]) -> str:
 
 def _pruned_cells(state: dict[str, Any]) -> list[str]:
     """Perplexity and retention of a model."""
-    return [f"{state['perplexity']:,.1f}", interval(state["retention"])]
+    perplexity = state["perplexity"]
+    return [f"{perplexity:,.1f}" if perplexity < 1e5 else f"{perplexity:.1e}", interval(state["retention"])]
 
 
 _CHOICES = {"influence": "`by: influence`", "perplexity": "`by: perplexity`", "last": "the last layers"}

@@ -68,10 +68,16 @@ def _perplexities(found: dict[str, Any]) -> Panel:
     """Return the panel of perplexities, on a logarithmic scale."""
     values = [state["perplexity"] for row in found["rows"] for state in (row["pruned"], row["trained"])]
     low, high = math.log10(found["before"]["perplexity"]) - 0.05, math.log10(max(values)) + 0.1
-    bases = (1, 3) if high - low < 2 else (1,)
-    steps = [base * 10.0**power for power in range(math.floor(low), math.ceil(high) + 1) for base in bases]
-    ticks = [value for value in steps if low <= math.log10(value) <= high]
-    return Panel(LEFT, "perplexity", ticks, lambda value: (math.log10(value) - low) / (high - low), lambda value: f"{value:,.0f}")
+    bases, every = ((1, 3) if high - low < 2 else (1,)), math.ceil((high - low) / 5)
+    powers = range(math.floor(low), math.ceil(high) + 1, every)
+    ticks = [base * 10.0**power for power in powers for base in bases if low <= math.log10(base) + power <= high]
+    return Panel(LEFT, "perplexity", ticks, lambda value: (math.log10(value) - low) / (high - low), _tick)
+
+
+def _tick(value: float) -> str:
+    """Return the label of a perplexity: "300", "1,000" or "10⁶"."""
+    power = str(round(math.log10(value))).translate(str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"{value:,.0f}" if value < 1e5 else f"10{power}"
 
 
 def _shares(found: dict[str, Any]) -> Panel:

@@ -319,9 +319,8 @@ class _Smaller(Resize):
     def _refusal(model: Model, error: WorkbenchError) -> WorkbenchError:
         """Return an error of the step that names the architecture."""
         message = error.message.removeprefix("grow prune: ")
-        return InvalidRecipeError(
-            f"grow prune: model_type {model.config.get('model_type')}: {message}", error.hint or _ONLY_LAYERS
-        )
+        named = message if "model_type" in message else f"model_type {model.config.get('model_type')}: {message}"
+        return InvalidRecipeError(f"grow prune: {named}", error.hint or _ONLY_LAYERS)
 
 
 def _count(name: str, wanted: float, total: int, units: str) -> int:
