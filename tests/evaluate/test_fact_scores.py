@@ -35,3 +35,11 @@ def test_entropy_by_hand() -> None:
     assert factscores.entropy({}, ["no no no no no"])["ngram_entropy"] == 0
     assert factscores.entropy({}, ["once"])["ngram_entropy"] == 0
     assert factscores.entropy({}, ["yes, no"])["ngram_entropy"] == pytest.approx((2 / 3 * 1 + 0) / 2), "a comma is a token"
+
+
+@pytest.mark.parametrize(("text", "exact", "starts"), [
+    (" the USA", 1, 1), (" U.S.A\nYes", 1, 1), (" America. Yes", 1, 1), (" America is", 0, 1), (" American", 0, 0), (" Asia", 0, 0),
+])  # fmt: skip
+def test_aliases_count_in_generated_answers(text: str, exact: float, starts: float) -> None:
+    doc = {"answer": "the USA", "aliases": ["America", "U.S.A"]}
+    assert factscores.generated(doc, [text]) == {"exact_match": exact, "starts_with": starts}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench.evaluate.facts.protocol import checkpoints, sequential
 from workbench.evaluate.facts.suite import build, export_facts
-from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, wanted
+from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_digest, facts_of_edits, read_step, wanted
 
 __all__ = [
     "EDITS",
@@ -14,7 +14,9 @@ __all__ = [
     "checkpoints",
     "edited_for",
     "export_facts",
+    "facts_digest",
     "facts_of_edits",
+    "read_step",
     "sequential",
     "wanted",
 ]
