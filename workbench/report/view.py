@@ -226,7 +226,7 @@ class ConfigurationView:
 
     @property
     def is_control(self) -> bool:
-        """True for the base, a brick alone and an average."""
+        """True for the base, a brick alone, an average, and another way to teach an edit's facts."""
         return self.role != "configuration"
 
 
@@ -265,7 +265,7 @@ class View:
 
     @property
     def controls(self) -> tuple[ConfigurationView, ...]:
-        """The base, bricks alone and averages."""
+        """The base, bricks alone, averages, and other ways to teach an edit's facts."""
         return tuple(c for c in self.configurations if c.is_control)
 
     @property
