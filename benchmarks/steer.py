@@ -144,7 +144,7 @@ def generated(project: Path, recipe: Path, kind: str, tokens: int) -> dict[str, 
     import workbench
 
     torch.set_num_threads(1)
-    out = json.loads(called(project, "run", str(recipe), "--json"))["model"]
+    out = project / json.loads(called(project, "run", str(recipe), "--json"))["model"]
     model, tokenizer = workbench.load(out), workbench.load_tokenizer(out)
     texts = []
     for prompt in ASKED[kind]:

@@ -235,13 +235,13 @@ def test_generated_answers_beside_teacher_forced_ones() -> None:
 def test_the_report_names_the_gap_where_it_is_shown(tmp_path: Path) -> None:
     document = with_facts(make_document())
     share = {"low": 0.2, "high": 0.5}
-    row = {"configuration": "<b>odd</b>", "n": 20, "exact": {"value": 0.3, **share}, "begins": {"value": 0.75, "low": 0.6, "high": 0.9},
+    row = {"configuration": "base", "n": 20, "exact": {"value": 0.3, **share}, "begins": {"value": 0.75, "low": 0.6, "high": 0.9},
            "forced": {"value": 0.9, "low": 0.7, "high": 1.0}, "gap": {"diff": -0.6, "low": -0.8, "high": -0.4}}  # fmt: skip
     document["facts"][0]["generation"] = [row, {**row, "configuration": "starter-ties", "begins": None, "gap": {"diff": -0.1, "low": -0.3, "high": 0.1}}]  # fmt: skip
     html, markdown, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
     told = "generates the target and stops for 30 % [20, 50] of the facts"
     gap = "This is 60 points lower [40, 80] than its teacher-forced efficacy of 90 %."
-    assert f"&lt;b&gt;odd&lt;/b&gt; {told}; 75 % [60, 90] of the texts begin with the target. {gap}" in html
+    assert f"base {told}; 75 % [60, 90] of the texts begin with the target. {gap}" in html
     assert f">starter-ties {told}.</p>" in html
     assert gap in markdown.replace("\\", "")
 
