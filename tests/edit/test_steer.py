@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from worlds.jsonl import write_jsonl
-from worlds.project import CPU, Project
+from worlds.project import Project
 from worlds.tiny import files_of, save_adapter, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
@@ -188,7 +188,8 @@ def test_bad_prompts(llama_world: Project, change: Callable[[Project], Any], mes
     (f"{BIAS}, {steer('[1, 1]')}", "edit steer: layer 1 is listed twice", 2),
     (f"{BIAS}, {steer('[]')}", "layers", 2),
     (f"{BIAS}, {steer(strength='.nan')}", "strength", 2),  # type: ignore[arg-type]
-    (steer(), "has no bias in this llama model", 1),
+    (steer(), "edit steer: model.layers.1.mlp.down_proj has no bias in this llama model", 1),
+    (steer("[4]", 0), "edit steer: layer 4 does not exist; the model has layers 0 to 3", 2),
     (f"{BIAS}, {BIAS}", "grow bias: the base has these biases already", 2),
 ])  # fmt: skip
 def test_bad_steps(llama_world: Project, step: str, message: str, code: int) -> None:
@@ -205,4 +206,5 @@ def test_other_families_are_refused_by_name(gpt2_world: Project) -> None:
 def test_the_plan_needs_no_model(gpt2_world: Project) -> None:
     (row,) = plan(gpt2_world.resolve(f"steps: [{steer()}]\n"), gpt2_world.path / "runs").steps
     assert (row["inputs"], row["layers"], row["strength"]) == (["positive.jsonl", "negative.jsonl"], [1, 2], 1.5)
-    assert CPU.type == "cpu"
+    with pytest.raises(WorkbenchError, match="layer 7 does not exist"):
+        plan(gpt2_world.resolve(f"steps: [{steer('[7]')}]\n"), gpt2_world.path / "runs")

@@ -15,6 +15,7 @@ from workbench.edit.places.parts import Parts
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.lazy import no_grad, torch
 from workbench.models.hooks import first_of, hooked
+from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import read_prompts
 from workbench.steps import KeyContext, MethodContext, Step, register
@@ -79,12 +80,31 @@ class Steer(Step):
         if twice := [layer for layer in dict.fromkeys(self.layers) if self.layers.count(layer) > 1]:
             raise InvalidRecipeError(f"edit steer: layer {twice[0]} is listed twice in `layers`", "List each layer once.")
 
+    def check_model(self, model: Model) -> None:
+        """Check from names that the layers exist, and that they have the bias that a strength other than 0 changes.
+
+        Args:
+            model: Names, shapes and configuration before the step.
+
+        Raises:
+            WorkbenchError: If a layer does not exist or has no bias.
+        """
+        layout = model.layout
+        for layer in self.layers:
+            if not 0 <= layer < layout.depth:
+                raise InvalidRecipeError(
+                    f"edit steer: layer {layer} does not exist; the model has layers 0 to {layout.depth - 1}"
+                )
+            weight = layout.mlp_out(layer) if self.strength else ""
+            if weight and f"{weight.removesuffix('weight')}bias" not in model.weights.specs:
+                raise _no_bias(weight.removesuffix(".weight"), model)
+
     def solve(self, context: MethodContext) -> Steering:
         """Measure the directions on the live current model.
 
         Raises:
-            WorkbenchError: If a layer does not exist, has no bias, gives both lists the same states, or its output does not move by
-                what is added to the bias.
+            WorkbenchError: If a layer has no bias, gives both lists the same states, or its output does not move by what is added to
+                the bias.
         """
         parts = Parts.of(context)
         parts.check_layers(self.layers, "edit steer")
@@ -145,12 +165,16 @@ def _biases(parts: Parts, context: MethodContext, layers: Sequence[int]) -> dict
     names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in layers}
     for layer, name in names.items():
         if name is None or getattr(parts.out(layer), "bias", None) is None:
-            raise WorkbenchError(
-                f"edit steer: {parts.modules[layer]} has no bias in this {context.layout.config.get('model_type')} model, and the "
-                "direction is stored as that bias",
-                _NO_BIAS,
-            )
+            raise _no_bias(parts.modules[layer], context.layout)
     return {layer: name for layer, name in names.items() if name is not None}
+
+
+def _no_bias(module: str, model: Model) -> WorkbenchError:
+    """Return the error for an output projection without a bias."""
+    return WorkbenchError(
+        f"edit steer: {module} has no bias in this {model.config.get('model_type')} model, and the direction is stored as that bias",
+        _NO_BIAS,
+    )
 
 
 def _mean_states(

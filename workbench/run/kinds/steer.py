@@ -34,6 +34,7 @@ class SteerKind(Kind[Steer]):
 
     def apply(self, step: Steer, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the directions added; the current ones themselves if the strength is 0."""
+        step.check_model(current)
         if step.strength == 0:
             return StepResult(current, {"tensors": 0, "strength": 0.0})
         place = _measured(step, context, current)
@@ -47,6 +48,7 @@ class SteerKind(Kind[Steer]):
 
     def plan_row(self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
         """Add a live float32 model, on which the directions are measured."""
+        step.check_model(model)
         if step.strength == 0 or self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
