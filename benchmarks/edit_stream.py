@@ -65,8 +65,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         project, facts, texts, fields = setup(Path(scratch), options)
         rows = stream_of(facts, options.facts, options.seed)
-        step = {"edit": "memit", "facts": "stream.jsonl", "layers": [options.layer], "position": "subject_last",
-                "unconverged": "skip", "mode": {"sequential": {"batch": options.batch}}, **fields}  # fmt: skip
+        step = {
+            "edit": "memit",
+            "facts": "stream.jsonl",
+            "layers": [options.layer],
+            "position": "subject_last",
+            "unconverged": "skip",
+            "mode": {"sequential": {"batch": options.batch}},
+            **fields,
+        }
         measured = Measured(live_context(project), rows, texts, options)
         document = measured.run(step)
     counts = {"rows": len(rows), "facts": len(latest(rows)), "updates": len(rows) - len(latest(rows))}
@@ -190,7 +197,13 @@ class Measured:
     def _scores(self, parts: Parts, begun: int, done: int) -> dict[str, Any]:
         """Return shares of facts said after `done` rows, the last batch beginning at row `begun`, and the perplexity."""
         current = Stream(tuple(self.rows[:done])).current
-        right = dict(zip((f.text for f in current), scored_answers(self.context, parts, [(f.text, f.target) for f in current])[1], strict=True))  # fmt: skip
+        right = dict(
+            zip(
+                (f.text for f in current),
+                scored_answers(self.context, parts, [(f.text, f.target) for f in current])[1],
+                strict=True,
+            )
+        )
         of_batch = {fact.text for fact in self.rows[begun:done]}
         groups = {"latest": [t for t in right if t in of_batch], "all": list(right), "oldest": list(right)[:EARLY]}
         shares = {name: round(sum(right[t] for t in texts) / len(texts), 4) for name, texts in groups.items()}

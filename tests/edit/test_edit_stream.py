@@ -152,7 +152,11 @@ def test_a_skipped_update_leaves_the_old_value(facts: Project, monkeypatch: pyte
     monkeypatch.setattr(solve_module, "values", some)
     edit = solve(context_of(facts), **STREAM, contexts=0)
     assert [(f.target, r.get("skipped", False)) for f, r in zip(edit.facts, edit.record["facts"], strict=True)] == [
-        ("w40", False), ("w31", False), ("w33", True), ("w34", False)]  # fmt: skip
+        ("w40", False),
+        ("w31", False),
+        ("w33", True),
+        ("w34", False),
+    ]
     write(facts, [*rows[:3], rows[4]])
     without = solve(context_of(facts), **STREAM, contexts=0)
     assert torch.equal(updates(edit), updates(without))
@@ -256,13 +260,21 @@ def test_suites_ask_for_current_values(known: Project) -> None:
     (named,) = suites_of([recipe], ["facts:facts.jsonl"], known.path)
     assert isinstance(in_order, Wanted)
     assert {(f.id, f.target) for f in in_order.everything} == {
-        (ids[2], rows[2]["target"]), (ids[4], rows[4]["target"]), (ids[6], rows[8]["target"]), (ids[7], rows[9]["target"]),
-        (ids[0], rows[6]["target"]), (ids[5], rows[10]["target"]), (ids[3], rows[11]["target"])}  # fmt: skip
+        (ids[2], rows[2]["target"]),
+        (ids[4], rows[4]["target"]),
+        (ids[6], rows[8]["target"]),
+        (ids[7], rows[9]["target"]),
+        (ids[0], rows[6]["target"]),
+        (ids[5], rows[10]["target"]),
+        (ids[3], rows[11]["target"]),
+    }
     assert {suite.digest for suite in (in_order, plain, edits, named) if isinstance(suite, Wanted)} == {in_order.digest}
     assert {n: (groups["first"], groups["last"]) for n, groups in in_order.cohorts.items()} == {
-        6: ((ids[2], ids[4]), (ids[2], ids[4])), 13: ((ids[2], ids[4]), (ids[5], ids[3]))}  # fmt: skip
-    entries = lineup([recipe])
-    assert [entry.name for entry in entries] == ["base", "stream@6", "stream"]
+        6: ((ids[2], ids[4]), (ids[2], ids[4])),
+        13: ((ids[2], ids[4]), (ids[5], ids[3])),
+    }
+    entries = lineup([recipe], facts=[in_order])
+    assert [entry.name for entry in entries] == ["base", "stream@6", "stream"], "a memory does not read updates in order"
     assert entries[-1].configuration("0" * 32).edits == (in_order.digest,)
     document("facts", "check", "facts.jsonl", "--stream", "--recipe", "recipes/stream.yaml")
 

@@ -19,11 +19,23 @@ def test_preferred_by_hand() -> None:
     )
 
 
-@pytest.mark.parametrize(("text", "answer", "exact", "starts"), [
-    (" Paris", "Paris", 1, 1), (" paris, ", "Paris", 1, 1), (" Paris. It is", "Paris", 1, 1), (" Paris\nLyon", "Paris", 1, 1),
-    (" Paris is big", "Paris", 0, 1), (" Parisian", "Paris", 0, 0), ("\nParis", "Paris", 0, 0), ("", "Paris", 0, 0), (" in Paris", "Paris", 0, 0),
-    (" St. Louis. A", "St. Louis", 0, 1), (" St. Louis\nA", "St. Louis", 1, 1), (" “New   York”", "new york", 1, 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "answer", "exact", "starts"),
+    [
+        (" Paris", "Paris", 1, 1),
+        (" paris, ", "Paris", 1, 1),
+        (" Paris. It is", "Paris", 1, 1),
+        (" Paris\nLyon", "Paris", 1, 1),
+        (" Paris is big", "Paris", 0, 1),
+        (" Parisian", "Paris", 0, 0),
+        ("\nParis", "Paris", 0, 0),
+        ("", "Paris", 0, 0),
+        (" in Paris", "Paris", 0, 0),
+        (" St. Louis. A", "St. Louis", 0, 1),
+        (" St. Louis\nA", "St. Louis", 1, 1),
+        (" “New   York”", "new york", 1, 1),
+    ],
+)
 def test_generated_by_hand(text: str, answer: str, exact: float, starts: float) -> None:
     assert factscores.generated({"answer": answer}, [text]) == {"exact_match": exact, "starts_with": starts}
 
@@ -35,3 +47,19 @@ def test_entropy_by_hand() -> None:
     assert factscores.entropy({}, ["no no no no no"])["ngram_entropy"] == 0
     assert factscores.entropy({}, ["once"])["ngram_entropy"] == 0
     assert factscores.entropy({}, ["yes, no"])["ngram_entropy"] == pytest.approx((2 / 3 * 1 + 0) / 2), "a comma is a token"
+
+
+@pytest.mark.parametrize(
+    ("text", "exact", "starts"),
+    [
+        (" the USA", 1, 1),
+        (" U.S.A\nYes", 1, 1),
+        (" America. Yes", 1, 1),
+        (" America is", 0, 1),
+        (" American", 0, 0),
+        (" Asia", 0, 0),
+    ],
+)
+def test_aliases_count_in_generated_answers(text: str, exact: float, starts: float) -> None:
+    doc = {"answer": "the USA", "aliases": ["America", "U.S.A"]}
+    assert factscores.generated(doc, [text]) == {"exact_match": exact, "starts_with": starts}

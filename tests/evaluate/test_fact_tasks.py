@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from worlds.commands import call, document
-from worlds.fact_world import EDIT, F32, Reference, docs, expected, lay_out, live, plan_of
+from worlds.fact_world import EDIT, F32, FACTS, Reference, docs, expected, lay_out, live, plan_of
 from worlds.project import Project
 
 from workbench.errors import WorkbenchError
@@ -56,7 +57,7 @@ def test_every_number_is_that_of_an_independent_computation(world: Project) -> N
 def test_documents(world: Project) -> None:
     plan = plan_of(world)
     assert plan.suite.facts
-    assert list(plan.suite.facts.tasks) == ["efficacy", "preferred", "paraphrase", "neighbours", "neighbours-right", "portability", "generated",
+    assert list(plan.suite.facts.tasks) == ["efficacy", "preferred", "paraphrase", "neighbours", "neighbours-right", "neighbours-strict", "portability", "generated",
                                             "generated-paraphrase", "entropy", "text"]  # fmt: skip
     assert plan.suite.suite == "facts"
     assert docs(plan, "efficacy")[:2] == [
@@ -74,6 +75,10 @@ def test_documents(world: Project) -> None:
     assert found == {p: base.answered(p) for p in ("w10 w2 is", "w11 w2 is", "w28 w29")}
     assert sorted(map(len, found.values())) == [3, 8, 8]
     assert len(docs(plan, "neighbours")) == 4
+    strict = {d["prompt"]: d["answer"].split() for d in docs(plan, "neighbours-strict")}
+    assert strict == {p: words[:4] for p in found if (words := base.first(p, 4))}, (
+        "the first four greedy tokens, whatever they are"
+    )
 
 
 def test_plain_lm_eval_gives_the_same_numbers(world: Project) -> None:
@@ -146,11 +151,13 @@ def test_the_suite_is_shared_by_recipes_with_the_same_facts(world: Project) -> N
     world.write(EDIT.replace("0.01", "0.005") + F32 + "eval: [edits]\n", "other.yaml")
     world.write(EDIT + F32 + "eval: [edits]\n", "edit.yaml")
     found = document("eval", "edit", "other")
-    assert [c["name"] for c in found["configurations"]] == ["base", "edit", "other"]
+    assert [c["name"] for c in found["configurations"]] == ["base", "memory", "edit", "other"]
     merged = document("eval", "mean", "--suite", "facts:facts.jsonl")
     assert merged["plan"] == found["plan"], "a merge on the edit's facts: the same plan"
     assert [c["name"] for c in merged["configurations"]] == ["base", "one", "two", "average", "mean"]
-    assert document("eval", "mean", "edit", "--suite", "edits")["plan"] == found["plan"]
+    both = document("eval", "mean", "edit", "--suite", "edits")
+    assert both["plan"] == found["plan"]
+    assert "memory" in [c["name"] for c in both["configurations"]]
     (alone,) = document("eval", "base", "--suite", "facts:facts.jsonl")["configurations"]
     assert alone["tasks"]["facts-neighbours"]["acc"]["value"] == 1.0, "a model that no recipe makes keeps its own answers"
 
@@ -279,3 +286,60 @@ def test_refusals(world: Project) -> None:
         "other/facts.yaml: no fact has the field that task 'paraphrase' needs"
         in refusal(lambda: plan_of(world, "asked.yaml")).message
     )
+
+
+def test_aliases_are_right_in_generated_answers_only(world: Project) -> None:
+    facts = [{**FACTS[0], "aliases": ["w40 w41", "w42."]}, FACTS[2]]
+    (world.path / "facts.jsonl").write_text("".join(json.dumps(fact) + "\n" for fact in facts))
+    plan = wanted_of(world, "tasks: [efficacy, generated, generated-paraphrase, entropy]")
+    assert [d.get("aliases") for d in docs(plan, "generated")] == [["w40 w41", "w42."], None]
+    assert [d.get("aliases") for d in docs(plan, "generated-paraphrase")] == [["w40 w41", "w42."]]
+    assert not any("aliases" in d for kind in ("efficacy", "entropy") for d in docs(plan, kind))
+    assert '"until": ["\\n"]' in (plan.tasks_dir / "facts-generated.yaml").read_text(), "an alias holds a full stop"
+
+
+def control_names(world: Project, text: str, *names: str) -> dict[str, tuple[str, str]]:
+    """Name -> role and steps of the controls that teach the facts in another way."""
+    world.write(text + F32, "asked.yaml")
+    recipes = [load_recipe(world.path / "recipes" / f"{name}.yaml") for name in ("asked", *names)]
+    facts = [suite for suite in suites_of(recipes, [], world.path) if isinstance(suite, Wanted)]
+    entries = lineup(recipes, facts=facts)
+    assert [e.name for e in lineup(recipes, controls=False, facts=facts)] == ["asked", *names]
+    return {
+        e.name: (e.role, " ".join(f"{s.name}:{s.facts}" for s in e.resolved.recipe.steps))  # type: ignore[attr-defined]
+        for e in entries
+        if e.role not in ("base", "brick", "average", "configuration")
+    }
+
+
+def test_other_ways_to_teach_the_facts_are_controls_of_edits(world: Project) -> None:
+    memory = {"memory": ("memory", "memory:facts.jsonl")}
+    assert control_names(world, EDIT + "eval: [edits]\n") == memory
+    assert control_names(world, EDIT + "eval: [{facts: facts.jsonl, controls: []}]\n") == {}
+    both = control_names(world, EDIT + "eval: [{facts: facts.jsonl, controls: [memory, finetune]}]\n")
+    assert both == memory, "the recipe fine-tunes on the facts itself"
+    rome = "steps: [{edit: ultraedit, facts: facts.jsonl}]\n"
+    both = control_names(world, rome + "eval: [{facts: facts.jsonl, controls: [memory, finetune]}]\n")
+    assert both == {**memory, "finetune": ("finetune", "finetune:facts.jsonl")}
+    in_order = rome.replace("}]", ", mode: {sequential: {batch: 2}}}]")
+    assert control_names(world, in_order + "eval: [edits]\n") == memory, "no row updates another one"
+    assert control_names(world, "steps: []\neval: [{facts: facts.jsonl}]\n") == {}, "nothing is edited for the facts"
+    own = "steps: [{edit: memory, facts: facts.jsonl, most: 2}]\n"
+    assert control_names(world, own + "eval: [edits]\n") == {}, "the recipe is that control itself"
+    world.write("steps: [{edit: grace, facts: facts.jsonl, layer: 2}]\n" + F32 + "eval: [edits]\n", "memory.yaml")
+    assert control_names(world, EDIT + "eval: [edits]\n", "memory") == {"facts-memory": ("memory", "memory:facts.jsonl")}
+    (world.path / "more.jsonl").write_text('{"prompt": "w40 w41 of", "target": "w42"}\n')
+    two = EDIT.replace("]}]", "]}, {edit: finetune, facts: more.jsonl}]").replace(
+        "0.01}]", "0.01}, {edit: finetune, facts: more.jsonl}]"
+    )
+    assert control_names(world, two + "eval: [edits]\n") == {**memory, "more-memory": ("memory", "memory:more.jsonl")}
+
+
+def test_options_of_strict_neighbours_and_controls(world: Project) -> None:
+    plan = wanted_of(world, "strict_tokens: 2, tasks: [neighbours-strict]")
+    assert {len(d["answer"].split()) for d in docs(plan, "neighbours-strict")} <= {1, 2}
+    _, rows = scored(plan, live(world, "base"))
+    assert {row["metrics"]["acc"] for row in rows["facts-neighbours-strict"]} == {1.0}
+    assert wanted_of(world, "strict_tokens: 2, tasks: [neighbours-strict], controls: []").digest == plan.digest
+    for options in ("strict_tokens: 0", "controls: [icl]"):
+        assert refusal(lambda options=options: wanted_of(world, options)).exit_code == 2  # type: ignore[misc]

@@ -321,3 +321,35 @@ def test_texts_that_look_like_numbers_or_dates_in_yaml(tmp_path: Path) -> None:
     (tmp_path / "f.yaml").write_text("- {prompt: The year is, target: 1950}\n", "utf-8")
     with pytest.raises(WorkbenchError, match=r"f.yaml:1: expected a text in 'target', found 1950"):
         read_facts(tmp_path / "f.yaml", "f.yaml")
+
+
+def test_aliases_of_targets(tmp_path: Path) -> None:
+    row = {"prompt": "Larn is in", "target": "the USA", "target_true": "Asia", "aliases": ["America", "the USA", "America"]}
+    fact = fact_of(row, "f:1")
+    assert fact.aliases == ("America",), "the target itself is no alias, and none counts twice"
+    write_facts(tmp_path / "f.jsonl", [fact])
+    assert [replace(f, place="") for f in read_facts(tmp_path / "f.jsonl", "f")] == [replace(fact, place="")]
+    assert "aliases" not in fact_of({**row, "aliases": []}, "").document(), "digests of facts without aliases stay as they are"
+    with pytest.raises(WorkbenchError, match=r"f:1: the alias 'asia\.' is the 'target_true'"):
+        fact_of({**row, "aliases": ["asia."]}, "f:1")
+    with pytest.raises(WorkbenchError, match="f:1: expected a list of texts in 'aliases', found 3"):
+        fact_of({**row, "aliases": 3}, "f:1")
+
+
+def test_published_aliases(tmp_path: Path) -> None:
+    (fact,) = published(tmp_path, {**ZSRE, "alt": ["Selm", "River Selm", "the Orra"]}).facts
+    assert (fact.target, fact.aliases) == ("Selm", ("River Selm",)), "a wording of the true answer is none of the target"
+    hops = [
+        {"question": "Where is Larn?", "cloze": "Larn is in", "answer": "Asia", "answer_alias": ["the East"]},
+        {"question": "Who leads Asia?", "cloze": "Asia's head is", "answer": "Ana", "answer_alias": ["A."]},
+    ]
+    rewrite = {
+        "prompt": "{} is in",
+        "subject": "Larn",
+        "target_new": {"str": "Asia"},
+        "target_true": {"str": "Europe"},
+        "question": "Where is Larn?",
+    }
+    row = {"requested_rewrite": [rewrite], "questions": ["Who leads it?"], "new_answer": "Ana", "new_single_hops": hops}
+    (fact,) = published(tmp_path, row).facts
+    assert (fact.target, fact.aliases) == ("Asia", ("the East",))

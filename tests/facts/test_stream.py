@@ -39,11 +39,19 @@ def test_updates(tmp_path: Path) -> None:
     assert pairs(stream.statements) == [("A", "1"), ("B", "2"), ("A", "3"), ("C", "4"), ("A", "1")]
     assert pairs(stream.current) == [("B", "2"), ("C", "4"), ("A", "1")]
     assert [pairs(stream.first(n).current) for n in (1, 2, 3)] == [
-        [("A", "1")], [("A", "1"), ("B", "2")], [("B", "2"), ("A", "3")]]  # fmt: skip
+        [("A", "1")],
+        [("A", "1"), ("B", "2")],
+        [("B", "2"), ("A", "3")],
+    ]
 
 
 def test_the_subject_may_stand_in_the_prompt(tmp_path: Path) -> None:
-    stream = read(tmp_path, fact("A", "1"), {**fact("A", "2"), "prompt": "The capital of A is"}, {**removal("A"), "prompt": "The capital of A is"})  # fmt: skip
+    stream = read(
+        tmp_path,
+        fact("A", "1"),
+        {**fact("A", "2"), "prompt": "The capital of A is"},
+        {**removal("A"), "prompt": "The capital of A is"},
+    )
     assert [type(event).__name__ for event in stream.events] == ["Fact", "Fact", "Removal"]
     assert stream.statements == []
 
@@ -111,8 +119,14 @@ def wikibigedit(update: str, answer: str, **fields: Any) -> dict[str, Any]:
 def test_published_rows_follow_their_order(tmp_path: Path) -> None:
     """An old value that returns is current again, a repeated row adds its test prompts, and ids stay distinct."""
     river, sea = "Which river does Dun Creek join?", "Which sea takes Dun Creek?"
-    stream = read(tmp_path, wikibigedit(river, "Selm", rephrase="a?"), wikibigedit(river, "Selm", rephrase="b?"), wikibigedit(sea, "Grey"),
-                  wikibigedit(river, "Orra"), wikibigedit(river, "Selm"))  # fmt: skip
+    stream = read(
+        tmp_path,
+        wikibigedit(river, "Selm", rephrase="a?"),
+        wikibigedit(river, "Selm", rephrase="b?"),
+        wikibigedit(sea, "Grey"),
+        wikibigedit(river, "Orra"),
+        wikibigedit(river, "Selm"),
+    )
     assert stream.format == "wikibigedit"
     assert [f.target for f in stream.statements] == ["Selm", "Grey", "Orra", "Selm"]
     assert stream.statements[0].paraphrases == ("a?", "b?")

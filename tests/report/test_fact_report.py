@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from worlds.report_page import Page
 from workbench.compare.survival import facts_of
 from workbench.compare.tables import Table
 from workbench.report import render
+from workbench.scores.paired import paired
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
@@ -195,3 +197,76 @@ def test_facts_that_survive_a_merge(world: Project) -> None:
     assert [left["alone"] for left in entry["survival"]] == ["edit"], (
         "the brick alone and its recipe are the same weights: one row"
     )
+
+
+WRITTEN = SUITE.model_copy(
+    update={
+        "tasks": ("towns-efficacy", "towns-generated"),
+        "facts": FactTasks(
+            tasks={"efficacy": "towns-efficacy", "generated": "towns-generated"}, source="facts/towns.jsonl", digest=FACTS
+        ),
+    }
+)
+
+
+def written_tables(forced: str, exact: str, begins: str) -> list[Table]:
+    """Answers of `towns` to facts by id; the generated ones are stored in the opposite order."""
+    efficacy = replace(table("towns-efficacy", 3, 1), suite=WRITTEN)
+    items = [{"id": str(i), "cluster": str(i)} for i in range(len(forced))]
+    backwards = items[::-1]
+    values = {digits("towns"): np.array([float(x) for x in exact[::-1]])}
+    rows = {digits("towns"): [{"id": "", "cluster": "", "metrics": {"starts_with": float(x)}} for x in begins[::-1]]}
+    generated = Table("towns-generated", "exact_match", WRITTEN, "p", backwards, np.arange(len(forced)), values, rows)
+    forced_values = {digits("towns"): np.array([float(x) for x in forced])}
+    return [replace(efficacy, items=items, cluster=np.arange(len(forced)), values=forced_values), generated]
+
+
+def test_generated_answers_beside_teacher_forced_ones() -> None:
+    forced, exact, begins = "1" * 18 + "00", "1" * 6 + "0" * 14, "1" * 15 + "0" * 5
+    entries = [entry("base"), entry("towns"), entry("add")]
+    (found,) = facts_of(written_tables(forced, exact, begins), {"towns-facts": WRITTEN}, entries)
+    (row,) = found["generation"]
+    assert (row["configuration"], row["n"]) == ("towns", 20), "base and add are not edited for the facts"
+    assert [row[k]["value"] for k in ("exact", "begins", "forced")] == pytest.approx([0.3, 0.75, 0.9])
+    same = paired([float(x) for x in forced], [float(x) for x in exact])
+    assert (row["gap"]["diff"], row["gap"]["low"], row["gap"]["high"]) == pytest.approx((-0.6, *same.interval(0.05)))
+    assert row["gap"]["high"] < 0
+    # Paired by id: if the order of the rows counted, three more facts would differ.
+    (found,) = facts_of(written_tables(forced, forced, forced), {"towns-facts": WRITTEN}, entries)
+    assert found["generation"][0]["gap"] == {"diff": 0, "low": 0, "high": 0}
+    (found,) = facts_of(TABLES, {"towns-facts": SUITE}, entries)
+    assert found["generation"] == [], "nothing was generated"
+
+
+def test_the_report_names_the_gap_where_it_is_shown(tmp_path: Path) -> None:
+    document = with_facts(make_document())
+    share = {"low": 0.2, "high": 0.5}
+    row = {
+        "configuration": "base",
+        "n": 20,
+        "exact": {"value": 0.3, **share},
+        "begins": {"value": 0.75, "low": 0.6, "high": 0.9},
+        "forced": {"value": 0.9, "low": 0.7, "high": 1.0},
+        "gap": {"diff": -0.6, "low": -0.8, "high": -0.4},
+    }
+    document["facts"][0]["generation"] = [
+        row,
+        {**row, "configuration": "starter-ties", "begins": None, "gap": {"diff": -0.1, "low": -0.3, "high": 0.1}},
+    ]
+    html, markdown, _ = (p.read_text("utf-8") for p in render(document, tmp_path / "report"))
+    told = "generates the target and stops for 30 % [20, 50] of the facts"
+    gap = "This is 60 points lower [40, 80] than its teacher-forced efficacy of 90 %."
+    assert f"base {told}; 75 % [60, 90] of the texts begin with the target. {gap}" in html
+    assert f">starter-ties {told}.</p>" in html
+    assert gap in markdown.replace("\\", "")
+
+
+def test_other_ways_to_teach_the_facts_are_no_survivors() -> None:
+    LINEUP["in-prompt"] = ("memory", (), (FACTS,), "1111111111", "111111")
+    try:
+        tables = [table("towns-efficacy", 3, 1)]
+        (found,) = facts_of(tables, {"towns-facts": SUITE}, [entry(name) for name in LINEUP])
+    finally:
+        del LINEUP["in-prompt"]
+    (left,) = found["survival"]
+    assert (left["alone"], list(left["rows"])) == ("towns", ["base", "add", "merged", "other"])

@@ -106,6 +106,15 @@ class Reference:
             words.append(word)
         return words
 
+    def first(self, prompt: str, count: int) -> list[str]:
+        """The first greedy words, whatever they are, up to end of text."""
+        ids = self.ids(prompt)
+        start = len(ids)
+        while len(ids) < start + count:
+            ids.append(int(self.logits(ids)[-1].argmax()))
+        words = [str(self.tokenizer.decode([i])) for i in ids[start:]]
+        return words[: words.index(self.tokenizer.eos_token)] if self.tokenizer.eos_token in words else words
+
     def text(self, text: str) -> float:
         """Log-likelihood of a text after end of text."""
         ids = [self.tokenizer.eos_token_id, *self.ids(text)]

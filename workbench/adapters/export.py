@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Progress = Callable[[int, int], None]
+SHIFT = (PREFIX, ".lora_B.bias")
+"""Beginning and end of the key of a change of a module's bias."""
 
 
 def write_result(
@@ -281,9 +283,38 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
         tensors[f"{PREFIX}{module}.lora_A.weight"] = oriented.right.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = oriented.left.contiguous()
         ranks[module] = oriented.rank
+    _write_lora(path, tensors, _lora_config(ranks, base, fan_in_fan_out=fan_in_fan_out))
+
+
+def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str, *, fan_in_fan_out: bool = False) -> None:
+    """Save changes of biases as a PEFT adapter in float32: `lora_bias` on low-rank updates of zero.
+
+    Args:
+        path: Directory to create and write.
+        shifts: Live name of a linear module with a bias -> what is added to the bias [outputs], and the number of inputs.
+        base: Value of `base_model_name_or_path`.
+        fan_in_fan_out: Whether the base stores these weights as [in, out].
+    """
+    tensors: dict[str, Tensor] = {}
+    for module, (shift, inputs) in sorted(shifts.items()):
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = torch.zeros(1, inputs)
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = torch.zeros(len(shift), 1)
+        tensors[f"{SHIFT[0]}{module}{SHIFT[1]}"] = shift.float().contiguous()
+    config = _lora_config(dict.fromkeys(shifts, 1), base, fan_in_fan_out=fan_in_fan_out)
+    _write_lora(path, tensors, {**config, "lora_bias": True})
+
+
+def _lora_config(ranks: Mapping[str, int], base: str, *, fan_in_fan_out: bool) -> dict[str, Any]:
+    """Return PEFT's configuration of low-rank updates, with alpha = rank.
+
+    Args:
+        ranks: Module -> rank of its update.
+        base: Value of `base_model_name_or_path`.
+        fan_in_fan_out: Whether the base stores these weights as [in, out].
+    """
     rank = max(ranks.values(), default=1)
     smaller_ranks = {module: r for module, r in ranks.items() if r != rank}
-    config = {
+    return {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
@@ -297,6 +328,10 @@ def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_
         "fan_in_fan_out": fan_in_fan_out,
         "inference_mode": True,
     }
+
+
+def _write_lora(path: Path, tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+    """Write the tensors and the configuration of a PEFT adapter to a new directory."""
     path.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, path / WEIGHTS, metadata={"format": "pt"})
+    save_tensors(dict(tensors), path / WEIGHTS, metadata={"format": "pt"})
     write_text(path / CONFIG, json.dumps(config, indent=2) + "\n")

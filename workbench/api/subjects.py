@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
     from workbench.scores.plan import ScorePlan
     from workbench.scores.store import Scores, ScoreStore
+    from workbench.scores.suite import Suite
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Request:
         vary: Overrides and sweeps of the recipes.
         suites: Suites, by name or file, in the place of the recipes' `eval`.
         runs: Directory of runs; default: runs/ in the project.
-        controls: Add the base, each brick alone and their average.
+        controls: Add the base, each brick alone, their average, and an edit's facts in the prompt.
         batch_size: Requests per forward pass; part of the plan.
         limit: Items per task; part of the plan.
     """
@@ -187,12 +188,14 @@ def open_subjects(
         WorkbenchError: If an argument is neither a recipe nor a model, or if no recipe remains.
     """
     from workbench.bricks.hub import Hub
+    from workbench.evaluate.facts import Wanted
     from workbench.evaluate.lineup import lineup
     from workbench.evaluate.plans import plans
     from workbench.evaluate.suitechoice import suites_of
     from workbench.project import find_project
     from workbench.run.opened import is_model, resolve_model
     from workbench.scores.store import ScoreStore
+    from workbench.scores.suite import Suite
 
     names, vary = request.names, request.vary
     references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
@@ -209,10 +212,19 @@ def open_subjects(
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=listener.events)
     models = {reference: resolve_model(reference, project, hub) for reference in references}
-    entries = lineup(loaded, request.controls, hub, models.values(), sequences=not request.suites, left_out=left_out)
+    chosen = suites_of(loaded, list(request.suites), project)
+    entries = lineup(
+        loaded,
+        request.controls,
+        hub,
+        models.values(),
+        sequences=not request.suites,
+        left_out=left_out,
+        facts=[suite for suite in chosen if isinstance(suite, Wanted)],
+    )
     for one in left_out:
         listener.warn(f"left out: {one.name} ({one.reason})")
-    chosen = suites_of(loaded, list(request.suites), project)
+    entries = _writable(entries, [suite for suite in chosen if isinstance(suite, Suite)], listener)
     runs = request.runs or project / "runs"
     aliases = {reference: model.name for reference, model in models.items()}
     score_plans = plans(
@@ -237,6 +249,18 @@ def refuse_left_out(left_out: list[LeftOut]) -> None:
         names = ", ".join(dict.fromkeys(one.name for one in left_out))
         hints = dict.fromkeys(one.hint for one in left_out if one.hint)
         raise WorkbenchError(f"left out: {names}", "; ".join(hints) or None)
+
+
+def _writable(entries: list[LineupEntry], suites: Sequence[Suite], listener: Listener) -> list[LineupEntry]:
+    """Return the configurations without the control `memory` if a suite needs written checkpoints, which cannot hold a memory."""
+    backend = next((suite for suite in suites if suite.backend != "hf"), None)
+    names = [entry.name for entry in entries if entry.role == "memory"]
+    if backend is None or not names:
+        return entries
+    listener.say(
+        f"not scored: {', '.join(names)} (suite {backend.suite} has `backend: {backend.backend}`, which needs a checkpoint)"
+    )
+    return [entry for entry in entries if entry.role != "memory"]
 
 
 def _on_worker(request: Request, device: str, server: str | None) -> Subjects:

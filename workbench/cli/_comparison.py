@@ -81,7 +81,7 @@ def scores_table(comparison: Comparison | None, scores: list[Scores]) -> None:
 
 
 def _facts(document: Row) -> None:
-    """Print results of sequential edits as a table, and one line per edit: how many of its facts are still answered."""
+    """Print results of sequential edits as a table, and sentences on generated answers and on the facts that survive."""
     from workbench.report.edits import fact_suites, step_rows
     from workbench.report.reading import view_of
 
@@ -89,6 +89,8 @@ def _facts(document: Row) -> None:
         if suite.steps:
             heads, rows = step_rows(suite)
             out.table(heads, rows, right=range(3, len(heads)))
+        for written in suite.written:
+            out.say(f"{suite.source}: {written.sentence()}")
         for left in suite.survivals:
             out.say(f"{suite.source}: {left.sentence()}")
 

@@ -57,7 +57,7 @@ def evaluate(
     device: DeviceOpt = "auto",
     batch_size: BatchOpt = 32,
     limit: LimitOpt = None,
-    controls: Annotated[bool, typer.Option(help="Also score the base, each brick alone and their average.")] = True,
+    controls: Annotated[bool, typer.Option(help="Also score base, bricks, their average, and facts in the prompt.")] = True,
     server: Annotated[
         str | None,
         typer.Option(
@@ -80,9 +80,9 @@ def evaluate(
 ) -> None:
     """Score recipes and models with lm-eval.
 
-    Also scores the recipes' controls: the base, each brick alone, and their average. Scores are cached by content, so
-    that nothing is scored twice. If a recipe has a finished run, its scores are added to the run's README.md. With
-    --engine ray, configurations and suites are spread over a cluster whose nodes see this project at the same path.
+    Also scores the controls: the base, each brick alone, their average, and an edit's facts in the prompt. Scores are
+    cached by content, so that nothing is scored twice. If a recipe has a finished run, its scores go into the run's
+    README.md. With --engine ray, a cluster whose nodes see this project at the same path shares the work.
     """
     from workbench.cli.documents.scores import EvalDocument
     from workbench.models.device import pick_device

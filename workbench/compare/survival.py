@@ -1,4 +1,4 @@
-"""Edited facts: their tasks, and the facts of an edit that each configuration still answers right."""
+"""Edited facts: their tasks, free generation beside teacher forcing, and the facts of an edit that survive in other configurations."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from workbench.compare.tables import Table, roles_of
 from workbench.facts.kinds import FactKind
-from workbench.scores.statistics import codes, score_interval
+from workbench.scores.paired import paired
+from workbench.scores.statistics import Floats, codes, score_interval
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import FactTasks, Suite
 
 # Kinds with right (1) or wrong (0) answers, where the edit's target is the right answer.
 SURVIVING: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "generated-paraphrase", "portability")
+# Roles of controls that teach the same facts in another way than the edit.
+OTHER_WAYS = ("memory", "finetune")
 # Kinds that are reported after the first n facts.
 FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 
@@ -24,7 +28,7 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
     """Return one entry per suite that scores edited facts.
 
     An entry holds the tasks by kind, the number of facts, whether the configuration with the edit alone is missing, the survival of each
-    edit in other configurations, and scores after the first n facts.
+    edit in other configurations, generated answers beside teacher-forced ones, and scores after the first n facts.
 
     Args:
         tasks: Tables of all tasks.
@@ -48,6 +52,7 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
                 "control_missing": has_edit and not alone,
                 "survival": list(_survivals(tables, suite.facts, entries, alone)),
                 "sequence": list(_sequence(tables, suite.facts, entries)),
+                "generation": list(_generation(tables, suite.facts, entries)),
             }
         )
     return documents
@@ -62,6 +67,7 @@ def _survivals(
             entry[0].configuration.name: survivors
             for entry in entries
             if entry is not reference
+            and entry[0].configuration.role not in OTHER_WAYS
             and _belongs(entry, reference, alone, facts)
             and (survivors := _survivors(tables, reference[0].configuration, entry[0].configuration))
         }
@@ -89,9 +95,48 @@ def _sequence(
     for entry in entries:
         c = entry[0].configuration
         n = c.first or total
-        if (c.role == "base" or _edited(c, facts)) and n in facts.cohorts:
+        if c.role not in OTHER_WAYS and (c.role == "base" or _edited(c, facts)) and n in facts.cohorts:
             cohorts = {name: _scores_on(tables, c, set(ids)) for name, ids in facts.cohorts[n].items()}
             yield {"configuration": c.name, "facts": 0 if c.role == "base" else n, "cohorts": cohorts}
+
+
+def _generation(
+    tables: Mapping[FactKind, Table], facts: FactTasks, entries: Sequence[Sequence[Scores]]
+) -> Iterator[dict[str, Any]]:
+    """Yield one entry per configuration that is edited for the facts: its generated answers, and teacher-forced efficacy beside them.
+
+    `exact` is the share of generated texts that are the target and stop, `begins` the share that begin with it, and `gap` the paired
+    difference of `exact` from teacher-forced efficacy on the same facts, with its 95 % interval over facts.
+    """
+    written, forced = tables.get("generated"), tables.get("efficacy")
+    if written is None or forced is None or written.metric != "exact_match" or forced.metric != "acc":
+        return
+    row_of = {item["id"]: i for i, item in enumerate(forced.items)}
+    numbers = [i for i, item in enumerate(written.items) if item["id"] in row_of]
+    partners = [row_of[written.items[i]["id"]] for i in numbers]
+    for entry in entries:
+        c = entry[0].configuration
+        if not numbers or not _edited(c, facts) or not (c.digest in written.values and c.digest in forced.values):
+            continue
+        cluster = written.cluster[numbers]
+        exact, known = written.values[c.digest][numbers], forced.values[c.digest][partners]
+        starts = [written.rows[c.digest][i]["metrics"].get("starts_with") for i in numbers]
+        begins = None if None in starts else np.array(starts, np.float64)
+        difference = paired(known, exact, cluster.tolist())
+        low, high = difference.interval(0.05)
+        yield {
+            "configuration": c.name,
+            "n": len(numbers),
+            "exact": _share(exact, cluster),
+            "begins": None if begins is None else _share(begins, cluster),
+            "forced": _share(known, cluster),
+            "gap": {"diff": difference.diff, "low": low, "high": high},
+        }
+
+
+def _share(values: Floats, cluster: NDArray[np.intp]) -> dict[str, float]:
+    low, high = score_interval(values, codes(cluster.tolist()))
+    return {"value": float(values.mean()), "low": low, "high": high}
 
 
 def _scores_on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]) -> dict[str, dict[str, Any]]:
@@ -101,16 +146,14 @@ def _scores_on(tables: Mapping[FactKind, Table], c: Configuration, ids: set[str]
         table = tables.get(kind)
         rows = [i for i, item in enumerate(table.items) if item["cluster"] in ids] if table else []
         if table is not None and rows and c.digest in table.values:
-            values = table.values[c.digest][rows]
-            low, high = score_interval(values, codes(table.cluster[rows].tolist()))
-            scores[kind] = {"value": float(values.mean()), "low": low, "high": high, "n": len(rows)}
+            scores[kind] = {**_share(table.values[c.digest][rows], table.cluster[rows]), "n": len(rows)}
     return scores
 
 
 def _alone(entry: Sequence[Scores], facts: FactTasks) -> bool:
     """Return True if a configuration is only an edit of these facts: an edit brick on the base, or edits without a merge."""
     c = entry[0].configuration
-    return _edited(c, facts) and c.role != "average" and ("brick" in roles_of(entry) or not c.parents)
+    return _edited(c, facts) and c.role not in ("average", *OTHER_WAYS) and ("brick" in roles_of(entry) or not c.parents)
 
 
 def _facts_used(c: Configuration) -> float:
@@ -148,7 +191,6 @@ def _survivors(tables: Mapping[FactKind, Table], alone: Configuration, c: Config
         values = table.values[c.digest][right]
         share: dict[str, Any] = {"value": None, "low": None, "high": None}
         if right.size:
-            low, high = score_interval(values, codes(table.cluster[right].tolist()))
-            share = {"value": float(values.mean()), "low": low, "high": high}
+            share |= _share(values, table.cluster[right])
         survivors[kind] = {"kept": int(values.sum()), "of": int(right.size), **share}
     return survivors

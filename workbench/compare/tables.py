@@ -221,8 +221,9 @@ def configurations_of(scores: Sequence[Scores], baseline: str) -> list[list[Scor
 
 
 def _order(scores: Scores) -> int:
-    """Return the priority of a name among equal weights: base, recipe or model, brick, average."""
-    return ("base", "configuration", "brick", "average").index(scores.configuration.role)
+    """Return the priority of a name among equal weights: base, recipe or model, then the other controls."""
+    role = scores.configuration.role
+    return ("base", "configuration").index(role) if role in ("base", "configuration") else 2 + DESIGN_ORDER.index(role)
 
 
 def roles_of(entry: Sequence[Scores]) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +48,90 @@ def answers_to_keep(
         progress: Called with (prompts done, prompts in total).
     """
     with quiet(), seeded():
-        if isinstance(tokenizer, (str, Path)):
-            tokenizer = load_tokenizer(tokenizer)
-        lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
-        contexts = {p: lm.apply_chat_template([{"role": "user", "content": p}]) if chat_template else p for p in prompts}
+        lm, contexts = _opened(model, tokenizer, prompts, chat_template, batch_size)
         written = _written(lm, list(contexts.values()), STOPS, tokens, progress)
         silent = [c for c in contexts.values() if not written[c].strip()]
         written |= _written(lm, silent, (), tokens, None)
         confirmed = _confirmed(lm, {c: text for c, text in written.items() if text.strip()}, chat_template)
         return {p: confirmed[c] for p, c in contexts.items() if c in confirmed}
+
+
+def first_tokens(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    *,
+    tokens: int,
+    chat_template: bool = False,
+    progress: OnProgress | None = None,
+) -> dict[str, str]:
+    """Return the first greedy tokens after each prompt as text, whatever the text and however small their lead.
+
+    Every token is the most likely one in a forward pass over the prompt and the tokens before it, without a cache, in the weights'
+    dtype. A second pass over the whole text confirms them. The text ends before end of text, and earlier if fewer tokens give the same
+    tokens when the text is tokenized again. Prompts without a confirmed text are left out.
+
+    Args:
+        model: Live model in evaluation mode.
+        tokenizer: Its tokenizer, or the folder of one.
+        prompts: The prompts.
+        tokens: Number of tokens.
+        chat_template: Put prompts into the chat template.
+        progress: Called with (prompts done, prompts in total).
+    """
+    with quiet(), seeded():
+        lm, contexts = _opened(model, tokenizer, prompts, chat_template, _ROWS)
+        ids = {c: list(lm.tok_encode(c)) for c in contexts.values()}
+        by_length = sorted((c for c in ids if ids[c] and len(ids[c]) + tokens <= lm.max_length), key=lambda c: (len(ids[c]), c))
+        found: dict[str, str] = {}
+        for start in range(0, len(by_length), _ROWS):
+            batch = by_length[start : start + _ROWS]
+            texts = _retokenized(lm, ids, dict(zip(batch, _continued(lm, [ids[c] for c in batch], tokens), strict=True)))
+            pairs = [pair for c, text in texts.items() for (pair,) in lm.pairs([_request(c, text)])]
+            most_likely = [_most_likely(row) == answer for row, answer in _answer_logits(lm, pairs)]
+            found |= {c: text for (c, text), right in zip(texts.items(), most_likely, strict=True) if right}
+            if progress:
+                progress(start + len(batch), len(by_length))
+        return {p: found[c] for p, c in contexts.items() if c in found}
+
+
+def _opened(
+    model: Any, tokenizer: Any, prompts: Sequence[str], chat_template: bool, batch_size: int
+) -> tuple[SafeHFLM, dict[str, str]]:
+    """Return the model as lm-eval scores it, and prompt -> the text that the model reads."""
+    if isinstance(tokenizer, (str, Path)):
+        tokenizer = load_tokenizer(tokenizer)
+    lm = SafeHFLM(model, tokenizer=tokenizer, batch_size=batch_size)
+    return lm, {p: lm.apply_chat_template([{"role": "user", "content": p}]) if chat_template else p for p in prompts}
+
+
+def _continued(lm: SafeHFLM, prompts: Sequence[Sequence[int]], tokens: int) -> list[list[int]]:
+    """Return the greedy tokens after tokenized prompts, up to end of text."""
+    added: list[list[int]] = [[] for _ in prompts]
+    for _ in range(tokens):
+        # The token after the last one does not matter: it only marks the position whose logits are read.
+        rows = [([*prompt, *new], [0]) for prompt, new in zip(prompts, added, strict=True)]
+        for new, (logits, _) in zip(added, _answer_logits(lm, rows), strict=True):
+            new += _most_likely(logits)
+    end = lm.tokenizer.eos_token_id
+    return [new[: new.index(end)] if end in new else new for new in added]
+
+
+def _retokenized(lm: SafeHFLM, prompts: Mapping[str, list[int]], added: Mapping[str, list[int]]) -> dict[str, str]:
+    """Return context -> the text of the most tokens that lm-eval reads as the same tokens; contexts without one are left out."""
+    texts: dict[str, str] = {}
+    for context, new in added.items():
+        before = lm.tok_decode(prompts[context], skip_special_tokens=False)
+        for count in range(len(new), 0, -1):
+            whole = [*prompts[context], *new[:count]]
+            text = lm.tok_decode(whole, skip_special_tokens=False)
+            if not text.startswith(before) or len(text) == len(before):
+                continue
+            ((pair,),) = lm.pairs([_request(context, text[len(before) :])])
+            if [*pair[0], *pair[1]] == whole:
+                texts[context] = text[len(before) :]
+                break
+    return texts
 
 
 def _written(
@@ -94,10 +169,23 @@ def _confirmed(lm: SafeHFLM, written: Mapping[str, str], chat: bool) -> dict[str
     return confirmed
 
 
-@torch.inference_mode()
 def _greedy(lm: SafeHFLM, pairs: Sequence[Pair]) -> list[bool]:
     """Return whether every token of an answer leads all others by more than rounding in the weights' dtype can change."""
     greedy: list[bool] = []
+    for logits, answer in _answer_logits(lm, pairs):
+        values, tokens = logits.topk(2)
+        clear = values[:, 0] - values[:, 1] > _ULPS * torch.finfo(lm.model.dtype).eps * values[:, 0].abs()
+        greedy.append(bool(clear.all()) and tokens[:, 0].tolist() == answer)
+    return greedy
+
+
+def _most_likely(logits: torch.Tensor) -> list[int]:
+    return [int(token) for token in logits.argmax(-1)]
+
+
+@torch.inference_mode()
+def _answer_logits(lm: SafeHFLM, pairs: Sequence[Pair]) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Yield the logits [time, vocabulary] of each answer's tokens, and the answer."""
     for start in range(0, len(pairs), _ROWS):
         batch = pairs[start : start + _ROWS]
         width = max(len(context) + len(answer) for context, answer in batch)
@@ -107,10 +195,7 @@ def _greedy(lm: SafeHFLM, pairs: Sequence[Pair]) -> list[bool]:
         # Padding on the right is invisible to a causal model.
         logits = lm.model(input_ids=ids.to(lm.device)).logits.float().cpu()
         for row, (context, answer) in zip(logits, batch, strict=True):
-            values, tokens = row[len(context) - 1 : len(context) + len(answer) - 1].topk(2)
-            clear = values[:, 0] - values[:, 1] > _ULPS * torch.finfo(lm.model.dtype).eps * values[:, 0].abs()
-            greedy.append(bool(clear.all()) and tokens[:, 0].tolist() == answer)
-    return greedy
+            yield row[len(context) - 1 : len(context) + len(answer) - 1], answer
 
 
 def _shortened(context: str, text: str, chat: bool) -> list[str]:

@@ -1,4 +1,7 @@
-"""Configurations to score: a recipe's result and its controls (base, single bricks, their average, and edits before a merge)."""
+"""Configurations to score: a recipe's result and its controls.
+
+Controls are the base, single bricks, their average, edits before a merge, and other ways to teach an edit's facts.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from typing import Any
 from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
-from workbench.evaluate.facts import checkpoints, edited_for
+from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.files import read_json
 from workbench.models.generation import identity
 from workbench.recipe.eval_fields import FactsEval
@@ -30,7 +33,7 @@ class LineupEntry:
 
     Attributes:
         name: Name in tables.
-        role: base, brick, average or configuration.
+        role: base, brick, average, memory, finetune or configuration.
         resolved: The recipe that makes it. Controls are recipes too; a model is a base without steps.
         unscored: Names of its bricks that here belong to other scored weights.
     """
@@ -100,6 +103,7 @@ def lineup(
     models: Iterable[NamedModel] = (),
     sequences: bool = True,
     left_out: list[LeftOut] | None = None,
+    facts: Iterable[Wanted] = (),
 ) -> list[LineupEntry]:
     """Return the configurations of some recipes with their controls first, each weight state once; then other models.
 
@@ -111,6 +115,8 @@ def lineup(
         sequences: Include the checkpoints that the recipes' `eval` asks for, each before its recipe, as NAME@FACTS.
         left_out: List that receives the controls which are skipped because another configuration has their name; None: such
             controls are errors.
+        facts: Facts that are scored. If a recipe is edited for some, other ways to teach the same facts become controls (`controls` of
+            the facts' options).
 
     Raises:
         WorkbenchError: If bases or tokenizers differ, or different recipes, bricks or models have the same name.
@@ -122,6 +128,9 @@ def lineup(
         raise UsageError("no recipe given", "workbench eval recipes/NAME.yaml")
     _check_bases(requested)
     control_entries = _controls(requested) if controls and requested else []
+    if controls:
+        taken = {entry.name for entry in (*requested, *others, *control_entries)}
+        control_entries += _taught_otherwise(requested, facts, taken)
     # A recipe that is also a brick of another one stays at its own place in the list.
     checkpoints_of = {e.name: list(_checkpoints(e.resolved.recipe, hub)) if sequences else [] for e in requested}
     entries = [
@@ -150,7 +159,7 @@ def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | 
         if other is None or other.resolved.key == entry.resolved.key:
             by_name.setdefault(entry.name, entry)
             continue
-        control = next((e for e in (entry, other) if e.role in ("brick", "average")), None)
+        control = next((e for e in (entry, other) if e.role not in ("base", "configuration")), None)
         if control is None or left_out is None:
             raise WorkbenchError(f"two different configurations are called '{entry.name}'", RENAME)
         skipped[entry.name] = control
@@ -260,6 +269,37 @@ def _controls(entries: Sequence[LineupEntry]) -> list[LineupEntry]:
             mean = recipe.derive(name, [{"merge": "average", "bricks": deltas}], deltas)
             averages[contents] = LineupEntry(name, "average", resolve(mean))
     return [*base, *bricks.values(), *averages.values()]
+
+
+def _taught_otherwise(entries: Sequence[LineupEntry], facts: Iterable[Wanted], taken: set[str]) -> Iterator[LineupEntry]:
+    """Yield the controls that teach the facts of edits in another way, such as in the prompt: one per way and facts file.
+
+    A recipe with one step that teaches the same facts in that way is that control itself. Streams with updates or removals have no such
+    controls, because other methods do not read files in order.
+
+    Args:
+        entries: The recipes' configurations.
+        facts: The facts that are scored.
+        taken: Names of other configurations; those of the controls are added.
+    """
+    edited_by = {entry.name: (entry, edited_for(entry.resolved)) for entry in entries}
+    made: set[tuple[str, str]] = set()
+    for wanted in facts:
+        edited = [entry.resolved.recipe for entry, digests in edited_by.values() if wanted.digest in digests]
+        for way in wanted.options.controls if edited and wanted.in_any_order else ():
+            present = any(
+                step.verb == "edit" and step.name == way and facts_digest(read_step(step, recipe.project)) == wanted.digest
+                for recipe in edited
+                for step in recipe.steps
+            )
+            if present or (way, wanted.digest) in made or not (edited[0].project / wanted.source).is_file():
+                continue
+            made.add((way, wanted.digest))
+            names = (way, f"{wanted.stem}-{way}", *(f"{wanted.stem}-{way}-{n}" for n in range(2, len(taken) + 3)))
+            name = next(name for name in names if name not in taken)
+            taken.add(name)
+            step = {"edit": way, "facts": wanted.source, "min_efficacy": 0}
+            yield LineupEntry(name, way, resolve(edited[0].derive(name, [step])))
 
 
 def _alone(name: str, resolved: Resolved) -> dict[str, Any]:

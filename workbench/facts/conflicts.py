@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import SLOT, Fact, Probe
-from workbench.facts.relations import folded, inverses, keys_of, single_keys_of, wordings
+from workbench.facts.facts import SLOT, Fact, Probe, folded
+from workbench.facts.relations import inverses, keys_of, single_keys_of, wordings
 
 Status = Literal["failed", "warning"]
 

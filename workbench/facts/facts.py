@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,7 @@ from workbench.errors import WorkbenchError, refuse_unknown
 from workbench.files import json_digest, write_text
 
 SLOT = "{subject}"
-FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability")
+FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability", "aliases")
 EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
@@ -44,6 +45,7 @@ class Fact:
         neighbours: Prompts whose answers must not change.
         portability: Prompts whose answers follow from the new fact.
         place: file:line, for messages.
+        aliases: Other right wordings of the target, which count in generated answers only.
     """
 
     id: str
@@ -56,6 +58,7 @@ class Fact:
     neighbours: tuple[Probe, ...] = ()
     portability: tuple[Probe, ...] = ()
     place: str = ""
+    aliases: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -82,6 +85,7 @@ class Fact:
             "prompt": self.prompt,
             "subject": self.subject,
             "target": self.target,
+            "aliases": list(self.aliases),
             "target_true": self.target_true,
             "relation": self.relation,
             "paraphrases": list(self.paraphrases),
@@ -144,7 +148,30 @@ def fact_of(row: Any, place: str) -> Fact:
         tuple(_probes(row, "neighbours", place)),
         tuple(_probes(row, "portability", place)),
         place,
+        _aliases(row, place),
     )
+
+
+def _aliases(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
+    """Return the target's other wordings, without the target itself.
+
+    Raises:
+        WorkbenchError: If one of them is the true answer, which would then count as edited.
+    """
+    texts = _texts(row, "aliases", place)
+    true = row.get("target_true")
+    if true is not None and (same := next((text for text in texts if folded(text) == folded(true)), None)):
+        raise WorkbenchError(
+            f"{place}: the alias {same!r} is the 'target_true', so that the old answer would count as right",
+            "Remove it from 'aliases'.",
+        )
+    return tuple(text for text in dict.fromkeys(texts) if text != row["target"])
+
+
+def folded(text: str) -> str:
+    """Normalize a text for comparison: Unicode form, case, white space and final punctuation."""
+    normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    return normalized.rstrip(" .,:;?!") or normalized
 
 
 def _prompt(prompt: str, subject: str | None, place: str) -> str:

@@ -13,6 +13,7 @@ FactKind = Literal[
     "preferred-paraphrase",
     "neighbours",
     "neighbours-right",
+    "neighbours-strict",
     "preferred-neighbours",
     "portability",
     "generated",

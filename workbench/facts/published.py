@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import SLOT, Fact, fact_of
+from workbench.facts.facts import SLOT, Fact, fact_of, folded
 from workbench.facts.rows import FactRow, read_rows
 
 NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF and WikiBigEdit"
@@ -52,6 +52,7 @@ class _Draft:
     paraphrases: Iterable[Any] = ()
     neighbours: Iterable[Pair] = ()
     portability: Sequence[Pair] = ()
+    aliases: Iterable[Any] = ()
 
 
 def read_published(path: Path, label: str) -> Published:
@@ -150,6 +151,7 @@ def _fact(draft: _Draft, place: str) -> Fact | str:
         "paraphrases": [text.replace("{}", subject) for p in draft.paraphrases if (text := _text(p))],
         "neighbours": _probes(draft.neighbours, without_target=True),
         "portability": _probes(draft.portability, without_target=False),
+        "aliases": _aliases(draft),
     }
     return fact_of({key: value for key, value in row.items() if value is not None}, place)
 
@@ -181,6 +183,14 @@ def _text(value: Any) -> str | None:
     return value if isinstance(value, str) and value.strip() else None
 
 
+def _aliases(draft: _Draft) -> list[str]:
+    """Return the target's other wordings: further texts of a list of targets, and the row's aliases; not the true answer's wordings."""
+    others = draft.target if isinstance(draft.target, (list, tuple)) else ()
+    true = {folded(text) for entry in _list(draft.true) if (text := _text(entry))}
+    texts = [text.strip() for entry in (*others, *draft.aliases) if (text := _text(entry))]
+    return [text for text in texts if folded(text) not in true]
+
+
 def _probes(pairs: Iterable[Pair], without_target: bool) -> list[dict[str, str]]:
     """Return prompts with their answers; prompts without an answer are kept only with `without_target`."""
     probes = []
@@ -203,6 +213,7 @@ def merged(first: Fact, repeated: Fact) -> Fact:
         paraphrases=union(first.paraphrases, repeated.paraphrases),
         neighbours=union(first.neighbours, repeated.neighbours),
         portability=union(first.portability, repeated.portability),
+        aliases=union(first.aliases, repeated.aliases),
     )
 
 
@@ -347,16 +358,23 @@ def _mquake(row: Mapping[str, Any]) -> Iterator[_Draft]:
     case = _id(row)
     for number, rewrite in enumerate(rewrites, 1):
         name = case if case is None or len(rewrites) == 1 else f"{case}-{number}"
+        new = rewrite.get("target_new")
         yield _Draft(
             rewrite.get("prompt"),
             rewrite.get("subject"),
-            rewrite.get("target_new"),
+            new,
             rewrite.get("target_true"),
             rewrite.get("relation_id"),
             name,
             _list(rewrite.get("question")),
             unchanged,
             [(question, row.get("new_answer")) for question in _list(row.get("questions"))],
+            [
+                alias
+                for hop in hops
+                if hop.get("question") == rewrite.get("question") and folded(str(hop.get("answer"))) == folded(_text(new) or "")
+                for alias in _list(hop.get("answer_alias"))
+            ],
         )
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 
-from workbench.facts.facts import SLOT, Fact
+from workbench.facts.facts import SLOT, Fact, folded
 
 
 @dataclass(frozen=True)
@@ -72,12 +71,6 @@ INVERSES = (
     ("president", "president of", True, True),
     ("predecessor", "successor", True, True), ("previous", "next", True, True),
 )  # fmt: skip
-
-
-def folded(text: str) -> str:
-    """Normalize a text for comparison: Unicode form, case, white space and final punctuation."""
-    normalized = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-    return normalized.rstrip(" .,:;?!") or normalized
 
 
 def keys_of(fact: Fact) -> tuple[str, ...]:

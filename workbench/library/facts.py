@@ -15,8 +15,8 @@ from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.facts import Fact, Published, read_stream
 from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
+from workbench.facts.facts import folded
 from workbench.facts.reading import read_all
-from workbench.facts.relations import folded
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.tokenizer import load_tokenizer

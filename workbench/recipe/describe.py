@@ -128,7 +128,7 @@ def _shown_default(schema: dict[str, Any]) -> str:
 
 _KINDS = {
     "merge": "Combine the deltas of bricks into one delta. [Choosing a method](merging.md#choosing-a-method).",
-    "edit": "Teach the model facts, or scale its neurons. [Editing](editing.md).",
+    "edit": "Teach the model facts, scale its neurons, or steer it. [Editing](editing.md).",
     "grow": "Add layers, width, tokens or experts to the model. [Growing](growing.md).",
     "fuse": "Train on the next-token distributions of other models. [Fusing](fusing.md).",
     "route": "Keep bricks apart and choose for each prompt. [Routing](routing.md).",

@@ -56,6 +56,11 @@ class FactsEval(Strict):
     """Maximum number of tokens of a generated answer. If omitted, the length of the longest target plus 8, but at least 16."""
     neighbour_tokens: Whole = Field(8, ge=1, le=512)
     """Maximum number of tokens of the base's answer to a neighbor prompt. The edited model must give the same tokens."""
+    strict_tokens: Whole = Field(4, ge=1, le=64)
+    """Number of the base's first greedy tokens after a neighbor prompt that `neighbours-strict` compares."""
+    controls: tuple[Literal["memory", "finetune"], ...] = ("memory",)
+    """Other ways to teach the same facts, scored as controls if a configuration is edited for them. `memory` puts the facts before the
+    prompt (`edit: memory`); `finetune` trains on them (`edit: finetune`), which takes minutes. `[]` scores none."""
     text: str | None = None
     """A text file with one passage per line, whose perplexity is scored. If omitted, a file that comes with the workbench."""
     chat_template: bool = False

@@ -17,6 +17,7 @@ HEADINGS = {
     "preferred-paraphrase": ("Preferred, paraphrase", "token-mean likelihood"),
     "neighbours": ("Neighbors unchanged", "the base's answer"),
     "neighbours-right": ("Neighbors right", "the stated answer"),
+    "neighbours-strict": ("Neighbors, strict", "the base's first tokens"),
     "preferred-neighbours": ("Preferred, neighbors", "token-mean likelihood"),
     "portability": ("Portability", "teacher-forced"),
     "generated": ("Generated", "natural stop"),
@@ -25,7 +26,7 @@ HEADINGS = {
     "text": ("Text", "bits per byte, lower is better"),
 }
 COHORTS = {"first": "first facts", "last": "latest facts", "sample": "sample of all so far"}
-FIRST = ("efficacy", "paraphrase", "neighbours", "generated", "portability")
+FIRST = ("efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "portability")
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,39 @@ class EditedStep:
 
 
 @dataclass(frozen=True)
+class Written:
+    """Generated answers of one configuration that is edited for the facts.
+
+    Attributes:
+        exact: Share of the generated texts that are the target and stop by themselves.
+        begins: Share of the generated texts that begin with the target; None if it is not stored.
+        forced: Teacher-forced efficacy on the same facts.
+        gap: Paired difference of `exact` from `forced`.
+    """
+
+    configuration: str
+    exact: Estimate
+    begins: Estimate | None
+    forced: Estimate
+    gap: Estimate
+
+    def sentence(self) -> str:
+        """Return the shares in words, and the gap to teacher forcing if its interval excludes 0."""
+        text = f"{self.configuration} generates the target and stops for {_share(self.exact)} of the facts"
+        if self.begins is not None:
+            text += f"; {_share(self.begins)} of the texts begin with the target"
+        gap, low, high = self.gap.value, self.gap.low, self.gap.high
+        if gap is None or low is None or high is None or low <= 0 <= high:
+            return f"{text}."
+        more = "lower" if gap < 0 else "higher"
+        ends = sorted((abs(low), abs(high)))
+        return (
+            f"{text}. This is {PERCENT.score(abs(gap))} points {more} {PERCENT.levels(*ends)} than its teacher-forced "
+            f"efficacy of {PERCENT.score(self.forced.value)} %."
+        )
+
+
+@dataclass(frozen=True)
 class FactSuite:
     """Scores of one facts file.
 
@@ -98,6 +132,7 @@ class FactSuite:
         rows: Configurations that were scored on its tasks.
         survivals: One per configuration that has the edit alone.
         steps: Scores after the first n facts, by configuration and cohort.
+        written: Generated answers beside teacher-forced ones, one per configuration that is edited for the facts.
         control_missing: An edit was scored only as part of other configurations, not alone.
     """
 
@@ -109,6 +144,7 @@ class FactSuite:
     survivals: tuple[Survival, ...]
     steps: tuple[EditedStep, ...] = ()
     control_missing: bool = False
+    written: tuple[Written, ...] = ()
 
     @property
     def followed(self) -> tuple[str, ...]:
@@ -127,7 +163,11 @@ def fact_suites(document: Mapping[str, Any], view: View) -> list[FactSuite]:
             survivals = tuple(s for part in entry.get("survival") or () if (s := _survival(part, view)) is not None)
             steps = tuple(_steps(entry.get("sequence") or ()))
             name, source, facts = str(entry["suite"]), str(entry.get("source") or ""), int(entry.get("facts") or 0)
-            suites.append(FactSuite(name, source, facts, columns, rows, survivals, steps, bool(entry.get("control_missing"))))
+            order = [c.name for c in view.configurations]
+            generated = [row for row in entry.get("generation") or () if row["configuration"] in order]
+            written = tuple(map(_written, sorted(generated, key=lambda row: order.index(row["configuration"]))))
+            missing = bool(entry.get("control_missing"))
+            suites.append(FactSuite(name, source, facts, columns, rows, survivals, steps, missing, written))
     return suites
 
 
@@ -165,6 +205,18 @@ def step_rows(suite: FactSuite) -> tuple[list[str], list[list[str]]]:
 
 def _share(e: Estimate | None) -> str:
     return MISSING if e is None else f"{PERCENT.score(e.value)} % {PERCENT.levels(e.low, e.high)}"
+
+
+def _written(row: Mapping[str, Any]) -> Written:
+    exact, forced = (Estimate(**row[name]) for name in ("exact", "forced"))
+    begins, gap = row["begins"], row["gap"]
+    return Written(
+        str(row["configuration"]),
+        exact,
+        Estimate(**begins) if begins else None,
+        forced,
+        Estimate(gap["diff"], gap["low"], gap["high"]),
+    )
 
 
 def _steps(rows: Iterable[Mapping[str, Any]]) -> Iterable[EditedStep]:

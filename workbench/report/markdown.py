@@ -13,7 +13,13 @@ from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
 from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
 
-ROLE_NOTES = {"base": "base", "brick": "brick alone", "average": "average"}
+ROLE_NOTES = {
+    "base": "base",
+    "brick": "brick alone",
+    "average": "average",
+    "memory": "facts in the prompt",
+    "finetune": "fine-tuned on the facts",
+}
 
 
 def markdown(document: Mapping[str, Any], view: View) -> str:
@@ -277,6 +283,7 @@ def _edits(document: Mapping[str, Any], view: View) -> list[str]:
     parts = []
     for suite in edits.fact_suites(document, view):
         parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
+        parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
         for survival in suite.survivals:
             parts += [
                 f"### Survival of {escape(survival.alone)}",

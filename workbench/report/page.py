@@ -28,6 +28,8 @@ ROLE_WORDS = {
     "base": "base",
     "brick": "brick alone",
     "average": "plain average",
+    "memory": "facts in the prompt",
+    "finetune": "fine-tuned on the facts",
     "configuration": "configuration",
 }
 SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")

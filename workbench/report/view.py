@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.report.numbers import MINUS, POINTS, Unit, raw
 
-ROLES = ("configuration", "base", "brick", "average")
+ROLES = ("configuration", "base", "brick", "average", "memory", "finetune")
 RATIO_WORDS = {"bits_per_byte": "bits per byte"}
 VERDICTS = ("better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed")
 GUARD_WORDS = ("safe", "not shown safe")
@@ -226,7 +226,7 @@ class ConfigurationView:
 
     @property
     def is_control(self) -> bool:
-        """True for the base, a brick alone and an average."""
+        """True for the base, a brick alone, an average, and another way to teach an edit's facts."""
         return self.role != "configuration"
 
 
@@ -265,7 +265,7 @@ class View:
 
     @property
     def controls(self) -> tuple[ConfigurationView, ...]:
-        """The base, bricks alone and averages."""
+        """The base, bricks alone, averages, and other ways to teach an edit's facts."""
         return tuple(c for c in self.configurations if c.is_control)
 
     @property

@@ -135,6 +135,10 @@ def what(c: ConfigurationView) -> str:
         return f"the brick {bricks or c.name} alone on the base"
     if c.role == "average":
         return f"the plain average of {bricks}" if bricks else "the plain average of the bricks"
+    if c.role == "memory":
+        return "the base with the edit's facts put before the prompt (`edit: memory`)"
+    if c.role == "finetune":
+        return "the base fine-tuned on the edit's facts (`edit: finetune`)"
     origin = f"made from {bricks}" if bricks else "made without bricks"
     return origin if c.recipe_text else f"a configuration {origin}; its recipe file was not found"
 

@@ -4,7 +4,17 @@ from __future__ import annotations
 
 from workbench.evaluate.facts.protocol import checkpoints, sequential
 from workbench.evaluate.facts.suite import build, export_facts
-from workbench.evaluate.facts.wanted import EDITS, PREFIX, Wanted, edited_for, facts_of_edits, streams_of, wanted
+from workbench.evaluate.facts.wanted import (
+    EDITS,
+    PREFIX,
+    Wanted,
+    edited_for,
+    facts_digest,
+    facts_of_edits,
+    read_step,
+    streams_of,
+    wanted,
+)
 
 __all__ = [
     "EDITS",
@@ -14,7 +24,9 @@ __all__ = [
     "checkpoints",
     "edited_for",
     "export_facts",
+    "facts_digest",
     "facts_of_edits",
+    "read_step",
     "sequential",
     "streams_of",
     "wanted",

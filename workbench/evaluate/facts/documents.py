@@ -14,13 +14,18 @@ Count = Callable[[str, str], int]
 
 
 def documents(
-    facts: Sequence[Fact], answers: Mapping[str, str], passages: Sequence[str], count: Count, *, chat: bool
+    facts: Sequence[Fact],
+    answers: Mapping[FactKind, Mapping[str, str]],
+    passages: Sequence[str],
+    count: Count,
+    *,
+    chat: bool,
 ) -> dict[FactKind, list[Doc]]:
     """Return the documents of every kind that the facts have prompts for.
 
     Args:
         facts: The facts.
-        answers: Neighbor's prompt -> the base's continuation, with its leading space. Prompts without an answer are left out.
+        answers: Kind -> neighbor's prompt -> the base's continuation, with its leading space. Prompts without an answer are left out.
         passages: Texts of the perplexity task.
         count: Counts tokens of continuations.
         chat: Prompts will be put into a chat template, so that answers begin without a space.
@@ -43,8 +48,20 @@ def documents(
             docs.append({"id": name, "cluster": fact, "prompt": prompt, "choices": choices, "gold": 0, "tokens": tokens})
         return docs
 
-    def generation(rows: Iterable[tuple[str, str, str]]) -> list[Doc]:
-        return [{"id": name, "cluster": name, "prompt": prompt, "answer": answer} for name, prompt, answer in rows]
+    def generation(rows: Iterable[tuple[Fact, str, str]]) -> list[Doc]:
+        return [
+            {"id": f.id, "cluster": f.id, "prompt": prompt, "answer": answer}
+            | ({"aliases": list(f.aliases)} if answer and f.aliases else {})
+            for f, prompt, answer in rows
+        ]
+
+    def unchanged(kind: FactKind) -> list[Doc]:
+        known = answers.get(kind, {})
+        return [
+            {"id": name, "cluster": f.id, "prompt": p.prompt, "answer": known[p.prompt]}
+            for name, f, p in neighbours
+            if p.prompt in known
+        ]
 
     paraphrases = [(f"{f.id}.{i}", f, text) for f in facts for i, text in enumerate(f.paraphrases, 1)]
     neighbours = [(f"{f.id}.{i}", f, probe) for f in facts for i, probe in enumerate(f.neighbours, 1)]
@@ -55,19 +72,16 @@ def documents(
         "preferred-paraphrase": preferences(
             (name, f.id, text, f.target, f.target_true) for name, f, text in paraphrases if f.target_true
         ),
-        "neighbours": [
-            {"id": name, "cluster": f.id, "prompt": p.prompt, "answer": answers[p.prompt]}
-            for name, f, p in neighbours
-            if p.prompt in answers
-        ],
+        "neighbours": unchanged("neighbours"),
         "neighbours-right": teacher_forced((name, f.id, p.prompt, p.target) for name, f, p in neighbours if p.target),
+        "neighbours-strict": unchanged("neighbours-strict"),
         "preferred-neighbours": preferences((name, f.id, p.prompt, p.target, f.target) for name, f, p in neighbours if p.target),
         "portability": teacher_forced(
             (f"{f.id}.{i}", f.id, p.prompt, p.target) for f in facts for i, p in enumerate(f.portability, 1) if p.target
         ),
-        "generated": generation((f.id, f.text, f.target) for f in facts),
-        "generated-paraphrase": generation((f.id, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
-        "entropy": generation((f.id, f.text, "") for f in facts),
+        "generated": generation((f, f.text, f.target) for f in facts),
+        "generated-paraphrase": generation((f, f.paraphrases[0], f.target) for f in facts if f.paraphrases),
+        "entropy": generation((f, f.text, "") for f in facts),
         "text": [{"id": f"{i:04d}", "cluster": f"{i:04d}", "text": text} for i, text in enumerate(passages, 1)],
     }
     return {kind: docs_of[kind] for kind in FACT_KINDS if docs_of[kind]}
@@ -79,8 +93,9 @@ def neighbour_prompts(facts: Iterable[Fact]) -> list[str]:
 
 
 def targets(facts: Iterable[Fact]) -> Iterator[tuple[str, str]]:
-    """Yield (prompt, target) of the texts that models generate."""
+    """Yield (prompt, target or alias) of the texts that models generate."""
     for fact in facts:
-        yield fact.text, fact.target
-        if fact.paraphrases:
-            yield fact.paraphrases[0], fact.target
+        for answer in (fact.target, *fact.aliases):
+            yield fact.text, answer
+            if fact.paraphrases:
+                yield fact.paraphrases[0], answer

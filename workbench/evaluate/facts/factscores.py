@@ -27,10 +27,16 @@ def preferred(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> 
 
 
 def generated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the text that was written, up to where it stops by itself, is the answer; `starts_with`: whether it begins with it."""
-    wanted, found = plain(doc["answer"]), plain(stopped(results[0], doc["answer"]))
-    goes_on = found.startswith(wanted) and not found[len(wanted) : len(wanted) + 1].isalnum()
-    return {"exact_match": float(found == wanted), "starts_with": float(goes_on)}
+    """Whether the text that was written, up to where it stops by itself, is the answer; `starts_with`: whether it begins with it.
+
+    The document's `aliases` are right answers too.
+    """
+    exact = begins = False
+    for answer in (doc["answer"], *doc.get("aliases", ())):
+        wanted, found = plain(answer), plain(stopped(results[0], answer))
+        exact |= found == wanted
+        begins |= found.startswith(wanted) and not found[len(wanted) : len(wanted) + 1].isalnum()
+    return {"exact_match": float(exact), "starts_with": float(begins)}
 
 
 def entropy(_doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:

@@ -92,7 +92,7 @@ def _suite(selection: Wanted, kinds: Sequence[FactKind]) -> Suite:
 
 def _key(selection: Wanted, base: Resolved) -> str:
     """Return the digest of everything that the task files depend on."""
-    options = selection.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential"})
+    options = selection.options.model_dump(mode="json", exclude={"facts", "text", "limit", "sequential", "controls"})
     definitions = [definition(selection.stem, kind, {"generated": {}, "entropy": {}}) for kind in METRICS]
     return json_digest(
         [
@@ -114,8 +114,7 @@ def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> 
     kinds = _kinds(options.tasks, generate=options.generate)
     tokenizer = load_tokenizer(base.tokenizer_path)
     count = _counter(tokenizer, options.chat_template)
-    prompts = neighbour_prompts(selection.facts) if "neighbours" in kinds else []
-    answers = _answers(selection, prompts, base, device, events) if prompts else {}
+    answers = _answers(selection, kinds, base, device, events)
     docs = documents(selection.facts, answers, _passages(selection), count, chat=options.chat_template)
     missing = [kind for kind in options.tasks or () if kind not in docs]
     if missing:
@@ -144,7 +143,7 @@ def _settings(selection: Wanted, base: Resolved, count: Count) -> dict[str, Any]
     """
     longest = max(count(prompt, target) for prompt, target in targets(selection.facts))
     positions = max_positions(base.base.config) or 2 * LONG
-    stops = ["\n"] if any("." in fact.target for fact in selection.facts) else ["\n", "."]
+    stops = ["\n"] if any("." in answer for _, answer in targets(selection.facts)) else ["\n", "."]
     tokens = min(selection.options.max_tokens or max(16, longest + 8), positions // 2)
     long = min(LONG, positions // 2)
     return {
@@ -162,33 +161,51 @@ def _passages(selection: Wanted) -> list[str]:
     return passages
 
 
-def _answers(selection: Wanted, prompts: Sequence[str], base: Resolved, device: Any, events: Events) -> Mapping[str, str]:
-    """Return the base's answers to neighbors' prompts, cached by the base's weights, dtype and tokenizer."""
-    chat, tokens = selection.options.chat_template, selection.options.neighbour_tokens
-    file = base.cache / "factsuites" / f"answers-{json_digest([FORMAT, base.key, list(prompts), tokens, chat])}.json"
-    known: Mapping[str, str] | None = read_json(file)
-    if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
-        if device is None:
-            raise WorkbenchError(
-                f"{selection.source}: the base's answers to the neighbors' prompts are not known yet",
-                "Run `workbench eval` with the same recipes and suites to compute them.",
-            )
-        from workbench.evaluate.answers import answers_to_keep
+def _answers(
+    selection: Wanted, kinds: Sequence[FactKind], base: Resolved, device: Any, events: Events
+) -> dict[FactKind, Mapping[str, str]]:
+    """Return the base's answers to neighbors' prompts by kind, cached by the base's weights, dtype and tokenizer."""
+    options, prompts = selection.options, neighbour_prompts(selection.facts)
+    lengths: dict[FactKind, int] = {"neighbours": options.neighbour_tokens, "neighbours-strict": options.strict_tokens}
+    live: list[Any] = []
+
+    def answered(kind: FactKind) -> dict[str, str]:
+        from workbench.evaluate.answers import answers_to_keep, first_tokens
         from workbench.run.materialize import materialize
 
-        def progress(done: int, total: int) -> None:
-            text = f"{selection.suite}: the base's answers to neighbors"
-            events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
+        if not live:
+            live.append(materialize(base, device, events=events))
+        answer = answers_to_keep if kind == "neighbours" else first_tokens
+        chat = options.chat_template
+        return answer(live[0], base.tokenizer_path, prompts, tokens=lengths[kind], chat_template=chat, progress=progress)
 
-        model = materialize(base, device, events=events)
-        known = answers_to_keep(model, base.tokenizer_path, prompts, tokens=tokens, chat_template=chat, progress=progress)
-        write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
-    if not known:
-        raise WorkbenchError(
-            f"{selection.source}: the base gives no answer to any of the neighbors' prompts",
-            "Rephrase the prompts so that the base continues them.",
-        )
-    return known
+    def progress(done: int, total: int) -> None:
+        text = f"{selection.suite}: the base's answers to neighbors"
+        events({"stage": "score", "step": "base", "done": done, "total": total, "text": text})
+
+    answers: dict[FactKind, Mapping[str, str]] = {}
+    for kind in lengths if prompts else ():
+        if kind not in kinds:
+            continue
+        own = [] if kind == "neighbours" else [kind]
+        digest = json_digest([FORMAT, base.key, list(prompts), lengths[kind], options.chat_template, *own])
+        file = base.cache / "factsuites" / f"answers-{digest}.json"
+        known: Mapping[str, str] | None = read_json(file)
+        if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):
+            if device is None:
+                raise WorkbenchError(
+                    f"{selection.source}: the base's answers to the neighbors' prompts are not known yet",
+                    "Run `workbench eval` with the same recipes and suites to compute them.",
+                )
+            known = dict.fromkeys(prompts, "") | answered(kind)  # without an answer: left out, and not asked again
+            write_bytes(file, json.dumps(known, ensure_ascii=False, indent=0).encode())
+        answers[kind] = {prompt: text for prompt, text in known.items() if text}
+        if not answers[kind] and kind == "neighbours":
+            raise WorkbenchError(
+                f"{selection.source}: the base gives no answer to any of the neighbors' prompts",
+                "Rephrase the prompts so that the base continues them.",
+            )
+    return answers
 
 
 def _counter(tokenizer: Any, chat: bool) -> Callable[[str, str], int]:

@@ -43,6 +43,11 @@ class Wanted:
     stream: Stream | None = field(default=None, repr=False)
     cohorts: Mapping[int, Mapping[str, tuple[str, ...]]] = field(default_factory=dict, repr=False)
 
+    @property
+    def in_any_order(self) -> bool:
+        """True if no row of the file updates or removes an earlier fact, so that steps which do not read it in order can use it."""
+        return self.stream is None or len(self.stream.events) == len(self.everything)
+
     @cached_property
     def digest(self) -> str:
         """Digest of all facts of the file, independent of its format."""

@@ -1,0 +1,114 @@
+"""Steer steps: directions are measured once on the live current model, cached as a brick, and added to biases."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from workbench.adapters.export import SHIFT, write_shifts
+from workbench.adapters.read import WEIGHTS, Adapter
+from workbench.bricks.brick import vocabulary_digest
+from workbench.bricks.card import BaseRecord, BrickCard, write_card
+from workbench.edit.steer import Steer
+from workbench.files import json_digest, publish, read_json, write_json
+from workbench.lazy import torch
+from workbench.models.layout import Model
+from workbench.recipe.recipe import dump_step
+from workbench.resolve.resolved import Resolved
+from workbench.run.costs import Needs, numel
+from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.session import live_session
+from workbench.weights.digests import tensor_digests
+from workbench.weights.lowrank import Factors, LowRankSum
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+RECORD = "steer.json"
+
+
+class SteerKind(Kind[Steer]):
+    """Steps that add a direction to the bias of feed-forward output projections."""
+
+    def apply(self, step: Steer, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
+        """Return the weights with the directions added; the current ones themselves if the strength is 0."""
+        step.check_model(current)
+        if step.strength == 0:
+            return StepResult(current, {"tensors": 0, "strength": 0.0})
+        place = _measured(step, context, current)
+        record = dict(read_json(place / RECORD) or {})
+        shifts = _shifts(place)
+        added = {
+            bias: Factors(shifts[module].reshape(-1, 1), torch.ones(1, 1)) for module, bias in record["biases"].items()
+        }  # a bias is a matrix with one column
+        model = Model(LowRankSum(current.weights, added), current.config)
+        return StepResult(model, {"tensors": len(added), **record}, added, kept=place, folder="edits")
+
+    def plan_row(self, step: Steer, resolved: Resolved, number: int, model: Model, needs: Needs) -> tuple[dict[str, Any], Model]:
+        """Add a live float32 model, on which the directions are measured."""
+        step.check_model(model)
+        if step.strength == 0 or self.is_cached(resolved, number):
+            needs.cached.append(resolved.recipe.step_ids[number])
+        else:
+            needs.live = max(needs.live, 8 * numel(model))
+        return {"inputs": step.inputs(), "layers": list(step.layers), "strength": step.strength}, model
+
+    def is_cached(self, resolved: Resolved, number: int) -> bool:
+        """Return True if the directions are in the cache."""
+        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+
+
+KIND = SteerKind()
+
+
+def _place(resolved: Resolved, number: int) -> Path:
+    return resolved.cache / "edits" / resolved.keys[number]
+
+
+def _shifts(place: Path) -> dict[str, Tensor]:
+    """Return module -> the direction that is added to its bias."""
+    from safetensors.torch import load_file
+
+    tensors = load_file(place / WEIGHTS)
+    return {key.removeprefix(SHIFT[0]).removesuffix(SHIFT[1]): t for key, t in tensors.items() if key.endswith(SHIFT[1])}
+
+
+def _measured(step: Steer, context: StepContext, current: Model) -> Path:
+    """Return the directory of the directions in the cache; measure them on the live current model if it is not there."""
+    resolved, place = context.resolved, _place(context.resolved, context.number)
+    if (place / RECORD).is_file():
+        return place
+    context.told("edit", f"{step.name} on {context.device}")
+    session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
+    steering = step.solve(session.context)
+    base = BaseRecord(id=resolved.recipe.fields.base_name, digest=resolved.base_digest)
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
+        partial = Path(folder) / "edit"
+        shifts = {steering.modules[layer]: (shift, steering.widths[layer]) for layer, shift in steering.shifts.items()}
+        write_shifts(partial, shifts, base.id, fan_in_fan_out=steering.transposed)
+        made = {
+            "method": step.name,
+            "version": step.version,
+            "step": dump_step(step),
+            "base": base.digest,
+            "solved_on": session.solved_on,
+            "vocabulary": vocabulary_digest(session.tokenizer),
+            "biases": {steering.modules[layer]: name for layer, name in steering.biases.items()},
+        }
+        write_json(partial / RECORD, {**made, **steering.record}, indent=2)
+        adapter = Adapter(partial, context.id)
+        fields = {
+            "name": (step.id or "steer").replace("_", "-"),
+            "skill": f"direction from {step.negative} to {step.positive}, strength {step.strength:g}",
+            "digest": json_digest([tensor_digests(adapter.entries, None), adapter.meaning]),
+            "training": {"method": step.name, "solved_on": session.solved_on, "record": RECORD},
+        }
+        card = BrickCard(version=1, kind="adapter", base=base, **fields)
+        write_card(partial, card, made_by="workbench run", record=RECORD)
+        resolved.check_inputs()
+        if not place.exists():
+            publish(partial, place)
+    return place
