@@ -8,7 +8,7 @@ Three of ten rows state a new fact; the others update a random earlier one, also
 batch, by `edit: memit` in sequential mode. After each checkpoint, the live model is asked (greedy, every token of the target) for the
 facts of the latest batch, for all facts with their current values, and for the ten oldest values that are still current; `perplexity` is that of
 text that no fact is about. `windows` holds the CPU seconds a row of consecutive parts of the stream, scoring left out: `values` is the
-optimization, whose number of steps is given, and `solve` all the rest. `flat` is the ratio of the last window to the first full one.
+optimization, whose number of steps is given, and `solve` all the rest. `flat` is the ratio of the last window to the second one, because the first begins without history.
 
 CPU seconds of one thread. Results go to benchmarks/results/edit-stream.json.
 """
