@@ -30,6 +30,7 @@ import prune_figure
 import road_figure
 import route_tables
 import search_tables
+import stream_table
 import yaml
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
@@ -366,6 +367,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_large": merge_large_block,
     **fuse_tables.BLOCKS,
     **memory_tables.BLOCKS,
+    **stream_table.BLOCKS,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
     **route_tables.BLOCKS,
