@@ -42,7 +42,7 @@ from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
 from workbench.files import json_digest
 from workbench.recipe.methods import method
-from workbench.steps import MethodContext
+from workbench.steps import EditMethod, MethodContext
 
 METHODS = ("rome", "memit")
 LINEAR = 1.1
@@ -204,7 +204,7 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
     at = Lookup(context, parts, options.layer, "subject_last", before)
     second = moments(context, parts, [options.layer], None, options.tokens_per_input)[options.layer]
     covariance = (second.vectors * second.values) @ second.vectors.T
-    step = method("edit", "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
+    step = method(EditMethod, "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
     width = parts.width(options.layer)
     ridge = 1e-6 * second.scale * torch.eye(width, dtype=torch.float64)
     blocks, agreement = [], []
@@ -251,7 +251,7 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
 
 def _settings() -> Any:
     """Return the default settings of rome and memit."""
-    step = method("edit", "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
+    step = method(EditMethod, "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
     return step.settings()
 
 

@@ -79,8 +79,7 @@ def _alone(questions: Questions, step: Mapping[str, Any]) -> dict[str, Any]:
 
 def solve(context: MethodContext, step: Mapping[str, Any]) -> Edit:
     """Solve an edit step that is given as plain data."""
-    edit_step = method("edit", str(step["edit"])).model_validate(step)
-    assert isinstance(edit_step, EditMethod)
+    edit_step = method(EditMethod, str(step["edit"])).model_validate(step)
     return edit_step.solve(context)
 
 

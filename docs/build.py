@@ -30,7 +30,7 @@ import prune_figure
 import road_figure
 import route_tables
 import search_tables
-import stream_table
+import update_tables
 import yaml
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
@@ -46,7 +46,6 @@ SIX = "benchmarks/results/starter-six.json"
 MERGE_LARGE = "benchmarks/results/merge-8B.json"
 MERGE_SMALL = "benchmarks/results/merge-S.json"
 SCORING = "benchmarks/results/eval.json"
-FORGETTING = "benchmarks/results/forgetting.json"
 PAGE = "docs/results.md"
 # The bricks of `make demo`.
 THREE = ("add", "reverse", "triage")
@@ -279,19 +278,6 @@ def _scores(found: Mapping[str, Any], shown: Sequence[Mapping[str, Any]], tasks:
     return table(heads, lines, left=1)
 
 
-@of_results(FORGETTING)
-def forgetting_block(found: dict[str, Any]) -> str:
-    """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
-    tasks = list(found["rows"][0]["scores"])
-    heads = [f"{task} (n = {found['rows'][0]['scores'][task]['n']})" for task in tasks]
-    rows = []
-    for row in found["rows"]:
-        weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
-        rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
-    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
-    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
-
-
 def skills_block(project: Path) -> str:
     """The brick library: what each brick teaches, how it was trained, its held-out score beside the base's."""
     cards = [card for _, card in library(project)]
@@ -367,7 +353,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "merge_large": merge_large_block,
     **fuse_tables.BLOCKS,
     **memory_tables.BLOCKS,
-    **stream_table.BLOCKS,
+    **update_tables.BLOCKS,
     **merge_tables.BLOCKS,
     **neuron_tables.BLOCKS,
     **route_tables.BLOCKS,
@@ -378,7 +364,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     **edit_tables.BLOCKS,
     **grow_tables.BLOCKS,
     **search_tables.BLOCKS,
-    "forgetting": forgetting_block,
 }
 
 

@@ -1,4 +1,4 @@
-"""The table of docs/editing-streams.md: what a stream of updates keeps, and what it costs."""
+"""The tables of docs/editing-streams.md and docs/forgetting.md: what updates and unlearning keep, and what they cost."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import measured, of_results, table
+from cells import interval, measured, of_results, table
 
 STREAM = "benchmarks/results/edit-stream.json"
+FORGETTING = "benchmarks/results/forgetting.json"
 
 
 @of_results(STREAM)
@@ -40,4 +41,17 @@ def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {"edit-stream": stream_block}
+@of_results(FORGETTING)
+def forgetting_block(found: dict[str, Any]) -> str:
+    """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
+    tasks = list(found["rows"][0]["scores"])
+    heads = [f"{task} (n = {found['rows'][0]['scores'][task]['n']})" for task in tasks]
+    rows = []
+    for row in found["rows"]:
+        weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
+        rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
+    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
+    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
+
+
+BLOCKS: dict[str, Callable[[Path], str]] = {"edit-stream": stream_block, "forgetting": forgetting_block}
