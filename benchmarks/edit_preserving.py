@@ -1,25 +1,39 @@
-"""Edits that preserve every token of neighbours' prompts, beside memit and memit with a longer update, on facts that chose nothing.
+"""Edits that preserve every token of prompts, beside memit and controls, on facts that chose nothing: a table of docs/editing-results-single.md.
 
     python benchmarks/edit_preserving.py                                    three draws of 100 CounterFact facts on the starter base
     python benchmarks/edit_preserving.py --count 10 --draws 1 --limit 10    a quick look
 
 The prompts to preserve are made from the facts' own wordings and other subjects (`preserve_generated`), so that no neighbour that is scored is used. Arms differ
-in the number of prompts, in the weight of their tokens and in the factor on the update; the longer update without preserved prompts is the control, because a
-factor alone buys paraphrases with neighbours. All arms of a draw share the optimized values.
+in the number of prompts, in the weight of their tokens and in the factor on the update. The longer update without preserved prompts is the control, because a
+factor alone buys paraphrases with neighbours; `memory` gives the same facts in the prompt. Arms that edit weights share the optimized values of a draw.
 
-With --folder DIR the project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-preserving.json.
+Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items. With --folder DIR the
+project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-preserving.json after each draw.
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edit_methods import measured, prompts
-from edit_setup import COUNTERFACT, PROJECT, STARTER, make_project, one_thread, published, write_recipe
+import numpy as np
+from edit_methods import solved
+from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, clocked, make_project, one_thread, published, show, write_recipe
 from record import parser_of, write_results
+
+from workbench.compare.tables import tables_of
+from workbench.evaluate.lineup import lineup
+from workbench.evaluate.plans import plans
+from workbench.evaluate.scoring import score_all
+from workbench.evaluate.suitechoice import suites_of
+from workbench.recipe.recipe import load_recipe
+from workbench.scores.paired import paired
+from workbench.scores.statistics import score_interval
+from workbench.scores.store import ScoreStore
 
 MEMIT = {"edit": "memit", "unconverged": "skip"}
 EVERY = {**MEMIT, "preserve_tokens": "every"}
@@ -29,8 +43,10 @@ ARMS: dict[str, dict[str, Any]] = {
     "every token": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06},
     "every token, longer": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06, "scale": 1.2},
     "every token, twice as many": {**EVERY, "preserve_generated": 800, "preserve_weight": 0.1, "scale": 1.3},
+    "memory": {"edit": "memory", "min_efficacy": 0},
 }
-TASKS = ["efficacy", "paraphrase", "neighbours", "generated", "text"]
+TASKS = ["efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "text"]
+TEXT, RETENTION = "text", "retention"
 
 
 def main() -> None:
@@ -43,31 +59,101 @@ def main() -> None:
         "--skip", type=int, default=200, help="number of facts before the first draw; earlier choices used the first 200"
     )
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
-    parser.add_argument("--dtype", help="dtype of the scored checkpoints; default: the base's")
+    parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; default: those that the sweep chooses")
+    parser.add_argument("--no-retention", action="store_true", help="leave out the suite `retention`")
     parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
     options = parser.parse_args()
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:
-        draws = []
+        pooled = Pooled()
         for number in range(options.draws):
-            draws.append(draw((options.folder or Path(scratch)).resolve(), number, options))
-            write_results(options.out, {"base": STARTER, "limit": options.limit, "skip": options.skip, "draws": draws})
+            draw((options.folder or Path(scratch)).resolve(), number, options, pooled)
+            document = {"base": STARTER, "limit": options.limit, "skip": options.skip, "count": options.count}
+            write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(steps(options))})
 
 
-def draw(folder: Path, number: int, options: argparse.Namespace) -> dict[str, Any]:
-    """Measure all arms on one draw of facts."""
+def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return arm -> its step without the facts."""
+    layers = {"layers": options.layers} if options.layers else {}
+    return {arm: {**ARMS[arm], **(layers if "memit" in ARMS[arm]["edit"] else {})} for arm in options.arms}
+
+
+@dataclass
+class Pooled:
+    """The scores of all draws so far.
+
+    Attributes:
+        values: Arm -> task -> scores of its items; the base is an arm.
+        facts: Task -> draw and fact of each item.
+        perplexity: Arm -> that of the text in each draw.
+        seconds: Arm -> CPU seconds of its solve in each draw.
+    """
+
+    values: dict[str, dict[str, list[float]]] = field(default_factory=dict)
+    facts: dict[str, list[str]] = field(default_factory=dict)
+    perplexity: dict[str, list[float]] = field(default_factory=dict)
+    seconds: dict[str, list[float]] = field(default_factory=dict)
+
+    def rows(self, step_of: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """Return one row for each arm."""
+        rows = []
+        for arm, by_task in self.values.items():
+            scores, against = {}, {}
+            for task, values in by_task.items():
+                numbers, labels = np.asarray(values), np.unique(self.facts[task], return_inverse=True)[1].astype(np.intp)
+                low, high = score_interval(numbers, labels)
+                scores[task] = {"value": float(numbers.mean()), "low": low, "high": high, "n": len(values)}
+                if arm not in ("base", "memit") and "memit" in self.values:
+                    pair = paired(self.values["memit"][task], values, self.facts[task])
+                    low, high = pair.interval()
+                    against[task] = {"diff": pair.diff, "low": low, "high": high}
+            changes = [value / base - 1 for value, base in zip(self.perplexity[arm], self.perplexity["base"], strict=True)]
+            row = {"row": arm, "scores": scores, "against": against, "perplexity_change": float(np.mean(changes))}
+            if arm in step_of:
+                row |= {"step": dict(step_of[arm]), "seconds": round(sum(self.seconds[arm]), 1)}
+            rows.append(row)
+        return rows
+
+
+def draw(folder: Path, number: int, options: argparse.Namespace, pooled: Pooled) -> None:
+    """Measure all arms on one draw of facts, and add their scores."""
     facts = published(options.facts, options.count, 3, options.skip + number * options.count)
     name = f"draw-{number}.jsonl"
     project = make_project(folder, PROJECT / STARTER, facts, name)
+    suites = [{"facts": name, "tasks": TASKS, "controls": []}, *([] if options.no_retention else [RETENTION])]
     recipes = {}
-    for arm in options.arms:
+    for arm, step in steps(options).items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"
-        document = {"name": file, "steps": [{**ARMS[arm], "facts": name}], "eval": [{"facts": name, "tasks": TASKS}, "retention"]}
-        document |= {"output": {"dtype": options.dtype}} if options.dtype else {}
-        recipes[arm] = write_recipe(project, file, document)
-    return {"draw": number, "facts": len(facts), "prompts": prompts(facts), **measured(project, recipes, options)}
+        recipes[arm] = write_recipe(project, file, {"name": file, "steps": [{**step, "facts": name}], "eval": suites})
+    loaded = [load_recipe(path) for path in recipes.values()]
+    entries = lineup(loaded)
+    for entry in entries[1:]:
+        if problem := solved(project, entry):
+            raise SystemExit(f"{entry.name}: {problem}")
+    planned = plans(
+        entries, suites_of(loaded, [], project), batch_size=options.batch_size, limit=options.limit, device=CPU, events=show
+    )
+    store = ScoreStore(project / "scores")
+    scores = score_all(entries, planned, store, device=CPU, events=show)
+    tables = tables_of(store, scores, {plan.suite.suite: plan.suite for plan in planned})
+    kinds = {task: kind for plan in planned if plan.suite.facts for kind, task in plan.suite.facts.tasks.items()}
+    seconds = clocked(project / "seconds.json")
+    for arm, entry in zip(["base", *recipes], entries, strict=True):
+        digest = next(s.configuration.digest for s in scores if entry.name in s.names)
+        for table in tables:
+            task = kinds.get(table.name, table.name)
+            if task == TEXT:
+                found = next(s for s in scores if entry.name in s.names and table.name in s.tasks).tasks[table.name]
+                pooled.perplexity.setdefault(arm, []).append(found.metrics["word_perplexity"].value)
+                continue
+            pooled.values.setdefault(arm, {}).setdefault(task, []).extend(table.values[digest].tolist())
+            if arm == "base":
+                own = f"{number}-" if table.name in kinds else ""  # other tasks have the same items in every draw
+                pooled.facts.setdefault(task, []).extend(f"{own}{cluster}" for cluster in table.cluster.tolist())
+        if arm != "base":
+            pooled.seconds.setdefault(arm, []).append(sum(seconds.get(entry.resolved.key, {}).values()))
 
 
 if __name__ == "__main__":
