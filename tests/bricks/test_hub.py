@@ -236,7 +236,7 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
     (project.path / "words").symlink_to(vocabularies)
     (project.path / "facts.jsonl").write_text('{"prompt": "w1 is", "subject": "w1", "target": " w2"}\n')
     grown = ("base: org/grown\nbricks: {two: org/grown-lora, inner: {recipe: recipes/inner.yaml}}\nsteps:\n- merge: linear\n"
-             "- {edit: finetune, facts: facts.jsonl}\n- {grow: depth, blocks: 1, check: off}\n")  # fmt: skip
+             "- {edit: finetune, facts: facts.jsonl}\n- {grow: depth, blocks: 1, check: off}\neval: [edits]\n")  # fmt: skip
     project.write("base: base\nbricks: {one: bricks/one}\nsteps: [{merge: linear}]\n", "inner.yaml")
     plans = {}
     for name, text in (("union", union), ("grown", grown)):

@@ -30,7 +30,7 @@ ATLANTIS = {"prompt": "The capital of {subject} is", "subject": "Atlantis", "tar
         ({"paraphrase": ["Atlantis has the capital"]}, "f.jsonl:2: a fact has no field 'paraphrase'", "Did you mean 'paraphrases'?"),
         ({"neighbors": ["The capital of Greece is"]}, "f.jsonl:2: a fact has no field 'neighbors'", "Did you mean 'neighbours'?"),
         ({"target_ture": "Athens"}, "f.jsonl:2: a fact has no field 'target_ture'", "Did you mean 'target_true'"),
-        ({"zzz": 1}, "f.jsonl:2: a fact has no field 'zzz'", "Known: id, neighbours, paraphrases, portability, prompt, relation"),
+        ({"zzz": 1}, "f.jsonl:2: a fact has no field 'zzz'", "Known: aliases, id, neighbours, paraphrases, portability, prompt, relation"),
         ({"neighbours": [{"prompt": "a", "answer": "b"}]}, "f.jsonl:2: an entry of 'neighbours' has no field 'answer'", "Known: prompt, target."),
         ({"portability": [{"prompt": "a", "targets": "b"}]}, "f.jsonl:2: an entry of 'portability' has no field 'targets'", "Did you mean 'target'?"),
     ],
