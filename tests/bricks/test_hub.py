@@ -235,8 +235,10 @@ def test_vocabularies_growth_edits_and_recipes_plan_from_headers(
     union = "base: org/words\nbricks: {other: org/words-other}\ntokenizer: {source: union}\nsteps: [{merge: linear}]\n"
     (project.path / "words").symlink_to(vocabularies)
     (project.path / "facts.jsonl").write_text('{"prompt": "w1 is", "subject": "w1", "target": " w2"}\n')
-    grown = ("base: org/grown\nbricks: {two: org/grown-lora, inner: {recipe: recipes/inner.yaml}}\nsteps:\n- merge: linear\n"
-             "- {edit: finetune, facts: facts.jsonl}\n- {grow: depth, blocks: 1, check: off}\neval: [edits]\n")  # fmt: skip
+    grown = (
+        "base: org/grown\nbricks: {two: org/grown-lora, inner: {recipe: recipes/inner.yaml}}\nsteps:\n- merge: linear\n"
+        "- {edit: finetune, facts: facts.jsonl}\n- {grow: depth, blocks: 1, check: off}\neval: [edits]\n"
+    )
     project.write("base: base\nbricks: {one: bricks/one}\nsteps: [{merge: linear}]\n", "inner.yaml")
     plans = {}
     for name, text in (("union", union), ("grown", grown)):

@@ -1,4 +1,4 @@
-"""What plans, runs and model cards say about a pruned model."""
+"""Plans, runs and model cards say what pruning removed."""
 
 from __future__ import annotations
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from peft import PeftModel
+from transformers.pytorch_utils import Conv1D
 
 from worlds.commands import call, document, refused
 from worlds.project import Project
@@ -107,11 +111,41 @@ def test_cosines_of_outputs_are_those_of_transformers_inputs(folder: Path) -> No
     assert "of outputs" not in call("brick", "advise", *names, "--base", "base", *texts).output
 
 
+def test_outputs_of_weights_that_are_stored_transposed(tmp_path: Path, cwd: Path, model_of: Callable[..., Path]) -> None:
+    """GPT-2's Conv1D: a LoRA, whose factors change places, and a checkpoint, beside the dense deltas on transformers' inputs."""
+    base = model_of("gpt2", torch.float32)
+    (tmp_path / "base").symlink_to(base)
+    save_adapter(base, tmp_path / "bricks" / "lora", seed=3, family="gpt2", fan_in_fan_out=True)
+    tuned = live(base)
+    generator = torch.Generator().manual_seed(5)
+    with torch.no_grad():
+        for name, parameter in tuned.named_parameters():
+            if ".h." in name and name.endswith("weight") and parameter.dim() == 2:
+                parameter += 0.02 * torch.randn(parameter.shape, generator=generator)
+    tuned.save_pretrained(tmp_path / "bricks" / "full")
+    load_tokenizer(base).save_pretrained(tmp_path / "bricks" / "full")
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{i} w{i + 3} of w{2 * i}"}) + "\n" for i in range(6)), "utf-8"
+    )
+    names = [part for name in ("lora", "full") for part in ("--texts", f"{name}=texts.jsonl")]
+    with chdir(tmp_path):
+        found = document("brick", "advise", "bricks/lora", "bricks/full", "--base", "base", *names, "--outputs", "--json")
+    merged = PeftModel.from_pretrained(live(base), tmp_path / "bricks" / "lora").merge_and_unload()
+    plain, one, two = (dict(model.named_parameters()) for model in (live(base), merged, tuned))
+    cosines = []
+    for name, x in inputs_of(tmp_path, "texts.jsonl").items():
+        y, z = (x @ (weights[name] - plain[name]).detach().double().numpy() for weights in (one, two))
+        if y.any() and z.any():
+            cosines.append((y * z).sum() / np.linalg.norm(y) / np.linalg.norm(z))
+    assert len(cosines) >= 4
+    assert found["pairs"][0]["output_cosine"] == pytest.approx(np.mean(cosines), abs=1e-4)
+
+
 def inputs_of(folder: Path, file: str) -> dict[str, np.ndarray]:
     """Weight of a linear layer -> its inputs [token, in] in the base, for 16 texts of a file, evenly spaced."""
     model, tokenizer, found = live(folder / "base"), load_tokenizer(folder / "base"), dict[str, list[np.ndarray]]()
     for name, layer in model.named_modules():
-        if isinstance(layer, torch.nn.Linear) and ".layers." in name:
+        if isinstance(layer, (torch.nn.Linear, Conv1D)) and re.search(r"\.(layers|h)\.", name):
             keep = found.setdefault(f"{name}.weight", [])
             layer.register_forward_pre_hook(lambda _, args, keep=keep: keep.append(args[0][0].double().numpy()))
     rows = read_texts(folder / file, file, 16)

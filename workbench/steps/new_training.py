@@ -92,8 +92,8 @@ class Recovery(NewTraining):
     parameters: Literal["all"] = "all"  # type: ignore[assignment]  # a smaller model has no new parameters
     """Parameters to train: `all` of the smaller model."""
     teacher: Literal["before", "none"] = "before"
-    """What the model learns: `before`, the next-token distributions of the model before the step on the texts (the loss is
-    KL(before ‖ after), Minitron's), or `none`, the texts themselves."""
+    """`before`: the model learns the next-token distributions of the model before the step on the texts (the loss is
+    KL(before ‖ after), Minitron's). `none`: it learns the texts themselves."""
     learning_rate: Real = Field(2e-4, gt=0)
     """Peak learning rate."""
 

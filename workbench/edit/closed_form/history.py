@@ -1,4 +1,4 @@
-"""What a stream of batches has written at one layer: the facts behind each key, and the metric that preserves their outputs.
+"""The history of a stream of batches at one layer: the facts behind each written key, and the metric that preserves their outputs.
 
 With the text's term M = G⁻¹, ridge μ and the keys H that earlier batches have written, a batch with keys K and wanted changes R takes
 

@@ -13,10 +13,9 @@ _EDGES = string.punctuation + string.whitespace + "\u2018\u2019\u201c\u201d\u202
 
 
 def preferred(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> dict[str, float]:
-    """Whether the first choice has the smaller mean negative log-likelihood of a token than the second (Meng et al. 2022, ROME: ES,
-    PS and NS, with the document's counts of tokens).
+    """Return 1 as `token_mean_preferred` if the first choice has the smaller mean negative log-likelihood of a token than the second.
 
-    `token_mean_magnitude` is exp(-NLL) of the first minus that of the second, `token_mean_margin` the difference of the means in nats.
+    That is ES, PS and NS of Meng et al. 2022 (ROME), with the document's counts of tokens. `token_mean_magnitude` is exp(-NLL) of the first minus that of the second, `token_mean_margin` the difference of the means in nats.
     """
     first, second = (-float(value) / count for (value, _), count in zip(results, doc["tokens"], strict=True))
     return {
@@ -27,7 +26,7 @@ def preferred(doc: Mapping[str, Any], results: Sequence[tuple[float, bool]]) -> 
 
 
 def generated(doc: Mapping[str, Any], results: Sequence[str]) -> dict[str, float]:
-    """Whether the text that was written, up to where it stops by itself, is the answer; `starts_with`: whether it begins with it.
+    """Return 1 as `exact_match` if the text, up to where it stops by itself, is the answer, and as `starts_with` if it begins with it.
 
     The document's `aliases` are right answers too.
     """
