@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ from workbench.search.run import (
 )
 from workbench.search.space import plain_data
 from workbench.search.study import Study, Trial
+from workbench.search.together import until_all_end
 
 
 @dataclass(frozen=True)
@@ -86,8 +88,7 @@ def run_on_cluster(search: Search, options: Options, workers: int | None = None)
             with Clock(search.folder, search.budget) as clock:
                 _score_controls(search, pool)
                 begin(search, study, clock)
-                for arm, most in arms(search):
-                    _score_arm(search, study, clock, pool, arm, most)
+                until_all_end(study, clock, search.events, partial(_score_arms, search, study, clock, pool))
         finally:
             study.close()
 
@@ -131,6 +132,12 @@ def _score_all(search: Search, pool: Pool, entries: Sequence[LineupEntry]) -> di
                 "Check the cluster's memory with `ray status`.",
             )
     return answers
+
+
+def _score_arms(search: Search, study: Study, clock: Clock, pool: Pool) -> None:
+    """Score candidates until none is left to start or the time is used up."""
+    for arm, most in arms(search):
+        _score_arm(search, study, clock, pool, arm, most)
 
 
 def _score_arm(search: Search, study: Study, clock: Clock, pool: Pool, arm: Any, most: int | None) -> None:

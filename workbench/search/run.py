@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +23,17 @@ from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.scores.plan import ScorePlan
 from workbench.scores.store import ScoreStore
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
 from workbench.search.clock import Clock, budget_seconds
 from workbench.search.halves import Stages, stages_of, warnings_of
-from workbench.search.objective import Answers, Objective, objectives_of
+from workbench.search.objective import Answers, Objective, objectives_of, only_objectives
 from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
+from workbench.search.together import until_all_end
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def prepare(
     objectives = objectives_of(recipe, score_plans)
     sampler = sampler_name(space, len(objectives))
     stages = replace(
-        stages_of(_only_objectives(score_plans, objectives), fields.test, fields.fidelity.items),
+        stages_of(only_objectives(score_plans, objectives), fields.test, fields.fidelity.items),
         test=stages_of(score_plans, fields.test, fields.fidelity.items).test,
     )
     _check_halves(recipe, stages, objectives)
@@ -211,18 +212,6 @@ def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective
             )
 
 
-def _only_objectives(score_plans: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
-    """Return the plans with only the tasks of the objectives."""
-    keys = {term.key for objective in objectives for term in objective.terms}
-    selected = []
-    for plan in score_plans:
-        tasks = tuple(task for task in plan.suite.tasks if (plan.suite.suite, task) in keys)
-        if tasks:
-            suite = plan.suite.model_copy(update={"tasks": tasks, "contrasts": {}})
-            selected.append(replace(plan, suite=suite, items={task: plan.items[task] for task in tasks}))
-    return selected
-
-
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, sampler: str) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
@@ -230,20 +219,28 @@ def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stag
 
 
 def run(search: Search) -> None:
-    """Score controls and candidates one after another until there are enough or the time is used up."""
+    """Score controls and candidates one after another until there are enough or the time is used up.
+
+    Candidates that other processes still score then are waited for.
+    """
     study = open_study(search)
     try:
         with Clock(search.folder, search.budget) as clock:
             with FileLock(search.folder / "controls.lock"):  # a second process waits and finds them in the store
                 score_controls(search)
             begin(search, study, clock)
-            for arm, most in arms(search):
-                while not clock.over() and (trial := study.claim(arm, most)) is not None:
-                    started = time.perf_counter()
-                    attempt = attempted(search, candidate(search, trial.name, trial.values), rivals(search, study))
-                    keep(search, study, clock, trial, attempt, time.perf_counter() - started)
+            until_all_end(study, clock, search.events, partial(_score_arms, search, study, clock))
     finally:
         study.close()
+
+
+def _score_arms(search: Search, study: Study, clock: Clock) -> None:
+    """Score candidates until none is left to start or the time is used up."""
+    for arm, most in arms(search):
+        while not clock.over() and (trial := study.claim(arm, most)) is not None:
+            started = time.perf_counter()
+            attempt = attempted(search, candidate(search, trial.name, trial.values), rivals(search, study))
+            keep(search, study, clock, trial, attempt, time.perf_counter() - started)
 
 
 def open_study(search: Search) -> Study:

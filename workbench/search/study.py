@@ -51,6 +51,19 @@ class Trial:
         return f"{'trial' if self.arm == 'search' else 'random'}-{self.number}"
 
 
+@dataclass(frozen=True)
+class Others:
+    """Unfinished candidates of other processes.
+
+    Attributes:
+        running: Number of those whose process still runs.
+        abandoned: Number of those whose process is gone.
+    """
+
+    running: int
+    abandoned: int
+
+
 class Study:
     """The candidates of a search.
 
@@ -162,6 +175,14 @@ class Study:
                 for t in self._studies[arm].get_trials(deepcopy=False)
                 if t.state in done
             ]
+
+    def others(self) -> Others:
+        """Count the unfinished candidates of other processes."""
+        with self._locked(), self._readable():
+            trials = [t for study in self._studies.values() for t in study.get_trials(deepcopy=False)]
+            unfinished = [t for t in trials if t.state == TrialState.RUNNING and t.user_attrs.get(_OWNER) != self._worker]
+            running = sum(map(self._lives, unfinished))
+        return Others(running, len(unfinished) - running)
 
     def importances(self) -> list[dict[str, float]]:
         """Return for each objective the share of the variation in scores that each dimension explains (PED-ANOVA).

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.lineup import LineupEntry
@@ -39,13 +41,15 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
     """
     study = open_study(search)
     try:
-        tested = _tested(search, study)
-        recipes = {t.name: _write(search, t) for t in tested if t.part == "found"}
-        result = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
-        if out is not None and recipes:
-            write_bytes(out, next(iter(recipes.values())).read_bytes())
-        write_json(search.folder / RESULT, result, indent=1)
-        return result
+        # The process that writes last has read the study last: an older result never replaces a newer one.
+        with FileLock(search.folder / "result.lock"):
+            tested = _tested(search, study)
+            recipes = {t.name: _write(search, t) for t in tested if t.part == "found"}
+            result = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
+            if out is not None and recipes:
+                write_bytes(out, next(iter(recipes.values())).read_bytes())
+            write_json(search.folder / RESULT, result, indent=1)
+            return result
     finally:
         study.close()
 
