@@ -130,9 +130,21 @@ class StarterWorld:
 
     def accuracy(self, model: Any, task: str) -> float:
         """Return the share of items whose whole answer is the most likely one, token by token."""
-        rows = _rows(task, self.items)
-        told = _scores(model, self._tokenizer(), [(row["prompt"], row["answer"]) for row in rows])
-        return sum(right for _, right in told) / len(rows)
+        right = self.answers(model, task)
+        return sum(right) / len(right)
+
+    def answers(self, model: Any, task: str) -> list[bool]:
+        """Return for each item whether its whole answer is the most likely one, token by token."""
+        pairs = [(row["prompt"], row["answer"]) for row in _rows(task, self.items)]
+        return [right for _, right in _scores(model, self._tokenizer(), pairs)]
+
+    def texts(self, training: StarterTraining, count: int) -> list[torch.Tensor]:
+        """Return the tokens of the first training rows of a brick's skills."""
+        tokenizer, rows = self._tokenizer(), list[str]()
+        for task in training.tasks:
+            lines = (PROJECT / "bricks" / task / "train.jsonl").read_text("utf-8").splitlines()[: count // len(training.tasks)]
+            rows += ["{prompt} {completion}".format(**json.loads(line)) for line in lines]
+        return [torch.tensor([tokenizer(row)["input_ids"]]) for row in rows]
 
     def retention(self, model: Any) -> float:
         """Return the share of retention items whose right choice is the most likely one."""

@@ -151,11 +151,21 @@ class World:
 
     def accuracy(self, model: Any, task: Task) -> float:
         """Return the share of held-out rows whose whole answer is the most likely one."""
+        right = self.answers(model, task)
+        return sum(right) / len(right)
+
+    def answers(self, model: Any, task: Task) -> list[bool]:
+        """Return for each held-out row whether its whole answer is the most likely one."""
         rows = task.rows(HELD_OUT, seed=-1)
         start = rows.shape[1] - LENGTH
         with torch.no_grad():
             best = model(input_ids=rows).logits[:, start - 1 : -1].argmax(-1)
-        return float((best == rows[:, start:]).all(1).float().mean())
+        return [bool(right) for right in (best == rows[:, start:]).all(1)]
+
+    def texts(self, training: Training, count: int) -> list[torch.Tensor]:
+        """Return the tokens of rows of a brick's skills, which are not held out."""
+        rows = [row for task in training.tasks for row in task.rows(count // len(training.tasks), seed=-2)]
+        return [row[None] for row in rows]
 
     def retention(self, model: Any) -> float:
         """Return the mean accuracy on the base's functions."""
