@@ -7,6 +7,7 @@ LoRA adapter or a full fine-tune that learned one skill or two, with a quarter o
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -162,10 +163,12 @@ class World:
             best = model(input_ids=rows).logits[:, start - 1 : -1].argmax(-1)
         return [bool(right) for right in (best == rows[:, start:]).all(1)]
 
-    def texts(self, training: Training, count: int) -> list[torch.Tensor]:
-        """Return the tokens of rows of a brick's skills, which are not held out."""
-        rows = [row for task in training.tasks for row in task.rows(count // len(training.tasks), seed=-2)]
-        return [row[None] for row in rows]
+    def texts(self, training: Training) -> Path:
+        """Write rows of a brick's skills, which are not held out, and return their file."""
+        out = self.folder / f"{training.name()}.jsonl"
+        rows = [row for task in training.tasks for row in task.rows(64, seed=-2).tolist()]
+        out.write_text("".join(json.dumps({"text": " ".join(WORDS[i] for i in row)}) + "\n" for row in rows), "utf-8")
+        return out
 
     def retention(self, model: Any) -> float:
         """Return the mean accuracy on the base's functions."""

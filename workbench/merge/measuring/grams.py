@@ -93,19 +93,20 @@ def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Pa
                 hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
                 inputs.add(batch.mask)
         for name, (gram, readers) in inputs.grams.items():
-            _save(gram, inputs.tokens, name, brick, out)
+            save_gram(gram, inputs.tokens, name, brick, out)
             files |= dict.fromkeys(readers, f"{name}.safetensors")
     tokens = sum(int(batch.mask.sum()) for batch in data)
     if stack.head is not None:
         with stack.loaded():
             outputs = [stack.leave(batch, states)[batch.mask.bool()] for batch, states in zip(data, hidden, strict=True)]
-        _save(sum_of_squares(outputs), tokens, stack.head, brick, out)
+        save_gram(sum_of_squares(outputs), tokens, stack.head, brick, out)
         files[stack.head] = f"{stack.head}.safetensors"
     context.progress(depth, depth, f"{brick}: inputs")
     write_json(out / _INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
 
 
-def _save(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
+def save_gram(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
+    """Write the mean of x xᵀ [in, in] of one input, the sum divided by the number of tokens; raise WorkbenchError if it is not finite."""
     if not bool(torch.isfinite(gram).all()):
         raise WorkbenchError(
             f"brick '{brick}': the inputs of {name} on the calibration texts are NaN or infinite",

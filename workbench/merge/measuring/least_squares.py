@@ -124,12 +124,17 @@ def checked_weights(group: Group, method: str) -> list[float]:
         WorkbenchError: If a weight is negative or all weights are 0.
     """
     weights = group.values("weight")
+    check_weights(weights, group.tensor, method)
+    return weights
+
+
+def check_weights(weights: Sequence[float], tensor: str, method: str) -> None:
+    """Raise WorkbenchError if one of the bricks' weights at a tensor is negative, or all are 0."""
     if min(weights) < 0 or sum(weights) == 0:
         raise WorkbenchError(
-            f"{method}: the weights at {group.tensor} are {', '.join(f'{w:g}' for w in weights)}, expected 0 or more, not all 0",
+            f"{method}: the weights at {tensor} are {', '.join(f'{w:g}' for w in weights)}, expected 0 or more, not all 0",
             "The weights multiply squared errors. To subtract a skill, use `merge: task_arithmetic`.",
         )
-    return weights
 
 
 def not_negative(bricks: Mapping[str, Any] | None) -> None:

@@ -1,0 +1,290 @@
+"""Merges in forward order: each decoder layer is merged before the texts pass through it to the next one.
+
+One layer of the merged model and one of a brick are in memory, with the hidden states of all texts. Merged weights are kept as deltas in the
+cache, one file per layer.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from safetensors import safe_open
+
+from workbench.errors import WorkbenchError
+from workbench.files import json_digest, publish, read_json, write_json
+from workbench.lazy import torch
+from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.layers import Call, LayerStack
+from workbench.merge.measuring.least_squares import check_weights
+from workbench.models.architecture import is_conv1d
+from workbench.models.batching import Batch
+from workbench.models.texts import TextRow, batches
+from workbench.steps import Block, Group, Measured, MergeContext, Prepared
+from workbench.steps.fields import value_at
+from workbench.weights.saving import save_tensors
+from workbench.weights.specs import load
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_INDEX = "index.json"
+
+
+@dataclass(frozen=True)
+class LayerDeltas:
+    """Merged deltas of linear layers in the cache.
+
+    Attributes:
+        folder: Directory of the files.
+        files: Tensor name -> file name.
+        norm_ratios: Tensor name -> norm of its delta over the bricks' mean norm.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    norm_ratios: Mapping[str, float]
+
+    def prepared(self, group: Group) -> Prepared:
+        """Return the stored delta of a group's tensor, block by block, and note its norm."""
+        if group.tensor in self.norm_ratios:
+            group.notes[group.tensor] = {"norm_ratio": self.norm_ratios[group.tensor]}
+        with safe_open(self.folder / self.files[group.tensor], "pt") as file:
+            delta: Tensor = file.get_tensor(group.tensor).to(group.device).view(group.spec.rows, group.spec.cols)
+
+        def rows(block: Block) -> Tensor:
+            return delta[block.start : block.start + block.base.shape[0]]
+
+        return rows
+
+
+@dataclass
+class Walk:
+    """The bricks' texts on their way through the merged model.
+
+    Attributes:
+        context: Source of the models.
+        step: The merge step, for weights and `where`.
+        factors: Function that returns each brick's factor in the sum of deltas at a tensor.
+        merged: The merged model, layer by layer.
+        bricks: Each brick's model, layer by layer.
+        data: Each brick's texts in batches.
+        hidden: The hidden states that enter the current layer of the merged model, by brick and batch.
+        calls: The other arguments of each layer, [brick][batch][layer].
+        solved: Merged deltas of the current layer in float64, in the stored orientation.
+    """
+
+    context: MergeContext
+    step: Calibrated
+    factors: Factors
+    merged: LayerStack
+    bricks: dict[str, LayerStack]
+    data: dict[str, list[Batch]]
+    hidden: dict[str, list[Tensor]] = field(default_factory=dict)
+    calls: dict[str, list[list[Call]]] = field(default_factory=dict)
+    solved: dict[str, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], factors: Factors) -> Walk:
+        """Return the texts in front of the first layer.
+
+        Args:
+            context: Source of the models.
+            step: The merge step.
+            texts: Each brick's texts.
+            factors: Function that returns each brick's factor in the sum of deltas at a tensor.
+
+        Raises:
+            WorkbenchError: If transformers fuses weights of this architecture.
+        """
+        stacks = {brick: LayerStack.of(context, brick) for brick in (*texts, "")}
+        if any(stack.tensor is None for stack in stacks.values()):
+            raise WorkbenchError(
+                f"{step.name}: transformers fuses weights of {context.base.config.get('model_type')}, such as experts, so that its layers "
+                "cannot be merged one by one",
+                "Use `merge: regmean` with the bricks' own inputs.",
+            )
+        base = stacks.pop("")
+        walk = cls(
+            context, step, factors, base, stacks, {brick: list(batches(rows, context.device)) for brick, rows in texts.items()}
+        )
+        walk.merged = replace(base, tensor=walk._merged)
+        for brick, rows in walk.data.items():
+            walk.hidden[brick], walk.calls[brick] = walk.merged.enter(rows)
+        return walk
+
+    def _merged(self, tensor: str) -> Tensor:
+        """Return a tensor of the merged model: the solved weights if they are known, else the sum of deltas."""
+        if tensor in self.solved:
+            return (self.base(tensor).double() + self.solved[tensor]).float()
+        return self.start(tensor)
+
+    def start(self, tensor: str) -> Tensor:
+        """Return a tensor of the base plus the sum of the deltas; the base's own where the step changes nothing."""
+        theta = self.base(tensor)
+        if not self.changes(tensor):
+            return theta
+        total = torch.zeros_like(theta)
+        for brick, factor in self.factors(self, tensor).items():
+            total.add_(self.weight(brick, tensor) - theta, alpha=factor)
+        return theta + total
+
+    def base(self, tensor: str) -> Tensor:
+        """Return a tensor of the base in float32."""
+        return self.weight("", tensor)
+
+    def weight(self, brick: str, tensor: str) -> Tensor:
+        """Return a tensor of a brick's model in float32."""
+        return load(self.context.weights(brick), tensor, dtype=torch.float32, device=self.context.device)
+
+    def has_bias(self, module: nn.Module, tensor: str) -> bool:
+        """Return True if a linear layer has a bias that the step changes."""
+        name = bias_of(tensor)
+        return getattr(module, "bias", None) is not None and name in self.context.base.weights.specs and self.changes(name)
+
+    def changes(self, tensor: str) -> bool:
+        """Return True if the step's `where` selects a tensor."""
+        return self.step.where is None or self.step.where.matches(tensor, self.context.base)
+
+    def weights(self, tensor: str) -> dict[str, float]:
+        """Return each brick's weight at a tensor.
+
+        Raises:
+            WorkbenchError: If one is negative, or all are 0.
+        """
+        weights = {brick: value_at(self.step.entry(brick).weight, tensor, self.context.base, 1.0) for brick in self.bricks}
+        check_weights(list(weights.values()), tensor, self.step.name)
+        return weights
+
+    def readers(self, layer: int) -> dict[str, nn.Module]:
+        """Return the linear layers of a decoder layer that the step changes, by the tensor name of their weight."""
+        return {name: module for name, module in self.merged.readers(layer).items() if self.changes(name)}
+
+    def advance(self, layer: int) -> None:
+        """Let all texts pass through a layer of the merged model."""
+        with self.merged.loaded(layer):
+            for brick, states in self.hidden.items():
+                for i, state in enumerate(states):
+                    states[i] = self.merged.run(layer, state, self.calls[brick][i][layer])
+
+
+Factors = Callable[[Walk, str], Mapping[str, float]]
+"""Function that returns each brick's factor in the sum of deltas at a tensor."""
+Solve = Callable[[Walk, int], None]
+"""Function that sets `Walk.solved` for a layer, or for the head after the last layer."""
+
+
+def measured_in_order(step: Calibrated, context: MergeContext, factors: Factors, solve: Solve) -> Measured:
+    """Merge layer by layer, or find the result in the cache.
+
+    Args:
+        step: The merge step.
+        context: Source of the models.
+        factors: Function that returns each brick's factor in the sum of deltas at a tensor.
+        solve: Function that merges a layer.
+
+    Returns:
+        The `LayerDeltas`, and a record of the texts.
+
+    Raises:
+        WorkbenchError: If a delta is not finite, transformers fuses weights of this architecture, or the cached index is damaged.
+    """
+    texts = {brick: step.rows(context, brick) for brick in context.bricks}
+    key = json_digest(
+        [
+            step.name,
+            step.model_dump(mode="json", exclude={"id"}),
+            context.keys[""],
+            {brick: known for brick, (_, known) in texts.items()},
+        ]
+    )
+    place = context.cache / "forward" / key
+    if read_json(place / _INDEX, files=dict, norm_ratios=dict) is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".merging-") as name, torch.no_grad():
+            made = Path(name) / "layers"
+            made.mkdir()
+            _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, factors), made, solve)
+            publish(made, place)
+    index = read_json(place / _INDEX, files=dict, norm_ratios=dict)
+    if index is None:
+        raise WorkbenchError(f"{place / _INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
+    record = {
+        brick: {"file": step.file(brick), "tokens": sum(len(row.tokens) for row in rows)} for brick, (rows, _) in texts.items()
+    }
+    return Measured(LayerDeltas(place, index["files"], index["norm_ratios"]), {"calibration": record})
+
+
+def _merge(walk: Walk, out: Path, solve: Solve) -> None:
+    """Merge all layers and the head, and write their deltas and the index to a directory."""
+    files, ratios = dict[str, str](), dict[str, float]()
+    depth = len(walk.merged.layers)
+    for layer in range(depth + 1):
+        walk.context.progress(layer, depth, f"merging layer {layer}" if layer < depth else "merging layers")
+        walk.solved = {}
+        solve(walk, layer)
+        for tensor, delta in walk.solved.items():
+            if not bool(torch.isfinite(delta).all()):
+                raise WorkbenchError(
+                    f"{walk.step.name}: the merged weights of {tensor} are NaN or infinite",
+                    "Check the bricks: train or fetch them again.",
+                )
+            if delta.dim() == 2:
+                base = walk.base(tensor)
+                mean = sum(float((walk.weight(brick, tensor) - base).norm()) for brick in walk.bricks) / len(walk.bricks)
+                ratios[tensor] = float(delta.norm()) / mean if mean else 0.0
+        if walk.solved:
+            file = f"layer-{layer}.safetensors"
+            save_tensors({tensor: delta.float().contiguous().cpu() for tensor, delta in walk.solved.items()}, out / file)
+            files |= dict.fromkeys(walk.solved, file)
+        if layer < depth:
+            walk.advance(layer)
+    write_json(out / _INDEX, {"files": files, "norm_ratios": ratios})
+
+
+def bias_of(tensor: str) -> str:
+    """Return the name of the bias beside a weight."""
+    return f"{tensor.removesuffix('weight')}bias"
+
+
+def flipped(module: nn.Module, weight: Tensor) -> Tensor:
+    """Return a weight as [out, in] from its stored orientation, or the other way round."""
+    return weight.T if is_conv1d(module) else weight
+
+
+def masked(inputs: Tensor, batch: Batch) -> Tensor:
+    """Return the inputs of a linear layer without padding, [token, in] in float32."""
+    return inputs.reshape(-1, inputs.shape[-1])[batch.mask.flatten().bool()].float()
+
+
+@contextmanager
+def inputs_read(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Record the last input of some linear layers, by the tensor name of their weight."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[0]
+
+    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in readers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
+    """Return the readers of each distinct input that has one row per token: first reader -> all readers."""
+    seen: list[tuple[Tensor, list[str]]] = []
+    for name, tensor in inputs.items():
+        readers = next((readers for known, readers in seen if known is tensor), None)
+        if readers is not None:
+            readers.append(name)
+        elif tensor.numel() == batch.mask.numel() * tensor.shape[-1]:
+            seen.append((tensor, [name]))
+    return {readers[0]: readers for _, readers in seen}
