@@ -40,6 +40,7 @@ REGMEAN, FEATCAL = {"merge": "regmean"}, {"merge": "featcal"}
 # Arm -> its reference, and its step; AIM has the step that it damps.
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sum": ("sum", SUM),
+    "sum .5": ("sum", {**SUM, "lambda": 0.5}),
     "tsv": ("sum", TSV),
     "regmean": ("sum", REGMEAN),
     "regmean, merged inputs": ("regmean", {**REGMEAN, "inputs": "merged"}),

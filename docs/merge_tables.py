@@ -6,12 +6,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from cells import measured, of_results, table
+from cells import measured, of_results, points, signed, table
 
 CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
 POOLS = "benchmarks/results/merge-pools.json"
+FORWARD = "benchmarks/results/merge-forward.json"
 
 
 @of_results(MISSING_ROWS)
@@ -67,6 +68,27 @@ def pools_block(found: dict[str, Any]) -> str:
     return table(heads, rows, left=1) + "\n\n" + note
 
 
+@of_results(FORWARD)
+def forward_block(found: dict[str, Any]) -> str:
+    """Pools of bricks: what merges in forward order keep beside RegMean, tsv and the sum."""
+    arms = list(next(row["arms"] for row in found["rows"] if row["arms"]))
+    chosen = [arm for arm in arms if not arm.startswith("featcal,")]
+    rows = []
+    for row in found["rows"]:
+        if not row["arms"]:
+            continue
+        family = row["family"] if row["family"] == "starter" else f"{row['family']} {row['seed']}"
+        cells = [f"{points(row['arms'][arm]['kept'])} ({points(row['arms'][arm]['retention'])})" for arm in chosen]
+        ahead = row["arms"]["featcal"]["against"]
+        rows.append([f"{family}: {row['pool']}", *cells, f"{signed(ahead['diff'])} [{points(ahead['low'])}, {points(ahead['high'])}]"])
+    note = (
+        f"Percent of the bricks' own gain that a merge keeps, and in brackets the accuracy on what the base knew; {found['texts']} texts a brick. "
+        "Starter: its own adapters. llama: bases of four layers with bricks of their own, as in benchmarks/merge_pools.py. The last column is the "
+        f"paired difference of `featcal` from `regmean`, with a 95 % interval over items. {measured(found)} The source: [{FORWARD}](../{FORWARD})."
+    )
+    return table(["pool", *chosen, "featcal − regmean"], rows, left=1) + "\n\n" + note
+
+
 def _mean(values: Iterable[float]) -> float:
     values = list(values)
     return sum(values) / len(values)
@@ -115,6 +137,7 @@ def wudi_block(found: dict[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_block,
+    "merge-forward": forward_block,
     "merge-pools": pools_block,
     "missing_rows": missing_rows_block,
     "wudi": wudi_block,

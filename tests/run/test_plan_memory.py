@@ -34,6 +34,8 @@ CASES = {
     "core space": f"{ADAPTERS}steps: [{{merge: tsv}}]\n",
     "least squares of adapters": f"{ADAPTERS}steps: [{{merge: wudi}}]\n",
     "least squares": f"{CHECKPOINTS}steps: [{{merge: wudi}}]\n",
+    "in forward order": f"{CHECKPOINTS}steps: [{{merge: featcal, calibration: texts.jsonl}}]\n",
+    "in forward order, regmean": f"{CHECKPOINTS}steps: [{{merge: regmean, calibration: texts.jsonl, inputs: merged}}]\n",
     "whole tensors": f"{CHECKPOINTS}steps: [{{merge: tsv}}]\n",
     "one spectrum": f"{CHECKPOINTS}steps: [{{merge: iso_c}}]\n",
     "streamed": f"{CHECKPOINTS}steps: [{{merge: ties}}]\n",
@@ -61,6 +63,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
         save_file(tensors, place / name / "model.safetensors", metadata={"format": "pt"})
         config.save_pretrained(place / name)
         save_tokenizer(place / name)
+    (place / "texts.jsonl").write_text('{"text": "w1 w2 w3 w4 w5 w6 w7"}\n' * 32)
     for name in ("a1", "a2", "a3"):
         (place / name).mkdir()
         factors = {}
