@@ -26,6 +26,7 @@ _MLP = {"gate_proj": (INNER, WIDE), "up_proj": (INNER, WIDE), "down_proj": (WIDE
 LINEAR = {**{f"self_attn.{n}": s for n, s in _ATTENTION.items()}, **{f"mlp.{n}": s for n, s in _MLP.items()}}
 ADAPTERS = "bricks: {a1: a1, a2: a2, a3: a3}\n"
 CHECKPOINTS = "bricks: {c1: c1, c2: c2, c3: c3}\n"
+SHORT = "samples: 32, max_length: 16"  # the plan counts texts as long as the fields allow
 CASES = {
     "task arithmetic of adapters as an adapter": f"{ADAPTERS}steps: [{{merge: task_arithmetic}}]\noutput: {{form: adapter}}\n",
     "cut to a rank": f"{ADAPTERS}steps: [{{merge: task_arithmetic}}]\noutput: {{form: adapter, rank: 16}}\n",
@@ -34,8 +35,8 @@ CASES = {
     "core space": f"{ADAPTERS}steps: [{{merge: tsv}}]\n",
     "least squares of adapters": f"{ADAPTERS}steps: [{{merge: wudi}}]\n",
     "least squares": f"{CHECKPOINTS}steps: [{{merge: wudi}}]\n",
-    "in forward order": f"{CHECKPOINTS}steps: [{{merge: featcal, calibration: texts.jsonl}}]\n",
-    "in forward order, regmean": f"{CHECKPOINTS}steps: [{{merge: regmean, calibration: texts.jsonl, inputs: merged}}]\n",
+    "in forward order": f"{CHECKPOINTS}steps: [{{merge: featcal, calibration: texts.jsonl, {SHORT}}}]\n",
+    "in forward order, regmean": f"{CHECKPOINTS}steps: [{{merge: regmean, calibration: texts.jsonl, {SHORT}, inputs: merged}}]\n",
     "whole tensors": f"{CHECKPOINTS}steps: [{{merge: tsv}}]\n",
     "one spectrum": f"{CHECKPOINTS}steps: [{{merge: iso_c}}]\n",
     "streamed": f"{CHECKPOINTS}steps: [{{merge: ties}}]\n",

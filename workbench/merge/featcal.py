@@ -61,7 +61,7 @@ class FeatCal(Calibrated):
         squares = sum(size**2 for size in {spec.cols for spec in layer if len(spec.shape) == 2})
         width = min((spec.cols for spec in layer if len(spec.shape) == 2), default=1)
         rows = self.samples * min(self.max_length, 512) + BATCH_TOKENS
-        return max(2 * outside, 16 * sum(spec.numel for spec in layer) + 32 * squares) + 8 * rows * width * len(
+        return max(2 * outside, 16 * sum(spec.numel for spec in layer) + 40 * squares) + 8 * rows * width * len(
             self.bricks or "12"
         )
 
@@ -143,7 +143,7 @@ class _Calibration:
 
     def _add(self, walk: Walk, layer: int, brick: str, first: str, sums: _Sums, systems: dict[tuple[Any, ...], _System]) -> None:
         """Add a brick's sums to the systems of their readers; readers with other weights have a system of their own."""
-        gram, cross = sums.gram.double() / sums.tokens, sums.cross.double() / sums.tokens
+        gram, cross = sums.gram.double().div_(sums.tokens), sums.cross.double().div_(sums.tokens)
         norm = max(float(gram.norm()), FLOOR)
         modules, added = walk.readers(layer), set[tuple[Any, ...]]()
         for name in sums.readers:
@@ -157,11 +157,11 @@ class _Calibration:
                 system.scale += factor
                 system.mean.add_(sums.x.double() / sums.tokens, alpha=factor)
             weight = flipped(modules[name], walk.weight(brick, name)).double()
-            line = system.lines.setdefault(name, _Line(modules[name]))
-            line.right = line.right + factor * cross @ weight.T
+            line = system.lines.setdefault(name, _Line(modules[name], weight))
+            line.right.addmm_(cross, weight.T, alpha=factor)
             if walk.has_bias(modules[name], name):
                 bias = walk.weight(brick, bias_of(name)).double()
-                line.bias = line.bias + factor * (bias + weight @ (sums.y.double() / sums.tokens))
+                line.bias.add_(bias + weight @ (sums.y.double() / sums.tokens), alpha=factor)
 
 
 class _Sums:
@@ -186,8 +186,10 @@ class _Sums:
 class _Line:
     """What one linear layer adds to its input's system: Σ w XᵀY θᵀ/‖C‖ [in, out] and the same for its bias [out]."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module, self.right, self.bias = module, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    def __init__(self, module: nn.Module, weight: Tensor) -> None:
+        self.module = module
+        self.right = weight.new_zeros(weight.shape[::-1])
+        self.bias = weight.new_zeros(weight.shape[0])
 
 
 class _System:
@@ -201,9 +203,8 @@ class _System:
 
     def solve(self, walk: Walk, anchor: float, ridge: float) -> dict[str, Tensor]:
         """Return the deltas of all layers and their biases, as stored."""
-        left = self.left.clone()
-        left.diagonal().add_(ridge + FLOOR)
-        factor, info = torch.linalg.cholesky_ex(left)
+        self.left.diagonal().add_(ridge + FLOOR)
+        factor, info = torch.linalg.cholesky_ex(self.left)
         if int(info) or not bool(torch.isfinite(factor.diagonal()).all()):
             raise WorkbenchError(
                 f"featcal: the least-squares system of {next(iter(self.lines))} is singular at ridge {ridge:g}", "Raise `ridge`."

@@ -75,7 +75,7 @@ class RegMean(Calibrated):
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.
 
-        If transformers fuses the experts, the whole model is live: 8 bytes a parameter.
+        In forward order, the hidden states of all bricks' texts are held. If transformers fuses the experts, the whole model is live: 8 bytes a parameter.
         """
         layout = model.layout
         if any(".experts." in name for name in model.weights.specs):
@@ -86,7 +86,8 @@ class RegMean(Calibrated):
         grams = sum(4 * size**2 for size in {spec.cols for spec in layer if len(spec.shape) == 2})
         width = min((spec.cols for spec in layer if len(spec.shape) == 2), default=1)
         rows = self.samples * min(self.max_length, 512) + BATCH_TOKENS
-        return max(outside, sum(4 * spec.numel for spec in layer) + 2 * grams) + 4 * rows * width
+        texts = self.count if self.inputs_from == "merged" else 1
+        return max(outside, sum(4 * spec.numel for spec in layer) + 2 * grams) + 4 * rows * width * texts
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Return the solver's memory."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 from pydantic import Field, model_validator
 
@@ -13,9 +13,6 @@ from workbench.merge.measuring.least_squares import not_negative
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import MergeContext, MergeMethod
 from workbench.steps.fields import BrickEntry, Bricks, Whole
-
-if TYPE_CHECKING:
-    pass
 
 
 class CalibrationEntry(BrickEntry):
@@ -53,6 +50,11 @@ class Calibrated(MergeMethod):
         """Return the file of a brick's texts: the brick's own, or the step's."""
         entry = self.entry(brick)
         return (entry.calibration if isinstance(entry, CalibrationEntry) else None) or self.calibration
+
+    @property
+    def count(self) -> int:
+        """Number of listed bricks; 2 if the step takes all of them."""
+        return len(self.bricks) if self.bricks else 2
 
     def inputs(self) -> list[str]:
         """Return the files of texts."""
