@@ -14,8 +14,9 @@ from workbench.bricks.locate import resolve_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.facts import Fact, Published, read_stream
-from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
+from workbench.facts.conflicts import conflicts, contradictions, duplicates
 from workbench.facts.facts import folded
+from workbench.facts.pairs import Conflict, Status
 from workbench.facts.reading import read_all
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
