@@ -76,17 +76,19 @@ def check(
     """
     from workbench.api.naming import load_named
     from workbench.cli.documents.edits import FactsCheckDocument
-    from workbench.library.fact_wordings import compare_wordings
+    from workbench.library.fact_wordings import compare_wordings, require_encoder
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
+    used_encoder = encoder or _encoder_of(loaded)
+    if used_encoder is not None:
+        require_encoder(used_encoder)
     report = check_facts(
         file, str(file), stream=stream, recipe=loaded, model=asked_model, device=pick_device(device), events=out.event
     )
-    used_encoder = encoder or _encoder_of(loaded)
     if used_encoder is not None:
         report = compare_wordings(report, file, used_encoder, stream=stream)
 

@@ -91,17 +91,17 @@ def single_keys_of(fact: Fact) -> tuple[str, ...]:
 
     The question that the prompt asks (see `question_forms`) is one of the names, unless the relation is known to have several values.
     """
-    names, asked = _names_of(fact), question_of(fact.prompt)
-    known = _relation_names().get(asked[0]) if asked and asked[1] == "is" else None
-    names += [known] if known else []
+    names, asked = relation_names_of(fact), question_of(fact.prompt)
     single = [name for name in names if name not in _SEVERAL]
     question = [f"{asked[1]}: {asked[0]}"] if asked and len(single) == len(names) else []
     return tuple(dict.fromkeys((*single, folded(fact.relation), *question)))
 
 
-def relation_names_of(fact: Fact) -> set[str]:
-    """Return the names of the known relations that a fact's relation or prompt belongs to."""
-    return set(_names_of(fact))
+def relation_names_of(fact: Fact) -> list[str]:
+    """Return the names of the known relations that a fact belongs to, by its relation, its prompt or the question that this asks."""
+    asked = question_of(fact.prompt)
+    known = _relation_names().get(asked[0]) if asked and asked[1] == "is" else None
+    return [*_names_of(fact), *([known] if known else [])]
 
 
 def _names_of(fact: Fact) -> list[str]:

@@ -28,6 +28,7 @@ REJECTED = 0.999
 WORDINGS = 4
 """Prompts of each known relation from which the threshold is set."""
 
+_EXPECTED = "Give the directory of a sentence encoder with config.json, model.safetensors and its tokenizer."
 _REPAIR = "Keep one of the two, unless they ask different things."
 
 
@@ -54,14 +55,17 @@ class WordingCheck:
         self._vectors: dict[str, Tensor] = {}
         self.threshold = self._threshold()
 
-    def similarity(self, prompt: str, other: str) -> float:
-        """Return the cosine of two prompts with `{subject}`."""
-        return float(self._vector(prompt) @ self._vector(other))
+    def similarity(self, first: Fact, fact: Fact) -> float:
+        """Return the cosine of two facts' prompts without their subjects; 0 if both relations are known, and different."""
+        names, others = set(relation_names_of(first)), set(relation_names_of(fact))
+        if names and others and not names & others:
+            return 0.0
+        return float(self._vector(first.prompt) @ self._vector(fact.prompt))
 
     def conflicts(self, facts: Sequence[Fact], found: Sequence[tuple[str, str]]) -> Iterator[tuple[Fact, Fact, float]]:
         """Yield (fact, earlier fact, similarity) for facts about one subject that probably have two answers to one question.
 
-        Facts without a subject are not compared. Two facts whose known relations differ ask different questions.
+        Facts without a subject are not compared.
 
         Args:
             facts: The facts, in the file's order.
@@ -74,10 +78,9 @@ class WordingCheck:
                 by_subject[folded(fact.subject)].append(fact)
         for group in by_subject.values():
             for first, fact in combinations(group, 2):
-                if frozenset((fact.place, first.place)) in reported or not _may_contradict(first, fact):
+                if frozenset((fact.place, first.place)) in reported or not _differ(first, fact):
                     continue
-                similarity = self.similarity(first.prompt, fact.prompt)
-                if similarity >= self.threshold:
+                if (similarity := self.similarity(first, fact)) >= self.threshold:
                     yield fact, first, similarity
 
     def _threshold(self) -> float:
@@ -107,12 +110,11 @@ def _chosen(relation: Relation) -> list[str]:
     return prompts[:: max(1, len(prompts) // WORDINGS)][:WORDINGS]
 
 
-def _may_contradict(first: Fact, fact: Fact) -> bool:
-    """Return True if two facts have different answers, and their relations are not known to be different ones."""
+def _differ(first: Fact, fact: Fact) -> bool:
+    """Return True if two facts have different prompts and different answers."""
     answers = {folded(text) for text in (first.target, *first.aliases)}
-    names, others = relation_names_of(first), relation_names_of(fact)
-    is_other_relation = bool(names and others and not names & others)
-    return folded(first.prompt) != folded(fact.prompt) and folded(fact.target) not in answers and not is_other_relation
+    others = {folded(text) for text in (fact.target, *fact.aliases)}
+    return folded(first.prompt) != folded(fact.prompt) and answers.isdisjoint(others)
 
 
 def compare_wordings(report: FactsReport, path: Path, encoder: Path, *, stream: bool = False) -> FactsReport:
@@ -159,10 +161,18 @@ def _loaded(folder: Path) -> SentenceEncoder:
     Raises:
         WorkbenchError: If the directory has no model that can be loaded.
     """
-    hint = "Give the directory of a sentence encoder with config.json, model.safetensors and its tokenizer."
-    if not (folder / "config.json").is_file():
-        raise WorkbenchError(f"encoder {folder}: {'no config.json' if folder.is_dir() else 'no such directory'}", hint)
+    require_encoder(folder)
     try:
         return SentenceEncoder(folder)
     except (OSError, ValueError, KeyError) as error:
-        raise WorkbenchError(f"encoder {folder}: {error}", hint) from error
+        raise WorkbenchError(f"encoder {folder}: {error}", _EXPECTED) from error
+
+
+def require_encoder(folder: Path) -> None:
+    """Check that a directory looks like a model, without loading it.
+
+    Raises:
+        WorkbenchError: If it has no config.json.
+    """
+    if not (folder / "config.json").is_file():
+        raise WorkbenchError(f"encoder {folder}: {'no config.json' if folder.is_dir() else 'no such directory'}", _EXPECTED)
