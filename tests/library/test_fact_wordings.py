@@ -133,7 +133,9 @@ def test_a_model_as_encoder(project: Project) -> None:
         with torch.no_grad():
             states = model.eval()(**tokenizer(fact.prompt.replace("{subject}", "it"), return_tensors="pt")).last_hidden_state[0]
         vectors.append(states.mean(0).double())
-    assert check.similarity(first, second) == pytest.approx(float(torch.cosine_similarity(*vectors, dim=0)), abs=1e-5)
+    assert check.similarity(first, second) == pytest.approx(
+        float(torch.cosine_similarity(vectors[0], vectors[1], dim=0)), abs=1e-5
+    )
 
 
 def test_directories_without_an_encoder(tmp_path: Path, project: Project, cwd: Path) -> None:

@@ -140,11 +140,12 @@ def _questions(row: Mapping[str, Any], groups: tuple[str, ...], notes: list[str]
         for test in list_of(row.get(group)):
             queries = test.get("test_queries") if isinstance(test, Mapping) else None
             for query in queries if isinstance(queries, list) and queries else [None]:
-                prompt = text_of(query.get("prompt", query.get("phrase"))) if isinstance(query, Mapping) else None
+                document = query if isinstance(query, Mapping) else {}
+                prompt = text_of(document.get("prompt", document.get("phrase")))
                 if prompt is None:
                     invalid += 1
                 else:
-                    pairs.setdefault(prompt, (prompt, query.get("answers")))
+                    pairs.setdefault(prompt, (prompt, document.get("answers")))
     if invalid:
         notes.append(f"{invalid} tests of {', '.join(g for g in groups if g in row)} have no query; the fact is kept")
     return list(pairs.values())
