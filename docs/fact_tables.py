@@ -34,7 +34,7 @@ def wordings_block(project: Path) -> str:
     highest = found["highest_of_two_relations"][0]
     right, wrong = (counts[pairs, "encoder"]["found"] for pairs in ("relations, one", "relations, two"))
     note = (
-        f"Number of pairs that are reported as one question, with {found['encoder']} and its threshold {found['threshold']:.2f}. "
+        f"Pairs reported as one question, with {found['encoder']} and its threshold {found['threshold']:.2f}. "
         f"Of the {right + wrong} pairs of templates that the encoder reports, {right} are right; the most similar wrong one "
         f"({highest['similarity']:.2f}) is {highest['prompts'][0]!r} and {highest['prompts'][1]!r}. {measured(found)} "
         f"The source: [{WORDINGS}](../{WORDINGS})."

@@ -34,8 +34,8 @@ BATCH = 32
 # Number of tokens to generate beyond the target, which show whether its last word continues.
 _BEYOND = 2
 LONG = 200
-"""Characters of a target that methods with one value a fact rarely say as a whole: AnyEdit (Jiang et al. 2025, arXiv 2502.05628) edits
-longer answers in pieces of 50 tokens, which are about 200 characters of English."""
+"""Characters of a target up to which one value a fact is taken to be enough. AnyEdit (Jiang et al. 2025, arXiv 2502.05628) finds it too
+little for long answers, and edits them in pieces of 50 tokens, which are about 200 characters of English."""
 LONG_REPAIR = "Teach it with `edit: finetune`, or keep it beside the model with `edit: memory`; no method shortens it."
 
 
@@ -159,7 +159,7 @@ def _long(fact: Fact) -> FactFinding:
     """Return the finding for a target that closed-form methods rarely say as a whole."""
     problem = (
         f"the target has {len(fact.target)} characters: closed-form methods (rome, memit, ...) write one value a fact, "
-        "which is rarely enough for a long answer"
+        "which AnyEdit finds too little for long answers"
     )
     if "\n" in fact.target:
         problem += "; it has line breaks, at which generated answers are cut, so they never count as right"
