@@ -141,6 +141,7 @@ def test_a_subject_with_is(tmp_path: Path) -> None:
         (changed(RIPPLE, edit={"relation": "MOTHER"}), "no prompt", 0),
         (changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MOTHER")), "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mother'", 0),
         (changed(RIPPLE, edit=edit("The name of the mother of Ida Roe is .", "MOTHER")), "no target", 0),
+        (changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MO{}THER")), "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mo{}ther'", 0),
         (changed(RIPPLE, edit="Larn"), "expected a mapping in 'edit', found 'Larn'", 0),
         (changed(RIPPLE, Forgetfulness=[{"test_queries": []}, 3, case({"answers": []})]),
          "3 tests of Relation_Specificity, Forgetfulness have no query; the fact is kept", 1),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -149,3 +150,8 @@ def test_directories_without_an_encoder(tmp_path: Path, project: Project, cwd: P
     with pytest.raises(WorkbenchError, match=f"encoder {re.escape(str(tmp_path))}: ") as raised:
         WordingCheck(tmp_path)
     assert raised.value.hint is not None
+    damaged = tmp_path / "damaged"
+    shutil.copytree((project.path / "base").resolve(), damaged)
+    (damaged / "model.safetensors").write_bytes(b"\x08\0\0\0\0\0\0\0 not json")
+    with pytest.raises(WorkbenchError, match=f"encoder {re.escape(str(damaged))}: "):
+        WordingCheck(damaged)

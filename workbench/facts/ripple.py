@@ -108,8 +108,9 @@ def _sentence(row: Mapping[str, Any], edit: Mapping[str, Any]) -> tuple[str, str
 
 def _templates(edit: Mapping[str, Any]) -> list[str]:
     """Return the sentences of a relation up to the target, with `{}` for the subject."""
-    name = text_of(edit.get("relation")) or ""
-    noun = name.lower().replace("_", " ")
+    name, noun = text_of(edit.get("relation")) or "", _name(edit)
+    if "{" in name:
+        return []
     return [_SENTENCES[name]] if name in _SENTENCES else [f"The name of the {noun} of {{}} is", f"The {noun} of {{}} is"]
 
 

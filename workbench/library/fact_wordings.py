@@ -161,10 +161,12 @@ def _loaded(folder: Path) -> SentenceEncoder:
     Raises:
         WorkbenchError: If the directory has no model that can be loaded.
     """
+    from safetensors import SafetensorError
+
     require_encoder(folder)
     try:
         return SentenceEncoder(folder)
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise WorkbenchError(f"encoder {folder}: {error}", _EXPECTED) from error
 
 
