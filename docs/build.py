@@ -20,6 +20,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # its neighbours, however this f
 import command_page
 import edit_tables
 import error_tables
+import fact_tables
 import family_tables
 import fuse_tables
 import grow_tables
@@ -360,6 +361,7 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "scoring": scoring_block,
     "skills": skills_block,
     **error_tables.BLOCKS,
+    **fact_tables.BLOCKS,
     **family_tables.BLOCKS,
     **edit_tables.BLOCKS,
     **grow_tables.BLOCKS,

@@ -12,8 +12,9 @@ from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
-from workbench.facts.conflicts import Conflict, conflicts, require_consistent
+from workbench.facts.conflicts import conflicts, require_consistent
 from workbench.facts.imported import consistent
+from workbench.facts.pairs import Conflict
 from workbench.facts.reading import read_all
 
 

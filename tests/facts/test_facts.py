@@ -123,7 +123,8 @@ def test_a_case_of_mquake_is_several_facts(tmp_path: Path) -> None:
         ("3-1", "Ida Roe is a citizen of", "Larn", "P27"), ("3-2", "The head of Larn is", "Bo Lind", "P35")]  # fmt: skip
     assert one.paraphrases == ("Which country is Ida Roe from?",)
     assert one.portability == two.portability == tuple(Probe(q, "Bo Lind") for q in MQUAKE["questions"])
-    assert one.neighbours == two.neighbours == (Probe("Rex is owned by", "Ida Roe"),), "the hop that no rewrite changes"
+    unchanged_hop = Probe("Rex is owned by", "Ida Roe"), Probe("Who owns Rex?", "Ida Roe")
+    assert one.neighbours == two.neighbours == unchanged_hop
     # A second case with one of the rewrites: one fact, with the questions of both.
     again = {
         **MQUAKE,

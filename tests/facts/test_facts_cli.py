@@ -190,6 +190,22 @@ def test_import(place: Project) -> None:
     assert (document["format"], document["facts"], document["out"]) == ("counterfact", 6, None)
 
 
+def test_long_answers_are_named_and_stay_whole(place: Project) -> None:
+    answer = "w1 " * 67
+    rows = [{"question": "w1 is?", "answer": answer + "w2", "category": "math"}, {"question": "w2 is?", "answer": answer + "\nw2", "category": "math"},
+            {"question": "w3 is?", "answer": answer[:200], "category": "math"}]  # fmt: skip
+    (place.path / "long.json").write_text(json.dumps(rows), "utf-8")
+    result = run("facts", "import", "long.json", "-o", "long.jsonl")
+    assert "2 targets have more than 200 characters" in result.stderr
+    assert [len(fact.target) for fact in read_facts(place.path / "long.jsonl", "f")] == [203, 204, 200]
+    document = checked("long.jsonl")
+    assert found(document) == [("long.jsonl:1", "long", "warning", None), ("long.jsonl:2", "long", "warning", None)]
+    assert document["findings"][0]["found"].startswith("the target has 203 characters: closed-form methods")
+    assert ["line breaks" in f["found"] for f in document["findings"]] == [False, True]
+    assert "`edit: finetune`" in document["findings"][0]["repair"]
+    assert "targets have more" not in run("facts", "import", "facts.jsonl").stderr
+
+
 def test_a_recipe_may_name_a_published_file(place: Project) -> None:
     (place.path / "cf.json").write_text(json.dumps([*COUNTERFACT, {**COUNTERFACT[0], "subject": "w58"}]), "utf-8")
     document = place.run("steps: [{edit: finetune, facts: cf.json, epochs: 1, min_efficacy: 0}]\n")

@@ -24,7 +24,8 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Check facts
 FileArg = Annotated[
     Path,
     typer.Argument(
-        help="Facts file (JSONL or YAML), or a published dataset: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit.",
+        help="Facts file (JSONL or YAML), or a published dataset: CounterFact, zsRE, KnowEdit, MQuAKE, WikiBigEdit, RippleEdits, "
+        "QAEdit, UnKEBench, EditEverything.",
         show_default=False,
     ),
 ]
@@ -56,6 +57,15 @@ def check(
             "--stream", help="Read the file in order, as sequential edits do: later rows update or remove earlier facts."
         ),
     ] = False,
+    encoder: Annotated[
+        Path | None,
+        typer.Option(
+            "--encoder",
+            metavar="DIRECTORY",
+            help="Sentence encoder: also report facts that probably answer one question in two wordings. Default: the encoder of "
+            "the recipe's `edit: memory`.",
+        ),
+    ] = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -66,27 +76,40 @@ def check(
     """
     from workbench.api.naming import load_named
     from workbench.cli.documents.edits import FactsCheckDocument
+    from workbench.library.fact_wordings import compare_wordings, require_encoder
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
+    used_encoder = encoder or _encoder_of(loaded)
+    if used_encoder is not None:
+        require_encoder(used_encoder)
     report = check_facts(
         file, str(file), stream=stream, recipe=loaded, model=asked_model, device=pick_device(device), events=out.event
     )
+    if used_encoder is not None:
+        report = compare_wordings(report, file, used_encoder, stream=stream)
 
     def text() -> None:
         if report.findings:
             _table(report.findings)
         counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
         looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
+        looked += "" if used_encoder else "; wordings were compared by form and relation alone (--encoder)"
         out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
 
     out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:
         first, more = report.failed[0], f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         raise GateFailedError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair)
+
+
+def _encoder_of(recipe: Recipe | None) -> Path | None:
+    """Return the directory of the sentence encoder that a step of a recipe uses, if one does."""
+    names = [name for step in (recipe.steps if recipe else ()) if (name := getattr(step, "encoder", None))]
+    return recipe.project / names[0] if recipe and names else None
 
 
 def _table(findings: list[FactFinding]) -> None:
@@ -175,6 +198,8 @@ def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool
         neighbours: Value of `--rebuild-neighbours`.
         limited: Whether `--limit` is given.
     """
+    from workbench.library.facts import LONG, LONG_REPAIR
+
     for skip in read.skipped[:SHOWN]:
         out.say(f"skipped: {skip.place}: {skip.reason}")
     more = len(read.skipped) - SHOWN
@@ -182,6 +207,10 @@ def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool
         f"{len(read.facts)} facts of {file} ({read.format}), {len(read.skipped)} skipped"
         + ("; --json lists all" if more > 0 else "")
     )
+    if long := sum(len(fact.target) > LONG for fact in read.facts):
+        out.say(
+            f"{long} targets have more than {LONG} characters, which closed-form methods rarely say as a whole. {LONG_REPAIR}"
+        )
     if neighbours:
         full = sum(len(fact.neighbours) >= neighbours for fact in read.facts)
         total = sum(len(fact.neighbours) for fact in read.facts)

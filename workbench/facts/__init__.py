@@ -1,7 +1,8 @@
 """Facts, which edits and memories teach a model, and the files that they are read from."""
 
-from workbench.facts.conflicts import Conflict, contradictions
+from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
+from workbench.facts.pairs import Conflict
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
 from workbench.facts.stream import Stream, latest, read_stream

@@ -5,40 +5,12 @@ from __future__ import annotations
 import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 from workbench.errors import WorkbenchError
-from workbench.facts.facts import SLOT, Fact, Probe, folded
+from workbench.facts.facts import SLOT, Fact, folded
+from workbench.facts.pairs import Conflict, distinct, place_of, statement
+from workbench.facts.probes import probe_conflicts
 from workbench.facts.relations import inverses, keys_of, single_keys_of, wordings
-
-Status = Literal["failed", "warning"]
-
-
-@dataclass(frozen=True)
-class Conflict:
-    """Two facts, or a fact and a prompt, that contradict each other or are redundant.
-
-    Attributes:
-        kind: contradiction, duplicate, reverse, composite, paraphrase, neighbour or portability.
-        status: "failed" if one of the two must be removed, "warning" if they may both be right.
-        fact: The later fact.
-        other: The earlier fact; the same fact if one of its own prompts contradicts it.
-        what: Description of the conflict, without its place.
-        repair: The edit of the file that resolves it.
-    """
-
-    kind: str
-    status: Status
-    fact: Fact
-    other: Fact
-    what: str
-    repair: str
-
-    @property
-    def place(self) -> str:
-        """The file and line of the later fact, as file:line."""
-        return self.fact.place
 
 
 def conflicts(facts: Sequence[Fact]) -> list[Conflict]:
@@ -79,10 +51,10 @@ def contradictions(facts: Iterable[Fact]) -> list[Conflict]:
             "failed",
             fact,
             first,
-            f"answers {question or fact.text!r} with {fact.target!r}, and {_place_of(first, fact)}"
+            f"answers {question or fact.text!r} with {fact.target!r}, and {place_of(first, fact)}"
             + ("" if question else f" {first.text!r}")
             + f" with {first.target!r}",
-            f"Keep one: delete this line or {_place_of(first, fact)}.",
+            f"Keep one: delete this line or {place_of(first, fact)}.",
         )
         for fact, first, same_target, question in _repeated(facts)
         if not same_target
@@ -97,7 +69,7 @@ def duplicates(facts: Iterable[Fact]) -> list[Conflict]:
             "warning",
             fact,
             first,
-            f"answers {fact.text!r} with {fact.target!r}, as {_place_of(first, fact)} does"
+            f"answers {fact.text!r} with {fact.target!r}, as {place_of(first, fact)} does"
             + ("" if question else " in other words"),
             "Delete this line." if question else "Delete this line, and add its prompt to the other fact's paraphrases.",
         )
@@ -159,8 +131,8 @@ def reverse_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
                     "failed" if any(certain) else "warning",
                     later,
                     first,
-                    f"{_statement(later)} and {_place_of(first, later)} {_statement(first)} do not agree: their relations are inverse to each other",
-                    f"Give {_place_of(reverse, later)} the target {fact.subject!r}, or delete one of the two"
+                    f"{statement(later)} and {place_of(first, later)} {statement(first)} do not agree: their relations are inverse to each other",
+                    f"Give {place_of(reverse, later)} the target {fact.subject!r}, or delete one of the two"
                     + ("." if any(certain) else ", unless both hold."),
                 )
             )
@@ -216,7 +188,7 @@ def composite_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
                 ruled = (keys_of(first)[0], keys_of(second)[0], keys_of(third)[0]) in compositions
                 seconds += [second] if ruled or words & _stems(description) else []
             result += _composites(order, first, seconds, third, third.text, third.target) if third is not first else []
-    return _distinct(result)
+    return distinct(result)
 
 
 def _composites(
@@ -228,14 +200,14 @@ def _composites(
     answer_place = "a portability prompt here" if third is first else "this fact"
     for second in seconds[:1]:
         premises = sorted({id(fact): fact for fact in (first, second) if fact is not third}.values(), key=order)
-        premise_text = " and ".join(f"{_place_of(fact, third)} {_statement(fact)}" for fact in premises)
+        premise_text = " and ".join(f"{place_of(fact, third)} {statement(fact)}" for fact in premises)
         yield Conflict(
             "composite",
             "failed",
             third,
             second,
             f"{answer_place} answers {prompt!r} with {target!r}; from {premise_text} follows {second.target!r}",
-            f"Give it the answer {second.target!r}, or change {_place_of(second, third)}.",
+            f"Give it the answer {second.target!r}, or change {place_of(second, third)}.",
         )
 
 
@@ -269,96 +241,6 @@ def _description_in(text: str, subject: str, prompts: Sequence[str]) -> str | No
     return None
 
 
-def probe_conflicts(facts: Sequence[Fact]) -> list[Conflict]:
-    """Return conflicts between the test prompts of facts.
-
-    These are neighbours and portability prompts whose answer another fact changes, and paraphrases and portability prompts that two
-    facts share with different answers.
-    """
-    prompts = wordings(facts)
-    edits: dict[str, list[Fact]] = defaultdict(list)
-    for fact in facts:
-        for text in _statements(fact, prompts):
-            edits[text].append(fact)
-    result = []
-    portability: dict[str, tuple[str, Fact]] = {}
-    paraphrases: dict[str, Fact] = {}
-    for fact in facts:
-        for text in fact.paraphrases:
-            other = paraphrases.setdefault(folded(text), fact)
-            if folded(other.target) != folded(fact.target):
-                result.append(_paraphrase_conflict(fact, text, other))
-        for probe in fact.neighbours:
-            result += [
-                _neighbour_conflict(fact, probe, other)
-                for other in edits.get(folded(probe.prompt), ())
-                if probe.target is None or folded(probe.target) != folded(other.target)
-            ]
-        for probe in fact.portability:
-            text, target = folded(probe.prompt), folded(probe.target or "")
-            result += [
-                _portability_conflict(fact, probe, other, other.target)
-                for other in edits.get(text, ())
-                if folded(other.target) != target
-            ]
-            answer, other = portability.setdefault(text, (probe.target or "", fact))
-            if folded(answer) != target:
-                result.append(_portability_conflict(fact, probe, other, answer))
-    return _distinct(result)
-
-
-def _statements(fact: Fact, prompts: dict[str, set[str]]) -> set[str]:
-    """Return all prompts for a fact: its own texts, and its subject in every wording of its relation."""
-    texts = {folded(fact.text), *(folded(text) for text in fact.paraphrases)}
-    if fact.subject is not None:
-        subject = folded(fact.subject)
-        texts |= {text.replace(SLOT, subject) for key in keys_of(fact) for text in prompts[key]}
-    return texts
-
-
-def _neighbour_conflict(fact: Fact, probe: Probe, other: Fact) -> Conflict:
-    expected = f"the answer {probe.target!r}" if probe.target is not None else "the base's answer"
-    source = "this fact itself teaches" if other is fact else f"{_place_of(other, fact)} teaches"
-    return Conflict(
-        "neighbour",
-        "failed",
-        fact,
-        other,
-        f"the neighbour {probe.prompt!r} must keep {expected}, and {source} {other.target!r}",
-        "Delete the neighbour." if other is fact else f"Delete the neighbour, or {_place_of(other, fact)}.",
-    )
-
-
-def _paraphrase_conflict(fact: Fact, text: str, other: Fact) -> Conflict:
-    return Conflict(
-        "paraphrase",
-        "failed",
-        fact,
-        other,
-        f"the paraphrase {text!r} asks for {fact.target!r} here, in {_place_of(other, fact)} for {other.target!r}",
-        "Delete it if it does not ask for the fact.",
-    )
-
-
-def _portability_conflict(fact: Fact, probe: Probe, other: Fact, answer: str) -> Conflict:
-    return Conflict(
-        "portability",
-        "failed",
-        fact,
-        other,
-        f"the portability prompt {probe.prompt!r} expects {probe.target!r}, and {_place_of(other, fact)} {answer!r}",
-        "Keep one answer: change the prompt's target, or delete it.",
-    )
-
-
-def _distinct(candidates: Iterable[Conflict]) -> list[Conflict]:
-    """Keep the first conflict of each kind between two facts, so that several wordings of one question count once."""
-    first: dict[tuple[str, int, int], Conflict] = {}
-    for conflict in candidates:
-        first.setdefault((conflict.kind, id(conflict.fact), id(conflict.other)), conflict)
-    return list(first.values())
-
-
 def _by_subject(facts: Iterable[Fact]) -> dict[str, list[Fact]]:
     groups: dict[str, list[Fact]] = defaultdict(list)
     for fact in facts:
@@ -385,16 +267,3 @@ def _words(fact: Fact) -> set[str]:
 def _stems(text: str) -> set[str]:
     """Return the first five letters of each word except small words, so that "citizen" and "citizenship" are equal."""
     return {word[:5] for word in re.findall(r"\w+", text) if word not in _SMALL}
-
-
-def _place_of(fact: Fact, seen_from: Fact) -> str:
-    """Return a fact's place, or only its line if both facts are in one file."""
-    file, mark, line = re.fullmatch(r"(.*?)(:|, row )?(\d*)", fact.place, re.DOTALL).groups()  # type: ignore[union-attr]
-    if not mark or not seen_from.place.startswith(f"{file}{mark}"):
-        return fact.place
-    return "this line" if fact is seen_from else f"{'line' if mark == ':' else 'row'} {line}"
-
-
-def _statement(fact: Fact) -> str:
-    """Return a fact as quoted text: its prompt and target."""
-    return repr(f"{fact.text}{fact.continuation}")

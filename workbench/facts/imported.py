@@ -8,6 +8,8 @@ from pathlib import Path
 
 from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import Fact, Probe
+from workbench.facts.pairs import place_of
+from workbench.facts.probes import changing, edited_prompts
 from workbench.facts.published import Published, Skip
 from workbench.facts.reading import read_all
 
@@ -31,7 +33,8 @@ def import_facts(path: Path, label: str, limit: int | None = None, neighbours: i
         facts, skipped = consistent(distinct[: distinct.index(facts[limit - 1]) + 1])
     if neighbours:
         facts = rebuild_neighbours(facts, read.facts, neighbours)
-    return Published(facts, [*read.skipped, *skipped], read.format)
+    facts, changed = without_edited_neighbours(facts)
+    return Published(facts, [*read.skipped, *skipped, *changed], read.format)
 
 
 def _distinct(facts: Iterable[Fact]) -> list[Fact]:
@@ -49,6 +52,30 @@ def consistent(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
         skipped += [Skip(conflict.place, f"contradiction: {conflict.what}") for conflict in final]
         remaining = [fact for fact in remaining if id(fact) not in {id(conflict.fact) for conflict in final}]
     return remaining, skipped
+
+
+def without_edited_neighbours(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
+    """Remove neighbours whose answers one of the facts changes: the edit is meant to change them, so they would count as damage.
+
+    Returns:
+        The facts, and a skipped part for each removed neighbour.
+    """
+    edits, kept, skipped = edited_prompts(facts), [], []
+    for fact in facts:
+        removed = {probe: edit for probe in fact.neighbours for edit in changing(probe, edits)[:1]}
+        kept.append(
+            replace(fact, neighbours=tuple(probe for probe in fact.neighbours if probe not in removed)) if removed else fact
+        )
+        skipped += [Skip(fact.place, _edited(probe, edit, fact)) for probe, edit in removed.items()]
+    return kept, skipped
+
+
+def _edited(probe: Probe, edit: Fact, fact: Fact) -> str:
+    """Return the reason for removing a neighbour; the answers of several hops may rely on it."""
+    reason = f"the neighbour {probe.prompt!r} was skipped, because {place_of(edit, fact)} edits its answer to {edit.target!r}"
+    return (
+        f"{reason}; portability prompts may rely on the answer {probe.target!r}" if fact.portability and probe.target else reason
+    )
 
 
 def rebuild_neighbours(facts: Sequence[Fact], source: Iterable[Fact], count: int) -> list[Fact]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from workbench.facts.facts import SLOT, Fact, folded
+from workbench.facts.question_forms import question_of
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,24 @@ class Relation:
 RELATIONS = (
     Relation("capital", "P36", ("{subject}'s capital city is", "{subject}'s capital city,", "The capital city of {subject} is",
                                 "The name of the capital city of {subject} is", "{subject}, which has the capital city",
-                                "{subject}, which has the capital", "What is the capital city of {subject}?")),
+                                "{subject}, which has the capital", "What is the capital city of {subject}?",
+                                "What is {subject}'s capital city?", "Which city is the capital of {subject}?")),
     Relation("capital of", "P1376", ("{subject} is the capital of", "{subject} is the capital city of", "{subject}, the capital of",
-                                     "The country whose capital is {subject} is")),
+                                     "The country whose capital is {subject} is", "What is {subject} the capital of?",
+                                     "Which country is {subject} the capital of?")),
     Relation("father", "P22"),
     Relation("mother", "P25"),
     Relation("child", "P40", ("{subject} is the parent of", "{subject} has a child named"), single=False),
-    Relation("spouse", "P26", ("{subject} is married to", "The person married to {subject} is", "Who is {subject} married to?")),
+    Relation("spouse", "P26", ("{subject} is married to", "The person married to {subject} is", "Who is {subject} married to?",
+                               "The husband of {subject} is", "The wife of {subject} is", "{subject}'s husband is", "{subject}'s wife is",
+                               "Who is {subject}'s husband?", "Who is {subject}'s wife?")),
     Relation("sibling", "P3373", ("{subject} is a sibling of",), single=False),
-    Relation("author", "P50", ("{subject} was written by", "{subject}, written by", "Who wrote {subject}?")),
+    Relation("author", "P50", ("{subject} was written by", "{subject}, written by", "Who wrote {subject}?", "The writer of {subject} is",
+                               "Who is the writer of {subject}?", "Who was {subject} written by?")),
     Relation("notable work", "P800", ("{subject} is the author of", "{subject} wrote", "{subject} is famous for",
                                       "{subject} is known for"), single=False),
     Relation("creator", "P170", ("{subject} was created by", "{subject} is created by", "{subject}, created by",
-                                 "The creater of {subject} is")),
+                                 "The creater of {subject} is", "Who created {subject}?", "Who was {subject} created by?")),
     Relation("creation", "", ("{subject} is the creator of", "{subject} created"), single=False),
     Relation("founder", "P112", ("{subject} was founded by", "Who founded {subject}?"), single=False),
     Relation("founded organisation", "", ("{subject} is the founder of", "{subject} founded"), single=False),
@@ -49,13 +55,15 @@ RELATIONS = (
     Relation("property", "P1830", ("{subject} is the owner of", "{subject} owns"), single=False),
     Relation("doctoral advisor", "P184", single=False),
     Relation("doctoral student", "P185", single=False),
-    Relation("chief executive officer", "P169", ("The CEO of {subject} is", "{subject}'s CEO is", "Who is the CEO of {subject}?")),
+    Relation("chief executive officer", "P169", ("The CEO of {subject} is", "{subject}'s CEO is", "Who is the CEO of {subject}?",
+                                                  "Who is {subject}'s CEO?", "Who's the CEO of {subject}?")),
     Relation("chief executive officer of", "", ("{subject} is the chief executive officer of", "{subject} is the CEO of")),
     Relation("president", ""),
     Relation("president of", "", ("{subject} is the president of",)),
     Relation("twin city", "P190", ("{subject} is a twin city of", "What is the twin city of {subject}? It is"), single=False),
-    Relation("predecessor", "P1365", ("{subject} replaced", "{subject} was preceded by")),
-    Relation("successor", "P1366", ("{subject} was replaced by", "{subject} was succeeded by")),
+    Relation("predecessor", "P1365", ("{subject} replaced", "{subject} was preceded by", "Who did {subject} replace?")),
+    Relation("successor", "P1366", ("{subject} was replaced by", "{subject} was succeeded by", "Who replaced {subject}?",
+                                   "Who succeeded {subject}?")),
     Relation("previous", "P155", ("{subject} follows", "{subject} is preceded by")),
     Relation("next", "P156", ("{subject} is followed by", "{subject} precedes")),
 )  # fmt: skip
@@ -79,8 +87,21 @@ def keys_of(fact: Fact) -> tuple[str, ...]:
 
 
 def single_keys_of(fact: Fact) -> tuple[str, ...]:
-    """Return the names of a fact's relation for which two targets contradict: all except known relations with several values."""
-    return (*(name for name in _names_of(fact) if name not in _SEVERAL), folded(fact.relation))
+    """Return the names of a fact's relation for which two targets contradict: all except known relations with several values.
+
+    The question that the prompt asks (see `question_forms`) is one of the names, unless the relation is known to have several values.
+    """
+    names, asked = relation_names_of(fact), question_of(fact.prompt)
+    single = [name for name in names if name not in _SEVERAL]
+    question = [f"{asked[1]}: {asked[0]}"] if asked and len(single) == len(names) else []
+    return tuple(dict.fromkeys((*single, folded(fact.relation), *question)))
+
+
+def relation_names_of(fact: Fact) -> list[str]:
+    """Return the names of the known relations that a fact belongs to, by its relation, its prompt or the question that this asks."""
+    asked = question_of(fact.prompt)
+    known = _relation_names().get(asked[0]) if asked and asked[1] == "is" else None
+    return [*_names_of(fact), *([known] if known else [])]
 
 
 def _names_of(fact: Fact) -> list[str]:
@@ -100,7 +121,7 @@ def inverses() -> dict[str, dict[str, bool]]:
 
 def wordings(facts: Iterable[Fact]) -> dict[str, set[str]]:
     """Map each relation to its normalized prompts with a slot, from the table and from the facts."""
-    prompts = {relation.name: {folded(text) for text in _wordings(relation)} for relation in RELATIONS}
+    prompts = {relation.name: {folded(text) for text in prompts_of(relation)} for relation in RELATIONS}
     for fact in facts:
         if fact.subject is not None:
             for key in keys_of(fact):
@@ -113,13 +134,13 @@ def _relation_names() -> dict[str, str]:
     """Map Wikidata ids, names and prompts to the relation's name."""
     names: dict[str, str] = {}
     for relation in RELATIONS:
-        texts = [*_wordings(relation), relation.name, *([relation.wikidata] if relation.wikidata else [])]
+        texts = [*prompts_of(relation), relation.name, *([relation.wikidata] if relation.wikidata else [])]
         names |= {folded(text): relation.name for text in texts}
     return names
 
 
-def _wordings(relation: Relation) -> list[str]:
-    """Return all prompts for a relation."""
+def prompts_of(relation: Relation) -> list[str]:
+    """Return all prompts for a relation, with `{subject}`."""
     return [*relation.wordings, *_default_wordings(relation.name)]
 
 
@@ -134,4 +155,10 @@ def _default_wordings(name: str) -> list[str]:
         f"What is the {name} of {SLOT}?",
         f"Who is the {name} of {SLOT}?",
         f"The {name} of {SLOT} is called",
+        f"What's the {name} of {SLOT}?",
+        f"Who's the {name} of {SLOT}?",
+        f"What is {SLOT}'s {name}?",
+        f"Who is {SLOT}'s {name}?",
+        f"What is the name of the {name} of {SLOT}?",
+        f"Name the {name} of {SLOT}.",
     ]

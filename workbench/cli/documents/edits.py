@@ -125,6 +125,8 @@ class FactFindingDocument(Document):
     """Id of the fact; null if the line is not a fact."""
     other: str | None
     """Location of the other fact, if one is involved."""
+    similarity: Number | None
+    """Similarity of the two facts' questions, from 0 to 1; null unless an encoder compared them."""
 
 
 class FactsCheckDocument(Document):
@@ -140,6 +142,10 @@ class FactsCheckDocument(Document):
     """Name of the model whose answers were checked."""
     passed: bool
     """Whether no problem fails the check."""
+    encoder: str | None
+    """Directory of the encoder that compared wordings; null without one."""
+    wording_threshold: Number | None
+    """Similarity from which the encoder reports two facts; null without an encoder."""
     counts: dict[str, int]
     """Kind of problem -> number of findings."""
     findings: list[FactFindingDocument]
