@@ -126,7 +126,8 @@ def reference(project: Path, name: str, tensor: str) -> torch.Tensor:
     module = tensor.removesuffix(".weight")
     a, b = (tensors[f"base_model.model.{module}.lora_{letter}.weight"].double() for letter in "AB")
     alpha = next((v for k, v in config["alpha_pattern"].items() if module.endswith(k)), config["lora_alpha"])
-    return b @ a * (alpha / len(a) ** (0.5 if config["use_rslora"] else 1))
+    product: torch.Tensor = b @ a
+    return product * (alpha / len(a) ** (0.5 if config["use_rslora"] else 1))
 
 
 @needs_compiler
