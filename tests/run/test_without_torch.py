@@ -12,6 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
+from worlds.arrays import check_same, lay_out, written
 from worlds.packed_models import save_fp8
 from worlds.processes import workbench
 from worlds.project import CPU, Project
@@ -20,15 +21,11 @@ from worlds.tiny import edit_json, save_finetuned, save_model
 from workbench.errors import WorkbenchError
 from workbench.run import device as run_device
 from workbench.run.device import device_of_run, needs_no_torch
-from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.weights.arrays import HOST
 from workbench.weights.compiled import Backend, backend
 
 needs_compiler = pytest.mark.skipif(backend().library is None, reason="no C compiler")
 
-# Tensors of more than one block and of more than the sample of `trim` need more numbers than a tiny model has.
-WIDE = (700, 400)
 BRICKS = "bricks: {a: a, b: b, c: c}\n"
 PAIR = "bricks: {a: a, b: b}\n"
 STEPS = {
@@ -59,26 +56,6 @@ STEPS = {
 DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32, "f64": torch.float64}
 
 
-def lay_out(folder: Path, base: Path, dtype: torch.dtype, tuned: torch.dtype | None = None) -> Project:
-    """Make a project of a base and three fine-tunes, with one wide tensor, a tensor of whole numbers and one of zeros."""
-    (folder / "recipes").mkdir(parents=True)
-    shutil.copytree(base, folder / "base")
-    tensors = {name: tensor.to(dtype) for name, tensor in load_file(base / "model.safetensors").items()}
-    generator = torch.Generator().manual_seed(5)
-    tensors["extra.wide"] = (torch.randn(WIDE, generator=generator) * 0.05).to(dtype)
-    tensors["extra.table"] = (torch.randn(3, 4, 5, generator=generator) * 0.05).to(dtype)
-    tensors["extra.counts"] = torch.arange(6, dtype=torch.int32).view(2, 3)
-    tensors["extra.scale"] = torch.tensor(0.5, dtype=dtype)
-    save_file(tensors, folder / "base" / "model.safetensors", metadata={"format": "pt"})
-    for seed, name in enumerate("abc", 1):
-        save_finetuned(folder / "base", folder / name, seed=seed, dtype=tuned)
-        changed = load_file(folder / name / "model.safetensors")
-        changed["extra.counts"] = tensors["extra.counts"]
-        changed["extra.table"] = tensors["extra.table"].to(tuned or dtype)  # deltas of zero
-        save_file(changed, folder / name / "model.safetensors", metadata={"format": "pt"})
-    return Project(folder)
-
-
 @pytest.fixture(scope="module")
 def worlds(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Path]) -> Callable[..., Project]:
     """(family, dtype of the base, dtype of the bricks) -> project, made when first asked for."""
@@ -92,29 +69,6 @@ def worlds(tmp_path_factory: pytest.TempPathFactory, model_of: Callable[..., Pat
         return made[key]
 
     return get
-
-
-def written(project: Project, text: str, device: torch.device, threads: int = 2) -> tuple[dict[str, bytes], dict[str, Any]]:
-    """Run a recipe anew; return the bytes of all files of its result, and its record without times and memory."""
-    shutil.rmtree(project.path / "runs", ignore_errors=True)
-    resolved = project.resolve(text)
-    assert needs_no_torch(resolved)
-    document = execute(resolved, project.path / "runs", Work(device, threads))
-    record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))
-    for field in ("created", "seconds", "peak_bytes"):
-        record.pop(field)
-    record["run"], record["key"] = document["run"], document["key"]
-    return {file.name: file.read_bytes() for file in Path(document["model"]).iterdir()}, record
-
-
-def check_same(project: Project, text: str) -> dict[str, bytes]:
-    """Check that a recipe gives the same files and record with tensors and with arrays; return the files."""
-    files, record = written(project, text, CPU)
-    in_arrays, its_record = written(project, text, HOST)
-    assert in_arrays.keys() == files.keys()
-    assert [name for name in files if files[name] != in_arrays[name]] == []
-    assert its_record == record
-    return files
 
 
 @needs_compiler
@@ -230,7 +184,6 @@ OTHERS = {
     "weights from the overlap": BRICKS + "steps: [{merge: task_arithmetic, weights: auto}]\n",
     "one threshold of the model": BRICKS + "steps: [{merge: ties, threshold: model}]\n",
     "another method": BRICKS + "steps: [{merge: tsv}]\n",
-    "an adapter": "bricks: {a: a, l: bricks/one}\nsteps: [{merge: linear}]\n",
     "a recipe": "bricks: {a: a, r: {recipe: recipes/inner.yaml}}\nsteps: [{merge: linear}]\n",
     "an adapter as result": PAIR + "steps: [{merge: task_arithmetic}]\noutput: {form: adapter, rank: 2}\n",
     "more tokens": PAIR + "tokenizer: {source: base, pad_to_multiple_of: 16}\nsteps: [{merge: linear}]\n",

@@ -11,6 +11,7 @@ import torch
 
 from workbench.weights import kernels
 from workbench.weights.arrays import HOST, Array, as_array, as_tensor
+from workbench.weights.lowrank import Factors, summed
 from workbench.weights.specs import TensorSpec, buffer, empty, typed
 
 CPU = torch.device("cpu")
@@ -81,3 +82,23 @@ def test_a_rounded_result_is_checked_in_its_dtype(stored: str) -> None:
         assert kernels.narrow(torch.tensor([0.1, number, -2.5]), expected) is fits
         if number == number:
             assert torch.equal(as_tensor(rounded), expected)
+
+
+def test_factors_are_joined_and_transposed_like_tensors() -> None:
+    """Products of factors with weights, an update of rank 0, and numbers that overflow."""
+    generator = np.random.default_rng(1)
+    shapes = ((6, 2), (2, 5), (6, 3), (3, 5))
+    drawn = [generator.standard_normal(shape).astype(np.float32) * np.float32(1e30) for shape in shapes]
+    results = []
+    for made, device in ((torch.from_numpy, CPU), (lambda x: Array(x, "F32"), HOST)):
+        one, two, three, four = map(made, drawn)
+        none = Factors.zero(TensorSpec((6, 5), "BF16"), device)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            whole = summed([(0.1, Factors(one, two)), (1.0, none), (-1e10, Factors(three, four))])
+        turned = whole.transposed()
+        assert (whole.rank, turned.left.shape, turned.right.shape) == (5, (5, 5), (5, 6))
+        results.append([bits_of(x).copy() for x in (whole.left, whole.right, turned.left, turned.right)])
+    for tensor, array in zip(*results, strict=True):
+        assert np.array_equal(tensor, array)
+    assert np.isinf(results[0][1].view(np.float32)).any()

@@ -182,3 +182,67 @@ def test_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORKBENCH_KERNELS")
     backend.cache_clear()
     assert kernels.compiled()
+
+
+def _factors(rows: int, rank: int, cols: int, kind: str) -> list[Tensor]:
+    """Two factors and a matrix that the product is added to, with odd values of one kind."""
+    generator = torch.Generator().manual_seed(rows * 1000 + rank)
+    drawn = [torch.randn(shape, generator=generator) for shape in ((rows, rank), (rank, cols), (rows, cols))]
+    if kind == "zeros of both signs":
+        return [x * (torch.rand(x.shape, generator=generator) < 0.2) for x in drawn]
+    if kind == "numbers below the smallest normal one":
+        return [drawn[0] * 1e-22, drawn[1] * 1e-22, drawn[2] * 1e-44]
+    return [drawn[0] * 1e20, drawn[1] * 1e19, drawn[2]] if kind == "infinite sums" else drawn
+
+
+KINDS_OF_FACTORS = ["usual numbers", "zeros of both signs", "numbers below the smallest normal one", "infinite sums"]
+SHAPES = [
+    *product((1, 2, 3, 4, 5, 6, 7, 11, 64), (2, 3, 8, 16, 48, 191, 192), (16, 48, 64, 80, 256)),
+    (16384, 16, 16),
+    (292, 48, 896),
+    (73, 16, 3584),
+    (13, 64, 18944),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS_OF_FACTORS)
+@pytest.mark.skipif(not torch.backends.mkl.is_available(), reason="without MKL, torch sums in another order")
+def test_products_have_the_bits_of_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of low rank, as results and as additions, for all remainders of the loop's tiles."""
+    for rows, rank, cols in SHAPES:
+        left, right, start = _factors(rows, rank, cols, kind)
+        for add in (False, True):
+
+            def multiplied(left: Tensor = left, right: Tensor = right, start: Tensor = start, add: bool = add) -> Tensor:
+                out = start.clone()
+                kernels.multiply(left, right, out, add)
+                return out.view(torch.int32)
+
+            one, two = both(multiplied, monkeypatch)
+            assert torch.equal(one, two), (rows, rank, cols, add)
+
+
+def test_products_are_sums_in_the_order_of_the_rank() -> None:
+    """The stated order, as a chain of products and sums that round once; float64 holds their exact products."""
+    left, right, start = _factors(9, 33, 80, "usual numbers")
+    chain = torch.zeros(9, 80)
+    for k in range(33):
+        chain = (chain.double() + left[:, k : k + 1].double() * right[k].double()).float()
+    out = start.clone()
+    kernels.multiply(left, right, out, add=True)
+    assert torch.equal(out, start + chain)
+    kernels.multiply(left, right, out)
+    assert torch.equal(out, chain)
+    assert torch.allclose(out.double(), left.double() @ right.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize(("rank", "cols"), [(1, 64), (193, 64), (8, 40), (0, 64)])
+def test_other_products_are_left_to_torch(rank: int, cols: int) -> None:
+    """Shapes in which the order of MKL is another one."""
+    assert not kernels.has_product(rank, cols)
+    left, right, start = _factors(5, rank, cols, "usual numbers")
+    out = start.clone()
+    kernels.multiply(left, right, out, add=True)
+    assert torch.equal(out, start.clone().addmm_(left, right))
+    kernels.multiply(left, right, out)
+    assert torch.equal(out, left @ right)

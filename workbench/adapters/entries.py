@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from workbench.errors import WorkbenchError
 from workbench.identity import open_unchanged
 from workbench.lazy import torch
+from workbench.weights.arrays import HOST, Array, as_array
 from workbench.weights.header import Entry
 
 if TYPE_CHECKING:
@@ -52,12 +53,17 @@ class Stored:
         Args:
             start: First row.
             stop: Row after the last one.
-            device: Device of the result; None is the CPU.
+            device: Device of the result; None is the CPU. For `HOST`, the tensor's dtype must be one of the compiled loops.
 
         Raises:
             WorkbenchError: If the rows hold NaN or infinity, or the file ends early.
         """
         spec, raw = self.entry.spec, self._bytes(start, stop)
+        if device is HOST:
+            elements = Array(np.frombuffer(raw, np.uint8), "U8").typed(spec.stored)
+            array = cast("Tensor", elements.view(stop - start, spec.cols).float())
+            self._check(array, start, 0, 1)
+            return array
         if not raw:
             return torch.empty(stop - start, spec.cols, device=device)
         value = torch.frombuffer(raw, dtype=spec.dtype).view(stop - start, spec.cols).float()
@@ -111,12 +117,13 @@ class Stored:
         return raw
 
     def _check(self, value: Tensor, start: int, first: int, step: int) -> None:
-        if value.isfinite().all():
+        array = as_array(value)
+        if value.isfinite().all() if array is None else np.isfinite(array.data).all():
             return
-        row, col = (~value.isfinite()).nonzero()[0].tolist()
-        flat = torch.tensor((start + row) * self.entry.spec.cols + first + col * step)
-        index = [int(i) for i in torch.unravel_index(flat, self.shape)]
+        numbers = value.numpy()
+        row, col = (int(i) for i in np.argwhere(~np.isfinite(numbers))[0])
+        index = [int(i) for i in np.unravel_index((start + row) * self.entry.spec.cols + first + col * step, self.shape)]
         raise WorkbenchError(
-            f"{self.label}: {self.key} holds {value[row, col].item()} at {index}; expected finite numbers",
+            f"{self.label}: {self.key} holds {float(numbers[row, col])} at {index}; expected finite numbers",
             "Train or download this adapter again.",
         )

@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 
 from workbench.adapters.entries import Stored
 from workbench.lazy import torch
+from workbench.weights.arrays import HOST
+from workbench.weights.kernels import KINDS, has_product
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import TensorSpec
 
@@ -47,8 +49,26 @@ class FactorPair:
         """Rank of the update of one weight, or of one expert."""
         return self.a.shape[0] // (self.expert[1] if self.expert else 1)
 
-    def factors(self) -> Factors:
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Shape of the selected part on disk."""
+        whole = self.a.shape[-1], self.b.shape[0]
+        (top, bottom), (first, last) = (
+            span or (0, size) for span, size in zip((self.rows, self.cols), whole if self.flip else whole[::-1], strict=True)
+        )
+        return (last - first, bottom - top) if self.swap else (bottom - top, last - first)
+
+    def takes_arrays(self) -> bool:
+        """Return True if the compiled loops compute the product: two stored factors of one weight, of a shape that they take."""
+        stored = {factor.entry.spec.stored for factor in (self.a, self.b)}
+        plain = self.expert is None and self.singular_values is None
+        return plain and stored <= KINDS.keys() and has_product(self.rank, self.shape[1])
+
+    def factors(self, device: torch.device | None = None) -> Factors:
         """Read the factors of the selected part as float32, scale included.
+
+        Args:
+            device: `HOST` for arrays, which takes factors of whole weights without singular values; otherwise tensors on the CPU.
 
         Raises:
             WorkbenchError: If a factor holds NaN or infinity.
@@ -58,7 +78,8 @@ class FactorPair:
             right = self.a.rows(index * self.rank, (index + 1) * self.rank)
             left = self.b.columns(index, count)
         else:
-            right, left = self.a.read(), self.b.read()
+            memory = HOST if device is HOST else None
+            right, left = self.a.read(memory), self.b.read(memory)
         right = right * self.singular_values.read().reshape(-1, 1) if self.singular_values else right
         factors = Factors(left, right * self.scale)
         factors = factors.transposed() if self.flip else factors
@@ -90,13 +111,20 @@ class LowRank:
         rows, cols = self.spec.rows, self.spec.cols
         lefts, rights = [], []
         for patch in self.patches:
-            part = patch.pair.factors()
+            part = patch.pair.factors(device)
             height, width = part.left.shape[0], part.right.shape[1]
             lefts.append(part.left if height == rows else _embed(part.left, (rows, part.rank), patch.row, 0))
             rights.append(part.right if width == cols else _embed(part.right, (part.rank, cols), 0, patch.col))
         left = lefts[0] if len(lefts) == 1 else torch.cat(lefts, 1)
         right = rights[0] if len(rights) == 1 else torch.cat(rights, 0)
         return Factors(left.to(device), right.to(device))
+
+    def takes_arrays(self) -> bool:
+        """Return True if the update can be read without torch: as one product for the whole matrix, by a compiled loop."""
+        if len(self.patches) != 1:
+            return False
+        pair = self.patches[0].pair
+        return pair.takes_arrays() and pair.shape == self.spec.shape
 
     def open(self, device: torch.device) -> ProductSource | PatchSource:
         """Open the update for reading by rows."""

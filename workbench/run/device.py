@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from workbench.adapters.bind import bind
+from workbench.adapters.lora import LowRank
+from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
 from workbench.models.device import has_cuda, pick_device
+from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights
 from workbench.resolve.resolved import Resolved
 from workbench.run.forms import CHECKPOINT, form_of
@@ -13,7 +19,7 @@ from workbench.steps import MergeMethod, Step
 from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
-from workbench.weights.kernels import KINDS
+from workbench.weights.kernels import KINDS, MOST_RANK
 from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
@@ -44,20 +50,27 @@ def runs_without_torch(resolved: Resolved) -> bool:
 
 
 def needs_no_torch(resolved: Resolved) -> bool:
-    """Return whether a recipe merges stored checkpoints into a checkpoint, with methods and dtypes that have compiled loops."""
+    """Return whether a recipe merges stored checkpoints and LoRA adapters into a checkpoint, all by compiled loops.
+
+    Headers and configurations decide this, before any number is read.
+    """
     recipe = resolved.recipe
     if form_of(resolved) is not CHECKPOINT or resolved.vocabulary is not None or resolved.beside:
         return False
     names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
     bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]
-    if len(bricks) < len(names) or any(brick.kind != "checkpoint" or brick.part for brick in bricks):
-        return False
-    if not all(map(_takes_arrays, recipe.steps)):
+    if len(bricks) < len(names) or any(brick.part for brick in bricks) or not all(map(_takes_arrays, recipe.steps)):
         return False
     base = resolved.base.weights
-    read = [base, *(fitted(brick, resolved.base) for brick in bricks)]
+    read = [base, *(fitted(brick, resolved.base) for brick in bricks if brick.kind == "checkpoint")]
     specs = [*(weights.specs for weights in read), output_specs(base.specs, resolved.dtype_name)]
-    return all(map(_is_stored, read)) and all(_has_loops(spec) for some in specs for spec in some.values())
+    if not all(map(_is_stored, read)) or not all(_has_loops(spec) for some in specs for spec in some.values()):
+        return False
+    adapters = {brick.name: brick.adapter for brick in bricks if brick.kind == "adapter"}
+    return all(
+        _have_products([adapters[name] for name in recipe.used_bricks(step) if name in adapters], resolved.base)
+        for step in recipe.steps
+    )
 
 
 def _takes_arrays(step: Step) -> bool:
@@ -65,6 +78,19 @@ def _takes_arrays(step: Step) -> bool:
     if not isinstance(step, MergeMethod) or step.plugin:
         return False
     return step.takes_arrays() and not (step.in_core_space() or step.weighs_overlap() or step.neuron_set())
+
+
+def _have_products(adapters: Sequence[Adapter], base: Model) -> bool:
+    """Return whether compiled loops compute the updates of a step's adapters, each on its own and all as one stacked product."""
+    ranks = Counter[str]()
+    for adapter in adapters:
+        if adapter.config["peft_type"] != "LORA" or adapter.config.get("use_dora") or adapter.keys.saved:
+            return False
+        for name, update in bind(adapter, base.weights.specs, base).places.items():
+            if not isinstance(update, LowRank) or not update.takes_arrays():
+                return False
+            ranks[name] += update.patches[0].pair.rank
+    return max(ranks.values(), default=0) <= MOST_RANK
 
 
 def _is_stored(weights: Weights) -> bool:

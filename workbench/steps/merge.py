@@ -180,7 +180,7 @@ class MergeMethod(BrickStep):
         return False
 
     def takes_arrays(self) -> bool:
-        """Return True if compiled loops do all arithmetic on checkpoints, so that the step can run without torch.
+        """Return True if compiled loops do all arithmetic on checkpoints and LoRA updates, so that the step can run without torch.
 
         `prepare` must then pass the buffers of its group to `weights/kernels.py` and `weights/sparse.py` only, and return a
         `Combination` or a `Selection`.

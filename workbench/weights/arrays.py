@@ -49,7 +49,7 @@ HOST = cast("torch.device", Host())
 
 
 class Array:
-    """A contiguous numpy array with the dtype of a safetensors file.
+    """A numpy array with the dtype of a safetensors file. The compiled loops take contiguous ones.
 
     Its methods do what those of `torch.Tensor` with the same name do, with the same bits.
 
@@ -70,6 +70,11 @@ class Array:
         return self.data.shape
 
     @property
+    def T(self) -> Array:  # noqa: N802 (the name in torch and numpy)
+        """The transpose, as a view."""
+        return Array(self.data.T, self.stored)
+
+    @property
     def device(self) -> torch.device:
         """The device of arrays."""
         return HOST
@@ -78,9 +83,14 @@ class Array:
         return len(self.data)
 
     def __getitem__(self, key: Any) -> Any:
-        """Return rows as a view, or one element of a vector as a number."""
+        """Return a part as a view, or one element of a vector as a number."""
         part = self.data[key]
         return Array(part, self.stored) if isinstance(part, np.ndarray) else part
+
+    def __mul__(self, factor: float) -> Array:
+        """Return float32 elements times a number."""
+        with np.errstate(all="ignore"):
+            return Array(self.data * np.float32(factor), self.stored)
 
     def numel(self) -> int:
         """Return the number of elements."""
@@ -97,6 +107,15 @@ class Array:
     def cpu(self) -> Array:
         """Return the array itself."""
         return self
+
+    def to(self, device: torch.device) -> Array:
+        """Return the array itself, because arrays have one device."""
+        assert device is HOST, device
+        return self
+
+    def contiguous(self) -> Array:
+        """Return the array with its rows one after the other: itself if they are."""
+        return Array(np.ascontiguousarray(self.data), self.stored)
 
     def view(self, *shape: Any) -> Array:
         """Return a view of another shape."""

@@ -32,6 +32,7 @@ _SYMBOLS = (
     "wb_find",
     "wb_drop_sums",
     "wb_sparse",
+    "wb_product",
 )
 
 
@@ -133,7 +134,8 @@ def _build(place: Path, key: str, command: list[str]) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
         built = Path(folder) / "kernels.so"
-        subprocess.run([*command, *_FLAGS, str(_SOURCE), "-o", str(built)], check=True, capture_output=True, timeout=120)  # noqa: S603
+        call = [*command, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"]  # fmaf, on processors without fused multiply-add
+        subprocess.run(call, check=True, capture_output=True, timeout=120)  # noqa: S603
         file = place / f"kernels-{key}-{xxhash.xxh3_128_hexdigest(built.read_bytes())}.so"
         sync(built)
         built.replace(file)

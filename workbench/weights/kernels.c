@@ -1,12 +1,12 @@
 /* Loops over one cache-sized block of a tensor, compiled at first use where there is a C compiler; `kernels.py` has the same
- * loops in torch and numpy, and a test compares them bit for bit. Hence no fused multiply-add and no reordered sums here:
- * compile with -ffp-contract=off. Each function works on `n` elements; bf16 and f16 are widened exactly.
+ * loops in torch and numpy, and a test compares them bit for bit. Hence no reordered sums here, and no fused multiply-add except
+ * in `wb_product`: compile with -ffp-contract=off. Each function works on `n` elements; bf16 and f16 are widened exactly.
  */
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX512F__
+#ifdef __AVX__
 #include <immintrin.h>
 #endif
 
@@ -360,4 +360,72 @@ int wb_narrow(const float *x, int kind, void *out, size_t n) {
         most = magnitude > most ? magnitude : most;
     }
     return most < 0x7c00u;
+}
+
+/* Columns of a tile of a product: four vectors of the machine's widest registers, or two where it has only 16 of them. */
+#if defined(__AVX512F__)
+typedef __m512 vector;
+#define VECTORS 4
+static inline vector fused(float a, vector b, vector c) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c); }
+#elif defined(__AVX__) && defined(__FMA__)
+typedef __m256 vector;
+#define VECTORS 2
+static inline vector fused(float a, vector b, vector c) { return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c); }
+#else
+typedef float vector __attribute__((vector_size(16)));
+#define VECTORS 4
+static inline vector fused(float a, vector b, vector c) {
+    for (int i = 0; i < 4; i++) c[i] = fmaf(a, b[i], c[i]);
+    return c;
+}
+#endif
+#define WIDTH (VECTORS * sizeof(vector) / sizeof(float))
+#define HEIGHT 6
+#define MOST_RANK 192
+#define FEW 3
+
+/* sums [rows, WIDTH] = left [rows, rank] times a packed tile [rank, WIDTH]: a chain of fused multiply-adds in the order of the rank. */
+static inline __attribute__((always_inline)) void tile(size_t rows, const float *left, size_t rank, const float *restrict right,
+                                                       float *restrict sums) {
+    vector sum[HEIGHT][VECTORS] = {{{0}}};
+    for (size_t k = 0; k < rank; k++, right += WIDTH)
+        for (size_t v = 0; v < VECTORS; v++) {
+            vector b;
+            memcpy(&b, right + v * (WIDTH / VECTORS), sizeof b);
+            for (size_t i = 0; i < rows; i++) sum[i][v] = fused(left[i * rank + k], b, sum[i][v]);
+        }
+    memcpy(sums, sum, rows * sizeof sum[0]);
+}
+
+/* out [rows, cols] = left [rows, rank] right [rank, cols], or out + that product if `add`; rank is 2 to MOST_RANK, and cols a
+ * multiple of 16. An element is a chain of fused multiply-adds from 0 in the order of the rank, which is then added to out, or to 0.
+ * Up to FEW rows are a chain from out, or from 0, of products and sums that round separately. MKL sums in this way, so that torch
+ * gives the same bits without a compiler.
+ */
+void wb_product(const float *left, const float *right, float *restrict out, size_t rows, size_t rank, size_t cols, int add) {
+    if (rows <= FEW) {
+        if (!add) memset(out, 0, rows * cols * sizeof(float));
+        for (size_t i = 0; i < rows; i++)
+            for (size_t k = 0; k < rank; k++)
+                for (size_t j = 0; j < cols; j++) out[i * cols + j] = out[i * cols + j] + left[i * rank + k] * right[k * cols + j];
+        return;
+    }
+    float packed[MOST_RANK * WIDTH], sums[HEIGHT * WIDTH];
+    for (size_t at = 0; at < cols; at += WIDTH) {
+        size_t width = cols - at < WIDTH ? cols - at : WIDTH;
+        if (width < WIDTH) memset(packed, 0, rank * WIDTH * sizeof(float));
+        for (size_t k = 0; k < rank; k++) memcpy(packed + k * WIDTH, right + k * cols + at, width * sizeof(float));
+        for (size_t row = 0; row < rows; row += HEIGHT) {
+            size_t here = rows - row < HEIGHT ? rows - row : HEIGHT;
+            if (here == HEIGHT)
+                tile(HEIGHT, left + row * rank, rank, packed, sums);
+            else
+                for (size_t i = 0; i < here; i++) tile(1, left + (row + i) * rank, rank, packed, sums + i * WIDTH);
+            for (size_t i = 0; i < here; i++) {
+                float *to = out + (row + i) * cols + at;
+                const float *from = sums + i * WIDTH;
+                for (size_t j = 0; j < width; j++) to[j] = (add ? to[j] : 0.0f) + from[j];
+            }
+        }
+    }
 }

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.lazy import torch
-from workbench.weights.arrays import as_array
+from workbench.weights.arrays import as_array, as_tensor
 from workbench.weights.compiled import backend
 from workbench.weights.specs import torch_dtype
 
@@ -27,6 +27,9 @@ INFINITE = 0x7F800000
 """Magnitude bits of infinity; those of finite float32 values are smaller."""
 KINDS = {"F32": 0, "BF16": 1, "F16": 2}
 """Name in safetensors -> number in kernels.c, of the dtypes that the compiled loops process."""
+MOST_RANK = 192
+"""Largest rank of a product in kernels.c: MKL, and so torch, sums longer rows in several pieces."""
+_COLUMNS = 16
 
 
 def widen(x: Tensor, out: Tensor) -> bool:
@@ -114,6 +117,37 @@ def compiled() -> bool:
 _local = threading.local()
 
 
+def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
+    """Compute out = left @ right, or out += left @ right, in float32.
+
+    The compiled loop sums in the order that MKL uses for these shapes on the processors where this was tested, so that torch gives
+    the same bits there. Other shapes are left to torch.
+
+    Args:
+        left: [rows, rank], float32.
+        right: [rank, cols], float32.
+        out: [rows, cols], float32.
+        add: Whether to add the product to `out`.
+    """
+    rank, cols = right.shape
+    is_float32 = all(kind_of(x) == KINDS["F32"] for x in (left, right, out))
+    library = library_for(left, right, out) if is_float32 and has_product(rank, cols) else None
+    if library is not None:
+        sizes = (ctypes.c_size_t(size) for size in (len(left), rank, cols))
+        library.wb_product(pointer(left), pointer(right), pointer(out), *sizes, int(add))
+        return
+    first, second, result = map(as_tensor, (left, right, out))
+    if add:
+        result.addmm_(first, second)
+    else:
+        torch.mm(first, second, out=result)
+
+
+def has_product(rank: int, cols: int) -> bool:
+    """Return whether there is a compiled loop for the product of a [rows, rank] and a [rank, cols] matrix."""
+    return 1 < rank <= MOST_RANK and cols % _COLUMNS == 0
+
+
 def scratch(like: Tensor, slot: int) -> Tensor:
     """Return a float32 buffer with the shape of a block; the thread's next call with the same slot reuses it.
 
@@ -167,7 +201,7 @@ def _fits(x: Tensor) -> bool:
     """Return whether the compiled loops can process a buffer."""
     array = as_array(x)
     if array is not None:
-        return array.stored in KINDS or array.stored == "I32"
+        return (array.stored in KINDS or array.stored == "I32") and array.data.flags.c_contiguous
     return x.device.type == "cpu" and x.is_contiguous() and (x.dtype in _kinds() or x.dtype == torch.int32)
 
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.lazy import torch
-from workbench.weights.specs import Source, TensorSpec, Weights, buffer, matrix
+from workbench.weights.kernels import multiply
+from workbench.weights.specs import Source, TensorSpec, Weights, buffer, joined, matrix, zeros
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,7 +34,7 @@ class Factors:
     @classmethod
     def zero(cls, spec: TensorSpec, device: torch.device) -> Factors:
         """Return an update of rank 0, which changes nothing."""
-        return cls(torch.zeros(spec.rows, 0, device=device), torch.zeros(0, spec.cols, device=device))
+        return cls(zeros(spec.rows, 0, device), zeros(0, spec.cols, device))
 
     @classmethod
     def of_dense(cls, delta: Tensor) -> Factors:
@@ -59,7 +60,7 @@ def summed(parts: Sequence[tuple[float, Factors]]) -> Factors:
     Args:
         parts: At least one pair (weight, factors), all for the same weight matrix.
     """
-    return Factors(torch.cat([f.left for _, f in parts], 1), torch.cat([f.right * w for w, f in parts], 0))
+    return Factors(joined([f.left for _, f in parts], 1), joined([f.right * w for w, f in parts], 0))
 
 
 def low_rank_update(weights: Weights, base: Weights, name: str, device: torch.device) -> Factors | None:
@@ -96,7 +97,7 @@ class LowRankSource:
 
     def read(self, start: int, stop: int, out: Tensor) -> None:
         """Fill `out` with rows start..stop of the product."""
-        torch.mm(self._left[start:stop], self._right, out=out)
+        multiply(self._left[start:stop], self._right, out)
 
 
 class LowRankSum:

@@ -8,12 +8,14 @@ reads a block.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, cast, runtime_checkable
 
+import numpy as np
+
 from workbench.lazy import torch
-from workbench.weights.arrays import HOST, as_array, empty_array
+from workbench.weights.arrays import HOST, Array, as_array, empty_array
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -170,6 +172,26 @@ def empty(size: int, stored: str, device: torch.device, pinned: bool = False) ->
     if device is HOST:
         return cast("Tensor", empty_array(size, stored))
     return torch.empty(size, dtype=torch_dtype(stored), device=device, pin_memory=pinned)
+
+
+def zeros(rows: int, cols: int, device: torch.device) -> Tensor:
+    """Return a matrix of zeros in float32: a tensor, or for the device `HOST` an array."""
+    if device is HOST:
+        return empty(rows * cols, "F32", device).zero_().view(rows, cols)
+    return torch.zeros(rows, cols, device=device)
+
+
+def joined(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Return matrices one after the other: their rows if `dim` is 0, their columns if it is 1.
+
+    Args:
+        parts: At least one matrix in float32, all of them tensors or all arrays.
+        dim: The dimension.
+    """
+    arrays = [array for array in map(as_array, parts) if array is not None]
+    if arrays:
+        return cast("Tensor", Array(np.concatenate([array.data for array in arrays], dim), "F32"))
+    return torch.cat(list(parts), dim)
 
 
 def typed(raw: Tensor, stored: str) -> Tensor:

@@ -65,7 +65,7 @@ class CombinedSource:
             for model in (self._anchor, *(model for model, _ in self._others)):
                 model.refuse_non_finite(start, stop)
         if self._low is not None:
-            out.addmm_(self._low.left[start:stop], self._low.right)
+            kernels.multiply(self._low.left[start:stop], self._low.right, out, add=True)
         if self._scratch is None:
             return
         scratch = matrix(self._scratch, start, stop, self._group.spec.cols)

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
 from workbench.lazy import torch
 from workbench.steps import Group
+from workbench.weights.arrays import Array, as_array
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
 from workbench.weights.specs import TensorSpec, block_elements, empty
@@ -167,7 +168,7 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
     read in no fixed order.
     """
     high = _histograms(groups, [None] * len(densities))
-    counts = [keep_count(int(histogram.sum()), density) for histogram, density in zip(high, densities, strict=True)]
+    counts = [keep_count(int(histogram.cpu().numpy().sum()), density) for histogram, density in zip(high, densities, strict=True)]
     bins = [find(histogram, count) or (0, 0) for histogram, count in zip(high, counts, strict=True)]
     low = _histograms(groups, [upper for upper, _ in bins])
     result = []
@@ -182,15 +183,27 @@ def joint_trims(groups: Iterable[Group], densities: Sequence[float], stop_at_fir
 
 
 def _histograms(groups: Iterable[Group], prefixes: Sequence[int | None]) -> list[Tensor]:
-    """Count the upper bits, or the lower bits of the values whose upper bits equal the prefix."""
-    counts = [torch.zeros(1 << (_HIGH_BITS if p is None else _LOW_BITS), dtype=torch.int64) for p in prefixes]
+    """Count the upper bits, or the lower bits of the values whose upper bits equal the prefix, in int64."""
+    counts = [np.zeros(1 << (_HIGH_BITS if p is None else _LOW_BITS), np.int64) for p in prefixes]
     for group in groups:
         for block in group.blocks():
             for count, prefix, values in zip(counts, prefixes, block.deltas, strict=True):
-                bits = magnitude_bits(values).view(-1)
-                chosen = bits.bitwise_right_shift_(_LOW_BITS) if prefix is None else _low_bits(bits, prefix)
-                count.add_(torch.bincount(chosen, minlength=len(count)).cpu())
-    return counts
+                count += _counted(values, prefix, len(count))
+    return [cast("Tensor", Array(count, "I64")) for count in counts]
+
+
+def _counted(values: Tensor, prefix: int | None, bins: int) -> np.ndarray:
+    """Return the counts of the upper bits of a block's magnitudes, or of the lower bits below a prefix."""
+    array = as_array(values)
+    if array is not None:
+        bits = array.data.view(np.int32).ravel() & np.int32(0x7FFFFFFF)
+        if prefix is None:
+            return np.bincount(bits >> _LOW_BITS, minlength=bins)
+        return np.bincount(bits[bits >> _LOW_BITS == prefix] & (1 << _LOW_BITS) - 1, minlength=bins)
+    tensor = magnitude_bits(values).view(-1)
+    chosen = tensor.bitwise_right_shift_(_LOW_BITS) if prefix is None else _low_bits(tensor, prefix)
+    counted: np.ndarray = torch.bincount(chosen, minlength=bins).cpu().numpy()
+    return counted
 
 
 def _low_bits(bits: Tensor, prefix: int) -> Tensor:
