@@ -12,7 +12,7 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.errors import GateFailedError, WorkbenchError, shell
+from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.facts.published import Published
@@ -56,6 +56,15 @@ def check(
             "--stream", help="Read the file in order, as sequential edits do: later rows update or remove earlier facts."
         ),
     ] = False,
+    continues: Annotated[
+        str | None,
+        typer.Option(
+            "--continues",
+            metavar="RUN",
+            help="With --stream: directory of the run, or of its edit, whose stream the file continues.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -70,10 +79,19 @@ def check(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
+    if continues and not stream:
+        raise UsageError("--continues: only a stream continues a run", "Add --stream.")
     loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
     report = check_facts(
-        file, str(file), stream=stream, recipe=loaded, model=asked_model, device=pick_device(device), events=out.event
+        file,
+        str(file),
+        stream=stream,
+        continues=continues,
+        recipe=loaded,
+        model=asked_model,
+        device=pick_device(device),
+        events=out.event,
     )
 
     def text() -> None:
@@ -81,7 +99,8 @@ def check(
             _table(report.findings)
         counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
         looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
-        out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
+        with_run = f", those of {continues} included" if continues else ""
+        out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}{with_run}: {counts}{looked}")
 
     out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:

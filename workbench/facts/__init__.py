@@ -4,7 +4,7 @@ from workbench.facts.conflicts import Conflict, contradictions
 from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_facts
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
-from workbench.facts.stream import Stream, latest, read_stream
+from workbench.facts.stream import Start, Stream, latest, read_stream
 
 __all__ = [
     "SLOT",
@@ -13,6 +13,7 @@ __all__ = [
     "Probe",
     "Published",
     "Skip",
+    "Start",
     "Stream",
     "contradictions",
     "fact_of",

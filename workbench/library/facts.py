@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
+from workbench.edit.closed_form.continuing import read_earlier
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.facts import Fact, Published, read_stream
@@ -102,6 +103,7 @@ def check_facts(
     shown: str,
     *,
     stream: bool = False,
+    continues: str | None = None,
     recipe: Recipe | None = None,
     model: NamedModel | None = None,
     device: torch.device | None = None,
@@ -113,6 +115,7 @@ def check_facts(
         path: The file.
         shown: Name of the file in messages.
         stream: Read the file in order, and check the facts that its updates and removals leave.
+        continues: Directory of a run, or of its edit, whose stream the file continues; its facts are checked with those of the file.
         recipe: Recipe whose bricks and edit steps are searched for the same facts.
         model: Model to query for facts that it already knows; None queries no model.
         device: Device of the model.
@@ -123,7 +126,8 @@ def check_facts(
             id, or a removal or an update is invalid.
     """
     if stream:
-        in_order = read_stream(path, shown)
+        start = read_earlier(continues, Path()).start() if continues else None
+        in_order = read_stream(path, shown, start)
         read = Published(in_order.current, list(in_order.skipped), in_order.format)
     else:
         read = read_all(path, shown)
@@ -230,7 +234,7 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
-            facts = read_stream(project / file, file).current if step.in_order else read_all(project / file, file).facts
+            facts = read_stream(project / file, file, step.start(project)).current if step.in_order else read_all(project / file, file).facts
             yield _Source(f"step '{step_id}'", facts, file)
 
 
