@@ -14,11 +14,19 @@ from safetensors.torch import load_file, save_file
 from worlds.commands import document, refused
 from worlds.edit_steps import step
 from worlds.jsonl import read_jsonl, write_jsonl
-from worlds.project import Project
+from worlds.project import CPU, Project
 from worlds.tiny import files_of
 
 from workbench.edit.closed_form import values
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.evaluate.facts import Wanted
+from workbench.evaluate.facts.wanted import edited_for
+from workbench.evaluate.suitechoice import suites_of
+from workbench.files import file_digest
+from workbench.library.rebase import rebase
+from workbench.recipe.recipe import load_recipe
+from workbench.resolve.resolve import resolve
+from workbench.run.opened import resolve_model
 
 ALIKE = ("adapter_model.safetensors", "facts.jsonl", "stream.jsonl", "keys.safetensors", "history.safetensors")
 """Files of a brick that do not name the recipe's files."""
@@ -63,10 +71,16 @@ def forget(project: Project) -> None:
     shutil.rmtree(project.path / ".workbench")
 
 
-@pytest.mark.parametrize("cached", [False, True])
 @pytest.mark.parametrize(
-    ("name", "batch", "dtype"),
-    [("memit", 1, "float32"), ("memit", 2, "bfloat16"), ("memit", 3, "float32"), ("rome", 1, "bfloat16"), ("rome", 2, "float32"), ("rome", 3, "float32")],
+    ("name", "batch", "dtype", "cached"),
+    [
+        ("memit", 1, "float32", False),
+        ("memit", 2, "bfloat16", True),
+        ("memit", 3, "float32", False),
+        ("rome", 1, "bfloat16", False),
+        ("rome", 2, "float32", True),
+        ("rome", 3, "float32", False),
+    ],
 )
 def test_two_runs_give_the_bytes_of_one(name: str, batch: int, dtype: str, cached: bool, facts: Project) -> None:
     """The last batch of the first run may be cut short; an update may replace a value of the first run."""
@@ -171,6 +185,25 @@ def test_only_current_values_are_asked(facts: Project) -> None:
     assert [json.loads(line)["target"] for line in kept] == ["w32", "w38", "w36", "w33", "w35"]
 
 
+def test_suites_and_rebase_ask_for_the_facts_of_both(facts: Project) -> None:
+    """The suite of a recipe that continues a run has the current facts of both, and so has a brick that is solved again."""
+    first = run(facts, FIRST, "first", recipe())
+    second = continued(facts, first, SECOND)
+    loaded = load_recipe(facts.path / "recipes" / "second.yaml")
+    (edits,) = suites_of([loaded], ["edits"], facts.path)
+    assert isinstance(edits, Wanted)
+    assert [one.target for one in edits.everything] == ["w32", "w38", "w36", "w33", "w35"]
+    assert edited_for(resolve(loaded)) == (edits.digest,)
+    assert not edits.in_any_order, "other ways to teach would read the rows of the second file alone"
+    onto = resolve_model("base", facts.path)
+    settings = ["min_efficacy=0", "unconverged=skip"]
+    out = facts.path / "again"
+    rebased = rebase(second / "edits" / "edit-memit", onto, out, device=CPU, settings=settings)
+    assert rebased["facts"] == 5
+    kept = [(row["prompt"], row["target"]) for row in read_jsonl(out / "facts.jsonl")]
+    assert kept == [(one.prompt, one.target) for one in edits.everything]
+
+
 # -- bad input: before any work
 
 
@@ -207,15 +240,21 @@ def test_refused_recipes(facts: Project) -> None:
     write_jsonl(facts.path / "two.jsonl", SECOND)
     shutil.copytree(facts.path / "base", facts.path / "other")
     weights = load_file(facts.path / "other" / "model.safetensors")
-    save_file({name: tensor * 1.5 for name, tensor in weights.items()}, facts.path / "other" / "model.safetensors", {"format": "pt"})
+    save_file(
+        {name: tensor * 1.5 for name, tensor in weights.items()}, facts.path / "other" / "model.safetensors", {"format": "pt"}
+    )
     good = recipe(continues="RUN")
     for text, message, hint in (
         (recipe("rome", continues="RUN"), "was written by `edit: memit`", "Write `edit: memit`"),
         (recipe(continues="RUN", layers=[2]), r"layers: \[2\] instead of \[1\]", "Write `layers: [1]`"),
-        (recipe(continues="RUN", position="prompt_last"), "position: prompt_last instead of subject_last", "position: subject_last"),
+        (
+            recipe(continues="RUN", position="prompt_last"),
+            "position: prompt_last instead of subject_last",
+            "position: subject_last",
+        ),
         (recipe(batch=2, continues="RUN"), r"batch: 2}} instead of {sequential: {batch: 1}}", "mode: {sequential: {batch: 1}}"),
         (recipe(continues="RUN", contexts=2), "contexts: 2 instead of 1", "Write `contexts: 1`"),
-        (recipe(continues="RUN", preserve_steps=True), "no edit step comes before this one", "Remove `preserve_steps`"),
+        (recipe(preserve_steps=True), "no edit step comes before this one", "Remove `preserve_steps`"),
         (recipe(continues="runs/none"), "no such directory: runs/none", "workbench runs ls"),
         (recipe(continues="RUN/model"), "has no edit", "Name the run: `continues: runs/first-"),
         (f"base: RUN/model\n{good}", "is the result of that run", "Write `base: base`"),
@@ -248,6 +287,28 @@ def test_damaged_files(facts: Project) -> None:
     facts.resolve(recipe(continues=f"runs/{first.name}"))
 
 
+def test_a_file_of_other_tensors(facts: Project) -> None:
+    """A value's key becomes the name of a file in the cache, so that nothing else is accepted there."""
+    first = run(facts, FIRST, "first", recipe())
+    place = first / "edits" / "edit-memit"
+    values = load_file(place / "history.safetensors")
+    write_jsonl(facts.path / "facts.jsonl", SECOND)
+    name = next(iter(values))
+    for other in (f"../../{name}", name.removesuffix(name[-3:]), "/tmp/x.key"):
+        save_file(
+            {**{key: tensor for key, tensor in values.items() if key != name}, other: values[name]}, place / "history.safetensors"
+        )
+        record = json.loads((place / "edit.json").read_text("utf-8"))
+        record["history"]["digest"] = file_digest(place / "history.safetensors")
+        (place / "edit.json").write_text(json.dumps(record), "utf-8")
+        with pytest.raises(InvalidRecipeError, match="is no part of a value"):
+            facts.resolve(recipe(continues=f"runs/{first.name}"))
+    for field, wrong in (("layers", ["1"]), ("layers", []), ("position", 3), ("step", []), ("history", 1)):
+        (place / "edit.json").write_text(json.dumps({**record, field: wrong}), "utf-8")
+        with pytest.raises(InvalidRecipeError, match=r"continues: runs/first-\w+/edits/edit-memit"):
+            facts.resolve(recipe(continues=f"runs/{first.name}"))
+
+
 def test_a_run_with_two_streams_is_named_by_step(facts: Project) -> None:
     """The message lists them; the directory of one of them is continued."""
     one = {"edit": "memit", **json.loads(recipe().partition("[")[2].partition("]\n")[0])}
@@ -264,7 +325,10 @@ def test_a_run_with_two_streams_is_named_by_step(facts: Project) -> None:
     ("text", "reason"),
     [
         (step("memit", min_efficacy=0, unconverged="skip"), "it has solved its facts together"),
-        ('steps: [{"edit": "ultraedit", "facts": "facts.jsonl", "min_efficacy": 0, "mode": {"sequential": {"batch": 1}}}]\noutput: {dtype: float32}\n', "`edit: ultraedit` keeps none"),
+        (
+            'steps: [{"edit": "ultraedit", "facts": "facts.jsonl", "min_efficacy": 0, "mode": {"sequential": {"batch": 1}}}]\noutput: {dtype: float32}\n',
+            "`edit: ultraedit` keeps none",
+        ),
         (recipe(), "it was written before runs kept one"),
     ],
 )

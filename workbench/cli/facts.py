@@ -100,7 +100,9 @@ def check(
         counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
         looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
         with_run = f", those of {continues} included" if continues else ""
-        out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}{with_run}: {counts}{looked}")
+        out.say(
+            f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}{with_run}: {counts}{looked}"
+        )
 
     out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:

@@ -234,7 +234,11 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
-            facts = read_stream(project / file, file, step.start(project)).current if step.in_order else read_all(project / file, file).facts
+            facts = (
+                read_stream(project / file, file, step.start(project)).current
+                if step.in_order
+                else read_all(project / file, file).facts
+            )
             yield _Source(f"step '{step_id}'", facts, file)
 
 

@@ -9,16 +9,19 @@ inputs × statements, and the solves build the factor again from them.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError
+from workbench.edit.closed_form.values import PARTS
 from workbench.facts import Fact, Start, fact_of, latest, read_facts
 from workbench.facts.facts import EXPECTED
 from workbench.facts.rows import read_rows
 from workbench.files import file_digest, read_json
+from workbench.weights.header import read_header
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
@@ -27,8 +30,11 @@ if TYPE_CHECKING:
     from workbench.edit.places.rows import Position
 
 RECORD, FACTS, STREAM, HISTORY = "edit.json", "facts.jsonl", "stream.jsonl", "history.safetensors"
+POSITIONS = ("subject_last", "prompt_last")
 _CHOICE = ("layers", "position", "positions", "pilot", "trace", "candidates", "sweep")
 """Entries of the record that say where facts are written, and why."""
+_KEY = re.compile("[0-9a-f]{32}")
+_AGAIN = "Copy the directory of the run again, or delete the run with `workbench runs rm` and run its recipe again."
 _FREE = frozenset({"id", "facts", "first", "continues", "min_efficacy", "layers", "position"})
 """Fields that may differ from those of the run; layers and positions are compared by their values in its record."""
 
@@ -55,8 +61,8 @@ class Earlier:
     @property
     def positions(self) -> dict[int, Position]:
         """Layer -> token at which its facts are looked up."""
-        listed = self.record.get("positions") or dict.fromkeys(self.layers, self.record.get("position"))
-        return {int(layer): position for layer, position in listed.items()}
+        listed = self.record.get("positions") or dict.fromkeys(map(str, self.layers), self.record.get("position"))
+        return {layer: listed[str(layer)] for layer in self.layers}
 
     @property
     def choice(self) -> dict[str, Any]:
@@ -73,33 +79,45 @@ class Earlier:
         label = f"{self.name}/{STREAM}"
         return Start(self.name, tuple(fact_of(row.data, row.place) for row in read_rows(self.path / STREAM, label, EXPECTED)))
 
-    def check_history(self) -> None:
-        """Raise WorkbenchError if the file of its values is missing, or does not have the digest in the record."""
+    def check_history(self) -> dict[str, list[str]]:
+        """Check the file of its values from its digest and its header.
+
+        Returns:
+            Key of each value in the cache -> names of its tensors in the file.
+
+        Raises:
+            WorkbenchError: If the file is missing or damaged, or has other tensors than those of values.
+        """
         self._check(HISTORY, "digest")
+        parts: dict[str, list[str]] = {}
+        for name in read_header(self.path / HISTORY, watched=False):
+            parts.setdefault(name.partition(".")[0], []).append(name)
+        for value, names in parts.items():  # a key becomes the name of a file
+            if not _KEY.fullmatch(value) or sorted(names) != sorted(f"{value}.{part}" for part in PARTS):
+                raise self._damaged(HISTORY, f"is damaged: '{names[0]}' is no part of a value")
+        return parts
 
     def restore(self, cache: Path) -> None:
         """Write its values into the cache, as far as they are not there, so that they are not optimized again."""
         from safetensors import safe_open
 
-        self.check_history()
+        values = self.check_history()
         with safe_open(self.path / HISTORY, "pt") as stored:
-            names: dict[str, list[str]] = {}
-            for name in stored.keys():  # noqa: SIM118  no mapping
-                names.setdefault(name.partition(".")[0], []).append(name)
-            for value, parts in names.items():
+            for value, names in values.items():
                 file = cache / "values" / f"{value}.safetensors"
                 if not file.is_file():
-                    save_tensors({part.partition(".")[2]: stored.get_tensor(part) for part in parts}, file)
+                    save_tensors({name.partition(".")[2]: stored.get_tensor(name) for name in names}, file)
 
     def _check(self, file: str, key: str) -> None:
         """Raise WorkbenchError unless a file has the digest that the record has under a key."""
         place = self.path / file
         problem = "is missing" if not place.is_file() else "is damaged: its content is not what the run has written"
         if not place.is_file() or file_digest(place) != self.record["history"][key]:
-            raise InvalidRecipeError(
-                f"continues: {self.name}: {file} {problem}",
-                "Copy the directory of the run again, or delete the run with `workbench runs rm` and run its recipe again.",
-            )
+            raise self._damaged(file, problem)
+
+    def _damaged(self, file: str, problem: str) -> InvalidRecipeError:
+        """Return the error for a file that cannot be used."""
+        return InvalidRecipeError(f"continues: {self.name}: {file} {problem}", _AGAIN)
 
 
 def history_of(files: Iterable[Path]) -> dict[str, Tensor]:
@@ -140,7 +158,9 @@ def find_edit(continues: str, project: Path) -> tuple[Path, str]:
     """
     folder, name = project / continues, continues.rstrip("/")
     if not folder.is_dir():
-        raise InvalidRecipeError(f"continues: no such directory: {continues}", "`workbench runs ls` lists runs; write `runs/NAME`.")
+        raise InvalidRecipeError(
+            f"continues: no such directory: {continues}", "`workbench runs ls` lists runs; write `runs/NAME`."
+        )
     if (folder / RECORD).is_file():
         return folder, name
     edits = edits_of(folder)
@@ -157,7 +177,9 @@ def find_edit(continues: str, project: Path) -> tuple[Path, str]:
     run = folder.parent
     raise InvalidRecipeError(
         f"continues: {continues} has no edit (no {RECORD}, and no edits/STEP/{RECORD})",
-        f"Name the run: `continues: {name.rpartition('/')[0]}`." if edits_of(run) else "Name the directory of a run with an edit step.",
+        f"Name the run: `continues: {name.rpartition('/')[0]}`."
+        if edits_of(run)
+        else "Name the directory of a run with an edit step.",
     )
 
 
@@ -172,9 +194,10 @@ def without_history(record: Mapping[str, Any]) -> str | None:
     Args:
         record: Content of its edit.json.
     """
-    history, step = record.get("history"), record.get("step") or {}
-    if isinstance(history, Mapping) and isinstance(record.get("layers"), list) and {"stream", "digest"} <= set(history):
+    history, step = record.get("history"), record.get("step")
+    if isinstance(history, Mapping) and {"stream", "digest"} <= set(history):
         return None
+    step = step if isinstance(step, Mapping) else {}
     if step.get("mode") == "joint":
         return "it has solved its facts together (`mode: joint`)"
     if "contexts" not in step:
@@ -195,14 +218,28 @@ def read_earlier(continues: str, project: Path) -> Earlier:
     path, name = find_edit(continues, project)
     record = read_json(path / RECORD)
     if record is None:
-        raise InvalidRecipeError(f"continues: {name}/{RECORD} is not JSON", "Copy the directory of the run again.")
+        raise InvalidRecipeError(f"continues: {name}/{RECORD} is not JSON", _AGAIN)
     if reason := without_history(record):
         raise InvalidRecipeError(
             f"continues: {name} has no history, because {reason}",
             "To start without a history on its result, remove `continues` and write `base: runs/NAME/model`. To get a history, run its "
             "recipe again with `mode: {sequential: {batch: N}}` and a closed-form method (`workbench methods`).",
         )
+    if not _is_record(record):
+        raise InvalidRecipeError(f"continues: {name}/{RECORD} is damaged: it is no record of a closed-form edit", _AGAIN)
     return Earlier(name, path, record)
+
+
+def _is_record(record: Mapping[str, Any]) -> bool:
+    """Return True if a record has the layers and positions of a closed-form edit, in the types that they have."""
+    layers, places = record.get("layers"), record.get("positions")
+    if not isinstance(layers, list) or not layers or not all(type(layer) is int for layer in layers):
+        return False
+    if not isinstance(record.get("step"), dict):
+        return False
+    if places is None:
+        return record.get("position") in POSITIONS
+    return isinstance(places, dict) and set(places) >= set(map(str, layers)) and all(p in POSITIONS for p in places.values())
 
 
 def check_fields(step: Mapping[str, Any], defaults: Mapping[str, Any], earlier: Earlier) -> None:
@@ -243,4 +280,3 @@ def _text(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str):
         return "[" + ", ".join(map(_text, value)) + "]"
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
-
