@@ -139,7 +139,7 @@ def test_three_runs_and_a_copied_brick(facts: Project) -> None:
 
 def test_several_layers(facts: Project) -> None:
     """Higher layers get the current facts again, on the lower layer with the whole stream."""
-    layers = {"layers": [1, 2]}
+    layers: dict[str, Any] = {"layers": [1, 2]}
     first = run(facts, FIRST, "first", recipe(**layers))
     second = continued(facts, first, SECOND, **layers)
     assert alike(second) == alike(run(facts, [*FIRST, *SECOND], "one", recipe(**layers)))
@@ -147,7 +147,7 @@ def test_several_layers(facts: Project) -> None:
 
 def test_auto_layers_stay(facts: Project) -> None:
     """The layers and positions that the first run chose are those of the second, whatever a sweep would say."""
-    auto = {"layers": "auto", "position": "auto"}
+    auto: dict[str, Any] = {"layers": "auto", "position": "auto"}
     first = run(facts, FIRST, "first", recipe(**auto))
     forget(facts)
     second = continued(facts, first, SECOND, **auto)

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InvalidRecipeError
 from workbench.edit.closed_form.values import PARTS
+from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, Start, fact_of, latest, read_facts
 from workbench.facts.facts import EXPECTED
 from workbench.facts.rows import read_rows
@@ -61,7 +61,9 @@ class Earlier:
     @property
     def positions(self) -> dict[int, Position]:
         """Layer -> token at which its facts are looked up."""
-        listed = self.record.get("positions") or dict.fromkeys(map(str, self.layers), self.record.get("position"))
+        listed: dict[str, Position] = self.record.get("positions") or dict.fromkeys(
+            map(str, self.layers), self.record.get("position")
+        )
         return {layer: listed[str(layer)] for layer in self.layers}
 
     @property
