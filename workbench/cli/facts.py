@@ -75,6 +75,7 @@ def check(
     """
     from workbench.api.naming import load_named
     from workbench.cli.documents.edits import FactsCheckDocument
+    from workbench.edit.closed_form.continuing import read_earlier
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
 
@@ -86,8 +87,7 @@ def check(
     report = check_facts(
         file,
         str(file),
-        stream=stream,
-        continues=continues,
+        stream=read_earlier(continues, Path()).start() if continues else stream,
         recipe=loaded,
         model=asked_model,
         device=pick_device(device),

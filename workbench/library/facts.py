@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
-from workbench.edit.closed_form.continuing import read_earlier
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.facts import Fact, Published, read_stream
+from workbench.facts import Fact, Published, Start, read_stream
 from workbench.facts.conflicts import Conflict, Status, conflicts, contradictions, duplicates
 from workbench.facts.facts import folded
 from workbench.facts.reading import read_all
@@ -102,8 +101,7 @@ def check_facts(
     path: Path,
     shown: str,
     *,
-    stream: bool = False,
-    continues: str | None = None,
+    stream: bool | Start = False,
     recipe: Recipe | None = None,
     model: NamedModel | None = None,
     device: torch.device | None = None,
@@ -114,8 +112,8 @@ def check_facts(
     Args:
         path: The file.
         shown: Name of the file in messages.
-        stream: Read the file in order, and check the facts that its updates and removals leave.
-        continues: Directory of a run, or of its edit, whose stream the file continues; its facts are checked with those of the file.
+        stream: Read the file in order, and check the facts that its updates and removals leave; an earlier stream is continued, and its
+            facts are checked with those of the file.
         recipe: Recipe whose bricks and edit steps are searched for the same facts.
         model: Model to query for facts that it already knows; None queries no model.
         device: Device of the model.
@@ -126,8 +124,7 @@ def check_facts(
             id, or a removal or an update is invalid.
     """
     if stream:
-        start = read_earlier(continues, Path()).start() if continues else None
-        in_order = read_stream(path, shown, start)
+        in_order = read_stream(path, shown, stream if isinstance(stream, Start) else None)
         read = Published(in_order.current, list(in_order.skipped), in_order.format)
     else:
         read = read_all(path, shown)
