@@ -61,9 +61,8 @@ class Earlier:
     @property
     def positions(self) -> dict[int, Position]:
         """Layer -> token at which its facts are looked up."""
-        listed: dict[str, Position] = self.record.get("positions") or dict.fromkeys(
-            map(str, self.layers), self.record.get("position")
-        )
+        one: Position = self.record.get("position", "subject_last")
+        listed: Mapping[str, Position] = self.record.get("positions") or {str(layer): one for layer in self.layers}
         return {layer: listed[str(layer)] for layer in self.layers}
 
     @property
