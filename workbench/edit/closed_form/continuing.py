@@ -61,9 +61,8 @@ class Earlier:
     @property
     def positions(self) -> dict[int, Position]:
         """Layer -> token at which its facts are looked up."""
-        one: Position = self.record.get("position", "subject_last")
-        listed: Mapping[str, Position] = self.record.get("positions") or {str(layer): one for layer in self.layers}
-        return {layer: listed[str(layer)] for layer in self.layers}
+        listed = self.record.get("positions")
+        return {layer: listed[str(layer)] if listed else self.record["position"] for layer in self.layers}
 
     @property
     def choice(self) -> dict[str, Any]:
