@@ -12,7 +12,7 @@ import typer
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.errors import GateFailedError, WorkbenchError, shell
+from workbench.errors import GateFailedError, UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
     from workbench.facts.published import Published
@@ -66,6 +66,15 @@ def check(
             "the recipe's `edit: memory`.",
         ),
     ] = None,
+    continues: Annotated[
+        str | None,
+        typer.Option(
+            "--continues",
+            metavar="RUN",
+            help="With --stream: directory of the run, or of its edit, whose stream the file continues.",
+            show_default=False,
+        ),
+    ] = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
@@ -76,21 +85,31 @@ def check(
     """
     from workbench.api.naming import load_named
     from workbench.cli.documents.edits import FactsCheckDocument
+    from workbench.edit.closed_form.continuing import read_earlier
     from workbench.library.fact_wordings import compare_wordings, require_encoder
     from workbench.library.facts import check_facts
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
+    if continues and not stream:
+        raise UsageError("--continues: only a stream continues a run", "Add --stream.")
     loaded = load_named(str(recipe)) if recipe else None
     asked_model = _model(model, loaded)
     used_encoder = encoder or _encoder_of(loaded)
     if used_encoder is not None:
         require_encoder(used_encoder)
+    in_order = read_earlier(continues, Path()).start() if continues else stream
     report = check_facts(
-        file, str(file), stream=stream, recipe=loaded, model=asked_model, device=pick_device(device), events=out.event
+        file,
+        str(file),
+        stream=in_order,
+        recipe=loaded,
+        model=asked_model,
+        device=pick_device(device),
+        events=out.event,
     )
     if used_encoder is not None:
-        report = compare_wordings(report, file, used_encoder, stream=stream)
+        report = compare_wordings(report, file, used_encoder, stream=in_order)
 
     def text() -> None:
         if report.findings:
@@ -98,7 +117,9 @@ def check(
         counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
         looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
         looked += "" if used_encoder else "; wordings were compared by form and relation alone (--encoder)"
-        out.say(f"{file}: {report.facts} facts{'' if report.format == 'facts' else f' ({report.format})'}: {counts}{looked}")
+        kind = "" if report.format == "facts" else f" ({report.format})"
+        with_run = f", those of {continues} included" if continues else ""
+        out.say(f"{file}: {report.facts} facts{kind}{with_run}: {counts}{looked}")
 
     out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
     if report.failed:

@@ -236,7 +236,9 @@ def _cost(step: dict[str, Any]) -> str:
     """Describe the work of a step that is not cached: "sweep of 6 layers x 8 facts, values of 100 facts: about 6 min"."""
     cost = step["cost"]
     work, sweep = cost.get("work", {}), cost.get("sweep")
-    parts = [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
+    continued = cost.get("continues")
+    parts = [f"continues the history of {continued['run']}: {continued['facts']} facts"] if continued else []
+    parts += [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
     parts += [f"a router fitted on {cost['prompts']} prompts"] if "prompts" in cost else []

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, read_facts, read_stream
+from workbench.facts import Fact, Start, read_facts, read_stream
 from workbench.steps.fields import Strict, Whole
 
 
@@ -44,7 +44,9 @@ Layers = Annotated[
 """Layer indices, or `auto`: the method chooses."""
 
 
-def read_for(mode: Literal["joint"] | Sequential, first: int | None, project: Path, file: str) -> list[Fact]:
+def read_for(
+    mode: Literal["joint"] | Sequential, first: int | None, project: Path, file: str, start: Start | None = None
+) -> list[Fact]:
     """Return the facts that a step writes, in order.
 
     Args:
@@ -53,13 +55,14 @@ def read_for(mode: Literal["joint"] | Sequential, first: int | None, project: Pa
         first: Number of rows that count; None: all.
         project: The project folder.
         file: The facts file, relative to it.
+        start: The earlier stream that the file continues in sequential mode.
 
     Raises:
         WorkbenchError: If the file is invalid, or no fact is left.
     """
     if mode == "joint":
         return sorted(read_facts(project / file, file)[:first], key=lambda fact: fact.id)
-    facts = read_stream(project / file, file).first(first).statements
+    facts = read_stream(project / file, file, start).first(first).statements
     if not facts:
         raise WorkbenchError(
             f"{file}: no fact is left{f' after the first {first} rows' if first else ''}, because all are removed",

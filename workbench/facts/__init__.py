@@ -5,7 +5,7 @@ from workbench.facts.facts import SLOT, Fact, Probe, fact_of, joined, write_fact
 from workbench.facts.pairs import Conflict
 from workbench.facts.published import Published, Skip, read_published
 from workbench.facts.reading import read_facts
-from workbench.facts.stream import Stream, latest, read_stream
+from workbench.facts.stream import Start, Stream, latest, read_stream
 
 __all__ = [
     "SLOT",
@@ -14,6 +14,7 @@ __all__ = [
     "Probe",
     "Published",
     "Skip",
+    "Start",
     "Stream",
     "contradictions",
     "fact_of",

@@ -1,6 +1,7 @@
 """Streams of facts: files whose rows are read in order, so that a later row updates or removes an earlier fact.
 
 A row with the prompt of an earlier fact and another target updates it; a row {"action": "rm", "prompt": …, "subject": …} removes it.
+A file may continue an earlier stream: its rows then update and remove facts of that one too.
 """
 
 from __future__ import annotations
@@ -33,6 +34,19 @@ class Removal:
 
 
 @dataclass(frozen=True)
+class Start:
+    """An earlier stream that a file continues.
+
+    Attributes:
+        name: Where the stream is stored, for messages.
+        facts: Its statements, in order.
+    """
+
+    name: str
+    facts: tuple[Fact, ...]
+
+
+@dataclass(frozen=True)
 class Stream:
     """The content of a facts file that is read in order.
 
@@ -40,14 +54,16 @@ class Stream:
         events: The rows that change something: new facts, updates and removals.
         skipped: Rows and parts of rows of a published file that were skipped.
         format: Name of the published format; "facts" for the project's own.
+        before: Statements of the earlier stream that the file continues.
     """
 
     events: tuple[Fact | Removal, ...]
     skipped: tuple[Skip, ...] = ()
     format: str = "facts"
+    before: tuple[Fact, ...] = ()
 
     def first(self, count: int | None) -> Stream:
-        """Return the stream of the first events; None returns all."""
+        """Return the stream of the file's first events; None returns all."""
         return replace(self, events=self.events[:count])
 
     @property
@@ -56,10 +72,9 @@ class Stream:
 
         A removed fact leaves no value, so that the stream equals one that never had it. It may be stated again later.
         """
-        removed = {event.text: number for number, event in enumerate(self.events) if isinstance(event, Removal)}
-        return [
-            event for number, event in enumerate(self.events) if isinstance(event, Fact) and number > removed.get(event.text, -1)
-        ]
+        events = (*self.before, *self.events)
+        removed = {event.text: number for number, event in enumerate(events) if isinstance(event, Removal)}
+        return [event for number, event in enumerate(events) if isinstance(event, Fact) and number > removed.get(event.text, -1)]
 
     @property
     def current(self) -> list[Fact]:
@@ -74,12 +89,13 @@ def latest(statements: Iterable[Fact]) -> list[Fact]:
     return [fact for number, fact in enumerate(stated) if last[fact.text] == number]
 
 
-def read_stream(path: Path, label: str) -> Stream:
+def read_stream(path: Path, label: str, start: Start | None = None) -> Stream:
     """Read a facts file in order; a row that repeats a fact's current target changes nothing.
 
     Args:
         path: A file in the project's own format, or a published benchmark without removals.
         label: The file's name in messages.
+        start: An earlier stream that the file continues.
 
     Raises:
         WorkbenchError: If a row is invalid (see `read_facts`); if a removal names no fact, or one that is removed already; if an
@@ -87,12 +103,16 @@ def read_stream(path: Path, label: str) -> Stream:
             file and line.
     """
     rows = read_rows(path, label, EXPECTED)
-    reader = _Reader(format_of(rows))
+    before = start.facts if start else ()
+    reader = _Reader(format_of(rows), start.name if start else None)
+    for fact in before:
+        reader.add(fact)
     for row in rows:
         reader.read(row)
-    if not reader.events:
+    if not rows or not reader.events:
         read_all(path, label)  # raises: it names the rows that are skipped
-    return Stream(tuple(reader.events), tuple(reader.skipped), reader.format or "facts")
+    stated = [event for event in reader.events[: len(before)] if isinstance(event, Fact)]
+    return Stream(tuple(reader.events[len(before) :]), tuple(reader.skipped), reader.format or "facts", tuple(stated))
 
 
 @dataclass
@@ -101,7 +121,8 @@ class _Reader:
 
     Attributes:
         format: Name of the published format; None for the project's own.
-        events: The events.
+        start: Name of the earlier stream; None if there is none.
+        events: The events, those of the earlier stream first.
         current: Prompt -> number of the event with its current value.
         ids: ID -> prompt of the current fact that has it.
         removed: Prompt -> its last removal.
@@ -109,6 +130,7 @@ class _Reader:
     """
 
     format: str | None
+    start: str | None = None
     events: list[Fact | Removal] = field(default_factory=list)
     current: dict[str, int] = field(default_factory=dict)
     ids: dict[str, str] = field(default_factory=dict)
@@ -129,7 +151,7 @@ class _Reader:
         """Add a fact, or its new value."""
         number = self.current.get(fact.text)
         if number is None:
-            self._add(fact)
+            self.add(fact)
             return
         earlier = self.events[number]
         assert isinstance(earlier, Fact)
@@ -143,11 +165,14 @@ class _Reader:
                 f"{earlier.subject!r}",
                 "An update has the prompt and the subject of the fact.",
             )
-        del self.ids[earlier.id]
-        self._add(fact)
+        self.add(fact)
 
-    def _add(self, fact: Fact) -> None:
+    def add(self, fact: Fact) -> None:
         """Make a fact's value the current one of its prompt."""
+        if (number := self.current.get(fact.text)) is not None:
+            earlier = self.events[number]
+            assert isinstance(earlier, Fact)
+            del self.ids[earlier.id]
         named = self._with_own_id(fact)
         self.ids[named.id] = named.text
         self.current[named.text] = len(self.events)
@@ -169,6 +194,7 @@ class _Reader:
         if number is None:
             earlier = self.removed.get(removal.text)
             problem = f"{earlier.place} has already removed" if earlier else "no earlier line teaches"
+            problem += f", and {self.start} does not hold" if self.start and not earlier else ""
             raise WorkbenchError(
                 f"{removal.place}: cannot remove {removal.text!r}, which {problem}",
                 "Delete this line." if earlier else nearest(removal.text, self.current) or "Delete this line.",

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from workbench.edit.memories.retrieval import SentenceEncoder
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, fact_of
+from workbench.facts import Fact, Start, fact_of
 from workbench.facts.facts import folded
 from workbench.facts.pairs import place_of
 from workbench.facts.relations import INVERSES, RELATIONS, Relation, prompts_of, relation_names_of
@@ -117,14 +117,14 @@ def _differ(first: Fact, fact: Fact) -> bool:
     return folded(first.prompt) != folded(fact.prompt) and answers.isdisjoint(others)
 
 
-def compare_wordings(report: FactsReport, path: Path, encoder: Path, *, stream: bool = False) -> FactsReport:
+def compare_wordings(report: FactsReport, path: Path, encoder: Path, *, stream: bool | Start = False) -> FactsReport:
     """Add a warning of the kind "wording" for each pair of facts that probably have two answers to one question.
 
     Args:
         report: The report of `check_facts` on the file; pairs in it are not reported again.
         path: The file.
         encoder: Directory of the sentence encoder.
-        stream: Whether the file is read in order.
+        stream: Whether the file is read in order, or the stream that it continues.
 
     Raises:
         WorkbenchError: If the directory has no encoder.

@@ -13,7 +13,7 @@ from workbench.bricks.hub import HEADERS
 from workbench.bricks.locate import resolve_brick
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
-from workbench.facts import Fact, Published, read_stream
+from workbench.facts import Fact, Published, Start, read_stream
 from workbench.facts.conflicts import conflicts, contradictions, duplicates
 from workbench.facts.facts import folded
 from workbench.facts.pairs import Conflict, Status
@@ -114,7 +114,7 @@ def check_facts(
     path: Path,
     shown: str,
     *,
-    stream: bool = False,
+    stream: bool | Start = False,
     recipe: Recipe | None = None,
     model: NamedModel | None = None,
     device: torch.device | None = None,
@@ -125,7 +125,8 @@ def check_facts(
     Args:
         path: The file.
         shown: Name of the file in messages.
-        stream: Read the file in order, and check the facts that its updates and removals leave.
+        stream: Read the file in order, and check the facts that its updates and removals leave; an earlier stream is continued, and its
+            facts are checked with those of the file.
         recipe: Recipe whose bricks and edit steps are searched for the same facts.
         model: Model to query for facts that it already knows; None queries no model.
         device: Device of the model.
@@ -147,11 +148,11 @@ def check_facts(
     return FactsReport(shown, read.format, len(read.facts), model.name if model else None, findings)
 
 
-def read_checked(path: Path, shown: str, *, stream: bool) -> Published:
-    """Read the facts that `facts check` looks at: all of a file, or those that a stream leaves."""
+def read_checked(path: Path, shown: str, *, stream: bool | Start) -> Published:
+    """Read the facts that `facts check` looks at: all of a file, or those that a stream leaves, also one that goes on from a start."""
     if not stream:
         return read_all(path, shown)
-    in_order = read_stream(path, shown)
+    in_order = read_stream(path, shown, stream if isinstance(stream, Start) else None)
     return Published(in_order.current, list(in_order.skipped), in_order.format)
 
 
@@ -259,7 +260,11 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
     for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True):
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
-            facts = read_stream(project / file, file).current if step.in_order else read_all(project / file, file).facts
+            facts = (
+                read_stream(project / file, file, step.start(project)).current
+                if step.in_order
+                else read_all(project / file, file).facts
+            )
             yield _Source(f"step '{step_id}'", facts, file)
 
 

@@ -147,7 +147,7 @@ def rebase(
     _check_onto(old, onto)
     name, project = onto.name, onto.resolved.recipe.project
     step, fixed_settings = (old.step, {}) if remeasure else _fix_auto(old)
-    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve())})
+    step = step.model_copy(update={"facts": os.path.relpath(old.place.resolve(), project.resolve()), **_start_anew(step)})
     _check_inputs(step, project)
     with exact(device):
         session = _live(old, onto, device, events)
@@ -207,6 +207,11 @@ def _fix_auto(old: EditBrick) -> tuple[EditMethod, dict[str, Any]]:
     return old.step.model_copy(update=changes), changes
 
 
+def _start_anew(step: EditMethod) -> dict[str, Any]:
+    """Return changes for a step that continues another run: the brick's facts file holds the facts of both."""
+    return {"continues": None, "first": None} if getattr(step, "continues", None) else {}
+
+
 def _check_inputs(step: EditMethod, project: Path) -> None:
     if missing := [file for file in step.inputs() if not (project / file).is_file()]:
         raise WorkbenchError(
@@ -220,11 +225,11 @@ def _live(old: EditBrick, onto: NamedModel, device: torch.device, events: Events
     """Build the configuration as a live model, before its output is cast or reduced to a rank."""
     recipe = onto.resolved.recipe
     plain = replace(onto.resolved, recipe=replace(recipe, fields=recipe.fields.model_copy(update={"output": Output()})))
-    current = compose(plain, device, events).model
+    composed = compose(plain, device, events)
     seed = int(old.record.get("seed", plain.recipe.fields.seed))
-    return live_session(
-        plain, len(plain.recipe.steps), current, device, progress(events, "edit", onto.name), rounded_to=torch.float32, seed=seed
-    )
+    told = progress(events, "edit", onto.name)
+    session = live_session(plain, len(plain.recipe.steps), composed.model, device, told, rounded_to=torch.float32, seed=seed)
+    return replace(session, context=replace(session.context, earlier=list(composed.edits.values())))
 
 
 def _solve(step: EditMethod, context: MethodContext) -> Edit:

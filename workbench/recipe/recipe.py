@@ -369,7 +369,9 @@ def _written_id(step: Mapping[str, Any]) -> str:
 
 def dump_step(step: BaseModel) -> dict[str, Any]:
     """Return the fields that determine a step's result as plain data, defaults included, for keys and records."""
-    return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ())})
+    fields = type(step).model_fields
+    unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
+    return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:

@@ -246,12 +246,12 @@ def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: i
     step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
     if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
         return altered
-    if _read_state(resolved, number, hub) != record.get("solved_after"):
+    if read_state(resolved, number, hub) != record.get("solved_after"):
         return f"which was not solved on the weights that step '{step_id}' adds it to"
     return None
 
 
-def _read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
+def read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
     """Return `Resolved.state`.
 
     Raises:

@@ -25,6 +25,7 @@ from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
 from workbench.resolve.parts import check_parts
 from workbench.resolve.resolved import Resolved, brick_sources
+from workbench.resolve.streams import check_streams
 from workbench.resolve.teachers import check_teacher
 from workbench.resolve.whole import check_whole_model, tokenizer_of
 from workbench.steps import Step
@@ -121,6 +122,7 @@ class _Builder:
         self._check(inputs, unread)
         findings.raise_problems()
         resolved = _with_tokenizers(inputs)
+        check_streams(resolved, self.hub, findings)
         findings.warnings += edit_warnings(resolved, self.hub, findings)
         deferred = (*self.checkpoint.deferred, *findings.deferred, *(d for b in resolved.bricks.values() for d in b.deferred))
         return replace(resolved, warnings=tuple(findings.warnings), deferred=deferred)

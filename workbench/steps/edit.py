@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from workbench.facts import Fact
+    from workbench.facts import Fact, Start
     from workbench.weights.lowrank import Factors
 
 
@@ -46,6 +46,17 @@ class EditMethod(Step):
     def in_order(self) -> bool:
         """True if the step reads its facts file as a stream, in which later rows update or remove earlier facts."""
         return getattr(self, "mode", "joint") != "joint"
+
+    def start(self, project: Path) -> Start | None:
+        """Return the earlier stream that the step's facts file continues; None if it starts a stream.
+
+        Args:
+            project: Folder that the step's files are relative to.
+
+        Raises:
+            WorkbenchError: If the earlier stream cannot be continued.
+        """
+        return None
 
     def key_parts(self, context: KeyContext) -> list[Any]:
         """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
@@ -83,6 +94,10 @@ class Edit:
     """The facts that the edit teaches; saved with the factors."""
     tensors: dict[str, Tensor] = field(default_factory=dict)
     """Keys and values by name, from which a later solve on other weights can start."""
+    stream: Sequence[Fact] = ()
+    """The statements of the stream that the edit has written, in order, if a later run can continue it."""
+    history: dict[str, Tensor] = field(default_factory=dict)
+    """Values of this stream by name, with which a later run continues it without optimizing them again."""
 
 
 @dataclass(frozen=True)
@@ -103,6 +118,8 @@ class MethodContext:
     """The project's cache, which stores values, statistics and sweeps."""
     digests: Mapping[str, str]
     """Tensor name -> digest of its float32 values; cache keys are made from these."""
+    earlier: Sequence[Path] = ()
+    """Directories of the edits that earlier steps of the recipe have made, in order."""
 
     @cached_property
     def weights_key(self) -> str:

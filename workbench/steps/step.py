@@ -108,6 +108,8 @@ class Step(Strict):
     """Version of the computation, part of every cache key. Raise it when numbers change."""
     unkeyed: ClassVar[frozenset[str]] = frozenset()
     """Fields that do not change the result and are not part of any key."""
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset()
+    """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
     plugin: ClassVar[Plugin | None] = None
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False

@@ -85,15 +85,27 @@ class History:
             self.metric = self._added(self.start, Values([file for value in self.values.values() for file in value.files]))
         return self.metric
 
+    def preserve(self, groups: Sequence[Group], solutions: Values) -> None:
+        """Add the keys of facts that other edits have written before the first batch."""
+        self._remember(groups)
+        self._hold(groups, solutions)
+
     def add(self, groups: Sequence[Group], solutions: Values) -> None:
         """Add the keys of a batch that is written."""
-        for number, group in enumerate(groups):
-            name = self._name(group[0])
-            self.facts[name] = {fact.text: fact for fact in group}
-            if self.preserves:
-                self.values[name] = solutions.subset([number])
+        self._remember(groups)
         if self.preserves:
-            self.metric = self._added(self.metric, solutions)
+            self._hold(groups, solutions)
+
+    def _remember(self, groups: Sequence[Group]) -> None:
+        """Note the facts that share each key."""
+        for group in groups:
+            self.facts[self._name(group[0])] = {fact.text: fact for fact in group}
+
+    def _hold(self, groups: Sequence[Group], solutions: Values) -> None:
+        """Preserve the outputs of keys from now on."""
+        for number, group in enumerate(groups):
+            self.values[self._name(group[0])] = solutions.subset([number])
+        self.metric = self._added(self.metric, solutions)
 
     def _added(self, metric: KeyMetric, solutions: Values) -> KeyMetric:
         """Return a metric with the keys of some values, and the differences of single keys from them."""

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check_fields, find_edit, read_earlier
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.preserving import Tokens, generated_prompts, read_prompts
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.fields import Layers, Mode, read_for
-from workbench.facts import Fact, latest
+from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
+from workbench.models.layout import Model
 from workbench.steps import EditMethod
 from workbench.steps.fields import Real, Whole
+from workbench.steps.step import KeyContext
 
 
 class Preset(EditMethod):
@@ -37,6 +40,11 @@ class Preset(EditMethod):
     the model that the earlier batches have produced; later rows of the file update or remove earlier facts."""
     history: bool = True
     """In sequential mode, preserve what earlier batches have written, except values that are updated."""
+    continues: str | None = None
+    """In sequential mode, the directory of an earlier run on the same base, or of one of its edits (`runs/NAME/edits/STEP`), relative to
+    the project. The facts file continues its stream: the result holds the facts of both."""
+    preserve_steps: bool = False
+    """Preserve what earlier edit steps of the recipe have written, except facts that this step updates."""
     preserve: str | None = None
     """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
     whose neighbours are used."""
@@ -81,6 +89,7 @@ class Preset(EditMethod):
 
     version = 3
     needs_statistics: ClassVar[bool] = True
+    keyed_if_set = frozenset({"continues", "preserve_steps"})
 
     @model_validator(mode="after")
     def _layers(self) -> Self:
@@ -88,19 +97,49 @@ class Preset(EditMethod):
             raise ValueError(f"expected auto or distinct layers, found {list(self.layers)}")
         return self
 
+    @model_validator(mode="after")
+    def _continues(self) -> Self:
+        if self.continues is not None and self.mode == "joint":
+            raise ValueError("`continues` is for `mode: {sequential: {batch: N}}`, because joint facts have no stream")
+        return self
+
     def inputs(self) -> list[str]:
         """Return the files of facts, prompts to preserve and text for statistics."""
         return [self.facts, *filter(None, [self.preserve, self.statistics])]
 
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return also the digests of the statements and of the record of the run that is continued."""
+        continued = [f"{self.continues}/{name}" for name in (STREAM, RECORD)] if self.continues else []
+        return [*super().key_parts(context), *([context.files(continued)] if continued else [])]
+
+    def bind(self, base: Model, tokenizer: Path, project: Path, cache: Path) -> tuple[Self, Path]:
+        """Return the step with the directory of the edit that it continues, where the recipe names a run."""
+        if self.continues is None:
+            return self, tokenizer
+        return self.model_copy(update={"continues": find_edit(self.continues, project)[1]}), tokenizer
+
     def check_inputs(self, project: Path) -> None:
-        """Read facts and prompts, and check that facts do not contradict each other."""
+        """Read facts, prompts and the run that is continued, and check that facts do not contradict each other."""
+        if earlier := self.earlier(project):
+            defaults = {name: field.default for name, field in type(self).model_fields.items()}
+            check_fields(self.model_dump(mode="json", by_alias=True), defaults, earlier)
+            earlier.check_history()
         require_consistent(latest(self.read(project)))
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
 
+    def earlier(self, project: Path) -> Earlier | None:
+        """Return the edit of the run that is continued, if any."""
+        return read_earlier(self.continues, project) if self.continues else None
+
+    def start(self, project: Path) -> Start | None:
+        """Return the stream of the run that is continued, if any."""
+        earlier = self.earlier(project)
+        return earlier.start() if earlier else None
+
     def read(self, project: Path) -> list[Fact]:
         """Return the facts that are written, in order; see `read_for`."""
-        return read_for(self.mode, self.first, project, self.facts)
+        return read_for(self.mode, self.first, project, self.facts, self.start(project))
 
     def preserved(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
         """Return the prompts to preserve while some facts are written."""

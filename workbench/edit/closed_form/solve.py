@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preserving import preserved_keys
@@ -42,6 +44,7 @@ class ClosedFormSolve:
         factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
         tensors: "LAYER.keys" and "LAYER.changes" -> rows per batch, stored in the brick.
         outcome: Fact ID -> its entry in the record.
+        stored: Files of the values of the lowest layer, from which a later run continues the stream.
     """
 
     method: Preset
@@ -53,6 +56,7 @@ class ClosedFormSolve:
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
+    stored: list[Path] = field(default_factory=list)
 
     def run(self) -> Edit:
         """Write all facts, layer by layer and batch by batch."""
@@ -88,8 +92,14 @@ class ClosedFormSolve:
             "rank": {name: update.rank for name, update in factors.items()},
             "facts": self._fact_records(),
         }
+        if method.preserve_steps:
+            record["preserved_steps"] = len(self._of_earlier_steps())
         tensors = {name: torch.cat(rows).contiguous() for name, rows in self.tensors.items()}
-        return Edit(factors, record, parts.transposed, self.current, tensors)
+        if method.mode == "joint":
+            return Edit(factors, record, parts.transposed, self.current, tensors)
+        history = {"layer": layers[0], "statements": len(self.facts), "values": len(self.stored)}
+        record = {**record, "history": history}
+        return Edit(factors, record, parts.transposed, self.current, tensors, self.facts, history_of(self.stored))
 
     @property
     def current(self) -> list[Fact]:
@@ -119,8 +129,16 @@ class ClosedFormSolve:
                 "Use `edit: memit`, which does not need exact values, or fewer facts.",
             )
         with self.parts.changed({i: u.float() for i, u in self.updates.items()}):
+            if earlier := self._of_earlier_steps():
+                groups = history.groups(earlier)
+                keys_only = replace(method.settings(), steps=0, kl=0.0)
+                history.preserve(groups, values(at, groups, keys_only, self._now(groups), "facts of earlier steps"))
             for start in range(0, len(facts), size):
                 self._edit_batch(at, history.groups(facts[start : start + size]), history)
+
+    def _of_earlier_steps(self) -> list[Fact]:
+        """Return the facts that earlier steps of the recipe have written, if they are preserved."""
+        return earlier_facts(self.context.earlier) if self.method.preserve_steps else []
 
     def _check_room(self, at: Lookup, metric: KeyMetric) -> None:
         """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
@@ -138,6 +156,8 @@ class ClosedFormSolve:
         now = self._now(groups)
         with self._with_update(layer):
             solutions = values(at, groups, method.settings(), now)
+        if layer == min(self.choice.layers):
+            self.stored += solutions.files
         groups, solutions = self._keep_converged(at, groups, solutions, history)
         if not groups:
             return

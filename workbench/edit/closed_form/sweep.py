@@ -32,6 +32,8 @@ _NOT_SWEPT = (
     "first",
     "mode",
     "history",
+    "continues",
+    "preserve_steps",
     "preserve",
     "preserve_generated",
     "preserve_tokens",

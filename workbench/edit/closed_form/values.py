@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 AT_ONCE = 8
 """Number of facts that are optimized and saved together. Each has its own δ, so it changes results by rounding only."""
+PARTS = ("key", "spread", "change", "output", "numbers")
+"""Tensors in the file of a value."""
 _VERSION = 3
 _MOMENTUM = 0.5
 
@@ -381,6 +383,6 @@ def _save(value: Value, file: Path) -> None:
 
 def _load(file: Path) -> Value:
     with safe_open(file, "pt") as stored:
-        key, spread, change, output, numbers = (stored.get_tensor(n) for n in ("key", "spread", "change", "output", "numbers"))
+        key, spread, change, output, numbers = (stored.get_tensor(n) for n in PARTS)
     loss, before, top, steps = numbers.tolist()
     return Value(key, spread, change, output, loss, before, bool(top), int(steps))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,7 +11,7 @@ from pathlib import Path
 import xxhash
 
 from workbench.errors import WorkbenchError
-from workbench.facts import Fact, Stream, read_facts, read_stream
+from workbench.facts import Fact, Start, Stream, read_facts, read_stream
 from workbench.files import json_digest
 from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, load_recipe
@@ -45,8 +45,8 @@ class Wanted:
 
     @property
     def in_any_order(self) -> bool:
-        """True if no row of the file updates or removes an earlier fact, so that steps which do not read it in order can use it."""
-        return self.stream is None or len(self.stream.events) == len(self.everything)
+        """True if steps that do not read the file in order can use it: no row updates, removes or continues earlier facts."""
+        return self.stream is None or (not self.stream.before and len(self.stream.events) == len(self.everything))
 
     @cached_property
     def digest(self) -> str:
@@ -79,13 +79,13 @@ def ranked(facts: Sequence[Fact], count: int) -> set[str]:
     return {f.id for f in sorted(facts, key=lambda f: (xxhash.xxh3_64_intdigest(f.id.encode()), f.id))[:count]}
 
 
-def wanted(options: FactsEval, project: Path, streams: Container[Path] = ()) -> Wanted:
+def wanted(options: FactsEval, project: Path, streams: Mapping[Path, Start | None] | None = None) -> Wanted:
     """Return the facts of a file, or of an edit brick's directory.
 
     Args:
         options: Options with the file.
         project: Folder that the file is relative to.
-        streams: Resolved paths of files that are read in order; see `streams_of`.
+        streams: Resolved path of each file that is read in order -> the earlier stream that it continues; see `streams_of`.
 
     Raises:
         WorkbenchError: If the facts are invalid, or the text file does not exist.
@@ -99,19 +99,25 @@ def wanted(options: FactsEval, project: Path, streams: Container[Path] = ()) -> 
         raise WorkbenchError(
             f"{options.text}: the text file does not exist", "Give a file with one passage per line, relative to the project."
         )
-    if path.resolve() not in streams:
+    if streams is None or path.resolve() not in streams:
         return Wanted(options, display_name, tuple(read_facts(path, display_name)), text)
-    stream = read_stream(path, display_name)
+    stream = read_stream(path, display_name, streams[path.resolve()])
     return Wanted(options, display_name, tuple(stream.current), text, stream)
 
 
-def streams_of(recipes: Iterable[Recipe]) -> set[Path]:
-    """Return the resolved paths of the facts files that edit steps of recipes, and of recipes that are their bricks, read in order."""
-    files: set[Path] = set()
+def streams_of(recipes: Iterable[Recipe]) -> dict[Path, Start | None]:
+    """Return the facts files that edit steps of recipes, and of recipes that are their bricks, read in order.
+
+    Returns:
+        Resolved path of each file -> the earlier stream that it continues.
+    """
+    files: dict[Path, Start | None] = {}
     remaining, seen = list(recipes), set[Path]()
     while remaining:
         recipe = remaining.pop()
-        files |= {(recipe.project / file).resolve() for step in recipe.steps if (file := facts_file(step)) and is_stream(step)}
+        for step in recipe.steps:
+            if isinstance(step, EditMethod) and step.in_order and (file := facts_file(step)):
+                files[(recipe.project / file).resolve()] = step.start(recipe.project)
         for ref in recipe.fields.bricks.values():
             nested = (recipe.project / ref.target).resolve()
             if ref.kind == "recipe" and nested not in seen:  # a circle of recipes is refused when it is resolved
@@ -161,12 +167,9 @@ def read_step(step: Step, project: Path) -> list[Fact]:
     file = facts_file(step)
     if not file:
         return []
-    return read_stream(project / file, file).current if is_stream(step) else read_facts(project / file, file)
-
-
-def is_stream(step: Step) -> bool:
-    """Return True if a step reads its facts file in order."""
-    return isinstance(step, EditMethod) and step.in_order
+    if isinstance(step, EditMethod) and step.in_order:
+        return read_stream(project / file, file, step.start(project)).current
+    return read_facts(project / file, file)
 
 
 def facts_digest(facts: Sequence[Fact]) -> str:

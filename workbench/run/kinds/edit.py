@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
+from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts import Fact, read_facts, write_facts
-from workbench.files import json_digest, publish, read_json, write_json
+from workbench.files import file_digest, json_digest, publish, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
@@ -35,7 +37,7 @@ class EditKind(Kind[EditMethod]):
 
     def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the edit. It is solved on a live model now, unless the cache has it."""
-        place = _solved(step, context, current)
+        place = _solved(step, context, current, earlier)
         edit = bind(Adapter(place, f"edit '{context.id}'"), current.weights.specs, current)
         factors = {name: update for name in edit.places if (update := edit.factors(name, context.device)) is not None}
         assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
@@ -83,14 +85,15 @@ def _place(resolved: Resolved, number: int) -> Path:
     return resolved.cache / "edits" / resolved.keys[number]
 
 
-def _solved(step: EditMethod, context: StepContext, current: Model) -> Path:
+def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> Path:
     """Return the directory of an edit in the cache; solve the edit on the live current model if it is not there."""
     resolved, place = context.resolved, _place(context.resolved, context.number)
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
-    edit = step.solve(session.context)
+    edits = [result.kept for result in earlier if result.kept and result.folder == "edits"]
+    edit = step.solve(replace(session.context, earlier=edits))
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
         partial = Path(folder) / "edit"
@@ -133,7 +136,7 @@ def write_edit(
         "solved_after": on.after,
         "vocabulary": vocabulary_digest(on.tokenizer),
     }
-    write_json(out / RECORD, {**made, **edit.record}, indent=2)
+    write_json(out / RECORD, {**made, **edit.record, **_write_history(edit, out)}, indent=2)
     if edit.facts:
         write_facts(out / FACTS, list(edit.facts))
     if edit.tensors:
@@ -143,6 +146,16 @@ def write_edit(
     fields = {"name": name, "skill": f"{len(edit.facts)} facts, {step.name}", **(card or {}), "base": base}
     training = {"method": step.name, "solved_on": on.solved_on, "facts": FACTS, "record": RECORD}
     write_card(out, BrickCard(version=1, kind="edit", digest=digest, training=training, **fields), made_by=made_by, record=RECORD)
+
+
+def _write_history(edit: Edit, out: Path) -> dict[str, Any]:
+    """Write what a later run needs to continue the edit's stream, and return the record's entry for it."""
+    if not edit.stream:
+        return {}
+    write_facts(out / STREAM, list(edit.stream))
+    save_tensors(dict(sorted(edit.history.items())), out / HISTORY)
+    files = {"file": HISTORY, "bytes": (out / HISTORY).stat().st_size, "digest": file_digest(out / HISTORY)}
+    return {"history": {**edit.record["history"], **files, "stream": file_digest(out / STREAM)}}
 
 
 def edit_facts(place: Path) -> list[Fact]:
