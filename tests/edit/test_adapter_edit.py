@@ -19,7 +19,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
-from workbench.edit.gradient.balanced import kept_loss, row_loss
+from workbench.edit.gradient.balanced import kept_loss, row_losses
 from workbench.edit.gradient.lessons import Drawn, Wordings, continued, lessons_of, text_rows
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.places.parts import Parts
@@ -143,8 +143,8 @@ def test_losses_are_those_written_out(two_words: Project) -> None:
     with torch.no_grad():
         logits = context.model(tokens).logits
         for weight in (0.0, 0.7):
-            loss, targets = row_loss(parts, [lesson.plain for lesson in lessons], weight, ends=True)
-            assert float(loss) == pytest.approx(float(wanted_loss(logits, labels, weight)), rel=1e-5)
+            losses, targets = row_losses(parts, [lesson.plain for lesson in lessons], weight, ends=True)
+            assert float(losses.mean()) == pytest.approx(float(wanted_loss(logits, labels, weight)), rel=1e-5)
         assert float(targets.mean()) == pytest.approx(float(wanted_loss(logits, labels, 0.0)), rel=1e-5)
     rows = text_rows([TextRow([5, 6, 7, 8, 9], 4), TextRow([10, 11, 12], 2)])
     update = LowRankUpdate(parts.out(1), 3, None, torch.Generator().manual_seed(1))

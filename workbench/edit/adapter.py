@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import importlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.places import Places
-from workbench.edit.alphaedit import AlphaEdit
 from workbench.edit.closed_form.bundled import statistics_texts
 from workbench.edit.closed_form.closed_form import LONGEST, ClosedForm
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.preserving import generated_prompts, read_prompts
-from workbench.edit.emmet import Emmet
-from workbench.edit.encore import Encore
 from workbench.edit.fields import Layers, read_for
 from workbench.edit.gradient.balanced import Course, Kept, target_losses, train
 from workbench.edit.gradient.lessons import Wordings, continued, lessons_of, text_rows
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import EditRow, check_rows, row_of
-from workbench.edit.rome import Rome
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
@@ -32,19 +28,12 @@ from workbench.models.feedforward import is_attention, n_outputs
 from workbench.models.hooks import frozen
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
+from workbench.steps.registry import REGISTERED
 from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import one_thread
 
-STARTS: Mapping[str, type[ClosedForm]] = {
-    "memit": Memit,
-    "rome": Rome,
-    "emmet": Emmet,
-    "encore": Encore,
-    "alphaedit": AlphaEdit,
-}
-"""Closed-form edits that an adapter can start from."""
 RANK = 16
 CONTINUED = 4
 """Number of the base's own tokens after a preserved prompt whose distributions are kept."""
@@ -111,8 +100,8 @@ class AdapterEdit(EditMethod):
     learning_rate: Real = Field(1e-3, gt=0, le=10)
     """Adam's step size."""
     stop: Real = Field(0.1, ge=0)
-    """Training stops after a pass in which the loss of every target and the mean divergences on prompts and on texts were below this
-    value, in nats per token."""
+    """Training stops after a pass in which the loss of every fact, its weighted end of text included, and the mean divergences on
+    prompts and on texts were below this value, in nats per token."""
     scale: Real = Field(1.0, ge=0)
     """Factor on the finished update: 0 is the base, and values between interpolate."""
 
@@ -135,8 +124,11 @@ class AdapterEdit(EditMethod):
         if self.start == "none":
             return None
         fields = {"edit": self.start, "facts": self.facts, "first": self.first, "unconverged": "skip", **self.start_fields}
+        importlib.import_module(f"workbench.edit.{self.start}")  # its file registers it, and may not have been needed so far
+        method = REGISTERED[f"edit:{self.start}"]
+        assert issubclass(method, ClosedForm)
         try:
-            return STARTS[self.start].model_validate(fields)
+            return method.model_validate(fields)
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(["start_fields", *map(str, problem["loc"])])
@@ -157,6 +149,11 @@ class AdapterEdit(EditMethod):
             read_texts(project / self.replay, self.replay)
         if start := self._start():
             start.check_inputs(project)
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return those of every edit, and the version of the edit to start from."""
+        start = self._start()
+        return [*super().key_parts(context), *([[start.name, start.version]] if start else [])]
 
     def _read(self, project: Path) -> list[Fact]:
         """Return the facts that are learned, sorted by ID.

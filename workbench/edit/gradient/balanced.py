@@ -29,7 +29,7 @@ class Course:
         epochs: Largest number of passes over the facts.
         batch_size: Number of facts, and of prompts to preserve, in a step.
         learning_rate: Adam's step size.
-        stop: Training ends after an epoch in which every target's loss and every mean divergence was below this value, in nats per token.
+        stop: Training ends after an epoch in which the loss of every row and every mean divergence was below this value, in nats.
         end_weight: Weight of the end-of-text token; the target's tokens together have weight 1.
     """
 
@@ -68,7 +68,7 @@ def train(
 ) -> dict[str, Any]:
     """Train updates with Adam; each step draws a batch of facts and a batch of each kind of rows to keep.
 
-    The loss of a step is the mean of `row_loss` over the facts' rows, plus each weight times the mean over targets of KL(without the
+    The loss of a step is the mean of `row_losses` over the facts' rows, plus each weight times the mean over targets of KL(without the
     updates ‖ with them). The gradients of the terms are added one after another, so that memory holds one of them.
 
     Args:
@@ -95,9 +95,10 @@ def train(
         for chosen in chunks(order, course.batch_size):
             optimizer.zero_grad()
             rows = [row for i in chosen for row in lessons[i].drawn(generator)]
-            loss, targets = row_loss(parts, rows, course.end_weight, ends=lessons[0].ends)
+            losses = row_losses(parts, rows, course.end_weight, ends=lessons[0].ends)[0]
+            loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
-            worst = max(worst, float(targets.detach().max()))
+            worst = max(worst, float(losses.detach().max()))
             terms.append({"facts": float(loss.detach())})
             for one, pool in pools:
                 divergence = kept_loss(parts, pool.take(one.batch), updates)
@@ -115,8 +116,8 @@ def train(
     return {"epochs": epoch, "steps": steps, "loss": means}
 
 
-def row_loss(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends: bool) -> tuple[Tensor, Tensor]:
-    """Return the mean loss of rows, and each row's mean −log p over the tokens of its target without the end of text.
+def row_losses(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends: bool) -> tuple[Tensor, Tensor]:
+    """Return the losses of rows, and each row's mean −log p over the tokens of its target without the end of text.
 
     The loss of a row is that mean, plus `end_weight` times −log p(end of text).
 
@@ -125,6 +126,9 @@ def row_loss(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends: 
         rows: The rows.
         end_weight: Weight of the end-of-text token.
         ends: True if the last token of every target is the end of text.
+
+    Returns:
+        Two tensors [row].
     """
     batch = padded(rows, parts.model.device)
     losses = token_losses(parts, batch)
@@ -138,7 +142,7 @@ def row_loss(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends: 
     mask = torch.tensor(in_target, device=losses.device)
     sizes = torch.tensor(lengths, dtype=losses.dtype, device=losses.device)
     targets = torch.zeros_like(sizes).index_add(0, batch.owner[mask], losses[mask]) / sizes
-    return targets.mean() + end_weight * losses[~mask].sum() / len(rows), targets
+    return (targets + end_weight * losses[~mask] if ends else targets), targets
 
 
 def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[LowRankUpdate]) -> Tensor:
@@ -155,7 +159,7 @@ def target_losses(parts: Parts, lessons: Sequence[Lesson], batch_size: int) -> l
     """Return the mean −log p per token of each fact's target after its own prompt."""
     losses: list[float] = []
     for chosen in chunks(lessons, batch_size):
-        losses += row_loss(parts, [lesson.plain for lesson in chosen], 0.0, ends=chosen[0].ends)[1].tolist()
+        losses += row_losses(parts, [lesson.plain for lesson in chosen], 0.0, ends=chosen[0].ends)[1].tolist()
     return losses
 
 
