@@ -358,7 +358,7 @@ def test_bad_steps_are_refused_before_training(
     [
         ({"start_fields": {"layers": [1]}}, "`start_fields` needs `start`"),
         ({"epochs": 0}, "nothing is learned"),
-        ({"start": "memit", "start_fields": {"layer": [1]}}, r"start_fields\.layer: "),
+        ({"start": "memit", "start_fields": {"layer": [1]}}, r"start_fields\.layer: edit memit has no such field"),
         ({"start": "memit", "start_fields": {"mode": "joint"}}, "cannot set 'mode'"),
         ({"layers": [1, 1]}, "distinct layers"),
         ({"start": "finetune"}, "start"),

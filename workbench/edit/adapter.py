@@ -132,7 +132,9 @@ class AdapterEdit(EditMethod):
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(["start_fields", *map(str, problem["loc"])])
-            raise ValueError(f"{place}: {problem['msg']}") from None
+            unknown = problem["type"] == "extra_forbidden"
+            reason = f"edit {self.start} has no such field" if unknown else problem["msg"]
+            raise ValueError(f"{place}: {reason}") from None
 
     def inputs(self) -> list[str]:
         """Return the files of facts, prompts to preserve and texts, and those of the edit to start from."""
@@ -248,7 +250,7 @@ class AdapterEdit(EditMethod):
     def _check_rank(self, parts: Parts, modules: Sequence[str]) -> None:
         """Raise InvalidRecipeError if the rank is larger than a side of a weight."""
         for name in modules if self.rank is not None else ():
-            shape = tuple(parts.model.get_submodule(name).weight.shape)  # type: ignore[arg-type,union-attr]
+            shape = tuple(parts.model.get_submodule(name).weight.shape)
             if self.rank > min(shape):
                 raise InvalidRecipeError(
                     f"edit adapter: rank is {self.rank}, but {name} is a matrix of {shape[0]} x {shape[1]}",
