@@ -81,9 +81,9 @@ class AdapterEdit(EditMethod):
     preserve: str | None = None
     """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
     whose neighbours are used."""
-    preserve_generated: Whole = Field(64, ge=0)
+    preserve_generated: Whole = Field(128, ge=0)
     """Number of further prompts to preserve: the facts' own wordings with other subjects."""
-    preserve_weight: Real = Field(1.0, ge=0)
+    preserve_weight: Real = Field(4.0, ge=0)
     """Weight of the divergence from the base on these prompts and the base's own first four tokens after them."""
     replay: str | None = None
     """JSONL file of texts whose next-token distributions must not change, relative to the project. Default: the text that comes
@@ -92,12 +92,12 @@ class AdapterEdit(EditMethod):
     """Weight of the divergence from the base on these texts."""
     end_weight: Real = Field(0.1, ge=0)
     """Weight of the end-of-text token after the target; the target's tokens together have weight 1."""
-    epochs: Whole = Field(30, ge=0)
+    epochs: Whole = Field(60, ge=0)
     """Largest number of passes over the facts. Training stops after a pass that `stop` accepts. 0 leaves the edit in `start` as it
     is."""
     batch_size: Whole = Field(8, ge=1)
     """Number of facts, and of prompts to preserve, per gradient step."""
-    learning_rate: Real = Field(1e-3, gt=0, le=10)
+    learning_rate: Real = Field(3e-4, gt=0, le=10)
     """Adam's step size."""
     stop: Real = Field(0.1, ge=0)
     """Training stops after a pass in which the loss of every fact, its weighted end of text included, and the mean divergences on
