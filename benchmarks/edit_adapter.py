@@ -23,6 +23,7 @@ ARMS: dict[str, dict[str, Any]] = {
     "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
     "adapter": ADAPTER,
     "adapter from memit": {**ADAPTER, "start": "memit"},
+    "adapter from memit, slower": {**ADAPTER, "start": "memit", "learning_rate": 2e-4, "preserve_weight": 5.0},
     "memory": {"edit": "memory", "min_efficacy": 0},
 }
 
