@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,27 +51,43 @@ TEXT, RETENTION = "text", "retention"
 
 def main() -> None:
     """Solve and score all arms of all draws, and write the results file after each draw."""
-    parser = parser_of(__doc__, "edit-preserving")
+    options = options_of(parser_of(__doc__, "edit-preserving"), list(ARMS), count=100, skip=200)
+    measure(options, steps(options))
+
+
+def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int) -> argparse.Namespace:
+    """Read the options of a measurement on draws of facts.
+
+    Args:
+        parser: The command line, to which the options are added.
+        arms: Names of the arms.
+        count: Default number of facts of a draw.
+        skip: Default number of facts before the first draw.
+    """
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
-    parser.add_argument("--count", type=int, default=100, help="number of facts of a draw")
+    parser.add_argument("--count", type=int, default=count, help="number of facts of a draw")
     parser.add_argument("--draws", type=int, default=3)
     parser.add_argument(
-        "--skip", type=int, default=200, help="number of facts before the first draw; earlier choices used the first 200"
+        "--skip", type=int, default=skip, help="number of facts before the first draw, which earlier choices may have used"
     )
-    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--arms", nargs="+", choices=arms, default=arms)
     parser.add_argument("--layers", type=int, nargs="+", help="layers to edit; default: those that the sweep chooses")
     parser.add_argument("--no-retention", action="store_true", help="leave out the suite `retention`")
     parser.add_argument("--limit", type=int, help="maximum number of items per task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) -> None:
+    """Measure arms, each a step without the facts, on all draws, and write the results file after each draw."""
     one_thread()
     with tempfile.TemporaryDirectory() as scratch:
         pooled = Pooled()
         for number in range(options.draws):
-            draw((options.folder or Path(scratch)).resolve(), number, options, pooled)
+            draw((options.folder or Path(scratch)).resolve(), number, options, arms, pooled)
             document = {"base": STARTER, "limit": options.limit, "skip": options.skip, "count": options.count}
-            write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(steps(options))})
+            write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
 
 
 def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
@@ -117,14 +133,14 @@ class Pooled:
         return rows
 
 
-def draw(folder: Path, number: int, options: argparse.Namespace, pooled: Pooled) -> None:
+def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]], pooled: Pooled) -> None:
     """Measure all arms on one draw of facts, and add their scores."""
     facts = published(options.facts, options.count, 3, options.skip + number * options.count)
     name = f"draw-{number}.jsonl"
     project = make_project(folder, PROJECT / STARTER, facts, name)
     suites = [{"facts": name, "tasks": TASKS, "controls": []}, *([] if options.no_retention else [RETENTION])]
     recipes = {}
-    for arm, step in steps(options).items():
+    for arm, step in arms.items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"
         recipes[arm] = write_recipe(project, file, {"name": file, "steps": [{**step, "facts": name}], "eval": suites})
     loaded = [load_recipe(path) for path in recipes.values()]

@@ -11,6 +11,7 @@ from cells import interval, measured, of_results, signed, table
 STREAM = "benchmarks/results/edit-stream.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 PRESERVING = "benchmarks/results/edit-preserving.json"
+ADAPTER = "benchmarks/results/edit-adapter.json"
 
 
 @of_results(STREAM)
@@ -58,6 +59,29 @@ def forgetting_block(found: dict[str, Any]) -> str:
 @of_results(PRESERVING)
 def preserving_block(found: dict[str, Any]) -> str:
     """Scores of edits that preserve prompts, of their controls, and the paired differences from memit."""
+    return _draws(found, PRESERVING, [], {row["row"]: [] for row in found["rows"]})
+
+
+@of_results(ADAPTER)
+def adapter_block(found: dict[str, Any]) -> str:
+    """Scores of facts in adapters, of their controls, the paired differences from memit, and CPU seconds a fact."""
+    facts = found["draws"] * found["count"]
+    lines = {row["row"]: [f"{row['seconds'] / facts:.1f}" if "step" in row else ""] for row in found["rows"]}
+    return (
+        _draws(found, ADAPTER, ["CPU s a fact"], lines)
+        + " An adapter that begins as memit's edit uses the cached values of the row memit."
+    )
+
+
+def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
+    """Return the table of a measurement on draws of facts.
+
+    Args:
+        found: The results.
+        source: Their file.
+        further: Heads of further columns.
+        cells_of: Arm -> its cells in these columns.
+    """
     heads = {
         "efficacy": "said",
         "paraphrase": "paraphrases",
@@ -70,15 +94,16 @@ def preserving_block(found: dict[str, Any]) -> str:
     lines = []
     for row in found["rows"]:
         cells = [interval(row["scores"][task]) for task in tasks]
-        lines.append([row["row"], *cells, f"{100 * row['perplexity_change']:+.1f}".replace("-", "−") if "step" in row else ""])
+        change = f"{100 * row['perplexity_change']:+.1f}".replace("-", "−") if "step" in row else ""
+        lines.append([row["row"], *cells, change, *cells_of[row["row"]]])
         if row["against"]:
-            lines.append(["", *(_difference(row["against"][task]) for task in tasks), ""])
+            lines.append(["", *(_difference(row["against"][task]) for task in tasks), "", *("" for _ in further)])
     count = next(iter(found["rows"][0]["scores"].values()))["n"]
     note = (
         f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on the starter base. Percent of items with 95 % intervals over facts; below each row the paired "
-        f"difference from memit, in points. The last column is the change of the perplexity of other text in percent. {measured(found)} The source: [{PRESERVING}](../{PRESERVING})."
+        f"difference from memit, in points. {'The column perplexity' if further else 'The last column'} is the change of the perplexity of other text in percent. {measured(found)} The source: [{source}](../{source})."
     )
-    return table(["arm", *(heads[task] for task in tasks), "perplexity"], lines, left=1) + "\n\n" + note
+    return table(["arm", *(heads[task] for task in tasks), "perplexity", *further], lines, left=1) + "\n\n" + note
 
 
 def _difference(found: Mapping[str, float]) -> str:
@@ -89,4 +114,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-stream": stream_block,
     "forgetting": forgetting_block,
     "edit-preserving": preserving_block,
+    "edit-adapter": adapter_block,
 }

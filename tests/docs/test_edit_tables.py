@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
-NAMES = ("edit-methods", "edit-methods-alone", "edit-fixture", "edit-fixture-prompt", "edit-merge", "edit-speed")
+NAMES = ("edit-methods", "edit-methods-alone", "edit-fixture", "edit-fixture-prompt", "edit-merge", "edit-speed", "edit-adapter")
 FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
 
 
@@ -179,3 +179,23 @@ def test_speed(build: ModuleType, tmp_path: Path) -> None:
     ]
     assert "100 facts take 0.97 times what 10 take" in text
     assert "grows by 12.3 kB a fact" in text
+
+
+def test_adapters_beside_memit(build: ModuleType, tmp_path: Path) -> None:
+    scores = {"efficacy": share(0.8, 40), "neighbours-strict": share(0.5, 40)}
+    against = {task: {"diff": 0.25, "low": -0.1, "high": 0.4} for task in scores}
+    rows = [
+        {"row": "base", "scores": scores, "against": {}, "perplexity_change": 0.0},
+        {"row": "memit", "scores": scores, "against": {}, "perplexity_change": 0.01, "step": {"edit": "memit"}, "seconds": 100.0},
+        {"row": "adapter", "scores": scores, "against": against, "perplexity_change": -0.02, "step": {}, "seconds": 300.0},
+    ]
+    text = filled(build, tmp_path, "edit-adapter", {"draws": 2, "count": 20, "rows": rows})
+    ((heads, *lines),) = rows_of(text)
+    assert heads == ["arm", "said", "strict neighbours", "perplexity", "CPU s a fact"]
+    assert [line[0] for line in lines] == ["base", "memit", "adapter", ""]
+    assert lines[0][3:] == ["", ""]
+    assert lines[1][3:] == ["+1.0", "2.5"]
+    assert lines[2][3:] == ["−2.0", "7.5"]
+    assert lines[3] == ["", "+25.0 [−10.0, +40.0]", "+25.0 [−10.0, +40.0]", "", ""]
+    assert "2 draws of 20 CounterFact facts (40 in all)" in text
+    assert "(../benchmarks/results/edit-adapter.json)" in text

@@ -18,7 +18,7 @@ from workbench.evaluate import score
 from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.suitechoice import suites_of
-from workbench.recipe.recipe import load_recipe
+from workbench.recipe.recipe import dump_step, load_recipe
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
@@ -321,6 +321,8 @@ def test_other_ways_to_teach_the_facts_are_controls_of_edits(world: Project) -> 
     rome = "steps: [{edit: ultraedit, facts: facts.jsonl}]\n"
     both = control_names(world, rome + "eval: [{facts: facts.jsonl, controls: [memory, finetune]}]\n")
     assert both == {**memory, "finetune": ("finetune", "finetune:facts.jsonl")}
+    trained = control_names(world, rome + "eval: [{facts: facts.jsonl, controls: [adapter]}]\n")
+    assert trained == {"adapter": ("adapter", "adapter:facts.jsonl")}
     in_order = rome.replace("}]", ", mode: {sequential: {batch: 2}}}]")
     assert control_names(world, in_order + "eval: [edits]\n") == memory, "no row updates another one"
     assert control_names(world, "steps: []\neval: [{facts: facts.jsonl}]\n") == {}, "nothing is edited for the facts"
@@ -333,6 +335,24 @@ def test_other_ways_to_teach_the_facts_are_controls_of_edits(world: Project) -> 
         "0.01}]", "0.01}, {edit: finetune, facts: more.jsonl}]"
     )
     assert control_names(world, two + "eval: [edits]\n") == {**memory, "more-memory": ("memory", "memory:more.jsonl")}
+
+
+def test_the_adapter_control_learns_facts_and_paraphrases_only(world: Project) -> None:
+    world.write(
+        "steps: [{edit: ultraedit, facts: facts.jsonl}]\neval: [{facts: facts.jsonl, controls: [adapter]}]\n" + F32, "asked.yaml"
+    )
+    recipes = [load_recipe(world.path / "recipes" / "asked.yaml")]
+    facts = [suite for suite in suites_of(recipes, [], world.path) if isinstance(suite, Wanted)]
+    (entry,) = [entry for entry in lineup(recipes, facts=facts) if entry.role == "adapter"]
+    (step,) = entry.resolved.recipe.steps
+    fields = dump_step(step)
+    assert (fields["edit"], fields["facts"], fields["start"]) == ("adapter", "facts.jsonl", "none")
+    assert (fields["paraphrases"], fields["preserve"], fields["preserve_generated"], fields["replay_weight"]) == (
+        True,
+        None,
+        0,
+        0.0,
+    )
 
 
 def test_options_of_strict_neighbours_and_controls(world: Project) -> None:

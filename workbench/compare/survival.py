@@ -19,7 +19,7 @@ from workbench.scores.suite import FactTasks, Suite
 # Kinds with right (1) or wrong (0) answers, where the edit's target is the right answer.
 SURVIVING: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "generated-paraphrase", "portability")
 # Roles of controls that teach the same facts in another way than the edit.
-OTHER_WAYS = ("memory", "finetune")
+OTHER_WAYS = ("memory", "finetune", "adapter")
 # Kinds that are reported after the first n facts.
 FOLLOWED: tuple[FactKind, ...] = ("efficacy", "paraphrase", "generated", "neighbours", "portability")
 

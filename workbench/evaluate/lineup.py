@@ -26,6 +26,9 @@ from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.steps import EditMethod
 
+CONTROL_FIELDS: Mapping[str, Mapping[str, Any]] = {"adapter": {"preserve_generated": 0, "replay_weight": 0.0}}
+"""Way to teach facts -> fields of its step as a control, besides the defaults: the adapter learns facts and paraphrases only."""
+
 
 @dataclass(frozen=True)
 class LineupEntry:
@@ -33,7 +36,7 @@ class LineupEntry:
 
     Attributes:
         name: Name in tables.
-        role: base, brick, average, memory, finetune or configuration.
+        role: base, brick, average, memory, finetune, adapter or configuration.
         resolved: The recipe that makes it. Controls are recipes too; a model is a base without steps.
         unscored: Names of its bricks that here belong to other scored weights.
     """
@@ -298,7 +301,7 @@ def _taught_otherwise(entries: Sequence[LineupEntry], facts: Iterable[Wanted], t
             names = (way, f"{wanted.stem}-{way}", *(f"{wanted.stem}-{way}-{n}" for n in range(2, len(taken) + 3)))
             name = next(name for name in names if name not in taken)
             taken.add(name)
-            step = {"edit": way, "facts": wanted.source, "min_efficacy": 0}
+            step = {"edit": way, "facts": wanted.source, "min_efficacy": 0, **CONTROL_FIELDS.get(way, {})}
             yield LineupEntry(name, way, resolve(edited[0].derive(name, [step])))
 
 

@@ -58,9 +58,10 @@ class FactsEval(Strict):
     """Maximum number of tokens of the base's answer to a neighbor prompt. The edited model must give the same tokens."""
     strict_tokens: Whole = Field(4, ge=1, le=64)
     """Number of the base's first greedy tokens after a neighbor prompt that `neighbours-strict` compares."""
-    controls: tuple[Literal["memory", "finetune"], ...] = ("memory",)
+    controls: tuple[Literal["memory", "finetune", "adapter"], ...] = ("memory",)
     """Other ways to teach the same facts, scored as controls if a configuration is edited for them. `memory` puts the facts before the
-    prompt (`edit: memory`); `finetune` trains on them (`edit: finetune`), which takes minutes. `[]` scores none."""
+    prompt (`edit: memory`); `finetune` trains one layer on them (`edit: finetune`), and `adapter` a LoRA on facts and paraphrases (`edit:
+    adapter`), which both take minutes. `[]` scores none."""
     text: str | None = None
     """A text file with one passage per line, whose perplexity is scored. If omitted, a file that comes with the workbench."""
     chat_template: bool = False

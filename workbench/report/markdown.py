@@ -19,6 +19,7 @@ ROLE_NOTES = {
     "average": "average",
     "memory": "facts in the prompt",
     "finetune": "fine-tuned on the facts",
+    "adapter": "LoRA on the facts and paraphrases",
 }
 
 

@@ -30,6 +30,7 @@ ROLE_WORDS = {
     "average": "plain average",
     "memory": "facts in the prompt",
     "finetune": "fine-tuned on the facts",
+    "adapter": "LoRA on the facts and paraphrases",
     "configuration": "configuration",
 }
 SCRIPTS = ("report.js", "downloads.js", "filter.js", "diff.js", "items.js", "flips.js", "beside.js")

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.report.numbers import MINUS, POINTS, Unit, raw
 
-ROLES = ("configuration", "base", "brick", "average", "memory", "finetune")
+ROLES = ("configuration", "base", "brick", "average", "memory", "finetune", "adapter")
 RATIO_WORDS = {"bits_per_byte": "bits per byte"}
 VERDICTS = ("better", "worse", "equivalent", "cannot tell", "safe", "not shown safe", "no item changed")
 GUARD_WORDS = ("safe", "not shown safe")

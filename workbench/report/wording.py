@@ -139,6 +139,8 @@ def what(c: ConfigurationView) -> str:
         return "the base with the edit's facts put before the prompt (`edit: memory`)"
     if c.role == "finetune":
         return "the base fine-tuned on the edit's facts (`edit: finetune`)"
+    if c.role == "adapter":
+        return "the base with a LoRA trained on the edit's facts and their paraphrases (`edit: adapter`)"
     origin = f"made from {bricks}" if bricks else "made without bricks"
     return origin if c.recipe_text else f"a configuration {origin}; its recipe file was not found"
 

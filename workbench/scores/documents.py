@@ -23,7 +23,7 @@ FORMAT = 2  # format of the scores document; since 2 it holds digests of its row
 Finite = Annotated[float, Field(allow_inf_nan=False)]
 NotNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Seconds = NotNegative
-DESIGN_ORDER = ("base", "brick", "average", "memory", "finetune", "configuration")
+DESIGN_ORDER = ("base", "brick", "average", "memory", "finetune", "adapter", "configuration")
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Configuration:
         digest: Identity, 32 hex digits: equal digests mean equal scores. It is the digest of the weights and of the generation settings
             that decide generated texts (`models.generation.identity`).
         name: Name that users see.
-        role: base | brick | average | memory | finetune | configuration.
+        role: base | brick | average | memory | finetune | adapter | configuration.
         parents: Names of the bricks that it is made from.
         recipe: Path of its recipe, relative to the project.
         base: Digest of its base.

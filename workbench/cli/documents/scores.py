@@ -106,7 +106,7 @@ class DifferenceRow(Document):
     configuration: str
     """Name of the configuration."""
     role: str
-    """"configuration" for a named one; "base", "brick", "average", "memory" or "finetune" for a control."""
+    """"configuration" for a named one; "base", "brick", "average", "memory", "finetune" or "adapter" for a control."""
     task: str
     """Name of the task or contrast."""
     metric: str
@@ -252,7 +252,7 @@ class StoredConfiguration(Document):
     name: str
     """Name of the configuration."""
     role: str
-    """"configuration", "base", "brick", "average", "memory" or "finetune"."""
+    """"configuration", "base", "brick", "average", "memory", "finetune" or "adapter"."""
     digest: str
     """Digest under which its scores are stored."""
     created: str

@@ -62,7 +62,13 @@ class _Hooked:
         self.transposed = is_conv1d(module)  # stores [in, out]
         self.rows, self.cols = weight.shape[::-1] if self.transposed else weight.shape
         self.bound = None if max_change is None else below(max_change)
-        self._hook = module.register_forward_hook(lambda _, inputs, output: output + self.output(inputs[0]))
+        self.active = True
+        """False while the module gives its output without the update."""
+        self._hook = module.register_forward_hook(lambda _, inputs, output: self._added(inputs[0], output))
+
+    def _added(self, inputs: Tensor, output: Tensor) -> Tensor:
+        """Return the module's output with the update, if it is active."""
+        return output + self.output(inputs) if self.active else output
 
     def output(self, inputs: Tensor) -> Tensor:
         """Return the update's contribution to the module's output."""
@@ -90,6 +96,17 @@ class LowRankUpdate(_Hooked):
         right = torch.randn(rank, self.cols, generator=generator) / self.cols**0.5
         self.right = right.to(device).requires_grad_()
         self.left = torch.zeros(self.rows, rank, device=device, requires_grad=True)
+
+    def start_from(self, factors: Factors) -> None:
+        """Replace the first terms of the update by those of a product of at most the same rank; the others stay zero.
+
+        Args:
+            factors: The product, for the weight as it is stored.
+        """
+        oriented = factors.transposed() if self.transposed else factors
+        with torch.no_grad():
+            self.left[:, : oriented.rank] = oriented.left.to(self.left)
+            self.right[: oriented.rank] = oriented.right.to(self.right)
 
     @property
     def parameters(self) -> list[Tensor]:

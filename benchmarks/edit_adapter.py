@@ -1,0 +1,49 @@
+"""Facts in a LoRA (`edit: adapter`), from zero and from memit's edit, beside memit and the facts in the prompt.
+
+    python benchmarks/edit_adapter.py                                       three draws of 20 CounterFact facts on the starter base
+    python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
+
+No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms
+`adapter` also keep the base's distributions after generated prompts and on the built-in text. Measures, intervals and draws are those of
+benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is
+missing. Results go to benchmarks/results/edit-adapter.json after each draw.
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from edit_preserving import MEMIT, measure, options_of
+from record import parser_of
+
+ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
+ARMS: dict[str, dict[str, Any]] = {
+    "memit": MEMIT,
+    "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
+    "adapter": ADAPTER,
+    "adapter from memit": {**ADAPTER, "start": "memit"},
+    "adapter from memit, slower": {**ADAPTER, "start": "memit", "learning_rate": 2e-4, "preserve_weight": 5.0},
+    "memory": {"edit": "memory", "min_efficacy": 0},
+}
+
+
+def main() -> None:
+    """Score all arms of all draws, and write the results file after each draw."""
+    options = options_of(parser_of(__doc__, "edit-adapter"), list(ARMS), count=20, skip=500)
+    measure(options, steps(options))
+
+
+def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Return arm -> its step without the facts; --layers are those of memit, alone and as a start."""
+    arms = {arm: dict(ARMS[arm]) for arm in options.arms}
+    for step in arms.values() if options.layers else ():
+        if step["edit"] == "memit":
+            step["layers"] = options.layers
+        elif step.get("start") == "memit":
+            step["start_fields"] = {"layers": options.layers}
+    return arms
+
+
+if __name__ == "__main__":
+    main()
