@@ -80,7 +80,9 @@ def forward_block(found: dict[str, Any]) -> str:
         family = row["family"] if row["family"] == "starter" else f"{row['family']} {row['seed']}"
         cells = [f"{points(row['arms'][arm]['kept'])} ({points(row['arms'][arm]['retention'])})" for arm in chosen]
         ahead = row["arms"]["featcal"]["against"]
-        rows.append([f"{family}: {row['pool']}", *cells, f"{signed(ahead['diff'])} [{points(ahead['low'])}, {points(ahead['high'])}]"])
+        rows.append(
+            [f"{family}: {row['pool']}", *cells, f"{signed(ahead['diff'])} [{points(ahead['low'])}, {points(ahead['high'])}]"]
+        )
     note = (
         f"Percent of the bricks' own gain that a merge keeps, and in brackets the accuracy on what the base knew; {found['texts']} texts a brick. "
         "Starter: its own adapters. llama: bases of four layers with bricks of their own, as in benchmarks/merge_pools.py. The last column is the "

@@ -42,7 +42,7 @@ COMMANDS = {
     "experts": "--device --json --quiet --runs-dir --samples --texts --trust-project-code",
     "export check": "--expected --json --quiet --tolerance",
     "export write": "--brick --device --for --json --llama-cpp --out --prompts --quiet --runs-dir --samples --served-base --tokens --trust-project-code",
-    "facts check": "--device --encoder --json --model --quiet --recipe --stream --trust-project-code",
+    "facts check": "--continues --device --encoder --json --model --quiet --recipe --stream --trust-project-code",
     "facts import": "--json --limit --out --rebuild-neighbours",
     "memory add": "--device --quiet --runs-dir --trust-project-code",
     "memory feedback": "--reward --runs-dir --similarity --trust-project-code",

@@ -29,6 +29,24 @@ FileArg = Annotated[
         show_default=False,
     ),
 ]
+EncoderOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--encoder",
+        metavar="DIRECTORY",
+        help="Sentence encoder: also report facts that probably answer one question in two wordings. Default: the encoder of "
+        "the recipe's `edit: memory`.",
+    ),
+]
+ContinuesOpt = Annotated[
+    str | None,
+    typer.Option(
+        "--continues",
+        metavar="RUN",
+        help="With --stream: directory of the run, or of its edit, whose stream the file continues.",
+        show_default=False,
+    ),
+]
 SHOWN = 10
 
 
@@ -57,24 +75,8 @@ def check(
             "--stream", help="Read the file in order, as sequential edits do: later rows update or remove earlier facts."
         ),
     ] = False,
-    encoder: Annotated[
-        Path | None,
-        typer.Option(
-            "--encoder",
-            metavar="DIRECTORY",
-            help="Sentence encoder: also report facts that probably answer one question in two wordings. Default: the encoder of "
-            "the recipe's `edit: memory`.",
-        ),
-    ] = None,
-    continues: Annotated[
-        str | None,
-        typer.Option(
-            "--continues",
-            metavar="RUN",
-            help="With --stream: directory of the run, or of its edit, whose stream the file continues.",
-            show_default=False,
-        ),
-    ] = None,
+    encoder: EncoderOpt = None,
+    continues: ContinuesOpt = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,

@@ -261,7 +261,7 @@ def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> I
         file = getattr(step, "facts", None)
         if isinstance(step, EditMethod) and isinstance(file, str) and (project / file).resolve() != checked_file:
             facts = (
-                read_stream(project / file, file, step.start(project)).current
+                read_stream(project / file, file, step.stream_start(project)).current
                 if step.in_order
                 else read_all(project / file, file).facts
             )

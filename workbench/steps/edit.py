@@ -47,7 +47,7 @@ class EditMethod(Step):
         """True if the step reads its facts file as a stream, in which later rows update or remove earlier facts."""
         return getattr(self, "mode", "joint") != "joint"
 
-    def start(self, project: Path) -> Start | None:
+    def stream_start(self, project: Path) -> Start | None:
         """Return the earlier stream that the step's facts file continues; None if it starts a stream.
 
         Args:

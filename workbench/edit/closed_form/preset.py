@@ -132,14 +132,14 @@ class Preset(EditMethod):
         """Return the edit of the run that is continued, if any."""
         return read_earlier(self.continues, project) if self.continues else None
 
-    def start(self, project: Path) -> Start | None:
+    def stream_start(self, project: Path) -> Start | None:
         """Return the stream of the run that is continued, if any."""
         earlier = self.earlier(project)
         return earlier.start() if earlier else None
 
     def read(self, project: Path) -> list[Fact]:
         """Return the facts that are written, in order; see `read_for`."""
-        return read_for(self.mode, self.first, project, self.facts, self.start(project))
+        return read_for(self.mode, self.first, project, self.facts, self.stream_start(project))
 
     def preserved(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
         """Return the prompts to preserve while some facts are written."""

@@ -117,7 +117,7 @@ def streams_of(recipes: Iterable[Recipe]) -> dict[Path, Start | None]:
         recipe = remaining.pop()
         for step in recipe.steps:
             if isinstance(step, EditMethod) and step.in_order and (file := facts_file(step)):
-                files[(recipe.project / file).resolve()] = step.start(recipe.project)
+                files[(recipe.project / file).resolve()] = step.stream_start(recipe.project)
         for ref in recipe.fields.bricks.values():
             nested = (recipe.project / ref.target).resolve()
             if ref.kind == "recipe" and nested not in seen:  # a circle of recipes is refused when it is resolved
@@ -168,7 +168,7 @@ def read_step(step: Step, project: Path) -> list[Fact]:
     if not file:
         return []
     if isinstance(step, EditMethod) and step.in_order:
-        return read_stream(project / file, file, step.start(project)).current
+        return read_stream(project / file, file, step.stream_start(project)).current
     return read_facts(project / file, file)
 
 
