@@ -211,20 +211,21 @@ def test_config_that_differs_is_said(project: Project, tmp_path: Path) -> None:
     assert warning == "brick 'other': config.json differs from the base's in rms_norm_eps, rope; the result has the base's values"
 
 
-def test_one_file_for_several_bricks_is_warned_about(project: Project) -> None:
+@pytest.mark.parametrize("method", ["regmean", "featcal"])
+def test_one_file_for_several_bricks_is_warned_about(method: str, project: Project) -> None:
     """Also if the step's own file stands for those without one; a file for each brick, and Fisher, give no warning."""
     for name in ("one", "two", "all"):
         write_jsonl(project.path / f"{name}.jsonl", [{"text": "w1 w2 w3"}])
     bricks = "bricks: {one: bricks/one, two: bricks/two}\n"
     own = "bricks: {one: {calibration: one.jsonl}, two: {calibration: two.jsonl}}"
     assert not [
-        w for w in project.resolve(f"{bricks}steps: [{{merge: regmean, {own}}}]\n", "own.yaml").warnings if "calibrates" in w
+        w for w in project.resolve(f"{bricks}steps: [{{merge: {method}, {own}}}]\n", "own.yaml").warnings if "calibrates" in w
     ]
     for name, fields in (
         ("all", "calibration: all.jsonl"),
         ("named", "bricks: {one: {calibration: all.jsonl}, two: 1}, calibration: all.jsonl"),
     ):
-        found = project.resolve(f"{bricks}steps: [{{merge: regmean, {fields}}}]\n", f"{name}.yaml").warnings
-        assert [w for w in found if w.startswith("merge-regmean: all.jsonl calibrates one, two: ")]
+        found = project.resolve(f"{bricks}steps: [{{merge: {method}, {fields}}}]\n", f"{name}.yaml").warnings
+        assert [w for w in found if w.startswith(f"merge-{method}: all.jsonl calibrates one, two: ")]
     fisher = project.resolve(f"{bricks}steps: [{{merge: fisher, calibration: all.jsonl}}]\n", "fisher.yaml").warnings
     assert not [w for w in fisher if "calibrates" in w]

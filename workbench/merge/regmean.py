@@ -65,12 +65,11 @@ class RegMean(Calibrated):
 
     def warnings(self, names: Sequence[str]) -> Iterator[str]:
         """Yield a warning for each file of texts that stands for several bricks."""
-        for file in self.inputs():
-            if len(bricks := [name for name in names if self.file(name) == file]) > 1:
-                yield (
-                    f"{file} calibrates {', '.join(bricks)}: with the same texts their Grams are almost equal, and RegMean is then close to "
-                    "the average; give each brick texts of its own task"
-                )
+        for file, bricks in self.shared(names):
+            yield (
+                f"{file} calibrates {bricks}: with the same texts their Grams are almost equal, and RegMean is then close to the average; "
+                "give each brick texts of its own task"
+            )
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.

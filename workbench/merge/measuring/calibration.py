@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -55,6 +56,12 @@ class Calibrated(MergeMethod):
     def count(self) -> int:
         """Number of listed bricks; 2 if the step takes all of them."""
         return len(self.bricks) if self.bricks else 2
+
+    def shared(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
+        """Yield each file of texts that stands for several bricks, with the bricks' names."""
+        for file in self.inputs():
+            if len(bricks := [name for name in names if self.file(name) == file]) > 1:
+                yield file, ", ".join(bricks)
 
     def inputs(self) -> list[str]:
         """Return the files of texts."""
