@@ -9,13 +9,13 @@ from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry
 from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, inputs_read, masked, measured_in_order, shared
 from workbench.merge.measuring.least_squares import norm_report
 from workbench.models.layout import Model
 from workbench.models.texts import BATCH_TOKENS
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, Prepared, register
-from workbench.steps.fields import Number, Real, value_at
+from workbench.steps.fields import Bricks, Number, Real, value_at
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -43,6 +43,9 @@ class FeatCal(Calibrated):
     laws = Laws(zero_is_base=False, single_is_identity=False, memory="tensor", needs="texts")
 
     merge: Literal["featcal"]
+    bricks: Bricks[CalibrationEntry] | None = None
+    """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
+    bricks get weight 1. Weights must be 0 or more. They multiply the deltas in the sum and each brick's part of the fit."""
     lam: Number = Field(0.3, alias="lambda")
     """Scale of the sum of the deltas: the model that is calibrated."""
     anchor: Real = 2.2
