@@ -212,7 +212,7 @@ def test_bricks_without_a_change_give_the_base(llama: Project) -> None:
     for text in (step("featcal", ", anchor: 3, blend: 0.9"), step("regmean", ", inputs: merged")):
         found = llama.tensors(text.replace(BRICKS, same))
         for name, tensor in tensors_of(llama.path / "base").items():
-            torch.testing.assert_close(found[name], tensor.float(), atol=3e-7, rtol=0)
+            torch.testing.assert_close(found[name], tensor.float(), atol=5e-6, rtol=0)
 
 
 def test_a_large_ridge_gives_the_anchor(llama: Project) -> None:
