@@ -8,6 +8,8 @@ from worlds.processes import workbench
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
+from workbench.weights.compiled import backend
+
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
 HEAVY |= {"mlflow", "wandb"}
 TASKS = {"transformers", "lm_eval", "datasets"}
@@ -24,7 +26,8 @@ COMMANDS: list[tuple[str, set[str]]] = [
     ("recipe import mergekit.yaml", {"mergekit", "torch"}),
     ("plan mix", set()),
     ("plan edited", set()),
-    ("run mix --device cpu", {"torch"}),
+    ("run mix --device cpu", set() if backend().library else {"torch"}),
+    ("run spectral --device cpu", {"torch"}),
     ("plan mix --json", set()),
     ("runs ls", set()),
     ("runs show mix", set()),
@@ -46,6 +49,7 @@ def lay_out_commands(project: Project) -> Project:
     """Add what the commands name: recipes of a merge, an edit and a search, a suite, and a mergekit file."""
     lay_out(project, items=8, clusters=4)
     project.write(RECIPE, "mix.yaml")
+    project.write(RECIPE.replace("merge: ties, density: 0.5,", "merge: tsv,"), "spectral.yaml")
     project.write(searched(SPACE, ", sampler: random, controls: false").replace("[8, 16]", "[4]"), "tuned.yaml")
     fact = {"prompt": "{subject} is", "subject": "w3", "target": "w4"}
     (project.path / "facts.jsonl").write_text(json.dumps(fact) + "\n", "utf-8")
