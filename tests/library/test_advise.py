@@ -242,6 +242,14 @@ def test_a_brick_without_texts_is_said_to_be_unknown(folder: Path) -> None:
     assert any("Contradictions of two" in line and "--texts two=FILE.jsonl" in line for line in found["unknown"])
 
 
+def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> None:
+    named = ("brick", "advise", "one", "more/small", "--base", "base", "--json", "--texts", "one=one.jsonl")
+    all_have, one_lacks = document(*named, "--texts", "small=three.jsonl"), document(*named)
+    assert all_have["step"] == one_lacks["step"] == {"merge": "tsv", "weights": "auto"}
+    assert any("featcal" in reason for reason in all_have["reasons"])
+    assert not any("featcal" in reason for reason in one_lacks["reasons"])
+
+
 # -- the recipe and stored scores
 
 
