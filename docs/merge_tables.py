@@ -70,25 +70,39 @@ def pools_block(found: dict[str, Any]) -> str:
 
 @of_results(FORWARD)
 def forward_block(found: dict[str, Any]) -> str:
-    """Pools of bricks: what merges in forward order keep beside RegMean, tsv and the sum."""
-    arms = list(next(row["arms"] for row in found["rows"] if row["arms"]))
-    chosen = [arm for arm in arms if not arm.startswith("featcal,")]
+    """Pools of bricks: what merges in forward order keep beside RegMean, tsv and the sum; then other settings, the mean over the pools."""
+    pools = [row for row in found["rows"] if row["arms"]]
+    arms = list(pools[0]["arms"])
+    settings = [arm for arm in arms if "," in arm and arm != "regmean, merged inputs"]
+    chosen = [arm for arm in arms if arm not in settings]
     rows = []
-    for row in found["rows"]:
-        if not row["arms"]:
-            continue
+    for row in pools:
         family = row["family"] if row["family"] == "starter" else f"{row['family']} {row['seed']}"
         cells = [f"{points(row['arms'][arm]['kept'])} ({points(row['arms'][arm]['retention'])})" for arm in chosen]
         ahead = row["arms"]["featcal"]["against"]
-        rows.append(
-            [f"{family}: {row['pool']}", *cells, f"{signed(ahead['diff'])} [{points(ahead['low'])}, {points(ahead['high'])}]"]
-        )
+        cells.append(f"{signed(ahead['diff'])} [{points(ahead['low'])}, {points(ahead['high'])}]")
+        rows.append([f"{family}: {row['pool']}", *cells])
+    first = table(["pool", *chosen, "featcal − regmean"], rows, left=1)
+    by_family = {family: [row["arms"] for row in pools if row["family"] == family] for family in ("starter", "llama")}
+    rows = [
+        [
+            arm,
+            *(
+                f"{points(_mean(row[arm]['kept'] for row in same))} ({points(_mean(row[arm]['retention'] for row in same))})"
+                for same in by_family.values()
+                if same
+            ),
+        ]
+        for arm in ("featcal", *settings)
+    ]
+    second = table(["setting", *(family for family, same in by_family.items() if same)], rows, left=1)
     note = (
         f"Percent of the bricks' own gain that a merge keeps, and in brackets the accuracy on what the base knew; {found['texts']} texts a brick. "
         "Starter: its own adapters. llama: bases of four layers with bricks of their own, as in benchmarks/merge_pools.py. The last column is the "
-        f"paired difference of `featcal` from `regmean`, with a 95 % interval over items. {measured(found)} The source: [{FORWARD}](../{FORWARD})."
+        "paired difference of `featcal` from `regmean`, with a 95 % interval over items. Settings: the mean over the pools. `featcal, sum 1` "
+        f"starts from the whole sum, with the anchor there. {measured(found)} The source: [{FORWARD}](../{FORWARD})."
     )
-    return table(["pool", *chosen, "featcal − regmean"], rows, left=1) + "\n\n" + note
+    return f"{first}\n\n{second}\n\n{note}"
 
 
 def _mean(values: Iterable[float]) -> float:

@@ -282,8 +282,8 @@ def _recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -
 
 
 _FITTED = (
-    "Every brick has texts of its own, so score `merge: featcal` beside it, with `calibration` for each brick: on pools of a small language "
-    "model and of tiny models it kept more than TSV, or as much."
+    "Every brick has texts of its own, so score `merge: featcal` beside it, with `calibration` for each brick: on most pools of a small "
+    "language model and of tiny ones it kept more of the skills than TSV (docs/merging-methods.md)."
 )
 
 _INSTEAD = {
