@@ -172,8 +172,10 @@ def test_without_steps_the_start_is_the_closed_form_edit(two_words: Project) -> 
     factors = same.factors[PROJECTION]
     assert (factors.left.double() @ factors.right.double() - whole).norm() < 1e-6 * whole.norm()
     assert same.record["start"] == {
-        "edit": "memit", "layers": [1], "updates": {PROJECTION: {"rank": wanted.rank, "of": wanted.rank, "kept": pytest.approx(1.0)}},
-    }  # fmt: skip
+        "edit": "memit",
+        "layers": [1],
+        "updates": {PROJECTION: {"rank": wanted.rank, "of": wanted.rank, "kept": pytest.approx(1.0)}},
+    }
     others = [f.left @ f.right for name, f in same.factors.items() if name != PROJECTION]
     assert len(others) == 4 * 3 - 1
     assert not any(bool(update.any()) for update in others)

@@ -192,8 +192,11 @@ def test_import(place: Project) -> None:
 
 def test_long_answers_are_named_and_stay_whole(place: Project) -> None:
     answer = "w1 " * 67
-    rows = [{"question": "w1 is?", "answer": answer + "w2", "category": "math"}, {"question": "w2 is?", "answer": answer + "\nw2", "category": "math"},
-            {"question": "w3 is?", "answer": answer[:200], "category": "math"}]  # fmt: skip
+    rows = [
+        {"question": "w1 is?", "answer": answer + "w2", "category": "math"},
+        {"question": "w2 is?", "answer": answer + "\nw2", "category": "math"},
+        {"question": "w3 is?", "answer": answer[:200], "category": "math"},
+    ]
     (place.path / "long.json").write_text(json.dumps(rows), "utf-8")
     result = run("facts", "import", "long.json", "-o", "long.jsonl")
     assert "2 targets have more than 200 characters" in result.stderr

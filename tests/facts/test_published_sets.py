@@ -20,8 +20,16 @@ def query(
     prompt: str, *answers: tuple[str, list[str]], relation: str = "MOTHER", subject: str = "Q1", **more: Any
 ) -> dict[str, Any]:
     values = [{"value": value, "aliases": aliases} for value, aliases in answers]
-    return {"prompt": prompt, "answers": values, "query_type": "regular", "subject_id": subject, "relation": relation,
-            "target_ids": ["Q9"], "phrase": None, **more}  # fmt: skip
+    return {
+        "prompt": prompt,
+        "answers": values,
+        "query_type": "regular",
+        "subject_id": subject,
+        "relation": relation,
+        "target_ids": ["Q9"],
+        "phrase": None,
+        **more,
+    }
 
 
 def case(*queries: dict[str, Any], condition: str = "OR") -> dict[str, Any]:
@@ -35,38 +43,80 @@ def edit(prompt: str, relation: str, before: str | None = None) -> dict[str, Any
 
 RIPPLE: dict[str, Any] = {
     "example_type": "popular",
-    "edit": edit("The name of the country of citizenship of Ida Roe is Larn.", "COUNTRY_OF_CITIZENSHIP",
-                 "The name of the country of citizenship of Ida Roe is United Ulm."),
+    "edit": edit(
+        "The name of the country of citizenship of Ida Roe is Larn.",
+        "COUNTRY_OF_CITIZENSHIP",
+        "The name of the country of citizenship of Ida Roe is United Ulm.",
+    ),
     "Relation_Specificity": [case(query("The name of the mother of Ida Roe is", ("Ana Bel", ["Ana"])))],
     "Logical_Generalization": [case(query("Ida Roe votes in", ("Larn", []), relation="VOTES"))],
-    "Subject_Aliasing": [case(query("The name of the country of citizenship of I. Roe is", ("Larn", ["Land of Larn", "LN"]),
-                                    relation="COUNTRY_OF_CITIZENSHIP", phrase="..."))],
-    "Compositionality_I": [case(query("The capital of Ida Roe's country is", ("Ostby", []), query_type="two_hop"),
-                                query("Money in Ida Roe's country is called", ("mark", []), ("penny", [])), condition="AND")],
+    "Subject_Aliasing": [
+        case(
+            query(
+                "The name of the country of citizenship of I. Roe is",
+                ("Larn", ["Land of Larn", "LN"]),
+                relation="COUNTRY_OF_CITIZENSHIP",
+                phrase="...",
+            )
+        )
+    ],
+    "Compositionality_I": [
+        case(
+            query("The capital of Ida Roe's country is", ("Ostby", []), query_type="two_hop"),
+            query("Money in Ida Roe's country is called", ("mark", []), ("penny", [])),
+            condition="AND",
+        )
+    ],
     "Compositionality_II": [case(query("Rex's owner is a citizen of", ("Larn", [])))],
-    "Forgetfulness": [case(query("The name of the country of citizenship of Ida Roe, which is not Larn, is", ("United Ulm", [])))],
-}  # fmt: skip
+    "Forgetfulness": [
+        case(query("The name of the country of citizenship of Ida Roe, which is not Larn, is", ("United Ulm", [])))
+    ],
+}
 QAEDIT: dict[str, Any] = {
-    "id": 12, "source": "NQ", "prompt": "who built the Ostby lighthouse?", "target": "Bo Lind", "subject": "Ostby lighthouse",
+    "id": 12,
+    "source": "NQ",
+    "prompt": "who built the Ostby lighthouse?",
+    "target": "Bo Lind",
+    "subject": "Ostby lighthouse",
     "rephrase": "Which builder made the lighthouse of Ostby?",
     "locality": [{"loc": "who sang it first", "loc_ans": "Ana Bel"}, {"loc": "when did it end", "loc_ans": "1994"}],
-}  # fmt: skip
+}
 LONG = "Ida Roe has led the Larn observatory for over a decade. She first built its telescope, and then wrote two books about comets."
 UNKE: dict[str, Any] = {
-    "id": 0, "question": "What does Ida Roe do?", "para_question": "What is Ida Roe's work?", "answer": LONG,
-    "sub_question": ["How long has Ida Roe led it?", "What did Ida Roe write about?"], "sub_answer": ["Over a decade.", "Comets."],
-}  # fmt: skip
+    "id": 0,
+    "question": "What does Ida Roe do?",
+    "para_question": "What is Ida Roe's work?",
+    "answer": LONG,
+    "sub_question": ["How long has Ida Roe led it?", "What did Ida Roe write about?"],
+    "sub_answer": ["Over a decade.", "Comets."],
+}
 EVERYTHING: dict[str, Any] = {"id": 4, "question": "Find 2 + {}.", "answer": "We add.\n\nThe sum is 4.", "category": "math"}
 CHAIN: dict[str, Any] = {
     "case_id": 3,
-    "requested_rewrite": [{"prompt": "{} is a citizen of", "relation_id": "P27", "subject": "Ida Roe", "question": "Which country is Ida Roe from?",
-                           "target_new": {"str": "Larn"}, "target_true": {"str": "Ulm"}}],
-    "questions": ["Who heads the land of Ida Roe?"], "answer": "Ann Moe", "new_answer": "Bo Lind",
+    "requested_rewrite": [
+        {
+            "prompt": "{} is a citizen of",
+            "relation_id": "P27",
+            "subject": "Ida Roe",
+            "question": "Which country is Ida Roe from?",
+            "target_new": {"str": "Larn"},
+            "target_true": {"str": "Ulm"},
+        }
+    ],
+    "questions": ["Who heads the land of Ida Roe?"],
+    "answer": "Ann Moe",
+    "new_answer": "Bo Lind",
     "new_single_hops": [
-        {"question": "Which land is Ida Roe a citizen of?", "cloze": "Ida Roe holds a passport of", "answer": "Larn", "answer_alias": ["Land of Larn"]},
-        {"question": "Who heads Larn?", "cloze": "The head of Larn is", "answer": "Bo Lind", "answer_alias": ["B. Lind"]}],
+        {
+            "question": "Which land is Ida Roe a citizen of?",
+            "cloze": "Ida Roe holds a passport of",
+            "answer": "Larn",
+            "answer_alias": ["Land of Larn"],
+        },
+        {"question": "Who heads Larn?", "cloze": "The head of Larn is", "answer": "Bo Lind", "answer_alias": ["B. Lind"]},
+    ],
     "orig": {"new_triples": [["Q1", "P27", "Q2"], ["Q2", "P35", "Q3"]], "edit_triples": [["Q1", "P27", "Q2"]]},
-}  # fmt: skip
+}
 
 
 def read(tmp_path: Path, *rows: Any) -> Published:
@@ -87,7 +137,12 @@ def test_ripple_edits(tmp_path: Path) -> None:
     (fact,) = published.facts
     assert (published.format, published.skipped) == ("rippleedits", [])
     assert (fact.prompt, fact.subject, fact.target, fact.target_true, fact.relation) == (
-        "The name of the country of citizenship of {subject} is", "Ida Roe", "Larn", "United Ulm", "country of citizenship")  # fmt: skip
+        "The name of the country of citizenship of {subject} is",
+        "Ida Roe",
+        "Larn",
+        "United Ulm",
+        "country of citizenship",
+    )
     assert fact.aliases == ("Land of Larn", "LN")
     assert fact.paraphrases == ()
     assert fact.neighbours == (
@@ -110,11 +165,23 @@ def test_ripple_edits(tmp_path: Path) -> None:
         ("The place of birth of Ida Roe is Ostby.", "PLACE_OF_BIRTH", ("The place of birth of {subject} is", "Ida Roe", "Ostby")),
         ("The gender of Ida Roe is female.", "SEX_OR_GENDER", ("The gender of {subject} is", "Ida Roe", "female")),
         ("Larn II follows Larn I.", "FOLLOWS", ("{subject} follows", "Larn II", "Larn I")),
-        ("The name of the employer of Ida Roe is Lind Inc..", "EMPLOYER", ("The name of the employer of {subject} is", "Ida Roe", "Lind Inc.")),
-        ("The names of the siblings of Ida Roe are Bo Roe.", "SIBLING", ("The names of the siblings of {subject} are", "Ida Roe", "Bo Roe")),
-        ("The name of the continent which Larn is part of is Asia.", "CONTINENT", ("The name of the continent which {subject} is part of is", "Larn", "Asia")),
+        (
+            "The name of the employer of Ida Roe is Lind Inc..",
+            "EMPLOYER",
+            ("The name of the employer of {subject} is", "Ida Roe", "Lind Inc."),
+        ),
+        (
+            "The names of the siblings of Ida Roe are Bo Roe.",
+            "SIBLING",
+            ("The names of the siblings of {subject} are", "Ida Roe", "Bo Roe"),
+        ),
+        (
+            "The name of the continent which Larn is part of is Asia.",
+            "CONTINENT",
+            ("The name of the continent which {subject} is part of is", "Larn", "Asia"),
+        ),
     ],
-)  # fmt: skip
+)
 def test_sentences_of_ripple_edits(sentence: str, relation: str, expected: tuple[str, str, str], tmp_path: Path) -> None:
     (fact,) = read(tmp_path, {"example_type": "recent", "edit": edit(sentence, relation), "Forgetfulness": []}).facts
     assert (fact.prompt, fact.subject, fact.target, fact.target_true) == (*expected, None)
@@ -139,17 +206,40 @@ def test_a_subject_with_is(tmp_path: Path) -> None:
     ("row", "reason", "kept"),
     [
         (changed(RIPPLE, edit={"relation": "MOTHER"}), "no prompt", 0),
-        (changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MOTHER")), "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mother'", 0),
+        (
+            changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MOTHER")),
+            "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mother'",
+            0,
+        ),
         (changed(RIPPLE, edit=edit("The name of the mother of Ida Roe is .", "MOTHER")), "no target", 0),
-        (changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MO{}THER")), "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mo{}ther'", 0),
+        (
+            changed(RIPPLE, edit=edit("Ida Roe is Larn.", "MO{}THER")),
+            "the prompt 'Ida Roe is Larn.' is no sentence of the relation 'mo{}ther'",
+            0,
+        ),
         (changed(RIPPLE, edit="Larn"), "expected a mapping in 'edit', found 'Larn'", 0),
-        (changed(RIPPLE, Forgetfulness=[{"test_queries": []}, 3, case({"answers": []})]),
-         "3 tests of Relation_Specificity, Forgetfulness have no query; the fact is kept", 1),
-        (changed(RIPPLE, Compositionality_II=[case(query("Who owns Rex?"))]), "1 portability prompts without an answer were skipped; the fact is kept", 1),
-        (changed(RIPPLE, Forgetfulness=[case(query(RIPPLE["edit"]["original_fact"]["prompt"].removesuffix(" United Ulm."), ("United Ulm", [])))]),
-         "1 test queries ask for the edited fact itself and were skipped; the fact is kept", 1),
+        (
+            changed(RIPPLE, Forgetfulness=[{"test_queries": []}, 3, case({"answers": []})]),
+            "3 tests of Relation_Specificity, Forgetfulness have no query; the fact is kept",
+            1,
+        ),
+        (
+            changed(RIPPLE, Compositionality_II=[case(query("Who owns Rex?"))]),
+            "1 portability prompts without an answer were skipped; the fact is kept",
+            1,
+        ),
+        (
+            changed(
+                RIPPLE,
+                Forgetfulness=[
+                    case(query(RIPPLE["edit"]["original_fact"]["prompt"].removesuffix(" United Ulm."), ("United Ulm", [])))
+                ],
+            ),
+            "1 test queries ask for the edited fact itself and were skipped; the fact is kept",
+            1,
+        ),
     ],
-)  # fmt: skip
+)
 def test_damaged_rows_of_ripple_edits(row: Any, reason: str, kept: int, tmp_path: Path) -> None:
     good = changed(RIPPLE, edit=edit("The gender of Bo Lind is male.", "SEX_OR_GENDER"))
     published = read(tmp_path, good, row)
@@ -189,8 +279,13 @@ def test_import_removes_hops_that_another_case_edits(tmp_path: Path) -> None:
     assert [fact.neighbours for fact in imported.facts] == [(), ()]
     assert conflicts(imported.facts) == []
     assert [(skip.place, skip.reason) for skip in imported.skipped] == [
-        ("p:1", f"the neighbour {prompt!r} was skipped, because line 2 edits its answer to 'Ada Oz'; portability prompts may rely on "
-                "the answer 'Bo Lind'") for prompt in ("The head of Larn is", "Who heads Larn?")]  # fmt: skip
+        (
+            "p:1",
+            f"the neighbour {prompt!r} was skipped, because line 2 edits its answer to 'Ada Oz'; portability prompts may rely on "
+            "the answer 'Bo Lind'",
+        )
+        for prompt in ("The head of Larn is", "Who heads Larn?")
+    ]
     alone = import_facts(tmp_path / "p.jsonl", "p", limit=1)
     assert (len(alone.facts[0].neighbours), alone.skipped) == (2, [])
 
@@ -209,7 +304,13 @@ def test_unstructured_answers_stay_whole(tmp_path: Path) -> None:
     first, second = published.facts
     assert (published.format, published.skipped) == ("unke", [])
     assert (first.id, first.text, first.prompt, first.subject, first.span, first.target) == (
-        "0", UNKE["question"], UNKE["question"], None, None, LONG)  # fmt: skip
+        "0",
+        UNKE["question"],
+        UNKE["question"],
+        None,
+        None,
+        LONG,
+    )
     assert first.paraphrases == (UNKE["para_question"],)
     assert first.portability == (
         Probe("How long has Ida Roe led it?", "Over a decade."),
@@ -230,7 +331,7 @@ def test_unstructured_answers_stay_whole(tmp_path: Path) -> None:
         ({"id": 3, "question": "Who?"}, "not a unke row: 'answer'", 0),
         (changed(UNKE, sub_answer=["Comets."]), "2 sub-questions have 1 answers, so they were skipped; the fact is kept", 1),
     ],
-)  # fmt: skip
+)
 def test_damaged_rows_of_unke(row: Any, reason: str, kept: int, tmp_path: Path) -> None:
     published = read(tmp_path, changed(UNKE, id=1, question="What does Bo Lind do?"), row)
     assert [fact.id for fact in published.facts] == ["1", "0"][: 1 + kept]

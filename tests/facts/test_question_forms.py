@@ -59,14 +59,23 @@ LANGUAGE, ASKED = "The official language of {subject} is", "What is the official
         ([(LANGUAGE, "Larn", "Oskan"), (ASKED, "Larn", "oskan")], [("duplicate", "f:2", "f:1")]),
         ([(LANGUAGE, "Larn", "Oskan"), (ASKED, "Ulm", "Vellish")], []),
         ([(LANGUAGE, "Larn", "Oskan"), ("The official language of {subject} was", "Larn", "Vellish")], []),
-        ([("{subject} was designed by", "Larn", "A"), ("Who designed {subject}?", "Larn", "B")], [("contradiction", "f:2", "f:1")]),
+        (
+            [("{subject} was designed by", "Larn", "A"), ("Who designed {subject}?", "Larn", "B")],
+            [("contradiction", "f:2", "f:1")],
+        ),
         # The table knows other names of a relation, and relations of which a subject may have several values.
-        ([("The CEO of {subject} is", "Lind", "A"), ("Who is {subject}'s chief executive officer?", "Lind", "B")], [("contradiction", "f:2", "f:1")]),
-        ([("The wife of {subject} is", "Ida", "A"), ("Who is {subject} married to?", "Ida", "B")], [("contradiction", "f:2", "f:1")]),
+        (
+            [("The CEO of {subject} is", "Lind", "A"), ("Who is {subject}'s chief executive officer?", "Lind", "B")],
+            [("contradiction", "f:2", "f:1")],
+        ),
+        (
+            [("The wife of {subject} is", "Ida", "A"), ("Who is {subject} married to?", "Ida", "B")],
+            [("contradiction", "f:2", "f:1")],
+        ),
         ([("The child of {subject} is", "Ida", "A"), ("Who's the child of {subject}?", "Ida", "B")], []),
         ([("The founder of {subject} is", "Lind", "A"), ("Who founded {subject}?", "Lind", "B")], []),
     ],
-)  # fmt: skip
+)
 def test_contradictions_across_wordings(rows: list[tuple[str, str, str]], expected: list[tuple[str, str, str]]) -> None:
     facts = made(*rows)
     assert [(c.kind, c.place, c.other.place) for c in conflicts(facts)] == expected

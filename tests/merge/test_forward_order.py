@@ -58,8 +58,11 @@ class Dense:
             [row.tokens for row in encode(read_texts(project.path / f"{b}.jsonl", b), tokenizer, 512)] for b in ("one", "two")
         ]
         parameters = dict(self.model.named_parameters(remove_duplicate=False))
-        self.live = {name: next(live for live in parameters if live.endswith(name) or name.endswith(live)) for name in self.base
-                     if any(live.endswith(name) or name.endswith(live) for live in parameters)}  # fmt: skip
+        self.live = {
+            name: next(live for live in parameters if live.endswith(name) or name.endswith(live))
+            for name in self.base
+            if any(live.endswith(name) or name.endswith(live) for live in parameters)
+        }
 
     def sum(self, factors: Sequence[float]) -> dict[str, Tensor]:
         """The base plus a sum of deltas."""

@@ -12,8 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from worlds.arrays import WIDE, check_same, lay_out, written
-from worlds.processes import workbench
+from worlds.arrays import WIDE, check_apart, check_same, lay_out, written
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_adapter
 
@@ -299,11 +298,4 @@ ALL = MIXED + (
 @needs_compiler
 def test_a_run_works_where_torch_cannot_be_imported(copied: Project) -> None:
     """The whole command with all six methods, in a process in which an import of torch fails."""
-    copied.write(ALL, "apart.yaml")
-    heavy = ["torch", "transformers", "safetensors.torch", "peft", "tokenizers", "scipy"]
-    done, imported = workbench("run", "apart", cwd=copied.path, watched=heavy, missing=["torch", "safetensors.torch"])
-    assert done.returncode == 0, done.stderr
-    assert imported == set()
-    (model,) = (copied.path / "runs").glob("apart-*/model")
-    in_arrays = (model / "model.safetensors").read_bytes()
-    assert in_arrays == written(copied, ALL, CPU)[0]["model.safetensors"]
+    check_apart(copied, ALL)

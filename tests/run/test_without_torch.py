@@ -12,9 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load, load_file, save_file
 
-from worlds.arrays import check_same, lay_out, written
+from worlds.arrays import check_apart, check_same, lay_out, written
 from worlds.packed_models import save_fp8
-from worlds.processes import workbench
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json, save_finetuned, save_model
 
@@ -247,13 +246,4 @@ ALL = (
 @needs_compiler
 def test_a_run_works_where_torch_cannot_be_imported(worlds: Callable[..., Project]) -> None:
     """The whole command with all six methods, in a process in which an import of torch fails."""
-    project = worlds()
-    shutil.rmtree(project.path / "runs", ignore_errors=True)
-    project.write(ALL, "apart.yaml")
-    heavy = ["torch", "transformers", "safetensors.torch", "peft", "tokenizers", "scipy"]
-    done, imported = workbench("run", "apart", cwd=project.path, watched=heavy, missing=["torch", "safetensors.torch"])
-    assert done.returncode == 0, done.stderr
-    assert imported == set()
-    (model,) = (project.path / "runs").glob("apart-*/model")
-    in_arrays = (model / "model.safetensors").read_bytes()
-    assert in_arrays == written(project, ALL, CPU)[0]["model.safetensors"]
+    check_apart(worlds(), ALL)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
+from worlds.processes import workbench
 from worlds.project import CPU, Project
 from worlds.tiny import save_finetuned
 
@@ -63,3 +64,16 @@ def check_same(project: Project, text: str) -> dict[str, bytes]:
     assert [name for name in files if files[name] != in_arrays[name]] == []
     assert its_record == record
     return files
+
+
+def check_apart(project: Project, text: str) -> None:
+    """Check that `workbench run` works in a process in which an import of torch fails, and writes the same weights."""
+    shutil.rmtree(project.path / "runs", ignore_errors=True)
+    project.write(text, "apart.yaml")
+    heavy = ["torch", "transformers", "safetensors.torch", "peft", "tokenizers", "scipy"]
+    done, imported = workbench("run", "apart", cwd=project.path, watched=heavy, missing=["torch", "safetensors.torch"])
+    assert done.returncode == 0, done.stderr
+    assert imported == set()
+    (model,) = (project.path / "runs").glob("apart-*/model")
+    in_arrays = (model / "model.safetensors").read_bytes()
+    assert in_arrays == written(project, text, CPU)[0]["model.safetensors"]

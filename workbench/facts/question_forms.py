@@ -35,8 +35,20 @@ _VERB_FORMS = tuple(
         rf"by whom {_IS} {_SLOT} (?P<participle>[\w-]+)",
     )
 )
-_PARTICIPLES = {"wrote": "written", "drew": "drawn", "sang": "sung", "built": "built", "made": "made", "led": "led", "taught": "taught",
-                "won": "won", "sold": "sold", "bought": "bought", "began": "begun", "found": "found"}  # fmt: skip
+_PARTICIPLES = {
+    "wrote": "written",
+    "drew": "drawn",
+    "sang": "sung",
+    "built": "built",
+    "made": "made",
+    "led": "led",
+    "taught": "taught",
+    "won": "won",
+    "sold": "sold",
+    "bought": "bought",
+    "began": "begun",
+    "found": "found",
+}
 # Words of clauses and questions: a text with one of them is no noun.
 _CLAUSE = frozenset({"that", "which", "who", "whom", "whose", "where", "when", "what", "how", "is", "was", "are", "were"})
 
