@@ -71,7 +71,7 @@ class Dense:
         }
 
     def inputs(self, weights: dict[str, Tensor], texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """What every linear layer reads in a model with these weights, [token, in], one unpadded text at a time."""
+        """Return the inputs of every linear layer in a model with these weights, [token, in], one unpadded text at a time."""
         with torch.no_grad():
             parameters = dict(self.model.named_parameters(remove_duplicate=False))
             for name, live in self.live.items():

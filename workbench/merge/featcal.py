@@ -13,7 +13,6 @@ from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry
 from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, inputs_read, masked, measured_in_order, shared
 from workbench.merge.measuring.least_squares import norm_report
 from workbench.models.layout import Model
-from workbench.models.texts import BATCH_TOKENS
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Bricks, Number, Real, value_at
 
@@ -65,16 +64,8 @@ class FeatCal(Calibrated):
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of two layers with the systems of one, or of the embeddings, and of all hidden states in two models."""
-        layout = model.layout
-        specs = {name: spec for name, spec in model.weights.specs.items() if layout.layer(name) in (None, 0)}
-        layer = [spec for name, spec in specs.items() if layout.layer(name) == 0]
-        outside = sum(4 * spec.numel for name, spec in specs.items() if layout.layer(name) is None)
-        squares = sum(size**2 for size in {spec.cols for spec in layer if len(spec.shape) == 2})
-        width = min((spec.cols for spec in layer if len(spec.shape) == 2), default=1)
-        rows = self.samples * min(self.max_length, 512) + BATCH_TOKENS
-        return max(2 * outside, 16 * sum(spec.numel for spec in layer) + 40 * squares) + 8 * rows * width * len(
-            self.bricks or "12"
-        )
+        sizes = self.sizes(model)
+        return max(2 * sizes.outside, 4 * sizes.layer + 40 * sizes.squares) + 2 * sizes.hidden * self.count
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Return the size of the stored delta."""
@@ -120,23 +111,23 @@ class _Calibration:
         if layer == len(walk.merged.layers):
             return
         systems: dict[tuple[Any, ...], _System] = {}
-        for brick, stack in walk.bricks.items():
-            if brick not in self._own:
-                self._own[brick] = stack.enter(walk.data[brick])
-            for first, sums in self._sums(walk, layer, brick, stack).items():
-                self._add(walk, layer, brick, first, sums, systems)
+        with walk.merged.loaded(layer):
+            for brick, stack in walk.bricks.items():
+                if brick not in self._own:
+                    self._own[brick] = stack.enter(walk.data[brick])
+                for first, sums in self._sums(walk, layer, brick, stack).items():
+                    self._add(walk, layer, brick, first, sums, systems)
         solved: dict[str, Tensor] = {}
         for system in systems.values():
             solved |= system.solve(walk, self.anchor, self.ridge)
         walk.solved = solved
 
     def _sums(self, walk: Walk, layer: int, brick: str, stack: LayerStack) -> dict[str, _Sums]:
-        """Run a layer of the merged model and of a brick over the brick's texts; return the sums by the first reader of an input."""
+        """Run the loaded layer of the merged model and that of a brick over the brick's texts; return the sums by an input's first reader."""
         hidden, calls = self._own[brick]
         sums: dict[str, _Sums] = {}
         names = walk.readers(layer)
         with (
-            walk.merged.loaded(layer),
             stack.loaded(layer),
             inputs_read(names) as merged,
             inputs_read({name: module for name, module in stack.readers(layer).items() if name in names}) as own,
@@ -195,7 +186,7 @@ class _Sums:
 
 
 class _Line:
-    """What one linear layer adds to its input's system: Σ w XᵀY θᵀ/‖C‖ [in, out] and the same for its bias [out]."""
+    """Right sides of one linear layer in its input's system: Σ w XᵀY θᵀ/‖C‖ [in, out] for the weight, and [out] for the bias."""
 
     def __init__(self, module: nn.Module, weight: Tensor) -> None:
         self.module = module

@@ -24,7 +24,6 @@ from workbench.merge.measuring.least_squares import (
 )
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import Model
-from workbench.models.texts import BATCH_TOKENS
 from workbench.steps import Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
 
@@ -76,17 +75,10 @@ class RegMean(Calibrated):
 
         In forward order, the hidden states of all bricks' texts are held. If transformers fuses the experts, the whole model is live: 8 bytes a parameter.
         """
-        layout = model.layout
         if any(".experts." in name for name in model.weights.specs):
             return 8 * sum(spec.numel for spec in model.weights.specs.values())
-        specs = {name: spec for name, spec in model.weights.specs.items() if layout.layer(name) in (None, 0)}
-        layer = [spec for name, spec in specs.items() if layout.layer(name) == 0]
-        outside = sum(4 * spec.numel for name, spec in specs.items() if layout.layer(name) is None)
-        grams = sum(4 * size**2 for size in {spec.cols for spec in layer if len(spec.shape) == 2})
-        width = min((spec.cols for spec in layer if len(spec.shape) == 2), default=1)
-        rows = self.samples * min(self.max_length, 512) + BATCH_TOKENS
-        texts = self.count if self.inputs_from == "merged" else 1
-        return max(outside, sum(4 * spec.numel for spec in layer) + 2 * grams) + 4 * rows * width * texts
+        sizes, texts = self.sizes(model), self.count if self.inputs_from == "merged" else 1
+        return max(sizes.outside, sizes.layer + 8 * sizes.squares) + sizes.hidden * texts
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Return the solver's memory."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
@@ -11,7 +12,8 @@ from pydantic import Field, model_validator
 from workbench.files import file_digest, json_digest
 from workbench.identity import open_unchanged
 from workbench.merge.measuring.least_squares import not_negative
-from workbench.models.texts import TextRow, encode, longest_row, read_texts
+from workbench.models.layout import Model
+from workbench.models.texts import BATCH_TOKENS, TextRow, encode, longest_row, read_texts
 from workbench.steps import MergeContext, MergeMethod
 from workbench.steps.fields import BrickEntry, Bricks, Whole
 
@@ -21,6 +23,23 @@ class CalibrationEntry(BrickEntry):
 
     calibration: str | None = None
     """JSONL file of texts from the brick's own task; if omitted, the step's `calibration`."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of what a method holds while it runs a model layer by layer, for `plan`.
+
+    Attributes:
+        outside: Bytes of the parameters outside the layers, in float32.
+        layer: Bytes of one layer in float32.
+        squares: Numbers in one square matrix for each width of the layer's inputs.
+        hidden: Bytes of the hidden states of one brick's texts, if these are as long as the fields allow.
+    """
+
+    outside: int
+    layer: int
+    squares: int
+    hidden: int
 
 
 class Calibrated(MergeMethod):
@@ -72,6 +91,16 @@ class Calibrated(MergeMethod):
         """Read every file once, so that errors in it appear before any work."""
         for file in self.inputs():
             read_texts(project / file, file)
+
+    def sizes(self, model: Model) -> Sizes:
+        """Return the sizes of a layer-by-layer pass over the texts."""
+        layout, specs = model.layout, model.weights.specs
+        layer = [spec for name, spec in specs.items() if layout.layer(name) == 0]
+        outside = sum(4 * spec.numel for name, spec in specs.items() if layout.layer(name) is None)
+        widths = {spec.cols for spec in layer if len(spec.shape) == 2}
+        tokens = self.samples * min(self.max_length, 512) + BATCH_TOKENS
+        squares = sum(width**2 for width in widths)
+        return Sizes(outside, sum(4 * spec.numel for spec in layer), squares, 4 * tokens * min(widths, default=1))
 
     def rows(self, context: MergeContext, brick: str) -> tuple[list[TextRow], str]:
         """Return a brick's texts as tokens, and the cache key of what the brick's model measures on them."""

@@ -6,7 +6,6 @@ cache, one file per layer.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, publish, read_json, write_json
+from workbench.files import json_digest, write_json
 from workbench.lazy import torch
 from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.grams import INDEX, in_cache
 from workbench.merge.measuring.layers import Call, LayerStack
 from workbench.merge.measuring.least_squares import check_weights
 from workbench.models.architecture import is_conv1d
@@ -28,12 +28,9 @@ from workbench.models.texts import TextRow, batches
 from workbench.steps import Block, Group, Measured, MergeContext, Prepared
 from workbench.steps.fields import value_at
 from workbench.weights.saving import save_tensors
-from workbench.weights.specs import load
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-
-_INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -88,6 +85,7 @@ class Walk:
     hidden: dict[str, list[Tensor]] = field(default_factory=dict)
     calls: dict[str, list[list[Call]]] = field(default_factory=dict)
     solved: dict[str, Tensor] = field(default_factory=dict)
+    _load: dict[str, Callable[[str], Tensor]] = field(default_factory=dict)
 
     @classmethod
     def of(cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], factors: Factors) -> Walk:
@@ -103,16 +101,16 @@ class Walk:
             WorkbenchError: If transformers fuses weights of this architecture.
         """
         stacks = {brick: LayerStack.of(context, brick) for brick in (*texts, "")}
-        if any(stack.tensor is None for stack in stacks.values()):
+        loaders = {brick: stack.tensor for brick, stack in stacks.items() if stack.tensor is not None}
+        if len(loaders) < len(stacks):
             raise WorkbenchError(
                 f"{step.name}: transformers fuses weights of {context.base.config.get('model_type')}, such as experts, so that its layers "
                 "cannot be merged one by one",
                 "Use `merge: regmean` with the bricks' own inputs.",
             )
         base = stacks.pop("")
-        walk = cls(
-            context, step, factors, base, stacks, {brick: list(batches(rows, context.device)) for brick, rows in texts.items()}
-        )
+        data = {brick: list(batches(rows, context.device)) for brick, rows in texts.items()}
+        walk = cls(context, step, factors, base, stacks, data, _load=loaders)
         walk.merged = replace(base, tensor=walk._merged)
         for brick, rows in walk.data.items():
             walk.hidden[brick], walk.calls[brick] = walk.merged.enter(rows)
@@ -140,7 +138,7 @@ class Walk:
 
     def weight(self, brick: str, tensor: str) -> Tensor:
         """Return a tensor of a brick's model in float32."""
-        return load(self.context.weights(brick), tensor, dtype=torch.float32, device=self.context.device)
+        return self._load[brick](tensor)
 
     def has_bias(self, module: nn.Module, tensor: str) -> bool:
         """Return True if a linear layer has a bias that the step changes."""
@@ -203,17 +201,12 @@ def measured_in_order(step: Calibrated, context: MergeContext, factors: Factors,
             {brick: known for brick, (_, known) in texts.items()},
         ]
     )
+
+    def merge(out: Path) -> None:
+        _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, factors), out, solve)
+
     place = context.cache / "forward" / key
-    if read_json(place / _INDEX, files=dict, norm_ratios=dict) is None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".merging-") as name, torch.no_grad():
-            made = Path(name) / "layers"
-            made.mkdir()
-            _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, factors), made, solve)
-            publish(made, place)
-    index = read_json(place / _INDEX, files=dict, norm_ratios=dict)
-    if index is None:
-        raise WorkbenchError(f"{place / _INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
+    index = in_cache(place, merge, files=dict, norm_ratios=dict)
     record = {
         brick: {"file": step.file(brick), "tokens": sum(len(row.tokens) for row in rows)} for brick, (rows, _) in texts.items()
     }
@@ -244,7 +237,7 @@ def _merge(walk: Walk, out: Path, solve: Solve) -> None:
             files |= dict.fromkeys(walk.solved, file)
         if layer < depth:
             walk.advance(layer)
-    write_json(out / _INDEX, {"files": files, "norm_ratios": ratios})
+    write_json(out / INDEX, {"files": files, "norm_ratios": ratios})
 
 
 def bias_of(tensor: str) -> str:

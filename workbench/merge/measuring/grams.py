@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -22,7 +22,7 @@ from workbench.weights.saving import save_tensors
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-_INDEX = "index.json"
+INDEX = "index.json"
 
 
 @dataclass(frozen=True)
@@ -64,18 +64,32 @@ def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str
             WorkbenchError: If the inputs of a layer are not finite, or the cached index is damaged.
     """
     place = context.cache / "grams" / key
-    if read_json(place / _INDEX, files=dict, record=dict) is None:
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".collecting-") as name:
-            partial = Path(name) / "grams"
-            partial.mkdir()
-            with torch.no_grad():
-                _collect(context, brick, rows, partial)
-            publish(partial, place)
-    index = read_json(place / _INDEX, files=dict, record=dict)
-    if index is None:
-        raise WorkbenchError(f"{place / _INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
+    index = in_cache(place, lambda out: _collect(context, brick, rows, out), files=dict, record=dict)
     return Grams(place, index["files"], index["record"])
+
+
+def in_cache(place: Path, measure: Callable[[Path], None], **fields: type) -> dict[str, Any]:
+    """Return the index of a directory in the cache, which is measured first if it is missing or damaged.
+
+    Args:
+        place: The directory.
+        measure: Function that writes the content and INDEX into an empty directory; it runs without gradients.
+        fields: Name -> type of the index's fields.
+
+    Raises:
+        WorkbenchError: If the index cannot be read after the measurement.
+    """
+    if read_json(place / INDEX, **fields) is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".measuring-") as name, torch.no_grad():
+            made = Path(name) / "made"
+            made.mkdir()
+            measure(made)
+            publish(made, place)
+    index = read_json(place / INDEX, **fields)
+    if index is None:
+        raise WorkbenchError(f"{place / INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
+    return index
 
 
 def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
@@ -102,7 +116,7 @@ def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Pa
         save_gram(sum_of_squares(outputs), tokens, stack.head, brick, out)
         files[stack.head] = f"{stack.head}.safetensors"
     context.progress(depth, depth, f"{brick}: inputs")
-    write_json(out / _INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
+    write_json(out / INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
 
 
 def save_gram(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
