@@ -65,7 +65,7 @@ class Dense:
         }
 
     def sum(self, factors: Sequence[float]) -> dict[str, Tensor]:
-        """The base plus a sum of deltas."""
+        """Return the base plus a sum of deltas."""
         return {
             n: t + sum(f * (brick[n] - t) for f, brick in zip(factors, self.bricks, strict=True)) for n, t in self.base.items()
         }
@@ -94,13 +94,13 @@ class Dense:
         return {name: torch.cat(rows) for name, rows in found.items()}
 
     def flip(self, name: str, weight: Tensor) -> Tensor:
-        """[out, in] from the stored orientation, or back."""
+        """Return a weight as [out, in] from its stored orientation, or the other way round."""
         module = self.model.get_submodule(self.live[name].rpartition(".")[0])
         return weight.T if type(module).__name__ == "Conv1D" else weight
 
 
 def layers_of(dense: Dense, read: dict[str, Tensor]) -> list[list[str]]:
-    """Names of the linear layers inside each decoder layer."""
+    """Return the names of the linear layers inside each decoder layer."""
     found: dict[int, list[str]] = {}
     for name in read:
         numbers = [int(part) for part in name.split(".") if part.isdigit()]
@@ -110,7 +110,7 @@ def layers_of(dense: Dense, read: dict[str, Tensor]) -> list[list[str]]:
 
 
 def featcal(dense: Dense, lam: float, anchor: float, ridge: float, blend: float) -> dict[str, Tensor]:
-    """FeatCal's equations, solved without a Cholesky factor, with whole forward passes of the merge so far."""
+    """Solve FeatCal's equations without a Cholesky factor, with whole forward passes of the merge so far."""
     start = dense.sum([lam * w for w in WEIGHTS])
     merged = dict(start)
     own = [dense.inputs(brick, texts) for brick, texts in zip(dense.bricks, dense.texts, strict=True)]
@@ -143,7 +143,7 @@ def featcal(dense: Dense, lam: float, anchor: float, ridge: float, blend: float)
 
 
 def regmean(dense: Dense, off_diagonal: float, ridge: float) -> dict[str, Tensor]:
-    """RegMean++: what a brick's layer reads, behind the merged layers before it."""
+    """Solve RegMean++ on what a brick's layer reads behind the merged layers before it."""
     merged = dense.sum([w / sum(WEIGHTS) for w in WEIGHTS])
     for names in layers_of(dense, dense.inputs(dense.base, dense.texts[0])):
         mixed = []
@@ -286,3 +286,22 @@ def test_weights_by_layer_have_systems_of_their_own(llama: Project) -> None:
     assert torch.equal(query[0], both[0])
     assert not torch.equal(query[0], plain[0])
     assert not torch.equal(query[1], both[1])
+
+
+@pytest.mark.parametrize(("method", "rest"), [("featcal", ""), ("regmean", ", inputs: merged")])
+def test_the_record_has_the_norms_of_the_deltas(method: str, rest: str, llama: Project) -> None:
+    """Each merged delta's norm over the mean of the bricks', and the number of solved layers."""
+    text = step(method, rest) + "output: {dtype: float32}\n"
+    record, merged = llama.run(text)["steps"][0], llama.tensors(text)
+    base, one, two = (tensors_of(llama.path / place) for place in ("base", "bricks/one", "bricks/two"))
+
+    def ratio(name: str) -> float:
+        norms = [float((brick[name] - base[name]).norm()) for brick in (one, two)]
+        return float((merged[name] - base[name]).norm()) / (sum(norms) / 2)
+
+    ratios = {name: ratio(name) for name in base if name.endswith("proj.weight")}
+    assert record["solved"] == len(ratios)
+    assert record["norm_ratio"]["at"] == max(ratios, key=lambda name: ratios[name])
+    assert record["norm_ratio"]["largest"] == pytest.approx(max(ratios.values()), rel=1e-3)
+    assert record["norm_ratio"]["smallest"] == pytest.approx(min(ratios.values()), rel=1e-3)
+    assert set(record["calibration"]) == {"one", "two"}
