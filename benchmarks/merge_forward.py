@@ -25,15 +25,11 @@ from merge_pools import SUM, TSV, merged_into, pools
 from pool_starter import StarterTraining, StarterWorld
 from pool_worlds import World
 from record import parser_of, write_results
-from torch import Tensor
 
-from workbench.models.texts import encode, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.scores.paired import paired
 
-State = dict[str, Tensor]
-OMEGA, ENOUGH = 0.2, 0.3
-"""AIM's published omega; the least gain of an owner for which `kept` is computed."""
+ENOUGH = 0.3
+"""Least gain of an owner for which `kept` is computed."""
 STARTER = {"three": ("add", "reverse", "triage"), "six": ("add", "reverse", "triage", "actions", "glossary", "record")}
 SMALL = ("disjoint-3", "same-3", "same-2 and another", "partial", "full-3", "full-same-3")
 REGMEAN, FEATCAL = {"merge": "regmean"}, {"merge": "featcal"}
@@ -89,7 +85,6 @@ def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]
     places = {f"b{i}": world.brick(training, 200) for i, training in enumerate(trainings)}
     texts = {name: world.texts(training) for name, training in zip(places, trainings, strict=True)}
     live = world.model()
-    base = snapshot(live)
     tasks = list(dict.fromkeys(task for training in trainings for task in training.tasks))
     alone, owned = answers(world, live, tasks), dict[Any, list[bool]]()
     for name, training in zip(places, trainings, strict=True):
@@ -105,9 +100,10 @@ def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]
         started = time.process_time()
         reads = step["merge"] in ("regmean", "featcal")
         bricks = {name: {"calibration": str(file)} for name, file in texts.items()} if reads else list(places)
-        merged_into(live, world, places, {**step, "bricks": bricks, **({"samples": count} if reads else {})})
         if arm.startswith("aim"):
-            damp(live, base, [row for file in texts.values() for row in tokens(world, file, count)])
+            damped_into(live, world, places, step, [line for file in texts.values() for line in evenly(file, count)])
+        else:
+            merged_into(live, world, places, {**step, "bricks": bricks, **({"samples": count} if reads else {})})
         seconds = time.process_time() - started
         right = answers(world, live, learned)
         # Each item counts for the share of the owner's gain that it stands for, so that their mean is `kept`.
@@ -126,38 +122,19 @@ def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]
     return found
 
 
-def damp(live: Any, base: State, rows: Sequence[list[int]]) -> None:
-    """Damp the columns of each linear layer's delta that the base uses most (AIM)."""
-    merged, used = snapshot(live), dict[str, Tensor]()
-    live.load_state_dict(base)
-
-    def hook(name: str) -> Any:
-        def add(_module: Any, args: tuple[Tensor, ...]) -> None:
-            used[name] = used.get(name, torch.zeros(())) + args[0].flatten(0, -2).abs().sum(0)
-
-        return add
-
-    linear = [(n, m) for n, m in live.named_modules() if isinstance(m, torch.nn.Linear) and ".layers." in n]
-    hooks = [module.register_forward_pre_hook(hook(name)) for name, module in linear]
-    with torch.no_grad():
-        for row in rows:
-            live(input_ids=torch.tensor([row]))
-    for handle in hooks:
-        handle.remove()
-    for name, total in used.items():
-        key = f"{name}.weight"
-        merged[key] = base[key] + (merged[key] - base[key]) * (1 - (1 - OMEGA) * total / total.max())
-    live.load_state_dict(merged)
+def damped_into(live: Any, world: Any, places: dict[str, Path], step: dict[str, Any], lines: Sequence[str]) -> None:
+    """Put a merge into a live model, damped by `merge: aim` on texts, lines of JSON."""
+    texts, inner = world.folder / "aim.jsonl", world.folder / "aim.yaml"
+    texts.write_text("\n".join(lines) + "\n", "utf-8")
+    recipe = {"version": 1, "base": str(world.base), "bricks": {n: str(p) for n, p in places.items()}, "steps": [step]}
+    inner.write_text(json.dumps(recipe), "utf-8")
+    merged_into(live, world, {"mix": {"recipe": str(inner)}}, {"merge": "aim", "calibration": str(texts)})
 
 
-def tokens(world: Any, file: Path, count: int) -> list[list[int]]:
-    """Return a brick's texts as tokens."""
-    return [row.tokens for row in encode(read_texts(file, file.name, count), load_tokenizer(world.base), 512)]
-
-
-def snapshot(live: Any) -> State:
-    """Return a copy of a model's weights."""
-    return {name: tensor.detach().clone() for name, tensor in live.state_dict().items()}
+def evenly(file: Path, count: int) -> list[str]:
+    """Return lines of a file, evenly spaced."""
+    lines = file.read_text("utf-8").splitlines()
+    return [lines[i * len(lines) // count] for i in range(min(count, len(lines)))]
 
 
 def answers(world: Any, live: Any, tasks: Sequence[Any]) -> dict[Any, list[bool]]:

@@ -18,7 +18,7 @@ import json
 import random
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,9 +142,10 @@ def measured(world: Any, trainings: Sequence[Any], steps: int) -> dict[str, Any]
     }
 
 
-def merged_into(live: Any, world: Any, places: dict[str, Path], step: dict[str, Any]) -> None:
-    """Put the weights of a merge into a live model of the base's shape."""
-    data = {"version": 1, "base": str(world.base), "bricks": {n: str(p) for n, p in places.items()}, "steps": [step]}
+def merged_into(live: Any, world: Any, places: Mapping[str, Path | dict[str, str]], step: dict[str, Any]) -> None:
+    """Put the weights of a merge of bricks, directories or `{recipe: FILE}`, into a live model of the base's shape."""
+    bricks = {name: place if isinstance(place, dict) else str(place) for name, place in places.items()}
+    data = {"version": 1, "base": str(world.base), "bricks": bricks, "steps": [step]}
     composed: Model = compose(resolve(from_data(data, world.folder)), CPU).model
     tensors = compute(composed, torch.float32, CPU)
     prefix = "transformer." if world.family == "gpt2" else ""

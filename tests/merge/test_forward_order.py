@@ -187,6 +187,38 @@ def test_featcal_beside_dense_equations(family: str, family_project: Callable[[s
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+def test_aim_beside_the_dense_formula(family: str, family_project: Callable[[str], Project]) -> None:
+    """Conv1D, tied and untied heads, a negative weight; norms, biases and embeddings get the plain sum."""
+    project = family_project(family)
+    step = "{merge: aim, calibration: one.jsonl, bricks: {one: 1.0, two: -0.5}, lambda: 0.8, omega: 0.3}"
+    found, dense = project.tensors(f"{BRICKS}steps: [{step}]\n"), Dense(project)
+    expected = dense.sum([0.8, -0.4])
+    for name, read in dense.inputs(dense.base, dense.texts[0]).items():
+        used = read.abs().mean(0)
+        change = dense.flip(name, expected[name] - dense.base[name]) * (1 - 0.7 * used / used.max())
+        assert float(used.min() / used.max()) < 0.8  # else the damping would hardly differ between channels
+        expected[name] = dense.base[name] + dense.flip(name, change)
+    same_deltas(found, expected, dense.base, skip=["embed_out.weight"])  # gpt_neox's head, which has another name in a live model
+
+
+def test_aim_is_linear_in_the_weights_and_omega_1_is_the_sum(family_project: Callable[[str], Project]) -> None:
+    project = family_project("llama")
+    base = tensors_of(project.path / "base")
+
+    def merged(first: float, fields: str = "merge: aim, calibration: one.jsonl") -> dict[str, Tensor]:
+        return project.tensors(f"{BRICKS}steps: [{{{fields}, bricks: {{one: {first}, two: {first / 2}}}}}]\n")
+
+    once, twice = merged(1), merged(2)
+    assert all(torch.allclose(twice[n] - base[n], 2 * (once[n] - base[n]), atol=1e-6) for n in base)
+    assert all(torch.equal(tensor, base[n].float()) for n, tensor in merged(0).items())
+    plain, undamped = merged(1, "merge: task_arithmetic"), merged(1, "merge: aim, calibration: one.jsonl, omega: 1")
+    assert all(
+        torch.equal(plain[n], undamped[n]) and (plain[n].dim() < 2 or "embed" in n or not torch.equal(plain[n], once[n]))
+        for n in base
+    )
+
+
+@pytest.mark.parametrize("family", FAMILIES)
 def test_regmean_on_merged_inputs_beside_dense_equations(family: str, family_project: Callable[[str], Project]) -> None:
     project = family_project(family)
     text = f"{BRICKS}steps: [{{merge: regmean, {EACH}, inputs: merged, off_diagonal: 0.7, ridge: 0.01}}]\n"

@@ -265,5 +265,5 @@ def _row(step: dict[str, Any]) -> list[str]:
     if "check" in step:
         text += f"{'; ' if text else ''}check {step['check']}"
     if "needs" in step:
-        text += f"; runs each brick's model on {', '.join(step['inputs'])}"
+        text += f"; runs models on {', '.join(step['inputs'])}"
     return [step["id"], _method(step), text]

@@ -146,12 +146,12 @@ def _grams(walk: Walk, layer: int, brick: str, out: Path) -> Grams:
             files[walk.merged.head] = f"{walk.merged.head}.safetensors"
         return Grams(out, files, {})
     stack, changed = walk.bricks[brick], walk.readers(layer)
-    inputs = LayerInputs({name: module for name, module in stack.readers(layer).items() if name in changed})
+    inputs = LayerInputs({name: module for name, module in stack.readers(layer).items() if name in changed}, sum_of_squares)
     with stack.loaded(layer), inputs:
         for i, batch in enumerate(data):
             stack.run(layer, hidden[i], walk.calls[brick][i][layer])
             inputs.add(batch.mask)
-    for first, (gram, readers) in inputs.grams.items():
+    for first, (gram, readers) in inputs.sums.items():
         save_gram(gram, inputs.tokens, first, brick, out)
         files |= dict.fromkeys(readers, f"{first}.safetensors")
     return Grams(out, files, {})

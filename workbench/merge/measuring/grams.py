@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import publish, read_json, write_json
 from workbench.lazy import torch
 from workbench.merge.measuring.layers import LayerStack
+from workbench.models.batching import Batch
 from workbench.models.texts import TextRow, batches
 from workbench.steps import MergeContext
 from workbench.weights.saving import save_tensors
@@ -94,29 +96,70 @@ def in_cache(place: Path, measure: Callable[[Path], None], **fields: type) -> di
 
 def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
     """Measure the Grams of a brick layer by layer, and write them to a directory."""
-    data = list(batches(rows, context.device))
-    stack = LayerStack.of(context, brick)
-    depth = len(stack.layers)
-    hidden, calls = stack.enter(data)
     files: dict[str, str] = {}
-    for layer in range(depth):
-        context.progress(layer, depth, f"{brick}: inputs of layer {layer}")
-        inputs = LayerInputs(stack.readers(layer))
-        with stack.loaded(layer), inputs:
-            for i, batch in enumerate(data):
-                hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
-                inputs.add(batch.mask)
-        for name, (gram, readers) in inputs.grams.items():
-            save_gram(gram, inputs.tokens, name, brick, out)
-            files |= dict.fromkeys(readers, f"{name}.safetensors")
-    tokens = sum(int(batch.mask.sum()) for batch in data)
-    if stack.head is not None:
-        with stack.loaded():
-            outputs = [stack.leave(batch, states)[batch.mask.bool()] for batch, states in zip(data, hidden, strict=True)]
-        save_gram(sum_of_squares(outputs), tokens, stack.head, brick, out)
-        files[stack.head] = f"{stack.head}.safetensors"
-    context.progress(depth, depth, f"{brick}: inputs")
-    write_json(out / INDEX, {"files": files, "record": {"tokens": tokens, "streamed": stack.tensor is not None}})
+    walk = InputWalk(context, brick, rows, sum_of_squares)
+    for gram, readers in walk:
+        save_gram(gram, walk.tokens, readers[0], brick, out)
+        files |= dict.fromkeys(readers, f"{readers[0]}.safetensors")
+    write_json(out / INDEX, {"files": files, "record": walk.record})
+
+
+@dataclass(frozen=True)
+class InputWalk:
+    """A pass of a brick's model over texts, one decoder layer at a time, that sums up a statistic of every linear layer's inputs.
+
+    Attributes:
+        context: Source of the model.
+        brick: Name of the brick; "" is the base.
+        rows: The texts.
+        statistic: Function from the inputs of some tokens, parts of [token, in], to their sum.
+    """
+
+    context: MergeContext
+    brick: str
+    rows: Sequence[TextRow]
+    statistic: Callable[[Sequence[Tensor]], Tensor]
+
+    @cached_property
+    def _data(self) -> list[Batch]:
+        return list(batches(self.rows, self.context.device))
+
+    @cached_property
+    def _stack(self) -> LayerStack:
+        return LayerStack.of(self.context, self.brick)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(int(batch.mask.sum()) for batch in self._data)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Number of `tokens` read, and whether the model was `streamed`."""
+        return {"tokens": self.tokens, "streamed": self._stack.tensor is not None}
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input.
+
+        Raises:
+            WorkbenchError: If the model does not run its layers in sequence.
+        """
+        stack, who = self._stack, self.brick or "base"
+        depth = len(stack.layers)
+        hidden, calls = stack.enter(self._data)
+        for layer in range(depth):
+            self.context.progress(layer, depth, f"{who}: inputs of layer {layer}")
+            inputs = LayerInputs(stack.readers(layer), self.statistic)
+            with stack.loaded(layer), inputs:
+                for i, batch in enumerate(self._data):
+                    hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
+                    inputs.add(batch.mask)
+            yield from inputs.sums.values()
+        if stack.head is not None:
+            with stack.loaded():
+                states = [stack.leave(batch, h)[batch.mask.bool()] for batch, h in zip(self._data, hidden, strict=True)]
+            yield self.statistic(states), [stack.head]
+        self.context.progress(depth, depth, f"{who}: inputs")
 
 
 def save_gram(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> None:
@@ -130,17 +173,18 @@ def save_gram(gram: Tensor, tokens: int, name: str, brick: str, out: Path) -> No
 
 
 class LayerInputs:
-    """Hooks that sum up x xᵀ over the inputs of linear layers while the context is open.
+    """Hooks that sum up a statistic of the inputs of linear layers while the context is open.
 
     Attributes:
-        grams: Tensor name of an input's first reader -> (Σ x xᵀ [in, in], tensor names of all readers of that input).
+        sums: Tensor name of an input's first reader -> (statistic over all tokens, tensor names of all readers of that input).
         tokens: Number of tokens, counted by `add`.
     """
 
-    def __init__(self, readers: Mapping[str, nn.Module]) -> None:
-        self.grams: dict[str, tuple[Tensor, list[str]]] = {}
+    def __init__(self, readers: Mapping[str, nn.Module], statistic: Callable[[Sequence[Tensor]], Tensor]) -> None:
+        self.sums: dict[str, tuple[Tensor, list[str]]] = {}
         self.tokens = 0
         self._readers = readers
+        self._statistic = statistic
         self._seen: list[tuple[Tensor, list[str]]] = []
 
     def __enter__(self) -> LayerInputs:
@@ -170,11 +214,11 @@ class LayerInputs:
         for tensor, readers in self._seen:
             rows = tensor.reshape(-1, tensor.shape[-1])
             if rows.shape[0] == mask.numel():
-                gram = sum_of_squares([rows[mask.flatten().bool()]])
-                if readers[0] in self.grams:
-                    self.grams[readers[0]][0].add_(gram)
+                part = self._statistic([rows[mask.flatten().bool()]])
+                if readers[0] in self.sums:
+                    self.sums[readers[0]][0].add_(part)
                 else:
-                    self.grams[readers[0]] = (gram, readers)
+                    self.sums[readers[0]] = (part, readers)
         self._seen = []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import statistics
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
@@ -176,6 +176,11 @@ def solver_bytes(model: Model, tensor: str, bricks: int) -> int:
     return spec.numel * (4 * (bricks + 1) + 8) + max(16 * spec.numel + 8 * inputs**2, 8 * spec.numel + 24 * inputs**2)
 
 
+def by_pattern(names: Iterable[str]) -> dict[str, int]:
+    """Return how many tensors have each name, with layer numbers replaced by `*`."""
+    return dict(Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name in names))
+
+
 def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
     """Return ‖Δ‖ / mean ‖τᵢ‖ of the solved tensors and the number of averaged tensors, for the step's record.
 
@@ -183,8 +188,8 @@ def norm_report(notes: Mapping[str, Any]) -> dict[str, Any]:
     singular: raise `ridge`.
     """
     ratios = {name: note["norm_ratio"] for name, note in sorted(notes.items()) if "norm_ratio" in note}
-    averaged = Counter(re.sub(r"(?<=\.)\d+(?=\.)", "*", name) for name, note in sorted(notes.items()) if "averaged" in note)
-    record: dict[str, Any] = {"solved": len(ratios), "averaged": dict(averaged)}
+    averaged = by_pattern(name for name, note in sorted(notes.items()) if "averaged" in note)
+    record: dict[str, Any] = {"solved": len(ratios), "averaged": averaged}
     if ratios:
         largest = max(ratios, key=lambda name: ratios[name])
         record["norm_ratio"] = {
