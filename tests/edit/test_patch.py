@@ -196,9 +196,14 @@ def test_peft_loads_the_brick_of_a_model_with_biases(tmp_path: Path) -> None:
     with torch.no_grad():
         wrapped = PeftModel.from_pretrained(live(Path(plain["model"])), place)(rows).logits
         torch.testing.assert_close(wrapped, live(Path(run["model"]))(rows).logits, atol=1e-3, rtol=1e-3)
-    brick = f"base: {plain['model']}\nbricks: {{b: {place}}}\nsteps: [{{merge: task_arithmetic, bricks: {{b: 1}}}}]\n"
+    on_grown = f"base: {plain['model']}\n"
+    direct = project.run(on_grown + f"steps: [{patch()}]\n" + F32, "direct.yaml")
+    place = Path(direct["run"]) / "edits" / "edit-patch"
+    brick = on_grown + f"bricks: {{b: {place}}}\nsteps: [{{merge: task_arithmetic, bricks: {{b: 1}}}}]\n"
     merged = tensors_of(Path(project.run(brick + F32, "merged.yaml")["model"]))
-    for name, tensor in tensors_of(Path(run["model"])).items():
+    written = tensors_of(Path(run["model"]))
+    assert files_of(Path(direct["model"]))["model.safetensors"] == files_of(Path(run["model"]))["model.safetensors"]
+    for name, tensor in written.items():
         torch.testing.assert_close(merged[name], tensor, atol=1e-6, rtol=1e-6)
 
 
@@ -220,7 +225,7 @@ def test_too_few_neurons_name_the_line_to_write(tmp_path: Path) -> None:
 def test_what_cannot_be_patched_is_refused(tmp_path: Path) -> None:
     project = world(tmp_path / "p", "llama")
     with pytest.raises(WorkbenchError, match="layer 3 does not exist; the model has layers 0 to 2"):
-        plan(project.resolve(f"steps: [{grow()}, {patch(layer=3)}]\n"))
+        plan(project.resolve(f"steps: [{grow()}, {patch(layer=3)}]\n"), project.path / "runs")
     refused(project, f"steps: [{grow()}, {patch(first=5)}]\n", "first is 5, but facts.jsonl has 2 facts")
     (project.path / "text.txt").write_text("w1 w2 w3", "utf-8")
     refused(project, f"steps: [{grow()}, {patch()}]\n", "has 1 rows of tokens, expected 3 or more")
