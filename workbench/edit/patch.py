@@ -123,7 +123,7 @@ class Patch(EditMethod):
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
-        return {"facts": facts, "tokens": text + text // 2 + prompts}
+        return {"work": {"statistics": text + text // 2, "facts": facts}, "tokens": text + text // 2 + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.
