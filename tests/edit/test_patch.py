@@ -116,6 +116,12 @@ def test_one_neuron_is_the_one_computed_by_hand(family: str, tmp_path: Path) -> 
             torch.testing.assert_close(up, seen[0][-1] / seen[0][-1].square().sum(), atol=1e-7, rtol=1e-4)
             activation = torch.nn.functional.silu(before) * (seen[0] @ up)
             assert float(activation[-1]) == pytest.approx(float(before[-1]), rel=1e-4)
+        outputs: list[torch.Tensor] = []
+        handle = base.get_submodule(out).register_forward_hook(lambda _m, _a, output: outputs.append(output[0, -1]))
+        base(prompt)
+        handle.remove()
+        longest = record["steps"] * 0.25 * float(outputs[0].norm())  # steps of a quarter of the output's norm
+        assert 0.02 * longest < float((activation[-1] * column).norm()) <= 1.001 * longest
         base.get_submodule(out).register_forward_hook(lambda _m, _a, output: output + activation[None, :, None] * column)
         torch.testing.assert_close(base(prompt).logits, new(prompt).logits, atol=1e-3, rtol=1e-4)
         assert new(prompt).logits[0, -1].argmax() == target[0]
