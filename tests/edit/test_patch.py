@@ -93,6 +93,7 @@ def test_one_neuron_is_the_one_computed_by_hand(family: str, tmp_path: Path) -> 
     run = project.run(f"steps: [{grow(family)}, {patch(min_efficacy=0)}]\n" + F32)
     record = run["steps"][1]
     (one,) = record["patches"]
+    assert one["elsewhere"] < one["at_queries"]
     base, new = live(tmp_path / "p" / "grown"), live(Path(run["model"]))
     name = "transformer.h.2.mlp.c_fc" if family == "gpt2" else "model.layers.2.mlp.gate_proj"
     out = "transformer.h.2.mlp.c_proj" if family == "gpt2" else "model.layers.2.mlp.down_proj"
