@@ -267,23 +267,31 @@ def _short_targets(live: Live, targets: set[str]) -> list[str]:
 
 
 def write_adapter(path: Path, factors: Mapping[str, Factors], base: str, *, fan_in_fan_out: bool = False) -> None:
-    """Save low-rank updates as a PEFT adapter in float32, with alpha = rank.
+    """Save low-rank updates as a PEFT adapter in float32, with alpha = rank; changes of biases become `lora_bias`.
 
     Args:
         path: Directory to create and write.
-        factors: Tensor name, ending in ".weight" -> update.
+        factors: Tensor name -> update. A name that ends in ".bias" is that of a module whose weight is updated too; its update is a
+            matrix with one column. PEFT then needs a bias in every updated module, and those without a change get one of zero.
         base: Value of `base_model_name_or_path`.
         fan_in_fan_out: Whether the base stores these weights as [in, out].
     """
     tensors: dict[str, Tensor] = {}
     ranks: dict[str, int] = {}
+    shifts = {name.removesuffix(".bias"): u.left @ u.right for name, u in factors.items() if name.endswith(".bias")}
     for name, update in sorted(factors.items()):
+        if name.endswith(".bias"):
+            continue
         module = name.removesuffix(".weight")
         oriented = update.transposed() if fan_in_fan_out else update
         tensors[f"{PREFIX}{module}.lora_A.weight"] = oriented.right.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = oriented.left.contiguous()
+        if shifts:
+            shift = shifts.get(module, torch.zeros(oriented.left.shape[0], 1))
+            tensors[f"{SHIFT[0]}{module}{SHIFT[1]}"] = shift.flatten().contiguous()
         ranks[module] = oriented.rank
-    _write_lora(path, tensors, _lora_config(ranks, base, fan_in_fan_out=fan_in_fan_out))
+    config = _lora_config(ranks, base, fan_in_fan_out=fan_in_fan_out)
+    _write_lora(path, tensors, {**config, "lora_bias": True} if shifts else config)
 
 
 def write_shifts(path: Path, shifts: Mapping[str, tuple[Tensor, int]], base: str, *, fan_in_fan_out: bool = False) -> None:

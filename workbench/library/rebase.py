@@ -285,7 +285,8 @@ def added(model: PreTrainedModel, updates: Mapping[str, Factors]) -> Iterator[No
     try:
         for name, update in updates.items():
             data = saved[name]
-            weights[name].data = data + (update.left.to(data.device) @ update.right.to(data.device)).to(data.dtype)
+            product = update.left.to(data.device) @ update.right.to(data.device)
+            weights[name].data = data + product.reshape(data.shape).to(data.dtype)  # a bias is a matrix with one column
         yield
     finally:
         for name, weight in weights.items():

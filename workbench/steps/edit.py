@@ -62,6 +62,16 @@ class EditMethod(Step):
         """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
         return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
 
+    def check_model(self, model: Model) -> None:
+        """Check from names and shapes that the step can edit the model.
+
+        Args:
+            model: Names, shapes and configuration before the step.
+
+        Raises:
+            WorkbenchError: If it cannot.
+        """
+
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Return the cost of solving the step as plain data, which `plan` shows in the step's row.
 

@@ -134,7 +134,7 @@ def _collect(
 ) -> None:
     """Run text through the layers up to the highest one and sum k kᵀ."""
     needed = per_input * max(parts.width(layer) for layer in places)
-    rows = _first_rows(list(_token_rows(context, texts)), needed, per_input, source)
+    rows = _first_rows(list(token_rows(context, texts)), needed, per_input, source)
     label = f"statistics of layer{'s' if len(places) > 1 else ''} {', '.join(map(str, places))}"
     sums, row = _resume(places, parts, context.device)
     last_save = time.monotonic()
@@ -170,8 +170,8 @@ def _first_rows(rows: list[list[int]], needed: int, per_input: int, source: str 
     )
 
 
-def _token_rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
-    """Yield rows of at most LENGTH tokens, text after text."""
+def token_rows(context: MethodContext, texts: Sequence[str]) -> Iterator[list[int]]:
+    """Yield rows of at most LENGTH tokens, text after text; a rest of one token is left out."""
     longest = longest_row(context.layout.config, LENGTH)
     for text in texts:
         tokens: list[int] = context.tokenizer(text)["input_ids"]

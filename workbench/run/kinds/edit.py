@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.adapters.bind import bind
+from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import vocabulary_digest
@@ -26,8 +26,9 @@ from workbench.run.kind import Kind, StepContext, StepResult, Taught
 from workbench.run.session import LiveSession, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
-from workbench.weights.lowrank import LowRankSum
+from workbench.weights.lowrank import Factors, LowRankSum
 from workbench.weights.saving import save_tensors
+from workbench.weights.specs import TensorSpec
 
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"
 
@@ -37,10 +38,10 @@ class EditKind(Kind[EditMethod]):
 
     def apply(self, step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> StepResult:
         """Return the weights with the edit. It is solved on a live model now, unless the cache has it."""
+        step.check_model(current)
         place = _solved(step, context, current, earlier)
         edit = bind(Adapter(place, f"edit '{context.id}'"), current.weights.specs, current)
-        factors = {name: update for name in edit.places if (update := edit.factors(name, context.device)) is not None}
-        assert len(factors) == len(edit.places), "an edit is a product of factors everywhere"
+        factors = {name: _factors(edit, name, current.weights.specs[name], context.device) for name in edit.places}
         model = Model(LowRankSum(current.weights, factors), current.config)
         record = {"tensors": len(factors), **(read_json(place / RECORD) or {})}
         taught = Taught(context.id, context.number, model, edit_facts(place))
@@ -50,6 +51,7 @@ class EditKind(Kind[EditMethod]):
         self, step: EditMethod, resolved: Resolved, number: int, model: Model, needs: Needs
     ) -> tuple[dict[str, Any], Model]:
         """Add a live float32 model, and the time that the method's tokens take."""
+        step.check_model(model)
         row: dict[str, Any] = {"inputs": step.inputs()}
         cached = self.is_cached(resolved, number)
         if cached:
@@ -78,6 +80,17 @@ class EditKind(Kind[EditMethod]):
 
 
 KIND = EditKind()
+
+
+def _factors(edit: BoundAdapter, name: str, spec: TensorSpec, device: torch.device) -> Factors:
+    """Return an edit's update of a tensor; that of a bias, which is a matrix with one column, is a product of rank 1."""
+    product = edit.factors(name, device)
+    if product is None:
+        assert len(spec.shape) == 1, "an edit is a product of factors, or the shift of a bias"
+        shift = torch.zeros(spec.rows, 1, device=device)
+        edit.open_delta(name, device).read_delta(0, spec.rows, torch.zeros_like(shift), shift)
+        product = Factors(shift, torch.ones(1, 1, device=device))
+    return product
 
 
 def _place(resolved: Resolved, number: int) -> Path:

@@ -1,0 +1,270 @@
+"""Neurons of a live feed-forward block that write nothing yet, and the rows and columns through which they read and write.
+
+A neuron is a row of each matrix into the block (one, or a gate and an up matrix) and a column of the matrix out of it:
+a = σ(k·x + b) or a = σ(g·x + b) · (u·x + c), and the block's output gets a · v.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.adapters.places import Places
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import run
+from workbench.edit.places.rows import Padded
+from workbench.errors import WorkbenchError
+from workbench.lazy import no_grad, torch
+from workbench.models.architecture import is_conv1d
+from workbench.models.batching import side_by_side
+from workbench.models.feedforward import is_attention, n_outputs
+from workbench.models.hooks import Stopped, hooked
+from workbench.steps import MethodContext
+from workbench.weights.lowrank import Factors
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_OFF, _ON = -1e4, 1e2
+"""Pre-activations at which a gate is off and on."""
+_INSTEAD = "Choose another edit method, such as `edit: memit`, or `edit: memory`."
+
+
+@dataclass(frozen=True)
+class Block:
+    """The feed-forward block of one layer.
+
+    Attributes:
+        parts: Parts of the model.
+        layer: The layer.
+        gate: Live name of the module whose output passes through the activation function.
+        up: Live name of the module whose output multiplies it; None in a block without a gate.
+        biased: True if all modules of the block have a bias, so that a neuron can have one.
+        free: Indices of the neurons that write nothing: their weights of the output projection are zero.
+    """
+
+    parts: Parts
+    layer: int
+    gate: str
+    up: str | None
+    biased: bool
+    free: tuple[int, ...]
+
+    @property
+    def out(self) -> str:
+        """Live name of the output projection."""
+        return self.parts.modules[self.layer]
+
+    def module(self, name: str) -> nn.Module:
+        """Return a module by its live name."""
+        found: nn.Module = self.parts.model.get_submodule(name)
+        return found
+
+
+@dataclass(frozen=True)
+class Neurons:
+    """Changes of neurons, as they are added to the weights.
+
+    Attributes:
+        index: The neurons' indices.
+        rows: Live name of a module into the block -> what is added to the neurons' rows [neuron, width], float32.
+        shifts: Live name of such a module -> what is added to the neurons' biases [neuron], float32; empty without biases.
+        columns: What is added to the neurons' columns of the output projection [neuron, width], float32.
+    """
+
+    index: tuple[int, ...]
+    rows: dict[str, Tensor]
+    shifts: dict[str, Tensor]
+    columns: Tensor
+
+    def factors(self, block: Block) -> dict[str, Factors]:
+        """Return the low-rank update of every changed tensor, by live name; a bias is a matrix with one column."""
+        width = block.parts.width(block.layer)
+        places = torch.zeros(width, len(self.index))
+        places[list(self.index), list(range(len(self.index)))] = 1.0
+        updates = {f"{name}.weight": _stored(block, name, Factors(places.clone(), rows)) for name, rows in self.rows.items()}
+        updates[f"{block.out}.weight"] = _stored(block, block.out, Factors(self.columns.T.contiguous(), places.T.contiguous()))
+        for name, shift in self.shifts.items():
+            updates[f"{name}.bias"] = Factors((places @ shift)[:, None], torch.ones(1, 1))
+        return updates
+
+
+def find_block(parts: Parts, layer: int, context: MethodContext) -> Block:
+    """Find the matrices into and out of the neurons of a layer, and check by forward passes what they compute.
+
+    Raises:
+        WorkbenchError: If the block has other matrices, transformers fuses or renames one, or neurons depend on one another.
+    """
+    width, prefix = parts.width(layer), f"{parts.prefix}.{layer}"
+    names = [
+        f"{prefix}.{inner}"
+        for inner, module in parts.layers[layer].named_modules()
+        if n_outputs(module) == width and not is_attention(inner) and f"{prefix}.{inner}" != parts.modules[layer]
+    ]
+    if len(names) not in (1, 2):
+        raise WorkbenchError(
+            f"edit patch: layer {layer} of {type(parts.model).__name__} has {len(names)} modules with {width} outputs, one for each "
+            "neuron; expected one, or a gate and an up projection",
+            f"A block whose matrices are fused (gate_up_proj) cannot be patched. {_INSTEAD}",
+        )
+    on_disk = Places(context.layout.weights.specs, context.layout.config)
+    for name in names:
+        if on_disk.whole(f"{name}.weight") is None:
+            raise WorkbenchError(
+                f"edit patch: {name} is not stored as a weight of its own, because transformers fuses or renames it", _INSTEAD
+            )
+    biases = [getattr(parts.model.get_submodule(name), "bias", None) for name in (*names, parts.modules[layer])]
+    biased = all(bias is not None for bias in biases)
+    silent = ~_by_neuron(parts.out(layer), inputs=True).any(dim=1)
+    for bias in biases[:-1] if not biased else []:
+        if bias is not None:  # a bias that the edit cannot change has to be zero
+            silent &= bias.data == 0
+    free = tuple(silent.nonzero().flatten().tolist())
+    if not free:
+        return Block(parts, layer, names[0], None, biased, free)
+    gate, up = _roles(parts, layer, names, free[0])
+    return Block(parts, layer, gate, up, biased, free)
+
+
+def _roles(parts: Parts, layer: int, names: Sequence[str], neuron: int) -> tuple[str, str | None]:
+    """Return which module is the gate, and which one multiplies it, from the activations for set outputs of a free neuron.
+
+    Raises:
+        WorkbenchError: If the activation is not σ(first) or σ(first) · second with a σ that is zero far below zero, or if other
+            neurons depend on this one.
+    """
+    usual = _activations(parts, layer, {}, neuron)
+    gates = []
+    for name in names:
+        values = dict.fromkeys(names, _ON) | {name: _OFF}
+        if not _activations(parts, layer, values, neuron)[:, neuron].any():
+            gates.append(name)
+    if len(gates) == 1:
+        others = [name for name in names if name != gates[0]]
+        up = others[0] if others else None
+        once, twice = (_activations(parts, layer, {gates[0]: _ON, **({up: x} if up else {})}, neuron) for x in (1.0, 2.0))
+        rest = [i for i in range(usual.shape[1]) if i != neuron]
+        ratio = 2.0 if up else 1.0
+        if (
+            bool((once[:, neuron] > 0).all())
+            and torch.allclose(twice[:, neuron], ratio * once[:, neuron])
+            and torch.equal(once[:, rest], usual[:, rest])
+        ):
+            return gates[0], up
+    raise WorkbenchError(
+        f"edit patch: the neurons of layer {layer} of {type(parts.model).__name__} are not σ(k·x) or σ(g·x) · (u·x) with a σ that is "
+        "zero far below zero, or they depend on one another",
+        f"A patch neuron could not be silent there. {_INSTEAD}",
+    )
+
+
+@no_grad
+def _activations(parts: Parts, layer: int, values: dict[str, float], neuron: int) -> Tensor:
+    """Return the neurons' activations [token, neuron] for two tokens, with set outputs of modules for one neuron."""
+    seen: list[Tensor] = []
+
+    def set_to(value: float) -> Any:
+        def hook(_module: Any, _args: Any, output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[..., neuron] = value
+            return changed
+
+        return hook
+
+    def keep(_module: Any, args: tuple[Tensor, ...]) -> None:
+        seen.append(args[0].reshape(-1, args[0].shape[-1]).float())
+        raise Stopped
+
+    handles = [parts.model.get_submodule(name).register_forward_hook(set_to(value)) for name, value in values.items()]
+    try:
+        with hooked(parts.out(layer), before=keep):
+            run(parts, rows_only([[0, 1]], parts.model.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return seen[0]
+
+
+def rows_only(rows: Sequence[Sequence[int]], device: torch.device) -> Padded:
+    """Return rows of tokens as a padded batch without targets."""
+    batch, empty = side_by_side(rows, device), torch.zeros(0, dtype=torch.long)
+    return Padded(batch.tokens, batch.mask, empty, empty, empty, empty)
+
+
+@no_grad
+def inputs_of(
+    parts: Parts, module: nn.Module, rows: Sequence[Sequence[int]], at_once: int, chosen: Sequence[int] | None = None
+) -> list[Tensor]:
+    """Return a module's inputs at every token of some rows: for each row [token, width], on the CPU.
+
+    Args:
+        parts: Parts of the model.
+        module: A linear module; what follows it is not run.
+        rows: Rows of tokens.
+        at_once: Number of rows in a forward pass.
+        chosen: Indices of the inputs that are returned; None: all.
+    """
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    order = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+    for start in range(0, len(order), at_once):
+        numbers = order[start : start + at_once]
+        seen: list[Tensor] = []
+
+        def keep(_module: Any, args: tuple[Tensor, ...], seen: list[Tensor] = seen) -> None:
+            seen.append(args[0])
+            raise Stopped
+
+        batch = rows_only([rows[i] for i in numbers], parts.model.device)
+        with hooked(module, before=keep):
+            run(parts, batch)
+        states = seen[0].reshape(*batch.tokens.shape, -1)
+        states = states if chosen is None else states[..., list(chosen)]
+        for i, row, mask in zip(numbers, states, batch.mask, strict=True):
+            found[i] = row[mask.bool()].float().cpu()
+    return found
+
+
+def _by_neuron(module: nn.Module, *, inputs: bool) -> Tensor:
+    """Return a view of a module's weight with one row for each neuron, which are its inputs or its outputs."""
+    weight = module.weight
+    assert isinstance(weight, torch.nn.Parameter)
+    return weight.data.T if is_conv1d(module) != inputs else weight.data
+
+
+def _stored(block: Block, name: str, factors: Factors) -> Factors:
+    """Return the update [out, in] of a module for its weight as it is stored."""
+    return factors.transposed() if is_conv1d(block.module(name)) else factors
+
+
+def old_values(block: Block, name: str, index: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+    """Return the rows [neuron, width] and biases [neuron] of neurons in a module into the block, on the CPU."""
+    module, chosen = block.module(name), list(index)
+    bias = getattr(module, "bias", None)
+    rows = _by_neuron(module, inputs=False)[chosen].float().cpu()
+    return rows, None if bias is None else bias.data[chosen].float().cpu()
+
+
+@contextmanager
+def installed(block: Block, neurons: Neurons) -> Iterator[None]:
+    """Add changes of neurons to the live weights within the block; the model's own weights are restored after it."""
+    index = list(neurons.index)
+    saved: list[tuple[Tensor, Tensor]] = []
+
+    def add(view: Tensor, change: Tensor) -> None:
+        saved.append((view, view[index].clone()))
+        view[index] += change.to(view.device, view.dtype)
+
+    try:
+        for name, rows in neurons.rows.items():
+            add(_by_neuron(block.module(name), inputs=False), rows)
+        for name, shift in neurons.shifts.items():
+            bias = block.module(name).bias
+            assert isinstance(bias, torch.nn.Parameter)
+            add(bias.data, shift)
+        add(_by_neuron(block.module(block.out), inputs=True), neurons.columns)
+        yield
+    finally:
+        for view, own in saved:
+            view[index] = own

@@ -1,0 +1,302 @@
+"""Patch neurons: one for each mistake, with a key that is silent at other inputs and a value that makes the model say a token.
+
+Huang et al. 2023, Transformer-Patcher: a mistake is a token of a target that the model does not say after the tokens before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from workbench.edit.gradient.neurons import Block, Neurons, inputs_of, installed, old_values
+from workbench.edit.gradient.separate import separating
+from workbench.edit.gradient.tuning import chunks
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import logits_at, run
+from workbench.edit.places.rows import EditRow, padded
+from workbench.edit.places.upper import upper
+from workbench.errors import WorkbenchError
+from workbench.facts import Fact
+from workbench.lazy import no_grad, torch
+from workbench.models.feedforward import n_outputs
+from workbench.models.hooks import hooked
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+SHARPNESS = 100.0
+"""Pre-activation of a neuron at a margin of 1. SiLU and GELU are exactly zero in float32 at -89 and below."""
+FACTS_AT_ONCE, ROWS_AT_ONCE = 8, 16
+_MOMENTUM = 0.5
+
+Wordings = Sequence[EditRow]
+"""A fact's own prompt with its target, and the same after beginnings of text."""
+Prefix = tuple[int, ...]
+"""Tokens from the start of a row to one of its positions."""
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """A token that the model does not say, at one position of a fact; facts whose tokens up to there are the same share it.
+
+    Attributes:
+        fact: Index of the first fact that has it.
+        place: Index of the token in the target.
+        token: The token that the model should say.
+        queries: Tokens up to the position that predicts the token, in the fact's own wording first, then after beginnings.
+    """
+
+    fact: int
+    place: int
+    token: int
+    queries: tuple[Prefix, ...]
+
+
+@dataclass(frozen=True)
+class Keys:
+    """Keys of patch neurons.
+
+    Attributes:
+        changes: The neurons with zeros in their columns.
+        margins: Of each neuron: smallest k·x + b at its queries, and largest at other inputs. The key aims at 1 and -1.
+        activations: [neuron] activation at the fact's own query.
+        anchors: [neuron] norm of the projection's output there.
+    """
+
+    changes: Neurons
+    margins: list[tuple[float, float]]
+    activations: Tensor
+    anchors: Tensor
+
+
+@dataclass(frozen=True)
+class Descent:
+    """Settings of the optimization of values.
+
+    Attributes:
+        steps: Largest number of steps.
+        rate: Length of a step, relative to the norm of the projection's output at the query.
+        confidence: A mistake is corrected when its token has this probability after every wording.
+    """
+
+    steps: int
+    rate: float
+    confidence: float
+
+
+@no_grad
+def find_mistakes(parts: Parts, facts: Sequence[Fact], rows: Sequence[Wordings]) -> list[Mistake]:
+    """Return the tokens of targets that the model does not say after each fact's own prompt and the tokens before them.
+
+    Raises:
+        WorkbenchError: If two facts need different tokens after the same tokens.
+    """
+    found: dict[Prefix, Mistake] = {}
+    wanted: dict[Prefix, tuple[int, int]] = {}
+    for numbers in chunks(range(len(facts)), ROWS_AT_ONCE):
+        batch = padded([rows[i][0] for i in numbers], parts.model.device)
+        with logits_at(parts, batch.places):
+            best = run(parts, batch).logits[0].argmax(-1).tolist()
+        said = iter(best)
+        for i in numbers:
+            for place, token in enumerate(rows[i][0].target):
+                prefix = prefix_of(rows[i][0], place)
+                other, before = wanted.setdefault(prefix, (i, token))
+                if before != token:
+                    raise WorkbenchError(
+                        f"edit patch: facts {facts[other].id} and {facts[i].id} ask for different tokens after the same text "
+                        f"({facts[other].place} and {facts[i].place})",
+                        "Remove one of them, or word the prompts differently.",
+                    )
+                if next(said) != token and prefix not in found:
+                    found[prefix] = Mistake(i, place, token, tuple(prefix_of(row, place) for row in rows[i]))
+    return list(found.values())
+
+
+def prefix_of(row: EditRow, place: int) -> Prefix:
+    """Return the tokens up to the position that predicts a token of the target."""
+    return row.tokens[: row.start + place + 1]
+
+
+def solve_keys(
+    block: Block,
+    mistakes: Sequence[Mistake],
+    facts: Sequence[Fact],
+    prompts: Sequence[Sequence[int]],
+    texts: Sequence[Sequence[int]],
+    progress: Callable[[int, int, str], None],
+) -> Keys:
+    """Solve the key of every mistake by itself, against all other positions of prompts and all positions of texts.
+
+    Args:
+        block: The feed-forward block, with at least as many free neurons.
+        mistakes: The mistakes.
+        facts: The facts, for messages.
+        prompts: Rows of tokens: all wordings of all facts, and prompts to preserve.
+        texts: Rows of tokens of ordinary text.
+        progress: Callback that takes (done, total, text).
+
+    Raises:
+        WorkbenchError: If a neuron is not active at its query.
+    """
+    parts, index = block.parts, block.free[: len(mistakes)]
+    gate = block.module(block.gate)
+    pool: dict[Prefix, Tensor] = {}
+    for row, states in zip(prompts, inputs_of(parts, gate, prompts, ROWS_AT_ONCE), strict=True):
+        for position, state in enumerate(states, 1):
+            pool.setdefault(tuple(row[:position]), state)
+    ordinary = torch.cat(inputs_of(parts, gate, texts, ROWS_AT_ONCE))
+    unit = float(ordinary.double().square().sum(1).mean().sqrt())
+    gates: list[Tensor] = []
+    ups: list[Tensor] = []
+    shifts: list[float] = []
+    margins: list[tuple[float, float]] = []
+    for number, mistake in enumerate(mistakes):
+        queries = torch.stack([pool[prefix] for prefix in dict.fromkeys(mistake.queries)])
+        elsewhere = [state for prefix, state in pool.items() if prefix not in mistake.queries]
+        others = torch.cat((ordinary, torch.stack(elsewhere))) if elsewhere else ordinary
+        if block.biased:
+            queries, others = (torch.nn.functional.pad(x, (0, 1), value=unit) for x in (queries, others))
+        key = separating(queries, others)
+        margins.append((float((queries.double() @ key).min()), float((others.double() @ key).max())))
+        gates.append(SHARPNESS * (key[:-1] if block.biased else key))
+        shifts.append(SHARPNESS * unit * float(key[-1]) if block.biased else 0.0)
+        own = pool[mistake.queries[0]].double()
+        ups.append(own / own.square().sum())
+        progress(number + 1, len(mistakes), "keys")
+    rows, biases = {block.gate: torch.stack(gates)}, {block.gate: torch.tensor(shifts, dtype=torch.float64)}
+    if block.up:
+        rows[block.up], biases[block.up] = torch.stack(ups), torch.zeros(len(ups), dtype=torch.float64)
+    before = {name: old_values(block, name, index) for name in rows}
+    changes = Neurons(
+        index,
+        {name: (new - before[name][0].double()).float() for name, new in rows.items()},
+        {name: (new - old.double()).float() for name, new in biases.items() if (old := before[name][1]) is not None}
+        if block.biased
+        else {},
+        torch.zeros(len(index), n_outputs(parts.out(block.layer)) or 0),
+    )
+    with installed(block, changes):
+        activations, anchors = _at_queries(block, index, mistakes)
+    if silent := [m for m, value in zip(mistakes, activations.tolist(), strict=True) if not value > 0]:
+        fact = facts[silent[0].fact]
+        raise WorkbenchError(
+            f"edit patch: no key of layer {block.layer} separates the query of {fact.id} ({fact.place}) from the preserved inputs",
+            "Choose another `layer`, or a smaller `tokens_per_input`.",
+        )
+    return Keys(changes, margins, activations, anchors)
+
+
+@no_grad
+def _at_queries(block: Block, index: Sequence[int], mistakes: Sequence[Mistake]) -> tuple[Tensor, Tensor]:
+    """Return each neuron's activation at its fact's own query, and the norm of the projection's output there."""
+    out = block.parts.out(block.layer)
+    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], ROWS_AT_ONCE)
+    last = torch.stack([rows[-1] for rows in states])
+    activations = last[range(len(index)), list(index)]
+    return activations, out(last.to(block.parts.model.device)).norm(dim=1).cpu()
+
+
+def train_values(
+    block: Block,
+    keys: Keys,
+    mistakes: Sequence[Mistake],
+    rows: Sequence[Wordings],
+    descent: Descent,
+    progress: Callable[[int, int, str], None],
+) -> tuple[Neurons, dict[str, Any]]:
+    """Train the neurons' values until the model says every target; the values of several facts are trained together.
+
+    Each value takes steps of fixed length along its gradient of Σ −log p(token), over the tokens that are not said with the wanted
+    confidence yet. A token that is said already needs only to stay the most likely one.
+
+    Args:
+        block: The feed-forward block.
+        keys: The keys.
+        mistakes: The mistakes.
+        rows: The wordings of every fact.
+        descent: Settings.
+        progress: Callback that takes (done, total, text).
+
+    Returns:
+        The neurons with their columns, and the record: largest number of steps of a group of facts.
+    """
+    parts, device = block.parts, block.parts.model.device
+    width = keys.changes.columns.shape[1]
+    values = torch.zeros(len(mistakes), width, device=device, requires_grad=True)
+    needed = {(m.fact, m.place) for m in mistakes}
+    scale, steps = (1 / keys.activations).to(device), 0
+    index = list(keys.changes.index)
+
+    def add(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output + (args[0][..., index] * scale) @ values
+
+    with installed(block, keys.changes):
+        groups = list(chunks(range(len(rows)), FACTS_AT_ONCE))
+        for number, group in enumerate(groups):
+            own = [i for i, m in enumerate(mistakes) if m.fact in group]
+            if not own:
+                continue
+            listed = [(fact, row) for fact in group for row in rows[fact]]
+            corrected = [(fact, place) in needed for fact, row in listed for place in range(len(row.target))]
+            batch = padded([row for _, row in listed], device)
+            with (
+                upper(parts, block.layer, batch) as small,
+                hooked(parts.out(block.layer), after=add),
+                logits_at(parts, small.places),
+            ):
+                lengths = descent.rate * keys.anchors[own].to(device)
+                taken = _descend(
+                    values,
+                    own,
+                    lengths,
+                    lambda: run(parts, small).logits[0],
+                    small.targets,
+                    torch.tensor(corrected, device=device),
+                    descent,
+                )
+            steps = max(steps, taken)
+            progress(number + 1, len(groups), "values")
+    columns = (values.detach() * scale[:, None]).cpu()
+    return Neurons(keys.changes.index, keys.changes.rows, keys.changes.shifts, columns), {"steps": steps}
+
+
+def _descend(
+    values: Tensor,
+    own: Sequence[int],
+    lengths: Tensor,
+    logits: Callable[[], Tensor],
+    targets: Tensor,
+    corrected: Tensor,
+    descent: Descent,
+) -> int:
+    """Move some values until the targets are said; return the number of steps.
+
+    Args:
+        values: [neuron, width], changed in place.
+        own: Neurons whose values move.
+        lengths: [own], length of a step.
+        logits: Runs the model and returns logits [place, vocabulary].
+        targets: [place].
+        corrected: [place], whether a neuron is there.
+        descent: Settings.
+    """
+    motion = torch.zeros(len(own), values.shape[1], device=values.device)
+    for step in range(descent.steps + 1):
+        scores = logits().float().log_softmax(-1)
+        chosen = scores.gather(1, targets[:, None])[:, 0]
+        said = scores.argmax(-1) == targets
+        done = said & (~corrected | (chosen.exp() >= descent.confidence))
+        if bool(done.all()) or step == descent.steps:
+            return step
+        (gradient,) = torch.autograd.grad(-chosen[~done].sum(), values)
+        norms = gradient[own].norm(dim=1, keepdim=True)
+        moves = norms[:, 0] > 0
+        if not bool(moves.any()):
+            return step
+        motion = _MOMENTUM * motion + gradient[own] / norms.clamp(min=1e-30)
+        direction = motion / motion.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        with torch.no_grad():
+            values[own] -= lengths[:, None] * direction * moves[:, None]
+    return descent.steps

@@ -1,0 +1,263 @@
+"""Patch: one new neuron for each token that the model does not say, silent at all other inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from workbench.edit.closed_form.closed_form import LONGEST
+from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.moments import statistics_source, token_rows
+from workbench.edit.closed_form.preserving import generated_prompts
+from workbench.edit.fields import read_for
+from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
+from workbench.edit.gradient.patching import (
+    ROWS_AT_ONCE,
+    SHARPNESS,
+    Descent,
+    Keys,
+    Mistake,
+    Wordings,
+    find_mistakes,
+    solve_keys,
+    train_values,
+)
+from workbench.edit.places.parts import Parts
+from workbench.edit.places.passes import score
+from workbench.edit.places.rows import check_rows, padded, row_of
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.facts import Fact
+from workbench.facts.conflicts import require_consistent
+from workbench.lazy import no_grad
+from workbench.models.feedforward import n_outputs
+from workbench.models.hooks import frozen
+from workbench.models.layout import Model
+from workbench.models.prompts import encode_text
+from workbench.models.texts import longest_row
+from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps.fields import Real, Whole
+from workbench.weights.parallel import one_thread
+
+BOUND = 1e-3
+"""A neuron counts as active where its activation is above this share of the one at its fact's query."""
+
+
+@register
+class Patch(EditMethod):
+    """Write one new neuron for each target token that the model does not say (Huang et al. 2023, Transformer-Patcher).
+
+    Each neuron's key is above a margin at its query and below it at ordinary text, neighbors and other queries, where the neuron is
+    silent. Its value is trained until the token is said. The neurons must exist and write nothing yet: `grow: width` before this
+    step adds them.
+    """
+
+    paper = "Huang et al. 2023, Transformer-Patcher: one mistake worth one neuron, arXiv 2301.09785"
+    formula = (
+        "FFN(x) ↦ FFN(x) + Σ a_i(x) v_i,  a = σ(S(k·x + b)) or σ(S(k·x + b)) · (q·x)/‖q‖²,  min over k, b of "
+        "Σ_x max(0, 1 + k·x + b)² + w Σ_q max(0, 1 − k·q − b)² + r‖(k, b)‖²,  min over v of −log p(token)"
+    )
+
+    edit: Literal["patch"]
+    facts: str
+    """Facts file or published data set (see docs/facts.md), relative to the project."""
+    first: Whole | None = Field(None, ge=1)
+    """Use only the first N facts of the file."""
+    layer: Whole | None = None
+    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one."""
+    statistics: str | None = None
+    """Text at whose tokens the neurons must be silent: JSONL or plain text, relative to the project. Default: the text that comes
+    with the workbench."""
+    tokens_per_input: Whole = Field(10, ge=1)
+    """Number of tokens of that text per channel of the hidden state. Half as many tokens after them measure how often a neuron is
+    active in text that no key has seen."""
+    neighbours: bool = True
+    """Neurons must also be silent at the facts' neighbors. Scores on these neighbors then say nothing about other prompts."""
+    preserve_generated: Whole = Field(64, ge=0)
+    """Number of further prompts at which neurons must be silent: the facts' own wordings with other subjects."""
+    contexts: Whole = Field(3, ge=0, le=10)
+    """Number of text beginnings put before each prompt, after which the neuron must be active too; 0: the plain prompt only."""
+    steps: Whole = Field(60, ge=1)
+    """Largest number of optimization steps for the values; it stops when all tokens are said."""
+    learning_rate: Real = Field(0.25, gt=0, le=10)
+    """Length of a step, relative to the norm of the projection's output."""
+    confidence: Real = Field(0.9, gt=0, lt=1)
+    """Probability of a missing token at which the optimization of its value stops."""
+
+    def inputs(self) -> list[str]:
+        """Return the files of facts and of text."""
+        return [self.facts, *filter(None, [self.statistics])]
+
+    def check_inputs(self, project: Path) -> None:
+        """Read the facts and check that they do not contradict each other."""
+        require_consistent(self._read(project))
+
+    def check_model(self, model: Model) -> None:
+        """Check from names that the layer exists.
+
+        Raises:
+            WorkbenchError: If it does not.
+        """
+        depth = model.layout.depth
+        if self.layer is not None and not 0 <= self.layer < depth:
+            raise InvalidRecipeError(f"edit patch: layer {self.layer} does not exist; the model has layers 0 to {depth - 1}")
+
+    def _read(self, project: Path) -> list[Fact]:
+        """Return the facts, sorted by ID.
+
+        Raises:
+            WorkbenchError: If the file is invalid or has fewer facts than `first`.
+        """
+        facts = read_for("joint", self.first, project, self.facts)
+        if self.first is not None and len(facts) < self.first:
+            raise InvalidRecipeError(
+                f"edit patch: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}."
+            )
+        return facts
+
+    def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
+        """Estimate the work: facts, and the tokens of text and prompts."""
+        facts, layout = len(self._read(project)), model.layout
+        spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
+        text = self.tokens_per_input * min(spec.shape)
+        prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
+        return {"work": {"statistics": text + text // 2, "facts": facts}, "tokens": text + text // 2 + prompts}
+
+    def solve(self, context: MethodContext) -> Edit:
+        """Solve keys and values of the neurons on the live model; the model is left unchanged.
+
+        Raises:
+            WorkbenchError: If the block is not supported, there are too few neurons that write nothing, the model says every target
+                already, or no key separates a query from other inputs.
+        """
+        facts = self._read(context.project)
+        longest = longest_row(context.layout.config, LONGEST)
+        check_rows(facts, context.tokenizer, longest)
+        parts = Parts.of(context)
+        layer = parts.editable[-1] if self.layer is None else self.layer
+        parts.check_layers((layer,), "edit patch")
+        block = find_block(parts, layer, context)
+        texts, _ = statistics_source(context, self.statistics)
+        rows = self._wordings(context, facts, texts, longest)
+        with frozen(context.model), one_thread():
+            mistakes = find_mistakes(parts, facts, rows)
+            self._check_count(block, len(mistakes))
+            width = n_outputs(parts.out(layer)) or 0
+            seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
+            keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
+            descent = Descent(self.steps, self.learning_rate, self.confidence)
+            neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
+            with installed(block, neurons):
+                record |= _measured(block, keys, mistakes, facts, rows, context)
+                record["text"] = {
+                    "source": self.statistics or "bundled",
+                    "tokens": sum(map(len, seen)),
+                    **_gating(block, keys, unseen),
+                }
+        record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
+        return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
+
+    def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[Wordings]:
+        """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
+        wordings: list[Wordings] = []
+        for fact in facts:
+            plain = row_of(fact, context.tokenizer, "prompt_last")
+            others = [row_of(fact, context.tokenizer, "prompt_last", before) for before in contexts(texts, self.contexts)]
+            wordings.append([plain, *(r for r in others if r.target == plain.target and len(r.tokens) <= longest)])
+        return wordings
+
+    def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[Wordings]) -> list[list[int]]:
+        """Return the rows of tokens at which neurons are silent, except at their own queries: wordings, neighbors, other prompts."""
+        texts = [probe.prompt for fact in facts for probe in fact.neighbours] if self.neighbours else []
+        texts += [fact.text for fact in generated_prompts(facts, self.preserve_generated)]
+        encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
+        return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
+
+    def _check_count(self, block: Block, needed: int) -> None:
+        """Raise WorkbenchError if there is nothing to write, or there are too few neurons."""
+        if not needed:
+            raise WorkbenchError(
+                f"edit patch: the model says every target of {self.facts} already, so there is no mistake to patch",
+                "Remove the step.",
+            )
+        if needed > len(block.free):
+            total = block.parts.width(block.layer) + needed - len(block.free)
+            raise WorkbenchError(
+                f"edit patch: the facts need {needed} neurons, one for each token that the model does not say; layer {block.layer} has "
+                f"{len(block.free)} that write nothing yet",
+                f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
+                "write nothing, so that the model stays the same.",
+            )
+
+
+def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], list[list[int]]]:
+    """Return rows with some number of tokens, and the next ones with half as many; of shorter text, two thirds and one third.
+
+    Raises:
+        WorkbenchError: If there are fewer than three rows.
+    """
+    if len(rows) < 3:
+        raise WorkbenchError(
+            f"edit patch: `statistics` has {len(rows)} rows of tokens, expected 3 or more",
+            "Name a file with more text: JSONL, or paragraphs between blank lines.",
+        )
+    tokens = min(tokens, 2 * sum(map(len, rows)) // 3)
+    seen = _first(iter(rows), tokens)
+    seen = seen[: len(rows) - 1]
+    return seen, _first(iter(rows[len(seen) :]), -(-tokens // 2))
+
+
+def _first(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
+    """Return the first rows that hold some number of tokens; at least one."""
+    taken: list[list[int]] = []
+    for row in rows:
+        taken.append(row)
+        tokens -= len(row)
+        if tokens <= 0:
+            break
+    return taken
+
+
+@no_grad
+def _measured(
+    block: Block, keys: Keys, mistakes: Sequence[Mistake], facts: Sequence[Fact], rows: Sequence[Wordings], context: MethodContext
+) -> dict[str, Any]:
+    """Return the margin of every neuron, its largest activation at another mistake's query, and the facts that are said."""
+    index = keys.changes.index
+    out = block.parts.out(block.layer)
+    states = inputs_of(block.parts, out, [m.queries[0] for m in mistakes], ROWS_AT_ONCE, index)
+    shares = [(s[-1] / keys.activations).abs().tolist() for s in states]
+    patches = []
+    for number, (mistake, (query, other)) in enumerate(zip(mistakes, keys.margins, strict=True)):
+        patches.append(
+            {
+                "fact": facts[mistake.fact].id,
+                "token": context.tokenizer.decode([mistake.token]),
+                "neuron": index[number],
+                "at_queries": round(query, 4),
+                "elsewhere": round(other, 4),
+                "at_other_facts": float(f"{max((row[number] for i, row in enumerate(shares) if i != number), default=0.0):.3g}"),
+            }
+        )
+    said = [bool(score(block.parts, padded([wordings[0]], context.device))[1][0]) for wordings in rows]
+    return {
+        "patches": patches,
+        "sharpness": SHARPNESS,
+        "efficacy": sum(said) / len(said),
+        "unsaid": [fact.id for fact, right in zip(facts, said, strict=True) if not right],
+    }
+
+
+@no_grad
+def _gating(block: Block, keys: Keys, rows: Sequence[list[int]]) -> dict[str, Any]:
+    """Return how often a neuron is active in text that no key has seen, and its largest activation relative to its query's."""
+    index = keys.changes.index
+    active, tokens, largest = 0, 0, 0.0
+    for states in inputs_of(block.parts, block.parts.out(block.layer), rows, ROWS_AT_ONCE, index):
+        shares = (states / keys.activations).abs()
+        active += int((shares > BOUND).any(dim=1).sum())
+        tokens += len(shares)
+        largest = max(largest, float(shares.max()))
+    return {"unseen": tokens, "bound": BOUND, "active": active / tokens, "largest": float(f"{largest:.3g}")}
