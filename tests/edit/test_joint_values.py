@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, kl_div
 
 from worlds import people
-from worlds.commands import refused
+from worlds.commands import call, refused
 from worlds.dense import context_of, write_facts_file
 from worlds.edit_steps import FIELDS, PROJECTION, solve
 from worlds.jsonl import write_jsonl
@@ -265,7 +265,7 @@ def test_a_loss_that_is_not_finite_is_refused(facts: Project) -> None:
     assert not context.model.model.layers[1].mlp.down_proj._forward_hooks
 
 
-def test_plan_counts_the_training(facts: Project) -> None:
+def test_plan_counts_the_training(facts: Project, cwd: Path) -> None:
     text = "steps: [{{edit: memit, facts: facts.jsonl, layers: [1]{}}}]\n"
     found = [
         plan(facts.resolve(text.format(more)), facts.path / "runs").steps[0]["cost"]
@@ -274,6 +274,8 @@ def test_plan_counts_the_training(facts: Project) -> None:
     work = 128 * 4 * 12 + 25 * (4 * 12 + 2 * 8 * (12 + 4) + 2 * 2 * 64)
     assert found[1]["work"] == {**found[0]["work"], "joint_values": work}
     assert found[1]["tokens"] == found[0]["tokens"] + work
+    facts.write(text.format(", joint_values: {}"), "joint.yaml")
+    assert "values of 4 facts, joint values: about" in call("plan", "joint").stdout
 
 
 @pytest.fixture(scope="module")
