@@ -11,15 +11,26 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.places import Places
 from workbench.edit.closed_form.bundled import statistics_texts
-from workbench.edit.closed_form.closed_form import LONGEST, ClosedForm
+from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.preserving import generated_prompts, read_prompts
+from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.fields import Layers, read_for
 from workbench.edit.gradient.balanced import Course, Kept, target_losses, train
-from workbench.edit.gradient.lessons import Wordings, continued, lessons_of, text_rows
+from workbench.edit.gradient.lessons import (
+    CONTINUED,
+    REPLAY_TEXTS,
+    REPLAY_TOKENS,
+    REPLAYED,
+    Wordings,
+    continued,
+    lessons_of,
+    prompt_rows,
+    text_rows,
+)
 from workbench.edit.gradient.tuning import LowRankUpdate
 from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import EditRow, check_rows, row_of
+from workbench.edit.places.rows import check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
@@ -35,13 +46,6 @@ from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import one_thread
 
 RANK = 16
-CONTINUED = 4
-"""Number of the base's own tokens after a preserved prompt whose distributions are kept."""
-REPLAYED = 2
-"""Number of texts in a step."""
-REPLAY_TOKENS = 64
-REPLAY_TEXTS = 256
-"""Number of texts that are tokenized, evenly spaced over the file."""
 
 
 @register
@@ -289,9 +293,7 @@ class AdapterEdit(EditMethod):
         if self.preserve_weight:
             listed = read_prompts(context.project / self.preserve, self.preserve) if self.preserve else []
             prompts = [*listed, *generated_prompts(facts, self.preserve_generated)]
-            rows = [row_of(prompt, tokenizer, "prompt_last").prompt for prompt in prompts]
-            for prompt, row in zip(prompts, rows, strict=True):
-                _check_length(prompt, row, longest - CONTINUED)
+            rows = prompt_rows(prompts, tokenizer, longest)
             answers = continued(parts, rows, CONTINUED, tokenizer.eos_token_id)
             kept.append(Kept("neighbours", answers, self.preserve_weight, self.batch_size))
         if self.replay_weight:
@@ -308,12 +310,3 @@ class AdapterEdit(EditMethod):
 def scaled(factors: Factors, scale: float) -> Factors:
     """Return a factor times an update."""
     return factors if scale == 1 else Factors(factors.left * scale, factors.right)
-
-
-def _check_length(prompt: Fact, row: EditRow, longest: int) -> None:
-    """Raise WorkbenchError if a prompt to preserve is too long to be continued."""
-    if len(row.tokens) > longest:
-        raise WorkbenchError(
-            f"{prompt.place}: the prompt has {len(row.tokens)} tokens; at most {longest} are allowed",
-            "Shorten it, or remove it from `preserve`.",
-        )

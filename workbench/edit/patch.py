@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from workbench.edit.closed_form.closed_form import LONGEST
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preserving import generated_prompts
+from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
@@ -20,7 +20,7 @@ from workbench.edit.gradient.patching import (
     Descent,
     Keys,
     Mistake,
-    Wordings,
+    RowsOfFact,
     find_mistakes,
     solve_keys,
     train_values,
@@ -159,16 +159,16 @@ class Patch(EditMethod):
         record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
-    def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[Wordings]:
+    def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[RowsOfFact]:
         """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
-        wordings: list[Wordings] = []
+        wordings: list[RowsOfFact] = []
         for fact in facts:
             plain = row_of(fact, context.tokenizer, "prompt_last")
             others = [row_of(fact, context.tokenizer, "prompt_last", before) for before in contexts(texts, self.contexts)]
             wordings.append([plain, *(r for r in others if r.target == plain.target and len(r.tokens) <= longest)])
         return wordings
 
-    def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[Wordings]) -> list[list[int]]:
+    def _prompts(self, context: MethodContext, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[list[int]]:
         """Return the rows of tokens at which neurons are silent, except at their own queries: wordings, neighbors, other prompts."""
         texts = [probe.prompt for fact in facts for probe in fact.neighbours] if self.neighbours else []
         texts += [fact.text for fact in generated_prompts(facts, self.preserve_generated)]
@@ -222,7 +222,12 @@ def _first(rows: Iterator[list[int]], tokens: int) -> list[list[int]]:
 
 @no_grad
 def _measured(
-    block: Block, keys: Keys, mistakes: Sequence[Mistake], facts: Sequence[Fact], rows: Sequence[Wordings], context: MethodContext
+    block: Block,
+    keys: Keys,
+    mistakes: Sequence[Mistake],
+    facts: Sequence[Fact],
+    rows: Sequence[RowsOfFact],
+    context: MethodContext,
 ) -> dict[str, Any]:
     """Return the margin of every neuron, its largest activation at another mistake's query, and the facts that are said."""
     index = keys.changes.index

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.edit.closed_form.preset import Preset
+from workbench.edit.closed_form.preset import LONGEST, Preset
 from workbench.edit.closed_form.solve import ClosedFormSolve
 from workbench.edit.closed_form.sweep import FACTS, LAYERS, Choice, choose
 from workbench.edit.places.parts import Parts
@@ -16,9 +16,6 @@ from workbench.facts import Fact, latest
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
-
-LONGEST = 512
-"""Largest number of tokens of a prompt with its target."""
 
 
 class ClosedForm(Preset):
@@ -42,6 +39,8 @@ class ClosedForm(Preset):
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }
+        if self.joint_values:
+            work["joint_values"] = self.joint_values.tokens(len(facts), len(self.kept(project, facts)), row)
         sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
         continues = {"continues": {"run": earlier.name, "facts": len(latest(before)), "kept": kept}} if earlier else {}
         return {"layers": self.layers, **sweep, **continues, "work": work, "tokens": sum(work.values()) - work["facts"]}

@@ -205,6 +205,10 @@ class Solved:
             columns.addmm_(changes[part].to(self.rows).T, self.metric.whitened(self.keys[part].T).T)
         return columns, self.rows
 
+    def right(self) -> Tensor:
+        """Return Aᵀ [n, d_in], float64."""
+        return self.rows if self.metric is None else self.metric.whitened(self.keys.T).T @ self.rows
+
 
 def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
     """Solve for A. The requested changes are not needed yet, and one solution serves several of them.
@@ -237,8 +241,7 @@ def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
 
 def right_factor(keys: Tensor, metric: KeyMetric, mu: float) -> Tensor:
     """Return A [d_in, n] for keys [d_in, n], the factor that multiplies the requested changes. See `solve`."""
-    solved = solve(keys.T, metric, mu)
-    return solved.rows.T if solved.metric is None else solved.rows.T @ solved.metric.whitened(keys)
+    return solve(keys.T, metric, mu).right().T
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:

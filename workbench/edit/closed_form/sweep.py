@@ -37,6 +37,7 @@ _NOT_SWEPT = (
     "preserve",
     "preserve_generated",
     "preserve_tokens",
+    "joint_values",
     "scale",
     "unconverged",
     "refine",

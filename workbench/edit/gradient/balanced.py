@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.gradient.lessons import Drawn, Lesson
-from workbench.edit.gradient.tuning import LowRankUpdate, chunks, token_losses
+from workbench.edit.gradient.tuning import HookedUpdate, LowRankUpdate, chunks, token_losses
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, padded
@@ -145,7 +145,7 @@ def row_losses(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends
     return (targets + end_weight * losses[~mask] if ends else targets), targets
 
 
-def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[LowRankUpdate]) -> Tensor:
+def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[HookedUpdate]) -> Tensor:
     """Return the mean over targets of KL(without the updates ‖ with them), in nats."""
     batch = padded(rows, parts.model.device)
     with logits_at(parts, batch.places):
@@ -164,7 +164,7 @@ def target_losses(parts: Parts, lessons: Sequence[Lesson], batch_size: int) -> l
 
 
 @contextmanager
-def silent(updates: Sequence[LowRankUpdate]) -> Iterator[None]:
+def silent(updates: Sequence[HookedUpdate]) -> Iterator[None]:
     """Run the model without the updates within the block."""
     try:
         for update in updates:

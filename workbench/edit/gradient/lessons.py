@@ -20,6 +20,13 @@ if TYPE_CHECKING:
 
 ROWS_AT_ONCE = 32
 """Number of prompts that are continued together."""
+CONTINUED = 4
+"""Number of the base's own tokens after a preserved prompt whose distributions are kept."""
+REPLAYED = 2
+"""Number of texts in a step."""
+REPLAY_TOKENS = 64
+REPLAY_TEXTS = 256
+"""Number of texts that are tokenized, evenly spaced over the file."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,27 @@ def _row(prompt: Sequence[int], target: Sequence[int]) -> EditRow:
     """Return a row whose last token is only predicted."""
     last = len(prompt) - 1
     return EditRow((*prompt, *target[:-1]), last, last, tuple(target), (last, last + 1))
+
+
+def prompt_rows(prompts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int) -> list[EditRow]:
+    """Tokenize prompts whose distributions are kept.
+
+    Args:
+        prompts: The prompts.
+        tokenizer: The base's tokenizer.
+        longest: Largest number of tokens of a prompt with its continuation.
+
+    Raises:
+        WorkbenchError: If a prompt is too long to be continued.
+    """
+    rows = [row_of(prompt, tokenizer, "prompt_last").prompt for prompt in prompts]
+    for prompt, row in zip(prompts, rows, strict=True):
+        if len(row.tokens) > longest - CONTINUED:
+            raise WorkbenchError(
+                f"{prompt.place}: the prompt has {len(row.tokens)} tokens; at most {longest - CONTINUED} are allowed",
+                "Shorten it, or remove it from `preserve`.",
+            )
+    return rows
 
 
 @no_grad

@@ -30,7 +30,7 @@ SHARPNESS = 100.0
 FACTS_AT_ONCE, ROWS_AT_ONCE = 8, 16
 _MOMENTUM = 0.5
 
-Wordings = Sequence[EditRow]
+RowsOfFact = Sequence[EditRow]
 """A fact's own prompt with its target, and the same after beginnings of text."""
 Prefix = tuple[int, ...]
 """Tokens from the start of a row to one of its positions."""
@@ -86,7 +86,7 @@ class Descent:
 
 
 @no_grad
-def find_mistakes(parts: Parts, facts: Sequence[Fact], rows: Sequence[Wordings]) -> list[Mistake]:
+def find_mistakes(parts: Parts, facts: Sequence[Fact], rows: Sequence[RowsOfFact]) -> list[Mistake]:
     """Return the tokens of targets that the model does not say after each fact's own prompt and the tokens before them.
 
     Raises:
@@ -202,7 +202,7 @@ def train_values(
     block: Block,
     keys: Keys,
     mistakes: Sequence[Mistake],
-    rows: Sequence[Wordings],
+    rows: Sequence[RowsOfFact],
     descent: Descent,
     progress: Callable[[int, int, str], None],
 ) -> tuple[Neurons, dict[str, Any]]:

@@ -53,7 +53,7 @@ class TrainedUpdate(Protocol):
         """Return the trained update as factors for the weight as it is stored."""
 
 
-class _Hooked:
+class HookedUpdate:
     """Base of both kinds of update: shape [out, in] of a live Linear or Conv1D, and the hook on its output."""
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
@@ -79,7 +79,7 @@ class _Hooked:
         self._hook.remove()
 
 
-class LowRankUpdate(_Hooked):
+class LowRankUpdate(HookedUpdate):
     """Low-rank update ΔW = left @ right; left starts as zeros, right as noise (LoRA, Hu et al. 2021, with scale 1).
 
     Args:
@@ -135,7 +135,7 @@ class LowRankUpdate(_Hooked):
         return factors.transposed() if self.transposed else factors
 
 
-class DenseUpdate(_Hooked):
+class DenseUpdate(HookedUpdate):
     """Update ΔW with all elements free; it starts at zero.
 
     The update is trained instead of the weight. Gradients and Adam steps are the same, and the result has no rounding from the
