@@ -4,35 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.blocks import block_influence, input_strengths, losses_without
-from workbench.emergent.sites import Site
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.emergent.blocks import block_influence, losses_without
+from workbench.errors import InvalidRecipeError
 from workbench.files import file_digest, read_json, write_json
 from workbench.grow.expansion.layers import in_order, reordered
-from workbench.grow.expansion.parts import DecoderParts, check_shapes
-from workbench.grow.expansion.resize import Resize
-from workbench.grow.mixtures.gates import live_modules
+from workbench.grow.expansion.parts import check_shapes
+from workbench.grow.expansion.smaller import Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
-from workbench.steps import Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
+from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-Units = Literal["neurons", "heads"]
-_ONLY_LAYERS = "Prune `layers` instead."
 
 
 @dataclass(frozen=True)
@@ -140,7 +131,7 @@ class Prune(TextMethod):
             gone, found = self._least(live, model.layout.depth, rows, context)
             record |= found
         if self.neurons is not None or self.heads is not None:
-            plan = _Smaller(model)
+            plan = Smaller(model)
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
                     context.progress(0, 1, f"activations of {units}")
@@ -168,7 +159,7 @@ class Prune(TextMethod):
         order = [layer for layer in range(depth) if layer not in gone]
         tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
         if self.neurons is not None or self.heads is not None:
-            plan = _Smaller(model)
+            plan = Smaller(model)
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
                     plan.keep(units, share, self._measured.kept[units].numpy() if self._measured else None)
@@ -210,7 +201,7 @@ class Prune(TextMethod):
             if len(gone) == depth:
                 raise InvalidRecipeError(f"grow prune: `layers` names all {depth} layers; at least one must remain")
             return set(gone)
-        count = _count("layers", self.layers, depth, "layers")
+        count = count_removed("layers", self.layers, depth, "layers")
         return set(self._measured.gone) if self._measured else set(range(depth - count, depth))
 
     def _least(
@@ -218,7 +209,7 @@ class Prune(TextMethod):
     ) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes."""
         assert isinstance(self.layers, (int, float))
-        count = _count("layers", self.layers, depth, "layers")
+        count = count_removed("layers", self.layers, depth, "layers")
         if self.by != "perplexity":
             influence = block_influence(
                 live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
@@ -238,114 +229,6 @@ class Prune(TextMethod):
             losses.append(found.without[least])
         record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
         return tuple(gone), record
-
-
-class _Smaller(Resize):
-    """The tensors and sizes of a model with fewer neurons or heads."""
-
-    def __init__(self, model: Model) -> None:
-        try:
-            super().__init__(DecoderParts(model, "prune", _ONLY_LAYERS))
-        except WorkbenchError as error:
-            raise self._refusal(model, error) from None
-
-    def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        """Remove units from every layer.
-
-        Args:
-            units: "neurons", or "heads" for key-value heads with their query heads.
-            share: Share of the units to remove.
-            kept: Numbers of the units that remain in each layer [layers, units]; None keeps the first ones.
-
-        Raises:
-            WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
-        """
-        try:
-            self._keep(units, share, kept)
-        except WorkbenchError as error:
-            raise self._refusal(self.parts.model, error) from None
-
-    def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        depth = self.parts.model.layout.depth
-        if units == "neurons":
-            layers, before, key = self.feed_forward()
-            count = before - _count(units, share, before, "neurons")
-            if norm := self.neuron_norm():
-                raise InvalidRecipeError(
-                    f"grow prune: {norm} normalizes over the neurons, so fewer would change the others", _ONLY_LAYERS
-                )
-            kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-            for (readers, writer), numbers in zip(layers, kept, strict=True):
-                self.neurons(readers, writer, Axis(numbers), Axis(numbers))
-            self.config[key] = count
-            self.record["neurons"] = [before, count]
-            return
-        heads = self.heads(_ONLY_LAYERS)
-        count = heads.groups - _count(units, share, heads.groups, "key-value heads")
-        if wide := self.parts.head_norms(heads.size):
-            raise InvalidRecipeError(
-                f"grow prune: {wide[0]} normalizes over all heads, so fewer would change the others", _ONLY_LAYERS
-            )
-        kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-        for layer, numbers in enumerate(kept):
-            self.attention(layer, heads, partial(_channels, numbers))
-        self.resize_heads(heads, count)
-
-    def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
-        """Return the units that remain in each layer [layers, units], and the share of each layer's total importance that they have.
-
-        Args:
-            units: "neurons", or "heads" for key-value heads with their query heads.
-            share: Share of the units to remove.
-            live: The live model.
-            rows: The texts as tokens.
-        """
-        model, depth = self.parts.model, self.parts.model.layout.depth
-        writers = [model.layout.mlp_out(i) if units == "neurons" else model.layout.attention_out(i) for i in range(depth)]
-        modules = live_modules(model, writers)
-        sites = [
-            Site(layer, "neurons", modules[name], live.get_submodule(modules[name]), self.parts.sizes(self.parts.linear(name))[1])
-            for layer, name in enumerate(writers)
-        ]
-        strengths = torch.stack(input_strengths(live, sites, rows))
-        if units == "heads":
-            strengths = strengths.reshape(depth, self.heads(_ONLY_LAYERS).groups, -1).sum(-1)
-        count = strengths.shape[1] - _count(units, share, strengths.shape[1], units)
-        kept = strengths.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
-        shares = strengths.gather(1, kept).sum(1) / strengths.sum(1).clamp_min(1e-300)
-        return kept, [round(value, 4) for value in shares.tolist()]
-
-    @staticmethod
-    def _refusal(model: Model, error: WorkbenchError) -> WorkbenchError:
-        """Return an error of the step that names the architecture."""
-        message = error.message.removeprefix("grow prune: ")
-        named = message if "model_type" in message else f"model_type {model.config.get('model_type')}: {message}"
-        return InvalidRecipeError(f"grow prune: {named}", error.hint or _ONLY_LAYERS)
-
-
-def _count(name: str, wanted: float, total: int, units: str) -> int:
-    """Return how many of `total` units to remove, for a number or a share.
-
-    Raises:
-        WorkbenchError: If none would be removed, or none would remain.
-    """
-    count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
-    if count < 1:
-        raise InvalidRecipeError(
-            f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}",
-            f"A share of {1 / total:.2g} removes one.",
-        )
-    if count >= total:
-        raise InvalidRecipeError(
-            f"grow prune: `{name}: {wanted:g}` removes all {total} {units}; at least one must remain",
-            f"Choose {total - 1} {units} or fewer, or a smaller share." if total > 1 else "This model cannot lose any.",
-        )
-    return count
-
-
-def _channels(numbers: NDArray[np.int64], each: int) -> Axis:
-    """Return the axis that keeps some groups of `each` channels."""
-    return Axis((numbers[:, None] * each + np.arange(each)).reshape(-1))
 
 
 def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:
