@@ -101,6 +101,10 @@ def test_a_stacked_matrix_gets_more_heads(project: Project) -> None:
     base = save_family("phi3", project.path / "phi3")
     document = project.run(f"base: {base}\nsteps: [{{grow: width, key_value_heads: 4}}]\n")
     assert document["steps"][0]["key_value_heads"] == [2, 4]
+    old, new = (live(place).model.layers[0].self_attn.qkv_proj.weight for place in (base, document["model"]))
+    for before, after in zip(old.split([32, 16, 16]), new.split([64, 32, 32]), strict=True):
+        assert torch.equal(after[: len(before)], before)
+        assert torch.cdist(after[len(before) :], old).min() > 0.1, "new rows are no copies"
     assert float((logits_of(base, TOKENS) - logits_of(document["model"], TOKENS)).abs().max()) <= 1e-5
 
 

@@ -84,7 +84,7 @@ GROWN = {
         "starcoder2 vaultgemma"
     ),
     "hidden": (
-        "arcee ernie4_5 exaone4 glm glm4 granite hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo2 "
+        "apertus apertus1p5_text arcee ernie4_5 exaone4 glm glm4 granite granite_swa hunyuan_v1_dense hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo2 "
         "olmo3 phi3 qwen2 qwen3 seed_oss smollm3"
     ),
     "vocabulary": (

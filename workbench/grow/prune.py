@@ -1,4 +1,4 @@
-"""Prune: remove layers, neurons or attention heads that texts need least."""
+"""Prune: remove layers, neurons, attention heads or channels that texts need least."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class MeasuredPrune(Measured):
     Attributes:
         gone: Layers to remove.
         kept: "neurons" and "heads" -> numbers of the units that remain in each layer, in order [layers, units]. The units of "heads"
-            are key-value heads.
+            are key-value heads. "hidden" -> numbers of the channels that remain [channels].
     """
 
     gone: tuple[int, ...] = ()
@@ -42,11 +42,13 @@ class MeasuredPrune(Measured):
 
 @register
 class Prune(TextMethod):
-    """Remove the layers, neurons or attention heads that texts need least (Men et al. 2024, ShortGPT; Muralidharan et al. 2024, Minitron).
+    """Remove the layers, neurons, heads or channels that texts need least (Men et al. 2024, ShortGPT; Muralidharan et al. 2024, Minitron).
 
     `layers` removes whole layers: those that a list names, or a number or share of them with the lowest block influence or the lowest
     loss without them. `neurons` and `heads` remove the same share of every layer, because config.json has one number for all layers;
-    heads go in groups, a key-value head with its query heads. All importance is measured on the model before the step.
+    heads go in groups, a key-value head with its query heads. `hidden` removes channels of the residual stream from every tensor. Norms
+    then run over fewer channels: each norm's weight is multiplied by the mean ratio of the scales of the channels that remain and of all,
+    which keeps the scale of its output. All importance is measured on the model before the step.
 
     `train` then trains all parameters of the smaller model, on the distributions of the model before the step unless it says otherwise.
     """
@@ -54,12 +56,14 @@ class Prune(TextMethod):
     paper = "Men et al. 2024, ShortGPT, arXiv 2403.03853; Song et al. 2024, SLEB, arXiv 2402.09025; Muralidharan et al. 2024, Minitron, arXiv 2407.14679"
     formula = (
         "influence of a layer: 1 − E cos(x_in, x_out); by perplexity: one after the other, the layer without which the loss is lowest; "
-        "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads"
+        "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads; "
+        "of channel c: Σ over norms of E |norm(x)_c|; g ↦ g[kept] E (rms(x[kept]) / rms(x)), ε ↦ ε d/k"
     )
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     removes: ClassVar[bool] = True
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden", "multiple_of"})
 
     grow: Literal["prune"]
     layers: Whole | Real | tuple[Whole, ...] | None = None
@@ -74,6 +78,10 @@ class Prune(TextMethod):
     heads: Real | None = Field(None, gt=0, lt=1)
     """Share of the key-value heads of every layer to remove, with their query heads: those with the lowest mean |activation| times output
     norm, summed over their channels."""
+    hidden: Real | None = Field(None, gt=0, lt=1)
+    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms."""
+    multiple_of: Whole | None = Field(None, ge=1)
+    """With `hidden`: the channels that remain are a multiple of this number. If omitted, of 8 and of the number of heads."""
     calibration: str | None = None
     """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
     of layers needs none."""
@@ -84,8 +92,10 @@ class Prune(TextMethod):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Prune:
-        if self.layers is None and self.neurons is None and self.heads is None:
-            raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`")
+        if self.layers is None and not self._shrinks():
+            raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25`, `heads: 0.25` and `hidden: 0.25`")
+        if self.multiple_of is not None and self.hidden is None:
+            raise ValueError("multiple_of: it rounds the number of channels that remain, and `hidden` is not set")
         if isinstance(self.layers, tuple):
             if not self.layers:
                 raise ValueError("layers: expected at least one layer to remove, found an empty list")
@@ -109,7 +119,11 @@ class Prune(TextMethod):
 
     def measures(self) -> bool:
         """Return True unless only a list of layers is removed."""
-        return self.neurons is not None or self.heads is not None or isinstance(self.layers, (int, float))
+        return self._shrinks() or isinstance(self.layers, (int, float))
+
+    def _shrinks(self) -> bool:
+        """Return whether the tensors of the layers that remain get smaller."""
+        return self.neurons is not None or self.heads is not None or self.hidden is not None
 
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
@@ -130,12 +144,22 @@ class Prune(TextMethod):
         if isinstance(self.layers, (int, float)):
             gone, found = self._least(live, model.layout.depth, rows, context)
             record |= found
-        if self.neurons is not None or self.heads is not None:
+        if self._shrinks():
             plan = Smaller(model)
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
                     context.progress(0, 1, f"activations of {units}")
                     kept[units], record[f"{units}_kept_strength"] = plan.strongest(units, share, live, rows)
+            if self.hidden is not None:
+                if self.heads is not None:
+                    plan.keep("heads", self.heads, None)
+                kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
+                    self.hidden,
+                    self.multiple_of,
+                    live,
+                    rows,
+                    lambda done, total: context.progress(done, total, "channels"),
+                )
         return _save(context, MeasuredPrune({}, {"importance": record}, gone, kept))
 
     def settled(self, measured: Measured) -> Prune:
@@ -152,17 +176,22 @@ class Prune(TextMethod):
 
         Raises:
             WorkbenchError: If a layer does not exist, nothing would be removed or nothing would remain, or the architecture does not
-                allow other numbers of neurons or heads.
+                allow other numbers of neurons, heads or channels.
         """
         depth, specs = model.layout.depth, model.weights.specs
         gone = self._gone(depth)
         order = [layer for layer in range(depth) if layer not in gone]
         tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
-        if self.neurons is not None or self.heads is not None:
-            plan = Smaller(model)
+        if self._shrinks():
+            plan, measured = Smaller(model), self._measured
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
-                    plan.keep(units, share, self._measured.kept[units].numpy() if self._measured else None)
+                    plan.keep(units, share, measured.kept[units].numpy() if measured else None)
+            if self.hidden is not None:
+                kept, scales = (
+                    (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)
+                )
+                plan.keep_channels(self.hidden, self.multiple_of, kept, scales)
             resized = plan.growth("narrowed")
             tensors, config, record = dict(resized.tensors), resized.config, resized.record
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")

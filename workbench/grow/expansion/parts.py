@@ -33,8 +33,8 @@ QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
 # reads no `head_dim` for them, so that their heads cannot change: see `Resize.check_head_size`.
 STACKED = "qkv_proj"
 READERS = (*QUERIES, *KEYS, STACKED, *FFN_IN)
-WRITERS = ("o_proj", "dense", "down_proj", "fc2")
-HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+WRITERS = ("o_proj", "dense", "down_proj", "fc2", "c_proj")
+HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names."
 
@@ -207,6 +207,12 @@ class DecoderParts:
                 self._hint,
             )
         return inner, out
+
+    def is_resized(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether a tensor has another shape in the model that transformers builds from another config.json."""
+        changed = dict(skeleton(json.dumps(dict(config), sort_keys=True)).named_parameters())
+        own = dict(self._live.named_parameters())
+        return any(live not in changed or changed[live].shape != own[live].shape for live in self._names[name] if live in own)
 
     def attention_inputs(self, built: PreTrainedModel) -> int:
         """Return the number of channels that the first layer's attention output matrix reads in a model without weights."""

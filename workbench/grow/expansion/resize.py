@@ -160,20 +160,26 @@ class Resize:
         hidden = int(parts.size("hidden_size") or 0)
         if hidden != heads.size * heads.queries or (heads.groups == 1 and changes is None):
             return  # the width of a head is stated already, or the number of heads cannot fall
+        own = getattr(type(parts.parsed), "head_dim", None)
+        is_computed = isinstance(own, property) and own.fset is None
+        reason = (
+            "whatever its `head_dim` is"
+            if parts.size("head_dim") and not is_computed
+            else "because its config.json has no `head_dim`"
+        )
         computed = InvalidRecipeError(
             f"grow {parts.step}: transformers computes the channels of a head of model_type {parts.parsed.model_type} as "
-            f"{' / '.join(names.values())} ({hidden} / {heads.queries} = {heads.size}), because its config.json has no `head_dim`; "
-            "another quotient would change the heads that stay",
+            f"{' / '.join(names.values())} ({hidden} / {heads.queries} = {heads.size}), {reason}; another quotient would change the heads "
+            "that stay",
             instead,
         )
+        if is_computed:
+            raise computed
         if changes is None:
             changes = {names["num_attention_heads"]: group, "num_key_value_heads": 1}
-        own = getattr(type(parts.parsed), "head_dim", None)
-        if isinstance(own, property) and own.fset is None:
-            raise computed
         built = check_builds(with_text(parts.model.config, {**changes, "head_dim": heads.size}), parts.step)
-        count = int(built.config.get_text_config().num_attention_heads)
-        if parts.attention_inputs(built) != count * heads.size:
+        text, inputs = built.config.get_text_config(), parts.attention_inputs(built)
+        if inputs == text.hidden_size != text.num_attention_heads * heads.size:
             raise computed
 
     def resize_heads(self, heads: Heads, count: int) -> None:

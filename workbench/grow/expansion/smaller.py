@@ -1,8 +1,9 @@
-"""Plan of a model with fewer neurons or attention heads."""
+"""Plan of a model with fewer neurons, attention heads or channels of the residual stream."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Literal
 
@@ -10,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.emergent.blocks import input_strengths
+from workbench.emergent.channels import channel_strengths, scale_ratios
 from workbench.emergent.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
+from workbench.grow.expansion.residual import StreamNorms, resize_stream, stream_norms
 from workbench.grow.expansion.resize import Resize
 from workbench.grow.mixtures.gates import live_modules
 from workbench.lazy import torch
@@ -29,7 +32,7 @@ ONLY_LAYERS = "Prune `layers` instead."
 
 
 class Smaller(Resize):
-    """The tensors and sizes of a model with fewer neurons or heads."""
+    """The tensors and sizes of a model with fewer neurons, heads or channels."""
 
     def __init__(self, model: Model) -> None:
         try:
@@ -79,6 +82,81 @@ class Smaller(Resize):
         for layer, numbers in enumerate(kept):
             self.attention(layer, heads, partial(_channels, numbers))
         self.resize_heads(heads, count)
+
+    def keep_channels(
+        self,
+        share: float,
+        multiple: int | None,
+        kept: NDArray[np.int64] | None,
+        scales: Mapping[str, float] | None,
+    ) -> None:
+        """Remove channels from the residual stream. Heads that are removed in the same step are removed before.
+
+        Args:
+            share: Share of the channels to remove.
+            multiple: Number that the channels that remain are a multiple of; see `_channels_after`.
+            kept: Numbers of the channels that remain [channels], in order; None keeps the first ones.
+            scales: Live name of a norm -> factor of its weight; None takes the factor for removed channels of zero.
+
+        Raises:
+            WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
+        """
+        try:
+            count, norms = self._channels_after(share, multiple)
+            axis = Axis(np.arange(count) if kept is None else kept)
+            resize_stream(self, norms, axis, self.heads(ONLY_LAYERS).size, scales)
+        except WorkbenchError as error:
+            raise self._refusal(self.parts.model, error) from None
+
+    def _channels_after(self, share: float, multiple: int | None) -> tuple[int, StreamNorms]:
+        """Return how many channels remain, and the norms of the residual stream.
+
+        Args:
+            share: Share of the channels to remove.
+            multiple: Number that the channels that remain are a multiple of; None stands for the least common multiple of 8 and the
+                number of query heads, which some architectures divide the channels by.
+        """
+        heads, before, instead = (
+            self.heads(ONLY_LAYERS),
+            int(self.parts.size("hidden_size") or 0),
+            "Prune `layers` or `neurons` instead.",
+        )
+        step = multiple or math.lcm(8, int(self.config.get("num_attention_heads", heads.queries)))
+        count = step * int((1 - share) * before / step + 0.5)
+        if not 0 < count < before:
+            raise InvalidRecipeError(
+                f"grow prune: `hidden: {share:g}` leaves {count} of {before} channels, in multiples of {step}; expected some to go and some "
+                "to stay",
+                f"A share of {step / before:.2g} removes {step} channels; `multiple_of` sets another number.",
+            )
+        sizes = {key: self.config[key] for key in ("num_attention_heads", "num_key_value_heads") if key in self.config}
+        sizes |= {getattr(self.parts.parsed, "attribute_map", {}).get("hidden_size", "hidden_size"): count}
+        self.check_head_size(heads, instead, sizes)
+        return count, stream_norms(self.parts, {"hidden_size": count, "head_dim": heads.size, **sizes}, instead, means=True)
+
+    def strongest_channels(
+        self,
+        share: float,
+        multiple: int | None,
+        live: PreTrainedModel,
+        rows: Sequence[TextRow],
+        progress: Callable[[int, int], None],
+    ) -> tuple[Tensor, float, dict[str, float]]:
+        """Return the channels that remain, their share of the total importance, and the factor of every norm's weight.
+
+        Args:
+            share: Share of the channels to remove.
+            multiple: Number that the channels that remain are a multiple of; see `_channels_after`.
+            live: The live model.
+            rows: The texts as tokens.
+            progress: Receives (texts done in both passes, texts of both).
+        """
+        count, norms = self._channels_after(share, multiple)
+        texts = 2 * len(rows)
+        strengths = channel_strengths(live, list(norms.centered), rows, lambda done, _: progress(done, texts))
+        kept = strengths.argsort(descending=True, stable=True)[:count].sort().values
+        scales = scale_ratios(live, norms.centered, kept, rows, lambda done, _: progress(len(rows) + done, texts))
+        return kept, round(float(strengths[kept].sum() / strengths.sum()), 4), scales
 
     def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
         """Return the units that remain in each layer [layers, units], and the share of each layer's total importance that they have.
