@@ -367,9 +367,9 @@ def test_refused(step: str, project: Project) -> None:
 UNFIT = {
     ("hidden: 64", "gpt2"): "has no RMS norms",
     ("hidden: 64", "gemma2"): "scales its embeddings by the width",
-    ("key_value_heads: 8", "gpt_neox"): "heads need separate q_proj, k_proj and v_proj",
+    ("key_value_heads: 8", "gpt_neox"): "model_type gpt_neox as hidden_size / num_attention_heads",
     ("key_value_heads: 8", "olmo2"): "normalizes over all heads",
-    ("key_value_heads: 8", "opt"): "config.json cannot express this size",
+    ("key_value_heads: 8", "opt"): "config.json has no `head_dim`",
     ("neurons: 200", "bloom"): "config.json has no field for the number of neurons",
 }
 

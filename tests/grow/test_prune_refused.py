@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from worlds.growing import save_family
 from worlds.project import Project
 from worlds.texts import save_other, write_rows
 from worlds.tiny import save_model
@@ -49,7 +50,7 @@ REFUSED: list[tuple[str, str]] = [
     ("neurons: 0.001, calibration: texts.jsonl", "model_type llama: `neurons: 0.001` removes none of 48 neurons"),
     ("heads: 0.2, calibration: texts.jsonl", "model_type llama: `heads: 0.2` removes none of 2 key-value heads"),
     ("heads: 0.9, calibration: texts.jsonl", "model_type llama: `heads: 0.9` removes all 2 key-value heads"),
-    ("check: off", "expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`"),
+    ("check: off", "expected at least one of `layers: 8`, `neurons: 0.25`, `heads: 0.25` and `hidden: 0.25`"),
     (
         "layers: [1], train: {data: texts.jsonl, parameters: new_only}",
         "steps.0.train.parameters: expected 'all', found 'new_only'",
@@ -75,8 +76,7 @@ def test_architectures_that_are_refused(texts: Project, dense_of: Callable[[str]
     mixture = save_other(tmp_path / "mixture", "mixtral")
     for base, fields, message in (
         (mixture, "neurons: 0.25", "model_type mixtral: layer 0: expected one feed-forward down-projection, found 0"),
-        (dense_of("gpt2"), "heads: 0.5", "model_type gpt2: layer 0: heads need separate q_proj, k_proj and v_proj; found none"),
-        (dense_of("opt"), "heads: 0.5", "model_type opt: config.json cannot express this size"),
+        (dense_of("bloom"), "neurons: 0.5", "model_type bloom: config.json has no field for the number of neurons"),
         (dense_of("olmo2"), "heads: 0.5", "model_type olmo2: model.layers.0.self_attn.._norm.weight normalizes over all heads"),
     ):
         with pytest.raises(WorkbenchError, match=message) as caught:
@@ -90,6 +90,24 @@ def test_architectures_that_are_refused(texts: Project, dense_of: Callable[[str]
         )
     found = texts.tensors(f"base: {mixture}\nsteps: [{{grow: prune, layers: 1, by: perplexity, calibration: texts.jsonl}}]\n")
     assert {int(name.split(".")[2]) for name in found if ".layers." in name} == {0}
+
+
+@pytest.mark.parametrize(
+    ("family", "experts"),
+    [
+        ("mixtral", "block_sparse_moe.experts.0.w1.weight"),
+        ("granitemoe", "block_sparse_moe.input_linear.weight"),
+        ("hunyuan_v1_moe", "mlp.experts.0.down_proj.weight"),
+    ],
+)
+def test_experts_are_named(family: str, experts: str, texts: Project, tmp_path: Path) -> None:
+    """Depth and pruned neurons need a dense layer; the message names a tensor of the experts."""
+    base = save_family(family, tmp_path / family)
+    for step in ("{grow: depth, after: [0]}", "{grow: prune, neurons: 0.25, calibration: texts.jsonl}"):
+        with pytest.raises(
+            WorkbenchError, match=r"found 0 \(none\); the layer is a mixture of experts \(model.layers.0." + experts
+        ):
+            plan(texts.resolve(f"base: {base}\nsteps: [{step}]\n"), texts.path / "runs")
 
 
 def test_an_adapter_cannot_be_smaller(project: Project) -> None:

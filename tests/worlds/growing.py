@@ -80,11 +80,11 @@ GROWN = {
         "apertus apertus1p5_text arcee aria_text cohere cohere2 cohere2_moe ernie4_5 ernie4_5_moe exaone exaone4 exaone_moe "
         "gemma gemma2 gemma3_text glm glm4 glm4_moe granite granitemoe granitemoeshared hunyuan_v1_dense hunyuan_v1_moe hy_v3 "
         "hyperclovax internlm3 iquestcoder jais2 kolibri1 lfm2 llama llama4_text mellum minimax_m3_vl_text ministral ministral3 "
-        "mistral mixtral nanochat nemotron olmo phi phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open "
+        "mistral mixtral nanochat nemotron olmo phi phi3 phimoe qwen2 qwen2_moe qwen3 qwen3_moe seed_oss smollm3 solar_open "
         "starcoder2 vaultgemma"
     ),
     "hidden": (
-        "arcee ernie4_5 exaone4 glm glm4 granite hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo2 "
+        "apertus apertus1p5_text arcee ernie4_5 exaone4 glm glm4 granite granite_swa hunyuan_v1_dense hyperclovax internlm3 iquestcoder llama ministral ministral3 mistral olmo2 "
         "olmo3 phi3 qwen2 qwen3 seed_oss smollm3"
     ),
     "vocabulary": (

@@ -1,38 +1,29 @@
-"""Prune: remove layers, neurons or attention heads that texts need least."""
+"""Prune: remove layers, neurons, attention heads or channels that texts need least."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.blocks import block_influence, input_strengths, losses_without
-from workbench.emergent.sites import Site
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.emergent.blocks import block_influence, losses_without
+from workbench.errors import InvalidRecipeError
 from workbench.files import file_digest, read_json, write_json
 from workbench.grow.expansion.layers import in_order, reordered
-from workbench.grow.expansion.parts import DecoderParts, check_shapes
-from workbench.grow.expansion.resize import Resize
-from workbench.grow.mixtures.gates import live_modules
+from workbench.grow.expansion.parts import check_shapes
+from workbench.grow.expansion.smaller import Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
-from workbench.steps import Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
+from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
-
-Units = Literal["neurons", "heads"]
-_ONLY_LAYERS = "Prune `layers` instead."
 
 
 @dataclass(frozen=True)
@@ -42,7 +33,7 @@ class MeasuredPrune(Measured):
     Attributes:
         gone: Layers to remove.
         kept: "neurons" and "heads" -> numbers of the units that remain in each layer, in order [layers, units]. The units of "heads"
-            are key-value heads.
+            are key-value heads. "hidden" -> numbers of the channels that remain [channels].
     """
 
     gone: tuple[int, ...] = ()
@@ -51,11 +42,13 @@ class MeasuredPrune(Measured):
 
 @register
 class Prune(TextMethod):
-    """Remove the layers, neurons or attention heads that texts need least (Men et al. 2024, ShortGPT; Muralidharan et al. 2024, Minitron).
+    """Remove the layers, neurons, heads or channels that texts need least (Men et al. 2024, ShortGPT; Muralidharan et al. 2024, Minitron).
 
     `layers` removes whole layers: those that a list names, or a number or share of them with the lowest block influence or the lowest
     loss without them. `neurons` and `heads` remove the same share of every layer, because config.json has one number for all layers;
-    heads go in groups, a key-value head with its query heads. All importance is measured on the model before the step.
+    heads go in groups, a key-value head with its query heads. `hidden` removes channels of the residual stream from every tensor. Norms
+    then run over fewer channels: each norm's weight is multiplied by the mean ratio of the scales of the channels that remain and of all,
+    which keeps the scale of its output. All importance is measured on the model before the step.
 
     `train` then trains all parameters of the smaller model, on the distributions of the model before the step unless it says otherwise.
     """
@@ -63,12 +56,14 @@ class Prune(TextMethod):
     paper = "Men et al. 2024, ShortGPT, arXiv 2403.03853; Song et al. 2024, SLEB, arXiv 2402.09025; Muralidharan et al. 2024, Minitron, arXiv 2407.14679"
     formula = (
         "influence of a layer: 1 − E cos(x_in, x_out); by perplexity: one after the other, the layer without which the loss is lowest; "
-        "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads"
+        "importance of neuron i: E |a_i| ‖W_down[:, i]‖; of a key-value head: the same of W_o, summed over the channels of its query heads; "
+        "of channel c: Σ over norms of E |norm(x)_c|; g ↦ g[kept] E (rms(x[kept]) / rms(x)), ε ↦ ε d/k"
     )
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     removes: ClassVar[bool] = True
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden", "multiple_of"})
 
     grow: Literal["prune"]
     layers: Whole | Real | tuple[Whole, ...] | None = None
@@ -83,6 +78,10 @@ class Prune(TextMethod):
     heads: Real | None = Field(None, gt=0, lt=1)
     """Share of the key-value heads of every layer to remove, with their query heads: those with the lowest mean |activation| times output
     norm, summed over their channels."""
+    hidden: Real | None = Field(None, gt=0, lt=1)
+    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms."""
+    multiple_of: Whole | None = Field(None, ge=1)
+    """With `hidden`: the channels that remain are a multiple of this number. If omitted, of 8 and of the number of heads."""
     calibration: str | None = None
     """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
     of layers needs none."""
@@ -93,8 +92,10 @@ class Prune(TextMethod):
 
     @model_validator(mode="after")
     def _check_fields(self) -> Prune:
-        if self.layers is None and self.neurons is None and self.heads is None:
-            raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25` and `heads: 0.25`")
+        if self.layers is None and not self._shrinks():
+            raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25`, `heads: 0.25` and `hidden: 0.25`")
+        if self.multiple_of is not None and self.hidden is None:
+            raise ValueError("multiple_of: it rounds the number of channels that remain, and `hidden` is not set")
         if isinstance(self.layers, tuple):
             if not self.layers:
                 raise ValueError("layers: expected at least one layer to remove, found an empty list")
@@ -118,7 +119,11 @@ class Prune(TextMethod):
 
     def measures(self) -> bool:
         """Return True unless only a list of layers is removed."""
-        return self.neurons is not None or self.heads is not None or isinstance(self.layers, (int, float))
+        return self._shrinks() or isinstance(self.layers, (int, float))
+
+    def _shrinks(self) -> bool:
+        """Return whether the tensors of the layers that remain get smaller."""
+        return self.neurons is not None or self.heads is not None or self.hidden is not None
 
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
@@ -139,12 +144,22 @@ class Prune(TextMethod):
         if isinstance(self.layers, (int, float)):
             gone, found = self._least(live, model.layout.depth, rows, context)
             record |= found
-        if self.neurons is not None or self.heads is not None:
-            plan = _Smaller(model)
+        if self._shrinks():
+            plan = Smaller(model)
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
                     context.progress(0, 1, f"activations of {units}")
                     kept[units], record[f"{units}_kept_strength"] = plan.strongest(units, share, live, rows)
+            if self.hidden is not None:
+                if self.heads is not None:
+                    plan.keep("heads", self.heads, None)
+                kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
+                    self.hidden,
+                    self.multiple_of,
+                    live,
+                    rows,
+                    lambda done, total: context.progress(done, total, "channels"),
+                )
         return _save(context, MeasuredPrune({}, {"importance": record}, gone, kept))
 
     def settled(self, measured: Measured) -> Prune:
@@ -161,17 +176,22 @@ class Prune(TextMethod):
 
         Raises:
             WorkbenchError: If a layer does not exist, nothing would be removed or nothing would remain, or the architecture does not
-                allow other numbers of neurons or heads.
+                allow other numbers of neurons, heads or channels.
         """
         depth, specs = model.layout.depth, model.weights.specs
         gone = self._gone(depth)
         order = [layer for layer in range(depth) if layer not in gone]
         tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
-        if self.neurons is not None or self.heads is not None:
-            plan = _Smaller(model)
+        if self._shrinks():
+            plan, measured = Smaller(model), self._measured
             for units in ("neurons", "heads"):
                 if (share := getattr(self, units)) is not None:
-                    plan.keep(units, share, self._measured.kept[units].numpy() if self._measured else None)
+                    plan.keep(units, share, measured.kept[units].numpy() if measured else None)
+            if self.hidden is not None:
+                kept, scales = (
+                    (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)
+                )
+                plan.keep_channels(self.hidden, self.multiple_of, kept, scales)
             resized = plan.growth("narrowed")
             tensors, config, record = dict(resized.tensors), resized.config, resized.record
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
@@ -210,7 +230,7 @@ class Prune(TextMethod):
             if len(gone) == depth:
                 raise InvalidRecipeError(f"grow prune: `layers` names all {depth} layers; at least one must remain")
             return set(gone)
-        count = _count("layers", self.layers, depth, "layers")
+        count = count_removed("layers", self.layers, depth, "layers")
         return set(self._measured.gone) if self._measured else set(range(depth - count, depth))
 
     def _least(
@@ -218,7 +238,7 @@ class Prune(TextMethod):
     ) -> tuple[tuple[int, ...], dict[str, Any]]:
         """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes."""
         assert isinstance(self.layers, (int, float))
-        count = _count("layers", self.layers, depth, "layers")
+        count = count_removed("layers", self.layers, depth, "layers")
         if self.by != "perplexity":
             influence = block_influence(
                 live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
@@ -238,114 +258,6 @@ class Prune(TextMethod):
             losses.append(found.without[least])
         record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
         return tuple(gone), record
-
-
-class _Smaller(Resize):
-    """The tensors and sizes of a model with fewer neurons or heads."""
-
-    def __init__(self, model: Model) -> None:
-        try:
-            super().__init__(DecoderParts(model, "prune", _ONLY_LAYERS))
-        except WorkbenchError as error:
-            raise self._refusal(model, error) from None
-
-    def keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        """Remove units from every layer.
-
-        Args:
-            units: "neurons", or "heads" for key-value heads with their query heads.
-            share: Share of the units to remove.
-            kept: Numbers of the units that remain in each layer [layers, units]; None keeps the first ones.
-
-        Raises:
-            WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
-        """
-        try:
-            self._keep(units, share, kept)
-        except WorkbenchError as error:
-            raise self._refusal(self.parts.model, error) from None
-
-    def _keep(self, units: Units, share: float, kept: NDArray[np.int64] | None) -> None:
-        depth = self.parts.model.layout.depth
-        if units == "neurons":
-            layers, before, key = self.feed_forward()
-            count = before - _count(units, share, before, "neurons")
-            if norm := self.neuron_norm():
-                raise InvalidRecipeError(
-                    f"grow prune: {norm} normalizes over the neurons, so fewer would change the others", _ONLY_LAYERS
-                )
-            kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-            for (readers, writer), numbers in zip(layers, kept, strict=True):
-                self.neurons(readers, writer, Axis(numbers), Axis(numbers))
-            self.config[key] = count
-            self.record["neurons"] = [before, count]
-            return
-        heads = self.heads(_ONLY_LAYERS)
-        count = heads.groups - _count(units, share, heads.groups, "key-value heads")
-        if wide := self.parts.head_norms(heads.size):
-            raise InvalidRecipeError(
-                f"grow prune: {wide[0]} normalizes over all heads, so fewer would change the others", _ONLY_LAYERS
-            )
-        kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
-        for layer, numbers in enumerate(kept):
-            self.attention(layer, heads, partial(_channels, numbers))
-        self.resize_heads(heads, count)
-
-    def strongest(self, units: Units, share: float, live: PreTrainedModel, rows: Sequence[TextRow]) -> tuple[Tensor, list[float]]:
-        """Return the units that remain in each layer [layers, units], and the share of each layer's total importance that they have.
-
-        Args:
-            units: "neurons", or "heads" for key-value heads with their query heads.
-            share: Share of the units to remove.
-            live: The live model.
-            rows: The texts as tokens.
-        """
-        model, depth = self.parts.model, self.parts.model.layout.depth
-        writers = [model.layout.mlp_out(i) if units == "neurons" else model.layout.attention_out(i) for i in range(depth)]
-        modules = live_modules(model, writers)
-        sites = [
-            Site(layer, "neurons", modules[name], live.get_submodule(modules[name]), self.parts.sizes(self.parts.linear(name))[1])
-            for layer, name in enumerate(writers)
-        ]
-        strengths = torch.stack(input_strengths(live, sites, rows))
-        if units == "heads":
-            strengths = strengths.reshape(depth, self.heads(_ONLY_LAYERS).groups, -1).sum(-1)
-        count = strengths.shape[1] - _count(units, share, strengths.shape[1], units)
-        kept = strengths.argsort(dim=1, descending=True, stable=True)[:, :count].sort(dim=1).values
-        shares = strengths.gather(1, kept).sum(1) / strengths.sum(1).clamp_min(1e-300)
-        return kept, [round(value, 4) for value in shares.tolist()]
-
-    @staticmethod
-    def _refusal(model: Model, error: WorkbenchError) -> WorkbenchError:
-        """Return an error of the step that names the architecture."""
-        message = error.message.removeprefix("grow prune: ")
-        named = message if "model_type" in message else f"model_type {model.config.get('model_type')}: {message}"
-        return InvalidRecipeError(f"grow prune: {named}", error.hint or _ONLY_LAYERS)
-
-
-def _count(name: str, wanted: float, total: int, units: str) -> int:
-    """Return how many of `total` units to remove, for a number or a share.
-
-    Raises:
-        WorkbenchError: If none would be removed, or none would remain.
-    """
-    count = wanted if isinstance(wanted, int) else int(wanted * total + 0.5)
-    if count < 1:
-        raise InvalidRecipeError(
-            f"grow prune: `{name}: {wanted:g}` removes none of {total} {units}",
-            f"A share of {1 / total:.2g} removes one.",
-        )
-    if count >= total:
-        raise InvalidRecipeError(
-            f"grow prune: `{name}: {wanted:g}` removes all {total} {units}; at least one must remain",
-            f"Choose {total - 1} {units} or fewer, or a smaller share." if total > 1 else "This model cannot lose any.",
-        )
-    return count
-
-
-def _channels(numbers: NDArray[np.int64], each: int) -> Axis:
-    """Return the axis that keeps some groups of `each` channels."""
-    return Axis((numbers[:, None] * each + np.arange(each)).reshape(-1))
 
 
 def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:

@@ -2,25 +2,15 @@
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
-from workbench.grow.expansion.norms import rms_norm
-from workbench.grow.expansion.parts import (
-    HEAD_NORMS,
-    READERS,
-    WRITERS,
-    DecoderParts,
-    check_builds,
-    check_shapes,
-    with_text,
-)
+from workbench.errors import InvalidRecipeError
+from workbench.grow.expansion.parts import DecoderParts, check_shapes
+from workbench.grow.expansion.residual import resize_stream, stream_norms
 from workbench.grow.expansion.resize import Resize
-from workbench.models.architecture import is_embedding, is_head, is_head_module
 from workbench.models.layout import Model
 from workbench.steps import Axis, GrowMethod, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole
@@ -108,6 +98,7 @@ class _WidthPlan(Resize):
         """Give every layer `count` key-value heads and as many groups of query heads."""
         heads = self.heads("Grow `hidden`.")
         _check_larger("key_value_heads", heads.groups, count)
+        self.check_head_size(heads, "Grow `neurons` or `depth`.")
         for layer in range(self.parts.model.layout.depth):
             self.attention(layer, heads, lambda each: Axis.padded(each * heads.groups, each * count), self.std)
         if wide := self.parts.head_norms(heads.size):
@@ -120,76 +111,8 @@ class _WidthPlan(Resize):
         before = int(parts.size("hidden_size") or 0)
         head = int(parts.size("head_dim") or before // int(parts.size("num_attention_heads") or 1))
         _check_larger("hidden", before, count)
-        self._check_norms(before, count, head)
-        eps = float(parts.size("rms_norm_eps") or 0)
-        wider, share = Axis.padded(before, count), before / count
-        normed = {leaf[0] for name in parts.norms if (leaf := name.rpartition(".")[2]) in HEAD_NORMS}
-        for name in parts.specs:
-            leaf = _module_name(name)
-            if leaf in HEAD_NORMS:
-                continue
-            if parts.norm_of(name):
-                self.change(name, rows=wider, scale=math.sqrt(share), value=1.0)
-            elif is_embedding(name):
-                self.change(name, cols=wider)
-            elif (leaf in READERS and name.endswith(".weight")) or is_head(name):
-                # Norms of queries and keys use the same epsilon: scaling their input by its root keeps their output.
-                scale = math.sqrt(share) if leaf.endswith("_proj") and leaf[0] in normed else 1.0
-                self.inputs(parts.linear(name), wider, std=self.std, scale=scale)
-            elif leaf in WRITERS and name.endswith(".weight"):
-                self.outputs(parts.linear(name), wider)
-            elif not (name.endswith(".bias") and (leaf in (*READERS, *WRITERS) or is_head_module(name.removesuffix(".bias")))):
-                raise InvalidRecipeError(f"grow width: `hidden` does not know the role of {name}", "Report this architecture.")
-        self.config |= {"hidden_size": count, "rms_norm_eps": eps * share, "head_dim": self.config.get("head_dim", head)}
-        self.record["hidden"] = [before, count]
-
-    def _check_norms(self, before: int, count: int, head_dim: int) -> None:
-        """Refuse a model whose norms, or factors that depend on the width, do not allow more channels.
-
-        `expansion/norms.py` runs the norms to find what they compute. An RMS norm with its own weight and the epsilon of
-        config.json gives the old channels the same output once its weight and epsilon are rescaled.
-        """
-        parts, kind = self.parts, self.parts.parsed.model_type
-        eps = parts.size("rms_norm_eps")
-
-        def refuse(reason: str) -> WorkbenchError:
-            return InvalidRecipeError(
-                f"grow width: `hidden` does not support model_type {kind}: it {reason}", "Grow `neurons` or `depth`."
-            )
-
-        if eps is None:
-            raise refuse("has no RMS norms (rms_norm_eps), and a mean over more channels has another value")
-        wider = with_text(parts.model.config, {"hidden_size": count, "head_dim": head_dim})
-        check_builds(wider, "width")
-        if factors := parts.width_factors(wider):
-            name, value, wider_value = factors[0]
-            description = "its embeddings" if "embed" in name else "something"
-            raise refuse(
-                f"scales {description} by the width ({name} is {value:g} with {before} channels and {wider_value:g} with {count})"
-            )
-        for name, module in parts.norms.items():
-            norm = rms_norm(module)
-            if name.rpartition(".")[2] in HEAD_NORMS:
-                if norm is None or not _same_epsilon(norm.eps, eps):
-                    description = (
-                        "that are no RMS norms"
-                        if norm is None
-                        else f"with an epsilon of their own ({norm.eps:g}, rms_norm_eps: {eps:g})"
-                    )
-                    raise refuse(f"has norms of queries and keys {description} ({name})")
-                continue
-            if parts.is_inside(name):
-                raise refuse(f"has a norm inside its layers that does not read the residual stream ({name})")
-            if norm is None:
-                raise refuse(f"has norms that are no RMS norms ({name}), and a mean over more channels has another value")
-            if not norm.has_weight:
-                raise refuse(f"has a norm without a weight ({name}), whose output growth cannot rescale")
-            if norm.offset or norm.has_bias:
-                raise refuse(
-                    f"has a norm with {'a bias' if norm.has_bias else 'the gain 1 + weight'} ({name}), which growth cannot rescale"
-                )
-            if not _same_epsilon(norm.eps, eps):
-                raise refuse(f"has a norm with an epsilon of its own ({name}: {norm.eps:g}, rms_norm_eps: {eps:g})")
+        norms = stream_norms(parts, {"hidden_size": count, "head_dim": head}, "Grow `neurons` or `depth`.")
+        resize_stream(self, norms, Axis.padded(before, count), head, std=self.std)
 
 
 def _copied_axes(before: int, count: int) -> tuple[Axis, Axis]:
@@ -204,11 +127,6 @@ def _copied_axes(before: int, count: int) -> tuple[Axis, Axis]:
     return Axis(index), Axis(index, (number / total[index]).astype(np.float32))
 
 
-def _same_epsilon(actual: float, expected: float) -> bool:
-    """Return whether two epsilons agree within the precision of a measured one."""
-    return abs(actual - expected) <= 0.02 * max(actual, expected) + 1e-10
-
-
 def _check_larger(field: str, before: int, count: int) -> None:
     """Raise WorkbenchError unless the new size exceeds the current one."""
     if count <= before:
@@ -216,8 +134,3 @@ def _check_larger(field: str, before: int, count: int) -> None:
             f"grow width: `{field}: {count}`: the model has {before}, expected more",
             f"Set for example `{field}: {2 * before}`.",
         )
-
-
-def _module_name(name: str) -> str:
-    """Return the last part of the name of the module that a tensor belongs to."""
-    return name.rpartition(".")[0].rpartition(".")[2]

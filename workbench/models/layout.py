@@ -32,6 +32,8 @@ _MLP_OUT = re.compile(r"((^|\.)mlp\.(down_proj|c_proj|dense_4h_to_h|fc2|fc_out)|
 _TOWER = re.compile(
     r"(^|\.)(vision|visual|vit|image|audio|speech|sound|multi_modal|mm|connector|aligner|merger)[^.]*\.|projector"
 )
+# Tensors of a mixture of experts, by their names inside a layer.
+_EXPERTS = re.compile(r"(^|\.)(experts|block_sparse_moe)\.")
 # In Nemotron-H and Mamba a layer is one mixer: an attention, a feed-forward layer or a state-space model.
 _MIXER_OUT = re.compile(r"^mixer\.(down_proj|o_proj|out_proj)$")
 
@@ -146,8 +148,10 @@ class Layout:
         """Return the only weight of a layer whose module matches a pattern."""
         weights = self._weights_matching(layer, pattern)
         if len(weights) != 1:
+            experts = next((name for name in self.in_layer(layer) if _EXPERTS.search(name)), None)
             raise WorkbenchError(
-                f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})",
+                f"layer {layer}: expected one {description}, found {len(weights)} ({', '.join(weights) or 'none'})"
+                + (f"; the layer is a mixture of experts ({experts})" if experts and not weights else ""),
                 "This operation does not support the architecture (mixture of experts, state space or hybrid).",
             )
         return weights[0]

@@ -23,17 +23,21 @@ _BUILDING = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, No
 class Norm:
     """A norm that divides by the root mean square of its input: y = x / sqrt(mean(x²) + eps) * (offset + weight) + bias.
 
+    A LayerNorm does the same with x - mean(x) in place of x.
+
     Attributes:
         offset: Number added to the stored weight: 0, or 1 if the weight is stored as the difference from 1.
         eps: Epsilon of the module.
         has_weight: Whether the norm has a weight; without one, growth cannot rescale its output.
         has_bias: Whether the norm adds a bias.
+        centered: Whether the norm subtracts the mean.
     """
 
     offset: int
     eps: float
     has_weight: bool
     has_bias: bool
+    centered: bool = False
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -56,6 +60,16 @@ def is_norm(module: nn.Module) -> bool:
 
 def rms_norm(module: nn.Module) -> Norm | None:
     """Return what a norm computes, or None if it is no RMS norm."""
+    return _computed(module, centered=False)
+
+
+def layer_norm(module: nn.Module) -> Norm | None:
+    """Return what a norm computes, or None if it is no LayerNorm."""
+    return _computed(module, centered=True)
+
+
+def _computed(module: nn.Module, centered: bool) -> Norm | None:
+    """Return what a norm computes, or None if it is no norm of the kind."""
     size = _channels(module)
     if size is None:
         return None
@@ -68,17 +82,18 @@ def rms_norm(module: nn.Module) -> Norm | None:
     if set(parameters) - {"weight", "bias"}:
         return None
     y = y - bias if bias is not None else y
+    x = x - x.mean(-1, keepdim=True) if centered else x
     for offset in (0, 1) if weight is not None else (0,):
         gain = offset + weight if weight is not None else torch.ones(size)
         expected = x * x.square().mean(-1, keepdim=True).rsqrt() * gain
         if torch.allclose(y, expected, rtol=_TOLERANCE, atol=_TOLERANCE):
-            return Norm(offset, _epsilon(module, gain, bias), weight is not None, bias is not None)
+            return Norm(offset, _epsilon(module, gain, bias), weight is not None, bias is not None, centered)
     return None
 
 
 def _epsilon(module: nn.Module, gain: Tensor, bias: Tensor | None) -> float:
     """Return the epsilon, from an input so small that it matters: y = x g / sqrt(m + eps) gives eps = (x g / y)² − m."""
-    x = torch.full((1, len(gain)), 1e-4)
+    x = 1e-4 * (1 - 2 * (torch.arange(len(gain)) % 2)).float()[None]  # the mean is 0, up to one element
     y = _output_of(module, x)
     assert y is not None, "the module has just been run"
     y = y - bias if bias is not None else y

@@ -29,9 +29,12 @@ if TYPE_CHECKING:
 # Leaf of a module's name -> number of matrices stacked in it.
 FFN_IN = {"gate_proj": 1, "up_proj": 1, "c_fc": 1, "fc1": 1, "fc_in": 1, "dense_h_to_4h": 1, "gate_up_proj": 2}
 QUERIES, KEYS = ("q_proj",), ("k_proj", "v_proj")
-READERS = (*QUERIES, *KEYS, "qkv_proj", *FFN_IN)
-WRITERS = ("o_proj", "dense", "down_proj", "fc2")
-HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm")
+# Queries of all heads, then all keys, then all values (Phi-3). Other families with one matrix mix the rows of heads, and transformers
+# reads no `head_dim` for them, so that their heads cannot change: see `Resize.check_head_size`.
+STACKED = "qkv_proj"
+READERS = (*QUERIES, *KEYS, STACKED, *FFN_IN)
+WRITERS = ("o_proj", "dense", "down_proj", "fc2", "c_proj")
+HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
 _HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names."
 
@@ -191,17 +194,31 @@ class DecoderParts:
         ]
 
     def attention(self, layer: int) -> tuple[dict[str, LinearPart], LinearPart]:
-        """Return a layer's separate matrices of queries, keys and values, and its output matrix."""
+        """Return a layer's matrices of queries, keys and values, separate or stacked in one, and its output matrix."""
         out = self.linear(self.model.layout.attention_out(layer))
         parent = out.weight.removesuffix(".weight").rpartition(".")[0]
         inner = {n: self.linear(f"{parent}.{n}.weight") for n in (*QUERIES, *KEYS) if f"{parent}.{n}.weight" in self.specs}
+        if not inner and f"{parent}.{STACKED}.weight" in self.specs:
+            return {STACKED: self.linear(f"{parent}.{STACKED}.weight")}, out
         if len(inner) < 3:
             raise InvalidRecipeError(
-                f"grow {self.step}: layer {layer}: heads need separate q_proj, k_proj and v_proj; found {', '.join(inner) or 'none'} "
+                f"grow {self.step}: layer {layer}: heads need q_proj, k_proj and v_proj, or {STACKED}; found {', '.join(inner) or 'none'} "
                 f"beside {out.weight}",
                 self._hint,
             )
         return inner, out
+
+    def is_resized(self, name: str, config: Mapping[str, Any]) -> bool:
+        """Return whether a tensor has another shape in the model that transformers builds from another config.json."""
+        changed = dict(skeleton(json.dumps(dict(config), sort_keys=True)).named_parameters())
+        own = dict(self._live.named_parameters())
+        return any(live not in changed or changed[live].shape != own[live].shape for live in self._names[name] if live in own)
+
+    def attention_inputs(self, built: PreTrainedModel) -> int:
+        """Return the number of channels that the first layer's attention output matrix reads in a model without weights."""
+        name = self.model.layout.attention_out(0)
+        rows, cols = dict(built.named_parameters())[self._names[name][0]].shape
+        return int(rows if self._is_conv1d(name) else cols)
 
     def sizes(self, linear: LinearPart) -> tuple[int, int]:
         """Return the numbers of outputs and inputs of a matrix."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.parts import KEYS, NEURONS, DecoderParts, LinearPart, with_text
+from workbench.grow.expansion.parts import KEYS, NEURONS, STACKED, DecoderParts, LinearPart, check_builds, with_text
 from workbench.steps import NEW, Axis, Grown, Growth
 
 
@@ -122,8 +122,65 @@ class Resize:
         """
         inner, out = self.parts.attention(layer)
         for name, matrix in inner.items():
-            self.outputs(matrix, axis(heads.size if name in KEYS else heads.width), std=std)
+            origin = self._stacked(matrix, heads, axis) if name == STACKED else axis(heads.size if name in KEYS else heads.width)
+            self.outputs(matrix, origin, std=std)
         self.inputs(out, axis(heads.width))
+
+    def _stacked(self, matrix: LinearPart, heads: Heads, axis: Callable[[int], Axis]) -> Axis:
+        """Return the origin of the outputs of a matrix that has all queries, then all keys, then all values.
+
+        Raises:
+            WorkbenchError: If its size is another one.
+        """
+        parts, start = list[Any](), 0
+        for each in (heads.width, heads.size, heads.size):
+            index = axis(each).index
+            parts.append(np.where(index == NEW, NEW, index + start))
+            start += each * heads.groups
+        if (rows := self.parts.sizes(matrix)[0]) != start:
+            raise InvalidRecipeError(
+                f"grow {self.parts.step}: {matrix.weight} has {rows} outputs, expected {start}: {heads.queries} queries, "
+                f"{heads.groups} keys and {heads.groups} values of {heads.size} channels"
+            )
+        return Axis(np.concatenate(parts))
+
+    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, Any] | None = None) -> None:
+        """Check that config.json can keep the channels of a head when the number of heads, or the hidden size, changes.
+
+        Args:
+            heads: The model's heads.
+            instead: Hint if it cannot.
+            changes: Fields of the changed model's config.json; None stands for one key-value head.
+
+        Raises:
+            WorkbenchError: If transformers computes the channels of a head from the hidden size and the number of heads.
+        """
+        parts, group = self.parts, heads.queries // heads.groups
+        names = {key: getattr(parts.parsed, "attribute_map", {}).get(key, key) for key in ("hidden_size", "num_attention_heads")}
+        hidden = int(parts.size("hidden_size") or 0)
+        if hidden != heads.size * heads.queries or (heads.groups == 1 and changes is None):
+            return  # the width of a head is stated already, or the number of heads cannot fall
+        own = getattr(type(parts.parsed), "head_dim", None)
+        is_computed = isinstance(own, property) and own.fset is None
+        reason = (
+            "whatever its `head_dim` is"
+            if parts.size("head_dim") and not is_computed
+            else "because its config.json has no `head_dim`"
+        )
+        computed = InvalidRecipeError(
+            f"grow {parts.step}: transformers computes the channels of a head of model_type {parts.parsed.model_type} as "
+            f"{' / '.join(names.values())} ({hidden} / {heads.queries} = {heads.size}), {reason}; another quotient would change the heads "
+            "that stay",
+            instead,
+        )
+        if is_computed:
+            raise computed
+        if changes is None:
+            changes = {names["num_attention_heads"]: group, "num_key_value_heads": 1}
+        built = check_builds(with_text(parts.model.config, {**changes, "head_dim": heads.size}), parts.step)
+        text, inputs = built.config.get_text_config(), parts.attention_inputs(built)
+        if inputs == text.hidden_size != text.num_attention_heads * heads.size:
+            raise computed
 
     def resize_heads(self, heads: Heads, count: int) -> None:
         """Set the number of key-value heads in config.json, and record it."""

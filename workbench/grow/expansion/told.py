@@ -57,6 +57,10 @@ def told_removal(record: Mapping[str, Any]) -> str | None:
             shares = measured.get(kept)
             strength = f" with {100 * min(shares):.0f} to {100 * max(shares):.0f} % of their importance" if shares else ""
             parts.append("{} -> {} {}".format(*record[key], unit) + strength)
+    if "hidden" in record:
+        share = measured.get("channels_kept_strength")
+        strength = "" if share is None else f" with {100 * share:.0f} % of their importance"
+        parts.append("{} -> {} channels".format(*record["hidden"]) + strength)
     before, after = record["parameters"]
     parts.append(f"{_count(before)} -> {_count(after)} parameters, " + " -> ".join(map(size, record["bytes"])))
     return "; ".join(parts)
