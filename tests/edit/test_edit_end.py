@@ -38,3 +38,12 @@ def test_exact_values_need_an_input_each(facts: Project) -> None:
         facts.run(step("rome", contexts=0))
     assert "edit: memit" in str(error.value.hint)
     facts.resolve(step("rome", mode={"sequential": {"batch": 4}}, first=5))
+
+
+def test_first_asks_for_no_more_facts_than_there_are(facts: Project) -> None:
+    write_facts_file(facts.path / "facts.jsonl", 5)
+    with pytest.raises(WorkbenchError, match=r"first is 6, but facts\.jsonl has 5 facts"):
+        facts.resolve(step("rome", first=6))
+    with pytest.raises(WorkbenchError, match=r"first is 6, but facts\.jsonl has 5 rows"):
+        facts.resolve(step("rome", mode={"sequential": {"batch": 4}}, first=6))
+    facts.resolve(step("rome", first=5))

@@ -277,7 +277,7 @@ def test_cost(project: Project) -> None:
         (", layers: [4]", r"layer 4 does not exist; the model has layers 0 to 3"),
         (", layers: []", "layers"),
         (", layers: middle", "expected 'auto'"),
-        (", first: 7", r"edit finetune: first is 7, but facts\.jsonl has 6 facts"),
+        (", first: 7", r"first is 7, but facts\.jsonl has 6 facts"),
         (", max_change: 0", "max_change"),
         (", mode: sequential", "expected 'joint'"),
         (", mode: {sequential: {batch: 0}}", r"mode.sequential.batch"),

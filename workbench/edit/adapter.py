@@ -167,12 +167,7 @@ class AdapterEdit(EditMethod):
         Raises:
             WorkbenchError: If the file is invalid or has fewer facts than `first`.
         """
-        facts = read_for("joint", self.first, project, self.facts)
-        if self.first is not None and len(facts) < self.first:
-            raise InvalidRecipeError(
-                f"edit adapter: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}."
-            )
-        return facts
+        return read_for("joint", self.first, project, self.facts)
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Estimate the tokens of half of the epochs, and those of the edit to start from."""

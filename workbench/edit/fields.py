@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact, Start, read_facts, read_stream
 from workbench.steps.fields import Strict, Whole
 
@@ -58,14 +58,24 @@ def read_for(
         start: The earlier stream that the file continues in sequential mode.
 
     Raises:
-        WorkbenchError: If the file is invalid, or no fact is left.
+        WorkbenchError: If the file is invalid or has fewer rows than `first`, or no fact is left.
     """
     if mode == "joint":
-        return sorted(read_facts(project / file, file)[:first], key=lambda fact: fact.id)
-    facts = read_stream(project / file, file, start).first(first).statements
+        listed = read_facts(project / file, file)
+        _check_first(first, len(listed), f"{file} has {len(listed)} facts")
+        return sorted(listed[:first], key=lambda fact: fact.id)
+    stream = read_stream(project / file, file, start)
+    _check_first(first, len(stream.events), f"{file} has {len(stream.events)} rows")
+    facts = stream.first(first).statements
     if not facts:
         raise WorkbenchError(
             f"{file}: no fact is left{f' after the first {first} rows' if first else ''}, because all are removed",
             "Add facts, or remove the step from the recipe.",
         )
     return facts
+
+
+def _check_first(first: int | None, count: int, found: str) -> None:
+    """Raise InvalidRecipeError if a file has fewer rows than `first`."""
+    if first is not None and first > count:
+        raise InvalidRecipeError(f"first is {first}, but {found}", f"Set first: {count}.")

@@ -11,8 +11,7 @@ from pydantic import Field, model_validator
 from workbench.edit.fields import Layers, Mode, read_for
 from workbench.edit.gradient.tuning import DenseUpdate, LowRankUpdate, Schedule, TrainedUpdate, chunks, fit, row_losses, rows_of
 from workbench.edit.places.parts import Parts
-from workbench.errors import InvalidRecipeError
-from workbench.facts import Fact, latest, read_facts, read_stream
+from workbench.facts import Fact, latest, read_facts
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
@@ -114,17 +113,10 @@ class Finetune(EditMethod):
         Raises:
             WorkbenchError: If the file is invalid or has fewer facts than `first`.
         """
-        path = project / self.facts
-        if self.mode == "joint":
-            facts = read_facts(path, self.facts)
-            total, facts = len(facts), facts[: self.first]
-        else:
-            total, facts = len(read_stream(path, self.facts).events), read_for(self.mode, self.first, project, self.facts)
-        if self.first is not None and self.first > total:
-            raise InvalidRecipeError(
-                f"edit finetune: first is {self.first}, but {self.facts} has {total} facts", f"Set first: {total}."
-            )
-        return facts
+        if self.mode != "joint":
+            return read_for(self.mode, self.first, project, self.facts)
+        in_order = {fact.id: number for number, fact in enumerate(read_facts(project / self.facts, self.facts))}
+        return sorted(read_for("joint", self.first, project, self.facts), key=lambda fact: in_order[fact.id])
 
     def _batches(self, facts: list[Fact]) -> list[list[Fact]]:
         """Return the facts that are trained together, sorted by ID: only sequential mode depends on the order of the file."""

@@ -110,12 +110,7 @@ class Patch(EditMethod):
         Raises:
             WorkbenchError: If the file is invalid or has fewer facts than `first`.
         """
-        facts = read_for("joint", self.first, project, self.facts)
-        if self.first is not None and len(facts) < self.first:
-            raise InvalidRecipeError(
-                f"edit patch: first is {self.first}, but {self.facts} has {len(facts)} facts", f"Set first: {len(facts)}."
-            )
-        return facts
+        return read_for("joint", self.first, project, self.facts)
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
         """Estimate the work: facts, and the tokens of text and prompts."""
