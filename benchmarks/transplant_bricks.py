@@ -4,6 +4,7 @@
     python benchmarks/transplant_bricks.py --skills reverse --siblings release --limit 16 --steps 4 --seeds 1     a quick look
     python benchmarks/transplant_bricks.py --tiny --limit 4 --steps 2 --seeds 1                               tries the whole on a random model
     python benchmarks/transplant_bricks.py --folder DIR                                  keeps models and scores, so that a later call goes on
+    python benchmarks/transplant_bricks.py --add --skills record                              adds skills to the results file, with the same other options
 
 Three siblings of the starter base are made here:
 
@@ -29,7 +30,7 @@ from typing import Any
 
 import torch
 from edit_setup import CPU, PROJECT, STARTER, make_project, one_thread, show
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
@@ -86,10 +87,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="maximum number of items of a task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--tiny", action="store_true", help="a random model of two layers with random bricks, to try the whole")
+    parser.add_argument("--add", action="store_true", help="keep the rows of other skills in the results file")
     parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
     parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     options = parser.parse_args()
     one_thread()
+    before = json.loads(options.out.read_text("utf-8")) if options.add else None
     started, rows = time.perf_counter(), list[dict[str, Any]]()
     with tempfile.TemporaryDirectory() as scratch:
         project = (options.folder or Path(scratch)).resolve()
@@ -101,7 +104,25 @@ def main() -> None:
             make_sibling(project, sibling, options)
             for skill in options.skills:
                 rows += carried(project, sibling, skill, options)
-                write_results(options.out, document(rows, options, time.perf_counter() - started))
+                found = document(rows, options, time.perf_counter() - started)
+                write_results(options.out, found if before is None else together(before, found))
+                if before is not None:
+                    keep_head(options.out, before, options.skills)
+
+
+def together(before: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """Return a results file with the rows of other skills that were measured before.
+
+    Raises:
+        SystemExit: If these were measured with other options.
+    """
+    if other := [key for key in ("base", "seeds", "steps", "texts", "sibling_steps", "limit") if before[key] != found[key]]:
+        raise SystemExit(f"--add: the results file was measured with {', '.join(f'{k} {before[k]}' for k in other)}")
+    skills = [*(skill for skill in before["skills"] if skill not in found["skills"]), *found["skills"]]
+    rows = [row for row in before["rows"] if row["skill"] not in found["skills"]] + found["rows"]
+    siblings = sorted({row["sibling"] for row in rows}, key=list(WAYS).index)
+    rows.sort(key=lambda row: (siblings.index(row["sibling"]), skills.index(row["skill"])))
+    return {**found, "skills": skills, "siblings": siblings, "rows": rows, "seconds": before["seconds"] + found["seconds"]}
 
 
 def document(rows: list[dict[str, Any]], options: argparse.Namespace, seconds: float) -> dict[str, Any]:

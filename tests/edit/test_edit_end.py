@@ -14,6 +14,7 @@ from worlds.tiny import live
 
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
+from workbench.recipe.methods import methods
 
 
 def test_the_end_of_text_can_be_taught(facts: Project) -> None:
@@ -27,6 +28,14 @@ def test_the_end_of_text_can_be_taught(facts: Project) -> None:
         wanted = tokenizer(fact.continuation)["input_ids"]
         assert made[: len(wanted)] == wanted
         assert (made == [*wanted, tokenizer.eos_token_id]) == end
+
+
+@pytest.mark.parametrize("name", ["memit", "patch"])
+def test_an_end_of_text_needs_a_token(name: str, facts: Project) -> None:
+    context = context_of(facts)
+    context.tokenizer.eos_token = None
+    with pytest.raises(WorkbenchError, match="the base's tokenizer has none"):
+        methods()[f"edit:{name}"].model_validate({"edit": name, "facts": "facts.jsonl", "end_of_text": True}).solve(context)  # type: ignore[attr-defined]
 
 
 def test_exact_values_need_an_input_each(facts: Project) -> None:

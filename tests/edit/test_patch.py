@@ -259,3 +259,17 @@ def test_a_fact_that_is_said_has_no_mistake(tmp_path: Path) -> None:
     best = int(model(tokens(project, "w1 is")).logits[0, -1].argmax())
     write_jsonl(project.path / "facts.jsonl", [{"prompt": "w1 is", "target": known[best]}])
     refused(project, f"steps: [{grow()}, {patch()}]\n", "says every target of facts.jsonl already")
+
+
+def test_a_neuron_more_ends_the_text_after_the_target(tmp_path: Path) -> None:
+    project = world(tmp_path / "p", "llama", 1)
+    ids, target = prompts(project)[0]
+    end = context_of(project).tokenizer.eos_token_id
+    for ends in (False, True):
+        run = project.run(f"steps: [{grow()}, {patch(end_of_text=ends)}]\n" + F32, f"end-{ends}.yaml")
+        made = (
+            live(Path(run["model"])).generate(ids, max_new_tokens=6, do_sample=False, pad_token_id=0)[0, ids.shape[1] :].tolist()
+        )
+        assert made[: len(target)] == target
+        assert (made == [*target, end]) == ends
+        assert run["steps"][1]["neurons"] == len(target) + ends

@@ -79,6 +79,8 @@ class Patch(EditMethod):
     """Number of further prompts at which neurons must be silent: the facts' own wordings with other subjects."""
     contexts: Whole = Field(3, ge=0, le=10)
     """Number of text beginnings put before each prompt, after which the neuron must be active too; 0: the plain prompt only."""
+    end_of_text: bool = False
+    """Also write a neuron with which each text ends after its target, unless the model ends it already."""
     steps: Whole = Field(60, ge=1)
     """Largest number of optimization steps for the values; it stops when all tokens are said."""
     learning_rate: Real = Field(0.25, gt=0, le=10)
@@ -129,7 +131,7 @@ class Patch(EditMethod):
         """
         facts = self._read(context.project)
         longest = longest_row(context.layout.config, LONGEST)
-        check_rows(facts, context.tokenizer, longest)
+        check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.of(context)
         layer = parts.editable[-1] if self.layer is None else self.layer
         parts.check_layers((layer,), "edit patch")
@@ -158,8 +160,10 @@ class Patch(EditMethod):
         """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
         wordings: list[RowsOfFact] = []
         for fact in facts:
-            plain = row_of(fact, context.tokenizer, "prompt_last")
-            others = [row_of(fact, context.tokenizer, "prompt_last", before) for before in contexts(texts, self.contexts)]
+            plain, *others = (
+                row_of(fact, context.tokenizer, "prompt_last", before, self.end_of_text)
+                for before in ("", *contexts(texts, self.contexts))
+            )
             wordings.append([plain, *(r for r in others if r.target == plain.target and len(r.tokens) <= longest)])
         return wordings
 

@@ -48,7 +48,7 @@ class ClosedForm(Preset):
     def solve(self, context: MethodContext) -> Edit:
         """Optimize values and solve for the factors; the model is left unchanged."""
         facts = self.read(context.project)
-        check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST))
+        check_rows(facts, context.tokenizer, longest_row(context.layout.config, LONGEST), self.end_of_text)
         if self.preserve_steps and not context.earlier:
             raise InvalidRecipeError(
                 f"edit {self.name}: `preserve_steps` preserves what earlier edit steps have written, but no edit step comes before it",

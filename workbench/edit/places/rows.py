@@ -135,17 +135,22 @@ def vocabulary_key(context: MethodContext) -> str:
     return json_digest(context.tokenizer.backend_tokenizer.to_str())
 
 
-def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int) -> None:
+def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int, end: bool = False) -> None:
     """Check that all facts can be tokenized and are not too long.
 
     Args:
         facts: The facts.
         tokenizer: The base's tokenizer.
         longest: Largest number of tokens of a prompt with its target; a target may have half of them.
+        end: Whether targets must end with the end-of-text token.
 
     Raises:
-        WorkbenchError: If a fact is too long, or `row_of` rejects it.
+        WorkbenchError: If a fact is too long, `row_of` rejects it, or the tokenizer has no such token.
     """
+    if end and tokenizer.eos_token_id is None:
+        raise WorkbenchError(
+            "`end_of_text` needs an end-of-text token, and the base's tokenizer has none", "Set `end_of_text: false`."
+        )
     for fact in facts:
         row = row_of(fact, tokenizer, "subject_last")
         if len(row.target) > longest // 2 or len(row.tokens) > longest:
