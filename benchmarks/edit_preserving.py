@@ -15,6 +15,7 @@ project is kept, and a later call solves and scores only what is missing. Result
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ class Pooled:
         return rows
 
 
+def neurons(project: Path) -> int:
+    """Return the number of neurons of a layer of the base."""
+    return int(json.loads((project / "base" / "config.json").read_text("utf-8"))["intermediate_size"])
+
+
 def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]], pooled: Pooled) -> None:
     """Measure all arms on one draw of facts, and add their scores."""
     facts = published(options.facts, options.count, 3, options.skip + number * options.count)
@@ -154,7 +160,10 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     recipes = {}
     for arm, step in arms.items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"
-        recipes[arm] = write_recipe(project, file, {"name": file, "steps": [{**step, "facts": name}], "eval": suites})
+        room = step.get("neurons", 0) * options.count
+        before = [{"grow": "width", "neurons": neurons(project) + room}] if room else []
+        fields = {key: value for key, value in step.items() if key != "neurons"}
+        recipes[arm] = write_recipe(project, file, {"name": file, "steps": [*before, {**fields, "facts": name}], "eval": suites})
     loaded = [load_recipe(path) for path in recipes.values()]
     entries = lineup(loaded)
     for entry in entries[1:]:

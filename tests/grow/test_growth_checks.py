@@ -20,8 +20,9 @@ from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 from workbench.errors import WorkbenchError
 from workbench.grow.expansion.fits import check_fits
 from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
+from workbench.grow.expansion.parts import DecoderParts, with_text
+from workbench.grow.expansion.residual import StreamNorms
 from workbench.grow.expansion.streamed import Streamed, decoder_layers
-from workbench.grow.width import _WidthPlan
 from workbench.models.layout import Model
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.skeleton import skeleton as built_of
@@ -99,7 +100,11 @@ def test_a_broken_growth_is_caught_by_two_short_prompts(
     with pytest.raises(WorkbenchError, match="scales its embeddings by the width") as refused:
         project.run(text)
     assert refused.value.exit_code == 2
-    monkeypatch.setattr(_WidthPlan, "_check_norms", lambda *_: None)
+
+    def accept(parts: DecoderParts, sizes: dict[str, int], _instead: str) -> StreamNorms:
+        return StreamNorms("rms_norm_eps", parts.size("rms_norm_eps"), {}, with_text(parts.model.config, sizes))
+
+    monkeypatch.setattr("workbench.grow.width.stream_norms", accept)
     with pytest.raises(
         WorkbenchError, match=r"step grow-width: the grown model computes something else \(logits differ by \d"
     ) as caught:
