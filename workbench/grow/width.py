@@ -98,7 +98,7 @@ class _WidthPlan(Resize):
         """Give every layer `count` key-value heads and as many groups of query heads."""
         heads = self.heads("Grow `hidden`.")
         _check_larger("key_value_heads", heads.groups, count)
-        self.check_head_size(heads, "Grow `neurons` or `depth`.")
+        self.check_head_size(heads, "Grow `neurons` or `depth`.", self.head_counts(heads, count))
         for layer in range(self.parts.model.layout.depth):
             self.attention(layer, heads, lambda each: Axis.padded(each * heads.groups, each * count), self.std)
         if wide := self.parts.head_norms(heads.size):

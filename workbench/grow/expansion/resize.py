@@ -144,22 +144,27 @@ class Resize:
             )
         return Axis(np.concatenate(parts))
 
-    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, Any] | None = None) -> None:
+    def head_counts(self, heads: Heads, count: int) -> dict[str, int]:
+        """Return the fields of config.json with the numbers of heads for a number of key-value heads."""
+        name = getattr(self.parts.parsed, "attribute_map", {}).get("num_attention_heads", "num_attention_heads")
+        return {name: heads.queries // heads.groups * count, "num_key_value_heads": count}
+
+    def check_head_size(self, heads: Heads, instead: str, changes: Mapping[str, Any]) -> None:
         """Check that config.json can keep the channels of a head when the number of heads, or the hidden size, changes.
 
         Args:
             heads: The model's heads.
             instead: Hint if it cannot.
-            changes: Fields of the changed model's config.json; None stands for one key-value head.
+            changes: Fields of the changed model's config.json.
 
         Raises:
             WorkbenchError: If transformers computes the channels of a head from the hidden size and the number of heads.
         """
-        parts, group = self.parts, heads.queries // heads.groups
+        parts = self.parts
         names = {key: getattr(parts.parsed, "attribute_map", {}).get(key, key) for key in ("hidden_size", "num_attention_heads")}
         hidden = int(parts.size("hidden_size") or 0)
-        if hidden != heads.size * heads.queries or (heads.groups == 1 and changes is None):
-            return  # the width of a head is stated already, or the number of heads cannot fall
+        if hidden != heads.size * heads.queries:
+            return  # the width of a head is stated already
         own = getattr(type(parts.parsed), "head_dim", None)
         is_computed = isinstance(own, property) and own.fset is None
         reason = (
@@ -175,8 +180,6 @@ class Resize:
         )
         if is_computed:
             raise computed
-        if changes is None:
-            changes = {names["num_attention_heads"]: group, "num_key_value_heads": 1}
         built = check_builds(with_text(parts.model.config, {**changes, "head_dim": heads.size}), parts.step)
         text, inputs = built.config.get_text_config(), parts.attention_inputs(built)
         if inputs == text.hidden_size != text.num_attention_heads * heads.size:

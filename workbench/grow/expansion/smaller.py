@@ -77,7 +77,7 @@ class Smaller(Resize):
             raise InvalidRecipeError(
                 f"grow prune: {wide[0]} normalizes over all heads, so fewer would change the others", ONLY_LAYERS
             )
-        self.check_head_size(heads, "Prune `layers` or `neurons` instead.")
+        self.check_head_size(heads, "Prune `layers` or `neurons` instead.", self.head_counts(heads, count))
         kept = np.tile(np.arange(count), (depth, 1)) if kept is None else kept
         for layer, numbers in enumerate(kept):
             self.attention(layer, heads, partial(_channels, numbers))
