@@ -65,7 +65,7 @@ def twins(tensors: dict[str, torch.Tensor]) -> None:
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen3_moe", "granitemoe"])
 def test_a_permuted_twin_is_merged_into_the_same_function(family: str, texts: Project, tmp_path: Path) -> None:
-    """With one expert per token, logits stay: both twins are selected, and their average has the neurons of the first."""
+    """Logits stay with one expert per token: both twins are selected, and their average has the neurons of the first."""
     base = edited(save_mixture(family, tmp_path / "whole"), tmp_path / "twins", twins, num_experts_per_tok=1)
     document = texts.run(f"base: {base}\n{MERGE % (5, '')}")
     record = document["steps"][0]

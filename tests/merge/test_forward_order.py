@@ -212,6 +212,11 @@ def test_aim_is_linear_in_the_weights_and_omega_1_is_the_sum(family_project: Cal
     assert all(torch.allclose(twice[n] - base[n], 2 * (once[n] - base[n]), atol=1e-6) for n in base)
     assert all(torch.equal(tensor, base[n].float()) for n, tensor in merged(0).items())
     plain, undamped = merged(1, "merge: task_arithmetic"), merged(1, "merge: aim, calibration: one.jsonl, omega: 1")
+    auto = [
+        merged(1, f"{step}, weights: auto") for step in ("merge: task_arithmetic", "merge: aim, calibration: one.jsonl, omega: 1")
+    ]
+    assert all(torch.equal(auto[0][n], auto[1][n]) for n in base)
+    assert any(not torch.equal(auto[0][n], plain[n]) for n in base)
     assert all(
         torch.equal(plain[n], undamped[n]) and (plain[n].dim() < 2 or "embed" in n or not torch.equal(plain[n], once[n]))
         for n in base

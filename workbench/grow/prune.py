@@ -81,7 +81,7 @@ class Prune(TextMethod):
     hidden: Real | None = Field(None, gt=0, lt=1)
     """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms."""
     multiple_of: Whole | None = Field(None, ge=1)
-    """With `hidden`: the channels that remain are a multiple of this number. If omitted, of 8 and of the number of heads."""
+    """Number that the channels left by `hidden` are a multiple of. If omitted, they are a multiple of 8 and of the number of heads."""
     calibration: str | None = None
     """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
     of layers needs none."""

@@ -124,7 +124,7 @@ class TrainedValues(HookedUpdate):
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimizer changes."""
+        """Tensors that the optimizer changes."""
         return [self.moved]
 
     @property
