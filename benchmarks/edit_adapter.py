@@ -4,7 +4,8 @@
     python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
 
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms
-`adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. Measures, intervals and draws are those of
+`adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. `memit, then
+ends` is memit's edit and then neurons for what it does not say and for the end of each text. Measures, intervals and draws are those of
 benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is
 missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
@@ -18,12 +19,13 @@ from edit_preserving import MEMIT, measure, options_of
 from record import parser_of
 
 ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
-# `neurons`: how many neurons a fact gets before the step.
+# `neurons`: how many neurons a fact gets before the step; `after`: the edit of the same facts that comes before it.
 PATCH = {"edit": "patch", "neurons": 6, "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
     "patch": PATCH,
     "patch, with ends": {**PATCH, "end_of_text": True},
+    "memit, then ends": {**PATCH, "end_of_text": True, "after": MEMIT},
     "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
     "adapter": ADAPTER,
     "adapter from memit": {**ADAPTER, "start": "memit"},
@@ -44,6 +46,8 @@ def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
     for step in arms.values() if options.layers else ():
         if step["edit"] == "memit":
             step["layers"] = options.layers
+        elif "after" in step:
+            step["after"] = {**step["after"], "layers": options.layers}
         elif step.get("start") == "memit":
             step["start_fields"] = {"layers": options.layers}
     return arms

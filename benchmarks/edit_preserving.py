@@ -146,9 +146,13 @@ class Pooled:
         return rows
 
 
-def neurons(project: Path) -> int:
-    """Return the number of neurons of a layer of the base."""
-    return int(json.loads((project / "base" / "config.json").read_text("utf-8"))["intermediate_size"])
+def chain(project: Path, step: Mapping[str, Any], facts: str, count: int) -> list[dict[str, Any]]:
+    """Return the steps of an arm: `neurons` for each fact in all layers, the edit `after` which its own one comes, and its own one."""
+    config = json.loads((project / "base" / "config.json").read_text("utf-8"))
+    room = step.get("neurons", 0) * count
+    grown = [{"grow": "width", "neurons": config["intermediate_size"] + room}] if room else []
+    edits = [*filter(None, [step.get("after")]), {key: value for key, value in step.items() if key not in ("neurons", "after")}]
+    return [*grown, *({**edit, "facts": facts} for edit in edits)]
 
 
 def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]], pooled: Pooled) -> None:
@@ -160,10 +164,9 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     recipes = {}
     for arm, step in arms.items():
         file = f"{arm.replace(', ', '-').replace(' ', '-')}-{number}"
-        room = step.get("neurons", 0) * options.count
-        before = [{"grow": "width", "neurons": neurons(project) + room}] if room else []
-        fields = {key: value for key, value in step.items() if key != "neurons"}
-        recipes[arm] = write_recipe(project, file, {"name": file, "steps": [*before, {**fields, "facts": name}], "eval": suites})
+        recipes[arm] = write_recipe(
+            project, file, {"name": file, "steps": chain(project, step, name, options.count), "eval": suites}
+        )
     loaded = [load_recipe(path) for path in recipes.values()]
     entries = lineup(loaded)
     for entry in entries[1:]:
