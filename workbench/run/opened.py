@@ -71,6 +71,8 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         named = whole.parent if (whole.parent / RECORD).is_file() else whole
         return NamedModel(named.name, open_configuration(whole, version, hub))
     if version is not None:
+        if not place.exists():
+            raise UsageError(f"{label}: no such directory", "Give a configuration or run directory whose memory has versions.")
         raise UsageError(f"{label}: has no memory, so it has no version {version}", "Remove the version.")
     if (place / RECORD).is_file():
         if not (place / "model").is_dir():
