@@ -1,4 +1,4 @@
-"""Tables of docs/editing-streams.md, docs/forgetting.md and docs/editing-results-single.md: what edits keep beside what they change."""
+"""Tables of docs/editing-streams.md, docs/editing.md, docs/forgetting.md and docs/editing-results-single.md: what edits change, and what they keep."""
 
 from __future__ import annotations
 
@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from cells import interval, measured, of_results, signed, table
+from cells import interval, measured, of_results, points, signed, table
 
 STREAM = "benchmarks/results/edit-stream.json"
+STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
+STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 PRESERVING = "benchmarks/results/edit-preserving.json"
 ADAPTER = "benchmarks/results/edit-adapter.json"
@@ -16,6 +18,17 @@ ADAPTER = "benchmarks/results/edit-adapter.json"
 
 @of_results(STREAM)
 def stream_block(found: dict[str, Any]) -> str:
+    """A stream on the fixture."""
+    return _stream(found, STREAM)
+
+
+@of_results(STREAM_STARTER)
+def starter_stream_block(found: dict[str, Any]) -> str:
+    """A stream on the starter base."""
+    return _stream(found, STREAM_STARTER)
+
+
+def _stream(found: dict[str, Any], source: str) -> str:
     """Shares of facts that the model says after a number of rows, and perplexity; the cost of a row below."""
     start, *points = found["checkpoints"]
     lines = [
@@ -33,7 +46,7 @@ def stream_block(found: dict[str, Any]) -> str:
         f"`memit` on layer {found['layer']} of {_model(found['base'])}, {found['batch']} rows at a time; {found['updates']} of {found['rows']:,} rows update an earlier fact. Said: percent of facts with "
         f"all tokens of the current target the most likely ones. Perplexity is that of other text, {start['perplexity']:.2f} before the stream. A row takes {min(costs):.3f} to {max(costs):.3f} CPU s in windows "
         f"of {windows[0]['rows']} rows; the last window takes {flat['both']:.2f} times the first full one, its solve {flat['solve']:.2f} times. Peak memory grows from {windows[0]['peak'] / 1e6:.0f} to "
-        f"{windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{STREAM}](../{STREAM})."
+        f"{windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{source}](../{source})."
     )
     heads = ["rows", "facts", "latest batch said", "all said", "ten oldest said", "perplexity"]
     return table(heads, lines, left=0) + "\n\n" + note
@@ -41,6 +54,28 @@ def stream_block(found: dict[str, Any]) -> str:
 
 def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
+
+
+@of_results(STEER)
+def steer_block(found: dict[str, Any]) -> str:
+    """What a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
+    tasks = list(found["rows"][0].get("retention", ()))
+    lines = [
+        [
+            f"{row['direction']}{', with the LoRA `' + row['with'] + '`' if 'with' in row else ''}",
+            f"{row['strength']:g}",
+            points(row["share"]),
+            points(row["different_words"]),
+            *(points(row["retention"][task]["acc"]) for task in tasks),
+        ]
+        for row in found["rows"]
+    ]
+    counts = [f"{task} (n = {found['rows'][0]['retention'][task]['n']})" for task in tasks]
+    note = (
+        f"After layer {found['layer']} of the starter base, continuations of {found['tokens']} tokens, greedy. The share is that of capital letters among letters, or of good words among good and bad ones; "
+        f"different words are a share of all. All columns in percent. {measured(found)} The source: [{STEER}](../{STEER})."
+    )
+    return table(["direction", "strength", "share", "different words", *counts], lines, left=1) + "\n\n" + note
 
 
 @of_results(FORGETTING)
@@ -112,6 +147,8 @@ def _difference(found: Mapping[str, float]) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-stream": stream_block,
+    "edit-stream-starter": starter_stream_block,
+    "steer": steer_block,
     "forgetting": forgetting_block,
     "edit-preserving": preserving_block,
     "edit-adapter": adapter_block,

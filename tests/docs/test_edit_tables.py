@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 HEAD = {"machine": "2 cores", "command": "python benchmarks/x.py", "commit": "0123456789abcdef", "date": "2026-01-01"}
-NAMES = ("edit-methods", "edit-methods-alone", "edit-fixture", "edit-fixture-prompt", "edit-merge", "edit-speed", "edit-adapter")
+NAMES = (
+    "edit-methods",
+    "edit-methods-alone",
+    "edit-fixture",
+    "edit-fixture-prompt",
+    "edit-merge",
+    "edit-speed",
+    "edit-adapter",
+    "edit-stream",
+    "edit-stream-starter",
+    "steer",
+    "memory-updates",
+)
 FILES = {"edit-speed": "edit", "edit-methods-alone": "edit-methods"}
 
 
@@ -24,10 +36,10 @@ def filled(build: ModuleType, project: Path, name: str, document: dict[str, Any]
         file = project / "benchmarks" / "results" / f"{FILES.get(name, name)}.json"
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(json.dumps({**HEAD, **document}), "utf-8")
-    text = build.fill(f"before\n<!-- {name}:begin -->\nold\n<!-- {name}:end -->\nafter\n", project)
+    text = build.fill(f"before\n<!-- {name}:begin -->\nSTALE\n<!-- {name}:end -->\nafter\n", project)
     assert text.startswith("before\n")
     assert text.endswith(f"<!-- {name}:end -->\nafter\n")
-    assert "old" not in text
+    assert "STALE" not in text
     return str(text)
 
 
@@ -199,3 +211,62 @@ def test_adapters_beside_memit(build: ModuleType, tmp_path: Path) -> None:
     assert lines[3] == ["", "+25.0 [−10.0, +40.0]", "+25.0 [−10.0, +40.0]", "", ""]
     assert "2 draws of 20 CounterFact facts (40 in all)" in text
     assert "(../benchmarks/results/edit-adapter.json)" in text
+
+
+def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None:
+    point = {"rows": 300, "facts": 90, "latest": 1.0, "all": 0.75, "oldest": 0.5, "perplexity": 30.25}
+    windows = [{"both": 3.0, "peak": 2e9, "rows": 100}, {"both": 2.5, "peak": 2.1e9, "rows": 100}]
+    counts = {"base": "starter", "layer": 7, "batch": 10, "updates": 210, "rows": 300}
+    document = {**counts, "checkpoints": [{"perplexity": 29.0}, point], "windows": windows, "flat": {"both": 0.9, "solve": 1.02}}
+    text = filled(build, tmp_path, "edit-stream-starter", document)
+    ((_, line),) = rows_of(text)
+    assert line == ["300", "90", "100", "75", "50", "30.25"]
+    assert "layer 7 of the starter base" in text
+    assert "takes 2.500 to 3.000 CPU s" in text
+    assert "the last window takes 0.90 times the first full one, its solve 1.02 times" in text
+    assert "(../benchmarks/results/edit-stream-starter.json)" in text
+
+
+def test_steering_beside_what_it_costs(build: ModuleType, tmp_path: Path) -> None:
+    def row(strength: float, share_: float, **more: Any) -> dict[str, Any]:
+        scores = {"retention": {"acc": 0.9, "n": 60}}
+        return {
+            "direction": "capitals",
+            "strength": strength,
+            "share": share_,
+            "different_words": 0.75,
+            "retention": scores,
+            **more,
+        }
+
+    rows = [row(0, 0.03), row(2.5, 0.6), row(1, 0.125, **{"with": "add"})]
+    text = filled(build, tmp_path, "steer", {"layer": 12, "tokens": 24, "rows": rows})
+    ((heads, *lines),) = rows_of(text)
+    assert heads == ["direction", "strength", "share", "different words", "retention (n = 60)"]
+    assert lines == [
+        ["capitals", "0", "3", "75", "90"],
+        ["capitals", "2.5", "60", "75", "90"],
+        ["capitals, with the LoRA `add`", "1", "12", "75", "90"],
+    ]
+
+
+def test_facts_that_come_change_and_go(build: ModuleType, tmp_path: Path) -> None:
+    def states(*values: float) -> dict[str, Any]:
+        return {
+            name: {"exact": share(value)} for name, value in zip(("before", "create", "update", "delete"), values, strict=True)
+        }
+
+    row = {
+        "method": "memory",
+        "new answer": states(0.2, 0.8, 0.3, 0.2),
+        "true answer": states(0.4, 0.1, 0.7, 0.4),
+        "restored": {"texts": 20, "logits": 19},
+    }
+    text = filled(build, tmp_path, "memory-updates", {"facts": 20, "others": 5, "rows": [row]})
+    ((heads, *lines),) = rows_of(text)
+    assert heads == ["method", "said", "before", "created", "updated", "deleted"]
+    assert lines == [
+        ["`memory`", "new answer", "20 [10, 30]", "80 [70, 90]", "30 [20, 40]", "20 [10, 30]"],
+        ["`memory`", "true answer", "40 [30, 50]", "10 [0, 20]", "70 [60, 80]", "40 [30, 50]"],
+    ]
+    assert "20 texts and 19 vectors of logits of `memory` (of 20 each) are bit for bit those from before" in text
