@@ -1,11 +1,12 @@
-"""Facts in a LoRA (`edit: adapter`), from zero and from memit's edit, and in neurons of their own (`edit: patch`), beside memit and the facts in the prompt.
+"""Facts in a LoRA (`edit: adapter`), in neurons of their own (`edit: patch`) and in projections (memit, its variants), beside the facts in the prompt.
 
     python benchmarks/edit_adapter.py                                       three draws of 20 CounterFact facts on the starter base
     python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
 
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms
 `adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. `memit, then
-ends` is memit's edit and then neurons for what it does not say and for the end of each text. Measures, intervals and draws are those of
+ends` is memit's edit and then neurons for what it does not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated
+prompts as they are, `memit, joint values` trains the values of all facts together. Measures, intervals and draws are those of
 benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is
 missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
@@ -23,6 +24,8 @@ ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
 PATCH = {"edit": "patch", "neurons": 6, "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
 ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
+    "memit, null space": {**MEMIT, "preserve_tokens": "every", "preserve_generated": 100, "preserve_weight": 1e4},
+    "memit, joint values": {**MEMIT, "joint_values": {}},
     "patch": PATCH,
     "patch, with ends": {**PATCH, "end_of_text": True},
     "memit, then ends": {**PATCH, "end_of_text": True, "after": MEMIT},
