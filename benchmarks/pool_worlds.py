@@ -145,7 +145,7 @@ class World:
         if not (self.base / "config.json").is_file():
             torch.manual_seed(self.seed)
             model = _new(self.family)
-            _train(model, [*BASE_TASKS, *COPIES], steps, 2e-3, self.seed, replay=0.0)
+            train(model, [*BASE_TASKS, *COPIES], steps, 2e-3, self.seed, replay=0.0)
             model.save_pretrained(self.base)
             _save_tokenizer(self.base)
         return self.retention(self.model())
@@ -182,7 +182,7 @@ class World:
         model = self.model()
         torch.manual_seed(1000 * self.seed + training.draw)
         if training.rank is None:
-            _train(model, training.tasks, steps, 1e-3, training.draw)
+            train(model, training.tasks, steps, 1e-3, training.draw)
             model.save_pretrained(out)
             _save_tokenizer(out)
         else:
@@ -197,7 +197,7 @@ class World:
             )
             tuned: Any = get_peft_model(model, config)
             tuned.peft_config["default"].base_model_name_or_path = str(self.base)
-            _train(tuned, training.tasks, steps, RATE, training.draw)
+            train(tuned, training.tasks, steps, RATE, training.draw)
             tuned.save_pretrained(out)
         (out / "done").touch()
         return out
@@ -219,7 +219,7 @@ def _new(family: str) -> PreTrainedModel:
     return LlamaForCausalLM(LlamaConfig(max_position_embeddings=16, **shape, **common))
 
 
-def _train(model: Any, tasks: Sequence[Task], steps: int, rate: float, seed: int, replay: float = 0.25, batch: int = 64) -> None:
+def train(model: Any, tasks: Sequence[Task], steps: int, rate: float, seed: int, replay: float = 0.25, batch: int = 64) -> None:
     """Train on rows of the tasks and, for a share of each batch, of the base's functions; the loss counts answers alone."""
     draw = random.Random(seed)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import DynamicCache
 
 from worlds.jsonl import write_jsonl
 from worlds.memory_world import FACTS, GRACE, MEMORY, OUTSIDE, answer, logits, text_of
@@ -17,6 +18,7 @@ from worlds.tiny import WORDS
 
 import workbench
 from workbench.errors import WorkbenchError
+from workbench.models.attention import cache_name
 from workbench.run.materialize import configuration_digest, materialize
 
 
@@ -189,6 +191,25 @@ def test_generate_in_all_its_forms(taught: Project) -> None:
     torch.testing.assert_close(last, padded[:, -2:], atol=1e-5, rtol=1e-5)
     with model.recall.paused():
         assert not torch.allclose(logits(model, short)[0], padded[1, -len(rows[1]) :], atol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["past_key_values", "cache"])
+def test_rows_with_a_cache_are_not_looked_up(name: str, taught: Project) -> None:
+    """A cache holds earlier tokens, so a call with one does not pass the whole text, whatever the argument is called in this transformers."""
+    place = taught.run(MEMORY)["directory"]
+    model, plain = (workbench.load(place, device="cpu").float() for _ in range(2))
+    if name == "cache" and cache_name(plain) != name:
+        pytest.skip("this transformers has no argument of that name")
+    before, prompt = (torch.tensor([[WORDS.index(w) for w in text.split()]]) for text in ("w3 w4", text_of(FACTS[0])))
+    with torch.no_grad(), plain.recall.paused():
+        caches = [dict(plain(before, use_cache=True).items())[cache_name(plain)] for _ in range(2)]
+        ours, theirs = (m(prompt, **{name: cache}).logits for m, cache in zip((model, plain), caches, strict=True))
+        recalled, without = model(prompt, use_cache=True), plain(prompt)
+    assert torch.equal(ours, theirs)
+    assert not torch.allclose(recalled.logits, without.logits, atol=1e-2)
+    assert dict(recalled.items()).get(cache_name(plain)) is None
+    with pytest.raises(WorkbenchError, match="a cache cannot be filled where a text memory puts facts before the prompt"):
+        model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=1, **{name: DynamicCache()})
 
 
 def test_a_sentence_encoder(taught: Project) -> None:

@@ -53,6 +53,10 @@ def _additive_mask(visible: Tensor, queries: Tensor, keys: Tensor, window: int |
     return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
 
 
+CACHES = ("past_key_values", "cache_params", "cache", "state")
+"""Arguments of forward that hold the state of earlier tokens, and the fields of its output that do; names differ between versions and models."""
+
+
 def cache_name(model: nn.Module) -> str:
     """Return the name of the model's argument for the keys and values of earlier positions."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"

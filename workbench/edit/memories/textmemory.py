@@ -8,15 +8,17 @@ those without the memory.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
+from workbench.models.attention import CACHES
 from workbench.steps import Remembered
 
 if TYPE_CHECKING:
@@ -185,25 +187,26 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
     """
     recall = Recall(model, tokenizer, store)
     forward, generate = model.forward, model.generate
+    parameters = inspect.signature(forward)
 
     @functools.wraps(forward)
     def forward_with_memory(*args: Any, **kwargs: Any) -> Any:
         output = forward(*args, **kwargs)
-        ids = kwargs.get("input_ids", args[0] if args else None)
-        mask = kwargs.get("attention_mask", args[1] if len(args) > 1 else None)
-        if not recall.active or len(args) > 2 or not isinstance(ids, torch.Tensor) or not _are_whole_texts(ids, mask, kwargs):
+        named = {**parameters.bind_partial(*args, **kwargs).arguments, **kwargs}
+        ids, mask = named.get("input_ids"), named.get("attention_mask")
+        if not recall.active or not isinstance(ids, torch.Tensor) or not _are_whole_texts(ids, mask, named):
             return output
         recalled = recall.logits(ids, mask)
         if not recalled:
             return output
-        to_keep = kwargs.get("logits_to_keep", 0)
+        to_keep = named.get("logits_to_keep", 0)
         chosen = slice(-to_keep, None) if isinstance(to_keep, int) else to_keep
-        output.logits = torch.stack(
-            [recalled[i][chosen].to(row.dtype) if i in recalled else row for i, row in enumerate(output.logits)]
-        )
-        output.past_key_values = None  # the cache is that of the texts without facts
-        if kwargs.get("labels") is not None:
-            output.loss = model.loss_function(output.logits, kwargs["labels"], vocab_size=output.logits.shape[-1])
+        rows = [recalled[i][chosen].to(row.dtype) if i in recalled else row for i, row in enumerate(output.logits)]
+        # The cache is that of the texts without facts. Setting it to None would leave it in the output as a dictionary.
+        left_out = {field.name: None for field in fields(output) if field.name in CACHES}
+        output = replace(output, logits=torch.stack(rows), **left_out)
+        if named.get("labels") is not None:
+            output.loss = model.loss_function(output.logits, named["labels"], vocab_size=output.logits.shape[-1])
         return output
 
     @functools.wraps(generate)
@@ -221,6 +224,10 @@ def attach(model: Any, tokenizer: Any, store: FactStore) -> Recall:
         max_new = _max_new_tokens(model, kwargs, generation_config, ids.shape[1])
 
         def generate_from(ids_: Tensor, mask_: Tensor | None) -> Tensor:
+            if ids_ is not ids and any(kwargs.get(name) is not None for name in CACHES):
+                raise WorkbenchError(
+                    "generate: a cache cannot be filled where a text memory puts facts before the prompt", "Remove the cache."
+                )
             length = {"max_length": kwargs["max_length"] + ids_.shape[1] - ids.shape[1]} if kwargs.get("max_length") else {}
             output_ids = generate(ids_, **({"attention_mask": mask_} if mask_ is not None else {}), **{**settings, **length})
             if not isinstance(output_ids, torch.Tensor) and ids_ is not ids:
@@ -280,11 +287,11 @@ def _are_whole_texts(ids: Any, mask: Any, kwargs: Mapping[str, Any]) -> bool:
         or (mask is not None and (not isinstance(mask, torch.Tensor) or mask.dim() != 2))
     ):
         return False
-    cache = kwargs.get("past_key_values")
+    caches = [cache for name in CACHES if (cache := kwargs.get(name)) is not None]
     return (
         kwargs.get("position_ids") is None
         and kwargs.get("inputs_embeds") is None
-        and not (cache is not None and cache.get_seq_length())
+        and not any(not hasattr(cache, "get_seq_length") or cache.get_seq_length() for cache in caches)
     )
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
+from workbench.models.attention import CACHES
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.copies import chat_frame, without_template
 from workbench.route.features.hidden import pooled
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 BASE = "base"
 """Label of prompts that no brick answers."""
 _KEPT = "_routed_choice"
-# Arguments of forward that hold the state of earlier tokens.
-_CACHES = ("past_key_values", "cache_params", "cache", "state")
 
 
 class Choice:
@@ -271,7 +270,7 @@ def attach(
         named = {**parameters.bind_partial(*args, **kwargs).arguments, **kwargs}
         ids = named.get("input_ids")
         shape = ids.shape if ids is not None else getattr(named.get("inputs_embeds"), "shape", (1, 0))
-        caches = [cache for name in _CACHES if (cache := named.get(name)) is not None]
+        caches = [cache for name in CACHES if (cache := named.get(name)) is not None]
         choice, seen = routing._chosen(), None
         if choice is None and routing.by_token:
             choice, seen = routing._of_tokens(ids, named.get("attention_mask"), caches)
@@ -284,7 +283,7 @@ def attach(
             _check_positions(named.get("position_ids"), named.get("attention_mask"))
         with routing.mixer.acting(choice.mix(shape[0]), shape[1]):
             output = forward(*args, **kwargs)
-        caches += [value for name, value in output.items() if name in _CACHES] if isinstance(output, dict) else []
+        caches += [value for name, value in output.items() if name in CACHES] if isinstance(output, dict) else []
         for cache in caches:
             if cache is not None and not isinstance(cache, (tuple, list, torch.Tensor)):
                 setattr(cache, *((_KEPT, choice) if not routing.by_token else (SEEN, seen)))
@@ -301,7 +300,7 @@ def attach(
                 return generate(kwargs.pop("input_ids", None), **kwargs)
             finally:
                 routing._call.generated = None
-        choice = routing._chosen() or _kept([cache for name in _CACHES if (cache := kwargs.get(name)) is not None])
+        choice = routing._chosen() or _kept([cache for name in CACHES if (cache := kwargs.get(name)) is not None])
         if choice is None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
             choice = routing._of_prompts(ids, _padding(ids, mask, kwargs, model, tokenizer))
