@@ -108,6 +108,30 @@ def adapter_block(found: dict[str, Any]) -> str:
     )
 
 
+SENTENCE = {
+    "memit": "`memit`",
+    "memit, then ends": "`memit` and then `patch`",
+    "patch, with ends": "`patch` alone",
+    "adapter from memit": "`adapter` that starts from `memit`",
+    "memory": "the facts in the prompt",
+}
+"""Arms of the README's sentence, and their names in it."""
+
+
+@of_results(ADAPTER)
+def edits_block(found: dict[str, Any]) -> str:
+    """The README's sentence about edits: what some arms say, keep and end."""
+    scores = {row["row"]: row["scores"] for row in found["rows"]}
+    tasks = ("efficacy", "paraphrase", "neighbours-strict", "generated")
+    parts = [
+        f"{name} {', '.join(points(scores[arm][task]['value']) for task in tasks)}"
+        for arm, name in SENTENCE.items()
+        if arm in scores
+    ]
+    facts = found["draws"] * found["count"]
+    return f"Edits of {facts} CounterFact facts, percent said, said in unseen wordings, strict neighbours unchanged, answered with a natural stop: {'; '.join(parts)} ([intervals](docs/editing-results-single.md#facts-in-an-adapter))."
+
+
 def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
     """Return the table of a measurement on draws of facts.
 
@@ -152,4 +176,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "forgetting": forgetting_block,
     "edit-preserving": preserving_block,
     "edit-adapter": adapter_block,
+    "edits": edits_block,
 }
