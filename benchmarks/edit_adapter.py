@@ -4,8 +4,8 @@
     python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
 
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms
-`adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. `memit, then
-ends` is memit's edit and then neurons for what it does not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated
+`adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. `patch at subjects` writes one neuron for each subject
+in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated
 prompts as they are, `memit, joint values` trains the values of all facts together. Measures, intervals and draws are those of
 benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is
 missing. Results go to benchmarks/results/edit-adapter.json after each draw.
@@ -22,12 +22,20 @@ from record import parser_of
 ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
 # `neurons`: how many neurons a fact gets before the step; `after`: the edit of the same facts that comes before it.
 PATCH = {"edit": "patch", "neurons": 6, "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
+AT_SUBJECTS = {**PATCH, "position": "subject_last", "contexts": 10}
 ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
+    "memit, ten beginnings": {**MEMIT, "contexts": 10},
     "memit, null space": {**MEMIT, "preserve_tokens": "every", "preserve_generated": 100, "preserve_weight": 1e4},
     "memit, joint values": {**MEMIT, "joint_values": {}},
     "patch": PATCH,
     "patch, with ends": {**PATCH, "end_of_text": True},
+    "patch at subjects": AT_SUBJECTS,
+    "patch at subjects, then ends": {
+        **PATCH,
+        "end_of_text": True,
+        "after": {k: v for k, v in AT_SUBJECTS.items() if k != "neurons"},
+    },
     "memit, then ends": {**PATCH, "end_of_text": True, "after": MEMIT},
     "lora": {**ADAPTER, "preserve_generated": 0, "replay_weight": 0.0},
     "adapter": ADAPTER,
@@ -44,16 +52,22 @@ def main() -> None:
 
 
 def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return arm -> its step without the facts; --layers are those of memit, alone and as a start."""
+    """Return arm -> its step without the facts; --layers are those of memit, alone and as a start, and of neurons at subjects."""
     arms = {arm: dict(ARMS[arm]) for arm in options.arms}
     for step in arms.values() if options.layers else ():
-        if step["edit"] == "memit":
-            step["layers"] = options.layers
-        elif "after" in step:
-            step["after"] = {**step["after"], "layers": options.layers}
-        elif step.get("start") == "memit":
+        step |= placed(step, options.layers)
+        if "after" in step:
+            step["after"] = {**step["after"], **placed(step["after"], options.layers)}
+        if step.get("start") == "memit":
             step["start_fields"] = {"layers": options.layers}
     return arms
+
+
+def placed(step: dict[str, Any], layers: list[int]) -> dict[str, Any]:
+    """Return the field that puts a step at the layers, for steps that write at subjects."""
+    if step["edit"] == "memit":
+        return {"layers": layers}
+    return {"layer": layers[0]} if step.get("position") == "subject_last" else {}
 
 
 if __name__ == "__main__":

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preserving import generated_prompts
 from workbench.edit.closed_form.preset import LONGEST
+from workbench.edit.closed_form.sweep import choose
+from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
@@ -25,9 +27,11 @@ from workbench.edit.gradient.patching import (
     solve_keys,
     train_values,
 )
+from workbench.edit.gradient.subjects import subject_values, subjects_of
+from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import check_rows, padded, row_of
+from workbench.edit.places.rows import Position, check_rows, padded, row_of
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
@@ -47,10 +51,10 @@ BOUND = 1e-3
 
 @register
 class Patch(EditMethod):
-    """Write one new neuron for each target token that the model does not say (Huang et al. 2023, Transformer-Patcher).
+    """Write new neurons for what the model does not say: one for each token, or one for each subject (Huang et al. 2023, Transformer-Patcher).
 
     Each neuron's key is above a margin at its query and below it at ordinary text, neighbors and other queries, where the neuron is
-    silent. Its value is trained until the token is said. The neurons must exist and write nothing yet: `grow: width` before this
+    silent. Its value is trained until the target is said. The neurons must exist and write nothing yet: `grow: width` before this
     step adds them.
     """
 
@@ -65,8 +69,12 @@ class Patch(EditMethod):
     """Facts file or published data set (see docs/facts.md), relative to the project."""
     first: Whole | None = Field(None, ge=1)
     """Use only the first N facts of the file."""
+    position: Position = "prompt_last"
+    """Token at which the neurons act: `prompt_last`: one for each token of a target, before it, in the fact's own wording;
+    `subject_last`: one for each subject, at its last token in any wording, with the value that `edit: memit` would write there."""
     layer: Whole | None = None
-    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one."""
+    """Layer whose feed-forward block gets the neurons, from 0. Default: the last one; with `subject_last`, the one that works best in
+    `memit`'s sweep on well-known facts."""
     statistics: str | None = None
     """Text at whose tokens the neurons must be silent: JSONL or plain text, relative to the project. Default: the text that comes
     with the workbench."""
@@ -88,13 +96,30 @@ class Patch(EditMethod):
     confidence: Real = Field(0.9, gt=0, lt=1)
     """Probability of a missing token at which the optimization of its value stops."""
 
+    keyed_if_set = frozenset({"position"})
+
+    @model_validator(mode="after")
+    def _ends(self) -> Self:
+        if self.end_of_text and self.position == "subject_last":
+            raise ValueError(
+                "`end_of_text` is for neurons at `prompt_last`, because a text does not end at a subject: add a second `edit: patch` with "
+                "`end_of_text: true` after this step"
+            )
+        return self
+
     def inputs(self) -> list[str]:
         """Return the files of facts and of text."""
         return [self.facts, *filter(None, [self.statistics])]
 
     def check_inputs(self, project: Path) -> None:
-        """Read the facts and check that they do not contradict each other."""
-        require_consistent(self._read(project))
+        """Read the facts and check that they do not contradict each other, and have subjects where neurons act at these."""
+        facts = self._read(project)
+        require_consistent(facts)
+        if self.position == "subject_last" and (bare := [fact for fact in facts if fact.subject is None]):
+            raise InvalidRecipeError(
+                f"edit patch: {bare[0].place}: the fact has no subject, at which its neuron could act",
+                "Write the prompt with {subject} and name the `subject`, or set `position: prompt_last`.",
+            )
 
     def check_model(self, model: Model) -> None:
         """Check from names that the layer exists.
@@ -120,7 +145,10 @@ class Patch(EditMethod):
         spec = model.weights.specs[layout.mlp_out(layout.mlp_layers()[-1])]
         text = self.tokens_per_input * min(spec.shape)
         prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
-        return {"work": {"statistics": text + text // 2, "facts": facts}, "tokens": text + text // 2 + prompts}
+        work = {"statistics": text + text // 2, "facts": facts}
+        if self.position == "subject_last":
+            work["values"] = facts * (self.contexts + 1) * 12 * max(1, self.steps // 4)
+        return {"work": work, "tokens": sum(work.values()) - facts + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
         """Solve keys and values of the neurons on the live model; the model is left unchanged.
@@ -133,19 +161,25 @@ class Patch(EditMethod):
         longest = longest_row(context.layout.config, LONGEST)
         check_rows(facts, context.tokenizer, longest, self.end_of_text)
         parts = Parts.of(context)
-        layer = parts.editable[-1] if self.layer is None else self.layer
-        parts.check_layers((layer,), "edit patch")
+        layer = self._layer(context, parts, facts)
         block = find_block(parts, layer, context)
         texts, _ = statistics_source(context, self.statistics)
         rows = self._wordings(context, facts, texts, longest)
+        at_subjects = self.position == "subject_last"
         with frozen(context.model), one_thread():
-            mistakes = find_mistakes(parts, facts, rows)
+            mistakes, groups = find_mistakes(parts, facts, rows), list[Group]()
+            if at_subjects:
+                mistakes, groups = subjects_of(facts, rows, mistakes)
             self._check_count(block, len(mistakes))
             width = n_outputs(parts.out(layer)) or 0
             seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
             descent = Descent(self.steps, self.learning_rate, self.confidence)
-            neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
+            if at_subjects:
+                at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts))
+                neurons, record = subject_values(at, groups, keys, descent)
+            else:
+                neurons, record = train_values(block, keys, mistakes, rows, descent, context.progress)
             with installed(block, neurons):
                 record |= _measured(block, keys, mistakes, facts, rows, context)
                 record["text"] = {
@@ -156,12 +190,22 @@ class Patch(EditMethod):
         record = {"layers": [layer], "order": "free", "facts": len(facts), "neurons": len(mistakes), **record}
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
+    def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
+        """Return the layer that gets the neurons."""
+        if self.layer is not None:
+            parts.check_layers((self.layer,), "edit patch")
+            return self.layer
+        if self.position == "prompt_last":
+            return parts.editable[-1]
+        sweep = Memit(edit="memit", facts=self.facts, position=self.position, statistics=self.statistics)
+        return choose(sweep, context, parts, facts).layers[0]
+
     def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[RowsOfFact]:
         """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
         wordings: list[RowsOfFact] = []
         for fact in facts:
             plain, *others = (
-                row_of(fact, context.tokenizer, "prompt_last", before, self.end_of_text)
+                row_of(fact, context.tokenizer, self.position, before, self.end_of_text)
                 for before in ("", *contexts(texts, self.contexts))
             )
             wordings.append([plain, *(r for r in others if r.target == plain.target and len(r.tokens) <= longest)])
@@ -174,6 +218,13 @@ class Patch(EditMethod):
         encoded = [list(encode_text(context.tokenizer, text)) for text in dict.fromkeys(texts)]
         return [list(row.tokens) for wordings in rows for row in wordings] + [row for row in encoded if row]
 
+    def _unit(self) -> str:
+        return (
+            "subject with a fact that the model does not say"
+            if self.position == "subject_last"
+            else "token that the model does not say"
+        )
+
     def _check_count(self, block: Block, needed: int) -> None:
         """Raise WorkbenchError if there is nothing to write, or there are too few neurons."""
         if not needed:
@@ -184,7 +235,7 @@ class Patch(EditMethod):
         if needed > len(block.free):
             total = block.parts.width(block.layer) + needed - len(block.free)
             raise WorkbenchError(
-                f"edit patch: the facts need {needed} neurons, one for each token that the model does not say; layer {block.layer} has "
+                f"edit patch: the facts need {needed} neurons, one for each {self._unit()}; layer {block.layer} has "
                 f"{len(block.free)} that write nothing yet",
                 f"Put `- {{grow: width, neurons: {total}}}` before this step, or set that number in the one that is there. New neurons "
                 "write nothing, so that the model stays the same.",

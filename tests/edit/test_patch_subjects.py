@@ -1,0 +1,183 @@
+"""`edit: patch` at subjects: one neuron each, with memit's value at the subject's last token in any wording; what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from worlds.dense import context_of, save_dense, write_text
+from worlds.jsonl import write_jsonl
+from worlds.project import Project
+from worlds.tiny import live
+
+from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.moments import statistics_source
+from workbench.edit.closed_form.sweep import choose
+from workbench.edit.closed_form.values import Lookup, Settings, grouped, values
+from workbench.edit.memit import Memit
+from workbench.edit.places.parts import Parts
+from workbench.errors import WorkbenchError
+from workbench.facts import read_facts
+from workbench.recipe.methods import methods
+from workbench.steps import Edit, MethodContext
+
+FACTS = [
+    {"id": "a", "prompt": "w5 {subject} w7 w8", "subject": "w10 w11", "target": "w30"},
+    {"id": "b", "prompt": "w6 {subject} w9", "subject": "w12 w13", "target": "w31"},
+]
+# A random model hardly attends to a token, so that a value changes what is said at its own position alone.
+LAST = [{**FACTS[0], "prompt": "w5 w7 {subject}"}, {**FACTS[1], "prompt": "w6 w9 {subject}"}]
+SECOND = {"id": "c", "prompt": "w15 w16 {subject}", "subject": "w10 w11", "target": "w30"}
+FIELDS: dict[str, Any] = {
+    "facts": "facts.jsonl",
+    "statistics": "text.txt",
+    "tokens_per_input": 2,
+    "preserve_generated": 8,
+    "contexts": 1,
+    "position": "subject_last",
+    "layer": 1,
+    "min_efficacy": 0,
+}
+F32 = "output: {dtype: float32}\n"
+WIDTHS = {"gpt2": 128}
+
+
+def grow(family: str = "llama", more: int = 8) -> str:
+    return f"{{grow: width, neurons: {WIDTHS.get(family, 48) + more}, check: off}}"
+
+
+def patch(**fields: Any) -> str:
+    return json.dumps({"edit": "patch", **FIELDS, **fields})
+
+
+def world(folder: Path, family: str = "llama", facts: list[dict[str, str]] = FACTS) -> Project:
+    (folder / "recipes").mkdir(parents=True)
+    save_dense(family, folder / "base")
+    write_jsonl(folder / "facts.jsonl", facts)
+    write_text(folder / "text.txt")
+    return Project(folder)
+
+
+def grown(project: Project, family: str = "llama") -> Path:
+    return Path(project.run(f"steps: [{grow(family)}]\n" + F32, "grown.yaml")["model"])
+
+
+def solve(context: MethodContext, **fields: Any) -> Edit:
+    return methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS, **fields}).solve(context)  # type: ignore[attr-defined,no-any-return]
+
+
+def tokens(project: Project, text: str) -> torch.Tensor:
+    known = json.loads((project.path / "base" / "tokenizer.json").read_text("utf-8"))["model"]["vocab"]
+    return torch.tensor([[known[word] for word in text.split()]])
+
+
+def outputs(model: Any, name: str, ids: torch.Tensor) -> torch.Tensor:
+    """What a projection adds at every token."""
+    seen: list[torch.Tensor] = []
+    handle = model.get_submodule(name).register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
+    with torch.no_grad():
+        model(ids)
+    handle.remove()
+    return seen[0]
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "gemma"])
+def test_a_neuron_writes_memits_value_at_its_subject(family: str, tmp_path: Path) -> None:
+    """At the subject's last token the projection's output moves by the value that memit optimizes there; nowhere else in the prompt."""
+    project = world(tmp_path / "p", family)
+    base = grown(project, family)
+    context = context_of(project, str(base))
+    texts, _ = statistics_source(context, "text.txt")
+    at = Lookup(context, Parts.of(context), 1, "subject_last", contexts(texts, 1))
+    memit = Memit(edit="memit", facts="facts.jsonl")
+    settings = Settings(60, 0.25, memit.clamp, memit.kl, memit.decay, 0.9)
+    facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
+    wanted = values(at, grouped(facts, "subject_last"), settings, context.weights_key).rows("change")
+    run = project.run(f"steps: [{grow(family)}, {patch()}]\n" + F32)
+    old, new = live(base), live(Path(run["model"]))
+    name = "transformer.h.1.mlp.c_proj" if family == "gpt2" else "model.layers.1.mlp.down_proj"
+    for text, place, change in (("w5 w10 w11 w7 w8", 2, wanted[0]), ("w6 w12 w13 w9", 2, wanted[1])):
+        moved = outputs(new, name, tokens(project, text)) - outputs(old, name, tokens(project, text))
+        torch.testing.assert_close(moved[place], change, atol=2e-4, rtol=2e-3)
+        rest = torch.cat((moved[:place], moved[place + 1 :]))
+        assert float(rest.abs().max()) <= 0.02 * float(change.abs().max())
+    assert (run["steps"][1]["neurons"], run["steps"][1]["layers"]) == (2, [1])
+
+
+def test_other_wordings_get_the_value_and_other_subjects_nothing(tmp_path: Path) -> None:
+    project = world(tmp_path / "p", facts=LAST)
+    base = grown(project)
+    run = project.run(f"steps: [{grow()}, {patch()}]\n" + F32)
+    old, new = live(base), live(Path(run["model"]))
+    assert run["steps"][1]["efficacy"] == 1.0
+    for fact in LAST:
+        prompt = tokens(project, fact["prompt"].replace("{subject}", fact["subject"]))
+        assert new(prompt).logits[0, -1].argmax() == tokens(project, fact["target"])[0, 0]
+    name = "model.layers.1.mlp.down_proj"
+    own, reworded = (
+        (outputs(new, name, tokens(project, text)) - outputs(old, name, tokens(project, text)))[place]
+        for text, place in (("w5 w7 w10 w11", 3), ("w40 w41 w42 w10 w11 w43", 4))
+    )
+    assert float(torch.nn.functional.cosine_similarity(own, reworded, dim=0)) > 0.999
+    assert 0.2 < float(reworded.norm() / own.norm()) < 2
+    other = tokens(project, "w5 w20 w21 w7 w8")
+    with torch.no_grad():
+        assert torch.equal(new(other).logits, old(other).logits)
+
+
+def test_facts_about_one_subject_share_a_neuron(tmp_path: Path) -> None:
+    project = world(tmp_path / "p", facts=[*LAST, SECOND])
+    context = context_of(project, str(grown(project)))
+    own = {name: tensor.clone() for name, tensor in context.model.state_dict().items()}
+    first, second = solve(context), solve(context)
+    assert all(torch.equal(own[name], tensor) for name, tensor in context.model.state_dict().items())
+    assert first.record == second.record
+    assert (first.record["neurons"], first.record["facts"], first.record["efficacy"]) == (2, 3, 1.0)
+    assert {factors.rank for factors in first.factors.values()} == {2}
+
+
+def test_subjects_whose_facts_are_said_get_no_neuron(tmp_path: Path) -> None:
+    project = world(tmp_path / "p")
+    context = context_of(project, str(grown(project)))
+    said = int(context.model(tokens(project, "w6 w12 w13 w9")).logits[0, -1].argmax())
+    word = context.tokenizer.decode([said])
+    write_jsonl(project.path / "facts.jsonl", [FACTS[0], {**FACTS[1], "target": word}])
+    assert [one["fact"] for one in solve(context).record["patches"]] == ["a"]
+
+
+def test_without_a_layer_it_is_that_of_memits_sweep(tmp_path: Path) -> None:
+    project = world(tmp_path / "p")
+    context = context_of(project, str(grown(project)))
+    sweep = Memit(edit="memit", facts="facts.jsonl", position="subject_last", statistics="text.txt")
+    facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
+    expected = choose(sweep, context, Parts.of(context), facts).layers
+    assert tuple(solve(context, layer=None).record["layers"]) == expected
+
+
+def test_a_second_step_ends_the_texts(tmp_path: Path) -> None:
+    project = world(tmp_path / "p", facts=LAST)
+    ends = patch(position="prompt_last", layer=2, end_of_text=True)
+    run = project.run(f"steps: [{grow()}, {patch()}, {ends}]\n" + F32)
+    model, end = live(Path(run["model"])), context_of(project).tokenizer.eos_token_id
+    for fact in LAST:
+        prompt = tokens(project, fact["prompt"].replace("{subject}", fact["subject"]))
+        made = model.generate(prompt, max_new_tokens=4, do_sample=False, pad_token_id=0)[0, prompt.shape[1] :].tolist()
+        assert made == [int(tokens(project, fact["target"])[0, 0]), end]
+    assert run["steps"][2]["neurons"] == len(LAST)
+
+
+def test_what_has_no_place_at_a_subject_is_refused(tmp_path: Path) -> None:
+    project = world(tmp_path / "p")
+    with pytest.raises(WorkbenchError, match="`end_of_text` is for neurons at `prompt_last`"):
+        project.resolve(f"steps: [{grow()}, {patch(end_of_text=True)}]\n")
+    with pytest.raises(
+        WorkbenchError, match="the facts need 2 neurons, one for each subject with a fact that the model does not say"
+    ):
+        project.run(f"steps: [{grow(more=1)}, {patch()}]\n")
+    write_jsonl(project.path / "facts.jsonl", [FACTS[0], {"prompt": "w1 is", "target": "w2"}])
+    with pytest.raises(WorkbenchError, match=r"facts.jsonl:2: the fact has no subject, at which its neuron could act"):
+        project.resolve(f"steps: [{grow()}, {patch()}]\n")
