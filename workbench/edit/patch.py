@@ -12,7 +12,7 @@ from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preserving import generated_prompts
 from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.sweep import choose
+from workbench.edit.closed_form.sweep import FACTS, LAYERS, choose
 from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
@@ -147,7 +147,9 @@ class Patch(EditMethod):
         prompts = 12 * (facts * (1 + self.contexts) + self.preserve_generated)
         work = {"statistics": text + text // 2, "facts": facts}
         if self.position == "subject_last":
-            work["values"] = facts * (self.contexts + 1) * 12 * max(1, self.steps // 4)
+            steps = 12 * max(1, self.steps // 4)  # tokens of a wording, times the steps that most values need
+            work["values"] = facts * (self.contexts + 1) * steps
+            work["sweep"] = min(LAYERS, len(layout.mlp_layers())) * FACTS * steps if self.layer is None else 0
         return {"work": work, "tokens": sum(work.values()) - facts + prompts}
 
     def solve(self, context: MethodContext) -> Edit:
