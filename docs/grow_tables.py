@@ -194,7 +194,8 @@ def prune_block(found: dict[str, Any]) -> str:
         f"{found['base'].capitalize()} without {len(found['rows'][0]['gone'])} of its {found['layers']} layers; perplexity on {found['texts']['held_out']} texts that neither chose "
         f"layers nor trained, retention in percent of {found['before']['retention']['n']} items with 95 % intervals. Training: {found['steps']} steps of "
         f"{found['batch_size']} texts of up to {found['length']} tokens, all parameters, on the distributions of the model before. Difference: points of "
-        f"retention against the model before, paired by item, after training. Chosen on {found['texts']['calibration']} texts. {found.get('note', '')} "
+        f"retention against the model before, paired by item, after training. Chosen on {found['texts']['calibration']} texts. "
+        f"{found['note'] + ' ' if 'note' in found else ''}"
     )
     heads = ["removed by", "layers", "perplexity", "retention", "trained: perplexity", "retention", "difference", "CPU min"]
     picture = f"![Perplexity and retention of pruned models, before and after training]({PRUNE_FIGURE})"
@@ -204,7 +205,8 @@ def prune_block(found: dict[str, Any]) -> str:
 def _pruned_cells(state: dict[str, Any]) -> list[str]:
     """Perplexity and retention of a model."""
     perplexity = state["perplexity"]
-    return [f"{perplexity:,.1f}" if perplexity < 1e5 else f"{perplexity:.1e}", interval(state["retention"])]
+    text = f"{perplexity:,.1f}" if perplexity < 1000 else f"{perplexity:,.0f}" if perplexity < 1e6 else f"{perplexity:.1e}"
+    return [text, interval(state["retention"])]
 
 
 _CHOICES = {"influence": "`by: influence`", "perplexity": "`by: perplexity`", "last": "the last layers"}
