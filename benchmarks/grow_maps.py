@@ -79,12 +79,12 @@ class Mapped(torch.nn.Module):
 def main() -> None:
     """Train all arms with all seeds, and write the results file after each seed."""
     parser = parser_of(__doc__, "grow-maps")
-    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--base-steps", type=int, default=300, help="training steps of the base, 64 rows each")
     parser.add_argument(
         "--budgets", type=int, nargs="+", default=[100, 400], help="training steps after growth; one training each"
     )
-    parser.add_argument("--map-steps", type=int, default=50, help="how many of them train the coefficients of learned maps")
+    parser.add_argument("--map-steps", type=int, default=25, help="how many of them train the coefficients of learned maps")
     parser.add_argument("--map-rate", type=float, default=1e-2, help="peak learning rate of the coefficients")
     parser.add_argument("--first-seed", type=int, default=0)
     options = parser.parse_args()

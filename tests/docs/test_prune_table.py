@@ -38,7 +38,7 @@ def test_rows(build: ModuleType, tmp_path: Path) -> None:
     block = build.BLOCKS["grow-prune"]
     lines = block(tmp_path).split("\n")
     assert "| the model before |  | 20.0 | 90 [80, 100] |  |  |  |  |" in lines
-    cells = "2, 5 | 1,234.5 | 40 [30, 50] | 50.0 | 70 [60, 80] | −20.0 [−25.0, −15.0] | 10 |"
+    cells = "2, 5 | 1,234 | 40 [30, 50] | 50.0 | 70 [60, 80] | −20.0 [−25.0, −15.0] | 10 |"
     assert f"| `by: influence` | {cells}" in lines
     assert f"| the last layers | {cells}" in lines
     assert lines[0].endswith("(growing-pruned.svg)")
