@@ -1,4 +1,4 @@
-"""Tables of docs/growing.md and docs/carrying.md: what growth costs, how grown models score, and how carried adapters do."""
+"""Tables of docs/growing-results.md and docs/carrying.md: what growth costs, how grown models score, and how carried adapters do."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed,
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
 BRICKS = "benchmarks/results/transplant-bricks.json"
+MAPS = "benchmarks/results/grow-maps.json"
 PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
@@ -216,6 +217,28 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+@of_results(MAPS)
+def maps_block(found: dict[str, Any]) -> str:
+    """Losses of grown models after equal numbers of steps, by how their new layers begin."""
+    budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
+    seeds = len({row["seed"] for row in found["rows"]})
+    lines = []
+    for arm in dict.fromkeys(row["arm"] for row in found["rows"]):
+        own = [row for row in found["rows"] if row["arm"] == arm]
+        cells = [_losses([row["loss"] for row in own if row["budget"] == budget]) for budget in budgets]
+        lines.append([arm, _losses([row["grown"] for row in own if row["budget"] == budgets[0]]), *cells])
+    note = (
+        f"Four layers of a small Llama, trained for {found['base_steps']} steps, become six; loss of held-out answers in nats a token, mean and range of {seeds} seeds. All steps count, also the {found['map_steps']} that "
+        f"train the coefficients of learned maps. {measured(found)} The source: [{MAPS}](../{MAPS})."
+    )
+    heads = ["new layers", "after growth", *(f"after {budget} steps" for budget in budgets)]
+    return table(heads, lines, left=1) + "\n\n" + note
+
+
+def _losses(values: Sequence[float]) -> str:
+    return f"{_mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
+
+
 def _of_seeds(rows: Sequence[dict[str, Any]]) -> str:
     """A score with its interval, or the mean over seeds with its range."""
     if len(rows) <= 1:
@@ -238,5 +261,6 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "grow-starter": starter_block,
     "grow-split": split_block,
     "grow-prune": prune_block,
+    "grow-maps": maps_block,
     "transplant-bricks": bricks_block,
 }
