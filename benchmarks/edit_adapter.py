@@ -1,14 +1,15 @@
 """Facts in a LoRA (`edit: adapter`), in neurons of their own (`edit: patch`) and in projections (memit, its variants), beside the facts in the prompt.
 
     python benchmarks/edit_adapter.py                                       three draws of 20 CounterFact facts on the starter base
+    python benchmarks/edit_adapter.py --base DIR                            the same on another model
     python benchmarks/edit_adapter.py --count 4 --draws 1 --layers 7 --no-retention --limit 4      a quick look
 
-No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms
-`adapter` also keep the base's distributions after generated prompts and on the built-in text; `patch` first adds neurons to all layers. `patch at subjects` writes one neuron for each subject
-in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated
-prompts as they are, `memit, joint values` trains the values of all facts together. Measures, intervals and draws are those of
-benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR the project is kept, and a later call solves and scores only what is
-missing. Results go to benchmarks/results/edit-adapter.json after each draw.
+No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms `adapter`
+also keep the base's distributions after generated prompts and on the built-in text. `patch` first adds neurons to all layers; `patch at subjects` writes one for
+each subject in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does
+not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated prompts as they are, `memit, joint values` trains
+the values of all facts together. Measures, intervals and draws are those of benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR
+the project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
 
 from __future__ import annotations

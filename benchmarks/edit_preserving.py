@@ -2,6 +2,7 @@
 
     python benchmarks/edit_preserving.py                                    three draws of 100 CounterFact facts on the starter base
     python benchmarks/edit_preserving.py --count 10 --draws 1 --limit 10    a quick look
+    python benchmarks/edit_preserving.py --base DIR                         the same on another model
 
 The prompts to preserve are made from the facts' own wordings and other subjects (`preserve_generated`), so that no neighbour that is scored is used. Arms differ
 in the number of prompts, in the weight of their tokens and in the factor on the update. The longer update without preserved prompts is the control, because a
@@ -77,6 +78,7 @@ def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int,
         count: Default number of facts of a draw.
         skip: Default number of facts before the first draw.
     """
+    parser.add_argument("--base", type=Path, default=PROJECT / STARTER, help="directory of the model")
     parser.add_argument("--facts", type=Path, default=COUNTERFACT, help="a CounterFact file")
     parser.add_argument("--count", type=int, default=count, help="number of facts of a draw")
     parser.add_argument("--draws", type=int, default=3)
@@ -99,7 +101,8 @@ def measure(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) 
         pooled = Pooled()
         for number in range(options.draws):
             draw((options.folder or Path(scratch)).resolve(), number, options, arms, pooled)
-            document = {"base": STARTER, "limit": options.limit, "skip": options.skip, "count": options.count}
+            base = STARTER if options.base == PROJECT / STARTER else options.base.name
+            document = {"base": base, "limit": options.limit, "skip": options.skip, "count": options.count}
             write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
 
 
@@ -159,7 +162,7 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
     """Measure all arms on one draw of facts, and add their scores."""
     facts = published(options.facts, options.count, 3, options.skip + number * options.count)
     name = f"draw-{number}.jsonl"
-    project = make_project(folder, PROJECT / STARTER, facts, name)
+    project = make_project(folder, options.base, facts, name)
     suites = [{"facts": name, "tasks": TASKS, "controls": []}, *([] if options.no_retention else [RETENTION])]
     recipes = {}
     for arm, step in arms.items():

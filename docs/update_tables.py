@@ -14,6 +14,7 @@ STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
 PRESERVING = "benchmarks/results/edit-preserving.json"
 ADAPTER = "benchmarks/results/edit-adapter.json"
+STARTER = "bricks/starter/base"
 
 
 @of_results(STREAM)
@@ -159,10 +160,14 @@ def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Map
             lines.append(["", *(_difference(row["against"][task]) for task in tasks), "", *("" for _ in further)])
     count = next(iter(found["rows"][0]["scores"].values()))["n"]
     note = (
-        f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on the starter base. Percent of items with 95 % intervals over facts; below each row the paired "
+        f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; below each row the paired "
         f"difference from memit, in points. {'The column perplexity' if further else 'The last column'} is the change of the perplexity of other text in percent. {measured(found)} The source: [{source}](../{source})."
     )
     return table(["arm", *(heads[task] for task in tasks), "perplexity", *further], lines, left=1) + "\n\n" + note
+
+
+def _base(found: Mapping[str, Any]) -> str:
+    return "the starter base" if found.get("base", STARTER) == STARTER else f"{found['base']}"
 
 
 def _difference(found: Mapping[str, float]) -> str:
