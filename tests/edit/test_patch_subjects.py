@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from worlds.tiny import live
 
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import statistics_source
-from workbench.edit.closed_form.sweep import choose
+from workbench.edit.closed_form.sweep import Choice, choose
 from workbench.edit.closed_form.values import Lookup, Settings, grouped, values
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
@@ -149,13 +150,26 @@ def test_subjects_whose_facts_are_said_get_no_neuron(tmp_path: Path) -> None:
     assert [one["fact"] for one in solve(context).record["patches"]] == ["a"]
 
 
-def test_without_a_layer_it_is_that_of_memits_sweep(tmp_path: Path) -> None:
+def test_without_a_layer_it_is_that_of_memits_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project = world(tmp_path / "p")
     context = context_of(project, str(grown(project)))
-    sweep = Memit(edit="memit", facts="facts.jsonl", position="subject_last", statistics="text.txt")
+    sweep = Memit(edit="memit", facts="facts.jsonl", statistics="text.txt")
     facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
-    expected = choose(sweep, context, Parts.of(context), facts).layers
-    assert tuple(solve(context, layer=None).record["layers"]) == expected
+    expected = choose(sweep, context, Parts.of(context), facts)
+    asked: list[Any] = []
+    found = {"position": "subject_last"}
+
+    def chosen(*arguments: Any) -> Choice:
+        asked.append(arguments[0])
+        (layer,) = choose(*arguments).layers
+        return replace(expected, positions={layer: found["position"]})
+
+    monkeypatch.setattr("workbench.edit.patch.choose", chosen)
+    assert tuple(solve(context, layer=None).record["layers"]) == expected.layers
+    assert asked[0] == sweep
+    found["position"] = "prompt_last"
+    with pytest.raises(WorkbenchError, match="`memit` would write at the prompt's last token, in layer"):
+        solve(context, layer=None)
 
 
 def test_a_second_step_ends_the_texts(tmp_path: Path) -> None:

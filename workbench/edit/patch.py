@@ -193,14 +193,25 @@ class Patch(EditMethod):
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
     def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
-        """Return the layer that gets the neurons."""
+        """Return the layer that gets the neurons.
+
+        Raises:
+            WorkbenchError: If it does not exist, or is to be chosen and the model's facts are not found at subjects.
+        """
         if self.layer is not None:
             parts.check_layers((self.layer,), "edit patch")
             return self.layer
         if self.position == "prompt_last":
             return parts.editable[-1]
-        sweep = Memit(edit="memit", facts=self.facts, position=self.position, statistics=self.statistics)
-        return choose(sweep, context, parts, facts).layers[0]
+        choice = choose(Memit(edit="memit", facts=self.facts, statistics=self.statistics), context, parts, facts)
+        layer = choice.layers[0]
+        if choice.positions[layer] != self.position:
+            raise WorkbenchError(
+                f"edit patch: restoring subjects of well-known facts recovers few of this model's answers, so that no layer can be chosen for "
+                f"neurons at subjects; `memit` would write at the prompt's last token, in layer {layer}",
+                "Name a `layer`, or set `position: prompt_last`.",
+            )
+        return layer
 
     def _wordings(self, context: MethodContext, facts: Sequence[Fact], texts: Sequence[str], longest: int) -> list[RowsOfFact]:
         """Return every fact's prompt with its target, and the same after beginnings where it has the same tokens and fits."""
