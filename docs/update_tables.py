@@ -105,15 +105,14 @@ def adapter_block(found: dict[str, Any]) -> str:
     lines = {row["row"]: [f"{row['seconds'] / facts:.1f}" if "step" in row else ""] for row in found["rows"]}
     return (
         _draws(found, ADAPTER, ["CPU s a fact"], lines)
-        + " An adapter that begins as memit's edit uses the cached values of the row memit."
+        + " What an earlier row has solved is taken from the cache, and its seconds count there: values of memit, and neurons at subjects without ends."
     )
 
 
 SENTENCE = {
     "memit": "`memit`",
-    "memit, then ends": "`memit` and then `patch`",
-    "patch, with ends": "`patch` alone",
-    "adapter from memit": "`adapter` that starts from `memit`",
+    "patch at subjects, then ends": "neurons at subjects and ends (`patch`)",
+    "adapter from memit": "a LoRA that starts from `memit`",
     "memory": "the facts in the prompt",
 }
 """Arms of the README's sentence, and their names in it."""
