@@ -44,7 +44,7 @@ def points(value: float | None) -> str:
 
 def signed(value: float | None) -> str:
     """A difference in points."""
-    return "" if value is None else f"{100 * value:+.1f}".replace("-", "−")
+    return "" if value is None else f"{round(100 * value, 1) + 0.0:+.1f}".replace("-", "−")
 
 
 def measured(found: Mapping[str, Any]) -> str:

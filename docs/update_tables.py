@@ -111,9 +111,9 @@ def adapter_block(found: dict[str, Any]) -> str:
 
 SENTENCE = {
     "memit": "`memit`",
-    "patch at subjects, then ends": "neurons at subjects and ends (`patch`)",
-    "adapter from memit": "a LoRA that starts from `memit`",
-    "memory": "the facts in the prompt",
+    "patch at subjects, then ends": "`patch` at subjects and ends",
+    "adapter from memit": "a LoRA from `memit`",
+    "memory": "facts in the prompt",
 }
 """Arms of the README's sentence, and their names in it."""
 
@@ -129,7 +129,7 @@ def edits_block(found: dict[str, Any]) -> str:
         if arm in scores
     ]
     facts = found["draws"] * found["count"]
-    return f"Edits of {facts} CounterFact facts, percent said, said in unseen wordings, strict neighbours unchanged, answered with a natural stop: {'; '.join(parts)} ([intervals](docs/editing-results-single.md#facts-in-an-adapter))."
+    return f"Edits of {facts} CounterFact facts in percent (said, said in unseen wordings, strict neighbours unchanged, answer and stop): {'; '.join(parts)} ([intervals](docs/editing-results-single.md#adapters-and-neurons))."
 
 
 def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
@@ -153,7 +153,7 @@ def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Map
     lines = []
     for row in found["rows"]:
         cells = [interval(row["scores"][task]) for task in tasks]
-        change = f"{100 * row['perplexity_change']:+.1f}".replace("-", "−") if "step" in row else ""
+        change = signed(row["perplexity_change"]) if "step" in row else ""
         lines.append([row["row"], *cells, change, *cells_of[row["row"]]])
         if row["against"]:
             lines.append(["", *(_difference(row["against"][task]) for task in tasks), "", *("" for _ in further)])

@@ -222,7 +222,7 @@ def test_the_sentence_of_the_readme(build: ModuleType, tmp_path: Path) -> None:
     rows = [row("base", 0.0, 0.0, 1.0, 0.0), row("memit", 1.0, 0.5, 0.66, 0.26), row("memory", 0.95, 0.5, 0.98, 0.9)]
     text = filled(build, tmp_path, "edits", {"draws": 3, "count": 20, "rows": rows})
     assert "Edits of 60 CounterFact facts" in text
-    assert "answered with a natural stop: `memit` 100, 50, 66, 26; the facts in the prompt 95, 50, 98, 90 (" in text
+    assert "answer and stop): `memit` 100, 50, 66, 26; facts in the prompt 95, 50, 98, 90 (" in text
 
 
 def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None:
