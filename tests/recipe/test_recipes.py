@@ -45,9 +45,11 @@ def test_recipe_is_planned(path: Path, tmp_path: Path) -> None:
     experts = next((len(s["experts"]) for s in found.steps if "experts" in s), 0)  # the base's own, and more; and their router
     mixture = 30 * (experts - 1) * 3 * 2 * 576 * 1536 + 30 * experts * 2 * 576 if experts else 0
     words = 2 * 576 * sum(s.get("new_tokens", 0) for s in found.steps)
+    neurons = next((step.neurons for step in resolved.recipe.fields.steps if step.name == "width"), 1536)
+    wider = 30 * 3 * 2 * 576 * (neurons - 1536)
     beside = resolved.beside is not None  # acts on the base as it is: nothing of it is written
     bricks = sum(brick_bytes(resolved, n) for n in resolved.parents) if resolved.recipe.router else 0
-    assert found.write_bytes == (bricks if beside else 269_030_016 + grown * layer + mixture + words)
+    assert found.write_bytes == (bricks if beside else 269_030_016 + grown * layer + mixture + words + wider)
     assert found.problems == []
     assert resolved.warnings == (), "every brick was made on these weights"
 
