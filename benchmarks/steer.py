@@ -1,10 +1,10 @@
-"""Steer a model towards capital letters and towards good reviews, at several strengths, and measure what it gains and what it costs.
+"""Steer a model towards capital letters and towards bad reviews, at several strengths, and measure what it gains and what it costs.
 
     python benchmarks/steer.py
     python benchmarks/steer.py --layer 15 --strengths 0 1 2 4
 
 For each strength c, `edit: steer` adds c times the difference of the mean states after two lists of prompts to one layer. The share of
-capital letters, or of good among good and bad words, is that of greedy continuations of prompts that are in no list. `retention` is
+capital letters, or of bad among good and bad words, is that of greedy continuations of prompts that are in no list. `retention` is
 scored beside it, and with the adapter `add` merged in the same recipe. The results are kept in benchmarks/results/steer.json.
 """
 
@@ -89,7 +89,7 @@ BAD = frozenset(
 )
 LISTS = {
     "capitals": ([s.upper() for s in SENTENCES], [s.lower() for s in SENTENCES]),
-    "sentiment": ([f"The {t} was wonderful, I loved it" for t in THINGS], [f"The {t} was terrible, I hated it" for t in THINGS]),
+    "sentiment": ([f"The {t} was terrible, I hated it" for t in THINGS], [f"The {t} was wonderful, I loved it" for t in THINGS]),
 }
 ASKED = {"capitals": PROMPTS, "sentiment": [f"My opinion of the {t}: it was" for t in REVIEWED]}
 
@@ -99,7 +99,7 @@ def main() -> None:
     parser = parser_of(__doc__, "steer")
     parser.add_argument("--base", type=Path, default=HERE.parent / "bricks" / "starter" / "base", help="a llama model")
     parser.add_argument("--layer", type=int, default=12, help="layer after which the direction is added")
-    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 1, 2, 4])
+    parser.add_argument("--strengths", type=float, nargs="+", default=[0, 0.5, 0.75, 1, 1.5, 2])
     parser.add_argument("--tokens", type=int, default=24, help="length of a continuation")
     parser.add_argument("--limit", type=int, help="score so many items of retention")
     parser.add_argument("--no-retention", action="store_false", dest="retention", help="do not score retention")
@@ -115,17 +115,11 @@ def main() -> None:
                     row["retention"] = retention(project, recipe, options.limit)
                 print(row, flush=True)
                 rows.append(row)
-        if (project / "bricks" / "add").exists():
-            recipe = written(project, "capitals", options.layer, 1, adapter=True)
-            row = {
-                "direction": "capitals",
-                "strength": 1,
-                "with": "add",
-                **generated(project, recipe, "capitals", options.tokens),
-            }
-            if options.retention:
-                row["retention"] = retention(project, recipe, options.limit)
-            rows.append(row)
+        recipe = written(project, "capitals", options.layer, 0.75, adapter=True)
+        row = {"direction": "capitals", "strength": 0.75, "with": "add", **generated(project, recipe, "capitals", options.tokens)}
+        if options.retention:
+            row["retention"] = retention(project, recipe, options.limit)
+        rows.append(row)
     document = {"seconds": round(time.time() - started), "layer": options.layer, "tokens": options.tokens, "rows": rows}
     write_results(options.out, document)
 
@@ -133,7 +127,7 @@ def main() -> None:
 def lay_out(project: Path, base: Path) -> Path:
     """Return a project with the lists of prompts, the base, its bricks and the suites."""
     (project / "recipes").mkdir()
-    for name, target in (("base", base), ("evals", HERE.parent / "evals"), ("bricks", base.parent)):
+    for name, target in (("base", base), ("evals", HERE.parent / "evals"), ("bricks", HERE.parent / "bricks")):
         (project / name).symlink_to(target.resolve())
     for kind, lists in LISTS.items():
         for side, texts in zip(("positive", "negative"), lists, strict=True):
@@ -173,7 +167,7 @@ def generated(project: Path, recipe: Path, kind: str, tokens: int) -> dict[str, 
     good, bad = (sum(word in group for word in words) for group in (GOOD, BAD))
     shares = {
         "capitals": sum(letter.isupper() for letter in letters) / max(len(letters), 1),
-        "sentiment": good / (good + bad) if good + bad else None,
+        "sentiment": bad / (good + bad) if good + bad else None,
     }
     return {"share": shares[kind], "different_words": len(set(words)) / max(len(words), 1), "texts": texts[:2]}
 

@@ -65,15 +65,15 @@ def steer_block(found: dict[str, Any]) -> str:
         [
             f"{row['direction']}{', with the LoRA `' + row['with'] + '`' if 'with' in row else ''}",
             f"{row['strength']:g}",
-            points(row["share"]),
+            "none said" if row["share"] is None else points(row["share"]),
             points(row["different_words"]),
-            *(points(row["retention"][task]["acc"]) for task in tasks),
+            *(interval(row["retention"][task]["acc"]) for task in tasks),
         ]
         for row in found["rows"]
     ]
     counts = [f"{task} (n = {found['rows'][0]['retention'][task]['n']})" for task in tasks]
     note = (
-        f"After layer {found['layer']} of the starter base, continuations of {found['tokens']} tokens, greedy. The share is that of capital letters among letters, or of good words among good and bad ones; "
+        f"After layer {found['layer']} of the starter base, continuations of {found['tokens']} tokens, greedy. The share is that of capital letters among letters, or of bad words among good and bad ones; "
         f"different words are a share of all. All columns in percent. {measured(found)} The source: [{STEER}](../{STEER})."
     )
     return table(["direction", "strength", "share", "different words", *counts], lines, left=1) + "\n\n" + note

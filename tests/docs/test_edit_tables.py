@@ -240,8 +240,8 @@ def test_a_stream_on_the_starter_base(build: ModuleType, tmp_path: Path) -> None
 
 
 def test_steering_beside_what_it_costs(build: ModuleType, tmp_path: Path) -> None:
-    def row(strength: float, share_: float, **more: Any) -> dict[str, Any]:
-        scores = {"retention": {"acc": 0.9, "n": 60}}
+    def row(strength: float, share_: float | None, **more: Any) -> dict[str, Any]:
+        scores = {"retention": {"acc": {"value": 0.9, "low": 0.8, "high": 0.95}, "n": 60}}
         return {
             "direction": "capitals",
             "strength": strength,
@@ -251,14 +251,14 @@ def test_steering_beside_what_it_costs(build: ModuleType, tmp_path: Path) -> Non
             **more,
         }
 
-    rows = [row(0, 0.03), row(2.5, 0.6), row(1, 0.125, **{"with": "add"})]
+    rows = [row(0, 0.03), row(2.5, None), row(1, 0.125, **{"with": "add"})]
     text = filled(build, tmp_path, "steer", {"layer": 12, "tokens": 24, "rows": rows})
     ((heads, *lines),) = rows_of(text)
     assert heads == ["direction", "strength", "share", "different words", "retention (n = 60)"]
     assert lines == [
-        ["capitals", "0", "3", "75", "90"],
-        ["capitals", "2.5", "60", "75", "90"],
-        ["capitals, with the LoRA `add`", "1", "12", "75", "90"],
+        ["capitals", "0", "3", "75", "90 [80, 95]"],
+        ["capitals", "2.5", "none said", "75", "90 [80, 95]"],
+        ["capitals, with the LoRA `add`", "1", "12", "75", "90 [80, 95]"],
     ]
 
 
