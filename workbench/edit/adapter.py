@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Self
@@ -11,7 +10,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.places import Places
 from workbench.edit.closed_form.bundled import statistics_texts
-from workbench.edit.closed_form.closed_form import ClosedForm
+from workbench.edit.closed_form.closed_form import ClosedForm, editor
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.preserving import generated_prompts, read_prompts
 from workbench.edit.closed_form.preset import LONGEST
@@ -41,7 +40,6 @@ from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
 from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.steps.registry import REGISTERED
 from workbench.weights.lowrank import Factors
 from workbench.weights.parallel import one_thread
 
@@ -128,11 +126,8 @@ class AdapterEdit(EditMethod):
         if self.start == "none":
             return None
         fields = {"edit": self.start, "facts": self.facts, "first": self.first, "unconverged": "skip", **self.start_fields}
-        importlib.import_module(f"workbench.edit.{self.start}")  # its file registers it, and may not have been needed so far
-        method = REGISTERED[f"edit:{self.start}"]
-        assert issubclass(method, ClosedForm)
         try:
-            return method.model_validate(fields)
+            return editor(self.start).model_validate(fields)
         except ValidationError as error:
             problem = error.errors()[0]
             place = ".".join(["start_fields", *map(str, problem["loc"])])

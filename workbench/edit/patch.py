@@ -8,6 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
+from workbench.edit.closed_form.closed_form import editor
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import statistics_source, token_rows
 from workbench.edit.closed_form.preserving import generated_prompts
@@ -28,7 +29,6 @@ from workbench.edit.gradient.patching import (
     train_values,
 )
 from workbench.edit.gradient.subjects import subject_values, subjects_of
-from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import score
 from workbench.edit.places.rows import Position, check_rows, padded, row_of
@@ -41,7 +41,7 @@ from workbench.models.hooks import frozen
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
-from workbench.steps import Edit, EditMethod, MethodContext, register
+from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
 from workbench.weights.parallel import one_thread
 
@@ -110,6 +110,11 @@ class Patch(EditMethod):
     def inputs(self) -> list[str]:
         """Return the files of facts and of text."""
         return [self.facts, *filter(None, [self.statistics])]
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return those of every edit, and the version of the edit whose sweep chooses the layer."""
+        sweeps = self.position == "subject_last" and self.layer is None
+        return [*super().key_parts(context), *([["memit", editor("memit").version]] if sweeps else [])]
 
     def check_inputs(self, project: Path) -> None:
         """Read the facts and check that they do not contradict each other, and have subjects where neurons act at these."""
@@ -203,7 +208,8 @@ class Patch(EditMethod):
             return self.layer
         if self.position == "prompt_last":
             return parts.editable[-1]
-        choice = choose(Memit(edit="memit", facts=self.facts, statistics=self.statistics), context, parts, facts)
+        memit = editor("memit").model_validate({"edit": "memit", "facts": self.facts, "statistics": self.statistics})
+        choice = choose(memit, context, parts, facts)
         layer = choice.layers[0]
         if choice.positions[layer] != self.position:
             raise WorkbenchError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from workbench.facts import Fact, latest
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
+from workbench.steps.registry import REGISTERED
 
 
 class ClosedForm(Preset):
@@ -82,3 +84,11 @@ class ClosedForm(Preset):
         if self.layers != "auto":
             parts.check_layers(self.layers, f"edit {self.name}")
         return choose(self, context, parts, facts)
+
+
+def editor(name: str) -> type[ClosedForm]:
+    """Return a closed-form editor by its name, for steps that use another one."""
+    importlib.import_module(f"workbench.edit.{name}")  # its file registers it, and may not have been needed so far
+    method = REGISTERED[f"edit:{name}"]
+    assert issubclass(method, ClosedForm)
+    return method
