@@ -80,7 +80,7 @@ def lifecycle(folder: Path, name: str, others: Sequence[Fact], facts: Sequence[F
 
 @dataclass(frozen=True)
 class Asked:
-    """What a version of a memory says about each fact."""
+    """Answers of one version of a memory to every fact."""
 
     texts: list[str]
     logits: list[torch.Tensor]

@@ -14,7 +14,7 @@ UPDATES = "benchmarks/results/memory-updates.json"
 
 @of_results(UPDATES)
 def updates_block(found: dict[str, Any]) -> str:
-    """What a model answers after facts of its memory are created, updated and deleted."""
+    """Write how a model answers after facts of its memory are created, updated and deleted."""
     changes = ("before", "create", "update", "delete")
     lines = [
         [f"`{row['method']}`", answer, *(interval(row[answer][change]["exact"]) for change in changes)]

@@ -19,19 +19,19 @@ STARTER = "bricks/starter/base"
 
 @of_results(STREAM)
 def stream_block(found: dict[str, Any]) -> str:
-    """A stream on the fixture."""
+    """Write the table of a stream on the fixture."""
     return _stream(found, STREAM)
 
 
 @of_results(STREAM_STARTER)
 def starter_stream_block(found: dict[str, Any]) -> str:
-    """A stream on the starter base."""
+    """Write the table of a stream on the starter base."""
     return _stream(found, STREAM_STARTER)
 
 
 def _stream(found: dict[str, Any], source: str) -> str:
     """Shares of facts that the model says after a number of rows, and perplexity; the cost of a row below."""
-    start, *points = found["checkpoints"]
+    start, *checkpoints = found["checkpoints"]
     lines = [
         [
             f"{p['rows']:,}",
@@ -39,7 +39,7 @@ def _stream(found: dict[str, Any], source: str) -> str:
             *(f"{100 * p[name]:.0f}" for name in ("latest", "all", "oldest")),
             f"{p['perplexity']:.2f}",
         ]
-        for p in points
+        for p in checkpoints
     ]
     windows, flat = found["windows"], found["flat"]
     costs = [row["both"] for row in windows]
@@ -59,7 +59,7 @@ def _model(base: str) -> str:
 
 @of_results(STEER)
 def steer_block(found: dict[str, Any]) -> str:
-    """What a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
+    """Write what a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
     tasks = list(found["rows"][0].get("retention", ()))
     lines = [
         [
@@ -129,7 +129,7 @@ def edits_block(found: dict[str, Any]) -> str:
         if arm in scores
     ]
     facts = found["draws"] * found["count"]
-    return f"Edits of {facts} CounterFact facts in percent (said, said in unseen wordings, strict neighbours unchanged, answer and stop): {'; '.join(parts)} ([intervals](docs/editing-results-single.md#adapters-and-neurons))."
+    return f"Edits of {facts} CounterFact facts reach, in percent (said, said in unseen wordings, strict neighbours unchanged, answer and stop): {'; '.join(parts)} ([intervals](docs/editing-results-single.md#adapters-and-neurons))."
 
 
 def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
@@ -166,7 +166,7 @@ def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Map
 
 
 def _base(found: Mapping[str, Any]) -> str:
-    return "the starter base" if found.get("base", STARTER) == STARTER else f"{found['base']}"
+    return "the starter base" if found.get("base", STARTER) == STARTER else str(found["base"])
 
 
 def _difference(found: Mapping[str, float]) -> str:

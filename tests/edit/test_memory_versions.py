@@ -191,6 +191,8 @@ def test_errors(taught: Project) -> None:
             call("memory", *arguments)
         assert message in caught.value.message
     assert SavedMemory(memory.path).digest() == before, "a refused change leaves nothing"
+    with pytest.raises(WorkbenchError, match="none: no such directory"):
+        workbench.load(taught.path / "none", version=2, device="cpu")
     with pytest.raises(WorkbenchError, match="has no memory, so it has no version 2"):
         workbench.load(taught.path / "base", version=2, device="cpu")
     record = json.loads((Path(place) / "configuration.json").read_text("utf-8"))

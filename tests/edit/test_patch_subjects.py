@@ -77,7 +77,7 @@ def tokens(project: Project, text: str) -> torch.Tensor:
 
 
 def outputs(model: Any, name: str, ids: torch.Tensor) -> torch.Tensor:
-    """What a projection adds at every token."""
+    """Return the projection's output at every token."""
     seen: list[torch.Tensor] = []
     handle = model.get_submodule(name).register_forward_hook(lambda _m, _a, output: seen.append(output[0]))
     with torch.no_grad():
@@ -195,3 +195,31 @@ def test_what_has_no_place_at_a_subject_is_refused(tmp_path: Path) -> None:
     write_jsonl(project.path / "facts.jsonl", [FACTS[0], {"prompt": "w1 is", "target": "w2"}])
     with pytest.raises(WorkbenchError, match=r"facts.jsonl:2: the fact has no subject, at which its neuron could act"):
         project.resolve(f"steps: [{grow()}, {patch()}]\n")
+
+
+def test_plan_counts_values_and_the_sweep(tmp_path: Path) -> None:
+    project = world(tmp_path / "p")
+    context = context_of(project, str(grown(project)))
+
+    def work(**fields: Any) -> dict[str, Any]:
+        step = methods()["edit:patch"].model_validate({"edit": "patch", **FIELDS, **fields})
+        cost: dict[str, Any] = step.cost(context.layout, project.path, context.cache)  # type: ignore[attr-defined]
+        assert cost["tokens"] > sum(cost["work"].values()) - cost["work"]["facts"]
+        return cost["work"]  # type: ignore[no-any-return]
+
+    assert "values" not in work(position="prompt_last")
+    assert work()["values"] == len(FACTS) * 2 * 12 * 15  # one beginning; a quarter of 60 steps
+    assert (work()["sweep"], work(layer=None)["sweep"]) == (0, 3 * 8 * 12 * 15)  # three layers, eight facts
+
+
+def test_the_key_names_the_sweep_that_chooses_the_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = world(tmp_path / "p")
+
+    def keys() -> list[str]:
+        chains = [f"steps: [{grow()}, {patch(layer=layer)}]\n" for layer in (None, 1)]
+        return [project.resolve(text).keys[1] for text in chains]
+
+    before = keys()
+    monkeypatch.setattr(Memit, "version", Memit.version + 1)
+    after = keys()
+    assert (before[0] == after[0], before[1] == after[1]) == (False, True)
