@@ -212,6 +212,16 @@ def test_rows_with_a_cache_are_not_looked_up(name: str, taught: Project) -> None
         model.generate(prompt, max_new_tokens=2, do_sample=False, pad_token_id=1, **{name: DynamicCache()})
 
 
+def test_a_state_without_a_length_counts_as_earlier_tokens(taught: Project) -> None:
+    model = workbench.load(taught.run(MEMORY)["directory"], device="cpu")
+    prompt = torch.tensor([[WORDS.index(w) for w in text_of(FACTS[0]).split()]])
+    with torch.no_grad():
+        with model.recall.paused():
+            plain = model(prompt).logits
+        assert torch.equal(model(prompt, state=object()).logits, plain)
+        assert not torch.equal(model(prompt).logits, plain)
+
+
 def test_a_sentence_encoder(taught: Project) -> None:
     """Likeness is the cosine of mean-pooled states of the named model; a copy of the configuration finds the encoder again."""
     text = "steps: [{edit: memory, facts: facts.jsonl, encoder: base, threshold: 0.999, min_efficacy: 0}]\n"
