@@ -33,6 +33,7 @@ from workbench.models.live import compute
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
+from workbench.run.work import Work
 
 CPU = torch.device("cpu")
 FAMILIES = ("starter", "llama", "gpt2")
@@ -127,7 +128,7 @@ def measured(world: Any, trainings: Sequence[Any], steps: int) -> dict[str, Any]
             owner = sum(owners[task]) / len(owners[task])
             kept.append((world.accuracy(live, task) - alone[task]) / (owner - alone[task]))
         scores[name] = {"kept": sum(kept) / len(kept), "tasks": kept, "retention": world.retention(live)}
-    advice = advise({n: str(p) for n, p in places.items()}, str(world.base), {}, project=world.folder, device=CPU, threads=1)
+    advice = advise({n: str(p) for n, p in places.items()}, str(world.base), {}, project=world.folder, work=Work(CPU, 1))
     return {
         "bricks": [training.name() for training in trainings],
         "owners": [sum(owners[task]) / len(owners[task]) for task in tasks],
