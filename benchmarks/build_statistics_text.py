@@ -37,6 +37,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 OUT = Path(__file__).resolve().parents[1] / "workbench/edit/closed_form/data/statistics.jsonl.xz"
 SEED = 5
@@ -207,7 +208,7 @@ def drawn(paragraphs: Iterable[str], characters: int, used_shingles: set[int], n
         yield text
 
 
-def _country(document: dict) -> str:
+def _country(document: dict[str, Any]) -> str:
     try:
         name = document["Government"]["Country name"]["conventional short form"]["text"]
     except KeyError:
@@ -269,7 +270,7 @@ def _files(packages: Path, pattern: str, folder: str, ending: str) -> list[tuple
             members = [(p.relative_to(unpacked).as_posix(), p.read_bytes()) for p in Path(unpacked).rglob("*") if p.is_file()]
     else:
         with tarfile.open(archives[0]) as tar:
-            members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers() if m.isfile()]
+            members = [(m.name, file.read()) for m in tar.getmembers() if (file := tar.extractfile(m)) is not None]
     return sorted((n, d) for n, d in members if folder in n and n.endswith(ending))
 
 

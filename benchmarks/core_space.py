@@ -74,6 +74,10 @@ class Lora:
         self._product = LowRankSource(self._factors, device)
         return self
 
+    def open_model(self, _name: str, _device: torch.device) -> Source | None:
+        """Return None: an adapter stores an update."""
+        return None
+
     def read_delta(self, start: int, stop: int, _base: Tensor, out: Tensor) -> None:
         """Read rows of the product."""
         self._product.read(start, stop, out)

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,11 +38,10 @@ def main() -> None:
     rows = []
     for count in options.statements:
         ways: dict[str, Callable[[np.random.Generator], Any]] = {
-            f"alpha {alpha:g}, decay {decay:g}": lambda _, a=alpha, d=decay, n=count: Bandits(n, a, d)
-            for alpha, decay in SETTINGS
+            f"alpha {alpha:g}, decay {decay:g}": partial(Bandits, count, alpha, decay) for alpha, decay in SETTINGS
         }
-        ways["Thompson sampling"] = lambda draw, n=count: Thompson(n, draw)
-        ways["best possible"] = lambda _, n=count: Posterior(n, options.wrong)
+        ways["Thompson sampling"] = partial(Thompson, count)
+        ways["best possible"] = partial(Posterior, count, options.wrong)
         for way, make in ways.items():
             found = np.array([simulated(make, count, options.wrong, seed) for seed in range(options.runs)])
             led = {str(rounds): int(hits) for rounds, hits in zip(ROUNDS, found.sum(0), strict=True)}
@@ -69,7 +69,7 @@ def _leaders(scores: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 class Bandits:
     """The memory's own credibilities: every feedback is a version."""
 
-    def __init__(self, count: int, alpha: float, decay: float) -> None:
+    def __init__(self, count: int, alpha: float, decay: float, _draw: np.random.Generator) -> None:
         self.uses: list[list[Use]] = [[] for _ in range(count)]
         self.alpha, self.decay, self.version = alpha, decay, count
 
@@ -113,7 +113,7 @@ class Thompson:
 class Posterior:
     """Log-probabilities that a statement is the one right one, where the rate of wrong feedback is known."""
 
-    def __init__(self, count: int, wrong: float) -> None:
+    def __init__(self, count: int, wrong: float, _draw: np.random.Generator) -> None:
         self.logs, self.odds = np.zeros(count), math.log((1 - wrong) / wrong)
 
     def asks(self) -> np.ndarray[Any, Any]:

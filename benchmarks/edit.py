@@ -24,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,15 +35,16 @@ from edit_setup import COUNTERFACT, PROJECT, STARTER, drop, live_context, make_p
 from edit_single import solve
 from record import parser_of, write_results
 
+from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.closed_form.moments import moments, statistics_source
+from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.solver import right_factor
 from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
 from workbench.files import json_digest
 from workbench.recipe.methods import method
-from workbench.steps import EditMethod, MethodContext
+from workbench.steps import MethodContext
 
 METHODS = ("rome", "memit")
 LINEAR = 1.1
@@ -199,12 +201,12 @@ def _resident(field: str) -> int:
 def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
     """Solve blocks of facts with the workbench and with the reference, in turn."""
     parts = Parts.of(context)
-    settings = _settings()
+    settings = _memit().settings()
     before = contexts(statistics_source(context, None)[0], 3)
     at = Lookup(context, parts, options.layer, "subject_last", before)
     second = moments(context, parts, [options.layer], None, options.tokens_per_input)[options.layer]
     covariance = (second.vectors * second.values) @ second.vectors.T
-    step = method(EditMethod, "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
+    step = _memit()
     width = parts.width(options.layer)
     ridge = 1e-6 * second.scale * torch.eye(width, dtype=torch.float64)
     blocks, agreement = [], []
@@ -212,18 +214,16 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
         block = list(facts[number * options.peer : (number + 1) * options.peer])
         groups, key = grouped(block, "subject_last"), f"peer-{json_digest(number)}"
         drop(context.cache / "values")
-        values_seconds, workbench_values = cpu(lambda g=groups, key=key: values(at, g, settings, key))
+        values_seconds, workbench_values = cpu(partial(values, at, groups, settings, key))
         keys, changes = (
             torch.stack([v.key for v in workbench_values]).double().T,
             torch.stack([v.change for v in workbench_values]).double().T,
         )
-        solving, _ = cpu(lambda k=keys, c=changes: c @ right_factor(k, step.metric(second, width), step.ridge(width)).T)
-        peer_seconds, peer_values = cpu(
-            lambda c=block: [value_of(context, parts, options.layer, fact, before, settings) for fact in c]
-        )
-        rank_one, _ = cpu(lambda o=peer_values: [rome(covariance + ridge, found) for found in o])
-        sequence, _ = cpu(lambda o=peer_values: [memit(covariance, [found], 0.1 * width) for found in o])
-        joint, _ = cpu(lambda o=peer_values: memit(covariance, o, 0.1 * width))
+        solving, _ = cpu(partial(_solved, step, second, keys, changes))
+        peer_seconds, peer_values = cpu(partial(_peers, context, parts, options.layer, block, before))
+        rank_one, _ = cpu(partial(_each, partial(rome, covariance + ridge), peer_values))
+        sequence, _ = cpu(partial(_each, lambda found: memit(covariance, [found], 0.1 * width), peer_values))
+        joint, _ = cpu(partial(memit, covariance, peer_values, 0.1 * width))
         agreement += (
             [] if len(groups) < len(block) else [_cosine(v.change, f) for v, f in zip(workbench_values, peer_values, strict=True)]
         )
@@ -249,10 +249,25 @@ def peer(context: MethodContext, facts: Sequence[Fact], options: argparse.Namesp
     }
 
 
-def _settings() -> Any:
-    """Return the default settings of rome and memit."""
-    step = method(EditMethod, "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
-    return step.settings()
+def _memit() -> ClosedForm:
+    """Return a step of memit with default settings."""
+    return method(ClosedForm, "memit").model_validate({"edit": "memit", "facts": "facts.jsonl"})
+
+
+def _solved(step: ClosedForm, second: Moments, keys: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
+    """Return ΔW [outputs, inputs] as a step of memit solves it."""
+    width = len(keys)
+    return changes @ right_factor(keys, step.metric(second, width), step.ridge(width)).T
+
+
+def _peers(context: MethodContext, parts: Parts, layer: int, facts: Sequence[Fact], before: Sequence[str]) -> list[PeerValue]:
+    """Return the values of facts as the peer finds them, one after the other."""
+    return [value_of(context, parts, layer, fact, before, _memit().settings()) for fact in facts]
+
+
+def _each(solve_one: Callable[[PeerValue], torch.Tensor], found: Sequence[PeerValue]) -> list[torch.Tensor]:
+    """Return the update of each value alone."""
+    return [solve_one(value) for value in found]
 
 
 def _cosine(change: torch.Tensor, other: PeerValue) -> float:

@@ -337,7 +337,7 @@ def _perplexity(entry: LineupEntry, task: str, facts: Mapping[str, Any], scores:
     base, edited = (_scores_on(name, task, scores).metrics for name in ("base", entry.name))
     value, start = edited["word_perplexity"].value, base["word_perplexity"].value
     per_bit = math.log(start) / base["bits_per_byte"].value
-    result = {"value": value, "low": edited["word_perplexity"].low, "high": edited["word_perplexity"].high}
+    result: dict[str, Any] = {"value": value, "low": edited["word_perplexity"].low, "high": edited["word_perplexity"].high}
     row = _difference(facts, entry.name, task)
     if row:
         result["change"] = {

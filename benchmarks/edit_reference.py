@@ -69,7 +69,7 @@ def value_of(
 
 def rome(moments: Tensor, value: PeerValue) -> Tensor:
     """Return ΔW [d_out, d_in] = δ (C⁻¹k)ᵀ / kᵀC⁻¹k (ROME, eq. 2), by a system of the width of C [d_in, d_in]."""
-    through = torch.linalg.solve(moments, value.key.double())
+    through: Tensor = torch.linalg.solve(moments, value.key.double())
     return value.change.double()[:, None] * through / (through @ value.key.double())
 
 
@@ -77,7 +77,7 @@ def memit(moments: Tensor, values: Sequence[PeerValue], weight: float) -> Tensor
     """Return ΔW [d_out, d_in] = R Kᵀ (λC + KKᵀ)⁻¹ (MEMIT, eq. 14) of one or more facts."""
     keys = torch.stack([f.key for f in values], 1).double()
     changes = torch.stack([f.change for f in values], 1).double()
-    solved = torch.linalg.solve(weight * moments + keys @ keys.T, keys)
+    solved: Tensor = torch.linalg.solve(weight * moments + keys @ keys.T, keys)
     return changes @ solved.T
 
 

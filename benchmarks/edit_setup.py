@@ -192,8 +192,8 @@ def live_context(project: Path, recipe: Mapping[str, Any] | None = None, threads
 @contextmanager
 def edited(context: MethodContext, parts: Parts, edit: Edit) -> Iterator[None]:
     """Apply an edit to the live model inside the block, and restore its weights afterwards."""
-    layers = {f"{module}.weight": layer for layer, module in enumerate(parts.modules)}
-    layers |= {tensor: layer for layer, tensor in enumerate(parts.tensors)}
+    layers = {f"{module}.weight": layer for layer, module in parts.modules.items()}
+    layers |= {tensor: layer for layer, tensor in parts.tensors.items()}
     updates = {}
     for name, factors in edit.factors.items():
         product = (factors.left @ factors.right).float()

@@ -104,7 +104,7 @@ def curve(
     points: list[tuple[str, dict[str, Any]]] = [("memit", {"lambda": lam}) for lam in LAMBDAS]
     points += [("memit", {"preserve": "preserve.jsonl", "preserve_weight": weight}) for weight in WEIGHTS]
     points += [("rome", {}), ("rome", {"preserve": "preserve.jsonl"})]
-    results = [{"row": "base", "fields": {}, "scores": questions.shares(questions.answers(KINDS))}]
+    results: list[dict[str, Any]] = [{"row": "base", "fields": {}, "scores": questions.shares(questions.answers(KINDS))}]
     for row, fields in points:
         place = _place(rows, row)
         if "layers" not in place:

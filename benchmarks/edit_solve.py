@@ -50,7 +50,10 @@ def main() -> None:
 def measured(width: int, outputs: int, options: argparse.Namespace) -> dict[str, Any]:
     """Measure one width: both sides in turn, then the largest number of facts."""
     metric = text_metric(width)
-    few, workbench_seconds, reference_seconds, peaks = Facts(metric, options.facts, width, outputs), [], [], ([], [])
+    few = Facts(metric, options.facts, width, outputs)
+    workbench_seconds: list[float] = []
+    reference_seconds: list[float] = []
+    peaks: tuple[list[int | None], list[int | None]] = ([], [])
     for _ in range(options.blocks):
         seconds, (update, peak) = cpu(lambda: measured_peak(lambda: workbench(few, metric)))
         other_seconds, (reference_update, reference_peak) = cpu(lambda: measured_peak(lambda: reference(few, metric)))
@@ -130,12 +133,14 @@ def reference(facts: Facts, metric: KeyMetric) -> Tensor:
 def plain(metric: KeyMetric, x: Tensor) -> Tensor:
     """Return G x of a metric without written keys."""
     assert metric.basis is not None
-    return metric.basis @ ((metric.basis.T @ x) / metric.diagonal[:, None])
+    product: Tensor = metric.basis @ ((metric.basis.T @ x) / metric.diagonal[:, None])
+    return product
 
 
 def ridged(gram: Tensor) -> Tensor:
     """Return the Cholesky factor of a Gram matrix with its ridge."""
-    return torch.linalg.cholesky((gram + gram.T) / 2 + MU * torch.eye(len(gram), dtype=gram.dtype))
+    factor: Tensor = torch.linalg.cholesky((gram + gram.T) / 2 + MU * torch.eye(len(gram), dtype=gram.dtype))
+    return factor
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,7 @@ import torch
 from record import write_results
 
 from workbench.evaluate import build_plan
-from workbench.evaluate.models import bounds_of
-from workbench.evaluate.packed import Forward, PackedLayout, lay_out, shared_start
+from workbench.evaluate.packed import Forward, PackedLayout, bounds_of, lay_out, shared_start
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.scorer import Scorer
 from workbench.scores.store import Configuration
@@ -136,7 +136,9 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
     suite = Suite(suite="bench", tasks=tuple(TASKS))
     plan = build_plan(suite, BASE, tasks_dir=tasks, dtype=dtype, batch_size=batch_size)
     scorer = Scorer(plan, Configuration("0" * 32, "base"), model)
-    results: dict[str, Any] = {"check": scorer.check().model_dump()}
+    check = scorer.check()
+    assert check is not None
+    results: dict[str, Any] = {"check": check.model_dump()}
     forward = Forward(model)
     bounds = bounds_of(scorer.lm)
     for name, requests in scorer.requests.items():
@@ -144,12 +146,12 @@ def in_process(tasks: Path, dtype: str, batch_size: int, repeats: int) -> dict[s
         shared = shared_start(pairs, bounds.max_length)
         layouts = {"packed": lay_out(pairs, bounds), **({"prefix": lay_out(pairs, bounds, shared)} if shared else {})}
         arms: dict[str, Callable[[], Any]] = {
-            "hflm": lambda pairs=pairs: scorer.lm.referee(pairs),
-            "hflm_default": lambda pairs=pairs: _default(scorer, pairs),
+            "hflm": partial(scorer.lm.referee, pairs),
+            "hflm_default": partial(_default, scorer, pairs),
         }
         for kind, layout in layouts.items():
-            arms[kind] = lambda layout=layout: _run(forward, layout)
-            arms[f"{kind}_bare"] = lambda layout=layout: _bare(forward, layout)
+            arms[kind] = partial(_run, forward, layout)
+            arms[f"{kind}_bare"] = partial(_bare, forward, layout)
         tokens = {arm: _tokens(model, work) for arm, work in arms.items()}
         seconds: dict[str, list[float]] = {arm: [] for arm in arms}
         for _ in range(repeats):

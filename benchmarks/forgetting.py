@@ -31,7 +31,7 @@ TOLERANCE = 0.05
 def main() -> None:
     """Score each set of weights, choose one of each kind and write the results file."""
     started = time.time()
-    base = {"learned": 0.0, "kept": 0.0, "scores": scores("bricks/starter/base")}
+    base: dict[str, Any] = {"learned": 0.0, "kept": 0.0, "scores": scores("bricks/starter/base")}
     rows = [base]
     for kept in (False, True):
         for alpha in ALPHAS:

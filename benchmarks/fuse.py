@@ -81,11 +81,11 @@ def main() -> None:
             f"mince by span, {weight}": f"fuse: mince, by: span, {weight}",
             f"avgce, {weight}": f"fuse: avgce, {weight}",
         }
-        for name, fields in ways.items():
+        for name, way in ways.items():
             for seed in range(options.seeds):
                 kept = project / "scored" / f"{name.replace(' ', '-')}-{seed}.json"
                 if not kept.is_file():
-                    made, record = trained(project, fields, options.steps, options.rate, seed)
+                    made, record = trained(project, way, options.steps, options.rate, seed)
                     found = {"nats": scored(made / "model", held_out).tolist(), "fused": record.get("fused")}
                     kept.parent.mkdir(exist_ok=True)
                     kept.write_text(json.dumps(found), "utf-8")

@@ -64,7 +64,7 @@ class Mapped(torch.nn.Module):
 
     def weights(self) -> dict[str, torch.Tensor]:
         """Return name -> matrix of all layers."""
-        named = {}
+        named: dict[str, torch.Tensor] = {}
         for key, chosen in self.coefficients.items():
             name = key.replace("/", ".")
             mixed = torch.tensordot(chosen, self.stacked[name], dims=1)

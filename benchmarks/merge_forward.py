@@ -105,10 +105,10 @@ def measured(world: Any, trainings: Sequence[Any], count: int) -> dict[str, Any]
         else:
             merged_into(live, world, places, {**step, "bricks": bricks, **({"samples": count} if reads else {})})
         seconds = time.process_time() - started
-        right = answers(world, live, learned)
+        now_right = answers(world, live, learned)
         # Each item counts for the share of the owner's gain that it stands for, so that their mean is `kept`.
         points[arm] = [
-            (now - before) / gains[task] for task in learned for now, before in zip(right[task], alone[task], strict=True)
+            (now - before) / gains[task] for task in learned for now, before in zip(now_right[task], alone[task], strict=True)
         ]
         pair = paired(points[reference], points[arm])
         low, high = pair.interval()

@@ -2,7 +2,7 @@
 
     python benchmarks/merge_pools.py
     python benchmarks/merge_pools.py --families llama --seeds 1 --pools disjoint-3     a quick look
-    python benchmarks/merge_pools.py --folder DIR                                       keeps models, so that a later call goes on
+    python benchmarks/merge_pools.py --folder DIR                                       keeps models and scores, so that a later call goes on
 
 Two small bases, a Llama and a GPT-2 of four layers, are trained here with three seeds each (benchmarks/pool_worlds.py), and so are all bricks, which learn
 functions that the base knows behind new markers. Bricks of the starter base are trained with one seed
@@ -17,7 +17,6 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -101,45 +100,55 @@ def main() -> None:
                 for name, trainings in made.items():
                     if options.pools and name not in options.pools:
                         continue
-                    rows.append(
-                        {"family": family, "seed": seed, "pool": name, "base": base, **measured(world, trainings, options.steps)}
-                    )
+                    found = measured(world, trainings, options.steps, folder / "scored" / f"{name}.json")
+                    rows.append({"family": family, "seed": seed, "pool": name, "base": base, **found})
                     print(json.dumps(rows[-1]), flush=True)
                     write_results(options.out, {**settings, "grid": GRID, "rows": rows})
 
 
-def measured(world: Any, trainings: Sequence[Any], steps: int) -> dict[str, Any]:
-    """Train the bricks of a pool, merge them with every configuration, and ask for advice."""
-    started = time.perf_counter()
+def measured(world: Any, trainings: Sequence[Any], steps: int, kept: Path) -> dict[str, Any]:
+    """Train the bricks of a pool, merge them with every configuration, and ask for advice.
+
+    Args:
+        world: The base and its tasks.
+        trainings: Settings of the bricks.
+        steps: Training steps of a brick.
+        kept: File of the scores, which a later call reads: only what is missing there is computed.
+    """
     places = {f"b{i}": world.brick(training, steps) for i, training in enumerate(trainings)}
     tasks = list(dict.fromkeys(task for training in trainings for task in training.tasks))
+    found: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     live = world.model()
-    alone = {task: world.accuracy(live, task) for task in tasks}
-    owners: dict[Any, list[float]] = {task: [] for task in tasks}
-    for name, training in zip(places, trainings, strict=True):
-        merged_into(live, world, places, {**SUM, "bricks": [name]})
-        for task in training.tasks:
-            owners[task].append(world.accuracy(live, task))
-    scores = {}
+    if "owners" not in found:
+        found = {"alone": [world.accuracy(live, task) for task in tasks], "scores": {}}
+        owners: dict[Any, list[float]] = {task: [] for task in tasks}
+        for name, training in zip(places, trainings, strict=True):
+            merged_into(live, world, places, {**SUM, "bricks": [name]})
+            for task in training.tasks:
+                owners[task].append(world.accuracy(live, task))
+        found["owners"] = [sum(owners[task]) / len(owners[task]) for task in tasks]
     for name, step in GRID.items():
+        if name in found["scores"]:
+            continue
         merged_into(live, world, places, step)
-        kept = []
-        for task in tasks:
-            owner = sum(owners[task]) / len(owners[task])
-            kept.append((world.accuracy(live, task) - alone[task]) / (owner - alone[task]))
-        scores[name] = {"kept": sum(kept) / len(kept), "tasks": kept, "retention": world.retention(live)}
+        shares = [
+            (world.accuracy(live, task) - alone) / (owner - alone)
+            for task, alone, owner in zip(tasks, found["alone"], found["owners"], strict=True)
+        ]
+        found["scores"][name] = {"kept": sum(shares) / len(shares), "tasks": shares, "retention": world.retention(live)}
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_text(json.dumps(found), "utf-8")
     advice = advise({n: str(p) for n, p in places.items()}, str(world.base), {}, project=world.folder, work=Work(CPU, 1))
     return {
         "bricks": [training.name() for training in trainings],
-        "owners": [sum(owners[task]) / len(owners[task]) for task in tasks],
+        "owners": found["owners"],
         "rv": {f"{p.one} {p.two}": p.rv for p in advice.pairs},
         "cosine": {f"{p.one} {p.two}": p.cosine for p in advice.pairs},
         "norms": advice.norms,
         "weights": advice.overlap.weights,
         "regime": advice.regime,
         "recommended": advice.step,
-        "scores": scores,
-        "seconds": round(time.perf_counter() - started, 1),
+        "scores": {name: found["scores"][name] for name in GRID},
     }
 
 

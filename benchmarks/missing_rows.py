@@ -90,7 +90,7 @@ def given(project: Path, rule: str) -> Path:
     recipe.write_text(f"version: 1\nbase: base\nbricks: {{donor: donor}}\ntokenizer: {{source: donor, {rule}}}\n", "utf-8")
     command = [sys.executable, "-m", "workbench", "run", str(recipe), "--json"]
     document = json.loads(subprocess.run(command, cwd=project, check=True, capture_output=True, text=True).stdout)
-    return (project / document["run"]).resolve()
+    return project.resolve() / str(document["run"])
 
 
 def carried(run: Path) -> dict[str, Any]:

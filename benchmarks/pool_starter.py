@@ -147,7 +147,8 @@ class StarterWorld:
         rows = _rows("retention", self.items)
         pairs = [(row["prompt"], choice) for row in rows for choice in row["choices"]]
         values = iter(_scores(model, self._tokenizer(), pairs))
-        return sum(_best([next(values)[0] for _ in row["choices"]]) == row["gold"] for row in rows) / len(rows)
+        right: list[bool] = [_best([next(values)[0] for _ in row["choices"]]) == row["gold"] for row in rows]
+        return sum(right) / len(right)
 
     def _tokenizer(self) -> Any:
         return AutoTokenizer.from_pretrained(self.base)
@@ -180,8 +181,8 @@ def _scores(model: Any, tokenizer: Any, pairs: Sequence[tuple[str, str]]) -> lis
             logits = model(input_ids=ids, attention_mask=mask).logits
         for place, i in enumerate(batch):
             tokens, start = rows[i]
-            answer = torch.tensor(tokens[start:])
+            wanted = torch.tensor(tokens[start:])
             predicted = logits[place, start - 1 : len(tokens) - 1].log_softmax(-1)
-            value = float(predicted.gather(1, answer[:, None]).sum())
-            found[i] = (value, bool((predicted.argmax(-1) == answer).all()))
+            value = float(predicted.gather(1, wanted[:, None]).sum())
+            found[i] = (value, bool((predicted.argmax(-1) == wanted).all()))
     return [found[i] for i in range(len(rows))]

@@ -19,7 +19,7 @@ from __future__ import annotations
 import json
 import random
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -126,7 +126,7 @@ def descend(model: Any, parameters: Sequence[torch.Tensor], steps: int, rate: fl
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, total_steps=steps, pct_start=0.1)
     for _ in range(steps):
         optimizer.zero_grad()
-        loss_of(model, next(batches)).backward()
+        torch.autograd.backward(loss_of(model, next(batches)))
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
@@ -199,13 +199,13 @@ def make_bricks(project: Path, world: str, role: int, steps: int, seed: int) -> 
 def scored(project: Path, world: str, seed: int) -> list[dict[str, Any]]:
     """Score the base, every brick alone and every composition on all kinds of rows."""
     pairs = [(a, b) for a in range(ROLES) for b in range(ROLES) if a != b]
-    kinds = {"text": [()], "role": [(r,) for r in range(ROLES)], "two roles": pairs}
+    kinds: dict[str, list[Any]] = {"text": [()], "role": [(r,) for r in range(ROLES)], "two roles": pairs}
     tests = {
         roles: made_rows(world, roles, HELD_OUT, random.Random(f"test {seed} {roles}"))
         for many in kinds.values()
         for roles in many
     }
-    alone = {
+    alone: dict[str, Callable[[int], tuple[str, dict[str, Any]]]] = {
         "one brick": lambda r: ("one", {"merge": "task_arithmetic", "bricks": [f"r{r}"]}),
         "a pair": lambda r: (
             "two",

@@ -109,7 +109,7 @@ def owned(comparison: Mapping[str, Any], suite: str) -> float:
     """Return the mean score of the bricks on their own tasks, on test items."""
     owners = {t["task"]: t["owner"] for t in comparison["tasks"] if t["suite"] == suite}
     by_name = {c["name"]: c["scores"] for c in comparison["configurations"]}
-    return sum(by_name[owner][task]["value"] for task, owner in owners.items()) / len(owners)
+    return float(sum(by_name[owner][task]["value"] for task, owner in owners.items()) / len(owners))
 
 
 def called(project: Path, *arguments: str) -> dict[str, Any]:

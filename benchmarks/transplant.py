@@ -253,7 +253,7 @@ def row_of(skill: str, arm: Arm, arms: Sequence[Arm], table: Table, digests: Map
     """Return the score of a configuration, and its paired differences to the whole brick and to its random controls."""
     own = digests[arm.name]
     low, high = table.interval(own)
-    row = {
+    row: dict[str, Any] = {
         "skill": skill,
         "way": arm.way,
         "share": arm.share,

@@ -225,7 +225,7 @@ def train(project: Path, start: str, out: str, texts: list[str], steps: int, tea
                 logits.log_softmax(-1).flatten(0, 1), wanted, reduction="batchmean", log_target=True
             )
         optimizer.zero_grad()
-        loss.backward()
+        torch.autograd.backward(loss)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         if step % 20 == 0:
@@ -277,7 +277,8 @@ def trained(project: Path, sibling: str, folder: Path, best: str, options: argpa
     start = folder / best.replace(", ", "-")
     checkpoint, _ = resolve_base(sibling, project)
     bound = bind(Adapter(start, "carried"), checkpoint.specs, Model(checkpoint, checkpoint.config))
-    carried_updates = {name.removesuffix(".weight"): bound.factors(name, CPU) for name in bound.places}
+    found = {name.removesuffix(".weight"): bound.factors(name, CPU) for name in bound.places}
+    carried_updates = {name: one for name, one in found.items() if one is not None}
     rows = encode(read_texts(folder / "texts.jsonl", "texts.jsonl"), tokenizer, 256)
     rows = [row for number, row in enumerate(rows) if number % 5 != 4]
     made = {}
@@ -289,13 +290,12 @@ def trained(project: Path, sibling: str, folder: Path, best: str, options: argpa
                 torch.zeros_like(one.left), (2 * torch.rand(one.right.shape, generator=generator) - 1) / one.right.shape[1] ** 0.5
             )
             for name, one in carried_updates.items()
-            if one is not None
         }
         for kind, updates in (("from the transplant", carried_updates), ("anew", new)):
             out = folder / f"{kind.replace(' ', '-')}-{options.steps}-{seed}"
             if not out.is_dir():
-                found, _ = distil(model, updates, rows, Course(options.steps, options.rate, seed))
-                write_adapter(out, {f"{name}.weight": one for name, one in found.items()}, sibling)
+                distilled, _ = distil(model, updates, rows, Course(options.steps, options.rate, seed))
+                write_adapter(out, {f"{name}.weight": one for name, one in distilled.items()}, sibling)
             made[f"{kind}/{seed}"] = out
     return made
 

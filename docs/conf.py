@@ -44,7 +44,7 @@ html_static_path = html_css_files = ["site.css"]
 html_title = f"{project} {version}"
 html_copy_source = html_show_sourcelink = False
 html_show_sphinx = False
-html_theme_options = {"top_of_page_buttons": []}
+html_theme_options: dict[str, list[str]] = {"top_of_page_buttons": []}
 pygments_style, pygments_dark_style = "friendly", "monokai"
 
 LINK = re.compile(r"\[([^\]\n]+)\]\(([^()\s#]+\.(?:md|ipynb))(?:#[^)\s]*)?\)")
