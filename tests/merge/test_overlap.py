@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from worlds.factored import Lora, adapters, delta, lora, product, relative, step_on
+from worlds.factored import Lora, adapters, delta, flat_copy, lora, product, relative, step_on
 from worlds.merging import InMemory
 from worlds.project import CPU, Project
 
@@ -125,20 +125,69 @@ def test_conv1d_is_measured_on_its_outputs(dense: bool) -> None:
     assert rv(one, two) != pytest.approx(rv(one.T, two.T), rel=1e-2)
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_auto_multiplies_the_recipes_weights(method: str) -> None:
-    """The merge is that of the method with the products written out."""
+@pytest.mark.parametrize(("method", "also"), [("task_arithmetic", {}), ("ties", {"divide": "weight"}), ("dare", {})])
+def test_auto_multiplies_the_recipes_weights(method: str, also: dict[str, str]) -> None:
+    """The merge is that of the method with the products written out; TIES divides by them as well."""
+    deltas, weights = overlapping()
+    assert max(weights.values()) < 0.6
+    written = {"b0": 1.0, "b1": -2.0, "b2": 0.5}
+    found = delta(method, deltas, bricks=written, weights="auto")
+    expected = delta(method, deltas, bricks={n: w * weights[n] for n, w in written.items()}, **also)
+    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
+    assert not torch.allclose(found, delta(method, deltas, bricks=written), atol=1e-3)
+
+
+def test_tsv_with_auto_is_its_formula() -> None:
+    """Each brick's values are divided by the cosines of its vectors with the whitened ones, which the overlap has counted."""
+    deltas, weights = overlapping()
+    written = {"b0": 1.0, "b1": -2.0, "b2": 0.5}
+    parts = [np.linalg.svd(d.double().numpy(), full_matrices=False) for d in deltas]
+    left = np.concatenate([u[:, :3] * np.sign(w) for (u, _, _), w in zip(parts, written.values(), strict=True)], 1)
+    right = np.concatenate([v[:3] for _, _, v in parts], 0)
+    white = [u @ v for u, _, v in (np.linalg.svd(m, full_matrices=False) for m in (left, right))]
+    values = []
+    for i, ((_, s, _), name) in enumerate(zip(parts, written, strict=True)):
+        own = slice(3 * i, 3 * i + 3)
+        by_square = s[:3] ** 2 / np.sum(s[:3] ** 2)
+        kept = [(a * b).sum(0) @ by_square for a, b in ((left[:, own], white[0][:, own]), (right[own].T, white[1][own].T))]
+        assert max(kept) < 0.95
+        values.append(abs(written[name]) * weights[name] * s[:3] / (kept[0] * kept[1]))
+    expected = white[0] @ np.diag(np.concatenate(values)) @ white[1]
+    assert relative(delta("tsv", deltas, bricks=written, weights="auto"), expected) < 1e-5
+
+
+def overlapping() -> tuple[list[torch.Tensor], dict[str, float]]:
+    """Three deltas that have much in common, and the weights of their overlap."""
     shared = torch.randn(14, 10, generator=torch.Generator().manual_seed(5))
     deltas = [shared + 0.5 * torch.randn(14, 10, generator=torch.Generator().manual_seed(i)) for i in range(3)]
     base = {"w": torch.zeros(14, 10)}
     tuned = {f"b{i}": WeightsDelta(InMemory({"w": d}), InMemory(base)) for i, d in enumerate(deltas)}
-    weights = measured(tuned, base).weights
-    assert max(weights.values()) < 0.6
-    written = {"b0": 1.0, "b1": -2.0, "b2": 0.5}
-    found = delta(method, deltas, bricks=written, weights="auto")
-    expected = delta(method, deltas, bricks={n: w * weights[n] for n, w in written.items()})
-    torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-6)
-    assert not torch.allclose(found, delta(method, deltas, bricks=written), atol=1e-3)
+    return deltas, measured(tuned, base).weights
+
+
+@pytest.mark.parametrize("dense", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
+    """Whatever a method does about what bricks have in common, `auto` does not do it again: matrices and vectors."""
+    brick = lora(3, seed=2)
+    brick.dense = ("w",) if dense else ()
+    base = {"w": torch.zeros(24, 18), "norm": torch.zeros(9)}
+    bricks: dict[str, Any] = {f"b{i}": brick for i in range(3)}
+    if dense:
+        tuned = {"w": flat_copy({"b": brick})[0], "norm": torch.arange(9.0)}
+        bricks = {f"b{i}": WeightsDelta(InMemory(tuned), InMemory(base)) for i in range(3)}
+    whole = {"density": 1.0} if method in ("ties", "dare") else {}
+    step = step_on(method, base, bricks, weights="auto", **whole)
+    assert relative(load(step, "w", torch.float32, CPU), product(brick)) < 1e-5
+    if dense:
+        torch.testing.assert_close(load(step, "norm", torch.float32, CPU), tuned["norm"], atol=1e-5, rtol=1e-5)
+
+
+def test_ties_with_auto_refuses_to_divide_by_the_number() -> None:
+    with pytest.raises(ValueError, match="take what bricks have in common away twice: leave out `divide`"):
+        method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto", "divide": "count"})
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties", "weights": "auto"}).divide == "weight"
+    assert method(MergeMethod, "ties").model_validate({"merge": "ties"}).divide == "count"
 
 
 def test_core_space_uses_the_same_weights() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -49,7 +49,8 @@ class Ties(OverlapWeighted):
     weigh: Literal["before", "after"] = "after"
     """Use of the bricks' weights: in the election and the mean (`before`), or only in the mean (`after`)."""
     divide: Literal["count", "weight"] = "count"
-    """Divisor of the mean: the number of agreeing bricks (`count`) or the sum of their weights (`weight`)."""
+    """Divisor of the mean: the number of agreeing bricks (`count`) or the sum of their weights (`weight`). With `weights: auto` it is
+    always `weight`: a mean of bricks of the same skill has the size of one of them already."""
     threshold: Literal["tensor", "model"] = "tensor"
     """`tensor` trims each tensor to `density`. `model` trims a brick's whole delta with one threshold, which reads all bricks
     once more."""
@@ -57,6 +58,17 @@ class Ties(OverlapWeighted):
     space: Space = "full"
     """`full` merges whole deltas. `core` merges the small core matrices of adapters, which trims and votes in the adapters'
     common basis and gives a different result."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_divides_by_weight(cls, fields: Any) -> Any:
+        if not isinstance(fields, dict) or fields.get("weights") != "auto":
+            return fields
+        if fields.get("divide") == "count":
+            raise ValueError(
+                "`weights: auto` with `divide: count` would take what bricks have in common away twice: leave out `divide`, or write `divide: weight`"
+            )
+        return {"divide": "weight", **fields}
 
     @model_validator(mode="after")
     def _one_density(self) -> Ties:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from workbench.lazy import torch
 from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
 from workbench.models.layout import Model
-from workbench.steps import Combination, Group, Laws, OverlapWeighted, Prepared, register
+from workbench.steps import Combination, Group, KeyContext, Laws, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
 
 if TYPE_CHECKING:
@@ -26,6 +26,10 @@ class Tsv(OverlapWeighted):
     singular value are dropped, so the result of adapters stays inside their span.
 
     Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ.
+
+    Whitening already takes away a part of what bricks have in common: of equal deltas it leaves one. `weights: auto` therefore divides
+    each brick's weight by the mean cosines of its singular vectors, left and right, with the whitened ones, and the mean by the
+    sum of the factors instead of T.
     """
 
     paper = "Gargiulo et al. 2025, Task Singular Vectors, arXiv 2412.00081"
@@ -58,12 +62,40 @@ class Tsv(OverlapWeighted):
         weights = group.values("weight")
         lam = group.value("lam")
         share = min(group.shape[-2:]) // len(group.bricks)
-        return by_matrix(group, lambda deltas: _merge(deltas, weights, share).mul_(lam))
+        auto = self.weighs_overlap()
+        return by_matrix(group, lambda deltas: _merge(deltas, weights, share, auto).mul_(lam))
+
+    def key_parts(self, context: KeyContext) -> list[Any]:
+        """Return the same as any merge, and the version of `weights: auto` where it is set."""
+        return [*super().key_parts(context), *([{"auto": 2}] if self.weighs_overlap() else [])]
 
 
-def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int) -> Tensor:
-    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal."""
+def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int, auto: bool) -> Tensor:
+    """Return the merged delta: truncated singular vectors of all bricks, made orthogonal.
+
+    Args:
+        deltas: One [m, n] matrix for each brick.
+        weights: Weight of each brick.
+        share: Largest number of triplets of a brick.
+        auto: Whether the weights count overlap, so that what whitening takes away must not be counted again.
+    """
     parts = [singular(delta.double().mul_(weight), share) for delta, weight in zip(deltas, weights, strict=True)]
     left = nearest_orthogonal(torch.cat([p.left for p in parts], 1))
     right = nearest_orthogonal(torch.cat([p.right for p in parts], 1))
-    return left * torch.cat([p.values for p in parts]) @ right.T
+    values = [p.values for p in parts]
+    if auto:
+        sizes = [len(p.values) for p in parts]
+        values = [
+            p.values / (_left_over(p.left, u, p.values) * _left_over(p.right, v, p.values))
+            for p, u, v in zip(parts, torch.split(left, sizes, 1), torch.split(right, sizes, 1), strict=True)
+        ]
+    return left * torch.cat(values) @ right.T
+
+
+def _left_over(vectors: Tensor, whitened: Tensor, values: Tensor) -> Tensor:
+    """Return the mean cosine of singular vectors with the whitened ones, each counted by its squared singular value.
+
+    1 for bricks that share no directions; 1/√T for T equal ones, whose whitened vectors are shorter.
+    """
+    squares = values.square()
+    return ((vectors * whitened).sum(0) * squares).sum() / squares.sum()

@@ -326,6 +326,8 @@ class Group(Protocol):
     """The recipe's seed."""
     memo: Memo | None
     """Values shared with later compositions; None outside a search."""
+    shares: Sequence[float] | None
+    """Factor of each brick's weight under `weights: auto`, already part of `values("weight")`; None without it."""
 
     @property
     def keys(self) -> list[str]:

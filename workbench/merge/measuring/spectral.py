@@ -71,9 +71,13 @@ def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
 
 
 def mean_weights(group: Group) -> list[float]:
-    """Return λwᵢ/T, the weights for tensors that are not decomposed."""
+    """Return λwᵢ/T, the weights for tensors that are not decomposed; with `weights: auto`, Σ aᵢ takes the place of T.
+
+    The factors aᵢ are part of the weights wᵢ. Equal bricks have the factor 1/T each, and their mean is any of them.
+    """
     lam = group.value("lam")
-    return [lam * w / len(group.bricks) for w in group.values("weight")]
+    count = len(group.bricks) if group.shares is None else math.fsum(group.shares)
+    return [lam * w / count for w in group.values("weight")]
 
 
 def whole_bytes(tensor: str, shape: tuple[int, ...], bricks: int, wide: int, square: int) -> int:

@@ -45,6 +45,7 @@ class CoreGroup:
         self.tensor, self.survey = self.group.tensor, self.group.survey
         self.model, self.notes = self.group.model, self.group.notes
         self.device, self.seed = self.group.device, self.group.seed
+        self.shares = self.group.shares
         self.memo: Memo | None = None  # the basis depends on all bricks: nothing can be reused for other sets of bricks
         self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), "F32")
 
