@@ -8,7 +8,8 @@ Two small bases, a Llama and a GPT-2 of four layers, are trained here with three
 functions that the base knows behind new markers. Bricks of the starter base are trained with one seed
 (benchmarks/pool_starter.py). Each pool is merged by every configuration of the grid and scored on held-out items, 200 a task and 60 on the starter
 base; an item counts if every token of the answer is the most likely one. `kept` is the mean over the pool's tasks of
-(merged - base) / (owner - base), where the owner is the brick that learned the task, or the mean of those that did. `retention` is the accuracy on the base's own
+(merged - base) / (owner - base), where the owner is the brick that learned the task, or the mean of those that did; tasks on which the owner gains less than
+0.3 do not count. `retention` is the accuracy on the base's own
 functions. Results go to benchmarks/results/merge-pools.json after every pool.
 """
 
@@ -35,6 +36,8 @@ from workbench.run.compose import compose
 from workbench.run.work import Work
 
 CPU = torch.device("cpu")
+LEARNED = 0.3
+"""Least gain in accuracy of a task that counts as learned; `kept` is the mean over these tasks."""
 FAMILIES = ("starter", "llama", "gpt2")
 SUM, TSV, TIES = {"merge": "task_arithmetic"}, {"merge": "tsv"}, {"merge": "ties"}
 AUTO = {"weights": "auto"}
@@ -120,7 +123,7 @@ def measured(world: Any, trainings: Sequence[Any], steps: int, kept: Path) -> di
     found: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     live = world.model()
     if "owners" not in found:
-        found = {"alone": [world.accuracy(live, task) for task in tasks], "scores": {}}
+        found = {"alone": [world.accuracy(live, task) for task in tasks], "merged": {}}
         owners: dict[Any, list[float]] = {task: [] for task in tasks}
         for name, training in zip(places, trainings, strict=True):
             merged_into(live, world, places, {**SUM, "bricks": [name]})
@@ -128,19 +131,15 @@ def measured(world: Any, trainings: Sequence[Any], steps: int, kept: Path) -> di
                 owners[task].append(world.accuracy(live, task))
         found["owners"] = [sum(owners[task]) / len(owners[task]) for task in tasks]
     for name, step in GRID.items():
-        if name in found["scores"]:
-            continue
-        merged_into(live, world, places, step)
-        shares = [
-            (world.accuracy(live, task) - alone) / (owner - alone)
-            for task, alone, owner in zip(tasks, found["alone"], found["owners"], strict=True)
-        ]
-        found["scores"][name] = {"kept": sum(shares) / len(shares), "tasks": shares, "retention": world.retention(live)}
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(found), "utf-8")
+        if name not in found["merged"]:
+            merged_into(live, world, places, step)
+            found["merged"][name] = [[world.accuracy(live, task) for task in tasks], world.retention(live)]
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            kept.write_text(json.dumps(found), "utf-8")
     advice = advise({n: str(p) for n, p in places.items()}, str(world.base), {}, project=world.folder, work=Work(CPU, 1))
     return {
         "bricks": [training.name() for training in trainings],
+        "alone": found["alone"],
         "owners": found["owners"],
         "rv": {f"{p.one} {p.two}": p.rv for p in advice.pairs},
         "cosine": {f"{p.one} {p.two}": p.cosine for p in advice.pairs},
@@ -148,8 +147,15 @@ def measured(world: Any, trainings: Sequence[Any], steps: int, kept: Path) -> di
         "weights": advice.overlap.weights,
         "regime": advice.regime,
         "recommended": advice.step,
-        "scores": {name: found["scores"][name] for name in GRID},
+        "scores": {name: scored(found, *found["merged"][name]) for name in GRID},
     }
+
+
+def scored(found: Mapping[str, Any], accuracies: Sequence[float], retention: float) -> dict[str, Any]:
+    """Return what a merge keeps of the owners' gains, over the tasks that they learned; None if they learned none."""
+    gains = [owner - alone for owner, alone in zip(found["owners"], found["alone"], strict=True)]
+    shares = [(now - alone) / gain for now, alone, gain in zip(accuracies, found["alone"], gains, strict=True) if gain >= LEARNED]
+    return {"kept": sum(shares) / len(shares) if shares else None, "accuracies": accuracies, "retention": retention}
 
 
 def merged_into(live: Any, world: Any, places: Mapping[str, Path | dict[str, str]], step: dict[str, Any]) -> None:

@@ -3,35 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any
 
+from charts import GREY, Panel, document
+
 LEFT, PANEL, GAP, ROW, TOP, MARGIN = 150, 300, 40, 30, 62, 14
-BEFORE, AFTER, BASE, RULE = "#b45309", "#1d4ed8", "#555", "#ddd"
-
-
-@dataclass(frozen=True)
-class Panel:
-    """One of the two charts.
-
-    Attributes:
-        left: Its left edge.
-        title: What it shows.
-        ticks: Values of its vertical lines.
-        place: Function from a value to a horizontal position between 0 and 1.
-        text: Function from a tick to its label.
-    """
-
-    left: int
-    title: str
-    ticks: Sequence[float]
-    place: Callable[[float], float]
-    text: Callable[[float], str]
-
-    def x(self, value: float) -> float:
-        """Return the horizontal position of a value in the figure."""
-        return round(self.left + PANEL * min(1.0, max(0.0, self.place(value))), 1)
+BEFORE, AFTER = "#b45309", "#1d4ed8"
 
 
 def figure(found: dict[str, Any]) -> str:
@@ -43,25 +21,21 @@ def figure(found: dict[str, Any]) -> str:
     rows = found["rows"]
     height = TOP + ROW * len(rows) + 44
     width = LEFT + 2 * PANEL + GAP + 2 * MARGIN
-    parts = [f'<rect width="{width}" height="{height}" fill="#fff"/>', *_legend()]
+    parts = _legend()
     charts: tuple[tuple[Panel, Callable[[Any], float], Callable[[Any], Any]], ...] = (
         (_perplexities(found), lambda state: state["perplexity"], lambda _state: None),
         (_shares(found), lambda state: state["retention"]["value"], lambda state: state["retention"]),
     )
     for panel, value, interval in charts:
-        parts += _axes(panel, len(rows))
+        parts += panel.axes(TOP, TOP + ROW * len(rows))
         x = panel.x(value(found["before"]))
-        parts.append(f'<path d="M{x} {TOP - 8}V{TOP + ROW * len(rows)}" stroke="{BASE}" stroke-dasharray="4 3"/>')
+        parts.append(f'<path d="M{x} {TOP - 8}V{TOP + ROW * len(rows)}" stroke="{GREY}" stroke-dasharray="4 3"/>')
         for number, row in enumerate(rows):
             parts += _marks(panel, TOP + ROW * number + ROW // 2, row, value, interval)
     for number, row in enumerate(rows):
         y = TOP + ROW * number + ROW // 2 + 5
         parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end">{row["arm"]}</text>')
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
-        'font-family="system-ui, sans-serif" font-size="14">'
-    )
-    return "\n".join([head, *parts, "</svg>"]) + "\n"
+    return document(width, height, parts)
 
 
 def _perplexities(found: dict[str, Any]) -> Panel:
@@ -71,7 +45,7 @@ def _perplexities(found: dict[str, Any]) -> Panel:
     bases, every = ((1, 3) if high - low < 2 else (1,)), math.ceil((high - low) / 5)
     powers = range(math.floor(low), math.ceil(high) + 1, every)
     ticks = [base * 10.0**power for power in powers for base in bases if low <= math.log10(base) + power <= high]
-    return Panel(LEFT, "perplexity", ticks, lambda value: (math.log10(value) - low) / (high - low), _tick)
+    return Panel(LEFT, PANEL, "perplexity", ticks, lambda value: (math.log10(value) - low) / (high - low), _tick)
 
 
 def _tick(value: float) -> str:
@@ -83,20 +57,7 @@ def _tick(value: float) -> str:
 def _shares(found: dict[str, Any]) -> Panel:
     """Return the panel of retention, from 0 to 100 %."""
     ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
-    return Panel(LEFT + PANEL + GAP, "retention, %", ticks, lambda value: value, lambda value: f"{100 * value:.0f}")
-
-
-def _axes(panel: Panel, rows: int) -> list[str]:
-    """Return the title, the vertical lines and their labels."""
-    bottom = TOP + ROW * rows
-    parts = [f'<text x="{panel.left + PANEL / 2}" y="{bottom + 38}" text-anchor="middle">{panel.title}</text>']
-    for tick in panel.ticks:
-        x = panel.x(tick)
-        parts.append(f'<path d="M{x} {TOP - 8}V{bottom}" stroke="{RULE}"/>')
-        parts.append(
-            f'<text x="{x}" y="{bottom + 18}" text-anchor="middle" font-size="12" fill="{BASE}">{panel.text(tick)}</text>'
-        )
-    return parts
+    return Panel(LEFT + PANEL + GAP, PANEL, "retention, %", ticks, lambda value: value, lambda value: f"{100 * value:.0f}")
 
 
 def _marks(
@@ -121,6 +82,6 @@ def _legend() -> list[str]:
         f'<text x="{LEFT + 18}" y="{y}">pruned</text>',
         f'<circle cx="{LEFT + 96}" cy="{y - 5}" r="5" fill="{AFTER}"/>',
         f'<text x="{LEFT + 108}" y="{y}">pruned, then trained</text>',
-        f'<path d="M{LEFT + 270} {y - 5}h24" stroke="{BASE}" stroke-dasharray="4 3"/>',
+        f'<path d="M{LEFT + 270} {y - 5}h24" stroke="{GREY}" stroke-dasharray="4 3"/>',
         f'<text x="{LEFT + 300}" y="{y}">the model before</text>',
     ]
