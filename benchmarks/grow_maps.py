@@ -93,7 +93,7 @@ def main() -> None:
     rows: list[dict[str, Any]] = []
     for seed in range(options.first_seed, options.first_seed + options.seeds):
         with tempfile.TemporaryDirectory() as folder:
-            world = World(Path(folder), "llama", seed)
+            world = World(Path(folder), seed)
             world.make_base(options.base_steps)
             before = held_out_loss(world.model())
             for budget in options.budgets:

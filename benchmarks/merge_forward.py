@@ -67,7 +67,7 @@ def main() -> None:
             if family not in options.families:
                 continue
             folder = (options.folder or Path(temporary)) / f"{family}-{seed}"
-            world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, family, seed)
+            world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, seed)
             world.make_base(1000)
             chosen: dict[str, Any] = {name: [StarterTraining((task,)) for task in tasks] for name, tasks in STARTER.items()}
             if family == "llama":

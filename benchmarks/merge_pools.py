@@ -4,7 +4,7 @@
     python benchmarks/merge_pools.py --families llama --seeds 1 --pools disjoint-3     a quick look
     python benchmarks/merge_pools.py --folder DIR                                       keeps models and scores, so that a later call goes on
 
-Two small bases, a Llama and a GPT-2 of four layers, are trained here with three seeds each (benchmarks/pool_worlds.py), and so are all bricks, which learn
+A small base, a Llama of four layers, is trained here with three seeds (benchmarks/pool_worlds.py), and so are all bricks, which learn
 functions that the base knows behind new markers. Bricks of the starter base are trained with one seed
 (benchmarks/pool_starter.py). Each pool is merged by every configuration of the grid and scored on held-out items, 200 a task and 60 on the starter
 base; an item counts if every token of the answer is the most likely one. `kept` is the mean over the pool's tasks of
@@ -38,7 +38,7 @@ from workbench.run.work import Work
 CPU = torch.device("cpu")
 LEARNED = 0.3
 """Least gain in accuracy of a task that counts as learned; `kept` is the mean over these tasks."""
-FAMILIES = ("starter", "llama", "gpt2")
+FAMILIES = ("starter", "llama")
 SUM, TSV, TIES = {"merge": "task_arithmetic"}, {"merge": "tsv"}, {"merge": "ties"}
 AUTO = {"weights": "auto"}
 GRID: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def main() -> None:
         for seed in range(options.seeds):
             for family in options.families[seed > 0 and options.families[0] == "starter" :]:
                 folder = (options.folder or Path(temporary)) / f"{family}-{seed}"
-                world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, family, seed)
+                world: Any = StarterWorld(folder, seed) if family == "starter" else World(folder, seed)
                 base = world.make_base(options.base_steps)
                 drawn = random.Random(f"{family} {seed}")
                 made: dict[str, Any] = starter_pools(drawn) if family == "starter" else pools(drawn)
@@ -164,9 +164,7 @@ def merged_into(live: Any, world: Any, places: Mapping[str, Path | dict[str, str
     data = {"version": 1, "base": str(world.base), "bricks": bricks, "steps": [step]}
     composed: Model = compose(resolve(from_data(data, world.folder)), CPU).model
     tensors = compute(composed, torch.float32, CPU)
-    prefix = "transformer." if world.family == "gpt2" else ""
-    names = {name if name in live.state_dict() else prefix + name: tensor for name, tensor in tensors.items()}
-    missing = live.load_state_dict(names, strict=False)
+    missing = live.load_state_dict(tensors, strict=False)
     assert not missing.unexpected_keys, missing
     assert set(missing.missing_keys) <= {"lm_head.weight"}, missing
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 LETTERS = [chr(97 + i) for i in range(16)]
 WORDS = ["<eos>", ">", *LETTERS, *(f"B{i}" for i in range(16)), *(f"S{i}" for i in range(16))]
@@ -108,10 +108,7 @@ class Training:
         )
 
 
-MODULES = {
-    "llama": {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]},
-    "gpt2": {"attention": ["c_attn", "attn.c_proj"], "mlp": ["c_fc", "mlp.c_proj"]},
-}
+MODULES = {"attention": ["q_proj", "k_proj", "v_proj", "o_proj"], "mlp": ["gate_proj", "up_proj", "down_proj"]}
 
 
 @dataclass(frozen=True)
@@ -120,12 +117,10 @@ class World:
 
     Attributes:
         folder: Project folder.
-        family: llama or gpt2.
         seed: Seed of the base.
     """
 
     folder: Path
-    family: str
     seed: int
 
     @property
@@ -135,8 +130,7 @@ class World:
 
     def model(self, path: Path | None = None) -> PreTrainedModel:
         """Return the base, or another model of its shape."""
-        kind = {"llama": LlamaForCausalLM, "gpt2": GPT2LMHeadModel}[self.family]
-        model: PreTrainedModel = kind.from_pretrained(path or self.base, dtype=torch.float32)
+        model: PreTrainedModel = LlamaForCausalLM.from_pretrained(path or self.base, dtype=torch.float32)
         return model
 
     def make_base(self, steps: int) -> float:
@@ -144,7 +138,7 @@ class World:
         self.folder.mkdir(parents=True, exist_ok=True)
         if not (self.base / "config.json").is_file():
             torch.manual_seed(self.seed)
-            model = _new(self.family)
+            model = _new()
             train(model, [*BASE_TASKS, *COPIES], steps, 2e-3, self.seed, replay=0.0)
             model.save_pretrained(self.base)
             _save_tokenizer(self.base)
@@ -186,13 +180,11 @@ class World:
             model.save_pretrained(out)
             _save_tokenizer(out)
         else:
-            targets = MODULES[self.family]
-            chosen = targets[training.modules] if training.modules else [m for named in targets.values() for m in named]
+            chosen = MODULES[training.modules] if training.modules else [m for named in MODULES.values() for m in named]
             config = LoraConfig(
                 r=training.rank,
                 lora_alpha=2 * training.rank,
                 target_modules=chosen,
-                fan_in_fan_out=self.family == "gpt2",
                 task_type="CAUSAL_LM",
             )
             tuned: Any = get_peft_model(model, config)
@@ -203,12 +195,8 @@ class World:
         return out
 
 
-def _new(family: str) -> PreTrainedModel:
+def _new() -> PreTrainedModel:
     common = {"vocab_size": len(WORDS), "bos_token_id": 0, "eos_token_id": 0}
-    if family == "gpt2":
-        return GPT2LMHeadModel(
-            GPT2Config(n_embd=128, n_layer=4, n_head=4, n_positions=16, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, **common)
-        )
     shape = {
         "hidden_size": 128,
         "intermediate_size": 256,

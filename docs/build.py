@@ -27,6 +27,7 @@ import grow_tables
 import memory_tables
 import merge_tables
 import neuron_tables
+import pools_figure
 import prune_figure
 import road_figure
 import route_tables
@@ -65,6 +66,8 @@ def outputs(project: Path) -> dict[Path, str]:
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
     if (pruned := results(project, grow_tables.PRUNE)) is not None:
         found[docs / grow_tables.PRUNE_FIGURE] = prune_figure.figure(pruned)
+    if (pools := results(project, merge_tables.POOLS)) is not None:
+        found[docs / merge_tables.POOLS_FIGURE] = pools_figure.figure(pools)
     return found
 
 

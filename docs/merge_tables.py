@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import pools_figure
 from cells import measured, of_results, points, signed, table
+
+from workbench.scores.paired import paired
 
 CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
-POOLS = "benchmarks/results/merge-pools.json"
+POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
 FORWARD = "benchmarks/results/merge-forward.json"
 
 
@@ -34,38 +37,84 @@ def missing_rows_block(found: dict[str, Any]) -> str:
 
 @of_results(POOLS)
 def pools_block(found: dict[str, Any]) -> str:
-    """Pools of bricks: overlap, and what the recommended merge keeps beside the average, the sum and the best of the grid."""
-    rows = []
-    pools = dict.fromkeys((row["family"], row["pool"]) for row in found["rows"])
-    for family, pool in pools:
-        same = [row for row in found["rows"] if (row["family"], row["pool"]) == (family, pool)]
+    """Pools of bricks: the figure, then what the advice keeps beside other merges, then a table of all pools."""
+    rows = [row for row in found["rows"] if row["scores"]["sum"]["kept"] is not None]
+    lines = []
+    for family, pool in dict.fromkeys((row["family"], row["pool"]) for row in rows):
+        same = [row for row in rows if (row["family"], row["pool"]) == (family, pool)]
+        values = {arm: _mean(row["scores"][arm]["kept"] for row in same) for arm in found["grid"]}
+        best = max(values, key=lambda arm: values[arm])
+        advised = [pools_figure.advised(row, found["grid"]) for row in same]
+        scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
         rv = [value for row in same for value in row["rv"].values()]
         norms = [value for row in same for value in row["norms"].values()]
-        kept = {name: _mean(row["scores"][name]["kept"] for row in same) for name in found["grid"]}
-        best = max(kept, key=lambda name: kept[name])
-        steps = [row["recommended"] for row in same]
-        advised = [next(n for n, step in found["grid"].items() if step == one) if one else None for one in steps]
-        told = ", ".join(dict.fromkeys(name or "no merge" for name in advised))
-        scored = [row["scores"][name]["kept"] for row, name in zip(same, advised, strict=True) if name]
-        rows.append(
+        lines.append(
             [
                 f"{family}: {pool}",
-                f"{min(rv):.2f}–{max(rv):.2f}",
-                f"{100 * _mean(norms):.2g} %",
-                told,
-                f"{100 * _mean(scored):.0f}" if scored else "",
-                *(f"{100 * kept[name]:.0f}" for name in ("average", "sum", "tsv", "tsv, auto")),
-                f"{100 * kept[best]:.0f} ({best})",
+                _range(rv, 1, ".2f"),
+                _range(norms, 100, ".2g"),
+                ", ".join(dict.fromkeys(name or "no merge" for name in advised)),
+                points(_mean(scored)) if scored else "",
+                *(points(values[arm]) for arm in ("average", "sum", "sum, auto", "tsv", "tsv, auto", "ties")),
+                f"{points(values[best])} ({best})",
             ]
         )
+    heads = [
+        "pool",
+        "RV",
+        "norm, %",
+        "advice",
+        "kept",
+        "average",
+        "sum",
+        "sum, auto",
+        "tsv",
+        "tsv, auto",
+        "ties",
+        "best of the grid",
+    ]
+    picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
+    return "\n\n".join([picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found)])
+
+
+def _range(values: Sequence[float], factor: float, form: str) -> str:
+    """Return the smallest and the largest of some values."""
+    low, high = (format(factor * value, form) for value in (min(values), max(values)))
+    return low if low == high else f"{low}–{high}"
+
+
+def _advice_sentences(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> str:
+    """Return what the recommended merges keep beside fixed ones and the best of the grid, for each base, with intervals over pools."""
+    said = []
+    for family, name in pools_figure.FAMILIES.items():
+        same = [(row, arm) for row in rows if row["family"] == family and (arm := pools_figure.advised(row, grid)) is not None]
+        if len(same) < 2:
+            continue
+        own = [row["scores"][arm]["kept"] for row, arm in same]
+        parts = []
+        others = {"the best of the grid": list(grid), "the average": ["average"], "the sum": ["sum"]}
+        for text, arms in others.items():
+            best = [max(row["scores"][arm]["kept"] for arm in arms) for row, _ in same]
+            pair = paired(best, own, [row["pool"] for row, _ in same])
+            low, high = pair.interval()
+            parts.append(f"{signed(pair.diff)} [{signed(low)}, {signed(high)}] against {text}")
+        none = sum(1 for row in rows if row["family"] == family) - len(same)
+        also = f" For {none} others it recommends no merge." if none else ""
+        said.append(
+            f"On the {len(same)} pools of the {name} for which the advice names a merge, that merge keeps {points(_mean(own))} %: {', '.join(parts)}.{also}"
+        )
+    return " ".join(said)
+
+
+def _pools_note(found: dict[str, Any]) -> str:
+    """Return how the pools were made and measured."""
     seeds = 1 + max(row["seed"] for row in found["rows"])
-    note = (
-        f"Percent of the bricks' own gain that a merge keeps, the mean over the pool's tasks and {seeds} trainings of base and bricks. The best of the grid is chosen on the "
-        f"same items, so that it is an upper bound. The bases are models of four layers that answer with four letters; their bricks change them far more than adapters "
-        f"change a language model. {measured(found)} The source: [{POOLS}](../{POOLS})."
+    return (
+        f"Percent of the bricks' own gain that a merge keeps: the mean over the tasks that the bricks learned, and over {seeds} trainings of base and bricks for "
+        "`llama`. Differences are points, with 95 % intervals that resample pools. The best of the grid is chosen on the same items, so that it is an upper bound. "
+        "Norm: that of a brick's delta, relative to the base's tensors. `llama` are models of four layers that answer with four letters; their bricks change them far more than "
+        f"adapters change a language model. {measured(found)} The source: [{POOLS}](../{POOLS})."
     )
-    heads = ["pool", "RV", "relative norm", "advice", "kept", "average", "sum", "tsv", "tsv, auto", "best of the grid"]
-    return table(heads, rows, left=1) + "\n\n" + note
 
 
 @of_results(FORWARD)

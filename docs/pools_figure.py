@@ -1,0 +1,100 @@
+"""Draw the figure of docs/merging.md: what merges of pools of bricks keep, beside the advice and the best of the grid."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from charts import GREY, RULE, Panel, document
+
+LEFT, PANEL, GAP, ROW, TOP, MARGIN = 190, 290, 40, 25, 66, 14
+ARMS = {
+    "average": ("average", "#b45309"),
+    "sum, auto": ("sum, weights: auto", "#1d4ed8"),
+    "tsv": ("tsv", "#15803d"),
+}
+FAMILIES = {"starter": "starter base", "llama": "small Llamas, far from their base"}
+KINDS = {
+    "different skills": ("disjoint-3", "disjoint-6", "ranks 4, 16, 64", "modules", "full and adapters", "full-3"),
+    "partly one skill": ("partial", "same-2 and another"),
+    "one skill": ("same-3", "same, ranks 4, 16, 64", "full-same-3"),
+}
+
+
+def figure(found: dict[str, Any]) -> str:
+    """Return the figure as an SVG document.
+
+    Args:
+        found: The results file of benchmarks/merge_pools.py.
+    """
+    rows = found["rows"]
+    measured = {row["pool"] for row in rows}
+    lines: list[str | None] = []
+    for kind, pools in KINDS.items():
+        if present := [pool for pool in pools if pool in measured]:
+            lines += [f"*{kind}", *present]
+    families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
+    bottom = TOP + ROW * len(lines)
+    width = LEFT + len(families) * (PANEL + GAP) + MARGIN
+    parts = _legend()
+    for number, family in enumerate(families):
+        panel = _panel(LEFT + number * (PANEL + GAP), FAMILIES[family])
+        parts += panel.axes(TOP, bottom)
+        for place, line in enumerate(lines):
+            same = [row for row in rows if (row["family"], row["pool"]) == (family, line)]
+            parts += _marks(panel, TOP + ROW * place + ROW // 2, same, found["grid"]) if same else []
+    for place, line in enumerate(lines):
+        y = TOP + ROW * place + ROW // 2 + 5
+        assert line is not None
+        head = line.startswith("*")
+        style = ' font-weight="600"' if head else f' fill="{GREY}"'
+        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end"{style}>{line.removeprefix("*")}</text>')
+        if head and place:
+            parts.append(f'<path d="M{MARGIN} {y - 18}H{width - MARGIN}" stroke="{RULE}"/>')
+    return document(width, bottom + 50, parts)
+
+
+def kept(rows: Sequence[Mapping[str, Any]], arm: str) -> float | None:
+    """Return what a merge keeps of the bricks' gain, the mean over the rows of one pool; None if no brick learned its task."""
+    values = [row["scores"][arm]["kept"] for row in rows if row["scores"][arm]["kept"] is not None]
+    return sum(values) / len(values) if values else None
+
+
+def advised(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str | None:
+    """Return the configuration of the grid that the advice recommends; None if it recommends no merge."""
+    return next((name for name, step in grid.items() if step == row["recommended"]), None)
+
+
+def _panel(left: int, title: str) -> Panel:
+    """Return the panel of one base, from nothing kept to everything."""
+    return Panel(
+        left, PANEL, f"{title}: % kept", [0.0, 0.25, 0.5, 0.75, 1.0], lambda v: (v + 0.04) / 1.1, lambda v: f"{100 * v:.0f}"
+    )
+
+
+def _marks(panel: Panel, y: int, rows: Sequence[Mapping[str, Any]], grid: Mapping[str, Any]) -> list[str]:
+    """Return the dots of a pool, the bar of the grid's best, and the ring around what the advice recommends."""
+    values = {arm: value for arm in grid if (value := kept(rows, arm)) is not None}
+    if not values:
+        return []
+    best = panel.x(max(values.values()))
+    parts = [f'<path d="M{best} {y - 9}V{y + 9}" stroke="{GREY}" stroke-width="2"/>']
+    parts += [f'<circle cx="{panel.x(values[arm])}" cy="{y}" r="5" fill="{color}"/>' for arm, (_, color) in ARMS.items()]
+    for arm in dict.fromkeys(advised(row, grid) for row in rows):
+        if arm is not None:
+            parts.append(f'<circle cx="{panel.x(values[arm])}" cy="{y}" r="9" fill="none" stroke="#000" stroke-width="1.5"/>')
+    return parts
+
+
+def _legend() -> list[str]:
+    """Return the legend above the panels."""
+    parts, x, y = [], MARGIN + 6, 26
+    for text, color in ARMS.values():
+        parts.append(f'<circle cx="{x}" cy="{y - 5}" r="5" fill="{color}"/><text x="{x + 12}" y="{y}">{text}</text>')
+        x += 40 + 8 * len(text)
+    parts.append(
+        f'<path d="M{x} {y - 14}V{y + 4}" stroke="{GREY}" stroke-width="2"/><text x="{x + 10}" y="{y}">best of the grid</text>'
+    )
+    x += 140
+    ring = f'<circle cx="{x}" cy="{y - 5}" r="9" fill="none" stroke="#000" stroke-width="1.5"/>'
+    return [*parts, f'{ring}<text x="{x + 16}" y="{y}">what brick advise recommends</text>']
