@@ -8,7 +8,7 @@ No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so 
 also keep the base's distributions after generated prompts and on the built-in text. `patch` first adds neurons to all layers; `patch at subjects` writes one for
 each subject in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does
 not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated prompts as they are, `memit, joint values` trains
-the values of all facts together. Measures, intervals and draws are those of benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR
+the values of all facts together, and `memit, five layers` shares what each layer leaves with the ones above. Measures, intervals and draws are those of benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR
 the project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
 
@@ -29,6 +29,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "memit, ten beginnings": {**MEMIT, "contexts": 10},
     "memit, null space": {**MEMIT, "preserve_tokens": "every", "preserve_generated": 100, "preserve_weight": 1e4},
     "memit, joint values": {**MEMIT, "joint_values": {}},
+    # The layer that the sweep chooses on the starter base, and the four below it.
+    "memit, five layers": {**MEMIT, "layers": [3, 4, 5, 6, 7]},
     "patch": PATCH,
     "patch, with ends": {**PATCH, "end_of_text": True},
     "patch at subjects": AT_SUBJECTS,
@@ -65,9 +67,10 @@ def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
 
 
 def placed(step: dict[str, Any], layers: list[int]) -> dict[str, Any]:
-    """Return the field that puts a step at the layers, for steps that write at subjects."""
+    """Return the field that puts a step at the layers, for steps that write at subjects; a step of several layers keeps their number."""
     if step["edit"] == "memit":
-        return {"layers": layers}
+        below = len(step.get("layers", layers[:1])) - 1
+        return {"layers": [*range(layers[0] - below, layers[0]), *layers]}
     return {"layer": layers[0]} if step.get("position") == "subject_last" else {}
 
 

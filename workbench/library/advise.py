@@ -30,15 +30,16 @@ if TYPE_CHECKING:
 
 DISJOINT = 0.15
 """Largest RV coefficient of a pair that counts as disjoint."""
-OVERLAPPING = 0.25
-"""Smallest RV coefficient of a pair that counts as overlapping."""
+OVERLAPPING = 0.45
+"""Smallest RV coefficient of a pair that counts as overlapping. Fine-tunes of different skills reach it where they are far from a small base
+(benchmarks/merge_pools.py); between adapters of a language model it is below 0.1."""
 SAME = 0.999
 """Smallest RV coefficient and cosine of two bricks that count as one."""
 OPPOSED = -0.3
 """Largest cosine of two deltas that count as opposed, such as a brick and its negation."""
-FAR = 0.2
+FAR = 0.15
 """Norm of a delta, relative to the base's tensors, from which sums of different skills are in doubt; it is about 1.4 for unrelated
-models and below 0.02 for adapters of language models."""
+models and below 0.02 for adapters of language models. Above it no merge of different skills kept much (benchmarks/merge_pools.py)."""
 
 Regime = Literal["single", "same", "contradicting", "far", "opposed", "overlapping", "between", "disjoint"]
 
@@ -227,11 +228,6 @@ def _regime(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime, 
         return "contradicting", (
             f"{p.names} contradict each other: {p.shared.different} of the {p.shared.prompts} prompts that their texts share have different answers."
         )
-    if far := [name for name, norm in norms.items() if norm > FAR]:
-        return (
-            "far",
-            f"{far[0]} is far from the base: the norm of its delta is {norms[far[0]]:.2f} of that of the base's tensors.",
-        )
     if same := [p for p in pairs if p.rv > SAME and p.cosine is not None and p.cosine > SAME]:
         return "same", f"{same[0].names} are one brick: their deltas are equal up to their length."
     if opposed := [p for p in pairs if p.cosine is not None and p.cosine < OPPOSED]:
@@ -239,6 +235,11 @@ def _regime(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime, 
         return (
             "opposed",
             f"The deltas of {p.names} point against each other (cosine {p.cosine:+.2f}), so that their sum cancels both.",
+        )
+    if far := [name for name, norm in norms.items() if norm > FAR]:
+        return (
+            "far",
+            f"{far[0]} is far from the base: the norm of its delta is {norms[far[0]]:.2f} of that of the base's tensors.",
         )
     top = max(pairs, key=lambda p: p.rv)
     if top.rv > OVERLAPPING:
