@@ -157,6 +157,20 @@ def test_disk_full(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     assert not list((project.path / "runs").rglob("run.json"))
 
 
+def test_a_plan_names_the_run_directory_that_run_will_write(project: Project) -> None:
+    """As long as an input is unread, the name is not known: a name from sizes and times of files would be another."""
+    resolved = project.resolve(MIXED)
+    assert not resolved.known
+    before = plan(resolved, project.path / "runs")
+    assert (before.key, before.run) == (None, None)
+    written = project.run(MIXED)
+    after = plan(project.resolve(MIXED), project.path / "runs")
+    assert after.run is not None
+    assert after.run == f"{resolved.recipe.name}-{resolved.run_key[:10]}"
+    assert (project.path / "runs" / after.run / "run.json").is_file()
+    assert written["status"] == "done"
+
+
 def test_plan(project: Project) -> None:
     resolved = project.resolve(MIXED)
     document = plan(resolved, project.path / "runs").document()

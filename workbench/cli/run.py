@@ -114,7 +114,8 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
     """Print the steps of a plan as a table, then the sources of stacked layers and sizes of pruned models, then its totals."""
     from workbench.grow.expansion.told import told_blocks, told_removal
 
-    out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}")
+    later = "" if planned.run else "  (`run` names it after the content of the inputs, once it has read them)"
+    out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}{later}")
     out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
     for step in planned.steps:
         if rows := list(told_blocks(step)):

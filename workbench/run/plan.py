@@ -33,7 +33,7 @@ class RunPlan:
     key: str | None
     """The recipe's key; None until `run` or `eval` has read the inputs once."""
     run: str | None
-    """Name of the run directory; None until the input files have been downloaded."""
+    """Name of the run directory, which has a part of the key; None as long as the key is."""
     steps: list[dict[str, Any]]
     read_bytes: int
     write_bytes: int
@@ -93,7 +93,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     return RunPlan(
         resolved.recipe.name,
         resolved.key if resolved.known else None,
-        None if resolved.headers_only else run.name,
+        run.name if resolved.known else None,
         steps,
         needs.read,
         write,

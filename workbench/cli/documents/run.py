@@ -116,7 +116,7 @@ class PlanDocument(Document):
     key: str | None
     """Key of the configuration; null until `run` or `eval` has read the inputs once."""
     run: str | None
-    """Name of the run directory; null until the input files have been downloaded."""
+    """Name of the run directory, which has a part of the key; null as long as the key is."""
     steps: list[PlannedStep]
     """The steps, in order."""
     read_bytes: int
