@@ -11,7 +11,7 @@ LEFT, PANEL, GAP, ROW, TOP, MARGIN = 190, 290, 40, 25, 66, 14
 ARMS = {
     "average": ("average", "#b45309"),
     "sum, auto": ("sum, weights: auto", "#1d4ed8"),
-    "tsv": ("tsv", "#15803d"),
+    "tsv, auto": ("tsv, weights: auto", "#15803d"),
 }
 FAMILIES = {"starter": "starter base", "llama": "small Llamas, far from their base"}
 KINDS = {
