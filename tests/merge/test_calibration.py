@@ -371,13 +371,16 @@ def test_missing_texts(project: Project) -> None:
 def test_plan_says_that_models_run_on_texts(project: Project) -> None:
     def planned(step: str, seed: int = 0) -> Any:
         write_rows(project.path / "all.jsonl", 6, seed)
-        return plan(project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}]"), project.path / "runs")
+        resolved = project.resolve(f"bricks: {{one: bricks/one, two: bricks/two}}\nsteps: [{step}]")
+        assert resolved.key  # reads the bricks, so that the run has a name
+        return plan(resolved, project.path / "runs")
 
     average = planned("{merge: average}")
     for name, needs in (("regmean", "texts"), ("featcal", "texts"), ("fisher", "model"), ("cocktail", "model")):
         found = planned(STEPS[name])
         assert (found.steps[0]["needs"], found.steps[0]["inputs"]) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
+        assert found.run is not None
         assert planned(STEPS[name], seed=1).run != found.run, "other texts, another run"
 
 
