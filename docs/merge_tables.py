@@ -99,9 +99,9 @@ def _advice_sentences(rows: Sequence[dict[str, Any]], grid: dict[str, Any]) -> s
             low, high = pair.interval()
             parts.append(f"{signed(pair.diff)} [{signed(low)}, {signed(high)}] against {text}")
         none = sum(1 for row in rows if row["family"] == family) - len(same)
-        also = f" For {none} others it recommends no merge." if none else ""
+        also = f" It recommends no merge for {none} other {'pools' if none > 1 else 'pool'}." if none else ""
         said.append(
-            f"On the {len(same)} pools of the {name} for which the advice names a merge, that merge keeps {points(_mean(own))} %: {', '.join(parts)}.{also}"
+            f"{name[0].upper()}{name[1:]}: on the {len(same)} pools for which the advice names a merge, that merge keeps {points(_mean(own))} %: {', '.join(parts)}.{also}"
         )
     return " ".join(said)
 

@@ -68,7 +68,7 @@ def advised(row: Mapping[str, Any], grid: Mapping[str, Any]) -> str | None:
 def _panel(left: int, title: str) -> Panel:
     """Return the panel of one base, from nothing kept to everything."""
     return Panel(
-        left, PANEL, f"{title}: % kept", [0.0, 0.25, 0.5, 0.75, 1.0], lambda v: (v + 0.04) / 1.1, lambda v: f"{100 * v:.0f}"
+        left, PANEL, f"{title}: % kept", [0.0, 0.25, 0.5, 0.75, 1.0], lambda v: (v + 0.04) / 1.18, lambda v: f"{100 * v:.0f}"
     )
 
 
