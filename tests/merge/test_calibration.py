@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -20,7 +19,6 @@ from worlds.tiny import save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.models.live import live_model
-from workbench.models.texts import Text, batches, encode, read_texts
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose
 from workbench.run.plan import plan
@@ -380,24 +378,4 @@ def test_plan_says_that_models_run_on_texts(project: Project) -> None:
         found = planned(STEPS[name])
         assert (found.steps[0]["needs"], found.steps[0]["inputs"]) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
-        assert found.run is not None
-        assert planned(STEPS[name], seed=1).run != found.run, "other texts, another run"
-
-
-def test_texts_as_tokens(project: Project) -> None:
-    file = project.path / "all.jsonl"
-    rows = [{"prompt": "w1 w2 ", "response": "w3"}, {"text": "w4 w5 w6", "id": 7}, {"prompt": "w7 w8 w9", "target": "w10 w11"}]
-    file.write_text("\n".join(map(json.dumps, rows)), "utf-8")
-    tokenizer = words_tokenizer(project.path / "base")
-    texts = read_texts(file, "all.jsonl")
-
-    def words(longest: int) -> list[tuple[str, int]]:
-        return [(tokenizer.decode(row.tokens), row.learned) for row in encode(texts, tokenizer, longest)]
-
-    assert words(64) == [("w1 w2 w3", 1), ("w4 w5 w6", 2), ("w7 w8 w9 w10 w11", 2)]
-    assert words(3) == [("w1 w2 w3", 1), ("w4 w5 w6", 2), ("w9 w10 w11", 2)]
-    assert words(2) == [("w2 w3", 1), ("w4 w5", 1), ("w10 w11", 1)]
-    assert [t.place for t in read_texts(file, "all.jsonl", samples=2)] == ["all.jsonl:1", "all.jsonl:2"]
-    assert [b.mask.sum(1).tolist() for b in batches(encode(texts, tokenizer, 64), CPU, limit=6)] == [[3, 3], [5]]
-    with pytest.raises(WorkbenchError, match="here:1: 1 token in the base's vocabulary"):
-        encode([Text("", "w1", "here:1")], tokenizer, 64)
+        assert found.run != planned(STEPS[name], seed=1).run, "other texts, another run"
