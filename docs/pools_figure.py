@@ -29,10 +29,10 @@ def figure(found: dict[str, Any]) -> str:
     """
     rows = found["rows"]
     measured = {row["pool"] for row in rows}
-    lines: list[str | None] = []
+    lines: list[tuple[str, bool]] = []  # text, and whether it is a heading
     for kind, pools in KINDS.items():
         if present := [pool for pool in pools if pool in measured]:
-            lines += [f"*{kind}", *present]
+            lines += [(kind, True), *((pool, False) for pool in present)]
     families = [family for family in FAMILIES if any(row["family"] == family for row in rows)]
     bottom = TOP + ROW * len(lines)
     width = LEFT + len(families) * (PANEL + GAP) + MARGIN
@@ -40,16 +40,14 @@ def figure(found: dict[str, Any]) -> str:
     for number, family in enumerate(families):
         panel = _panel(LEFT + number * (PANEL + GAP), FAMILIES[family])
         parts += panel.axes(TOP, bottom)
-        for place, line in enumerate(lines):
+        for place, (line, _) in enumerate(lines):
             same = [row for row in rows if (row["family"], row["pool"]) == (family, line)]
             parts += _marks(panel, TOP + ROW * place + ROW // 2, same, found["grid"]) if same else []
-    for place, line in enumerate(lines):
+    for place, (line, heading) in enumerate(lines):
         y = TOP + ROW * place + ROW // 2 + 5
-        assert line is not None
-        head = line.startswith("*")
-        style = ' font-weight="600"' if head else f' fill="{GREY}"'
-        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end"{style}>{line.removeprefix("*")}</text>')
-        if head and place:
+        style = 'font-weight="600"' if heading else f'fill="{GREY}"'
+        parts.append(f'<text x="{LEFT - 14}" y="{y}" text-anchor="end" {style}>{line}</text>')
+        if heading and place:
             parts.append(f'<path d="M{MARGIN} {y - 18}H{width - MARGIN}" stroke="{RULE}"/>')
     return document(width, bottom + 50, parts)
 

@@ -169,16 +169,18 @@ def overlapping() -> tuple[list[torch.Tensor], dict[str, float]]:
 @pytest.mark.parametrize("method", METHODS)
 def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
     """Whatever a method does about what bricks have in common, `auto` does not do it again: matrices and vectors."""
-    brick = lora(3, seed=2)
+    table = "model.embed_tokens.weight"
+    brick = lora(3, seed=2, names=("w", table))
     brick.dense = ("w",) if dense else ()
-    base = {"w": torch.zeros(24, 18), "norm": torch.zeros(9)}
+    base = {"w": torch.zeros(24, 18), table: torch.zeros(24, 18), "norm": torch.zeros(9)}
     bricks: dict[str, Any] = {f"b{i}": brick for i in range(3)}
     if dense:
-        tuned = {"w": flat_copy({"b": brick})[0], "norm": torch.arange(9.0)}
+        tuned = {n: flat_copy({"b": brick}, n)[0] for n in ("w", table)} | {"norm": torch.arange(9.0)}
         bricks = {f"b{i}": WeightsDelta(InMemory(tuned), InMemory(base)) for i in range(3)}
     whole = {"density": 1.0} if method in ("ties", "dare") else {}
     step = step_on(method, base, bricks, weights="auto", **whole)
-    assert relative(load(step, "w", torch.float32, CPU), product(brick)) < 1e-5
+    for name in ("w", table):
+        assert relative(load(step, name, torch.float32, CPU), product(brick, name)) < 1e-5
     if dense:
         torch.testing.assert_close(load(step, "norm", torch.float32, CPU), tuned["norm"], atol=1e-5, rtol=1e-5)
 

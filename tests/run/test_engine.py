@@ -158,7 +158,7 @@ def test_disk_full(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_plan_names_the_run_directory_that_run_will_write(project: Project) -> None:
-    """As long as an input is unread, the name is not known: a name from sizes and times of files would be another."""
+    """The name is unknown as long as an input is unread: a name from sizes and times of files would be another."""
     resolved = project.resolve(MIXED)
     assert not resolved.known
     before = plan(resolved, project.path / "runs")

@@ -95,7 +95,7 @@ def _merge(deltas: Sequence[Tensor], weights: Sequence[float], share: int, auto:
 def _left_over(vectors: Tensor, whitened: Tensor, values: Tensor) -> Tensor:
     """Return the mean cosine of singular vectors with the whitened ones, each counted by its squared singular value.
 
-    1 for bricks that share no directions; 1/√T for T equal ones, whose whitened vectors are shorter.
+    It is 1 for bricks that share no directions, and 1/√T for T equal ones, whose whitened vectors are shorter.
     """
     squares = values.square()
     return ((vectors * whitened).sum(0) * squares).sum() / squares.sum()
