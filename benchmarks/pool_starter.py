@@ -80,7 +80,6 @@ class StarterWorld:
     folder: Path
     seed: int
     items: int = 60
-    family: str = "starter"
 
     @property
     def base(self) -> Path:

@@ -19,6 +19,7 @@ from workbench.merge.streaming.difference import WeightsDelta
 from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import dump_step
+from workbench.resolve.keys import StepKey
 from workbench.run.plan import plan
 from workbench.steps import MergeMethod
 from workbench.weights.specs import load
@@ -183,6 +184,14 @@ def test_equal_bricks_add_up_to_one(method: str, dense: bool) -> None:
         assert relative(load(step, name, torch.float32, CPU), product(brick, name)) < 1e-5
     if dense:
         torch.testing.assert_close(load(step, "norm", torch.float32, CPU), tuned["norm"], atol=1e-5, rtol=1e-5)
+
+
+def test_tsv_with_auto_has_a_key_of_its_own(project: Project) -> None:
+    """Results of `auto` before whitening was made up for are not taken from a cache; steps without it keep their keys."""
+    text = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: tsv%s}]\n"
+    plain, auto = (project.resolve(text % extra, f"t{i}.yaml") for i, extra in enumerate(("", ", weights: auto")))
+    parts = [resolved.recipe.steps[0].key_parts(StepKey(resolved, resolved.digests, 0)) for resolved in (plain, auto)]
+    assert parts[1] == [*parts[0], {"auto": 2}]
 
 
 def test_ties_with_auto_refuses_to_divide_by_the_number() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import namedtuple
+from contextlib import chdir
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 import yaml
 
+from worlds.commands import call
 from worlds.project import CPU, Project
 from worlds.stopped import stopped_run
 from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
@@ -163,6 +165,8 @@ def test_a_plan_names_the_run_directory_that_run_will_write(project: Project) ->
     assert not resolved.known
     before = plan(resolved, project.path / "runs")
     assert (before.key, before.run) == (None, None)
+    with chdir(project.path):
+        assert "-…  (`run` names it after the content of the inputs" in call("plan", "recipes/test.yaml").stdout
     written = project.run(MIXED)
     after = plan(project.resolve(MIXED), project.path / "runs")
     assert after.run is not None
