@@ -28,17 +28,34 @@ class FileIdentity(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
+    system: int = 0
+    """The file system's id."""
+    read_only: bool = False
+    """Whether the file system is mounted read-only."""
 
     @property
     def storable(self) -> list[int]:
         """Return the fields that may be stored on disk. The device number is left out: it can change when a machine restarts."""
-        return list(self[1:])
+        return [self.system, *self[1:5]]
+
+    @property
+    def is_telling(self) -> bool:
+        """Return whether another content would have other times, so that what was read once may be remembered for later commands.
+
+        The kernel sets ctime at every write, but not everywhere: some file systems have seconds only, and some images have no ctime and
+        show the mtime, which their maker chose. A file that was written within the last tick may be written again within it.
+        """
+        fine = self.ctime_ns % 1_000_000_000 != 0
+        own = not self.read_only or self.ctime_ns != self.mtime_ns
+        return fine and own and time.time_ns() - self.ctime_ns > _TICKS_NS
 
 
 def identity_of(file: int | Path) -> FileIdentity:
     """Return the identity of a path or of an open descriptor."""
     stat = os.fstat(file) if isinstance(file, int) else file.stat()
-    return FileIdentity(stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    system = os.statvfs(file)
+    times = stat.st_mtime_ns, stat.st_ctime_ns
+    return FileIdentity(stat.st_dev, stat.st_ino, stat.st_size, *times, system.f_fsid, bool(system.f_flag & os.ST_RDONLY))
 
 
 def settled_identity(descriptor: int) -> FileIdentity:

@@ -97,7 +97,7 @@ def test_a_neuron_writes_memits_value_at_its_subject(family: str, tmp_path: Path
     memit = Memit(edit="memit", facts="facts.jsonl")
     settings = Settings(60, 0.25, memit.clamp, memit.kl, memit.decay, 0.9)
     facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
-    wanted = values(at, grouped(facts, "subject_last"), settings, context.weights_key).rows("change")
+    wanted = values(at, grouped(facts, "subject_last"), settings, context.model_key).rows("change")
     run = project.run(f"steps: [{grow(family)}, {patch()}]\n" + F32)
     old, new = live(base), live(Path(run["model"]))
     name = "transformer.h.1.mlp.c_proj" if family == "gpt2" else "model.layers.1.mlp.down_proj"

@@ -15,7 +15,7 @@ from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_o
 
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
-from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.models.identity import tokenizer_digest
 from workbench.scores.plan import Item, subset
 from workbench.scores.store import Configuration, ScoreStore
 

@@ -16,8 +16,8 @@ from worlds.fuzzing import command, damaged, fuzz, fuzz_reader, json_files, keep
 from worlds.project import Project
 
 from workbench.adapters.read import Adapter
-from workbench.bricks.brick import vocabulary_digest
 from workbench.models.architecture import model_depth
+from workbench.models.identity import vocabulary_digest
 from workbench.scores.plan import tokenizer_digest
 from workbench.vocabulary.files import generation_config, read_template, special_ids
 from workbench.vocabulary.tokens import read_tokens

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from workbench import jsondoc
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
 from workbench.bricks.axes import Axes, axes_of
@@ -16,7 +15,7 @@ from workbench.bricks.language import LanguagePart, component_configs
 from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
-from workbench.identity import WatchedFiles, check_unchanged
+from workbench.identity import check_unchanged
 from workbench.models.architecture import is_head
 from workbench.models.cleanup import tidy
 from workbench.models.conversion import Aligned
@@ -294,17 +293,3 @@ def _unfit(brick: Brick, base: Model, extra: list[str], reason: str | None) -> s
         )
     hint = "A checkpoint brick must be a fine-tune of the recipe's base, with the same architecture and the same tensors."
     return f"{hint} Converting the tensor names with transformers failed, too: {reason}" if reason else hint
-
-
-def vocabulary_digest(path: Path, watched: WatchedFiles | None = None) -> str | None:
-    """Return the digest of the vocabulary and merges in tokenizer.json, or None if the file does not exist.
-
-    Args:
-        path: Directory of the tokenizer.
-        watched: Record of the files read, which detects later changes.
-    """
-    file = path / "tokenizer.json"
-    if not file.is_file():
-        return None
-    content = jsondoc.parse(watched.read(file) if watched else file.read_bytes(), str(file))
-    return json_digest(jsondoc.as_object(content, str(file)).get("model"))

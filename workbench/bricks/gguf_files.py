@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.bricks.gguf_config import read_settings
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, publish_once, write_json
+from workbench.files import file_digest, json_digest, publish_once, write_json
 from workbench.identity import identity_of
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
@@ -95,8 +95,9 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
         WorkbenchError: If the file is damaged or split, or if its architecture, fields or tensors are not read here.
     """
     file = file.resolve()
-    identity = identity_of(file).storable
-    key = json_digest([_VERSION, str(file), identity, installed("transformers", "gguf")])[:12]
+    identity = identity_of(file)
+    content = identity.storable if identity.is_telling else file_digest(file)
+    key = json_digest([_VERSION, str(file), content, installed("transformers", "gguf")])[:12]
     place = project / CACHE / "gguf" / f"{file.stem}-{key}"
     if (place / RECORD).is_file() and (place / LINK).is_symlink():
         return place
@@ -106,7 +107,7 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
         partial = Path(folder) / "model"
         partial.mkdir()
         (partial / LINK).symlink_to(file)
-        _fill(partial, file, identity, f"{what}: {file}")
+        _fill(partial, file, identity.storable, f"{what}: {file}")
         publish_once(partial, place)
     return place
 

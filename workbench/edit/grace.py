@@ -107,7 +107,7 @@ class Grace(MemoryMethod):
         foreign_rows = [_foreign_rows(fact, row, context.tokenizer, self.end) for fact, row in zip(batch, rows, strict=True)]
         fields = self.model_dump(mode="json", exclude={"id", "facts", "radius", "alpha", "decay", "floor", *self.unkeyed})
         tokens = [[row.ids, row.answer, foreign] for row, foreign in zip(rows, foreign_rows, strict=True)]
-        key = json_digest([sorted(context.digests.items()), context.layout.config, self.code_key(), fields, tokens])
+        key = json_digest([context.model_key, self.code_key(), fields, tokens])
         file = context.cache / "grace" / f"{key}.safetensors"
         if file.is_file():
             from safetensors.torch import load_file

@@ -62,8 +62,8 @@ class Steer(Step):
         return [self.positive, self.negative]
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the digests of the prompts and of the vocabulary that tokenizes them."""
-        return [context.files(self.inputs()), [context.vocabulary(context.number)]]
+        """Return the digests of the prompts and of the tokenizer."""
+        return [context.files(self.inputs()), [context.tokens(context.number)]]
 
     def check_inputs(self, project: Path) -> None:
         """Read the prompts.

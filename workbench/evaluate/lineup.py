@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
-from workbench.files import read_json
 from workbench.models.generation import identity
+from workbench.models.identity import vocabulary_digest
 from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.forms import form_of
+from workbench.run.materialize import known_digest
 from workbench.run.opened import NamedModel
 from workbench.run.shapes import written_specs
 from workbench.scores.plan import ScorePlan
@@ -53,8 +53,7 @@ class LineupEntry:
 
     def digest(self) -> str | None:
         """Return the configuration's digest if an earlier run or evaluation has computed it."""
-        stored = read_json(self.resolved.cache / "configurations" / f"{self.resolved.key}.json", digest=str)
-        return str(stored["digest"]) if stored else None
+        return known_digest(self.resolved.cache, self.resolved.key)
 
     def configuration(self, digest: str) -> Configuration:
         """Return the configuration as the score store describes it.

@@ -11,7 +11,7 @@ from workbench.evaluate import build_plan
 from workbench.evaluate.facts import Wanted, build
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events, no_events
-from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.models.identity import tokenizer_digest
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.plan import ScorePlan

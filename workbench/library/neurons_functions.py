@@ -23,6 +23,7 @@ from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
 from workbench.library.frames import data_frame
 from workbench.library.neurons_subject import NeuronSubject
+from workbench.models.identity import computed_on
 from workbench.weights.saving import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
@@ -187,7 +188,10 @@ def analyze_functions(
     rows = subject.rows(data.items, options.chat)
     texts = [[row.tokens, row.prompt] for row in rows]
     shuffles = [settings.draws, settings.seed]  # the labels that histograms count
-    key = json_digest([subject.digest, data.digest, texts, asdict(options), shuffles, [site.units for site in subject.sites], 2])
+    units = [site.units for site in subject.sites]
+    key = json_digest(
+        [subject.digest, computed_on(subject.model.device), data.digest, texts, asdict(options), shuffles, units, 3]
+    )
     folder = subject.cache / "neurons" / key
     functions = torch.tensor([data.functions.index(item.function) for item in data.items])
     items = PassItems(rows, functions, histogram_labels(data, settings))

@@ -13,11 +13,11 @@ from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
-from workbench.files import read_json
 from workbench.models.generation import identity
 from workbench.project import CACHE, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
+from workbench.run.materialize import known_digest
 from workbench.run.saved import MODEL
 from workbench.run.saved import RECORD as CONFIGURATION
 from workbench.run.verify import verify_run
@@ -277,8 +277,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
     record = run.record
     weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
-        memo = find_project(run.path / RECORD) / CACHE / "configurations" / f"{record.get('key')}.json"
-        weights = (read_json(memo, digest=str) or {}).get("digest")
+        weights = known_digest(find_project(run.path / RECORD) / CACHE, str(record.get("key")))
     if weights is None:
         return []
     found: dict[str, Scores] = {}

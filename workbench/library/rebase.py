@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
-from workbench.bricks.brick import Brick, vocabulary_digest
+from workbench.bricks.brick import Brick
 from workbench.bricks.locate import resolve_brick
 from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import UsageError, WorkbenchError, shell
@@ -19,6 +19,7 @@ from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
 from workbench.lazy import torch
 from workbench.library.extract import brick_name, check_new, new_directory
+from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
 from workbench.models.names import live_module
 from workbench.project import find_project
@@ -174,7 +175,10 @@ def rebase(
 
 
 def _check_onto(old: EditBrick, model: NamedModel) -> None:
-    """Raise WorkbenchError if the edit cannot be solved on a configuration: other tokenizer, growth, or a memory."""
+    """Raise WorkbenchError if the edit cannot be solved on a configuration: other vocabulary, growth, or a memory.
+
+    Rules that split texts may differ: facts are tokenized again, and positions are looked up again.
+    """
     name, onto = model.name, model.resolved
     old_vocabulary, new_vocabulary = old.record.get("vocabulary"), vocabulary_digest(onto.tokenizer_path)
     if old_vocabulary and new_vocabulary and old_vocabulary != new_vocabulary:

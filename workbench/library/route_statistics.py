@@ -14,11 +14,11 @@ from workbench.bricks.locate import resolve_base
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import write_text
+from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
-from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.project import find_project
 from workbench.route.deciding.kept import measure_states
 from workbench.route.features.hidden import WINDOW, depth_of

@@ -69,9 +69,7 @@ class Cocktail(MergeMethod):
         losses = {}
         for i, name in enumerate(names):
             context.progress(i, len(names), f"loss of {name or 'the base'} on {len(rows)} examples")
-            cache_file = (
-                context.cache / "losses" / f"{json_digest(['loss', 1, context.keys[name], data, longest, 'float32'])}.json"
-            )
+            cache_file = context.cache / "losses" / f"{json_digest([self.code_key(), context.keys[name], data, longest])}.json"
             record = read_json(cache_file, loss=(int, float))
             if record is None:
                 record = {"loss": loss(context, name, rows)}

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.bricks.brick import vocabulary_digest
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
-from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.models.identity import template_digest, tokens_digest
 from workbench.recipe.recipe import Recipe, dump_step
 
 
@@ -26,8 +25,8 @@ class KeyInputs(Protocol):
     def input_digest(self, name: str) -> str:
         """Return the digest of a file that a step reads."""
 
-    def vocabulary_at(self, steps: int) -> str | None:
-        """Return the digest of the vocabulary after the first `steps` steps."""
+    def tokens_at(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps."""
 
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""
@@ -48,7 +47,7 @@ class StepKey:
     """Inputs of the key of one step; implements `steps.KeyContext`.
 
     Attributes:
-        inputs: The recipe, and the digests of its files and vocabularies.
+        inputs: The recipe, and the digests of its files and tokenizers.
         digests: Brick -> digest, or another key.
         number: The step's index, from 0.
     """
@@ -71,18 +70,18 @@ class StepKey:
         return [self.inputs.input_digest(name) for name in names]
 
     def wording(self, names: Sequence[str] | None, steps: int) -> list[str]:
-        """Return the digest of the tokenizer after the first `steps` steps in a list, if the files may have conversations, else no digest."""
+        """Return the digest of the chat template after the first `steps` steps in a list, if the files may have conversations, else no digest."""
         files = [] if names is None else [self.inputs.watched.read(self.inputs.recipe.project / name) for name in names]
         may_have = names is None or any(b'"messages"' in content for content in files)
-        return [tokenizer_digest(self.inputs.tokenizer_at(steps))] if may_have else []
+        return [str(template_digest(self.inputs.tokenizer_at(steps), self.inputs.watched))] if may_have else []
 
-    def vocabulary(self, steps: int) -> str | None:
-        """Return the digest of the vocabulary after the first `steps` steps."""
-        return self.inputs.vocabulary_at(steps)
+    def tokens(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps."""
+        return self.inputs.tokens_at(steps)
 
-    def brick_vocabularies(self, names: Sequence[str]) -> list[str | None]:
-        """Return the digest of the vocabulary of each named brick's whole model."""
-        return [vocabulary_digest(self.inputs.tokenizer_of(name), self.inputs.watched) for name in names]
+    def brick_tokens(self, names: Sequence[str]) -> list[str | None]:
+        """Return the same digest for each named brick's whole model."""
+        return [tokens_digest(self.inputs.tokenizer_of(name), self.inputs.watched) for name in names]
 
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""
@@ -93,7 +92,7 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
     """Return the key before the first step and the key after each step.
 
     Args:
-        inputs: The recipe, and the digests of its files and vocabularies.
+        inputs: The recipe, and the digests of its files and tokenizers.
         base: Everything that determines the base's weights.
         bricks: Brick -> digest, or another key.
         listed: Give a step that uses all bricks the same key whether or not it lists them.

@@ -11,7 +11,7 @@ from typing import Any
 
 from workbench.adapters.read import Adapter
 from workbench.bricks.adapted import base_adapter, base_digest
-from workbench.bricks.brick import Brick, check_files, vocabulary_digest
+from workbench.bricks.brick import Brick, check_files
 from workbench.bricks.card import read_licence
 from workbench.bricks.source import BrickSource
 from workbench.bricks.standins import Download, download_of
@@ -20,6 +20,7 @@ from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
 from workbench.lazy import torch
 from workbench.models.generation import generation_settings
+from workbench.models.identity import shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
@@ -118,6 +119,11 @@ class Resolved:
         named = composing[-1].tokenizer_brick() if composing else None
         return self.on_disk[named].path if named is not None and named in self.on_disk else self.base_path
 
+    @property
+    def shipped(self) -> dict[str, Path]:
+        """Name -> file that a checkpoint of the result gets as it is: tokenizer, chat template, generation settings, processor."""
+        return shipped_files(self.tokenizer_path, self.processor_path)
+
     def tokenizer_at(self, steps: int) -> Path:
         """Return the directory of the tokenizer after the first `steps` steps."""
         if steps and self.tokenizers:
@@ -190,6 +196,11 @@ class Resolved:
         """Key of the weights after each step, made from everything that determines them."""
         return tuple(chain(self, self._start(self.digests), self.digests)[1:])
 
+    @property
+    def base_key(self) -> str:
+        """Key of the base's weights, with the rows that a `tokenizer` block gives it."""
+        return json_digest(self._start(self.digests))
+
     def _start(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return everything that determines the base's weights."""
         return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
@@ -199,23 +210,16 @@ class Resolved:
         return bytes_digest(self.watched.read(self.recipe.project / name))
 
     def neurons(self, folder: str) -> NeuronSet:
-        """Return a set of neurons that a step names, and watch its files for changes.
-
-        Args:
-            folder: Directory of the set, relative to the project.
-
-        Raises:
-            WorkbenchError: If a file is missing or damaged.
-        """
+        """Return the set of neurons in a folder of the project, and watch its files for changes."""
         place = self.recipe.project / folder
         neurons = read_set(place, folder)
         for name in (RECORD, TENSORS):
             self.watched.read(place / name)
         return neurons
 
-    def vocabulary_at(self, steps: int) -> str | None:
-        """Return the digest of the vocabulary after the first `steps` steps, and watch its file for changes."""
-        return vocabulary_digest(self.tokenizer_at(steps), self.watched)
+    def tokens_at(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps, and watch its files for changes."""
+        return tokens_digest(self.tokenizer_at(steps), self.watched)
 
     def tokenizer_of(self, name: str) -> Path:
         """Return the directory of the tokenizer of a brick's whole model: an adapter has that of the base."""
@@ -224,11 +228,7 @@ class Resolved:
         return self.nested[name].tokenizer_path if name in self.nested else self.on_disk[name].path
 
     def check_inputs(self) -> None:
-        """Check that no input has changed since its key was made. Call this before results are stored.
-
-        Raises:
-            InputChangedError: If an input has changed.
-        """
+        """Raise InputChangedError if an input has changed since its key was made. Call this before results are stored."""
         self.watched.check()
         check_files(self.checkpoint.entries)
         for brick in self._sources:
@@ -271,12 +271,12 @@ class Resolved:
 
     @property
     def run_key(self) -> str:
-        """Key of the run directory, from the configuration's key, file layout, generation settings and efficacy gates."""
+        """Key of the run directory, from the configuration's key, file layout, the files that are copied, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
             return json_digest([self.key, output.model_dump(exclude={"shard_size"}), *gates])
-        generation = [self.generation] if self.generation else []
-        return json_digest([self.key, parse_size(output.shard_size), *generation, *gates])
+        shipped = {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
+        return json_digest([self.key, parse_size(output.shard_size), shipped, *gates])
 
     @property
     def dtype(self) -> torch.dtype | None:

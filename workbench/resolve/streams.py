@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.edit.closed_form.continuing import RECORD, Earlier, edits_of, without_history
 from workbench.edit.closed_form.preset import Preset
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json
+from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.resolve.checks import read_digest, read_state
 from workbench.resolve.findings import Findings
 from workbench.resolve.resolved import Resolved
@@ -65,7 +65,9 @@ def _check_weights(earlier: Earlier, resolved: Resolved, number: int, hub: Hub) 
             if held
             else f"Write `base: {base}`, or remove `continues` to start a stream on {name}.",
         )
-    if record.get("vocabulary") != vocabulary_digest(resolved.tokenizer_at(number), resolved.watched):
+    # Records of 0.2 have the digest of the vocabulary alone.
+    known, digest = ("tokens", tokens_digest) if "tokens" in record else ("vocabulary", vocabulary_digest)
+    if record.get(known) != digest(resolved.tokenizer_at(number)):
         raise InvalidRecipeError(
             f"step '{step_id}': {earlier.name} was solved with another tokenizer than that of {name}",
             "Use the tokenizer of the run, or remove `continues`.",

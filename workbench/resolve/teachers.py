@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from workbench.errors import InvalidRecipeError
 from workbench.resolve.resolved import Resolved
-from workbench.vocabulary.tokens import FILES, has_tokenizer
+from workbench.vocabulary.tokens import has_tokenizer
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:
@@ -20,7 +20,7 @@ def check_teacher(name: str, resolved: Resolved) -> None:
     path = resolved.tokenizer_of(name)
     if not has_tokenizer(path):
         raise InvalidRecipeError(
-            f"brick '{name}' is a teacher, but {path} has no tokenizer (expected {FILES[0]})",
+            f"brick '{name}' is a teacher, but {path} has no tokenizer (expected tokenizer.json)",
             "Copy the tokenizer's files there: the teacher reads the texts with its own tokens.",
         )
     same = name in resolved.on_disk and resolved.on_disk[name].path.resolve() == resolved.base_path.resolve()

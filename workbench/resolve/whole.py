@@ -8,7 +8,7 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.check import check_same_vocabulary
-from workbench.vocabulary.tokens import FILES, has_tokenizer
+from workbench.vocabulary.tokens import has_tokenizer
 
 
 def check_whole_model(name: str, resolved: Resolved) -> list[str]:
@@ -67,7 +67,7 @@ def tokenizer_of(resolved: Resolved, name: str) -> Path:
     path = resolved.nested[name].tokenizer_path if name in resolved.nested else resolved.on_disk[name].path
     if not has_tokenizer(path):
         raise InvalidRecipeError(
-            f"brick '{name}' is named for the tokenizer, but {path} has none (expected {' or '.join(FILES[:1])})",
+            f"brick '{name}' is named for the tokenizer, but {path} has none (expected tokenizer.json)",
             "Name a brick with a tokenizer, or remove `tokenizer` from the step to keep the base's.",
         )
     return path

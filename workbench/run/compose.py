@@ -180,7 +180,7 @@ def step_context(resolved: Resolved, number: int, device: torch.device, events: 
         nested = resolved.nested.get(name)
         if nested is None:
             return resolved.on_disk[name].adapter
-        if found := cached_adapter(nested, name):
+        if found := cached_adapter(nested, name, device):
             return found
         events(
             {

@@ -13,6 +13,7 @@ from workbench.events import Events, no_events
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
+from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.tokenizer import load_tokenizer
@@ -21,7 +22,7 @@ from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught
 from workbench.run.memories import attach_memory
 
-_VERSION = 1
+_VERSION = 2
 
 
 class EfficacyError(GateFailedError):
@@ -100,7 +101,7 @@ def _counted(resolved: Resolved, composition: Composition, device: torch.device,
 
 def _answers(resolved: Resolved, composition: Composition, taught: Taught, device: torch.device, events: Events) -> list[bool]:
     """Return for each fact of a step whether the model says it, from the cache or by prompting the model."""
-    known = _place(resolved, taught.number)
+    known = _place(resolved, taught.number, device)
     record = read_json(known)
     if isinstance(record, dict) and len(record.get("said", ())) == len(taught.facts):
         return [bool(right) for right in record["said"]]
@@ -117,10 +118,11 @@ def is_counted(resolved: Resolved, number: int) -> bool:
     return _place(resolved, number).is_file()
 
 
-def _place(resolved: Resolved, number: int) -> Path:
-    """Return the cache file of a step's answers, named after the key of the weights and their dtype."""
+def _place(resolved: Resolved, number: int, device: torch.device | None = None) -> Path:
+    """Return the cache file of a step's answers, named after what they depend on: weights, dtype, tokenizer, device, libraries."""
     state = resolved.key if _is_last(resolved, number) else resolved.keys[number]
-    return resolved.cache / "said" / f"{json_digest([_VERSION, state, str(resolved.dtype), number])}.json"
+    model = [state, resolved.dtype_name, resolved.tokens_at(number), computed_on(device)]
+    return resolved.cache / "said" / f"{json_digest([_VERSION, number, *model])}.json"
 
 
 def _is_last(resolved: Resolved, number: int) -> bool:

@@ -28,7 +28,6 @@ from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.shapes import written_specs
 from workbench.run.work import Work
 from workbench.steps.fields import parse_size
-from workbench.vocabulary.tokens import FILES as TOKENIZER_FILES
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest
 from workbench.weights.writer import output_specs, write_checkpoint
@@ -36,8 +35,6 @@ from workbench.weights.writer import output_specs, write_checkpoint
 if TYPE_CHECKING:
     from workbench.run.compose import Composition
 
-PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-"""Files of a multimodal model's processor, beside those of its tokenizer."""
 _NAMED = 3  # tensors that a hint names
 
 
@@ -341,12 +338,9 @@ def write_config(config: dict[str, Any], resolved: Resolved, out: Path) -> None:
     elif "torch_dtype" in config:
         written["dtype"] = config["torch_dtype"]
     write_json(out / "config.json", written, indent=2)
-    for name in ("generation_config.json", *TOKENIZER_FILES):
-        if (resolved.tokenizer_path / name).is_file():
-            shutil.copyfile(resolved.tokenizer_path / name, out / name)
-    for name in PROCESSOR_FILES:
-        if (resolved.processor_path / name).is_file():
-            shutil.copyfile(resolved.processor_path / name, out / name)
+    for name, file in resolved.shipped.items():
+        (out / name).parent.mkdir(exist_ok=True)
+        shutil.copyfile(file, out / name)
 
 
 def load_hint(model: str) -> str:

@@ -13,8 +13,10 @@ from typing import Any, Generic, TypeVar
 from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts import Fact
+from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
+from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.beside import MemoryAt, RouterAt
@@ -64,6 +66,10 @@ class StepContext:
     def key(self) -> str:
         """Key of the weights after the step."""
         return self.resolved.keys[self.number]
+
+    def place(self, folder: str, *, rounded: bool = False, suffix: str = "") -> Path:
+        """Return where the cache keeps what the step computes on this device; see `place_of`."""
+        return place_of(self.resolved, folder, self.number, self.device, rounded=rounded, suffix=suffix)
 
     @property
     def seed(self) -> int:
@@ -190,6 +196,23 @@ class Kind(ABC, Generic[S]):
         """
         if result.kept is not None:
             shutil.copytree(result.kept, run / result.folder / result.id, dirs_exist_ok=True)
+
+
+def place_of(
+    resolved: Resolved, folder: str, number: int, device: torch.device | None = None, *, rounded: bool = False, suffix: str = ""
+) -> Path:
+    """Return where the cache keeps what a step computes on a live model.
+
+    Args:
+        resolved: The recipe.
+        folder: Folder of the cache.
+        number: The step's index, from 0.
+        device: Device of the live model; None stands for the one that `--device auto` picks.
+        rounded: Whether the model has the output's dtype. Other steps compute on float32 weights, whatever the output is.
+        suffix: Ending of the name.
+    """
+    dtype = [resolved.dtype_name] if rounded else []
+    return resolved.cache / folder / f"{json_digest([resolved.keys[number], *dtype, computed_on(device)])}{suffix}"
 
 
 def kind_of(step: Step) -> Kind[Any]:

@@ -11,6 +11,7 @@ from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
+from workbench.models.identity import computed_on
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
@@ -38,9 +39,8 @@ def configuration_digest(
     The digest is cached by recipe key and type of device. It is computed in memory, from the bytes that a run on the device would
     write.
     """
-    known = read_json(_digest_memo(resolved), digest=str)
-    if known and known.get("device", "cpu") == device.type:
-        return str(known["digest"]), None
+    if known := known_digest(resolved.cache, resolved.key, device):
+        return known, None
     with exact(device):
         composition = compose(resolved, device, events)
         model = composition.model
@@ -53,12 +53,34 @@ def configuration_digest(
 
 
 def remember_digest(resolved: Resolved, digest: str, device: torch.device) -> None:
-    """Cache the digest of a recipe's configuration for a type of device, because CPU and CUDA results differ in the last bits."""
-    write_json(_digest_memo(resolved), {"digest": digest, "device": device.type})
+    """Cache the digest of a recipe's configuration for a device and these libraries, because their results differ in the last bits."""
+    place = _digest_memo(resolved.cache, resolved.key)
+    kind, libraries = computed_on(device)
+    write_json(place, {**(read_json(place) or {}), kind: {"digest": digest, "libraries": libraries}})
 
 
-def _digest_memo(resolved: Resolved) -> Path:
-    return resolved.cache / "configurations" / f"{resolved.key}.json"
+def known_digest(cache: Path, key: str, device: torch.device | None = None) -> str | None:
+    """Return the digest of a recipe's configuration if a run or an evaluation has computed it.
+
+    Args:
+        cache: The project's cache.
+        key: The recipe's key.
+        device: Return only what this type of device computed with the libraries that are installed. None is for readers of stored
+            scores: it takes the device of this machine or, failing that, the only one that is known, such as that of a GPU machine
+            which scored the project.
+    """
+    known = {kind: row for kind, row in (read_json(_digest_memo(cache, key)) or {}).items() if isinstance(row, dict)}
+    kind, libraries = computed_on(device)
+    row = known.get(kind)
+    if device is not None:
+        row = row if row and row.get("libraries") == libraries else None
+    elif row is None and len(known) == 1:
+        row = next(iter(known.values()))
+    return str(row["digest"]) if row and isinstance(row.get("digest"), str) else None
+
+
+def _digest_memo(cache: Path, key: str) -> Path:
+    return cache / "configurations" / f"{key}.json"
 
 
 def materialize(

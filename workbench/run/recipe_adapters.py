@@ -10,8 +10,9 @@ from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
-from workbench.files import publish
+from workbench.files import json_digest, publish
 from workbench.lazy import torch
+from workbench.models.identity import computed_on
 from workbench.resolve.adapter_form import adapt
 from workbench.weights.parallel import default_threads
 
@@ -20,14 +21,15 @@ if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
 
-def cached_adapter(resolved: Resolved, name: str) -> Adapter | None:
+def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = None) -> Adapter | None:
     """Return the adapter of a recipe from the cache; None if it has not been written yet.
 
     Args:
         resolved: The recipe.
         name: Name of the brick in the recipe that uses it, for messages.
+        device: The device that computes it; None stands for the one that `--device auto` picks.
     """
-    place = _place(resolved)
+    place = _place(resolved, device)
     return Adapter(place, f"brick '{name}'") if (place / CONFIG).is_file() else None
 
 
@@ -45,7 +47,7 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
     """
     from workbench.adapters.export import write_result
 
-    place, output = _place(resolved), resolved.recipe.fields.output
+    place, output = _place(resolved, device), resolved.recipe.fields.output
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".writing-") as folder:
         partial = Path(folder) / "adapter"
@@ -70,6 +72,6 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
     return Adapter(place, f"brick '{name}'")
 
 
-def _place(resolved: Resolved) -> Path:
-    """Return the directory of a recipe's adapter in the cache."""
-    return resolved.cache / "adapters" / resolved.key
+def _place(resolved: Resolved, device: torch.device | None) -> Path:
+    """Return the directory of a recipe's adapter in the cache, which a device computes."""
+    return resolved.cache / "adapters" / json_digest([resolved.key, computed_on(device)])

@@ -51,7 +51,7 @@ def train_new(
 
     assert step.train is not None
     resolved, device, at = context.resolved, context.device, context.number
-    place = resolved.cache / "grown" / f"{context.key}.safetensors"
+    place = context.place("grown", suffix=".safetensors")
     record = read_json(place.with_suffix(".json")) if place.is_file() else None
     if record is not None:
         return load_file(place), record

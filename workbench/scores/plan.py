@@ -17,7 +17,7 @@ import xxhash
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
-from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.models.identity import tokenizer_digest
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed

@@ -19,6 +19,7 @@ from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.models.device import pick_device
+from workbench.models.identity import computed_on
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
@@ -34,6 +35,7 @@ from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
 from workbench.search.together import until_all_end
+from workbench.versions import installed
 
 
 @dataclass(frozen=True)
@@ -155,7 +157,7 @@ def prepare(
         test=stages_of(score_plans, fields.test, fields.fidelity.items).test,
     )
     _check_halves(recipe, stages, objectives)
-    key = _key(space, resolved, objectives, stages, sampler)
+    key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
         check_storage(storage, key)
@@ -212,10 +214,10 @@ def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective
             )
 
 
-def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, sampler: str) -> str:
+def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
-    return json_digest([2, resolved.key, space.recipe.fields.seed, fields, sampler, [o.name for o in objectives], stages.key])
+    return json_digest([3, resolved.key, space.recipe.fields.seed, fields, made_by, [o.name for o in objectives], stages.key])
 
 
 def run(search: Search) -> None:

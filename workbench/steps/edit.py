@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +11,11 @@ from typing import TYPE_CHECKING, Any
 from pydantic import Field
 
 from workbench.files import json_digest
+from workbench.models.identity import computed_on, loaded_tokens_digest
 from workbench.models.layout import Model
 from workbench.steps.fields import Real
 from workbench.steps.step import KeyContext, Step
+from workbench.weights.digests import meaning_of
 
 if TYPE_CHECKING:
     import torch
@@ -59,8 +61,8 @@ class EditMethod(Step):
         return None
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
-        return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
+        """Return the digests of the input files, the seed, and the digest of the tokenizer."""
+        return [context.files(self.inputs()), [context.seed, context.tokens(context.number)]]
 
     def check_model(self, model: Model) -> None:
         """Check from names and shapes that the step can edit the model.
@@ -132,6 +134,19 @@ class MethodContext:
     """Directories of the edits that earlier steps of the recipe have made, in order."""
 
     @cached_property
-    def weights_key(self) -> str:
-        """Digest of all weights."""
-        return json_digest(sorted(self.digests.items()))
+    def _around(self) -> list[Any]:
+        """What results depend on besides the tensors: config.json, the tokenizer, the device and the libraries."""
+        return [meaning_of(self.layout.config), loaded_tokens_digest(self.tokenizer), computed_on(self.device)]
+
+    @cached_property
+    def model_key(self) -> str:
+        """Key of everything that is computed on the model as it is."""
+        return self.key_without(())
+
+    def key_without(self, unread: Collection[str]) -> str:
+        """Return the key of what is computed on the model without reading some tensors.
+
+        Args:
+            unread: Names of the tensors that the result does not depend on, such as those of higher layers.
+        """
+        return json_digest([sorted((n, d) for n, d in self.digests.items() if n not in unread), *self._around])

@@ -83,4 +83,4 @@ class FuseMethod(TrainMethod):
 
     def key_parts(self, context: KeyContext) -> list[Any]:
         """Return what a training depends on, and the teachers' vocabularies."""
-        return [*super().key_parts(context), context.brick_vocabularies(self.teachers)]
+        return [*super().key_parts(context), context.brick_tokens(self.teachers)]

@@ -106,16 +106,16 @@ class GrowMethod(BrickStep):
         yield Problem(("grow",), message, "Write `output: {form: checkpoint}`.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the step's inputs: digests of bricks, files and vocabulary, the seed, and the result of `binding`."""
+        """Return the step's inputs: digests of bricks, files and the tokenizer, the seed, and the result of `binding`."""
         parts: list[Any] = [context.bricks(self.names())] if self.names() else []
         parts += [context.seed] if self.random else []
         parts += [self.binding()] if self.binding() is not None else []
         if (files := self.inputs()) or self.measures():
-            parts += [context.files(files), context.vocabulary(context.number)]
+            parts += [context.files(files), context.tokens(context.number)]
         if self.train:
             parts.append(context.files(self.train.inputs()))
             words = context.wording(self.train.inputs(), context.number + 1)
-            parts.append([context.seed, context.vocabulary(context.number + 1), self.train.version, *words])
+            parts.append([context.seed, context.tokens(context.number + 1), self.train.version, *words])
         return parts
 
     def binding(self) -> Any:

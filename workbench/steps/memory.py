@@ -49,8 +49,8 @@ class MemoryMethod(Step):
         return self.min_efficacy
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the digests of the input files, the seed, and the digest of the vocabulary that tokenizes the facts."""
-        return [context.files(self.inputs()), [context.seed, context.vocabulary(context.number)]]
+        """Return the digests of the input files, the seed, and the digest of the tokenizer."""
+        return [context.files(self.inputs()), [context.seed, context.tokens(context.number)]]
 
     def inputs(self) -> list[str]:
         """Return the facts file."""

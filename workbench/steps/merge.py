@@ -126,7 +126,7 @@ class MergeMethod(BrickStep):
         if named := self.neuron_set():
             parts.append(context.neurons(named[1]))
         if files := self.inputs():
-            parts += [context.files(files), context.vocabulary(0)]
+            parts += [context.files(files), context.tokens(0)]
         return parts
 
     def neuron_set(self) -> tuple[tuple[str, ...], str] | None:
@@ -248,7 +248,7 @@ class MergeContext:
     bricks: list[str]
     """Names of the bricks, in the step's order."""
     keys: Mapping[str, str]
-    """Brick -> digest of the base, the brick's content and the tokenizer; measurements of its model are cached under this key."""
+    """Brick ("": the base) -> key of its model, the tokenizer, the device and the libraries; its measurements are cached under this key."""
     base: Model
     """Names, shapes and configuration, which the bricks' models share."""
     weights: Callable[[str], Weights]

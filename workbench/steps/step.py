@@ -50,7 +50,7 @@ class KeyContext(Protocol):
         """Return [name, digest] of each named brick; None stands for all bricks of the recipe."""
 
     def wording(self, names: Sequence[str] | None, steps: int) -> list[str]:
-        """Return the digest of the tokenizer after the first `steps` steps, if its chat template words conversations in the input files.
+        """Return the digest of the chat template after the first `steps` steps, if it words conversations in the input files.
 
         Args:
             names: The files; None if conversations are read in any case.
@@ -63,11 +63,11 @@ class KeyContext(Protocol):
     def files(self, names: Sequence[str]) -> list[str]:
         """Return the digest of each input file."""
 
-    def vocabulary(self, steps: int) -> str | None:
-        """Return the digest of the vocabulary after the first `steps` steps."""
+    def tokens(self, steps: int) -> str | None:
+        """Return the digest of what turns text into tokens after the first `steps` steps."""
 
-    def brick_vocabularies(self, names: Sequence[str]) -> list[str | None]:
-        """Return the digest of the vocabulary of each named brick's whole model."""
+    def brick_tokens(self, names: Sequence[str]) -> list[str | None]:
+        """Return the same digest for each named brick's whole model."""
 
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""

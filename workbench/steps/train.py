@@ -49,9 +49,9 @@ class TrainMethod(BrickStep):
                 yield Problem(("orthogonal_to",), message, "List only LoRA bricks.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the digests of bricks, files and vocabulary, the seed, and the step's id, which initializes the adapter."""
+        """Return the digests of bricks, files and the tokenizer, the seed, and the step's id, which initializes the adapter."""
         words = context.wording(None if self.always_chat else self.inputs(), context.number)
-        settings = [context.seed, self.id, context.vocabulary(context.number), *words]
+        settings = [context.seed, self.id, context.tokens(context.number), *words]
         return [context.bricks(self.names() or ()), context.files(self.inputs()), settings]
 
     def settings(self, seed: int) -> Any:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.files import json_digest, read_json, write_json
-from workbench.weights.digests import tensor_digest
+from workbench.weights.digests import meaning_of, tensor_digest
 
 FOLDER = ".training"
 _KEY = "key.json"
@@ -61,5 +61,6 @@ def open_saves(out: Path, key: str | None, notice: Callable[[str], None]) -> Sav
 
 
 def model_digest(model: Any) -> str:
-    """Return a digest of a live model's tensors."""
-    return json_digest([[name, tensor_digest(tensor)] for name, tensor in model.state_dict().items()])
+    """Return a digest of a live model: its class, its configuration and its tensors."""
+    tensors = [[name, tensor_digest(tensor)] for name, tensor in model.state_dict().items()]
+    return json_digest([type(model).__name__, meaning_of(model.config.to_dict()), tensors])

@@ -13,7 +13,8 @@ from typing import Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
-from workbench.vocabulary.tokens import FILES, Tokens, checked_tokenizer
+from workbench.models.identity import tokenizer_files
+from workbench.vocabulary.tokens import Tokens, checked_tokenizer
 from workbench.weights.configuration import TEXT_CONFIGS
 
 GENERATION = "generation_config.json"
@@ -34,7 +35,8 @@ class Addition:
 
 def tokenizer_digests(path: Path) -> list[list[str]]:
     """Return names and digests of a directory's tokenizer files and generation_config.json."""
-    return [[name, file_digest(path / name)] for name in (*FILES, GENERATION) if (path / name).is_file()]
+    files = tokenizer_files(path) | ({GENERATION: path / GENERATION} if (path / GENERATION).is_file() else {})
+    return [[name, file_digest(file)] for name, file in files.items()]
 
 
 def write_tokenizer(
@@ -65,9 +67,9 @@ def write_tokenizer(
         if additions and not (chosen / "tokenizer.json").is_file():
             checked_tokenizer(chosen, "tokenizer").save_pretrained(partial)
         else:
-            for name in FILES:
-                if (chosen / name).is_file():
-                    shutil.copyfile(chosen / name, partial / name)
+            for name, file in tokenizer_files(chosen).items():
+                (partial / name).parent.mkdir(exist_ok=True)
+                shutil.copyfile(file, partial / name)
         if additions:
             _add_tokens(partial, additions, donors)
         if template is not None:

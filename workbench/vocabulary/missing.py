@@ -16,6 +16,7 @@ import numpy as np
 from workbench.files import bytes_digest, json_digest
 from workbench.lazy import torch
 from workbench.models.architecture import is_head_module
+from workbench.models.identity import computed_on
 from workbench.vocabulary.pursuit import pursue
 from workbench.weights.row_alignment import Combination
 from workbench.weights.saving import save_tensors
@@ -81,7 +82,7 @@ class MadeRows:
         """Return atoms (numbers of shared tokens), coefficients and residuals, from the cache if they are there."""
         from safetensors.torch import load_file
 
-        words = [VERSION, self.k, *(bytes_digest(part.tobytes()) for part in (self.rows, self.shared))]
+        words = [VERSION, self.k, computed_on(device), *(bytes_digest(part.tobytes()) for part in (self.rows, self.shared))]
         place = self.cache / "combinations" / f"{json_digest([*words, bytes_digest(rows.cpu().numpy().tobytes())])}.safetensors"
         if not place.is_file():
             made, shared = (rows[torch.from_numpy(index).to(device)] for index in (self.rows, self.shared))

@@ -11,18 +11,6 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.models.tokenizer import load_tokenizer
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "chat_template.jinja",
-    "chat_template.json",
-)
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
 

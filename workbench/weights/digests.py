@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +68,8 @@ def tensor_digests(
 
     Args:
         entries: The tensors, with the identity of each file when its header was read.
-        cache: Cache directory. Digests are stored there under each file's path, inode, size and times, so that an unchanged file is
-            read only once. None uses no cache.
+        cache: Cache directory. Digests are stored there under each file's path and identity, so that an unchanged file is read only
+            once, where its times tell of changes (`FileIdentity.is_telling`). None uses no cache.
         streamed: Known digests, computed while the tensors were read for another purpose.
 
     Raises:
@@ -75,21 +77,62 @@ def tensor_digests(
     """
     digests: dict[str, str] = {}
     for group in _by_file(entries):
-        file = _cache_file(group, cache) if cache else None
-        cached = read_json(file) if file else None
+        first, memo = next(iter(group.values())), _Memo.of(group, cache)
+        cached = memo.read()
         if cached is None or cached.keys() != group.keys() or not all(isinstance(digest, str) for digest in cached.values()):
             cached = {name: (streamed or {}).get(name) or entry_digest(entry) for name, entry in group.items()}
-            first = next(iter(group.values()))
             check_unchanged(first.file, first.identity, first.file)
-            if file:
-                write_json(file, cached)
+            memo.write(cached)
         digests.update(cached)
     return digests
 
 
 def digests_known(entries: Mapping[str, Entry], cache: Path) -> bool:
-    """Return whether the digests of all files are in the cache."""
-    return all(_cache_file(group, cache).is_file() for group in _by_file(entries))
+    """Return whether the digests of all files are remembered."""
+    return all(_Memo.of(group, cache).is_there for group in _by_file(entries))
+
+
+def rehash() -> None:
+    """Read every input again in this process, instead of trusting digests that are remembered under the times of files."""
+    global _rehashes
+    _rehashes = True
+    _READ.clear()
+
+
+_rehashes = False
+# Digests that this process has read and may not take from the cache: key of a file's identity -> tensor -> digest.
+_READ: dict[str, dict[str, Any]] = {}
+# A file whose times tell little is remembered within this process, once a clock of two seconds would show another write.
+_COARSE_NS = 2_000_000_000
+
+
+@dataclass(frozen=True)
+class _Memo:
+    """The digests of one file's tensors, remembered under the file's path and identity: on disk where its times tell of changes."""
+
+    key: str
+    file: Path | None
+    is_old: bool
+
+    @classmethod
+    def of(cls, group: Mapping[str, Entry], cache: Path | None) -> _Memo:
+        first, key = next(iter(group.values())), json_digest(_identity(group))
+        identity = first.identity or identity_of(first.file)
+        file = cache / "digests" / f"{key}.json" if cache and identity.is_telling else None
+        return cls(key, file, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns) > _COARSE_NS)
+
+    @property
+    def is_there(self) -> bool:
+        return self.key in _READ or (self.file is not None and not _rehashes and self.file.is_file())
+
+    def read(self) -> dict[str, Any] | None:
+        return _READ.get(self.key) or (read_json(self.file) if self.file and not _rehashes else None)
+
+    def write(self, digests: dict[str, Any]) -> None:
+        if self.file:
+            write_json(self.file, digests)
+        if _rehashes or (self.file is None and self.is_old):
+            _READ[self.key] = digests
 
 
 def stamp(entries: Mapping[str, Entry]) -> str:
@@ -137,10 +180,6 @@ def _identity(group: Mapping[str, Entry]) -> list[Any]:
     return [str(first.file.resolve()), *identity.storable, sorted(group), *([packed] if packed else [])]
 
 
-def _cache_file(group: Mapping[str, Entry], cache: Path) -> Path:
-    return cache / "digests" / f"{json_digest(_identity(group))}.json"
-
-
 def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], config: Mapping[str, Any]) -> str:
     """Return the digest of a model: of all tensors' names, dtypes, shapes and bytes, and of its configuration.
 
@@ -150,5 +189,9 @@ def weights_digest(specs: Mapping[str, TensorSpec], digests: Mapping[str, str], 
         config: The content of config.json. Fields that do not change what the model computes are ignored.
     """
     tensors = sorted((n, s.stored, list(s.shape), digests[n]) for n, s in specs.items())
-    meaning = {k: v for k, v in config.items() if k not in _BOOKKEEPING}
-    return json_digest({"tensors": tensors, "config": meaning})
+    return json_digest({"tensors": tensors, "config": meaning_of(config)})
+
+
+def meaning_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of config.json that decide what a model computes: all but those that say how its files were made."""
+    return {key: value for key, value in config.items() if key not in _BOOKKEEPING}

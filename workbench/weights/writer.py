@@ -19,8 +19,10 @@ from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, naming_file, sync, write_text
 from workbench.lazy import torch
+from workbench.versions import installed
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE
+from workbench.weights.compiled import backend
 from workbench.weights.device import Landing
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry, read_header
@@ -134,11 +136,12 @@ def write_checkpoint(
 
 
 def layout_digest(shards: list[Shard], device: torch.device) -> str:
-    """Return a digest of the files' headers and the kind of device; only a journal with the same digest is resumed.
+    """Return a digest of the files' headers and of what computes them; only a journal with the same digest is resumed.
 
-    CPU and CUDA differ in the last bits of sums and products, so one file must not mix them.
+    Devices, releases of torch and compiled loops may differ in the last bits of sums and products, so one file must not mix them.
     """
-    return json_digest([device.type, *([shard.name, shard.header().hex()] for shard in shards)])
+    computed = [device.type, installed("torch", "brick-workbench"), backend().name]
+    return json_digest([*computed, *([shard.name, shard.header().hex()] for shard in shards)])
 
 
 def _remove_other_files(out: Path, shards: list[Shard]) -> None:

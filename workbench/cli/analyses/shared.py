@@ -48,12 +48,19 @@ def finish(document: dict[str, Any], place: Path, json: bool, say: Callable[[dic
 
 
 def write_page(place: Path, document: dict[str, Any]) -> Path:
-    """Write the page of all analyses of the same model in a directory."""
+    """Write the page of all analyses of the same model in a directory; those of an earlier content of the same file are left out."""
     from workbench.files import read_json
     from workbench.report.neurons import SECTIONS, render_neurons
 
     stored = {kind: read_json(place / f"{kind}.json", digest=str) for kind in SECTIONS}
-    known = {kind: other for kind, other in stored.items() if other is not None and other["digest"] == document["digest"]}
+    data = document.get("data", {})
+
+    def belongs(other: dict[str, Any]) -> bool:
+        texts = other.get("data", {})
+        stale = texts.get("file") == data.get("file") and texts.get("digest") != data.get("digest")
+        return other["digest"] == document["digest"] and not stale
+
+    known = {kind: other for kind, other in stored.items() if other is not None and belongs(other)}
     return render_neurons(known, place / "index.html")
 
 

@@ -30,7 +30,7 @@ from workbench.edit.gradient.lessons import (
 )
 from workbench.edit.gradient.tuning import HookedUpdate, chunks
 from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import EditRow, row_of, vocabulary_key
+from workbench.edit.places.rows import EditRow, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
@@ -245,7 +245,7 @@ def trained_changes(
     from safetensors import safe_open
 
     solved = [[s.layer, *(tensor_digest(t.float()) for t in (s.changes, s.right, s.anchors))] for s in solutions]
-    key = json_digest([_VERSION, context.weights_key, vocabulary_key(context), context.seed, solved, training.key()])
+    key = json_digest([_VERSION, context.model_key, context.seed, solved, training.key()])
     file = context.cache / "joint_values" / f"{key}.safetensors"
     if not file.is_file():
         generator = torch.Generator().manual_seed(context.seed % 2**63)

@@ -22,7 +22,7 @@ from workbench import jsondoc
 from workbench.edit.closed_form.bundled import statistics_texts
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run
-from workbench.edit.places.rows import Padded, vocabulary_key
+from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.lazy import torch
@@ -120,12 +120,12 @@ def statistics_source(context: MethodContext, source: str | None) -> tuple[list[
 def _cache_path(context: MethodContext, parts: Parts, layer: int, digest: str, per_input: int) -> Path:
     """Return the cache path of a layer's moments.
 
-    Its key covers the weights that affect the layer's inputs, the text, the tokenizer and the number of tokens.
+    Its key covers the model without the tensors that do not affect the layer's inputs, the text and the number of tokens.
     """
     layout = context.layout.layout
-    above = {name for name in context.digests if (number := layout.layer(name)) is not None and number > layer}
-    weights = sorted((n, d) for n, d in context.digests.items() if n not in above and n != parts.tensors[layer])
-    key = json_digest([_VERSION, weights, layer, digest, per_input, LENGTH, vocabulary_key(context)])
+    unread = {name for name in context.digests if (number := layout.layer(name)) is not None and number > layer}
+    model = context.key_without({*unread, parts.tensors[layer]})
+    key = json_digest([_VERSION, model, layer, digest, per_input, LENGTH])
     return context.cache / "moments" / key
 
 

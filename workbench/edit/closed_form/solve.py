@@ -252,7 +252,7 @@ class ClosedFormSolve:
         """
         updates = {str(i): tensor_digest(u.float()) for i, u in sorted(self.updates.items())}
         batch = [] if self.method.mode == "joint" else [[[f.text, f.target] for group in groups for f in group]]
-        return json_digest([self.context.weights_key, updates, *batch])
+        return json_digest([self.context.model_key, updates, *batch])
 
     def _with_update(self, layer: int) -> Any:
         """Add this layer's update so far to the model within the block; lower layers are already updated."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.edit.closed_form.bundled import known_facts
-from workbench.edit.closed_form.moments import Moments, moments
+from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.solver import solve
 from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
-from workbench.edit.places.rows import Position, padded, row_of, vocabulary_key
+from workbench.edit.places.rows import Position, padded, row_of
 from workbench.edit.places.tracing import Trace, trace
 from workbench.facts import Fact
 from workbench.files import json_digest, read_json, write_json
@@ -72,13 +72,11 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
     layers = candidates(parts.editable) if method.layers == "auto" else sorted(method.layers)
     if method.position != "auto" and method.layers != "auto":
         return Choice(tuple(layers), dict.fromkeys(layers, method.position), {"layers": layers, "position": method.position})
-    weights = context.weights_key
     pilot = _pilot_facts(context, parts, facts)
     settings = {name: getattr(method, name) for name in ("position", "layers", "statistics", "tokens_per_input")}
+    _, texts = statistics_source(context, method.statistics)
     names = [[f.prompt, f.subject, f.target] for f in pilot]
-    key = json_digest(
-        [_VERSION, weights, vocabulary_key(context), method.name, method.code_key(), _strengths(method), settings, names]
-    )
+    key = json_digest([_VERSION, context.model_key, method.name, method.code_key(), _strengths(method), settings, texts, names])
     file = context.cache / "sweeps" / f"{key}.json"
     record = read_json(file, layers=list, positions=dict)
     if record is None:
@@ -171,7 +169,7 @@ def _choose_position(method: Preset, traced: Trace | None, layer: int) -> Positi
 def _try_layer(method: Preset, at: Lookup, pilot: Sequence[Fact], second_moments: Moments | None) -> dict[str, Any]:
     """Edit the pilot facts at one layer, and measure the answers to them, to paraphrases and to neighbors."""
     context, parts, position = at.context, at.parts, at.position
-    solutions = values(at, grouped(pilot, position), method.settings(), context.weights_key, "sweep: values")
+    solutions = values(at, grouped(pilot, position), method.settings(), context.model_key, "sweep: values")
     solved = solve(solutions.rows("key"), method.metric(second_moments, at.width), method.ridge(at.width))
     left, right = solved.update(solutions.rows("change"))
     update = left @ right

@@ -18,7 +18,7 @@ from safetensors import safe_open
 
 from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of, vocabulary_key
+from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
 from workbench.edit.places.upper import upper
 from workbench.facts import Fact
 from workbench.files import json_digest
@@ -150,18 +150,18 @@ def grouped(facts: Sequence[Fact], position: Position) -> list[Group]:
     return [tuple(group) for group in by_subject.values()]
 
 
-def values(at: Lookup, groups: Sequence[Group], settings: Settings, weights_key: str, label: str = "values") -> Values:
+def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: str, label: str = "values") -> Values:
     """Compute one key and value per group of facts at a layer; values in the cache are not optimized again.
 
     Args:
         at: Where facts are looked up.
         groups: Groups of facts.
         settings: Settings of the optimization.
-        weights_key: Digest of the model's current weights.
+        model_key: Key of the model as it is now (`MethodContext.model_key`).
         label: Name in progress messages.
     """
     context = at.context
-    common = [_VERSION, weights_key, at.layer, at.position, list(at.contexts), asdict(settings), vocabulary_key(context)]
+    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings)]
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))

@@ -53,6 +53,6 @@ def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Des
     """
     clamp, kl, decay = (Preset.model_fields[name].default for name in ("clamp", "kl", "decay"))
     settings = Settings(descent.steps, descent.rate, clamp, kl, decay, descent.confidence)
-    found = values(at, groups, settings, at.context.weights_key)
+    found = values(at, groups, settings, at.context.model_key)
     columns = found.rows("change") / keys.activations[:, None]
     return replace(keys.changes, columns=columns), {"steps": max(value.steps for value in found)}

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
-from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.batching import side_by_side
 from workbench.models.prompts import PromptPair, encode_pair
@@ -17,7 +16,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
-    from workbench.steps import MethodContext
 
 Position = Literal["subject_last", "prompt_last"]
 
@@ -128,11 +126,6 @@ def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair
             "Rephrase the fact with words that the tokenizer knows.",
         )
     return pair
-
-
-def vocabulary_key(context: MethodContext) -> str:
-    """Return the digest of the tokenizer's vocabulary and rules."""
-    return json_digest(context.tokenizer.backend_tokenizer.to_str())
 
 
 def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int, end: bool = False) -> None:

@@ -24,6 +24,7 @@ from workbench.events import Events, no_events
 from workbench.facts.kinds import FactKind
 from workbench.files import json_digest, read_json, write_bytes
 from workbench.models.architecture import max_positions
+from workbench.models.identity import tokenizer_digest
 from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
@@ -101,11 +102,19 @@ def _key(selection: Wanted, base: Resolved) -> str:
             [f.document() for f in selection.facts],
             options,
             _passages(selection),
-            base.key,
+            _identity(base),
             code(),
             definitions,
         ]
     )
+
+
+def _identity(base: Resolved) -> list[Any]:
+    """Return what the base's answers and the counts of their tokens depend on: weights, tokenizer, template, generation settings.
+
+    The device and the libraries are left out: the answers are labels, and the labels of a machine with a GPU hold where its scores are read.
+    """
+    return [base.key, tokenizer_digest(base.tokenizer_path), dict(base.generation)]
 
 
 def _content(selection: Wanted, base: Resolved, device: Any, events: Events) -> tuple[dict[FactKind, list[Doc]], dict[str, Any]]:
@@ -188,7 +197,7 @@ def _answers(
         if kind not in kinds:
             continue
         own = [] if kind == "neighbours" else [kind]
-        digest = json_digest([FORMAT, base.key, list(prompts), lengths[kind], options.chat_template, *own])
+        digest = json_digest([FORMAT, _identity(base), list(prompts), lengths[kind], options.chat_template, *own])
         file = base.cache / "factsuites" / f"answers-{digest}.json"
         known: Mapping[str, str] | None = read_json(file)
         if known is None or not all(isinstance(known.get(prompt), str) for prompt in prompts):

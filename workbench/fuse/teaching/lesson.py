@@ -19,8 +19,8 @@ from workbench.fuse.teaching.shards import Shards
 from workbench.fuse.teaching.syncs import Reading, Vocabulary, sync_points
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.lazy import torch
+from workbench.models.identity import computed_on, tokenizer_digest
 from workbench.models.texts import Text
-from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.steps import FuseMethod
 from workbench.train import Objective, TrainSpec, collate
 from workbench.train.inputs import read_inputs
@@ -163,7 +163,7 @@ def _source(model: Teacher, corpus: _Corpus, k: int, room: Room) -> Source:
         else:
             syncs.append(sync_points(reading, pivot.pieces, other, own.pieces))
     longest = model.longest or max(len(reading.ids) for reading in readings)
-    key = [VERSION, model.digest, tokenizer_digest(model.path), rows_digest(corpus.texts), k, longest, room.device.type]
+    key = [VERSION, model.digest, tokenizer_digest(model.path), rows_digest(corpus.texts), k, longest, computed_on(room.device)]
     work = Pass(readings, longest, k, room.cache / "teachers" / json_digest(key))
     learned = sum(len(corpus.learned(n)) for n in range(len(corpus.texts)))
     count = 0

@@ -11,18 +11,18 @@ from typing import Any
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import Adapter
-from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import file_digest, json_digest, publish, read_json, write_json
 from workbench.lazy import torch
+from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
 from workbench.run.efficacy import is_counted
-from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.session import LiveSession, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
@@ -65,7 +65,7 @@ class EditKind(Kind[EditMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the edit is in the cache."""
-        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+        return not resolved.headers_only and (place_of(resolved, "edits", number) / RECORD).is_file()
 
     def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
         """Return the method's cost, with an estimate of seconds."""
@@ -93,14 +93,9 @@ def _factors(edit: BoundAdapter, name: str, spec: TensorSpec, device: torch.devi
     return product
 
 
-def _place(resolved: Resolved, number: int) -> Path:
-    """Return the directory of an edit in the cache."""
-    return resolved.cache / "edits" / resolved.keys[number]
-
-
 def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> Path:
     """Return the directory of an edit in the cache; solve the edit on the live current model if it is not there."""
-    resolved, place = context.resolved, _place(context.resolved, context.number)
+    resolved, place = context.resolved, context.place("edits")
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")
@@ -148,6 +143,7 @@ def write_edit(
         "solved_on": on.solved_on,
         "solved_after": on.after,
         "vocabulary": vocabulary_digest(on.tokenizer),
+        "tokens": tokens_digest(on.tokenizer),
     }
     write_json(out / RECORD, {**made, **edit.record, **_write_history(edit, out)}, indent=2)
     if edit.facts:

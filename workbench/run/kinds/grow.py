@@ -21,7 +21,7 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
 from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, TRANSFORMERS, Needs, numel, with_seconds
 from workbench.run.grown import GrownStep
-from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.run.peaks import largest
 from workbench.run.shapes import shapes_of_brick
 from workbench.run.train_new import check_training, train_new
@@ -88,13 +88,13 @@ class Grow(Kind[GrowMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the trained parameters are in the cache."""
-        return not resolved.headers_only and (resolved.cache / "grown" / f"{resolved.keys[number]}.safetensors").is_file()
+        return not resolved.headers_only and place_of(resolved, "grown", number, suffix=".safetensors").is_file()
 
     def check(self, step: GrowMethod, context: StepContext) -> dict[str, Any] | None:
         """Compare the grown model with the model before the step, as its `check` requests; return None for `check: off`."""
         if step.check == "off":
             return None
-        known = context.resolved.cache / "growth" / f"{context.key}.json"
+        known = context.place("growth", suffix=".json")
         record = read_json(known)
         if record is None:
             current = context.model_before()
@@ -208,7 +208,7 @@ def _measured(context: StepContext, step: GrowMethod, current: Model, bricks: Ma
         return live_model(model.config, compute(model, torch.float32, device), source, device)
 
     tokenizer = load_tokenizer(source)
-    place = resolved.cache / "gates" / f"{context.key}.safetensors"
+    place = context.place("gates", suffix=".safetensors")
     progress = context.progress("measure")
     tools = GrowContext(live, tokenizer, device, resolved.recipe.project, place, progress, resolved.check_inputs)
     return step.measure(current, tools)

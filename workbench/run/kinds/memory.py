@@ -17,7 +17,7 @@ from workbench.resolve.beside import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.efficacy import is_counted
-from workbench.run.kind import Kind, StepContext, StepResult, Taught
+from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
 from workbench.run.session import live_session
 from workbench.steps import MemoryMethod, Remembered
@@ -47,20 +47,15 @@ class MemoryKind(Kind[MemoryMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the memory is in the cache."""
-        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+        return not resolved.headers_only and (place_of(resolved, "memories", number, rounded=True) / RECORD).is_file()
 
 
 KIND = MemoryKind()
 
 
-def _place(resolved: Resolved, number: int) -> Path:
-    """Return the directory of a memory in the cache."""
-    return resolved.cache / "memories" / resolved.keys[number]
-
-
 def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     """Return the directory of a memory in the cache; learn it on the live current model if it is not there."""
-    resolved, place = context.resolved, _place(context.resolved, context.number)
+    resolved, place = context.resolved, context.place("memories", rounded=True)
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from workbench.bricks.brick import vocabulary_digest
 from workbench.emergent.places import set_masks
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
@@ -17,6 +16,7 @@ from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.masked import MaskedDeltas
 from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
@@ -210,8 +210,8 @@ def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
 
     known = bricks.contents()
     digests = {name: known[name] for name in bricks.deltas} | {"": ""}
-    words = [vocabulary_digest(source), resolved.recipe.fields.model_dump(mode="json").get("tokenizer")]
-    keys = {name: json_digest([resolved.base_digest, digest, words]) for name, digest in digests.items()}
+    around = [resolved.base_key, resolved.tokens_at(0), computed_on(device)]
+    keys = {name: json_digest([*around, digest]) for name, digest in digests.items()}
     return MergeContext(
         list(bricks.deltas),
         keys,

@@ -13,11 +13,11 @@ from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
 from workbench.files import publish, write_json
 from workbench.lazy import torch
+from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
-from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
@@ -25,7 +25,7 @@ from workbench.route.mixing.modules import check_places
 from workbench.run.brick_statistics import known_statistics
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.run.recipe_adapters import cached_adapter
 from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
 from workbench.run.shapes import specs_before
@@ -93,15 +93,10 @@ class RouteKind(Kind[RouteMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the router is in the cache."""
-        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+        return not resolved.headers_only and (place_of(resolved, "routers", number, rounded=True) / RECORD).is_file()
 
 
 KIND = RouteKind()
-
-
-def _place(resolved: Resolved, number: int) -> Path:
-    """Return the directory of a router in the cache."""
-    return resolved.cache / "routers" / resolved.keys[number]
 
 
 def _known_adapter(resolved: Resolved, name: str) -> Adapter | None:
@@ -121,7 +116,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
 
     The model has the output dtype, because its hidden states in that dtype are what the router will see.
     """
-    resolved, place = context.resolved, _place(context.resolved, context.number)
+    resolved, place = context.resolved, context.place("routers", rounded=True)
     if (place / RECORD).is_file():
         return place
     prompts = step.prompts(resolved.recipe.project)

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.export import SHIFT, write_shifts
 from workbench.adapters.read import WEIGHTS, Adapter
-from workbench.bricks.brick import vocabulary_digest
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.steer import Steer
 from workbench.files import json_digest, publish, read_json, write_json
 from workbench.lazy import torch
+from workbench.models.identity import tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.run.session import live_session
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -57,14 +57,10 @@ class SteerKind(Kind[Steer]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the directions are in the cache."""
-        return not resolved.headers_only and (_place(resolved, number) / RECORD).is_file()
+        return not resolved.headers_only and (place_of(resolved, "edits", number) / RECORD).is_file()
 
 
 KIND = SteerKind()
-
-
-def _place(resolved: Resolved, number: int) -> Path:
-    return resolved.cache / "edits" / resolved.keys[number]
 
 
 def _shifts(place: Path) -> dict[str, Tensor]:
@@ -77,7 +73,7 @@ def _shifts(place: Path) -> dict[str, Tensor]:
 
 def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     """Return the directory of the directions in the cache; measure them on the live current model if it is not there."""
-    resolved, place = context.resolved, _place(context.resolved, context.number)
+    resolved, place = context.resolved, context.place("edits")
     if (place / RECORD).is_file():
         return place
     context.told("edit", f"{step.name} on {context.device}")
@@ -95,7 +91,7 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
             "step": dump_step(step),
             "base": base.digest,
             "solved_on": session.solved_on,
-            "vocabulary": vocabulary_digest(session.tokenizer),
+            "tokens": tokens_digest(session.tokenizer),
             "biases": {steering.modules[layer]: name for layer, name in steering.biases.items()},
         }
         write_json(partial / RECORD, {**made, **steering.record}, indent=2)

@@ -17,7 +17,7 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.kind import Kind, StepContext, StepResult
+from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.steps import TrainMethod
 from workbench.train import CROSS_ENTROPY, Objective, TrainFiles, TrainSpec, reports, train, training_texts
 from workbench.weights.checkpoint import Checkpoint
@@ -68,14 +68,14 @@ class TrainKind(Kind[T]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the trained brick is in the cache."""
-        return not resolved.headers_only and (_place(resolved, number) / CARD).is_file()
+        return not resolved.headers_only and (place_of(resolved, "bricks", number) / CARD).is_file()
 
     def _trained(self, step: T, context: StepContext, current: Model) -> Path:
         """Return the directory of the step's brick in the cache; train it on the live current model if it is not there.
 
         The base has the same dtype as in `brick train`: bfloat16 for an adapter, float32 for a full fine-tune.
         """
-        resolved, place = context.resolved, _place(context.resolved, context.number)
+        resolved, place = context.resolved, context.place("bricks")
         if (place / CARD).is_file():
             return place
         step_id, device = context.id, context.device
@@ -129,11 +129,6 @@ class TrainKind(Kind[T]):
 
 
 KIND = TrainKind[TrainMethod]()
-
-
-def _place(resolved: Resolved, number: int) -> Path:
-    """Return the directory of a trained brick in the cache."""
-    return resolved.cache / "bricks" / resolved.keys[number]
 
 
 def _with_brick(step: TrainMethod, context: StepContext, current: Model, place: Path) -> tuple[Model, list[str], dict[str, Any]]:
