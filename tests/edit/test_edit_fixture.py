@@ -15,6 +15,7 @@ from worlds.project import Project
 
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
+from workbench.run.kind import place_of
 from workbench.run.materialize import materialize
 
 STATISTICS = "people.txt"
@@ -85,7 +86,7 @@ def test_the_base_knows_nothing_of_them(known: Project) -> None:
 def test_lookup_is_measured(known: Project) -> None:
     """Facts are at the subject below the last layer, where the last token takes them; the sweep chooses among the former."""
     _, _, resolved = edited(known, "{edit: rome, facts: facts24.jsonl, statistics: people.txt}", "rome-24")
-    record = json.loads(next((resolved.cache / "edits").glob(f"{resolved.keys[0]}/edit.json")).read_text("utf-8"))
+    record = json.loads((place_of(resolved, "edits", 0) / "edit.json").read_text("utf-8"))
     trace = record["trace"]
     assert [trace[str(i)]["subject"] > 0.9 for i in range(4)] == [True, True, True, False]
     assert [trace[str(i)]["last"] > 0.9 for i in range(4)] == [False, False, False, True]
@@ -104,7 +105,7 @@ def test_facts_at_the_last_token(method: str, tmp_path: Path) -> None:
     people.write_rows(tmp_path / "facts.jsonl", 12)
     step = f"{{edit: {method}, facts: facts.jsonl, statistics: {STATISTICS}}}"
     model, tokenizer, resolved = edited(Project(tmp_path), step, method)
-    record = json.loads((resolved.cache / "edits" / resolved.keys[0] / "edit.json").read_text("utf-8"))
+    record = json.loads((place_of(resolved, "edits", 0) / "edit.json").read_text("utf-8"))
     assert set(record["positions"].values()) == {"prompt_last"}
     efficacy, paraphrase, neighbours, _ = scores(model, tokenizer, 12)
     assert (efficacy, paraphrase > 0.3, neighbours > 0.7) == (1, True, True), (efficacy, paraphrase, neighbours)
@@ -134,7 +135,7 @@ def test_sequential_with_history_keeps_the_first(known: Project) -> None:
     step = "{edit: memit, facts: facts24.jsonl, statistics: people.txt, layers: [2], position: subject_last, mode: {sequential: {batch: 4}}"
     kept, tokenizer, resolved = edited(known, step + "}", "history")
     lost, _, _ = edited(known, step + ", history: false}", "no-history")
-    record = json.loads((resolved.cache / "edits" / resolved.keys[0] / "edit.json").read_text("utf-8"))
+    record = json.loads((place_of(resolved, "edits", 0) / "edit.json").read_text("utf-8"))
     assert record["order"] == "dependent"
     with_history, without = (scores(model, tokenizer, 24) for model in (kept, lost))
     assert with_history[0] == 1
@@ -152,7 +153,7 @@ def test_the_wrong_lookup_is_refused(known: Project) -> None:
     ) as caught:
         compute_all(resolved)
     assert "unconverged: skip" in (caught.value.hint or "")
-    assert not (resolved.cache / "edits" / resolved.keys[0]).exists()
+    assert not place_of(resolved, "edits", 0).exists()
 
 
 def compute_all(resolved: Resolved) -> Any:

@@ -14,7 +14,8 @@ import torch
 
 from worlds.project import CPU, Project
 
-from workbench.run.materialize import configuration_digest
+from workbench.models.identity import computed_on
+from workbench.run.materialize import configuration_digest, known_digest
 from workbench.weights import writer
 from workbench.weights.device import Landing, Staging, exact, prepare
 from workbench.weights.specs import TensorSpec
@@ -142,15 +143,26 @@ def test_layouts_differ_by_device_and_by_header() -> None:
     assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
 
 
-def test_a_digest_found_on_another_kind_of_device_is_not_taken(project: Project) -> None:
+def test_a_digest_of_another_device_or_of_other_libraries_is_not_taken(project: Project) -> None:
     resolved = project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
     digest, _ = configuration_digest(resolved, CPU)
     memo = resolved.cache / "configurations" / f"{resolved.key}.json"
-    assert json.loads(memo.read_text("utf-8")) == {"digest": digest, "device": "cpu"}
-    memo.write_text(json.dumps({"digest": "of cuda", "device": "cuda"}), "utf-8")
+    kind, libraries = computed_on(CPU)
+    assert json.loads(memo.read_text("utf-8")) == {kind: {"digest": digest, "libraries": libraries}}
+    other = {"digest": "of cuda", "libraries": libraries}
+    memo.write_text(json.dumps({"cuda": other}), "utf-8")
+    assert known_digest(resolved.cache, resolved.key) == "of cuda", "scores of a GPU machine are found on one without"
     assert configuration_digest(resolved, CPU)[0] == digest
-    memo.write_text(json.dumps({"digest": "kept"}), "utf-8")  # from before the device was noted: all were the CPU's
+    assert known_digest(resolved.cache, resolved.key) == digest, "that of this machine comes first"
+    assert json.loads(memo.read_text("utf-8"))["cuda"] == other
+    memo.write_text(json.dumps({kind: {"digest": "kept", "libraries": libraries}}), "utf-8")
     assert configuration_digest(resolved, CPU)[0] == "kept"
+    for outdated in (
+        {kind: {"digest": "kept", "libraries": {**libraries, "torch": "2.0"}}},
+        {"digest": "of 0.2", "device": "cpu"},
+    ):
+        memo.write_text(json.dumps(outdated), "utf-8")
+        assert configuration_digest(resolved, CPU)[0] == digest, "of other libraries, or of an earlier format"
 
 
 # -- copies

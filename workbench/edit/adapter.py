@@ -152,9 +152,10 @@ class AdapterEdit(EditMethod):
             start.check_inputs(project)
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return those of every edit, and the version of the edit to start from."""
+        """Return those of every edit, the version of the edit to start from, and the chat template if prompts are learned in it."""
         start = self._start()
-        return [*super().key_parts(context), *([[start.name, start.version]] if start else [])]
+        words = context.wording(None, context.number) if self.chat else []
+        return [*super().key_parts(context), *([[start.name, start.version]] if start else []), *words]
 
     def _read(self, project: Path) -> list[Fact]:
         """Return the facts that are learned, sorted by ID.

@@ -205,8 +205,8 @@ class RouteMethod(BrickStep):
         yield Problem((self.verb,), "an adapter cannot hold a router", "Remove `form`, or write `form: configuration`.")
 
     def key_parts(self, context: KeyContext) -> list[Any]:
-        """Return the digests of bricks, files and the tokenizer, and the seed."""
-        settings = [context.seed, context.tokens(context.number)]
+        """Return the digests of bricks and files, the seed, and the tokenizer with its chat template, in which prompts are read too."""
+        settings = [context.seed, context.tokens(context.number), *context.wording(None, context.number)]
         return [context.bricks(self.names()), context.files(self.inputs()), settings]
 
     def prompts(self, project: Path) -> dict[str, list[str]]:

@@ -19,7 +19,7 @@ from workbench.fuse.teaching.shards import Shards
 from workbench.fuse.teaching.syncs import Reading, Vocabulary, sync_points
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.lazy import torch
-from workbench.models.identity import computed_on, tokenizer_digest
+from workbench.models.identity import computed_on, tokens_digest
 from workbench.models.texts import Text
 from workbench.steps import FuseMethod
 from workbench.train import Objective, TrainSpec, collate
@@ -127,7 +127,7 @@ def lesson(step: FuseMethod, settings: TrainSpec, teachers: Sequence[Teacher], b
         room.told(f"'{model.name}' reads {len(corpus.texts):,} texts")
         measure(source.work, source.shards, model.live, room.device, room.progress)
     k = min(step.top_k, corpus.vocabulary.size - 1)  # the rest is at least one token
-    words = [step.tag, type(step).code_key(), step.by, k, tokenizer_digest(room.tokenizer), corpus.rows, room.rows]
+    words = [step.tag, type(step).code_key(), step.by, k, tokens_digest(room.tokenizer), corpus.rows, room.rows]
     digest = json_digest([VERSION, *words, [[source.name, source.work.place.name] for source in sources]])
     fused, record = _fused(step, corpus, sources, k, room.cache / "lessons" / digest)
     room.told(_summary(record, k))
@@ -163,7 +163,7 @@ def _source(model: Teacher, corpus: _Corpus, k: int, room: Room) -> Source:
         else:
             syncs.append(sync_points(reading, pivot.pieces, other, own.pieces))
     longest = model.longest or max(len(reading.ids) for reading in readings)
-    key = [VERSION, model.digest, tokenizer_digest(model.path), rows_digest(corpus.texts), k, longest, computed_on(room.device)]
+    key = [VERSION, model.digest, tokens_digest(model.path), rows_digest(corpus.texts), k, longest, computed_on(room.device)]
     work = Pass(readings, longest, k, room.cache / "teachers" / json_digest(key))
     learned = sum(len(corpus.learned(n)) for n in range(len(corpus.texts)))
     count = 0
