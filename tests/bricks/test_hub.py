@@ -224,7 +224,10 @@ def test_integer_tensors_and_cards_wait_for_the_data(
     code, _, err = workbench(project.path, "run", recipe, "--device", "cpu")
     assert code == 1
     assert "the integer tensor model.steps differs from the base's" in err
-    assert "brick 'card' was made on another base than org/ints-base: its brick.yaml records other weights (0000000000" in err
+    assert (
+        "brick 'card' was made on another base than org/ints-base: its brick.yaml records other weights or another config.json (0000000000"
+        in err
+    )
 
 
 def test_vocabularies_growth_edits_and_recipes_plan_from_headers(

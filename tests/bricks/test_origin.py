@@ -131,7 +131,7 @@ def test_the_digest_decides_before_all_else(project: Project, own: Path, foreign
     assert "another base" not in warnings(project, recipe(own))
     card(own, digest="0" * 32)
     edit_json(own / "adapter_config.json", base_model_name_or_path="base")
-    with pytest.raises(WorkbenchError, match=r"its brick.yaml records other weights \(0000000000, here"):
+    with pytest.raises(WorkbenchError, match=r"its brick.yaml records other weights or another config.json \(0000000000, here"):
         project.resolve(recipe(own))
 
 

@@ -198,5 +198,5 @@ def test_errors(taught: Project) -> None:
     record = json.loads((Path(place) / "configuration.json").read_text("utf-8"))
     record["base"]["digest"] = "0" * 32
     (Path(place) / "configuration.json").write_text(json.dumps(record), "utf-8")
-    with pytest.raises(WorkbenchError, match="the weights of its base base have changed"):
+    with pytest.raises(WorkbenchError, match=r"the weights or config.json of its base base have changed"):
         workbench.load(place, device="cpu")

@@ -210,7 +210,10 @@ def test_warnings(project: Project, tmp_path: Path) -> None:
         f"base: base\nbricks: {{carded: {{brick: {brick}, any_base: true}}, full: {full}}}\nsteps: [{{merge: average}}]\n"
     )
     warnings = "\n".join(plan(resolved, project.path / "runs").warnings)
-    assert "brick 'carded' was made on another base than base: its brick.yaml records other weights (0000000000" in warnings
+    assert (
+        "brick 'carded' was made on another base than base: its brick.yaml records other weights or another config.json (0000000000"
+        in warnings
+    )
     assert "brick 'full': its vocabulary differs from the base's" in warnings
     assert "license of carded: cc-by-nc-4.0" in warnings
     assert "license of base: unknown (none stated)" in warnings

@@ -248,7 +248,7 @@ def test_a_router_is_no_brick_and_no_weights(routed: Project) -> None:
         ("damaged", r"routing\.json is missing or not a JSON object"),
         ("format", r"has format 7, this version reads format 1"),
         ("version", r"the router was fitted by version 0 of 'text', and this is version 1, whose confidences have another scale"),
-        ("base", r"the weights of its base own have changed"),
+        ("base", r"the weights or config.json of its base own have changed"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(change: str, message: str, routed: Project) -> None:

@@ -79,7 +79,7 @@ def check_origin(brick: Brick, base: NamedBase, project: Path, *, any_base: bool
         return []
     reasons = []
     if digests and base.digest:
-        reasons.append(f"its {_CARD} records other weights ({digests[0][:10]}, here {base.digest[:10]})")
+        reasons.append(f"its {_CARD} records other weights or another config.json ({digests[0][:10]}, here {base.digest[:10]})")
     reasons += _contradictions(brick, base, project)
     if reasons:
         text = f"{brick.label} was made on another base than {base.reference}: {'; '.join(reasons)}"

@@ -54,6 +54,25 @@ MaxPointsOpt = Annotated[
     typer.Option("--max-points", min=1, metavar="N", help="Accept sweeps of at most N configurations; default: 64."),
 ]
 JsonOpt = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+
+
+def _rehash(value: bool) -> bool:
+    """Forget remembered digests if the option is set."""
+    if value:
+        from workbench.weights.digests import rehash
+
+        rehash()
+    return value
+
+
+RehashOpt = Annotated[
+    bool,
+    typer.Option(
+        "--rehash",
+        callback=_rehash,
+        help="Read all weights again, instead of trusting digests that are remembered under the files' times.",
+    ),
+]
 ThreadsOpt = Annotated[
     int | None, typer.Option("--threads", min=1, help="Tensors to compute in parallel; default: one per core, at most 8.")
 ]

@@ -383,6 +383,6 @@ def verify(
         )
         if brick.card.base.digest != actual:
             out.warn(
-                f"the brick was made on other weights ({brick.card.base.digest[:10]}) than this base's ({actual[:10]}), "
+                f"the brick was made on other weights or another config.json ({brick.card.base.digest[:10]}) than this base's ({actual[:10]}), "
                 "so its effect is approximate here"
             )

@@ -115,6 +115,6 @@ def check_model(partition: Partition, units: Mapping[int, int] | None, base: str
         )
     if base and partition.base and base != partition.base:
         raise WorkbenchError(
-            f"{label}: the partition was made on a model with other weights ({partition.base[:12]}, this model is {base[:12]})",
+            f"{label}: the partition was made on a model with other weights or another config.json ({partition.base[:12]}, this model is {base[:12]})",
             "Divide the neurons of this model: workbench analyze partition.",
         )

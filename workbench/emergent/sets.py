@@ -92,7 +92,7 @@ class NeuronSet:
                 )
         if base and self.base and base != self.base:
             raise WorkbenchError(
-                f"{label}: the set was chosen on a model with other weights ({self.base[:12]}, this model is {base[:12]})",
+                f"{label}: the set was chosen on a model with other weights or another config.json ({self.base[:12]}, this model is {base[:12]})",
                 "Choose the neurons on this model: workbench analyze functions.",
             )
 

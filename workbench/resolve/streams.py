@@ -57,7 +57,9 @@ def _check_weights(earlier: Earlier, resolved: Resolved, number: int, hub: Hub) 
         card = read_card(earlier.path) if (earlier.path / CARD).is_file() else None
         base = card.base.id if card and card.base else "BASE"
         held = resolved.base_path.is_relative_to(run)
-        problem = "is the result of that run, whose facts are written again" if held else "has other weights"
+        problem = (
+            "is the result of that run, whose facts are written again" if held else "has other weights or another config.json"
+        )
         raise InvalidRecipeError(
             f"step '{step_id}': {earlier.name} was solved on the base {base} (digest {str(record.get('base'))[:10]}), but this recipe's "
             f"base {name} (digest {resolved.base_digest[:10]}) {problem}",

@@ -103,7 +103,7 @@ def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolve
     resolved = _bare(str(recorded) if (recorded / "config.json").is_file() else name, project, hub)
     if resolved.base_digest != base["digest"]:
         raise WorkbenchError(
-            f"{path}: the weights of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the {beside} was made on "
+            f"{path}: the weights or config.json of its base {base['id']} have changed (digest {resolved.base_digest[:10]}, the {beside} was made on "
             f"{base['digest'][:10]})",
             "Restore the old weights, or run the recipe again.",
         )
