@@ -38,6 +38,7 @@ from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli.documents import published
+from workbench.models.stores import RUNS, STORES
 from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -345,7 +346,16 @@ def _training(card: BrickCard) -> list[str]:
     return [how, str(card.training.get("steps", ""))]
 
 
+def stores_block(project: Path) -> str:
+    """What each folder of stored results holds, and which parts of a model its keys cover."""
+    rows = [
+        [f"`{folder}/`", store.holds, ", ".join(store.parts.split())] for folder, store in sorted(STORES.items()) if store.parts
+    ]
+    return table(["folder", "holds", "keys cover"], [["`runs/`", RUNS.holds, ", ".join(RUNS.parts.split())], *rows], left=3)
+
+
 BLOCKS: dict[str, Callable[[Path], str]] = {
+    "stores": stores_block,
     "items": items_block,
     "results": results_block,
     "whole": whole_block,

@@ -68,6 +68,12 @@ def settled_identity(descriptor: int) -> FileIdentity:
     return identity
 
 
+def settled(path: Path) -> FileIdentity:
+    """Return the same for a path."""
+    with path.open("rb") as stream:
+        return settled_identity(stream.fileno())
+
+
 def check_unchanged(file: int | Path, expected: FileIdentity | None, path: Path) -> None:
     """Check that a file still has the expected identity; do nothing if that is None.
 

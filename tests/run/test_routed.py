@@ -249,6 +249,7 @@ def test_a_router_is_no_brick_and_no_weights(routed: Project) -> None:
         ("format", r"has format 7, this version reads format 1"),
         ("version", r"the router was fitted by version 0 of 'text', and this is version 1, whose confidences have another scale"),
         ("base", r"the weights or config.json of its base own have changed"),
+        ("tokenizer", r"the tokenizer of its base own has changed since the router was made"),
     ],
 )
 def test_files_that_do_not_belong_together_are_refused(change: str, message: str, routed: Project) -> None:
@@ -272,6 +273,8 @@ def test_files_that_do_not_belong_together_are_refused(change: str, message: str
         (copy / "routing.json").write_bytes((place / "routing.json").read_bytes()[:-9])
     elif change == "format":
         edit_json(copy / "routing.json", format=7)
+    elif change == "tokenizer":
+        edit_json(routed.path / "own" / "tokenizer.json", normalizer={"type": "Lowercase"})
     elif change == "version":
         edit_json(copy / "routing.json", method_version=0)
     else:

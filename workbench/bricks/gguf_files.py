@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks.gguf_config import read_settings
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, publish_once, write_json
-from workbench.identity import settled_identity
+from workbench.identity import settled
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
 from workbench.project import CACHE
@@ -95,8 +95,7 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
         WorkbenchError: If the file is damaged or split, or if its architecture, fields or tensors are not read here.
     """
     file = file.resolve()
-    with file.open("rb") as stream:
-        identity = settled_identity(stream.fileno())
+    identity = settled(file)
     content = identity.storable if identity.is_telling else file_digest(file)
     key = json_digest([_VERSION, str(file), content, installed("transformers", "gguf")])[:12]
     place = project / CACHE / "gguf" / f"{file.stem}-{key}"

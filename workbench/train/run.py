@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.files import json_digest, write_text
-from workbench.models.identity import tokenizer_digest
+from workbench.models.identity import loaded_tokens_digest
 from workbench.models.tokenizer import load_tokenizer
 from workbench.steps import TrainMethod
 from workbench.train.fit import SILENT, Reports, Watch, fit
@@ -102,7 +102,7 @@ def train(
     started = time.monotonic()
     with quiet(), reproducible(spec.seed), lent(model):
         live = _load(spec, files.base, model).to(device)
-        parent = [model_digest(live), tokenizer_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
+        parent = [model_digest(live), loaded_tokens_digest(tokenizer)] if 0 < spec.save_every < spec.steps else None
         rows, replayed = scheduled(spec, live, tokenizer, inputs)
         with _adapted(spec, live, lent=model is not None) as trained:
             orthogonal = Orthogonal(paths, trained, torch.device(device)) if paths else None
@@ -110,6 +110,7 @@ def train(
             others_digest = orthogonal.digest() if orthogonal else None
             data_key = [inputs.texts.digests, rows[len(rows) - replayed :], others_digest]
             data_key += [objective.digest] if objective.digest else []
+            data_key += [inputs.skill] if any(text.messages for text in inputs.texts.trained) else []  # the template may change
             key = json_digest([TrainMethod.version, spec.record(), parent, *data_key, device, installed(*LIBRARIES)])
             held_out = HeldOut(inputs.held_out, spec.batch_size, spec.evaluate_every, spec.patience) if inputs.held_out else None
             saves = open_saves(files.out, key if parent else None, told.notice)

@@ -14,7 +14,7 @@ import xxhash
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json, write_json
-from workbench.identity import check_unchanged, identity_of, open_unchanged
+from workbench.identity import check_unchanged, open_unchanged, settled
 from workbench.lazy import torch
 from workbench.weights.header import Entry
 from workbench.weights.specs import TensorSpec
@@ -117,7 +117,7 @@ class _Memo:
     @classmethod
     def of(cls, group: Mapping[str, Entry], cache: Path | None) -> _Memo:
         first, key = next(iter(group.values())), json_digest(_identity(group))
-        identity = first.identity or identity_of(first.file)
+        identity = first.identity or settled(first.file)
         file = cache / "digests" / f"{key}.json" if cache and identity.is_telling else None
         return cls(key, file, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns) > _COARSE_NS)
 
@@ -175,7 +175,7 @@ def _by_file(entries: Mapping[str, Entry]) -> list[dict[str, Entry]]:
 def _identity(group: Mapping[str, Entry]) -> list[Any]:
     """Return the path and identity of the one file that a group of entries is in, and the entries' names and packings."""
     first = next(iter(group.values()))
-    identity = first.identity or identity_of(first.file)
+    identity = first.identity or settled(first.file)
     packed = {name: entry.packing.identity() for name, entry in group.items() if entry.packing}
     return [str(first.file.resolve()), *identity.storable, sorted(group), *([packed] if packed else [])]
 

@@ -53,10 +53,10 @@ def write_page(place: Path, document: dict[str, Any]) -> Path:
     from workbench.report.neurons import SECTIONS, render_neurons
 
     stored = {kind: read_json(place / f"{kind}.json", digest=str) for kind in SECTIONS}
-    data = document.get("data", {})
+    data = document.get("data") or {}
 
     def belongs(other: dict[str, Any]) -> bool:
-        texts = other.get("data", {})
+        texts = other.get("data") or {}
         stale = texts.get("file") == data.get("file") and texts.get("digest") != data.get("digest")
         return other["digest"] == document["digest"] and not stale
 
