@@ -68,7 +68,7 @@ def _check_weights(earlier: Earlier, resolved: Resolved, number: int, hub: Hub) 
             else f"Write `base: {base}`, or remove `continues` to start a stream on {name}.",
         )
     # Records of 0.2 have the digest of the vocabulary alone.
-    known, digest = ("tokens", tokens_digest) if "tokens" in record else ("vocabulary", vocabulary_digest)
+    known, digest = ("tokenizer", tokens_digest) if "tokenizer" in record else ("vocabulary", vocabulary_digest)
     if record.get(known) != digest(resolved.tokenizer_at(number)):
         raise InvalidRecipeError(
             f"step '{step_id}': {earlier.name} was solved with another tokenizer than that of {name}",

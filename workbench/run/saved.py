@@ -46,7 +46,7 @@ def write_record(out: Path, resolved: Resolved, digest: str) -> None:
         "revision": resolved.base_revision,
         "path": str(resolved.base_path.resolve()),
         "digest": resolved.base_digest,
-        "tokens": resolved.tokens_at(0),
+        "tokenizer": resolved.tokens_at(0),
     }
     write_json(out / RECORD, {"version": 1, "name": resolved.recipe.name, "base": base, "digest": digest}, indent=2)
 
@@ -108,7 +108,7 @@ def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolve
             f"{base['digest'][:10]})",
             "Restore the old weights, or run the recipe again.",
         )
-    if base.get("tokens", tokens := resolved.tokens_at(0)) != tokens:  # records of 0.2 have no digest of the tokenizer
+    if base.get("tokenizer", tokens := resolved.tokens_at(0)) != tokens:  # records of 0.2 have no digest of the tokenizer
         raise WorkbenchError(
             f"{path}: the tokenizer of its base {base['id']} has changed since the {beside} was made",
             "Restore the old tokenizer, or run the recipe again.",

@@ -143,7 +143,7 @@ def write_edit(
         "solved_on": on.solved_on,
         "solved_after": on.after,
         "vocabulary": vocabulary_digest(on.tokenizer),
-        "tokens": tokens_digest(on.tokenizer),
+        "tokenizer": tokens_digest(on.tokenizer),
     }
     write_json(out / RECORD, {**made, **edit.record, **_write_history(edit, out)}, indent=2)
     if edit.facts:

@@ -91,7 +91,7 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
             "step": dump_step(step),
             "base": base.digest,
             "solved_on": session.solved_on,
-            "tokens": tokens_digest(session.tokenizer),
+            "tokenizer": tokens_digest(session.tokenizer),
             "biases": {steering.modules[layer]: name for layer, name in steering.biases.items()},
         }
         write_json(partial / RECORD, {**made, **steering.record}, indent=2)
