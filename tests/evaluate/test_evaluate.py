@@ -96,10 +96,15 @@ def test_a_known_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokeniz
     assert out[1].strip() == "[]"
 
 
-def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_one_byte_of_data_code_or_tokenizer_makes_another_plan_or_key(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tok")
-    digests = [plan_of(tasks_dir, tmp_path / "tok").digest]
-    assert plan_of(tasks_dir, tmp_path / "tok", alpha=0.01, min_effect=0.1, description="analysis only").digest == digests[0]
+
+    def place(dtype: str = "float32", batch_size: int = 4, **fields: Any) -> tuple[str, str]:
+        plan = build_plan(suite(**fields), tmp_path / "tok", tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size)
+        return plan.digest, A.key(plan)
+
+    places = [place()]
+    assert place(alpha=0.01, min_effect=0.1, description="analysis only") == places[0]
     for path, before, after in (
         ("data/copy.jsonl", b"Say aa0", b"Say aa1"),
         ("localdata.py", b"\n\n", b"\n"),
@@ -108,13 +113,13 @@ def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, 
         text = (tasks_dir / path).read_bytes()
         assert before in text
         (tasks_dir / path).write_bytes(text.replace(before, after, 1))
-        digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
+        places.append(place())
     (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages }}")
-    digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
-    digests.append(plan_of(tasks_dir, tmp_path / "tok", chat_template=True).digest)
-    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="bfloat16", batch_size=4).digest)
-    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="float32", batch_size=8).digest)
-    assert len(set(digests)) == len(digests)
+    places += [place(), place(chat_template=True), place("bfloat16"), place(batch_size=8)]
+    (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages[0] }}")
+    plans = [place(chat_template=True)[0], *(plan for plan, _ in places)]
+    assert len(set(places)) == len(places)
+    assert len(set(plans)) == len(plans) - 1  # without a chat template, a tokenizer makes another key under one plan
 
 
 def test_included_files_count(tasks_dir: Path, tokenizer: Any) -> None:

@@ -169,7 +169,7 @@ def test_sentencepiece_only(tmp_path: Path, kind: str) -> None:
     assert tokens.ids == plain.get_vocab()
     first = max(tokens.ids.values()) + 1
     additions = [Addition("<x>", first, {"special": True}), Addition("▁piece", first + 1)]
-    write_tokenizer(tmp_path / "out", path, additions, [], None, {})
+    write_tokenizer(tmp_path / "out", path, additions, [], None, {}, None)
     union = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "another order, some words"
     assert union(text)["input_ids"] == plain(text)["input_ids"]

@@ -45,6 +45,12 @@ def warnings_of(
                 yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
+    reading = {c.tokenizer: c.name for e in entries if (c := e[0].configuration).tokenizer}
+    if len(reading) > 1:
+        yield (
+            f"{', '.join(reading.values())} have different tokenizers, and each is scored with its own: accuracies and perplexities by word or "
+            "byte can be compared, numbers by token cannot."
+        )
     if len({s.device for s in scores}) > 1:
         yield "The scores come from different devices: small differences may be due to rounding."
     if family["correction"] == "none" and family["size"] > 1:

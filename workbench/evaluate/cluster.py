@@ -14,7 +14,7 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.evaluate.progress import SideBySide
-from workbench.evaluate.scoring import check_calibration, score_all
+from workbench.evaluate.scoring import check_calibration, refuse_stateful, score_all
 from workbench.events import Events, no_events
 from workbench.models.device import pick_device
 from workbench.recipe.trust import is_trusted
@@ -118,6 +118,7 @@ def score_on_cluster(
             pool = Pool(ray, Worker, (opening,), workers, trusted)
             names = [entry.name for entry in subjects.entries]
             _run(pool, unknown, _Line(names, unknown, events))
+            refuse_stateful(subjects.entries, subjects.plans, subjects.store, pick_device(subjects.device), events)
             for _ in range(2):  # if a scorer was refused for one configuration, all are scored again, by hflm
                 units = list(_unscored(subjects))
                 _run(pool, units, _Line(names, units, events))
@@ -141,7 +142,7 @@ def _stored(subjects: Subjects) -> Iterator[Scores]:
                     f"the cluster has finished, but {subjects.store.root} has no scores of {entry.name} on {plan.suite.suite}",
                     "All nodes must write to this directory: put the project, or --runs-dir, on a file system that they share.",
                 )
-            yield evaluate(plan, subjects.store, entry.configuration(digest), partial(_never, entry.name))
+            yield evaluate(entry.plan(plan), subjects.store, entry.configuration(digest), partial(_never, entry.name))
 
 
 def _never(name: str) -> None:

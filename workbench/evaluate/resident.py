@@ -11,10 +11,10 @@ from lm_eval.api.instance import Instance
 from workbench.evaluate import summarise
 from workbench.evaluate.check import RefusedError
 from workbench.evaluate.packed import bounds_of, lay_out, start_for
-from workbench.evaluate.requests import GENERATED, Requests
+from workbench.evaluate.requests import Requests
 from workbench.evaluate.scorer import Scorer
 from workbench.events import Progress
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ class Scorer:
         tasks = [self.requests[name] for name in self.tasks if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
-        key = alike(self.model, [task.name for task in tasks])
+        key = alike(self.model, self.plan.tokenizer_digest, [task.name for task in tasks])
         before = store.passed(self.plan, key) if store and can_be_short(self.model) else None
         with self._scoring():
             if before:
@@ -201,13 +201,14 @@ class Scorer:
     def _layout(self, requests: Requests, group: RoutedGroup | None = None) -> PackedLayout:
         """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""
         routed = group is not None and group.weights is not None
-        if not routed and self.plan.scorer in requests.layouts:
-            return requests.layouts[self.plan.scorer]
         bounds = bounds_of(self.lm)
+        key = (self.plan.scorer, bounds)
+        if not routed and key in requests.layouts:
+            return requests.layouts[key]
         pairs = [requests.pairs[i] for i in group.members] if group is not None else requests.pairs
         layout = lay_out(pairs, bounds, start_for(self.plan.scorer, pairs, bounds))
         if not routed:
-            requests.layouts[self.plan.scorer] = layout
+            requests.layouts[key] = layout
         return layout
 
     def _pairs(

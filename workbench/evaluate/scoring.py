@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import Overall, overall
 from workbench.events import Events, no_events
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 
 
@@ -43,6 +44,7 @@ def score_all(
     from workbench.evaluate.check import RefusedError
 
     check_calibration(entries, plans, store)
+    refuse_stateful(entries, plans, store, device, events)
     while True:
         digests = [entry.digest() for entry in entries]
         settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
@@ -75,6 +77,36 @@ def check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan]
                 refuse_calibrated_plan(plan, calibration, entry.name)
 
 
+def refuse_stateful(
+    entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, device: Any, events: Events
+) -> None:
+    """Settle on hflm before anything is scored if a model's layers carry a state, so that no configuration is scored twice.
+
+    Args:
+        entries: The configurations.
+        plans: The plans.
+        store: Store of scores, which keeps the reason.
+        device: Device on which unknown weights are composed.
+        events: Receives progress.
+    """
+    from workbench.evaluate.check import STATEFUL
+    from workbench.models.live import carries_state
+    from workbench.run.materialize import configuration_digest
+
+    masked = [p for p in plans if p.scorer in ("packed", "prefix") and any(kind != GENERATED for kind in p.kinds.values())]
+    for entry in entries:
+        keys = [(plan, entry.key(plan, entry.digest())) for plan in masked]
+        if all(key and (store.has(plan, key) or store.refused(plan, key)) for plan, key in keys):
+            continue
+        if not carries_state(entry.resolved.base.config):
+            continue
+        digest, _ = configuration_digest(entry.resolved, device, events)
+        for plan in masked:
+            store.refuse(plan, str(entry.key(plan, digest)), f"{entry.name}: {STATEFUL}")
+        text = f"{entry.name}: {STATEFUL}. All configurations of this call are scored by hflm"
+        events({"stage": "score", "text": text})
+
+
 def _score(
     entries: Sequence[LineupEntry],
     plans: Sequence[ScorePlan],
@@ -97,14 +129,31 @@ def _score(
         events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
-        for plan in plans:
+        for plan in map(entry.plan, plans):
             whole.begin(entry.name, plan.digest)
             progress = _progress(events, head, plan, whole)
             configuration = entry.configuration(digest)
-            scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
+            with _named(entry):
+                scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
             whole.finish()
             events({**head, "scored": plan.suite.suite, "overall": whole.told()})
     return scores
+
+
+@contextmanager
+def _named(entry: LineupEntry) -> Iterator[None]:
+    """Raise an error that names the configuration if its model's code fails while it is scored."""
+    from workbench.evaluate.check import MODEL_ERRORS, told
+
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise WorkbenchError(
+            f"{entry.name}: its model fails while it is scored: {told(error)}",
+            f"Leave {entry.name} out, or repair it; the scores of the configurations before it are stored.",
+        ) from error
 
 
 def _model(
