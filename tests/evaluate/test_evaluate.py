@@ -196,16 +196,21 @@ def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, 
     assert again.tasks == first.tasks
     assert again.configuration.name == "twin"
     assert again.names == ["twin", "a"]
-    assert store.read(plan, A.digest).names == ["a", "twin"]
+    assert store.read(plan, A.key(plan)).names == ["a", "twin"]
     evaluate(plan, store, A, counted(2, calls))
-    assert store.read(plan, A.digest).names == ["a", "twin"]
+    assert store.read(plan, A.key(plan)).names == ["a", "twin"]
 
     evaluate(plan, store, Configuration("b" * 32, "b"), counted(1, calls))
     assert calls == [0, 1]
     assert [s.configuration.name for s in store.list(plan)] == ["a", "b"]
     folder = store.folder("toy", plan.digest)
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["plan.json", "items.jsonl.gz", "passed", *(f"{c * 12}{end}" for c in "ab" for end in (".json", ".jsonl.gz"))]
+        [
+            "plan.json",
+            "items.jsonl.gz",
+            "passed",
+            *(f"{Configuration(c * 32, c).key(plan)[:12]}{end}" for c in "ab" for end in (".json", ".jsonl.gz")),
+        ]
     )
     item = json.loads(gzip.decompress((folder / "items.jsonl.gz").read_bytes()).splitlines()[-1])
     assert item == {
@@ -245,7 +250,7 @@ def test_interrupted_evaluation_scores_only_the_rest(
     monkeypatch.setattr(Scorer, "task", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan, store, A, counted(0, calls))
-    assert not store.has(plan, A.digest)
+    assert not store.has(plan, A.key(plan))
     scores = evaluate(plan, store, A, counted(0, calls))
     assert scored == ["copy", "pick", "pick"]
     assert {t: s.metrics for t, s in scores.tasks.items()} == {t: s.metrics for t, s in whole.tasks.items()}
@@ -256,6 +261,6 @@ def test_finished_tasks_need_no_model(tasks_dir: Path, tokenizer: Any, tmp_path:
     plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
     scorer = Scorer(plan, A, tiny())
     for task in plan.suite.tasks:
-        store.keep_task(plan, A.digest, task, scorer.task(task))
+        store.keep_task(plan, A.key(plan), task, scorer.task(task))
     evaluate(plan, store, A, counted(0, calls))
     assert not calls

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -175,9 +174,11 @@ def test_one_plan_and_key_hold_one_number(line: Path, tmp_path: Path, monkeypatc
     assert kept[0]["llama"]["weights"] == kept[0]["lower"]["weights"]
     assert kept[0]["llama"]["digest"] != kept[0]["lower"]["digest"]
     assert len(stored(tmp_path)) == 2
-    found = json.loads(call("compare", "models/lower", "models/llama", *arguments[-4:], "--json", code=(0, 3)).stdout)
-    (label,) = (text for text in found["warnings"] if "tokenizers" in text)
-    assert label.startswith("lower, llama have different tokenizers, and each is scored with its own")
+    label = "llama, lower have different tokenizers, and each is scored with its own"
+    for command in ("eval", "compare"):
+        assert call(command, "models/llama", "models/lower", *arguments[-4:], code=(0, 3)).stderr.count(label) == 1, command
+    call("report", "models/llama", "models/lower", *arguments[-4:])
+    assert label in Path("reports/report.md").read_text("utf-8")
 
 
 def test_a_model_that_fails_is_named_and_the_others_keep_their_scores(

@@ -79,12 +79,12 @@ class ScorePlan:
     @cached_property
     def digest(self) -> str:
         """XXH3-128 digest of everything that decides scores."""
-        return bytes_digest(json.dumps([*self.facts, self._template, SCORERS[self.scorer]]).encode())
+        return bytes_digest(json.dumps([*self.facts, *self._template, SCORERS[self.scorer]]).encode())
 
     @property
-    def _template(self) -> str | None:
-        """Digest of the tokenizer whose chat template writes the prompts."""
-        return self.tokenizer_digest if self.suite.chat_template else None
+    def _template(self) -> list[str]:
+        """Digest of the tokenizer whose chat template writes the prompts, if the suite uses it."""
+        return [self.tokenizer_digest] if self.suite.chat_template else []
 
     @property
     def generates(self) -> bool:
@@ -144,7 +144,7 @@ class ScorePlan:
             "version": 1,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
-            "tokenizer": self._template,
+            "tokenizer": next(iter(self._template), None),
             "scorer": self.scorer,
             "dtype": self.dtype,
             "batch_size": self.batch_size,

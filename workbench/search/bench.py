@@ -78,7 +78,7 @@ class Bench:
         from workbench.run.materialize import materialize
 
         self.events({"stage": "search", "text": "loading the base"})
-        return materialize(resolve(self.recipe.derive("base", [])), self.device)
+        return materialize(self._base.resolved, self.device)
 
     @cached_property
     def resident(self) -> Resident:
