@@ -13,8 +13,9 @@ from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
+from workbench.files import read_json
 from workbench.models.generation import identity
-from workbench.models.tokenizer_digest import tokenizer_digest
+from workbench.models.identity import tokenizer_digest
 from workbench.project import CACHE, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
