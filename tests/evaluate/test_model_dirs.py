@@ -139,6 +139,7 @@ def test_bad_models(world: Project) -> None:
         ("models/quantised",): (r"model models/quantised: quantized weights \(gptq\)", r""),
         ("models/empty",): (r"model models/empty: has no checkpoint", r"model directory, a hub id"),
         ("models/Tuned-A", "models/newer"): (r"model models/newer: config.json: transformers cannot read model_type lama", r"newer version of transformers"),
+        ("models/Tuned-A", "models/mute"): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("models/mute",): (r"no tokenizer found in .*models/mute", r"Copy tokenizer.json"),
         ("maen",): (r"'maen': expected a recipe, a model directory or a hub id .*Did you mean 'mean'", r"scores ls"),
         ("recipes/maen.yaml",): (r"recipes/maen.yaml: no such file", r"mean.yaml"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, answered, bounds_of
 from workbench.files import json_digest
 from workbench.scores.store import Check
 from workbench.scores.suite import SCORED_BY
@@ -104,7 +104,7 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         scorer_answers = [
             answer
             for task, (members, _) in zip(tasks, samples, strict=True)
-            for answer in _answers(lm, forward, task, members, scorer)
+            for answer in answered(lm, forward, [task[i] for i in members], scorer, task)
         ]
     except MODEL_ERRORS as error:
         # A model that does not support such a mask, positions or cache may raise anything; the caller handles lack of memory.
@@ -167,13 +167,6 @@ def _documents(pairs: Sequence[Pair], count: int) -> tuple[list[int], int]:
         contexts = [*contexts[::step][: count - 1], contexts[-1]]
     selected = dict.fromkeys(contexts[:count])
     return [i for context in selected for i in groups[context]], len(selected)
-
-
-def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], members: Sequence[int], scorer: str) -> list[Answer]:
-    """Return the scorer's answers to some pairs of a task, with the shared prefix of the whole task."""
-    bounds = bounds_of(lm)
-    answers = forward.answers(lay_out([task[i] for i in members], bounds, start_for(scorer, task, bounds)))
-    return [answers[i] for i in range(len(members))]
 
 
 def _gaps(first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:

@@ -85,7 +85,8 @@ def _base(entries: Sequence[LineupEntry]) -> Resolved:
 def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) -> None:
     """Check that all tokenizers and their chat templates are equal if a suite uses the template."""
     wrapped = next((suite.suite for suite in suites if suite.chat_template), None)
-    other = next((entry for entry in entries if wrapped and entry.tokenizer != entries[0].tokenizer), None)
+    # Read for every suite, so that a directory without a tokenizer is found before anything is scored.
+    other = next((entry for entry in entries if entry.tokenizer != entries[0].tokenizer and wrapped), None)
     if other is not None:
         raise WorkbenchError(
             f"suite '{wrapped}' uses the chat template, but {entries[0].name} and {other.name} have different ones",

@@ -80,15 +80,7 @@ def check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan]
 def refuse_stateful(
     entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, device: Any, events: Events
 ) -> None:
-    """Settle on hflm before anything is scored if a model's layers carry a state, so that no configuration is scored twice.
-
-    Args:
-        entries: The configurations.
-        plans: The plans.
-        store: Store of scores, which keeps the reason.
-        device: Device on which unknown weights are composed.
-        events: Receives progress.
-    """
+    """Settle on hflm before anything is scored if a model's layers carry a state, so that no configuration is scored twice."""
     from workbench.evaluate.check import STATEFUL
     from workbench.models.live import carries_state
     from workbench.run.materialize import configuration_digest
@@ -103,8 +95,7 @@ def refuse_stateful(
         digest, _ = configuration_digest(entry.resolved, device, events)
         for plan in masked:
             store.refuse(plan, str(entry.key(plan, digest)), f"{entry.name}: {STATEFUL}")
-        text = f"{entry.name}: {STATEFUL}. All configurations of this call are scored by hflm"
-        events({"stage": "score", "text": text})
+        events({"stage": "score", "text": f"{entry.name}: {STATEFUL}. All configurations of this call are scored by hflm"})
 
 
 def _score(
