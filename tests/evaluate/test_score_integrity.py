@@ -226,7 +226,7 @@ class _Entry:
     def digest(self) -> str:
         return self.made.digest
 
-    def key(self, plan: ScorePlan, digest: str) -> str:
+    def key(self, plan: ScorePlan) -> str:
         return self.made.key(plan)
 
     def configuration(self, digest: str) -> Configuration:

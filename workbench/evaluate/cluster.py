@@ -131,18 +131,18 @@ def _stored(subjects: Subjects) -> Iterator[Scores]:
     Raises:
         WorkbenchError: If scores are missing.
     """
-    digests = [entry.digest() for entry in subjects.entries]
-    named = list(zip(subjects.entries, digests, strict=True))
-    plans = [subjects.store.settled(plan, [entry.key(plan, digest) for entry, digest in named]) for plan in subjects.plans]
-    for entry, digest in named:
+    entries, store = subjects.entries, subjects.store
+    plans = [store.settled(plan, [entry.key(plan) for entry in entries]) for plan in subjects.plans]
+    for entry in entries:
+        digest = entry.digest()
         for plan in plans:
-            key = entry.key(plan, digest)
-            if digest is None or key is None or not subjects.store.has(plan, key):
+            key = entry.key(plan)
+            if digest is None or key is None or not store.has(plan, key):
                 raise WorkbenchError(
-                    f"the cluster has finished, but {subjects.store.root} has no scores of {entry.name} on {plan.suite.suite}",
+                    f"the cluster has finished, but {store.root} has no scores of {entry.name} on {plan.suite.suite}",
                     "All nodes must write to this directory: put the project, or --runs-dir, on a file system that they share.",
                 )
-            yield evaluate(entry.plan(plan), subjects.store, entry.configuration(digest), partial(_never, entry.name))
+            yield evaluate(entry.plan(plan), store, entry.configuration(digest), partial(_never, entry.name))
 
 
 def _never(name: str) -> None:
@@ -151,12 +151,10 @@ def _never(name: str) -> None:
 
 def _unscored(subjects: Subjects) -> Iterator[Unit]:
     """Yield what is not scored yet, once for configurations of equal content."""
-    digests = [entry.digest() for entry in subjects.entries]
     for plan in subjects.plans:
-        keys = [entry.key(plan, digest) for entry, digest in zip(subjects.entries, digests, strict=True)]
-        settled, seen = subjects.store.settled(plan, keys), set()
-        for entry, digest in zip(subjects.entries, digests, strict=True):
-            key = entry.key(settled, digest)
+        settled, seen = subjects.store.settled(plan, [entry.key(plan) for entry in subjects.entries]), set()
+        for entry in subjects.entries:
+            key = entry.key(settled)
             if key not in seen and not (key and subjects.store.has(settled, key)):
                 items = sum(len(task_items) for task_items in settled.items.values())
                 yield Unit(entry.name, settled.digest, settled.suite.suite, items)

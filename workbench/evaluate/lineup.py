@@ -99,8 +99,14 @@ class LineupEntry:
         """Return a plan for this configuration's own tokenizer."""
         return plan.tokenized(self.resolved.tokenizer_path, self.tokenizer)
 
-    def key(self, plan: ScorePlan, digest: str | None) -> str | None:
-        """Return the key of its scores under a plan (`Configuration.key`); None if the digest of its weights is not known."""
+    def key(self, plan: ScorePlan, digest: str | None = None) -> str | None:
+        """Return the key of its scores under a plan (`Configuration.key`); None if the digest of its weights is not known.
+
+        Args:
+            plan: The plan.
+            digest: Digest of its weights. Default: the known one.
+        """
+        digest = digest or self.digest()
         return digest and identity(self._identity(digest) if plan.generates else digest, {}, self.tokenizer)
 
     def _identity(self, digest: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -46,8 +46,7 @@ def score_all(
     check_calibration(entries, plans, store)
     refuse_stateful(entries, plans, store, device, events)
     while True:
-        digests = [entry.digest() for entry in entries]
-        settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
+        settled = [store.settled(plan, [entry.key(plan) for entry in entries]) for plan in plans]
         try:
             return _score(entries, settled, store, device, events, runs or store.root.parent, server)
         except RefusedError as error:
@@ -70,9 +69,9 @@ def check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan]
             continue
         from workbench.evaluate.routed import calibration_of, refuse_calibrated_plan
 
-        calibration, digest = calibration_of(entry.resolved), entry.digest()
+        calibration = calibration_of(entry.resolved)
         for plan in plans:
-            key = entry.key(plan, digest)
+            key = entry.key(plan)
             if calibration and not (key and store.has(plan, key)):
                 refuse_calibrated_plan(plan, calibration, entry.name)
 
@@ -87,10 +86,9 @@ def refuse_stateful(
 
     masked = [p for p in plans if p.scorer in ("packed", "prefix") and any(kind != GENERATED for kind in p.kinds.values())]
     for entry in entries:
-        keys = [(plan, entry.key(plan, entry.digest())) for plan in masked]
-        if all(key and (store.has(plan, key) or store.refused(plan, key)) for plan, key in keys):
-            continue
-        if not carries_state(entry.resolved.base.config):
+        keys = [(plan, entry.key(plan)) for plan in masked]
+        known = all(key and (store.has(plan, key) or store.refused(plan, key)) for plan, key in keys)
+        if known or not carries_state(entry.resolved.base.config):
             continue
         digest, _ = configuration_digest(entry.resolved, device, events)
         for plan in masked:
@@ -114,8 +112,7 @@ def _score(
     whole = overall(entries, plans, store)
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        known_digest = entry.digest()
-        is_stored = known_digest and all(store.has(plan, str(entry.key(plan, known_digest))) for plan in plans)
+        is_stored = all((key := entry.key(plan)) and store.has(plan, key) for plan in plans)
         whole.begin(entry.name)
         events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
         digest, tensors = configuration_digest(entry.resolved, device, events)
@@ -203,13 +200,12 @@ def stored(
         store: Store of scores.
         baseline: Name of the baseline.
     """
-    digests = {entry.name: entry.digest() for entry in entries}
     bases = [entry.name for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
     usable: list[tuple[ScorePlan, dict[str, str]]] = []
     for plan in plans:
-        settled = store.settled(plan, [entry.key(plan, digests[entry.name]) for entry in entries])
+        settled = store.settled(plan, [entry.key(plan) for entry in entries])
         candidates = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
-        scored = [(candidate, _keys(entries, digests, candidate, store)) for candidate in candidates]
+        scored = [(candidate, _keys(entries, candidate, store)) for candidate in candidates]
         candidate, names = max(scored, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
         if all(base in names for base in bases):
             usable.append((candidate, names))
@@ -217,17 +213,15 @@ def stored(
     missing: list[str] = []
     for entry in entries:
         plan_keys = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
-        scores += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in plan_keys]
+        scores += [store.read(plan, key).called(entry.configuration(str(entry.digest()))) for plan, key in plan_keys]
         if not plan_keys or len(plan_keys) < len(usable):
             missing.append(entry.name)
     return scores, missing
 
 
-def _keys(
-    entries: Sequence[LineupEntry], digests: Mapping[str, str | None], plan: ScorePlan, store: ScoreStore
-) -> dict[str, str]:
+def _keys(entries: Sequence[LineupEntry], plan: ScorePlan, store: ScoreStore) -> dict[str, str]:
     """Return the names of the configurations that have scores under a plan, with the keys of these scores."""
-    keys = {entry.name: entry.key(plan, digests[entry.name]) for entry in entries}
+    keys = {entry.name: entry.key(plan) for entry in entries}
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 
