@@ -187,11 +187,12 @@ def test_unknown_suite_names_the_nearest(tmp_path: Path) -> None:
 def test_store_refuses_a_colliding_digest(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     plan, store = plan_of(tasks_dir, tokenizer, limit=2), ScoreStore(tmp_path)
     evaluate(plan, store, A, tiny)
-    with pytest.raises(WorkbenchError, match=r"expected a{12}b{20} under"):
-        store.read(plan, "a" * 12 + "b" * 20)
+    twin = A.key(plan)[:12] + "b" * 20
+    with pytest.raises(WorkbenchError, match=rf"expected {twin} under"):
+        store.read(plan, twin)
     shutil.rmtree(tmp_path / f"toy-{plan.digest[:12]}")
     with pytest.raises(WorkbenchError, match=r"has no scores on suite 'toy'"):
-        store.read(plan, A.digest)
+        store.read(plan, A.key(plan))
 
 
 def test_a_deeply_nested_document_is_refused_before_the_task_is_built(tmp_path: Path) -> None:

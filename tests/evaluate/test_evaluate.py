@@ -96,10 +96,15 @@ def test_a_known_plan_needs_neither_torch_nor_task_code(tasks_dir: Path, tokeniz
     assert out[1].strip() == "[]"
 
 
-def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
+def test_one_byte_of_data_code_or_tokenizer_makes_another_plan_or_key(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     tokenizer.save_pretrained(tmp_path / "tok")
-    digests = [plan_of(tasks_dir, tmp_path / "tok").digest]
-    assert plan_of(tasks_dir, tmp_path / "tok", alpha=0.01, min_effect=0.1, description="analysis only").digest == digests[0]
+
+    def place(dtype: str = "float32", batch_size: int = 4, **fields: Any) -> tuple[str, str]:
+        plan = build_plan(suite(**fields), tmp_path / "tok", tasks_dir=tasks_dir, dtype=dtype, batch_size=batch_size)
+        return plan.digest, A.key(plan)
+
+    places = [place()]
+    assert place(alpha=0.01, min_effect=0.1, description="analysis only") == places[0]
     for path, before, after in (
         ("data/copy.jsonl", b"Say aa0", b"Say aa1"),
         ("localdata.py", b"\n\n", b"\n"),
@@ -108,13 +113,13 @@ def test_one_byte_of_data_code_or_tokenizer_makes_another_plan(tasks_dir: Path, 
         text = (tasks_dir / path).read_bytes()
         assert before in text
         (tasks_dir / path).write_bytes(text.replace(before, after, 1))
-        digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
+        places.append(place())
     (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages }}")
-    digests.append(plan_of(tasks_dir, tmp_path / "tok").digest)
-    digests.append(plan_of(tasks_dir, tmp_path / "tok", chat_template=True).digest)
-    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="bfloat16", batch_size=4).digest)
-    digests.append(build_plan(suite(), tmp_path / "tok", tasks_dir=tasks_dir, dtype="float32", batch_size=8).digest)
-    assert len(set(digests)) == len(digests)
+    places += [place(), place(chat_template=True), place("bfloat16"), place(batch_size=8)]
+    (tmp_path / "tok" / "chat_template.jinja").write_text("{{ messages[0] }}")
+    plans = [place(chat_template=True)[0], *(plan for plan, _ in places)]
+    assert len(set(places)) == len(places)
+    assert len(set(plans)) == len(plans) - 1  # without a chat template, a tokenizer makes another key under one plan
 
 
 def test_included_files_count(tasks_dir: Path, tokenizer: Any) -> None:
@@ -191,16 +196,21 @@ def test_store_scores_once_and_records_aliases(tasks_dir: Path, tokenizer: Any, 
     assert again.tasks == first.tasks
     assert again.configuration.name == "twin"
     assert again.names == ["twin", "a"]
-    assert store.read(plan, A.digest).names == ["a", "twin"]
+    assert store.read(plan, A.key(plan)).names == ["a", "twin"]
     evaluate(plan, store, A, counted(2, calls))
-    assert store.read(plan, A.digest).names == ["a", "twin"]
+    assert store.read(plan, A.key(plan)).names == ["a", "twin"]
 
     evaluate(plan, store, Configuration("b" * 32, "b"), counted(1, calls))
     assert calls == [0, 1]
     assert [s.configuration.name for s in store.list(plan)] == ["a", "b"]
     folder = store.folder("toy", plan.digest)
     assert sorted(p.name for p in folder.iterdir()) == sorted(
-        ["plan.json", "items.jsonl.gz", "passed", *(f"{c * 12}{end}" for c in "ab" for end in (".json", ".jsonl.gz"))]
+        [
+            "plan.json",
+            "items.jsonl.gz",
+            "passed",
+            *(f"{Configuration(c * 32, c).key(plan)[:12]}{end}" for c in "ab" for end in (".json", ".jsonl.gz")),
+        ]
     )
     item = json.loads(gzip.decompress((folder / "items.jsonl.gz").read_bytes()).splitlines()[-1])
     assert item == {
@@ -240,7 +250,7 @@ def test_interrupted_evaluation_scores_only_the_rest(
     monkeypatch.setattr(Scorer, "task", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate(plan, store, A, counted(0, calls))
-    assert not store.has(plan, A.digest)
+    assert not store.has(plan, A.key(plan))
     scores = evaluate(plan, store, A, counted(0, calls))
     assert scored == ["copy", "pick", "pick"]
     assert {t: s.metrics for t, s in scores.tasks.items()} == {t: s.metrics for t, s in whole.tasks.items()}
@@ -251,6 +261,6 @@ def test_finished_tasks_need_no_model(tasks_dir: Path, tokenizer: Any, tmp_path:
     plan, store, calls = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores"), list[int]()
     scorer = Scorer(plan, A, tiny())
     for task in plan.suite.tasks:
-        store.keep_task(plan, A.digest, task, scorer.task(task))
+        store.keep_task(plan, A.key(plan), task, scorer.task(task))
     evaluate(plan, store, A, counted(0, calls))
     assert not calls

@@ -31,7 +31,8 @@ class Kept:
         self.plan, self.store = plan, store
         self.scores = [evaluate(plan, store, c, lambda seed=seed: tiny(seed)) for c, seed in ((A, 0), (B, 1))]
         self.folder = store.folder("toy", plan.digest)
-        self.document, self.rows = self.folder / f"{A.digest[:12]}.json", self.folder / f"{A.digest[:12]}.jsonl.gz"
+        self.document = self.folder / f"{A.key(plan)[:12]}.json"
+        self.rows = self.document.with_suffix(".jsonl.gz")
 
     def lines(self) -> list[str]:
         return gzip.decompress(self.rows.read_bytes()).decode().splitlines()
@@ -49,7 +50,7 @@ class Kept:
         self.document.write_text(json.dumps(document), "utf-8")
 
     def compared(self) -> dict[str, Any]:
-        scores = [self.store.read(self.plan, c.digest) for c in (A, B)]
+        scores = [self.store.read(self.plan, c.key(self.plan)) for c in (A, B)]
         return compare(self.store, scores, baseline="b").document()
 
 
@@ -83,7 +84,7 @@ def test_an_edited_row_is_refused(kept: Kept) -> None:
     found = error(kept)
     assert f"{kept.rows}: the rows changed after scoring: their digest is " in found.message
     assert found.hint is not None
-    assert f"rm -r {kept.folder}/{A.digest[:12]}.*" in found.hint
+    assert f"rm -r {kept.document.with_suffix('')}.*" in found.hint
 
 
 def test_an_edited_item_is_refused(kept: Kept) -> None:
@@ -159,8 +160,8 @@ def test_documents_of_the_first_format_are_scored_again(kept: Kept) -> None:
         document["version"] = 1
 
     kept.change(old)
-    assert not kept.store.has(kept.plan, A.digest)
-    assert kept.store.has(kept.plan, B.digest)
+    assert not kept.store.has(kept.plan, A.key(kept.plan))
+    assert kept.store.has(kept.plan, B.key(kept.plan))
     with pytest.raises(WorkbenchError, match="an earlier version stored these scores without a digest of their rows"):
         kept.store.rows(read_document(kept.document))
     calls: list[int] = []
@@ -172,18 +173,18 @@ def test_documents_of_the_first_format_are_scored_again(kept: Kept) -> None:
 
 def test_damaged_results_of_an_interrupted_evaluation_are_scored_again(tasks_dir: Path, tokenizer: Any, tmp_path: Path) -> None:
     plan, store = plan_of(tasks_dir, tokenizer), ScoreStore(tmp_path / "scores")
-    store.keep_task(plan, A.digest, "pick", {"rows": [1], "seconds": 1.0})
+    store.keep_task(plan, A.key(plan), "pick", {"rows": [1], "seconds": 1.0})
     path = next(store.root.rglob("pick.json.gz"))
     whole = path.read_bytes()
-    assert store.finished_task(plan, A.digest, "pick") == {"rows": [1], "seconds": 1.0}
+    assert store.finished_task(plan, A.key(plan), "pick") == {"rows": [1], "seconds": 1.0}
     edited = gzip.compress(gzip.decompress(whole).replace(b"[1]", b"[2]"))
     for data in (whole[:20], b"", b"no gzip", edited, gzip.compress(b"[]"), gzip.compress(b'{"digest": "')):
         path.write_bytes(data)
-        assert store.finished_task(plan, A.digest, "pick") is None
+        assert store.finished_task(plan, A.key(plan), "pick") is None
     journal = path.with_name("pick.jsonl")
-    head = json.dumps([-1, A.digest])
+    head = json.dumps([-1, A.key(plan)])
     journal.write_bytes(f"{head}\n[0, [-1.0, true]]\n7\n[1, [-2.0, true]]\n".encode() + b"\xff\n")
-    assert store.journal(plan, A.digest, "pick").done == {0: [-1.0, True]}
+    assert store.journal(plan, A.key(plan), "pick").done == {0: [-1.0, True]}
     assert journal.read_text("utf-8") == f"{head}\n[0, [-1.0, true]]\n"
 
 
@@ -206,9 +207,9 @@ def test_a_refused_configuration_hides_no_other_scores(tasks_dir: Path, tokenize
     evaluate(plan, store, A, lambda: tiny(0))
     with pytest.raises(RefusedError, match="no such mask"):
         evaluate(plan, store, B, lambda: refusing(1))
-    assert store.settled(plan, [A.digest]) == plan
-    assert store.has(store.settled(plan, [A.digest]), A.digest)
-    both = store.settled(plan, [A.digest, B.digest])
+    assert store.settled(plan, [A.key(plan)]) == plan
+    assert store.has(store.settled(plan, [A.key(plan)]), A.key(plan))
+    both = store.settled(plan, [A.key(plan), B.key(plan)])
     assert both.scorer == "hflm"
     with pytest.raises(RefusedError, match="ValueError: no such mask"):  # remembered: no model is loaded
         evaluate(plan, store, B, lambda: pytest.fail("the model is loaded again"))
@@ -225,8 +226,8 @@ class _Entry:
     def digest(self) -> str:
         return self.made.digest
 
-    def key(self, plan: ScorePlan, digest: str) -> str:
-        return digest
+    def key(self, plan: ScorePlan) -> str:
+        return self.made.key(plan)
 
     def configuration(self, digest: str) -> Configuration:
         return self.made

@@ -89,7 +89,7 @@ class World:
         self.plan = ScorePlan(
             suite=suite, items=items, kinds={"pick": "multiple_choice", "text": "loglikelihood_rolling"},
             metrics={"pick": ("acc",), "text": ("word_perplexity",)}, lower={"text": ("word_perplexity",)},
-            ratios={"text": {"word_perplexity": "weighted_perplexity"}}, tokenizer=None, tokenizer_digest="t", tasks_dir=Path(),
+            ratios={"text": {"word_perplexity": "weighted_perplexity"}}, tokenizer=None, tokenizer_digest="", tasks_dir=Path(),
             dtype="float32", batch_size=1, facts=["p"])  # fmt: skip
         asked = {"pick": [{"task": "pick", "id": i.id, "cluster": i.cluster, "prompt": "?", "choices": ["a", "b"], "gold": 0} for i in items["pick"]],
                  "text": [{"task": "text", "id": i.id, "cluster": i.cluster, "prompt": "", "choices": None, "gold": "x"} for i in items["text"]]}  # fmt: skip

@@ -18,6 +18,7 @@ from worlds.tiny import edit_json, save_finetuned
 
 from workbench.errors import WorkbenchError
 from workbench.models.generation import DEFAULTS, generation_settings, identity
+from workbench.scores.store import ScoreStore, stored_in
 
 TEXTS = asks_for_texts(
     "texts",
@@ -56,8 +57,8 @@ def test_settings_that_decide_texts(given: Any, config: dict[str, Any], expected
 
 
 def test_identity_is_the_weights_where_no_setting_counts() -> None:
-    assert identity("a" * 32, {}) == "a" * 32
-    assert len({identity("a" * 32, s) for s in ({}, {"top_k": 1}, {"top_k": 2})}) == 3
+    assert identity("a" * 32, {}, "") == "a" * 32
+    assert len({identity("a" * 32, s, t) for s in ({}, {"top_k": 1}, {"top_k": 2}) for t in ("", "b", "c")}) == 9
 
 
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
@@ -83,10 +84,10 @@ def world(project: Project, cwd: Path) -> Project:
 
 
 def texts_of(project: Project, digest: str) -> list[str]:
-    from workbench.scores.files import read_rows
-
-    file = next((project.path / "runs/scores").glob(f"texts-*/{digest[:12]}.jsonl.gz"))
-    return [row["response"] for row in read_rows(file, None, "", answers=True)["texts"]]
+    store = ScoreStore(project.path / "runs/scores")
+    stored = (scores for folder in store.root.glob("texts-*") for scores in stored_in(folder))
+    scores = next(scores for scores in stored if scores.configuration.digest == digest)
+    return [row["response"] for row in store.rows(scores)["texts"]]
 
 
 def test_equal_weights_with_other_generation_settings_have_scores_of_their_own(world: Project) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from worlds.commands import document
+from worlds.project import Project
+from worlds.search_world import SPACE, lay_out, searched
 
 from workbench.scores.plan import Item
 from workbench.search.halves import Stages, split, warnings_of
@@ -106,3 +111,14 @@ def test_what_the_test_cannot_tell() -> None:
         "task 't' has 86 clusters in the test half, and the largest has 90 of 175 items: they are worth only 3.7 clusters of equal size, and "
         "the test of 's' detects only large differences."
     )
+
+
+def test_a_task_whose_items_are_used_up_is_left_out_of_later_stages(project: Project, cwd: Path) -> None:
+    """60 items beside 200: the second stage has items of the larger task alone, and every candidate is scored on what the plans list."""
+    lay_out(project, items=60, more=140)
+    space = searched(SPACE, ", objective: [pick, say], trials: 2, sampler: random").replace("[8, 16]", "[40, 100]")
+    project.write(space)
+    found = document("search", "recipes/test.yaml")
+    assert found["stages"] == [40 + 30, 60]
+    assert found["items"] == {"search": 100 + 30, "test": 100 + 30}
+    assert {trial["items"] for trial in found["trials"]} <= {70, 130}

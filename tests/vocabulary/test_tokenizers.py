@@ -27,6 +27,8 @@ from worlds.token_words import (
 )
 
 from workbench.errors import WorkbenchError
+from workbench.models.identity import loaded_tokens_digest, tokenizer_digest
+from workbench.models.tokenizer import load_tokenizer
 from workbench.vocabulary.files import configured, generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load
@@ -74,6 +76,15 @@ def test_live_model_and_record(words_project: Project) -> None:
     record = json.loads((Path(run["run"]) / "run.json").read_text("utf-8"))["tokenizer"]
     assert record["lacking"] == {"base": 5, "other": 3, "third": 3}
     assert (record["rows"], record["tokens"]) == (305, 305)
+
+
+@pytest.mark.parametrize("text", [recipe("{source: union}"), 'steps: [{grow: vocabulary, tokens: ["<a>"]}]\n'])
+def test_the_tokenizer_in_the_cache_is_that_of_the_written_model(words_project: Project, text: str) -> None:
+    """transformers chooses the class by the model's type, so that a recipe and its result are scored with the same tokens."""
+    written, cached = Path(words_project.run(text)["model"]), words_project.resolve(text).tokenizer_path
+    assert cached.parent.name == "tokenizers"
+    assert tokenizer_digest(cached) == tokenizer_digest(written)
+    assert loaded_tokens_digest(load_tokenizer(cached)) == loaded_tokens_digest(load_tokenizer(written))
 
 
 def test_special_tokens_of_a_union(words_project: Project) -> None:
@@ -169,7 +180,7 @@ def test_sentencepiece_only(tmp_path: Path, kind: str) -> None:
     assert tokens.ids == plain.get_vocab()
     first = max(tokens.ids.values()) + 1
     additions = [Addition("<x>", first, {"special": True}), Addition("▁piece", first + 1)]
-    write_tokenizer(tmp_path / "out", path, additions, [], None, {})
+    write_tokenizer(tmp_path / "out", path, additions, [], None, {}, None)
     union = AutoTokenizer.from_pretrained(tmp_path / "out")
     text = "another order, some words"
     assert union(text)["input_ids"] == plain(text)["input_ids"]

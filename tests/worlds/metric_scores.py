@@ -57,7 +57,7 @@ def stored(
         lower={t: TASKS[t][2] for t in suite.tasks},
         ratios={t: TASKS[t][3] for t in suite.tasks},
         tokenizer=None,
-        tokenizer_digest="t",
+        tokenizer_digest="",
         tasks_dir=Path(),
         dtype="float32",
         batch_size=1,

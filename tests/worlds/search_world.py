@@ -36,8 +36,8 @@ eval: [words]
 """
 
 
-def lay_out(project: Project, items: int = 40, clusters: int = 20) -> Project:
-    """Add suite, tasks and data. Right answers are drawn at random: no configuration is better than another on new items."""
+def lay_out(project: Project, items: int = 40, clusters: int = 20, more: int = 0) -> Project:
+    """Add suite, tasks and data, `pick` with `more` items than `say`. Right answers are drawn at random: no configuration is better than another on new items."""
     tasks = project.path / "evals" / "tasks"
     (tasks / "data").mkdir(parents=True)
     (project.path / "evals" / "suites").mkdir()
@@ -47,7 +47,7 @@ def lay_out(project: Project, items: int = 40, clusters: int = 20) -> Project:
     (tasks / "say.yaml").write_text(TASK.format(name="say", kind="generate_until", answer=SAY, metric="exact_match"))
     draw = random.Random(0)
     for name in ("pick", "say"):
-        rows = [_row(draw, f"{name}-{i:03d}", i % clusters) for i in range(items)]
+        rows = [_row(draw, f"{name}-{i:03d}", i % clusters) for i in range(items + (more if name == "pick" else 0))]
         write_jsonl(tasks / "data" / f"{name}.jsonl", rows)
     return project
 

@@ -60,7 +60,7 @@ def stored(
         metrics=dict.fromkeys(tasks, (metric,)),
         lower=dict.fromkeys(tasks, tuple(lower)),
         tokenizer=None,
-        tokenizer_digest="t",
+        tokenizer_digest="",
         tasks_dir=Path(),
         dtype="float32",
         batch_size=1,

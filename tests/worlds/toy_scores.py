@@ -58,7 +58,7 @@ def stored(
         kinds=dict.fromkeys(suite.tasks, "generate_until"),
         metrics={t: (suite.primary[t],) for t in suite.tasks},
         tokenizer=None,
-        tokenizer_digest="t",
+        tokenizer_digest="",
         tasks_dir=Path(),
         dtype="float32",
         batch_size=1,

@@ -93,6 +93,7 @@ def find_scores(request: Request, baseline: str | None = None, listener: Listene
 
 def _of(opened: Opened, request: Request, baseline: str | None, listener: Listener) -> StoredScores:
     """Return the stored scores of opened configurations."""
+    from workbench.compare.warnings import tokenizer_warnings
     from workbench.evaluate.scoring import stored
 
     left_out = list(opened.left_out)
@@ -107,5 +108,7 @@ def _of(opened: Opened, request: Request, baseline: str | None, listener: Listen
         listener.warn(f"left out: {', '.join(lacking)} ({on})")
         left_out += [LeftOut(name, on, request.eval_command) for name in lacking]
         scores = [s for s in scores if s.configuration.name not in lacking]
+    for warning in tokenizer_warnings(scores):
+        listener.warn(warning)
     pair = None if baseline or left_out else opened.pair(request.names)
     return StoredScores(scores, opened.store, opened.project, named, against, left_out, pair, opened.sweeps)

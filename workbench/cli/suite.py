@@ -90,7 +90,8 @@ def _print(document: Mapping[str, Any]) -> None:
     )
     if document["plan"]:
         out.line(
-            f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, tokenizer {document['tokenizer'][:12]}, scorer {document['scorer']}"
+            f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, scorer {document['scorer']}"
+            + (f", tokenizer {document['tokenizer'][:12]}" if document["tokenizer"] else "")
         )
     else:
         out.say("plan unknown: name the model whose tokenizer is used with --base DIR")

@@ -45,6 +45,7 @@ def warnings_of(
                 yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
+    yield from tokenizer_warnings(scores)
     if len({s.device for s in scores}) > 1:
         yield "The scores come from different devices: small differences may be due to rounding."
     if family["correction"] == "none" and family["size"] > 1:
@@ -77,6 +78,19 @@ def warnings_of(
         absent = [e[0].configuration.name for e in entries if e[0].configuration.digest not in t.values]
         if absent:
             yield f"{t.name}: no scores of {', '.join(absent)}."
+
+
+def tokenizer_warnings(scores: Sequence[Scores]) -> Iterable[str]:
+    """Yield a warning if configurations with different tokenizers are compared, each of which was scored with its own."""
+    names: dict[str, str] = {}
+    for s in scores:
+        if s.configuration.tokenizer:
+            names.setdefault(s.configuration.tokenizer, s.configuration.name)
+    if len(names) > 1:
+        yield (
+            f"{', '.join(names.values())} have different tokenizers, and each is scored with its own: accuracies and perplexities by word or "
+            "byte can be compared, numbers by token cannot."
+        )
 
 
 def _clusters(t: Table) -> Iterable[str]:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, answered, bounds_of
 from workbench.files import json_digest
 from workbench.scores.store import Check
 from workbench.scores.suite import SCORED_BY
@@ -29,17 +29,27 @@ _COPY = 8e9  # largest size in bytes of a model's float32 copy that the short ch
 _NATS = 1e-4  # float32 tolerance for log-likelihoods up to 100 nats; 1e-6 of the value above that
 
 
+STATEFUL = "its layers pass a state from token to token, which no mask can hide from a token"
+MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError)
+"""What the code of a model raises on requests that it does not support; lack of memory is a RuntimeError too."""
+
+
 class RefusedError(Exception):
     """Exception for a scorer that does not agree with HFLM on a model; the message gives the difference or the error."""
 
 
-def alike(model: Any, tasks: Sequence[str]) -> str:
-    """Return a digest of what decides how a model scores some tasks of a plan, apart from its weights."""
+def told(error: Exception) -> str:
+    """Return an error of a model's code in one line."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0][:200] if str(error) else 'no message'}"
+
+
+def alike(model: Any, tokenizer: str, tasks: Sequence[str]) -> str:
+    """Return a digest of what decides how a model with a tokenizer scores some tasks of a plan, apart from its weights."""
     config = model.config.to_dict()
     for name in ("_name_or_path", "transformers_version"):
         config.pop(name, None)
     kind = f"{type(model).__module__}.{type(model).__qualname__}"
-    return json_digest([kind, config, str(model.dtype), model.device.type, sorted(tasks), installed(*SCORED_BY)])
+    return json_digest([kind, config, tokenizer, str(model.dtype), model.device.type, sorted(tasks), installed(*SCORED_BY)])
 
 
 def can_be_short(model: Any) -> bool:
@@ -82,24 +92,26 @@ def checked(lm: SafeHFLM, forward: Forward, tasks: Sequence[Sequence[Pair]], sco
         The difference that is largest relative to its tolerance.
 
     Raises:
-        RefusedError: If a difference exceeds its tolerance, or the model raises an error.
+        RefusedError: If a difference exceeds its tolerance, or the model raises an error for the scorer and none for HFLM.
     """
     if getattr(getattr(lm.model, "routing", None), "whole_rows", False):
         raise RefusedError("bricks act on spans of tokens, which are told apart in whole rows only")
+    if getattr(lm.model, "_is_stateful", False):
+        raise RefusedError(STATEFUL)
     samples = [_documents(task, documents) for task in tasks]
     pairs = [task[i] for task, (members, _) in zip(tasks, samples, strict=True) for i in members]
     try:
         scorer_answers = [
             answer
             for task, (members, _) in zip(tasks, samples, strict=True)
-            for answer in _answers(lm, forward, task, members, scorer)
+            for answer in answered(lm, forward, [task[i] for i in members], scorer, task)
         ]
-    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError) as error:
+    except MODEL_ERRORS as error:
         # A model that does not support such a mask, positions or cache may raise anything; the caller handles lack of memory.
         if type(error).__name__ == "OutOfMemoryError":
             raise
-        text = str(error).splitlines()[0][:200] if str(error) else "no message"
-        raise RefusedError(f"{type(error).__name__}: {text}") from error
+        lm.referee(pairs[:1])  # where this fails too, the model is at fault and not the scorer
+        raise RefusedError(told(error)) from error
     bounds, dtype = bounds_of(lm), lm.model.dtype
     rows = rows_at_once(bounds, max(len(context) + len(answer) for context, answer in pairs))
     hflm_answers = lm.referee(pairs, rows)
@@ -155,13 +167,6 @@ def _documents(pairs: Sequence[Pair], count: int) -> tuple[list[int], int]:
         contexts = [*contexts[::step][: count - 1], contexts[-1]]
     selected = dict.fromkeys(contexts[:count])
     return [i for context in selected for i in groups[context]], len(selected)
-
-
-def _answers(lm: SafeHFLM, forward: Forward, task: Sequence[Pair], members: Sequence[int], scorer: str) -> list[Answer]:
-    """Return the scorer's answers to some pairs of a task, with the shared prefix of the whole task."""
-    bounds = bounds_of(lm)
-    answers = forward.answers(lay_out([task[i] for i in members], bounds, start_for(scorer, task, bounds)))
-    return [answers[i] for i in range(len(members))]
 
 
 def _gaps(first: Sequence[Answer], second: Sequence[Answer]) -> list[float]:

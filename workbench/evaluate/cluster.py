@@ -14,7 +14,7 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.evaluate.progress import SideBySide
-from workbench.evaluate.scoring import check_calibration, score_all
+from workbench.evaluate.scoring import check_calibration, refuse_stateful, score_all
 from workbench.events import Events, no_events
 from workbench.models.device import pick_device
 from workbench.recipe.trust import is_trusted
@@ -118,6 +118,7 @@ def score_on_cluster(
             pool = Pool(ray, Worker, (opening,), workers, trusted)
             names = [entry.name for entry in subjects.entries]
             _run(pool, unknown, _Line(names, unknown, events))
+            refuse_stateful(subjects.entries, subjects.plans, subjects.store, pick_device(subjects.device), events)
             for _ in range(2):  # if a scorer was refused for one configuration, all are scored again, by hflm
                 units = list(_unscored(subjects))
                 _run(pool, units, _Line(names, units, events))
@@ -130,18 +131,18 @@ def _stored(subjects: Subjects) -> Iterator[Scores]:
     Raises:
         WorkbenchError: If scores are missing.
     """
-    digests = [entry.digest() for entry in subjects.entries]
-    named = list(zip(subjects.entries, digests, strict=True))
-    plans = [subjects.store.settled(plan, [entry.key(plan, digest) for entry, digest in named]) for plan in subjects.plans]
-    for entry, digest in named:
+    entries, store = subjects.entries, subjects.store
+    plans = [store.settled(plan, [entry.key(plan) for entry in entries]) for plan in subjects.plans]
+    for entry in entries:
+        digest = entry.digest()
         for plan in plans:
-            key = entry.key(plan, digest)
-            if digest is None or key is None or not subjects.store.has(plan, key):
+            key = entry.key(plan)
+            if digest is None or key is None or not store.has(plan, key):
                 raise WorkbenchError(
-                    f"the cluster has finished, but {subjects.store.root} has no scores of {entry.name} on {plan.suite.suite}",
+                    f"the cluster has finished, but {store.root} has no scores of {entry.name} on {plan.suite.suite}",
                     "All nodes must write to this directory: put the project, or --runs-dir, on a file system that they share.",
                 )
-            yield evaluate(plan, subjects.store, entry.configuration(digest), partial(_never, entry.name))
+            yield evaluate(entry.plan(plan), store, entry.configuration(digest), partial(_never, entry.name))
 
 
 def _never(name: str) -> None:
@@ -150,12 +151,10 @@ def _never(name: str) -> None:
 
 def _unscored(subjects: Subjects) -> Iterator[Unit]:
     """Yield what is not scored yet, once for configurations of equal content."""
-    digests = [entry.digest() for entry in subjects.entries]
     for plan in subjects.plans:
-        keys = [entry.key(plan, digest) for entry, digest in zip(subjects.entries, digests, strict=True)]
-        settled, seen = subjects.store.settled(plan, keys), set()
-        for entry, digest in zip(subjects.entries, digests, strict=True):
-            key = entry.key(settled, digest)
+        settled, seen = subjects.store.settled(plan, [entry.key(plan) for entry in subjects.entries]), set()
+        for entry in subjects.entries:
+            key = entry.key(settled)
             if key not in seen and not (key and subjects.store.has(settled, key)):
                 items = sum(len(task_items) for task_items in settled.items.values())
                 yield Unit(entry.name, settled.digest, settled.suite.suite, items)

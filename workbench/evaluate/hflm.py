@@ -59,6 +59,11 @@ class SafeHFLM(HFLM):  # type: ignore[misc]
                 return generate_rows(context, mask)
             return recall.generate(context, mask, max_length - length, self.tokenizer.pad_token_id, generate_rows)
 
+    @property
+    def reading(self) -> tuple[Any, ...]:
+        """What decides, besides the tokenizer's files, which tokens `pairs` gives: rolling windows are as long as the model accepts."""
+        return (self.max_length, self.prefix_token_id, self.add_bos_token)
+
     def pairs(self, requests: Sequence[Instance]) -> list[list[Pair]]:
         """Return each request's tokens as lm-eval splits them: one pair, or the windows of a `loglikelihood_rolling` request."""
         pairs: list[Pair] = []

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.generation import identity
-from workbench.models.identity import vocabulary_digest
+from workbench.models.identity import tokenizer_digest
 from workbench.recipe.eval_fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
@@ -51,6 +52,11 @@ class LineupEntry:
         """Names of the bricks that it is made from. A recipe as a brick counts by its name, and so do that recipe's bricks."""
         return tuple(name for name in dict.fromkeys(_ancestors(self.resolved)) if name not in self.unscored)
 
+    @cached_property
+    def tokenizer(self) -> str:
+        """Digest of its own tokenizer, with which its texts are read whatever else is scored beside it."""
+        return tokenizer_digest(self.resolved.tokenizer_path)
+
     def digest(self) -> str | None:
         """Return the configuration's digest if an earlier run or evaluation has computed it."""
         return known_digest(self.resolved.cache, self.resolved.key)
@@ -69,7 +75,7 @@ class LineupEntry:
         bricks = {name: self.resolved.bricks[name].stored_bytes for name in self.resolved.parents}
         form = form_of(self.resolved) if self.role == "configuration" else None
         return Configuration(
-            identity(digest, self.resolved.generation),
+            self._identity(digest),
             self.name,
             self.role,
             self.parents,
@@ -86,11 +92,25 @@ class LineupEntry:
             form.size(self.resolved) if form else None,
             _members(self.resolved),
             self.resolved.licences,
+            self.tokenizer,
         )
 
-    def key(self, plan: ScorePlan, digest: str | None) -> str | None:
-        """Return the key of its scores under a plan (`Configuration.key`); None if the digest of its weights is not known."""
-        return identity(digest, self.resolved.generation) if digest and plan.generates else digest
+    def plan(self, plan: ScorePlan) -> ScorePlan:
+        """Return a plan for this configuration's own tokenizer."""
+        return plan.tokenized(self.resolved.tokenizer_path, self.tokenizer)
+
+    def key(self, plan: ScorePlan, digest: str | None = None) -> str | None:
+        """Return the key of its scores under a plan (`Configuration.key`); None if the digest of its weights is not known.
+
+        Args:
+            plan: The plan.
+            digest: Digest of its weights. Default: the known one.
+        """
+        digest = digest or self.digest()
+        return digest and identity(self._identity(digest) if plan.generates else digest, {}, self.tokenizer)
+
+    def _identity(self, digest: str) -> str:
+        return identity(digest, self.resolved.generation, self.tokenizer)
 
 
 def _facts_used(recipe: Recipe) -> int | None:
@@ -121,7 +141,7 @@ def lineup(
             the facts' options).
 
     Raises:
-        WorkbenchError: If bases or tokenizers differ, or different recipes, bricks or models have the same name.
+        WorkbenchError: If bases or the vocabularies that recipes write differ, or different recipes, bricks or models have the same name.
     """
     requested = [LineupEntry(recipe.name, "configuration", resolve(recipe, hub)) for recipe in recipes]
     keys = {entry.resolved.key for entry in requested}
@@ -140,7 +160,6 @@ def lineup(
         *(e for entry in requested for e in (*checkpoints_of[entry.name], entry)),
         *others,
     ]
-    _check_tokenizers(entries[0], others)
     return _one_of_each_name(entries, left_out)
 
 
@@ -225,19 +244,7 @@ def _check_bases(entries: Sequence[LineupEntry]) -> None:
         if _vocabulary(entry.resolved) != _vocabulary(first):
             raise WorkbenchError(
                 f"{entries[0].name} and {entry.name} write different tokenizers",
-                "Only scores with the same tokenizer can be compared: score them in two calls.",
-            )
-
-
-def _check_tokenizers(first: LineupEntry, models: Sequence[LineupEntry]) -> None:
-    """Check that the models' tokenizers give the same tokens as the first entry's, which is used for all."""
-    for entry in models:
-        first_vocabulary, vocabulary = (vocabulary_digest(e.resolved.tokenizer_path) for e in (first, entry))
-        sizes = [e.resolved.base.config.get("vocab_size") for e in (first, entry)]
-        if (first_vocabulary != vocabulary) if first_vocabulary and vocabulary else sizes[0] != sizes[1]:
-            raise WorkbenchError(
-                f"{first.name} and {entry.name} have different tokenizers",
-                "Only scores with the same tokenizer can be compared: score them in two calls.",
+                "The base and other controls are scored with one tokenizer: score the recipes in two calls.",
             )
 
 

@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate import register
 from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
-from workbench.evaluate.packed import Answer, Forward, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import Answer, Forward, Pair, answered
 from workbench.evaluate.routed import acting, routed_groups
 from workbench.models.tokenizer import load_tokenizer
 
@@ -107,11 +107,7 @@ class WorkbenchLM(SafeHFLM):
             except RefusedError as error:
                 log.warning("scorer %s is not used: %s", self.scorer, error)
                 self.scorer = "hflm"
-        if self.scorer == "hflm" or self._forward is None:
-            return list(self.referee(pairs))
-        bounds = bounds_of(self)
-        answers = self._forward.answers(lay_out(pairs, bounds, start_for(self.scorer, pairs, bounds)))
-        return [answers[i] for i in range(len(pairs))]
+        return answered(self, self._forward if self.scorer != "hflm" else None, pairs, self.scorer)
 
 
 register()

@@ -205,6 +205,25 @@ def _batches(rows: Sequence[PackedRow], bounds: Bounds, shared: int) -> list[lis
     return batches
 
 
+def answered(
+    lm: Any, forward: Forward | None, pairs: Sequence[Pair], scorer: str, task: Sequence[Pair] | None = None
+) -> list[Answer]:
+    """Return the answers to pairs in their order.
+
+    Args:
+        lm: lm-eval's wrapper of a live model.
+        forward: The scorer's forward passes; None: lm-eval's own.
+        pairs: Contexts and continuations.
+        scorer: Name of the scorer.
+        task: Pairs whose shared beginning is forwarded once. Default: `pairs`.
+    """
+    if forward is None:
+        return list(lm.referee(pairs))
+    bounds = bounds_of(lm)
+    answers = forward.answers(lay_out(pairs, bounds, start_for(scorer, task or pairs, bounds)))
+    return [answers[i] for i in range(len(pairs))]
+
+
 class Forward:
     """Run batches of a layout through a model.
 

@@ -11,7 +11,6 @@ from workbench.evaluate import build_plan
 from workbench.evaluate.facts import Wanted, build
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events, no_events
-from workbench.models.identity import tokenizer_digest
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.plan import ScorePlan
@@ -28,7 +27,7 @@ def plans(
     events: Events = no_events,
     lenient: bool = False,
 ) -> list[ScorePlan]:
-    """Return one plan per suite, with the base's tokenizer and the output's dtype.
+    """Return one plan per suite, in the output's dtype; `LineupEntry.plan` reads its texts with a configuration's own tokenizer.
 
     Args:
         entries: Configurations to score.
@@ -85,17 +84,14 @@ def _base(entries: Sequence[LineupEntry]) -> Resolved:
 
 def _check_templates(entries: Sequence[LineupEntry], suites: Sequence[Suite]) -> None:
     """Check that all tokenizers and their chat templates are equal if a suite uses the template."""
-    paths = {entry.resolved.tokenizer_path: entry for entry in entries}
     wrapped = next((suite.suite for suite in suites if suite.chat_template), None)
-    if wrapped is None or len(paths) < 2:
-        return
-    first, *others = paths
-    for path in others:
-        if tokenizer_digest(path) != tokenizer_digest(first):
-            raise WorkbenchError(
-                f"suite '{wrapped}' uses the chat template, but {paths[first].name} and {paths[path].name} have different ones",
-                "Score them in two calls, or on a suite without `chat_template: true`.",
-            )
+    # Read for every suite, so that a directory without a tokenizer is found before anything is scored.
+    other = next((entry for entry in entries if entry.tokenizer != entries[0].tokenizer and wrapped), None)
+    if other is not None:
+        raise WorkbenchError(
+            f"suite '{wrapped}' uses the chat template, but {entries[0].name} and {other.name} have different ones",
+            "Score them in two calls, or on a suite without `chat_template: true`.",
+        )
 
 
 def scored_dtype(resolved: Resolved) -> str:

@@ -156,10 +156,9 @@ def overall(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: S
     seen: set[tuple[str, str]] = set()
     work: dict[str, dict[str, int]] = {}
     for entry in entries:
-        digest = entry.digest()
         own = work.setdefault(entry.name, {})
         for plan in plans:
-            key = entry.key(plan, digest)
+            key = entry.key(plan)
             known = key is not None and (store.has(plan, key) or (key, plan.digest) in seen)
             own[plan.digest] = 0 if known else sum(len(items) for items in plan.items.values())
             if key is not None:

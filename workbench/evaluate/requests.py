@@ -1,4 +1,4 @@
-"""A task's requests, built by lm-eval and tokenized once for all configurations of a plan; answers become rows of metrics."""
+"""A task's requests, built by lm-eval and tokenized once for all configurations that read them alike; answers become rows."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from jinja2 import TemplateError
 
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.gold import metrics_of
-from workbench.evaluate.packed import PackedLayout, Pair
+from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores.plan import Item, ScorePlan, item_ids
+from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
 from workbench.scores.statistics import brier_score
 from workbench.scores.store import Row, margin_of
 from workbench.scores.suite import MARGIN
@@ -22,9 +22,8 @@ from workbench.scores.suite import MARGIN
 if TYPE_CHECKING:
     from workbench.evaluate.hflm import SafeHFLM
 
-GENERATED = "generate_until"
 _KEPT = 16
-_prepared: dict[str, dict[str, Requests]] = {}  # requests of the last plans by digest: a search alternates between a few plans
+_prepared: dict[tuple[Any, ...], dict[str, Requests]] = {}  # requests of the last plans: a search alternates between a few plans
 _loaded: dict[str, dict[str, Any]] = {}  # tasks of plans whose requests have not been built yet
 
 
@@ -39,7 +38,7 @@ class Requests:
         instances: lm-eval's requests.
         pairs: Tokens of all log-likelihood requests, one after another.
         owners: For each pair, the index of its request.
-        layouts: Scorer -> layout of the pairs, created when it is first needed.
+        layouts: Scorer and limits of a forward pass -> layout of the pairs, created when it is first needed.
     """
 
     name: str
@@ -48,7 +47,7 @@ class Requests:
     instances: list[Any]
     pairs: list[Pair] = field(default_factory=list)
     owners: list[int] = field(default_factory=list)
-    layouts: dict[str, PackedLayout] = field(default_factory=dict)
+    layouts: dict[tuple[str, Bounds], PackedLayout] = field(default_factory=dict)
 
     @property
     def generated(self) -> list[int]:
@@ -79,7 +78,7 @@ class Requests:
 
 
 def prepared(plan: ScorePlan, lm: Any) -> dict[str, Requests]:
-    """Return the requests of every task of a plan, shared by its configurations: of `lm`, only the tokenizer counts.
+    """Return the requests of every task of a plan, shared by the configurations that have one tokenizer and one length of windows.
 
     Args:
         plan: The plan.
@@ -88,10 +87,10 @@ def prepared(plan: ScorePlan, lm: Any) -> dict[str, Requests]:
     Raises:
         WorkbenchError: If data has changed since the plan was made, or a continuation has no tokens.
     """
-    key = _key(plan)
+    key = (_key(plan), plan.tokenizer_digest, *getattr(lm, "reading", ()))
     if key not in _prepared:
         with quiet(), seeded():
-            tasks = _loaded.pop(key, None) or load_tasks(plan)
+            tasks = _loaded.pop(_key(plan), None) or load_tasks(plan)
             requests = {name: _requests(plan, name, task, lm) for name, task in tasks.items()}
         while len(_prepared) >= _KEPT:
             del _prepared[next(iter(_prepared))]
@@ -106,8 +105,9 @@ def tasks_of(plan: ScorePlan) -> dict[str, Any]:
         plan: The plan.
     """
     key = _key(plan)
-    if key in _prepared:
-        return {name: requests.task for name, requests in _prepared[key].items()}
+    for (known, *_), prepared_tasks in _prepared.items():
+        if known == key:
+            return {name: requests.task for name, requests in prepared_tasks.items()}
     if key not in _loaded:
         while len(_loaded) >= _KEPT:
             del _loaded[next(iter(_loaded))]
@@ -117,7 +117,7 @@ def tasks_of(plan: ScorePlan) -> dict[str, Any]:
 
 
 def _key(plan: ScorePlan) -> str:
-    """Return the key of a plan's requests, which are the same for every scorer."""
+    """Return the key of a plan's tasks, which are the same for every scorer."""
     return f"{plan.suite.backend}-{plan.by('hflm').digest}"
 
 

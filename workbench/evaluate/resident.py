@@ -10,11 +10,11 @@ from lm_eval.api.instance import Instance
 
 from workbench.evaluate import summarise
 from workbench.evaluate.check import RefusedError
-from workbench.evaluate.packed import bounds_of, lay_out, start_for
-from workbench.evaluate.requests import GENERATED, Requests
+from workbench.evaluate.packed import answered
+from workbench.evaluate.requests import Requests
 from workbench.evaluate.scorer import Scorer
 from workbench.events import Progress
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Configuration, Row, Scores, ScoreStore
 
 if TYPE_CHECKING:
@@ -102,12 +102,7 @@ def _likelihoods(scorer: Scorer, instances: Sequence[Instance]) -> list[float]:
         return []
     pairs = [pair for (pair,) in scorer.lm.pairs(instances)]
     with scorer._scoring():
-        if scorer.forward is None:
-            likelihoods = scorer.lm.referee(pairs)
-        else:
-            bounds = bounds_of(scorer.lm)
-            answers = scorer.forward.answers(lay_out(pairs, bounds, start_for(scorer.plan.scorer, pairs, bounds)))
-            likelihoods = [answers[i] for i in range(len(pairs))]
+        likelihoods = answered(scorer.lm, scorer.forward, pairs, scorer.plan.scorer)
     return [float(value) / len(answer) for (value, _), (_, answer) in zip(likelihoods, pairs, strict=True)]
 
 
@@ -124,10 +119,5 @@ def _log_sum(values: Sequence[float]) -> float:
 
 
 def _text(target: Any) -> str:
-    return (
-        str(target[0])
-        if isinstance(target, (list, tuple)) and target
-        else ""
-        if isinstance(target, (list, tuple))
-        else str(target)
-    )
+    first = next(iter(target), "") if isinstance(target, (list, tuple)) else target
+    return str(first)

@@ -14,7 +14,7 @@ from workbench.evaluate.backends import failures, written_model
 from workbench.evaluate.check import SHORT, WHOLE, alike, can_be_short, checked, in_float32
 from workbench.evaluate.hflm import SafeHFLM, recalled, without_recall
 from workbench.evaluate.measured import AnswerClock, PeakMemory, measured, texts_of, token_count
-from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, bounds_of, lay_out, start_for
+from workbench.evaluate.packed import Answer, Forward, PackedLayout, Pair, answered, bounds_of, lay_out, start_for
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
 from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibrated, routed_groups
@@ -93,7 +93,7 @@ class Scorer:
         tasks = [self.requests[name] for name in self.tasks if self.requests[name].pairs]
         if self.forward is None or not tasks:
             return None
-        key = alike(self.model, [task.name for task in tasks])
+        key = alike(self.model, self.plan.tokenizer_digest, [task.name for task in tasks])
         before = store.passed(self.plan, key) if store and can_be_short(self.model) else None
         with self._scoring():
             if before:
@@ -201,13 +201,14 @@ class Scorer:
     def _layout(self, requests: Requests, group: RoutedGroup | None = None) -> PackedLayout:
         """Return the layout of a group's pairs, numbered within the group; that of all pairs is kept for other configurations."""
         routed = group is not None and group.weights is not None
-        if not routed and self.plan.scorer in requests.layouts:
-            return requests.layouts[self.plan.scorer]
         bounds = bounds_of(self.lm)
+        key = (self.plan.scorer, bounds)
+        if not routed and key in requests.layouts:
+            return requests.layouts[key]
         pairs = [requests.pairs[i] for i in group.members] if group is not None else requests.pairs
         layout = lay_out(pairs, bounds, start_for(self.plan.scorer, pairs, bounds))
         if not routed:
-            requests.layouts[self.plan.scorer] = layout
+            requests.layouts[key] = layout
         return layout
 
     def _pairs(
@@ -229,12 +230,7 @@ class Scorer:
     def _recalled(self, with_facts: Mapping[int, Pair]) -> dict[int, Answer]:
         """Return answers to pairs with facts from a text memory, in separate batches, so that the others do not change."""
         pairs = list(with_facts.values())
-        if not pairs:
-            return {}
-        if self.forward is None:
-            return dict(zip(with_facts, self.lm.referee(pairs), strict=True))
-        answers = self.forward.answers(lay_out(pairs, bounds_of(self.lm)))
-        return {number: answers[i] for i, number in enumerate(with_facts)}
+        return dict(zip(with_facts, answered(self.lm, self.forward, pairs, "packed") if pairs else (), strict=True))
 
     def _hflm(self, requests: Requests, group: RoutedGroup, done: Mapping[int, Any]) -> Iterator[dict[int, Answer]]:
         """Yield the answers of lm-eval's batches one by one, in its order."""
@@ -356,6 +352,4 @@ def _chunks(order: Sequence[int], size: int) -> Iterator[Sequence[int]]:
 
 def _tokenizer(tokenizer: Any) -> Any:
     """Return a tokenizer of the scorer's own, because lm-eval sets a pad token on it."""
-    if not isinstance(tokenizer, (str, Path)):
-        return copy.deepcopy(tokenizer)
-    return load_tokenizer(tokenizer)
+    return load_tokenizer(tokenizer) if isinstance(tokenizer, (str, Path)) else copy.deepcopy(tokenizer)

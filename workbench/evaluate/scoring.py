@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from workbench.evaluate import evaluate
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.progress import Overall, overall
 from workbench.events import Events, no_events
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 
 
@@ -43,9 +44,9 @@ def score_all(
     from workbench.evaluate.check import RefusedError
 
     check_calibration(entries, plans, store)
+    refuse_stateful(entries, plans, store, device, events)
     while True:
-        digests = [entry.digest() for entry in entries]
-        settled = [store.settled(plan, [e.key(plan, d) for e, d in zip(entries, digests, strict=True)]) for plan in plans]
+        settled = [store.settled(plan, [entry.key(plan) for entry in entries]) for plan in plans]
         try:
             return _score(entries, settled, store, device, events, runs or store.root.parent, server)
         except RefusedError as error:
@@ -68,11 +69,31 @@ def check_calibration(entries: Sequence[LineupEntry], plans: Sequence[ScorePlan]
             continue
         from workbench.evaluate.routed import calibration_of, refuse_calibrated_plan
 
-        calibration, digest = calibration_of(entry.resolved), entry.digest()
+        calibration = calibration_of(entry.resolved)
         for plan in plans:
-            key = entry.key(plan, digest)
+            key = entry.key(plan)
             if calibration and not (key and store.has(plan, key)):
                 refuse_calibrated_plan(plan, calibration, entry.name)
+
+
+def refuse_stateful(
+    entries: Sequence[LineupEntry], plans: Sequence[ScorePlan], store: ScoreStore, device: Any, events: Events
+) -> None:
+    """Settle on hflm before anything is scored if a model's layers carry a state, so that no configuration is scored twice."""
+    from workbench.evaluate.check import STATEFUL
+    from workbench.models.live import carries_state
+    from workbench.run.materialize import configuration_digest
+
+    masked = [p for p in plans if p.scorer in ("packed", "prefix") and any(kind != GENERATED for kind in p.kinds.values())]
+    for entry in entries:
+        keys = [(plan, entry.key(plan)) for plan in masked]
+        known = all(key and (store.has(plan, key) or store.refused(plan, key)) for plan, key in keys)
+        if known or not carries_state(entry.resolved.base.config):
+            continue
+        digest, _ = configuration_digest(entry.resolved, device, events)
+        for plan in masked:
+            store.refuse(plan, str(entry.key(plan, digest)), f"{entry.name}: {STATEFUL}")
+        events({"stage": "score", "text": f"{entry.name}: {STATEFUL}. All configurations of this call are scored by hflm"})
 
 
 def _score(
@@ -91,20 +112,36 @@ def _score(
     whole = overall(entries, plans, store)
     for number, entry in enumerate(entries, 1):
         head = {"stage": "score", "configuration": entry.name, "number": number, "of": len(entries)}
-        known_digest = entry.digest()
-        is_stored = known_digest and all(store.has(plan, str(entry.key(plan, known_digest))) for plan in plans)
+        is_stored = all((key := entry.key(plan)) and store.has(plan, key) for plan in plans)
         whole.begin(entry.name)
         events({**head, "text": "scores are stored" if is_stored else "composing", "overall": whole.told()})
         digest, tensors = configuration_digest(entry.resolved, device, events)
         model = _model(entry, device, tensors, events, runs, server)
-        for plan in plans:
+        for plan in map(entry.plan, plans):
             whole.begin(entry.name, plan.digest)
             progress = _progress(events, head, plan, whole)
             configuration = entry.configuration(digest)
-            scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
+            with _named(entry):
+                scores.append(evaluate(plan, store, configuration, partial(model, plan), device=str(device), progress=progress))
             whole.finish()
             events({**head, "scored": plan.suite.suite, "overall": whole.told()})
     return scores
+
+
+@contextmanager
+def _named(entry: LineupEntry) -> Iterator[None]:
+    """Raise an error that names the configuration if its model's code fails while it is scored."""
+    from workbench.evaluate.check import MODEL_ERRORS, told
+
+    try:
+        yield
+    except MODEL_ERRORS as error:
+        if type(error).__name__ == "OutOfMemoryError":
+            raise
+        raise WorkbenchError(
+            f"{entry.name}: its model fails while it is scored: {told(error)}",
+            f"Leave {entry.name} out, or repair it; the scores of the configurations before it are stored.",
+        ) from error
 
 
 def _model(
@@ -163,13 +200,12 @@ def stored(
         store: Store of scores.
         baseline: Name of the baseline.
     """
-    digests = {entry.name: entry.digest() for entry in entries}
     bases = [entry.name for entry in entries if (entry.name == baseline if baseline else entry.role == "base")]
     usable: list[tuple[ScorePlan, dict[str, str]]] = []
     for plan in plans:
-        settled = store.settled(plan, [entry.key(plan, digests[entry.name]) for entry in entries])
+        settled = store.settled(plan, [entry.key(plan) for entry in entries])
         candidates = [plan.by(scorer) for scorer in dict.fromkeys((settled.scorer, plan.scorer))]
-        scored = [(candidate, _keys(entries, digests, candidate, store)) for candidate in candidates]
+        scored = [(candidate, _keys(entries, candidate, store)) for candidate in candidates]
         candidate, names = max(scored, key=lambda pair: (all(base in pair[1] for base in bases), len(pair[1])))
         if all(base in names for base in bases):
             usable.append((candidate, names))
@@ -177,17 +213,15 @@ def stored(
     missing: list[str] = []
     for entry in entries:
         plan_keys = [(plan, names[entry.name]) for plan, names in usable if entry.name in names]
-        scores += [store.read(plan, key).called(entry.configuration(str(digests[entry.name]))) for plan, key in plan_keys]
+        scores += [store.read(plan, key).called(entry.configuration(str(entry.digest()))) for plan, key in plan_keys]
         if not plan_keys or len(plan_keys) < len(usable):
             missing.append(entry.name)
     return scores, missing
 
 
-def _keys(
-    entries: Sequence[LineupEntry], digests: Mapping[str, str | None], plan: ScorePlan, store: ScoreStore
-) -> dict[str, str]:
+def _keys(entries: Sequence[LineupEntry], plan: ScorePlan, store: ScoreStore) -> dict[str, str]:
     """Return the names of the configurations that have scores under a plan, with the keys of these scores."""
-    keys = {entry.name: entry.key(plan, digests[entry.name]) for entry in entries}
+    keys = {entry.name: entry.key(plan) for entry in entries}
     return {name: key for name, key in keys.items() if key and store.has(plan, key)}
 
 

@@ -131,10 +131,11 @@ class Vocabulary(GrowMethod):
                 bound._sources[bound._ids[token]] = pieces
         additions = [Addition(token, i, {"special": self.special}) for token, i in bound._ids.items()]
         generation = jsondoc.optional(tokenizer / GENERATION)
-        files = json_digest([tokenizer_digests(tokenizer), [[a.token, a.id, a.flags] for a in additions]])
+        kind = base.config.get("model_type")
+        files = json_digest([tokenizer_digests(tokenizer), [[a.token, a.id, a.flags] for a in additions], kind])
         path = cache / "tokenizers" / files
         if not path.is_dir():
-            write_tokenizer(path, tokenizer, additions, [], None, generation)
+            write_tokenizer(path, tokenizer, additions, [], None, generation, kind)
         return bound, path
 
     def binding(self) -> Any:

@@ -13,7 +13,9 @@ from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
+from workbench.files import read_json
 from workbench.models.generation import identity
+from workbench.models.identity import tokenizer_digest
 from workbench.project import CACHE, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
@@ -281,10 +283,15 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
     if weights is None:
         return []
     found: dict[str, Scores] = {}
-    for key in {weights, identity(weights, record.get("generation") or {})}:
-        for file in scores.glob(f"*/{key[:12]}.json"):
-            document = read_document(file)
-            newest = found.get(document.suite)
-            if document.key == key and not document.partial and (newest is None or newest.created < document.created):
-                found[document.suite] = document
+    own = tokenizer_digest(run.model) if run.model.is_dir() else None  # other forms have the base's, which is not in the run
+    for file in scores.glob("*/*.json"):
+        configuration = (read_json(file, configuration=dict) or {}).get("configuration", {})
+        if weights not in (configuration.get("weights"), configuration.get("digest")):
+            continue
+        document = read_document(file)
+        tokenizer, newest = document.configuration.tokenizer or "", found.get(document.suite)
+        contents = (weights, identity(weights, record.get("generation") or {}, tokenizer))
+        same = document.key in {identity(content, {}, tokenizer) for content in contents} and own in (None, tokenizer)
+        if same and not document.partial and (newest is None or newest.created < document.created):
+            found[document.suite] = document
     return [found[suite] for suite in sorted(found)]

@@ -1,4 +1,4 @@
-"""Settings of generation_config.json that change generated texts, and the identity of a configuration with them."""
+"""Settings of generation_config.json that change generated texts, and the identity of a configuration with them and its tokenizer."""
 
 from __future__ import annotations
 
@@ -91,9 +91,15 @@ def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, An
     return {key: stated.get(key) for key in differing}
 
 
-def identity(weights: str, settings: Mapping[str, Any]) -> str:
-    """Return the digest of a configuration: the digest of its weights, combined with the settings if there are any."""
-    return json_digest([weights, settings]) if settings else weights
+def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
+    """Return the digest of a configuration: the digest of its weights, combined with what else decides its scores.
+
+    Args:
+        weights: Digest of the weights.
+        settings: Generation settings, usually empty.
+        tokenizer: Digest of the tokenizer; empty if only scores are known.
+    """
+    return json_digest([weights, settings, tokenizer]) if settings or tokenizer else weights
 
 
 def _value(settings: Mapping[str, Any], key: str) -> Any:

@@ -26,6 +26,22 @@ def compute(model: Model, dtype: torch.dtype | None, device: torch.device) -> di
     return load_all(model.weights, dtype, device)
 
 
+def carries_state(config: dict[str, Any]) -> bool:
+    """Return True if a model's layers pass a state from token to token (Mamba, RWKV, hybrids), which no mask can hide from a token.
+
+    Args:
+        config: The content of config.json.
+    """
+    return bool(getattr(_class(parse_config(config), config), "_is_stateful", False))
+
+
+def _class(parsed: Any, config: dict[str, Any]) -> Any:
+    """Return the class of a causal language model in transformers."""
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    return MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+
+
 def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path, device: torch.device) -> PreTrainedModel:
     """Return a transformers model with tensors in memory, which have the names of the checkpoint on disk.
 
@@ -40,11 +56,11 @@ def live_model(config: dict[str, Any], tensors: dict[str, Tensor], source: Path,
     Raises:
         WorkbenchError: If the architecture is not a causal language model, or if the tensors lack weights that the model needs.
     """
-    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING, GenerationConfig
+    from transformers import GenerationConfig
 
     parsed = parse_config(config)
     dtype = next(t.dtype for t in tensors.values() if t.is_floating_point())
-    kind = MODEL_FOR_CAUSAL_LM_MAPPING[_decoder(parsed, config)]
+    kind = _class(parsed, config)
     try:
         model, info = kind.from_pretrained(
             None,

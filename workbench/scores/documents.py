@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from workbench.errors import WorkbenchError
 from workbench.jsondoc import read_object
+from workbench.models.generation import identity
 from workbench.scores.files import Rows, is_number, wrong_value
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import RATIOS, ratio, ratio_interval, score_interval
@@ -31,8 +32,8 @@ class Configuration:
     """A configuration that is scored.
 
     Attributes:
-        digest: Identity, 32 hex digits: equal digests mean equal scores. It is the digest of the weights and of the generation settings
-            that decide generated texts (`models.generation.identity`).
+        digest: Identity, 32 hex digits: equal digests mean equal scores. It is the digest of the weights, of the generation settings
+            that decide generated texts, and of the tokenizer (`models.generation.identity`).
         name: Name that users see.
         role: base | brick | average | memory | finetune | adapter | configuration.
         parents: Names of the bricks that it is made from.
@@ -49,6 +50,7 @@ class Configuration:
         written: Bytes that `run` writes; None where `form` is None.
         members: Routed brick -> the bricks that it is made from, for routed bricks that are recipes.
         licences: "base" or a brick's name -> its license, "unknown" if none is stated; empty if only scores are known.
+        tokenizer: Digest of its tokenizer; None if only scores are known.
     """
 
     digest: str
@@ -68,14 +70,18 @@ class Configuration:
     written: int | None = None
     members: Mapping[str, tuple[str, ...]] = field(default_factory=dict, hash=False)
     licences: Mapping[str, str] = field(default_factory=dict, hash=False)
+    tokenizer: str | None = None
 
     def key(self, plan: ScorePlan) -> str:
-        """Return the digest under which the store keeps scores of a plan; generation settings count only if a task generates text."""
-        return self.digest if plan.generates else self.of_weights
+        """Return the digest under which the store keeps scores of a plan, with the tokenizer that the plan's texts are read with.
+
+        Generation settings count only if a task generates text.
+        """
+        return identity(self.digest if plan.generates else self.of_weights, {}, plan.tokenizer_digest)
 
     @property
     def of_weights(self) -> str:
-        """Digest of the weights, without generation settings."""
+        """Digest of the weights, without generation settings and tokenizer."""
         return self.weights or self.digest
 
     def __post_init__(self) -> None:

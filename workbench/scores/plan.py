@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,9 @@ from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
-_PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
+GENERATED = "generate_until"
+"""lm-eval's output type of tasks that generate text."""
+_PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
 
 
 @dataclass(frozen=True)
@@ -35,20 +37,23 @@ class Item:
 
 @dataclass(frozen=True)
 class ScorePlan:
-    """A suite on fixed items with one tokenizer, scorer, dtype and batch size. Scores under plans of equal digest are comparable.
+    """A suite on fixed items with one scorer, dtype and batch size. Scores under plans of equal digest are comparable.
+
+    Each configuration is scored with its own tokenizer, which belongs to the key of its scores and not to the plan. With a chat template,
+    the tokenizer writes the prompts themselves, so that it belongs to the plan too.
 
     Attributes:
         items: Items by task, in the order of the data.
         kinds: lm-eval's output type by task.
         metrics: Metrics by task.
-        tokenizer: Folder of the tokenizer, or the tokenizer itself.
+        tokenizer: Folder of the tokenizer that texts are read with, or the tokenizer itself (`tokenized`).
         tasks_dir: Folder of the local tasks.
         bundled: Tasks that come with lm-eval.
         partial: True if a limit that is not in the suite cuts the items.
         lower: Metrics where lower is better, by task.
         ratios: Kind by metric for metrics that are ratios of sums over items, by task.
         scorer: Scorer of log-likelihoods: the suite's scorer, or its backend.
-        facts: Values from which the digest is computed, except the scorer.
+        facts: Values from which the digest is computed, except the scorer and the tokenizer.
         groups: `groups.TaskGroup.document` of the suite's groups and their subgroups.
         filters: Names of the filters by task.
     """
@@ -74,23 +79,48 @@ class ScorePlan:
     @cached_property
     def digest(self) -> str:
         """XXH3-128 digest of everything that decides scores."""
-        return bytes_digest(json.dumps([*self.facts, SCORERS[self.scorer]]).encode())
+        return bytes_digest(json.dumps([*self.facts, *self._template, SCORERS[self.scorer]]).encode())
+
+    @property
+    def _template(self) -> list[str]:
+        """Digest of the tokenizer whose chat template writes the prompts, if the suite uses it."""
+        return [self.tokenizer_digest] if self.suite.chat_template else []
 
     @property
     def generates(self) -> bool:
         """True if a task generates text, so that generation settings influence scores."""
-        return any(kind == "generate_until" for kind in self.kinds.values())
+        return any(kind == GENERATED for kind in self.kinds.values())
 
     def by(self, scorer: str) -> ScorePlan:
         """Return this plan with another scorer; scores of the two are not comparable."""
         return replace(self, scorer=scorer)
 
+    def tokenized(self, tokenizer: Any, digest: str) -> ScorePlan:
+        """Return this plan for a configuration with another tokenizer.
+
+        Args:
+            tokenizer: Folder of the tokenizer, or the tokenizer itself.
+            digest: Its `tokenizer_digest`.
+        """
+        return replace(self, tokenizer=tokenizer, tokenizer_digest=digest)
+
     def part(self, items: Mapping[str, Sequence[Item]]) -> ScorePlan:
-        """Return the plan of some of the items, in the order of the data; it has its own digest because its batches differ."""
+        """Return the plan of some of the items, in the order of the data; it has its own digest because its batches differ.
+
+        A task without items is left out: lm-eval builds all items of a task where it is asked for none.
+        """
         ids_of = {task: {item.id for item in items[task]} for task in self.suite.tasks}
         selected = {task: tuple(item for item in self.items[task] if item.id in ids) for task, ids in ids_of.items()}
         ids = {task: [item.id for item in task_items] for task, task_items in selected.items()}
-        return replace(self, items=selected, facts=[*self.facts, ids])
+        return replace(self, items=selected, facts=[*self.facts, ids]).only({task for task in selected if selected[task]})
+
+    def only(self, tasks: Collection[str]) -> ScorePlan:
+        """Return the plan with some of its tasks; with fewer tasks it has no contrasts."""
+        kept = tuple(task for task in self.suite.tasks if task in tasks)
+        if kept == self.suite.tasks:
+            return self
+        suite = self.suite.model_copy(update={"tasks": kept, "contrasts": {}})
+        return replace(self, suite=suite, items={task: self.items[task] for task in kept})
 
     def primary(self, task: str) -> str:
         """Return the primary metric of a task."""
@@ -114,7 +144,7 @@ class ScorePlan:
             "version": 1,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
-            "tokenizer": self.tokenizer_digest,
+            "tokenizer": next(iter(self._template), None),
             "scorer": self.scorer,
             "dtype": self.dtype,
             "batch_size": self.batch_size,
@@ -146,7 +176,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
     """Select the items of a suite and build its plan.
 
     The plan's digest covers task definitions, their code and data, the suite's fields that decide scores (not the analysis settings),
-    tokenizer, chat template, scorer, dtype, batch size and lm-eval's version.
+    scorer, dtype, batch size, lm-eval's version, and the tokenizer if the suite uses its chat template.
 
     Args:
         tasks: The suite and its tasks.
@@ -168,13 +198,11 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         partial |= number < min(suite_limit, len(all_items))
         items[source.name] = subset(all_items, number)
         parts.append([source.name, source.digest, suite.cluster_of(source.name), number])
-    digest = tokenizer_digest(tokenizer)
     facts = [
         _PLAN_FORMAT,
         parts,
         suite.chat_template,
         suite.num_fewshot,
-        digest,
         dtype,
         batch_size,
         installed("lm_eval")["lm_eval"],
@@ -185,7 +213,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         kinds={s.name: s.kind for s in sources},
         metrics={s.name: s.metrics for s in sources},
         tokenizer=tokenizer,
-        tokenizer_digest=digest,
+        tokenizer_digest=tokenizer_digest(tokenizer),
         tasks_dir=tasks.folder,
         dtype=dtype,
         batch_size=batch_size,

@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.evaluate.lineup import LineupEntry
 from workbench.events import Events
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.models.generation import identity
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.scores.plan import ScorePlan
@@ -79,7 +78,7 @@ class Bench:
         from workbench.run.materialize import materialize
 
         self.events({"stage": "search", "text": "loading the base"})
-        return materialize(resolve(self.recipe.derive("base", [])), self.device)
+        return materialize(self._base.resolved, self.device)
 
     @cached_property
     def resident(self) -> Resident:
@@ -128,13 +127,12 @@ class Bench:
         return self._full[digest]
 
     def _key(self, plan: ScorePlan, digest: str) -> str:
-        """Return the store's key of these weights; all candidates generate texts with the base's generation settings."""
-        return identity(digest, self.generation) if plan.generates else digest
+        """Return the store's key of these weights; all candidates have the base's tokenizer and generation settings."""
+        return str(self._base.key(plan, digest))
 
     @cached_property
-    def generation(self) -> Mapping[str, Any]:
-        """Generation settings of the base that influence texts."""
-        return resolve(self.recipe.derive("base", [])).generation
+    def _base(self) -> LineupEntry:
+        return LineupEntry("base", "base", resolve(self.recipe.derive("base", [])))
 
     @contextmanager
     def _live(self, entry: LineupEntry) -> Iterator[_Live]:

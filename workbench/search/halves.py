@@ -22,7 +22,7 @@ class Stages:
     """The items of a search.
 
     Attributes:
-        search: For each stage, one plan per suite with the items that the stage adds.
+        search: For each stage, one plan per suite with the items that the stage adds; tasks whose items are used up are left out.
         test: One plan per suite with the test items.
     """
 
@@ -77,7 +77,7 @@ def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -
             plan.part({task: search_items[start:end] for task, (search_items, _) in tasks.items()})
             for plan, tasks in zip(plans, halves, strict=True)
         ]
-        stages.append(tuple(parts))
+        stages.append(tuple(part for part in parts if part.suite.tasks))
     test = tuple(
         plan.part({task: test_items for task, (_, test_items) in tasks.items()})
         for plan, tasks in zip(plans, halves, strict=True)

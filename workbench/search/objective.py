@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -181,13 +181,8 @@ def objectives_of(recipe: Recipe, plans: Sequence[ScorePlan]) -> list[Objective]
 def only_objectives(score_plans: Sequence[ScorePlan], objectives: Sequence[Objective]) -> list[ScorePlan]:
     """Return the plans with only the tasks of the objectives."""
     keys = {term.key for objective in objectives for term in objective.terms}
-    selected = []
-    for plan in score_plans:
-        tasks = tuple(task for task in plan.suite.tasks if (plan.suite.suite, task) in keys)
-        if tasks:
-            suite = plan.suite.model_copy(update={"tasks": tasks, "contrasts": {}})
-            selected.append(replace(plan, suite=suite, items={task: plan.items[task] for task in tasks}))
-    return selected
+    selected = [plan.only({task for suite, task in keys if suite == plan.suite.suite}) for plan in score_plans]
+    return [plan for plan in selected if plan.suite.tasks]
 
 
 def _objective(recipe: Recipe, name: str, plans: Sequence[ScorePlan]) -> Objective:

@@ -107,11 +107,12 @@ def align(block: TokenizerFields, base: Member, bricks: Sequence[Member], projec
             template,
             generation,
             [tokenizer_digests(d) for d in donors],
+            kind := (base.config or {}).get("model_type"),
         ]
     )
     path = cache / "tokenizers" / files
     if not path.is_dir():
-        write_tokenizer(path, chosen.path, additions, donors, template, generation)
+        write_tokenizer(path, chosen.path, additions, donors, template, generation, kind)
     words: list[Any] = [block.model_dump(mode="json"), files, [[m.name, tokenizer_digests(m.path)] for m in members]]
     config = configured(base.config or {}, None if chosen is base else special, out_rows)
     donor = None

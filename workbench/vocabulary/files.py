@@ -46,8 +46,11 @@ def write_tokenizer(
     donors: Iterable[Path],
     template: str | None,
     generation: dict[str, Any],
+    kind: str | None,
 ) -> None:
     """Write the tokenizer's files and generation_config.json atomically.
+
+    A config.json with the model's type is written too, so that transformers chooses the class that it chooses beside the weights.
 
     Args:
         out: The directory to create.
@@ -56,6 +59,7 @@ def write_tokenizer(
         donors: Directories of the tokenizers that the added tokens come from; their merges and scores are added too.
         template: A chat template that replaces the tokenizer's own.
         generation: Content of generation_config.json; if empty, no file is written.
+        kind: `model_type` of the model whose tokenizer it becomes.
 
     Raises:
         WorkbenchError: If the tokenizer cannot have the tokens at these ids.
@@ -76,6 +80,8 @@ def write_tokenizer(
             _set_template(partial, template)
         if generation:
             write_json(partial / GENERATION, generation, indent=2)
+        if kind:
+            write_json(partial / "config.json", {"model_type": kind})
         if not out.exists():
             publish(partial, out)
 

@@ -57,7 +57,7 @@ class ConfigurationScores(Document):
     name: str
     """Name of the configuration."""
     digest: str
-    """Digest under which the scores are stored; it covers generation settings if a task generates text."""
+    """Identity of the configuration: its weights, generation settings and tokenizer."""
     weights: str
     """Digest of the configuration's weights."""
     tasks: dict[str, TaskScore]
@@ -72,7 +72,7 @@ class EvalDocument(Document):
     suite: str
     """Name of the suite."""
     plan: str
-    """Digest of the plan: tasks, items, prompts, tokenizer, scorer, dtype and batch size. Equal plans give comparable scores."""
+    """Digest of the plan: tasks, items, prompts, scorer, dtype and batch size. Equal plans give comparable scores."""
     configurations: list[ConfigurationScores]
     """Scored configurations, controls first."""
     left_out: list[LeftOutDocument] = optional()

@@ -61,7 +61,7 @@ class SuiteDocument(Document):
     plan: str | None
     """Digest of the plan; null without a base."""
     tokenizer: str | None
-    """Digest of the base's tokenizer; null without a base."""
+    """Digest of the base's tokenizer, if the suite uses its chat template: it is then part of the plan. Else null."""
     scorer: str
     """Scorer of log-likelihoods."""
     dtype: str | None
