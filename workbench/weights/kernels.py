@@ -1,8 +1,8 @@
-"""Loops over one block of a tensor, in C if there is a compiler and in torch if not, with bit-identical results.
+"""Loops over one block of a tensor, in C if there is a compiler and in torch or NumPy if not, with bit-identical results.
 
 `kernels.c` is compiled on first use into the user's cache (see `compiled`); the environment variable WORKBENCH_KERNELS=torch disables it.
-Without a compiler, and on accelerators, the functions below compute the same numbers with torch: every operation rounds separately
-and sums run in a fixed order, so that an interrupted run can be resumed on another machine.
+Without a compiler, and on accelerators, the functions below compute the same numbers, products on accelerators excepted: every
+operation rounds separately and sums run in a fixed order, so that an interrupted run can be resumed on another machine.
 """
 
 from __future__ import annotations
