@@ -10,7 +10,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from worlds.growing import save_family
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.texts import sentence, words_tokenizer, write_rows
@@ -34,8 +36,6 @@ def texts(project: Project, monkeypatch: pytest.MonkeyPatch) -> Project:
 
 def changed(base: Path, out: Path, change: Callable[[str, torch.Tensor], torch.Tensor]) -> Path:
     """Return a copy of a model with changed tensors."""
-    from safetensors.torch import save_file
-
     shutil.copytree(base, out)
     tensors = {name: change(name, tensor.clone()).contiguous() for name, tensor in tensors_of(base).items()}
     save_file(tensors, out / "model.safetensors", {"format": "pt"})
@@ -334,3 +334,33 @@ def divergence(teacher: Path, model: Path, rows: list[list[int]]) -> float:
         total += float((p.exp() * (p - q)).sum())
         count += len(tokens)
     return total / count
+
+
+HYBRIDS = {
+    "qwen3_next": {},
+    "lfm2": {"layer_types": ["conv", "conv", "conv", "full_attention"]},
+    "granitemoehybrid": {"layer_types": ["mamba", "mamba", "mamba", "attention"], "mamba_n_heads": 4, "mamba_d_head": 16},
+}
+
+
+@pytest.mark.parametrize("by", ["influence", "perplexity"])
+@pytest.mark.parametrize("family", HYBRIDS)
+def test_the_last_layer_with_attention_of_a_hybrid_stays(family: str, by: str, texts: Project) -> None:
+    """Measured, and named in a list; transformers cannot run such a model without attention."""
+    save_family(family, texts.path / family, HYBRIDS[family])
+    made = texts.run(f"base: {family}\nsteps: [{{grow: prune, layers: 3, by: {by}, calibration: texts.jsonl}}]\n")
+    assert made["steps"][0]["gone_layers"] == [0, 1, 2]
+    assert live(made["model"])(TOKENS).logits.isfinite().all()
+    with pytest.raises(WorkbenchError, match="no layer with attention would remain"):
+        compose(texts.resolve(f"base: {family}\nsteps: [{{grow: prune, layers: [3]}}]\n"), CPU)
+
+
+def test_a_hybrid_says_which_layer_stays(texts: Project) -> None:
+    """The last layer hardly turns the hidden state, and is the only one with attention."""
+    save_family("qwen3_next", texts.path / "hybrid")
+    file = texts.path / "hybrid" / "model.safetensors"
+    quiet = {n: t * 1e-3 if ".3." in n and ("o_proj" in n or "down_proj" in n) else t for n, t in tensors_of(file.parent).items()}
+    save_file(quiet, file, metadata={"format": "pt"})
+    (step,) = texts.run("base: hybrid\nsteps: [{grow: prune, layers: 1, calibration: texts.jsonl}]\n")["steps"]
+    assert step["importance"]["last_attention"] == [3]
+    assert 3 not in step["gone_layers"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from worlds.merging import InMemory
 from worlds.project import Project
 
 from workbench.models.layout import Model
+from workbench.run.plan import plan
 
 # -- worked examples
 
@@ -113,6 +116,31 @@ def low_rank_tsv(deltas: list[np.ndarray], ranks: tuple[int, ...]) -> np.ndarray
     u1, _, v1 = np.linalg.svd(np.concatenate([p[0] for p in parts], 1), full_matrices=False)
     u2, _, v2 = np.linalg.svd(np.concatenate([p[2] for p in parts], 0), full_matrices=False)
     return (u1 @ v1) @ np.diag(np.concatenate([p[1] for p in parts])) @ (u2 @ v2)
+
+
+@pytest.mark.parametrize("method", ["tsv", "iso_c", "wudi"])
+def test_plan_and_record_say_where_tensors_are_small_for_so_many_bricks(project: Project, method: str) -> None:
+    """17 adapters of rank 8 on values of 16 rows; with four, only tsv leaves out directions there."""
+    few, many = (", ".join(f"b{i}: bricks/one" for i in range(count)) for count in (4, 17))
+    text = f"bricks: {{{many}}}\nsteps: [{{id: m, merge: {method}}}]\n"
+    wanted = (
+        "m: tensors with fewer rows or columns than there are bricks (17) get the weighted mean: 4, such as "
+        "model.layers.0.self_attn.v_proj.weight [16, 32]"
+    )
+    assert wanted in plan(project.resolve(text), project.path / "runs").warnings
+    assert wanted in json.loads((Path(project.run(text)["run"]) / "run.json").read_text("utf-8"))["warnings"]
+    key = "model.layers.0.self_attn.v_proj.weight"
+    mean = project.tensors(text.replace(method, "average"))
+    torch.testing.assert_close(project.tensors(text)[key], mean[key], atol=1e-6, rtol=0)
+    found = project.resolve(text.replace(many, few)).warnings
+    assert not any("weighted mean" in warning for warning in found)
+    cut = [warning for warning in found if "directions" in warning]
+    assert bool(cut) == (method == "tsv")
+    assert all(
+        "an adapter's rank at 4 tensors, such as model.layers.0.self_attn.v_proj.weight [16, 32]: 4 of 8" in w for w in cut
+    )
+    elsewhere = text.replace("merge:", "where: {exclude: ['*v_proj*']}, merge:")
+    assert not any("weighted mean" in warning for warning in project.resolve(elsewhere).warnings)
 
 
 def test_memory_of_a_tensor_for_plan() -> None:

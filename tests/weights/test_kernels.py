@@ -8,6 +8,7 @@ from collections.abc import Callable
 from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -197,7 +198,7 @@ def _factors(rows: int, rank: int, cols: int, kind: str) -> list[Tensor]:
 
 KINDS_OF_FACTORS = ["usual numbers", "zeros of both signs", "numbers below the smallest normal one", "infinite sums"]
 SHAPES = [
-    *product((1, 2, 3, 4, 5, 6, 7, 11, 64), (2, 3, 8, 16, 48, 191, 192), (16, 48, 64, 80, 256)),
+    *product((1, 2, 3, 4, 5, 6, 7, 11, 64), (0, 1, 2, 3, 8, 16, 48, 191, 193, 300), (1, 15, 16, 17, 48, 64, 80, 256)),
     (16384, 16, 16),
     (292, 48, 896),
     (73, 16, 3584),
@@ -205,51 +206,57 @@ SHAPES = [
 ]
 
 
-def _chained(left: Tensor, right: Tensor) -> Tensor:
-    """The stated order, as a chain of products and sums that round once; float64 holds their exact products."""
-    chain = torch.zeros(len(left), right.shape[1])
-    for k in range(left.shape[1]):
-        chain = (chain.double() + left[:, k : k + 1].double() * right[k].double()).float()
-    return chain
+def _stated(left: Tensor, right: Tensor) -> Tensor:
+    """The stated order, number by number: a sum from 0 in the order of the rank, whose terms and sums are float32."""
+    out = torch.zeros(len(left), right.shape[1])
+    for i, j in product(range(len(left)), range(right.shape[1])):
+        total = np.float32(0)
+        for a, b in zip(left[i].numpy(), right[:, j].numpy(), strict=True):
+            total = total + a * b
+        out[i, j] = float(total)
+    return out
+
+
+def _multiplied(left: Tensor, right: Tensor, start: Tensor, add: bool) -> Tensor:
+    out = start.clone()
+    kernels.multiply(left, right, out, add)
+    return out
 
 
 @pytest.mark.parametrize("kind", KINDS_OF_FACTORS)
-def test_products_have_the_bits_of_torch(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Products of low rank, as results and as additions, for all remainders of the loop's tiles."""
-    left, right, _ = _factors(64, 48, 256, "usual numbers")
-    if not torch.equal(left @ right, _chained(left, right)):
-        pytest.skip("torch sums in another order on this processor")
+def test_products_have_one_order_of_sums(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Products of low rank, as results and as additions, for all remainders of the loop's tiles, compiled and not."""
     for rows, rank, cols in SHAPES:
         left, right, start = _factors(rows, rank, cols, kind)
         for add in (False, True):
-
-            def multiplied(left: Tensor = left, right: Tensor = right, start: Tensor = start, add: bool = add) -> Tensor:
-                out = start.clone()
-                kernels.multiply(left, right, out, add)
-                return out.view(torch.int32)
-
-            one, two = both(multiplied, monkeypatch)
+            one, two = both(lambda f=(left, right, start, add): _multiplied(*f).view(torch.int32), monkeypatch)
             assert torch.equal(one, two), (rows, rank, cols, add)
 
 
-def test_products_are_sums_in_the_order_of_the_rank() -> None:
-    left, right, start = _factors(9, 33, 80, "usual numbers")
-    chain = _chained(left, right)
-    out = start.clone()
-    kernels.multiply(left, right, out, add=True)
-    assert torch.equal(out, start + chain)
-    kernels.multiply(left, right, out)
-    assert torch.equal(out, chain)
-    assert torch.allclose(out.double(), left.double() @ right.double(), atol=1e-5)
+@pytest.mark.parametrize("kind", KINDS_OF_FACTORS[:3])
+def test_products_are_sums_in_the_order_of_the_rank(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The bits of a computation with single numbers; the values of float64; the same for any cut into blocks of rows."""
+    left, right, start = _factors(9, 33, 21, kind)
+    stated = _stated(left, right)
+    for result in both(lambda: _multiplied(left, right, start, False), monkeypatch):
+        assert torch.equal(result.view(torch.int32), stated.view(torch.int32))
+    for result in both(lambda: _multiplied(left, right, start, True), monkeypatch):
+        assert torch.equal(result.view(torch.int32), (start + stated).view(torch.int32))
+    torch.testing.assert_close(stated.double(), left.double() @ right.double(), rtol=1e-5, atol=1e-5)
+    blocks = [_multiplied(left[i:j], right, start[i:j], True) for i, j in ((0, 1), (1, 4), (4, 9))]
+    assert torch.equal(torch.cat(blocks), _multiplied(left, right, start, True))
 
 
-@pytest.mark.parametrize(("rank", "cols"), [(1, 64), (193, 64), (8, 40), (0, 64)])
-def test_other_products_are_left_to_torch(rank: int, cols: int) -> None:
-    """Shapes in which the order of MKL is another one."""
-    assert not kernels.has_product(rank, cols)
-    left, right, start = _factors(5, rank, cols, "usual numbers")
-    out = start.clone()
-    kernels.multiply(left, right, out, add=True)
-    assert torch.equal(out, start.clone().addmm_(left, right))
-    kernels.multiply(left, right, out)
-    assert torch.equal(out, left @ right)
+def test_products_of_views(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Factors and results whose rows do not lie one after the other, and factors of other dtypes."""
+    left, right, start = _factors(7, 20, 40, "usual numbers")
+    want = _multiplied(left, right, start, True)
+    room = torch.zeros(7, 50)
+    room[:, 3:43] = start
+    kernels.multiply(left.T.contiguous().T, right, room[:, 3:43], add=True)
+    assert torch.equal(room[:, 3:43], want)
+    assert not room[:, :3].any()
+    assert not room[:, 43:].any()
+    halves = left.bfloat16(), right.bfloat16()
+    for result in both(lambda: kernels.product(*halves), monkeypatch):
+        assert torch.equal(result, _stated(halves[0].float(), halves[1].float()))

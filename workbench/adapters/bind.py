@@ -8,7 +8,7 @@ from functools import partial
 from weakref import WeakKeyDictionary
 
 from workbench.adapters.binder import Binder
-from workbench.adapters.dense import DeltaRows, Update
+from workbench.adapters.dense import DeltaRows, Summed, Update
 from workbench.adapters.flavours import unknown_fields
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import CONFIG, Adapter
@@ -77,6 +77,10 @@ class BoundAdapter:
         """
         return self.places[name].factors(device)
 
+    def rank(self, name: str) -> int | None:
+        """Return the number of rank-one terms of a tensor's update, or None if it is dense."""
+        return _rank(self.places[name])
+
     def is_zero(self, base: Model) -> bool:
         """Return whether every update is zero on the base, up to rounding, stopping at the first one that is not."""
         return all(
@@ -89,6 +93,13 @@ class BoundAdapter:
     def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open a tensor's update for reading by rows."""
         return self.places[name].open(device)
+
+
+def _rank(update: Update) -> int | None:
+    if isinstance(update, LowRank):
+        return sum(patch.pair.rank for patch in update.patches)
+    ranks = [_rank(part) for part in update.updates] if isinstance(update, Summed) else [None]
+    return None if None in ranks else sum(rank for rank in ranks if rank is not None)
 
 
 def _is_zero(update: Update, open_base: Callable[[torch.device], Source], spec: TensorSpec) -> bool:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Protocol
 from workbench.adapters.entries import Stored
 from workbench.adapters.lora import FactorPair
 from workbench.lazy import torch
+from workbench.weights.kernels import product
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, matrix
 
@@ -145,23 +146,24 @@ class Dora(Dense):
         magnitude = self.magnitude.read(device).flatten()
         if self.pair.flip:
             norms = self._column_norms(left, right, device)
-            return Rows(lambda start, stop, base: (base + left[start:stop] @ right) * (magnitude / norms) - base)
+            return Rows(lambda start, stop, base: (base + product(left[start:stop], right)) * (magnitude / norms) - base)
 
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
-            changed = base + left[start:stop] @ right
-            norms: Tensor = torch.linalg.vector_norm(changed, dim=1)
+            changed = base + product(left[start:stop], right)
+            norms = changed.double().square().cumsum(1)[:, -1].sqrt().float()
             return changed * (magnitude[start:stop] / norms).unsqueeze(1) - base
 
         return Rows(compute)
 
     def _column_norms(self, left: Tensor, right: Tensor, device: torch.device) -> Tensor:
-        """Return the norms of the columns of the base plus the update, for DoRA."""
+        """Return the norms of the columns of the base plus the update; the order of the sums does not depend on the blocks."""
         source, scratch = self.reopen(device), buffer(self.spec, device)
         squares = torch.zeros(self.spec.cols, dtype=torch.float64, device=device)
         for start, stop in self.spec.blocks(block_elements(device)):
             block = matrix(scratch, start, stop, self.spec.cols)
             source.read(start, stop, block)
-            squares += (block + left[start:stop] @ right).double().square().sum(0)
+            changed = block + product(left[start:stop], right)
+            squares = torch.cat([squares.unsqueeze(0), changed.double().square()]).cumsum(0)[-1]
         return squares.sqrt().float()
 
 
@@ -192,7 +194,7 @@ class LoHa(Dense):
         """Open the delta for reading by rows."""
         a1, b1, a2, b2 = (self.fields[f"hada_{name}"].read(device) for name in ("w1_a", "w1_b", "w2_a", "w2_b"))
         scale = self.scale
-        return Rows(lambda start, stop, base: (a1[start:stop] @ b1) * (a2[start:stop] @ b2) * scale)
+        return Rows(lambda start, stop, base: product(a1[start:stop], b1) * product(a2[start:stop], b2) * scale)
 
 
 @dataclass(frozen=True)
@@ -211,8 +213,8 @@ class LoKr(Dense):
         def compute(start: int, stop: int, base: Tensor) -> Tensor:
             rows = torch.arange(start, stop, device=device)
             outer = first[rows // height].unsqueeze(2) * second[rows % height].unsqueeze(1)
-            product: Tensor = outer.reshape(len(rows), -1) * scale
-            return product
+            delta: Tensor = outer.reshape(len(rows), -1) * scale
+            return delta
 
         return Rows(compute)
 
@@ -220,7 +222,7 @@ class LoKr(Dense):
         """Return a Kronecker factor, computed from its low-rank parts if it is stored that way."""
         if f"lokr_{name}" in self.fields:
             return self.fields[f"lokr_{name}"].read(device)
-        return self.fields[f"lokr_{name}_a"].read(device) @ self.fields[f"lokr_{name}_b"].read(device)
+        return product(self.fields[f"lokr_{name}_a"].read(device), self.fields[f"lokr_{name}_b"].read(device))
 
     @property
     def shape(self) -> tuple[int, int]:

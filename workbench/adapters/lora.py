@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.adapters.entries import Stored
 from workbench.lazy import torch
 from workbench.weights.arrays import HOST
-from workbench.weights.kernels import KINDS, has_product
+from workbench.weights.kernels import KINDS, product
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import TensorSpec
 
@@ -59,10 +59,9 @@ class FactorPair:
         return (last - first, bottom - top) if self.swap else (bottom - top, last - first)
 
     def takes_arrays(self) -> bool:
-        """Return True if the compiled loops compute the product: two stored factors of one weight, of a shape that they take."""
+        """Return True if the factors can be read without torch: two stored factors of one weight."""
         stored = {factor.entry.spec.stored for factor in (self.a, self.b)}
-        plain = self.expert is None and self.singular_values is None
-        return plain and stored <= KINDS.keys() and has_product(self.rank, self.shape[1])
+        return self.expert is None and self.singular_values is None and stored <= KINDS.keys()
 
     def factors(self, device: torch.device | None = None) -> Factors:
         """Read the factors of the selected part as float32, scale included.
@@ -168,4 +167,4 @@ class PatchSource:
             low, high = max(start, row), min(stop, row + factors.left.shape[0])
             if low < high:
                 block = out[low - start : high - start, col : col + factors.right.shape[1]]
-                block.add_(factors.left[low - row : high - row] @ factors.right)
+                block.add_(product(factors.left[low - row : high - row], factors.right))

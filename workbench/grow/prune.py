@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from workbench.emergent.blocks import block_influence, losses_without
 from workbench.errors import InvalidRecipeError
 from workbench.files import file_digest, read_json, write_json
-from workbench.grow.expansion.layers import in_order, reordered
+from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
 from workbench.grow.expansion.smaller import Smaller, count_removed
 from workbench.grow.mixtures.texts import TextMethod
@@ -127,7 +127,8 @@ class Prune(TextMethod):
 
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
-        if (cached := _load(context)) is not None:
+        depth = model.layout.depth
+        if (cached := _load(context)) is not None and len(removable(model.config, depth, cached.gone, depth)) == len(cached.gone):
             return cached
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
@@ -142,7 +143,7 @@ class Prune(TextMethod):
         live, gone = context.live({}), tuple[int, ...]()
         kept: dict[str, Tensor] = {}
         if isinstance(self.layers, (int, float)):
-            gone, found = self._least(live, model.layout.depth, rows, context)
+            gone, found = self._least(live, model, rows, context)
             record |= found
         if self._shrinks():
             plan = Smaller(model)
@@ -179,7 +180,7 @@ class Prune(TextMethod):
                 allow other numbers of neurons, heads or channels.
         """
         depth, specs = model.layout.depth, model.weights.specs
-        gone = self._gone(depth)
+        gone = self._gone(model)
         order = [layer for layer in range(depth) if layer not in gone]
         tensors, config, record = {name: Grown(name) for name in specs}, model.config, dict[str, Any]()
         if self._shrinks():
@@ -213,14 +214,15 @@ class Prune(TextMethod):
         """Return whether the layers to remove are known."""
         return isinstance(self.layers, tuple) or self._measured is not None
 
-    def _gone(self, depth: int) -> set[int]:
-        """Return the layers to remove; before importance is measured, the last ones.
+    def _gone(self, model: Model) -> set[int]:
+        """Return the layers to remove; before importance is measured, the last ones that can go.
 
         Raises:
             WorkbenchError: If a layer does not exist or is named twice, or no layer would remain.
         """
         if self.layers is None:
             return set()
+        depth = model.layout.depth
         if isinstance(self.layers, tuple):
             if bad := [layer for layer in self.layers if not -depth <= layer < depth]:
                 raise InvalidRecipeError(f"grow prune: layer {bad[0]} does not exist; the model has layers 0..{depth - 1}")
@@ -231,20 +233,27 @@ class Prune(TextMethod):
                 raise InvalidRecipeError(f"grow prune: `layers` names all {depth} layers; at least one must remain")
             return set(gone)
         count = count_removed("layers", self.layers, depth, "layers")
-        return set(self._measured.gone) if self._measured else set(range(depth - count, depth))
+        return set(self._measured.gone if self._measured else removable(model.config, depth, reversed(range(depth)), count))
 
     def _least(
-        self, live: PreTrainedModel, depth: int, rows: Sequence[TextRow], context: GrowContext
+        self, live: PreTrainedModel, model: Model, rows: Sequence[TextRow], context: GrowContext
     ) -> tuple[tuple[int, ...], dict[str, Any]]:
-        """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes."""
+        """Return the layers that the texts need least, and the record of the measurement; of equal layers the first one goes.
+
+        The last layer with attention of a hybrid model stays, and the record names it where it was among the least.
+        """
         assert isinstance(self.layers, (int, float))
+        depth = model.layout.depth
         count = count_removed("layers", self.layers, depth, "layers")
         if self.by != "perplexity":
             influence = block_influence(
                 live, depth, rows, context.device, lambda done, total: context.progress(done, total, "influence of layers")
             )
             record = {"by": "influence", "influence": [round(value, 6) for value in influence.tolist()]}
-            return tuple(influence.argsort(stable=True)[:count].tolist()), record
+            ranking = influence.argsort(stable=True).tolist()
+            gone = removable(model.config, depth, ranking, count)
+            stays = [layer for layer in ranking[:count] if layer not in gone]
+            return tuple(gone), record | ({"last_attention": stays} if stays else {})
         gone, losses = list[int](), list[float]()
         for number in range(count):
 
@@ -253,8 +262,9 @@ class Prune(TextMethod):
 
             found = losses_without(live, depth, rows, gone, progress)
             losses += [] if losses else [found.loss]
-            least = min(found.without, key=lambda layer: (found.without[layer], layer))
-            gone.append(least)
+            ranking = sorted(found.without, key=lambda layer: (found.without[layer], layer))
+            gone = removable(model.config, depth, [*gone, *ranking], number + 1)
+            least = gone[-1]
             losses.append(found.without[least])
         record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
         return tuple(gone), record

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
 from workbench.lazy import torch
-from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, singular, whole_bytes
+from workbench.merge.measuring.spectral import averaged, by_matrix, is_matrix, mean_weights, singular, whole_bytes
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
@@ -24,8 +24,8 @@ class IsoC(MergeMethod):
     For each weight matrix of a layer, every singular value of Σ wτ becomes the mean of those that are not numerically zero (at least
     1e-6 of the largest). For checkpoints, this is the paper's formula. For adapters, it keeps the result inside their span.
 
-    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ. The paper tunes λ on
-    held-out data.
+    Fused experts are merged one by one. Norms, biases, embeddings, the head, and matrices with fewer rows or columns than there are
+    bricks get the weighted mean λ/T Σ wτ. The paper tunes λ on held-out data.
     """
 
     paper = "Marczak et al. 2025, No Task Left Behind: isotropic model merging, arXiv 2502.04959"
@@ -53,6 +53,10 @@ class IsoC(MergeMethod):
         """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none."""
         shape = model.weights.specs[tensor].shape
         return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=4, square=5)
+
+    def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
+        """Yield that small tensors are averaged."""
+        return averaged(shapes, bricks)
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor at once, and return its rows block by block."""

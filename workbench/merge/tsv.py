@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from workbench.lazy import torch
-from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights, nearest_orthogonal, singular, whole_bytes
+from workbench.merge.measuring.spectral import (
+    averaged,
+    by_matrix,
+    is_matrix,
+    mean_weights,
+    nearest_orthogonal,
+    singular,
+    whole_bytes,
+)
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, KeyContext, Laws, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Space
@@ -25,7 +33,8 @@ class Tsv(OverlapWeighted):
     vectors together, and all right vectors together, are replaced by the nearest orthonormal set. Triplets with a numerically zero
     singular value are dropped, so the result of adapters stays inside their span.
 
-    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ.
+    Fused experts are merged one by one. Norms, biases, embeddings, the head, and matrices with fewer rows or columns than there are
+    bricks get the weighted mean λ/T Σ wτ.
 
     Whitening already takes away a part of what bricks have in common: of equal deltas it leaves one. `weights: auto` therefore divides
     each brick's weight by the mean cosines of its singular vectors, left and right, with the whitened ones, and the mean by the
@@ -54,6 +63,16 @@ class Tsv(OverlapWeighted):
         """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none."""
         shape = model.weights.specs[tensor].shape
         return 0 if self.space == "core" else whole_bytes(tensor, shape, bricks, wide=5, square=6)
+
+    def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
+        """Yield that small tensors are averaged, and that directions of adapters are left out."""
+        yield from averaged(shapes, bricks)
+        kept = {name: min(shapes[name][-2:]) // bricks for name in ranks if is_matrix(name, shapes[name], bricks)}
+        if cut := [name for name, count in kept.items() if count < ranks[name]]:
+            yield (
+                f"each brick keeps its min(m, n) / {bricks} largest directions, fewer than an adapter's rank at {len(cut)} tensors, "
+                f"such as {cut[0]} {list(shapes[cut[0]])}: {kept[cut[0]]} of {ranks[cut[0]]}"
+            )
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor at once, and return its rows block by block."""

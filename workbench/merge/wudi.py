@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from workbench.lazy import torch
 from workbench.merge.measuring.least_squares import norm_report
-from workbench.merge.measuring.spectral import by_matrix, is_matrix, mean_weights
+from workbench.merge.measuring.spectral import averaged, by_matrix, is_matrix, mean_weights
 from workbench.models.architecture import is_conv1d_layer
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register
@@ -28,8 +28,9 @@ class Wudi(MergeMethod):
     longer than the sum. SWUDI starts from the sum and takes the solution only in the K input directions with the most energy, where
     K is the participation count of the spectrum.
 
-    Fused experts are merged one by one. Norms, biases, embeddings and the head get the weighted mean λ/T Σ wτ. On the starter bricks
-    the method does not beat the sum; docs/merging-methods.md has the figures.
+    Fused experts are merged one by one. Norms, biases, embeddings, the head, and matrices with fewer rows or columns than there are
+    bricks get the weighted mean λ/T Σ wτ. On the starter bricks the method does not beat the sum;
+    docs/merging-methods.md has the figures.
     """
 
     paper = (
@@ -68,6 +69,10 @@ class Wudi(MergeMethod):
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the norms of the merged matrices relative to the bricks' norms."""
         return norm_report(notes)
+
+    def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
+        """Yield that small tensors are averaged."""
+        return averaged(shapes, bricks)
 
     def prepare(self, group: Group) -> Prepared:
         """Merge the whole tensor at once, and return its rows block by block."""

@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from workbench.adapters.bind import bind
+from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.linear import as_lora, not_linear
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.hub import CARD, Hub
@@ -22,7 +22,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.findings import Findings
 from workbench.resolve.resolved import Resolved
-from workbench.steps import Step
+from workbench.steps import MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
@@ -77,6 +77,26 @@ def check_low_rank(resolved: Resolved, findings: Findings) -> list[WorkbenchErro
                     hint = f"Turn it into one: {as_lora(name, target)}"
                     problems.append(recipe.error(("steps", i, "bricks", name), message, hint))
     return problems
+
+
+def small_tensors(step: Step, resolved: Resolved) -> list[str]:
+    """Return where a merge takes another rule because tensors are small for so many bricks (`MergeMethod.limits`)."""
+    if not isinstance(step, MergeMethod):
+        return []
+    names, base, bound = resolved.recipe.used_bricks(step), resolved.base, list[BoundAdapter]()
+    try:
+        bound = [bind(resolved.adapters[name], base.weights.specs, base) for name in names if name in resolved.adapters]
+    except WorkbenchError:
+        return []  # `check_brick` reports it
+    shapes = {
+        name: spec.shape
+        for name, spec in base.weights.specs.items()
+        if spec.is_float
+        and (len(bound) < len(names) or any(adapter.touches(name) for adapter in bound))
+        and (step.where is None or step.where.matches(name, base))
+    }
+    ranks = {name: max([adapter.rank(name) or 0 for adapter in bound if adapter.touches(name)], default=0) for name in shapes}
+    return list(step.limits(shapes, ranks, len(names)))
 
 
 def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:

@@ -8,11 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from workbench.bricks.brick import Brick
+from workbench.bricks.source import BrickSource
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles
 from workbench.models.identity import template_digest, tokens_digest
 from workbench.recipe.recipe import Recipe, dump_step
+from workbench.weights.kernels import PRODUCTS
+
+_FACTORS = ("edit", "steer", "train")  # kinds of steps whose result is an update in factors
 
 
 class KeyInputs(Protocol):
@@ -40,6 +45,14 @@ class KeyInputs(Protocol):
 
     def neurons(self, folder: str) -> NeuronSet:
         """Return a set of neurons that a step names."""
+
+    @property
+    def bricks(self) -> Mapping[str, BrickSource]:
+        """The bricks by name."""
+
+    @property
+    def base_adapter(self) -> Brick | None:
+        """The adapter on the base, if it has one."""
 
 
 @dataclass(frozen=True)
@@ -101,8 +114,14 @@ def chain(inputs: KeyInputs, base: list[Any], bricks: Mapping[str, str], listed:
     recipe = inputs.recipe
     for i, step in enumerate(recipe.steps):
         fields = {**dump_step(step), **(step.listed(recipe.used_bricks(step)) if listed else {})}
-        keys.append(json_digest([keys[-1], fields, type(step).code_key(), *step.key_parts(StepKey(inputs, bricks, i))]))
+        order = [PRODUCTS] if step.kind in _FACTORS else products(inputs, recipe.used_bricks(step))
+        keys.append(json_digest([keys[-1], fields, type(step).code_key(), *step.key_parts(StepKey(inputs, bricks, i)), *order]))
     return keys
+
+
+def products(inputs: KeyInputs, bricks: Sequence[str]) -> list[str]:
+    """Return the order of sums in products of factors, if the base has an adapter or one of these bricks is one; else nothing."""
+    return [PRODUCTS] if inputs.base_adapter or any(inputs.bricks[name].kind == "adapter" for name in bricks) else []
 
 
 def told_apart(keys: Mapping[str, str], content: Callable[[str], str]) -> dict[str, str]:

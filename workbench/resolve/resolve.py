@@ -19,7 +19,15 @@ from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
-from workbench.resolve.checks import check_brick, check_low_rank, check_recipe, check_steps, edit_warnings, read_notes
+from workbench.resolve.checks import (
+    check_brick,
+    check_low_rank,
+    check_recipe,
+    check_steps,
+    edit_warnings,
+    read_notes,
+    small_tensors,
+)
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
@@ -243,7 +251,8 @@ class _Builder:
         findings.problems += [*check_steps(self.recipe, inputs.base, inputs.bricks), *check_form(self.recipe, kinds)]
         findings.problems += check_low_rank(inputs, findings)
         for step, step_id in zip(self.recipe.steps, self.recipe.step_ids, strict=True):
-            findings.warnings += [f"{step_id}: {warning}" for warning in step.warnings(self.recipe.used_bricks(step))]
+            told = [*step.warnings(self.recipe.used_bricks(step)), *small_tensors(step, inputs)]
+            findings.warnings += [f"{step_id}: {warning}" for warning in told]
         check_neurons(inputs, self.hub, findings)
 
 

@@ -26,7 +26,7 @@ from workbench.project import CACHE
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
 from workbench.resolve.beside import MemoryAt, RouterAt
-from workbench.resolve.keys import chain, told_apart
+from workbench.resolve.keys import chain, products, told_apart
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.aligned import AlignedVocabulary
@@ -203,7 +203,7 @@ class Resolved:
 
     def _start(self, bricks: Mapping[str, str]) -> list[Any]:
         """Return everything that determines the base's weights."""
-        return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else [])]
+        return ["base", self.base_digest, *self._rows(bricks), *(["untied"] if self.unties else []), *products(self, [])]
 
     def input_digest(self, name: str) -> str:
         """Return the digest of a step's input file, and watch the file for changes."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,7 +18,7 @@ from workbench.steps import MergeMethod, Step
 from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
-from workbench.weights.kernels import KINDS, MOST_RANK
+from workbench.weights.kernels import KINDS
 from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
@@ -81,16 +80,14 @@ def _takes_arrays(step: Step) -> bool:
 
 
 def _have_products(adapters: Sequence[Adapter], base: Model) -> bool:
-    """Return whether compiled loops compute the updates of a step's adapters, each on its own and all as one stacked product."""
-    ranks = Counter[str]()
+    """Return whether compiled loops compute the updates of a step's adapters."""
     for adapter in adapters:
         if adapter.config["peft_type"] != "LORA" or adapter.config.get("use_dora") or adapter.keys.saved:
             return False
-        for name, update in bind(adapter, base.weights.specs, base).places.items():
-            if not isinstance(update, LowRank) or not update.takes_arrays():
-                return False
-            ranks[name] += update.patches[0].pair.rank
-    return max(ranks.values(), default=0) <= MOST_RANK
+        updates = bind(adapter, base.weights.specs, base).places.values()
+        if not all(isinstance(update, LowRank) and update.takes_arrays() for update in updates):
+            return False
+    return True
 
 
 def _is_stored(weights: Weights) -> bool:

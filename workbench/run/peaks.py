@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from workbench.adapters.bind import BoundAdapter, bind
-from workbench.adapters.dense import Summed, Update
-from workbench.adapters.lora import LowRank
 from workbench.merge.measuring.overlap import overlap_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
@@ -44,18 +42,9 @@ class Merged:
 
 
 def _rank(bound: Iterable[BoundAdapter], name: str, spec: TensorSpec) -> int | None:
-    ranks = [_rank_of(adapter.places[name]) for adapter in bound if adapter.touches(name)]
+    ranks = [adapter.rank(name) for adapter in bound if adapter.touches(name)]
     known = [rank for rank in ranks if rank is not None]
     return sum(known) if len(known) == len(ranks) and len(spec.shape) == 2 else None
-
-
-def _rank_of(update: Update) -> int | None:
-    if isinstance(update, LowRank):
-        return sum(patch.pair.rank for patch in update.patches)
-    if isinstance(update, Summed):
-        ranks = [_rank_of(part) for part in update.updates]
-        return None if None in ranks else sum(rank for rank in ranks if rank is not None)
-    return None
 
 
 def largest(sizes: Iterable[int], threads: int) -> int:

@@ -163,6 +163,16 @@ class MergeMethod(BrickStep):
         """
         raise NotImplementedError
 
+    def limits(self, shapes: Mapping[str, tuple[int, ...]], ranks: Mapping[str, int], bricks: int) -> Iterator[str]:
+        """Yield where the method takes another rule because tensors are small for so many bricks, as sentences for the user.
+
+        Args:
+            shapes: Tensor that the step changes -> its shape.
+            ranks: Tensor that adapters update -> the largest of their ranks.
+            bricks: Number of bricks.
+        """
+        yield from ()
+
     def measure_bytes(self, model: Model) -> int:
         """Estimate the bytes of memory that `measure` needs, for `plan`: a live float32 model and its loading, or 0."""
         return 8 * sum(s.numel for s in model.weights.specs.values()) if self.laws.needs == "model" else 0

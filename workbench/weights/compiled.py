@@ -134,7 +134,7 @@ def _build(place: Path, key: str, command: list[str]) -> Path:
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place) as folder:
         built = Path(folder) / "kernels.so"
-        call = [*command, *_FLAGS, str(_SOURCE), "-o", str(built), "-lm"]  # fmaf, on processors without fused multiply-add
+        call = [*command, *_FLAGS, str(_SOURCE), "-o", str(built)]
         subprocess.run(call, check=True, capture_output=True, timeout=120)  # noqa: S603
         file = place / f"kernels-{key}-{xxhash.xxh3_128_hexdigest(built.read_bytes())}.so"
         sync(built)

@@ -1,12 +1,12 @@
 /* Loops over one cache-sized block of a tensor, compiled at first use where there is a C compiler; `kernels.py` has the same
- * loops in torch and numpy, and a test compares them bit for bit. Hence no reordered sums here, and no fused multiply-add except
- * in `wb_product`: compile with -ffp-contract=off. Each function works on `n` elements; bf16 and f16 are widened exactly.
+ * loops in torch and numpy, and a test compares them bit for bit. Hence no reordered sums and no fused multiply-add here: compile
+ * with -ffp-contract=off. Each function works on `n` elements; bf16 and f16 are widened exactly.
  */
 #include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
-#ifdef __AVX__
+#ifdef __AVX512F__
 #include <immintrin.h>
 #endif
 
@@ -364,27 +364,19 @@ int wb_narrow(const float *x, int kind, void *out, size_t n) {
 
 /* Columns of a tile of a product: four vectors of the machine's widest registers, or two where it has only 16 of them. */
 #if defined(__AVX512F__)
-typedef __m512 vector;
 #define VECTORS 4
-static inline vector fused(float a, vector b, vector c) { return _mm512_fmadd_ps(_mm512_set1_ps(a), b, c); }
-#elif defined(__AVX__) && defined(__FMA__)
-typedef __m256 vector;
+typedef float vector __attribute__((vector_size(64)));
+#elif defined(__AVX__)
 #define VECTORS 2
-static inline vector fused(float a, vector b, vector c) { return _mm256_fmadd_ps(_mm256_set1_ps(a), b, c); }
+typedef float vector __attribute__((vector_size(32)));
 #else
-typedef float vector __attribute__((vector_size(16)));
 #define VECTORS 4
-static inline vector fused(float a, vector b, vector c) {
-    for (int i = 0; i < 4; i++) c[i] = fmaf(a, b[i], c[i]);
-    return c;
-}
+typedef float vector __attribute__((vector_size(16)));
 #endif
 #define WIDTH (VECTORS * sizeof(vector) / sizeof(float))
 #define HEIGHT 6
-#define MOST_RANK 192
-#define FEW 3
 
-/* sums [rows, WIDTH] = left [rows, rank] times a packed tile [rank, WIDTH]: a chain of fused multiply-adds in the order of the rank. */
+/* sums [rows, WIDTH] = left [rows, rank] times a packed tile [rank, WIDTH]. */
 static inline __attribute__((always_inline)) void tile(size_t rows, const float *left, size_t rank, const float *restrict right,
                                                        float *restrict sums) {
     vector sum[HEIGHT][VECTORS] = {{{0}}};
@@ -392,25 +384,18 @@ static inline __attribute__((always_inline)) void tile(size_t rows, const float 
         for (size_t v = 0; v < VECTORS; v++) {
             vector b;
             memcpy(&b, right + v * (WIDTH / VECTORS), sizeof b);
-            for (size_t i = 0; i < rows; i++) sum[i][v] = fused(left[i * rank + k], b, sum[i][v]);
+            for (size_t i = 0; i < rows; i++) sum[i][v] = sum[i][v] + left[i * rank + k] * b;
         }
     memcpy(sums, sum, rows * sizeof sum[0]);
 }
 
-/* out [rows, cols] = left [rows, rank] right [rank, cols], or out + that product if `add`; rank is 2 to MOST_RANK, and cols a
- * multiple of 16. An element is a chain of fused multiply-adds from 0 in the order of the rank, which is then added to out, or to 0.
- * Up to FEW rows are a chain from out, or from 0, of products and sums that round separately. MKL sums in this way, so that torch
- * gives the same bits without a compiler.
+/* out [rows, cols] = left [rows, rank] right [rank, cols], or out + that product if `add`. An element of the product is a sum from 0
+ * in the order of the rank, in which every multiplication and every addition rounds; it does not depend on its place or on the sizes.
+ * A fused multiply-add would save a rounding, but needs a processor that has it. packed: at least 64 floats for each rank.
  */
-void wb_product(const float *left, const float *right, float *restrict out, size_t rows, size_t rank, size_t cols, int add) {
-    if (rows <= FEW) {
-        if (!add) memset(out, 0, rows * cols * sizeof(float));
-        for (size_t i = 0; i < rows; i++)
-            for (size_t k = 0; k < rank; k++)
-                for (size_t j = 0; j < cols; j++) out[i * cols + j] = out[i * cols + j] + left[i * rank + k] * right[k * cols + j];
-        return;
-    }
-    float packed[MOST_RANK * WIDTH], sums[HEIGHT * WIDTH];
+void wb_product(const float *left, const float *right, float *restrict out, size_t rows, size_t rank, size_t cols, int add,
+                float *restrict packed) {
+    float sums[HEIGHT * WIDTH];
     for (size_t at = 0; at < cols; at += WIDTH) {
         size_t width = cols - at < WIDTH ? cols - at : WIDTH;
         if (width < WIDTH) memset(packed, 0, rank * WIDTH * sizeof(float));
@@ -424,7 +409,7 @@ void wb_product(const float *left, const float *right, float *restrict out, size
             for (size_t i = 0; i < here; i++) {
                 float *to = out + (row + i) * cols + at;
                 const float *from = sums + i * WIDTH;
-                for (size_t j = 0; j < width; j++) to[j] = (add ? to[j] : 0.0f) + from[j];
+                for (size_t j = 0; j < width; j++) to[j] = add ? to[j] + from[j] : from[j];
             }
         }
     }

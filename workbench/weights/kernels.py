@@ -1,8 +1,8 @@
-"""Loops over one block of a tensor, in C if there is a compiler and in torch if not, with bit-identical results.
+"""Loops over one block of a tensor, in C if there is a compiler and in torch or NumPy if not, with bit-identical results.
 
 `kernels.c` is compiled on first use into the user's cache (see `compiled`); the environment variable WORKBENCH_KERNELS=torch disables it.
-Without a compiler, and on accelerators, the functions below compute the same numbers with torch: every operation rounds separately
-and sums run in a fixed order, so that an interrupted run can be resumed on another machine.
+Without a compiler, and on accelerators, the functions below compute the same numbers, products on accelerators excepted: every
+operation rounds separately and sums run in a fixed order, so that an interrupted run can be resumed on another machine.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.lazy import torch
-from workbench.weights.arrays import as_array, as_tensor
+from workbench.weights.arrays import as_array
 from workbench.weights.compiled import backend
 from workbench.weights.specs import torch_dtype
 
@@ -27,9 +27,10 @@ INFINITE = 0x7F800000
 """Magnitude bits of infinity; those of finite float32 values are smaller."""
 KINDS = {"F32": 0, "BF16": 1, "F16": 2}
 """Name in safetensors -> number in kernels.c, of the dtypes that the compiled loops process."""
-MOST_RANK = 192
-"""Largest rank of a product in kernels.c: MKL, and so torch, sums longer rows in several pieces."""
-_COLUMNS = 16
+PRODUCTS = "products: each term and each sum rounds"
+"""The order of sums in `multiply`. Keys of weights that contain products have it, so raise it when the order changes."""
+_WIDTH = 64  # columns of the widest tile in kernels.c
+_PIECE = 1 << 16  # elements whose sums and terms stay in a core's cache
 
 
 def widen(x: Tensor, out: Tensor) -> bool:
@@ -120,8 +121,8 @@ _local = threading.local()
 def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> None:
     """Compute out = left @ right, or out += left @ right, in float32.
 
-    The compiled loop sums in the order that MKL uses for these shapes on the processors where this was tested, so that torch gives
-    the same bits there. Other shapes are left to torch.
+    On the CPU, each element is a sum from 0 in the order of the rank, and every multiplication and addition rounds. A BLAS library
+    chooses its own order by the shape, the processor and the number of threads. Accelerators use theirs.
 
     Args:
         left: [rows, rank], float32.
@@ -130,22 +131,37 @@ def multiply(left: Tensor, right: Tensor, out: Tensor, add: bool = False) -> Non
         add: Whether to add the product to `out`.
     """
     rank, cols = right.shape
-    is_float32 = all(kind_of(x) == KINDS["F32"] for x in (left, right, out))
-    library = library_for(left, right, out) if is_float32 and has_product(rank, cols) else None
-    if library is not None:
+    if library := library_for(left, right, out):
+        assert all(kind_of(x) == KINDS["F32"] for x in (left, right, out))
+        packed = np.empty(rank * _WIDTH, np.float32)
         sizes = (ctypes.c_size_t(size) for size in (len(left), rank, cols))
-        library.wb_product(pointer(left), pointer(right), pointer(out), *sizes, int(add))
+        library.wb_product(pointer(left), pointer(right), pointer(out), *sizes, int(add), ctypes.c_void_p(packed.ctypes.data))
         return
-    first, second, result = map(as_tensor, (left, right, out))
-    if add:
-        result.addmm_(first, second)
-    else:
-        torch.mm(first, second, out=result)
+    if out.device.type != "cpu":
+        torch.mm(left, right, out=out) if not add else out.addmm_(left, right)
+        return
+    first, second, result = left.numpy(), right.numpy(), out.numpy()
+    step = max(1, _PIECE // max(1, cols))
+    with np.errstate(all="ignore"):  # as in C; the caller refuses results that are not finite
+        for start in range(0, len(result), step):
+            piece = result[start : start + step]
+            total, term = np.zeros_like(piece), np.empty_like(piece)
+            for k in range(rank):
+                np.add(total, np.multiply(first[start : start + step, k : k + 1], second[k], out=term), out=total)
+            np.copyto(piece, np.add(piece, total, out=total) if add else total)
 
 
-def has_product(rank: int, cols: int) -> bool:
-    """Return whether there is a compiled loop for the product of a [rows, rank] and a [rank, cols] matrix."""
-    return 1 < rank <= MOST_RANK and cols % _COLUMNS == 0
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """Return left @ right in float32, computed by `multiply`.
+
+    Args:
+        left: [rows, rank].
+        right: [rank, cols].
+    """
+    left, right = left.float().contiguous(), right.float().contiguous()
+    out = torch.empty(len(left), right.shape[1], dtype=torch.float32, device=left.device)
+    multiply(left, right, out)
+    return out
 
 
 def scratch(like: Tensor, slot: int) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.errors import WorkbenchError
@@ -34,6 +34,32 @@ _PATTERNS = {
 }
 # Fields with one character per layer, in config.json of Nemotron-H repositories: "M-M*-".
 _LETTERS = ("hybrid_override_pattern",)
+_KINDS = ("layer_types", "layers_block_type", *_LETTERS)
+# Kinds of layers that keep no keys of earlier tokens, in config.json of all versions of transformers.
+_WITHOUT_KEYS = frozenset({"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp", *"ME-"})
+
+
+def with_attention(config: Mapping[str, Any], depth: int) -> list[int]:
+    """Return the layers that keep keys of earlier tokens, by the list of kinds in config.json; none without such a list.
+
+    transformers counts a text's earlier tokens in the first of them, so that a hybrid model cannot run without any.
+    """
+    for part in (config, *(config.get(key) for key in TEXT_CONFIGS)):
+        if isinstance(part, dict):
+            explicit = _explicit(part, depth)
+            kinds = next((list(k) for key in _KINDS if isinstance(k := explicit.get(key), (list, str)) and len(k) == depth), [])
+            if kinds:
+                return [layer for layer, kind in enumerate(kinds) if kind not in _WITHOUT_KEYS]
+    return []
+
+
+def removable(config: Mapping[str, Any], depth: int, ranking: Iterable[int], count: int) -> list[int]:
+    """Return the first `count` layers of a ranking that can go; the last layer with attention stays."""
+    gone, attention = list[int](), set(with_attention(config, depth))
+    for layer in ranking:
+        if len(gone) < count and (not attention or attention - {*gone, layer}):
+            gone.append(layer)
+    return gone
 
 
 def in_order(
@@ -85,6 +111,11 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
         raise WorkbenchError(
             f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), and growth moves layers",
             "Grow a model without these fields.",
+        )
+    if (attention := with_attention(config, depth)) and not set(attention) & set(order):
+        raise WorkbenchError(
+            f"grow {step}: no layer with attention would remain, and transformers cannot run this architecture without any",
+            f"Keep a layer with attention: {', '.join(map(str, attention))}.",
         )
     grown = dict(config)
     for key, value in config.items():

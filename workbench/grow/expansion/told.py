@@ -71,7 +71,8 @@ def _why(gone: Sequence[int], measured: Mapping[str, Any]) -> str:
     if measured.get("by") == "influence":
         removed = [value for layer, value in enumerate(measured["influence"]) if layer in gone]
         others = [value for layer, value in enumerate(measured["influence"]) if layer not in gone]
-        return f" (influence {min(removed):.3g} to {max(removed):.3g}, the others {min(others):.3g} to {max(others):.3g})"
+        stays = "".join(f"; {layer} stays as the last layer with attention" for layer in measured.get("last_attention", ()))
+        return f" (influence {min(removed):.3g} to {max(removed):.3g}, the others {min(others):.3g} to {max(others):.3g}{stays})"
     if measured.get("by") == "perplexity":
         order = ", ".join(map(str, measured["removed"]))
         return f" (in the order {order}; loss {measured['losses'][0]:.4g} -> {measured['losses'][-1]:.4g})"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from workbench.lazy import torch
@@ -68,6 +68,16 @@ def is_matrix(tensor: str, shape: tuple[int, ...], bricks: int) -> bool:
     layer, and does not cover vocabularies.
     """
     return len(shape) in (2, 3) and min(shape[-2:]) >= max(2, bricks) and not is_table(tensor)
+
+
+def averaged(shapes: Mapping[str, tuple[int, ...]], bricks: int) -> Iterator[str]:
+    """Yield a sentence if there are tensors that are decomposed for two bricks, but are too small for so many."""
+    small = [name for name, shape in shapes.items() if is_matrix(name, shape, 2) and not is_matrix(name, shape, bricks)]
+    if small:
+        yield (
+            f"tensors with fewer rows or columns than there are bricks ({bricks}) get the weighted mean: {len(small)}, such as "
+            f"{small[0]} {list(shapes[small[0]])}"
+        )
 
 
 def mean_weights(group: Group) -> list[float]:

@@ -22,6 +22,7 @@ from workbench.models.live import compute, live_model
 from workbench.models.skeleton import causal_skeleton
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
+from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
@@ -211,7 +212,7 @@ def measuring_context(context: StepContext, bricks: StepBricks) -> MergeContext:
     known = bricks.contents()
     digests = {name: known[name] for name in bricks.deltas} | {"": ""}
     around = [resolved.base_key, resolved.tokens_at(0), computed_on(device)]
-    keys = {name: json_digest([*around, digest]) for name, digest in digests.items()}
+    keys = {name: json_digest([*around, digest, *products(resolved, [name] if name else [])]) for name, digest in digests.items()}
     return MergeContext(
         list(bricks.deltas),
         keys,
