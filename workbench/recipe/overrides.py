@@ -53,7 +53,7 @@ def _set_method(document: yamldoc.Document, setting: str, ids: Mapping[str, int]
         _put(document, setting, path)
         return ""
     dropped = choose_method(step, verb, method, project)
-    if (kind := _method(verb, method, project)) and isinstance(sweep, dict):
+    if (kind := known_method(verb, method, project)) and isinstance(sweep, dict):
         for name in [str(name) for name in sweep]:
             head, _, rest = name.partition(".")
             field = rest.partition(".")[0]
@@ -70,14 +70,12 @@ def choose_method(step: dict[str, Any], verb: str, method: str, project: Path) -
 
     An unknown method drops nothing. A field that the old method lacks too is an error of the recipe, and stays.
     """
-    old, kind = _method(verb, str(step[verb]), project), _method(verb, method, project)
+    old, kind = known_method(verb, str(step[verb]), project), known_method(verb, method, project)
     step[verb] = method
     if kind is None or kind is old:
         return []
     dropped = [
-        field
-        for field in step
-        if field not in (*verbs(), "id", *fields_of(kind)) and (old is None or field in fields_of(old))
+        field for field in step if field not in (*verbs(), "id", *fields_of(kind)) and (old is None or field in fields_of(old))
     ]
     for field in dropped:
         del step[field]
@@ -108,7 +106,7 @@ def weighs(kind: type[Any]) -> bool:
     return issubclass(kind.entry_type(), BrickEntry) and "dict" in str(kind.model_fields["bricks"].annotation)
 
 
-def _method(verb: str, method: str, project: Path) -> type[Any] | None:
+def known_method(verb: str, method: str, project: Path) -> type[Any] | None:
     """Return a method's class; None if it cannot be used, which validation then reports with its place."""
     try:
         return MethodFinder(project).find(verb, method)

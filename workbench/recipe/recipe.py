@@ -19,7 +19,7 @@ from workbench.recipe.methods import methods
 from workbench.recipe.overrides import override
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
-from workbench.steps import RouteMethod, Step, verbs
+from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 
 
