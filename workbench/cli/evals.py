@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.comparing import find_scores
+from workbench.api.naming import relative
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
 from workbench.api.variation import Variation
 from workbench.cli._comparison import groups_table, scores_table
@@ -34,7 +35,6 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import command_line, compare_scores, printing, told
 from workbench.cli._sweeps import sweep_tables

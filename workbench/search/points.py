@@ -118,7 +118,7 @@ class PointNames:
                 raise UsageError(f"'{_part(label, word)}' is a second value of {name}.")
             found[place_of(dimension)] = Given(name, value, _part(label, word))
         order = [_part(label, word) for label in mine for name, word in split if name == label]  # as `of` writes them
-        order += [part for part in parts if part not in order]
+        order += [_part(*one) for one in split]
         return sorted(found.values(), key=lambda one: order.index(one.part))
 
     def _field(self, label: str, word: str, chosen: Mapping[int | None, type[Any] | None]) -> str:
