@@ -121,11 +121,11 @@ def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) ->
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(world.path / "base" / name, world.path / "encoder" / name)
     world.write("base: encoder\nsteps: []\neval: [mini]\n", "encoder.yaml")
-    said = call("run", "encoder").stderr
+    said = call("run", "recipes/encoder.yaml").stderr
     assert "load:" in said
     assert "score:" not in said
     with pytest.raises(WorkbenchError, match="not a decoder-only language model"):
-        call("eval", "encoder")
+        call("eval", "recipes/encoder.yaml")
 
 
 def test_hints_quote_paths(world: Project) -> None:
