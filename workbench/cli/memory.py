@@ -184,7 +184,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     from workbench.run.saved import MEMORY, is_configuration
 
     path = Path(place)
-    if not path.is_dir() or (path / "run.json").is_file():
+    if not is_configuration(path) and not (path / RECORD).is_file():
         path = run_named(place, runs_dir).path
     path = path / "configuration" if is_configuration(path / "configuration") else path
     if is_configuration(path):
