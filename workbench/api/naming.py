@@ -171,8 +171,9 @@ def load_named(
         file = run.path / "recipe.yaml" if run else found.path
         assert file is not None
         loaded = load_recipe(file, settings)
-        for note in loaded.notes if say else ():
-            say(note)
+        if say is not None:
+            for note in loaded.notes:
+                say(note)
         if run:
             own = str(run.record.get("name") or loaded.name)
             loaded = replace(loaded, fields=loaded.fields.model_copy(update={"name": own}))

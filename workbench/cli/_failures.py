@@ -50,7 +50,12 @@ def short_of_memory(error: BaseException) -> WorkbenchError | None:
                 "Raise the limits of memory and processes (ulimit -v unlimited; ulimit -u unlimited), or set OMP_NUM_THREADS=1.",
             )
         mapped = isinstance(cause, ImportError) and "map segment" in text
-        if isinstance(cause, MemoryError) or mapped or getattr(cause, "errno", None) == errno.ENOMEM or "DefaultCPUAllocator" in text:
+        if (
+            isinstance(cause, MemoryError)
+            or mapped
+            or getattr(cause, "errno", None) == errno.ENOMEM
+            or "DefaultCPUAllocator" in text
+        ):
             return WorkbenchError(
                 "the system refuses more memory to this process",
                 "Raise its limit (ulimit -v unlimited), end other programs, or use a machine with more memory: `workbench plan` says "

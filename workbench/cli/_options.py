@@ -39,7 +39,8 @@ SetOpt = Annotated[
     typer.Option(
         "--set",
         metavar="STEP.FIELD=VALUE",
-        help="Override a recipe field: mix.density=0.3 or 0.density=0.3 (step by id or index), seed=1. Repeatable.",
+        help="Override a recipe field: mix.density=0.3 or 0.density=0.3 (step by id or index), seed=1. A new method, such as "
+        "mix.merge=tsv, drops the fields that it lacks. Repeatable.",
     ),
 ]
 DeviceOpt = Annotated[

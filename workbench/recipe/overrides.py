@@ -132,7 +132,7 @@ def _located(document: yamldoc.Document, setting: str, ids: Mapping[str, int], l
     return tuple(parts)
 
 
-def _put(document: yamldoc.Document, setting: str, path: Sequence[str | int]) -> None:
+def _put(document: yamldoc.Document, setting: str, path: tuple[str | int, ...]) -> None:
     """Set the value of an override; mappings that are missing on the way are created."""
     target, parts = (document.data["steps"][path[1]], path[2:]) if _in_step(path) else (document.data, path)
     for part in parts[:-1]:

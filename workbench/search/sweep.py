@@ -126,7 +126,7 @@ def expand(recipe: Recipe, asked: Sequence[str] = (), most: int | None = None) -
     return Expanded(tuple(one for one, _ in made), Sweep(recipe.name, dimensions, tuple(point for _, point in made)))
 
 
-def _point(plain: Recipe, swept: _Swept, values: Mapping[str, Value], suffix: str) -> tuple[Recipe, SweepPoint]:
+def _point(plain: Recipe, swept: _Swept, values: Mapping[str, Any], suffix: str) -> tuple[Recipe, SweepPoint]:
     """Return a point of a sweep, with its name."""
     name = plain.name + suffix
     if len(name) > _LONGEST:
@@ -162,9 +162,9 @@ def point_of(recipe: Recipe, point: str) -> Recipe:
             values = domains.get(name, ())
             domains[name] = values if any(same(one.value, value) for value in values) else (*values, one.value)
         swept = _Swept(plain, domains, frozenset(domains) - frozenset(own))
-        for values in swept.combinations():
-            if values.keys() == given.keys() and all(same(value, given[name].value) for name, value in values.items()):
-                return _point(plain, swept, values, f"[{','.join(one.part for one in given.values())}]")[0]
+        for found in swept.combinations():
+            if found.keys() == given.keys() and all(same(value, given[name].value) for name, value in found.items()):
+                return _point(plain, swept, found, f"[{','.join(one.part for one in given.values())}]")[0]
         reason, hint = f"A point says {', '.join(domains)}, as far as its method has these fields.", None
     except WorkbenchError as error:
         reason, hint = error.message, error.hint
