@@ -81,7 +81,7 @@ def test_points_are_named_where_recipes_are(world: Project) -> None:
     world.write(RECIPE, "plain.yaml")
     assert json.loads(run("plan", "plain[lambda=1]", "--json").stdout)["recipe"] == "plain[lambda=1]"
     assert "No step has the field 'lamda'" in run("plan", "plain[lamda=1]", code=2).exception.message
-    assert "no recipe 'other[lambda=1]'" in run("plan", "other[lambda=1]", code=2).exception.message
+    assert "'other[lambda=1]': expected a recipe" in run("plan", "other[lambda=1]", code=2).exception.message
 
 
 def test_run_writes_a_point_and_refuses_the_sweep(world: Project) -> None:

@@ -88,8 +88,8 @@ def find(name: str, runs: Path | None = None) -> Named:
     if is_hub_id(name):
         return Named(name, "model", None)
     raise UsageError(
-        f"no recipe '{name}', and no run or model of this name: expected a recipe (a file, NAME for recipes/NAME.yaml, or "
-        f"NAME[POINT]), a run in {folder}, a model directory or a hub id (org/name). {nearest(_split(name)[0], {*known_recipes(), *every})}",
+        f"'{name}': expected a recipe, a model directory or a hub id (org/name), or a run in {folder}. "
+        f"{nearest(_split(name)[0], {*known_recipes(), *every})}",
         "`ls recipes` and `workbench runs ls` list the names of this project; `workbench recipe new NAME` creates a recipe.",
     )
 
