@@ -89,7 +89,7 @@ def find(name: str, runs: Path | None = None) -> Named:
         return Named(name, "model", None)
     raise UsageError(
         f"'{name}': expected a recipe, a model directory or a hub id (org/name), or a run in {folder}. "
-        f"{nearest(_split(name)[0], {*known_recipes(), *every})}",
+        f"{nearest(_split(name)[0], {*(file.stem for file in recipe_files()), *every})}",
         "`ls recipes` and `workbench runs ls` list the names of this project; `workbench recipe new NAME` creates a recipe.",
     )
 
@@ -137,9 +137,9 @@ def recipes_folder() -> Path:
     return relative(find_project(Path.cwd() / "here") / "recipes")
 
 
-def known_recipes() -> list[str]:
-    """Return the names of the project's recipes."""
-    return sorted(file.stem for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}"))
+def recipe_files() -> list[Path]:
+    """Return the project's recipes."""
+    return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}"))
 
 
 def relative(path: Path) -> Path:
