@@ -144,6 +144,8 @@ def test_names_are_found_from_a_folder_of_the_project(world: Project, monkeypatc
         with pytest.raises(WorkbenchError):
             load_named(name)
     assert find("org/name@v1").kind == "model"
+    (world.path / "Model A").symlink_to(world.path / "base")
+    assert document("plan", str(world.path / "Model A"))["recipe"] == "model-a"
 
 
 NEW = {

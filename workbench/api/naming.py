@@ -163,7 +163,6 @@ def load_named(
         WorkbenchError: If the name means nothing, the recipe is invalid, or its sweep has no such point.
     """
     from workbench.recipe.recipe import from_data, load_recipe
-    from workbench.search.sweep import point_of
 
     found = find(name, runs)
     run = found.run if found.path is not None and not (found.path / "config.json").is_file() else None
@@ -178,13 +177,17 @@ def load_named(
             own = str(run.record.get("name") or loaded.name)
             loaded = replace(loaded, fields=loaded.fields.model_copy(update={"name": own}))
         for point in re.findall(r"\[[^\]]*\]", found.point):
+            from workbench.search.sweep import point_of
+
             loaded = point_of(loaded, point)
         return loaded
     if settings:
         raise UsageError(f"--set overrides recipe fields, but {name} is a model", "Remove --set, or name a recipe.")
     place = name if found.path is None else str(found.path.resolve())
-    label = re.sub(r"[^\w.-]+", "-", Path(name.partition("@")[0] if found.path is None else place).name)
-    return from_data({"version": 1, "name": label, "base": place, "steps": []}, find_project(Path.cwd() / "here"))
+    label = re.sub(r"[^a-z0-9._-]+", "-", Path(name.partition("@")[0] if found.path is None else place).name.lower())
+    return from_data(
+        {"version": 1, "name": label.lstrip("._-") or "model", "base": place, "steps": []}, find_project(Path.cwd() / "here")
+    )
 
 
 def open_named(
