@@ -138,6 +138,13 @@ def test_every_name_that_an_option_makes_is_read_back(case: str, project: Projec
     assert [point_of(recipe, one.point).name for one in own] == [one.name for one in own]
 
 
+def test_a_point_and_set_do_not_give_one_field_twice(project: Project) -> None:
+    recipe = written(project, "", STEPS, "0.lambda=1")
+    assert point_of(recipe, "[density=0.2]").settings == ("0.lambda=1", "mix.density=0.2")
+    with pytest.raises(WorkbenchError, match=r"'lambda=0\.5' and --set 0\.lambda set the same field"):
+        point_of(recipe, "[lambda=0.5]")
+
+
 UNKNOWN = {
     "a value that the sweep lacks": ("{mix.lambda: [0.25, 0.5]}", STEPS, "[lambda=0.6]", r"Did you mean 'mine\[lambda=0.5\]'"),
     "a field that the method lacks": ("{mix.merge: [ties, average], mix.density: [0.2, 0.5]}", STEPS, "[average,density=0.2]", r"A point says mix.merge, mix.density, as far as .*'mine\[ties,density=0.2\]'"),

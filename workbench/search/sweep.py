@@ -17,7 +17,7 @@ from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.sweep_fields import SweepValues, same
-from workbench.search.points import PointNames, flow, place_of
+from workbench.search.points import Place, PointNames, flow, place_of
 from workbench.search.space import Dimension, FieldSpace
 
 MOST_POINTS = MOST_MEMBERS - 1
@@ -157,7 +157,11 @@ def point_of(recipe: Recipe, point: str) -> Recipe:
     own, plain = recipe.fields.sweep or {}, _unswept(recipe)
     try:
         given = {one.field: one for one in _names(recipe).read(point[1:-1].split(","))}
-        domains = dict(own)
+        domains, space = dict(own), _unswept_space(recipe)
+        fixed = _fixed(recipe, space)
+        if twice := next((one for one in given.values() if place_of(space.located(one.field)) in fixed), None):
+            key = fixed[place_of(space.located(twice.field))]
+            raise UsageError(f"'{twice.part}' and --set {key} set the same field.", "Remove one of them.")
         for name, one in given.items():  # beside the sweep's own values, for which some field may exist that this one lacks
             values = domains.get(name, ())
             domains[name] = values if any(same(one.value, value) for value in values) else (*values, one.value)
@@ -194,7 +198,7 @@ def _domains(recipe: Recipe, asked: Sequence[str]) -> tuple[dict[str, tuple[Valu
         given[name] = values
     space = _unswept_space(recipe, frozenset(given))
     places = {place_of(space.located(name)): name for name in given}
-    fixed = {place: key for key in (s.partition("=")[0] for s in recipe.settings) if (place := _written_place(space, key))}
+    fixed = _fixed(recipe, space)
     for place, name in places.items():
         if place in fixed:
             raise UsageError(f"--sweep {name}: --set {fixed[place]} sets the same field", "Remove one of them.")
@@ -206,7 +210,12 @@ def _domains(recipe: Recipe, asked: Sequence[str]) -> tuple[dict[str, tuple[Valu
     return {**own, **given}, frozenset(given)
 
 
-def _written_place(space: FieldSpace, name: str) -> tuple[Any, ...] | None:
+def _fixed(recipe: Recipe, space: FieldSpace) -> dict[Place, str]:
+    """Return place -> name of the fields that `--set` gives."""
+    return {place: key for key in (s.partition("=")[0] for s in recipe.settings) if (place := _written_place(space, key))}
+
+
+def _written_place(space: FieldSpace, name: str) -> Place | None:
     """Return the place of a field that `--set` names; None if it cannot be swept."""
     try:
         return place_of(space.located(name))
