@@ -144,6 +144,9 @@ def test_names_are_found_from_a_folder_of_the_project(world: Project, monkeypatc
         with pytest.raises(WorkbenchError):
             load_named(name)
     assert find("org/name@v1").kind == "model"
+    run = Path(document("run", "mine", "--device", "cpu")["run"]).name
+    assert [find(name).kind for name in (run, run[:-4], str(world.path / "runs" / run))] == ["run"] * 3
+    assert "Did you mean 'mine'" in refused("run", "min").message, "and not the run"
     (world.path / "Model A").symlink_to(world.path / "base")
     assert document("plan", str(world.path / "Model A"))["recipe"] == "model-a"
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from workbench.run.opened import NamedModel
 
 SUFFIXES = (".yaml", ".yml")
+_KEY = len("-1a2b3c4d5e")  # letters that a run's name has after that of its recipe
 _POINTS = re.compile(r"(.+?)((?:\[[^\[\]]*\])+)", re.DOTALL)
 _KNOWN = ("config.json", "adapter_config.json", "configuration.json", "brick.yaml")
 """Files of which a directory that a name can mean has one, if it is no run."""
@@ -63,7 +64,7 @@ def find(name: str, runs: Path | None = None) -> Named:
 
     Args:
         name: A recipe's file or NAME for recipes/NAME.yaml, each also with a point of its sweep; a run's directory, its name, or the
-            start of its name; a model directory, a GGUF file or a hub id.
+            start of its name if that says the recipe's; a model directory, a GGUF file or a hub id.
         runs: Directory of runs; default: runs/ in the project.
 
     Raises:
@@ -81,7 +82,8 @@ def find(name: str, runs: Path | None = None) -> Named:
         return found[0]
     path = Path(name).expanduser()
     every = [run.name for run in list_runs(folder)]
-    if name and any(run.startswith(name) for run in every):
+    # The start says at least the recipe's whole name, so that a misspelt name is not a run of another recipe.
+    if any(run.startswith(name) and len(name) >= len(run) - _KEY for run in every):
         return Named(name, "run", find_run(folder, name).path)
     if name and path.is_dir():  # without any file that a model has, which is said where it is opened
         return Named(name, "model", path)
@@ -184,7 +186,9 @@ def load_named(
     if settings:
         raise UsageError(f"--set overrides recipe fields, but {name} is a model", "Remove --set, or name a recipe.")
     place = name if found.path is None else str(found.path.resolve())
-    label = re.sub(r"[^a-z0-9._-]+", "-", Path(name.partition("@")[0] if found.path is None else place).name.lower())
+    label = re.sub(
+        r"[^a-z0-9._-]+", "-", Path(name.partition("@")[0] if found.path is None else found.path.name or place).name.lower()
+    )
     return from_data(
         {"version": 1, "name": label.lstrip("._-") or "model", "base": place, "steps": []}, find_project(Path.cwd() / "here")
     )
