@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import resource
+import shlex
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,9 +21,10 @@ from worlds.project import Project
 from worlds.tiny import files_of
 
 from workbench.cli import app
-from workbench.cli._failures import explained
+from workbench.cli._failures import explained, short_of_memory
 from workbench.errors import WorkbenchError, size
 from workbench.files import atomic_write, write_text
+from workbench.run.directory import RunDirectory
 from workbench.weights.saving import save_tensors
 
 RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
@@ -190,3 +194,66 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path: Path) -> None:
         raise RuntimeError
     assert file.read_text() == "old"
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize("arguments", [("methods",), ("run", "test"), ("chat", "base"), ("--help",)])
+def test_closed_streams(arguments: tuple[str, ...], project: Project) -> None:
+    """`>&-`, `2>&-` and `<&-`: an error before any work, or none; never a traceback, and nothing is written into files of the project."""
+    project.write(RECIPE)
+    command = shlex.join([sys.executable, "-m", "workbench", *arguments])
+    for closed, code in ((">&-", 1), ("2>&- >/dev/null </dev/null", 0), ("<&- >/dev/null", 0), ("<&- >&- 2>&-", 1)):
+        result = subprocess.run(
+            ["sh", "-c", f"{command} {closed}"], cwd=project.path, capture_output=True, text=True, check=False
+        )
+        assert (result.returncode, "Traceback" in result.stderr) == (code, False), result.stderr
+        if closed == ">&-":
+            assert result.stderr.startswith("error: standard output is closed"), result.stderr
+            assert not (project.path / "runs").exists()
+
+
+@pytest.mark.parametrize("kilobytes", [150_000, 250_000, 400_000])
+def test_an_address_space_that_is_too_small(kilobytes: int, project: Project) -> None:
+    command = f"ulimit -v {kilobytes}; exec {shlex.join([sys.executable, '-m', 'workbench', 'doctor'])}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+    result = subprocess.run(["sh", "-c", command], cwd=project.path, capture_output=True, text=True, check=False, env=environment)
+    assert "ulimit -v unlimited" in result.stderr, result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.returncode == 1
+
+
+def test_memory_and_threads_that_are_refused() -> None:
+    for error in (
+        MemoryError(),
+        OSError(errno.ENOMEM, "no"),
+        RuntimeError("can't start new thread"),
+        RuntimeError("DefaultCPUAllocator: no"),
+    ):
+        wrapped = ValueError("later")
+        wrapped.__context__ = error
+        found = short_of_memory(wrapped)
+        assert found is not None
+        assert "ulimit -v unlimited" in str(found.hint)
+    assert short_of_memory(RuntimeError("another")) is None
+
+
+def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
+    """On a terminal, while `run` works: here it waits for another process."""
+    run = RunDirectory(Path(project.run(RECIPE)["run"]))
+    run.write({**run.record, "status": "started"})
+    shutil.rmtree(run.model)
+    terminal, end = os.openpty()
+    with run.lock():
+        command = [sys.executable, "-m", "workbench", "run", "recipes/test.yaml", "--wait"]
+        with subprocess.Popen(command, cwd=project.path, stdin=end, stdout=end, stderr=end) as process:
+            os.close(end)
+            said = b""
+            while b"waiting for it" not in said:
+                said += os.read(terminal, 1000)
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(OSError):  # the end of a terminal
+                while more := os.read(terminal, 1000):
+                    said += more
+    os.close(terminal)
+    assert process.returncode == 130
+    assert b"interrupted; run the same command again to resume" in said
+    assert b"Traceback" not in said

@@ -33,6 +33,16 @@ COMMANDS = {
     "edit rebase": ["edit", "rebase", "bricks/one", "--onto", "mena", "-o", "bricks/new"],
     "facts check --recipe": ["facts", "check", "facts.jsonl", "--recipe", "mena"],
     "facts check --model": ["facts", "check", "facts.jsonl", "--model", "mena"],
+    "push": ["push", "mena", "org/name", "--dry-run"],
+    "export": ["export", "mena", "--for", "vllm", "--served-base", "org/base", "-o", "out"],
+    "route explain": ["route", "explain", "mena", "w1"],
+    "memory ls": ["memory", "ls", "mena"],
+    "analyze": ["analyze", "locate", "mena", "--facts", "facts.jsonl"],
+}
+REFUSED = {
+    "no such name": ("mena", "Did you mean 'mean'?"),
+    "no such point": ("mean[foo,lambda=7]", "No step has the method 'foo'"),
+    "two things": ("twice", "'twice' is a model (./twice) and a recipe (recipes/twice.yaml)"),
 }
 
 
@@ -43,14 +53,18 @@ def world(project: Project, cwd: Path) -> Project:
     return project
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_a_misspelt_recipe_is_recognised(name: str, world: Project) -> None:
-    """By every command that takes a recipe, before any work."""
-    result = CliRunner().invoke(app, COMMANDS[name])
+@pytest.mark.parametrize("case", REFUSED)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_name_that_means_nothing_or_two_things_is_refused(command: str, case: str, world: Project) -> None:
+    """By every command that takes a name, before any work."""
+    (world.path / "twice").symlink_to((world.path / "base").resolve())
+    world.write(TWO + "steps: [{merge: average}]\n", "twice.yaml")
+    name, expected = REFUSED[case]
+    result = CliRunner().invoke(app, [name if word == "mena" else word for word in COMMANDS[command]])
     error = result.exception
     said = error.message if isinstance(error, WorkbenchError) else result.stderr
-    assert "mena" in said
-    assert "Did you mean 'mean'?" in said
+    assert name in said
+    assert expected in said
     assert (error.exit_code if isinstance(error, WorkbenchError) else result.exit_code) == 2
 
 
@@ -121,11 +135,11 @@ def test_there_is_no_score_line_for_what_is_no_language_model(world: Project) ->
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copyfile(world.path / "base" / name, world.path / "encoder" / name)
     world.write("base: encoder\nsteps: []\neval: [mini]\n", "encoder.yaml")
-    said = call("run", "encoder").stderr
+    said = call("run", "recipes/encoder.yaml").stderr
     assert "load:" in said
     assert "score:" not in said
     with pytest.raises(WorkbenchError, match="not a decoder-only language model"):
-        call("eval", "encoder")
+        call("eval", "recipes/encoder.yaml")
 
 
 def test_hints_quote_paths(world: Project) -> None:

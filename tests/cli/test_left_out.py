@@ -189,5 +189,5 @@ def test_two_recipes_or_the_base_of_one_name_are_refused(world: Project) -> None
         call("eval", "mean", "again")
     world.write(TWO + "steps: [{merge: average}]\neval: [mini]\n", "base.yaml")
     with pytest.raises(WorkbenchError, match="two different configurations are called 'base'"):
-        call("eval", "base")
+        call("eval", "recipes/base.yaml")
     assert not Path("runs").exists()

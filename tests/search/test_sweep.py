@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from workbench.resolve.resolve import resolve
 from workbench.search.sweep import expand, point_of
 
 BRICKS = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
+TWO_STEPS = "steps: [{id: a, merge: ties, density: 0.5}, {id: b, merge: ties, density: 0.5}]\n"
 STEPS = "steps: [{id: mix, merge: ties, density: 0.5, bricks: {one: 1, two: 0.5}}]\n"
 
 
@@ -71,8 +73,7 @@ def test_bricks_seeds_knots_and_labels(project: Project) -> None:
         "mine[bricks=one+two]",
         "mine[bricks=one+three]",
     ]
-    steps = "steps: [{id: a, merge: ties, density: 0.5}, {id: b, merge: ties, density: 0.5}]\n"
-    both = written(project, "{a.lambda: [0.1, 1e-3], b.lambda: [1, 2]}", steps)
+    both = written(project, "{a.lambda: [0.1, 1e-3], b.lambda: [1, 2]}", TWO_STEPS)
     assert names(both)[-1] == "mine[a.lambda=0.001,b.lambda=2]"
     assert names(written(project, "{mix.lambda.knots.1: [0, 1]}"))[0] == "mine[knots.1=0]"
     assert names(written(project, "{output.dtype: [float32, bfloat16]}"))[0] == "mine[dtype=float32]"
@@ -81,12 +82,15 @@ def test_bricks_seeds_knots_and_labels(project: Project) -> None:
 def test_options_add_replace_and_fix_dimensions(project: Project) -> None:
     sweep = "{mix.lambda: [0.25, 0.5], mix.merge: [ties, dare]}"
     assert names(written(project, sweep), "0.lambda=1,2") == [
-        "mine[ties,lambda=1]",
-        "mine[ties,lambda=2]",
-        "mine[dare,lambda=1]",
-        "mine[dare,lambda=2]",
+        "mine[ties,0.lambda=1]",
+        "mine[ties,0.lambda=2]",
+        "mine[dare,0.lambda=1]",
+        "mine[dare,0.lambda=2]",
     ]
-    assert names(written(project), "mix.bricks=[one,two],[one,two,three]") == ["mine[bricks=2]", "mine[bricks=3]"]
+    assert names(written(project), "mix.bricks=[one,two],[one,two,three]") == [
+        "mine[bricks=one+two]",
+        "mine[bricks=one+two+three]",
+    ]
     fixed = expand(written(project, sweep, STEPS, "0.lambda=0.7"))
     assert [r.name for r in fixed.recipes] == ["mine[ties]", "mine[dare]"]
     assert {r.steps[0].lam for r in fixed.recipes} == {0.7}  # type: ignore[attr-defined]
@@ -98,10 +102,73 @@ def test_options_add_replace_and_fix_dimensions(project: Project) -> None:
 def test_a_point_is_found_by_its_name(project: Project) -> None:
     recipe = written(project, "{mix.lambda: [0.25, 0.5]}")
     assert point_of(recipe, "[lambda=0.5]").steps[0].lam == 0.5  # type: ignore[attr-defined]
-    with pytest.raises(WorkbenchError, match=r"no such point. Did you mean 'mine\[lambda=0.5\]'"):
+    with pytest.raises(WorkbenchError, match=r"no such point. The sweep has no lambda=0.6. Did you mean 'mine\[lambda=0.5\]'"):
         point_of(recipe, "[lambda=0.6]")
-    with pytest.raises(WorkbenchError, match="has no `sweep`"):
-        point_of(written(project), "[lambda=0.5]")
+    assert point_of(recipe, "[mix.lambda=0.6]").steps[0].lam == 0.6  # type: ignore[attr-defined]
+
+
+ASKED = {
+    "a method and a number": ("", STEPS, ["mix.merge=ties,tsv", "mix.lambda=0.5,1"], "mine[tsv,lambda=1]"),
+    "a field that another method lacks": ("", STEPS, ["mix.merge=average,ties", "mix.density=0.2,1e-05"], "mine[ties,density=1e-05]"),
+    "lists": ("", STEPS, ["mix.bricks=[one],[one,two],[one,two,three]"], "mine[bricks=one+]"),
+    "a brick": ("", STEPS, ["mix.bricks.one=0.5,1", "seed=0,1"], "mine[one=0.5,seed=0]"),
+    "below a field": ("", STEPS, ["mix.lambda.knots.1=0,1", "output.dtype=float32,bfloat16"], "mine[mix.lambda.knots.1=0,output.dtype=float32]"),
+    "words that are no words": ("", STEPS, ["base=base,org/m"], "mine[base=org%2Fm]"),
+    "two steps": ("", TWO_STEPS, ["b.lambda=0.5,1", "b.merge=ties,dare"], "mine[b.lambda=0.5,b.merge=dare]"),
+    "beside the recipe's own": ("{mix.bricks: [[one, two], [one, two, three]]}", STEPS, ["seed=0,1"], "mine[bricks=2,seed=0]"),
+    "beside fields that a method lacks": ("{mix.merge: [ties, average], mix.density: [0.2, 0.5]}", STEPS, ["seed=0,1"], "mine[average,seed=1]"),
+    "another method than the recipe's own": ("{mix.merge: [ties, dare], mix.density: [0.2, 0.5]}", STEPS, ["0.merge=tsv,ties"], "mine[density=0.2,0.merge=ties]"),
+    "instead of the recipe's own": ("{mix.lambda: [0.25, 0.5]}", STEPS, ["mix.lambda=0.25,2"], "mine[mix.lambda=2]"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", ASKED)
+def test_every_name_that_an_option_makes_is_read_back(case: str, project: Project) -> None:
+    """Whatever `--sweep` prints is the same recipe when its name is typed, in the written order of its parts or another."""
+    sweep, steps, asked, one = ASKED[case]
+    recipe = written(project, sweep, steps)
+    points = expand(recipe, asked).recipes
+    assert one in [point.name for point in points]
+    for point in points:
+        again = point_of(recipe, point.point)
+        assert (again.name, dump_steps(again), again.fields) == (point.name, dump_steps(point), point.fields)
+        turned = ",".join(reversed(point.point[1:-1].split(",")))
+        assert dump_steps(point_of(recipe, f"[{turned}]")) == dump_steps(point)
+    own = expand(recipe).recipes if sweep else ()
+    assert [point_of(recipe, one.point).name for one in own] == [one.name for one in own]
+
+
+def test_a_point_and_set_do_not_give_one_field_twice(project: Project) -> None:
+    recipe = written(project, "", STEPS, "0.lambda=1")
+    assert point_of(recipe, "[density=0.2]").settings == ("0.lambda=1", "mix.density=0.2")
+    with pytest.raises(WorkbenchError, match=r"'lambda=0\.5' and --set 0\.lambda set the same field"):
+        point_of(recipe, "[lambda=0.5]")
+
+
+UNKNOWN = {
+    "a value that the sweep lacks": ("{mix.lambda: [0.25, 0.5]}", STEPS, "[lambda=0.6]", r"Did you mean 'mine\[lambda=0.5\]'"),
+    "a field that the method lacks": ("{mix.merge: [ties, average], mix.density: [0.2, 0.5]}", STEPS, "[average,density=0.2]", r"A point says mix.merge, mix.density, as far as .*'mine\[ties,density=0.2\]'"),
+    "a part too few": ("{mix.lambda: [0.25, 0.5], seed: [0, 1]}", STEPS, "[lambda=0.5]", r"A point says mix.lambda, seed, as far as its method has these fields. Did you mean 'mine\[lambda=0.5,seed="),
+    "a method": ("", STEPS, "[tees,lambda=1]", "No step has the method 'tees'. Did you mean 'ties'"),
+    "a field": ("", STEPS, "[lamda=1]", "No step has the field 'lamda'. Did you mean 'lambda'"),
+    "a field of another method": ("", STEPS, "[tsv,density=0.5]", "No step has the field 'density'"),
+    "a value": ("", STEPS, "[lambda=much]", "lambda"),
+    "no value": ("", STEPS, "[lambda=]", "Expected a number or a word"),
+    "nothing": ("", STEPS, "[]", "Expected a number or a word"),
+    "a mapping": ("", STEPS, "[lambda=%7Ba: 1%7D]", "Expected a number or a word"),
+    "twice": ("", STEPS, "[lambda=1,mix.lambda=2]", "is a second value of mix.lambda"),
+    "two fields": ("", TWO_STEPS, "[lambda=1]", "'lambda' could be a.lambda or b.lambda"),
+    "two methods": ("", TWO_STEPS, "[dare]", "'dare' could be a.merge or b.merge"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", UNKNOWN)
+def test_unknown_points_are_refused_with_the_nearest_names(case: str, project: Project) -> None:
+    sweep, steps, point, message = UNKNOWN[case]
+    with pytest.raises(WorkbenchError, match="there is no such point") as caught:
+        point_of(written(project, sweep, steps), point)
+    assert re.search(message, caught.value.message)
+    assert caught.value.exit_code == 2
 
 
 EDITED = """

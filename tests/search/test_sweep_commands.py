@@ -79,8 +79,9 @@ def test_points_are_named_where_recipes_are(world: Project) -> None:
     assert "no such point" in run("search", "mine[lambda=3,ties]", code=2).exception.message
     assert "has no `search`" in run("search", NAMES[0], code=2).exception.message
     world.write(RECIPE, "plain.yaml")
-    assert "has no `sweep`" in run("plan", "plain[lambda=1]", code=2).exception.message
-    assert "no recipe 'other[lambda=1]'" in run("plan", "other[lambda=1]", code=2).exception.message
+    assert json.loads(run("plan", "plain[lambda=1]", "--json").stdout)["recipe"] == "plain[lambda=1]"
+    assert "No step has the field 'lamda'" in run("plan", "plain[lamda=1]", code=2).exception.message
+    assert "'other[lambda=1]': expected a recipe" in run("plan", "other[lambda=1]", code=2).exception.message
 
 
 def test_run_writes_a_point_and_refuses_the_sweep(world: Project) -> None:
@@ -94,7 +95,8 @@ def test_run_writes_a_point_and_refuses_the_sweep(world: Project) -> None:
     again = json.loads(run("run", str(Path(done["run"]) / "recipe.yaml"), "--device", "cpu", "--json").stdout)
     assert again["key"] == done["key"]
     fixed = ["--set", "mix.lambda=1.0", "--set", "0.merge=task_arithmetic"]
-    assert "density" in run("run", "mine", *fixed, "--device", "cpu", code=2).exception.message  # the method has no such field
+    named = run("run", "mine", *fixed, "--device", "cpu", "--json")
+    assert json.loads(named.stdout)["key"] == done["key"]  # the method has no density, as in the sweep, and this is said
     by_hand = json.loads(run("plan", "mine", "--set", "mix.lambda=1.0", "--set", "0.merge=ties", "--json").stdout)
     assert by_hand["recipe"] == "mine"
     assert "no such point" in run("run", "mine[lambda=2]", "--device", "cpu", code=2).exception.message
@@ -105,7 +107,7 @@ BAD: dict[str, tuple[list[str], str]] = {
     "large": (["eval", "mine", "--sweep", f"seed={','.join(map(str, range(99)))}"], "99 points"),
     "models alone": (["eval", "base", "--suite", "words", "--sweep", "mix.lambda=1,2"], "--sweep varies recipe fields"),
     "one value": (["report", "mine", "--sweep", "mix.lambda=1"], "expected at least two values"),
-    "point of no sweep": (["compare", "mine[lambda=1]"], "has no `sweep`"),
+    "point with no such field": (["compare", "mine[lamda=1]"], "No step has the field 'lamda'. Did you mean 'lambda'?"),
 }
 
 

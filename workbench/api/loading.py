@@ -100,13 +100,17 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:
     """Read and validate a recipe.
 
     Args:
-        path: The recipe file.
+        path: The recipe file, or any name that `workbench run` takes, such as "mine[lambda=0.5]".
         settings: Overrides of fields as in `--set`, such as "mix.density=0.3".
 
     Raises:
-        WorkbenchError: If the file cannot be read, a field is invalid, or an override names an unknown step or field.
+        WorkbenchError: If the name means nothing or two things, the file cannot be read, a field is invalid, or an override names an
+            unknown step or field.
     """
-    return LoadedRecipe(recipes.load_recipe(path, settings))
+    from workbench.api.naming import load_named
+    from workbench.api.scoring import warn
+
+    return LoadedRecipe(load_named(str(path), tuple(settings), warn))
 
 
 def load(path: str | Path, version: int | None = None, device: str = "auto") -> PreTrainedModel:

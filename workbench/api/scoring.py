@@ -151,11 +151,11 @@ def search(
 
     _refuse(options, "search", ("sweep", "max_points", "controls"))
     request = _request(recipe, (), options)
-    loaded = load_named(str(recipe), request.vary.settings)
+    loaded = load_named(str(recipe), request.vary.settings, warn, request.runs)
     scoring = Scoring(device, request.batch_size, request.limit)
     prepared = prepare(loaded, request.runs or loaded.project / "runs", scoring, trials=trials, events=events)
     for warning in prepared.warnings:
-        _warn(warning)
+        warn(warning)
     run(prepared)
     return FoundValues(conclude(prepared), loaded.project)
 
@@ -189,7 +189,7 @@ def _texts(names: Names) -> tuple[str, ...]:
     return (str(names),) if isinstance(names, (str, Path)) else tuple(str(name) for name in names)
 
 
-def _warn(text: str) -> None:
+def warn(text: str) -> None:
     """Warn at the line outside of this package that asked."""
     frame, level = sys._getframe(1), 2
     while frame.f_back and str(frame.f_globals.get("__name__")).startswith("workbench."):
@@ -198,7 +198,7 @@ def _warn(text: str) -> None:
 
 
 def _listener(events: Events) -> Listener:
-    return Listener(events, _warn, _warn)
+    return Listener(events, warn, warn)
 
 
 def _compared(found: StoredScores, request: Request) -> ComparedScores:

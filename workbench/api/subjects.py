@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.api.naming import no_subject, recipe_named, recipe_path
+from workbench.api.naming import Named, find, open_named
 from workbench.api.variation import Variation
 from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
@@ -193,15 +193,15 @@ def open_subjects(
     from workbench.evaluate.plans import plans
     from workbench.evaluate.suitechoice import suites_of
     from workbench.project import find_project
-    from workbench.run.opened import is_model, resolve_model
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite
 
     names, vary = request.names, request.vary
-    references = [name for name in dict.fromkeys(names) if recipe_named(name) is None and is_model(name)]
+    found = [_found(name, request) for name in dict.fromkeys(names)]
+    references = [one.name for one in found if one.kind != "recipe"]
     left_out: list[LeftOut] = []
-    wanted = [name for name in names if name not in references]
-    loaded, sweeps = _loaded(wanted, vary, left_out if skip else None)
+    wanted = [one for one in found if one.kind == "recipe"]
+    loaded, sweeps = _loaded(wanted, vary, listener, left_out if skip else None)
     if skip and not lenient:
         loaded = _with_inputs(loaded, left_out)
     if left_out and not loaded and not references:
@@ -211,7 +211,7 @@ def open_subjects(
     vary.check_used(bool(loaded))
     project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
     hub = Hub(headers_only=not fetch, events=listener.events)
-    models = {reference: resolve_model(reference, project, hub) for reference in references}
+    models = {reference: open_named(reference, runs=request.runs, project=project, hub=hub) for reference in references}
     chosen = suites_of(loaded, list(request.suites), project)
     entries = lineup(
         loaded,
@@ -269,34 +269,36 @@ def _on_worker(request: Request, device: str, server: str | None) -> Subjects:
     return open_subjects(request, fetch=True, device=pick_device(device)).on(device, server)
 
 
-def _recipe(name: str) -> Path:
-    """Return the recipe file that a name stands for.
+def _found(name: str, request: Request) -> Named:
+    """Return what a name means.
 
     Raises:
         WorkbenchError: If it is neither a recipe nor a model.
     """
-    path = recipe_path(name)
-    if path.is_file() or path.suffix in (".yaml", ".yml"):
-        return path
-    error = no_subject(name)
-    error.hint = "Imported runs need their suite too: --suite NAME. `workbench scores ls` lists stored scores."
-    raise error
+    try:
+        return find(name, request.runs)
+    except UsageError as error:
+        imported = "Imported runs need their suite too: --suite NAME. `workbench scores ls` lists stored scores."
+        raise error.reworded(error.message, f"{error.hint} {imported}") from None
 
 
-def _loaded(names: Sequence[str], vary: Variation, left_out: list[LeftOut] | None) -> tuple[list[Recipe], list[Sweep]]:
+def _loaded(
+    names: Sequence[Named], vary: Variation, listener: Listener, left_out: list[LeftOut] | None
+) -> tuple[list[Recipe], list[Sweep]]:
     """Load recipes and expand their sweeps.
 
     Args:
-        names: The recipes as the user names them.
+        names: The recipes.
         vary: Values of `--set` and `--sweep`.
+        listener: Who is told what `--set` changes.
         left_out: List that receives invalid recipes; None: they are errors.
     """
     recipes: list[Recipe] = []
     sweeps = []
-    for name in names:
-        path = _recipe(name)
+    for named in names:
+        path = named.path or Path(named.name)
         try:
-            expanded, sweep = vary.recipes(name)
+            expanded, sweep = vary.recipes(named.name, listener.say)
         except WorkbenchError as error:
             if left_out is None or not path.is_file():
                 raise

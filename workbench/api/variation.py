@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -48,16 +48,18 @@ class Variation:
             name = option.partition(" ")[0]
             raise UsageError(f"{option} recipe fields, but only models are named", f"Remove {name}, or name a recipe.")
 
-    def recipes(self, path: str | Path) -> tuple[list[Recipe], Sweep | None]:
+    def recipes(self, name: str, say: Callable[[str], None], runs: Path | None = None) -> tuple[list[Recipe], Sweep | None]:
         """Return the configurations of a recipe, and its sweep if it has one.
 
         Args:
-            path: The recipe as named on the command line, or a point of its sweep.
+            name: The recipe as named on the command line, or a point of its sweep.
+            say: Receives what `--set` changes beyond the fields that it names.
+            runs: Directory of runs; default: runs/ in the project.
 
         Raises:
             WorkbenchError: If the recipe or its sweep is invalid, or the sweep has too many points.
         """
         from workbench.search.sweep import expand
 
-        expanded = expand(load_named(str(path), self.settings), self.sweep, self.most)
+        expanded = expand(load_named(name, self.settings, say, runs), self.sweep, self.most)
         return list(expanded.recipes), expanded.sweep

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from workbench.cli import (
     analyze,
@@ -33,12 +34,27 @@ from workbench.cli import (
     suite,
     trust,
 )
-from workbench.cli._failures import command_of, explained, missing_extra, while_printing
+from workbench.cli._failures import command_of, explained, missing_extra, short_of_memory, while_printing
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
+
+class _Commands(TyperGroup):
+    """All commands; Ctrl-C ends each with a message, which typer would not print."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            out.stop()
+            out.say("interrupted; run the same command again to resume")
+            raise typer.Exit(130) from None
+
+
 app = typer.Typer(
+    cls=_Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -99,14 +115,12 @@ def main() -> None:
             sys.stdout.flush()  # raises here if stdout is a file on a full disk
     except WorkbenchError as error:
         _fail(error)
-    except KeyboardInterrupt:
-        out.stop()
-        out.say("interrupted; run the same command again to resume")
-        sys.exit(130)
     except BrokenPipeError:
         _drop_output()
         sys.exit(1)
     except OSError as error:
+        if short_of_memory(error):
+            raise
         if error.filename is None and error.errno is not None and while_printing(error):
             error.filename = "standard output"
         _drop_output()

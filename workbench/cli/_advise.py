@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import SUFFIXES, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, ThreadsOpt
 from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
@@ -15,8 +16,6 @@ from workbench.errors import UsageError, WorkbenchError, shell
 if TYPE_CHECKING:
     from workbench.library.advise import Advice, Pair
     from workbench.library.scored_before import ScoredBefore
-
-_RECIPES = (".yaml", ".yml")
 
 
 def advise(
@@ -71,7 +70,7 @@ def advise(
 
     out.quiet = quiet or json
     project = find_project(Path.cwd() / "here")
-    places, of_recipe = _of_recipe(Path(names[0])) if _is_recipe(names) else (_places(names), None)
+    places, of_recipe = _of_recipe(names[0]) if _is_recipe(names) else (_places(names), None)
     files = _files(texts or [])
     if write is not None and write.exists():
         raise WorkbenchError(f"{write}: already exists", "Choose another name: existing files are not overwritten.")
@@ -98,7 +97,7 @@ def advise(
 
 def _is_recipe(names: list[str]) -> bool:
     """Return True if the arguments are one recipe."""
-    recipes = [name for name in names if name.endswith(_RECIPES)]
+    recipes = [name for name in names if name.endswith((*SUFFIXES, "]"))]
     if recipes and len(names) > 1:
         raise UsageError(
             f"{recipes[0]}: a recipe stands alone", f"Type {shell('workbench', 'brick', 'advise', recipes[0])}, or name bricks."
@@ -106,11 +105,9 @@ def _is_recipe(names: list[str]) -> bool:
     return bool(recipes)
 
 
-def _of_recipe(path: Path) -> tuple[dict[str, str], str]:
+def _of_recipe(path: str) -> tuple[dict[str, str], str]:
     """Return brick -> place for the bricks that a recipe's merges read, and the place of its base."""
-    from workbench.recipe.recipe import load_recipe
-
-    recipe = load_recipe(path)
+    recipe = load_named(path)
     named = [name for step in recipe.steps if step.kind == "merge" for name in recipe.used_bricks(step)]
     bricks = {name: recipe.fields.bricks[name] for name in dict.fromkeys(named)}
     if not bricks:
@@ -120,7 +117,7 @@ def _of_recipe(path: Path) -> tuple[dict[str, str], str]:
             f"{path}: its base is a model with an adapter",
             "Write that model first (`workbench brick bake`), and name the bricks with it as --base.",
         )
-    if made := [name for name, brick in bricks.items() if brick.kind == "recipe" or brick.target.endswith(_RECIPES)]:
+    if made := [name for name, brick in bricks.items() if brick.kind == "recipe" or brick.target.endswith(SUFFIXES)]:
         raise UsageError(
             f"{path}: brick '{made[0]}' is a recipe, and a recipe has no weights before it has run",
             f"Run it, and name its result and the other bricks: {shell('workbench', 'run', bricks[made[0]].target)}",

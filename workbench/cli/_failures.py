@@ -39,6 +39,32 @@ def explained(error: OSError) -> WorkbenchError:
     return WorkbenchError(f"{where}: {message}", hint)
 
 
+def short_of_memory(error: BaseException) -> WorkbenchError | None:
+    """Return the error for memory or threads that the system refuses; None if `error` has another cause."""
+    cause: BaseException | None = error
+    while cause is not None:
+        text = str(cause)
+        if isinstance(cause, RuntimeError) and "can't start new thread" in text:
+            return WorkbenchError(
+                "the system refuses to start another thread",
+                "Raise the limits of memory and processes (ulimit -v unlimited; ulimit -u unlimited), or set OMP_NUM_THREADS=1.",
+            )
+        mapped = isinstance(cause, ImportError) and "map segment" in text
+        if (
+            isinstance(cause, MemoryError)
+            or mapped
+            or getattr(cause, "errno", None) == errno.ENOMEM
+            or "DefaultCPUAllocator" in text
+        ):
+            return WorkbenchError(
+                "the system refuses more memory to this process",
+                "Raise its limit (ulimit -v unlimited), end other programs, or use a machine with more memory: `workbench plan` says "
+                "how much a run needs. The same command resumes what was interrupted.",
+            )
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
 def missing_extra(error: BaseException, command: str) -> WorkbenchError | None:
     """Return the error for a library that belongs to an extra and is not installed; None if `error` has another cause.
 

@@ -7,12 +7,21 @@ from typing import Annotated, Literal
 
 import typer
 
-RecipeArg = Annotated[Path, typer.Argument(help="Recipe: a file, or NAME for recipes/NAME.yaml.", show_default=False)]
-RecipesArg = Annotated[list[str], typer.Argument(help="Recipes: files, or NAME for recipes/NAME.yaml.", show_default=False)]
+RecipeArg = Annotated[
+    str,
+    typer.Argument(
+        help="Recipe: a file, NAME for recipes/NAME.yaml, or NAME[POINT] for a point of its sweep; or a run or model.",
+        show_default=False,
+    ),
+]
+RecipesArg = Annotated[
+    list[str],
+    typer.Argument(help="Recipes: files, NAME for recipes/NAME.yaml, or NAME[POINT] for a point of a sweep.", show_default=False),
+]
 SubjectsArg = Annotated[
     list[str],
     typer.Argument(
-        help="Recipes (files, or NAME for recipes/NAME.yaml), model directories, GGUF files, hub ids (org/name[@revision]).",
+        help="Recipes (files, NAME for recipes/NAME.yaml, NAME[POINT] of a sweep), runs, model directories, GGUF files, hub ids (org/name[@revision]).",
         metavar="RECIPE_OR_MODEL",
         show_default=False,
     ),
@@ -30,7 +39,8 @@ SetOpt = Annotated[
     typer.Option(
         "--set",
         metavar="STEP.FIELD=VALUE",
-        help="Override a recipe field: mix.density=0.3 or 0.density=0.3 (step by id or index), seed=1. Repeatable.",
+        help="Override a recipe field: mix.density=0.3 or 0.density=0.3 (step by id or index), seed=1. A new method, such as "
+        "mix.merge=tsv, drops the fields that it lacks. Repeatable.",
     ),
 ]
 DeviceOpt = Annotated[

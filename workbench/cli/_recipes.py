@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.api.naming import load_named, relative
 from workbench.cli._output import out
 from workbench.errors import WorkbenchError, shell
 
@@ -14,7 +15,7 @@ if TYPE_CHECKING:
     from workbench.resolve.resolved import Resolved
 
 
-def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
+def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
     """Return the commands that score a recipe's result; an empty list if `eval` would refuse the recipe.
 
     Args:
@@ -56,7 +57,7 @@ def score_lines(resolved: Resolved, recipe: Path, settings: Sequence[str] | None
     return lines
 
 
-def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
+def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers_only: bool = False) -> tuple[Resolved, Path]:
     """Load a recipe and resolve its inputs.
 
     Args:
@@ -68,15 +69,8 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
     Returns:
         The resolved recipe, and the directory of runs.
     """
-    from workbench.api.naming import load_named
     from workbench.bricks.hub import Hub
     from workbench.resolve.resolve import resolve
 
-    loaded = load_named(str(recipe), settings or ())
+    loaded = load_named(recipe, settings or (), out.say, runs_dir)
     return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
-
-
-def relative(path: Path) -> Path:
-    """Return a path relative to the current folder if it lies below it, else unchanged."""
-    here = Path.cwd()
-    return path.resolve().relative_to(here) if path.resolve().is_relative_to(here) else path

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
-from workbench.api.naming import recipe_named
+from workbench.api.naming import find, load_named, relative
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.errors import WorkbenchError, shell
 
 if TYPE_CHECKING:
@@ -36,7 +35,7 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     """
     results: dict[str, dict[str, Any]] = {}
     unfinished = []
-    for recipe in _recipes(names, settings):
+    for recipe in _recipes(names, settings, runs_dir):
         folders = (runs_dir or recipe.project / "runs") / "search"
         pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
@@ -68,15 +67,14 @@ def write_pages(results: Mapping[str, Mapping[str, Any]], to: Path) -> list[Path
     return paths
 
 
-def _recipes(names: list[str], settings: list[str] | None) -> list[Recipe]:
+def _recipes(names: list[str], settings: list[str] | None, runs_dir: Path | None) -> list[Recipe]:
     """Return the named recipes that have a `search` field."""
-    from workbench.recipe.recipe import load_recipe
-
-    files = [file for name in names if (file := recipe_named(name)) is not None]
     recipes = []
-    for file in dict.fromkeys(files):
+    for name in dict.fromkeys(names):
         try:
-            recipe = load_recipe(file, settings or ())
+            if find(name, runs_dir).kind != "recipe":
+                continue
+            recipe = load_named(name, settings or ())
         except WorkbenchError:  # `open_subjects` reports it as left out
             continue
         if recipe.fields.search is not None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.api.naming import no_subject, recipe_path
 from workbench.api.subjects import Listener
 from workbench.cli._output import out
 from workbench.errors import LeftOut, shell
@@ -16,7 +14,6 @@ from workbench.errors import LeftOut, shell
 if TYPE_CHECKING:
     from workbench.compare.compare import Comparison
     from workbench.compare.sweeps import Sweep
-    from workbench.run.opened import NamedModel
     from workbench.scores.store import Scores, ScoreStore
 
 
@@ -42,32 +39,3 @@ def compare_scores(
     from workbench.compare.compare import compare
 
     return compare(store, scores, baseline=baseline, project=project, command=command_line(), sweeps=sweeps)
-
-
-def open_configuration(reference: str) -> NamedModel:
-    """Resolve a recipe or model.
-
-    Args:
-        reference: Recipe, model directory or hub id as named on the command line.
-
-    Raises:
-        WorkbenchError: If it is neither a recipe nor a model.
-    """
-    from workbench.api.naming import load_named
-    from workbench.bricks.hub import Hub
-    from workbench.project import find_project
-    from workbench.resolve.resolve import resolve
-    from workbench.run.opened import NamedModel, is_model, resolve_model
-
-    hub, path = Hub(events=out.event), recipe_path(reference)
-    if path.suffix in (".yaml", ".yml"):
-        loaded = load_named(reference)
-        return NamedModel(loaded.name, resolve(loaded, hub))
-    if not is_model(reference):
-        raise no_subject(reference)
-    project = find_project(Path.cwd() / "here")
-    model = resolve_model(reference, project, hub)
-    base = model.resolved.recipe.fields.base_name
-    if not Path(reference).is_absolute() and (project / reference).resolve() == Path(base):
-        return replace(model, base=str(Path(reference)))
-    return replace(model, base=str(Path(base).relative_to(project))) if Path(base).is_relative_to(project) else model

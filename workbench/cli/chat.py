@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import no_subject, recipe_path
+from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._panes import Panes, Write, streaming
-from workbench.cli._recipes import load
-from workbench.errors import UsageError, WorkbenchError, shell, size
+from workbench.errors import UsageError, size
 
 if TYPE_CHECKING:
     import torch
@@ -28,7 +27,7 @@ def chat(
     targets: Annotated[
         list[str],
         typer.Argument(
-            help="Recipe, run, or model directory; two to see both answers to each prompt.",
+            help="Recipe, point of a sweep, run, or model; two to see both answers to each prompt.",
             metavar="TARGET [OTHER]",
             show_default=False,
         ),
@@ -126,49 +125,27 @@ def _open(targets: Sequence[str], runs_dir: Path | None, device: torch.device, p
     """Load one or two models; two of the same base share one live model if their weights allow it."""
     from workbench.models.tokenizer import load_tokenizer
 
-    def speaker(name: str, model: Callable[[], Any], tokenizer: Any) -> Speaker:
-        return Speaker(name, model, tokenizer, bool(tokenizer.chat_template) and not plain)
-
-    if len(targets) == 2 and all(both := [_resolved(target, runs_dir) for target in targets]):
+    opened = [open_named(target, out.event, runs_dir).resolved for target in targets]
+    tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
+    models: list[Callable[[], Any]] = []
+    if len(opened) == 2:
         from workbench.run.sharing import shared
 
-        first, second = (resolved for resolved in both if resolved)
-        if (one := shared(first, second, device, out.event)) is not None:
-            out.say(f"both share one model of {first.recipe.fields.base_name}; {size(one.bytes)} of weights differ")
-            tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in (first, second)]
-            return [speaker(targets[i], partial(one.holding, i), tokenizers[i]) for i in range(2)]
-    speakers = []
-    for target in targets:
-        model, tokenizer = open_live(target, runs_dir, device)
-        speakers.append(speaker(target, partial(_itself, model), tokenizer))
-    if len(speakers) == 2:
-        out.say("two models are in memory, because they cannot share their weights")
-    return speakers
+        if (one := shared(opened[0], opened[1], device, out.event)) is not None:
+            out.say(f"both share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")
+            models = [partial(one.holding, i) for i in range(2)]
+    if not models:
+        models = [partial(_itself, _live(resolved, device)) for resolved in opened]
+        if len(models) == 2:
+            out.say("two models are in memory, because they cannot share their weights")
+    return [
+        Speaker(target, model, tokenizer, bool(tokenizer.chat_template) and not plain)
+        for target, model, tokenizer in zip(targets, models, tokenizers, strict=True)
+    ]
 
 
 def _itself(model: Any) -> Any:
     return model
-
-
-def _resolved(target: str, runs_dir: Path | None) -> Resolved | None:
-    """Return the recipe of a target, or the recipe without steps of a model directory; None for runs and configurations."""
-    from workbench.project import find_project
-    from workbench.run.opened import resolve_model
-    from workbench.run.saved import is_configuration
-
-    path = Path(target) if _is_model(Path(target)) else recipe_path(target)
-    if is_configuration(path):
-        return None
-    if path.suffix in (".yaml", ".yml"):
-        return load(path, None, runs_dir)[0]
-    if _is_model(path):
-        return resolve_model(str(path), find_project(Path.cwd() / "here")).resolved
-    return None
-
-
-def _is_model(path: Path) -> bool:
-    """Return True for a model directory and for a GGUF file."""
-    return (path / "config.json").is_file() or (path.suffix == ".gguf" and path.is_file())
 
 
 def _ask() -> str:
@@ -179,63 +156,23 @@ def _ask() -> str:
 
 
 def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple[Any, Any]:
-    """Load the model of a recipe, a run or a model directory, and its tokenizer.
+    """Load the model of a recipe, a run or a model, and its tokenizer.
 
     Args:
-        target: Recipe, run or model directory as named on the command line.
-        runs_dir: Directory of runs; default: runs/.
+        target: The name on the command line; see `find`.
+        runs_dir: Directory of runs; default: runs/ in the project.
         device: Device of the model.
 
     Raises:
         WorkbenchError: If there is no such recipe, run or model, or if it has no model that can be loaded.
     """
-    from transformers import AutoModelForCausalLM
-
     from workbench.models.tokenizer import load_tokenizer
-    from workbench.run.saved import is_configuration
 
-    path = Path(target) if _is_model(Path(target)) else recipe_path(target)
-    if is_configuration(path):
-        return _configured(path, device)
-    packed = _resolved(target, runs_dir) if _is_model(path) else None
-    if path.suffix in (".yaml", ".yml") or (packed is not None and packed.checkpoint.packed):
-        from workbench.run.materialize import materialize
-
-        resolved = packed or load(path, None, runs_dir)[0]
-        return materialize(resolved, device, events=out.event), load_tokenizer(resolved.tokenizer_path)
-    if not (path / "config.json").is_file():
-        from workbench.run.directory import find_run, list_runs
-
-        runs = runs_dir or Path("runs")
-        names = [run.name for run in list_runs(runs)]
-        if not path.exists() and not any(name.startswith(target) for name in names):
-            raise no_subject(target, f"a model directory, or a run in {runs}", names)
-        run = find_run(runs, target)
-        if not run.done:
-            raise WorkbenchError(f"{run.path}: the run is not finished", "Resume it with `workbench run` on its recipe.")
-        if run.adapter.is_dir():
-            raise WorkbenchError(
-                f"{run.path}: the run wrote an adapter, not a whole model",
-                f"`workbench chat {shell(run.path / 'recipe.yaml')}` composes the same configuration in memory.",
-            )
-        if run.configuration.is_dir():
-            return _configured(run.configuration, device)
-        path = run.model
-    from workbench.models.cleanup import native
-    from workbench.models.skeleton import check_decoder
-    from workbench.weights.checkpoint import read_config
-
-    config = read_config(path, target)
-    native(config, f"{target}: config.json")
-    check_decoder(config)
-    model = (
-        AutoModelForCausalLM.from_pretrained(path, trust_remote_code=False, use_safetensors=True, dtype="auto").to(device).eval()
-    )
-    return model, load_tokenizer(path)
+    resolved = open_named(target, out.event, runs_dir).resolved
+    return _live(resolved, device), load_tokenizer(resolved.tokenizer_path)
 
 
-def _configured(path: Path, device: torch.device) -> tuple[Any, Any]:
-    """Load the model of a configuration directory with its memory or router attached, and its tokenizer."""
-    from workbench.api.loading import load, load_tokenizer
+def _live(resolved: Resolved, device: torch.device) -> Any:
+    from workbench.run.materialize import materialize
 
-    return load(path, device=str(device)), load_tokenizer(path)
+    return materialize(resolved, device, events=out.event)

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import open_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt
 from workbench.cli._output import out
-from workbench.cli._subjects import open_configuration
 from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
@@ -61,7 +61,7 @@ def rebase(
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
-    model = open_configuration(onto)
+    model = open_named(onto, out.event)
     folder = Path(brick) if Path(brick).is_dir() or not Path("bricks", brick).is_dir() else Path("bricks", brick)
     rebased = run(
         folder,
@@ -111,7 +111,7 @@ def trace(
 
     out.quiet = json or quiet
     table = trace_table(
-        open_configuration(model), facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
+        open_named(model, out.event), facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
     )
     out.result(lambda: TraceDocument.model_validate(table.document()), lambda: _say_trace(table), json=json)
     if html:

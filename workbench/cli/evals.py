@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from workbench.api.comparing import find_scores
+from workbench.api.naming import recipe_files, relative
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
 from workbench.api.variation import Variation
 from workbench.cli._comparison import groups_table, scores_table
@@ -35,7 +36,6 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._searchpage import searched, write_pages
 from workbench.cli._subjects import command_line, compare_scores, printing, told
 from workbench.cli._sweeps import sweep_tables
@@ -249,7 +249,7 @@ def report(
         document: Mapping[str, Any] | None = find_scores(request, baseline).compared(command_line()).document()
         pages: dict[str, dict[str, Any]] = {}
     else:
-        every = names or [str(p) for p in sorted(Path("recipes").glob("*.yaml"))]
+        every = names or list(map(str, recipe_files()))
         if not every:
             raise UsageError("no recipe is named, and there is none in recipes/", "Name one: workbench report recipes/NAME.yaml")
         pages, unsearched = searched(every, settings, runs_dir)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from workbench.api.naming import recipe_path
+from workbench.api.naming import find, load_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
@@ -149,37 +148,34 @@ def _written(record: dict[str, Any], to: Path, converted: Path | None, words: li
 
 def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     """Return the subject that an argument names."""
-    from workbench.api.naming import known_recipes, load_named, no_subject
     from workbench.bricks.hub import Hub
     from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
-    from workbench.run.directory import RECORD, RunDirectory, find_run, list_runs
     from workbench.run.saved import is_configuration
 
-    hub, path = Hub(events=out.event), Path(target)
-    named = recipe_path(target)
-    if not path.is_dir() and (named.is_file() or named.suffix in (".yaml", ".yml")):
-        return of_recipe(load_named(target), bricks, hub)
+    hub, found = Hub(events=out.event), find(target, runs_dir)
+    if found.kind == "recipe":
+        return of_recipe(load_named(target, runs=runs_dir), bricks, hub)
     if bricks:
         raise UsageError(
             "--brick chooses bricks of a recipe, but a run or directory is named", "Leave --brick out, or name the recipe."
         )
-    if is_configuration(path):
-        return of_configuration(path, hub)
-    if path.is_dir() and (path.resolve().parent / RECORD).is_file() and not (path / RECORD).is_file():
-        return of_run(RunDirectory(path.resolve().parent), hub)
-    if (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-        return of_model(path, find_project(Path.cwd() / "here"), hub)
-    if (path / "adapter_config.json").is_file():
+    if found.run is not None:
+        return of_run(found.run, hub)
+    if found.path is None:
+        raise UsageError(
+            f"{target}: expected files on disk, found a hub id", f"hf download {shell(target)} --local-dir DIR, then export DIR."
+        )
+    if is_configuration(found.path):
+        return of_configuration(found.path, hub)
+    if (found.path / "adapter_config.json").is_file():
         raise WorkbenchError(
             f"{target}: is an adapter without a run or recipe",
-            f"workbench recipe new recipes/NAME.yaml --base BASE --brick {shell(f'NAME={target}')}, then export the recipe.",
+            f"workbench recipe new NAME --base BASE --brick {shell(f'NAME={target}')}, then export the recipe.",
         )
-    runs = runs_dir or relative(find_project(Path.cwd() / "here") / "runs")
-    names = [run.name for run in list_runs(runs)]
-    if not path.exists() and not any(name.startswith(target) for name in names):
-        raise no_subject(target, f"a routed configuration, or a run in {runs}", [*names, *known_recipes()])
-    return of_run(find_run(runs, target), hub)
+    if not (found.path / "config.json").is_file():
+        raise UsageError(f"{target}: expected a recipe, a run, or a model directory with a config.json")
+    return of_model(found.path, find_project(Path.cwd() / "here"), hub)
 
 
 @app.command()

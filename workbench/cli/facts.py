@@ -55,7 +55,7 @@ SHOWN = 10
 def check(
     file: FileArg,
     recipe: Annotated[
-        Path | None,
+        str | None,
         typer.Option(
             "--recipe",
             help="Recipe: also search its edit bricks and edit steps for these facts, and ask its base for its answers.",
@@ -95,7 +95,7 @@ def check(
     out.quiet = json or quiet
     if continues and not stream:
         raise UsageError("--continues: only a stream continues a run", "Add --stream.")
-    loaded = load_named(str(recipe)) if recipe else None
+    loaded = load_named(recipe) if recipe else None
     asked_model = _model(model, loaded)
     used_encoder = encoder or _encoder_of(loaded)
     if used_encoder is not None:
@@ -150,22 +150,14 @@ def _table(findings: list[FactFinding]) -> None:
 
 def _model(reference: str | None, recipe: Recipe | None) -> NamedModel | None:
     """Return the model to ask: the one of --model, else the recipe's base."""
-    from workbench.api.naming import load_named, no_subject, recipe_path
+    from workbench.api.naming import open_named
     from workbench.bricks.hub import Hub
-    from workbench.project import find_project
     from workbench.resolve.resolve import resolve
-    from workbench.run.opened import NamedModel, is_model, resolve_model
+    from workbench.run.opened import NamedModel
 
-    hub = Hub(events=out.event)
-    if reference is None:
-        return NamedModel("the base", resolve(recipe.derive("base", []), hub)) if recipe else None
-    path = recipe_path(reference)
-    if path.suffix in (".yaml", ".yml"):
-        named = load_named(reference)
-        return NamedModel(named.name, resolve(named, hub))
-    if not is_model(reference):
-        raise no_subject(reference)
-    return resolve_model(reference, recipe.project if recipe else find_project(Path.cwd() / "here"), hub)
+    if reference is not None:
+        return open_named(reference, out.event, project=recipe.project if recipe else None)
+    return NamedModel("the base", resolve(recipe.derive("base", []), Hub(events=out.event))) if recipe else None
 
 
 @app.command("import")

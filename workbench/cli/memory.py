@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import run_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -179,13 +180,12 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     Raises:
         WorkbenchError: If there is no memory.
     """
-    from workbench.run.directory import find_run
     from workbench.run.memories import RECORD, SavedMemory
     from workbench.run.saved import MEMORY, is_configuration
 
     path = Path(place)
-    if not path.is_dir() or (path / "run.json").is_file():
-        path = find_run(runs_dir or Path("runs"), place).path
+    if not is_configuration(path) and not (path / RECORD).is_file():
+        path = run_named(place, runs_dir).path
     path = path / "configuration" if is_configuration(path / "configuration") else path
     if is_configuration(path):
         return SavedMemory(path / MEMORY), path

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import run_named
 from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 def push(
     run: Annotated[
-        str, typer.Argument(help="Finished run: its name, the start of its name, or its directory.", show_default=False)
+        str,
+        typer.Argument(
+            help="Finished run: its name, the start of its name, or its directory; or a recipe or point of a sweep that has been run.",
+            show_default=False,
+        ),
     ],
     repository: Annotated[
         str, typer.Argument(metavar="ORG/NAME", help="Repository of the hub; created if missing.", show_default=False)
@@ -61,7 +65,7 @@ def push(
     target = Target(repository, None if revision == "main" else revision, private, replace)
     if not dry_run:
         check_reachable()
-    found = _find(run, runs_dir)
+    found = run_named(run, runs_dir)
     packed = package(found)
     stated = licence_of(packed.record, licence, yes)
     files = contents(packed, _card(packed, runs_dir), stated, base)
@@ -90,17 +94,6 @@ def push(
     out.result(lambda: PushDocument.model_validate(document), lambda: _print(document), json=json)
     if not dry_run:
         out.say(_loading(packed, repository, target.revision))
-
-
-def _find(name: str, runs_dir: Path | None) -> Any:
-    """Return a run, given its name or directory, or the directory of its result."""
-    from workbench.project import find_project
-    from workbench.run.directory import RECORD, RunDirectory, find_run
-
-    inside = Path(name).resolve().parent
-    if Path(name).is_dir() and not (Path(name) / RECORD).is_file() and (inside / RECORD).is_file():
-        return RunDirectory(inside)
-    return find_run(runs_dir or relative(find_project(Path.cwd() / "here") / "runs"), name)
 
 
 def _card(packed: Package, runs_dir: Path | None) -> str:

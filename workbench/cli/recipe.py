@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder, relative
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -41,7 +42,9 @@ IGNORED = "runs/\n.workbench/\nreports/\n"
 
 @app.command()
 def new(
-    path: Annotated[Path, typer.Argument(help="File to write, or with --project the recipe's name.", show_default=False)],
+    name: Annotated[
+        str, typer.Argument(help="NAME for recipes/NAME.yaml in a project, or the file to write.", show_default=False)
+    ],
     base: Annotated[str, typer.Option(help="Base model: a directory or hub id.")] = "bricks/starter/base",
     brick: Annotated[
         list[str] | None, typer.Option(metavar="NAME=REF", help="Name and directory or hub id of a brick. Repeatable.")
@@ -65,9 +68,7 @@ def new(
             (project / folder).mkdir(parents=True, exist_ok=True)
         if not (project / ".gitignore").exists():
             (project / ".gitignore").write_text(IGNORED, "utf-8")
-        path = project / "recipes" / f"{path.name.removesuffix('.yaml')}.yaml"
-    if path.exists():
-        raise WorkbenchError(f"{path}: already exists", "Choose another name: existing files are not overwritten.")
+    path = _file(name, project)
     root = project or find_project(path)
     has_starter = (root / "bricks" / "add").is_dir() and (root / "bricks" / "reverse").is_dir()
     pairs = [entry.partition("=") for entry in brick or (["add=bricks/add", "reverse=bricks/reverse"] if has_starter else [])]
@@ -99,6 +100,23 @@ def new(
             )
 
 
+def _file(name: str, project: Path | None) -> Path:
+    """Return the file of a new recipe: for a NAME in a project, recipes/NAME.yaml, which commands then find by this name.
+
+    Raises:
+        WorkbenchError: If the file exists, or its name would mean two things.
+    """
+    path, folder = Path(name), project / "recipes" if project else recipes_folder()
+    stem = path.stem if path.suffix in SUFFIXES else path.name
+    if project or (path.name == name and stem == name and folder.is_dir()):
+        file, others = folder / f"{stem}.yaml", [folder / f"{stem}.yml", *(() if project else (path,))]
+    else:
+        file, others = path if path.suffix in SUFFIXES else path.with_name(f"{stem}.yaml"), []
+    if taken := next((one for one in (file, *others) if one.exists()), None):
+        raise WorkbenchError(f"{taken}: already exists", "Choose another name: existing files are not overwritten.")
+    return file
+
+
 def _located(ref: str, project: Path) -> str:
     """Return a reference as it reads from the project's folder: a directory of the working directory becomes an absolute path."""
     return str(Path(ref).resolve()) if Path(ref).is_dir() and not (project / ref).exists() else ref
@@ -116,7 +134,7 @@ def check(recipes: RecipesArg, settings: SetOpt = None, sweep: SweepOpt = None, 
     failed = False
     for name in recipes:
         try:
-            points, swept = Variation.of(settings, sweep, max_points).recipes(name)
+            points, swept = Variation.of(settings, sweep, max_points).recipes(name, out.say)
             steps = len(points[0].steps)
             number = f", {len(points)} configurations:" if swept else ""
             out.line(f"{name}: ok, {steps} step{'s' if steps != 1 else ''}{number}")
@@ -142,15 +160,12 @@ def diff(
     """
     from dataclasses import asdict
 
-    from workbench.api.naming import load_named, point_in, recipe_file
     from workbench.bricks.hub import Hub
-    from workbench.cli._recipes import relative
     from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.library.recipediff import recipe_difference
 
-    files = [recipe_file(name) for name in (first, second)]
     found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
-    names = [f"{relative(file)}{point_in(name)}" for file, name in zip(files, (first, second), strict=True)]
+    names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
 
     def document() -> RecipeDiffDocument:
         data = {

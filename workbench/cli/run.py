@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import relative
 from workbench.api.variation import Variation
 from workbench.cli._options import (
     DeviceOpt,
@@ -24,7 +25,7 @@ from workbench.cli._options import (
     VerboseOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import load, relative, score_lines
+from workbench.cli._recipes import load, score_lines
 from workbench.errors import WorkbenchError, duration, shell, size
 from workbench.steps import verbs
 
@@ -53,7 +54,7 @@ def plan(
     from workbench.run.plan import plan as make_plan
 
     out.quiet = json
-    recipes, swept = Variation.of(settings, sweep, max_points).recipes(recipe)
+    recipes, swept = Variation.of(settings, sweep, max_points).recipes(recipe, out.say, runs_dir)
     runs = runs_dir or relative(recipes[0].project / "runs")
     hub = Hub(headers_only=True, events=out.event)
     plans = [make_plan(resolve(one, hub), runs, threads, cuda=plans_cuda(device)) for one in recipes]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import relative
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, size
 

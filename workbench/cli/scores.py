@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from workbench.api.naming import relative
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._trust import reads_recipes
 from workbench.cli.items import items
 from workbench.errors import UsageError, WorkbenchError, shell, size

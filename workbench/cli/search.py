@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from workbench.api.naming import load_named, recipe_file
+from workbench.api.naming import load_named, relative
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
@@ -25,7 +25,6 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
 from workbench.errors import shell
 
@@ -82,8 +81,7 @@ def search(
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port, out.quiet)
     tracker = open_tracker(log, log_project)
-    file = recipe_file(str(recipe))
-    loaded = load_named(str(recipe), settings or ())
+    loaded = load_named(recipe, settings or (), out.say, runs_dir)
     scoring = Scoring(device, batch_size, limit)
     with watching_search(watch, port) as page:
         prepared = prepare(
@@ -99,7 +97,8 @@ def search(
         for warning in prepared.warnings:
             out.warn(warning)
         if engine == "ray":
-            place, runs = file.resolve(), prepared.folder.parent.parent.resolve()
+            assert loaded.path is not None  # a recipe without a file has no `search`
+            place, runs = loaded.path.resolve(), prepared.folder.parent.parent.resolve()
             run_on_cluster(prepared, Options(place, tuple(settings or ()), runs, scoring), workers)
         else:
             run(prepared)

@@ -185,7 +185,7 @@ def new(
     becomes "Question: …" and "Answer:". Bad rows are named with file and line before anything is written. Exits with 3 if a check of
     the new suite fails.
     """
-    from workbench.cli._recipes import relative
+    from workbench.api.naming import relative
     from workbench.cli.documents.suites import SuiteCheckDocument, SuiteNewDocument
     from workbench.evaluate.suitecheck import check_suite, find_base
     from workbench.evaluate.suitenew import KINDS, ROLES, new_suite, next_steps

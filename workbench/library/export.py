@@ -164,7 +164,9 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     if run.configuration.is_dir():
         return of_configuration(run.configuration, hub)
     record, project = run.record, find_project(run.path / RUN)
-    name, base = str(record.get("name", run.name)), record["inputs"]["base"]
+    # Requests and folders name the result, so the brackets of a point's name cannot stay.
+    name = re.sub(r"[^\w.-]+", "-", str(record.get("name", run.name))).strip("-")
+    base = record["inputs"]["base"]
     if not run.adapter.is_dir():
         return replace(of_model(run.model, project, hub), name=name)
     at = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"

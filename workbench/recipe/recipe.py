@@ -12,13 +12,14 @@ from typing import Any
 from pydantic import BaseModel
 
 from workbench import yamldoc
-from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.eval_fields import FactsEval, InlineEval
 from workbench.recipe.methods import methods
+from workbench.recipe.overrides import override
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
-from workbench.steps import RouteMethod, Step, verbs
+from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 
 
@@ -34,6 +35,7 @@ class Recipe:
         document: The parsed file with line numbers, for errors that are found after validation.
         settings: The overrides of `--set`, and the values of a point of a sweep in the same form.
         point: End of the name of a point of a sweep, such as "[lambda=0.5,ties]"; empty for any other recipe.
+        notes: What `--set` changed beyond the fields that it names, for the user.
     """
 
     fields: RecipeFields
@@ -43,6 +45,7 @@ class Recipe:
     document: yamldoc.Document | None = field(default=None, compare=False, repr=False)
     settings: tuple[str, ...] = ()
     point: str = ""
+    notes: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def stem(self) -> str:
@@ -185,11 +188,9 @@ def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> Recipe:
             f"{document.path}: expected a mapping with version, base, bricks and steps",
             "`workbench recipe new recipes/NAME.yaml` writes a recipe to start from.",
         )
-    settings = tuple(settings)
-    for setting in settings:
-        _override(document, setting)
-        _fix(document, setting.partition("=")[0])
-    return _from_document(document, find_project(path), path, settings)
+    settings, project = tuple(settings), find_project(path)
+    notes = override(document, settings, project)
+    return replace(_from_document(document, project, path, settings), notes=notes)
 
 
 def from_data(data: Mapping[str, Any], project: Path) -> Recipe:
@@ -307,64 +308,6 @@ def _check_tokenizer(recipe: Recipe) -> None:
         raise recipe.error(
             ("tokenizer", "missing"), text, "Remove `missing`: rows of a brick that is merged are aligned by token."
         )
-
-
-def _override(document: yamldoc.Document, setting: str) -> None:
-    """Apply one override of `--set`, such as "mix.density=0.3", "0.lambda=1", "output.dtype=float32" or "seed=1"."""
-    key, equals, text = setting.partition("=")
-    parts = key.split(".")
-    if not equals or not all(parts):
-        raise UsageError(f"--set {setting}: expected FIELD=VALUE or STEP.FIELD=VALUE", "Example: --set mix.density=0.3")
-    listed = document.data.get("steps")
-    places = [i for i, step in enumerate(listed) if isinstance(step, dict)] if isinstance(listed, list) else []
-    ids = {_written_id(listed[i]): i for i in places}
-    fields = [*RecipeFields.model_fields, "steps"]
-    target: Any = document.data
-    path: tuple[str | int, ...] = ()
-    if parts[0] in ids or (parts[0].isdecimal() and int(parts[0]) < len(places)):
-        index = ids[parts[0]] if parts[0] in ids else places[int(parts[0])]
-        target, path = listed[index], ("steps", index)
-        parts = parts[1:]
-        if not parts:
-            message = f"--set {setting}: '{key}' is a step, expected one of its fields"
-            raise InvalidRecipeError(message, f"Write --set {key}.FIELD={text}.")
-    elif parts[0] not in fields:
-        raise UsageError(f"--set {setting}: no step or field '{parts[0]}'. {nearest(parts[0], [*ids, *fields])}")
-    for part in parts[:-1]:
-        inner = target.setdefault(part, {})
-        if part == "bricks" and isinstance(inner, list) and all(isinstance(name, str) for name in inner):
-            inner = target[part] = dict.fromkeys(inner, 1.0)  # a list of names means weights of 1
-        target = inner
-        if not isinstance(target, dict):
-            raise UsageError(f"--set {setting}: '{part}' has no fields")
-    value = yamldoc.scalar(text)
-    target[parts[-1]] = value.data
-    document.replace_texts((*path, *parts), value)
-
-
-def _fix(document: yamldoc.Document, key: str) -> None:
-    """Remove a field that `--set` gives from the fields that the recipe's `sweep` varies."""
-    sweep, listed = document.data.get("sweep"), document.data.get("steps")
-    if not isinstance(sweep, dict):
-        return
-    ids = {
-        _written_id(step): str(i) for i, step in enumerate(listed if isinstance(listed, list) else ()) if isinstance(step, dict)
-    }
-
-    def place(name: str) -> str:
-        head, dot, rest = name.partition(".")
-        return ids.get(head, head) + dot + rest
-
-    fixed = [name for name in sweep if place(str(name)) == place(key)]
-    for name in fixed:
-        del sweep[name]
-    if fixed and not sweep:
-        del document.data["sweep"]
-
-
-def _written_id(step: Mapping[str, Any]) -> str:
-    """Return the id of a step in unvalidated data, or its verb and method."""
-    return str(step.get("id") or "-".join(f"{verb}-{step[verb]}" for verb in verbs() if verb in step))
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:

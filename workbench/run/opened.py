@@ -7,15 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
-from workbench.bricks.gguf_files import SUFFIX
 from workbench.bricks.hub import FETCH, Hub
 from workbench.bricks.locate import kinds_of, locate
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.models.skeleton import check_decoder
+from workbench.project import find_project
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
-from workbench.run.directory import RECORD
+from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.saved import is_configuration, open_configuration
 from workbench.weights.checkpoint import INDEX, SINGLE, refuse_foreign
 
@@ -37,16 +37,10 @@ class NamedModel:
     base: str | None = None
 
 
-def is_model(reference: str) -> bool:
-    """Return True if a command-line argument is a model: an existing directory or GGUF file, or text in the form of a hub id."""
-    if Path(reference).suffix in (".yaml", ".yml"):
-        return False
+def is_hub_id(reference: str) -> bool:
+    """Return True if a text has the form of a hub id, org/name with an optional @revision, and starts with no folder of a project."""
     folders = ("bricks", "recipes", "runs", "evals", ".", "..", "~")
-    if Path(reference).suffix == SUFFIX and Path(reference).expanduser().is_file():
-        return True
-    return Path(reference).expanduser().is_dir() or (
-        bool(_HUB_ID.fullmatch(reference)) and reference.split("/")[0] not in folders
-    )
+    return bool(_HUB_ID.fullmatch(reference)) and reference.split("/")[0] not in folders
 
 
 def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> NamedModel:
@@ -75,9 +69,11 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
             raise UsageError(f"{label}: no such directory", "Give a configuration or run directory whose memory has versions.")
         raise UsageError(f"{label}: has no memory, so it has no version {version}", "Remove the version.")
     if (place / RECORD).is_file():
+        if (run := RunDirectory(place.resolve())).adapter.is_dir() and run.done:
+            return NamedModel(run.name, _with_adapter(run, hub))
         if not (place / "model").is_dir():
             raise WorkbenchError(
-                f"{label}: this run has no finished model", f"Score its recipe: workbench eval {shell(place / 'recipe.yaml')}"
+                f"{label}: this run has no finished model", f"Resume it: workbench run {shell(place / 'recipe.yaml')}"
             )
         name, target = place.resolve().name, str((place / "model").resolve())
     elif place.is_dir():
@@ -112,3 +108,11 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
             r"^base(?=[: ])|^(?=config\.json:)", lambda m: label if m.group() else f"{label}: ", error.message, flags=re.MULTILINE
         )
         raise error.reworded(message, error.hint) from None
+
+
+def _with_adapter(run: RunDirectory, hub: Hub) -> Resolved:
+    """Resolve the adapter of a run, on its base, as a recipe without steps."""
+    base = run.record["inputs"]["base"]
+    on = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
+    data = {"version": 1, "name": "model", "base": {"adapter": str(run.adapter), "on": on}, "steps": []}
+    return resolve(from_data(data, find_project(run.path / RECORD)), hub)

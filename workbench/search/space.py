@@ -11,11 +11,11 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.recipe.overrides import choose_method, fields_of, weighs
 from workbench.recipe.plugins import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.recipe.search_fields import Range, Value
-from workbench.steps import MergeMethod, verbs
-from workbench.steps.fields import BrickEntry
+from workbench.steps import verbs
 
 DIGITS = 4
 """Significant digits of drawn numbers, so that a written recipe has exactly the values that were scored."""
@@ -112,7 +112,8 @@ class FieldSpace:
         data = {"version": 1, "name": name or self.recipe.name, **{k: v for k, v in data.items() if k not in ("version", "name")}}
         for dimension in self.dimensions:
             if dimension.name in values and dimension.chooses_method:
-                self._choose(data["steps"][dimension.step], dimension, str(values[dimension.name]))
+                verb, method = str(dimension.path[0]), str(values[dimension.name])
+                choose_method(data["steps"][dimension.step], verb, method, self.recipe.project)
         for dimension in self.active(values):
             if dimension.name in values and not dimension.chooses_method:
                 self._put(data, dimension, values[dimension.name])
@@ -201,7 +202,7 @@ class FieldSpace:
 
     def _suggest(self, dimension: Dimension) -> str:
         """Return the hint that names the closest field of the step's methods."""
-        known = {field for values in self._methods(dimension) for field in _fields_of(self._method(dimension, values))}
+        known = {field for values in self._methods(dimension) for field in fields_of(self._method(dimension, values))}
         return nearest(str(dimension.path[0]), sorted(known))
 
     def _method(self, dimension: Dimension, values: Values) -> type[Any] | None:
@@ -217,24 +218,13 @@ class FieldSpace:
         if dimension.step is None or dimension.chooses_method:
             return True
         kind = self._method(dimension, values)
-        if kind is None or dimension.path[0] not in _fields_of(kind):
+        if kind is None or dimension.path[0] not in fields_of(kind):
             return False
         # `average` has a list of bricks without weights.
-        weighed = not (dimension.path[0] == "bricks" and len(dimension.path) > 1) or _weighs(kind)
+        weighed = not (dimension.path[0] == "bricks" and len(dimension.path) > 1) or weighs(kind)
         return weighed and (
-            len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in _fields_of(kind.entry_type())
+            len(dimension.path) < 3 or dimension.path[0] != "bricks" or dimension.path[2] in fields_of(kind.entry_type())
         )
-
-    def _choose(self, step: dict[str, Any], dimension: Dimension, method: str) -> None:
-        """Set a step's method, and remove the fields that this method does not have."""
-        step[str(dimension.path[0])] = method
-        kind = MethodFinder(self.recipe.project).find(str(dimension.path[0]), method)
-        if kind is None:
-            return
-        for field in [f for f in step if f not in (*verbs(), "id") and f not in _fields_of(kind)]:
-            del step[field]
-        if "bricks" in step and issubclass(kind, MergeMethod) and not _weighs(kind):
-            step["bricks"] = list(step["bricks"])
 
     def _put(self, data: dict[str, Any], dimension: Dimension, value: Value) -> None:
         """Set a dimension's value in a recipe's plain data; containers that are missing on the way are created."""
@@ -326,17 +316,6 @@ class Space(FieldSpace):
             )
         self.fields = fields
         super().__init__(recipe, fields.space)
-
-
-def _fields_of(kind: type[Any] | None) -> set[str]:
-    return {field.alias or name for name, field in kind.model_fields.items()} if kind is not None else set()
-
-
-def _weighs(kind: type[Any]) -> bool:
-    """Return True if a merge method takes a weight for each brick."""
-    if not issubclass(kind, MergeMethod) or "bricks" not in kind.model_fields:
-        return False
-    return issubclass(kind.entry_type(), BrickEntry) and "dict" in str(kind.model_fields["bricks"].annotation)
 
 
 def plain_data(recipe: Recipe) -> dict[str, Any]:

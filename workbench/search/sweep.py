@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, product
@@ -17,14 +16,14 @@ from workbench.compare.leaders import MOST_MEMBERS
 from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.sweep_fields import SweepValues
+from workbench.recipe.sweep_fields import SweepValues, same
+from workbench.search.points import Place, PointNames, flow, place_of
 from workbench.search.space import Dimension, FieldSpace
 
 MOST_POINTS = MOST_MEMBERS - 1
 """Points of a sweep that are scored without being asked for: as many as the recommendation tests against each other."""
 _COUNTED = 100_000  # a larger product is refused without counting the points that are the same
 _LONGEST = 180  # letters of a point's name, which is also that of a folder
-_WORD = re.compile(r"[^A-Za-z0-9._+-]+")
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def expand(recipe: Recipe, asked: Sequence[str] = (), most: int | None = None) -
         WorkbenchError: If a dimension does not exist, a field does not accept a value, a dimension is listed twice, or there are too many points.
     """
     domains, wanted = _domains(recipe, asked)
-    plain = replace(recipe, fields=recipe.fields.model_copy(update={"sweep": None}))
+    plain = _unswept(recipe)
     if not domains:
         return Expanded((plain,))
     if plain.fields.search is not None:
@@ -121,49 +120,72 @@ def expand(recipe: Recipe, asked: Sequence[str] = (), most: int | None = None) -
     swept = _Swept(plain, domains, wanted)
     combined = list(swept.combinations())
     _few_enough(recipe, len(combined), most)
-    labels = _labels(swept.in_order)
-    words = {name: _words(values) for name, values in domains.items()}
-    recipes: list[Recipe] = []
-    points: list[SweepPoint] = []
-    for values in combined:
-        parts = [_part(labels[name], words[name][domains[name].index(value)]) for name, value in values.items()]
-        suffix = f"[{','.join(parts)}]"
-        if len(recipe.name + suffix) > _LONGEST:
-            text = f"recipe {recipe.name}: the name of a point has {len(recipe.name + suffix)} letters, at most {_LONGEST} are possible"
-            raise UsageError(f"{text}: {recipe.name}{suffix[:60]}…", "Sweep fewer fields, or shorter values.")
-        data = json.loads(json.dumps(swept.document(values)))
-        if recipe.fields.name is None:
-            data.pop("name")
-        settings = [f"{name}={_flow(value)}" for name, value in values.items()]
-        try:
-            recipes.append(plain.varied(data, recipe.point + suffix, settings))
-        except WorkbenchError as error:
-            raise error.reworded(f"sweep point {recipe.name}{suffix}: {error.message}", error.hint) from error
-        points.append(SweepPoint(recipe.name + suffix, values, yamldoc.dump(data)))
+    labels, suffixes = _names(recipe).of(swept.in_order, domains, wanted, combined)
+    made = [_point(plain, swept, values, suffix) for values, suffix in zip(combined, suffixes, strict=True)]
     dimensions = tuple(SweepDimension(name, labels[name] or name.rpartition(".")[2], values) for name, values in domains.items())
-    return Expanded(tuple(recipes), Sweep(recipe.name, dimensions, tuple(points)))
+    return Expanded(tuple(one for one, _ in made), Sweep(recipe.name, dimensions, tuple(point for _, point in made)))
+
+
+def _point(plain: Recipe, swept: _Swept, values: Mapping[str, Any], suffix: str) -> tuple[Recipe, SweepPoint]:
+    """Return a point of a sweep, with its name."""
+    name = plain.name + suffix
+    if len(name) > _LONGEST:
+        text = f"recipe {plain.name}: the name of a point has {len(name)} letters, at most {_LONGEST} are possible: {name[: len(plain.name) + 60]}…"
+        raise UsageError(
+            text, "Sweep fewer fields, or shorter values. Lists are named by their length if the recipe has them under `sweep`."
+        )
+    data = json.loads(json.dumps(swept.document(values)))
+    if plain.fields.name is None:
+        data.pop("name")
+    try:
+        made = plain.varied(data, plain.point + suffix, [f"{field}={flow(value)}" for field, value in values.items()])
+    except WorkbenchError as error:
+        raise error.reworded(f"sweep point {name}: {error.message}", error.hint) from error
+    return made, SweepPoint(name, values, yamldoc.dump(data))
 
 
 def point_of(recipe: Recipe, point: str) -> Recipe:
-    """Return a point of a recipe's sweep.
+    """Return the recipe of a point: one of the recipe's own sweep, or one that `--sweep` makes.
 
     Args:
-        recipe: The recipe with the sweep.
-        point: End of the point's name, such as "[lambda=0.5,ties]".
+        recipe: The recipe.
+        point: End of the point's name, such as "[lambda=0.5,ties]". The order of its parts does not matter.
 
     Raises:
-        WorkbenchError: If the recipe has no sweep, or the sweep no such point.
+        WorkbenchError: If a part of the name is no field, method or value of the recipe, or a field of its sweep is not named.
     """
-    if recipe.fields.sweep is None:
-        raise UsageError(
-            f"'{recipe.name}{point}': recipe {recipe.name} has no `sweep`, and so no points", "Name the recipe alone."
-        )
-    points = expand(recipe, most=_COUNTED).recipes
-    found = next((one for one in points if one.point == point), None)
-    if found is None:
-        near = nearest(recipe.name + point, [one.name for one in points])
-        raise UsageError(f"'{recipe.name}{point}': the sweep of {recipe.name} has no such point. {near}")
-    return found
+    own, plain = recipe.fields.sweep or {}, _unswept(recipe)
+    try:
+        given = {one.field: one for one in _names(recipe).read(point[1:-1].split(","))}
+        domains, space = dict(own), _unswept_space(recipe)
+        fixed = _fixed(recipe, space)
+        if twice := next((one for one in given.values() if place_of(space.located(one.field)) in fixed), None):
+            key = fixed[place_of(space.located(twice.field))]
+            raise UsageError(f"'{twice.part}' and --set {key} set the same field.", "Remove one of them.")
+        for name, one in given.items():  # beside the sweep's own values, for which some field may exist that this one lacks
+            values = domains.get(name, ())
+            domains[name] = values if any(same(one.value, value) for value in values) else (*values, one.value)
+        swept = _Swept(plain, domains, frozenset(domains) - frozenset(own))
+        for found in swept.combinations():
+            if found.keys() == given.keys() and all(same(value, given[name].value) for name, value in found.items()):
+                return _point(plain, swept, found, f"[{','.join(one.part for one in given.values())}]")[0]
+        reason, hint = f"A point says {', '.join(domains)}, as far as its method has these fields.", None
+    except WorkbenchError as error:
+        reason, hint = error.message, error.hint
+    near = nearest(recipe.name + point, [one.name for one in expand(recipe, most=_COUNTED).recipes]) if own else ""
+    raise UsageError(f"'{recipe.name}{point}': there is no such point. {reason} {near}".rstrip(), hint)
+
+
+def _names(recipe: Recipe) -> PointNames:
+    return PointNames(_unswept_space(recipe), recipe.fields.sweep or {})
+
+
+def _unswept(recipe: Recipe) -> Recipe:
+    return replace(recipe, fields=recipe.fields.model_copy(update={"sweep": None}))
+
+
+def _unswept_space(recipe: Recipe, asked: frozenset[str] = frozenset()) -> _Swept:
+    return _Swept(_unswept(recipe), {}, asked)
 
 
 def _domains(recipe: Recipe, asked: Sequence[str]) -> tuple[dict[str, tuple[Value, ...]], frozenset[str]]:
@@ -174,28 +196,29 @@ def _domains(recipe: Recipe, asked: Sequence[str]) -> tuple[dict[str, tuple[Valu
         if name in given:
             raise UsageError(f"--sweep {name}: given twice", f"Write all values into one: --sweep {name}=VALUE,VALUE,…")
         given[name] = values
-    space = _Swept(replace(recipe, fields=recipe.fields.model_copy(update={"sweep": None})), {}, frozenset(given))
-    places = {_place(space.located(name)): name for name in given}
-    fixed = {place: key for key in (s.partition("=")[0] for s in recipe.settings) if (place := _written_place(space, key))}
+    space = _unswept_space(recipe, frozenset(given))
+    places = {place_of(space.located(name)): name for name in given}
+    fixed = _fixed(recipe, space)
     for place, name in places.items():
         if place in fixed:
             raise UsageError(f"--sweep {name}: --set {fixed[place]} sets the same field", "Remove one of them.")
     own = {
         name: values
         for name, values in (recipe.fields.sweep or {}).items()
-        if (place := _place(space.located(name))) not in places and place not in fixed
+        if (place := place_of(space.located(name))) not in places and place not in fixed
     }
     return {**own, **given}, frozenset(given)
 
 
-def _place(dimension: Dimension) -> tuple[Any, ...]:
-    return (dimension.step, dimension.path)
+def _fixed(recipe: Recipe, space: FieldSpace) -> dict[Place, str]:
+    """Return place -> name of the fields that `--set` gives."""
+    return {place: key for key in (s.partition("=")[0] for s in recipe.settings) if (place := _written_place(space, key))}
 
 
-def _written_place(space: FieldSpace, name: str) -> tuple[Any, ...] | None:
+def _written_place(space: FieldSpace, name: str) -> Place | None:
     """Return the place of a field that `--set` names; None if it cannot be swept."""
     try:
-        return _place(space.located(name))
+        return place_of(space.located(name))
     except WorkbenchError:
         return None
 
@@ -224,42 +247,3 @@ def _few_enough(recipe: Recipe, count: int, most: int | None, slack: int = 0) ->
             f"Sweep fewer values, choose among them with `workbench search`, or write --max-points {count}. "
             f"Of more than {MOST_POINTS} configurations none is recommended.",
         )
-
-
-def _labels(dimensions: Sequence[Dimension]) -> dict[str, str]:
-    """Return a short, unique name for each dimension; empty for the only one that chooses a method, whose value says enough."""
-    choosers = [d for d in dimensions if d.chooses_method]
-    short = {}
-    for d in dimensions:
-        parts = d.name.split(".")
-        short[d.name] = ".".join(parts[-2:]) if parts[-1].isdecimal() else parts[-1]
-    labels = {}
-    for d in dimensions:
-        unique = list(short.values()).count(short[d.name]) == 1
-        labels[d.name] = "" if d.chooses_method and len(choosers) == 1 else short[d.name] if unique else d.name
-    return labels
-
-
-def _part(label: str, word: str) -> str:
-    return f"{label}={word}" if label else word
-
-
-def _words(values: Sequence[Value]) -> list[str]:
-    """Return a short text for each value, all different and safe in the name of a folder."""
-    counts = [len(value) for value in values if isinstance(value, tuple)]
-    words = [_word(value, len(set(counts)) == len(counts)) for value in values]
-    return [word if words.count(word) == 1 else f"{word}.{i + 1}" for i, word in enumerate(words)]
-
-
-def _word(value: Value, counted: bool) -> str:
-    if isinstance(value, tuple):
-        return str(len(value)) if counted else "+".join(_WORD.sub("-", name) for name in value)
-    if isinstance(value, float):
-        return f"{value:g}" if float(f"{value:g}") == value else repr(value)
-    return _WORD.sub("-", str(value).lower() if isinstance(value, bool) else str(value)).strip("-") or "empty"
-
-
-def _flow(value: Value) -> str:
-    """Return a value as `--set` reads it."""
-    plain = list(value) if isinstance(value, tuple) else value
-    return yamldoc.dump([plain], default_flow_style=True, width=1_000_000).strip()[1:-1]

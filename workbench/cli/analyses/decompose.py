@@ -47,14 +47,14 @@ def decompose(
     Leaves each brick of the recipe out once, keeps the most important ones, and compares bricks in weight and in function space. The
     numbers of neurons are those of `analyze ablate` and `analyze sparsity` in the same directory.
     """
-    from workbench.cli._subjects import open_configuration
+    from workbench.api.naming import open_named
     from workbench.cli.documents.decompose import DecompositionDocument
     from workbench.library.neurons_decompose import DecomposeOptions, analyze_decomposition
     from workbench.models.device import pick_device
 
     out.quiet = json or quiet
     texts = (labelled_texts(data), str(data)) if data else None
-    opened = open_configuration(model)
+    opened = open_named(model, out.event)
     place = results_folder(to, opened.name)
     options = DecomposeOptions(kept=keep, items=items, tokens=tokens, output=output, scored=scored)
     analysis = analyze_decomposition(opened, texts, place, options, device=pick_device(device), events=out.event)

@@ -63,7 +63,7 @@ def functions(
 
     Neurons are chosen on some tasks of a function and judged on others. Writes scores, tables and one set of neurons per function.
     """
-    from workbench.cli._subjects import open_configuration
+    from workbench.api.naming import open_named
     from workbench.cli.documents.analyze import FunctionsDocument
     from workbench.emergent.activations import PassOptions
     from workbench.emergent.functions import Settings
@@ -74,7 +74,7 @@ def functions(
 
     out.quiet = json or quiet
     texts = labelled_texts(data)
-    opened = open_configuration(model)
+    opened = open_named(model, out.event)
     if beside:
         check_beside(opened)
     subject = open_neurons(opened, pick_device(device), out.event)

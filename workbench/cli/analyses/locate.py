@@ -49,7 +49,7 @@ def locate(
     Attributes the answer's probability to neurons by integrated gradients (Dai et al. 2022). Compares them with random neurons of the
     same layers and with `edit trace`. Writes one set of neurons per fact, and one of all facts.
     """
-    from workbench.cli._subjects import open_configuration
+    from workbench.api.naming import open_named
     from workbench.cli.documents.locate import KnowledgeDocument
     from workbench.emergent.knowledge import LocateSettings
     from workbench.library.neurons_facts import knowledge_report
@@ -59,7 +59,7 @@ def locate(
     settings = LocateSettings(
         answer=answer, steps=steps, at=at, threshold=threshold, share=share, draws=draws, seed=seed, count=count
     )
-    opened = open_configuration(model)
+    opened = open_named(model, out.event)
     report = knowledge_report(opened, facts, str(facts), settings, device=pick_device(device), events=out.event)
     for warning in report.warnings:
         out.warn(warning)

@@ -92,8 +92,8 @@ def labelled_texts(data: Path) -> Labelled:
 
 def open_subject(model: str, device: str) -> NeuronSubject:
     """Load a recipe's result, or a model, with its neurons."""
-    from workbench.cli._subjects import open_configuration
+    from workbench.api.naming import open_named
     from workbench.library.neurons_subject import open_neurons
     from workbench.models.device import pick_device
 
-    return open_neurons(open_configuration(model), pick_device(device), out.event)
+    return open_neurons(open_named(model, out.event), pick_device(device), out.event)
