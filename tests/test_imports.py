@@ -23,7 +23,7 @@ from workbench.cli._failures import EXTRAS
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
-    "errors lazy yamltree yamldoc jsondoc identity files events project versions",
+    "errors lazy yamltree yamldoc jsondoc identity files events project trust versions",
     "weights facts",
     "models",
     "adapters steps scores emergent",
@@ -61,6 +61,7 @@ ONLY_IN = {
 NEED_EXTRAS = {
     "evaluate/answers.py",
     "evaluate/hflm.py",
+    "evaluate/localdata.py",
     "evaluate/models.py",
     "evaluate/resident.py",
     "search/samplers.py",
