@@ -23,7 +23,7 @@ from workbench.cli._failures import EXTRAS
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
-    "errors lazy yamltree yamldoc jsondoc identity files events project trust versions",
+    "errors lazy yamltree yamldoc jsondoc identity files events project trust http versions",
     "weights facts",
     "models",
     "adapters steps scores emergent",
@@ -56,6 +56,8 @@ ONLY_IN = {
     "dill": (),
     "cloudpickle": (),
     "requests": (),
+    "urllib": (),
+    "httpx": ("http.py",),
 }
 # Files whose imports need an extra; only commands that need the extra import them.
 NEED_EXTRAS = {

@@ -12,6 +12,7 @@ import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from workbench.files import gunzip
 from workbench.report.figures import figure_of
 from workbench.report.markup import Node, Styles, parsed
 from workbench.report.numbers import MINUS, MISSING
@@ -94,7 +95,7 @@ def with_downloads(text: str, css: str) -> str:
 def packed_in(text: str) -> list[Saved]:
     """Return the tables and figures that are packed into a page."""
     found = re.search(PLACE.replace("></", r">([\w+/=]+)</"), text)
-    shown = json.loads(gzip.decompress(base64.b64decode(found.group(1)))) if found else {}
+    shown = json.loads(gunzip(base64.b64decode(found.group(1)), "the page")) if found else {}
     entries = [entry for kind in ("tables", "figures") for entry in shown.get(kind, ()) if entry]
     return [Saved(entry["name"], {kind: entry[kind] for kind in entry if kind != "name"}) for entry in entries]
 
