@@ -110,9 +110,9 @@ def _exchange(request: httpx.Request, seconds: float, place: str, hint: str) -> 
         )
     if answer.status_code != 200:
         text = printable(bytes(data[:2000]).decode("utf-8", "replace"))
-        error = StatusError(f"{place}: status {answer.status_code}: {text[:300]}", hint)
-        error.status, error.text = answer.status_code, text
-        raise error
+        refusal = StatusError(f"{place}: status {answer.status_code}: {text[:300]}", hint)
+        refusal.status, refusal.text = answer.status_code, text
+        raise refusal
     if answer.headers.get("content-encoding", "identity") != "identity":
         raise WorkbenchError(f"{place}: the answer is compressed, which was not asked for", hint)
     return bytes(data)

@@ -17,9 +17,10 @@ from worlds.report_document import TASKS, make_document
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.report import page_text, render
-from workbench.report.downloads import _plain, escaped, packed_in, slug
+from workbench.report.downloads import _plain, packed_in, slug
 from workbench.report.markup import Styles, parsed
 from workbench.report.saving import RECORD, check_folders, save
+from workbench.tables import as_latex
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -94,7 +95,7 @@ def test_latex_uses_booktabs_and_escapes(files: dict[str, str]) -> None:
     assert r"85 \% [74, 96]" in text
     assert "$-$0.310" in text
     assert not re.search(r"(?<!\\)[%_#](?!.*booktabs)", text.partition("\n")[2])
-    assert escaped(r"a_b & c%~^\{x}−1") == r"a\_b \& c\%\textasciitilde{}\textasciicircum{}\textbackslash{}\{x\}$-$1"
+    assert as_latex(r"a_b & c%~^\{x}−1") == r"a\_b \& c\%\textasciitilde{}\textasciicircum{}\textbackslash{}\{x\}$-$1"
 
 
 def test_a_figure_needs_no_style_sheet(files: dict[str, str]) -> None:

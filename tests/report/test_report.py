@@ -19,10 +19,10 @@ from worlds.report_page import Document, Page, rendered
 from workbench.report import render
 from workbench.report.downloads import packed_in
 from workbench.report.forest import axis
-from workbench.report.markdown import escape, fence
 from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed
 from workbench.report.reading import view_of
 from workbench.report.wording import missing_controls, summary, without_average
+from workbench.tables import as_markdown, fence
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
 EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
@@ -210,7 +210,7 @@ def test_markdown_holds_the_same_tables(document: Document, tmp_path: Path) -> N
     rows = [[c.strip() for c in line.strip("| ").split("|")] for line in markdown.splitlines() if line[:2] == "| "]
     found = {(r[0], r[1]): r for r in rows if len(r) == 16}
     for d in document["rows"]:
-        row = found[escape(d["configuration"]), escape(d["task"])]
+        row = found[as_markdown(d["configuration"]), as_markdown(d["task"])]
         assert row[5] == signed(100 * d["diff"], 1)
         assert row[14].startswith(d["verdict"])
         assert row[15].split(",")[0] == {"controls": "control"}.get(d["family"], d["family"])

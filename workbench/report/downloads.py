@@ -3,42 +3,21 @@
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
-import io
 import json
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.files import gunzip
 from workbench.report.figures import figure_of
 from workbench.report.markup import Node, Styles, parsed
 from workbench.report.numbers import MINUS, MISSING
+from workbench.tables import csv_text, latex_table
 
 PLACE = '<script type="text/plain" id="download-data"></script>'
 """Element of the templates that takes the packed files."""
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{c: "\\" + c for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    MINUS: "$-$",
-    MISSING: "--",
-    "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    "\N{ALMOST EQUAL TO}": r"$\approx$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "\N{MIDDLE DOT}": r"$\cdot$",
-    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
-    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
-    "\N{NO-BREAK SPACE}": "~",
-    "\N{NARROW NO-BREAK SPACE}": "~",
-}
 LONGEST = 80
 
 
@@ -106,11 +85,6 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:LONGEST].strip("-") or "unnamed"
 
 
-def escaped(text: str) -> str:
-    """Return a text for LaTeX."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
-
-
 def _free(text: str, taken: set[str]) -> str:
     """Return a name that no other table or figure of the page has."""
     name = slug(text)
@@ -141,7 +115,10 @@ def _table(node: Node, taken: set[str]) -> Saved | None:
         or node.attributes.get("id", "").removesuffix("-table")
         or next((h for a in node.above() if (h := _head(a))), "table")
     )
-    return Saved(_free(title, taken), {"csv": _csv(names, cells, ends_only), "tex": _tex(names, cells, left)})
+    return Saved(
+        _free(title, taken),
+        {"csv": _csv(names, cells, ends_only), "tex": latex_table(names, [[cell.text for cell in row] for row in cells], left)},
+    )
 
 
 def _head(node: Node) -> str:
@@ -176,25 +153,4 @@ def _csv(names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Seque
             header += [f"{name} low", f"{name} high"]
             for line, row in zip(table, rows, strict=True):
                 line += [row[i].low, row[i].high]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *table])
-    return out.getvalue()
-
-
-def _tex(names: Sequence[str], rows: Sequence[Sequence[_Cell]], left: Sequence[bool]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join(map(escaped, cells)) + r" \\"
-
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{{''.join('l' if is_left else 'r' for is_left in left)}}}",
-            r"\toprule",
-            line(names),
-            r"\midrule",
-            *(line(cell.text for cell in row) for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    return csv_text(header, table)

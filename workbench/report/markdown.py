@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.report import costs, edits, flips, guard, marks, routed, scatter, sweeps, wording
@@ -12,6 +11,7 @@ from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
 from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
+from workbench.tables import as_markdown, fence, markdown_table
 
 ROLE_NOTES = {
     "base": "base",
@@ -26,22 +26,22 @@ ROLE_NOTES = {
 def markdown(document: Mapping[str, Any], view: View) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
-        f"# {escape(wording.title(view))}",
+        f"# {as_markdown(wording.title(view))}",
         *_decision(view),
         *_sweeps(view),
-        *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
-        escape(" ".join(wording.headline(view))),
-        escape(wording.scope(view)),
-        *([f"> **{escape(view.partial)}**"] if view.partial else []),
-        *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
-        *(escape(s) for s in wording.summary(view)),
-        bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
+        *([f"**{as_markdown(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
+        as_markdown(" ".join(wording.headline(view))),
+        as_markdown(wording.scope(view)),
+        *([f"> **{as_markdown(view.partial)}**"] if view.partial else []),
+        *(f"> **Control missing.** {as_markdown(m)}" for m in wording.missing_controls(view)),
+        *(as_markdown(s) for s in wording.summary(view)),
+        bullets(f"**{as_markdown(f.name)}**: {as_markdown(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
+        as_markdown(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
         *_undecided(view),
-        *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
-        f"## Differences against {escape(view.baseline)}",
+        *(f"No plain average of {as_markdown(s)} was scored." for s in wording.without_average(view)),
+        f"## Differences against {as_markdown(view.baseline)}",
         differences(view),
         *_interference(view),
         *_kept(view),
@@ -51,12 +51,12 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_flips(document, view),
         *_configurations(view),
         "## Provenance",
-        bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
+        bullets(f"{term}: {as_markdown(text)}" for term, text in facts(view)),
         *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
         *_checks(view),
         "## How to read the numbers",
-        bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
-        *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
+        bullets(f"**{term}**: {as_markdown(text)}" for term, text in glossary(view)),
+        *(["## Warnings", bullets(as_markdown(w) for w in view.warnings)] if view.warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -73,10 +73,10 @@ def _decision(view: View) -> list[str]:
         gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
         rows.append([r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost])
     return [
-        f"**{escape(found.text)}**",
-        bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
-        *([table(header, rows)] if rows else []),
-        escape(found.family),
+        f"**{as_markdown(found.text)}**",
+        bullets([*(f"What would help: {as_markdown(h)}" for h in found.help), *map(as_markdown, found.details)]),
+        *([markdown_table(header, rows)] if rows else []),
+        as_markdown(found.family),
     ]
 
 
@@ -85,36 +85,17 @@ def _sweeps(view: View) -> list[str]:
     parts = []
     for grid in sweeps.grids(view.sweeps):
         if not grid.across:
-            parts.append(escape(sweeps.sentence(grid)))
+            parts.append(as_markdown(sweeps.sentence(grid)))
             continue
         for measure in grid.measures:
             head, rows = grid.table(measure)
             over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
-            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}", table(head, rows)]
+            parts += [f"## Sweep of {as_markdown(grid.name)}: {as_markdown(measure['text'])}{over}", markdown_table(head, rows)]
             if measure["baseline"] is not None:
                 parts.append(
-                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                    f"{as_markdown(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
                 )
     return parts
-
-
-def escape(text: str) -> str:
-    """Escape a text so that Markdown shows it literally, on one line."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]#])", r"\\\1", text)
-
-
-def fence(text: str, language: str = "") -> str:
-    """Return a code block whose fence is longer than any run of backticks in the text."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Return a table of escaped cells; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = [":--" if i < left else "--:" for i in range(len(header))]
-    lines = [[escape(h) for h in header], rule, *([escape(c) for c in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -132,7 +113,7 @@ def _summary(view: View) -> str:
         "Kept",
         f"Against {view.baseline}",
     ]
-    return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
+    return markdown_table(header, (_summary_row(view, c) for c in view.configurations), left=2)
 
 
 def _summary_row(view: View, c: ConfigurationView) -> list[str]:
@@ -171,14 +152,14 @@ def _undecided(view: View) -> list[str]:
         "Items needed",
         "Second metric",
     ]
-    return ["### Undecided comparisons", table(header, rows, left=3)]
+    return ["### Undecided comparisons", markdown_table(header, rows, left=3)]
 
 
 def _forgetting(view: View) -> list[str]:
     effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
     rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
-    return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
+    return ["## Forgetting", as_markdown(text), markdown_table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
 
 def _checks(view: View) -> list[str]:
@@ -196,7 +177,7 @@ def _checks(view: View) -> list[str]:
         "Tolerance",
         "Spread of hflm itself",
     ]
-    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=4)] if rows else [])]
+    return ["## Scorer check", as_markdown(self_check(view)), *([markdown_table(header, rows, left=4)] if rows else [])]
 
 
 def differences(view: View) -> str:
@@ -242,7 +223,7 @@ def differences(view: View) -> str:
                 *([marks.family(d)] if view.families else []),
             ]
         )
-    return table(header, rows, left=3)
+    return markdown_table(header, rows, left=3)
 
 
 def _interference(view: View) -> list[str]:
@@ -252,7 +233,7 @@ def _interference(view: View) -> list[str]:
     words = {v: k for k, v in marks.CLASSES.items()}
     rows = [[name, *(f"{c.text} ({words.get(c.kind, MISSING)})" for c in cells)] for name, cells in matrix.rows]
     text = "Score of each brick alone minus the base's, in points. " + wording.interference(view)
-    return ["## Interference", escape(text), table(["Brick", *matrix.columns], rows)]
+    return ["## Interference", as_markdown(text), markdown_table(["Brick", *matrix.columns], rows)]
 
 
 def _kept(view: View) -> list[str]:
@@ -265,8 +246,8 @@ def _kept(view: View) -> list[str]:
     return [
         "## Kept",
         "Chance-corrected score divided by that of the best parent alone, with its 95 % interval.",
-        table(["Configuration", "Mean", *tasks], rows),
-        bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
+        markdown_table(["Configuration", "Mean", *tasks], rows),
+        bullets(as_markdown(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
 
 
@@ -275,26 +256,29 @@ def _routed(document: Mapping[str, Any]) -> list[str]:
     rows = routed.answered(document)
     if not rows:
         return []
-    sentences = [escape(text) for text in routed.advised(document)]
-    return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
+    sentences = [as_markdown(text) for text in routed.advised(document)]
+    return ["## Routing", *sentences, markdown_table(routed.HEADS, rows, left=3)]
 
 
 def _edits(document: Mapping[str, Any], view: View) -> list[str]:
     """Return the scores on edited facts and the survival of each edit."""
     parts = []
     for suite in edits.fact_suites(document, view):
-        parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
-        parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
+        parts += [
+            f"### {as_markdown(suite.source or suite.name)}: {count(suite.facts)} facts",
+            markdown_table(*edits.markdown_rows(suite)),
+        ]
+        parts += [bullets(as_markdown(written.sentence()) for written in suite.written)] if suite.written else []
         for survival in suite.survivals:
             parts += [
-                f"### Survival of {escape(survival.alone)}",
-                escape(survival.sentence()),
-                table(*edits.survival_rows(survival)),
+                f"### Survival of {as_markdown(survival.alone)}",
+                as_markdown(survival.sentence()),
+                markdown_table(*edits.survival_rows(survival)),
             ]
         if suite.steps:
             parts += [
-                f"### Facts added one after another: {escape(suite.source or suite.name)}",
-                table(*edits.step_rows(suite), left=3),
+                f"### Facts added one after another: {as_markdown(suite.source or suite.name)}",
+                markdown_table(*edits.step_rows(suite), left=3),
             ]
     text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
     return ["## Facts", text, *parts] if parts else []
@@ -313,7 +297,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     return [
         "## Changed items",
         "Items gained / lost. The HTML and JSON files list the items.",
-        table(["Configuration", *tasks], rows),
+        markdown_table(["Configuration", *tasks], rows),
     ]
 
 
@@ -324,17 +308,17 @@ def _configurations(view: View) -> list[str]:
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
         for c in view.configurations
     ]
-    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
+    parts.append(markdown_table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
     if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
-        parts.append(escape(f"A dash: {'; '.join(reasons)}."))
+        parts.append(as_markdown(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
-        parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
+        parts.append(markdown_table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
-        parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
+        parts.append(as_markdown(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
     for c in view.configurations:
         if c.recipe_text:
-            parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]
+            parts += [f"### {as_markdown(c.name)}", fence(c.recipe_text, "yaml")]
     return parts
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workbench.errors import printable
 from workbench.files import write_bytes
 from workbench.report import beside, costs, decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
 from workbench.report.downloads import with_downloads
@@ -160,7 +161,7 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return with_downloads(env.get_template(template).render(context, **parts, **_helpers()), css)
+    return with_downloads(printable(env.get_template(template).render(context, **parts, **_helpers())), css)
 
 
 def _helpers() -> dict[str, Any]:
