@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import csv
 import gzip
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -16,6 +18,7 @@ import pytest
 from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import Document, Page, rendered
 
+from workbench.errors import printable
 from workbench.report import render
 from workbench.report.downloads import packed_in
 from workbench.report.forest import axis
@@ -25,7 +28,7 @@ from workbench.report.wording import missing_controls, summary, without_average
 from workbench.tables import as_markdown, fence
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
-EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
+EVIL = "=1+1\x1b[31m\x9b2J</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
 
 
 def packed(text: str) -> Document:
@@ -188,7 +191,12 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
     drawn = [one.files["svg"] for one in packed_in(text) if "svg" in one.files]
     tags = {node.tag.rpartition("}")[2] for figure in drawn for node in ElementTree.fromstring(figure).iter()}
     assert (len(drawn) > 5, tags & {"script", "img", "image", "foreignObject", "a"}) == (True, set())
-    assert html.escape(EVIL, quote=False).split("&gt;")[0] in text
+    assert html.escape(printable(EVIL), quote=False).split("&gt;")[0] in text
+    files = {f"{one.name}.{kind}": content for one in packed_in(text) for kind, content in one.files.items()}
+    assert not [name for name, content in {**files, "html": text, "md": markdown}.items() if printable(content) != content]
+    cells = [cell for name in files if name.endswith(".csv") for row in csv.reader(io.StringIO(files[name])) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@") and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell)]
+    assert f"'{printable(EVIL)}" in cells
     assert packed(text)["items"][0][3] == EVIL
     plain = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", markdown)  # code blocks show text as it is
     assert "<img" not in plain

@@ -7,7 +7,7 @@ import gzip
 import json
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from workbench.files import gunzip
@@ -36,12 +36,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell of a table: its shown text, and its numbers in full precision."""
+    """A cell of a table: its shown text, its numbers in full precision with their unit, and the numbers of a cell that has several."""
 
-    text: str
-    value: str
-    low: str
-    high: str
+    text: str = ""
+    value: str = ""
+    low: str = ""
+    high: str = ""
+    unit: str = ""
+    values: tuple[str, ...] = ()
 
 
 def saved_tables(page: Node) -> list[Saved | None]:
@@ -106,8 +108,9 @@ def _table(node: Node, taken: set[str]) -> Saved | None:
         any(i < len(row) and any("strip" in s.classes for s in row[i].each("svg")) for row in body) for i in range(len(columns))
     ]
     kept = [i for i, column in enumerate(columns) if not drawn[i] and "data-unsaved" not in column.attributes]
-    cells = [[_cell(row[i]) if i < len(row) else _Cell("", "", "", "") for i in kept] for row in body]
+    cells = [[_cell(row[i]) if i < len(row) else _Cell() for i in kept] for row in body]
     names = [columns[i].text() for i in kept]
+    parts = [tuple(filter(None, columns[i].attributes.get("data-parts", "").split("|"))) for i in kept]
     ends_only = ["data-ends" in columns[i].attributes for i in kept]
     left = [i == 0 or "left" in columns[i].classes for i in kept]
     title = (
@@ -117,7 +120,10 @@ def _table(node: Node, taken: set[str]) -> Saved | None:
     )
     return Saved(
         _free(title, taken),
-        {"csv": _csv(names, cells, ends_only), "tex": latex_table(names, [[cell.text for cell in row] for row in cells], left)},
+        {
+            "csv": _csv(names, cells, ends_only, parts),
+            "tex": latex_table(names, [[cell.text for cell in row] for row in cells], left),
+        },
     )
 
 
@@ -128,9 +134,16 @@ def _head(node: Node) -> str:
 
 def _cell(node: Node) -> _Cell:
     shown = node.text() if node.tag == "td" else node.text(("sub",))
-    plain = node.text(("ci-text", "sub"))
-    value = node.attributes.get("data-v", "") if "data-v" in node.attributes and node.tag == "td" else _plain(plain)
-    return _Cell(shown, value, node.attributes.get("data-low", ""), node.attributes.get("data-high", ""))
+    given = node.attributes
+    value, unit = given.get("data-v", ""), given.get("data-unit", "")
+    if "data-v" not in given or node.tag != "td":
+        value = _plain(node.text(("ci-text", "sub")))
+        if share := re.fullmatch(r"([-+]?[\d.]+) %", value.replace(MINUS, "-").replace("\N{NO-BREAK SPACE}", " ")):
+            value, unit = share[1], "%"
+    if unit == "%":
+        value, unit = f"{float(value) / 100:.12g}" if value else "", "fraction"
+    values = tuple(filter(None, given.get("data-values", "").split("|")))
+    return _Cell(shown, value, given.get("data-low", ""), given.get("data-high", ""), unit, values)
 
 
 def _plain(text: str) -> str:
@@ -141,16 +154,26 @@ def _plain(text: str) -> str:
     return "" if text == MISSING else number if re.fullmatch(r"[-+]?[\d.]+", number) else text
 
 
-def _csv(names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool]) -> str:
-    ended = [any(row[i].low or row[i].high for row in rows) for i in range(len(names))]
+def _csv(
+    names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool], parts: Sequence[tuple[str, ...]]
+) -> str:
+    """Return the table with a column for each number of a cell; heads name the unit of the stored numbers."""
     header, table = [], [list[str]() for _ in rows]
-    for i, name in enumerate(names):
-        if not ends_only[i]:
-            header.append(name)
-            for line, row in zip(table, rows, strict=True):
-                line.append(row[i].value)
-        if ended[i]:
-            header += [f"{name} low", f"{name} high"]
-            for line, row in zip(table, rows, strict=True):
-                line += [row[i].low, row[i].high]
+
+    def add(head: str, cells: Iterable[str]) -> None:
+        header.append(head)
+        for line, cell in zip(table, cells, strict=True):
+            line.append(cell)
+
+    for i, name in enumerate(name.removesuffix(", %") for name in names):
+        column = [row[i] for row in rows]
+        units = {cell.unit for cell in column if cell.value or cell.low}
+        unit = "" if units <= {""} else f" ({units.pop()})" if len(units) == 1 else " (fraction, or the metric's unit)"
+        for number, part in enumerate(parts[i]):
+            add(part if part.istitle() else f"{name} {part}", [(cell.values or ("",) * len(parts[i]))[number] for cell in column])
+        if not ends_only[i] and not parts[i]:
+            add(f"{name}{unit}", [cell.value for cell in column])
+        if any(cell.low or cell.high for cell in column):
+            add(f"{name} low{unit}", [cell.low for cell in column])
+            add(f"{name} high{unit}", [cell.high for cell in column])
     return csv_text(header, table)

@@ -253,7 +253,7 @@ def _kept(view: View) -> list[str]:
 
 def _routed(document: Mapping[str, Any]) -> list[str]:
     """Return who answered in routed configurations, and whether to merge or to route."""
-    rows = routed.answered(document)
+    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
     if not rows:
         return []
     sentences = [as_markdown(text) for text in routed.advised(document)]

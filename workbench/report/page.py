@@ -140,6 +140,7 @@ def html(document: Mapping[str, Any], view: View, watched: int | None = None) ->
         "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view.sweeps) if not grid.across],
         "routed": routed.answered(document),
         "routed_heads": routed.HEADS,
+        "routed_text": routed.shown,
         "advice": routed.advised(document),
         "facts": facts(view),
         "command": view.provenance.get("command"),
@@ -187,9 +188,15 @@ def _helpers() -> dict[str, Any]:
         "bracket": marks.bracket,
         "recipe_markup": marks.recipe_markup,
         "strip": marks.strip,
+        "val": _value,
         "verdict_class": marks.verdict_class,
         "role_words": ROLE_WORDS,
     }
+
+
+def _value(value: float | None, unit: numbers.Unit) -> Markup:
+    """Return the attributes of a cell that CSV files are written from: the stored value and its unit."""
+    return Markup('data-v="{}" data-unit="{}"').format("" if value is None else value, unit.stored)
 
 
 def asset(name: str) -> str:
