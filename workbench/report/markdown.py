@@ -11,7 +11,9 @@ from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
 from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
-from workbench.tables import as_markdown, fence, markdown_table
+from workbench.tables import as_markdown as escape
+from workbench.tables import fence
+from workbench.tables import markdown_table as table
 
 ROLE_NOTES = {
     "base": "base",
@@ -26,22 +28,22 @@ ROLE_NOTES = {
 def markdown(document: Mapping[str, Any], view: View) -> str:
     """Return the whole report; text from users is escaped, so that it cannot start HTML, tables or code."""
     parts = [
-        f"# {as_markdown(wording.title(view))}",
+        f"# {escape(wording.title(view))}",
         *_decision(view),
         *_sweeps(view),
-        *([f"**{as_markdown(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
-        as_markdown(" ".join(wording.headline(view))),
-        as_markdown(wording.scope(view)),
-        *([f"> **{as_markdown(view.partial)}**"] if view.partial else []),
-        *(f"> **Control missing.** {as_markdown(m)}" for m in wording.missing_controls(view)),
-        *(as_markdown(s) for s in wording.summary(view)),
-        bullets(f"**{as_markdown(f.name)}**: {as_markdown(f.text)}" for f in wording.findings(view)),
+        *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
+        escape(" ".join(wording.headline(view))),
+        escape(wording.scope(view)),
+        *([f"> **{escape(view.partial)}**"] if view.partial else []),
+        *(f"> **Control missing.** {escape(m)}" for m in wording.missing_controls(view)),
+        *(escape(s) for s in wording.summary(view)),
+        bullets(f"**{escape(f.name)}**: {escape(f.text)}" for f in wording.findings(view)),
         "## Summary",
         _summary(view),
-        as_markdown(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
+        escape(f"Scores in percent; the mean is {wording.chance_correction(view, 'skill')}. Brackets are 95 % intervals."),
         *_undecided(view),
-        *(f"No plain average of {as_markdown(s)} was scored." for s in wording.without_average(view)),
-        f"## Differences against {as_markdown(view.baseline)}",
+        *(f"No plain average of {escape(s)} was scored." for s in wording.without_average(view)),
+        f"## Differences against {escape(view.baseline)}",
         differences(view),
         *_interference(view),
         *_kept(view),
@@ -51,12 +53,12 @@ def markdown(document: Mapping[str, Any], view: View) -> str:
         *_flips(document, view),
         *_configurations(view),
         "## Provenance",
-        bullets(f"{term}: {as_markdown(text)}" for term, text in facts(view)),
+        bullets(f"{term}: {escape(text)}" for term, text in facts(view)),
         *([fence(str(view.provenance["command"]), "sh")] if view.provenance.get("command") else []),
         *_checks(view),
         "## How to read the numbers",
-        bullets(f"**{term}**: {as_markdown(text)}" for term, text in glossary(view)),
-        *(["## Warnings", bullets(as_markdown(w) for w in view.warnings)] if view.warnings else []),
+        bullets(f"**{term}**: {escape(text)}" for term, text in glossary(view)),
+        *(["## Warnings", bullets(escape(w) for w in view.warnings)] if view.warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -73,10 +75,10 @@ def _decision(view: View) -> list[str]:
         gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
         rows.append([r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost])
     return [
-        f"**{as_markdown(found.text)}**",
-        bullets([*(f"What would help: {as_markdown(h)}" for h in found.help), *map(as_markdown, found.details)]),
-        *([markdown_table(header, rows)] if rows else []),
-        as_markdown(found.family),
+        f"**{escape(found.text)}**",
+        bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),
+        *([table(header, rows)] if rows else []),
+        escape(found.family),
     ]
 
 
@@ -85,15 +87,15 @@ def _sweeps(view: View) -> list[str]:
     parts = []
     for grid in sweeps.grids(view.sweeps):
         if not grid.across:
-            parts.append(as_markdown(sweeps.sentence(grid)))
+            parts.append(escape(sweeps.sentence(grid)))
             continue
         for measure in grid.measures:
             head, rows = grid.table(measure)
             over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
-            parts += [f"## Sweep of {as_markdown(grid.name)}: {as_markdown(measure['text'])}{over}", markdown_table(head, rows)]
+            parts += [f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}", table(head, rows)]
             if measure["baseline"] is not None:
                 parts.append(
-                    f"{as_markdown(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
                 )
     return parts
 
@@ -113,7 +115,7 @@ def _summary(view: View) -> str:
         "Kept",
         f"Against {view.baseline}",
     ]
-    return markdown_table(header, (_summary_row(view, c) for c in view.configurations), left=2)
+    return table(header, (_summary_row(view, c) for c in view.configurations), left=2)
 
 
 def _summary_row(view: View, c: ConfigurationView) -> list[str]:
@@ -152,14 +154,14 @@ def _undecided(view: View) -> list[str]:
         "Items needed",
         "Second metric",
     ]
-    return ["### Undecided comparisons", markdown_table(header, rows, left=3)]
+    return ["### Undecided comparisons", table(header, rows, left=3)]
 
 
 def _forgetting(view: View) -> list[str]:
     effects = [(c.name, c.forgetting) for c in view.configurations if c.forgetting]
     rows = [[name, f"{POINTS.diff(f.diff)} {POINTS.diffs(f.low, f.high)}".strip(), f.verdict or MISSING] for name, f in effects]
     text = f"Mean over the retention tasks, configuration minus base, {wording.chance_correction(view, 'retention')}, in points."
-    return ["## Forgetting", as_markdown(text), markdown_table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
+    return ["## Forgetting", escape(text), table(["Configuration", "Forgetting", "Verdict"], rows)] if rows else []
 
 
 def _checks(view: View) -> list[str]:
@@ -177,7 +179,7 @@ def _checks(view: View) -> list[str]:
         "Tolerance",
         "Spread of hflm itself",
     ]
-    return ["## Scorer check", as_markdown(self_check(view)), *([markdown_table(header, rows, left=4)] if rows else [])]
+    return ["## Scorer check", escape(self_check(view)), *([table(header, rows, left=4)] if rows else [])]
 
 
 def differences(view: View) -> str:
@@ -223,7 +225,7 @@ def differences(view: View) -> str:
                 *([marks.family(d)] if view.families else []),
             ]
         )
-    return markdown_table(header, rows, left=3)
+    return table(header, rows, left=3)
 
 
 def _interference(view: View) -> list[str]:
@@ -233,7 +235,7 @@ def _interference(view: View) -> list[str]:
     words = {v: k for k, v in marks.CLASSES.items()}
     rows = [[name, *(f"{c.text} ({words.get(c.kind, MISSING)})" for c in cells)] for name, cells in matrix.rows]
     text = "Score of each brick alone minus the base's, in points. " + wording.interference(view)
-    return ["## Interference", as_markdown(text), markdown_table(["Brick", *matrix.columns], rows)]
+    return ["## Interference", escape(text), table(["Brick", *matrix.columns], rows)]
 
 
 def _kept(view: View) -> list[str]:
@@ -246,8 +248,8 @@ def _kept(view: View) -> list[str]:
     return [
         "## Kept",
         "Chance-corrected score divided by that of the best parent alone, with its 95 % interval.",
-        markdown_table(["Configuration", "Mean", *tasks], rows),
-        bullets(as_markdown(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
+        table(["Configuration", "Mean", *tasks], rows),
+        bullets(escape(f"{name} on {task}: withheld, {reason}.") for name, task, reason in view.withheld),
     ]
 
 
@@ -256,29 +258,26 @@ def _routed(document: Mapping[str, Any]) -> list[str]:
     rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
     if not rows:
         return []
-    sentences = [as_markdown(text) for text in routed.advised(document)]
-    return ["## Routing", *sentences, markdown_table(routed.HEADS, rows, left=3)]
+    sentences = [escape(text) for text in routed.advised(document)]
+    return ["## Routing", *sentences, table(routed.HEADS, rows, left=3)]
 
 
 def _edits(document: Mapping[str, Any], view: View) -> list[str]:
     """Return the scores on edited facts and the survival of each edit."""
     parts = []
     for suite in edits.fact_suites(document, view):
-        parts += [
-            f"### {as_markdown(suite.source or suite.name)}: {count(suite.facts)} facts",
-            markdown_table(*edits.markdown_rows(suite)),
-        ]
-        parts += [bullets(as_markdown(written.sentence()) for written in suite.written)] if suite.written else []
+        parts += [f"### {escape(suite.source or suite.name)}: {count(suite.facts)} facts", table(*edits.markdown_rows(suite))]
+        parts += [bullets(escape(written.sentence()) for written in suite.written)] if suite.written else []
         for survival in suite.survivals:
             parts += [
-                f"### Survival of {as_markdown(survival.alone)}",
-                as_markdown(survival.sentence()),
-                markdown_table(*edits.survival_rows(survival)),
+                f"### Survival of {escape(survival.alone)}",
+                escape(survival.sentence()),
+                table(*edits.survival_rows(survival)),
             ]
         if suite.steps:
             parts += [
-                f"### Facts added one after another: {as_markdown(suite.source or suite.name)}",
-                markdown_table(*edits.step_rows(suite), left=3),
+                f"### Facts added one after another: {escape(suite.source or suite.name)}",
+                table(*edits.step_rows(suite), left=3),
             ]
     text = "Scores on the tasks of edited facts, in percent or the metric's own unit, with 95 % intervals over facts."
     return ["## Facts", text, *parts] if parts else []
@@ -297,7 +296,7 @@ def _flips(document: Mapping[str, Any], view: View) -> list[str]:
     return [
         "## Changed items",
         "Items gained / lost. The HTML and JSON files list the items.",
-        markdown_table(["Configuration", *tasks], rows),
+        table(["Configuration", *tasks], rows),
     ]
 
 
@@ -308,17 +307,17 @@ def _configurations(view: View) -> list[str]:
         [c.name, _bricks(c), amount(c.parameters), size(c.bytes), *(cell.text for cell in costs.cells(c.costs)), c.digest[:12]]
         for c in view.configurations
     ]
-    parts.append(markdown_table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
+    parts.append(table(["Configuration", "Bricks", "Parameters", "Bytes", *costs.HEADS, "Digest"], rows, left=2))
     if reasons := costs.unknown([{"name": c.name, "costs": c.costs} for c in view.configurations]):
-        parts.append(as_markdown(f"A dash: {'; '.join(reasons)}."))
+        parts.append(escape(f"A dash: {'; '.join(reasons)}."))
     if view.axes:
         lines = [[brick, *(axes.get(n, MISSING).replace("_", " ") for n in view.axis_names)] for brick, axes in view.axes.items()]
-        parts.append(markdown_table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
+        parts.append(table(["Brick", *view.axis_names], lines, left=1 + len(view.axis_names)))
     for s in scatter.scatters(view):
-        parts.append(as_markdown(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
+        parts.append(escape(f"{s.title}, Pareto front (no other configuration is better on both): {listed(s.front)}."))
     for c in view.configurations:
         if c.recipe_text:
-            parts += [f"### {as_markdown(c.name)}", fence(c.recipe_text, "yaml")]
+            parts += [f"### {escape(c.name)}", fence(c.recipe_text, "yaml")]
     return parts
 
 

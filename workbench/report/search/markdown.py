@@ -8,7 +8,9 @@ from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import pareto, wording
 from workbench.report.search.history import best_so_far
 from workbench.report.search.view import Candidate, SearchView, TestedView, written
-from workbench.tables import as_markdown, fence, markdown_table
+from workbench.tables import as_markdown as escape
+from workbench.tables import fence
+from workbench.tables import markdown_table as table
 
 
 def markdown(view: SearchView) -> str:
@@ -16,10 +18,10 @@ def markdown(view: SearchView) -> str:
     warnings = view.warnings
     partial = view.comparison.partial if view.comparison else None
     parts = [
-        f"# {as_markdown(wording.title(view))}",
-        as_markdown(wording.headline(view)),
-        *([f"> **{as_markdown(partial)}**"] if partial else []),
-        *(as_markdown(s) for s in wording.sentences(view)),
+        f"# {escape(wording.title(view))}",
+        escape(wording.headline(view)),
+        *([f"> **{escape(partial)}**"] if partial else []),
+        *(escape(s) for s in wording.sentences(view)),
         *_result(view),
         *_tasks(view),
         *_history(view),
@@ -29,8 +31,8 @@ def markdown(view: SearchView) -> str:
         *_recipes(view),
         "This search:",
         fence(view.command, "sh"),
-        bullets(f"{term}: {as_markdown(text)}" for term, text in wording.facts(view)),
-        *(["## Warnings", bullets(as_markdown(w) for w in warnings)] if warnings else []),
+        bullets(f"{term}: {escape(text)}" for term, text in wording.facts(view)),
+        *(["## Warnings", bullets(escape(w) for w in warnings)] if warnings else []),
     ]
     return "\n\n".join(p for p in parts if p) + "\n"
 
@@ -49,7 +51,7 @@ def _result(view: SearchView) -> list[str]:
         "Differences are on test items, paired by item, with unadjusted 95 % intervals; above zero is better. Optimism: the difference on "
         "search items minus the difference on test items."
     )
-    return ["## Result", markdown_table(heads, (_row(view, t) for t in view.tested), left=2), text]
+    return ["## Result", table(heads, (_row(view, t) for t in view.tested), left=2), text]
 
 
 def _row(view: SearchView, tested: TestedView) -> list[str]:
@@ -71,7 +73,7 @@ def _row(view: SearchView, tested: TestedView) -> list[str]:
 def _tasks(view: SearchView) -> list[str]:
     comparison = view.comparison
     return (
-        [f"## Differences against {as_markdown(comparison.baseline)}, task by task", differences(comparison)]
+        [f"## Differences against {escape(comparison.baseline)}, task by task", differences(comparison)]
         if comparison and comparison.rows
         else []
     )
@@ -100,7 +102,7 @@ def _history(view: SearchView) -> list[str]:
     notes += (
         ["≈ marks the estimated scores of candidates that were stopped early."] if any(c.stopped for c in view.candidates) else []
     )
-    return ["## Candidates", markdown_table(heads, rows), " ".join(notes)]
+    return ["## Candidates", table(heads, rows), " ".join(notes)]
 
 
 def _score(c: Candidate, view: SearchView, index: int) -> str:
@@ -115,7 +117,7 @@ def _importances(view: SearchView) -> list[str]:
         [name, dimension, f"{PERCENT.score(share)} %"] for name, shares in view.importances.items() for dimension, share in shares
     ]
     text = "Share of the variation in scores that each dimension explains (PED-ANOVA)."
-    return ["## Importance of dimensions", markdown_table(["Objective", "Dimension", "Share"], rows, left=2), text]
+    return ["## Importance of dimensions", table(["Objective", "Dimension", "Share"], rows, left=2), text]
 
 
 def _front(view: SearchView) -> list[str]:
@@ -127,7 +129,7 @@ def _front(view: SearchView) -> list[str]:
     area = (
         [f"Hypervolume after {count(len(view.hypervolume))} candidates: {view.hypervolume[-1]:.4g}."] if view.hypervolume else []
     )
-    return ["## Pareto front", as_markdown(text), *area]
+    return ["## Pareto front", escape(text), *area]
 
 
 def _recipes(view: SearchView) -> list[str]:
