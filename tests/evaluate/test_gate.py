@@ -113,6 +113,21 @@ def test_templates_run_no_code(project: Path, field: str, template: str) -> None
     assert not marker.exists()
 
 
+@pytest.mark.parametrize("field", ["doc_to_text", "doc_to_target"])
+@pytest.mark.parametrize("output", ["multiple_choice", "generate_until"])
+def test_templates_that_fail_on_one_document_alone(project: Path, field: str, output: str) -> None:
+    """It is found before a model is asked."""
+    write(project, field, json.dumps("{{ 1 // (id != 'copy-005') * gold }}"))
+    task = project / "evals" / "tasks" / "pick.yaml"
+    task.write_text(
+        task.read_text()
+        .replace("multiple_choice", output)
+        .replace("{metric: acc,", "{metric: exact_match," if "gen" in output else "{metric: acc,")
+    )
+    for command in COMMANDS:
+        assert "ZeroDivisionError" in told(call(*command))
+
+
 MARK = "import pathlib\npathlib.Path({marker!r}).touch()\n"
 # Lines of the task file, which a command refuses, and a part of its message. The code of the project makes the marker.
 REFUSED = {
