@@ -61,7 +61,11 @@ def main() -> None:
     recipes = [f"recipes/{name}.yaml" for name in STARTER]
     suites, name, baselines = SUITES, "starter", []
     if options.six:
-        recipes, suites, name = ["recipes/starter-six.yaml"], ["--suite", "six", "--suite", "function-modelling"], "starter-six"
+        recipes, suites, name = (
+            ["recipes/starter-six.yaml"],
+            ["--suite", "six", "--suite", "function-modelling", "--trust-project-code"],
+            "starter-six",
+        )
     elif options.grow:
         recipes, suites, name = (
             [f"recipes/{recipe}.yaml" for recipe in GROW],

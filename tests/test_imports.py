@@ -23,7 +23,7 @@ from workbench.cli._failures import EXTRAS
 PACKAGE = PROJECT / "workbench"
 # A folder imports only from lines above its own; the root files that a line names count as one folder each.
 GROUPS = [
-    "errors lazy yamltree yamldoc jsondoc identity files events project versions",
+    "errors lazy yamltree yamldoc jsondoc identity files events project trust http tables versions",
     "weights facts",
     "models",
     "adapters steps scores emergent",
@@ -56,11 +56,14 @@ ONLY_IN = {
     "dill": (),
     "cloudpickle": (),
     "requests": (),
+    "urllib": (),
+    "httpx": ("http.py",),
 }
 # Files whose imports need an extra; only commands that need the extra import them.
 NEED_EXTRAS = {
     "evaluate/answers.py",
     "evaluate/hflm.py",
+    "evaluate/localdata.py",
     "evaluate/models.py",
     "evaluate/resident.py",
     "search/samplers.py",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -112,11 +111,6 @@ def duration(seconds: float) -> str:
 def printable(text: str) -> str:
     """Escape control characters and unpaired surrogates in a text; newlines and tabs stay."""
     return text.translate(_CONTROLS)
-
-
-def as_markdown(text: str) -> str:
-    """Escape an untrusted text for one line of Markdown, so that it cannot become a table cell, a link, code or HTML."""
-    return re.sub(r"([\\`|<>\[\]])", r"\\\1", " ".join(printable(text).split()))
 
 
 def shortened(text: str) -> str:

@@ -6,9 +6,12 @@ Every operating system error raised here names its file.
 from __future__ import annotations
 
 import errno
+import gzip
+import io
 import json
 import os
 import shutil
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,7 +20,12 @@ from typing import Any
 import xxhash
 
 from workbench import jsondoc
+from workbench.errors import WorkbenchError, size
 from workbench.identity import open_unchanged
+
+MAX_UNPACKED = 2 << 30
+"""Largest content of a compressed file, in bytes."""
+_SURELY_SMALL = 64 << 10
 
 
 def json_digest(value: Any) -> str:
@@ -42,6 +50,36 @@ def file_digest(path: Path) -> str:
         while chunk := stream.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def gunzip(data: bytes, label: str, hint: str | None = None) -> bytes:
+    """Return the content of gzip's bytes.
+
+    Args:
+        data: The compressed bytes.
+        label: Their name in messages, such as the file.
+        hint: Hint of the errors.
+
+    Raises:
+        WorkbenchError: If they are truncated or damaged, or if the content is larger than 2 GiB, which is found out in constant memory.
+    """
+    chunks: list[bytes] = []
+    try:
+        # Deflate packs at most 1,032 bytes into one: what may be large is counted before it is kept.
+        for keep in (True,) if len(data) < _SURELY_SMALL else (False, True):
+            total = 0
+            with gzip.GzipFile(fileobj=io.BytesIO(data)) as stream:
+                while chunk := stream.read(1 << 20):
+                    total += len(chunk)
+                    if total > MAX_UNPACKED:
+                        raise WorkbenchError(f"{label}: unpacks to more than {size(MAX_UNPACKED)}", hint)
+                    if keep:
+                        chunks.append(chunk)
+    except EOFError:
+        raise WorkbenchError(f"{label}: the file is truncated", hint) from None
+    except (OSError, zlib.error) as error:
+        raise WorkbenchError(f"{label}: cannot be read: {str(error) or type(error).__name__}", hint) from error
+    return b"".join(chunks)
 
 
 def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | None:

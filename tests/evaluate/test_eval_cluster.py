@@ -16,7 +16,7 @@ from worlds.search_world import RECIPE, lay_out
 
 from workbench.evaluate import cluster as on_cluster
 from workbench.evaluate import pool
-from workbench.recipe.trust import VARIABLE, is_trusted
+from workbench.trust import VARIABLE, is_trusted
 
 SECOND = "suite: again\ntasks: [pick]\nchance: {pick: 0.25}\n"
 ALIKE = RECIPE.replace("id: mix, merge: ties, density: 0.5, lambda: 1.0", "id: mix, merge: average")  # the weights of a control

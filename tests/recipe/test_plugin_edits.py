@@ -15,8 +15,8 @@ from worlds.project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.library.rebase import read_edit
-from workbench.recipe.trust import VARIABLE
 from workbench.steps.registry import OUTSIDE
+from workbench.trust import VARIABLE
 
 METHODS = '''
 from typing import Literal

@@ -23,8 +23,8 @@ from workbench.errors import WorkbenchError
 from workbench.recipe import plugins
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
-from workbench.recipe.trust import VARIABLE, settings_file
 from workbench.steps.registry import OUTSIDE
+from workbench.trust import VARIABLE, settings_file
 
 ROOT = Path(__file__).resolve().parents[2]
 BRICKS = "bricks: {one: bricks/one, two: bricks/two, full: bricks/full}\noutput: {dtype: float32}\n"
@@ -250,10 +250,10 @@ def test_trust_is_in_the_users_settings(project: Project, call: Callable[..., Re
     put(project, half("median"))
     project.write(MEDIAN)
     assert call("trust").stdout == ""
-    assert "is now trusted; methods/ has median.py" in " ".join(call("trust", ".").stderr.split())
+    assert "is now trusted: methods/median.py" in " ".join(call("trust", ".").stderr.split())
     assert "is already trusted" in " ".join(call("trust", project.path).stderr.split())
     assert settings_file() == settings / "workbench" / "settings.yaml"
-    assert settings_file().read_text("utf-8") == f"trusted_projects:\n- {project.path.resolve()}\n"
+    assert f"trusted_projects:\n  {project.path.resolve()}:\n    methods/median.py: " in settings_file().read_text("utf-8")
     assert call("trust").stdout == f"{project.path.resolve()}\n"
     assert call("recipe", "check", "test").exit_code == 0
     assert re.search(r"merge +median +methods/median\.py ", call("methods").stdout)

@@ -12,15 +12,18 @@ from xml.etree import ElementTree
 
 import pytest
 
+from worlds.decided import situation
 from worlds.report_additions import add_own_units
 from worlds.report_document import TASKS, make_document
 
 from workbench.errors import UsageError, WorkbenchError
 from workbench.report import page_text, render
-from workbench.report.downloads import _plain, escaped, packed_in, slug
+from workbench.report.downloads import _plain, packed_in, slug
 from workbench.report.markup import Styles, parsed
 from workbench.report.saving import RECORD, check_folders, save
+from workbench.tables import as_latex
 
+OWN = " (fraction, or the metric's unit)"
 SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -63,24 +66,52 @@ def test_a_csv_has_full_precision_and_intervals_in_columns_of_their_own(document
     assert len(table) == len(stored)
     for row in table:
         r = stored[row["Configuration"], row["Task"], row["Metric"].removesuffix(", lower is better")]
-        assert float(row["Difference"]) == r["diff"]
+        assert float(row[f"Difference{OWN}"]) == r["diff"]
         for column, key in (("95 % interval", ""), ("Adjusted interval", "_adj")):
-            ends = [row[f"{column} {end}"] for end in ("low", "high")]
+            ends = [row[f"{column} {end}{OWN}"] for end in ("low", "high")]
             assert [float(e) if e else None for e in ends] == [r[f"low{key}"], r[f"high{key}"]]
             assert column not in row
     means = {c["name"]: c["mean"] for c in document["configurations"] if c.get("mean")}
     for row in rows(files["summary.csv"]):
         mean = means[row["Configuration"]]
-        found = [float(row[f"Mean over skills{end}"]) for end in ("", " low", " high")]
+        found = [float(row[f"Mean over skills{end} (fraction)"]) for end in ("", " low", " high")]
         assert found == [mean["value"], mean["low"], mean["high"]]
     interference = {row["Brick alone"]: row for row in rows(files["interference.csv"])}
     matrix = document["interference"]
     for b, brick in enumerate(matrix["bricks"]):
         for t, task in enumerate(matrix["tasks"]):
-            heads = [h for h in interference[brick] if h.split()[0] == task and not h.endswith((" low", " high"))]
+            heads = [h for h in interference[brick] if h.split()[0] == task and " low" not in h and " high" not in h]
             assert float(interference[brick][heads[0]]) == matrix["diff"][b][t], (brick, task, primary[task])
     kept = next(row for row in rows(files["kept.csv"]) if row["Configuration"] == "starter-ties")
     assert not [head for head in kept if " to " in head], "columns that only draw are left out"
+
+
+def test_numbers_have_one_unit_and_a_column_each(document: dict[str, Any], files: dict[str, str]) -> None:
+    stored = {(r["configuration"], r["task"], r["metric"]): r for r in document["rows"]}
+    for row in rows(files["differences.csv"]):
+        r = stored[row["Configuration"], row["Task"], row["Metric"].removesuffix(", lower is better")]
+        assert [row["Gained"], row["Lost"]] == ["" if r[key] is None else str(r[key]) for key in ("wins", "losses")]
+    changed = {row["Configuration"]: row for row in rows(files["changed-items.csv"])}
+    for name, flips in document["flips"].items():
+        for task in {flip["task"] for flip in flips}:
+            counts = [int(changed[name][f"{task} {word}"]) for word in ("gained", "lost", "same score")]
+            assert sum(counts) == sum(flip["task"] == task for flip in flips)
+    for name, text in files.items():
+        if name.endswith(".csv"):
+            shares = [head for head in rows(text)[0] if head.endswith("(fraction)")]
+            values = [float(row[head]) for row in rows(text) for head in shares if row[head]]
+            assert all(abs(value) < 1.5 for value in values), name
+            assert "%" not in text.partition("\n")[0].replace("95 % interval", ""), name
+
+
+def test_leaders_have_the_units_of_the_summary(tmp_path: Path) -> None:
+    document = situation("alike", tmp_path).document()
+    files = {one.name: one.files["csv"] for one in packed_in(page_text(document)) if "csv" in one.files}
+    means = {row["Configuration"]: float(row["Mean over skills (fraction)"]) for row in rows(files["summary"])}
+    leaders = rows(files["leaders"])
+    assert leaders
+    for row in leaders:
+        assert float(row["Mean (fraction)"]) == means[next(iter(row.values()))]
 
 
 def test_latex_uses_booktabs_and_escapes(files: dict[str, str]) -> None:
@@ -94,7 +125,7 @@ def test_latex_uses_booktabs_and_escapes(files: dict[str, str]) -> None:
     assert r"85 \% [74, 96]" in text
     assert "$-$0.310" in text
     assert not re.search(r"(?<!\\)[%_#](?!.*booktabs)", text.partition("\n")[2])
-    assert escaped(r"a_b & c%~^\{x}−1") == r"a\_b \& c\%\textasciitilde{}\textasciicircum{}\textbackslash{}\{x\}$-$1"
+    assert as_latex(r"a_b & c%~^\{x}−1") == r"a\_b \& c\%\textasciitilde{}\textasciicircum{}\textbackslash{}\{x\}$-$1"
 
 
 def test_a_figure_needs_no_style_sheet(files: dict[str, str]) -> None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import copy
+import csv
 import gzip
 import html
+import io
 import json
 import re
 from pathlib import Path
@@ -16,16 +18,17 @@ import pytest
 from worlds.report_document import TASKS, make_document, make_large
 from worlds.report_page import Document, Page, rendered
 
+from workbench.errors import printable
 from workbench.report import render
 from workbench.report.downloads import packed_in
 from workbench.report.forest import axis
-from workbench.report.markdown import escape, fence
 from workbench.report.numbers import MINUS, MISSING, POINTS, Unit, about, fixed, p_value, seconds, signed
 from workbench.report.reading import view_of
 from workbench.report.wording import missing_controls, summary, without_average
+from workbench.tables import as_markdown, fence
 
 SECTIONS = ("summary", "forest", "differences", "interference", "flips", "configurations", "provenance", "warnings")
-EVIL = "</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
+EVIL = "=1+1\x1b[31m\x9b2J</script><img src=x onerror=alert(1)>\"'`|{{7*7}}\N{RIGHT-TO-LEFT OVERRIDE}\N{SNOWMAN}&amp;"
 
 
 def packed(text: str) -> Document:
@@ -188,7 +191,12 @@ def test_user_text_is_escaped_everywhere(document: Document, tmp_path: Path) -> 
     drawn = [one.files["svg"] for one in packed_in(text) if "svg" in one.files]
     tags = {node.tag.rpartition("}")[2] for figure in drawn for node in ElementTree.fromstring(figure).iter()}
     assert (len(drawn) > 5, tags & {"script", "img", "image", "foreignObject", "a"}) == (True, set())
-    assert html.escape(EVIL, quote=False).split("&gt;")[0] in text
+    assert html.escape(printable(EVIL), quote=False).split("&gt;")[0] in text
+    files = {f"{one.name}.{kind}": content for one in packed_in(text) for kind, content in one.files.items()}
+    assert not [name for name, content in {**files, "html": text, "md": markdown}.items() if printable(content) != content]
+    cells = [cell for name in files if name.endswith(".csv") for row in csv.reader(io.StringIO(files[name])) for cell in row]
+    assert not [cell for cell in cells if cell[:1] in tuple("=+-@") and not re.fullmatch(r"-?[\d.]+(e-?\d+)?", cell)]
+    assert f"'{printable(EVIL)}" in cells
     assert packed(text)["items"][0][3] == EVIL
     plain = re.sub(r"(?ms)^(`{3,}).*?^\1$", "", markdown)  # code blocks show text as it is
     assert "<img" not in plain
@@ -210,7 +218,7 @@ def test_markdown_holds_the_same_tables(document: Document, tmp_path: Path) -> N
     rows = [[c.strip() for c in line.strip("| ").split("|")] for line in markdown.splitlines() if line[:2] == "| "]
     found = {(r[0], r[1]): r for r in rows if len(r) == 16}
     for d in document["rows"]:
-        row = found[escape(d["configuration"]), escape(d["task"])]
+        row = found[as_markdown(d["configuration"]), as_markdown(d["task"])]
         assert row[5] == signed(100 * d["diff"], 1)
         assert row[14].startswith(d["verdict"])
         assert row[15].split(",")[0] == {"controls": "control"}.get(d["family"], d["family"])

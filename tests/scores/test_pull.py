@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,15 @@ from workbench.scores.pull import pull_scores, store_in
 from workbench.scores.store import ScoreStore
 
 N = 24
+BOMBS = {  # gzip's files may have many members
+    "3 GB of blanks": gzip.compress(b" " * (1 << 20)) * 3072,
+    "3 GB of empty lines": gzip.compress(b"\n" * (1 << 20)) * 3072,
+    "a long line": gzip.compress(b" " * (1 << 20)) * 68,
+    "deep rows": gzip.compress(b"[" * 100_000),
+    "a huge number": gzip.compress(b'{"task": "a", "id": "x", "metrics": {"em": 1' + b"0" * 400 + b"}}\n"),
+    "not gzip": b"PK\x03\x04",
+    "a damaged block": gzip.compress(b"x" * 1000)[:20] + b"\xff" * 20,
+}
 
 
 @pytest.fixture
@@ -114,6 +124,8 @@ def damage(folder: Path, document: Path, kind: str) -> None:
         rows.write_bytes(rows.read_bytes()[:-20])
     elif kind == "changed rows":
         rows.write_bytes(gzip.compress(gzip.decompress(rows.read_bytes()).replace(b'"em": 1.0', b'"em": 0.0', 1)))
+    elif kind in BOMBS:
+        rows.write_bytes(BOMBS[kind])
     elif kind == "no rows":
         rows.unlink()
     elif kind == "not JSON":
@@ -136,6 +148,13 @@ def damage(folder: Path, document: Path, kind: str) -> None:
     [
         ("truncated rows", "the file is truncated"),
         ("changed rows", "the rows changed after scoring"),
+        ("3 GB of blanks", "unpacks to more than"),
+        ("3 GB of empty lines", "unpacks to more than"),
+        ("a long line", "a row of 71"),
+        ("deep rows", "nested too deeply"),
+        ("a huge number", "is 1000000"),
+        ("not gzip", "cannot be read"),
+        ("a damaged block", "cannot be read"),
         ("no rows", "the file does not exist"),
         ("not JSON", "JSON"),
         ("other format", "format 9, this version reads formats up to 2"),
@@ -152,7 +171,10 @@ def test_damaged_files_are_named_and_the_rest_is_taken(kind: str, reason: str, h
     )
     damage(folder, path, kind)
     before = content(here.root)
+    tracemalloc.start()
     pulled = pull_scores(there.root, here)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 28, "also for files that unpack to gigabytes"
+    tracemalloc.stop()
     whole = kind not in ("no items", "damaged plan", "other folder")
     assert any(reason in one.reason for one in pulled.refused), pulled.refused
     assert {d.name for d in pulled.documents if d.status == "pulled"} == ({TIES.name} if whole else set())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from typing import Any, Literal
 
 from workbench.api.comparing import find_scores
 from workbench.api.subjects import Listener, Request, refuse_left_out
 from workbench.errors import LeftOut, UsageError, nearest
 from workbench.library.frames import data_frame
+from workbench.tables import as_html
 
 Item = Mapping[str, Any]
 Only = Literal["changed", "won", "lost", "all"]
@@ -89,19 +89,19 @@ class ItemsBeside:
 
     def _repr_html_(self) -> str:
         head = "".join(
-            f"<th>{escape(text)}</th>" for text in ("item", "change", "prompt", "right answer", self.first, self.second)
+            f"<th>{as_html(text)}</th>" for text in ("item", "change", "prompt", "right answer", self.first, self.second)
         )
         body = "".join(self._row(item) for item in self.rows[:SHOWN])
         rest = len(self.rows) - SHOWN
         more = f"<p>{rest} more items are in <code>rows</code> and <code>to_pandas()</code>.</p>" if rest > 0 else ""
-        return f"<p>{escape(self.sentence)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
+        return f"<p>{as_html(self.sentence)}</p><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>{more}"
 
     def _row(self, item: Item) -> str:
         """Return an item as a row of the table in a notebook."""
         said = [scored_answer(item, item[side]) for side in ("first", "second")]
         cells = [f"{item['task']} {item['id']}", WAYS[item["change"]], str(item["prompt"]), right_answer(item), *said]
         style = 'style="text-align: left; white-space: pre-wrap"'
-        return f"<tr>{''.join(f'<td {style}>{escape(cut(cell))}</td>' for cell in cells)}</tr>"
+        return f"<tr>{''.join(f'<td {style}>{as_html(cut(cell))}</td>' for cell in cells)}</tr>"
 
     @property
     def sentence(self) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.library.frames import data_frame
+from workbench.tables import as_html
 
 if TYPE_CHECKING:
     from workbench.errors import LeftOut
@@ -21,7 +21,7 @@ HEIGHT = 720
 def in_notebook(page: str) -> str:
     """Return an HTML page as a frame for a notebook; the page keeps its own style and its policy of loading nothing."""
     frame = f'width="100%" height="{HEIGHT}" style="border: 0" sandbox="allow-scripts"'
-    return f'<iframe srcdoc="{escape(page, quote=True)}" {frame}></iframe>'
+    return f'<iframe srcdoc="{as_html(page)}" {frame}></iframe>'
 
 
 @dataclass(frozen=True, repr=False)

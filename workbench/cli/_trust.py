@@ -1,4 +1,4 @@
-"""The option --trust-project-code of commands that read recipes."""
+"""The option --trust-project-code of commands that read recipes or tasks."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ TrustOpt = Annotated[
     bool,
     typer.Option(
         "--trust-project-code",
-        help="Load the Python files in the project's methods/ folder, which then run with your rights. See `workbench trust`.",
+        help="Run the project's own Python code (methods/, evals/) with your rights. See `workbench trust`.",
     ),
 ]
 
 
 def reads_recipes(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command that reads recipes the option --trust-project-code."""
+    """Give a command that reads recipes or tasks the option --trust-project-code."""
 
     @wraps(command)
     def wrapped(*args: Any, trust_project_code: bool = False, **options: Any) -> Any:
-        from workbench.recipe.trust import trusting
+        from workbench.trust import trusting
 
         with trusting(trust_project_code):
             return command(*args, **options)

@@ -250,6 +250,6 @@ def _difference(one: Compared) -> str:
         return (
             f"{one.expected.model}: {one.expected.prompt!r}: expected {one.expected.text!r}, the server wrote {one.answer.text!r}"
         )
-    return (
-        f"{one.expected.model}: {one.expected.prompt!r}: the same text, log-probabilities differ by up to {one.largest:.3g} nats"
-    )
+    found, tokens = len(one.answer.logprobs), len(one.expected.tokens)
+    few = f", and {found} were returned for {tokens} tokens" if found != tokens else ""
+    return f"{one.expected.model}: {one.expected.prompt!r}: log-probabilities differ by up to {one.largest:.3g} nats{few}"

@@ -178,6 +178,7 @@ _STATUS = {"pulled": "taken", "same": "here already", "named": "here already, na
 
 
 @app.command()
+@reads_recipes
 def export(
     tasks: Annotated[
         list[str], typer.Argument(help="Names of lm-eval tasks, or facts:FILE for the tasks of a facts file.", show_default=False)

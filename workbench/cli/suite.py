@@ -10,6 +10,7 @@ import typer
 
 from workbench.cli._options import JsonOpt
 from workbench.cli._output import out
+from workbench.cli._trust import reads_recipes
 from workbench.errors import GateFailedError, UsageError, nearest
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def list_(json: JsonOpt = False) -> None:
 
 
 @app.command()
+@reads_recipes
 def show(name: NameArg, base: BaseOpt = None, json: JsonOpt = False) -> None:
     """Show a suite's tasks, metrics, items, clusters and plan.
 
@@ -108,6 +110,7 @@ def _chance(facts: Mapping[str, Any]) -> str:
 
 
 @app.command()
+@reads_recipes
 def check(
     name: NameArg,
     base: BaseOpt = None,
@@ -154,6 +157,7 @@ def _refuse_failed(report: SuiteReport) -> None:
 
 
 @app.command()
+@reads_recipes
 def new(
     name: Annotated[str, typer.Argument(help="Name of the suite and of its task.", show_default=False)],
     data: Annotated[Path, typer.Option("--data", help="File of items, one JSON object a line.", show_default=False)],

@@ -17,15 +17,15 @@ def trust(
     ] = None,
     remove: Annotated[bool, typer.Option("--remove", help="Stop trusting the project.")] = False,
 ) -> None:
-    """Trust a project's method files, or list trusted projects.
+    """Trust a project's Python code, or list trusted projects.
 
-    Recipes of a trusted project may use the methods in its methods/ folder: Python files, which run with your rights. The list
-    is in your own settings (~/.config/workbench/settings.yaml), outside every project.
+    Recipes of a trusted project may use the methods in methods/, and its tasks the functions in evals/: Python files, which run
+    with your rights. If one of these files changes, trust the project again. The list with the files' digests is in your own
+    settings (~/.config/workbench/settings.yaml), outside every project.
     """
     from workbench.project import find_project
-    from workbench.recipe.plugins import method_files
-    from workbench.recipe.trust import distrust, read_settings, settings_file
-    from workbench.recipe.trust import trust as add
+    from workbench.trust import code_files, distrust, read_settings, settings_file
+    from workbench.trust import trust as add
 
     if folder is None:
         if remove:
@@ -42,5 +42,5 @@ def trust(
     if project.resolve() != folder.resolve():
         raise UsageError(f"{folder}: belongs to the project {project}", shell("workbench", "trust", project))
     news = add(folder)
-    files = ", ".join(file.name for file in method_files(folder)) or "no files yet"
-    out.say(f"{folder.resolve()} is {'now' if news else 'already'} trusted; methods/ has {files}")
+    files = ", ".join(code_files(folder)) or "it has no Python files in methods/ and evals/ yet"
+    out.say(f"{folder.resolve()} is {'now' if news else 'already'} trusted: {files}")

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-import urllib.error
-import urllib.request
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import UsageError, WorkbenchError
+from workbench.errors import WorkbenchError
 from workbench.evaluate.quiet import SEED
+from workbench.http import ask
 from workbench.models.architecture import max_positions
 from workbench.scores.plan import ScorePlan
 from workbench.weights.checkpoint import read_config
@@ -86,13 +84,10 @@ def _check_server(model: WrittenCheckpoint) -> None:
             f"'{model.name}' is scored by a server, but no address was given", f"{serve}; then --server http://HOST:8000"
         )
     address = f"{model.server.rstrip('/')}/v1/models"
-    if not address.startswith(("http://", "https://")):
-        raise UsageError(f"--server {model.server}: expected http://HOST:PORT")
     try:
-        with urllib.request.urlopen(address, timeout=10) as answer:  # noqa: S310  http(s) is checked above
-            names = [str(model_entry["id"]) for model_entry in json.loads(answer.read())["data"]]
-    except (urllib.error.URLError, OSError, ValueError, KeyError) as error:
-        raise WorkbenchError(f"{address}: cannot read the list of models: {error}", serve) from error
+        names = [str(entry["id"]) for entry in ask(address, serve, seconds=10)["data"]]
+    except (KeyError, TypeError):
+        raise WorkbenchError(f"{address}: the answer is not a list of models", serve) from None
     if model.name not in names:
         raise WorkbenchError(f"{address} serves {', '.join(names) or 'no model'}, expected '{model.name}'", serve)
 

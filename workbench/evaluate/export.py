@@ -16,32 +16,13 @@ from typing import Any
 import yaml
 
 from workbench.errors import WorkbenchError
+from workbench.evaluate.gate import LOCALDATA, project_of
 from workbench.evaluate.quiet import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
 from workbench.scores.plan import item_ids
+from workbench.trust import is_trusted, trusting
 from workbench.versions import installed
 
-LOCALDATA = '''"""Data of the local tasks: read beside the YAML file, whatever the working directory, nothing cached on disk."""
-
-from __future__ import annotations
-
-import json
-from pathlib import Path
-from typing import Any
-
-import datasets
-
-
-def jsonl(config_source: str, data_files: dict[str, str], **_: Any) -> dict[str, datasets.Dataset]:
-    """The jsonl files of a task, split by split; lm-eval passes `config_source`, the path of the YAML file."""
-    folder = Path(config_source).parent
-    return {
-        split: datasets.Dataset.from_list(
-            [json.loads(line) for line in (folder / name).read_text("utf-8").splitlines() if line.strip()]
-        )
-        for split, name in data_files.items()
-    }
-'''
 # Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
 _SOURCE_SETTINGS = {
     "task",
@@ -118,8 +99,6 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
         WorkbenchError: If the task is unknown, its data cannot be loaded or is not JSON, it uses functions that only its own
             folder has, a file already exists, or the requests differ.
     """
-    from lm_eval.tasks import TaskManager
-
     stem = name.replace("/", "_")
     existing = [
         p for p in (to / f"{stem}.yaml", to / "data" / f"{stem}.jsonl", to / "data" / f"{stem}-fewshot.jsonl") if p.exists()
@@ -149,8 +128,8 @@ def export_task(name: str, to: Path, *, include_path: Path | None = None, num_fe
         with TemporaryDirectory() as temporary:
             folder = Path(temporary)
             _write(folder, stem, config, docs_with_ids, own_pool, to / "localdata.py", name)
-            with_defaults = TaskManager(include_path=str(folder), include_defaults=False)
-            local = load_task(with_defaults, name, [name])
+            with trusting(is_trusted(project_of(to / "localdata.py"))):  # the folder holds a copy of its localdata.py
+                local = load_task(manager_of(folder, bundled=False), name, [name])
             local.set_config(key="num_fewshot", value=shots)
             count = _compare(original, local, name)
             files = _move(folder, to)

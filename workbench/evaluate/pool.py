@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.recipe.trust import VARIABLE
+from workbench.trust import VARIABLE
 
 LOSSES = 3
 """Number of workers that may be lost during one call before the call counts as failed."""

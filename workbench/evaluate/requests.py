@@ -7,8 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from jinja2 import TemplateError
-
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.gold import metrics_of
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
@@ -156,7 +154,9 @@ def build(
             chat_template=template if chat else None,
             tokenizer_name=tokenizer_name if chat else "",
         )
-    except (TemplateError, KeyError, ValueError, TypeError, AttributeError, IndexError) as error:
+        for doc in {instance.doc_id: instance.doc for instance in task.instances}.values():
+            task.doc_to_target(doc)  # the rows need it: a template that fails is found before any model runs
+    except Exception as error:  # templates and functions of a task may raise anything
         raise WorkbenchError(
             f"task '{name}': cannot build the prompts: {type(error).__name__}: {str(error)[:300]}",
             f"Compare the templates of the task file with the fields of its data: workbench suite check {shell(plan.suite.suite)}",

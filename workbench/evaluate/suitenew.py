@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
-from workbench.evaluate.export import LOCALDATA
+from workbench.evaluate.gate import LOCALDATA
 from workbench.files import write_bytes
 from workbench.scores.suite import SUITE_NAME
 

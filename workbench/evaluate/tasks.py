@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest, shell
+from workbench.evaluate.gate import functions_checked, sandbox_templates
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
 from workbench.files import bytes_digest
@@ -108,6 +109,7 @@ def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
     """Return lm-eval's task manager for a folder, with lm-eval's own tasks if `bundled`."""
     from lm_eval.tasks import TaskManager
 
+    sandbox_templates()
     return TaskManager(include_path=str(tasks_dir), include_defaults=bundled)  # lm-eval's defaults are 14,000 files and take 4 s
 
 
@@ -152,7 +154,7 @@ def _load(manager: Any, name: str) -> dict[str, Any]:
     Raises:
         WorkbenchError: If the data cannot be loaded, or code of the task fails.
     """
-    with foreign_code(name, "loaded"):
+    with foreign_code(name, "loaded"), functions_checked():
         loaded: dict[str, Any] = manager.load([name])
     return loaded
 

@@ -14,6 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import write_text
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_text
+from workbench.scores.files import is_number
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -87,7 +88,8 @@ class Compared:
         expected: The expected answer.
         answer: The server's.
         largest: Largest difference of log-probabilities, over the tokens before the first other one.
-        verdict: "same"; "tie" if the texts part at a token whose margin is within the tolerance; "text" or "logprobs" if these differ.
+        verdict: "same"; "tie" if the texts part at a token whose margin is within the tolerance; "text" if these differ; "logprobs" if these
+            differ, or are not as many as the tokens.
     """
 
     expected: Expected
@@ -217,17 +219,21 @@ def compare(expected: Expected, answer: Answer, tolerance: float) -> Compared:
         tolerance: Largest difference of a log-probability, in nats.
     """
     own, other = expected.logprobs, answer.logprobs
-    count, verdict = min(len(own), len(other)), "same"
+    ends = [0, *expected.ends]
+    counts = {len(own), len(own) - (ends[-1] == ends[-2])}  # some servers leave out the token that ends the text
+    count, verdict, whole = min(len(own), len(other)), "same", len(other) in counts
     differences = []
     if expected.text.strip() != answer.text.strip():
         place = _parting(expected, answer.text)
-        margin = expected.margins[place]
+        margin, whole = expected.margins[place], len(other) > place
         count, verdict = min(count, place), "tie" if margin <= 2 * tolerance else "text"
-        if verdict == "tie" and place < len(other):  # the other token is nearly as probable as the expected one
+        if verdict == "tie" and whole:  # the other token is nearly as probable as the expected one
             differences = [max(0.0, abs(own[place] - other[place]) - margin)]
     differences += [abs(a - b) for a, b in zip(own[:count], other[:count], strict=True)]
     largest = max(differences, default=0.0)
-    return Compared(expected, answer, largest, "logprobs" if largest > tolerance and verdict != "text" else verdict)
+    if verdict != "text" and not (whole and largest <= tolerance):  # also for a tolerance that is no number
+        verdict = "logprobs"
+    return Compared(expected, answer, largest, verdict)
 
 
 def _parting(expected: Expected, text: str) -> int:
@@ -277,7 +283,7 @@ def _fits(data: Mapping[str, Any]) -> bool:
     if not all(isinstance(data[key], kind) for key, kind in _ROW.items()) or not isinstance(data.get(_REQUEST, {}), dict):
         return False
     integers = all(type(value) is int for key in ("prompt_tokens", "tokens", "ends") for value in data[key])
-    numbers = all(isinstance(value, (int, float)) for key in ("logprobs", "margins") for value in data[key])
+    numbers = all(is_number(value) for key in ("logprobs", "margins") for value in data[key])
     return (
         integers
         and numbers

@@ -15,10 +15,11 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json, write_json, write_text
 from workbench.lazy import torch
 from workbench.library.neurons_ablation import AblationTable, Damage, ablation, ablation_table
-from workbench.library.neurons_functions import CONTROL, SETS, TENSORS, csv_text
+from workbench.library.neurons_functions import CONTROL, SETS, TENSORS
 from workbench.library.neurons_functions import RECORD as FUNCTIONS
 from workbench.library.neurons_sparsity import some_of_each_task
 from workbench.library.neurons_subject import NeuronSubject
+from workbench.tables import csv_records
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -150,7 +151,7 @@ class AblationAnalysis:
             for i, f in enumerate(d.functions)
             for j, g in enumerate(d.functions)
         ]
-        write_text(out / "ablation.csv", csv_text(rows))
+        write_text(out / "ablation.csv", csv_records(rows))
         write_json(out / RECORD, self.document(), indent=1)
 
 

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,7 @@ from workbench.lazy import torch
 from workbench.library.frames import data_frame
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.models.identity import computed_on
+from workbench.tables import csv_records
 from workbench.weights.saving import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
@@ -146,7 +144,7 @@ class FunctionAnalysis:
             tensors[f"resident.{site.layer}"] = torch.from_numpy(scores.residents[number])
         save_tensors(tensors, out / TENSORS, {"functions": "\n".join(scores.functions)})
         for name, rows in self.tables().items():
-            write_text(out / f"{name}.csv", csv_text(rows))
+            write_text(out / f"{name}.csv", csv_records(rows))
         for name, neurons in self.neuron_sets().items():
             folder = out / SETS / folder_name(name)
             base = BaseRecord(id=self.reference, digest=self.digest)
@@ -156,15 +154,6 @@ class FunctionAnalysis:
                 write_set(out / "lape" / folder_name(name), neurons)
         write_set(out / CONTROL, replace(scores.shuffled_set(), base=self.digest))
         write_json(out / RECORD, self.document(), indent=1)
-
-
-def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return rows as CSV with a header."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return stream.getvalue()
 
 
 def analyze_functions(

@@ -12,9 +12,9 @@ from workbench.emergent.labelled import Item, Labelled
 from workbench.emergent.losses import Scored
 from workbench.emergent.sparsity import INDICATORS, PERCENTS, Distribution, Normalizer, distribution, masked_losses, token_sample
 from workbench.files import write_json, write_text
-from workbench.library.neurons_functions import csv_text
 from workbench.library.neurons_masking import TOLERANCE, MaskCurve, mask_curves
 from workbench.library.neurons_subject import NeuronSubject
+from workbench.tables import csv_records
 
 RECORD = "sparsity.json"
 
@@ -92,7 +92,7 @@ class SparsityAnalysis:
             for curve in self.curves
             for point in curve.points
         ]
-        write_text(out / "masking.csv", csv_text(rows))
+        write_text(out / "masking.csv", csv_records(rows))
         write_json(out / RECORD, self.document(), indent=1)
 
 

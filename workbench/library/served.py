@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import os
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
 
-from workbench.errors import UsageError, WorkbenchError, printable
+from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
+from workbench.http import StatusError, ask
 from workbench.library.expected import Answer, Compared, Expected, compare
+from workbench.scores.files import is_number
 
-_SECONDS = 300
+_HINT = "Start the server with serve.sh, wait until it is ready, and name its address: http://HOST:PORT."
 KEY = "OPENAI_API_KEY"
 
 
@@ -30,19 +29,12 @@ def check_server(url: str, rows: Sequence[Expected], tolerance: float, length: i
     Raises:
         WorkbenchError: If the server cannot be reached, does not serve a model, or returns no log-probabilities.
     """
-    place = _completions(url)
+    place = f"{url.rstrip('/').removesuffix('/v1')}/v1/completions"
     compared = []
     for row in rows:
         compared.append(compare(row, _ask(place, row, length), tolerance))
         events({"stage": "check", "done": len(compared), "total": len(rows), "text": f"{len(rows)} answers of {place}"})
     return compared
-
-
-def _completions(url: str) -> str:
-    """Return the address of the completions API."""
-    if not url.startswith(("http://", "https://")):
-        raise UsageError(f"{url}: expected the address of a server, http://HOST:PORT")
-    return f"{url.rstrip('/').removesuffix('/v1')}/v1/completions"
 
 
 def _ask(place: str, row: Expected, length: int) -> Answer:
@@ -56,38 +48,23 @@ def _ask(place: str, row: Expected, length: int) -> Answer:
         "stop": None,
         **row.request,
     }
-    heads = {"Content-Type": "application/json"}
-    if key := os.environ.get(KEY):
-        heads["Authorization"] = f"Bearer {key}"
-    request = urllib.request.Request(place, json.dumps(asked).encode(), heads)  # noqa: S310  the scheme is checked
     try:
-        with urllib.request.urlopen(request, timeout=_SECONDS) as answer:  # noqa: S310
-            document = json.loads(answer.read())
-    except urllib.error.HTTPError as error:
+        document = ask(place, _HINT, body=asked, key=os.environ.get(KEY) or None)
+    except StatusError as error:
         raise _refused(place, row, error) from None
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        raise WorkbenchError(
-            f"{place}: the server cannot be reached ({reason})", "Start it with serve.sh, and wait until it is ready."
-        ) from None
-    except ValueError:
-        raise WorkbenchError(
-            f"{place}: the answer is not JSON", "Name the address of a server with the OpenAI completions API."
-        ) from None
     return _answer(place, document)
 
 
-def _refused(place: str, row: Expected, error: urllib.error.HTTPError) -> WorkbenchError:
+def _refused(place: str, row: Expected, error: StatusError) -> WorkbenchError:
     """Return the error for a status other than 200."""
-    if error.code in (401, 403):
-        return WorkbenchError(f"{place}: the server asks for a key (status {error.code})", f"Set {KEY} to the server's key.")
-    text = printable(error.read(2000).decode("utf-8", errors="replace"))
-    if error.code == 404:
+    if error.status in (401, 403):
+        return WorkbenchError(f"{place}: the server asks for a key (status {error.status})", f"Set {KEY} to the server's key.")
+    if error.status == 404:
         return WorkbenchError(
             f"{place}: the server does not serve '{row.model}' (status 404)",
             "Start it with serve.sh of the same directory, and with the same --served-base.",
         )
-    return WorkbenchError(f"{place}: status {error.code} for model '{row.model}': {text[:300]}")
+    return WorkbenchError(f"{place}: status {error.status} for model '{row.model}': {error.text[:300]}", _HINT)
 
 
 def _answer(place: str, document: Any) -> Answer:
@@ -106,9 +83,9 @@ def _answer(place: str, document: Any) -> Answer:
             f"{place}: the answer has no `choices[0].text`", "The server needs the OpenAI completions API."
         ) from None
     values = _token_logprobs(scores)
-    if not isinstance(values, list) or not values or not all(isinstance(value, (int, float)) for value in values):
+    if not isinstance(values, list) or not values or not all(map(is_number, values)):
         raise WorkbenchError(
-            f"{place}: the answer has no `logprobs.token_logprobs`, without which other weights can give the same texts",
+            f"{place}: `logprobs.token_logprobs` of the answer is not a list of finite numbers, without which other weights can give the same texts",
             "Start the server so that it returns log-probabilities (`logprobs` of the completions API).",
         )
     return Answer(text, [float(value) for value in values])

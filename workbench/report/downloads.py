@@ -3,41 +3,21 @@
 from __future__ import annotations
 
 import base64
-import csv
 import gzip
-import io
 import json
 import re
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
+from workbench.files import gunzip
 from workbench.report.figures import figure_of
 from workbench.report.markup import Node, Styles, parsed
 from workbench.report.numbers import MINUS, MISSING
+from workbench.tables import csv_text, latex_table
 
 PLACE = '<script type="text/plain" id="download-data"></script>'
 """Element of the templates that takes the packed files."""
-LATEX = {
-    "\\": r"\textbackslash{}",
-    **{c: "\\" + c for c in "&%$#_{}"},
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
-    MINUS: "$-$",
-    MISSING: "--",
-    "\N{PLUS-MINUS SIGN}": r"$\pm$",
-    "\N{ALMOST EQUAL TO}": r"$\approx$",
-    "\N{MULTIPLICATION SIGN}": r"$\times$",
-    "\N{MIDDLE DOT}": r"$\cdot$",
-    "\N{HORIZONTAL ELLIPSIS}": r"\ldots{}",
-    "\N{RIGHTWARDS ARROW}": r"$\rightarrow$",
-    "\N{NO-BREAK SPACE}": "~",
-    "\N{NARROW NO-BREAK SPACE}": "~",
-}
 LONGEST = 80
 
 
@@ -56,12 +36,14 @@ class Saved:
 
 @dataclass(frozen=True)
 class _Cell:
-    """A cell of a table: its shown text, and its numbers in full precision."""
+    """A cell of a table: its shown text, its numbers in full precision with their unit, and the numbers of a cell that has several."""
 
-    text: str
-    value: str
-    low: str
-    high: str
+    text: str = ""
+    value: str = ""
+    low: str = ""
+    high: str = ""
+    unit: str = ""
+    values: tuple[str, ...] = ()
 
 
 def saved_tables(page: Node) -> list[Saved | None]:
@@ -94,7 +76,7 @@ def with_downloads(text: str, css: str) -> str:
 def packed_in(text: str) -> list[Saved]:
     """Return the tables and figures that are packed into a page."""
     found = re.search(PLACE.replace("></", r">([\w+/=]+)</"), text)
-    shown = json.loads(gzip.decompress(base64.b64decode(found.group(1)))) if found else {}
+    shown = json.loads(gunzip(base64.b64decode(found.group(1)), "the page")) if found else {}
     entries = [entry for kind in ("tables", "figures") for entry in shown.get(kind, ()) if entry]
     return [Saved(entry["name"], {kind: entry[kind] for kind in entry if kind != "name"}) for entry in entries]
 
@@ -103,11 +85,6 @@ def slug(text: str) -> str:
     """Return a text as the name of a file: small letters, digits and hyphens, at most 80 letters."""
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode().lower()
     return re.sub(r"[^a-z0-9]+", "-", plain).strip("-")[:LONGEST].strip("-") or "unnamed"
-
-
-def escaped(text: str) -> str:
-    """Return a text for LaTeX."""
-    return "".join(LATEX.get(letter, letter) for letter in text)
 
 
 def _free(text: str, taken: set[str]) -> str:
@@ -131,8 +108,9 @@ def _table(node: Node, taken: set[str]) -> Saved | None:
         any(i < len(row) and any("strip" in s.classes for s in row[i].each("svg")) for row in body) for i in range(len(columns))
     ]
     kept = [i for i, column in enumerate(columns) if not drawn[i] and "data-unsaved" not in column.attributes]
-    cells = [[_cell(row[i]) if i < len(row) else _Cell("", "", "", "") for i in kept] for row in body]
+    cells = [[_cell(row[i]) if i < len(row) else _Cell() for i in kept] for row in body]
     names = [columns[i].text() for i in kept]
+    parts = [tuple(filter(None, columns[i].attributes.get("data-parts", "").split("|"))) for i in kept]
     ends_only = ["data-ends" in columns[i].attributes for i in kept]
     left = [i == 0 or "left" in columns[i].classes for i in kept]
     title = (
@@ -140,7 +118,13 @@ def _table(node: Node, taken: set[str]) -> Saved | None:
         or node.attributes.get("id", "").removesuffix("-table")
         or next((h for a in node.above() if (h := _head(a))), "table")
     )
-    return Saved(_free(title, taken), {"csv": _csv(names, cells, ends_only), "tex": _tex(names, cells, left)})
+    return Saved(
+        _free(title, taken),
+        {
+            "csv": _csv(names, cells, ends_only, parts),
+            "tex": latex_table(names, [[cell.text for cell in row] for row in cells], left),
+        },
+    )
 
 
 def _head(node: Node) -> str:
@@ -150,9 +134,16 @@ def _head(node: Node) -> str:
 
 def _cell(node: Node) -> _Cell:
     shown = node.text() if node.tag == "td" else node.text(("sub",))
-    plain = node.text(("ci-text", "sub"))
-    value = node.attributes.get("data-v", "") if "data-v" in node.attributes and node.tag == "td" else _plain(plain)
-    return _Cell(shown, value, node.attributes.get("data-low", ""), node.attributes.get("data-high", ""))
+    given = node.attributes
+    value, unit = given.get("data-v", ""), given.get("data-unit", "")
+    if "data-v" not in given or node.tag != "td":
+        value = _plain(node.text(("ci-text", "sub")))
+        if share := re.fullmatch(r"([-+]?[\d.]+) %", value.replace(MINUS, "-").replace("\N{NO-BREAK SPACE}", " ")):
+            value, unit = share[1], "%"
+    if unit == "%":
+        value, unit = f"{float(value) / 100:.12g}" if value else "", "fraction"
+    values = tuple(filter(None, given.get("data-values", "").split("|")))
+    return _Cell(shown, value, given.get("data-low", ""), given.get("data-high", ""), unit, values)
 
 
 def _plain(text: str) -> str:
@@ -163,37 +154,26 @@ def _plain(text: str) -> str:
     return "" if text == MISSING else number if re.fullmatch(r"[-+]?[\d.]+", number) else text
 
 
-def _csv(names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool]) -> str:
-    ended = [any(row[i].low or row[i].high for row in rows) for i in range(len(names))]
+def _csv(
+    names: Sequence[str], rows: Sequence[Sequence[_Cell]], ends_only: Sequence[bool], parts: Sequence[tuple[str, ...]]
+) -> str:
+    """Return the table with a column for each number of a cell; heads name the unit of the stored numbers."""
     header, table = [], [list[str]() for _ in rows]
-    for i, name in enumerate(names):
-        if not ends_only[i]:
-            header.append(name)
-            for line, row in zip(table, rows, strict=True):
-                line.append(row[i].value)
-        if ended[i]:
-            header += [f"{name} low", f"{name} high"]
-            for line, row in zip(table, rows, strict=True):
-                line += [row[i].low, row[i].high]
-    out = io.StringIO()
-    csv.writer(out, lineterminator="\n").writerows([header, *table])
-    return out.getvalue()
 
+    def add(head: str, cells: Iterable[str]) -> None:
+        header.append(head)
+        for line, cell in zip(table, cells, strict=True):
+            line.append(cell)
 
-def _tex(names: Sequence[str], rows: Sequence[Sequence[_Cell]], left: Sequence[bool]) -> str:
-    def line(cells: Iterable[str]) -> str:
-        return " & ".join(map(escaped, cells)) + r" \\"
-
-    return "\n".join(
-        [
-            r"% \usepackage{booktabs}",
-            rf"\begin{{tabular}}{{{''.join('l' if is_left else 'r' for is_left in left)}}}",
-            r"\toprule",
-            line(names),
-            r"\midrule",
-            *(line(cell.text for cell in row) for row in rows),
-            r"\bottomrule",
-            r"\end{tabular}",
-            "",
-        ]
-    )
+    for i, name in enumerate(name.removesuffix(", %") for name in names):
+        column = [row[i] for row in rows]
+        units = {cell.unit for cell in column if cell.value or cell.low}
+        unit = "" if units <= {""} else f" ({units.pop()})" if len(units) == 1 else " (fraction, or the metric's unit)"
+        for number, part in enumerate(parts[i]):
+            add(part if part.istitle() else f"{name} {part}", [(cell.values or ("",) * len(parts[i]))[number] for cell in column])
+        if not ends_only[i] and not parts[i]:
+            add(f"{name}{unit}", [cell.value for cell in column])
+        if any(cell.low or cell.high for cell in column):
+            add(f"{name} low{unit}", [cell.low for cell in column])
+            add(f"{name} high{unit}", [cell.high for cell in column])
+    return csv_text(header, table)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from workbench.report import costs, edits, flips, guard, marks, routed, scatter, sweeps, wording
@@ -12,6 +11,9 @@ from workbench.report.facts import facts, self_check
 from workbench.report.glossary import glossary
 from workbench.report.numbers import MINUS, MISSING, PERCENT, POINTS, about, amount, count, listed, p_value, size, small
 from workbench.report.view import VERDICTS, ConfigurationView, Estimate, TaskView, View
+from workbench.tables import as_markdown as escape
+from workbench.tables import fence
+from workbench.tables import markdown_table as table
 
 ROLE_NOTES = {
     "base": "base",
@@ -96,25 +98,6 @@ def _sweeps(view: View) -> list[str]:
                     f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
                 )
     return parts
-
-
-def escape(text: str) -> str:
-    """Escape a text so that Markdown shows it literally, on one line."""
-    text = re.sub(r"\s+", " ", text).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
-    return re.sub(r"([\\`*_|\[\]#])", r"\\\1", text)
-
-
-def fence(text: str, language: str = "") -> str:
-    """Return a code block whose fence is longer than any run of backticks in the text."""
-    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
-    return f"{ticks}{language}\n{text.rstrip()}\n{ticks}"
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[str]], left: int = 1) -> str:
-    """Return a table of escaped cells; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = [":--" if i < left else "--:" for i in range(len(header))]
-    lines = [[escape(h) for h in header], rule, *([escape(c) for c in row] for row in rows)]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def bullets(lines: Iterable[str]) -> str:
@@ -272,7 +255,7 @@ def _kept(view: View) -> list[str]:
 
 def _routed(document: Mapping[str, Any]) -> list[str]:
     """Return who answered in routed configurations, and whether to merge or to route."""
-    rows = routed.answered(document)
+    rows = [[routed.shown(cell) for cell in row] for row in routed.answered(document)]
     if not rows:
         return []
     sentences = [escape(text) for text in routed.advised(document)]

@@ -56,6 +56,8 @@ class Cell:
     """The difference in stored units, with the ends of its adjusted interval."""
     low: float | None = None
     high: float | None = None
+    unit: str = ""
+    """The stored unit."""
 
 
 UNSCORED = Cell(MISSING, "", "none", 0.0, "not scored")
@@ -256,6 +258,7 @@ def _difference_cell(view: View, task: TaskView, d: DifferenceView | None, c: Co
         d.diff,
         d.low_adj,
         d.high_adj,
+        task.unit.stored,
     )
 
 
@@ -285,6 +288,7 @@ def _effect_cell(view: View, e: Effect, own: bool) -> Cell:
         e.diff,
         e.low,
         e.high,
+        unit.stored,
     )
 
 

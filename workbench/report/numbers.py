@@ -18,6 +18,11 @@ class Unit:
     decimals: int
     word: str
 
+    @property
+    def stored(self) -> str:
+        """Return the word for the unit of stored values."""
+        return "fraction" if self.scale == 100 else self.word
+
     def score(self, value: float | None) -> str:
         """Format a level, such as 55.0; a dash if it is missing."""
         return MISSING if value is None else fixed(value * self.scale, self.decimals)

@@ -13,6 +13,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from workbench.errors import printable
 from workbench.files import write_bytes
 from workbench.report import beside, costs, decision, flips, forest, guard, marks, numbers, routed, scatter, sweeps, wording
 from workbench.report.downloads import with_downloads
@@ -139,6 +140,7 @@ def html(document: Mapping[str, Any], view: View, watched: int | None = None) ->
         "seeds_alone": [sweeps.sentence(grid) for grid in sweeps.grids(view.sweeps) if not grid.across],
         "routed": routed.answered(document),
         "routed_heads": routed.HEADS,
+        "routed_text": routed.shown,
         "advice": routed.advised(document),
         "facts": facts(view),
         "command": view.provenance.get("command"),
@@ -160,7 +162,7 @@ def filled(template: str, context: Mapping[str, Any], scripts: Sequence[str], st
         "script": Markup(script),  # noqa: S704 - files of this package
         "script_hash": "sha256-" + base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    return with_downloads(env.get_template(template).render(context, **parts, **_helpers()), css)
+    return with_downloads(printable(env.get_template(template).render(context, **parts, **_helpers())), css)
 
 
 def _helpers() -> dict[str, Any]:
@@ -186,9 +188,15 @@ def _helpers() -> dict[str, Any]:
         "bracket": marks.bracket,
         "recipe_markup": marks.recipe_markup,
         "strip": marks.strip,
+        "val": _value,
         "verdict_class": marks.verdict_class,
         "role_words": ROLE_WORDS,
     }
+
+
+def _value(value: float | None, unit: numbers.Unit) -> Markup:
+    """Return the attributes of a cell that CSV files are written from: the stored value and its unit."""
+    return Markup('data-v="{}" data-unit="{}"').format("" if value is None else value, unit.stored)
 
 
 def asset(name: str) -> str:

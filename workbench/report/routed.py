@@ -19,13 +19,16 @@ def advised(document: Mapping[str, Any]) -> list[str]:
     return sentences
 
 
-def answered(document: Mapping[str, Any]) -> list[list[str]]:
-    """Return the rows of the table of answers: configuration, task, n, shares of own brick, base and other bricks, and who answered."""
-    rows = []
+def answered(document: Mapping[str, Any]) -> list[list[str | Mapping[str, Any]]]:
+    """Return the rows of the table of answers: configuration, task, n, shares of own brick, base and other bricks, and who answered.
+
+    A share is a mapping with value, low and high.
+    """
+    rows: list[list[str | Mapping[str, Any]]] = []
     for task in (document.get("routing") or {}).get("tasks") or ():
         named = ", ".join(f"{name} {count}" for name, count in list(task["answered_by"].items())[:4])
         more = len(task["answered_by"]) - 4
-        shares = [_share(task[key]) if key != "own" or task["owner"] else "–" for key in ("own", "base", "other")]
+        shares = [task[key] if key != "own" or task["owner"] else "–" for key in ("own", "base", "other")]
         cells = [task["configuration"], task["task"], task["owner"] or "base", str(task["n"]), *shares]
         rows.append([*cells, named + (f" and {more} more" if more > 0 else "")])
     return rows
@@ -35,6 +38,6 @@ HEADS = ("Configuration", "Task", "Right", "n", "Own brick, %", "Base, %", "Othe
 """Heads of the table of answers."""
 
 
-def _share(share: Mapping[str, Any]) -> str:
-    """Return a share in percent with its interval."""
-    return f"{PERCENT.score(share['value'])} {PERCENT.levels(share['low'], share['high'])}"
+def shown(cell: str | Mapping[str, Any]) -> str:
+    """Return a cell of the table of answers as text: a share in percent with its interval."""
+    return cell if isinstance(cell, str) else f"{PERCENT.score(cell['value'])} {PERCENT.levels(cell['low'], cell['high'])}"

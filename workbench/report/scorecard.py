@@ -10,11 +10,11 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.compare.compare import Comparison
-from workbench.errors import as_markdown
 from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
+from workbench.tables import as_markdown
 
 BEGIN, END = "<!-- scores:begin -->", "<!-- scores:end -->"
 _SECTION = re.compile(rf"\n*{re.escape(BEGIN)}.*?{re.escape(END)}\n*", re.DOTALL)

@@ -9,13 +9,14 @@ from workbench import yamldoc
 from workbench.bricks.axes import Axes, axes_of
 from workbench.edit.greedy import told as said_in_words
 from workbench.emergent.sets import NeuronSet
-from workbench.errors import as_markdown, printable
+from workbench.errors import printable
 from workbench.grow.expansion.kept import told
 from workbench.grow.expansion.told import told_blocks, told_removal
 from workbench.models.skeleton import loading_class
 from workbench.resolve.licences import base_title
 from workbench.resolve.resolved import Resolved
 from workbench.run.shapes import shapes_before
+from workbench.tables import as_markdown
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.
 _TASKS = {

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
-import zlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest, write_bytes
+from workbench.errors import WorkbenchError, size
+from workbench.files import bytes_digest, gunzip, write_bytes
 from workbench.jsondoc import parse
 
 Row = dict[str, Any]
 Rows = dict[str, list[Row]]  # task -> one row per item, in the plan's order
 SHARES = ("acc", "acc_norm", "acc_bytes", "acc_mutual_info", "exact_match", "em")
 """Metrics of lm-eval whose scores of items, and so their means, lie in [0, 1]."""
+_LONGEST_ROW = 64 << 20
 
 
 def is_number(value: Any) -> bool:
@@ -65,16 +66,13 @@ def read_rows(path: Path, digest: str | None, hint: str, *, answers: bool) -> Ro
             digest differs.
     """
     data = _unpack(path, hint)
-    try:
-        lines = data.decode("utf-8").split("\n")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise WorkbenchError(f"{path}:{line}: not UTF-8", hint) from error
     rows: Rows = {}
-    for number, text in enumerate(lines, 1):
-        if text:
+    for number, line in enumerate(io.BytesIO(data), 1):
+        if line := line.rstrip(b"\n"):
             place = f"{path}:{number}"
-            row = parse(text, place, hint)
+            if len(line) > _LONGEST_ROW:
+                raise WorkbenchError(f"{place}: a row of {size(len(line))}, expected at most {size(_LONGEST_ROW)}", hint)
+            row = parse(line, place, hint)
             problem = _problem(row, answers)
             if problem:
                 raise WorkbenchError(f"{place}: {problem}", hint)
@@ -105,13 +103,12 @@ def unpacked_json(path: Path) -> Any:
 def _unpack(path: Path, hint: str) -> bytes:
     """Return the content of a compressed file; raise WorkbenchError with `hint` if it cannot be read."""
     try:
-        return gzip.decompress(path.read_bytes())
+        data = path.read_bytes()
     except FileNotFoundError:
         raise WorkbenchError(f"{path}: the file does not exist, but the scores refer to it", hint) from None
-    except EOFError:
-        raise WorkbenchError(f"{path}: the file is truncated", hint) from None
-    except (OSError, zlib.error) as error:
-        raise WorkbenchError(f"{path}: cannot be read: {str(error) or type(error).__name__}", hint) from error
+    except OSError as error:
+        raise WorkbenchError(f"{path}: cannot be read: {error}", hint) from error
+    return gunzip(data, str(path), hint)
 
 
 def _problem(row: Any, answers: bool) -> str | None:

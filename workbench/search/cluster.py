@@ -13,7 +13,6 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.recipe.recipe import from_data, load_recipe
-from workbench.recipe.trust import is_trusted
 from workbench.resolve.resolve import resolve
 from workbench.search.clock import Clock
 from workbench.search.race import Rival
@@ -36,6 +35,7 @@ from workbench.search.run import (
 from workbench.search.space import plain_data
 from workbench.search.study import Study, Trial
 from workbench.search.together import until_all_end
+from workbench.trust import is_trusted
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.evaluate.facts.documents import Doc
+from workbench.evaluate.gate import LOCALDATA
 from workbench.facts.kinds import FactKind
 
 # Kind -> metrics, the headline metric first, and whether lower is better. They are shares unless the name says otherwise.
@@ -90,8 +91,6 @@ def definition(stem: str, kind: FactKind, settings: Mapping[str, Any]) -> str:
 
 def write_tasks(folder: Path, stem: str, docs: Mapping[FactKind, Sequence[Doc]], settings: Mapping[str, Any]) -> None:
     """Write the tasks with data and code to a folder for lm-eval's --include_path."""
-    from workbench.evaluate.export import LOCALDATA
-
     (folder / "data").mkdir(parents=True, exist_ok=True)
     for kind, rows in docs.items():
         (folder / f"{stem}-{kind}.yaml").write_text(definition(stem, kind, settings), "utf-8")

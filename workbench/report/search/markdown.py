@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from workbench.errors import shell
-from workbench.report.markdown import bullets, differences, escape, fence, table
+from workbench.report.markdown import bullets, differences
 from workbench.report.numbers import MISSING, PERCENT, count, listed
 from workbench.report.search import pareto, wording
 from workbench.report.search.history import best_so_far
 from workbench.report.search.view import Candidate, SearchView, TestedView, written
+from workbench.tables import as_markdown as escape
+from workbench.tables import fence
+from workbench.tables import markdown_table as table
 
 
 def markdown(view: SearchView) -> str:
