@@ -78,7 +78,9 @@ def lycoris(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> LoHa |
     """
     update: LoHa | LoKr
     f, label = part.fields, adapter.label
-    ranks: set[int | None] = {stored.shape[1 if name.endswith("_a") else 0] for name, stored in f.items() if name.endswith(("_a", "_b"))}
+    ranks: set[int | None] = {
+        stored.shape[1 if name.endswith("_a") else 0] for name, stored in f.items() if name.endswith(("_a", "_b"))
+    }
     (scale,) = {adapter.scale(part.module, rank) for rank in ranks or {None}}
     whole = [f[n] for n in ("lokr_w1", "lokr_w2") if n in f and (n == "lokr_w2" or adapter.config.get("decompose_both"))]
     if wide := [stored for stored in whole if adapter.size(part.module, None) < max(stored.shape) / 2]:
