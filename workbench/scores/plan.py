@@ -22,7 +22,8 @@ from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
-_PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
+PLAN_FORMAT = "plan-3 softmax-float32 seed-1234"
+"""What a plan's digest covers, and how scores are computed; part of the digest. Scores under another format are outdated."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +113,7 @@ class ScorePlan:
         }
         return {
             "version": 1,
+            "format": PLAN_FORMAT,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": self.tokenizer_digest,
@@ -170,7 +172,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         parts.append([source.name, source.digest, suite.cluster_of(source.name), number])
     digest = tokenizer_digest(tokenizer)
     facts = [
-        _PLAN_FORMAT,
+        PLAN_FORMAT,
         parts,
         suite.chat_template,
         suite.num_fewshot,
