@@ -14,6 +14,7 @@ from worlds.project import CPU
 from worlds.tiny import edit_json, tensors_of
 
 from workbench.adapters.bind import bind
+from workbench.errors import WorkbenchError
 from workbench.models.live import compute, live_model
 from workbench.run.compose import compose
 
@@ -130,6 +131,49 @@ def test_flavour(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> N
     bound = bind(recipe.bricks["one"].adapter, recipe.base.weights.specs, recipe.base)
     products = [bound.factors(n, CPU) for n in bound.places]
     assert all(f is None for f in products) if flavour.dense else any(f is not None for f in products)
+
+
+# Flavour -> a change of adapter_config.json with which its tensors have another size than the file says, and what the refusal names.
+WRONG_SIZES = {
+    "plain": ({"r": 8, "lora_alpha": 8}, r"down_proj has rank 4 in .*adapter_model.safetensors; expected rank 8, by r in adapter_config.json"),
+    "rslora": ({"r": 4}, "rank 8 .* expected rank 4, by r"),
+    "fused_qkv": ({"r": 0}, "rank 4 .* expected rank 0, by r"),
+    "patterns": ({"rank_pattern": {"v_proj": 6}}, r"layers\.1\.self_attn\.q_proj has rank 2 .* expected rank 4, by r and rank_pattern"),
+    "embedding": ({"rank_pattern": {"embed_tokens": 2}}, "embed_tokens has rank 4 .* expected rank 2, by r and rank_pattern"),
+    "dora": ({"r": 2}, "rank 4 .* expected rank 2"),
+    "experts_qwen3_moe": ({"rank_pattern": {}}, r"experts\.gate_up_proj has rank 2 .* expected rank 4"),
+    "router": ({"rank_pattern": {"mlp.gate": 8}}, None),  # PEFT's name of a target parameter is mlp.gate.weight
+    "adalora": ({"init_r": 6}, "rank 5 .* expected rank 6, by init_r"),
+    "loha": ({"r": 5}, "q_proj has rank 4 .* expected rank 5, by r and rank_pattern"),
+    "lokr": ({"r": 3}, "rank 2 .* expected rank 3, by r"),
+    "lokr_both": ({"r": 2}, "rank 1 .* expected rank 2, by r"),
+    "hra": ({"r": 4}, "rank 3 .* expected rank 4, by r"),
+    "fourierft": ({"n_frequency_pattern": {}}, "down_proj has 25 frequencies .* expected 40 frequencies, by n_frequency"),
+    "oft": ({"oft_block_size": 8}, "blocks of 4 .* expected blocks of 8, by oft_block_size"),
+    "boft": ({"boft_block_size": 2}, "blocks of 4 .* expected blocks of 2, by boft_block_size"),
+    "boft_blocks": ({"boft_block_num": 2}, "blocks of .* expected 2 blocks of .*, by boft_block_num"),
+    "vera": ({"r": 7}, r"is \[6\]; expected \[7\]"),
+    "randlora": ({"r": 6}, "expected"),
+    "vblora": ({"r": 4}, "expected"),
+}  # fmt: skip
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", WRONG_SIZES)
+def test_another_size_than_the_file_says(name: str, base_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """It is refused where PEFT refuses it, and read where PEFT reads it."""
+    change, message = WRONG_SIZES[name]
+    base = base_of(FLAVOURS[name].family)
+    adapter = save_flavour(FLAVOURS[name], base, tmp_path / "adapter")
+    edit_json(adapter / "adapter_config.json", **change)
+    if message is None:
+        resolved(base, adapter, tmp_path)
+        reference(base, adapter)
+        return
+    with pytest.raises((RuntimeError, ValueError)):
+        reference(base, adapter)
+    with pytest.raises(WorkbenchError, match=message):
+        resolved(base, adapter, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

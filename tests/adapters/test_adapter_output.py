@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
-from workbench.run.materialize import materialize
+from workbench.run.materialize import configuration_digest, materialize
 from workbench.run.plan import plan
 from workbench.run.work import Work
 
@@ -110,7 +111,9 @@ def test_a_dense_result_is_approximated_and_the_rest_saved_whole(project: Projec
     merged = live_logits(project, text.split("output:")[0] + "output: {dtype: float32}\n")
     found = peft_logits(project.path / "base", Path(document["adapter"]))
     torch.testing.assert_close(found, merged, rtol=0, atol=1e-4)
-    low = json.loads((Path(project.run(text.replace("rank: 32", "rank: 4"))["run"]) / "run.json").read_text("utf-8"))["output"]
+    low = json.loads(
+        (Path(project.run(text.replace("rank: 32", "rank: 4, accept_error: 0.9"))["run"]) / "run.json").read_text("utf-8")
+    )["output"]
     assert 0.3 < low["error"] < 1
 
 
@@ -211,7 +214,7 @@ def test_base_without_its_root_prefix(model_of: Callable[..., Path], tmp_path: P
 
 
 def test_bytes_do_not_depend_on_threads_or_an_interruption(project: Project) -> None:
-    text = "bricks: {full: bricks/full}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter, rank: 5, dtype: bfloat16}\n"
+    text = "bricks: {full: bricks/full}\nsteps: [{merge: task_arithmetic}]\noutput: {form: adapter, rank: 5, accept_error: 0.9, dtype: bfloat16}\n"
     resolved = project.resolve(text)
     written = []
     for threads in (1, 3):
@@ -233,7 +236,7 @@ def test_plan_predicts_the_file(project: Project) -> None:
         predicted = plan(project.resolve(text), project.path / "runs").write_bytes
         record = json.loads((Path(project.run(text)["run"]) / "run.json").read_text("utf-8"))["output"]
         assert record["bytes"] == predicted, output
-    text = "bricks: {full: bricks/full}\nsteps: [{merge: average}]\noutput: {form: adapter, rank: 4}\n"
+    text = "bricks: {full: bricks/full}\nsteps: [{merge: average}]\noutput: {form: adapter, rank: 4, accept_error: 0.9}\n"
     predicted = plan(project.resolve(text), project.path / "runs").write_bytes
     record = json.loads((Path(project.run(text)["run"]) / "run.json").read_text("utf-8"))["output"]
     assert predicted <= record["bytes"] <= predicted + 64 * 32 * 2  # tied embeddings stand under two names
@@ -249,6 +252,8 @@ def test_plan_predicts_the_file(project: Project) -> None:
         ("bricks: {one: bricks/one}\nsteps: [{merge: ties, space: core}, {merge: linear}]\noutput: {form: adapter}", r"merge-linear: `rank: exact` needs a sum of the adapters' updates, but the result of linear is not one", "space: core"),
         ("steps: []\noutput: {form: adapter, rank: 0}", r"expected exact or a whole number from 1, found 0", ""),
         ("steps: []\noutput: {form: adapter, rank: true}", r"expected exact or a whole number from 1, found True", ""),
+        ("steps: []\noutput: {form: adapter, accept_error: 0.9}", r"`accept_error` belongs to an adapter with a number as `rank`", ""),
+        ("steps: []\noutput: {form: adapter, rank: 4, accept_error: 1.5}", r"accept_error", ""),
         ("steps: []\noutput: {rank: 8}", r"`rank` belongs to `form: adapter`", ""),
         ("steps: []\noutput: {form: lora}", r"output\.form", ""),
     ],
@@ -259,6 +264,38 @@ def test_refused_before_any_work(project: Project, text: str, message: str, hint
     assert hint in (caught.value.hint or "")
     assert ":" in caught.value.message.split(" ")[0]  # file:line:col
     assert not (project.path / "runs").exists()
+
+
+def test_a_large_error_is_told_and_a_larger_one_refused(project: Project) -> None:
+    """By `run`, its record and card, `plan` once it is known, a brick of a route, and what scores and chats load."""
+    text, runs = SUM + "output: {form: adapter, rank: 6}\n", project.path / "runs"
+    before = plan(project.resolve(text), runs).warnings
+    run = Path(project.run(text)["run"])
+    record = json.loads((run / "run.json").read_text("utf-8"))
+    (warning,) = record["warnings"]
+    assert f"relative error {record['output']['error']:.2f}" in warning
+    assert warning in (run / "adapter" / "README.md").read_text("utf-8")
+    assert plan(project.resolve(text), runs).warnings == [*before, warning]
+
+    for brick in ("SUM", "full"):
+        low = (
+            SUM if brick == "SUM" else "bricks: {full: bricks/full}\nsteps: [{merge: average}]\n"
+        ) + "output: {form: adapter, rank: 2}\n"
+        refused = (
+            r"an adapter of rank 2 has a relative error of 0\.[5-9]\d, expected at most 0\.5: most is lost in model\.layers\."
+        )
+        uses = (project.run, partial(live_logits, project), lambda text: configuration_digest(project.resolve(text), CPU))
+        for use in uses:
+            with pytest.raises(WorkbenchError, match=refused) as caught:
+                use(low)
+        offered = (caught.value.hint or "").split("`")[-2]
+        taken = project.run(low.split("output:")[0] + offered + "\n")
+        error = json.loads((Path(taken["run"]) / "run.json").read_text("utf-8"))["output"]["error"]
+        assert 0.5 < error <= float(offered.split("accept_error: ")[1].rstrip("}"))
+        with pytest.raises(WorkbenchError, match=refused):  # the finished run has another key
+            project.run(low)
+        with pytest.raises(WorkbenchError, match=r"expected at most 0\.05"):
+            project.run(SUM + "output: {form: adapter, rank: 6, accept_error: 0.05}\n")
 
 
 def test_as_a_brick_and_as_a_control(project: Project) -> None:

@@ -100,7 +100,7 @@ def test_the_merge_is_part_of_the_key(merges: Project) -> None:
     [
         (PAIR, "brick 'both' is a recipe whose result is a checkpoint, but step 'route-text' needs an adapter of the base"),
         (
-            "name: pair\nbricks: {full: bricks/full}\nsteps: [{merge: linear}]\noutput: {form: adapter, rank: 4}\n",
+            "name: pair\nbricks: {full: bricks/full}\nsteps: [{merge: linear}]\noutput: {form: adapter, rank: 4, accept_error: 0.9}\n",
             "the result of recipe pair has a whole tensor for model",
         ),
     ],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 # A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
 LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
+LARGE = 0.1
+"""Relative error of an adapter above which there is a warning."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,7 @@ class Policy:
         embeddings: Whether to approximate dense updates of the input embeddings and the head, too.
         rest: Treatment of changed weights that do not belong to a linear layer: save them whole, drop the change, or raise
             an error.
+        accept: Largest relative error of all updates together; a larger one raises an error.
     """
 
     rank: int | None = None
@@ -45,6 +48,7 @@ class Policy:
     dense: Literal["approximate", "whole"] = "whole"
     embeddings: bool = False
     rest: Literal["save", "drop", "refuse"] = "save"
+    accept: float = math.inf
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,7 @@ class AdaptedWeights:
     def __init__(self, result: Model, base: Model, policy: Policy, live: Live | None = None) -> None:
         self.result, self.base, self.policy = result, base, policy
         self.live = live or live_places(base)
+        self._measured: dict[str, AdaptedPart] = {}
 
     @property
     def specs(self) -> Mapping[str, TensorSpec]:
@@ -99,8 +104,25 @@ class AdaptedWeights:
             return self.base.weights.open(name, device)
         return LowRankSum(self.base.weights, {name: part.factors}).open(name, device)
 
+    def check_error(self) -> None:
+        """Check the relative error of the tensors that have been computed, all together.
+
+        Raises:
+            WorkbenchError: If it is larger than the policy accepts.
+        """
+        norm, error = lost(self._measured)
+        if not norm or error <= self.policy.accept * norm:
+            return
+        worst = max(self._measured, key=lambda name: self._measured[name].norm * self._measured[name].error)
+        raise WorkbenchError(
+            f"an adapter of rank {self.policy.rank} has a relative error of {error / norm:.2f}, expected at most {self.policy.accept:g}: most "
+            f"is lost in {worst} ({self._measured[worst].error:.2f})",
+            "Write a larger `rank` in the recipe's `output`, or `output: {form: checkpoint}`. To accept the error: "
+            f"`output: {{form: adapter, rank: {self.policy.rank}, accept_error: {math.ceil(100 * error / norm) / 100:g}}}`.",
+        )
+
     def part(self, name: str, device: torch.device) -> AdaptedPart:
-        """Return the part of the adapter that represents one tensor.
+        """Return the part of the adapter that represents one tensor, and keep its error for `check_error`.
 
         Args:
             name: The tensor's name in the base.
@@ -110,6 +132,11 @@ class AdaptedWeights:
             WorkbenchError: If the tensor differs from the base and neither the policy nor the live model allows an adapter
                 to hold it.
         """
+        part = self._part(name, device)
+        self._measured[name] = replace(part, factors=None)
+        return part
+
+    def _part(self, name: str, device: torch.device) -> AdaptedPart:
         if not self.specs[name].is_float:
             return AdaptedPart("same")
         update = low_rank_update(self.result.weights, self.base.weights, name, device)
@@ -227,6 +254,12 @@ class AdaptedWeights:
             f"{name} differs from the base and is not the weight of a linear layer",
             "Use --rest save to store such weights whole in the adapter (modules_to_save), or --rest drop to leave them out.",
         )
+
+
+def lost(parts: Mapping[str, AdaptedPart]) -> tuple[float, float]:
+    """Return the norms of all updates together, and of what the adapter lacks of them. A dropped tensor counts as lost."""
+    counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
+    return math.hypot(*(p.norm for p in counted)), math.hypot(*(p.norm * p.error for p in counted))
 
 
 def rounding(values: Tensor, dtype: torch.dtype) -> float:

@@ -155,7 +155,8 @@ class Binder:
             flip = False
         if flip is None or len(a.shape) != 2 or b.shape[1:] != (a.shape[0],):
             raise self._shape_error(name, b, a)
-        pair = FactorPair(a, b, self.adapter.scale(part.module, a.shape[0]), flip, singular_values=self._singular_values(part))
+        place = name if self._is_target_parameter(name) else part.module
+        pair = FactorPair(a, b, self.adapter.scale(place, a.shape[0]), flip, singular_values=self._singular_values(part))
         disks = self._magnitude(part, pair, name) if "lora_magnitude_vector" in part.fields else self._low_rank(pair, name)
         if "lora_B.bias" in part.fields:
             self._shift(part, part.fields["lora_B.bias"], pair.scale)
@@ -260,14 +261,16 @@ class Binder:
         conv1d = self.places.is_conv1d(part.module, bool(self.config.get("fan_in_fan_out")))
         if kind in KINDS:
             update = computed(part, disk, spec, conv1d, self._shared)
+            if kind == "FOURIERFT":
+                self.adapter.size(part.module, part.fields["fourierft_spectrum"].shape[0])
         elif kind in ("LOHA", "LOKR"):
-            update = tuners.lycoris(part, disk, spec, self.adapter.lycoris_scale(part.module), self.label)
+            update = tuners.lycoris(part, disk, spec, self.adapter)
         elif disk in self.updates:
             raise self._double_update_error(TITLES[kind], disk)
         elif kind == "OFT":
-            update = tuners.oft(part, disk, spec, self.config, self.label)
+            update = tuners.oft(part, disk, spec, self.adapter)
         elif kind in ("BOFT", "HRA"):
-            update = rotation(part, disk, spec, conv1d, self.config, self.label)
+            update = rotation(part, disk, spec, conv1d, self.adapter)
         else:
             update = tuners.ia3(part, disk, spec, conv1d, self.label)
             if part.fields["ia3_l"].shape[0] != 1 and (bias := self.places.direct(f"{part.module}.bias")):

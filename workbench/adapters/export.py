@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.approximate import AdaptedPart, AdaptedWeights
+from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, lost
 from workbench.adapters.keys import PREFIX
 from workbench.adapters.modules import Live
 from workbench.adapters.read import CONFIG, WEIGHTS
@@ -64,7 +64,8 @@ def write_result(
         together, digests, parameters, bytes.
 
     Raises:
-        WorkbenchError: If nothing differs from the base, or an adapter cannot hold a changed weight.
+        WorkbenchError: If nothing differs from the base, an adapter cannot hold a changed weight, or the relative error is larger than the
+            policy accepts.
     """
     parts = _parts(adapted, device, threads, progress)
     if not any(part.kind in ("lora", "whole") for part in parts.values()):
@@ -72,6 +73,7 @@ def write_result(
             "the result equals the base, so the adapter would be empty",
             "Check the recipe's bricks, weights and `where`, or the checkpoint and --base of `brick extract`.",
         )
+    adapted.check_error()
     files = _Files(adapted, parts, dtype)
     digests = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
     (out / SINGLE).rename(out / WEIGHTS)
@@ -91,10 +93,8 @@ def write_result(
 def record(parts: Mapping[str, AdaptedPart]) -> dict[str, Any]:
     """Return the treatment of every changed tensor as plain data. The total error counts a dropped tensor as lost."""
     lora = {n: p for n, p in parts.items() if p.kind == "lora"}
-    counted = [p for p in parts.values() if p.kind in ("lora", "dropped")]
-    norm = math.sqrt(sum(p.norm**2 for p in counted))
-    error = math.sqrt(sum((p.norm * p.error) ** 2 for p in counted))
-    rounding = math.sqrt(sum((p.norm * p.rounding) ** 2 for p in counted))
+    norm, error = lost(parts)
+    rounding = math.hypot(*(p.norm * p.rounding for p in lora.values()))
     return {
         "tensors": {
             n: {"rank": p.factors.rank if p.factors else 0, "norm": p.norm, "error": p.error, "rounding": p.rounding}

@@ -49,6 +49,15 @@ TITLES = {
     "RANDLORA": "RandLoRA",
     "VBLORA": "VB-LoRA",
 }
+# peft_type -> the field that states the rank of a module, the field with patterns for it, and PEFT's default.
+SIZES = {
+    **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", "rank_pattern", 8)),
+    "ADALORA": ("init_r", "", 12),
+    "HRA": ("r", "", 8),
+    "FOURIERFT": ("n_frequency", "n_frequency_pattern", 1000),
+}
+# peft_type -> the fields that state the number of blocks and the size of a block, and PEFT's default of the size.
+BLOCKS = {"OFT": ("r", "oft_block_size", 32), "BOFT": ("boft_block_num", "boft_block_size", 4)}
 # Configuration field that is not supported -> hint. An unset or false field raises no error.
 _REFUSED = {
     "layer_replication": _TWICE,
@@ -118,8 +127,6 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "auto_mapping": (lambda value: isinstance(value, dict), "an object"),
     "lora_alpha": (_is_number, "a number"),
     "alpha": (_is_number, "a number"),
-    "r": (_is_integer, "a whole number"),
-    "init_r": (_is_integer, "a whole number"),
     "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "patterns with numbers"),
     "target_parameters": (lambda value: _are_texts(value) and not isinstance(value, str), "a list of texts"),
     "target_modules": (_are_texts, "a text or a list of texts"),
@@ -129,12 +136,26 @@ _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "token_indices": (_are_tokens, "a list of token ids"),
     "num_cayley_neumann_terms": (lambda value: _is_integer(value) and 0 < value <= 100, "a whole number from 1 to 100"),
     "topk": (lambda value: _is_integer(value) and value > 0, "a whole number over 0"),
-    **dict.fromkeys(("projection_prng_key", "random_loc_seed"), (_is_integer, "a whole number")),
+    "n_frequency_pattern": (_are_ranks, "patterns with numbers over 0"),
+    **dict.fromkeys(
+        (
+            "r",
+            "init_r",
+            "n_frequency",
+            "oft_block_size",
+            "boft_block_size",
+            "boft_block_num",
+            "projection_prng_key",
+            "random_loc_seed",
+        ),
+        (_is_integer, "a whole number"),
+    ),
     **dict.fromkeys(("scaling", "randlora_alpha"), (_is_number, "a number")),
     **dict.fromkeys(
         (
             "use_rslora",
             "use_dora",
+            "decompose_both",
             "fan_in_fan_out",
             "use_cayley_neumann",
             "block_share",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.adapters.entries import Stored
-from workbench.adapters.flavours import TUNERS, check_config, check_kinds, meaning
+from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.adapters.patterns import Patterns
 from workbench.adapters.tied import unties
@@ -96,19 +96,75 @@ class Adapter:
             for start, stop in entry.spec.blocks(BLOCK_ELEMENTS):
                 stored.rows(start, stop)
 
-    def scale(self, module: str, rank: int) -> float:
-        """Return the scale of a module's update: alpha / rank, or alpha / √rank for rsLoRA, with alpha from `alpha_pattern`."""
-        alpha = self.config.get("lora_alpha")
-        alpha = self._patterns("alpha_pattern").value(module, 8 if alpha is None else alpha)
-        if self.config["peft_type"] == "ADALORA":  # as in PEFT: the rank before pruning, plus 1e-5
-            return float((alpha if alpha > 0 else rank) / (self.config.get("init_r", 12) + 1e-5))
-        return float(alpha / rank**0.5 if self.config.get("use_rslora") else alpha / rank)
+    def scale(self, module: str, rank: int | None) -> float:
+        """Return the scale of a module's update: alpha / rank, or alpha / √rank for rsLoRA.
 
-    def lycoris_scale(self, module: str) -> float:
-        """Return alpha / r of a LoHa or LoKr module, with both numbers from their patterns if these match."""
-        alpha, rank = (self.config.get(name) or 8 for name in ("alpha", "r"))
-        rank = self._patterns("rank_pattern").value(module, rank)
-        return float(self._patterns("alpha_pattern").value(module, alpha) / rank)
+        Args:
+            module: The live module, or the live parameter of `target_parameters`.
+            rank: Rank of the stored factors; None if they are stored whole (LoKr).
+
+        Raises:
+            WorkbenchError: If the configuration states another rank.
+        """
+        kind, size = self.config["peft_type"], self.size(module, rank)
+        alpha = self.config.get("alpha" if kind in ("LOHA", "LOKR") else "lora_alpha")
+        alpha = 8 if alpha is None else alpha
+        if kind == "ADALORA":  # as in PEFT: the rank before pruning, plus 1e-5
+            return float((alpha if alpha > 0 else size) / (self.config.get("init_r", 12) + 1e-5))
+        alpha = self._patterns("alpha_pattern").value(module, alpha)
+        return float(alpha / size**0.5 if kind == "LORA" and self.config.get("use_rslora") else alpha / size)
+
+    def size(self, module: str, stored: int | None) -> float:
+        """Return the rank that the configuration states for a module; for FourierFT, the number of frequencies.
+
+        Args:
+            module: The live module, or the live parameter of `target_parameters`.
+            stored: What the stored tensors have; None if they do not tell.
+
+        Raises:
+            WorkbenchError: If the two differ. PEFT refuses such an adapter too, and with another rank the scale alpha / rank would be
+                another one without a sign of it.
+        """
+        kind = self.config["peft_type"]
+        field, pattern, default = SIZES[kind]
+        value = self.config.get(field)
+        size: float = default if value is None else value
+        if pattern:
+            size = self._patterns(pattern).value(module, size)
+        elif kind == "ADALORA":
+            masks = self.config.get("rank_pattern") or {}
+            if (mask := masks.get(f"{module}.lora_E", masks.get(f"{module}.lora_E.default"))) is not None:
+                field, size = "rank_pattern", sum(mask)
+        if size < (kind != "ADALORA") or (stored is not None and stored != size):
+            fields = f"{field} and {pattern}" if pattern and self.config.get(pattern) else field
+            found, expected = (f"{n:g} frequencies" if kind == "FOURIERFT" else f"rank {n:g}" for n in (stored or 0, size))
+            raise self.size_error(module, found, expected, fields)
+        return size
+
+    def check_blocks(self, module: str, inputs: int, stored: int) -> None:
+        """Check the size of the blocks of a module of OFT or BOFT against the configuration.
+
+        Args:
+            module: The live module.
+            inputs: Number of its inputs.
+            stored: Size of the stored blocks.
+
+        Raises:
+            WorkbenchError: If the configuration states another size. PEFT itself changes a size that does not divide the inputs.
+        """
+        number, width, default = BLOCKS[self.config["peft_type"]]
+        count, size = self.config.get(number) or 0, self.config.get(width)
+        size = default if size is None else size
+        if bool(count) != bool(size) and inputs % (size or count) == 0 and (size or inputs // count) != stored:
+            stated = f"blocks of {size}" if size else f"{count} blocks of {inputs // count}"
+            raise self.size_error(module, f"blocks of {stored}", stated, width if size else number)
+
+    def size_error(self, module: str, stored: str, stated: str, fields: str) -> WorkbenchError:
+        """Return the error of a module whose tensors have another size than the configuration states."""
+        return WorkbenchError(
+            f"{self.label}: {module} has {stored} in {self.path / WEIGHTS}; expected {stated}, by {fields} in {CONFIG}",
+            f"PEFT refuses this adapter too. Save it again with PEFT, or correct {fields} in {self.path / CONFIG} to what it was trained with.",
+        )
 
     def _patterns(self, field: str) -> Patterns:
         if field not in self._matchers:

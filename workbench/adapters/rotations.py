@@ -6,9 +6,8 @@ product is computed from its parts here; tests compare it with PEFT's merge.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.adapters.dense import DeltaRows, Dense, Rows
 from workbench.adapters.entries import Stored
@@ -20,6 +19,8 @@ from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from workbench.adapters.read import Adapter
 
 _OTHER = "The adapter was trained on another base: set the recipe's `base:` to that model."
 
@@ -95,7 +96,7 @@ def _orthonormal(vectors: Tensor) -> Tensor:
     return torch.stack(units, 1)
 
 
-def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, config: Mapping[str, Any], label: str) -> Boft | Hra:
+def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, adapter: Adapter) -> Boft | Hra:
     """Build the BOFT or HRA update of a linear layer.
 
     Args:
@@ -103,12 +104,12 @@ def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, config: Mapp
         disk: Name of the weight in the base.
         spec: Shape and dtype of the weight.
         conv1d: Whether the weight is stored as [in, out].
-        config: The adapter's configuration.
-        label: Name of the adapter in error messages.
+        adapter: The adapter.
 
     Raises:
-        WorkbenchError: If the shapes do not fit the weight, or PEFT has no such update.
+        WorkbenchError: If the shapes do not fit the weight or the configuration, or PEFT has no such update.
     """
+    config, label = adapter.config, adapter.label
     if conv1d or len(spec.shape) != 2:
         raise WorkbenchError(
             f"{label}: {disk} is no nn.Linear weight, and PEFT applies {config['peft_type']} to those only", _OTHER
@@ -117,6 +118,7 @@ def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, config: Mapp
         vectors = part.fields["hra_u"]
         if len(vectors.shape) != 2 or vectors.shape[0] != spec.cols:
             raise _shape_error(vectors, f"[{spec.cols}, r]", disk, label)
+        adapter.size(part.module, vectors.shape[1])
         return Hra(vectors, bool(config.get("apply_GS")))
     blocks, scale = part.fields["boft_R"], part.fields["boft_s"]
     if len(blocks.shape) == 4 and blocks.shape[0] != 1:
@@ -128,6 +130,7 @@ def rotation(part: Part, disk: str, spec: TensorSpec, conv1d: bool, config: Mapp
         raise _shape_error(blocks, f"[1, blocks, b, b] with blocks · b = {spec.cols}", disk, label)
     if scale.shape != (spec.rows, 1):
         raise _shape_error(scale, f"[{spec.rows}, 1]", disk, label)
+    adapter.check_blocks(part.module, spec.cols, blocks.shape[2])
     return Boft(blocks, scale)
 
 

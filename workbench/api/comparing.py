@@ -103,10 +103,11 @@ def _of(opened: Opened, request: Request, baseline: str | None, listener: Listen
     on = f"not scored yet on {', '.join(p.suite.suite for p in opened.plans)}"
     base = against or "base"
     if lacking := [name for name in missing if name in named or name == base]:
+        earlier = opened.store.elsewhere(opened.plans, lacking)
         if base in lacking or not {*named} - {*lacking, base}:
-            raise WorkbenchError(f"{on}: {', '.join(lacking)}", request.eval_command)
-        listener.warn(f"left out: {', '.join(lacking)} ({on})")
-        left_out += [LeftOut(name, on, request.eval_command) for name in lacking]
+            raise WorkbenchError(f"{on}: {', '.join(lacking)}{earlier}", request.eval_command)
+        listener.warn(f"left out: {', '.join(lacking)} ({on}{earlier})")
+        left_out += [LeftOut(name, on + earlier, request.eval_command) for name in lacking]
         scores = [s for s in scores if s.configuration.name not in lacking]
     for warning in tokenizer_warnings(scores):
         listener.warn(warning)

@@ -292,10 +292,11 @@ def _compared(
     if names and (lacking := [name for name in configurations if name in missing and name not in pages]):
         also = [f"workbench search {shell(name)} (to report its search alone)" for name in lacking if name in unsearched]
         again = "; ".join([hint, *also])
+        earlier = opened.store.elsewhere(opened.plans, lacking)
         if len(lacking) == len(configurations) or (against or "base") in missing:
-            raise WorkbenchError(f"not scored yet: {', '.join(lacking)}", again)
-        out.warn(f"left out: {', '.join(lacking)} (not scored yet)")
-        opened.left_out.extend(LeftOut(name, "not scored yet", again) for name in lacking)
+            raise WorkbenchError(f"not scored yet: {', '.join(lacking)}{earlier}", again)
+        out.warn(f"left out: {', '.join(lacking)} (not scored yet{earlier})")
+        opened.left_out.extend(LeftOut(name, f"not scored yet{earlier}", again) for name in lacking)
     shown = {s.configuration.name for s in scores}
     if pages and (not scores or (names and not shown.intersection(configurations))):
         return None

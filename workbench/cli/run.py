@@ -192,9 +192,12 @@ def run(
         out.warn(warning)
     result = execute(resolved, runs, Work(device_of_run(device, resolved), threads, out.event), out=to, wait=wait)
 
+    form = form_of(resolved)
+    output = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
+    for warning in form.warnings(output):
+        out.warn(warning)
+
     def text() -> None:
-        form = form_of(resolved)
-        output = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
         place = result[form.key]
         _print_result(result, place, form.describe(output))
         checkpoint = Path(place) if form is CHECKPOINT else None

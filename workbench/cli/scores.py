@@ -53,6 +53,7 @@ def _print(plans: Sequence[Mapping[str, Any]]) -> None:
         names = [c["name"] for c in plan["configurations"]]
         shown = ", ".join(names[:6]) + (f" and {len(names) - 6} more" if len(names) > 6 else "")
         marks = [
+            *(["outdated"] if plan["outdated"] else []),
             *(["partial"] if plan["partial"] else []),
             *(["imported"] if plan["imported"] else []),
             *([f"{plan['unfinished']} unfinished"] if plan["unfinished"] else []),
@@ -69,6 +70,11 @@ def _print(plans: Sequence[Mapping[str, Any]]) -> None:
             ]
         )
     out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
+    for plan in plans:
+        if plan["outdated"]:
+            out.say(
+                f"outdated: {plan['suite']} {plan['plan'][:12]}: {plan['outdated']}; `workbench eval` scores its recipes again"
+            )
 
 
 @app.command("import")

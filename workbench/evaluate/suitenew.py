@@ -12,6 +12,7 @@ from typing import Any, Literal
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.evaluate.gate import LOCALDATA
+from workbench.facts import joined
 from workbench.files import write_bytes
 from workbench.scores.suite import SUITE_NAME
 
@@ -137,6 +138,8 @@ def new_suite(
     chance = sum(1 / len(row["choices"]) for row in rows) / len(rows) if kind == "choice" else 0.0 if kind == "exact" else None
     described = f"{len(rows)} item{'s' if len(rows) > 1 else ''}"
     body = CHOICE if kind == "choice" else TEXT if kind == "text" else EXACT.format(tokens=_tokens(rows))
+    if kind == "choice" and all(joined(row["prompt"], choice) == choice for row in rows for choice in row["choices"]):
+        body += 'target_delimiter: ""\n'  # lm-eval's own is a space
     quoted = _scalar(name)
     texts = {
         data_file: "".join(json.dumps(row) + "\n" for row in rows),  # line separators within texts stay escaped

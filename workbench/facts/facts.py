@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import unicodedata
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -14,6 +15,16 @@ from workbench.files import json_digest, write_text
 
 SLOT = "{subject}"
 FIELDS = ("id", "prompt", "subject", "target", "target_true", "relation", "paraphrases", "neighbours", "portability", "aliases")
+UNSPACED = re.compile(
+    "["
+    "\u0e00-\u0fff"  # Thai, Lao, Tibetan
+    "\u1000-\u109f\u1780-\u17ff"  # Burmese, Khmer
+    "\u2e80-\u312f\u3190-\u9fff"  # Chinese and Japanese with their punctuation, without Hangul: Korean writes spaces
+    "\uf900-\ufaff\ufe30-\ufe4f\uff00-\uff9f"  # their compatibility, vertical and full-width forms
+    "\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # rare kana and characters
+    "]"
+)
+"""A character of a script that writes no spaces between words."""
 EXPECTED = 'A fact is {"prompt": "The capital of {subject} is", "subject": "Atlantis", "target": "Poseidonis"}.'
 
 
@@ -96,8 +107,13 @@ class Fact:
 
 
 def joined(prompt: str, answer: str) -> str:
-    """Return an answer with a space in front, unless the prompt ends or the answer begins with white space."""
-    return answer if prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
+    """Return an answer with the space that separates it from a prompt, if one belongs there.
+
+    None does where the prompt ends or the answer begins with white space, and in scripts that write no spaces between words: after
+    their characters and punctuation, and before them in a prompt that has some. An English prompt keeps its space before 東京.
+    """
+    unspaced = UNSPACED.fullmatch(prompt[-1:]) or (UNSPACED.fullmatch(answer[:1]) and UNSPACED.search(prompt))
+    return answer if unspaced or prompt[-1:].isspace() or answer[:1].isspace() else " " + answer
 
 
 def _probe_document(probe: Probe) -> dict[str, str]:

@@ -31,6 +31,9 @@ class Output(Strict):
     rank: Whole | Literal["exact"] | None = None
     """Rank of an adapter. `exact` (the default) joins the bricks' factors without loss. A number truncates every update to that
     rank."""
+    accept_error: float | None = Field(None, gt=0, le=1)
+    """Largest relative error ‖Δ − adapter‖ / ‖Δ‖ over all tensors of an adapter with a number as `rank`; a larger one is refused.
+    If omitted, 0.5."""
     dtype: DType | None = None
     """Dtype of the written tensors. If omitted, each tensor has the base's dtype, and the factors of an adapter are float32."""
     shard_size: str = "4GB"
@@ -47,6 +50,8 @@ class Output(Strict):
     def _check_fields(self) -> Output:
         if self.rank is not None and self.form != "adapter":
             raise ValueError("`rank` belongs to `form: adapter`")
+        if self.accept_error is not None and not isinstance(self.rank, int):
+            raise ValueError("`accept_error` belongs to an adapter with a number as `rank`")
         return self
 
     @field_validator("shard_size")

@@ -13,6 +13,9 @@ from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
 from workbench.weights.specs import TensorSpec
 
+ACCEPTED = 0.5
+"""Largest relative error of an adapter, unless the recipe's `output` says otherwise."""
+
 
 def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
     """Convert a recipe's result to the adapter that its `output: {form: adapter}` describes.
@@ -26,7 +29,11 @@ def adapt(result: Model, base: Model, output: Output) -> AdaptedWeights:
         return result.weights
     dtype: torch.dtype = getattr(torch, output.dtype or "float32")
     rank = output.rank if isinstance(output.rank, int) else None
-    return AdaptedWeights(result, base, Policy(rank, dtype=dtype, dense="whole" if rank is None else "approximate"))
+    return AdaptedWeights(
+        result,
+        base,
+        Policy(rank, dtype=dtype, dense="whole" if rank is None else "approximate", accept=output.accept_error or ACCEPTED),
+    )
 
 
 def changes_result(output: Output) -> bool:

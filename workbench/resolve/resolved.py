@@ -235,10 +235,7 @@ class Resolved:
             brick.check_inputs()
 
     def state(self, steps: int) -> str:
-        """Return a key of the weights after the first `steps` steps that does not depend on other bricks and steps of the recipe.
-
-        An edit brick records it to identify the weights that it was solved on. Reads the bricks of these steps.
-        """
+        """Return a key of the weights after the first `steps` steps, which reads the bricks of these steps alone: edits record it."""
         before = replace(self, recipe=replace(self.recipe, steps=self.recipe.steps[:steps]))
         names = {n for s in before.recipe.steps for n in self.recipe.used_bricks(s)}
         names |= set(self.bricks) if self.vocabulary else set()
@@ -274,7 +271,8 @@ class Resolved:
         """Key of the run directory, from the configuration's key, file layout, the files that are copied, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
-            return json_digest([self.key, output.model_dump(exclude={"shard_size"}), *gates])
+            unset = {"accept_error"} if output.accept_error is None else set()
+            return json_digest([self.key, output.model_dump(exclude={"shard_size", *unset}), *gates])
         shipped = {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
         return json_digest([self.key, parse_size(output.shard_size), shipped, *gates])
 

@@ -77,8 +77,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if data := resolved.data_licences:
         lines += ["", "| brick | trained on | license |", "| --- | --- | --- |"]
         lines += [f"| `{brick}` | {as_markdown(name)} | {as_markdown(licence)} |" for brick, name, licence in data]
-    if resolved.warnings:
-        lines += ["", *(f"- {_line(w)}" for w in resolved.warnings)]
+    if warnings := record.get("warnings", resolved.warnings):
+        lines += ["", *(f"- {_line(w)}" for w in warnings)]
     for step in record.get("steps", ()):
         if rows := list(told_blocks(step)):
             lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]

@@ -113,6 +113,7 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         run.write({**record, "status": "failed", "error": error.message})
         raise
     record |= {"steps": _steps(resolved, composition, checks), "said": said, "output": output}
+    record["warnings"] = [*resolved.warnings, *form.warnings(output)]
     if resolved.vocabulary is not None:
         record["tokenizer"] = resolved.vocabulary.describe()  # again: rows are made when they are read
         if carried := resolved.vocabulary.carried():

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from workbench.adapters.approximate import LARGE
 from workbench.adapters.read import Adapter
 from workbench.adapters.served import RANKS, served_rank
 from workbench.bricks.brick import Brick
@@ -130,6 +131,14 @@ class OutputForm(ABC):
         """
         return f"configuration {output['digest'][:12]}"
 
+    def warnings(self, output: Mapping[str, Any]) -> list[str]:
+        """Return what the user should know of the result.
+
+        Args:
+            output: `output` of the run's record.
+        """
+        return []
+
     @abstractmethod
     def hints(self, place: str, output: Mapping[str, Any], resolved: Resolved) -> list[str]:
         """Return lines with commands that load and serve the result.
@@ -219,6 +228,15 @@ class AdapterForm(OutputForm):
             dtype=getattr(torch, output.dtype) if output.dtype else None,
             progress=context.progress,
         )
+
+    def warnings(self, output: Mapping[str, Any]) -> list[str]:
+        """Return a warning if the rank cuts off a large part of the result."""
+        error = output.get("error", 0.0)
+        if error <= LARGE:
+            return []
+        return [
+            f"the adapter of rank {output['rank']} lacks a part of the result: relative error {error:.2f}; a larger rank keeps more"
+        ]
 
     def configuration(self, output: Mapping[str, Any]) -> None:
         """Return None: the record has the digest of the adapter's files."""

@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from workbench.adapters.approximate import AdaptedWeights
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
 from workbench.models.identity import computed_on
+from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
@@ -44,12 +46,20 @@ def configuration_digest(
     with exact(device):
         composition = compose(resolved, device, events)
         model = composition.model
-        tensors = compute(model, resolved.dtype, device)
+        tensors = _computed(model, resolved, device)
     resolved.check_inputs()
     digests = {name: tensor_digest(t) for name, t in tensors.items()}
     digest = whole_digest(weights_digest(output_specs(model.weights.specs, resolved.dtype), digests, model.config), composition)
     remember_digest(resolved, digest, device)
     return digest, tensors
+
+
+def _computed(model: Model, resolved: Resolved, device: torch.device) -> dict[str, torch.Tensor]:
+    """Compute a configuration's tensors; raise WorkbenchError if it is an adapter whose error `run` refuses too."""
+    tensors = compute(model, resolved.dtype, device)
+    if isinstance(model.weights, AdaptedWeights):
+        model.weights.check_error()
+    return tensors
 
 
 def remember_digest(resolved: Resolved, digest: str, device: torch.device) -> None:
@@ -97,7 +107,7 @@ def materialize(
     with exact(device):
         composition = compose(resolved, device, events)
         model, memory, router = composition.model, composition.memory, composition.router
-        live = live_model(model.config, tensors or compute(model, resolved.dtype, device), resolved.tokenizer_path, device)
+        live = live_model(model.config, tensors or _computed(model, resolved, device), resolved.tokenizer_path, device)
     live = attach_memory(live, memory.path, resolved.tokenizer_path, memory.version) if memory else live
     return attach_router(live, router, resolved.tokenizer_path) if router else live
 

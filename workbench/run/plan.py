@@ -78,6 +78,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     form = form_of(resolved)
     form.add_needs(resolved, needs)
     write = form.size(resolved)
+    known = run.record.get("output", {}) if run.done else {}
     if run.done:
         needs.cached.append("run")
     tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
@@ -101,7 +102,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
         needs.cached,
         problems,
-        [*resolved.warnings, *licence_warnings(resolved)],
+        [*resolved.warnings, *licence_warnings(resolved), *form.warnings(known)],
         sum(d.bytes for d in downloads),
         [asdict(d) for d in downloads],
         list(resolved.deferred),

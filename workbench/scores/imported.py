@@ -23,7 +23,7 @@ from workbench.jsondoc import read_object
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import TaskSamples, read_samples
 from workbench.scores.statistics import codes
-from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, plan_record, stored_in
+from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, outdated, plan_record, stored_in
 from workbench.scores.suite import SUITE_NAME, Suite
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
@@ -166,6 +166,7 @@ def _plan_document(folder: Path) -> dict[str, Any]:
         "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
         "unfinished": len(list(folder.glob("*.partial"))),
         "folder": folder.name,
+        "outdated": outdated(plan, scores),
         "configurations": [
             {
                 "name": s.configuration.name,

@@ -24,7 +24,8 @@ from workbench.versions import installed
 
 GENERATED = "generate_until"
 """lm-eval's output type of tasks that generate text."""
-_PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
+PLAN_FORMAT = "plan-4 softmax-float32 seed-1234"
+"""What a plan's digest covers, and how scores are computed; part of the digest. Scores under another format are outdated."""
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,7 @@ class ScorePlan:
         }
         return {
             "version": 1,
+            "format": PLAN_FORMAT,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": next(iter(self._template), None),
@@ -199,7 +201,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         items[source.name] = subset(all_items, number)
         parts.append([source.name, source.digest, suite.cluster_of(source.name), number])
     facts = [
-        _PLAN_FORMAT,
+        PLAN_FORMAT,
         parts,
         suite.chat_template,
         suite.num_fewshot,

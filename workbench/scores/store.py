@@ -25,7 +25,7 @@ from workbench.scores.documents import (
     rescore_hint,
 )
 from workbench.scores.files import Journal, Row, Rows, read_rows, rows_text, unpacked, unpacked_json, write_rows
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import PLAN_FORMAT, ScorePlan
 from workbench.scores.suite import MARGIN
 
 __all__ = [
@@ -44,6 +44,8 @@ __all__ = [
     "plan_record",
     "stored_in",
 ]
+
+_FORMAT_OF_0_2 = "plan-3 softmax-float32 seed-1234"
 
 
 class ScoreStore:
@@ -95,6 +97,31 @@ class ScoreStore:
         """Return all complete scores under a plan, in design order, then by name."""
         folder = self.folder(plan.suite.suite, plan.digest)
         return sorted(stored_in(folder), key=lambda s: (DESIGN_ORDER.index(s.configuration.role), s.configuration.name))
+
+    def elsewhere(self, plans: Iterable[ScorePlan], names: Iterable[str]) -> str:
+        """Say under which plans of these suites configurations of these names have scores that do not count, and why.
+
+        Returns:
+            A text that continues a sentence, such as "; scores of base under plan 6a46281a7ac8 are …"; empty if there are none.
+        """
+        told = []
+        for plan in plans:
+            for path in self.root.glob(f"{plan.suite.suite}-*/plan.json"):
+                record, scores = plan_record(path.parent), stored_in(path.parent)
+                found = sorted({s.configuration.name for s in scores} & {*names})
+                if not found or record["suite"]["suite"] != plan.suite.suite or record.get("imported"):
+                    continue
+                now = plan.document()
+                differing = [
+                    key
+                    for key in ("tokenizer", "scorer", "dtype", "batch_size", "partial", "tasks")
+                    if record.get(key) != now[key]
+                ]
+                reason = outdated(record, scores) or f"another plan: other {', '.join(differing) or 'items or settings'}"
+                if record["plan"] == plan.digest:
+                    reason = "their weights are others, or were not read here yet: `workbench eval` tells"
+                told.append(f"; scores of {', '.join(found)} under plan {record['plan'][:12]} are not compared ({reason})")
+        return "".join(told)
 
     def record(self, scores: Scores) -> dict[str, Any]:
         """Return the content of the plan.json of some scores."""
@@ -219,6 +246,23 @@ class ScoreStore:
 
     def _partial(self, plan: ScorePlan, digest: str, task: str) -> Path:
         return self._path(plan.suite.suite, plan.digest, digest).with_suffix(".partial") / f"{task}.json.gz"
+
+
+def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
+    """Return why scores are not read by this version any more; None if they are.
+
+    Args:
+        record: Content of plan.json. Those of 0.2.0 and earlier have no format; the format changed together with that of the documents.
+        scores: The plan's scores.
+    """
+    if record.get("imported") or not (scores := list(scores)):
+        return None
+    found = str(record.get("format", _FORMAT_OF_0_2 if all(s.rows for s in scores) else "plan-2"))
+    return (
+        None
+        if found == PLAN_FORMAT
+        else f"scored in plan format {found.split()[0]}, this version scores in {PLAN_FORMAT.split()[0]}"
+    )
 
 
 def stored_in(folder: Path) -> list[Scores]:

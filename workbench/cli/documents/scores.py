@@ -288,6 +288,8 @@ class StoredPlan(Document):
     """Number of interrupted evaluations."""
     folder: str
     """Name of the plan's folder in the score store."""
+    outdated: str | None
+    """Why the scores are not compared with those of this version; null if they are."""
     configurations: list[StoredConfiguration]
     """Scored configurations, the oldest first."""
 

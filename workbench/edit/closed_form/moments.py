@@ -24,6 +24,7 @@ from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run
 from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
+from workbench.facts import joined
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.models.batching import side_by_side
@@ -106,7 +107,7 @@ def statistics_source(context: MethodContext, source: str | None) -> tuple[list[
     if source is None:
         texts = statistics_texts()
     elif Path(source).suffix == ".jsonl":
-        texts = [(t.prompt + " " + t.answer).strip() for t in read_texts(context.project / source, source)]
+        texts = [(t.prompt + joined(t.prompt, t.answer)).strip() for t in read_texts(context.project / source, source)]
     else:
         path = context.project / source
         if not path.is_file():

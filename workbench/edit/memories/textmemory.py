@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.edit.memories.retrieval import Encoder
 from workbench.errors import WorkbenchError
+from workbench.facts import joined
+from workbench.facts.facts import UNSPACED
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
 from workbench.models.attention import CACHES
@@ -66,13 +68,18 @@ class FactStore:
     def context(self, query: str) -> str:
         """Return the text to put before a prompt, with the best fact last; empty if no fact applies."""
         facts = self.recall(query)
-        return self.template.replace(FACTS, " ".join(sentence(r) for r in reversed(facts))) if facts else ""
+        if not facts:
+            return ""
+        text = functools.reduce(lambda before, after: before + joined(before, after), map(sentence, reversed(facts)))
+        return self.template.replace(FACTS, text)
 
 
 def sentence(remembered: Remembered) -> str:
     """Return a fact as a sentence: its prompt and target."""
     text = remembered.fact.text + remembered.fact.continuation
-    return text if text[-1] in ".!?" else f"{text}."
+    if text[-1] in ".!?。．！？":
+        return text
+    return text + ("。" if text[-1] > "\u2e7f" and UNSPACED.fullmatch(text[-1]) else ".")
 
 
 class Recall:
