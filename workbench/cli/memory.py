@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import run_named
+from workbench.api.naming import find, run_named
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -184,7 +184,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
     from workbench.run.saved import MEMORY, is_configuration
 
     path = Path(place)
-    if not is_configuration(path) and not (path / RECORD).is_file():
+    if not is_configuration(path) and not (path / RECORD).is_file() and find(place, runs_dir).kind != "model":
         path = run_named(place, runs_dir).path
     path = path / "configuration" if is_configuration(path / "configuration") else path
     if is_configuration(path):
