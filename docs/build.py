@@ -348,10 +348,12 @@ def _training(card: BrickCard) -> list[str]:
 
 def stores_block(project: Path) -> str:
     """What each folder of stored results holds, and which parts of a model its keys cover."""
-    rows = [
-        [f"`{folder}/`", store.holds, ", ".join(store.parts.split())] for folder, store in sorted(STORES.items()) if store.parts
-    ]
-    return table(["folder", "holds", "keys cover"], [["`runs/`", RUNS.holds, ", ".join(RUNS.parts.split())], *rows], left=3)
+    stores = {"runs": RUNS, **STORES}.items()
+    return table(
+        ["folder", "holds", "keys cover"],
+        [[f"`{n}/`", s.holds, ", ".join(s.parts.split())] for n, s in stores if s.parts],
+        left=3,
+    )
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["XDG_CONFIG_HOME"] = tempfile.mkdtemp(prefix="workbench-settings-")  # the user's own settings decide no test
 os.environ["WORKBENCH_TRUST_PROJECT_CODE"] = "1"  # tests write code beside their tasks; tests of trust unset it
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

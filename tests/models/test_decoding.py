@@ -133,5 +133,7 @@ def test_a_run_writes_and_records_the_bases_settings(world: Project) -> None:
     assert second["configuration"] == first["configuration"]  # the weights
     assert json.loads((Path(second["run"]) / "run.json").read_text())["generation"] == {"top_k": 3}
     assert json.loads((Path(second["model"]) / "generation_config.json").read_text()) == given
-    edit_json(base / "generation_config.json", pad_token_id=1)  # decides no text
-    assert world.run(recipe)["run"] == second["run"]
+    edit_json(base / "generation_config.json", pad_token_id=1)  # decides no text, but it is copied
+    third = world.run(recipe)
+    assert third["run"] != second["run"]
+    assert third["configuration"] == second["configuration"]

@@ -94,8 +94,7 @@ def evaluate(
     out.quiet, out.verbose = quiet or json, verbose
     check_watch(watch, port, out.quiet)
     tracker = open_tracker(log, log_project)
-    vary = Variation.of(settings, sweep, max_points)
-    request = Request(names, vary, suite or (), runs_dir, controls, batch_size, limit)
+    request = Request(names, Variation.of(settings, sweep, max_points), suite or (), runs_dir, controls, batch_size, limit)
     opened = open_subjects(request, printing(), fetch=True, device=pick_device(device))
     against = opened.baseline(baseline)
     if baseline and against not in (known := [entry.name for entry in opened.entries]):  # before anything is scored

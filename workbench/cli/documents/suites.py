@@ -58,6 +58,8 @@ class SuiteDocument(Document):
     """Version of the format."""
     suite: dict[str, Any]
     """All fields of the suite file, with their defaults."""
+    format: str | None = None
+    """What the plan's digest covers, and how scores are computed. Scores under another format are outdated."""
     plan: str | None
     """Digest of the plan; null without a base."""
     tokenizer: str | None
