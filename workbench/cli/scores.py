@@ -72,7 +72,9 @@ def _print(plans: Sequence[Mapping[str, Any]]) -> None:
     out.table(["suite", "plan", "configurations", "date", "scorer", "marks", "size"], rows, right=(6,))
     for plan in plans:
         if plan["outdated"]:
-            out.say(f"outdated: {plan['suite']} {plan['plan'][:12]}: {plan['outdated']}; `workbench eval` scores its recipes again")
+            out.say(
+                f"outdated: {plan['suite']} {plan['plan'][:12]}: {plan['outdated']}; `workbench eval` scores its recipes again"
+            )
 
 
 @app.command("import")

@@ -112,7 +112,11 @@ class ScoreStore:
                 if not found or record["suite"]["suite"] != plan.suite.suite or record.get("imported"):
                     continue
                 now = plan.document()
-                differing = [key for key in ("tokenizer", "scorer", "dtype", "batch_size", "partial", "tasks") if record.get(key) != now[key]]
+                differing = [
+                    key
+                    for key in ("tokenizer", "scorer", "dtype", "batch_size", "partial", "tasks")
+                    if record.get(key) != now[key]
+                ]
                 reason = outdated(record, scores) or f"another plan: other {', '.join(differing) or 'items or settings'}"
                 if record["plan"] == plan.digest:
                     reason = "their weights are others, or were not read here yet: `workbench eval` tells"
@@ -254,7 +258,11 @@ def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
     if record.get("imported") or not (scores := list(scores)):
         return None
     found = str(record.get("format", _FORMAT_OF_0_2 if all(s.rows for s in scores) else "plan-2"))
-    return None if found == PLAN_FORMAT else f"scored in plan format {found.split()[0]}, this version scores in {PLAN_FORMAT.split()[0]}"
+    return (
+        None
+        if found == PLAN_FORMAT
+        else f"scored in plan format {found.split()[0]}, this version scores in {PLAN_FORMAT.split()[0]}"
+    )
 
 
 def stored_in(folder: Path) -> list[Scores]:
