@@ -274,8 +274,7 @@ class Resolved:
         """Key of the run directory, from the configuration's key, file layout, generation settings and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
-            unset = {"accept_error"} if output.accept_error is None else set()
-            return json_digest([self.key, output.model_dump(exclude={"shard_size", *unset}), *gates])
+            return json_digest([self.key, output.of_adapter(), *gates])
         generation = [self.generation] if self.generation else []
         return json_digest([self.key, parse_size(output.shard_size), *generation, *gates])
 
