@@ -113,7 +113,6 @@ class ScorePlan:
         }
         return {
             "version": 1,
-            "format": PLAN_FORMAT,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": self.tokenizer_digest,
