@@ -348,12 +348,9 @@ def _training(card: BrickCard) -> list[str]:
 
 def stores_block(project: Path) -> str:
     """What each folder of stored results holds, and which parts of a model its keys cover."""
-    stores = {"runs": RUNS, **STORES}.items()
-    return table(
-        ["folder", "holds", "keys cover"],
-        [[f"`{n}/`", s.holds, ", ".join(s.parts.split())] for n, s in stores if s.parts],
-        left=3,
-    )
+    named = {"runs": RUNS, **STORES}.items()
+    rows = ([f"`{name}/`", store.holds, ", ".join(store.parts.split())] for name, store in named if store.parts)
+    return table(["folder", "holds", "keys cover"], rows, left=3)
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {

@@ -69,6 +69,8 @@ def changed(base: Path, tensors: dict[str, torch.Tensor]) -> set[str]:
 def test_joined_weights(family: str, tmp_path: Path) -> None:
     import transformers
 
+    if family not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"transformers {transformers.__version__} has no {family}")
     fields, settings, reached = JOINED[family]
     torch.manual_seed(0)
     base = tmp_path / "base"

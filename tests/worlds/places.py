@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from pathlib import Path
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -14,3 +15,11 @@ STARTER = PROJECT / "bricks" / "starter" / "base"
 FIXTURES = TESTS / "fixtures"
 PUBLIC = PROJECT.parent / "shared" / "data" / "editing"
 """Published fact sets beside the checkout; tests that read them are skipped where they are missing."""
+
+
+def of_the_pinned_transformers() -> bool:
+    """Whether transformers is of the minor version in constraints.txt, which tables of every family belong to."""
+    pinned = next(
+        line for line in (PROJECT / "constraints.txt").read_text("utf-8").splitlines() if line.startswith("transformers==")
+    )
+    return pinned.removeprefix("transformers==").split(".")[:2] == version("transformers").split(".")[:2]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +9,7 @@ from typing import Any
 
 from workbench.lazy import torch
 from workbench.scores.documents import Measured
-from workbench.weights.parallel import return_freed_memory
+from workbench.weights.parallel import peak_bytes, return_freed_memory
 
 CUDA = "CUDA memory that torch allocated"
 RESIDENT = "resident memory of the process"
@@ -52,8 +50,7 @@ class PeakMemory:
             return int(torch.cuda.max_memory_allocated(self.device)), CUDA
         if self.reset and (peak := _resident()) is not None:
             return peak, RESIDENT
-        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return (most if sys.platform == "darwin" else most * 1024), SINCE_START
+        return peak_bytes(), SINCE_START
 
 
 class AnswerClock:

@@ -39,6 +39,10 @@ class Output(Strict):
     shard_size: str = "4GB"
     """Maximum size of each safetensors file of a checkpoint. An adapter is always one file."""
 
+    def of_adapter(self) -> dict[str, Any]:
+        """Return the fields that an adapter's run depends on, for its key."""
+        return self.model_dump(exclude={"shard_size"} if self.accept_error is not None else {"shard_size", "accept_error"})
+
     @field_validator("rank", mode="before")
     @classmethod
     def _check_rank(cls, value: Any) -> Any:

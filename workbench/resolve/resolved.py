@@ -271,8 +271,7 @@ class Resolved:
         """Key of the run directory, from the configuration's key, file layout, the files that are copied, and efficacy gates."""
         output, gates = self.recipe.fields.output, [self.gates] if self.gates else []
         if output.form == "adapter":
-            unset = {"accept_error"} if output.accept_error is None else set()
-            return json_digest([self.key, output.model_dump(exclude={"shard_size", *unset}), *gates])
+            return json_digest([self.key, output.of_adapter(), *gates])
         shipped = {name: bytes_digest(self.watched.read(file)) for name, file in self.shipped.items()}
         return json_digest([self.key, parse_size(output.shard_size), shipped, *gates])
 

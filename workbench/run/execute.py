@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import resource
 import shutil
 import sys
 import time
@@ -29,6 +28,7 @@ from workbench.run.work import Work
 from workbench.versions import installed
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact
+from workbench.weights.parallel import peak_bytes
 
 
 def execute(
@@ -229,12 +229,6 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that determine results."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
-
-
-def peak_bytes() -> int:
-    """Return the peak resident memory of this process, in bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _check_out(out: Path) -> None:

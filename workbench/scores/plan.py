@@ -143,7 +143,6 @@ class ScorePlan:
         }
         return {
             "version": 1,
-            "format": PLAN_FORMAT,
             "suite": self.suite.model_dump(mode="json"),
             "plan": self.digest,
             "tokenizer": next(iter(self._template), None),

@@ -177,7 +177,7 @@ class ScoreStore:
     def write_plan(self, plan: ScorePlan) -> None:
         """Write plan.json if it is missing or the suite's analysis settings have changed."""
         path = self.folder(plan.suite.suite, plan.digest) / "plan.json"
-        data = (json.dumps(plan.document(), indent=1) + "\n").encode()
+        data = (json.dumps({**plan.document(), "format": PLAN_FORMAT}, indent=1) + "\n").encode()
         if not path.exists() or path.read_bytes() != data:
             write_bytes(path, data)
 

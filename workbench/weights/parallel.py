@@ -80,6 +80,16 @@ def _keep_freed_memory() -> None:
         mallopt(_TRIM_THRESHOLD, 1 << 27)
 
 
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process since its start, in bytes; 0 on Windows, which does not tell it this way."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
 def return_freed_memory() -> None:
     """Let glibc return memory that was freed, so that it does not count as memory of what runs next; elsewhere nothing happens."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
