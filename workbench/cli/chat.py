@@ -211,8 +211,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
         if not path.exists() and not any(name.startswith(target) for name in names):
             raise no_subject(target, f"a model directory, or a run in {runs}", names)
         run = find_run(runs, target)
-        if not run.done:
-            raise WorkbenchError(f"{run.path}: the run is not finished", "Resume it with `workbench run` on its recipe.")
+        run.require_whole(out.event)
         if run.adapter.is_dir():
             raise WorkbenchError(
                 f"{run.path}: the run wrote an adapter, not a whole model",

@@ -25,13 +25,15 @@ NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its na
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
     from workbench.cli.documents.run import RunRow
-    from workbench.run.directory import list_runs
+    from workbench.manifest import described
+    from workbench.run.directory import UNSEALED, list_runs
 
     listed = list_runs(_runs(runs_dir))
+    broken = {run.name: run.harm() if run.done else [] for run in listed}
     rows = [
         {
             "name": r.name,
-            "status": r.record.get("status", "damaged"),
+            "status": "broken" if broken[r.name] else r.record.get("status", "damaged"),
             "created": r.record.get("created", ""),
             "bytes": r.size(),
             "configuration": (r.record.get("output") or {}).get("digest"),
@@ -51,6 +53,11 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             ],
             right=(3,),
         )
+        for name, found in broken.items():
+            if found:
+                out.warn(f"{name}: {described(found)}")
+        if unsealed := [run.name for run in listed if run.done and not run.sealed]:
+            out.say(f"{', '.join(unsealed)}: {UNSEALED}")
 
     out.result(lambda: [RunRow.stored(row) for row in rows], text, json=json)
 
@@ -135,26 +142,21 @@ def verify(
     runs_dir: RunsOpt = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
 ) -> None:
-    """Verify every tensor and the configuration of a run's model against the recorded digests.
+    """Verify that a run has exactly the files that it wrote, with the same contents.
 
-    Exits with 3 if something differs.
+    Exits with 3 if a file is missing, changed or was added.
     """
-    from workbench.run.directory import find_run
-    from workbench.run.verify import require_done, verify_run
+    from workbench.run.directory import UNSEALED, find_run
+    from workbench.run.verify import verify_run
 
     run = find_run(_runs(runs_dir), name)
-    require_done(run)
-    if sha256:
-        import hashlib
-
-        folder = run.configuration / "model" if run.configuration.is_dir() else run.result
-        for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as stream:
-                out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
     verified = verify_run(run)
-    parts = [f"all {verified.tensors} tensors"] if verified.tensors else []
-    parts += [f"the {verified.beside}"] if verified.beside else []
-    out.say(f"{run.name}: {' and '.join(parts)} {'is' if not verified.tensors else 'are'} as recorded")
+    for file, digest in verified.sha256.items() if sha256 else ():
+        out.line(f"{digest}  {relative(run.path / file)}")
+    if not run.sealed:
+        out.say(f"{run.name}: all {verified.tensors} tensors are as recorded; nothing else could be compared: {UNSEALED}")
+        return
+    out.say(f"{run.name}: all {len(verified.sha256)} files are as written; not compared: {', '.join(verified.open)}")
 
 
 def _runs(runs_dir: Path | None) -> Path:

@@ -11,7 +11,9 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
+from workbench.manifest import MANIFEST, described
 from workbench.project import CACHE
+from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.compiled import backend
 from workbench.weights.header import read_header
@@ -49,7 +51,7 @@ def examine(project: Path, runs: Path) -> list[Diagnosis]:
         project: The project folder.
         runs: Directory of the runs.
     """
-    return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), *_disk(project, runs)]
+    return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), _results(runs), *_disk(project, runs)]
 
 
 def _kernels() -> Iterator[Diagnosis]:
@@ -129,6 +131,21 @@ def _damaged(file: Path) -> bool:
         except WorkbenchError:
             return True
     return False
+
+
+def _results(runs: Path) -> Diagnosis:
+    """Report finished runs whose files are missing, changed or were added, and runs that cannot be checked."""
+    done = [run for run in list_runs(runs) if run.done]
+    broken = {run.name: described(found) for run in done if (found := run.harm())}
+    unsealed = [run.name for run in done if not run.sealed]
+    text = f"{len(done)} finished runs" + (f", {len(unsealed)} without {MANIFEST}, of an earlier version" if unsealed else "")
+    data = {"broken": broken, "unsealed": unsealed}
+    if not broken:
+        return Diagnosis("results", "ok", text, None, data)
+    hint = (
+        "Run the recipes again: a broken run is moved aside, and made again. `workbench runs verify NAME` also compares contents."
+    )
+    return Diagnosis("results", "failed", "; ".join(f"{name}: {found}" for name, found in broken.items()), hint, data)
 
 
 def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:

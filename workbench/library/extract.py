@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,7 @@ from workbench.bricks.hub import CARD
 from workbench.bricks.integers import check_integers
 from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
-from workbench.files import publish, write_json
+from workbench.files import check_new, new_directory, write_json
 from workbench.models.layout import Model
 from workbench.project import CACHE
 from workbench.recipe.recipe import from_data
@@ -193,31 +191,3 @@ def base_of(path: Path, project: Path, hint: str) -> str:
 def brick_name(path: Path) -> str:
     """Return a valid brick name made from a directory's name."""
     return re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._") or "brick"
-
-
-def check_new(out: Path) -> None:
-    """Check that an output directory is new.
-
-    Raises:
-        WorkbenchError: If `out` exists and is not an empty directory.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WorkbenchError(
-            f"-o {out}: exists and is not an empty directory", "Choose a new directory. Existing files are never overwritten."
-        )
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Yield a temporary directory that is renamed to `out` if the block succeeds, and deleted if it fails."""
-    check_new(out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.is_dir():
-            out.rmdir()
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -14,6 +14,7 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json
+from workbench.manifest import files_of
 from workbench.models.generation import identity
 from workbench.project import CACHE, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
@@ -133,20 +134,15 @@ class Package:
 
 
 def package(run: RunDirectory) -> Package:
-    """Verify a run against its record, and list the files of its result.
+    """Verify a run against its manifest, and list the files of its result.
 
     Raises:
         WorkbenchError: If the run is not finished, or has no card.
-        GateFailedError: If a file differs from the record.
+        GateFailedError: If a file is not as the run wrote it.
     """
-    if not run.done:
-        raise WorkbenchError(
-            f"{run.name}: the run is not finished (status {run.record.get('status', 'damaged')}), so there is nothing to send",
-            "Run its recipe again to resume it.",
-        )
     verify_run(run)
     result = run.result
-    files = {file.relative_to(result).as_posix(): file for file in sorted(result.rglob("*")) if file.is_file()}
+    files = {name: result / name for name in files_of(result, parts=True)}
     if CARD not in files:
         raise WorkbenchError(
             f"{run.name}: the result has no {CARD}", "Run its recipe again: the card is written with the result."

@@ -78,7 +78,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     form = form_of(resolved)
     form.add_needs(resolved, needs)
     write = form.size(resolved)
-    if run.done:
+    if run.done and not run.harm():
         needs.cached.append("run")
     tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = threads * sum(factor_bytes(adapter, resolved.base) for adapter in resolved.adapters.values())

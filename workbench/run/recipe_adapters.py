@@ -10,8 +10,8 @@ from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
-from workbench.files import publish
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.resolve.adapter_form import adapt
 from workbench.weights.parallel import default_threads
 
@@ -28,7 +28,7 @@ def cached_adapter(resolved: Resolved, name: str) -> Adapter | None:
         name: Name of the brick in the recipe that uses it, for messages.
     """
     place = _place(resolved)
-    return Adapter(place, f"brick '{name}'") if (place / CONFIG).is_file() else None
+    return Adapter(place, f"brick '{name}'") if reusable(place, CONFIG) else None
 
 
 def written_adapter(resolved: Resolved, name: str, composed: Model, device: torch.device) -> Adapter:
@@ -65,8 +65,7 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
                 "Leave such tensors out with `where` in the steps of that recipe, or merge adapters of linear layers only.",
             )
         resolved.check_inputs()
-        if not place.exists():
-            publish(partial, place)
+        publish_sealed(partial, place)
     return Adapter(place, f"brick '{name}'")
 
 

@@ -149,7 +149,8 @@ class RunRow(Document):
     name: str
     """Name of the directory."""
     status: str | None
-    """"started", "failed" or "done"; "damaged" if its run.json cannot be read."""
+    """"started", "failed" or "done"; "broken" if files of a finished run are not as written; "damaged" if its run.json cannot be
+    read."""
     created: str | None
     """Time at which the run started (ISO 8601, UTC); empty for a damaged run."""
     bytes: int
