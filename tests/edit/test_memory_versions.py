@@ -14,6 +14,7 @@ from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of
 from worlds.project import Project
+from worlds.tiny import unseal
 
 import workbench
 from workbench.errors import WorkbenchError
@@ -195,6 +196,7 @@ def test_errors(taught: Project) -> None:
         workbench.load(taught.path / "none", version=2, device="cpu")
     with pytest.raises(WorkbenchError, match="has no memory, so it has no version 2"):
         workbench.load(taught.path / "base", version=2, device="cpu")
+    unseal(Path(place).parent)
     record = json.loads((Path(place) / "configuration.json").read_text("utf-8"))
     record["base"]["digest"] = "0" * 32
     (Path(place) / "configuration.json").write_text(json.dumps(record), "utf-8")
