@@ -70,10 +70,20 @@ def load(recipe: Path, settings: list[str] | None, runs_dir: Path | None, header
     """
     from workbench.api.naming import load_named
     from workbench.bricks.hub import Hub
+    from workbench.project import runs_of
     from workbench.resolve.resolve import resolve
 
     loaded = load_named(str(recipe), settings or ())
-    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
+    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(
+        runs_of(loaded.project, writing=True)
+    )
+
+
+def runs_folder(runs_dir: Path | None) -> Path:
+    """Return the folder of runs and scores: the value of `--runs-dir`, or that of the current folder's project."""
+    from workbench.project import find_project, runs_of
+
+    return runs_dir or relative(runs_of(find_project(Path.cwd() / "here")))
 
 
 def relative(path: Path) -> Path:

@@ -15,7 +15,7 @@ from workbench.api.naming import no_subject, recipe_path
 from workbench.cli._options import DeviceOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._panes import Panes, Write, streaming
-from workbench.cli._recipes import load
+from workbench.cli._recipes import load, runs_folder
 from workbench.errors import UsageError, WorkbenchError, shell, size
 
 if TYPE_CHECKING:
@@ -206,7 +206,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
     if not (path / "config.json").is_file():
         from workbench.run.directory import find_run, list_runs
 
-        runs = runs_dir or Path("runs")
+        runs = runs_folder(runs_dir)
         names = [run.name for run in list_runs(runs)]
         if not path.exists() and not any(name.startswith(target) for name in names):
             raise no_subject(target, f"a model directory, or a run in {runs}", names)

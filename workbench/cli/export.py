@@ -11,7 +11,7 @@ from typer.core import TyperGroup
 from workbench.api.naming import recipe_path
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
+from workbench.cli._recipes import runs_folder
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
@@ -175,7 +175,7 @@ def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
             f"{target}: is an adapter without a run or recipe",
             f"workbench recipe new recipes/NAME.yaml --base BASE --brick {shell(f'NAME={target}')}, then export the recipe.",
         )
-    runs = runs_dir or relative(find_project(Path.cwd() / "here") / "runs")
+    runs = runs_folder(runs_dir)
     names = [run.name for run in list_runs(runs)]
     if not path.exists() and not any(name.startswith(target) for name in names):
         raise no_subject(target, f"a routed configuration, or a run in {runs}", [*names, *known_recipes()])

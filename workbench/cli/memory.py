@@ -12,6 +12,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
+from workbench.cli._recipes import runs_folder
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
 
@@ -185,7 +186,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
 
     path = Path(place)
     if not path.is_dir() or (path / "run.json").is_file():
-        path = find_run(runs_dir or Path("runs"), place).path
+        path = find_run(runs_folder(runs_dir), place).path
     path = path / "configuration" if is_configuration(path / "configuration") else path
     if is_configuration(path):
         return SavedMemory(path / MEMORY), path

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli._options import JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
+from workbench.cli._recipes import runs_folder
 from workbench.errors import shell, size
 
 if TYPE_CHECKING:
@@ -94,13 +94,12 @@ def push(
 
 def _find(name: str, runs_dir: Path | None) -> Any:
     """Return a run, given its name or directory, or the directory of its result."""
-    from workbench.project import find_project
     from workbench.run.directory import RECORD, RunDirectory, find_run
 
     inside = Path(name).resolve().parent
     if Path(name).is_dir() and not (Path(name) / RECORD).is_file() and (inside / RECORD).is_file():
         return RunDirectory(inside)
-    return find_run(runs_dir or relative(find_project(Path.cwd() / "here") / "runs"), name)
+    return find_run(runs_folder(runs_dir), name)
 
 
 def _card(packed: Package, runs_dir: Path | None) -> str:

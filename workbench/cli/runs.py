@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
+from workbench.cli._recipes import relative, runs_folder
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError, size
 
@@ -28,7 +27,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     from workbench.manifest import described
     from workbench.run.directory import UNSEALED, list_runs
 
-    listed = list_runs(_runs(runs_dir))
+    listed = list_runs(runs_folder(runs_dir))
     broken = {run.name: run.harm() if run.done else [] for run in listed}
     rows = [
         {
@@ -43,7 +42,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
     def text() -> None:
         if not rows:
-            out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
+            out.say(f"no runs in {runs_folder(runs_dir)}; start one with `workbench run RECIPE`")
             return
         out.table(
             ["run", "status", "created", "size", "configuration"],
@@ -68,7 +67,7 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     from workbench.cli.documents.run import RunRecord
     from workbench.run.directory import RECORD, find_run
 
-    run = find_run(_runs(runs_dir), name)
+    run = find_run(runs_folder(runs_dir), name)
     record = run.record
     base = (record.get("inputs") or {}).get("base") or {}
     if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
@@ -126,7 +125,7 @@ def rm(
     """Remove run directories; scores stay."""
     from workbench.run.directory import removable, remove_run
 
-    chosen = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
+    chosen = list({run.path.resolve(): run for name in names for run in [removable(runs_folder(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
         f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"
     ):
@@ -149,7 +148,7 @@ def verify(
     from workbench.run.directory import UNSEALED, find_run
     from workbench.run.verify import verify_run
 
-    run = find_run(_runs(runs_dir), name)
+    run = find_run(runs_folder(runs_dir), name)
     verified = verify_run(run)
     for file, digest in verified.sha256.items() if sha256 else ():
         out.line(f"{digest}  {relative(run.path / file)}")
@@ -157,9 +156,3 @@ def verify(
         out.say(f"{run.name}: all {verified.tensors} tensors are as recorded; nothing else could be compared: {UNSEALED}")
         return
     out.say(f"{run.name}: all {len(verified.sha256)} files are as written; not compared: {', '.join(verified.open)}")
-
-
-def _runs(runs_dir: Path | None) -> Path:
-    from workbench.project import find_project
-
-    return runs_dir or relative(find_project(Path.cwd() / "here") / "runs")

@@ -10,7 +10,7 @@ import typer
 
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
-from workbench.cli._recipes import relative
+from workbench.cli._recipes import relative, runs_folder
 from workbench.cli._trust import reads_recipes
 from workbench.cli.items import items
 from workbench.errors import UsageError, WorkbenchError, shell, size
@@ -247,7 +247,6 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
 
 
 def _store(runs_dir: Path | None) -> ScoreStore:
-    from workbench.project import find_project
     from workbench.scores.store import ScoreStore
 
-    return ScoreStore((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")
+    return ScoreStore(runs_folder(runs_dir) / "scores")

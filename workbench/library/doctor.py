@@ -12,7 +12,7 @@ from typing import Any
 from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
 from workbench.manifest import MANIFEST, described
-from workbench.project import CACHE
+from workbench.project import cache_of, is_writable
 from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.compiled import backend
@@ -51,7 +51,7 @@ def examine(project: Path, runs: Path) -> list[Diagnosis]:
         project: The project folder.
         runs: Directory of the runs.
     """
-    return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), _results(runs), *_disk(project, runs)]
+    return [*_kernels(), _device(), _versions(), *_caches(cache_of(project)), _results(runs), *_disk(project, runs)]
 
 
 def _kernels() -> Iterator[Diagnosis]:
@@ -155,13 +155,13 @@ def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
     for name, place in {"project": project, "runs": runs, "hub cache": Path(constants.HF_HUB_CACHE)}.items():
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        data = {"path": str(place), "free": free, "writable": os.access(existing, os.W_OK)}
+        data = {"path": str(place), "free": free, "writable": is_writable(place)}
         if not existing.is_dir():
             yield Diagnosis(name, "failed", f"{place}: {existing} is a file, expected a folder", "Move or delete the file.", data)
         elif not data["writable"]:
-            yield Diagnosis(
-                name, "failed", f"{place}: {existing} is not writable", "Change its permissions, or use another folder.", data
-            )
+            moved = name == "project" and is_writable(cache_of(project))  # its runs are checked by themselves
+            hint = f"Its cache is {cache_of(project)}." if moved else "Change its permissions, or use another folder."
+            yield Diagnosis(name, "warning" if moved else "failed", f"{place}: {existing} is not writable", hint, data)
         elif free < _LOW_SPACE:
             yield Diagnosis(
                 name,

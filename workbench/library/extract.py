@@ -19,7 +19,7 @@ from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
 from workbench.files import check_new, new_directory, write_json
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
@@ -79,7 +79,7 @@ def extract(
                 {"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}
             ),
         )
-        cache = project / CACHE
+        cache = cache_of(project)
         digest = weights_digest(base_checkpoint.specs, tensor_digests(base_checkpoint.entries, cache), base_checkpoint.config)
         record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
         write_json(partial / RECORD, record, indent=1)

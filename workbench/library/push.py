@@ -16,7 +16,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json
 from workbench.manifest import files_of
 from workbench.models.generation import identity
-from workbench.project import CACHE, find_project
+from workbench.project import cache_of, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.saved import MODEL
@@ -273,7 +273,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
     record = run.record
     weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
-        memo = find_project(run.path / RECORD) / CACHE / "configurations" / f"{record.get('key')}.json"
+        memo = cache_of(find_project(run.path / RECORD)) / "configurations" / f"{record.get('key')}.json"
         weights = (read_json(memo, digest=str) or {}).get("digest")
     if weights is None:
         return []
