@@ -8,8 +8,10 @@ What may change afterwards, and how:
 
 - run.json is sealed with the bytes that it is about to get, so that "done" is the last thing written.
 - log.jsonl of a run is open: events are appended, and nothing reads it back.
+- A card (README.md) is text for people. Its edit by hand is found where contents are compared, but stops no other command.
 - Facts that are added to a memory, and scores that `eval` writes into a card, are sealed again by the command that changes them
-  (`changing`). If that command is killed, these files stay open until the next change.
+  (`changing`). If that command is killed, these files stay open until the next change. What was broken before stays broken, until
+  the user accepts it (`accept`).
 - Lock files and unfinished atomic writes of a killed command are no part of a result.
 """
 
@@ -25,10 +27,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from workbench.errors import GateFailedError
+from workbench.errors import GateFailedError, UsageError
 from workbench.files import publish, read_json, write_json
 
 MANIFEST = "workbench-manifest.json"
+CARD = "README.md"
+MADE_AGAIN = "Run its recipe again: the broken run is moved aside, and made again."
 ASIDE = "broken"
 """Folder, beside a broken folder, that its files are moved to."""
 _LOCKS = (".lock", ".holder")
@@ -146,13 +150,36 @@ def changing(folder: Path, names: Iterable[str]) -> Iterator[None]:
         yield
         return
     opened = {*sealed.open, *names}
+    contents = {name: entry for name, entry in sealed.files.items() if name in opened and name not in sealed.open}
+    broken = {n: entry for n, entry in contents.items() if not (folder / n).is_file() or sha256_of(folder / n) != entry[1]}
     replace(sealed, open=sorted(opened)).write(folder)
     try:
         yield
     finally:
         files = {name: entry for name, entry in sealed.files.items() if name not in opened}
         files |= {n: ((folder / n).stat().st_size, sha256_of(folder / n)) for n in opened if (folder / n).is_file()}
-        replace(sealed, files=files, open=()).write(folder)
+        replace(sealed, files={**files, **broken}, open=()).write(folder)
+
+
+def accept(folder: Path, name: str) -> None:
+    """Seal a file of a folder again as it is now, because the user changed or added it on purpose.
+
+    Args:
+        folder: A sealed folder.
+        name: The file, relative to the folder.
+
+    Raises:
+        UsageError: If there is no such file, or its folder has no manifest.
+    """
+    sealed = read_manifest(folder)
+    if sealed is None or name not in files_of(folder, parts=True) or name in sealed.open:
+        raise UsageError(f"{name}: no such file of {folder}, or no manifest that could list it")
+    part = next((part for part in sealed.parts if name.startswith(f"{part}/")), None)
+    if part is not None:
+        accept(folder / part, name.removeprefix(f"{part}/"))
+    else:
+        entry = (folder / name).stat().st_size, sha256_of(folder / name)
+        replace(sealed, files={**sealed.files, name: entry}).write(folder)
 
 
 def harm(folder: Path, *, digests: bool = False) -> list[Harm]:
@@ -178,11 +205,12 @@ def _harm(folder: Path, digests: bool) -> list[Harm]:
     if sealed is None:
         return [Harm(MANIFEST, "a manifest", "a damaged file")]
     fixed = {name: entry for name, entry in sealed.files.items() if name not in sealed.open}
-    found = [
-        Harm(name, f"{size} bytes", there)
-        for name, (size, _) in fixed.items()
-        if (there := _size(folder / name)) != f"{size} bytes"
-    ]
+    found = []
+    for name, (size, _) in fixed.items():
+        there = _size(folder / name)
+        edited = Path(name).name == CARD and there.endswith("bytes") and not digests
+        if there != f"{size} bytes" and not edited:
+            found.append(Harm(name, f"{size} bytes", there))
     if digests:
         wrong = {one.file for one in found}
         found += _contents(folder, {name: digest for name, (_, digest) in fixed.items() if name not in wrong})
@@ -226,7 +254,7 @@ def require_whole(folder: Path, *, digests: bool = False) -> None:
     if found := harm(folder, digests=digests):
         raise GateFailedError(
             f"{folder}: {described(found)}",
-            "Run its recipe again: a broken run is moved aside, and made again. Or restore the files.",
+            f"{MADE_AGAIN} To use the folder as it is, unsealed, remove its {MANIFEST}.",
         )
 
 

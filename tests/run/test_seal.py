@@ -214,3 +214,20 @@ def test_a_manifest_that_names_files_outside_is_damaged(name: str, tmp_path: Pat
     document = {"version": 1, "files": {name: {"bytes": 1, "sha256": ""}}, "parts": [], "open": []}
     (tmp_path / MANIFEST).write_text(json.dumps(document))
     assert [one.found for one in harm(tmp_path)] == ["a damaged file"]
+
+
+def test_an_edited_card_stops_only_what_compares_contents_until_it_is_accepted(run: Path) -> None:
+    (run / "model" / "README.md").open("a").write("Mine.\n")
+    assert "finished before: nothing to do" in call("run", "recipes/sum.yaml").stderr
+    assert [row["status"] for row in document("runs", "ls")] == ["done"]
+    push = ("push", run.name, "org/sum", "--license", "mit", "--dry-run")
+    for words in (("runs", "verify", run.name), push):
+        error = refused(*words)
+        assert "model/README.md: expected" in error.message
+        assert f"workbench runs verify {run.name} --accept FILE" in str(error.hint)
+    with changing(run / "model", ["README.md"]):  # as `eval` does
+        pass
+    assert [one.file for one in harm(run, digests=True)] == ["model/README.md"], "a change does not hide another one"
+    call("runs", "verify", run.name, "--accept", "model/README.md")
+    call(*push)
+    assert "no such file of" in refused("runs", "verify", run.name, "--accept", "model/none").message

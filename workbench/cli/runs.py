@@ -140,15 +140,24 @@ def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept", metavar="FILE", help="First seal a file as it is now, because you changed it on purpose. Repeatable."
+        ),
+    ] = None,
 ) -> None:
     """Verify that a run has exactly the files that it wrote, with the same contents.
 
     Exits with 3 if a file is missing, changed or was added.
     """
+    from workbench.manifest import accept as seal_again
     from workbench.run.directory import UNSEALED, find_run
     from workbench.run.verify import verify_run
 
     run = find_run(runs_folder(runs_dir), name)
+    for file in accept or ():
+        seal_again(run.path, file)
     verified = verify_run(run)
     for file, digest in verified.sha256.items() if sha256 else ():
         out.line(f"{digest}  {relative(run.path / file)}")

@@ -27,10 +27,10 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import GateFailedError, WorkbenchError, nearest, size
+from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
 from workbench.events import Events
 from workbench.files import json_text, read_json, write_json, write_text
-from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, seal, set_aside
+from workbench.manifest import MADE_AGAIN, MANIFEST, Harm, described, harm, is_sealed, seal, set_aside
 from workbench.resolve.resolved import Resolved
 
 RECORD, LOG = "run.json", "log.jsonl"
@@ -167,7 +167,7 @@ class RunDirectory:
         if found := self.harm(digests=digests):
             raise GateFailedError(
                 f"{self.path}: {described(found)}",
-                "Run its recipe again: the broken run is moved aside, and made again. Or restore the files.",
+                f"{MADE_AGAIN} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
             )
         if not self.sealed:
             events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})
@@ -392,18 +392,3 @@ def run_of(resolved: Resolved, runs: Path) -> RunDirectory:
         return stamped
     keyed = run_for(runs, resolved.recipe.name, resolved.run_key)
     return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
-
-
-def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
-    """Return an error message if the disk is too full for a run.
-
-    Args:
-        runs: Folder of run directories.
-        needed: Bytes that the run writes.
-        run: The run's directory, whose present files will be replaced.
-    """
-    place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
-    if not (run.done and not run.harm()) and needed * 1.05 > free:
-        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, {size(free)} free"]
-    return []

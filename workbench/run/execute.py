@@ -21,7 +21,8 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
-from workbench.run.directory import UNSEALED, RunDirectory, disk_problems, hold, move_run, run_for, run_of
+from workbench.run.costs import disk_problems
+from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
