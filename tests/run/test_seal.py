@@ -16,7 +16,7 @@ from worlds.tiny import edit_json, files_of
 
 import workbench
 from workbench.errors import GateFailedError
-from workbench.manifest import MANIFEST, changing, harm, read_manifest, seal, sha256_of
+from workbench.manifest import MANIFEST, changing, harm, publish_sealed, read_manifest, reusable, seal, sha256_of
 
 MODEL = (
     "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32, shard_size: 50KB}\n"
@@ -231,3 +231,25 @@ def test_an_edited_card_stops_only_what_compares_contents_until_it_is_accepted(r
     call("runs", "verify", run.name, "--accept", "model/README.md")
     call(*push)
     assert "no such file of" in refused("runs", "verify", run.name, "--accept", "model/none").message
+
+
+def test_a_broken_result_in_a_cache_is_moved_aside_and_made_again(tmp_path: Path) -> None:
+    place = tmp_path / "edits" / "key"
+
+    def made(text: str) -> None:
+        partial = tmp_path / f"partial-{text}"
+        partial.mkdir()
+        (partial / "edit.json").write_text(text)
+        publish_sealed(partial, place)
+
+    place.parent.mkdir()
+    assert not reusable(place, "edit.json")
+    made("1")
+    made("2")
+    assert (place / "edit.json").read_text() == "1", "another process was first"
+    assert reusable(place, "edit.json")
+    (place / "edit.json").write_text("broken")
+    assert not reusable(place, "edit.json")
+    made("3")
+    assert (place / "edit.json").read_text() == "3"
+    assert (tmp_path / "edits" / "broken" / "key" / "edit.json").read_text() == "broken"

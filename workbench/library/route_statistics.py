@@ -14,6 +14,7 @@ from workbench.bricks.locate import resolve_base
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import write_text
+from workbench.manifest import changing
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import read_prompts
@@ -22,7 +23,7 @@ from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.project import find_project
 from workbench.route.deciding.kept import measure_states
 from workbench.route.features.hidden import WINDOW, depth_of
-from workbench.run.brick_statistics import write_statistics
+from workbench.run.brick_statistics import FILE, write_statistics
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
@@ -96,8 +97,9 @@ def measure_brick(
     project = find_project(folder.resolve() / CARD)
     prompts = read_prompts(what.file, what.label, what.samples, least=4)
     checkpoint, _ = resolve_base(base or card.base.id, project)
-    found = measured(folder, checkpoint, prompts, what, device, events)
-    _put(folder, found)
+    with changing(folder, [CARD, FILE]):
+        found = measured(folder, checkpoint, prompts, what, device, events)
+        _put(folder, found)
     return found
 
 
