@@ -47,9 +47,9 @@ def runs_of(project: Path, *, writing: bool = False) -> Path:
 
 
 def is_writable(path: Path) -> bool:
-    """Return True if a folder can be written to, or created."""
+    """Return True if the permissions let a folder be written to, or created. A file in its place is an error of whoever writes."""
     existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
-    return existing.is_dir() and os.access(existing, os.W_OK)
+    return os.access(existing, os.W_OK)
 
 
 def user_caches() -> Iterator[Path]:

@@ -224,6 +224,8 @@ class RunRecord(OpenDocument):
     """All fields of the recipe, with their defaults."""
     seed: int = optional()
     """The recipe's seed."""
+    manifest: str = optional()
+    """Name of the file in the run directory that lists all files with their sizes and SHA-256; runs of earlier versions have none."""
     inputs: RunInputs
     """Base and bricks with their digests."""
     tokenizer: dict[str, Any] | None = optional()
