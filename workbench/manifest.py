@@ -86,10 +86,10 @@ def read_manifest(folder: Path) -> Manifest | None:
     rows, parts, opened = content["files"], content["parts"], content["open"]
     try:
         files = {name: (int(row["bytes"]), str(row["sha256"])) for name, row in rows.items()}
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError):
         return None
     names = [*files, *parts, *opened]
-    if not all(isinstance(name, str) and name and not {"..", "/"} & {*Path(name).parts} for name in names):
+    if not all(isinstance(name, str) and Path(name).parts and not {"..", "/"} & {*Path(name).parts} for name in names):
         return None
     return Manifest(files, parts, opened)
 

@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -209,10 +210,13 @@ def test_changes_are_sealed_again_and_an_interrupted_one_is_open(tmp_path: Path)
     assert [one.file for one in harm(tmp_path, digests=True)] == ["kept"], "what was not open is not sealed again"
 
 
-@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
-def test_a_manifest_that_names_files_outside_is_damaged(name: str, tmp_path: Path) -> None:
-    document = {"version": 1, "files": {name: {"bytes": 1, "sha256": ""}}, "parts": [], "open": []}
-    (tmp_path / MANIFEST).write_text(json.dumps(document))
+@pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x", ".", "", 7])
+@pytest.mark.parametrize("field", ["files", "parts", "open"])
+def test_a_manifest_that_names_files_outside_is_damaged(name: Any, field: str, tmp_path: Path) -> None:
+    content = {"version": 1, "files": {}, "parts": [], "open": [], field: [name]}
+    if field == "files":
+        content["files"] = {str(name): {"bytes": 1e400 if name == 7 else 1, "sha256": ""}}
+    (tmp_path / MANIFEST).write_text(json.dumps(content))
     assert [one.found for one in harm(tmp_path)] == ["a damaged file"]
 
 
