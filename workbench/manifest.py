@@ -32,7 +32,6 @@ from workbench.files import publish, read_json, write_json
 
 MANIFEST = "workbench-manifest.json"
 CARD = "README.md"
-MADE_AGAIN = "Run its recipe again: the broken run is moved aside, and made again."
 ASIDE = "broken"
 """Folder, beside a broken folder, that its files are moved to."""
 _LOCKS = (".lock", ".holder")
@@ -254,8 +253,15 @@ def require_whole(folder: Path, *, digests: bool = False) -> None:
     if found := harm(folder, digests=digests):
         raise GateFailedError(
             f"{folder}: {described(found)}",
-            f"{MADE_AGAIN} To use the folder as it is, unsealed, remove its {MANIFEST}.",
+            f"{made_again(sizes_differ=bool(harm(folder)))} To use the folder as it is, unsealed, remove its {MANIFEST}.",
         )
+
+
+def made_again(*, sizes_differ: bool) -> str:
+    """Say how a broken run is made again; `run` notices names and sizes alone."""
+    if sizes_differ:
+        return "Run its recipe again: the broken run is moved aside, and made again."
+    return "Remove the run with `workbench runs rm NAME`, then run its recipe again."
 
 
 def described(found: Sequence[Harm]) -> str:

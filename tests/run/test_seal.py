@@ -89,13 +89,18 @@ def _deep(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ALTERATIONS)
-def test_runs_verify_finds_every_alteration(name: str, run: Path) -> None:
+def test_runs_verify_finds_every_alteration_and_its_hint_makes_the_run_again(name: str, run: Path) -> None:
     alter, expected = ALTERATIONS[name]
     call("runs", "verify", run.name)
     alter(run / "model")
     error = refused("runs", "verify", run.name)
     assert expected in error.message
     assert error.exit_code == 3
+    remove = ["rm", run.name] if "runs rm NAME" in str(error.hint) else []
+    if remove:
+        call("runs", *remove, "--yes")
+    call("run", "recipes/sum.yaml")
+    call("runs", "verify", run.name)
 
 
 COMMANDS: dict[str, tuple[str, ...]] = {

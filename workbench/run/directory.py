@@ -30,7 +30,7 @@ from filelock import FileLock, Timeout
 from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
 from workbench.events import Events
 from workbench.files import json_text, read_json, write_json, write_text
-from workbench.manifest import MADE_AGAIN, MANIFEST, Harm, described, harm, is_sealed, seal, set_aside
+from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
 from workbench.resolve.resolved import Resolved
 
 RECORD, LOG = "run.json", "log.jsonl"
@@ -167,7 +167,7 @@ class RunDirectory:
         if found := self.harm(digests=digests):
             raise GateFailedError(
                 f"{self.path}: {described(found)}",
-                f"{MADE_AGAIN} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
+                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
             )
         if not self.sealed:
             events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})
