@@ -21,9 +21,9 @@ from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.models.tokenizer_digest import tokenizer_digest
 from workbench.project import find_project
-from workbench.route.deciding.kept import measure_states
+from workbench.route.deciding.kept import FILE, measure_states
 from workbench.route.features.hidden import WINDOW, depth_of
-from workbench.run.brick_statistics import FILE, write_statistics
+from workbench.run.brick_statistics import write_statistics
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs
