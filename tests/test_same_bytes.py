@@ -27,11 +27,12 @@ from workbench.evaluate import score
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans
 from workbench.evaluate.suitechoice import suites_of
+from workbench.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.run.materialize import configuration_digest, materialize
 
 FILE = FIXTURES / "same_bytes.json"
-TELLING = {"run.json", "README.md", "configuration.json"}
+TELLING = {"run.json", "README.md", "configuration.json", MANIFEST}
 LORAS = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 MIXED = "bricks: {one: bricks/one, full: bricks/full}\n"
 FINETUNE = "{id: taught, edit: finetune, facts: facts.jsonl, form: lora, epochs: 4, layers: [1, 2], rank: 4, learning_rate: 0.01, min_efficacy: 0}"

@@ -96,9 +96,14 @@ def read_json(path: Path, **needs: type | tuple[type, ...]) -> dict[str, Any] | 
     return cached if cached is not None and all(isinstance(cached.get(key), kind) for key, kind in needs.items()) else None
 
 
+def json_text(data: Any, indent: int | None = None) -> str:
+    """Return the text of a JSON file."""
+    return json.dumps(data, indent=indent, ensure_ascii=False) + "\n"
+
+
 def write_json(path: Path, data: Any, indent: int | None = None) -> None:
     """Write a JSON file atomically."""
-    write_text(path, json.dumps(data, indent=indent, ensure_ascii=False) + "\n")
+    write_text(path, json_text(data, indent))
 
 
 @contextmanager
@@ -152,6 +157,34 @@ def write_bytes(path: Path, data: bytes) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 file atomically and create its directory if necessary."""
     write_bytes(path, text.encode())
+
+
+def check_new(out: Path) -> None:
+    """Check that an output directory is new.
+
+    Raises:
+        WorkbenchError: If `out` exists and is not an empty directory.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise WorkbenchError(
+            f"-o {out}: exists and is not an empty directory", "Choose a new directory. Existing files are never overwritten."
+        )
+
+
+@contextmanager
+def new_directory(out: Path) -> Iterator[Path]:
+    """Yield a temporary directory that is renamed to `out` if the block succeeds, and deleted if it fails."""
+    check_new(out)
+    partial = out.with_name(f".{out.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
+        if out.is_dir():
+            out.rmdir()
+        publish(partial, out)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def publish_once(partial: Path, target: Path) -> None:

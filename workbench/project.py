@@ -1,8 +1,17 @@
-"""The project: the directory that holds recipes, bricks and the cache."""
+"""The project: the directory that holds recipes, bricks, runs and the cache."""
 
 from __future__ import annotations
 
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+
+from workbench.manifest import is_sealed
+
+_CACHE, _RUNS = ".workbench", "runs"
+ENVIRONMENT = "WORKBENCH_CACHE"
 
 
 def find_project(path: Path) -> Path:
@@ -11,4 +20,48 @@ def find_project(path: Path) -> Path:
     return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
 
 
-CACHE = ".workbench"
+def cache_of(project: Path) -> Path:
+    """Return the folder of a project's cache.
+
+    It is $WORKBENCH_CACHE, or `.workbench` in the project. A project that cannot be written to, and a result outside of every project,
+    which must keep its files, have theirs in the user's cache.
+    """
+    if moved := os.environ.get(ENVIRONMENT):
+        return Path(moved).expanduser().absolute()
+    inside = project / _CACHE
+    if is_writable(inside) and not is_sealed(project):
+        return inside
+    name = f"{project.resolve().name}-{hashlib.sha256(os.fsencode(project.resolve())).hexdigest()[:12]}"
+    return next((place / "projects" / name for place in user_caches()), inside)
+
+
+def runs_of(project: Path, *, writing: bool = False) -> Path:
+    """Return the folder of a project's runs and scores: `runs/`, or one in its cache if the project cannot be written to.
+
+    Args:
+        project: The project.
+        writing: A run is to be written, so that a folder `runs/` that can only be read does not do.
+    """
+    inside = project / _RUNS
+    return inside if is_writable(inside) or (inside.is_dir() and not writing) else cache_of(project) / _RUNS
+
+
+def is_writable(path: Path) -> bool:
+    """Return True if the permissions let a folder be written to, or created. A file in its place is an error of whoever writes."""
+    existing = next(place for place in (path.absolute(), *path.absolute().parents) if place.exists())
+    return os.access(existing, os.W_OK)
+
+
+def user_caches() -> Iterator[Path]:
+    """Yield directories that are outside every project: the user's cache, then a private one below the temporary directory."""
+    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)
+    if not cache_home.startswith("~"):  # the user has no home directory
+        yield Path(cache_home) / "brick-workbench"
+    private = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
+    try:
+        private.mkdir(mode=0o700, exist_ok=True)
+        stat = private.lstat()
+        if not private.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
+            yield private  # no other user can write there
+    except OSError:
+        return

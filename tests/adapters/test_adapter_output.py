@@ -16,6 +16,7 @@ from worlds.tiny import LORA_MODULES, save_adapter, save_finetuned, tensors_of
 
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
+from workbench.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
@@ -38,7 +39,7 @@ def test_exact_is_the_checkpoint(project: Project) -> None:
     adapter = Path(document["adapter"])
     assert document["model"] is None
     assert document["configuration"] is None
-    assert sorted(p.name for p in adapter.iterdir()) == ["README.md", CONFIG, WEIGHTS]
+    assert sorted(p.name for p in adapter.iterdir()) == ["README.md", CONFIG, WEIGHTS, MANIFEST]
 
     record = json.loads((adapter.parent / "run.json").read_text("utf-8"))["output"]
     assert record["rank"] == 16

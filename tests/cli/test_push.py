@@ -16,8 +16,10 @@ from worlds.hub_server import TOKEN, CommandLine
 from worlds.project import Project
 from worlds.routing import write_prompts
 from worlds.suites import lay_out_models
-from worlds.tiny import edit_json, files_of
+from worlds.tiny import edit_json, files_of, unseal
 from worlds.upload_server import UploadServer
+
+from workbench.manifest import MANIFEST
 
 MODEL = (
     "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\noutput: {dtype: float32, shard_size: 50KB}\n"
@@ -49,6 +51,11 @@ def pushed(name: str, *options: str) -> dict[str, Any]:
     return done
 
 
+def to_send(result: Path) -> dict[str, bytes]:
+    """The files of a result without its manifests, which hold for the card before it is sent."""
+    return {name: data for name, data in files_of(result).items() if Path(name).name != MANIFEST}
+
+
 def header(readme: bytes) -> dict[str, Any]:
     found: dict[str, Any] = yaml.safe_load(readme.decode().split("---\n")[1])
     return found
@@ -58,7 +65,7 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(run: Path, hub: UploadServer
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.delenv("HF_TOKEN")
     found = pushed(run.name, "--dry-run")
-    local = files_of(run / "model")
+    local = to_send(run / "model")
     assert {file["path"]: file["bytes"] for file in found["files"] if file["path"] != "README.md"} == {
         path: len(content) for path, content in local.items() if path != "README.md"
     }
@@ -71,7 +78,7 @@ def test_a_dry_run_lists_the_files_and_asks_nothing(run: Path, hub: UploadServer
 
 
 def test_a_model_arrives_byte_for_byte(run: Path, hub: UploadServer) -> None:
-    local = files_of(run / "model")
+    local = to_send(run / "model")
     assert len([path for path in local if path.endswith(".safetensors")]) >= 3
     found = pushed(run.name, "--private")
     repository = hub.repositories["org/sum"]
@@ -84,7 +91,7 @@ def test_a_model_arrives_byte_for_byte(run: Path, hub: UploadServer) -> None:
     before, after = header(local["README.md"]), header(there["README.md"])
     assert after == {**{key: before[key] for key in before if not key.startswith("base_model")}, "license": "apache-2.0"}
     assert there["README.md"].split(b"---\n", 2)[2] == local["README.md"].split(b"---\n", 2)[2]
-    assert files_of(run / "model") == local, "the run stays as it is"
+    assert to_send(run / "model") == local, "the run stays as it is"
     written = {**repository.files(), **files_of(run)}
     assert not [path for path, content in written.items() if TOKEN.encode() in content]
 
@@ -107,7 +114,7 @@ def test_an_interrupted_upload_sends_only_the_rest(run: Path, hub: UploadServer)
     assert sum(hub.put.values()) == 1
     hub.failing = None
     pushed(run.name)
-    weights = [path for path in files_of(run / "model") if path.endswith(".safetensors")]
+    weights = [path for path in to_send(run / "model") if path.endswith(".safetensors")]
     assert len(hub.put) == len(weights)
     assert set(hub.put.values()) == {1}, "nothing came twice"
     there = hub.repositories["org/sum"].files()
@@ -126,7 +133,7 @@ def test_a_killed_process_goes_on(run: Path, hub: UploadServer, tmp_path: Path) 
 
 def test_an_adapter_names_its_base_on_the_hub(project: Project, cwd: Path, hub: UploadServer) -> None:
     run = Path(project.run(ADAPTER, "lora.yaml")["run"])
-    local = files_of(run / "adapter")
+    local = to_send(run / "adapter")
     said = call("push", run.name, "org/lora", *LICENCE).stderr
     assert "add --base ORG/NAME" in said
     assert "as a brick: `org/lora`" in said
@@ -149,7 +156,7 @@ def test_a_routed_configuration_arrives_without_directories_of_this_machine(
     write_prompts(project.path / "calibration", {"one": 0, "two": 1}, count=16, templates=4)
     run = Path(project.run(ROUTED, "routed.yaml")["run"])
     call("push", run.name, "org/routed", *LICENCE, "--base", "org/small")
-    there, local = hub.repositories["org/routed"].files(), files_of(run / "configuration")
+    there, local = hub.repositories["org/routed"].files(), to_send(run / "configuration")
     assert there.keys() - {".gitattributes"} == local.keys()
     differing = {path for path in local if there[path] != local[path]}
     assert differing == {
@@ -182,10 +189,10 @@ def test_damaged_and_unfinished_runs_are_refused_before_any_request(
         sorted((run / "model").glob("*.safetensors"))[0].unlink()
     error = refused("push", run.name, "org/sum", *LICENCE)
     expected = {
-        "tensor": "tensors differ from the record",
-        "config": "config.json differs from the record",
+        "tensor": "safetensors: expected SHA-256",
+        "config": "config.json: expected",
         "unfinished": "is not finished",
-        "adapter": "adapter_config.json differs from the record",
+        "adapter": "adapter_config.json: expected",
         "missing": "model-00001",
     }
     assert expected[damage] in error.message
@@ -250,7 +257,7 @@ def test_existing_repositories(run: Path, hub: UploadServer) -> None:
     found = pushed(run.name, "--replace")
     there = hub.repositories["org/sum"].files()
     assert found["deleted"] == ["model.safetensors"]
-    assert there.keys() == files_of(run / "model").keys() | {".gitattributes", "LICENSE", "notes.txt"}
+    assert there.keys() == to_send(run / "model").keys() | {".gitattributes", "LICENSE", "notes.txt"}
     assert (there["LICENSE"], there["notes.txt"]) == (b"text", b"mine")
 
 
@@ -259,7 +266,7 @@ def test_a_branch(run: Path, hub: UploadServer) -> None:
     repository = hub.repositories["org/sum"]
     assert list(repository.files("main")) == [".gitattributes"]
     assert repository.branches["next"] == found["commit"]
-    assert set(repository.files("next")) >= set(files_of(run / "model"))
+    assert set(repository.files("next")) >= set(to_send(run / "model"))
     assert pushed(run.name, "--revision", "next")["changed"] is False
 
 
@@ -307,6 +314,7 @@ def test_licenses_that_do_not_decide_need_consent(
 
 
 def test_runs_of_earlier_versions_state_no_licenses(run: Path, hub: UploadServer) -> None:
+    unseal(run)
     edit_json(run / "run.json", licences=None, data_licences=None)
     assert "states no licenses" in refused("push", run.name, "org/sum").message
     assert hub.requests == []

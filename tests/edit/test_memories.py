@@ -18,6 +18,7 @@ from worlds.tiny import WORDS
 
 import workbench
 from workbench.errors import WorkbenchError
+from workbench.manifest import MANIFEST
 from workbench.models.attention import cache_name
 from workbench.run.materialize import configuration_digest, materialize
 
@@ -46,7 +47,7 @@ def test_a_configuration_is_that_of_its_recipe(taught: Project) -> None:
     for text in (GRACE, MEMORY):
         document = taught.run(text)
         place = Path(document["directory"])
-        assert sorted(p.name for p in place.iterdir()) == ["README.md", "configuration.json", "memory"]
+        assert sorted(p.name for p in place.iterdir()) == ["README.md", "configuration.json", "memory", MANIFEST]
         resolved = taught.resolve(text)
         assert configuration_digest(resolved, CPU)[0] == document["configuration"]
         live, loaded = materialize(resolved, CPU), workbench.load(document["run"], device="cpu")

@@ -10,14 +10,16 @@ import numpy as np
 import pytest
 import torch
 
-from worlds.commands import call, document
+from worlds.commands import call, document, refused
 from worlds.jsonl import write_jsonl
 from worlds.memory_world import FACTS, GRACE, MEMORY, answer, logits, text_of
 from worlds.project import Project
+from worlds.tiny import unseal
 
 import workbench
 from workbench.errors import WorkbenchError
 from workbench.facts.credibility import Credibility, Use
+from workbench.manifest import harm
 from workbench.run.memories import SavedMemory
 
 ONE = "steps: [{{edit: {}, facts: facts.jsonl{}}}]\n"
@@ -195,8 +197,30 @@ def test_errors(taught: Project) -> None:
         workbench.load(taught.path / "none", version=2, device="cpu")
     with pytest.raises(WorkbenchError, match="has no memory, so it has no version 2"):
         workbench.load(taught.path / "base", version=2, device="cpu")
+    unseal(Path(place).parent)
     record = json.loads((Path(place) / "configuration.json").read_text("utf-8"))
     record["base"]["digest"] = "0" * 32
     (Path(place) / "configuration.json").write_text(json.dumps(record), "utf-8")
     with pytest.raises(WorkbenchError, match=r"the weights or config.json of its base base have changed"):
         workbench.load(place, device="cpu")
+
+
+def test_changes_of_facts_are_sealed_again_and_a_broken_memory_is_learned_again(taught: Project, cwd: Path) -> None:
+    run = Path(taught.run(GRACE)["run"])
+    memory = run / "configuration" / "memory"
+    write_jsonl(cwd / "more.jsonl", [{**FACTS[5], "id": "new"}])
+    call("memory", "add", str(run), "more.jsonl", "--device", "cpu")
+    call("memory", "feedback", str(run), "new", "--reward", "1")
+    call("memory", "rm", str(run), "new")
+    assert "all 9 files are as written" in call("runs", "verify", run.name).stderr
+    with (memory / "log.jsonl").open("a") as log:
+        log.write("\n")
+    assert "configuration/memory/log.jsonl: expected" in refused("runs", "verify", run.name).message
+    with pytest.raises(WorkbenchError, match=r"memory/log\.jsonl: expected"):
+        workbench.load(run, device="cpu")
+    cached = next((cwd / ".workbench" / "memories").iterdir())
+    (cached / "tensors-1.safetensors").unlink()
+    again = Path(taught.run(GRACE)["run"])
+    assert (again, harm(again, digests=True), harm(cached, digests=True)) == (run, [], [])
+    assert (cached.parent / "broken" / cached.name / "log.jsonl").is_file()
+    assert len(list((cwd / "runs" / "broken").iterdir())) == 1

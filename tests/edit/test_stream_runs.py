@@ -15,7 +15,7 @@ from worlds.commands import document, refused
 from worlds.edit_steps import step
 from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import CPU, Project
-from worlds.tiny import files_of
+from worlds.tiny import files_of, unseal
 
 from workbench.edit.closed_form import values
 from workbench.errors import InvalidRecipeError, WorkbenchError
@@ -271,6 +271,7 @@ def test_refused_recipes(facts: Project) -> None:
 def test_damaged_files(facts: Project) -> None:
     """A file that is missing or cut short is refused, and named."""
     first = run(facts, FIRST, "first", recipe())
+    unseal(first)
     write_jsonl(facts.path / "facts.jsonl", SECOND)
     for name in ("history.safetensors", "stream.jsonl", "edit.json"):
         file = first / "edits" / "edit-memit" / name
@@ -290,6 +291,7 @@ def test_damaged_files(facts: Project) -> None:
 def test_a_file_of_other_tensors(facts: Project) -> None:
     """A value's key becomes the name of a file in the cache, so that nothing else is accepted there."""
     first = run(facts, FIRST, "first", recipe())
+    unseal(first)
     place = first / "edits" / "edit-memit"
     values = load_file(place / "history.safetensors")
     write_jsonl(facts.path / "facts.jsonl", SECOND)
@@ -335,6 +337,7 @@ def test_a_run_with_two_streams_is_named_by_step(facts: Project) -> None:
 def test_runs_without_a_history(text: str, reason: str, facts: Project) -> None:
     """They are refused where a step continues them, and start a stream without a history, with a sentence, as its base."""
     first = run(facts, FIRST[:3], "first", text)
+    unseal(first)
     (edit,) = (first / "edits").iterdir()
     if "before" in reason:
         record = json.loads((edit / "edit.json").read_text("utf-8"))

@@ -13,7 +13,7 @@ import torch
 from worlds.commands import call, document
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
-from worlds.tiny import edit_json, files_of, save_model, tensors_of
+from worlds.tiny import edit_json, files_of, save_model, tensors_of, unseal
 
 from workbench.bricks.hub import HEADERS
 from workbench.cli import main
@@ -282,6 +282,7 @@ def test_errors(edited: Project, monkeypatch: pytest.MonkeyPatch, cwd: Path, cap
     edit_json(deaf / "tokenizer.json", model={"type": "WordLevel", "vocab": {"<unk>": 0, "is": 1}, "unk_token": "<unk>"})
     with pytest.raises(WorkbenchError, match="deaf has another tokenizer than the base that facts was solved on"):
         rebase(facts, NamedModel("deaf", edited.resolve("base: deaf\n", "deaf.yaml")), edited.path / "x", device=CPU)
+    unseal(facts.resolve().parent.parent)
     (facts.resolve() / "facts.jsonl").unlink()
     monkeypatch.setattr("sys.argv", ["workbench", "edit", "rebase", "facts", "--onto", "mix", "-o", "x"])
     with pytest.raises(SystemExit) as ended:

@@ -15,6 +15,8 @@ from worlds.project import Project
 from worlds.suites import lay_out_models
 from worlds.tiny import save_adapter
 
+from workbench.manifest import MANIFEST
+
 
 @pytest.fixture
 def world(project: Project, cwd: Path) -> Project:
@@ -32,7 +34,8 @@ def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project, scor
     score_once(world, "mean")
     ran = document("run", "recipes/mean.yaml")
     card = card_of(ran)
-    before, others = card.read_text("utf-8"), {p: p.read_bytes() for p in card.parent.iterdir() if p != card}
+    seal = card.with_name(MANIFEST)
+    before, others = card.read_text("utf-8"), {p: p.read_bytes() for p in card.parent.iterdir() if p not in (card, seal)}
     assert "Scores" not in before
     said = call("eval", "mean")
     assert f"scores added to {card}" in said.stderr
@@ -63,7 +66,7 @@ def test_eval_puts_scores_into_the_card_of_the_finished_run(world: Project, scor
 
     call("eval", "mean")
     assert card.read_text("utf-8") == after, "an earlier section is replaced"
-    assert {p: p.read_bytes() for p in card.parent.iterdir() if p != card} == others
+    assert {p: p.read_bytes() for p in card.parent.iterdir() if p not in (card, seal)} == others
     call("runs", "verify", Path(ran["run"]).name)
 
 

@@ -19,6 +19,7 @@ from worlds.stopped import stopped_run
 from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 from workbench.errors import WorkbenchError
+from workbench.manifest import MANIFEST
 from workbench.models.device import pick_device
 from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run
 from workbench.run.execute import execute
@@ -44,7 +45,7 @@ def test_result_is_a_stock_model(project: Project) -> None:
     assert loaded.generation_config.temperature == 0.5
     assert AutoTokenizer.from_pretrained(model).chat_template == CHAT_TEMPLATE
     base = {p.name for p in (project.path / "base").iterdir()}
-    assert {p.name for p in model.iterdir()} == base | {"README.md"}
+    assert {p.name for p in model.iterdir()} == base | {"README.md", MANIFEST}
     live = materialize(project.resolve(TIES), CPU)
     tokens = torch.arange(2, 20)[None]
     with torch.no_grad():

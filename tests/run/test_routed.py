@@ -17,10 +17,11 @@ from worlds.commands import call, refused
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 from worlds.routed_models import domain_prompts, ids, write_calibration
-from worlds.tiny import edit_json, save_adapter, save_model, tensors_of
+from worlds.tiny import edit_json, save_adapter, save_model, tensors_of, unseal
 
 import workbench
 from workbench.errors import WorkbenchError
+from workbench.manifest import MANIFEST
 from workbench.route.text import Text
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
@@ -63,6 +64,7 @@ def test_a_configuration_is_that_of_its_recipe(routed: Project) -> None:
         "configuration.json",
         "router.safetensors",
         "routing.json",
+        MANIFEST,
     ]
     assert sorted(p.name for p in (place / "adapters" / "two").iterdir()) == [
         "README.md",
@@ -256,6 +258,7 @@ def test_files_that_do_not_belong_together_are_refused(change: str, message: str
     shutil.copytree((routed.path / "base").resolve(), routed.path / "own")
     place = Path(routed.run("base: own\n" + ROUTED)["directory"])
     copy = shutil.copytree(place, routed.path / "copy")
+    unseal(copy)
     if change == "other router":
         other = Path(routed.run(ROUTED.replace("samples: 12", "samples: 8"), "other.yaml")["directory"])
         shutil.copyfile(other / "router.safetensors", copy / "router.safetensors")
@@ -294,14 +297,14 @@ def test_the_commands(routed: Project, cwd: Path) -> None:
     card = Path("mine/README.md").read_text()
     assert "| `three` |" in card
     run = next(Path("runs").glob("three-*")).name
-    assert f"{run}: the router is as recorded" in call("runs", "verify", run).stderr
+    assert f"{run}: all 15 files are as written" in call("runs", "verify", run).stderr
     shown = call("runs", "show", run).stdout
     assert "right on held-out templates: plain 100.0 %" in shown
     assert "near_misses" not in shown
     config = Path("runs") / run / "configuration" / "adapters" / "one" / "adapter_config.json"
     edit_json(config, lora_alpha=99)
     error = refused("runs", "verify", run)
-    assert "not the one that the router was fitted on" in error.message
+    assert "adapters/one/adapter_config.json: expected" in error.message
     assert error.exit_code == 3
 
 

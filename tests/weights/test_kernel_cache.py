@@ -166,7 +166,7 @@ def test_doctor_reports_and_repairs(project: Project, tmp_path_factory: pytest.T
     code, found = doctor(project.path, cache)
     assert code == 0
     assert {name: c["status"] for name, c in found.items()} == dict.fromkeys(
-        ["compiler", "kernels", "device", "versions", "caches", "project", "runs", "hub cache"], "ok"
+        ["compiler", "kernels", "device", "versions", "caches", "results", "project", "runs", "hub cache"], "ok"
     )
     assert found["project"]["data"]["writable"] is True  # type: ignore[index]
     (name,) = libraries(cache)

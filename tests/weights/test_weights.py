@@ -23,6 +23,7 @@ import workbench.weights.specs as specs_module
 import workbench.weights.writer as writer
 from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
+from workbench.manifest import sha256_of
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest
 from workbench.weights.header import read_header
@@ -196,7 +197,7 @@ def test_odd_shapes(tmp_path: Path) -> None:
                "half": torch.randn(5, dtype=torch.float16), "double": torch.ones(2, 2, dtype=torch.float64)}  # fmt: skip
     save_file(tensors, tmp_path / SINGLE)
     checkpoint = Checkpoint(tmp_path, "base")
-    written = write_checkpoint(checkpoint, tmp_path / "out", dtype=None, shard_size=GB, device=CPU, threads=2)
+    written = write_checkpoint(checkpoint, tmp_path / "out", dtype=None, shard_size=GB, device=CPU, threads=2).digests
     assert list(written) == list(checkpoint.specs)
     again = load_file(tmp_path / "out" / SINGLE)
     for name, value in tensors.items():
@@ -239,11 +240,13 @@ def test_bytes_do_not_depend_on_threads_or_shards(llama: Path, tmp_path: Path) -
     digests = []
     for threads in (1, 2, 4):
         out = tmp_path / f"threads-{threads}"
-        digests.append(write_checkpoint(checkpoint, out, dtype=torch.float16, shard_size=GB, device=CPU, threads=threads))
+        digests.append(write_checkpoint(checkpoint, out, dtype=torch.float16, shard_size=GB, device=CPU, threads=threads).digests)
         assert files_of(out) == files_of(tmp_path / "threads-1")
     for size in (1, 5_000, 20_000):
         out = tmp_path / f"shards-{size}"
-        digests.append(write_checkpoint(checkpoint, out, dtype=torch.float16, shard_size=size, device=CPU, threads=2))
+        written = write_checkpoint(checkpoint, out, dtype=torch.float16, shard_size=size, device=CPU, threads=2)
+        assert written.sha256 == {file: sha256_of(file) for file in out.glob("*.safetensors")}
+        digests.append(written.digests)
         again = Checkpoint(out, "again")
         assert tensor_digests(again.entries) == digests[0]
         assert len(list(out.glob("*.safetensors"))) > 1
@@ -320,7 +323,7 @@ def test_in_memory_are_the_written_bytes(llama: Path, tmp_path: Path, threads: i
         written = write_checkpoint(checkpoint, tmp_path, dtype=torch.float16, shard_size=GB, device=CPU, threads=1)
         loaded = load_all(checkpoint, torch.float16, CPU, threads)
         assert list(loaded) == list(checkpoint.specs)
-        assert {name: tensor_digest(t) for name, t in loaded.items()} == written
+        assert {name: tensor_digest(t) for name, t in loaded.items()} == written.digests
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

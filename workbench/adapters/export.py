@@ -75,7 +75,8 @@ def write_result(
         )
     adapted.check_error()
     files = _Files(adapted, parts, dtype)
-    digests = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
+    written = write_checkpoint(files, out, dtype=None, shard_size=1 << 62, device=torch.device("cpu"), threads=threads)
+    digests = written.digests
     (out / SINGLE).rename(out / WEIGHTS)
     write_json(out / CONFIG, files.config(base), indent=2)
     return {

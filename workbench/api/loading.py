@@ -93,7 +93,9 @@ class LoadedRecipe:
 
     @property
     def _runs(self) -> Path:
-        return self.recipe.project / "runs"
+        from workbench.project import runs_of
+
+        return runs_of(self.recipe.project)
 
 
 def load_recipe(path: str | Path, settings: Iterable[str] = ()) -> LoadedRecipe:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal
 
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
-from workbench.project import find_project
+from workbench.project import find_project, runs_of
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub
@@ -73,7 +73,7 @@ def find(name: str, runs: Path | None = None) -> Named:
     from workbench.run.directory import find_run, list_runs
     from workbench.run.opened import is_hub_id
 
-    folder = runs or relative(find_project(Path.cwd() / "here") / "runs")
+    folder = runs_folder(runs)
     found = list(_meanings(name, folder)) if name else []
     if len(found) > 1:
         listed = " and ".join(f"{_described(one)} ({shell(one.typed)})" for one in found)
@@ -142,6 +142,11 @@ def recipes_folder() -> Path:
 def recipe_files() -> list[Path]:
     """Return the project's recipes."""
     return sorted(file for suffix in SUFFIXES for file in recipes_folder().glob(f"*{suffix}"))
+
+
+def runs_folder(runs: Path | None) -> Path:
+    """Return the folder of runs and scores: the one that is given, or that of the current folder's project."""
+    return runs or relative(runs_of(find_project(Path.cwd() / "here")))
 
 
 def relative(path: Path) -> Path:
@@ -245,7 +250,7 @@ def run_named(name: str, runs: Path | None = None) -> RunDirectory:
     if found.kind == "model":
         raise UsageError(f"{name}: expected a run, found a model", "`workbench runs ls` lists all runs.")
     recipe = load_named(name, runs=runs)
-    folder = runs or relative(recipe.project / "runs")
+    folder = runs or relative(runs_of(recipe.project))
     run = run_of(resolve(recipe, HEADERS), folder)
     if (run.path / RECORD).is_file():
         return run

@@ -146,6 +146,7 @@ def search(
         WorkbenchError: If the recipe has no `search`, or a value is invalid.
     """
     from workbench.api.naming import load_named
+    from workbench.project import runs_of
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
@@ -153,7 +154,7 @@ def search(
     request = _request(recipe, (), options)
     loaded = load_named(str(recipe), request.vary.settings, warn, request.runs)
     scoring = Scoring(device, request.batch_size, request.limit)
-    prepared = prepare(loaded, request.runs or loaded.project / "runs", scoring, trials=trials, events=events)
+    prepared = prepare(loaded, request.runs or runs_of(loaded.project), scoring, trials=trials, events=events)
     for warning in prepared.warnings:
         warn(warning)
     run(prepared)

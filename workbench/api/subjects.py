@@ -192,7 +192,7 @@ def open_subjects(
     from workbench.evaluate.lineup import lineup
     from workbench.evaluate.plans import plans
     from workbench.evaluate.suitechoice import suites_of
-    from workbench.project import find_project
+    from workbench.project import find_project, runs_of
     from workbench.scores.store import ScoreStore
     from workbench.scores.suite import Suite
 
@@ -225,7 +225,7 @@ def open_subjects(
     for one in left_out:
         listener.warn(f"left out: {one.name} ({one.reason})")
     entries = _writable(entries, [suite for suite in chosen if isinstance(suite, Suite)], listener)
-    runs = request.runs or project / "runs"
+    runs = request.runs or runs_of(project)
     aliases = {reference: model.name for reference, model in models.items()}
     score_plans = plans(
         entries,
@@ -365,13 +365,13 @@ def imported_scores(request: Request) -> tuple[list[Scores], ScoreStore, Path] |
     Raises:
         WorkbenchError: If it names several suites.
     """
-    from workbench.project import find_project
+    from workbench.project import find_project, runs_of
     from workbench.scores.imported import find_imported, imported_suites
     from workbench.scores.store import ScoreStore
 
     suite = request.suites
     project = find_project(Path.cwd() / "here")
-    store = ScoreStore((request.runs or project / "runs") / "scores")
+    store = ScoreStore((request.runs or runs_of(project)) / "scores")
     known = imported_suites(store)
     if not suite or not any(name in known for name in suite):
         return None

@@ -22,7 +22,7 @@ from workbench.files import file_digest, json_digest, publish_once, write_json
 from workbench.identity import settled
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.versions import installed
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command
 from workbench.weights.gguf_record import LINK, RECORD
@@ -98,7 +98,7 @@ def gguf_folder(file: Path, project: Path, what: str) -> Path:
     identity = settled(file)
     content = identity.storable if identity.is_telling else file_digest(file)
     key = json_digest([_VERSION, str(file), content, installed("transformers", "gguf")])[:12]
-    place = project / CACHE / "gguf" / f"{file.stem}-{key}"
+    place = cache_of(project) / "gguf" / f"{file.stem}-{key}"
     if (place / RECORD).is_file() and (place / LINK).is_symlink():
         return place
     shutil.rmtree(place, ignore_errors=True)  # it is damaged

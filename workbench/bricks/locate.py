@@ -11,6 +11,7 @@ from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
 from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
+from workbench.manifest import require_whole
 from workbench.models.cleanup import tidy
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
@@ -29,7 +30,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
         hub: Resolver of hub ids.
 
     Raises:
-        WorkbenchError: If there is no such directory or repository.
+        WorkbenchError: If there is no such directory or repository, or it is a result whose files are not as they were written.
     """
     name, _, revision = reference.partition("@")
     local = Path(reference).expanduser()
@@ -39,6 +40,7 @@ def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[
     if local.is_file():
         raise WorkbenchError(f"{what}: {reference} is a file, expected a directory", "Use the directory that contains it.")
     if local.exists():
+        require_whole(local.resolve())
         return local.resolve(), None
     forced = reference.startswith(("./", "../", "~", "/"))
     if forced or local.suffix == SUFFIX or name.count("/") != 1 or name.split("/")[0] in ("bricks", "recipes", "runs"):

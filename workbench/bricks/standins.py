@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 
 from workbench.errors import size
 from workbench.files import publish_once, read_json, write_json
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.weights.foreign import STAND_IN
 from workbench.weights.header import MAX_HEADER
 
@@ -44,7 +44,7 @@ class Repository:
 
 def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None:
     """Return the newest stand-in for this revision, or None."""
-    top = project / CACHE / "hub"
+    top = cache_of(project) / "hub"
     records = sorted(top.glob(f"{name}@*/{STAND_IN}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in records:
         record = read_json(file) or {}
@@ -63,7 +63,7 @@ def stand_in(repository: Repository, revision: str | None, small: Sequence[str],
         weights: Safetensors files, of which only the headers are downloaded.
         project: Project whose cache holds the stand-in.
     """
-    place = project / CACHE / "hub" / f"{repository.name}@{repository.commit}"
+    place = cache_of(project) / "hub" / f"{repository.name}@{repository.commit}"
     record = read_json(place / STAND_IN, files=dict, revisions=list)
     label = revision or "main"
     if record is not None and all((place / file).is_file() for file in record["files"]):

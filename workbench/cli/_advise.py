@@ -63,7 +63,7 @@ def advise(
     from workbench.library.advise import advise as look
     from workbench.library.scored_before import scored_before
     from workbench.models.device import pick_device
-    from workbench.project import find_project
+    from workbench.project import find_project, runs_of
     from workbench.run.work import Work
     from workbench.scores.store import ScoreStore
     from workbench.weights.device import exact
@@ -86,7 +86,7 @@ def advise(
             outputs=outputs,
         )
     kinds = {name: brick.kind for name, brick in bricks.items()}
-    before = scored_before(ScoreStore(project / "runs" / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
+    before = scored_before(ScoreStore(runs_of(project) / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
     written = _written(advice, write, all(kind == "adapter" for kind in kinds.values()))
     out.result(
         lambda: AdviceDocument.model_validate(_document(advice, kinds, before, written)),

@@ -21,7 +21,7 @@ EXTRAS = {
     "log": {"mlflow": "mlflow-skinny", "wandb": "wandb"},
 }
 _AGAIN = "then run the same command again: it resumes."
-_WRITABLE = "Name a writable place with --runs-dir DIR or -o DIR, or run the command in another project folder."
+_WRITABLE = "Name a writable place: --runs-dir DIR for runs, -o DIR for a result, WORKBENCH_CACHE=DIR for the project's cache."
 
 
 def explained(error: OSError) -> WorkbenchError:

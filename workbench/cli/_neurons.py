@@ -81,7 +81,7 @@ def verify_neurons(folder: Path, base: str | None) -> None:
     from workbench.bricks.locate import resolve_base
     from workbench.bricks.neuron_sets import fits, neuron_brick
     from workbench.models.layout import Model
-    from workbench.project import CACHE
+    from workbench.project import cache_of
 
     neurons, card = neuron_brick(folder)
     if base is None and card is None:
@@ -91,7 +91,7 @@ def verify_neurons(folder: Path, base: str | None) -> None:
         )
     on = base or _named_base(card)
     checkpoint, _ = resolve_base(on, Path.cwd())
-    digest = checkpoint_digest(checkpoint, Path.cwd() / CACHE)
+    digest = checkpoint_digest(checkpoint, cache_of(Path.cwd()))
     touched = fits(neurons, card, Model(checkpoint, checkpoint.config), digest, folder.name)
     recorded = " as on its card" if card and card.digest else ", no digest on its card"
     out.line(

@@ -70,7 +70,10 @@ def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers
         The resolved recipe, and the directory of runs.
     """
     from workbench.bricks.hub import Hub
+    from workbench.project import runs_of
     from workbench.resolve.resolve import resolve
 
     loaded = load_named(recipe, settings or (), out.say, runs_dir)
-    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(loaded.project / "runs")
+    return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(
+        runs_of(loaded.project, writing=True)
+    )

@@ -33,10 +33,12 @@ def searched(names: list[str], settings: list[str] | None, runs_dir: Path | None
     Raises:
         WorkbenchError: If a search.json is not a search's result.
     """
+    from workbench.project import runs_of
+
     results: dict[str, dict[str, Any]] = {}
     unfinished = []
     for recipe in _recipes(names, settings, runs_dir):
-        folders = (runs_dir or recipe.project / "runs") / "search"
+        folders = (runs_dir or runs_of(recipe.project)) / "search"
         pattern = f"{_literal(recipe.name)}-{'?' * KEY_LETTERS}"
         for file in sorted(folders.glob(f"{pattern}/{RESULT}"), key=lambda f: f.stat().st_mtime, reverse=True):
             document = _document(file, recipe)

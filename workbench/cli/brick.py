@@ -361,6 +361,7 @@ def verify(
     """
     from workbench.bricks.locate import is_neuron_set, resolve_base
     from workbench.bricks.tied import base_for
+    from workbench.project import cache_of
     from workbench.weights.digests import tensor_digests, weights_digest
 
     if is_neuron_set(folder := brick_directory(name)):
@@ -378,9 +379,7 @@ def verify(
     recorded = " as on its card" if brick.card and brick.card.digest else ", no digest on its card"
     out.line(f"{brick.name}: {touched} tensors fit {on}, digest {digest[:12]}{recorded}")
     if brick.card and brick.card.base.digest:
-        actual = weights_digest(
-            checkpoint.specs, tensor_digests(checkpoint.entries, Path.cwd() / ".workbench"), checkpoint.config
-        )
+        actual = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache_of(Path.cwd())), checkpoint.config)
         if brick.card.base.digest != actual:
             out.warn(
                 f"the brick was made on other weights or another config.json ({brick.card.base.digest[:10]}) than this base's ({actual[:10]}), "

@@ -17,10 +17,10 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
     """
     from workbench.cli.documents.machine import DoctorDocument
     from workbench.library.doctor import examine
-    from workbench.project import find_project
+    from workbench.project import find_project, runs_of
 
     project = find_project(Path.cwd() / "here")
-    findings = examine(project, runs_dir or project / "runs")
+    findings = examine(project, runs_dir or runs_of(project))
 
     def text() -> None:
         out.table(("check", "status", "found"), [(f.check, f.status, f.text) for f in findings])

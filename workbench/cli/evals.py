@@ -107,7 +107,7 @@ def evaluate(
     recipes_alone = not controls and baseline is None and any(e.resolved.recipe.path for e in opened.entries)
     compared = len(opened.entries) > 1 and not recipes_alone
     comparison = compare_scores(opened.store, scores, against, opened.project, opened.sweeps) if compared else None
-    for card in card_scores(opened.entries, scores, comparison, opened.runs):
+    for card in card_scores(opened.entries, scores, comparison, opened.runs, out.warn):
         out.say(f"scores added to {relative(card)}")
     groups = _groups(scores, opened)
 

@@ -92,8 +92,8 @@ def write(
     modules_to_save. A whole model gets the command and the expected answers only.
     """
     from workbench.cli.documents.shipping import ExportDocument
+    from workbench.files import check_new
     from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
-    from workbench.library.extract import check_new
     from workbench.library.servers import GGUF, check_llama_cpp, converter
     from workbench.models.device import pick_device
     from workbench.models.texts import read_prompts

@@ -50,12 +50,13 @@ def plan(
     """
     from workbench.bricks.hub import Hub
     from workbench.cli.documents.run import PlanDocument
+    from workbench.project import runs_of
     from workbench.resolve.resolve import resolve
     from workbench.run.plan import plan as make_plan
 
     out.quiet = json
     recipes, swept = Variation.of(settings, sweep, max_points).recipes(recipe, out.say, runs_dir)
-    runs = runs_dir or relative(recipes[0].project / "runs")
+    runs = runs_dir or relative(runs_of(recipes[0].project, writing=True))
     hub = Hub(headers_only=True, events=out.event)
     plans = [make_plan(resolve(one, hub), runs, threads, cuda=plans_cuda(device)) for one in recipes]
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative
+from workbench.api.naming import relative, runs_folder
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -25,13 +24,15 @@ NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its na
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
     from workbench.cli.documents.run import RunRow
-    from workbench.run.directory import list_runs
+    from workbench.manifest import described
+    from workbench.run.directory import UNSEALED, list_runs
 
-    listed = list_runs(_runs(runs_dir))
+    listed = list_runs(runs_folder(runs_dir))
+    broken = {run.name: run.harm() if run.done else [] for run in listed}
     rows = [
         {
             "name": r.name,
-            "status": r.record.get("status", "damaged"),
+            "status": "broken" if broken[r.name] else r.record.get("status", "damaged"),
             "created": r.record.get("created", ""),
             "bytes": r.size(),
             "configuration": (r.record.get("output") or {}).get("digest"),
@@ -41,7 +42,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
 
     def text() -> None:
         if not rows:
-            out.say(f"no runs in {_runs(runs_dir)}; start one with `workbench run RECIPE`")
+            out.say(f"no runs in {runs_folder(runs_dir)}; start one with `workbench run RECIPE`")
             return
         out.table(
             ["run", "status", "created", "size", "configuration"],
@@ -51,6 +52,11 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             ],
             right=(3,),
         )
+        for name, found in broken.items():
+            if found:
+                out.warn(f"{name}: {described(found)}")
+        if unsealed := [run.name for run in listed if run.done and not run.sealed]:
+            out.say(f"{', '.join(unsealed)}: {UNSEALED}")
 
     out.result(lambda: [RunRow.stored(row) for row in rows], text, json=json)
 
@@ -61,7 +67,7 @@ def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None
     from workbench.cli.documents.run import RunRecord
     from workbench.run.directory import RECORD, find_run
 
-    run = find_run(_runs(runs_dir), name)
+    run = find_run(runs_folder(runs_dir), name)
     record = run.record
     base = (record.get("inputs") or {}).get("base") or {}
     if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
@@ -119,7 +125,7 @@ def rm(
     """Remove run directories; scores stay."""
     from workbench.run.directory import removable, remove_run
 
-    chosen = list({run.path.resolve(): run for name in names for run in [removable(_runs(runs_dir), name)]}.values())
+    chosen = list({run.path.resolve(): run for name in names for run in [removable(runs_folder(runs_dir), name)]}.values())
     if not yes and not typer.confirm(
         f"Remove {', '.join(run.name for run in chosen)} ({size(sum(run.size() for run in chosen))})?"
     ):
@@ -134,30 +140,28 @@ def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,
     sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
+    accept: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--accept", metavar="FILE", help="First seal a file as it is now, because you changed it on purpose. Repeatable."
+        ),
+    ] = None,
 ) -> None:
-    """Verify every tensor and the configuration of a run's model against the recorded digests.
+    """Verify that a run has exactly the files that it wrote, with the same contents.
 
-    Exits with 3 if something differs.
+    Exits with 3 if a file is missing, changed or was added.
     """
-    from workbench.run.directory import find_run
-    from workbench.run.verify import require_done, verify_run
+    from workbench.manifest import accept as seal_again
+    from workbench.run.directory import UNSEALED, find_run
+    from workbench.run.verify import verify_run
 
-    run = find_run(_runs(runs_dir), name)
-    require_done(run)
-    if sha256:
-        import hashlib
-
-        folder = run.configuration / "model" if run.configuration.is_dir() else run.result
-        for file in sorted(folder.glob("*.safetensors")):
-            with file.open("rb") as stream:
-                out.line(f"{hashlib.file_digest(stream, 'sha256').hexdigest()}  {relative(file)}")
+    run = find_run(runs_folder(runs_dir), name)
+    for file in accept or ():
+        seal_again(run.path, file)
     verified = verify_run(run)
-    parts = [f"all {verified.tensors} tensors"] if verified.tensors else []
-    parts += [f"the {verified.beside}"] if verified.beside else []
-    out.say(f"{run.name}: {' and '.join(parts)} {'is' if not verified.tensors else 'are'} as recorded")
-
-
-def _runs(runs_dir: Path | None) -> Path:
-    from workbench.project import find_project
-
-    return runs_dir or relative(find_project(Path.cwd() / "here") / "runs")
+    for file, digest in verified.sha256.items() if sha256 else ():
+        out.line(f"{digest}  {relative(run.path / file)}")
+    if not run.sealed:
+        out.say(f"{run.name}: all {verified.tensors} tensors are as recorded; nothing else could be compared: {UNSEALED}")
+        return
+    out.say(f"{run.name}: all {len(verified.sha256)} files are as written; not compared: {', '.join(verified.open)}")

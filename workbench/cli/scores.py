@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative
+from workbench.api.naming import relative, runs_folder
 from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -254,7 +254,6 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
 
 
 def _store(runs_dir: Path | None) -> ScoreStore:
-    from workbench.project import find_project
     from workbench.scores.store import ScoreStore
 
-    return ScoreStore((runs_dir or relative(find_project(Path.cwd() / "here") / "runs")) / "scores")
+    return ScoreStore(runs_folder(runs_dir) / "scores")

@@ -73,6 +73,7 @@ def search(
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
     from workbench.cli.documents.search import SearchDocument
+    from workbench.project import runs_of
     from workbench.report.trackers import log_runs, open_tracker, runs_of_search
     from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
@@ -86,7 +87,7 @@ def search(
     with watching_search(watch, port) as page:
         prepared = prepare(
             loaded,
-            runs_dir or loaded.project / "runs",
+            runs_dir or runs_of(loaded.project),
             scoring,
             trials=trials,
             budget=budget,

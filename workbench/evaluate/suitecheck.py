@@ -17,7 +17,7 @@ from workbench.evaluate import build_plan
 from workbench.evaluate.taskchecks import SuiteCheck, checks_of, example, some
 from workbench.models.architecture import max_positions
 from workbench.models.tokenizer import load_tokenizer
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan
 from workbench.scores.suite import Suite, load_suite
@@ -126,7 +126,7 @@ def show_suite(name: str, project: Path, base: str | None) -> dict[str, Any]:
 
 def _plan(suite: Suite, project: Path, tokenizer: Any, dtype: str, limit: int | None = None) -> ScorePlan:
     return build_plan(
-        suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=project / CACHE / "tasks"
+        suite, tokenizer, tasks_dir=project / "evals" / "tasks", dtype=dtype, limit=limit, memo=cache_of(project) / "tasks"
     )
 
 

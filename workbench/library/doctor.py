@@ -11,7 +11,9 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
-from workbench.project import CACHE
+from workbench.manifest import MANIFEST, described
+from workbench.project import cache_of, is_writable
+from workbench.run.directory import list_runs
 from workbench.run.execute import versions
 from workbench.weights.compiled import backend
 from workbench.weights.header import read_header
@@ -49,7 +51,7 @@ def examine(project: Path, runs: Path) -> list[Diagnosis]:
         project: The project folder.
         runs: Directory of the runs.
     """
-    return [*_kernels(), _device(), _versions(), *_caches(project / CACHE), *_disk(project, runs)]
+    return [*_kernels(), _device(), _versions(), *_caches(cache_of(project)), _results(runs), *_disk(project, runs)]
 
 
 def _kernels() -> Iterator[Diagnosis]:
@@ -131,6 +133,21 @@ def _damaged(file: Path) -> bool:
     return False
 
 
+def _results(runs: Path) -> Diagnosis:
+    """Report finished runs whose files are missing, changed or were added, and runs that cannot be checked."""
+    done = [run for run in list_runs(runs) if run.done]
+    broken = {run.name: described(found) for run in done if (found := run.harm())}
+    unsealed = [run.name for run in done if not run.sealed]
+    text = f"{len(done)} finished runs" + (f", {len(unsealed)} without {MANIFEST}, of an earlier version" if unsealed else "")
+    data = {"broken": broken, "unsealed": unsealed}
+    if not broken:
+        return Diagnosis("results", "ok", text, None, data)
+    hint = (
+        "Run the recipes again: a broken run is moved aside, and made again. `workbench runs verify NAME` also compares contents."
+    )
+    return Diagnosis("results", "failed", "; ".join(f"{name}: {found}" for name, found in broken.items()), hint, data)
+
+
 def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
     """Report free space and permissions of the project, the runs and the hub's cache."""
     from huggingface_hub import constants
@@ -138,13 +155,13 @@ def _disk(project: Path, runs: Path) -> Iterator[Diagnosis]:
     for name, place in {"project": project, "runs": runs, "hub cache": Path(constants.HF_HUB_CACHE)}.items():
         existing = next(path for path in (place.absolute(), *place.absolute().parents) if path.exists())
         free = shutil.disk_usage(existing).free
-        data = {"path": str(place), "free": free, "writable": os.access(existing, os.W_OK)}
+        data = {"path": str(place), "free": free, "writable": is_writable(place)}
         if not existing.is_dir():
             yield Diagnosis(name, "failed", f"{place}: {existing} is a file, expected a folder", "Move or delete the file.", data)
         elif not data["writable"]:
-            yield Diagnosis(
-                name, "failed", f"{place}: {existing} is not writable", "Change its permissions, or use another folder.", data
-            )
+            moved = name == "project" and is_writable(cache_of(project))  # its runs are checked by themselves
+            hint = f"Its cache is {cache_of(project)}." if moved else "Change its permissions, or use another folder."
+            yield Diagnosis(name, "warning" if moved else "failed", f"{place}: {existing} is not writable", hint, data)
         elif free < _LOW_SPACE:
             yield Diagnosis(
                 name,

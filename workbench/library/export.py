@@ -17,10 +17,9 @@ from workbench.adapters.served import served_rank, write_served
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
-from workbench.files import write_json, write_text
+from workbench.files import new_directory, write_json, write_text
 from workbench.lazy import torch
 from workbench.library.expected import Expected, alike, expect, rounding, tolerance_for, write_expected
-from workbench.library.extract import new_directory
 from workbench.library.semantic_router import EXAMPLES, routed_adapters, write_router_file
 from workbench.library.servers import (
     GGUF,
@@ -34,6 +33,7 @@ from workbench.library.servers import (
     request_name,
     script,
 )
+from workbench.manifest import require_whole
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
@@ -120,6 +120,7 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
     Raises:
         WorkbenchError: If it has a memory instead of a router, its bricks act by tokens, or its files do not belong together.
     """
+    require_whole(path.resolve(), digests=True)
     whole = open_configuration(path.resolve(), None, hub)
     if whole.router is None:
         raise WorkbenchError(
@@ -157,10 +158,9 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     """Return the result of a finished run: a routed configuration, an adapter on its base, or a whole model.
 
     Raises:
-        WorkbenchError: If the run is not finished, or its base cannot be found.
+        WorkbenchError: If the run is not finished, a file is not as the run wrote it, or its base cannot be found.
     """
-    if not run.done:
-        raise WorkbenchError(f"{run.name}: the run is not finished", "Run its recipe again to resume it.")
+    run.require_whole(hub.events)
     if run.configuration.is_dir():
         return of_configuration(run.configuration, hub)
     record, project = run.record, find_project(run.path / RUN)
@@ -169,6 +169,7 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     base = record["inputs"]["base"]
     if not run.adapter.is_dir():
         return replace(of_model(run.model, project, hub), name=name)
+    require_whole(run.adapter, digests=True)
     at = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
     return Subject(name, _bare(at, project, hub), {name: Adapter(run.adapter, f"adapter '{name}'")}, None, base["id"])
 
@@ -176,6 +177,7 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
 def of_model(path: Path, project: Path, hub: Hub = FETCH) -> Subject:
     """Return a model directory as a whole model."""
     place = path.resolve()
+    require_whole(place, digests=True)
     return Subject(place.name, _bare(str(place), project, hub), {}, place, str(path))
 
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,9 @@ from workbench.bricks.hub import CARD
 from workbench.bricks.integers import check_integers
 from workbench.bricks.locate import kinds_of, locate, resolve_base
 from workbench.errors import WorkbenchError, shell
-from workbench.files import publish, write_json
+from workbench.files import check_new, new_directory, write_json
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.execute import execute
@@ -81,7 +79,7 @@ def extract(
                 {"stage": "extract", "done": done, "total": total, "text": f"{total} tensors"}
             ),
         )
-        cache = project / CACHE
+        cache = cache_of(project)
         digest = weights_digest(base_checkpoint.specs, tensor_digests(base_checkpoint.entries, cache), base_checkpoint.config)
         record = {"checkpoint": checkpoint, "base": base, **record, **({"notes": notes} if notes else {})}
         write_json(partial / RECORD, record, indent=1)
@@ -193,31 +191,3 @@ def base_of(path: Path, project: Path, hint: str) -> str:
 def brick_name(path: Path) -> str:
     """Return a valid brick name made from a directory's name."""
     return re.sub(r"[^a-z0-9._-]+", "-", path.resolve().name.lower()).strip("-._") or "brick"
-
-
-def check_new(out: Path) -> None:
-    """Check that an output directory is new.
-
-    Raises:
-        WorkbenchError: If `out` exists and is not an empty directory.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WorkbenchError(
-            f"-o {out}: exists and is not an empty directory", "Choose a new directory. Existing files are never overwritten."
-        )
-
-
-@contextmanager
-def new_directory(out: Path) -> Iterator[Path]:
-    """Yield a temporary directory that is renamed to `out` if the block succeeds, and deleted if it fails."""
-    check_new(out)
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        if out.is_dir():
-            out.rmdir()
-        publish(partial, out)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)

@@ -32,7 +32,7 @@ from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import encode, longest_row, read_texts
 from workbench.models.tokenizer import load_tokenizer
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.run.compose import deltas
 from workbench.run.work import Work
 from workbench.steps.fields import BrickRef
@@ -136,13 +136,13 @@ def transplant_set(
     )
     if options.trained is not None:
         scores, how = _trained(tuned, checkpoint, rows, scores, options, work)
-    digest = checkpoint_digest(checkpoint, project / CACHE)
+    digest = checkpoint_digest(checkpoint, cache_of(project))
     per: Literal["layer", "model"] = "layer" if options.trained is None else "model"
     neurons = top_share(tuned.name, sites, scores, options.share, per=per, base=digest)
     evidence = {
         **how,
         "brick": brick,
-        "brick_digest": tuned.digest(project / CACHE),
+        "brick_digest": tuned.digest(cache_of(project)),
         "texts": texts,
         "samples": len(rows),
         "delta_share": _delta_share(neurons, norms),

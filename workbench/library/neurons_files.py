@@ -24,7 +24,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.files import atomic_write, file_digest
 from workbench.lazy import torch
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 
 MADE_BY = "workbench analyze import"
 LARGEST = 256 << 20
@@ -115,7 +115,7 @@ def import_sets(file: Path, shown: str, base: str, names: Sequence[str], out: Pa
     if any(".experts." in name for name in axes):
         raise WorkbenchError(f"{base}: layers with experts have no neurons in this form", "Use a model without experts.")
     units = unit_counts(axes)
-    digest = checkpoint_digest(checkpoint, project / CACHE)
+    digest = checkpoint_digest(checkpoint, cache_of(project))
     evidence = {"ranking": "unknown: imported", "data": shown, "data_digest": file_digest(file)}
     sets = {
         name: NeuronSet(

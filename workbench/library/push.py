@@ -14,9 +14,10 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json
+from workbench.manifest import files_of
 from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
-from workbench.project import CACHE, find_project
+from workbench.project import cache_of, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.materialize import known_digest
@@ -135,20 +136,15 @@ class Package:
 
 
 def package(run: RunDirectory) -> Package:
-    """Verify a run against its record, and list the files of its result.
+    """Verify a run against its manifest, and list the files of its result.
 
     Raises:
         WorkbenchError: If the run is not finished, or has no card.
-        GateFailedError: If a file differs from the record.
+        GateFailedError: If a file is not as the run wrote it.
     """
-    if not run.done:
-        raise WorkbenchError(
-            f"{run.name}: the run is not finished (status {run.record.get('status', 'damaged')}), so there is nothing to send",
-            "Run its recipe again to resume it.",
-        )
     verify_run(run)
     result = run.result
-    files = {file.relative_to(result).as_posix(): file for file in sorted(result.rglob("*")) if file.is_file()}
+    files = {name: result / name for name in files_of(result, parts=True)}
     if CARD not in files:
         raise WorkbenchError(
             f"{run.name}: the result has no {CARD}", "Run its recipe again: the card is written with the result."
@@ -279,7 +275,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
     record = run.record
     weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
-        weights = known_digest(find_project(run.path / RECORD) / CACHE, str(record.get("key")))
+        weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.get("key")))
     if weights is None:
         return []
     found: dict[str, Scores] = {}

@@ -17,8 +17,9 @@ from workbench.edit.greedy import count, said_by, too_few
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
+from workbench.files import check_new, new_directory
 from workbench.lazy import torch
-from workbench.library.extract import brick_name, check_new, new_directory
+from workbench.library.extract import brick_name
 from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
 from workbench.models.names import live_module

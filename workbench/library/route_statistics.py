@@ -14,13 +14,14 @@ from workbench.bricks.locate import resolve_base
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import write_text
+from workbench.manifest import changing
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
-from workbench.route.deciding.kept import measure_states
+from workbench.route.deciding.kept import FILE, measure_states
 from workbench.route.features.hidden import WINDOW, depth_of
 from workbench.run.brick_statistics import write_statistics
 from workbench.weights.device import exact
@@ -96,8 +97,9 @@ def measure_brick(
     project = find_project(folder.resolve() / CARD)
     prompts = read_prompts(what.file, what.label, what.samples, least=4)
     checkpoint, _ = resolve_base(base or card.base.id, project)
-    found = measured(folder, checkpoint, prompts, what, device, events)
-    _put(folder, found)
+    with changing(folder, [CARD, FILE]):
+        found = measured(folder, checkpoint, prompts, what, device, events)
+        _put(folder, found)
     return found
 
 

@@ -19,7 +19,7 @@ from workbench.evaluate.scoring import score_all
 from workbench.events import Events, no_events
 from workbench.library.route_statistics import measured, trained_on
 from workbench.models.texts import read_prompts
-from workbench.project import CACHE, find_project
+from workbench.project import cache_of, find_project, runs_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
@@ -130,7 +130,7 @@ def train_brick(folder: Path, device: torch.device, *, score: bool = True, event
     spec = yamldoc.load(folder / "train.yaml").validate(BrickSpec)
     project = find_project(folder / "train.yaml")
     checkpoint, _ = resolve_base(spec.base, project)
-    digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, project / CACHE), checkpoint.config)
+    digest = weights_digest(checkpoint.specs, tensor_digests(checkpoint.entries, cache_of(project)), checkpoint.config)
     name = folder.resolve().name
     files = folder / CHECKPOINT if spec.method == "full" else folder
 
@@ -237,7 +237,7 @@ def score_brick(folder: Path, spec: BrickSpec, project: Path, device: torch.devi
     entries = [LineupEntry("base", "base", resolve(base)), LineupEntry(name, "brick", resolve(alone))]
     suite = Suite(suite=f"brick-{name}", tasks=(spec.task,))
     scoring = plans(entries, [suite], batch_size=32, limit=None)
-    before, after = score_all(entries, scoring, ScoreStore(project / "runs" / "scores"), device=device, events=events)
+    before, after = score_all(entries, scoring, ScoreStore(runs_of(project) / "scores"), device=device, events=events)
     metric = scoring[0].primary(spec.task)
     result = after.tasks[spec.task]
     value = result.metrics[metric]

@@ -21,9 +21,9 @@ from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
-from workbench.files import write_json
+from workbench.files import check_new, new_directory, write_json
 from workbench.lazy import torch
-from workbench.library.extract import brick_name, check_new, new_directory
+from workbench.library.extract import brick_name
 from workbench.library.transplant_inputs import Inputs, Wanted, read_inputs
 from workbench.library.transplant_report import report_of
 from workbench.models.layout import Model

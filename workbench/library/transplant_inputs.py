@@ -20,7 +20,7 @@ from workbench.library.extract import base_of, brick_name
 from workbench.models.architecture import EXPERT_COUNTS, text_parts
 from workbench.models.cleanup import tidy
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.resolve.checks import edit_record
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import Checkpoint, read_config
@@ -166,7 +166,7 @@ def _target(reference: str, project: Path) -> Model:
 def _digest(model: Model, project: Path) -> str:
     """Return the digest of a checkpoint's weights and configuration."""
     assert isinstance(model.weights, Checkpoint)
-    return weights_digest(model.weights.specs, tensor_digests(model.weights.entries, project / CACHE), model.config)
+    return weights_digest(model.weights.specs, tensor_digests(model.weights.entries, cache_of(project)), model.config)
 
 
 def _bound(brick: Brick, source: Model, base: str) -> BoundAdapter:

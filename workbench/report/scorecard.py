@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from workbench import yamldoc
 from workbench.compare.compare import Comparison
 from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes
+from workbench.manifest import changing, described
 from workbench.run.directory import run_for
 from workbench.scores.store import Scores
 from workbench.tables import as_markdown
@@ -23,9 +24,13 @@ _INDEX = re.compile(r"^model-index:.*\n(?:[ -].*\n|\n)*", re.MULTILINE)
 
 
 def card_scores(
-    entries: Sequence[LineupEntry], scores: Sequence[Scores], comparison: Comparison | None, runs: Path
+    entries: Sequence[LineupEntry],
+    scores: Sequence[Scores],
+    comparison: Comparison | None,
+    runs: Path,
+    warn: Callable[[str], None],
 ) -> list[Path]:
-    """Write the scores of recipes into the README.md of their finished runs.
+    """Write the scores of recipes into the README.md of their finished runs, and seal them again.
 
     A run is updated only if its recorded configuration has the digest that was scored. Partial scores are not written.
 
@@ -34,6 +39,7 @@ def card_scores(
         scores: Their scores.
         comparison: Comparison whose differences and verdicts the section shows, if there is one.
         runs: Folder of the runs.
+        warn: Hears of runs whose files are not as written, which are left alone.
 
     Returns:
         The README.md files that hold the scores now.
@@ -51,12 +57,16 @@ def card_scores(
         is_adapter = entry.resolved.recipe.fields.output.form == "adapter"  # its record has the adapter's digest; the key decides
         if not run.done or not (is_adapter or run.record["output"]["digest"] == complete[0].configuration.of_weights):
             continue
+        if found := run.harm():
+            warn(f"{run.path}: {described(found)}; its card gets no scores. Run its recipe again: the broken run is moved aside.")
+            continue
         card = (run.adapter if is_adapter else run.model) / "README.md"
         if card.is_file():
             before = card.read_text("utf-8")
             after = with_scores(before, entry.name, complete, document)
             if after != before:
-                write_bytes(card, after.encode())
+                with changing(card.parent, [card.name]):
+                    write_bytes(card, after.encode())
             written.append(card)
     return written
 

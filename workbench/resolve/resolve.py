@@ -16,7 +16,7 @@ from workbench.bricks.source import BrickSource
 from workbench.bricks.tied import find_ties, rows_of, untied
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import (
@@ -143,7 +143,7 @@ class _Builder:
     @cached_property
     def _base_digest(self) -> str:
         """Digest of the base."""
-        return base_digest(self.checkpoint, self.recipe.project / CACHE)
+        return base_digest(self.checkpoint, cache_of(self.recipe.project))
 
     def _locate_bricks(self) -> None:
         """Find every brick, and resolve those that are recipes."""
@@ -201,7 +201,7 @@ class _Builder:
             base: The base with its own vocabulary.
         """
         block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
-        cache = project / CACHE
+        cache = cache_of(project)
         assert block is not None
         sampled = {n: b.stamp(cache) if b.headers_only else b.fingerprint(cache) for n, b in bricks.items()}
         keys = told_apart(

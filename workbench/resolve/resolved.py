@@ -22,7 +22,7 @@ from workbench.lazy import torch
 from workbench.models.generation import generation_settings
 from workbench.models.identity import shipped_files, tokens_digest
 from workbench.models.layout import Model
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, dump_steps
 from workbench.resolve.adapter_form import changes_result
 from workbench.resolve.beside import MemoryAt, RouterAt
@@ -143,7 +143,7 @@ class Resolved:
     @property
     def cache(self) -> Path:
         """The project's cache."""
-        return self.recipe.project / CACHE
+        return cache_of(self.recipe.project)
 
     @cached_property
     def base_digest(self) -> str:

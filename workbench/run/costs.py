@@ -1,16 +1,20 @@
-"""Costs of steps for `plan`: bytes, tokens and memory."""
+"""Costs of steps and runs for `plan`: bytes, tokens, memory and disk space."""
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from workbench.adapters.bind import bind
 from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
 from workbench.emergent.sets import NeuronSet
+from workbench.errors import size
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
+from workbench.run.directory import RunDirectory
 from workbench.run.peaks import adapter_bytes, largest
 from workbench.weights.header import HeadersOnlyError
 
@@ -124,3 +128,18 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
     except HeadersOnlyError:
         return factors
     return factors + max((update.held_bytes for update in updates if isinstance(update, Computed)), default=0)
+
+
+def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
+    """Return an error message if the disk is too full for a run.
+
+    Args:
+        runs: Folder of run directories.
+        needed: Bytes that the run writes.
+        run: The run's directory, whose present files will be replaced.
+    """
+    place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
+    free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
+    if not (run.done and not run.harm()) and needed * 1.05 > free:
+        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, {size(free)} free"]
+    return []

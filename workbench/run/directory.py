@@ -3,6 +3,7 @@
 runs/<name>-<key10>/    (<name>-<stamp10> until all inputs have been read once)
     recipe.yaml      the recipe
     run.json         status, resolved inputs, steps, digests and versions; status "done" is written last
+    workbench-manifest.json    size and SHA-256 of every file, written before that; see `manifest`
     log.jsonl        events
     model/           the checkpoint (model.partial/ while it is written)
     adapter/         with `form: adapter`, the PEFT adapter instead
@@ -26,15 +27,19 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from workbench.errors import WorkbenchError, nearest, size
-from workbench.files import read_json, write_json
+from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
+from workbench.events import Events
+from workbench.files import json_text, read_json, write_json, write_text
+from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
 from workbench.resolve.resolved import Resolved
 
-RECORD = "run.json"
-
+RECORD, LOG = "run.json", "log.jsonl"
+UNSEALED = (
+    f"an earlier version wrote this run without {MANIFEST}, so its files cannot be checked; `runs verify` compares its tensors"
+)
 
 OURS = frozenset(
-    {RECORD, "recipe.yaml", "log.jsonl", "model", "model.partial", "adapter", "configuration", "edits", ".lock", ".holder"}
+    {RECORD, "recipe.yaml", LOG, MANIFEST, "model", "model.partial", "adapter", "configuration", "edits", ".lock", ".holder"}
 )
 """Names of files and folders in a run directory."""
 _KEYED = re.compile(r".+-[0-9a-f]{10}")
@@ -123,9 +128,65 @@ class RunDirectory:
 
     @property
     def done(self) -> bool:
-        """True if the run has finished successfully, so that its model can be used."""
+        """True if the run has finished successfully. `harm` says whether its files are still as it wrote them."""
         record = self.record
-        return record.get("status") == "done" and "digest" in (record.get("output") or {}) and self.result.is_dir()
+        return record.get("status") == "done" and "digest" in (record.get("output") or {})
+
+    @property
+    def sealed(self) -> bool:
+        """True if the run has a manifest, or its record says that it had one. Earlier versions wrote none."""
+        return is_sealed(self.path) or "manifest" in self.record
+
+    def harm(self, *, digests: bool = False) -> list[Harm]:
+        """Return what differs between a finished run and its manifest.
+
+        Args:
+            digests: Compare the contents too, which reads every file.
+        """
+        if self.sealed and not is_sealed(self.path):
+            return [Harm(MANIFEST, "the manifest of the run", "nothing")]
+        missing = [] if self.result.is_dir() else [Harm("model", "a folder", "nothing")]
+        return harm(self.path, digests=digests) or missing
+
+    def require_whole(self, events: Events, *, digests: bool = False) -> None:
+        """Check that the run has finished and that its files are as it wrote them.
+
+        Args:
+            events: Hears of a run without a manifest, which cannot be checked.
+            digests: Compare the contents too, which reads every file.
+
+        Raises:
+            WorkbenchError: If the run has not finished.
+            GateFailedError: If a file is missing, changed or was added.
+        """
+        if not self.done:
+            raise WorkbenchError(
+                f"{self.path}: the run is not finished (status {self.record.get('status', 'damaged')})",
+                "Run its recipe again to resume it.",
+            )
+        if found := self.harm(digests=digests):
+            raise GateFailedError(
+                f"{self.path}: {described(found)}",
+                f"{made_again(sizes_differ=bool(self.harm()))} If you changed a file on purpose: workbench runs verify {shell(self.name)} --accept FILE",
+            )
+        if not self.sealed:
+            events({"stage": "run", "text": f"{self.name}: {UNSEALED}"})
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Seal all files of the run, then replace run.json."""
+        text = json_text({**record, "manifest": MANIFEST}, indent=2)
+        seal(self.path, coming={RECORD: text.encode()}, open=[LOG])
+        write_text(self.path / RECORD, text)
+
+    def set_aside(self, events: Events) -> None:
+        """Move the files of a finished run that is no longer whole to another place, so that it can be made again.
+
+        Args:
+            events: Hears of the files that differ, and of the place.
+        """
+        if found := self.harm():
+            place = set_aside(self.path, last=RECORD)
+            events({"stage": "run", "text": f"finished before, but {described(found)}: moved to {place}, and made again"})
 
     def write(self, record: dict[str, Any]) -> None:
         """Replace run.json."""
@@ -133,7 +194,7 @@ class RunDirectory:
 
     def log(self, event: dict[str, Any]) -> None:
         """Append an event to log.jsonl."""
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as stream:
+        with (self.path / LOG).open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"time": round(time.time(), 3), **event}) + "\n")
 
     @contextmanager
@@ -213,10 +274,12 @@ def run_for(runs: Path, name: str, key: str) -> RunDirectory:
     return RunDirectory(runs / f"{name}-{key[:10]}")
 
 
-def move_run(run: RunDirectory, to: RunDirectory) -> RunDirectory:
+def move_run(run: RunDirectory, to: RunDirectory, events: Events) -> RunDirectory:
     """Rename a run directory to its final name. If that name has a finished run, keep it and delete this one."""
     if to.path == run.path:
         return run
+    if to.done:
+        to.set_aside(events)
     if to.done:
         shutil.rmtree(run.path)
         return to
@@ -329,18 +392,3 @@ def run_of(resolved: Resolved, runs: Path) -> RunDirectory:
         return stamped
     keyed = run_for(runs, resolved.recipe.name, resolved.run_key)
     return stamped if stamped.path.is_dir() and not keyed.path.is_dir() else keyed
-
-
-def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:
-    """Return an error message if the disk is too full for a run.
-
-    Args:
-        runs: Folder of run directories.
-        needed: Bytes that the run writes.
-        run: The run's directory, whose present files will be replaced.
-    """
-    place = next(p for p in (runs, *runs.resolve().parents) if p.is_dir())
-    free = shutil.disk_usage(place).free + (run.size() if run.path.is_dir() else 0)
-    if not run.done and needed * 1.05 > free:
-        return [f"{run.path}: needs {size(needed * 1.05)} of disk space, {size(free)} free"]
-    return []

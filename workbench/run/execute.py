@@ -13,13 +13,15 @@ from typing import Any
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
 from workbench.events import Events
-from workbench.files import publish, write_text
+from workbench.files import check_new, new_directory, publish, write_text
 from workbench.lazy import torch
+from workbench.manifest import seal
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
-from workbench.run.directory import RunDirectory, disk_problems, hold, move_run, run_for, run_of
+from workbench.run.costs import disk_problems
+from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_for, run_of
 from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
@@ -58,17 +60,21 @@ def execute(
     form = form_of(resolved)
     form.refuse(resolved)
     if out is not None:
-        _check_out(out)
+        check_new(out)
     with hold(lambda: run_of(resolved, runs), wait, work.events) as run, exact(work.device):
+        if run.done:
+            run.set_aside(work.events)
         if not run.done:
             if problems := disk_problems(runs, form.size(resolved), run):
                 raise WorkbenchError(problems[0], "`workbench runs ls` shows what could go: `workbench runs rm NAME`.")
             _write_run(resolved, run, work, started)
         else:
-            work.events({"stage": "run", "text": "finished before: nothing to do"})
-        run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key))
-    if out is not None:
-        _leave(run.result, out)
+            unknown = "" if run.sealed else f"; {UNSEALED}"
+            work.events({"stage": "run", "text": f"finished before: nothing to do{unknown}"})
+        run = move_run(run, run_for(runs, resolved.recipe.name, resolved.run_key), work.events)
+    if out is not None:  # files are not linked: changing the copy must not change the run
+        with new_directory(out) as copy:
+            shutil.copytree(run.result, copy, dirs_exist_ok=True)
     record, place = run.record, str(out or run.result)
     return {
         "run": str(run.path),
@@ -99,7 +105,8 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         said = check_efficacy(resolved, composition, device, log)
         log({"stage": "write", "text": f"{len(composition.model.weights.specs)} tensors"})
         form = form_of(resolved)
-        output = form.write(WriteContext(resolved, composition, run.partial, replace(work, events=log)))
+        context = WriteContext(resolved, composition, run.partial, replace(work, events=log))
+        output = form.write(context)
         for step_id, measured in _check_written(form, resolved, run, composition, device, log).items():
             checks[step_id] = {**checks.get(step_id, {}), **measured}
     except WorkbenchError as error:
@@ -118,10 +125,10 @@ def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float
         record["tokenizer"] = resolved.vocabulary.describe()  # again: rows are made when they are read
         if carried := resolved.vocabulary.carried():
             log({"stage": "rows", "text": carried})
-    _finish(resolved, run, composition, record, run.path / form.folder)
+    _finish(context, run, record, run.path / form.folder)
     if digest := form.configuration(output):
         remember_digest(resolved, digest, device)
-    run.write({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
+    run.finish({**record, "status": "done", "seconds": round(time.time() - started, 2), "peak_bytes": peak_bytes()})
     log({"stage": "run", "text": "done"})
 
 
@@ -199,11 +206,13 @@ def _start(resolved: Resolved, run: RunDirectory, device: torch.device) -> dict[
     return record
 
 
-def _finish(resolved: Resolved, run: RunDirectory, composition: Composition, record: dict[str, Any], target: Path) -> None:
-    """Write all other files, then publish the result by renaming its directory."""
-    for step, result in zip(resolved.recipe.steps, composition.results, strict=True):
+def _finish(context: WriteContext, run: RunDirectory, record: dict[str, Any], target: Path) -> None:
+    """Write all other files, seal the result, then publish it by renaming its directory."""
+    resolved = context.resolved
+    for step, result in zip(resolved.recipe.steps, context.composition.results, strict=True):
         kind_of(step).keep(result, run.path, record["said"].get(result.id))
     write_text(run.partial / "README.md", model_card(resolved, record, recipe_text(resolved)))
+    seal(run.partial, known=context.sums)
     publish(run.partial, target)
 
 
@@ -229,18 +238,3 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that determine results."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise WorkbenchError(f"-o {out}: exists and is not an empty directory", "Name a new directory: nothing is overwritten.")
-
-
-def _leave(model: Path, out: Path) -> None:
-    """Copy the result to `out`, completely or not at all. Files are not linked: changing the copy must not change the run."""
-    partial = out.with_name(f".{out.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(model, partial)
-    if out.is_dir():
-        out.rmdir()
-    publish(partial, out)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -21,6 +21,7 @@ from workbench.bricks.locate import locate
 from workbench.errors import InvalidRecipeError, shell, size
 from workbench.files import write_json
 from workbench.lazy import torch
+from workbench.manifest import seal
 from workbench.resolve.adapter_form import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole
@@ -48,12 +49,14 @@ class WriteContext:
         composition: The composed recipe.
         out: Directory to write.
         work: Where the tensors are computed, and who hears of the progress.
+        sums: SHA-256 of files that were hashed while they were written.
     """
 
     resolved: Resolved
     composition: Composition
     out: Path
     work: Work
+    sums: dict[Path, str] = field(default_factory=dict)
 
     @property
     def progress(self) -> Callable[[int, int], None]:
@@ -164,7 +167,7 @@ class CheckpointForm(OutputForm):
     def write(self, context: WriteContext) -> dict[str, Any]:
         """Write all tensors, the configuration and the tokenizer."""
         resolved, model = context.resolved, context.composition.model
-        digests = write_checkpoint(
+        written = write_checkpoint(
             model.weights,
             context.out,
             dtype=resolved.dtype_name,
@@ -173,11 +176,12 @@ class CheckpointForm(OutputForm):
             threads=context.work.threads,
             progress=context.progress,
         )
+        context.sums.update(written.sha256)
         write_config(model.config, resolved, context.out)
         specs = output_specs(model.weights.specs, resolved.dtype_name)
         return {
-            "digest": weights_digest(specs, digests, model.config),
-            "tensors": digests,
+            "digest": weights_digest(specs, written.digests, model.config),
+            "tensors": written.digests,
             "parameters": sum(s.numel for s in specs.values()),
             "bytes": sum(s.nbytes for s in specs.values()),
         }
@@ -298,6 +302,7 @@ class ConfigurationForm(OutputForm):
         if composition.memory is not None:
             shutil.rmtree(out / MEMORY, ignore_errors=True)
             shutil.copytree(composition.memory.path, out / MEMORY)
+            seal(out / MEMORY)  # by itself, because its facts may change
             output["memory"] = composition.memory.digest
         elif composition.router is not None:
             output["bytes"] += write_router(composition.router, out)

@@ -15,6 +15,7 @@ from workbench.events import Events, progress
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.manifest import seal
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -187,7 +188,7 @@ class Kind(ABC, Generic[S]):
         return None
 
     def keep(self, result: StepResult, run: Path, said: Mapping[str, Any] | None) -> None:
-        """Copy cached files of a step's result into the run directory.
+        """Copy cached files of a step's result into the run directory, and seal the copy.
 
         Args:
             result: The step's result.
@@ -195,7 +196,10 @@ class Kind(ABC, Generic[S]):
             said: Counts of the step's facts that the model says.
         """
         if result.kept is not None:
-            shutil.copytree(result.kept, run / result.folder / result.id, dirs_exist_ok=True)
+            place = run / result.folder / result.id
+            shutil.rmtree(place, ignore_errors=True)  # of an interrupted run
+            shutil.copytree(result.kept, place)
+            seal(place)
 
 
 def place_of(

@@ -21,8 +21,9 @@ from filelock import FileLock, Timeout
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, write_facts
 from workbench.facts.credibility import Credibility
-from workbench.facts.log import ADD, ADDED, FEEDBACK, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
+from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
+from workbench.manifest import changing
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.plugins import method
@@ -138,7 +139,7 @@ class SavedMemory:
         return self._change(lines_of(action, facts, ADDED, time), memory)
 
     def _change(self, lines: Sequence[Mapping[str, Any]], memory: Memory | None = None) -> int:
-        """Write tensors, then append lines to the log, so that no line refers to missing tensors.
+        """Write tensors, then append lines to the log, so that no line refers to missing tensors. Then seal the memory again.
 
         Raises:
             WorkbenchError: If another process is changing or has changed the memory.
@@ -148,10 +149,11 @@ class SavedMemory:
                 version = self.log.version + 1
                 if read_log(self.path).version >= version:
                     raise WorkbenchError(f"{self.path}: another process has changed this memory", "Run the command again.")
-                if memory is not None:
-                    save_tensors_of(memory, self.path, version)
-                append(self.path, version, lines)
-                write_facts(self.path / FACTS, [alive.fact for alive in read_log(self.path).at().values()])
+                with changing(self.path, [LOG, FACTS, tensors_file(version)]):
+                    if memory is not None:
+                        save_tensors_of(memory, self.path, version)
+                    append(self.path, version, lines)
+                    write_facts(self.path / FACTS, [alive.fact for alive in read_log(self.path).at().values()])
         except Timeout:
             raise WorkbenchError(
                 f"{self.path}: another process is changing this memory", "Wait for it, then try again."
@@ -182,7 +184,7 @@ def _tensors(folder: Path, version: int) -> dict[str, dict[str, Tensor]]:
     from safetensors.torch import load_file
 
     tensors: dict[str, dict[str, Tensor]] = {}
-    for key, tensor in load_file(folder / f"tensors-{version}.safetensors").items():
+    for key, tensor in load_file(folder / tensors_file(version)).items():
         fact, _, name = key.rpartition("/")
         tensors.setdefault(fact, {})[name] = tensor
     return tensors
@@ -191,4 +193,9 @@ def _tensors(folder: Path, version: int) -> dict[str, dict[str, Tensor]]:
 def save_tensors_of(memory: Memory, folder: Path, version: int) -> None:
     """Write the tensors of the facts that a version of a memory has added or updated."""
     tensors = {f"{fact}/{name}": t.contiguous() for fact, named in memory.tensors.items() for name, t in named.items()}
-    save_tensors(dict(sorted(tensors.items())), folder / f"tensors-{version}.safetensors")
+    save_tensors(dict(sorted(tensors.items())), folder / tensors_file(version))
+
+
+def tensors_file(version: int) -> str:
+    """Return the name of the file with the tensors of a version."""
+    return f"tensors-{version}.safetensors"

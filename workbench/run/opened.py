@@ -43,6 +43,17 @@ def is_hub_id(reference: str) -> bool:
     return bool(_HUB_ID.fullmatch(reference)) and reference.split("/")[0] not in folders
 
 
+def _check_run(path: Path, hub: Hub) -> None:
+    """Check the files of the finished run that a model belongs to, if it belongs to one.
+
+    Raises:
+        GateFailedError: If a file is not as the run wrote it.
+    """
+    run = RunDirectory(path)
+    if run.done:
+        run.require_whole(hub.events)
+
+
 def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int | None = None) -> NamedModel:
     """Resolve a model as a recipe without steps.
 
@@ -62,6 +73,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
     label, place = f"model {reference}", Path(reference).expanduser()
     if found := next((p for p in (place, place / "configuration") if is_configuration(p)), None):
         whole = found.resolve()
+        _check_run(whole.parent, hub)
         named = whole.parent if (whole.parent / RECORD).is_file() else whole
         return NamedModel(named.name, open_configuration(whole, version, hub))
     if version is not None:
@@ -69,6 +81,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
             raise UsageError(f"{label}: no such directory", "Give a configuration or run directory whose memory has versions.")
         raise UsageError(f"{label}: has no memory, so it has no version {version}", "Remove the version.")
     if (place / RECORD).is_file():
+        _check_run(place, hub)
         if (run := RunDirectory(place.resolve())).adapter.is_dir() and run.done:
             return NamedModel(run.name, _with_adapter(run, hub))
         if not (place / "model").is_dir():
@@ -78,6 +91,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
         name, target = place.resolve().name, str((place / "model").resolve())
     elif place.is_dir():
         target = str(place.resolve())
+        _check_run(place.resolve().parent, hub)
         name = Path(target).parent.name if (Path(target).parent / RECORD).is_file() else Path(target).name
     elif place.is_file():
         name, target = place.stem, str(place.resolve())

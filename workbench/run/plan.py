@@ -9,9 +9,9 @@ from typing import Any
 from workbench.bricks.standins import space_problems
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, factor_bytes
+from workbench.run.costs import Needs, disk_problems, factor_bytes
 from workbench.run.device import runs_without_torch
-from workbench.run.directory import disk_problems, run_of
+from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
 from workbench.run.peaks import buffer_bytes, device_buffer_bytes
@@ -79,7 +79,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     form.add_needs(resolved, needs)
     write = form.size(resolved)
     known = run.record.get("output", {}) if run.done else {}
-    if run.done:
+    if run.done and not run.harm():
         needs.cached.append("run")
     tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
     factors = threads * sum(factor_bytes(adapter, resolved.base) for adapter in resolved.adapters.values())

@@ -10,8 +10,9 @@ from workbench.adapters.bind import bind
 from workbench.adapters.linear import not_linear
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, publish
+from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.identity import computed_on
 from workbench.resolve.adapter_form import adapt
 from workbench.weights.parallel import default_threads
@@ -30,7 +31,7 @@ def cached_adapter(resolved: Resolved, name: str, device: torch.device | None = 
         device: The device that computes it; None stands for the one that `--device auto` picks.
     """
     place = _place(resolved, device)
-    return Adapter(place, f"brick '{name}'") if (place / CONFIG).is_file() else None
+    return Adapter(place, f"brick '{name}'") if reusable(place, CONFIG) else None
 
 
 def written_adapter(resolved: Resolved, name: str, composed: Model, device: torch.device) -> Adapter:
@@ -67,8 +68,7 @@ def written_adapter(resolved: Resolved, name: str, composed: Model, device: torc
                 "Leave such tensors out with `where` in the steps of that recipe, or merge adapters of linear layers only.",
             )
         resolved.check_inputs()
-        if not place.exists():
-            publish(partial, place)
+        publish_sealed(partial, place)
     return Adapter(place, f"brick '{name}'")
 
 

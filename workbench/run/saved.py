@@ -15,6 +15,7 @@ from typing import Any
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json, write_json
+from workbench.manifest import require_whole
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
 from workbench.resolve.beside import MemoryAt
@@ -65,8 +66,9 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
         hub: Access to the hub, for a base that is no longer at its recorded path.
 
     Raises:
-        WorkbenchError: If it is not a configuration, its base is missing or has changed, or its router's files do not belong together.
+        WorkbenchError: If it is not a configuration, its files are not as they were written, its base is missing or has changed, or its router's files do not belong together.
     """
+    require_whole(path)
     record = read_json(path / RECORD)
     if not isinstance(record, dict):
         raise WorkbenchError(

@@ -20,7 +20,7 @@ from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.models.device import pick_device
 from workbench.models.identity import computed_on
-from workbench.project import CACHE
+from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
@@ -161,7 +161,7 @@ def prepare(
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
         check_storage(storage, key)
-    store = ScoreStore(recipe.project / CACHE / "search")
+    store = ScoreStore(cache_of(recipe.project) / "search")
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     candidates = trials if trials is not None else fields.number if budget is None else fields.trials
     time_limit = budget if budget is not None else fields.budget

@@ -9,7 +9,6 @@ import shlex
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -18,6 +17,7 @@ from typing import Any
 import xxhash
 
 from workbench.files import sync
+from workbench.project import user_caches
 
 _SOURCE = Path(__file__).with_name("kernels.c")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
@@ -87,7 +87,7 @@ def backend() -> Backend:
     except (OSError, subprocess.SubprocessError) as error:
         return Backend("torch", f"{text} --version fails: {_message(error)}", compiler=text)
     key = xxhash.xxh3_64_hexdigest(_SOURCE.read_bytes() + repr((_FLAGS, command, answer.stdout, _processor())).encode())
-    for place in places():
+    for place in user_caches():
         try:
             file, damaged = _cached(place, key)
             removed += damaged
@@ -98,21 +98,6 @@ def backend() -> Backend:
             continue
         return Backend("c", None, False, text, version, file, tuple(removed), library)
     return Backend("torch", reason, False, text, version, None, tuple(removed))
-
-
-def places() -> Iterator[Path]:
-    """Yield directories for the library: the user's cache, then a private directory below the temporary directory."""
-    cache_home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111 (pathlib raises without a home)
-    if not cache_home.startswith("~"):  # the user has no home directory
-        yield Path(cache_home) / "brick-workbench"
-    private = Path(tempfile.gettempdir()) / f"brick-workbench-{os.getuid() if hasattr(os, 'getuid') else 'user'}"
-    try:
-        private.mkdir(mode=0o700, exist_ok=True)
-        stat = private.lstat()
-        if not private.is_symlink() and (not hasattr(os, "getuid") or (stat.st_uid == os.getuid() and not stat.st_mode & 0o022)):
-            yield private  # no other user can write there
-    except OSError:
-        return
 
 
 def _cached(place: Path, key: str) -> tuple[Path | None, list[Path]]:

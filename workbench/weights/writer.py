@@ -6,10 +6,12 @@ an interrupted write can be resumed. The bytes do not depend on threads or inter
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -57,6 +59,19 @@ class Shard:
         return sum(spec.nbytes for spec in self.specs.values())
 
 
+@dataclass(frozen=True)
+class Written:
+    """Digests of a checkpoint that was written.
+
+    Attributes:
+        digests: Tensor -> its XXH3-128.
+        sha256: File -> its SHA-256. A file is missing here if it could not be read while it was written.
+    """
+
+    digests: dict[str, str]
+    sha256: dict[Path, str]
+
+
 def output_specs(specs: Mapping[str, TensorSpec], dtype: torch.dtype | str | None) -> dict[str, TensorSpec]:
     """Return the output's specs: floating-point tensors in `dtype` (None keeps each tensor's dtype), others unchanged."""
     stored = stored_name(dtype) if dtype else None
@@ -87,7 +102,7 @@ def write_checkpoint(
     device: torch.device,
     threads: int,
     progress: Progress | None = None,
-) -> dict[str, str]:
+) -> Written:
     """Write all tensors to a directory, resuming an interrupted write there.
 
     Args:
@@ -100,7 +115,7 @@ def write_checkpoint(
         progress: Called with the bytes written so far and the bytes in all.
 
     Returns:
-        The XXH3-128 digest of every tensor as written.
+        The digests of tensors and files as written.
 
     Raises:
         WorkbenchError: If a result is not finite in its dtype.
@@ -119,6 +134,7 @@ def write_checkpoint(
     def write(name: str) -> None:
         nonlocal done
         digest = _write_tensor(weights, name, places[name], device)
+        hasher.written(name)
         with lock:
             journal.add(name, digest)
             done += specs[name].nbytes
@@ -126,13 +142,13 @@ def write_checkpoint(
             if progress:
                 progress(done, total)
 
-    with _Flusher([out / shard.name for shard in shards]) as flusher:
+    with _Hasher(out, shards, journal.digests) as hasher, _Flusher([out / shard.name for shard in shards]) as flusher:
         each(write, unwritten, threads, device)
     if len(shards) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": {n: s.name for s in shards for n in s.specs}}
         write_text(out / INDEX, json.dumps(index, indent=2, sort_keys=True) + "\n")
     journal.close()
-    return {name: journal.digests[name] for name in specs}
+    return Written({name: journal.digests[name] for name in specs}, hasher.sums)
 
 
 def layout_digest(shards: list[Shard], device: torch.device) -> str:
@@ -240,6 +256,54 @@ class _Flusher:
             self._wake.clear()
             for file in self._files:
                 sync(file)
+
+
+class _Hasher:
+    """Hashes files while they are written: a thread follows the finished tensors in the order of the files.
+
+    Hashing at the end would read the result again; the thread reads what the system still has in memory.
+    """
+
+    def __init__(self, out: Path, shards: list[Shard], finished: Iterable[str]) -> None:
+        self.sums: dict[Path, str] = {}
+        self._out, self._shards, self._finished = out, shards, set(finished)
+        self._changed, self._stop = threading.Condition(), False
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def written(self, tensor: str) -> None:
+        """Record that a tensor is complete in its file."""
+        with self._changed:
+            self._finished.add(tensor)
+            self._changed.notify()
+
+    def __enter__(self) -> _Hasher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._changed:
+            self._stop = kind is not None
+            self._changed.notify()
+        self._thread.join()
+
+    def _run(self) -> None:
+        for shard in self._shards:
+            # without a buffer, which would hold bytes from before the next tensor was written
+            with contextlib.suppress(OSError), (self._out / shard.name).open("rb", buffering=0) as stream:
+                digest = hashlib.sha256(stream.read(len(shard.header())))
+                for name, spec in shard.specs.items():
+                    self._wait(name)
+                    left = spec.nbytes
+                    while left and not self._stop and (data := stream.read(min(left, 1 << 20))):
+                        digest.update(data)
+                        left -= len(data)
+                    if left:
+                        return
+                self.sums[self._out / shard.name] = digest.hexdigest()
+
+    def _wait(self, tensor: str) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: self._stop or tensor in self._finished)
 
 
 class _Journal:

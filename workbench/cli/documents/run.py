@@ -149,7 +149,8 @@ class RunRow(Document):
     name: str
     """Name of the directory."""
     status: str | None
-    """"started", "failed" or "done"; "damaged" if its run.json cannot be read."""
+    """"started", "failed" or "done"; "broken" if files of a finished run are not as written; "damaged" if its run.json cannot be
+    read."""
     created: str | None
     """Time at which the run started (ISO 8601, UTC); empty for a damaged run."""
     bytes: int
@@ -223,6 +224,8 @@ class RunRecord(OpenDocument):
     """All fields of the recipe, with their defaults."""
     seed: int = optional()
     """The recipe's seed."""
+    manifest: str = optional()
+    """Name of the file in the run directory that lists all files with their sizes and SHA-256; runs of earlier versions have none."""
     inputs: RunInputs
     """Base and bricks with their digests."""
     tokenizer: dict[str, Any] | None = optional()

@@ -21,6 +21,7 @@ from workbench.facts import Fact, Start, fact_of, latest, read_facts
 from workbench.facts.facts import EXPECTED
 from workbench.facts.rows import read_rows
 from workbench.files import file_digest, read_json
+from workbench.manifest import require_whole
 from workbench.weights.header import read_header
 from workbench.weights.saving import save_tensors
 
@@ -214,8 +215,10 @@ def read_earlier(continues: str, project: Path) -> Earlier:
 
     Raises:
         InvalidRecipeError: If there is no such edit, or it has no history.
+        GateFailedError: If a file of the edit is not as it was written.
     """
     path, name = find_edit(continues, project)
+    require_whole(path)
     record = read_json(path / RECORD)
     if record is None:
         raise InvalidRecipeError(f"continues: {name}/{RECORD} is not JSON", _AGAIN)

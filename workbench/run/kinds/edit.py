@@ -14,8 +14,9 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts import Fact, read_facts, write_facts
-from workbench.files import file_digest, json_digest, publish, read_json, write_json
+from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
+from workbench.manifest import changing, publish_sealed, reusable
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
@@ -65,7 +66,7 @@ class EditKind(Kind[EditMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the edit is in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "edits", number) / RECORD).is_file()
+        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
     def solving(self, step: EditMethod, resolved: Resolved, number: int, model: Model) -> dict[str, Any]:
         """Return the method's cost, with an estimate of seconds."""
@@ -76,7 +77,8 @@ class EditKind(Kind[EditMethod]):
         super().keep(result, run, said)
         record = run / result.folder / result.id / RECORD
         if said is not None:
-            write_json(record, {**(read_json(record) or {}), "said": said}, indent=2)
+            with changing(record.parent, [RECORD]):
+                write_json(record, {**(read_json(record) or {}), "said": said}, indent=2)
 
 
 KIND = EditKind()
@@ -96,7 +98,7 @@ def _factors(edit: BoundAdapter, name: str, spec: TensorSpec, device: torch.devi
 def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Sequence[StepResult]) -> Path:
     """Return the directory of an edit in the cache; solve the edit on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("edits")
-    if (place / RECORD).is_file():
+    if reusable(place, RECORD):
         return place
     context.told("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
@@ -107,8 +109,7 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
         partial = Path(folder) / "edit"
         write_edit(edit, step, partial, session)
         resolved.check_inputs()
-        if not place.exists():
-            publish(partial, place)
+        publish_sealed(partial, place)
     return place
 
 

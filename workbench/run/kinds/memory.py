@@ -10,7 +10,8 @@ from typing import Any
 from workbench.facts import write_facts
 from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, RECIPE, append, lines_of
-from workbench.files import publish, write_json
+from workbench.files import write_json
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.beside import MemoryAt
@@ -47,7 +48,7 @@ class MemoryKind(Kind[MemoryMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the memory is in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "memories", number, rounded=True) / RECORD).is_file()
+        return not resolved.headers_only and reusable(place_of(resolved, "memories", number, rounded=True), RECORD)
 
 
 KIND = MemoryKind()
@@ -56,7 +57,7 @@ KIND = MemoryKind()
 def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     """Return the directory of a memory in the cache; learn it on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("memories", rounded=True)
-    if (place / RECORD).is_file():
+    if reusable(place, RECORD):
         return place
     context.told("edit", f"{step.name} on {context.device}")
     # Learn on the weights in the output dtype, because the memory will act on those.
@@ -85,6 +86,5 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
         }
         write_json(partial / RECORD, record, indent=2)
         resolved.check_inputs()
-        if not place.exists():
-            publish(partial, place)
+        publish_sealed(partial, place)
     return place

@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
-from workbench.files import publish, write_json
+from workbench.files import write_json
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -93,7 +94,7 @@ class RouteKind(Kind[RouteMethod]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the router is in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "routers", number, rounded=True) / RECORD).is_file()
+        return not resolved.headers_only and reusable(place_of(resolved, "routers", number, rounded=True), RECORD)
 
 
 KIND = RouteKind()
@@ -117,7 +118,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
     The model has the output dtype, because its hidden states in that dtype are what the router will see.
     """
     resolved, place = context.resolved, context.place("routers", rounded=True)
-    if (place / RECORD).is_file():
+    if reusable(place, RECORD):
         return place
     prompts = step.prompts(resolved.recipe.project)
     context.told("route", f"{step.name}: {sum(map(len, prompts.values()))} prompts of {len(adapters)} bricks on {context.device}")
@@ -168,8 +169,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
         write_json(unfinished / RECORD, record, indent=2)
         SavedRouter(unfinished).router  # noqa: B018  what is stored must open again
         resolved.check_inputs()
-        if not place.exists():
-            publish(unfinished, place)
+        publish_sealed(unfinished, place)
     return place
 
 

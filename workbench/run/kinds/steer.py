@@ -11,8 +11,9 @@ from workbench.adapters.export import SHIFT, write_shifts
 from workbench.adapters.read import WEIGHTS, Adapter
 from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.steer import Steer
-from workbench.files import json_digest, publish, read_json, write_json
+from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
+from workbench.manifest import publish_sealed, reusable
 from workbench.models.identity import tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
@@ -57,7 +58,7 @@ class SteerKind(Kind[Steer]):
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:
         """Return True if the directions are in the cache."""
-        return not resolved.headers_only and (place_of(resolved, "edits", number) / RECORD).is_file()
+        return not resolved.headers_only and reusable(place_of(resolved, "edits", number), RECORD)
 
 
 KIND = SteerKind()
@@ -74,7 +75,7 @@ def _shifts(place: Path) -> dict[str, Tensor]:
 def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     """Return the directory of the directions in the cache; measure them on the live current model if it is not there."""
     resolved, place = context.resolved, context.place("edits")
-    if (place / RECORD).is_file():
+    if reusable(place, RECORD):
         return place
     context.told("edit", f"{step.name} on {context.device}")
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
@@ -105,6 +106,5 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
         card = BrickCard(version=1, kind="adapter", base=base, **fields)
         write_card(partial, card, made_by="workbench run", record=RECORD)
         resolved.check_inputs()
-        if not place.exists():
-            publish(partial, place)
+        publish_sealed(partial, place)
     return place
