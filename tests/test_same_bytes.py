@@ -48,7 +48,7 @@ RECIPES = {
     "chain": MIXED + "steps: [{merge: task_arithmetic, bricks: {one: 1}}, {merge: slerp, bricks: {one: 0.5, full: 0.5}}]\n",
     "core": LORAS + "steps: [{merge: ties, space: core, density: 0.5}]\n",
     "adapter": LORAS + "steps: [{merge: task_arithmetic, lambda: 0.5}]\noutput: {form: adapter, rank: exact}\n",
-    "small adapter": LORAS + "steps: [{merge: ties, density: 0.5}]\noutput: {form: adapter, rank: 3}\n",
+    "small adapter": LORAS + "steps: [{merge: ties, density: 0.5}]\noutput: {form: adapter, rank: 3, accept_error: 0.7}\n",
     "edit": f"steps: [{FINETUNE}]\n",
     "closed form": f"steps: [{MEMIT}]\n",
     "memory": "steps: [{edit: memory, facts: facts.jsonl, min_efficacy: 0}]\n",
