@@ -16,7 +16,7 @@ from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 
-BOUND = 1e-6
+BOUND = 2e-6  # weights that are rounded once to float32 differ in their logits by up to 0.9e-6 here
 IDS = torch.arange(24).view(2, 12) * 5 % VOCABULARY
 
 
