@@ -6,8 +6,8 @@
 
 The prompts to preserve are made from the facts' own wordings and other subjects (`preserve_generated`), so that no neighbour that is scored is used. Arms differ
 in the number of prompts, in the weight of their tokens and in the factor on the update. The longer update without preserved prompts is the control, because a
-factor alone buys paraphrases with neighbours; `joint values` trains the values of all facts together, and keeps the distributions after such prompts;
-`memory` gives the same facts in the prompt. Arms that edit weights share the optimized values of a draw: their seconds count for the first of them.
+factor alone buys paraphrases with neighbours; `memory` gives the same facts in the prompt. Arms that edit weights share the optimized values of a draw: their
+seconds count for the first of them.
 
 Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items. With --folder DIR the
 project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-preserving.json after each draw.
@@ -46,17 +46,6 @@ ARMS: dict[str, dict[str, Any]] = {
     "every token": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06},
     "every token, longer": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06, "scale": 1.2},
     "every token, twice as many": {**EVERY, "preserve_generated": 800, "preserve_weight": 0.1, "scale": 1.3},
-    "joint values": {**MEMIT, "joint_values": {}},
-    "joint values, longer": {**MEMIT, "joint_values": {}, "scale": 1.2},
-    "every token, joint values": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06, "joint_values": {}},
-    "every token, joint values, longer": {
-        **EVERY,
-        "preserve_generated": 800,
-        "preserve_weight": 0.03,
-        "lambda": 0.02,
-        "joint_values": {},
-        "scale": 1.2,
-    },
     "memory": {"edit": "memory", "min_efficacy": 0},
 }
 TASKS = ["efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "text"]

@@ -33,7 +33,6 @@ ROWS = "data: rows.jsonl, steps: 2, learning_rate: 0.01"
 # Recipes that fill folders, and the folders that they fill. `dtype` is the output's.
 RECIPES: dict[str, tuple[str, str]] = {
     "memit": (f"steps: [{{{MEMIT}, layers: auto}}]\n", "edits moments values sweeps said configurations"),
-    "joint": (f"steps: [{{{MEMIT}, layers: [1], joint_values: {{steps: 2}}}}]\n", "joint_values"),
     "codebook": ("steps: [{edit: grace, facts: facts.jsonl, min_efficacy: 0}]\n", "memories grace"),
     "train": (f"steps: [{{id: skill, grow: brick, rank: 2, {ROWS}}}]\n", "bricks"),
     "grown": (f"steps: [{{grow: depth, blocks: 1, train: {{{ROWS}}}}}]\n", "grown growth"),

@@ -249,7 +249,6 @@ def _cost(step: dict[str, Any]) -> str:
     parts += [f"sweep of {sweep['layers']} layers x {sweep['facts']} facts"] if sweep else []
     parts += [f"statistics of {work['statistics']:,} tokens"] if work.get("statistics") else []
     parts += [f"values of {work['facts']} facts"] if "facts" in work else []
-    parts += ["joint values"] if work.get("joint_values") else []
     parts += [f"a router fitted on {cost['prompts']} prompts"] if "prompts" in cost else []
     parts += [f"{cost['train_steps']:,} steps of training"] if "train_steps" in cost else []
     parts += [f"at most {cost['steps']:,} optimizer steps on {cost['facts']} facts"] if "steps" in cost else []

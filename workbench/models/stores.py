@@ -31,7 +31,6 @@ STORES: Mapping[str, Store] = {
     "edits": Store("adapters that edit and steer steps solved", "tensors config tokens device", _NO_CHAT),
     "moments": Store("second moments of a layer's inputs", "tensors config tokens device", _MERGED),
     "values": Store("optimized values of facts", "tensors config tokens device", _MERGED),
-    "joint_values": Store("values that were trained together", "tensors config tokens device", _MERGED),
     "sweeps": Store("layers and positions that `auto` chose", "tensors config tokens device", _MERGED),
     "memories": Store(
         "memories",

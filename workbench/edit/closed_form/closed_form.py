@@ -41,8 +41,6 @@ class ClosedForm(Preset):
             "sweep": layers * FACTS * row * steps if auto else 0,
             "values": solved * (self.contexts + 1) * row * steps,
         }
-        if self.joint_values:
-            work["joint_values"] = self.joint_values.tokens(len(facts), len(self.kept(project, facts)), row)
         sweep = {"sweep": {"layers": layers, "facts": FACTS}} if auto else {}
         continues = {"continues": {"run": earlier.name, "facts": len(latest(before)), "kept": kept}} if earlier else {}
         return {"layers": self.layers, **sweep, **continues, "work": work, "tokens": sum(work.values()) - work["facts"]}

@@ -9,13 +9,11 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check_fields, find_edit, read_earlier
-from workbench.edit.closed_form.joint import JointValues
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
 from workbench.edit.closed_form.preserving import Tokens, generated_prompts, read_prompts
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.edit.closed_form.values import Settings
 from workbench.edit.fields import Layers, Mode, read_for
-from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
 from workbench.models.layout import Model
@@ -60,9 +58,6 @@ class Preset(EditMethod):
     prompt."""
     preserve_weight: Real = Field(1.0, gt=0)
     """Weight of each of these tokens; a fact has weight 1."""
-    joint_values: JointValues | None = None
-    """Joint mode: train the values of all facts together, after each has been optimized alone, and keep the distributions after prompts
-    that must not change; `{}` takes the defaults."""
     statistics: str | None = None
     """Text for the second moments: JSONL or plain text, relative to the project. Default: the text that comes with the
     workbench."""
@@ -97,7 +92,7 @@ class Preset(EditMethod):
 
     version = 3
     needs_statistics: ClassVar[bool] = True
-    keyed_if_set = frozenset({"continues", "preserve_steps", "joint_values"})
+    keyed_if_set = frozenset({"continues", "preserve_steps"})
 
     @model_validator(mode="after")
     def _layers(self) -> Self:
@@ -109,20 +104,6 @@ class Preset(EditMethod):
     def _continues(self) -> Self:
         if self.continues is not None and self.mode == "joint":
             raise ValueError("`continues` is for `mode: {sequential: {batch: N}}`, because joint facts have no stream")
-        return self
-
-    @model_validator(mode="after")
-    def _joint_values(self) -> Self:
-        if (joint := self.joint_values) is None:
-            return self
-        if self.mode != "joint":
-            raise ValueError(
-                "`joint_values` is for `mode: joint`, because a stream never changes the values of its earlier batches"
-            )
-        if self.trains and joint.kl and not (joint.generated or self.preserve or self.preserve_generated):
-            raise ValueError(
-                "`joint_values` has a weight `kl`, but no prompts that must not change: set its `generated`, or `preserve`, or `kl: 0`"
-            )
         return self
 
     def inputs(self) -> list[str]:
@@ -150,12 +131,6 @@ class Preset(EditMethod):
         require_consistent(facts)
         if self.preserve:
             read_prompts(project / self.preserve, self.preserve)
-        if self.trains and self.joint_values and self.joint_values.kl and not self.kept(project, facts):
-            raise InvalidRecipeError(
-                f"edit {self.name}: joint_values: no prompts that must not change can be generated from {self.facts}, because no fact has a "
-                "subject",
-                "Name prompts with `preserve`, or set `kl: 0` in `joint_values`.",
-            )
 
     def earlier(self, project: Path) -> Earlier | None:
         """Return the edit of the run that is continued, if any."""
@@ -174,21 +149,6 @@ class Preset(EditMethod):
         """Return the prompts to preserve while some facts are written."""
         listed = read_prompts(project / self.preserve, self.preserve) if self.preserve else []
         return [*listed, *generated_prompts(facts, self.preserve_generated)]
-
-    @property
-    def trains(self) -> bool:
-        """True if the values of all facts are trained together."""
-        return self.joint_values is not None and self.joint_values.steps > 0
-
-    def kept(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
-        """Return the prompts whose distributions `joint_values` keeps; generated ones that test a fact are left out."""
-        if self.joint_values is None or not self.joint_values.kl:
-            return []
-        listed = read_prompts(project / self.preserve, self.preserve) if self.preserve else []
-        tests = {text for fact in facts for text in fact.paraphrases}
-        tests |= {probe.prompt for fact in facts for probe in (*fact.neighbours, *fact.portability)}
-        generated = generated_prompts(facts, max(self.joint_values.generated, self.preserve_generated))
-        return [*listed, *(prompt for prompt in generated if prompt.text not in tests)]
 
     def settings(self) -> Settings:
         """Return the settings of the optimization of values."""

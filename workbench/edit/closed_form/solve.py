@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Any
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
-from workbench.edit.closed_form.joint import LessonSettings, Solution, trained_changes, training_of
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preserving import preserved_keys
-from workbench.edit.closed_form.preset import LONGEST, Preset
+from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
 from workbench.edit.closed_form.sweep import Choice
 from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, values
@@ -24,31 +23,11 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact, latest
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-
-@dataclass(frozen=True)
-class Written:
-    """A batch that is solved at a layer.
-
-    Attributes:
-        layer: The layer.
-        groups: Facts that share a value.
-        values: One value for each group.
-        keys: K as rows [n, d_in].
-        solved: The solution for these keys.
-    """
-
-    layer: int
-    groups: Sequence[Group]
-    values: Values
-    keys: Tensor
-    solved: Solved
 
 
 @dataclass
@@ -65,7 +44,6 @@ class ClosedFormSolve:
         factors: Layer -> pairs of factors whose products add up to the update; None once they are wider than the update.
         tensors: "LAYER.keys" and "LAYER.changes" -> rows per batch, stored in the brick.
         outcome: Fact ID -> its entry in the record.
-        untrained: What is solved at each layer, and R as rows [n, d_out], if values are trained together at the end.
         stored: Files of the values of the lowest layer, from which a later run continues the stream.
     """
 
@@ -78,7 +56,6 @@ class ClosedFormSolve:
     factors: dict[int, list[tuple[Tensor, Tensor]] | None] = field(default_factory=dict)
     tensors: dict[str, list[Tensor]] = field(default_factory=dict)
     outcome: dict[str, dict[str, Any]] = field(default_factory=dict)
-    untrained: list[tuple[Written, Tensor]] = field(default_factory=list)
     stored: list[Path] = field(default_factory=list)
 
     def run(self) -> Edit:
@@ -101,7 +78,6 @@ class ClosedFormSolve:
                 f"edit {method.name}: no value makes the model give the target of any of the {len(self.current)} facts",
                 "Set other `layers` or another `position`, or raise `steps` or `clamp`.",
             )
-        joint = {"joint_values": self._train_together(beginnings)} if self.untrained else {}
         factors = {
             f"{self.parts.modules[layer]}.weight": factors_of_steps(self.updates[layer], pairs)
             for layer, pairs in self.factors.items()
@@ -110,7 +86,6 @@ class ClosedFormSolve:
             factors = {name: update.transposed() for name, update in factors.items()}
         record = {
             **self.choice.record,
-            **joint,
             "order": "free" if method.mode == "joint" and len(layers) == 1 else "dependent",
             "block_ratio": ratios,
             "statistics": {str(layer): m.record for layer, m in second_moments.items()},
@@ -192,57 +167,21 @@ class ClosedFormSolve:
         solved = solve(keys, with_spread, mu)
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
-        written = Written(layer, groups, solutions, keys, solved)
-        self._write(written, changes, 1.0 if method.trains else method.scale)
-        if method.trains:
-            self.untrained.append((written, changes))
-        history.add(groups, solutions)
-
-    def _write(self, at: Written, changes: Tensor, scale: float) -> None:
-        """Add the update of a batch to its layer, and record it.
-
-        Args:
-            at: What is written.
-            changes: R as rows [n, d_out].
-            scale: Factor on the update.
-        """
-        left, right = at.solved.update(changes)
-        left = left * scale
-        self._add_update(at.layer, left, right)
-        self.tensors.setdefault(f"{at.layer}.keys", []).append(at.keys)
-        self.tensors.setdefault(f"{at.layer}.changes", []).append(changes.float())
-        for group, value, share in zip(at.groups, at.values, _written_shares(left @ right, at.keys, changes), strict=True):
+        left, right = solved.update(changes)
+        left = left * method.scale
+        self._add_update(layer, left, right)
+        self.tensors.setdefault(f"{layer}.keys", []).append(keys)
+        self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())
+        for group, value, share in zip(groups, solutions, _written_shares(left @ right, keys, changes), strict=True):
             for fact in group:
                 self.outcome[fact.id] = {
-                    "layer": at.layer,
+                    "layer": layer,
                     "loss": round(value.loss, 4),
                     "before": round(value.before, 4),
                     "steps": value.steps,
                     "written": round(share, 4),
                 }
-
-    def _train_together(self, beginnings: Sequence[str]) -> dict[str, Any]:
-        """Train the values of all layers together, write their updates again, and return the record of the training."""
-        method, context = self.method, self.context
-        assert method.joint_values
-        facts = list({fact.id: fact for written, _ in self.untrained for group in written.groups for fact in group}.values())
-        texts = statistics_source(context, method.statistics)[0]
-        how = LessonSettings(
-            beginnings, method.end_of_text, texts, longest_row(context.layout.config, LONGEST), method.confidence
-        )
-        training = training_of(context, method.joint_values, facts, method.kept(context.project, self.facts), how)
-        solutions = [
-            Solution(written.layer, changes, written.solved.right(), written.values.rows("output").norm(dim=1))
-            for written, changes in self.untrained
-        ]
-        trained, record = trained_changes(context, self.parts, solutions, training)
-        for written, _ in self.untrained:
-            for kept in (self.updates, self.factors):
-                kept.pop(written.layer)
-            for part in ("keys", "changes"):
-                self.tensors.pop(f"{written.layer}.{part}")
-            self._write(written, trained[written.layer], method.scale)
-        return record
+        history.add(groups, solutions)
 
     def _now(self, groups: Sequence[Group]) -> str:
         """Return the key of cached values on the model as it is now.

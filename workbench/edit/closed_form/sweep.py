@@ -37,7 +37,6 @@ _NOT_SWEPT = (
     "preserve",
     "preserve_generated",
     "preserve_tokens",
-    "joint_values",
     "scale",
     "unconverged",
     "refine",

@@ -108,7 +108,7 @@ class Values(Sequence[Value]):
         """Return the values with these numbers, in this order."""
         return Values([self.files[i] for i in chosen])
 
-    def rows(self, part: Literal["key", "change", "output"]) -> Tensor:
+    def rows(self, part: Literal["key", "change"]) -> Tensor:
         """Return one vector of each value as rows [n, ·], float32."""
         return torch.stack([getattr(value, part) for value in self])
 
