@@ -38,7 +38,7 @@ from record import parser_of, write_results
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
-from workbench.edit.closed_form.solver import right_factor
+from workbench.edit.closed_form.solver import solve as solve_keys
 from workbench.edit.closed_form.values import Lookup, grouped, values
 from workbench.edit.places.parts import Parts
 from workbench.facts import Fact, write_facts
@@ -257,7 +257,8 @@ def _memit() -> ClosedForm:
 def _solved(step: ClosedForm, second: Moments, keys: torch.Tensor, changes: torch.Tensor) -> torch.Tensor:
     """Return ΔW [outputs, inputs] as a step of memit solves it."""
     width = len(keys)
-    return changes @ right_factor(keys, step.metric(second, width), step.ridge(width)).T
+    left, right = solve_keys(keys.T, step.metric(second, width), step.ridge(width)).update(changes.T)
+    return left @ right
 
 
 def _peers(context: MethodContext, parts: Parts, layer: int, facts: Sequence[Fact], before: Sequence[str]) -> list[PeerValue]:

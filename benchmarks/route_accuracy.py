@@ -26,7 +26,7 @@ from workbench.library.route import Asked, judged
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
-from workbench.route.deciding.copies import stripped
+from workbench.route.deciding.copies import chat_frame, without_template
 from workbench.route.features.hidden import pooled, token_rows
 from workbench.route.mixing.kernel import Mix
 from workbench.route.mixing.modules import Mixer
@@ -86,7 +86,8 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
             Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(paraphrases)
         ],
         "unseen, chat template": [
-            Asked(text, asked.brick) for text, asked in zip(stripped(chat, tokenizer), paraphrases, strict=True)
+            Asked(without_template(text, chat_frame(tokenizer)), asked.brick)
+            for text, asked in zip(chat, paraphrases, strict=True)
         ],
         "development templates": looked_at,
         "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],

@@ -12,9 +12,9 @@ from torch.linalg import inv, pinv
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from worlds.solving import D_IN, D_OUT, TOLERANCE, difference, naive, preset, random, sequence
+from worlds.solving import D_IN, D_OUT, TOLERANCE, difference, naive, preset, product, random, sequence
 
-from workbench.edit.closed_form.solver import CHUNK, KeyMetric, factors_of_steps, right_factor, solve
+from workbench.edit.closed_form.solver import CHUNK, KeyMetric, factors_of_steps, solve
 
 MANY = 3 * CHUNK + 7
 
@@ -44,7 +44,6 @@ def test_many_keys_after_many_keys(name: str) -> None:
     for after in (metric.after(written, mu), metric.after_all(chunks(written, 100), mu)):
         left, right = solve(keys.T, after, mu).update(changes.T)
         assert difference(left @ right, expected) <= TOLERANCE
-        assert difference(changes @ right_factor(keys, after, mu).T, expected) <= TOLERANCE
 
 
 def test_systems_do_not_grow_with_the_facts() -> None:
@@ -81,14 +80,14 @@ def test_exact_and_soft_keys_together(exact: int, soft: int) -> None:
     inner = pinv(p @ c @ p, rtol=1e-10)
     expected = changes @ pinv(keys.T @ inner @ keys, rtol=1e-10) @ keys.T @ inner
     for after in (metric.after(fixed, 0.0).after(softly, 0.05), metric.after(softly, 0.05).after(fixed, 0.0)):
-        found = changes @ right_factor(keys, after, mu).T
+        found = product(keys, changes, after, mu)
         if exact > D_IN:
             assert found.norm() < 1e-6 * changes.norm()
             continue
         assert difference(found, expected) <= 1e-8
         assert (found @ fixed).norm() < 1e-8 * found.norm()
         assert difference(found @ keys, changes) <= 1e-8
-        again = changes @ right_factor(keys, after.after(keys, 0.0), mu).T
+        again = product(keys, changes, after.after(keys, 0.0), mu)
         assert again.norm() < 1e-5 * found.norm(), "what is written exactly is not written again"
 
 
@@ -97,7 +96,7 @@ def test_a_long_sequence_is_the_joint_solve(sizes: list[int]) -> None:
     """Groups are added up once they have more columns than the metric, in batches of any size."""
     metric, mu = preset("memit")
     keys, changes = random(D_IN, 600, seed=2), random(D_OUT, 600, seed=3)
-    joint = changes @ right_factor(keys, metric, mu).T
+    joint = product(keys, changes, metric, mu)
     assert difference(sequence(keys, changes, metric, mu, sizes, history=True), joint) <= TOLERANCE
     assert difference(joint, changes @ keys.T @ inv(0.1 * D_IN * _c(metric) + keys @ keys.T)) <= TOLERANCE
 
@@ -111,7 +110,7 @@ def test_groups_keep_their_own_ridge_when_they_are_added_up() -> None:
     after = metric.after(heavy, mu / 4).after(many, mu)
     assert not after.written
     system = 0.1 * D_IN * _c(metric) + 4 * heavy @ heavy.T + many @ many.T + keys @ keys.T
-    assert difference(changes @ right_factor(keys, after, mu).T, changes @ keys.T @ inv(system)) <= TOLERANCE
+    assert difference(product(keys, changes, after, mu), changes @ keys.T @ inv(system)) <= TOLERANCE
 
 
 def _c(metric: KeyMetric) -> Tensor:

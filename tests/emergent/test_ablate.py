@@ -1,4 +1,4 @@
-"""Neuron sets that are switched off: planted neurons, controls of equal size, overlaps and enrichment, and sites of all families."""
+"""Neuron sets that are switched off: planted neurons, controls of equal size, overlaps, and sites of all families."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ from worlds.tiny import live
 from workbench.emergent.ablate import (
     ablate,
     controls,
-    enrichment,
     loss_changes,
     matched_set,
     mean_activations,
@@ -177,22 +176,6 @@ def test_overlaps() -> None:
     assert apart.shares[0, 1] == 0.5
     assert apart.by_layer[0, 1] == 1.0
     assert apart.chance[0, 1] == pytest.approx(2 * 1 / 2000 / 2)
-
-
-def test_enriched_clusters() -> None:
-    """Eight of ten neurons of the set lie in a cluster of 16 of 128: the hypergeometric tail, summed up here."""
-    from math import comb
-
-    sites = fake_sites(128, 1)
-    cluster = torch.arange(128) // 16
-    neurons = set_of("math", sites, [torch.tensor([0, 1, 2, 3, 4, 5, 6, 7, 40, 90])])
-    (found,) = enrichment(neurons, {0: cluster})
-    assert found.counts.tolist() == [8, 0, 1, 0, 0, 1, 0, 0]
-    assert found.expected.tolist() == [1.25] * 8
-    tail = sum(comb(16, k) * comb(112, 10 - k) for k in range(8, 11)) / comb(128, 10)
-    assert float(found.p[0]) == pytest.approx(tail)
-    assert found.p[1] == 1.0
-    assert float(found.p[2]) == pytest.approx(1 - comb(112, 10) / comb(128, 10))
 
 
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])

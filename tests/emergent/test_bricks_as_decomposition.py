@@ -1,4 +1,4 @@
-"""Bricks of a recipe: each left out once, live and from stored scores, and their cosines in weight and function space."""
+"""Bricks of a recipe: each left out once, and their cosines in weight and function space."""
 
 from __future__ import annotations
 
@@ -12,20 +12,12 @@ import torch
 from worlds.project import CPU, Project
 from worlds.tiny import WORDS
 
-from workbench.compare.tables import Table
 from workbench.emergent.labelled import Item, ItemRow
 from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
-from workbench.library.neurons_bricks import (
-    brick_cosines,
-    leave_one_out,
-    live_float32,
-    stored_leave_one_out,
-    without_brick,
-)
+from workbench.library.neurons_bricks import BrickSubsets, brick_cosines, live_float32, without_brick
 from workbench.models.texts import Text
 from workbench.recipe.recipe import Recipe, load_recipe
-from workbench.scores.suite import Suite
 
 THREE = """
 bricks: {one: bricks/one, two: bricks/two, three: bricks/three}
@@ -76,7 +68,7 @@ def items_of(names: list[str]) -> list[Item]:
 def test_each_brick_left_out_once(project: Project) -> None:
     """The losses are those of recipes that a user would write by hand without the brick."""
     items = items_of(["three", "one"])
-    table = leave_one_out(recipe_of(project, THREE), items, device=CPU)
+    table = BrickSubsets(recipe_of(project, THREE), items, device=CPU).table()
     assert table.damage.functions == ("one", "three")
     rows = [ItemRow([WORDS.index(word) for word in item.prompt.split()], 6) for item in items]
     head = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\nsteps:\n- merge: task_arithmetic\n  bricks: "
@@ -96,35 +88,9 @@ def test_each_brick_left_out_once(project: Project) -> None:
 
 def test_texts_that_fit_no_brick(project: Project) -> None:
     with pytest.raises(WorkbenchError, match="texts have the function 'math', which is no brick of recipe test"):
-        leave_one_out(recipe_of(project, THREE), items_of(["one", "math"]), device=CPU)
+        BrickSubsets(recipe_of(project, THREE), items_of(["one", "math"]), device=CPU)
     with pytest.raises(WorkbenchError, match="texts of at least two bricks of recipe test, found 1"):
-        leave_one_out(recipe_of(project, THREE), items_of(["one"]), device=CPU)
-
-
-def stored_table(name: str, scores: dict[str, float], chance: float = 0.0) -> Table:
-    """40 items in ten clusters, the first of which are right."""
-    suite = Suite(suite="toy", tasks=(name,), chance={name: chance})
-    values = {digest: (np.arange(40) < 40 * share).astype(float) for digest, share in scores.items()}
-    return Table(name, "acc", suite, "p", [{}] * 40, np.arange(40) % 10, values, {})
-
-
-def test_stored_scores() -> None:
-    """Relative losses above chance: .9 to .1 and to .8 on a, .75 to .7 and to .5 on b, whose chance is .5."""
-    tables = {
-        "a": stored_table("a", {"full": 0.9, "no-a": 0.1, "no-b": 0.8}),
-        "b": stored_table("b", {"full": 0.75, "no-a": 0.7, "no-b": 0.5}, 0.5),
-    }
-    found = stored_leave_one_out(tables, "full", {"a": "no-a", "b": "no-b"})
-    assert found.changes.tolist() == [pytest.approx([8 / 9, 0.2]), pytest.approx([1 / 9, 1.0])]
-    assert found.dominant.tolist() == [True, True]
-    assert found.coupling == pytest.approx((0.2 * 9 / 8 + 1 / 9) / 2)
-    assert found.interval[0] <= found.coupling <= found.interval[1]
-    assert found.low[0, 0] <= 8 / 9 <= found.high[0, 0]
-    with pytest.raises(WorkbenchError, match="task 'b' of brick 'b' has no scores of the recipe without 'a'"):
-        stored_leave_one_out({**tables, "b": stored_table("b", {"full": 0.9, "no-b": 0.5})}, "full", {"a": "no-a", "b": "no-b"})
-    poor = {**tables, "b": stored_table("b", {"full": 0.5, "no-a": 0.5, "no-b": 0.5}, 0.5)}
-    with pytest.raises(WorkbenchError, match="task 'b' of brick 'b': expected a score above chance"):
-        stored_leave_one_out(poor, "full", {"a": "no-a", "b": "no-b"})
+        BrickSubsets(recipe_of(project, THREE), items_of(["one"]), device=CPU)
 
 
 def texts(count: int) -> list[Text]:

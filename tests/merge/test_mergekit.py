@@ -88,7 +88,11 @@ def test_every_method_is_there_and_the_table_says_what_mergekit_says() -> None:
                 )
                 expected = f"{parameter.name}{star} ({shown}"
             assert expected in stated, (method.spec.name, expected, stated)
-        assert KNOWN[method.spec.name].laws.arity == api.brick_counts(method.spec.name)
+        contract = method.spec.contract
+        base = int(contract.base.value == "required")
+        limits = [n for n in (contract.max_inputs and contract.max_inputs - base, contract.max_non_base) if n is not None]
+        least = max(contract.min_inputs - base, contract.min_non_base or 0, 1)
+        assert KNOWN[method.spec.name].laws.arity == (least, min(limits, default=None))
         assert stated.count("(") == len(method.spec.parameters)
         assert methods()[f"merge:mergekit/{method.spec.name}"].paper == KNOWN[method.spec.name].paper
 
@@ -248,7 +252,7 @@ def base_is_given(name: str) -> bool:
 @pytest.mark.parametrize("name", METHODS)
 def test_laws(name: str) -> None:
     laws, known = METHODS[name].laws, api.parameters(name)
-    least, most = api.brick_counts(name)
+    least, most = METHODS[name].laws.arity
     count = most or 3
     base, bricks = models(count)
     label = f"mergekit/{name}"

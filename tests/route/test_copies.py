@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from jinja2 import Environment
 
-from workbench.route.deciding.copies import COPIES, GREETINGS, chat_frame, copies, stripped, without_template
+from workbench.route.deciding.copies import COPIES, GREETINGS, chat_frame, copies, without_template
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|start|>system\nBe kind.<|end|>\n{% endif %}"
@@ -50,7 +50,6 @@ def test_the_last_message_is_what_is_routed(template: str) -> None:
     assert without_template(chat(template, "Add 2 and 3."), frame) == "Add 2 and 3."
     assert without_template(chat(template, "Hi", "Hello!", "Add 2\nand 3."), frame) == "Add 2\nand 3."
     assert without_template("Add 2 and 3.", frame) == "Add 2 and 3."
-    assert stripped(["x", chat(template, "y")], tokenizer(template)) == ["x", "y"]
 
 
 def test_a_system_message_of_ones_own_is_no_part_of_the_prompt() -> None:
@@ -63,4 +62,4 @@ def test_a_system_message_of_ones_own_is_no_part_of_the_prompt() -> None:
 )
 def test_templates_without_marks_leave_texts_alone(template: str | None) -> None:
     assert chat_frame(tokenizer(template)) is None
-    assert stripped(["please add 2 and 3 "], tokenizer(template)) == ["please add 2 and 3 "]
+    assert without_template("please add 2 and 3 ", None) == "please add 2 and 3 "

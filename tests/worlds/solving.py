@@ -8,7 +8,8 @@ from torch.linalg import inv, solve
 
 from workbench.edit.closed_form.closed_form import ClosedForm
 from workbench.edit.closed_form.moments import Moments
-from workbench.edit.closed_form.solver import KeyMetric, right_factor
+from workbench.edit.closed_form.solver import KeyMetric
+from workbench.edit.closed_form.solver import solve as solve_keys
 from workbench.recipe.methods import methods
 
 D_IN, D_OUT = 48, 32
@@ -30,8 +31,8 @@ def covariance() -> Tensor:
 
 
 def update(keys: Tensor, changes: Tensor, metric: KeyMetric, mu: float) -> tuple[Tensor, Tensor]:
-    """ΔW as its two factors R [out, n] and Aᵀ [n, in]."""
-    return changes, right_factor(keys, metric, mu).T
+    """ΔW as a product of two factors."""
+    return solve_keys(keys.T, metric, mu).update(changes.T)
 
 
 def preset(name: str) -> tuple[KeyMetric, float]:

@@ -7,14 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
-from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, check_kinds, meaning
 from workbench.adapters.keys import Keys, sort_keys
 from workbench.adapters.patterns import Patterns
 from workbench.adapters.tied import unties
 from workbench.errors import WorkbenchError
 from workbench.weights.header import Entry, read_header
-from workbench.weights.specs import BLOCK_ELEMENTS
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
@@ -84,17 +82,6 @@ class Adapter:
     def meaning(self) -> dict[str, Any]:
         """Configuration fields that change what the tensors mean."""
         return meaning(self.config)
-
-    def check_finite(self) -> None:
-        """Read every tensor once to check its numbers.
-
-        Raises:
-            WorkbenchError: If a tensor holds NaN or infinity.
-        """
-        for key, entry in self.entries.items():
-            stored = Stored(entry, key, self.label)
-            for start, stop in entry.spec.blocks(BLOCK_ELEMENTS):
-                stored.rows(start, stop)
 
     def scale(self, module: str, rank: int | None) -> float:
         """Return the scale of a module's update: alpha / rank, or alpha / √rank for rsLoRA.

@@ -9,17 +9,6 @@ from workbench.compare.differences import Difference
 from workbench.compare.leaders import MOST_MEMBERS, MeanDifference
 from workbench.errors import shell
 
-CAUSES = (
-    "unsafe",
-    "not shown safe",
-    "not better",
-    "too few clusters",
-    "no mean",
-    "not scored",
-    "same weights",
-    "too many",
-)
-"""Why no configuration is recommended."""
 NONE = "No configuration can be recommended"
 KEEPS = 0.95
 """Share of its bricks' skills that a merge is expected to keep; one that is shown to keep less gets a sentence."""

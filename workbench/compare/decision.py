@@ -73,7 +73,7 @@ class Decision:
         baseline: Name of the baseline.
         chosen: The recommended candidate, if there is one.
         closest: The candidate that misses least, if none is recommended.
-        cause: Why none is recommended, a key of `advice.CAUSES`.
+        cause: Why none is recommended, whose clause stands in `advice.py`.
         ranked: All candidates, the highest mean first.
         leaders: Names of the leaders, the highest mean first.
         beside: Differences from the chosen, or closest, candidate of the other leaders and of all that are not shown to be worse than it.

@@ -1,4 +1,4 @@
-"""What a model loses when neuron sets are switched off: losses of held-out items, controls of equal size, overlaps and enrichment.
+"""What a model loses when neuron sets are switched off: losses of held-out items, controls of equal size, and overlaps.
 
 Source: Xiao et al. 2024, arXiv 2409.02877, sections 4.4 (functional pruning) and 4.5 (partition). Controls are this project's: random
 neurons, random neurons with the same mean activation, and the top set of a shuffled label.
@@ -7,7 +7,7 @@ neurons, random neurons with the same mean activation, and the top set of a shuf
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
@@ -309,41 +309,3 @@ def overlaps(sets: Sequence[NeuronSet]) -> Overlaps:
 
 def _shared(a: NeuronSet, b: NeuronSet) -> Iterator[int]:
     return (layer for layer in a.indices if layer in b.indices)
-
-
-@dataclass(frozen=True)
-class Enrichment:
-    """Clusters of a layer's neurons, and how many neurons of a set each holds.
-
-    Attributes:
-        layer: The layer.
-        counts: Neurons of the set in each cluster [clusters].
-        expected: Their expected number if the set were random [clusters].
-        p: Probability of at least this number if the set were random (hypergeometric upper tail) [clusters].
-    """
-
-    layer: int
-    counts: Tensor
-    expected: Tensor
-    p: Tensor
-
-
-def enrichment(neurons: NeuronSet, clusters: Mapping[int, Tensor]) -> list[Enrichment]:
-    """Return how the neurons of a set are spread over clusters, layer by layer.
-
-    Args:
-        neurons: The set.
-        clusters: Layer -> cluster of each neuron [units], from 0.
-
-    Source: Zhang et al. 2023, Emergent Modularity, arXiv 2305.18390: clusters with p ≤ 0.001 are functional experts.
-    """
-    from scipy.stats import hypergeom
-
-    result = []
-    for layer, cluster in sorted(clusters.items()):
-        index = neurons.indices.get(layer, torch.empty(0, dtype=torch.long))
-        sizes = cluster.bincount()
-        counts = cluster[index].bincount(minlength=len(sizes))
-        p = hypergeom.sf(counts.numpy() - 1, len(cluster), len(index), sizes.numpy())
-        result.append(Enrichment(layer, counts, sizes.double() * len(index) / len(cluster), torch.from_numpy(p)))
-    return result

@@ -1,23 +1,21 @@
 """Cumulative error of tail truncation (CETT): how many neurons a layer can leave out at a given error of its output.
 
-Sources: Song et al. 2024, arXiv 2402.03804 (CETT); Luo et al. 2024, Sparsing Law, arXiv 2411.02335 (CETT-PPL-1 %).
+Source: Song et al. 2024, arXiv 2402.03804.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.emergent.labelled import ItemRow
-from workbench.emergent.losses import ItemLosses, Scored, losses
-from workbench.emergent.sites import Site, Visitor, visiting
-from workbench.emergent.sparsity import TINY, Scale, TokenSample
+from workbench.emergent.sites import Site
+from workbench.emergent.sparsity import TINY, TokenSample
 from workbench.lazy import no_grad, torch
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from transformers import PreTrainedModel
+
+_STEPS = 30  # bisections
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Cett:
 
 
 @no_grad
-def cett(sample: TokenSample, target: float = 0.2, *, steps: int = 30) -> Cett:
+def cett(sample: TokenSample, target: float = 0.2) -> Cett:
     """Find the largest threshold of each layer whose CETT does not exceed a target, by bisection.
 
     CETT grows with the threshold except where output vectors cancel, so that the threshold found is one at which it crosses the target.
@@ -64,18 +62,17 @@ def cett(sample: TokenSample, target: float = 0.2, *, steps: int = 30) -> Cett:
     Args:
         sample: Activations on a sample of tokens.
         target: The CETT, shared by all layers.
-        steps: Number of bisections.
     """
     found = []
     for number, site in enumerate(sample.sites):
         if site.kind == "neurons":
-            found.append((site.layer, *_threshold(sample.activations[number].float(), site, target, steps)))
+            found.append((site.layer, *_threshold(sample.activations[number].float(), site, target)))
     layers = tuple(layer for layer, *_ in found)
     thresholds, reached, sparsity = (torch.tensor([row[i] for row in found], dtype=torch.float64) for i in (1, 2, 3))
     return Cett(target, layers, thresholds, reached, sparsity, sample.tokens)
 
 
-def _threshold(activations: Tensor, site: Site, target: float, steps: int) -> tuple[float, float, float]:
+def _threshold(activations: Tensor, site: Site, target: float) -> tuple[float, float, float]:
     """Return threshold, CETT and share of neurons below the threshold, from activations [tokens, units]."""
     columns = site.columns().float().cpu()
     bias = getattr(site.module, "bias", None)
@@ -93,72 +90,10 @@ def _threshold(activations: Tensor, site: Site, target: float, steps: int) -> tu
     if error(high) <= target:
         low = high
     else:
-        for _ in range(steps):
+        for _ in range(_STEPS):
             middle = (low + high) / 2
             low, high = (middle, high) if error(middle) <= target else (low, middle)
         # The bisection ends at a neuron's magnitude. Halfway to the next smaller one, rounding decides nothing.
         smaller = size[size < low]
         low = (low + float(smaller.max())) / 2 if len(smaller) else 0.0
     return low, error(low), float((size < low).double().mean())
-
-
-def below(sites: Sequence[Site], thresholds: Sequence[float]) -> Visitor:
-    """Return a visitor that sets neurons with an output magnitude below their layer's threshold to zero."""
-    scale = Scale(sites, "magnitude")
-
-    def visit(number: int, activations: Tensor) -> Tensor | None:
-        if not thresholds[number]:
-            return None
-        return activations.masked_fill(scale.of(number, activations) < thresholds[number], 0.0)
-
-    return visit
-
-
-@dataclass(frozen=True)
-class CettLoss:
-    """The largest CETT at which perplexity rises by no more than a share.
-
-    Attributes:
-        rise: Largest relative rise of perplexity.
-        cett: Thresholds at the CETT found.
-        reached: Relative rise of perplexity at these thresholds.
-        base: Losses on the unchanged model.
-    """
-
-    rise: float
-    cett: Cett
-    reached: float
-    base: ItemLosses
-
-
-def cett_at_perplexity(
-    model: PreTrainedModel,
-    sample: TokenSample,
-    rows: Sequence[ItemRow],
-    rise: float = 0.01,
-    *,
-    steps: int = 7,
-    scored: Scored = "whole",
-) -> CettLoss:
-    """Find the largest CETT at which perplexity rises by no more than a share (CETT-PPL-1 % for 0.01).
-
-    Args:
-        model: The live model.
-        sample: Its activations on a sample of tokens, from which thresholds are computed.
-        rows: The items whose perplexity is measured; each step is one pass over them.
-        rise: Largest relative rise of perplexity.
-        steps: Number of bisections of CETT between 0 and 1.
-        scored: Tokens whose loss counts.
-    """
-    base = losses(model, rows, scored=scored)
-    low, high, best, reached = 0.0, 1.0, cett(sample, 0.0), 0.0
-    sites = [site for site in sample.sites if site.kind == "neurons"]
-    for _ in range(steps):
-        candidate = cett(sample, (low + high) / 2)
-        with visiting(model, sites, below(sites, candidate.thresholds.tolist())):
-            actual = float(torch.tensor(losses(model, rows, scored=scored).mean - base.mean).expm1())
-        if actual <= rise:
-            low, best, reached = candidate.target, candidate, actual
-        else:
-            high = candidate.target
-    return CettLoss(rise, best, reached, base)

@@ -5,13 +5,10 @@ The scale is that of emergent bricks: damage matrices have the same form as thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from workbench.compare.tables import Table
 from workbench.emergent.decompose import FunctionCosines, LayerOutputs, Output, function_cosines, layer_outputs, sample_places
 from workbench.emergent.labelled import Item, item_rows
 from workbench.emergent.losses import ItemLosses, Scored, SetLosses, losses
@@ -19,8 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
 from workbench.library.measure import measure
-from workbench.library.neurons_ablation import AblationTable, Damage, ablation_table, damage_of, finite
-from workbench.library.neurons_draws import ItemGroups
+from workbench.library.neurons_ablation import AblationTable, ablation_table, finite
 from workbench.models.live import compute, live_model
 from workbench.models.texts import Text, encode, longest_row
 from workbench.models.tokenizer import load_tokenizer
@@ -70,22 +66,6 @@ def without_brick(recipe: Recipe, brick: str) -> Recipe:
     return from_data(
         {"version": 1, **data, "name": f"{recipe.name}-without-{brick}", "steps": steps, "bricks": kept}, recipe.project
     )
-
-
-def leave_one_out(recipe: Recipe, items: Sequence[Item], *, device: torch.device, events: Events = no_events) -> AblationTable:
-    """Compose a recipe without each of its bricks, and return what the texts of every brick lose.
-
-    Args:
-        recipe: The recipe.
-        items: Held-out texts. The function of a text is the name of the brick that serves it; each brick with texts is left out once.
-        device: Device of the models, which are loaded one after the other.
-        events: Receives progress.
-
-    Raises:
-        WorkbenchError: If the recipe has a memory, fewer than two bricks have texts, or texts have the name of no brick.
-    """
-    subsets = BrickSubsets(recipe, items, device=device, events=events)
-    return subsets.table()
 
 
 class BrickSubsets:
@@ -173,56 +153,11 @@ class BrickSubsets:
         return ablation_table(result, self.items, self.named)
 
 
-def live_float32(resolved: Resolved, device: torch.device, events: Events = no_events) -> PreTrainedModel:
+def live_float32(resolved: Resolved, device: torch.device) -> PreTrainedModel:
     """Return a configuration without its memory as a live model in float32, in which small differences are not rounded away."""
     with exact(device):
-        model = compose(resolved, device, events).model
+        model = compose(resolved, device, no_events).model
         return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
-
-
-def stored_leave_one_out(tables: Mapping[str, Table], whole: str, without: Mapping[str, str]) -> Damage:
-    """Return the damage of leaving out bricks from stored scores: the relative loss of the score above chance.
-
-    Args:
-        tables: Brick -> stored scores of the task that it serves, on which higher is better.
-        whole: Digest of the recipe's configuration, under which the tables hold its scores.
-        without: Brick -> digest of the configuration without it.
-
-    Raises:
-        WorkbenchError: If scores are missing, or the recipe scores no better than chance on a task.
-    """
-    names = list(tables)
-    if len(names) < 2:
-        raise WorkbenchError(f"coupling needs the scores of at least two bricks, found {len(names)}", None)
-    for name, table in tables.items():
-        for label, digest in (("the recipe", whole), *((f"the recipe without '{b}'", without.get(b, "")) for b in names)):
-            if digest not in table.values:
-                raise WorkbenchError(
-                    f"task '{table.name}' of brick '{name}' has no scores of {label}", "Score it: workbench eval."
-                )
-        if not table.correctable or table.corrected(table.value(whole)) <= 0:
-            raise WorkbenchError(
-                f"task '{table.name}' of brick '{name}': expected a score above chance on which higher is better",
-                "Use another task.",
-            )
-
-    def damage(values: Callable[[Table, str], Any]) -> Tensor:
-        """Return the damage [..., bricks, tasks] of scores or of their resamplings."""
-        columns = []
-        for table in tables.values():
-            full = torch.as_tensor(values(table, whole), dtype=torch.float64)
-            parts = [torch.as_tensor(values(table, without[name]), dtype=torch.float64) for name in names]
-            columns.append(torch.stack([(full - part) / full.clamp_min(1e-9) for part in parts], -1))
-        return torch.stack(columns, -1)
-
-    ends = np.cumsum([0, *(table.clusters for table in tables.values())])
-    groups = ItemGroups(
-        tuple(names),
-        np.concatenate([np.full(len(table.cluster), i, np.intp) for i, table in enumerate(tables.values())]),
-        np.concatenate([table.cluster + end for table, end in zip(tables.values(), ends, strict=False)]),
-    )
-    point = damage(lambda table, digest: table.corrected(table.value(digest)))
-    return damage_of(names, point, damage(lambda table, digest: table.resampled[digest]), groups)
 
 
 @dataclass(frozen=True)

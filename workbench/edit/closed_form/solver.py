@@ -205,10 +205,6 @@ class Solved:
             columns.addmm_(changes[part].to(self.rows).T, self.metric.whitened(self.keys[part].T).T)
         return columns, self.rows
 
-    def right(self) -> Tensor:
-        """Return Aᵀ [n, d_in], float64."""
-        return self.rows if self.metric is None else self.metric.whitened(self.keys.T).T @ self.rows
-
 
 def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
     """Solve for A. The requested changes are not needed yet, and one solution serves several of them.
@@ -237,11 +233,6 @@ def solve(keys: Tensor, metric: KeyMetric, mu: float) -> Solved:
     half = half if metric.free is None else metric.free @ half
     inner = _solve_ridge(half.T @ gram @ half, mu, half.T, energy)
     return Solved(metric._unwhiten(half @ inner).T, metric, keys)
-
-
-def right_factor(keys: Tensor, metric: KeyMetric, mu: float) -> Tensor:
-    """Return A [d_in, n] for keys [d_in, n], the factor that multiplies the requested changes. See `solve`."""
-    return solve(keys.T, metric, mu).right().T
 
 
 def factors_of(left: Tensor, right: Tensor) -> Factors:

@@ -68,17 +68,6 @@ def base_policy(name: str) -> str:
     return str(method(name).spec.contract.base.value)
 
 
-def brick_counts(name: str) -> tuple[int, int | None]:
-    """Return the smallest and the largest number of bricks of a method, without the base; None means no limit."""
-    contract = method(name).spec.contract
-    base = 1 if contract.base.value == "required" else 0
-    smallest = max(contract.min_inputs - base, contract.min_non_base or 0, 1)
-    limits = [
-        n for n in (None if contract.max_inputs is None else contract.max_inputs - base, contract.max_non_base) if n is not None
-    ]
-    return smallest, min(limits) if limits else None
-
-
 @cache
 def merge_tensors() -> Callable[..., Tensor]:
     """Return mergekit's function that merges the tensors of several models."""

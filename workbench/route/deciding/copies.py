@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 GREETINGS = (
@@ -66,9 +65,3 @@ def without_template(text: str, frame: tuple[str, str, str] | None) -> str:
     if between in text:
         return text[: -len(after)].rpartition(between)[2]
     return text[: -len(after)].removeprefix(before) if text.startswith(before) else text
-
-
-def stripped(texts: Sequence[str], tokenizer: Any) -> list[str]:
-    """Return the last user message of each text; see `without_template`."""
-    frame = chat_frame(tokenizer)
-    return [without_template(text, frame) for text in texts]
