@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
-from workbench.adapters.modules import Live, Place, live_places
+from workbench.adapters.modules import Place, live_places
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.models.layout import Model
@@ -78,12 +78,11 @@ class AdaptedWeights:
         result: A merge or a fine-tuned checkpoint with the base's tensor names and shapes.
         base: The model that the adapter applies to.
         policy: Options for the conversion.
-        live: The live model's modules; computed from the base if omitted.
     """
 
-    def __init__(self, result: Model, base: Model, policy: Policy, live: Live | None = None) -> None:
+    def __init__(self, result: Model, base: Model, policy: Policy) -> None:
         self.result, self.base, self.policy = result, base, policy
-        self.live = live or live_places(base)
+        self.live = live_places(base)
         self._measured: dict[str, AdaptedPart] = {}
 
     @property

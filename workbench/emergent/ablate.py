@@ -222,7 +222,6 @@ def matched_set(
     like: NeuronSet,
     means: Sequence[Tensor],
     generator: torch.Generator,
-    window: int = WINDOW,
 ) -> NeuronSet:
     """Return random neurons with about the mean activations of another set, and none of its neurons.
 
@@ -234,7 +233,6 @@ def matched_set(
         like: The set to match.
         means: Mean |activation| of every unit, per site [units].
         generator: Source of random numbers.
-        window: Number of nearest free ranks from which a neuron is drawn.
 
     Raises:
         WorkbenchError: If a layer has fewer other neurons than the set has.
@@ -252,14 +250,14 @@ def matched_set(
                 "of equal size to compare it with",
                 "Choose a smaller share.",
             )
-        other = _neighbors(index, mean, generator, window)
+        other = _neighbors(index, mean, generator)
         totals = [totals[0] + float(mean[index].sum()), totals[1] + float(mean[other].sum())]
         chosen.append(other)
     evidence = {"control": "matched", "mean_activation": totals[1] / max(1, like.size), "set_mean": totals[0] / max(1, like.size)}
     return set_of(name, sites, chosen, base=like.base, evidence=evidence)
 
 
-def _neighbors(index: Tensor, mean: Tensor, generator: torch.Generator, window: int) -> Tensor:
+def _neighbors(index: Tensor, mean: Tensor, generator: torch.Generator) -> Tensor:
     """Return for each unit another one of about the same rank by mean activation; all are different and none is in `index`."""
     order = mean.argsort()
     rank = torch.empty_like(order)
@@ -269,8 +267,8 @@ def _neighbors(index: Tensor, mean: Tensor, generator: torch.Generator, window: 
     chosen = []
     for unit in index[torch.randperm(len(index), generator=generator)].tolist():
         at = bisect_left(free, int(rank[unit]))
-        near = sorted(range(max(0, at - window), min(len(free), at + window)), key=lambda i: abs(free[i] - int(rank[unit])))
-        pick = near[int(torch.randint(min(window, len(near)), (), generator=generator))]
+        near = sorted(range(max(0, at - WINDOW), min(len(free), at + WINDOW)), key=lambda i: abs(free[i] - int(rank[unit])))
+        pick = near[int(torch.randint(min(WINDOW, len(near)), (), generator=generator))]
         chosen.append(int(order[free.pop(pick)]))
     return torch.tensor(chosen, dtype=torch.long)
 

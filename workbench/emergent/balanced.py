@@ -55,7 +55,7 @@ def _greedy(costs: Tensor, size: int) -> Tensor:
     return torch.from_numpy(clusters)
 
 
-def balanced_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations: int = ITERATIONS) -> Tensor:
+def balanced_kmeans(points: Tensor, clusters: int, *, seed: int = 0) -> Tensor:
     """Divide points into clusters of equal size that are close to their means.
 
     Iterations assign greedily; the last assignment has the least total cost if there are at most `EXACT` points.
@@ -64,7 +64,6 @@ def balanced_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations:
         points: The points [points, width].
         clusters: Number of clusters, which divides the number of points.
         seed: Seed of the first centers, which are drawn far apart (k-means++).
-        iterations: Largest number of iterations.
 
     Returns:
         Cluster of each point [points] int64.
@@ -75,7 +74,7 @@ def balanced_kmeans(points: Tensor, clusters: int, *, seed: int = 0, iterations:
     values = points.float()
     centers = _first_centers(values, clusters, seed)
     members = assign(_squared(values, centers), exact=False)
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         centers = means(values, members, clusters)
         moved = assign(_squared(values, centers), exact=False)
         if torch.equal(moved, members):

@@ -9,24 +9,21 @@ from workbench.emergent.functions import FunctionScores
 from workbench.emergent.sets import NeuronSet, set_of
 from workbench.lazy import torch
 
+_CHOSEN, _QUANTILE = 0.01, 0.95  # share of all neurons to choose; quantile of all firing rates
 
-def lape_sets(scores: FunctionScores, entropy_share: float = 0.01, firing_quantile: float = 0.95) -> dict[str, NeuronSet]:
+
+def lape_sets(scores: FunctionScores) -> dict[str, NeuronSet]:
     """Return the sets of language-specific neurons of Tang et al. 2024 (LAPE, arXiv 2402.16438), with functions in place of languages.
 
     Neurons whose firing rate exceeds a quantile of all rates for no function are left out. Of the others, those with the lowest entropy are
     chosen, and each belongs to every function for which its rate exceeds the quantile.
-
-    Args:
-        scores: The scores.
-        entropy_share: Share of all neurons to choose.
-        firing_quantile: Quantile of all firing rates.
     """
     lape = [entropies(rates) for rates in scores.firing]
     firing = np.concatenate(scores.firing, 1)
     entropy = np.concatenate(lape)
-    bar = float(np.quantile(firing, firing_quantile))
+    bar = float(np.quantile(firing, _QUANTILE))
     entropy = np.where((firing > bar).any(0), entropy, np.inf)
-    best = np.argsort(entropy, kind="stable")[: max(1, round(entropy_share * len(entropy)))]
+    best = np.argsort(entropy, kind="stable")[: max(1, round(_CHOSEN * len(entropy)))]
     best = best[np.isfinite(entropy[best])]
     sizes = [site.units for site in scores.sites]
     result = {}

@@ -232,7 +232,6 @@ def knowledge_neurons(
     *,
     threshold: float = 0.2,
     share: float = 0.7,
-    base: str | None = None,
 ) -> NeuronSet:
     """Return the neurons that carry a fact in enough of its wordings.
 
@@ -242,7 +241,6 @@ def knowledge_neurons(
         attributions: Attributions of the fact's prompt and of its paraphrases.
         threshold: A wording keeps neurons with an attribution above this share of its largest one.
         share: Share of the wordings that must keep a neuron; 1 intersects all of them.
-        base: Digest of the model.
 
     Returns:
         The set, with mean attributions as scores. It is empty if no neuron is kept often enough.
@@ -256,7 +254,7 @@ def knowledge_neurons(
         chosen.append(((scores > bars[:, None]).sum(0) >= needed).nonzero().flatten())
         means.append(scores.mean(0))
     evidence = {"threshold": threshold, "share": share, "wordings": len(attributions)}
-    return set_of(name, sites, chosen, means, base=base, evidence=evidence)
+    return set_of(name, sites, chosen, means, evidence=evidence)
 
 
 @no_grad

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.emergent.ablate import losses_with_each
 from workbench.emergent.activations import Progress, Tokens, stream
 from workbench.emergent.labelled import PROMPT, Counted, ItemRow
-from workbench.emergent.losses import Scored, SetLosses
+from workbench.emergent.losses import SetLosses
 from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site, visiting
 from workbench.lazy import torch
@@ -129,7 +129,6 @@ def ablate_between(
     sets: Sequence[NeuronSet],
     bounds: Sequence[Bounds],
     *,
-    scored: Scored = "whole",
     progress: Progress = lambda *_: None,
 ) -> SetLosses:
     """Compute the loss of every item with each set switched off within its bounds, and with none.
@@ -140,7 +139,6 @@ def ablate_between(
         rows: The items' texts.
         sets: Neuron sets with different names; each costs one pass over the items.
         bounds: Bounds of each set.
-        scored: Tokens whose loss counts.
         progress: Progress callback; it counts passes.
 
     Raises:
@@ -151,4 +149,4 @@ def ablate_between(
     def switch(number: int) -> Any:
         return switching_off_between(model, sites, sets[number], bounds[number])
 
-    return losses_with_each(model, sites, rows, sets, switch, scored=scored, progress=progress)
+    return losses_with_each(model, sites, rows, sets, switch, scored="whole", progress=progress)

@@ -141,13 +141,13 @@ def representatives(layers: Sequence[FeedForward], partition: Partition) -> Repr
 
 
 @no_grad
-def ridges(sample: FeedForwardSample, partition: Partition, ridge: float = RIDGE) -> Linear:
+def ridges(sample: FeedForwardSample, partition: Partition) -> Linear:
     """Return the linear selector that predicts each expert's share of the mass best on a sample, by ridge regression."""
     rows = []
     for number, x in enumerate(sample.inputs):
         wide = x.double()
         gram = wide.T @ wide
-        gram.diagonal().add_(ridge * gram.diagonal().mean())
+        gram.diagonal().add_(RIDGE * gram.diagonal().mean())
         rows.append(torch.linalg.solve(gram, wide.T @ shares(sample, partition, number).double()).T.float())
     return Linear("ridge", tuple(rows))
 

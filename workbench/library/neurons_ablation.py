@@ -15,7 +15,7 @@ from workbench.emergent.sets import NeuronSet
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.library.neurons_draws import REPS, ItemGroups
+from workbench.library.neurons_draws import ItemGroups
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +185,7 @@ def ablation(
 
 
 def ablation_table(
-    result: SetLosses, items: Sequence[Item], functions: Sequence[str], controls: Sequence[Control] = (), *, reps: int = REPS
+    result: SetLosses, items: Sequence[Item], functions: Sequence[str], controls: Sequence[Control] = ()
 ) -> AblationTable:
     """Return the table of stored or computed losses.
 
@@ -194,7 +194,6 @@ def ablation_table(
         items: The items.
         functions: The functions, in the order of rows and columns.
         controls: The controls.
-        reps: Number of resamplings.
 
     Raises:
         WorkbenchError: If a function has no item with a predicted token.
@@ -202,7 +201,7 @@ def ablation_table(
     check_tokens(result, ItemGroups.of(items, functions))
     result, items = _counted(result, items)
     groups = ItemGroups.of(items, functions)
-    weights = groups.weights(reps=reps)
+    weights = groups.weights()
     of_set = {name: number for number, name in enumerate(result.names)}
     changes, draws = (perplexity_changes(result, groups.columns, w) for w in (None, weights))
     rows = [of_set[name] for name in functions]

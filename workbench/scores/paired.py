@@ -19,6 +19,7 @@ from workbench.scores.signflips import TINY, tails
 from workbench.scores.statistics import HIGHEST, MANY_CLUSTERS, Floats, clustered_rates, clustered_se, codes, ratio, upper_t
 
 PairT = TypeVar("PairT", bound="Pair")
+_POWER = 0.8  # of the smallest difference that a test detects
 
 
 @dataclass(frozen=True)
@@ -64,21 +65,20 @@ class Pair(ABC):
     @abstractmethod
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]: ...
 
-    def mde(self, critical: float | None = None, power: float = 0.8) -> float | None:
-        """Return the smallest true difference that a test detects with this power; None if the differences have no spread.
+    def mde(self, critical: float | None = None) -> float | None:
+        """Return the smallest true difference that a test detects with a probability of 80 %; None if the differences have no spread.
 
         Args:
             critical: Critical value of the test; default: that of a single test at 5 %.
-            power: Probability of detection.
         """
         if not TINY < self.se < math.inf:
             return None
         t = self.changes.as_t(self.changes.critical(0.05) if critical is None else critical)
-        return (t + upper_t(1 - power, 10**6)) * self.se if math.isfinite(t) else None
+        return (t + upper_t(1 - _POWER, 10**6)) * self.se if math.isfinite(t) else None
 
-    def needs(self, effect: float, critical: float | None = None, power: float = 0.8) -> int | None:
+    def needs(self, effect: float, critical: float | None = None) -> int | None:
         """Return the approximate number of items that would detect a difference of this size, enough for at least 20 clusters."""
-        smallest = self.mde(critical, power)
+        smallest = self.mde(critical)
         if smallest is None or effect <= 0:
             return None
         return max(math.ceil(self.n * (smallest / effect) ** 2), math.ceil(self.n * MANY_CLUSTERS / self.clusters))

@@ -60,8 +60,8 @@ def clustered_se(values: Floats, cluster: NDArray[np.intp]) -> float:
     return float(np.sqrt((deviations**2 / (1 - sizes / values.size)).sum()) / values.size)
 
 
-def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.05) -> tuple[float, float]:
-    """Return the interval of a mean score.
+def score_interval(values: Floats, cluster: NDArray[np.intp]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean score.
 
     For right/wrong items it is Wilson's interval on the effective number of items, n / design effect, with a t quantile. The design effect
     is the clustered variance divided by the binomial variance, at least 1. If all items are right or all are wrong, it cannot be estimated
@@ -72,7 +72,7 @@ def score_interval(values: Floats, cluster: NDArray[np.intp], alpha: float = 0.0
     inside = bool(values.min() >= 0 and values.max() <= 1)
     if k < 2:
         return (0.0, 1.0) if inside else (-math.inf, math.inf)
-    t, se = upper_t(alpha / 2, effective_clusters(np.bincount(cluster)) - 1), clustered_se(values, cluster)
+    t, se = upper_t(0.025, effective_clusters(np.bincount(cluster)) - 1), clustered_se(values, cluster)
     if not np.isin(values, (0.0, 1.0)).all():
         low, high = mean - t * se, mean + t * se
         return (max(low, 0.0), min(high, 1.0)) if inside else (low, high)
@@ -100,9 +100,8 @@ def ratio_interval(
     numerators: Sequence[float] | Floats,
     weights: Sequence[float] | Floats,
     cluster: NDArray[np.intp],
-    alpha: float = 0.05,
 ) -> tuple[float, float]:
-    """Return the interval of a corpus metric: rate +- t * jackknife error in nats, with both ends converted to the metric.
+    """Return the 95 % interval of a corpus metric: rate +- t * jackknife error in nats, with both ends converted to the metric.
 
     The jackknife deletes one cluster at a time, and t has K-1 degrees of freedom, where K = (sum of weights)^2 / sum of squared weights of
     clusters: one long document among short ones counts as few documents. For equal weights this is the clustered error of a mean.
@@ -112,7 +111,7 @@ def ratio_interval(
     (rate,), covariance, df = clustered_rates(-x[None], np.asarray(weights, np.float64), cluster)
     if not math.isfinite(df):
         return (0.0 if kind == "bits_per_byte" else 1.0), math.inf
-    half = upper_t(alpha / 2, df) * math.sqrt(covariance[0, 0])
+    half = upper_t(0.025, df) * math.sqrt(covariance[0, 0])
     return ratio(kind, [half - rate], [1.0]), ratio(kind, [-half - rate], [1.0])
 
 

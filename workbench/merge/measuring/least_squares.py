@@ -76,7 +76,6 @@ def merge_linear(
     deltas: Sequence[Tensor],
     grams: Sequence[Callable[[], Tensor]],
     ridge: float,
-    scale: float = 1.0,
     *,
     method: str,
 ) -> Prepared:
@@ -87,7 +86,6 @@ def merge_linear(
         deltas: Deltas [out, in] from `linear_deltas`.
         grams: Functions that return the Grams, see `solve`.
         ridge: Ridge, see `solve`.
-        scale: Factor on the result.
         method: Name of the method, for errors.
 
     Returns:
@@ -101,7 +99,7 @@ def merge_linear(
     norms = [float(delta.norm()) for delta, weight in zip(deltas, weights, strict=True) if weight]
     mean = sum(norms) / len(norms)
     group.notes[group.tensor] = {"norm_ratio": float(solved.norm()) / mean if mean else 0.0}
-    result = (solved.T if is_conv1d(group.model, group.tensor) else solved).mul(scale).contiguous()
+    result = (solved.T if is_conv1d(group.model, group.tensor) else solved).contiguous()
 
     def delta(block: Block) -> Tensor:
         return result[block.start : block.start + block.base.shape[0]]
@@ -109,12 +107,12 @@ def merge_linear(
     return delta
 
 
-def average(group: Group, scale: float = 1.0, *, method: str) -> Combination:
+def average(group: Group, *, method: str) -> Combination:
     """Return the weighted mean, for tensors that are no linear layer or have no Gram, and note that the tensor was averaged."""
     weights = checked_weights(group, method)
     total = sum(weights)
     group.notes[group.tensor] = {"averaged": True}
-    return Combination([scale * w / total for w in weights])
+    return Combination([w / total for w in weights])
 
 
 def checked_weights(group: Group, method: str) -> list[float]:
