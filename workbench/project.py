@@ -14,9 +14,13 @@ _CACHE, _RUNS = ".workbench", "runs"
 ENVIRONMENT = "WORKBENCH_CACHE"
 
 
-def find_project(path: Path) -> Path:
-    """Return the nearest parent directory with a `recipes/` directory or a `pyproject.toml`, else the file's own directory."""
-    start = path.resolve().parent
+def find_project(path: Path | None = None) -> Path:
+    """Return the nearest parent directory with a `recipes/` directory or a `pyproject.toml`, else the file's own directory.
+
+    Args:
+        path: The file; None: any file of the current directory.
+    """
+    start = (path or Path.cwd() / "here").resolve().parent
     return next((d for d in (start, *start.parents) if (d / "recipes").is_dir() or (d / "pyproject.toml").is_file()), start)
 
 

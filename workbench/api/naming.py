@@ -136,7 +136,7 @@ def _described(found: Named) -> str:
 
 def recipes_folder() -> Path:
     """Return the folder of the project's recipes, as a path from the current folder."""
-    return relative(find_project(Path.cwd() / "here") / "recipes")
+    return relative(find_project() / "recipes")
 
 
 def recipe_files() -> list[Path]:
@@ -146,7 +146,7 @@ def recipe_files() -> list[Path]:
 
 def runs_folder(runs: Path | None) -> Path:
     """Return the folder of runs and scores: the one that is given, or that of the current folder's project."""
-    return runs or relative(runs_of(find_project(Path.cwd() / "here")))
+    return runs or relative(runs_of(find_project()))
 
 
 def relative(path: Path) -> Path:
@@ -194,9 +194,7 @@ def load_named(
     label = re.sub(
         r"[^a-z0-9._-]+", "-", Path(name.partition("@")[0] if found.path is None else found.path.name or place).name.lower()
     )
-    return from_data(
-        {"version": 1, "name": label.lstrip("._-") or "model", "base": place, "steps": []}, find_project(Path.cwd() / "here")
-    )
+    return from_data({"version": 1, "name": label.lstrip("._-") or "model", "base": place, "steps": []}, find_project())
 
 
 def open_named(
@@ -222,7 +220,7 @@ def open_named(
     if found.kind == "recipe":
         loaded = load_named(name, runs=runs)
         return NamedModel(loaded.name, resolve(loaded, hub))
-    project = project or find_project(Path.cwd() / "here")
+    project = project or find_project()
     model = resolve_model(name if found.path is None else str(found.path), project, hub)
     base = model.resolved.recipe.fields.base_name
     if found.path is not None and not found.path.is_absolute() and (project / found.path).resolve() == Path(base):

@@ -209,7 +209,7 @@ def open_subjects(
     if lenient:
         loaded = _comparable(loaded, listener)
     vary.check_used(bool(loaded))
-    project = loaded[0].project if loaded else find_project(Path.cwd() / "here")
+    project = loaded[0].project if loaded else find_project()
     hub = Hub(headers_only=not fetch, events=listener.events)
     models = {reference: open_named(reference, runs=request.runs, project=project, hub=hub) for reference in references}
     chosen = suites_of(loaded, list(request.suites), project)
@@ -370,7 +370,7 @@ def imported_scores(request: Request) -> tuple[list[Scores], ScoreStore, Path] |
     from workbench.scores.store import ScoreStore
 
     suite = request.suites
-    project = find_project(Path.cwd() / "here")
+    project = find_project()
     store = ScoreStore((request.runs or runs_of(project)) / "scores")
     known = imported_suites(store)
     if not suite or not any(name in known for name in suite):

@@ -69,7 +69,7 @@ def advise(
     from workbench.weights.device import exact
 
     out.quiet = quiet or json
-    project = find_project(Path.cwd() / "here")
+    project = find_project()
     places, of_recipe = _of_recipe(names[0]) if _is_recipe(names) else (_places(names), None)
     files = _files(texts or [])
     if write is not None and write.exists():

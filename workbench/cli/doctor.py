@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import typer
 
 from workbench.cli._options import JsonOpt, RunsOpt
@@ -19,7 +17,7 @@ def doctor(runs_dir: RunsOpt = None, as_json: JsonOpt = False) -> None:
     from workbench.library.doctor import examine
     from workbench.project import find_project, runs_of
 
-    project = find_project(Path.cwd() / "here")
+    project = find_project()
     findings = examine(project, runs_dir or runs_of(project))
 
     def text() -> None:

@@ -175,7 +175,7 @@ def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
         )
     if not (found.path / "config.json").is_file():
         raise UsageError(f"{target}: expected a recipe, a run, or a model directory with a config.json")
-    return of_model(found.path, find_project(Path.cwd() / "here"), hub)
+    return of_model(found.path, find_project(), hub)
 
 
 @app.command()

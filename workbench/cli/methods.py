@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -32,7 +31,7 @@ def methods(
     from workbench.recipe.methods import methods as built_in
     from workbench.recipe.plugins import MethodFinder, untrusted
 
-    finder = MethodFinder(find_project(Path.cwd() / "here"))
+    finder = MethodFinder(find_project())
     known = [*built_in().values(), *finder.plugins.usable]
     for problem in finder.plugins.problems:
         out.warn(problem.message)

@@ -242,7 +242,7 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
 
     if base is None:
         raise UsageError(f"{name}: --base is missing", f"workbench scores export {shell(name)} --base DIR -o {shell(to)}")
-    project = find_project(Path.cwd() / "here")
+    project = find_project()
     facts = wanted(FactsEval(facts=name.removeprefix(PREFIX)), project)
     resolved = resolve_model(base, project).resolved
     for path in export_facts(facts, resolved, to, pick_device(device), out.event):

@@ -232,4 +232,4 @@ def new(
 def _project() -> Path:
     from workbench.project import find_project
 
-    return find_project(Path.cwd() / "here")
+    return find_project()

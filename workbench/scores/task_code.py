@@ -15,6 +15,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, write_bytes
+from workbench.identity import identity_of
 from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
@@ -182,7 +183,7 @@ def remember(path: Path, source: TaskSource, code: Code, reads: Reads, files: It
         "format": FORMAT,
         "versions": _versions(),
         "cwd": str(Path.cwd()),
-        "files": {str(f): [*_stat(f), _digest(f)] for f in sorted(input_files) if f.is_file()},
+        "files": {str(f): _known(f) for f in sorted(input_files) if f.is_file()},
         "absent": sorted(map(str, reads.absent)),
         "folders": {str(f): _listing(f) for f in sorted(reads.folders)},
         "source": source_data,
@@ -230,15 +231,14 @@ def _versions() -> dict[str, str]:
     return {"python": sys.version.partition(" ")[0], **installed("lm_eval", "datasets", "jinja2", "numpy", "brick-workbench")}
 
 
-def _stat(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns]
+def _known(path: Path) -> list[Any]:
+    """Return a file's identity, unless a change may leave it as it is, and the digest of its bytes."""
+    identity = identity_of(path)
+    return [*(identity.storable if identity.is_telling else ()), _digest(path)]
 
 
 def _same(path: Path, known: list[Any]) -> bool:
-    if not path.is_file():
-        return False
-    return _stat(path) == known[:-1] or _digest(path) == known[-1]
+    return path.is_file() and (identity_of(path).storable == known[:-1] or _digest(path) == known[-1])
 
 
 def _digest(path: Path) -> str:
