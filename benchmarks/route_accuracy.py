@@ -12,8 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,6 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.route.deciding.copies import chat_frame, without_template
 from workbench.route.features.hidden import pooled, token_rows
-from workbench.route.mixing.kernel import Mix
-from workbench.route.mixing.modules import Mixer
 from workbench.steps import Prompts, RouteContext
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -39,11 +36,9 @@ SAMPLES = 64
 ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "ridge": ("ridge", {}, 1),
     "centroid": ("centroid", {}, 1),
-    "gate": ("gate", {}, 1),
     "text": ("text", {}, 1),
     "arrow": ("arrow", {"samples": 16}, 8),
     "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
-    "nll": ("nll", {"samples": 16}, 16),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (
@@ -107,17 +102,16 @@ def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, 
         step: Any = methods()[f"route:{name}"].model_validate({"route": name, "calibration": "{brick}", **fields})
         router = step.fit(context)
         fitting = time.process_time() - start
-        with acting_on(model, factors) as acting:
-            rows = []
-            for part, prompts in asked.items():
-                taken = prompts[::every]
-                texts = [one.prompt for one in taken]
-                tokens = token_rows(tokenizer, texts)
-                if router.layer is not None and part not in states:
-                    states[part] = pooled(model, tokens, router.layer, router.window)
-                hidden = None if router.layer is None else states[part]
-                decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens, acting)))
-                rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
+        rows = []
+        for part, prompts in asked.items():
+            taken = prompts[::every]
+            texts = [one.prompt for one in taken]
+            tokens = token_rows(tokenizer, texts)
+            if router.layer is not None and part not in states:
+                states[part] = pooled(model, tokens, router.layer, router.window)
+            hidden = None if router.layer is None else states[part]
+            decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens)))
+            rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
         found[label] = {
             "sets": rows,
             "fields": fields,
@@ -128,22 +122,6 @@ def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, 
         }
         print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
         keep()
-
-
-@contextmanager
-def acting_on(model: Any, factors: Mapping[str, Any]) -> Iterator[Callable[[str], Any]]:
-    """Switch single bricks on and off."""
-    mixer = Mixer(model, factors)
-
-    @contextmanager
-    def acting(brick: str) -> Iterator[None]:
-        with mixer.acting(Mix.of(torch.tensor([float(name == brick) for name in factors]))):
-            yield
-
-    try:
-        yield acting
-    finally:
-        mixer.detach()
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

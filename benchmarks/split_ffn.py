@@ -1,4 +1,4 @@
-"""Dense feed-forward layers as experts without training, in the form of ExpertWeaver's table (arXiv 2602.15521): the source of a table in docs/growing-experts.md.
+"""Dense feed-forward layers as experts without training: the source of a table in docs/growing-experts.md.
 
     python benchmarks/split_ffn.py
     python benchmarks/split_ffn.py --base DIR --data FILE --device cuda

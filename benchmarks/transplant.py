@@ -1,4 +1,4 @@
-"""Transplants of one skill by sets of neurons and by masks of single elements: the source of the tables on transplants in docs/neurons-sets.md.
+"""Transplants of one skill by masks of single elements: the source of the tables on transplants in docs/neurons-sets.md.
 
     python benchmarks/transplant.py
     python benchmarks/transplant.py --skills reverse --limit 40    a quick look
@@ -8,15 +8,12 @@ For each skill, a brick of the starter base is moved in part: its delta of the a
 chosen in these ways:
 
     attention          nothing: the attention's delta alone
-    neurons            the neurons where the delta acts (workbench analyze transplant)
-    trained neurons    the neurons whose gates training keeps (workbench analyze transplant --trained)
-    random neurons     equally many random neurons of every layer, one set a seed
     mask               the largest elements (merge: localize_and_stitch)
     random mask        random elements (merge: dare, rescale: none)
     rescaled mask      random elements divided by the share (merge: dare)
 
 and `mask of all` moves the largest elements of the whole delta, attention included. Every configuration is scored by `workbench eval`'s own functions on
-all items of the skill's task, and compared item by item with the whole brick, and with the random neurons or the random mask of the same share.
+all items of the skill's task, and compared item by item with the whole brick, and with the random mask of the same share.
 """
 
 from __future__ import annotations
@@ -31,27 +28,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from edit_setup import CPU, PROJECT, STARTER, make_project, one_thread, show
 from record import parser_of, write_results
 
-from workbench.bricks.card import BaseRecord
 from workbench.bricks.locate import resolve_brick
-from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.compare.tables import Table, tables_of
-from workbench.emergent.ablate import random_set
-from workbench.emergent.gates import GateSettings
 from workbench.emergent.places import neuron_axes
-from workbench.emergent.sets import NeuronSet, read_set
-from workbench.emergent.sites import Site
 from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.plans import plans
 from workbench.evaluate.scoring import score_all
-from workbench.library.neurons import TransplantOptions, transplant_set
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import deltas
-from workbench.run.work import Work
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite, load_suite
@@ -61,11 +49,9 @@ SKILLS = ("reverse", "glossary", "record")
 SUITE = "words"
 SHARES = (0.1, 0.25, 0.5)
 FEED_FORWARD = "*.mlp.*"
-WAYS = ("attention", "neurons", "trained neurons", "random neurons", "mask", "random mask", "rescaled mask", "mask of all")
+WAYS = ("attention", "mask", "random mask", "rescaled mask", "mask of all")
 # Way to choose -> the way of the same share with which it is compared.
 CONTROLS = {
-    "neurons": "random neurons",
-    "trained neurons": "random neurons",
     "mask": "random mask",
     "rescaled mask": "random mask",
 }
@@ -102,9 +88,6 @@ def main() -> None:
     parser.add_argument("--skills", nargs="+", default=list(SKILLS), choices=list(SKILLS))
     parser.add_argument("--shares", nargs="+", type=float, default=list(SHARES), help="shares of the feed-forward delta")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS, help="ways to choose what is moved")
-    parser.add_argument("--seeds", type=int, default=2, help="number of random sets of a share")
-    parser.add_argument("--samples", type=int, default=64, help="training texts of a skill that choose neurons")
-    parser.add_argument("--steps", type=int, default=GateSettings().steps, help="steps that train gates")
     parser.add_argument("--limit", type=int, help="maximum number of items of a task, for a quick look")
     parser.add_argument("--batch-size", type=int, default=32)
     parser.add_argument("--folder", type=Path, help="project folder to keep, so that a later call can resume")
@@ -122,9 +105,6 @@ def main() -> None:
                 **({"note": options.note} if options.note else {}),
                 "skills": sorted({row["skill"] for row in rows}, key=SKILLS.index),
                 "shares": options.shares,
-                "seeds": options.seeds,
-                "samples": options.samples,
-                "training_steps": options.steps,
                 "limit": options.limit,
                 "seconds": round(time.perf_counter() - started),
                 "rows": rows,
@@ -133,7 +113,7 @@ def main() -> None:
 
 
 def arms_of(project: Path, skill: str, options: argparse.Namespace) -> list[Arm]:
-    """Return all configurations of a skill; their sets of neurons are written below sets/."""
+    """Return all configurations of a skill."""
     part = feed_forward_part(project, skill)
     whole = {"merge": "task_arithmetic", "bricks": {skill: 1.0}}
     attention = {**whole, "where": {"exclude": [FEED_FORWARD]}}
@@ -143,24 +123,17 @@ def arms_of(project: Path, skill: str, options: argparse.Namespace) -> list[Arm]
     for share in options.shares:
         moved = 1 - part + part * share
 
-        def of_set(neurons: Path, way: str, seed: int = 0, share: float = share, moved: float = moved) -> Arm:
-            step = {**whole, "where": {"neurons": str(neurons.relative_to(project))}}
-            return Arm(way, share, moved, seed, [step])
-
         def masked(way: str, step: Mapping[str, Any], share: float = share, moved: float = moved) -> Arm:
             own = {**step, "bricks": {skill: 1.0}, "density": share, "where": {"include": [FEED_FORWARD]}}
             return Arm(way, share, moved, 0, [attention, own])
 
-        acting = chosen(project, skill, share, options)
-        own = [of_set(acting, "neurons")]
-        if "trained neurons" in options.ways:
-            own.append(of_set(trained(project, skill, share, options), "trained neurons"))
-        own += [of_set(drawn(acting, seed), "random neurons", seed) for seed in range(options.seeds)]
-        own.append(masked("mask", {"merge": "localize_and_stitch"}))
-        own.append(masked("random mask", {"merge": "dare", "rescale": "none"}))
-        own.append(masked("rescaled mask", {"merge": "dare"}))
         largest = {"merge": "localize_and_stitch", "bricks": {skill: 1.0}, "density": share}
-        own.append(Arm("mask of all", share, share, 0, [largest]))
+        own = [
+            masked("mask", {"merge": "localize_and_stitch"}),
+            masked("random mask", {"merge": "dare", "rescale": "none"}),
+            masked("rescaled mask", {"merge": "dare"}),
+            Arm("mask of all", share, share, 0, [largest]),
+        ]
         arms += [arm for arm in own if arm.way in options.ways]
     return arms
 
@@ -172,57 +145,6 @@ def feed_forward_part(project: Path, skill: str) -> float:
     sizes = {name: spec.numel for name, spec in base.weights.specs.items() if touched.touches(name)}
     axes = neuron_axes(base)
     return sum(size for name, size in sizes.items() if name in axes) / sum(sizes.values())
-
-
-def chosen(project: Path, skill: str, share: float, options: argparse.Namespace) -> Path:
-    """Return the folder of the neurons where a brick acts; written unless it is there.
-
-    The largest share is chosen by `transplant_set`. Smaller ones are its best neurons in every layer, which are those of a call of their own.
-    """
-    largest = max(options.shares)
-    out = project / "sets" / f"{skill}-{100 * share:g}"
-    if out.is_dir():
-        return out
-    if share == largest:
-        made(project, skill, share, options, out)
-        return out
-    whole = read_set(chosen(project, skill, largest, options))
-    best = {layer: whole.scores[layer].topk(max(1, round(share * count))).indices for layer, count in whole.units.items()}
-    indices = {layer: whole.indices[layer][index.sort().values] for layer, index in best.items()}
-    write_neuron_brick(
-        out, NeuronSet(out.name, whole.kind, whole.units, indices, base=whole.base), BaseRecord(id="base", digest=whole.base)
-    )
-    return out
-
-
-def trained(project: Path, skill: str, share: float, options: argparse.Namespace) -> Path:
-    """Return the folder of the neurons whose trained gates a brick needs; written unless it is there."""
-    out = project / "sets" / f"{skill}-{100 * share:g}-trained-{options.steps}"
-    if not out.is_dir():
-        made(project, skill, share, options, out, trained=GateSettings(steps=options.steps))
-    return out
-
-
-def made(project: Path, skill: str, share: float, options: argparse.Namespace, out: Path, **how: Any) -> None:
-    """Choose neurons as `workbench analyze transplant` does, and write them."""
-    started, texts = time.perf_counter(), f"bricks/{skill}/train.jsonl"
-    chosen = TransplantOptions(share, options.samples, **how)
-    found = transplant_set("base", f"bricks/{skill}", texts, chosen, project=project, work=Work(CPU), out=out).neurons
-    seconds, loss = time.perf_counter() - started, found.evidence.get("loss", {})
-    print(
-        f"{out.name}: {found.size} neurons, {found.evidence['delta_share']:.2f} of the square, {seconds:.0f} s {loss}", flush=True
-    )
-
-
-def drawn(like: Path, seed: int) -> Path:
-    """Return the folder of random neurons, as many in every layer as another set has."""
-    out = like.with_name(f"{like.name}-random-{seed}")
-    if not out.is_dir():
-        neurons = read_set(like)
-        units = [Site(layer, "neurons", "", torch.nn.Identity(), count) for layer, count in neurons.units.items()]
-        control: NeuronSet = random_set(out.name, units, neurons, torch.Generator().manual_seed(seed))
-        write_neuron_brick(out, control, BaseRecord(id="base", digest=neurons.base), made_by="benchmarks/transplant.py")
-    return out
 
 
 def scored(project: Path, skill: str, arms: Sequence[Arm], options: argparse.Namespace) -> list[dict[str, Any]]:

@@ -69,8 +69,8 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
         "map": {"mapping": "kept"},
         "map, ridge": {"mapping": "kept", "by": "ridge"},
     },
-    "wide": {"assign": {"by": "assign"}, "ridge": {"by": "ridge"}, "subspace": {"by": "subspace"}},
-    "release": {"copy": {"by": "copy"}, "signs": {"by": "signs"}, "ridge": {"by": "ridge"}, "subspace": {"by": "subspace"}},
+    "wide": {"assign": {"by": "assign"}, "ridge": {"by": "ridge"}},
+    "release": {"copy": {"by": "copy"}, "ridge": {"by": "ridge"}},
 }
 
 

@@ -106,7 +106,7 @@ def _difference(row: dict[str, Any] | None) -> str:
 
 @of_results(SPLIT)
 def split_block(found: dict[str, Any]) -> str:
-    """Dense layers as experts without training, in the form of ExpertWeaver's table."""
+    """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
     for row in found["rows"]:
         low, high = row["shared"]

@@ -110,14 +110,10 @@ def transplant_block(found: dict[str, Any]) -> str:
     heads = ["moved", "of the feed-forward delta", "of all", *skills, "kept"]
     first = table(heads, scores, left=1)
     second = table(["moved", "of the feed-forward delta", *skills], against, left=1)
-    several = (
-        f", of random neurons the mean over {found['seeds']} draws with the lowest and the highest" if found["seeds"] > 1 else ""
-    )
-    control = "random neurons, or of masks to a random mask," if any(line[0] == "mask" for line in against) else "random neurons"
     note = (
-        f"First table: exact match in percent on {rows[0]['n']} items with 95 % intervals{several}; * marks scores whose paired difference to the whole "
+        f"First table: exact match in percent on {rows[0]['n']} items with 95 % intervals; * marks scores whose paired difference to the whole "
         "brick includes 0. Of all: share of the delta's elements that are moved, to which the attention's delta belongs as a whole. Kept: share of what "
-        f"the whole brick gains over the base, mean over skills. Second table: paired differences to {control} of the same share, in points, with 95 % "
+        f"the whole brick gains over the base, mean over skills. Second table: paired differences to a random mask of the same share, in points, with 95 % "
         "intervals. "
     )
     other = f"{found['note']} " if found.get("note") else ""
@@ -125,10 +121,7 @@ def transplant_block(found: dict[str, Any]) -> str:
 
 
 def _moved_score(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return one score with its interval, or the mean of several draws with their range."""
-    if len(rows) > 1:
-        values = [row["value"] for row in rows]
-        return f"{points(sum(values) / len(values))} ({points(min(values))}–{points(max(values))})"
+    """Return one score with its interval."""
     (row,) = rows
     gap = row.get("against_whole")
     return interval(row) + (" *" if gap and gap["low"] <= 0 <= gap["high"] else "")

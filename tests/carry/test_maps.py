@@ -11,7 +11,6 @@ from worlds.permuted import Order
 from workbench.carry.assign import assignment
 from workbench.carry.correlation import correlations, matched
 from workbench.carry.ridge import PENALTIES, input_map, output_map, ridge
-from workbench.carry.subspace import subspace_maps
 
 
 @pytest.fixture
@@ -112,23 +111,3 @@ def test_ridge_takes_a_large_penalty_where_there_is_nothing_to_learn() -> None:
     generator = torch.Generator().manual_seed(0)
     start, goal = torch.randn(60, 40, generator=generator), torch.randn(60, 3, generator=generator)
     assert float(ridge(start, goal, centered=True).norm()) < 0.7 * float(torch.linalg.lstsq(start, goal).solution.norm())
-
-
-def test_subspaces_of_a_permuted_weight_give_the_permutation() -> None:
-    generator = torch.Generator().manual_seed(0)
-    weight = torch.randn(10, 10, generator=generator)
-    order = [torch.randperm(10, generator=generator) for _ in range(2)]
-    inputs, outputs = subspace_maps(weight, weight[order[0]][:, order[1]])
-    delta = torch.randn(10, 10, generator=generator)
-    torch.testing.assert_close(outputs @ delta @ inputs, delta[order[0]][:, order[1]], atol=1e-4, rtol=0)
-
-
-def test_subspaces_of_other_shapes_are_projections() -> None:
-    """Leading subspaces of the smaller rank: P Pᵀ is a projection on the leading singular vectors of the goal."""
-    generator = torch.Generator().manual_seed(0)
-    source, target = torch.randn(12, 9, generator=generator), torch.randn(20, 15, generator=generator)
-    inputs, outputs = subspace_maps(source, target, rank=4)
-    assert (inputs.shape, outputs.shape) == ((9, 15), (20, 12))
-    left, _, right = torch.linalg.svd(target)
-    torch.testing.assert_close(outputs @ outputs.T, left[:, :4] @ left[:, :4].T, atol=1e-5, rtol=0)
-    torch.testing.assert_close(inputs.T @ inputs, right[:4].T @ right[:4], atol=1e-5, rtol=0)

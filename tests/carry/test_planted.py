@@ -68,7 +68,7 @@ def test_on_a_copy_the_adapter_computes_the_same(by: str, planted_world: Any, tm
     assert report["match"]["matched"] > 0.97
 
 
-@pytest.mark.parametrize("by", ["copy", "assign", "ridge", "subspace"])
+@pytest.mark.parametrize("by", ["copy", "assign", "ridge"])
 def test_unrelated_models_are_refused(by: str, planted_world: Any, tmp_path: Path) -> None:
     with pytest.raises(ChanceError) as error:
         carried(planted_world, "unrelated", tmp_path / "out", by)

@@ -1,9 +1,8 @@
-"""Updates beside the weights, their training, and gradient sign masks, beside PEFT and direct computations."""
+"""Updates beside the weights and their training, beside PEFT and direct computations."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -14,7 +13,6 @@ from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.carry.acting import acting
 from workbench.carry.distil import Course, Teacher, distil
-from workbench.carry.signs import descent_signs, masked
 from workbench.models.texts import TextRow
 from workbench.weights.lowrank import Factors
 
@@ -91,40 +89,3 @@ def test_training_on_texts(place: Path) -> None:
     assert losses[0] == pytest.approx(total / 40, rel=1e-5)
     assert losses[-1] < losses[0]
     assert seen == [(i + 1, 6) for i in range(6)]
-
-
-@pytest.mark.parametrize(
-    ("family", "module"), [("llama", "model.layers.1.mlp.down_proj"), ("gpt2", "transformer.h.0.attn.c_attn")]
-)
-def test_signs_are_the_majority_of_the_texts(family: str, module: str, place: Path) -> None:
-    model: Any = live(place / family)
-    found = descent_signs(model, [module], rows(5))[module]
-    votes = torch.zeros(found.shape)
-    for row in rows(5):
-        tokens = torch.tensor([row.tokens])
-        labels = torch.tensor([[-100] * (len(row.tokens) - 5) + row.tokens[-5:]])
-        model.zero_grad()
-        model(tokens, labels=labels).loss.backward()
-        votes -= model.get_submodule(module).weight.grad.sign()
-    assert (found == votes.sign()).float().mean() > 0.999
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_a_mask_keeps_what_the_votes_agree_with() -> None:
-    generator = torch.Generator().manual_seed(0)
-    update = Factors(torch.randn(6, 2, generator=generator), torch.randn(2, 5, generator=generator))
-    delta = update.left @ update.right
-    whole, record = masked(update, delta.sign().to(torch.int8))
-    torch.testing.assert_close(whole.left @ whole.right, delta)
-    assert (record["kept"], whole.rank) == (1.0, 2)
-    assert record["cut"] == pytest.approx(0, abs=1e-5)
-    signs = delta.sign().to(torch.int8)
-    signs[:3] *= -1
-    signs[3] = 0
-    half, record = masked(update, signs)
-    expected = torch.cat([torch.zeros(4, 5), delta[4:]])
-    torch.testing.assert_close(half.left @ half.right, expected, atol=1e-5, rtol=0)
-    assert record["kept"] == pytest.approx(1 / 3)
-    none, record = masked(update, -delta.sign().to(torch.int8))
-    assert float((none.left @ none.right).abs().max()) == 0
-    assert record == {"kept": 0.0, "cut": 0.0}

@@ -143,18 +143,3 @@ def test_bad_options_are_errors_before_any_work(world: Project) -> None:
     assert "expected numbers" in refused("analyze", "sparsity", "base", "--data", "texts.jsonl", "--mask", "30,half").message
     assert "between 0 and 100" in refused("analyze", "sparsity", "base", "--data", "texts.jsonl", "--mask", "30,130").message
     assert "no such file" in refused("analyze", "functions", "base", "--data", "missing.jsonl").message
-
-
-def test_trained_gates_choose_a_set(world: Project) -> None:
-    """The set has the share of the model, its losses are printed, and a setting of the training needs the training."""
-    common = ("analyze", "transplant", "base", "bricks/one", "--texts", "texts.jsonl", "--share", "0.25", "-o")
-    result = call(*common, "trained", "--trained", "--steps", "2")
-    assert "loss:" in result.stdout
-    assert "with none" in result.stdout
-    stored = json.loads((world.path / "trained" / "neurons.json").read_text("utf-8"))
-    assert stored["size"] == 48
-    assert stored["evidence"]["training"]["steps"] == 2
-    error = refused(*common, "other", "--steps", "2")
-    assert "--steps is a setting of the training" in error.message
-    assert error.exit_code == 2
-    assert not Path("other").exists()

@@ -22,7 +22,6 @@ COMMANDS = {
     "analyze locate": "--answer --at --count --device --draws --facts --json --out --quiet --seed --share --steps --threshold --trust-project-code",
     "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --selectors --shared --tokens --trust-project-code --used",
     "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
-    "analyze transplant": "--device --json --out --quiet --samples --share --steps --texts --trained",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
     "brick advise": "--base --device --json --outputs --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",

@@ -68,8 +68,8 @@ def test_the_same_keys_are_changed_when_layers_move() -> None:
     assert reordered({"n_layers": 4}, 4, [0, 1, 1], "stack") == {"n_layers": 3}
     assert reordered({"llm_config": {"n_layers": 4}}, 4, [3, 0], "stack") == {"llm_config": {"n_layers": 2}}
     config = {"layers_block_type": KINDS, "hybrid_override_pattern": "M-*-"}
-    moved = {"layers_block_type": ["mlp", "linear_attention", "mlp"], "hybrid_override_pattern": "-M-"}
-    assert reordered(config, 4, [1, 0, 3], "stack") == moved
+    moved = {"layers_block_type": ["full_attention", "linear_attention", "mlp"], "hybrid_override_pattern": "*M-"}
+    assert reordered(config, 4, [2, 0, 3], "stack") == moved
 
 
 def test_schedules_over_the_depth(mixers: Project) -> None:

@@ -16,7 +16,7 @@ from workbench.recipe.recipe import from_data, load_recipe
 from workbench.recipe.schema import recipe_schema
 from workbench.steps import RouteMethod
 
-NAMES = ("ridge", "centroid", "gate", "text", "nll", "arrow", "fixed")
+NAMES = ("ridge", "centroid", "text", "arrow", "fixed")
 BRICKS = {"one": "bricks/one", "two": "bricks/two", "three": "bricks/three"}
 
 

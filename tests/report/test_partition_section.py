@@ -20,7 +20,7 @@ def document(**changed: Any) -> dict[str, Any]:
         "difference": 3e-7,
         "loss": 3.0,
         "data": {"file": "x.jsonl", "items": 1},
-        "settings": {"method": "expertweaver"},
+        "settings": {"method": "cmoe"},
         "curves": [
             {"selector": "oracle", "points": [point(75, 0.9, 0.05), point(50, 0.7, 0.5)]},
             {"selector": "ridge", "points": [point(75, 0.8, 0.2), point(50, 0.6, 1.0)]},
@@ -33,7 +33,7 @@ def document(**changed: Any) -> dict[str, Any]:
 def test_selectors_stand_beside_the_oracle() -> None:
     section = partition_section(document())
     assert section.lead[0] == (
-        "The neurons of every layer are divided into 4 experts of 12 neurons, as ExpertWeaver does (arXiv 2602.15521); 1 to 2 of the experts "
+        "The neurons of every layer are divided into 4 experts of 12 neurons, as CMoE does (arXiv 2502.04416); 1 to 2 of the experts "
         "serve every token."
     )
     assert "at most 3e-07 of a layer's largest output" in section.lead[1]

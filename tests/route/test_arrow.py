@@ -1,9 +1,7 @@
-"""Arrow and NLL against PEFT: directions and scores of its router, and losses of its adapters."""
+"""Arrow against PEFT: directions and scores of its router."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,6 @@ from workbench.adapters.read import Adapter
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
 from workbench.route.features.hidden import tail_mean, token_rows
-from workbench.route.nll import Nll, gains
 from workbench.steps.route import Prompts
 
 BRICKS = ("one", "two", "three")
@@ -95,75 +92,19 @@ def test_scores_of_a_batch_are_those_of_each_row(folder: Path) -> None:
         torch.testing.assert_close(scores, tail_mean(alone, 4), rtol=1e-4, atol=1e-5)
 
 
-def test_gains_are_differences_of_pefts_losses(folder: Path) -> None:
-    from peft import PeftModel
-
-    base = live(folder / "base")
-    model = PeftModel.from_pretrained(live(folder / "base"), folder / "one", adapter_name="one")
-    for name in BRICKS[1:]:
-        model.load_adapter(folder / name, name)
-
-    @contextmanager
-    def acting(brick: str) -> Iterator[None]:
-        model.set_adapter(brick)
-        yield
-
-    def nll(row: list[int]) -> torch.Tensor:
-        tokens = torch.tensor([row])
-        with torch.no_grad():
-            return model(input_ids=tokens, labels=tokens).loss
-
-    with model.disable_adapter():
-        base_losses = [float(nll(row)) for row in ROWS]
-    expected = torch.zeros(len(ROWS), len(BRICKS))
-    for j, brick in enumerate(BRICKS):
-        model.set_adapter(brick)
-        for i, row in enumerate(ROWS):
-            expected[i, j] = base_losses[i] - float(nll(row))
-
-    from workbench.route.mixing.kernel import Mix
-    from workbench.route.mixing.modules import Mixer
-
-    mixer = Mixer(base, dict(zip(BRICKS, factors(folder), strict=True)))
-
-    @contextmanager
-    def mixed(brick: str) -> Iterator[None]:
-        with mixer.acting(Mix.of(torch.tensor([float(name == brick) for name in BRICKS]))):
-            yield
-
-    torch.testing.assert_close(gains(base, ROWS, BRICKS, mixed), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("kind", [Nll, Arrow])
-def test_both_are_fitted_and_restored(folder: Path, kind: Any) -> None:
+def test_it_is_fitted_and_restored(folder: Path) -> None:
     model, tokenizer = live(folder / "base"), load_tokenizer(folder / "base")
     parts = dict(zip(BRICKS, factors(folder), strict=True))
     calibration = {name: prompts(i, count=8, templates=2) for i, name in enumerate(BRICKS)}
-    step = kind.model_validate({"route": kind.name, "calibration": "{brick}.jsonl"})
+    step = Arrow.model_validate({"route": "arrow", "calibration": "{brick}.jsonl"})
     router = step.fit(context(model, tokenizer, calibration, factors=parts.__getitem__))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
-    again = kind.restore(router.settings(), router.tensors())
+    again = Arrow.restore(router.settings(), router.tensors())
     assert router.layer is None
     texts = prompts(1, seed=1)
 
-    @contextmanager
-    def acting(brick: str) -> Iterator[None]:
-        from workbench.route.mixing.kernel import Mix
-        from workbench.route.mixing.modules import Mixer
-
-        mixer = Mixer(model, {brick: parts[brick]})
-        try:
-            with mixer.acting(Mix.of(torch.ones(1))):
-                yield
-        finally:
-            mixer.detach()
-
-    measured = router.measure(model, token_rows(tokenizer, texts), acting)
+    measured = router.measure(model, token_rows(tokenizer, texts))
     assert measured.shape == (len(texts), len(BRICKS))
     one, two = (r.decide(Prompts(texts, None, measured)) for r in (router, again))
     assert torch.equal(one.weights, two.weights)
     assert torch.equal(one.scores, two.scores)
-    if kind is Nll:  # standardized over all prompts: neither brick wins by its level alone
-        plain = torch.cat([gains(model, token_rows(tokenizer, calibration[name]), BRICKS, acting) for name in BRICKS])
-        torch.testing.assert_close(router.centre, plain.double().mean(0), rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(router.scale, plain.double().std(0, correction=0), rtol=1e-3, atol=1e-5)

@@ -20,8 +20,8 @@ from workbench.route.features.hidden import pooled, token_rows
 from workbench.steps.route import Prompts, Router
 
 BRICKS = {"a": 0, "b": 1, "c": 2}
-METHODS = ["ridge", "centroid", "gate", "text"]
-LEAST = {"ridge": 0.9, "centroid": 0.6, "gate": 0.9, "text": 0.9}
+METHODS = ["ridge", "centroid", "text"]
+LEAST = {"ridge": 0.9, "centroid": 0.6, "text": 0.9}
 """Right share of new prompts. The model is random: its states hardly turn with the words, and one direction of them dominates a cosine."""
 
 
@@ -40,7 +40,7 @@ def seen(world: tuple[Any, Any], router: Router, texts: list[str]) -> Prompts:
     model, tokenizer = world
     rows = token_rows(tokenizer, texts)
     hidden = None if router.layer is None else pooled(model, rows, router.layer, router.window)
-    return Prompts(texts, hidden, router.measure(model, rows, lambda _: pytest.fail("no brick is needed")))
+    return Prompts(texts, hidden, router.measure(model, rows))
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -126,37 +126,6 @@ def test_a_brick_added_later_gives_the_router_of_a_fit_with_it(world: tuple[Any,
     seen_by = seen(world, refit, [text for number in BRICKS.values() for text in prompts(number, seed=4)] + outside())
     for found, expected in zip(added.score(seen_by), refit.score(seen_by), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
-def test_a_gate_has_the_probabilities_of_a_softmax_regression(world: tuple[Any, Any]) -> None:
-    """Scikit-learn's regression on the same states, and log losses that no step improves."""
-    from sklearn.linear_model import LogisticRegression
-
-    from workbench.route.gate import GateRouter, scaled
-
-    router: Any = fit(world, "gate", {brick: prompts(i) for brick, i in BRICKS.items()}, strength=0.5)
-    assert isinstance(router, GateRouter)
-    texts = [text for number in BRICKS.values() for text in prompts(number)]
-    from workbench.route.deciding.samples import Samples
-
-    samples = Samples.of({brick: prompts(i) for brick, i in BRICKS.items()})
-    model, tokenizer = world
-    states = scaled(pooled(model, token_rows(tokenizer, samples.texts), router.layer, router.window), router.scatter).numpy()
-    assert float((states**2).mean()) == pytest.approx(1, rel=1e-6), "the mean variance of all states around the bricks' center"
-    reference = LogisticRegression(C=0.5, class_weight="balanced", max_iter=5000, tol=1e-9).fit(states, samples.labels.numpy())
-    asked = seen(world, router, texts + outside())
-    expected = torch.from_numpy(reference.predict_proba(scaled(asked.hidden, router.scatter).numpy()))
-    found, _ = router.score(asked)
-    torch.testing.assert_close(found, expected, rtol=0, atol=2e-3)
-    torch.testing.assert_close(found.sum(1), torch.ones(len(found), dtype=torch.float64))
-
-
-def test_a_gate_takes_no_brick_from_statistics(world: tuple[Any, Any]) -> None:
-    calibration = {brick: prompts(i) for brick, i in BRICKS.items()}
-    router: Any = fit(world, "gate", {brick: calibration[brick] for brick in ("a", "b")})
-    with pytest.raises(WorkbenchError, match="a gate cannot take brick 'c' from its statistics") as error:
-        router.added("c", measure_brick(*world, calibration["c"], router))
-    assert error.value.hint == "Fit it again with the brick in the recipe, or use `route: ridge`."
 
 
 def test_bricks_without_prompts_and_single_bricks_are_refused(world: tuple[Any, Any]) -> None:

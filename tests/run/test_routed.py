@@ -250,6 +250,7 @@ def test_a_router_is_no_brick_and_no_weights(routed: Project) -> None:
         ("damaged", r"routing\.json is missing or not a JSON object"),
         ("format", r"has format 7, this version reads format 1"),
         ("version", r"the router was fitted by version 0 of 'text', and this is version 1, whose confidences have another scale"),
+        ("method", r"routing\.json: its method no longer exists: unknown route method 'gate'"),
         ("base", r"the weights or config.json of its base own have changed"),
         ("tokenizer", r"the tokenizer of its base own has changed since the router was made"),
     ],
@@ -280,6 +281,8 @@ def test_files_that_do_not_belong_together_are_refused(change: str, message: str
         edit_json(routed.path / "own" / "tokenizer.json", normalizer={"type": "Lowercase"})
     elif change == "version":
         edit_json(copy / "routing.json", method_version=0)
+    elif change == "method":
+        edit_json(copy / "routing.json", method="gate")
     else:
         save_model(routed.path / "own", seed=77)
     with pytest.raises(WorkbenchError, match=message):

@@ -146,7 +146,7 @@ def test_a_part_changes_the_keys_that_depend_on_it(part: str, world: Project, mo
 
 
 def test_every_folder_of_the_cache_is_listed() -> None:
-    pattern = r'(?:cache|CACHE) / "(\w+)"|context\.place\("(\w+)"|place_of\(resolved, "(\w+)"'
+    pattern = r'cache(?:_of\([\w.]+\))? / "(\w+)"|context\.place\("(\w+)"|place_of\(resolved, "(\w+)"'
     texts = (path.read_text("utf-8") for path in (PROJECT / "workbench").rglob("*.py"))
     named = {name for text in texts for groups in re.findall(pattern, text) for name in groups if name}
     assert named == STORES.keys()

@@ -11,6 +11,7 @@ from typing import Any
 
 from worlds.commands import call, run
 from worlds.completions_server import serving
+from worlds.neuron_sets import save_random_set
 from worlds.project import Project
 from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
@@ -112,7 +113,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("brick advise", "one", "two", "--base", "base", "--texts", "one=texts.jsonl", "--texts", "two=texts.jsonl")
     document("brick advise", "one", "--base", "base")
     document("brick barrier", "base", "baked", "--text", "texts.jsonl")
-    document("brick transplant", "bricks/one", "--to", "baked", "-o", "new", "--texts", "texts.jsonl", "--by=signs", "--steps=1")
+    document("brick transplant", "bricks/one", "--to", "baked", "-o", "new", "--texts", "texts.jsonl", "--steps=1")
     document("brick transplant", "bricks/one", "--to", "baked", "-o", "some", "--map", "0:0,1:1")
     document("brick ls")
     document("brick show", "extracted")
@@ -136,7 +137,7 @@ def call_all(project: Project) -> dict[str, list[Any]]:
     document("route explain", runs["routed"], "w8 w9 w10")
     document("route check", runs["routed"], "--prompts", "asked.jsonl")
     document("route measure", "extracted", "--calibration", "asked.jsonl", "--device", "cpu")
-    document("analyze transplant", "base", "bricks/one", "--texts", "texts.jsonl", "-o", "bricks/acting")
+    save_random_set(project.path / "bricks" / "acting", project.path / "base")
     document("analyze locate", "base", "--facts", "facts.jsonl", "-n", 2, "--share", 0.01)
     call("analyze", "export", "bricks/acting", "-o", "acting.pth")
     document("analyze import", "acting.pth", "--base", "base", "--names", "acting", "-o", "imported")

@@ -16,7 +16,7 @@ from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.mixing.live import Routing, attach
-from workbench.steps.route import Acting, Decisions, Prompts
+from workbench.steps.route import Decisions, Prompts
 
 RANKS = {"one": 4, "two": 8, "three": 16}
 WORD = {"one": "w1", "two": "w2", "three": "w3"}
@@ -73,7 +73,7 @@ class WordRouter:
                 row[self.bricks.index(called[-1])] = 1.0
         return Decisions(weights, weights.clone(), weights.sum(1))
 
-    def measure(self, model: Any, rows: Sequence[Sequence[int]], acting: Acting) -> None:
+    def measure(self, model: Any, rows: Sequence[Sequence[int]]) -> None:
         return None
 
     def tensors(self) -> dict[str, torch.Tensor]:

@@ -13,41 +13,32 @@ from workbench.carry.moves import Linear, Move, Plan
 from workbench.carry.positions import Reading, exchanged
 from workbench.carry.record import Recorded, record
 from workbench.carry.ridge import input_map, output_map
-from workbench.carry.subspace import subspace_maps
 from workbench.lazy import torch
-from workbench.models.layout import Model
 from workbench.weights import svd
 from workbench.weights.lowrank import Factors, summed
-from workbench.weights.specs import load
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-By = Literal["copy", "assign", "ridge", "subspace", "signs"]
-NEED_TEXTS: tuple[By, ...] = ("assign", "ridge", "signs")
-EQUAL_SHAPES: tuple[By, ...] = ("copy", "signs")
+By = Literal["copy", "assign", "ridge"]
+NEED_TEXTS: tuple[By, ...] = ("assign", "ridge")
 MEMORY = 1 << 30
 """Bytes of activations in memory at once; the texts are read again for each group of layers that fits."""
-Pair = tuple[Linear, Linear]
 Maps = tuple["Tensor | None", "Tensor | None"]
 
 
 @dataclass(frozen=True)
 class Models:
-    """Both models.
+    """Both live models.
 
     Attributes:
-        source: The source's weights.
-        target: The target's weights.
-        live_source: The live source; None without texts.
-        live_target: The live target; None without texts.
+        source: The source.
+        target: The target.
     """
 
-    source: Model
-    target: Model
-    live_source: PreTrainedModel | None = None
-    live_target: PreTrainedModel | None = None
+    source: PreTrainedModel
+    target: PreTrainedModel
 
 
 @dataclass(frozen=True)
@@ -98,40 +89,11 @@ class _Fitted:
     values: dict[tuple[str, str, str], Tensor] = field(default_factory=dict)
 
 
-class _FromWeights:
-    """Maps that need no texts: the identity, or those of `subspace`, which are kept for the controls of the same layers.
-
-    Args:
-        by: How maps are found.
-        models: Both models.
-    """
-
-    def __init__(self, by: By, models: Models) -> None:
-        self.by, self._models = by, models
-        self._kept: dict[Pair, Maps] = {}
-
-    def clear(self) -> None:
-        """Forget the maps."""
-        self._kept.clear()
-
-    def maps(self, source: Linear, target: Linear) -> Maps:
-        """Return the maps of inputs and outputs; None is the identity, or a map that is fitted on texts."""
-        if self.by != "subspace":
-            return None, None
-        if (source, target) not in self._kept:
-            weights = []
-            for linear, model in ((source, self._models.source), (target, self._models.target)):
-                weight = load(model.weights, linear.name, torch.float32)
-                weights.append(weight.T if linear.conv1d else weight)
-            self._kept[source, target] = subspace_maps(weights[0], weights[1])
-        return self._kept[source, target]
-
-
 def carry(
     plan: Plan,
     updates: Mapping[str, Factors],
     by: By,
-    models: Models,
+    models: Models | None = None,
     readings: Sequence[Reading] = (),
     keep: frozenset[int] = frozenset(),
     progress: Callable[[int, int, str], None] = lambda *_: None,
@@ -139,43 +101,38 @@ def carry(
     """Carry an adapter's updates to the target.
 
     An update B A of the source becomes (N B)(A M): M maps what the target's layer reads to what the source's layer reads, N maps what the
-    source's layer writes to what the target's layer writes. `copy` and `signs` take the identity for both.
+    source's layer writes to what the target's layer writes. `copy` takes the identity for both.
 
     Args:
         plan: The counterparts.
         updates: Tensor of the source -> its update, with outputs as rows.
         by: How the maps are found.
-        models: Both models.
-        readings: Texts as both models read them; without any, nothing is measured.
+        models: Both live models; without them, nothing is measured.
+        readings: Texts as both models read them.
         keep: Tokens of the source that controls do not exchange.
         progress: Receives (layers done, layers, text).
     """
     carried: dict[Linear, Factors] = {}
     layers = sorted({move.target.layer for move in plan.moves if move.target.layer is not None})
-    given = _FromWeights(by, models)
-    if not readings:
+    if models is None:
         for move in plan.moves:
-            given.clear()
-            carried[move.target] = _combined(move, updates, {one.name: given.maps(one, move.target) for one in move.sources})
+            carried[move.target] = _combined(move, updates, {one.name: (None, None) for one in move.sources})
         return Carried(carried)
-    assert models.live_source is not None
-    assert models.live_target is not None
     compared, shuffled = chance_layers(layers), [list[LayerMatch]() for _ in range(SHUFFLES)]
     matches: list[LayerMatch] = []
     controls = [exchanged(readings, keep, seed) for seed in range(SHUFFLES)]
     for group in _groups(plan.moves, sum(len(reading.pairs) for reading in readings)):
         progress(len(matches), len(layers), f"layer {group[0].target.layer}")
         targets = [move.target.module for move in group]
-        seen = record(models.live_target, targets, [r.target for r in readings], [[j for _, j in r.pairs] for r in readings])
-        given.clear()
-        maps, found = _fit_group(group, given, models.live_source, readings, seen)
+        seen = record(models.target, targets, [r.target for r in readings], [[j for _, j in r.pairs] for r in readings])
+        maps, found = _fit_group(group, by, models.source, readings, seen)
         for move in group:
             carried[move.target] = _combined(move, updates, maps[move.target.name])
         matches += found
         again = [move for move in group if move.target.layer in compared]
         for control, values in zip(controls, shuffled, strict=True):
             if again:
-                values += _fit_group(again, given, models.live_source, control, seen)[1]
+                values += _fit_group(again, by, models.source, control, seen)[1]
     real = [one.values for one in matches if one.layer in compared]
     chance = Chance(compared, _mean(real), tuple(_mean([one.values for one in values]) for values in shuffled))
     progress(len(layers), len(layers), "done")
@@ -207,13 +164,13 @@ def _groups(moves: Sequence[Move], positions: int) -> Iterator[list[Move]]:
 
 
 def _fit_group(
-    group: Sequence[Move], given: _FromWeights, source: PreTrainedModel, readings: Sequence[Reading], seen: Recorded
+    group: Sequence[Move], by: By, source: PreTrainedModel, readings: Sequence[Reading], seen: Recorded
 ) -> tuple[dict[str, dict[str, Maps]], list[LayerMatch]]:
     """Fit the maps of some layers, and measure their matches on held-out texts.
 
     Args:
         group: The moves of these layers.
-        given: Maps that need no texts.
+        by: How the maps are found.
         source: The live source.
         readings: The texts; in a control, with the source's tokens exchanged.
         seen: What the target's modules read and write.
@@ -230,17 +187,15 @@ def _fit_group(
     sources: dict[int, set[int]] = {}
     for move in group:
         for one in move.sources:
-            known = given.maps(one, move.target)
             sides = (
                 ("inputs", seen.alike[move.target.module], taught.alike[one.module], seen.inputs, taught.inputs),
                 ("outputs", one.module, move.target.module, taught.outputs, seen.outputs),
             )
             found = []
-            for side, (kind, start, goal, starts, goals) in enumerate(sides):
-                # modules that read the same tensor have one map, except for maps from weights
-                key = (f"{kind}/{move.target.module}/{one.module}" if given.by == "subspace" else kind, start, goal)
+            for kind, start, goal, starts, goals in sides:
+                key = (kind, start, goal)  # modules that read the same tensor have one map
                 if key not in fitted.values:
-                    fitted.maps[key] = _fit(given.by, known[side], starts[start][~held], goals[goal][~held], side == 1)
+                    fitted.maps[key] = _fit(by, starts[start][~held], goals[goal][~held], kind == "outputs")
                     fitted.values[key] = matched(fitted.maps[key], starts[start][held], goals[goal][held])
                 found.append(fitted.maps[key])
                 assert move.target.layer is not None
@@ -254,13 +209,13 @@ def _fit_group(
     return maps, matches
 
 
-def _fit(by: By, known: Tensor | None, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
+def _fit(by: By, start: Tensor, goal: Tensor, outputs: bool) -> Tensor | None:
     """Return the map of one pair of tensors: of what modules write, or of what they read."""
     if by == "assign":
         return assignment(start, goal)
     if by == "ridge":
         return output_map(start, goal) if outputs else input_map(start, goal)
-    return known
+    return None
 
 
 def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Maps]) -> Factors:

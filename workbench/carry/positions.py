@@ -75,7 +75,7 @@ def read_aligned(texts: Sequence[Text], source: Any, target: Any, longest: int) 
             raise WorkbenchError(
                 f"the two tokenizers have {count} common positions on the {kind}, expected {least} or more: positions at which tokens of "
                 "both end at the same character",
-                "Use more or longer texts in --texts, or `--by subspace`, which needs no texts.",
+                "Use more or longer texts in --texts.",
             )
     return readings
 

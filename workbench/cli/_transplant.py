@@ -25,10 +25,10 @@ def transplant(
         str | None, typer.Option("--on", metavar="MODEL", help="Model that it was trained on; default: the one that it names.")
     ] = None,
     by: Annotated[
-        Literal["copy", "assign", "ridge", "subspace", "signs"] | None,
+        Literal["copy", "assign", "ridge"] | None,
         typer.Option(
             "--by",
-            help="How units are matched: copy (as they are), assign (one to one, on texts), ridge (linear maps, on texts), subspace (from the weights alone), signs (copy, masked by the target's gradients on texts). Default: copy if all shapes are equal, else ridge.",
+            help="How units are matched: copy (as they are), assign (one to one, on texts), ridge (linear maps, on texts). Default: copy if all shapes are equal, else ridge.",
         ),
     ] = None,
     layers: Annotated[
@@ -105,10 +105,6 @@ def _print(report: Mapping[str, Any]) -> None:
         )
     else:
         out.line("no texts: neither the match nor the loss was measured")
-    if signs := report.get("signs"):
-        out.line(
-            f"gradient signs keep {100 * signs['kept']:.0f} % of the delta; cutting it to the rank loses {signs['cut']:.2f} of its norm"
-        )
     if loss := report.get("loss"):
         trained = f", {loss['trained']:.3f} after {report['training']['steps']} steps" if "trained" in loss else ""
         out.line(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import typer
 
 from workbench.cli._trust import reads_recipes
-from workbench.cli.analyses import ablate, decompose, everything, files, functions, locate, partition, sparsity, transplant
+from workbench.cli.analyses import ablate, decompose, everything, files, functions, locate, partition, sparsity
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -20,5 +20,4 @@ app.command("locate")(reads_recipes(locate.locate))
 app.command("decompose")(reads_recipes(decompose.decompose))
 app.command("import")(files.import_)
 app.command("export")(files.export)
-app.command("transplant")(transplant.transplant)
 app.command("all")(reads_recipes(everything.everything))

@@ -67,17 +67,6 @@ class FeedForward:
             raise ValueError("a layer without a gate has no up projection")
         return _rows(self.up)[-self.site.units :]
 
-    def gates(self, inputs: Tensor) -> Tensor:
-        """Return σ(x W_gate) of every neuron [..., neurons]; without a gate, this is the activation but for a bias.
-
-        Args:
-            inputs: What the layer reads [..., hidden].
-
-        Raises:
-            WorkbenchError: If the activation function is unknown.
-        """
-        return self.activated(inputs @ self.gate_rows().T.to(inputs.device))
-
     def activated(self, values: Tensor) -> Tensor:
         """Apply the layer's activation function.
 
@@ -148,18 +137,16 @@ class FeedForwardSample:
         layers: The layers.
         inputs: Per layer, what its matrices into the neurons read [tokens, hidden], float32 on the CPU.
         activations: Per layer, the activations of its neurons [tokens, neurons], float32 on the CPU.
-        groups: Group of each token's text [tokens] int64, such as its task.
     """
 
     layers: tuple[FeedForward, ...]
     inputs: tuple[Tensor, ...]
     activations: tuple[Tensor, ...]
-    groups: Tensor
 
     @property
     def tokens(self) -> int:
         """Number of tokens in the sample."""
-        return len(self.groups)
+        return len(self.inputs[0])
 
     def magnitudes(self, number: int) -> Tensor:
         """Return |aᵢ|·‖W_out[:, i]‖ of every neuron of a layer on every token [tokens, neurons]."""
@@ -171,7 +158,6 @@ def sample_feed_forward(
     layers: Sequence[FeedForward],
     rows: Sequence[ItemRow],
     *,
-    groups: Sequence[int] | None = None,
     size: int = TOKENS,
     seed: int = 0,
 ) -> FeedForwardSample:
@@ -181,7 +167,6 @@ def sample_feed_forward(
         model: The live model.
         layers: Its feed-forward layers.
         rows: The texts.
-        groups: Group of each text; None makes every text a group of its own.
         size: Largest number of tokens. Fewer are drawn if the sample would exceed `SAMPLE_BYTES`.
         seed: Seed of the sample.
     """
@@ -204,11 +189,8 @@ def sample_feed_forward(
             keep(inputs, number, shaped(seen[number], *values.shape[:2]), batch)
 
         stream(model, [layer.site for layer in layers], [rows[i] for i in chosen], consume, WHOLE)
-    of = torch.tensor(list(groups) if groups is not None else list(range(len(rows))))
     order = range(len(layers))
-    return FeedForwardSample(
-        tuple(layers), tuple(inputs[n] for n in order), tuple(activations[n] for n in order), of[places[:, 0]]
-    )
+    return FeedForwardSample(tuple(layers), tuple(inputs[n] for n in order), tuple(activations[n] for n in order))
 
 
 @contextmanager

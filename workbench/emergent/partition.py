@@ -4,8 +4,7 @@ An expert is a set of neurons: its rows of the matrices into the neurons, and it
 layer is the sum of its experts, so all experts together compute what the layer does. Shared experts serve every token, and a selector
 chooses some of the others for each token.
 
-Sources: Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv
-2602.15521.
+Sources: Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416.
 """
 
 from __future__ import annotations
@@ -24,16 +23,14 @@ from workbench.weights.digests import tensor_digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-PartitionMethod: TypeAlias = Literal["random", "kmeans", "coactivation", "cmoe", "expertweaver"]
-METHODS: tuple[PartitionMethod, ...] = ("random", "kmeans", "coactivation", "cmoe", "expertweaver")
-WITH_TEXTS = frozenset({"coactivation", "cmoe", "expertweaver"})
+PartitionMethod: TypeAlias = Literal["random", "kmeans", "coactivation", "cmoe"]
+METHODS: tuple[PartitionMethod, ...] = ("random", "kmeans", "coactivation", "cmoe")
+WITH_TEXTS = frozenset({"coactivation", "cmoe"})
 """Methods that look at activations. The others need them only to choose shared experts."""
 MARKERS = 10
 """CMoE: neurons that a token marks."""
 ACTIVE = 0.1
 """Share of the neurons of a token that count as active for `coactivation`, and for the choice of shared experts."""
-UNIVERSAL, LEAST, MOST = 0.6, 0.2, 0.7
-"""ExpertWeaver: coefficient of variation below which a neuron is universal, and the limits of the share of shared experts."""
 
 
 @dataclass(frozen=True)
@@ -100,10 +97,10 @@ class Division:
 
     Attributes:
         method: `random`; `kmeans`, balanced clusters of the normalized rows of the gate; `coactivation`, balanced clusters of the
-            tokens on which neurons are active; `cmoe`; or `expertweaver`.
+            tokens on which neurons are active; or `cmoe`.
         experts: Number of experts of a layer, shared ones included.
-        shared: Number of shared experts. They take the neurons that are active most often. None is the method's own choice: none for
-            the first three, three of eight for `cmoe`, and one number for each layer for `expertweaver`.
+        shared: Number of shared experts. They take the neurons that are active most often. None is the method's own choice: three of
+            eight for `cmoe`, and none for the others.
         most_shared: Largest number of shared experts that the method may choose; None allows all experts but one.
         seed: Seed of `random` and of the first centers.
     """
@@ -291,37 +288,9 @@ def normalized_activations(layer: FeedForward, inputs: Tensor) -> Tensor:
     return gate * (x @ torch.nn.functional.normalize(layer.up_rows().cpu(), dim=1).T)
 
 
-def _expertweaver(work: _Layer) -> LayerPartition:
-    """Divide a layer by the patterns of its gates over groups of texts, as ExpertWeaver does.
-
-    A neuron's pattern is its mean |σ(gate)| on each group. Neurons whose pattern has a coefficient of variation below 0.6 are universal;
-    their share of the layer, limited to 0.2 to 0.7, is that of shared experts, which take the neurons of the lowest coefficients. The
-    others are clustered by their normalized patterns.
-    """
-    patterns = gate_patterns(work)
-    variation = patterns.std(1, correction=0) / patterns.mean(1).clamp_min(1e-12)
-    share = min(max(float((variation < UNIVERSAL).double().mean()), LEAST), MOST)
-    count = work.division.chosen(round(share * work.experts))
-    units = torch.nn.functional.normalize(patterns, dim=1)
-    return work.split(
-        count,
-        variation.argsort(stable=True),
-        lambda rest, clusters: balanced_kmeans(units[rest], clusters, seed=work.seed),
-    )
-
-
-def gate_patterns(work: _Layer) -> Tensor:
-    """Return the mean |σ(gate)| of every neuron on each group of texts [neurons, groups]."""
-    assert work.sample is not None
-    gates = work.layer.gates(work.sample.inputs[work.number]).abs()
-    _, groups = torch.unique(work.sample.groups, return_inverse=True)
-    return means(gates, groups, int(groups.max()) + 1).T
-
-
 _MAKERS: dict[PartitionMethod, Callable[[_Layer], LayerPartition]] = {
     "random": _random,
     "kmeans": _kmeans,
     "coactivation": _coactivation,
     "cmoe": _cmoe,
-    "expertweaver": _expertweaver,
 }

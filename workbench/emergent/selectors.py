@@ -120,7 +120,7 @@ def oracle(layers: Sequence[FeedForward], partition: Partition) -> Oracle:
 
 @no_grad
 def centroids(layers: Sequence[FeedForward], partition: Partition) -> Linear:
-    """Return the selector whose rows are the means of the experts' gate rows (MoEfication, ExpertWeaver)."""
+    """Return the selector whose rows are the means of the experts' gate rows (MoEfication)."""
     experts = partition.layers.values()
     return Linear(
         "centroid",

@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
-from workbench.emergent.partition import LEAST, WITH_TEXTS, Division, Partition
+from workbench.emergent.partition import WITH_TEXTS, Division, Partition
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.lazy import torch
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
@@ -33,16 +32,15 @@ _UNUSED = 64
 class SplitFfn(TextMethod):
     """Divide the neurons of every feed-forward layer into experts of equal size, of which a token takes some.
 
-    No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025; ExpertWeaver, Zhao et al. 2026). With `top_k` equal
-    to `experts`, the result computes what the dense model does. With fewer it does not: measure the loss with
-    `workbench analyze partition`, then train (`train: {data: FILE, parameters: routers}`).
+    No weight is trained (MoEfication, Zhang et al. 2022; CMoE, Pei et al. 2025). With `top_k` equal to `experts`, the result
+    computes what the dense model does. With fewer it does not: measure the loss with `workbench analyze partition`, then train (`train: {data: FILE, parameters: routers}`).
 
     The selected experts get equal weights up to 0.1 %, and the output matrices, or the router's factor, are multiplied by their
     number. Shared experts serve every token and need an architecture with such a module (glm4_moe). CMoE's own router is not linear,
     so its partition takes the rows of `router` too.
     """
 
-    paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416; Zhao et al. 2026, ExpertWeaver, arXiv 2602.15521"
+    paper = "Zhang et al. 2022, MoEfication, arXiv 2110.01786; Pei et al. 2025, CMoE, arXiv 2502.04416"
     formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
@@ -54,12 +52,12 @@ class SplitFfn(TextMethod):
     """Number of experts that serve a token, shared ones included."""
     sparsity: Real | None = Field(None, ge=0, lt=1)
     """Instead of `top_k`: share of the experts that a token does not use. 0.25 of 16 experts leaves 12."""
-    method: Literal["random", "kmeans", "coactivation", "cmoe", "expertweaver"] = "kmeans"
+    method: Literal["random", "kmeans", "coactivation", "cmoe"] = "kmeans"
     """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
-    which neurons are active (`coactivation`); as CMoE does (`cmoe`); or as ExpertWeaver does (`expertweaver`)."""
+    which neurons are active (`coactivation`); or as CMoE does (`cmoe`)."""
     shared: Whole | None = Field(None, ge=0)
-    """Number of experts that serve every token: they take the neurons that are active most often, or for `expertweaver` those with
-    the steadiest gates. If omitted, half of `top_k` for `cmoe`, a number for each layer for `expertweaver`, and none otherwise."""
+    """Number of experts that serve every token: they take the neurons that are active most often. If omitted, half of `top_k` for
+    `cmoe`, and none otherwise."""
     calibration: str | None = None
     """JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line. `random` and `kmeans` without
     shared experts do without it if every token takes all experts."""
@@ -105,16 +103,11 @@ class SplitFfn(TextMethod):
             return "`shared`"
         return "a router that selects experts" if self._count() < self.experts else ""
 
-    def _planned_shared(self) -> int | None:
-        """Return the number of shared experts, the same in every layer; None if the method chooses it for each layer."""
-        if self.shared is not None or self.method not in ("cmoe", "expertweaver"):
-            return self.shared or 0
-        return self._count() // 2 if self.method == "cmoe" else None
-
     def _beside(self) -> int:
-        """Return the number of shared experts in the module of shared experts: the least that a layer can have."""
-        shared = self._planned_shared()
-        return min(round(LEAST * self.experts), self._count() - 1) if shared is None else shared
+        """Return the number of shared experts, the same in every layer."""
+        if self.shared is not None or self.method != "cmoe":
+            return self.shared or 0
+        return self._count() // 2
 
     def promises(self) -> Preserves:
         """Return whether the function is preserved: it is if every token takes all experts."""
@@ -128,18 +121,14 @@ class SplitFfn(TextMethod):
         """Divide the neurons, and make the routers."""
         target, _ = self._target(model)
         top_k = self._count()
-        division = Division(self.method, self.experts, self._planned_shared(), top_k - 1, self.seed)
+        beside = self._beside()
+        division = Division(self.method, self.experts, beside, seed=self.seed)
         texts = self.rows(self.calibration, model, context) if self.calibration else None
         measured = measure_split(SplitPlan(division, top_k, self.router), texts, model.layout.depth, context)
-        assert measured.partition is not None
-        value: dict[str, torch.Tensor] = {}
-        beside = self._beside()
-        for layer, of in measured.partition.layers.items():
-            prefix = f"{model.layout.prefix}{layer}."
-            value[prefix + target.router] = measured.rows[layer][beside:]
-            if target.always:
-                value[prefix + target.always] = (torch.arange(beside, self.experts) < of.shared).float()
-        return replace(measured, value=value)
+        return replace(
+            measured,
+            value={f"{model.layout.prefix}{n}.{target.router}": rows[beside:] for n, rows in measured.rows.items()},
+        )
 
     def settled(self, measured: Measured) -> SplitFfn:
         """Return the step with the measured partition."""
@@ -185,7 +174,7 @@ class SplitFfn(TextMethod):
                 f"{', '.join(SPLIT_PAIRS)}",
                 "`workbench analyze partition` divides the neurons of any dense model, and measures the loss.",
             )
-        has_shared = self._planned_shared() != 0
+        has_shared = self._beside() != 0
         into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))
         if into not in pairs:
             raise InvalidRecipeError(

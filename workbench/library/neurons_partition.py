@@ -199,7 +199,7 @@ def partition_texts(subject: NeuronSubject, data: Labelled, options: PartitionOp
 
     Args:
         subject: The model.
-        data: The labelled texts. Their tasks are the groups of `expertweaver`.
+        data: The labelled texts.
         options: The settings, of which the numbers of items and tokens and the seed count.
 
     Raises:
@@ -207,11 +207,9 @@ def partition_texts(subject: NeuronSubject, data: Labelled, options: PartitionOp
     """
     layers = feed_forward_layers(subject.model, subject.sites)
     train, held_out = data.of("train"), some_of_each_task(data.of("heldout"), options.items)
-    tasks = {task: number for number, task in enumerate(dict.fromkeys((item.function, item.task) for item in train))}
-    groups = [tasks[item.function, item.task] for item in train]
     rows = subject.rows(held_out)
     size, seed = options.tokens, options.seed
-    fitted = sample_feed_forward(subject.model, layers, subject.rows(train), groups=groups, size=size, seed=seed)
+    fitted = sample_feed_forward(subject.model, layers, subject.rows(train), size=size, seed=seed)
     judged = sample_feed_forward(subject.model, layers, rows, size=size, seed=seed)
     dense = losses(subject.model, rows)
     return PartitionTexts(_texts_of(options), layers, tuple(held_out), tuple(rows), fitted, judged, dense)
@@ -232,7 +230,7 @@ def analyze_partition(
 
     Args:
         subject: The model.
-        data: The labelled texts. Their tasks are the groups of `expertweaver`.
+        data: The labelled texts.
         shown: Name of their file.
         options: The settings.
         texts: What an earlier call of `partition_texts` has computed for this model, these texts and the same settings.

@@ -16,7 +16,6 @@ from workbench.carry.chance import CRITERION
 from workbench.carry.distil import Course, Teacher, distil
 from workbench.carry.moves import Linear
 from workbench.carry.positions import Reading, read_aligned
-from workbench.carry.signs import descent_signs, masked
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
@@ -104,10 +103,10 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
     reads = _read(wanted.texts, inputs) if wanted.texts is not None else None
     updates = {name: _oriented(inputs, name) for move in inputs.plan.moves for name in (s.name for s in move.sources)}
     with exact(device):
-        models = Models(inputs.source, inputs.target)
+        models = None
         if reads is not None:
             events({"stage": "carry", "step": inputs.brick.name, "text": f"loads both models on {device}"})
-            models = Models(inputs.source, inputs.target, *(_live(m, device) for m in (inputs.source, inputs.target)))
+            models = Models(_live(inputs.source, device), _live(inputs.target, device))
         carried = carry(
             inputs.plan,
             updates,
@@ -125,7 +124,7 @@ def transplant(wanted: Wanted, out: Path, *, project: Path, device: torch.device
                 "The models do not share what the brick builds on: train it anew on the target, or add --force to write it nevertheless.",
                 report_of(inputs, wanted, carried, reads.readings if reads else ()),
             )
-        if reads is not None:
+        if reads is not None and models is not None:
             carried, extra = _finished(inputs, wanted, carried, reads, models, events)
     report = {"adapter": str(out), **report_of(inputs, wanted, carried, reads.readings if reads else ()), **extra}
     _write(inputs, wanted, carried, report, out)
@@ -173,20 +172,16 @@ def _by_module(updates: Mapping[Linear, Factors], device: torch.device) -> dict[
 def _finished(
     inputs: Inputs, wanted: Wanted, carried: Carried, reads: _Reads, models: Models, events: Events
 ) -> tuple[Carried, dict[str, Any]]:
-    """Mask or train the carried adapter where that is asked for, and measure losses on held-out texts.
+    """Train the carried adapter where that is asked for, and measure losses on held-out texts.
 
     Returns:
-        The adapter, and the fields of the report: `signs`, `training`, `loss`.
+        The adapter, and the fields of the report: `training`, `loss`.
     """
-    source, target = models.live_source, models.live_target
-    assert source is not None
-    assert target is not None
+    source, target = models.source, models.target
     device = next(target.parameters()).device
     whole = {inputs.modules[name]: _oriented(inputs, name) for name in inputs.bound.places if name in inputs.modules}
     brick, updates = _by_module(whole, device), dict(carried.updates)
     extra: dict[str, Any] = {}
-    if inputs.by == "signs":
-        updates, extra["signs"] = _signed(updates, target, reads.rows("target", held_out=False))
     measured = {
         "texts": len(reads.rows("target", held_out=True)),
         "tokens": sum(row.learned for row in reads.rows("target", held_out=True)),
@@ -211,19 +206,6 @@ def _finished(
             "last": history[-1],
         }
     return Carried(updates, carried.matches, carried.chance), {**extra, "loss": measured}
-
-
-def _signed(
-    updates: Mapping[Linear, Factors], target: PreTrainedModel, rows: Sequence[TextRow]
-) -> tuple[dict[Linear, Factors], dict[str, float]]:
-    """Mask updates by the signs of the target's gradients; return them with the means of what is kept and of the error of the cut."""
-    signs = descent_signs(target, [linear.module for linear in updates], rows)
-    results, records = {}, []
-    for linear, update in updates.items():
-        one = signs[linear.module]
-        results[linear], record = masked(update, one.T if linear.conv1d else one)
-        records.append(record)
-    return results, {key: sum(record[key] for record in records) / len(records) for key in ("kept", "cut")}
 
 
 def _loss(model: PreTrainedModel, updates: Mapping[str, Factors], rows: Sequence[TextRow]) -> float:

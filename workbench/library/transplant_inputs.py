@@ -12,7 +12,7 @@ from workbench.adapters.modules import live_places
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import kinds_of, locate, resolve_base, resolve_brick
 from workbench.bricks.origin import NamedBase, check_origin
-from workbench.carry.carried import EQUAL_SHAPES, NEED_TEXTS, By
+from workbench.carry.carried import NEED_TEXTS, By
 from workbench.carry.layers import LayerMap, layer_map, parsed_map
 from workbench.carry.moves import Linear, Plan, linears, plan_moves
 from workbench.errors import UsageError, WorkbenchError, shell
@@ -96,10 +96,7 @@ def check_options(wanted: Wanted) -> None:
     if wanted.layers and wanted.mapping:
         raise UsageError("--layers and --map exclude each other", "Use --layers skip, --layers avg, or --map TARGET:SOURCE,….")
     if wanted.texts is None and wanted.by in NEED_TEXTS:
-        raise UsageError(
-            f"--by {wanted.by} reads texts, and --texts is missing",
-            "Add --texts FILE.jsonl, or use `--by subspace`, which needs no texts.",
-        )
+        raise UsageError(f"--by {wanted.by} reads texts, and --texts is missing", "Add --texts FILE.jsonl.")
     if wanted.texts is None and wanted.steps:
         raise UsageError("--steps trains on texts, and --texts is missing", "Add --texts FILE.jsonl.")
     if not 0 < wanted.learning_rate < float("inf"):
@@ -222,14 +219,14 @@ def _way(wanted: Wanted, plan: Plan) -> By:
         return wanted.by or "copy"
     move, source = unequal
     shapes = f"{move.target.name} is {list(move.target.shape)}, {source.name} of its base is {list(source.shape)}"
-    if wanted.by in EQUAL_SHAPES:
+    if wanted.by == "copy":
         raise WorkbenchError(
-            f"--by {wanted.by} needs equal shapes: {shapes} [outputs, inputs]",
-            "Use --by ridge or --by assign with --texts FILE, or --by subspace.",
+            f"--by copy needs equal shapes: {shapes} [outputs, inputs]",
+            "Use --by ridge or --by assign with --texts FILE.",
         )
     if wanted.by is None and wanted.texts is None:
         raise UsageError(
             f"the models have other widths ({shapes}), and --texts is missing",
-            "Add --texts FILE.jsonl, on which the units of both models are matched; or use --by subspace, which needs no texts.",
+            "Add --texts FILE.jsonl, on which the units of both models are matched.",
         )
     return wanted.by or "ridge"

@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 class LocalizeAndStitch(MergeMethod):
     """The largest elements of each delta, divided by the number of bricks that claim an element (He et al. 2024, dataless variant).
 
-    Each brick claims the elements of largest magnitude of its whole delta. Overlapping claims are averaged, whatever their signs. The
-    paper's other variant trains the masks: `workbench analyze transplant --trained` does so with one gate per neuron.
+    Each brick claims the elements of largest magnitude of its whole delta. Overlapping claims are averaged, whatever their signs.
     """
 
     paper = "He et al. 2024, Localize-and-Stitch, arXiv 2408.13656"

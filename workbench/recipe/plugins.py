@@ -169,13 +169,14 @@ def _merges_within(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield from _merges_within(inner, (*path, key))
 
 
-def method(kind: type[K], name: str, project: Path) -> type[K]:
+def method(kind: type[K], name: str, project: Path, saved: Path | None = None) -> type[K]:
     """Return the class of a method: built in, of an installed distribution, or of a trusted project.
 
     Args:
         kind: The kind of step that it has to be: `MergeMethod`, `EditMethod`, ...
         name: Its name in recipes.
         project: Folder of the project.
+        saved: The file of an earlier run that names it; None if a recipe does.
 
     Raises:
         WorkbenchError: If there is no such method, or if it is a plug-in that cannot be used.
@@ -186,7 +187,10 @@ def method(kind: type[K], name: str, project: Path) -> type[K]:
         names = {
             method_class.name for method_class in [*methods().values(), *finder.plugins.usable] if issubclass(method_class, kind)
         }
-        raise InvalidRecipeError(f"unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all.")
+        gone = f"{saved}: its method no longer exists: " if saved else ""
+        raise InvalidRecipeError(
+            f"{gone}unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all."
+        )
     return method_class
 
 

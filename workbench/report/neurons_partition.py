@@ -17,19 +17,18 @@ _METHODS = {
     "kmeans": "by balanced clusters of their gate's rows",
     "coactivation": "by balanced clusters of the tokens on which they are active",
     "cmoe": "as CMoE does (arXiv 2502.04416)",
-    "expertweaver": "as ExpertWeaver does (arXiv 2602.15521)",
 }
 
 
 def partition_section(document: Mapping[str, Any]) -> Section:
     """Return the section of experts: what a token loses with some of them, by selector."""
-    curves, experts = document["curves"], document["experts"]
+    curves, experts, method = document["curves"], document["experts"], document["settings"]["method"]
     shared = sorted(set(document["shared"].values()))
     fixed = f"{shared[0]}" if len(shared) == 1 else f"{shared[0]} to {shared[-1]}"
     sizes = sorted(set(document["sizes"].values()))
     size = f"{sizes[0]}" if len(sizes) == 1 else f"{sizes[0]} to {sizes[-1]}"
     lead = [
-        f"The neurons of every layer are divided into {experts} experts of {size} neurons, {_METHODS[document['settings']['method']]}; "
+        f"The neurons of every layer are divided into {experts} experts of {size} neurons, {_METHODS.get(method, f'by {method}')}; "
         f"{fixed} of the experts serve every token.",
         f"All experts together differ from the dense layers by at most {document['difference']:.1g} of a layer's largest output.",
     ]

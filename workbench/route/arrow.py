@@ -23,7 +23,7 @@ from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import tail_mean, token_batches, token_rows
 from workbench.steps import CalibratedRoute, RouteContext, register
 from workbench.steps.fields import Whole
-from workbench.steps.route import Acting, Router
+from workbench.steps.route import Router
 from workbench.weights.lowrank import Factors
 from workbench.weights.svd import core
 
@@ -100,7 +100,7 @@ class ArrowRouter(MeasuredRouter):
         """Name of the method."""
         return Arrow.name
 
-    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], acting: Acting) -> Tensor:
+    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor:
         """Return the scores [n, bricks]."""
         return pooled_alignments(model, self.prototypes, rows, self.window)
 

@@ -63,7 +63,7 @@ class SavedMemory:
     @cached_property
     def step(self) -> MemoryMethod:
         """The step that made it. Raises an error if its method no longer exists or its fields have changed."""
-        kind = method(MemoryMethod, str(self.record["method"]), find_project(self.path.resolve() / RECORD))
+        kind = method(MemoryMethod, str(self.record["method"]), find_project(self.path.resolve() / RECORD), self.path / RECORD)
         return kind.model_validate(self.record["step"])
 
     def kept(self, version: int | None = None) -> Kept:

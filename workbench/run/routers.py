@@ -109,7 +109,7 @@ class SavedRouter:
                 "another router, or has changed",
                 AGAIN,
             )
-        kind = method(RouteMethod, self.record["method"], find_project(self.path.resolve() / RECORD))
+        kind = method(RouteMethod, self.record["method"], find_project(self.path.resolve() / RECORD), self.path / RECORD)
         if self.record.get("method_version") != kind.version:
             raise WorkbenchError(
                 f"{self.path / RECORD}: the router was fitted by version {self.record.get('method_version')} of '{kind.name}', and this is "

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, Self
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 BRICK = "{brick}"
 """Stands for a brick's name in the `calibration` of a step."""
-Acting = Callable[[str], AbstractContextManager[None]]
-"""Brick -> a context in which this brick acts on the live base, and no other."""
 
 
 class RoutedBrick(Strict):
@@ -94,13 +91,12 @@ class Router(Protocol):
     def decide(self, prompts: Prompts) -> Decisions:
         """Choose bricks for each prompt."""
 
-    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], acting: Acting) -> Tensor | None:
+    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor | None:
         """Measure on the live base what `decide` needs besides texts and hidden states.
 
         Args:
             model: The base; no brick acts on it.
             rows: The prompts' tokens.
-            acting: Switches one brick on.
 
         Returns:
             [n, bricks], float32, on the CPU; None if the router needs nothing more.
@@ -252,7 +248,7 @@ class CalibratedRoute(RouteMethod):
     """Largest number of prompts of a brick, evenly spaced over its file, or over each of its files in equal parts."""
     abstain: Real | None = Field(0.01, ge=0, lt=1)
     """Share of calibration prompts that may go to the base, measured on prompts of held-out templates, also in lower case and behind a
-    greeting. `ridge`, `centroid` and `gate` count templates by their lowest prompt. null: no prompt goes to the base."""
+    greeting. `ridge` and `centroid` count templates by their lowest prompt. null: no prompt goes to the base."""
     mix: Whole = Field(1, ge=1)
     """Number of bricks whose weighted updates act together. Tied bricks count as one, and only the first of them acts."""
 

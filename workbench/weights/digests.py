@@ -112,14 +112,15 @@ class _Memo:
 
     key: str
     file: Path | None
-    is_old: bool
+    within: bool
+    """Whether it is remembered within this process alone."""
 
     @classmethod
     def of(cls, group: Mapping[str, Entry], cache: Path | None) -> _Memo:
         first, key = next(iter(group.values())), json_digest(_identity(group))
         identity = first.identity or settled(first.file)
-        file = cache / "digests" / f"{key}.json" if cache and identity.is_telling else None
-        return cls(key, file, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns) > _COARSE_NS)
+        tells, age = identity.is_telling, time.time_ns() - max(identity.mtime_ns, identity.ctime_ns)
+        return cls(key, cache / "digests" / f"{key}.json" if cache and tells else None, not tells and age > _COARSE_NS)
 
     @property
     def is_there(self) -> bool:
@@ -131,7 +132,7 @@ class _Memo:
     def write(self, digests: dict[str, Any]) -> None:
         if self.file:
             write_json(self.file, digests)
-        if _rehashes or (self.file is None and self.is_old):
+        if _rehashes or self.within:
             _READ[self.key] = digests
 
 

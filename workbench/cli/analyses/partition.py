@@ -16,11 +16,11 @@ def partition(
     data: DataOpt,
     to: OutOpt = None,
     method: Annotated[
-        Literal["random", "kmeans", "coactivation", "cmoe", "expertweaver"],
+        Literal["random", "kmeans", "coactivation", "cmoe"],
         typer.Option(
             "--method",
             help="How neurons are divided: at `random`; `kmeans`, by their gate's weights; `coactivation`, by the tokens on which they are "
-            "active; or as `cmoe` or `expertweaver` do.",
+            "active; or as CMoE does (`cmoe`).",
         ),
     ] = "kmeans",
     experts: Annotated[int, typer.Option("--experts", min=2, help="Experts of a layer, shared ones included.")] = 16,

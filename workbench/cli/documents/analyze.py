@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from workbench.cli.documents.bricks import ShownNeurons
 from workbench.cli.documents.document import Document, Number, optional
 
 
@@ -327,17 +326,6 @@ class AblationDocument(Analysis, DamageDocument):
     """Clusters of each function."""
     warnings: list[str]
     """What the intervals cannot show."""
-
-
-class TransplantDocument(ShownNeurons):
-    """Result of `analyze transplant`."""
-
-    model: str
-    """The base, as it was named."""
-    brick: str
-    """The brick, as it was named."""
-    set: str | None
-    """Directory of the set."""
 
 
 class EverythingDocument(Document):

@@ -14,7 +14,6 @@ from workbench.cli.documents.analyze import (
     EverythingDocument,
     FunctionsDocument,
     SparsityDocument,
-    TransplantDocument,
 )
 from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
@@ -79,7 +78,6 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze locate": KnowledgeDocument,
     "analyze decompose": DecompositionDocument,
     "analyze import": ImportedSetsDocument,
-    "analyze transplant": TransplantDocument,
     "analyze all": EverythingDocument,
     "experts": ExpertsDocument,
     "push": PushDocument,

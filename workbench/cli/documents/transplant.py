@@ -61,15 +61,6 @@ class MatchDocument(Document):
     """What counts as above chance."""
 
 
-class SignsDocument(Document):
-    """Masks by gradient signs; means over the modules."""
-
-    kept: Number
-    """Share of the delta's elements that point down the target's loss, from 0 to 1."""
-    cut: Number
-    """Relative error of cutting the masked delta back to the adapter's rank."""
-
-
 class CarriedTraining(Document):
     """Training after the transplant."""
 
@@ -115,7 +106,7 @@ class CarriedDocument(Document):
     """The model that it was trained on."""
     to: str
     """The target."""
-    by: Literal["copy", "assign", "ridge", "subspace", "signs"]
+    by: Literal["copy", "assign", "ridge"]
     """How units were matched."""
     layer_rule: Literal["same", "skip", "avg", "map"]
     """How layers were matched."""
@@ -137,8 +128,6 @@ class CarriedDocument(Document):
     """The match beside its chance level; null without texts."""
     forced: bool
     """True if --force was given."""
-    signs: SignsDocument = optional()
-    """Masks by gradient signs, with `--by signs`."""
     training: CarriedTraining = optional()
     """Training after the transplant, with --steps."""
     loss: CarriedLoss = optional()

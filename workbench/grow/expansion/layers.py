@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.models.architecture import model_depth
+from workbench.models.architecture import LAYER_KINDS, model_depth
 from workbench.models.layout import Layout
 from workbench.models.skeleton import parse_config
 from workbench.steps import Grown
@@ -34,7 +34,7 @@ _PATTERNS = {
 }
 # Fields with one character per layer, in config.json of Nemotron-H repositories: "M-M*-".
 _LETTERS = ("hybrid_override_pattern",)
-_KINDS = ("layer_types", "layers_block_type", *_LETTERS)
+_KINDS = ("layer_types", *LAYER_KINDS, *_LETTERS)
 # Kinds of layers that keep no keys of earlier tokens, in config.json of all versions of transformers.
 _WITHOUT_KEYS = frozenset({"linear_attention", "mamba", "mamba2", "conv", "recurrent", "moe", "mlp", *"ME-"})
 

@@ -26,8 +26,6 @@ EPSILON = 1e-3
 weights, and float32 still tells the logits apart."""
 HELD_OUT = 5
 """Every fifth text is held out."""
-GROUPS = 16
-"""Number of groups of texts whose gates `expertweaver` compares."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +73,8 @@ def measure_split(plan: SplitPlan, texts: Sequence[TextRow] | None, depth: int, 
     if texts is not None:
         rows = [ItemRow(row.tokens, len(row.tokens)) for row in texts]
         fit = [row for number, row in enumerate(rows) if number % HELD_OUT] or rows
-        groups = [number * GROUPS // len(fit) for number in range(len(fit))]
         context.progress(0, len(layers), "activations")
-        fitted = sample_feed_forward(live, layers, fit, groups=groups, seed=seed)
+        fitted = sample_feed_forward(live, layers, fit, seed=seed)
         judged = sample_feed_forward(live, layers, rows[::HELD_OUT], seed=seed)
     partition = divide(plan.division, layers, fitted, progress=lambda done, total: context.progress(done, total, "experts"))
     router = _router(plan, layers, fitted, partition)

@@ -10,14 +10,14 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-def fit_logistic(rows: Any, labels: Tensor, classes: int, strength: float = 1.0) -> tuple[Tensor, Tensor]:
+def fit_logistic(rows: Any, labels: Tensor, classes: int, strength: float) -> tuple[Tensor, Tensor]:
     """Return the weights and biases that minimize Σ wₙ·(−log p(label)) + ‖W‖² / (2·strength).
 
     wₙ makes all classes count alike: items / (classes · items of the class). The biases are free. This is scikit-learn's
     LogisticRegression(C=strength, class_weight="balanced").
 
     Args:
-        rows: [item, feature], a scipy sparse matrix or a NumPy array, float64.
+        rows: [item, feature], a scipy sparse matrix, float64.
         labels: [item], class numbers; every class occurs.
         classes: Number of classes.
         strength: Inverse of the penalty.
@@ -32,7 +32,7 @@ def fit_logistic(rows: Any, labels: Tensor, classes: int, strength: float = 1.0)
     target = labels.numpy()
     balance = items / (classes * np.bincount(target, minlength=classes)[target])
     places = (np.arange(items), target)
-    transposed = rows.T.tocsr() if hasattr(rows, "tocsr") else rows.T
+    transposed = rows.T.tocsr()
 
     def loss(flat: Any) -> tuple[float, Any]:
         weights, biases = flat[: features * classes].reshape(features, classes), flat[features * classes :]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.steps.route import Acting, Decisions, Prompts
+from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -107,7 +107,7 @@ class Fitted:
         confidence = confidence.float()
         return Decisions(self.choice.weigh(joined, self.bricks, confidence), joined, confidence)
 
-    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]], acting: Acting) -> Tensor | None:
+    def measure(self, model: PreTrainedModel, rows: Sequence[Sequence[int]]) -> Tensor | None:
         """Return None: texts and hidden states are enough."""
         return None
 

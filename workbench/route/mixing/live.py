@@ -142,7 +142,7 @@ class Routing:
             router = self.router
             with self._choosing(Choice(torch.zeros(len(self.bricks)))):
                 hidden = None if router.layer is None else pooled(self._model, prompts, router.layer, router.window)
-                measured = router.measure(self._model, prompts, self._acting_alone)
+                measured = router.measure(self._model, prompts)
             made = router.decide(Prompts([found[i][0] for i in asked], hidden, measured))
             weights[asked], scores[asked], confidence[asked] = made.weights.float(), made.scores.float(), made.confidence.float()
         decisions = self.last = Decisions(weights, scores, confidence)
@@ -192,12 +192,6 @@ class Routing:
         whole = str(self._tokenizer.decode(list(row), skip_special_tokens=False))
         message = without_template(whole, self._frame)
         return (text, row) if message == whole else (message, encode_text(self._tokenizer, message))
-
-    @contextmanager
-    def _acting_alone(self, brick: str) -> Iterator[None]:
-        """Let one brick act in this thread within the block."""
-        with self._choosing(Choice(self._weights(brick))):
-            yield
 
     @contextmanager
     def _choosing(self, choice: Choice) -> Iterator[None]:
