@@ -20,12 +20,10 @@ from workbench.emergent.ablate import (
     controls,
     loss_changes,
     matched_set,
-    mean_activations,
     overlaps,
     perplexity_changes,
     random_set,
 )
-from workbench.emergent.activations import Statistics
 from workbench.emergent.decompose import coupling, dominant_rows
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import ItemLosses, SetLosses, losses
@@ -148,11 +146,6 @@ def test_controls_of_equal_size_are_shared() -> None:
     wrong = [set_of("x", sites, [torch.tensor([1]), torch.tensor([2])])]
     with pytest.raises(ValueError, match="the shuffled set 'x' has 2 neurons"):
         controls(sites, sets, means, shuffled=wrong)
-
-
-def test_mean_activations() -> None:
-    statistics = Statistics(torch.tensor([2.0, 3.0]), [], [torch.tensor([[4.0, 0.0], [1.0, 5.0]])], [])
-    assert mean_activations(statistics)[0].tolist() == [1.0, 1.0]
 
 
 def test_overlaps() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from workbench.emergent.activations import Progress, Statistics
+from workbench.emergent.activations import Progress
 from workbench.emergent.labelled import ItemRow
 from workbench.emergent.losses import Scored, SetLosses, losses
 from workbench.emergent.sets import NeuronSet, set_of
@@ -141,12 +141,6 @@ def perplexity_changes(result: SetLosses, functions: Tensor, weights: Tensor | N
     return loss_changes(result, functions, weights).clamp_max(_HIGHEST).expm1()
 
 
-def mean_activations(statistics: Statistics) -> list[Tensor]:
-    """Return the mean |activation| of every unit over all tokens of a pass, per site [units]."""
-    tokens = float(statistics.tokens.sum())
-    return [total.double().sum(0) / tokens for total in statistics.total]
-
-
 def controls(
     sites: Sequence[Site],
     sets: Sequence[NeuronSet],
@@ -161,7 +155,7 @@ def controls(
     Args:
         sites: The sites.
         sets: The functions' sets, named after the functions.
-        means: Mean |activation| of every unit, per site [units]; see `mean_activations`.
+        means: Mean |activation| of every unit, per site [units].
         shuffled: Top sets of shuffled labels.
         draws: Number of random and of matched sets.
         seed: Seed of the draws.
