@@ -16,7 +16,8 @@ from pydantic import BaseModel, ConfigDict, field_validator
 
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
-from workbench.files import file_digest, write_text
+from workbench.files import write_text
+from workbench.manifest import sha256_of
 
 VARIABLE = "WORKBENCH_TRUST_PROJECT_CODE"
 """Environment variable that trusts every project of a process, and of the processes that it starts, if it is 1."""
@@ -203,7 +204,8 @@ def trusting(yes: bool) -> Iterator[None]:
 
 
 def _digests(project: Path) -> dict[str, str]:
-    return {name: file_digest(file) for name, file in code_files(project).items()}
+    # SHA-256: for XXH3, other code with the same digest can be constructed.
+    return {name: sha256_of(file) for name, file in code_files(project).items()}
 
 
 def _write(projects: Mapping[str, Mapping[str, str]]) -> None:

@@ -14,7 +14,6 @@ from jinja2.exceptions import SecurityError
 from jinja2.sandbox import SandboxedEnvironment
 
 from workbench.errors import WorkbenchError
-from workbench.files import bytes_digest
 from workbench.project import find_project
 from workbench.trust import code_files, distrusted, refused, run_module, unchecked
 
@@ -114,16 +113,16 @@ def _function(name: str, folder: Path, resolve: Callable[[str, Path], Any]) -> A
             raise refused(f"{folder}: the function {name} does not run", folder, "its module is no file of the project")
         return resolve(name, folder)
     content = file.read_bytes()
-    digest, project = bytes_digest(content), project_of(folder / "task.yaml")
-    if digest not in _shipped() and not unchecked():
+    project = project_of(folder / "task.yaml")
+    if content not in _shipped() and not unchecked():
         if distrusted(project):
             raise refused(f"{file}, which a task names, does not run", project)
         if file not in {own.resolve() for own in code_files(project).values()}:
             raise refused(f"{file}, which a task names, does not run", project, "it is outside the project's methods/ and evals/")
     known = sys.modules.get(str(file.with_suffix("")))
-    if known is None or getattr(known, "__digest__", None) != digest:
+    if known is None or getattr(known, "__content__", None) != content:
         known = run_module(str(file.with_suffix("")), file, content)
-        known.__digest__ = digest  # type: ignore[attr-defined]
+        known.__content__ = content  # type: ignore[attr-defined]
     try:
         return getattr(known, attribute)
     except AttributeError:
@@ -155,7 +154,7 @@ def _is_bundled(path: Path) -> bool:
 
 
 @cache
-def _shipped() -> frozenset[str]:
-    """Return the digests of the code that the workbench itself writes beside task files."""
+def _shipped() -> frozenset[bytes]:
+    """Return the code that the workbench itself writes beside task files."""
     scores = resources.files("workbench.evaluate.facts").joinpath("factscores.py").read_bytes()
-    return frozenset((bytes_digest(LOCALDATA.encode()), bytes_digest(scores)))
+    return frozenset((LOCALDATA.encode(), scores))
