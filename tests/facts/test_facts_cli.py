@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from worlds.project import Project
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.library.facts import greedy_answers, says
+from workbench.manifest import MANIFEST
 
 EDIT = "{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}"
 
@@ -134,8 +136,9 @@ def test_facts_of_other_bricks_of_the_recipe(place: Project) -> None:
         "facts.jsonl:1",
     ]
 
-    (edit / "facts.jsonl").unlink()
-    (one,) = checked("new.jsonl", "--recipe", "second", "--model", "base")["findings"]
+    shutil.copytree(edit, place.path / "copy", ignore=shutil.ignore_patterns("facts.jsonl", MANIFEST))
+    place.write("bricks: {hr: copy}\nsteps: [{merge: task_arithmetic}, {edit: finetune, facts: new.jsonl}]\n", "fifth.yaml")
+    (one,) = checked("new.jsonl", "--recipe", "fifth", "--model", "base")["findings"]
     assert (one["kind"], one["status"]) == ("unread", "warning")
 
 
