@@ -270,11 +270,7 @@ def _on_worker(request: Request, device: str, server: str | None) -> Subjects:
 
 
 def _found(name: str, request: Request) -> Named:
-    """Return what a name means.
-
-    Raises:
-        WorkbenchError: If it is neither a recipe nor a model.
-    """
+    """Return what a name means."""
     try:
         return find(name, request.runs)
     except UsageError as error:

@@ -122,12 +122,7 @@ def _llama3_rope(factors: list[float], config: Mapping[str, Any], label: str, hi
     """Return the rotary settings of Llama 3.1 and later whose factors a file stores.
 
     llama.cpp stores what each frequency is divided by. transformers computes it from four numbers, of which files by Meta only vary
-    `factor`; the last factor is that number.
-
-    Raises:
-        WorkbenchError: If the factors are not those that these settings give.
-
-    Source: transformers, modeling_rope_utils._compute_llama3_parameters.
+    `factor`; the last factor is that number. Source: transformers, modeling_rope_utils._compute_llama3_parameters.
     """
     theta, size = float((config.get("rope_parameters") or config)["rope_theta"]), int(config["head_dim"])
     factor = factors[-1] if factors else 0.0

@@ -157,11 +157,7 @@ def _stored(kinds: set[str]) -> str:
 def _names(
     config: Mapping[str, Any], architecture: str, shapes: Mapping[str, tuple[int, ...]], label: str, hint: str
 ) -> dict[str, str]:
-    """Return the name in transformers of every tensor in a file.
-
-    Raises:
-        WorkbenchError: If the file has tensors that the model does not have, lacks some, or has them in other shapes.
-    """
+    """Return the name in transformers of every tensor in a file."""
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
     number = next(number for number, name in MODEL_ARCH_NAMES.items() if name == architecture)

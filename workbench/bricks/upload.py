@@ -170,11 +170,7 @@ def _check_token(api: Any) -> None:
 
 
 def _stale(present: list[str], files: Mapping[str, Path | bytes], target: Target) -> list[str]:
-    """Return the model files of the repository that are not sent, which the commit deletes.
-
-    Raises:
-        WorkbenchError: If there are some, and they are not to be replaced.
-    """
+    """Return the model files of the repository that are not sent, which the commit deletes."""
     stale = [path for path in present if path not in files and any(fnmatch(Path(path).name, pattern) for pattern in _LOADED)]
     if stale and not target.replace:
         shown = ", ".join(stale[:4]) + (f" and {len(stale) - 4} more" if len(stale) > 4 else "")
@@ -205,11 +201,7 @@ def _send(api: Any, files: Mapping[str, Path | bytes], target: Target, events: E
 
 
 def _check_commit(api: Any, name: str, commit: str, operations: list[Any]) -> None:
-    """Check that a commit holds every file with its size, and with its SHA-256 where both sides know it.
-
-    Raises:
-        WorkbenchError: If one is missing or differs, for example because a .gitignore of the repository excludes it.
-    """
+    """Check that a commit holds every file with its size, and with its SHA-256 where both sides know it."""
     info = api.model_info(name, revision=commit, files_metadata=True)
     held = {sibling.rfilename: sibling for sibling in info.siblings or ()}
     for operation in operations:

@@ -20,7 +20,6 @@ from workbench.compare.beside import side_by_side
 from workbench.compare.configurations import summary
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
-from workbench.compare.flips import flips
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
@@ -30,7 +29,26 @@ from workbench.compare.warnings import warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores.groups import aggregated
 from workbench.scores.store import Configuration, Scores, ScoreStore
-from workbench.scores.suite import Suite
+from workbench.scores.suite import MARGIN, Suite
+
+
+def flips(tasks: Sequence[Table], base: Configuration, c: Configuration) -> list[dict[str, Any]]:
+    """Return the items whose primary metric differs from the baseline's, with both answers.
+
+    Contrasts, ratios of sums and margins are skipped: nearly every item differs there, or the item is already listed under its task.
+    """
+    changed = []
+    for t in tasks:
+        if c.digest not in t.values or t.contrast or t.ratio or t.metric == MARGIN:
+            continue
+        for i in np.flatnonzero(t.values[c.digest] != t.values[base.digest]).tolist():
+            before, after = (
+                {k: t.rows[d][i].get(k) for k in ("response", "metrics", "loglikelihoods")} for d in (base.digest, c.digest)
+            )
+            item = {k: t.items[i].get(k) for k in ("task", "id", "cluster", "prompt", "gold", "choices")}
+            changed.append({**item, "baseline": before, "configuration": after})
+    return changed
+
 
 __all__ = ["Comparison", "Difference", "compare"]
 

@@ -158,11 +158,7 @@ class AdapterEdit(EditMethod):
         return [*super().key_parts(context), *([[start.name, start.version]] if start else []), *words]
 
     def _read(self, project: Path) -> list[Fact]:
-        """Return the facts that are learned, sorted by ID.
-
-        Raises:
-            WorkbenchError: If the file is invalid or has fewer facts than `first`.
-        """
+        """Return the facts that are learned, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
@@ -220,11 +216,7 @@ class AdapterEdit(EditMethod):
         return Edit(factors, record, fan_in_fan_out=parts.transposed, facts=facts)
 
     def _modules(self, context: MethodContext, parts: Parts, layers: Sequence[int]) -> list[str]:
-        """Return the live names of the modules to adapt.
-
-        Raises:
-            WorkbenchError: If the checkpoint stores one of them under another name or as part of a fused weight.
-        """
+        """Return the live names of the modules to adapt."""
         if self.modules == "output":
             return [parts.modules[layer] for layer in sorted(layers)]
         on_disk = Places(context.layout.weights.specs, context.layout.config)

@@ -108,11 +108,7 @@ class Finetune(EditMethod):
         return Edit(factors, {"layers": layers, **record}, fan_in_fan_out=parts.transposed, facts=latest(facts))
 
     def _read_facts(self, project: Path) -> list[Fact]:
-        """Read the facts that are trained, in the order of the file; see `read_for` for sequential mode.
-
-        Raises:
-            WorkbenchError: If the file is invalid or has fewer facts than `first`.
-        """
+        """Read the facts that are trained, in the order of the file; see `read_for` for sequential mode."""
         if self.mode != "joint":
             return read_for(self.mode, self.first, project, self.facts)
         in_order = {fact.id: number for number, fact in enumerate(read_facts(project / self.facts, self.facts))}

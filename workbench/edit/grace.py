@@ -160,11 +160,7 @@ class Grace(MemoryMethod):
         return {"entries": len(book.keys), "radii": {"least": float(book.radii.min()), "most": float(book.radii.max())}}
 
     def _block(self, context: MethodContext) -> tuple[int, str, nn.Module]:
-        """Return the layer's number, live name and module.
-
-        Raises:
-            WorkbenchError: If the layer does not exist.
-        """
+        """Return the layer's number, live name and module."""
         layout = context.layout.layout
         layer = layout.depth * 2 // 3 if self.layer is None else self.layer
         if layer >= layout.depth:

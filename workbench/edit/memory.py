@@ -150,11 +150,7 @@ def _leave_one_out(in_scope: Sequence[Sequence[float]], out_of_scope: Sequence[S
 
 
 def _encoder(folder: str | None, model: Any, tokenizer: Any) -> Encoder:
-    """Return the encoder in a directory, or the one that uses the model's embeddings.
-
-    Raises:
-        WorkbenchError: If the directory no longer has an encoder.
-    """
+    """Return the encoder in a directory, or the one that uses the model's embeddings."""
     if folder is None:
         return TokenMatch(model.get_input_embeddings().weight, tokenizer)
     if not (Path(folder) / "config.json").is_file():

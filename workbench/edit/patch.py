@@ -137,11 +137,7 @@ class Patch(EditMethod):
             raise InvalidRecipeError(f"edit patch: layer {self.layer} does not exist; the model has layers 0 to {depth - 1}")
 
     def _read(self, project: Path) -> list[Fact]:
-        """Return the facts, sorted by ID.
-
-        Raises:
-            WorkbenchError: If the file is invalid or has fewer facts than `first`.
-        """
+        """Return the facts, sorted by ID."""
         return read_for("joint", self.first, project, self.facts)
 
     def cost(self, model: Model, project: Path, cache: Path) -> dict[str, Any]:
@@ -198,11 +194,7 @@ class Patch(EditMethod):
         return Edit(neurons.factors(block), record, fan_in_fan_out=parts.transposed, facts=facts)
 
     def _layer(self, context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> int:
-        """Return the layer that gets the neurons.
-
-        Raises:
-            WorkbenchError: If it does not exist, or is to be chosen and the model's facts are not found at subjects.
-        """
+        """Return the layer that gets the neurons."""
         if self.layer is not None:
             parts.check_layers((self.layer,), "edit patch")
             return self.layer
@@ -262,11 +254,7 @@ class Patch(EditMethod):
 
 
 def _split(rows: Sequence[list[int]], tokens: int) -> tuple[list[list[int]], list[list[int]]]:
-    """Return rows with some number of tokens, and the next ones with half as many; of shorter text, two thirds and one third.
-
-    Raises:
-        WorkbenchError: If there are fewer than three rows.
-    """
+    """Return rows with some number of tokens, and the next ones with half as many; of shorter text, two thirds and one third."""
     if len(rows) < 3:
         raise WorkbenchError(
             f"edit patch: `statistics` has {len(rows)} rows of tokens, expected 3 or more",

@@ -156,11 +156,7 @@ class Steering:
 
 
 def _biases(parts: Parts, context: MethodContext, layers: Sequence[int]) -> dict[int, str]:
-    """Return layer -> name on disk of the bias of its feed-forward output projection.
-
-    Raises:
-        WorkbenchError: If a layer has none.
-    """
+    """Return layer -> name on disk of the bias of its feed-forward output projection."""
     on_disk = Places(context.layout.weights.specs, context.layout.config)
     names = {layer: on_disk.whole(f"{parts.modules[layer]}.bias") for layer in layers}
     for layer, name in names.items():

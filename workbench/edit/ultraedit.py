@@ -269,11 +269,7 @@ class _UltraSolve:
                 self.written.setdefault(fact.text, {})[layer] = part, c
 
     def _add_statistics(self, recorded: Mapping[int, Recorded], means: Tensor) -> None:
-        """Add the facts of a batch to the running statistics, once.
-
-        Raises:
-            WorkbenchError: If the loss is not finite.
-        """
+        """Add the facts of a batch to the running statistics, once."""
         if not bool(torch.isfinite(means).all()):
             raise WorkbenchError(f"edit ultraedit: the model's loss on the facts is {-float(means.mean())}", "Check its weights.")
         for layer in self.layers:

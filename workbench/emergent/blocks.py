@@ -204,11 +204,7 @@ def _giving(like: Any, hidden: Tensor) -> Callable[..., Any]:
 
 
 def _likes(model: PreTrainedModel, blocks: torch.nn.ModuleList, item: ItemRow, device: torch.device) -> list[Any]:
-    """Return an output of every block, which shows the form that its output has.
-
-    Raises:
-        WorkbenchError: If a block returns more than a hidden state.
-    """
+    """Return an output of every block, which shows the form that its output has."""
     batch = side_by_side([item.tokens[:2]], device)
     with _recorded(blocks) as seen:
         model(input_ids=batch.tokens, attention_mask=batch.mask, use_cache=False)

@@ -6,6 +6,7 @@ equation 1). Neurons are chosen on some tasks of a function and judged on others
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -14,8 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.emergent.activations import ItemScores
-from workbench.emergent.confounders import confounders
-from workbench.emergent.labelled import SPLITS, ItemRow, Labelled, Split
+from workbench.emergent.labelled import SPLITS, Item, ItemRow, Labelled, Split
 from workbench.emergent.nulls import Null, NullMaxima, labels_of, shuffled_over_items, shuffled_over_tasks
 from workbench.emergent.ranking import Ranked, histogram_auc, histogram_average_precision
 from workbench.emergent.sets import NeuronSet, top_share
@@ -24,6 +24,32 @@ from workbench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def confounders(items: Sequence[Item], rows: Sequence[ItemRow], functions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
+    """Return how well plain features of the texts tell each function from the others: AUC [functions] by feature.
+
+    `length` is the number of the prompt's tokens, `language` the share of letters outside ASCII, and `template` the share of the function's items
+    among the other items that begin with the same three words.
+    """
+    labels = labels_of(items, functions)
+    starts = [" ".join(re.findall(r"\w+", item.prompt.lower())[:3]) for item in items]
+    same = np.array([[a == b for b in starts] for a in starts])
+    np.fill_diagonal(same, False)
+    counts = np.maximum(same.sum(1), 1)
+    features: dict[str, NDArray[np.float64]] = {
+        "length": np.array([row.prompt for row in rows], float),
+        "language": np.array([_foreign(item.prompt) for item in items]),
+    }
+    result = {name: Ranked.of(values[:, None]).auc(labels)[:, 0] for name, values in features.items()}
+    result["template"] = np.array([float(Ranked.of((same @ label / counts)[:, None]).auc(label[None])[0, 0]) for label in labels])
+    return result
+
+
+def _foreign(text: str) -> float:
+    letters = [c for c in text if c.isalpha()]
+    return sum(not c.isascii() for c in letters) / max(1, len(letters))
+
 
 Floats: TypeAlias = NDArray[np.float64]
 Polarity: TypeAlias = Literal["one", "both"]

@@ -126,11 +126,7 @@ def score_on_cluster(
 
 
 def _stored(subjects: Subjects) -> Iterator[Scores]:
-    """Yield the scores of every configuration under every plan; a configuration with the weights of another one is added to its scores.
-
-    Raises:
-        WorkbenchError: If scores are missing.
-    """
+    """Yield the scores of every configuration under every plan; a configuration with the weights of another one is added to its scores."""
     entries, store = subjects.entries, subjects.store
     plans = [store.settled(plan, [entry.key(plan) for entry in entries]) for plan in subjects.plans]
     for entry in entries:
@@ -203,11 +199,7 @@ class _Line:
 
 
 def _run(pool: Pool, units: Sequence[Unit], line: _Line) -> None:
-    """Let the workers do all units.
-
-    Raises:
-        WorkbenchError: If a worker fails, or workers are lost again and again over the same unit.
-    """
+    """Let the workers do all units."""
     queue, lost = list(units), Counter[Unit]()
     while queue or pool.busy:
         while queue and pool.idle:

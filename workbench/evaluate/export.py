@@ -201,11 +201,7 @@ def _config(task: Any, name: str, stem: str, shots: int, fewshot_split: str | No
 
 
 def _storable(value: Any, task: str, key: str) -> Any:
-    """Return a setting as YAML can store it.
-
-    Raises:
-        WorkbenchError: If it is a function that no installed package has.
-    """
+    """Return a setting as YAML can store it."""
     if isinstance(value, Mapping):
         return {k: _storable(v, task, key) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -273,11 +269,7 @@ def _write_lines(path: Path, docs: Iterable[Mapping[str, Any]], name: str) -> No
 
 
 def _compare(original: Any, local: Any, name: str) -> int:
-    """Compare the requests of both tasks and return their number.
-
-    Raises:
-        WorkbenchError: At the first difference.
-    """
+    """Compare the requests of both tasks and return their number."""
     pairs = (
         ("metrics", sorted(original.aggregation()), sorted(local.aggregation())),
         ("filters", [f.name for f in original._filters], [f.name for f in local._filters]),

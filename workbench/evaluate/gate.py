@@ -102,9 +102,6 @@ def _function(name: str, folder: Path, resolve: Callable[[str, Path], Any]) -> A
         name: `module.function`, with the module beside the task file or importable.
         folder: Folder of the task file.
         resolve: lm-eval's own function, for importable modules.
-
-    Raises:
-        WorkbenchError: If the code may not run.
     """
     module, _, attribute = name.rpartition(".")
     file = (folder / f"{module.replace('.', '/')}.py").resolve()

@@ -167,12 +167,7 @@ RENAME = "Rename one of them: `name:` in the recipe, the brick's name under `bri
 
 
 def _one_of_each_name(entries: Iterable[LineupEntry], left_out: list[LeftOut] | None) -> list[LineupEntry]:
-    """Keep one configuration per name: those that the call names take precedence over bricks and averages.
-
-    Raises:
-        WorkbenchError: If two named configurations have the same name, or one has the name "base"; for controls too if `left_out`
-            is None.
-    """
+    """Keep one configuration per name: those that the call names take precedence over bricks and averages."""
     by_name: dict[str, LineupEntry] = {}
     skipped: dict[str, LineupEntry] = {}
     for entry in entries:

@@ -165,11 +165,7 @@ def _model(
 
 
 def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> Path:
-    """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run.
-
-    Raises:
-        WorkbenchError: If the configuration has a memory or a router, which acts on the live model and cannot be written to a checkpoint.
-    """
+    """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run."""
     from workbench.run.execute import execute
     from workbench.run.work import Work
 

@@ -215,11 +215,7 @@ def _rows(data: Path, kind: Kind, cluster: str | None) -> tuple[list[dict[str, A
 
 
 def _row(row: Any, kind: Kind, cluster: str | None) -> dict[str, Any]:
-    """Return one row as the task reads it.
-
-    Raises:
-        ValueError: If the row is bad.
-    """
+    """Return one row as the task reads it."""
     if not isinstance(row, dict):
         raise ValueError(f"expected an object, found {jsondoc.kind(row)}")
     made: dict[str, Any] = {"id": _label(row, "id"), "cluster": _label(row, cluster) if cluster else ""}

@@ -149,11 +149,7 @@ def load_task(manager: Any, name: str, known: Sequence[str] | Mapping[str, Any])
 
 
 def _load(manager: Any, name: str) -> dict[str, Any]:
-    """Load a task or a group; return lm-eval's tasks and groups by name.
-
-    Raises:
-        WorkbenchError: If the data cannot be loaded, or code of the task fails.
-    """
+    """Load a task or a group; return lm-eval's tasks and groups by name."""
     with foreign_code(name, "loaded"), functions_checked():
         loaded: dict[str, Any] = manager.load([name])
     return loaded

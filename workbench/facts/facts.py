@@ -169,11 +169,7 @@ def fact_of(row: Any, place: str) -> Fact:
 
 
 def _aliases(row: Mapping[str, Any], place: str) -> tuple[str, ...]:
-    """Return the target's other wordings, without the target itself.
-
-    Raises:
-        WorkbenchError: If one of them is the true answer, which would then count as edited.
-    """
+    """Return the target's other wordings, without the target itself."""
     texts = _texts(row, "aliases", place)
     true = row.get("target_true")
     if true is not None and (same := next((text for text in texts if folded(text) == folded(true)), None)):
@@ -191,11 +187,7 @@ def folded(text: str) -> str:
 
 
 def _prompt(prompt: str, subject: str | None, place: str) -> str:
-    """Return the prompt with `{subject}` in the place of its subject.
-
-    Raises:
-        WorkbenchError: If the prompt has a slot but no subject, or does not have its subject exactly once.
-    """
+    """Return the prompt with `{subject}` in the place of its subject."""
     slots = prompt.count(SLOT)
     if subject is None:
         if slots:

@@ -119,11 +119,7 @@ def read_log(folder: Path) -> Log:
 
 
 def _checked(line: Any, place: str) -> dict[str, Any]:
-    """Return a line of the log after checking its fields.
-
-    Raises:
-        WorkbenchError: If a field is missing or has the wrong type.
-    """
+    """Return a line of the log after checking its fields."""
     entry = jsondoc.as_object(line, place)
     fields = {"version": int, "action": str, "id": str}
     if entry.get("action") in (ADD, UPDATE):

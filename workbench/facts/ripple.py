@@ -72,11 +72,7 @@ def ripple(row: Mapping[str, Any]) -> Iterator[Draft]:
 
 
 def _sentence(row: Mapping[str, Any], edit: Mapping[str, Any]) -> tuple[str, str, str, str | None]:
-    """Return the edit's prompt with `{}`, its subject, its target and the former target, if the row has one.
-
-    Raises:
-        SkippedRowError: If the sentence is not one of the relation's, or the subject cannot be told from the target.
-    """
+    """Return the edit's prompt with `{}`, its subject, its target and the former target, if the row has one."""
     sentence = text_of(edit.get("prompt"))
     if sentence is None:
         raise SkippedRowError("no prompt")

@@ -207,12 +207,7 @@ class _Reader:
 
 
 def _removal(row: FactRow, published: str | None) -> Removal:
-    """Return the removal that a row describes.
-
-    Raises:
-        WorkbenchError: If the action is unknown, the prompt is missing or invalid, there are other fields, or the file has a
-            published format.
-    """
+    """Return the removal that a row describes."""
     data = row.data
     assert isinstance(data, Mapping)
     hint = f"A removal is {REMOVAL}."

@@ -107,11 +107,7 @@ class Components(GrowMethod):
         return Growth(tensors, config, record, models={name: self._whole_sources.models[name] for name in self.names()})
 
     def _decoder(self, model: Model, whole: Model, label: str) -> dict[str, str]:
-        """Return name in the result -> tensor of the current model, for the text decoder.
-
-        Raises:
-            WorkbenchError: If the decoders differ in tensors or shapes.
-        """
+        """Return name in the result -> tensor of the current model, for the text decoder."""
         if component_configs(model.config):
             raise InvalidRecipeError(
                 f"grow components: the configuration so far is a {model.config.get('model_type')} model, which has encoders of its own",
@@ -143,12 +139,7 @@ class Components(GrowMethod):
         return {name: own[text] for text, name in theirs.items()}
 
     def _taken(self, whole: Model, label: str, decoder: Mapping[str, str]) -> dict[str, str]:
-        """Return tensor outside the text decoder -> the brick that it is taken from.
-
-        Raises:
-            WorkbenchError: If a component does not exist, or those of two bricks collide: they have the same names and other shapes or
-                another configuration.
-        """
+        """Return tensor outside the text decoder -> the brick that it is taken from."""
         names = [name for name in whole.weights.specs if name not in decoder]
         known = list(dict.fromkeys(map(component_of, names)))
         if unknown := [component for component in self.components if component not in known]:

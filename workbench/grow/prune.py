@@ -215,11 +215,7 @@ class Prune(TextMethod):
         return isinstance(self.layers, tuple) or self._measured is not None
 
     def _gone(self, model: Model) -> set[int]:
-        """Return the layers to remove; before importance is measured, the last ones that can go.
-
-        Raises:
-            WorkbenchError: If a layer does not exist or is named twice, or no layer would remain.
-        """
+        """Return the layers to remove; before importance is measured, the last ones that can go."""
         if self.layers is None:
             return set()
         depth = model.layout.depth

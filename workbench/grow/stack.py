@@ -128,11 +128,7 @@ class Stack(GrowMethod):
         return Growth(tensors, config, record, models=stacking.models)
 
     def _layers(self, stacking: Stacking) -> list[Layer]:
-        """Return the source of each new layer.
-
-        Raises:
-            WorkbenchError: If a layer is out of range or does not fit.
-        """
+        """Return the source of each new layer."""
         if self.slices is not None:
             return [layer for number, part in enumerate(self.slices) for layer in stacking.layers(number, part)]
         depth = stacking.current.layout.depth
@@ -181,11 +177,7 @@ class Stack(GrowMethod):
     def _with_vocabulary(
         self, config: dict[str, Any], model: Model, tensors: dict[str, Grown], stacking: Stacking
     ) -> dict[str, Any]:
-        """Return config.json with the number of rows of the embeddings, and untied if the head became a separate tensor.
-
-        Raises:
-            WorkbenchError: If embeddings and head differ in their numbers of rows in another way than those of the model.
-        """
+        """Return config.json with the number of rows of the embeddings, and untied if the head became a separate tensor."""
         own = model.weights.specs
 
         def rows(name: str) -> int:

@@ -156,11 +156,7 @@ def described(fact: Fact, first: Fact, similarity: float) -> str:
 
 
 def _loaded(folder: Path) -> SentenceEncoder:
-    """Return the encoder of a directory.
-
-    Raises:
-        WorkbenchError: If the directory has no model that can be loaded.
-    """
+    """Return the encoder of a directory."""
     from safetensors import SafetensorError
 
     require_encoder(folder)

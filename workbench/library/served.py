@@ -68,11 +68,7 @@ def _refused(place: str, row: Expected, error: StatusError) -> WorkbenchError:
 
 
 def _answer(place: str, document: Any) -> Answer:
-    """Return text and log-probabilities of an answer.
-
-    Raises:
-        WorkbenchError: If the document is no answer of the completions API, or lacks the log-probabilities.
-    """
+    """Return text and log-probabilities of an answer."""
     try:
         choice = document["choices"][0]
         text, scores = choice["text"], choice.get("logprobs")

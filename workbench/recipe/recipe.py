@@ -214,11 +214,7 @@ def _from_document(document: yamldoc.Document, project: Path, path: Path | None,
 
 
 def _methods_of(document: yamldoc.Document, project: Path) -> tuple[type[Step], ...]:
-    """Return the methods that a recipe names, each once.
-
-    Raises:
-        WorkbenchError: If a step names one that cannot be used, at the step's place.
-    """
+    """Return the methods that a recipe names, each once."""
     named = []
     for path, method in MethodFinder(project).used(document.data.get("steps")):
         if isinstance(method, WorkbenchError):

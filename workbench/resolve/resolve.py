@@ -34,8 +34,7 @@ from workbench.resolve.neurons import check_neurons
 from workbench.resolve.parts import check_parts
 from workbench.resolve.resolved import Resolved, brick_sources
 from workbench.resolve.streams import check_streams
-from workbench.resolve.teachers import check_teacher
-from workbench.resolve.whole import check_whole_model, tokenizer_of
+from workbench.resolve.whole import check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
 from workbench.vocabulary.align import align
@@ -70,11 +69,7 @@ def resolve(recipe: Recipe, hub: Hub = FETCH, _above: tuple[Path, ...] = ()) -> 
 
 
 def _base(recipe: Recipe, hub: Hub) -> tuple[Checkpoint, str | None]:
-    """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository.
-
-    Raises:
-        WorkbenchError: If the base or its adapter is missing, or the adapter does not fit.
-    """
+    """Return the base of a recipe, with its adapter if it has one, and the commit of its hub repository."""
     base = recipe.fields.base
     if isinstance(base, str):
         return resolve_base(base, recipe.project, hub)
@@ -155,11 +150,7 @@ class _Builder:
                     self.on_disk[name] = resolve_brick(name, ref, self.recipe.project, self.hub)
 
     def _inner(self, name: str, target: str) -> Resolved:
-        """Return a resolved recipe that is used as a brick.
-
-        Raises:
-            WorkbenchError: If the recipe cannot be resolved, uses itself, ends in a memory or router, or has another base.
-        """
+        """Return a resolved recipe that is used as a brick."""
         recipe = self.recipe
         path = (recipe.project / target).resolve()
         chain = (*self.above, *([recipe.path.resolve()] if recipe.path else []))
@@ -257,11 +248,7 @@ class _Builder:
 
 
 def _with_tokenizers(resolved: Resolved) -> Resolved:
-    """Bind each step to the tokenizer in effect before it.
-
-    Raises:
-        WorkbenchError: If the tokenizer cannot do what the step asks.
-    """
+    """Bind each step to the tokenizer in effect before it."""
     steps: list[Step] = []
     tokenizers: list[Path] = []
     for step in resolved.recipe.steps:

@@ -1,4 +1,4 @@
-"""Checks of bricks that steps use as whole models: their vocabulary, and the tokenizer that a step takes from one of them."""
+"""Checks of bricks that steps use as whole models: teachers, their vocabulary, and the tokenizer that a step takes from one of them."""
 
 from __future__ import annotations
 
@@ -9,6 +9,30 @@ from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.resolved import Resolved
 from workbench.vocabulary.check import check_same_vocabulary
 from workbench.vocabulary.tokens import has_tokenizer
+
+
+def check_teacher(name: str, resolved: Resolved) -> None:
+    """Check that a brick can teach: it has a tokenizer of its own and is another model than the base.
+
+    Args:
+        name: The brick, a checkpoint or a recipe.
+        resolved: The recipe.
+
+    Raises:
+        WorkbenchError: If it has no tokenizer, or is the base itself.
+    """
+    path = resolved.tokenizer_of(name)
+    if not has_tokenizer(path):
+        raise InvalidRecipeError(
+            f"brick '{name}' is a teacher, but {path} has no tokenizer (expected tokenizer.json)",
+            "Copy the tokenizer's files there: the teacher reads the texts with its own tokens.",
+        )
+    same = name in resolved.on_disk and resolved.on_disk[name].path.resolve() == resolved.base_path.resolve()
+    if same and resolved.base_adapter is None:
+        raise InvalidRecipeError(
+            f"brick '{name}' is a teacher, but it is the base itself ({path}), which has nothing to teach it",
+            "Name another model, or remove it: `with_base: true` fuses the distributions of the base already.",
+        )
 
 
 def check_whole_model(name: str, resolved: Resolved) -> list[str]:

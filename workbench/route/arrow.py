@@ -16,8 +16,7 @@ from workbench.models.batching import side_by_side
 from workbench.models.hooks import hooked, shaped
 from workbench.models.names import counterpart
 from workbench.route.deciding.fitting import fitted
-from workbench.route.deciding.measured import MeasuredRouter, standard
-from workbench.route.deciding.router import REPAIR, restored, state
+from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.route.deciding.samples import Samples
 from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import tail_mean, token_batches, token_rows
@@ -32,6 +31,49 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workbench.route.mixing.kernel import Pair
+    from workbench.steps.route import Prompts
+
+
+@dataclass(frozen=True, kw_only=True)
+class MeasuredRouter(Fitted):
+    """The brick with the largest number, in standard deviations from its mean over calibration prompts.
+
+    Attributes:
+        centre: [bricks], each brick's mean.
+        scale: [bricks], each brick's standard deviation.
+    """
+
+    centre: Tensor = field(repr=False)
+    scale: Tensor = field(repr=False)
+
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return the standardized numbers [n, bricks] and the largest of each row [n]."""
+        assert prompts.measured is not None
+        scores = (prompts.measured.double() - self.centre) / self.scale
+        return scores, scores.amax(1)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return means and standard deviations."""
+        return {"centre": self.centre, "scale": self.scale}
+
+
+def standard(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation [bricks] of what was measured on some samples, where every brick's prompts count alike.
+
+    Args:
+        samples: The samples, with `measured`.
+        rows: Numbers of samples; only prompts as they are count.
+    """
+    assert samples.measured is not None
+    rows = rows[samples.kinds[rows] == 0]
+    labels = samples.labels[rows]
+    weights = (1.0 / torch.bincount(labels).double())[labels]
+    weights = weights / weights.sum()
+    values = samples.measured[rows].double()
+    centre = weights @ values
+    scale = (weights @ (values - centre).square()).sqrt()
+    return centre, scale.clamp(min=1e-12)
+
 
 _PROTOTYPES = "prototypes."
 

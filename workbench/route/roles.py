@@ -116,11 +116,7 @@ class Roles(RouteMethod):
 
 
 def _role(brick: str, tokens: RoleTokens, known: Mapping[str, int], rows: int) -> Role:
-    """Return the ids of a role.
-
-    Raises:
-        WorkbenchError: If the vocabulary lacks one of its tokens.
-    """
+    """Return the ids of a role."""
     where = f"route roles: the role of brick '{brick}'"
 
     def number(token: str) -> int:

@@ -67,11 +67,7 @@ def _placeholders(config: Mapping[str, Any]) -> list[int]:
 
 
 def _loaded(place: Path, step: str) -> Any:
-    """Return the written model in float32.
-
-    Raises:
-        WorkbenchError: If transformers cannot load it, or tensors are missing, unexpected or of another shape (exit code 3).
-    """
+    """Return the written model in float32."""
     import transformers
 
     kind = getattr(transformers, loading_class(read_config(place, "result")))
@@ -91,11 +87,7 @@ def _loaded(place: Path, step: str) -> Any:
 
 
 def _logits(model: Any, tokens: Tensor, step: str) -> Tensor:
-    """Return the logits of texts.
-
-    Raises:
-        WorkbenchError: If transformers cannot run the model on texts alone (exit code 3).
-    """
+    """Return the logits of texts."""
     try:
         with torch.no_grad():
             logits: Tensor = model(input_ids=tokens.to(model.device)).logits.float()

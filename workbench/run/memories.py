@@ -139,11 +139,7 @@ class SavedMemory:
         return self._change(lines_of(action, facts, ADDED, time), memory)
 
     def _change(self, lines: Sequence[Mapping[str, Any]], memory: Memory | None = None) -> int:
-        """Write tensors, then append lines to the log, so that no line refers to missing tensors. Then seal the memory again.
-
-        Raises:
-            WorkbenchError: If another process is changing or has changed the memory.
-        """
+        """Write tensors, then append lines to the log, so that no line refers to missing tensors. Then seal the memory again."""
         try:
             with FileLock(str(self.path / ".lock"), timeout=0):
                 version = self.log.version + 1

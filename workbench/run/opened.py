@@ -44,11 +44,7 @@ def is_hub_id(reference: str) -> bool:
 
 
 def _check_run(path: Path, hub: Hub) -> None:
-    """Check the files of the finished run that a model belongs to, if it belongs to one.
-
-    Raises:
-        GateFailedError: If a file is not as the run wrote it.
-    """
+    """Check the files of the finished run that a model belongs to, if it belongs to one."""
     run = RunDirectory(path)
     if run.done:
         run.require_whole(hub.events)

@@ -145,11 +145,7 @@ class _Plan:
         self._refusals()
 
     def _check_plan(self, record: dict[str, Any]) -> None:
-        """Compare the plan with that of this store.
-
-        Raises:
-            WorkbenchError: If the folder has another plan's name, or this store has another plan under it.
-        """
+        """Compare the plan with that of this store."""
         name = f"{record['suite']['suite']}-{record['plan'][:12]}"
         if self.folder.name != name:
             raise WorkbenchError(f"{self.folder / PLAN}: it has the plan of {name}")
@@ -168,11 +164,7 @@ class _Plan:
             self.pulled.notes.append(f"{name}: other analysis settings of the suite; those of this store stay")
 
     def _document(self, path: Path) -> None:
-        """Take one document with its rows and items.
-
-        Raises:
-            WorkbenchError: If it cannot be taken.
-        """
+        """Take one document with its rows and items."""
         source = ScoreStore(self.folder.parent)
         scores = read_document(path)
         if scores.rows is None:

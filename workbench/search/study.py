@@ -295,9 +295,6 @@ def _mend(file: Path) -> None:
     """Remove an incomplete last line that a killed process left, to which the next line would be appended.
 
     A file that was not written by a search is not changed.
-
-    Raises:
-        WorkbenchError: If a line is not an entry of a journal.
     """
     hint = "Choose another file with --storage, or move this one away and run the search again."
     with FileLock(f"{file}.write"), file.open("r+b") as stream:

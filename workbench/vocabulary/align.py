@@ -133,9 +133,6 @@ def _made(k: int, donor: Member, ids: Mapping[str, int], plan: RowPlan, tensors:
         plan: The origin of every row of the output.
         tensors: Vocabulary tensors of the base.
         cache: The project's cache directory.
-
-    Raises:
-        WorkbenchError: If fewer tokens are shared than a combination has.
     """
     assert donor.donor is not None
     rows = np.flatnonzero(plan.donor == MADE)

@@ -111,11 +111,7 @@ def _dtype(config: Mapping[str, Any]) -> str:
 
 
 def _scale(name: str, entry: Entry, found: str, scales: Entry, quantization: Mapping[str, Any], label: str) -> Scale:
-    """Return the scales of a tensor with the size of their blocks.
-
-    Raises:
-        WorkbenchError: If dtype or shape of the scales is not one of the known forms.
-    """
+    """Return the scales of a tensor with the size of their blocks."""
     stored = "U8" if scales.packing and scales.packing.kind == "F8_E8M0" else scales.spec.stored
     exponents = stored == "U8" and (scales.packing is not None or quantization.get("scale_fmt") == "ue8m0")
     if (scales.packing and stored != "U8") or (not exponents and stored not in ("F32", "BF16", "F16")):

@@ -154,11 +154,7 @@ def _collect(
 
 
 def _first_rows(rows: list[list[int]], needed: int, per_input: int, source: str | None) -> list[list[int]]:
-    """Return the first rows that hold `needed` tokens.
-
-    Raises:
-        WorkbenchError: If there are too few tokens; nothing has been run yet.
-    """
+    """Return the first rows that hold `needed` tokens."""
     total = 0
     for number, row in enumerate(rows, 1):
         total += len(row)

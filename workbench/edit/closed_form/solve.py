@@ -208,11 +208,7 @@ class ClosedFormSolve:
     def _keep_converged(
         self, at: Lookup, groups: Sequence[Group], solutions: Values, history: History
     ) -> tuple[list[Group], Values]:
-        """Return the groups whose value makes the model give the targets.
-
-        Raises:
-            WorkbenchError: If other groups exist and `unconverged` is "refuse".
-        """
+        """Return the groups whose value makes the model give the targets."""
         converged = [i for i, value in enumerate(solutions) if value.top]
         failed = [(groups[i], solutions[i]) for i in sorted({*range(len(solutions))} - {*converged})]
         if failed and self.method.unconverged == "refuse":

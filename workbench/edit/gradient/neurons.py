@@ -129,12 +129,7 @@ def find_block(parts: Parts, layer: int, context: MethodContext) -> Block:
 
 
 def _roles(parts: Parts, layer: int, names: Sequence[str], neuron: int) -> tuple[str, str | None]:
-    """Return which module is the gate, and which one multiplies it, from the activations for set outputs of a free neuron.
-
-    Raises:
-        WorkbenchError: If the activation is not σ(first) or σ(first) · second with a σ that is zero far below zero, or if other
-            neurons depend on this one.
-    """
+    """Return which module is the gate, and which one multiplies it, from the activations for set outputs of a free neuron."""
     usual = _activations(parts, layer, {}, neuron)
     gates = []
     for name in names:

@@ -146,11 +146,7 @@ def _read(settings: TrainSpec, room: Room) -> _Corpus:
 
 
 def _source(model: Teacher, corpus: _Corpus, k: int, room: Room) -> Source:
-    """Align a model's tokens with those of the trained model.
-
-    Raises:
-        WorkbenchError: If its tokens end with those of the trained model too rarely.
-    """
+    """Align a model's tokens with those of the trained model."""
     pivot = corpus.vocabulary
     own = Vocabulary(model.path, f"teacher '{model.name}'")
     readings = [own.read(text) for text in corpus.texts]

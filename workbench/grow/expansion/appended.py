@@ -132,11 +132,7 @@ def _appended(
 
 
 def _check_shape(mixture: Mixture, base: Model, name: str, grown: Grown) -> None:
-    """Check that new parts have the shapes of the model's own experts.
-
-    Raises:
-        WorkbenchError: If they do not.
-    """
+    """Check that new parts have the shapes of the model's own experts."""
     own_specs, base_specs = mixture.model.weights.specs, base.weights.specs
     if grown.base:
         like = own_specs[numbered(name, 0)]

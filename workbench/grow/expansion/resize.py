@@ -127,11 +127,7 @@ class Resize:
         self.inputs(out, axis(heads.width))
 
     def _stacked(self, matrix: LinearPart, heads: Heads, axis: Callable[[int], Axis]) -> Axis:
-        """Return the origin of the outputs of a matrix that has all queries, then all keys, then all values.
-
-        Raises:
-            WorkbenchError: If its size is another one.
-        """
+        """Return the origin of the outputs of a matrix that has all queries, then all keys, then all values."""
         parts, start = list[Any](), 0
         for each in (heads.width, heads.size, heads.size):
             index = axis(each).index

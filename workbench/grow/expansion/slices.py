@@ -192,11 +192,7 @@ def _check_fields_of(method: type[MergeMethod], fields: Mapping[str, Any], own: 
 
 
 def _method(name: Any, context: Mapping[str, type[Step]] | None) -> type[MergeMethod]:
-    """Return a merge method by its name: one that the recipe names (`recipe.recipe` passes them as the context), or a built-in one.
-
-    Raises:
-        ValueError: If there is none.
-    """
+    """Return a merge method by its name: one that the recipe names (`recipe.recipe` passes them as the context), or a built-in one."""
     tag = f"merge:{name}"
     found = (context or {}).get(tag, REGISTERED.get(tag))
     if found is None or not issubclass(found, MergeMethod):

@@ -161,11 +161,7 @@ def prompt_gates(
 
 
 def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
-    """Check that a router can tell all experts apart.
-
-    Raises:
-        WorkbenchError: If an expert has no row left, or two rows have the same direction.
-    """
+    """Check that a router can tell all experts apart."""
     for reader, w in rows.items():
         if (is_zero := w.norm(dim=1) < 1 - SAME).any():
             raise InvalidRecipeError(

@@ -167,11 +167,7 @@ class Routing:
             self._fixed = before
 
     def _weights(self, choice: str | Mapping[str, float] | Tensor | None) -> Tensor:
-        """Return a choice as weights.
-
-        Raises:
-            WorkbenchError: If it names an unknown brick, or has another number of bricks.
-        """
+        """Return a choice as weights."""
         if isinstance(choice, torch.Tensor):
             if choice.dim() == 0 or choice.shape[-1] != len(self.bricks):
                 raise WorkbenchError(
@@ -220,9 +216,6 @@ class Routing:
         Args:
             ids: [rows, tokens].
             mask: [rows, tokens], 1 for tokens and 0 for padding; None: no padding.
-
-        Raises:
-            WorkbenchError: If the prompts are not given as tokens with such a mask.
         """
         if (
             not isinstance(ids, torch.Tensor)
@@ -317,11 +310,7 @@ def attach(
 
 
 def _kept(caches: Sequence[Any]) -> Choice | None:
-    """Return the choice of the text that filled a cache; None if there is no cache, or an empty one.
-
-    Raises:
-        WorkbenchError: If a cache was filled without this model's choice.
-    """
+    """Return the choice of the text that filled a cache; None if there is no cache, or an empty one."""
     for cache in caches:
         length = getattr(cache, "get_seq_length", None)
         if length is not None and not length():

@@ -115,11 +115,7 @@ def _has_rows(inputs: Tensor, mix: Mix, tokens: int) -> bool:
 
 
 def _placed(brick: str, parts: Mapping[str, Pair], modules: Mapping[str, nn.Module]) -> dict[str, Pair]:
-    """Return a brick's factors under the names of the model's modules.
-
-    Raises:
-        WorkbenchError: If a module is missing, of another shape, or no linear layer.
-    """
+    """Return a brick's factors under the names of the model's modules."""
     placed: dict[str, Pair] = {}
     for name, (a, b) in parts.items():
         place = counterpart(name, modules)

@@ -75,11 +75,7 @@ KIND = FuseKind()
 
 
 def _teacher(name: str, context: StepContext) -> Teacher:
-    """Return a brick as a teacher.
-
-    Raises:
-        WorkbenchError: If it is not a decoder-only language model.
-    """
+    """Return a brick as a teacher."""
     resolved, device = context.resolved, context.device
     path, config = resolved.tokenizer_of(name), shapes_of_brick(resolved, name).config
     try:
