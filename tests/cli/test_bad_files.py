@@ -23,7 +23,7 @@ from workbench.adapters.patterns import Patterns
 from workbench.bricks.card import read_licence, read_title
 from workbench.cli import app
 from workbench.cli._output import Terminal
-from workbench.errors import WorkbenchError, as_markdown, nearest, printable
+from workbench.errors import WorkbenchError, nearest, printable
 from workbench.files import read_json, write_json
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
@@ -32,6 +32,7 @@ from workbench.run.directory import RunDirectory, list_runs
 from workbench.scores.tasks import task_index
 from workbench.search.space import Space
 from workbench.search.study import JOURNAL, Study
+from workbench.tables import as_markdown
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import read_header
 
