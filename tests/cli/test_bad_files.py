@@ -233,7 +233,7 @@ def test_foreign_texts_stay_in_their_place_in_a_card(project: Project) -> None:
     row = next(line for line in card.split("\n") if line.startswith("| base |"))
     assert (
         row
-        == f"| base | a\\\\x1b\\[2J \\| b --- tags: \\[x\\] | `{resolved.base_digest[:12]}` | mit \\| # owned \\<script\\>\\`x\\` |"
+        == f"| base | a\\\\x1b\\[2J \\| b --- tags: \\[x\\] | `{resolved.base_digest[:12]}` | mit \\| \\# owned &lt;script&gt;\\`x\\` |"
     )
     assert "\n# Owned" not in card
     assert "````yaml\na: |\n  ```\n" in card
