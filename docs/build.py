@@ -347,7 +347,7 @@ def _training(card: BrickCard) -> list[str]:
 
 
 def stores_block(project: Path) -> str:
-    """What each folder of stored results holds, and which parts of a model its keys cover."""
+    """Return a row for each folder of stored results: what it holds, and which parts of a model its keys cover."""
     named = {"runs": RUNS, **STORES}.items()
     rows = ([f"`{name}/`", store.holds, ", ".join(store.parts.split())] for name, store in named if store.parts)
     return table(["folder", "holds", "keys cover"], rows, left=3)

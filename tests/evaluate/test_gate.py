@@ -1,4 +1,4 @@
-"""What task files cannot do: run code by templates, by functions of an untrusted project, or by settings."""
+"""Task files run no code: not by templates, by functions of an untrusted project, or by settings."""
 
 from __future__ import annotations
 

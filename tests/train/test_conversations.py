@@ -10,6 +10,7 @@ import pytest
 
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
+from worlds.tiny import edit_json
 from worlds.train_world import lora
 
 from workbench.errors import WorkbenchError
@@ -122,6 +123,27 @@ def test_an_interrupted_training_does_not_go_on_with_another_template(
     assert None not in keys
     assert keys[0] != keys[1]
     assert keys[2] == keys[3]
+
+
+def test_an_interrupted_training_does_not_go_on_with_another_model(
+    base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The key of saves covers config.json and the tokenizer, as well as the tensors."""
+    keys: list[str | None] = []
+    real = run.open_saves
+    monkeypatch.setattr(run, "open_saves", lambda out, key, notice: (keys.append(key), real(out, key, notice))[1])
+    write_jsonl(tmp_path / "rows.jsonl", [{"prompt": "say a is", "completion": "a"}])
+    for name in ("first", "again", "config", "tokens"):
+        own = shutil.copytree(base, tmp_path / name)
+        if name == "config":
+            edit_json(own / "config.json", rms_norm_eps=0.01)
+        elif name == "tokens":
+            edit_json(own / "tokenizer.json", normalizer={"type": "Lowercase"})
+        spec = lora(data="rows.jsonl", steps=2, warmup=0, save_every=1)
+        train(spec, TrainFiles(own, tmp_path / "rows.jsonl", tmp_path / f"brick-{name}"))
+    assert None not in keys
+    assert keys[0] == keys[1]
+    assert len({*keys}) == 3
 
 
 def test_a_column_of_a_data_set_holds_conversations(tmp_path: Path) -> None:

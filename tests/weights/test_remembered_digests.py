@@ -39,7 +39,7 @@ def test_when_times_tell_of_another_content(times: dict[str, Any], tells: bool, 
 def test_other_bytes_with_the_same_times_have_another_digest(
     forgotten: str, llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As from two images that are mounted in turn at one path: where times do not tell, and where the user asks, files are read again."""
+    """Files are read again where times do not tell, as of two images that are mounted in turn at one path, and where the user asks."""
     from workbench.weights import digests
 
     base = shutil.copytree(llama, tmp_path / "base")

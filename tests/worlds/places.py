@@ -18,7 +18,7 @@ PUBLIC = PROJECT.parent / "shared" / "data" / "editing"
 
 
 def of_the_pinned_transformers() -> bool:
-    """Whether transformers is of the minor version in constraints.txt, which tables of every family belong to."""
+    """True if transformers has the minor version in constraints.txt, for which the tables of all families were made."""
     pinned = next(
         line for line in (PROJECT / "constraints.txt").read_text("utf-8").splitlines() if line.startswith("transformers==")
     )

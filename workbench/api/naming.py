@@ -30,7 +30,7 @@ _KNOWN = ("config.json", "adapter_config.json", "configuration.json", "brick.yam
 
 @dataclass(frozen=True)
 class Named:
-    """What a name means.
+    """Hold the meaning of a name.
 
     Attributes:
         name: The name, as the user types it.

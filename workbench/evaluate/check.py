@@ -31,7 +31,7 @@ _NATS = 1e-4  # float32 tolerance for log-likelihoods up to 100 nats; 1e-6 of th
 
 STATEFUL = "its layers pass a state from token to token, which no mask can hide from a token"
 MODEL_ERRORS = (RuntimeError, ValueError, TypeError, IndexError, AttributeError, NotImplementedError, KeyError)
-"""What the code of a model raises on requests that it does not support; lack of memory is a RuntimeError too."""
+"""Errors that the code of a model raises on requests that it does not support; lack of memory is a RuntimeError too."""
 
 
 class RefusedError(Exception):

@@ -28,7 +28,11 @@ _NO_CHAT = "Prompts are read as they are, without a template, on float32 weights
 _MERGED = f"{_NO_CHAT} Nothing is generated."
 
 STORES: Mapping[str, Store] = {
-    "edits": Store("adapters that edit and steer steps solved", "tensors config tokens device", _NO_CHAT),
+    "edits": Store(
+        "adapters that edit and steer steps solved",
+        "tensors config tokens device",
+        f"{_NO_CHAT} The template counts for `edit: adapter` with `chat`.",
+    ),
     "moments": Store("second moments of a layer's inputs", "tensors config tokens device", _MERGED),
     "values": Store("optimized values of facts", "tensors config tokens device", _MERGED),
     "sweeps": Store("layers and positions that `auto` chose", "tensors config tokens device", _MERGED),
@@ -102,6 +106,6 @@ STORES: Mapping[str, Store] = {
 RUNS = Store(
     "run directories",
     "tensors config tokens template generation dtype",
-    "The record names device and libraries; CPU and CUDA agree within the tolerance that docs/limits.md states.",
+    "The record names device and libraries, whose results differ in the last bits (docs/merging-exactness.md).",
 )
 """Run directories hold copies of the tokenizer, the template and the generation settings, so that all of these count."""

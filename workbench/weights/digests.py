@@ -101,7 +101,7 @@ def rehash() -> None:
 
 _rehashes = False
 # Digests that this process has read and may not take from the cache: key of a file's identity -> tensor -> digest.
-_READ: dict[str, dict[str, Any]] = {}
+_READ: dict[str, dict[str, str]] = {}
 # A file whose times tell little is remembered within this process, once a clock of two seconds would show another write.
 _COARSE_NS = 2_000_000_000
 
@@ -129,7 +129,7 @@ class _Memo:
     def read(self) -> dict[str, Any] | None:
         return _READ.get(self.key) or (read_json(self.file) if self.file and not _rehashes else None)
 
-    def write(self, digests: dict[str, Any]) -> None:
+    def write(self, digests: dict[str, str]) -> None:
         if self.file:
             write_json(self.file, digests)
         if _rehashes or self.within:

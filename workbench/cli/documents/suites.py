@@ -59,7 +59,7 @@ class SuiteDocument(Document):
     suite: dict[str, Any]
     """All fields of the suite file, with their defaults."""
     format: str | None = None
-    """What the plan's digest covers, and how scores are computed. Scores under another format are outdated."""
+    """Version of what the plan's digest covers and of how scores are computed. Scores under another format are outdated."""
     plan: str | None
     """Digest of the plan; null without a base."""
     tokenizer: str | None
