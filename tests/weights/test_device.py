@@ -143,6 +143,12 @@ def test_layouts_differ_by_device_and_by_header() -> None:
     assert layout_digest(shards, CUDA) == layout_digest(shards, torch.device("cuda:1"))
 
 
+def test_a_write_is_not_resumed_with_another_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = layout_digest([], CPU)
+    monkeypatch.setattr("workbench.weights.writer.installed", lambda *names: dict.fromkeys(names, "another"))
+    assert layout_digest([], CPU) != before
+
+
 def test_a_digest_of_another_device_or_of_other_libraries_is_not_taken(project: Project) -> None:
     resolved = project.resolve("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
     digest, _ = configuration_digest(resolved, CPU)
