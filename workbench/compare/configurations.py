@@ -11,8 +11,8 @@ import numpy as np
 
 from workbench.compare.costs import costs_of
 from workbench.compare.kept import kept_of
+from workbench.compare.leaders import pair_of
 from workbench.compare.tables import Table, roles_of
-from workbench.scores.changes import pooled
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
 from workbench.scores.store import Configuration, Scores
 
@@ -94,26 +94,24 @@ def mean_score(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
 def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) -> dict[str, Any] | None:
     """Return the mean difference of chance-corrected scores from the base over the retention tasks; negative values mean forgetting.
 
-    One test and its 95 % interval cover the clusters of all tasks, outside the families. The verdict is "safe" if the interval includes no
-    loss as large as the tasks' mean tolerance, which is corrected for chance like the scores.
+    One test and its 95 % interval cover the clusters of all tasks, outside the families. The verdict is "safe" if a loss as large
+    as the tasks' mean tolerance, which is corrected for chance like the scores, is excluded as for a guarded task.
     """
     retention = [
         t for t in tasks if t.suite.role_of(t.name) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
     ]
     if not retention or c.digest == root.digest:
         return None
-    pairs = [t.paired(root.digest, c.digest) for t in retention]
-    if all(pair.unchanged for pair in pairs):
-        return {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
-    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in retention])
-    low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
-    verdict = "not shown safe"
-    if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
-        if low > -float(np.mean([(t.tolerance or 0.0) / t.span for t in retention])):
+    pair, drawn = (pair_of(retention, c.digest, root.digest, drawn=drawn) for drawn in (False, True))
+    low, high = pair.interval(0.05)
+    tolerance = float(np.mean([(t.tolerance or 0.0) / t.span for t in retention]))
+    verdict = "no item changed" if pair.unchanged else "not shown safe"
+    if min(t.clusters for t in retention) >= FEW_CLUSTERS:
+        if low > -tolerance and drawn.excludes(tolerance, -1, 0.025):
             verdict = "safe"
         elif high < 0:
             verdict = "worse"
-    return {"diff": changes.mean, "low": low, "high": high, "verdict": verdict}
+    return {"diff": pair.diff, "low": low, "high": high, "verdict": verdict}
 
 
 def _expanded(draws: Floats, tasks: Sequence[Table]) -> tuple[float, float]:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from workbench.compare.families import Ruling, TestedCell, cells_of, rulings
+from workbench.compare.families import Ruling, TestedCell, cells_of, excluded, rulings, skewed
 from workbench.compare.tables import Table
 from workbench.scores.paired import Pair, paired
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS
@@ -99,8 +99,9 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
     """Yield the rows of a configuration with the baseline's weights, which needs no test."""
     again = replace(base, name=name, role="configuration")
     for t in tasks:
-        cell = TestedCell(again, t, t.paired(base.digest, base.digest))
-        yield _difference(cell, Ruling(1.0, 0.0, 1.0), t.value(base.digest), 0.05)
+        cell = TestedCell(again, t, t.paired(base.digest, base.digest), base.digest)
+        row = _difference(cell, Ruling(1.0, 0.0, 1.0), t.value(base.digest), 0.05)
+        yield replace(row, verdict="no item changed", reason=None, needs=None)
 
 
 def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) -> Difference:
@@ -136,23 +137,28 @@ def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) ->
         family=cell.family,
         tolerance=task.tolerance if task.guarded else None,
     )
+    judge = _guarded if task.guarded else _compared
+    return judge(row, cell, ruling, alpha)
+
+
+def _compared(row: Difference, cell: TestedCell, ruling: Ruling, alpha: float) -> Difference:
+    """Set the verdict of a row: better and worse by the family's test, equivalent if a difference as large as min_effect is excluded."""
+    task, pair, margin = cell.table, cell.pair, cell.table.min_effect
     if pair.unchanged:
         return replace(row, verdict="no item changed")
-    judge = _guarded if task.guarded else _compared
-    return judge(row, pair, ruling, task, alpha)
-
-
-def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
-    """Set the verdict of a row: better and worse by the family's test, equivalent if the adjusted interval is within +-min_effect."""
-    margin = task.min_effect
     if pair.clusters < FEW_CLUSTERS:
         return replace(row, **_too_few(pair))
     if ruling.p <= alpha:
         return replace(row, verdict="better" if (pair.diff > 0) != task.lower else "worse")
-    if margin is not None and -margin < row.low_adj and row.high_adj < margin:
+    if margin is not None and excluded(cell.drawn, (row.low_adj, row.high_adj), margin, ruling.level(pair)):
         return replace(row, verdict="equivalent")
+    if ruling.flipped <= alpha:
+        return replace(row, reason=skewed(pair.clusters), needs=pair.needs_symmetry(alpha))
     if ruling.least > alpha and not _few_changed(pair):
         return replace(row, reason=_never_significant(pair, ruling))
+    if margin is not None and -margin < row.low_adj and row.high_adj < margin:
+        both = [cell.drawn.needs_to_exclude(margin, side, ruling.level(pair)) for side in (-1, 1)]
+        return replace(row, reason=_rare("difference", cell), needs=None if None in both else max(n or 0 for n in both))
     needs = pair.needs(max(abs(pair.diff), margin or 0.0), ruling.critical)
     if margin is None:
         return replace(
@@ -162,21 +168,35 @@ def _compared(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: f
     return replace(row, reason=reason, needs=needs)
 
 
-def _guarded(row: Difference, pair: Pair, ruling: Ruling, task: Table, alpha: float) -> Difference:
-    """Set the verdict of a guarded row: safe by the adjusted interval, worse by the test of the configuration's guarded tasks."""
+def _guarded(row: Difference, cell: TestedCell, ruling: Ruling, alpha: float) -> Difference:
+    """Set the verdict of a guarded row: safe if a loss as large as the tolerance is excluded, worse by the test of its guarded tasks."""
+    task, pair, tolerance = cell.table, cell.pair, cell.table.tolerance
     if pair.clusters < FEW_CLUSTERS:
         return replace(row, verdict="not shown safe", **_too_few(pair))
+    losing = 1 if task.lower else -1
     worst = row.high_adj if task.lower else -row.low_adj  # the largest loss in the adjusted interval
-    if worst < (task.tolerance or 0.0):
+    if tolerance is not None and worst < tolerance and cell.drawn.excludes(tolerance, losing, ruling.level(pair)):
         return replace(row, verdict="safe")
     if ruling.p <= alpha and (pair.diff < 0) != task.lower:
         return replace(row, verdict="worse")
-    if task.tolerance is None:
+    if tolerance is None:
         return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
-    room = task.tolerance - max(row.diff if task.lower else -row.diff, 0.0)  # from the observed loss to the tolerance
+    if worst < tolerance:
+        needs = cell.drawn.needs_to_exclude(tolerance, losing, ruling.level(pair))
+        return replace(row, verdict="not shown safe", reason=_rare("loss", cell), needs=needs)
+    room = tolerance - max(losing * row.diff, 0.0)  # from the observed loss to the tolerance
     needs = pair.needs(room, ruling.critical) if room > 0 else None
     reason = "the adjusted interval includes a loss as large as the tolerance"
     return replace(row, verdict="not shown safe", reason=reason, needs=needs)
+
+
+def _rare(what: str, cell: TestedCell) -> str:
+    """Return the reason why an interval within its bound does not exclude a change that few clusters have."""
+    drawn, seen = cell.drawn, "no item changed, but " if cell.pair.unchanged else ""
+    if drawn.changes.worst is None:
+        return f"{seen}the metric has no range: the suite's `worst` must give the largest {what} of a cluster"
+    units = "items" if drawn.clusters > cell.pair.clusters else "clusters"
+    return f"{seen}{drawn.clusters} {units} do not exclude a {what} of few {units}, none of them drawn"
 
 
 def _too_few(pair: Pair) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 
@@ -25,11 +26,12 @@ COMPARED, CONTROLS, GUARDED = "compared", "controls", "guarded"
 
 @dataclass(frozen=True)
 class TestedCell:
-    """A configuration and a task, with the difference from the baseline."""
+    """A configuration and a task, with the difference from the baseline, whose digest is `base`."""
 
     configuration: Configuration
     table: Table
     pair: Pair
+    base: str = ""
 
     @property
     def control(self) -> bool:
@@ -47,6 +49,11 @@ class TestedCell:
         """Name of the family: compared, guarded or controls."""
         return GUARDED if self.table.guarded else CONTROLS if self.control else COMPARED
 
+    @cached_property
+    def drawn(self) -> Pair:
+        """The difference over what was drawn: clusters, or the items of fixed clusters."""
+        return self.table.paired(self.base, self.configuration.digest, drawn=True)
+
 
 @dataclass(frozen=True)
 class Ruling:
@@ -54,6 +61,7 @@ class Ruling:
 
     Attributes:
         p: Adjusted p; on guarded tasks, adjusted for the configuration's guarded tasks only.
+        flipped: The same without what skewness leaves of it.
         critical: Critical value of the adjusted interval.
         least: Adjusted p that the row would have if all its changed clusters had changed in the same direction.
         interval_p: The adjusted interval excludes 0 if this p is at most alpha; default: `p`.
@@ -62,11 +70,33 @@ class Ruling:
     p: float
     critical: float
     least: float
+    flipped: float = 1.0
     interval_p: float | None = None
+
+    def level(self, pair: Pair) -> float:
+        """Return the one-sided level of the adjusted interval of a pair."""
+        return pair.changes.level(self.critical)
 
     def excludes_zero(self, alpha: float) -> bool:
         """Return True if the adjusted interval excludes 0."""
         return (self.p if self.interval_p is None else self.interval_p) <= alpha
+
+
+def excluded(drawn: Pair, ends: tuple[float, float], margin: float, level: float) -> bool:
+    """Return True if differences as large as a margin are excluded: by an interval, and where few clusters differ much.
+
+    Args:
+        drawn: The difference over what was drawn.
+        ends: Adjusted interval of the difference.
+        margin: The margin, in the units of the difference.
+        level: One-sided level of the interval.
+    """
+    return -margin < ends[0] and ends[1] < margin and all(drawn.excludes(margin, side, level) for side in (-1, 1))
+
+
+def skewed(clusters: int) -> str:
+    """Return the reason of a difference that sign flips alone would call better or worse."""
+    return f"the changes of the {clusters} clusters are too skewed: one unseen cluster that changed the other way could reverse the result"
 
 
 def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration]) -> list[TestedCell]:
@@ -76,7 +106,7 @@ def cells_of(tasks: Sequence[Table], base: Configuration, others: Iterable[Confi
     for i, task in enumerate(tasks):
         scored = [c for c in configurations if c.digest in task.values]
         pairs = tested_together([task.paired(base.digest, c.digest) for c in scored])
-        cells.update({(c.digest, i): TestedCell(c, task, pair) for c, pair in zip(scored, pairs, strict=True)})
+        cells.update({(c.digest, i): TestedCell(c, task, pair, base.digest) for c, pair in zip(scored, pairs, strict=True)})
     return [cells[c.digest, i] for c in configurations for i in range(len(tasks)) if (c.digest, i) in cells]
 
 
@@ -101,22 +131,23 @@ def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
     alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
     for i, ruling in zip(guarded, alone, strict=True):
-        results[i] = Ruling(ruling.p, results[i].critical, ruling.least, results[i].p)
+        results[i] = replace(ruling, critical=results[i].critical, interval_p=results[i].p)
     return results
 
 
 def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedCell], Hashable]) -> list[Ruling]:
     """Return the ruling of every cell within its family."""
-    results = [Ruling(1.0, cell.pair.changes.critical(alpha), 1.0) for cell in cells]
     members: dict[Hashable, list[int]] = defaultdict(list)
     for i, cell in enumerate(cells):
-        if cell.pair.changes.moved:  # otherwise there is no difference to test
-            members[family(cell)].append(i)
+        members[family(cell)].append(i)
+    results: dict[int, Ruling] = {}
     for rows in members.values():
-        changes = [cells[i].pair.changes for i in rows]
-        for i, ruling in zip(rows, ruled(changes, [id(cells[i].table) for i in rows], alpha), strict=True):
-            results[i] = ruling
-    return results
+        moved = [i for i in rows if cells[i].pair.changes.moved]
+        changes = [cells[i].pair.changes for i in moved]
+        # Rows without a change have no part in the test. That they show no loss is a claim of its own for each of them.
+        results.update((i, Ruling(1.0, cells[i].pair.changes.critical(alpha / len(rows)), 1.0)) for i in rows)
+        results.update(zip(moved, ruled(changes, [id(cells[i].table) for i in moved], alpha), strict=True))
+    return [results[i] for i in range(len(cells))]
 
 
 def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -> list[Ruling]:
@@ -144,5 +175,7 @@ def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -
     for rows, of_task in zip(by_task.values(), step_down(task_sums, alpha), strict=True):
         for i, step in zip(rows, of_task, strict=True):
             critical = max(step.critical, changes[i].critical(alpha))
-            results[i] = Ruling(max(step.p, changes[i].p), min(critical, changes[i].critical(alpha / len(changes))), step.least)
+            critical = min(critical, changes[i].critical(alpha / len(changes)))
+            flipped = max(step.p, changes[i].flipped)
+            results[i] = Ruling(max(flipped, changes[i].p), critical, step.least, flipped)
     return [results[i] for i in range(len(changes))]

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.compare.families import Ruling, ruled
+from workbench.compare.families import Ruling, excluded, ruled, skewed
 from workbench.compare.tables import Table
 from workbench.scores.changes import pooled
 from workbench.scores.paired import Paired, tested_together
@@ -88,13 +88,14 @@ class MeanPairs:
             alpha: Error rate of the family.
         """
         self.alpha = alpha
+        self._skills, self._digests = skills, {c.name: c.digest for c in members}
         self.means = {c.name: mean_over(skills, c) for c in members}
         self.margin = float(np.mean([(t.min_effect or 0.0) / t.span for t in skills]))
         self._few = min(t.clusters for t in skills)
         names = list(combinations([c.name for c in members], 2))
-        tested = tested_together([_pair(skills, a, b) for a, b in combinations(members, 2)])
+        tested = tested_together([pair_of(skills, a.digest, b.digest) for a, b in combinations(members, 2)])
         moved = [i for i, pair in enumerate(tested) if pair.changes.moved]
-        rulings = [Ruling(1.0, pair.changes.critical(alpha), 1.0) for pair in tested]
+        rulings = [Ruling(1.0, pair.changes.critical(alpha / len(tested)), 1.0) for pair in tested]
         for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], ["mean"] * len(moved), alpha), strict=True):
             rulings[i] = ruling
         self._pairs = dict(zip(names, zip(tested, rulings, strict=True), strict=True))
@@ -112,17 +113,23 @@ class MeanPairs:
         low, high = pair.within(ruling.critical, ruling.excludes_zero(self.alpha))
         found = MeanDifference(a, b, pair.diff, low, high, ruling.p, "cannot tell")
         if pair.unchanged:
-            return replace(found, verdict="no item changed")
+            return replace(found, verdict="equivalent" if self._excluded(found, ruling.level(pair)) else "no item changed")
         if self._few < FEW_CLUSTERS:
             return replace(found, reason=f"too few clusters: {self._few}, at least {FEW_CLUSTERS} needed")
         if ruling.p <= self.alpha:
             return replace(found, verdict="better" if pair.diff > 0 else "worse")
-        if -self.margin < low and high < self.margin:
+        if self._excluded(found, ruling.level(pair)):
             return replace(found, verdict="equivalent")
+        if ruling.flipped <= self.alpha:
+            return replace(found, reason=skewed(pair.clusters), needs=pair.needs_symmetry(self.alpha))
         if ruling.least > self.alpha:
             return replace(found, reason="no difference can be significant: more clusters or fewer configurations are needed")
         needs = pair.needs(max(abs(pair.diff), self.margin), ruling.critical)
         return replace(found, needs=needs if needs is not None and needs > pair.n else None)
+
+    def _excluded(self, found: MeanDifference, level: float) -> bool:
+        drawn = pair_of(self._skills, self._digests[found.configuration], self._digests[found.against], drawn=True)
+        return self._few >= FEW_CLUSTERS and excluded(drawn, (found.low, found.high), self.margin, level)
 
     def leaders(self, names: Sequence[str]) -> list[str]:
         """Return those of some members that are not shown to be worse than the one with the highest mean, the highest mean first."""
@@ -135,9 +142,9 @@ def mean_over(skills: Sequence[Table], c: Configuration) -> float:
     return float(np.mean([t.corrected(t.value(c.digest)) for t in skills]))
 
 
-def _pair(skills: Sequence[Table], a: Configuration, b: Configuration) -> Paired:
-    """Return mean of `a` minus mean of `b`, over the clusters of all skill tasks, with their errors added in squares."""
-    pairs = [t.paired(b.digest, a.digest) for t in skills]
+def pair_of(skills: Sequence[Table], a: str, b: str, *, drawn: bool = False) -> Paired:
+    """Return mean of `a` minus mean of `b`, two digests, corrected for chance over the clusters of all tasks (see `Table.paired`)."""
+    pairs = [t.paired(b, a, drawn=drawn) for t in skills]
     changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in skills])
     se = math.sqrt(sum((pair.se / t.span) ** 2 for pair, t in zip(pairs, skills, strict=True))) / len(skills)
     return Paired(

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from workbench.compare.families import excluded
+from workbench.compare.leaders import pair_of
 from workbench.compare.tables import Table
-from workbench.scores.changes import pooled
 from workbench.scores.statistics import FEW_CLUSTERS, score_interval
 from workbench.scores.store import Configuration, Scores
 
@@ -89,7 +90,6 @@ def _beside(tasks: Sequence[Table], entries: Sequence[Sequence[Scores]], routed:
         if not skills or not merges:
             continue
         best = max(merges, key=lambda other: _mean(skills, merges[other]))
-        pairs = [t.paired(merges[best], c.digest) for t in skills]
         row: dict[str, Any] = {
             "configuration": name,
             "merge": best,
@@ -100,23 +100,21 @@ def _beside(tasks: Sequence[Table], entries: Sequence[Sequence[Scores]], routed:
             "seconds": sum(s.seconds for s in by_name[name]),
             "merge_seconds": sum(s.seconds for s in by_name[best]),
         }
-        yield {**row, **_difference(skills, pairs)}
+        yield {**row, **_difference(skills, c.digest, merges[best])}
 
 
-def _difference(skills: Sequence[Table], pairs: Sequence[Any]) -> dict[str, Any]:
+def _difference(skills: Sequence[Table], routed: str, merge: str) -> dict[str, Any]:
     """Return the difference of the means over skills, with its 95 % interval and a verdict."""
-    if all(pair.unchanged for pair in pairs):
-        return {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
-    changes = pooled([pair.changes for pair in pairs], [1 / t.span for t in skills])
-    low, high = changes.interval(changes.critical(0.05), changes.p <= 0.05)
+    pair, drawn = (pair_of(skills, routed, merge, drawn=drawn) for drawn in (False, True))
+    low, high = pair.interval(0.05)
     margin = float(np.mean([(t.min_effect or 0.0) / t.span for t in skills]))
-    verdict = "cannot tell"
-    if min(pair.clusters for pair in pairs) >= FEW_CLUSTERS:
+    verdict = "no item changed" if pair.unchanged else "cannot tell"
+    if min(t.clusters for t in skills) >= FEW_CLUSTERS:
         if low > 0 or high < 0:
             verdict = "better" if low > 0 else "worse"
-        elif -margin < low and high < margin:
+        elif excluded(drawn, (low, high), margin, 0.025):
             verdict = "equivalent"
-    return {"diff": changes.mean, "low": low, "high": high, "verdict": verdict}
+    return {"diff": pair.diff, "low": low, "high": high, "verdict": verdict}
 
 
 def _is_merge(entry: Sequence[Scores], routed: Configuration, skills: Sequence[Table]) -> bool:

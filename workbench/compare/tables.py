@@ -123,12 +123,13 @@ class Table:
             return ratio_interval(self.ratio, self.values[digest], self.weights, self.cluster)
         return score_interval(self.values[digest], self.cluster)
 
-    def paired(self, base: str, digest: str) -> Paired | Ratio:
-        """Compare a configuration with the baseline item by item."""
-        before, after, cluster = self.values[base], self.values[digest], self.cluster.tolist()
+    def paired(self, base: str, digest: str, *, drawn: bool = False) -> Paired | Ratio:
+        """Compare a configuration with the baseline item by item; with `drawn`, fixed clusters are not clusters: their items were drawn."""
+        before, after, worst = self.values[base], self.values[digest], self.suite.worst_of(self.name, share=self.share)
+        cluster = None if drawn and self.suite.has_fixed_clusters(self.name) else self.cluster.tolist()
         if self.ratio is not None and self.weights is not None:
-            return paired_ratio(self.ratio, before, after, self.weights, cluster)
-        return paired(before, after, cluster, span=2.0 if self.contrast and self.share else None)
+            return paired_ratio(self.ratio, before, after, self.weights, cluster, worst=worst)
+        return paired(before, after, cluster, span=2.0 if self.contrast and self.share else None, worst=worst)
 
     @cached_property
     def margins(self) -> dict[str, Floats]:

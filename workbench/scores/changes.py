@@ -9,6 +9,11 @@ interval. For scores with a range, it inverts a score statistic at the same t,
 for items with differences d in clusters of n items with sums s; S and N are the totals. D is the design effect: the clustered variance divided
 by the variance of independent items, at least 1 for right/wrong items. R is Tango's (1998) ratio of the smallest variance that items of this
 range can have at mean x to the observed variance: without it, two losses and no win in 240 items would exclude a true loss of 2 points.
+
+Sign flips assume differences that are symmetric about 0. A p is therefore at least what `unseen` leaves of it: with a range, one unseen cluster
+that changed the other way must not reverse the result at twice the level, nor the skewness of the sample at 3/2 of it; without a range, the
+skewness at the level itself. These factors cost symmetric data the least power among those that keep skewed data at 5 %
+(docs/evaluation-errors.md).
 """
 
 from __future__ import annotations
@@ -22,7 +27,10 @@ import numpy as np
 
 from workbench.scores.signflips import TINY, tails
 from workbench.scores.statistics import Floats, effective_clusters, upper_t
+from workbench.scores.unseen import skew_p, times_needed, unseen_p
 
+_UNSEEN, _SKEW = 1 / 2, 2 / 3  # of the p of `unseen_p` and `skew_p`, for scores with a range
+_ALIKE = 0.1  # correlation of changes within a cluster that was not seen
 _CLOSE = 1e-15  # relative width of a search for the end of an interval
 
 
@@ -32,6 +40,7 @@ class Bounded:
 
     Attributes:
         span: Largest possible change of an item.
+        unseen: Plausible size of the sum of a cluster that was not seen.
         rise: Sum of the positive differences.
         fall: Sum of the negative differences, as a positive number.
         squares: Sum of w^2 d^2.
@@ -43,6 +52,7 @@ class Bounded:
     """
 
     span: float
+    unseen: float
     rise: float
     fall: float
     squares: float
@@ -57,6 +67,7 @@ class Bounded:
         scale = weight * factor
         return Bounded(
             span=self.span * factor,
+            unseen=abs(scale) * self.unseen,
             rise=scale * self.rise,
             fall=scale * self.fall,
             squares=scale**2 * self.squares,
@@ -101,12 +112,14 @@ class Changes:
         sums: Sums of differences by cluster [k].
         sizes: Sums of weights by cluster [k].
         bounded: Sums over items, if scores have a range.
+        worst: Largest change of a cluster's mean; None if it is not known.
         tested: The p of the sign-flip test, if it was computed together with other rows.
     """
 
     sums: Floats
     sizes: Floats
     bounded: Bounded | None = None
+    worst: float | None = None
     tested: float | None = None
 
     @cached_property
@@ -137,9 +150,56 @@ class Changes:
         return math.sqrt(max(float(self.sums @ self.sums), least))
 
     @cached_property
-    def p(self) -> float:
-        """Two-sided p of "no difference" by the sign-flip test."""
+    def flipped(self) -> float:
+        """Two-sided p of "no difference" by the sign-flip test alone."""
         return float(tails(self.sums[:, None])[0]) if self.tested is None else self.tested
+
+    @cached_property
+    def p(self) -> float:
+        """Two-sided p of "no difference": that of the sign flips, or what skewness leaves of it."""
+        return max(self.flipped, self._skewed(1.0)) if self.moved else self.flipped
+
+    def _skewed(self, times: float) -> float:
+        """Return the p that skewness leaves, if there were `times` as many clusters of the same kind."""
+        corrected = skew_p(self.sums, self.sizes, times)
+        if self.bounded is None:
+            return corrected
+        claimed = self.sums if self.mean > 0 else -self.sums
+        return max(_UNSEEN * unseen_p(claimed, self.bounded.unseen, times), _SKEW * corrected)
+
+    def symmetric_at(self, level: float) -> float | None:
+        """Return how many times as many clusters of the same kind would leave a p of `level` in spite of skewness; None if none would."""
+        return times_needed(self._skewed, level)
+
+    def level(self, critical: float) -> float:
+        """Return the one-sided level of a test at a critical value."""
+        from scipy.special import stdtr
+
+        return float(stdtr(max(self.effective - 1, 1.0), -self.as_t(critical)))
+
+    def excludes(self, size: float, side: int, level: float, times: float = 1.0) -> bool:
+        """Return True if the data exclude a mean change of this size or more, also one that few clusters have and no drawn one shows.
+
+        With a largest change (`worst`) the bound is exact for any number of clusters: k clusters without a change exclude 1 - level^(1/k) of it, about
+        3 / k at 5 %. Without one, skewness is corrected for, and clusters without any change show nothing.
+
+        Args:
+            size: Size of the change, in the units of the sums.
+            side: 1 for a rise, -1 for a fall.
+            level: One-sided level.
+            times: Each cluster counts this many times.
+        """
+        short = size * self.sizes - side * self.sums  # by how much each cluster falls short of the change
+        if self.worst is None:
+            return bool(self.moved and short.sum() > 0 and skew_p(short, self.sizes, times) / 2 <= level)
+        if size >= self.worst:
+            return True
+        largest = (self.worst - size) * float(self.sizes @ self.sizes / self.sizes.sum())
+        return unseen_p(short, largest, times) <= level
+
+    def excluded_at(self, size: float, side: int, level: float) -> float | None:
+        """Return how many times as many clusters of the same kind would exclude this change; None if none would."""
+        return times_needed(lambda times: float(not self.excludes(size, side, level, times)), 0.5)
 
     def critical(self, level: float) -> float:
         """Return the critical value of |S| / scale for a single test at a two-sided level, converted from Student's t."""
@@ -226,6 +286,11 @@ def decided(low: float, high: float, middle: float, rejected: bool) -> tuple[flo
     return min(low, 0.0), max(high, 0.0)
 
 
+def unseen_sum(span: float, items: float) -> float:
+    """Return the plausible size of the sum of a cluster that was not seen: a standard deviation of `items` changes of the whole range."""
+    return span * items * math.sqrt(_ALIKE + (1 - _ALIKE) / items)
+
+
 def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> Changes:
     """Return the changes of a mean over tasks with independent clusters.
 
@@ -238,10 +303,12 @@ def pooled(parts: Sequence[Changes], scales: Sequence[float] | None = None) -> C
     weights = [items / (len(parts) * float(part.sizes.sum())) for part in parts]
     weighted = list(zip(parts, weights, factors, strict=True))
     bounded = [part.bounded.scaled(w, f) for part, w, f in weighted if part.bounded]
+    worst = [f * part.worst for part, _, f in weighted if part.worst is not None]
     return Changes(
         sums=np.concatenate([w * f * part.sums for part, w, f in weighted]),
         sizes=np.concatenate([w * part.sizes for part, w, _ in weighted]),
         bounded=_together(bounded) if len(bounded) == len(parts) else None,
+        worst=max(worst) if len(worst) == len(parts) else None,
     )
 
 
@@ -249,6 +316,7 @@ def _together(parts: Sequence[Bounded]) -> Bounded:
     """Return the sums over the items of several tasks, with the widest range."""
     return Bounded(
         span=max(part.span for part in parts),
+        unseen=max(part.unseen for part in parts),
         rise=sum(part.rise for part in parts),
         fall=sum(part.fall for part in parts),
         squares=sum(part.squares for part in parts),

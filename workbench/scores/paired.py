@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.scores.changes import Bounded, Changes, decided
+from workbench.scores.changes import Bounded, Changes, decided, unseen_sum
 from workbench.scores.signflips import TINY, tails
 from workbench.scores.statistics import HIGHEST, MANY_CLUSTERS, Floats, clustered_rates, clustered_se, codes, ratio, upper_t
 
@@ -65,6 +65,25 @@ class Pair(ABC):
     @abstractmethod
     def _within(self, critical: float, rejected: bool) -> tuple[float, float]: ...
 
+    def excludes(self, size: float, side: int, level: float) -> bool:
+        """Return True if a change of `diff` of this size or more to a side is excluded, see `Changes.excludes`."""
+        return self.changes.excludes(self._units(size, side), side, level)
+
+    def needs_to_exclude(self, size: float, side: int, level: float) -> int | None:
+        """Return the approximate number of items that would exclude a change of this size; None if none would."""
+        return self._items(self.changes.excluded_at(self._units(size, side), side, level))
+
+    def needs_symmetry(self, level: float) -> int | None:
+        """Return the approximate number of items at which skewness would not keep the test from rejecting; None if none would."""
+        return self._items(self.changes.symmetric_at(level))
+
+    def _items(self, times: float | None) -> int | None:
+        return None if times is None else math.ceil(self.n * times)
+
+    def _units(self, size: float, side: int) -> float:
+        """Return the size of a change of `diff` in the units of the test."""
+        return size
+
     def mde(self, critical: float | None = None) -> float | None:
         """Return the smallest true difference that a test detects with a probability of 80 %; None if the differences have no spread.
 
@@ -101,7 +120,12 @@ class Paired(Pair):
 
 
 def paired(
-    a: Sequence[float] | Floats, b: Sequence[float] | Floats, cluster: Sequence[Any] | None = None, *, span: float | None = None
+    a: Sequence[float] | Floats,
+    b: Sequence[float] | Floats,
+    cluster: Sequence[Any] | None = None,
+    *,
+    span: float | None = None,
+    worst: float | None = None,
 ) -> Paired:
     """Compare the scores `b` of a configuration with those `a` of the baseline on the same items, in the same order.
 
@@ -110,6 +134,7 @@ def paired(
         b: Scores of the configuration.
         cluster: One label per item; default: each item is its own cluster.
         span: Largest possible change of an item; default: 1 if all scores lie in [0, 1], else no limit.
+        worst: Largest change of a cluster's mean; default: `span`.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
@@ -123,6 +148,7 @@ def paired(
     if span is not None:
         bounded = Bounded(
             span=span,
+            unseen=unseen_sum(span, d.size / k),
             rise=float(d[d > 0].sum()),
             fall=float(-d[d < 0].sum()),
             squares=float(d @ d),
@@ -132,7 +158,7 @@ def paired(
             variance=(se * d.size) ** 2,
             answers=bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all()),
         )
-    changes = Changes(_by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded)
+    changes = Changes(_by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded, span if worst is None else worst)
     wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
     return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
 
@@ -161,6 +187,12 @@ class Ratio(Pair):
             return low / math.log(2), high / math.log(2)
         return _image(a, b - a, (low, high), t, self._covariance)
 
+    def _units(self, size: float, side: int) -> float:
+        if self._kind == "bits_per_byte":
+            return size * math.log(2)
+        before = math.exp(min(float(self._rates[0]), HIGHEST))
+        return side * math.log(1 + side * size / before) if side > 0 or size < before else math.inf
+
 
 def paired_ratio(
     kind: str,
@@ -168,6 +200,8 @@ def paired_ratio(
     b: Sequence[float] | Floats,
     weights: Sequence[float] | Floats,
     cluster: Sequence[Any] | None = None,
+    *,
+    worst: float | None = None,
 ) -> Ratio:
     """Compare a corpus metric of a configuration with the baseline's on the same items, in the same order.
 
@@ -177,6 +211,7 @@ def paired_ratio(
         b: Numerators of the configuration.
         weights: Weights of the items, which both share.
         cluster: One label per item; default: each item is its own cluster.
+        worst: Largest change of a cluster's metric; default: not known.
     """
     x, y, w = (np.asarray(v, np.float64) for v in (a, b, weights))
     label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
@@ -191,8 +226,10 @@ def paired_ratio(
     slopes[0] *= -1
     se = math.sqrt(max(float(slopes @ covariance @ slopes), 0.0)) if math.isfinite(df) else math.inf
     rose, fell = int((d > TINY).sum()), int((d < -TINY).sum())
-    changes = Changes(_by_cluster(d, label), _by_cluster(w, label))
-    return Ratio(x.size, k, after - before, se, rose, fell, changes, kind, rates, covariance)
+    pair = Ratio(
+        x.size, k, after - before, se, rose, fell, Changes(_by_cluster(d, label), _by_cluster(w, label)), kind, rates, covariance
+    )
+    return pair if worst is None else replace(pair, changes=replace(pair.changes, worst=pair._units(worst, 1)))
 
 
 def _error_between(covariance: Floats) -> float:

@@ -19,6 +19,8 @@ MIN_EFFECT = 0.02
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # libraries whose versions are recorded with scores
 SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+Clusters = Literal["drawn", "fixed"]
 
 
 class Contrast(Written):
@@ -80,6 +82,10 @@ class Suite(Written):
         min_effect: Smallest difference of interest; differences within it are equivalent. One number for all metrics that lie in [0, 1],
             or numbers by task, in the metric's units.
         tolerance: Largest loss on a guarded task that counts as safe; one number or by task, like min_effect, which is the default.
+        worst: Largest change of a cluster's mean that can occur, in the metric's units, one number or by task; set before scores are seen.
+            "Safe" and "equivalent" must hold if few clusters change that much and none of them was drawn. Default: the metric's range.
+        clusters: Clusters that "safe" and "equivalent" are about, one word or by task: `drawn` for all clusters of the kind that was drawn,
+            `fixed` for these clusters only, whose items are then what is drawn.
         contrasts: Difference of one metric between two tasks, item by item, by name; each is a further row of the comparison.
         roles: Role by task: `skill` (default), `retention` (guarded, and the basis of forgetting), `guarded` (must not get worse) or `other`
             (shown, but not part of the mean over skills and of kept skill).
@@ -108,6 +114,8 @@ class Suite(Written):
     )
     min_effect: NonNegative | dict[str, NonNegative] = MIN_EFFECT
     tolerance: NonNegative | dict[str, NonNegative] | None = None
+    worst: Positive | dict[str, Positive] | None = None
+    clusters: Clusters | dict[str, Clusters] = "drawn"
     contrasts: dict[str, Contrast] = {}
     roles: dict[str, Literal["skill", "retention", "guarded", "other"]] = {}
     owners: dict[str, str] = {}
@@ -139,7 +147,7 @@ class Suite(Written):
                     raise ValueError(f"contrasts: {name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
             if contrast.of == contrast.minus:
                 raise ValueError(f"contrasts: {name}: `of` and `minus` are the same task '{contrast.of}'")
-        for name in ("min_effect", "tolerance"):
+        for name in ("min_effect", "tolerance", "worst", "clusters"):
             value, known = getattr(self, name), (*self.tasks, *self.contrasts)
             for task in value if isinstance(value, dict) else ():
                 if task not in known:
@@ -185,6 +193,16 @@ class Suite(Written):
         if share and isinstance(self.tolerance, (int, float)):
             return self.tolerance
         return self.min_effect_of(task, share=share)
+
+    def worst_of(self, task: str, *, share: bool) -> float | None:
+        """Return the largest change of a cluster's mean; None for the metric's range, if it has one."""
+        if isinstance(self.worst, dict):
+            return self.worst.get(task)
+        return self.worst if share else None
+
+    def has_fixed_clusters(self, task: str) -> bool:
+        """Return True if "safe" and "equivalent" are about the drawn clusters only."""
+        return (self.clusters.get(task, "drawn") if isinstance(self.clusters, dict) else self.clusters) == "fixed"
 
     @property
     def default_effect(self) -> float:
