@@ -2,10 +2,11 @@
 
     python benchmarks/error_rates.py
     python benchmarks/error_rates.py --trials 200          a quick look
-    python benchmarks/error_rates.py --pairs               the family of pairs behind a recommendation
+    python benchmarks/error_rates.py --of leaders          the family of pairs behind a recommendation
+    python benchmarks/error_rates.py --of hard-data        skewed differences, rare harm, items that did not change
 
 Every rate that the tests look at is kept with its case: kind of items, shape and number of clusters, items, level, and the number of
-configurations and tasks of a family. Results go to benchmarks/results/error-rates.json, with --pairs to leaders.json.
+configurations and tasks of a family. Results go to benchmarks/results/NAME.json.
 """
 
 from __future__ import annotations
@@ -22,7 +23,11 @@ from pathlib import Path
 from record import write_results
 
 HERE = Path(__file__).parent
-TESTS = {"error-rates": "tests/scores/test_error_rates.py", "leaders": "tests/compare/test_leaders_level.py"}
+TESTS = {
+    "error-rates": "tests/scores/test_error_rates.py",
+    "leaders": "tests/compare/test_leaders_level.py",
+    "hard-data": "tests/scores/test_hard_data.py",
+}
 """Results file -> the simulations that it holds."""
 
 
@@ -31,9 +36,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, default=4000, help="trials of a single row; families use at least 2,000")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--pairs", action="store_true", help="simulate the family of pairs instead of rows against the baseline")
+    parser.add_argument("--of", choices=TESTS, default="error-rates", help="simulations to run")
     options = parser.parse_args()
-    name = "leaders" if options.pairs else "error-rates"
+    name = options.of
     started = time.time()
     with tempfile.TemporaryDirectory() as folder:
         rates_file = Path(folder) / "rates.jsonl"

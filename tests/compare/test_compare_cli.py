@@ -55,7 +55,7 @@ def run(
 def test_a_loss_on_a_guarded_task_ends_with_3_and_the_last_line_says_why(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = run(tmp_path, monkeypatch, {MERGE: right(60), OTHER: right(0)}, code=3)
     assert found.stderr.splitlines()[-1] == "exit status 3: merge is worse than base on facts"
-    assert "On facts (tolerance 2.0 points), merge is worse than base; no item changed for other." in found.stderr
+    assert "On facts (tolerance 2.0 points), merge is worse than base; other is safe." in found.stderr
     assert "worse (tolerance 2.0)" in found.stdout
 
 

@@ -125,7 +125,7 @@ def test_forgetting_is_the_retention_lost(tmp_path: Path) -> None:
     assert (found["low"], found["high"]) == pytest.approx((row["low"] / 0.5, row["high"] / 0.5), abs=0.02)
     assert found["verdict"] == "worse"
     few = made(tmp_path / "same", data(), data(1)).document()["configurations"][1]["forgetting"]
-    assert few == {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "no item changed"}
+    assert few == {"diff": 0.0, "low": 0.0, "high": 0.0, "verdict": "safe"}
 
 
 def test_forgetting_is_judged_by_the_corrected_tolerance(tmp_path: Path) -> None:

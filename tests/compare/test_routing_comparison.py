@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from worlds.report_page import Page, rendered
-from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, stored
+from worlds.toy_scores import ADD, AVERAGE, BASE, MERGE, SHARES, SORT, SUITE, stored
 
 from workbench.cli.documents.scores import RoutingComparison
 from workbench.compare.compare import Comparison, compare
@@ -30,7 +30,7 @@ def compared(folder: Path, right: tuple[float, float], weak: tuple[float, float]
         "facts": [["base"]] * 216 + [["sort"]] * 24,
     }
     store = ScoreStore(folder / "scores")
-    return compare(store, stored(store, values, routed={"routed": answered}))
+    return compare(store, stored(store, values, routed={"routed": answered}, suite=SUITE.model_copy(update={"drawn": "items"})))
 
 
 def test_who_answered(tmp_path: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_routed_model_above_every_merge(tmp_path: Path) -> None:
     ("right", "weak", "verdict", "start"),
     [
         ((0.5, 0.3), (0.95, 0.9), "worse", "Merge: routed scores −"),
-        ((0.75, 0.45), (0.75, 0.45), "no item changed", "Merge: routed and merge"),
+        ((0.75, 0.45), (0.75, 0.45), "equivalent", "Merge: routed and merge"),
         ((0.755, 0.445), (0.75, 0.45), "equivalent", "Merge: routed and merge, the best of 2 merges, are equivalent"),
         ((0.80, 0.42), (0.75, 0.45), "cannot tell", "Merge or route cannot be told"),
     ],

@@ -69,7 +69,8 @@ def test_by_hand() -> None:
     # SE: sqrt(10/9 * sum (s - 1.1)^2) / 20
     assert pair.se == pytest.approx(math.sqrt(10 / 9 * sum((s - 1.1) ** 2 for s in sums)) / 20)
     # Sign flips: all six twos alike (12), the one against them (11, what was seen: half) or with them (13), the zeros anyhow.
-    assert pair.p == pytest.approx((16 / 2 + 16) / 1024)
+    assert pair.changes.flipped == pytest.approx((16 / 2 + 16) / 1024)
+    assert pair.p > pair.changes.flipped  # two thirds of the p that is corrected for skewness
     low, high = pair.interval(0.05)
     assert 0 < low < 0.55 < high <= 1
     assert pair.interval(0.02)[0] <= 0  # p > 0.02: a stricter interval holds 0

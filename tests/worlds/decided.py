@@ -65,7 +65,13 @@ def compared(
         c: {t: items(share, 97 * int(c.digest[:12], 16) + 7 * i, n) for i, (t, share) in enumerate(zip(tasks, line, strict=True))}
         for c, line in shares.items()
     }
-    settings = {"roles": {"facts": "retention"}, "owners": {"add": "add", "sort": "sort"}, "tolerance": 0.05, **suite}
+    settings = {
+        "roles": {"facts": "retention"},
+        "owners": {"add": "add", "sort": "sort"},
+        "tolerance": 0.05,
+        "drawn": "items",
+        **suite,
+    }
     return compare(store, stored(store, values, clusters=clusters, **settings))
 
 

@@ -35,6 +35,7 @@ SUITE = Suite(
     tasks=tuple(TASKS),
     chance={"pick": 0.25, "facts": 0.5},
     roles={"facts": "retention"},
+    drawn={"facts": "items"},
     contrasts={"prior_gain": {"of": "stripped", "minus": "told"}},  # type: ignore[dict-item]
     min_effect={"text": 0.5},
 )

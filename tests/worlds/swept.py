@@ -42,7 +42,13 @@ def swept(folder: Path, *dimensions: SweepDimension, without: Sequence[str] = ()
     for c, shares in CONTROLS.items():
         values[c] = {t: items(s, 97 * int(c.digest[:12], 16) + 7 * j) for j, (t, s) in enumerate(zip(TASKS, shares, strict=True))}
     store = ScoreStore(folder)
-    settings = {"roles": {"facts": "retention"}, "owners": {"add": "add", "sort": "sort"}, "tolerance": 0.05, **suite}
+    settings = {
+        "roles": {"facts": "retention"},
+        "owners": {"add": "add", "sort": "sort"},
+        "tolerance": 0.05,
+        "drawn": "items",
+        **suite,
+    }
     return compare(
         store,
         stored(store, values, clusters=CLUSTERS, **settings),

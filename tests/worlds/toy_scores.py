@@ -24,6 +24,7 @@ SUITE = Suite(
     chance={"facts": 0.5},
     owners={"add": "add", "sort": "sort"},
     roles={"facts": "retention"},
+    drawn={"facts": "items"},
 )
 # Share of items right, by configuration: add, sort, facts
 SHARES = {BASE: (0.0, 0.1, 0.8), ADD: (1.0, 0.1, 0.8), SORT: (0.0, 0.9, 0.6), AVERAGE: (0.4, 0.5, 0.8), MERGE: (0.75, 0.45, 0.8)}

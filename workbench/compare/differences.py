@@ -38,7 +38,7 @@ class Difference:
     Attributes:
         value, baseline_value, diff: Scores and their difference in the metric's units; `diff` is always configuration - baseline.
         low, high: Unadjusted 95 % interval of the difference.
-        low_adj, high_adj: Interval at the critical value that the family leaves to this row.
+        low_adj, high_adj: Interval at the critical value that the family leaves to this row; it excludes 0 if the verdict is better or worse.
         p_adj: p value adjusted for the family; on guarded tasks, for the configuration's guarded tasks only.
         mde: Difference that would be detected with 80 % power at the adjusted level; None if the differences have no spread.
         needs: Approximate number of items that would detect a difference as large as `diff`, or min_effect if that is larger; on guarded
@@ -100,7 +100,7 @@ def unchanged(tasks: Sequence[Table], base: Configuration, name: str) -> Iterato
     again = replace(base, name=name, role="configuration")
     for t in tasks:
         cell = TestedCell(again, t, t.paired(base.digest, base.digest), base.digest)
-        row = _difference(cell, Ruling(1.0, 0.0, 1.0), t.value(base.digest), 0.05)
+        row = _difference(cell, Ruling(1.0, 0.0, 0.0, 1.0), t.value(base.digest), 0.05)
         yield replace(row, verdict="no item changed", reason=None, needs=None)
 
 
@@ -108,7 +108,8 @@ def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) ->
     """Return the row of a configuration and a task with its verdict."""
     task, pair = cell.table, cell.pair
     low, high = pair.interval(0.05)
-    low_adj, high_adj = pair.within(ruling.critical, ruling.excludes_zero(alpha))
+    alarm = task.guarded and ruling.p <= alpha and (pair.diff < 0) != task.lower
+    low_adj, high_adj = pair.within(ruling.critical, alarm or ruling.excludes_zero(alpha))
     gained, lost = (pair.losses, pair.wins) if task.lower else (pair.wins, pair.losses)
     row = Difference(
         configuration=cell.configuration.name,

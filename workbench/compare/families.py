@@ -51,7 +51,7 @@ class TestedCell:
 
     @cached_property
     def drawn(self) -> Pair:
-        """The difference over what was drawn: clusters, or the items of fixed clusters."""
+        """The difference over what was drawn: clusters or items."""
         return self.table.paired(self.base, self.configuration.digest, drawn=True)
 
 
@@ -63,19 +63,21 @@ class Ruling:
         p: Adjusted p; on guarded tasks, adjusted for the configuration's guarded tasks only.
         flipped: The same without what skewness leaves of it.
         critical: Critical value of the adjusted interval.
+        first: The same at the first step of the test, which holds for all rows together: "safe" and "equivalent" use it.
         least: Adjusted p that the row would have if all its changed clusters had changed in the same direction.
         interval_p: The adjusted interval excludes 0 if this p is at most alpha; default: `p`.
     """
 
     p: float
     critical: float
+    first: float
     least: float
     flipped: float = 1.0
     interval_p: float | None = None
 
     def level(self, pair: Pair) -> float:
-        """Return the one-sided level of the adjusted interval of a pair."""
-        return pair.changes.level(self.critical)
+        """Return the one-sided level at which "safe" and "equivalent" are tested."""
+        return pair.changes.level(self.first)
 
     def excludes_zero(self, alpha: float) -> bool:
         """Return True if the adjusted interval excludes 0."""
@@ -126,12 +128,13 @@ def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[
         One ruling per cell, in the same order.
     """
     if correction == "none":
-        return [Ruling(cell.pair.p, cell.pair.changes.critical(alpha), 0.0) for cell in cells]
+        single = [cell.pair.changes.critical(alpha) for cell in cells]
+        return [Ruling(cell.pair.p, critical, critical, 0.0) for cell, critical in zip(cells, single, strict=True)]
     results = _tested(cells, alpha, lambda cell: (cell.family, cell.peers))
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
     alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
     for i, ruling in zip(guarded, alone, strict=True):
-        results[i] = replace(ruling, critical=results[i].critical, interval_p=results[i].p)
+        results[i] = replace(ruling, critical=results[i].first, first=results[i].first, interval_p=results[i].p)
     return results
 
 
@@ -145,7 +148,8 @@ def _tested(cells: Sequence[TestedCell], alpha: float, family: Callable[[TestedC
         moved = [i for i in rows if cells[i].pair.changes.moved]
         changes = [cells[i].pair.changes for i in moved]
         # Rows without a change have no part in the test. That they show no loss is a claim of its own for each of them.
-        results.update((i, Ruling(1.0, cells[i].pair.changes.critical(alpha / len(rows)), 1.0)) for i in rows)
+        alone = [cells[i].pair.changes.critical(alpha / len(rows)) for i in rows]
+        results.update((i, Ruling(1.0, critical, critical, 1.0)) for i, critical in zip(rows, alone, strict=True))
         results.update(zip(moved, ruled(changes, [id(cells[i].table) for i in moved], alpha), strict=True))
     return [results[i] for i in range(len(cells))]
 
@@ -174,8 +178,8 @@ def ruled(changes: Sequence[Changes], tasks: Sequence[Hashable], alpha: float) -
     results: dict[int, Ruling] = {}
     for rows, of_task in zip(by_task.values(), step_down(task_sums, alpha), strict=True):
         for i, step in zip(rows, of_task, strict=True):
-            critical = max(step.critical, changes[i].critical(alpha))
-            critical = min(critical, changes[i].critical(alpha / len(changes)))
+            least, most = changes[i].critical(alpha), changes[i].critical(alpha / len(changes))
+            critical, first = (min(max(value, least), most) for value in (step.critical, step.first))
             flipped = max(step.p, changes[i].flipped)
-            results[i] = Ruling(max(flipped, changes[i].p), critical, step.least, flipped)
+            results[i] = Ruling(max(flipped, changes[i].p), critical, first, step.least, flipped)
     return [results[i] for i in range(len(changes))]

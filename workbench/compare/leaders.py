@@ -95,7 +95,8 @@ class MeanPairs:
         names = list(combinations([c.name for c in members], 2))
         tested = tested_together([pair_of(skills, a.digest, b.digest) for a, b in combinations(members, 2)])
         moved = [i for i, pair in enumerate(tested) if pair.changes.moved]
-        rulings = [Ruling(1.0, pair.changes.critical(alpha / len(tested)), 1.0) for pair in tested]
+        alone = [pair.changes.critical(alpha / len(tested)) for pair in tested]
+        rulings = [Ruling(1.0, critical, critical, 1.0) for critical in alone]
         for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], ["mean"] * len(moved), alpha), strict=True):
             rulings[i] = ruling
         self._pairs = dict(zip(names, zip(tested, rulings, strict=True), strict=True))

@@ -124,9 +124,9 @@ class Table:
         return score_interval(self.values[digest], self.cluster)
 
     def paired(self, base: str, digest: str, *, drawn: bool = False) -> Paired | Ratio:
-        """Compare a configuration with the baseline item by item; with `drawn`, fixed clusters are not clusters: their items were drawn."""
+        """Compare a configuration with the baseline item by item; with `drawn`, by what the suite says was drawn: clusters or items."""
         before, after, worst = self.values[base], self.values[digest], self.suite.worst_of(self.name, share=self.share)
-        cluster = None if drawn and self.suite.has_fixed_clusters(self.name) else self.cluster.tolist()
+        cluster = None if drawn and self.suite.draws_items(self.name) else self.cluster.tolist()
         if self.ratio is not None and self.weights is not None:
             return paired_ratio(self.ratio, before, after, self.weights, cluster, worst=worst)
         return paired(before, after, cluster, span=2.0 if self.contrast and self.share else None, worst=worst)

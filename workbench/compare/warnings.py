@@ -32,6 +32,8 @@ def warnings_of(
         yield "Partial: --limit cut the number of items; use these scores for a quick look only."
     for t in tasks:
         yield from _clusters(t)
+        if t.guarded and t.suite.draws_items(t.name):
+            yield f'{t.name}: "safe" is about further items of its {t.clusters} clusters only (`drawn: items` in the suite).'
         if len(t.items) < _SMALL and t.share and not t.contrast:
             points = f"{90 / math.sqrt(len(t.items)):.0f} points"
             yield f"{t.name}: only {len(t.items)} items; if one item in ten changes, a difference below about {points} is easily missed."

@@ -62,12 +62,14 @@ class StepDown:
     Attributes:
         p: Adjusted mid-p.
         critical: Value that the row's statistic must reach at its step.
+        first: That value at the first step, which holds for all rows together.
         least: Adjusted p that the row would have if all its clusters had changed in the same direction; if it is above the level, the row
             cannot be significant.
     """
 
     p: float
     critical: float
+    first: float
     least: float
 
 
@@ -86,7 +88,7 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         One result per row, in the order of `tasks`. Rows that are not rejected have the critical value of the first step, which holds for
         all rows together.
     """
-    results = [[StepDown(1.0, math.inf, 1.0)] * len(scales) for _, scales in tasks]
+    results = [[StepDown(1.0, math.inf, math.inf, 1.0)] * len(scales) for _, scales in tasks]
     ladders = [_Ladder(sums, scales) for sums, scales in tasks if len(scales)]
     task_of = [t for t, (_, scales) in enumerate(tasks) if len(scales)]
     first = [ladder.critical(_one_of(alpha, len(ladders))) for ladder in ladders]
@@ -96,7 +98,7 @@ def step_down(tasks: Sequence[tuple[Floats, Floats]], alpha: float) -> list[list
         ladder, count = ladders[i], len(remaining)
         running = max(running, _any_of(ladder.p, count))
         critical = ladder.critical(_one_of(alpha, count)) if running <= alpha else first[i]
-        results[task_of[i]][ladder.row] = StepDown(running, critical, _any_of(ladder.least, count))
+        results[task_of[i]][ladder.row] = StepDown(running, critical, first[i], _any_of(ladder.least, count))
         ladder.pop()
     return results
 

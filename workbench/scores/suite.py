@@ -20,7 +20,7 @@ SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # libra
 SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
-Clusters = Literal["drawn", "fixed"]
+Drawn = Literal["clusters", "items"]
 
 
 class Contrast(Written):
@@ -84,8 +84,8 @@ class Suite(Written):
         tolerance: Largest loss on a guarded task that counts as safe; one number or by task, like min_effect, which is the default.
         worst: Largest change of a cluster's mean that can occur, in the metric's units, one number or by task; set before scores are seen.
             "Safe" and "equivalent" must hold if few clusters change that much and none of them was drawn. Default: the metric's range.
-        clusters: Clusters that "safe" and "equivalent" are about, one word or by task: `drawn` for all clusters of the kind that was drawn,
-            `fixed` for these clusters only, whose items are then what is drawn.
+        drawn: What "safe" and "equivalent" are about, one word or by task: `clusters`, all of the kind that was drawn, or `items`, further
+            items of these clusters only.
         contrasts: Difference of one metric between two tasks, item by item, by name; each is a further row of the comparison.
         roles: Role by task: `skill` (default), `retention` (guarded, and the basis of forgetting), `guarded` (must not get worse) or `other`
             (shown, but not part of the mean over skills and of kept skill).
@@ -115,7 +115,7 @@ class Suite(Written):
     min_effect: NonNegative | dict[str, NonNegative] = MIN_EFFECT
     tolerance: NonNegative | dict[str, NonNegative] | None = None
     worst: Positive | dict[str, Positive] | None = None
-    clusters: Clusters | dict[str, Clusters] = "drawn"
+    drawn: Drawn | dict[str, Drawn] = "clusters"
     contrasts: dict[str, Contrast] = {}
     roles: dict[str, Literal["skill", "retention", "guarded", "other"]] = {}
     owners: dict[str, str] = {}
@@ -147,7 +147,7 @@ class Suite(Written):
                     raise ValueError(f"contrasts: {name}: '{task}' is not a task of this suite. {nearest(task, self.tasks)}")
             if contrast.of == contrast.minus:
                 raise ValueError(f"contrasts: {name}: `of` and `minus` are the same task '{contrast.of}'")
-        for name in ("min_effect", "tolerance", "worst", "clusters"):
+        for name in ("min_effect", "tolerance", "worst", "drawn"):
             value, known = getattr(self, name), (*self.tasks, *self.contrasts)
             for task in value if isinstance(value, dict) else ():
                 if task not in known:
@@ -200,9 +200,9 @@ class Suite(Written):
             return self.worst.get(task)
         return self.worst if share else None
 
-    def has_fixed_clusters(self, task: str) -> bool:
-        """Return True if "safe" and "equivalent" are about the drawn clusters only."""
-        return (self.clusters.get(task, "drawn") if isinstance(self.clusters, dict) else self.clusters) == "fixed"
+    def draws_items(self, task: str) -> bool:
+        """Return True if "safe" and "equivalent" are about further items of these clusters only."""
+        return (self.drawn.get(task) if isinstance(self.drawn, dict) else self.drawn) == "items"
 
     @property
     def default_effect(self) -> float:
