@@ -11,7 +11,7 @@ by the variance of independent items, at least 1 for right/wrong items. R is Tan
 range can have at mean x to the observed variance: without it, two losses and no win in 240 items would exclude a true loss of 2 points.
 
 Sign flips assume differences that are symmetric about 0. A p is therefore at least what `unseen` leaves of it: with a range, one unseen cluster
-that changed the other way must not reverse the result at twice the level, nor the skewness of the sample at 3/2 of it; without a range, the
+that changed the other way must not reverse the result at twice the level, nor the skewness of the sample at 5/4 of it; without a range, the
 skewness at the level itself. These factors cost symmetric data the least power among those that keep skewed data at 5 %
 (docs/evaluation-errors.md).
 """
@@ -29,7 +29,7 @@ from workbench.scores.signflips import TINY, tails
 from workbench.scores.statistics import Floats, effective_clusters, upper_t
 from workbench.scores.unseen import skew_p, times_needed, unseen_p
 
-_UNSEEN, _SKEW = 1 / 2, 2 / 3  # of the p of `unseen_p` and `skew_p`, for scores with a range
+_UNSEEN, _SKEW = 1 / 2, 4 / 5  # of the p of `unseen_p` and `skew_p`, for scores with a range
 _ALIKE = 0.1  # correlation of changes within a cluster that was not seen
 _CLOSE = 1e-15  # relative width of a search for the end of an interval
 
