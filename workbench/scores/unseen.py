@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 _NONE = 1e-12  # smaller values count as 0
-_STEP, _POINTS = 0.1, 140  # of the quadrature, whose integrand falls at least like e^-2u; its error is below 1e-8
+_STEP, _POINTS = 0.1, 220  # of the quadrature, whose integrand falls at least like e^-u; its error is below 1e-8
 _MOST_TIMES = 1024.0  # beyond this multiple of the data, no number of clusters is named
 
 
