@@ -59,7 +59,7 @@ def test_every_point_is_a_member_of_the_families_and_a_candidate(methods: Any) -
 
 def test_the_largest_sweep_has_a_recommendation() -> None:
     assert MOST_POINTS == 64
-    assert MOST_MEMBERS == MOST_POINTS + 1
+    assert MOST_MEMBERS >= MOST_POINTS + 10, "room for the base, the bricks and an average"
 
 
 def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:

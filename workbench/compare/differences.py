@@ -82,16 +82,31 @@ class Difference:
 
 
 def differences(
-    tasks: Sequence[Table], base: Configuration, others: Iterable[Configuration], alpha: float, correction: str = "max-t"
+    tasks: Sequence[Table],
+    base: Configuration,
+    others: Iterable[Configuration],
+    alpha: float,
+    correction: str = "max-t",
+    looked: Sequence[Configuration] = (),
 ) -> list[Difference]:
-    """Return one row per configuration and task; each family is corrected separately."""
-    cells = cells_of(tasks, base, others)
+    """Return one row per configuration and task; each family is corrected separately.
+
+    Args:
+        tasks: Tables of the tasks.
+        base: The baseline.
+        others: The configurations that get rows.
+        alpha: Error rate of a family.
+        correction: "max-t" or "none".
+        looked: Configurations that are tested in the same families and get no rows.
+    """
+    cells, hidden = cells_of(tasks, base, [*others, *looked]), {c.digest for c in looked}
     return [
         replace(
             _difference(cell, ruling, cell.table.value(base.digest), alpha),
             companion=_companion(cell.table, base.digest, cell.configuration.digest),
         )
         for cell, ruling in zip(cells, rulings(cells, alpha, correction), strict=True)
+        if cell.configuration.digest not in hidden
     ]
 
 
