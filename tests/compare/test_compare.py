@@ -61,6 +61,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "min_effect": 0.02,
         "alpha": 0.05,
         "correction": "max-t",
+        "looked_at": 0,
         "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task and 3 controls tested separately",
     }
     assert document["tasks"][2] == {

@@ -145,8 +145,8 @@ def test_the_best_of_those_looked_at_is_rarely_better(number: int, tasks: int) -
     }
     assert measured("the best named alone is better on a task", row, **case) <= MOST
     assert measured("the best named alone is better on the mean", mean, **case) <= MOST
-    assert measured("the same on a task, the others uncorrected", row_alone, **case) > 2 * MOST
-    assert measured("the same on the mean, the others uncorrected", mean_alone, **case) > 2 * MOST
+    assert measured("the same on a task, the others uncorrected", row_alone, **case) > MOST
+    assert measured("the same on the mean, the others uncorrected", mean_alone, **case) > MOST
 
 
 def test_controls_that_harm_are_rarely_shipped() -> None:

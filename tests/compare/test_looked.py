@@ -46,8 +46,13 @@ def test_two_of_twenty_get_the_verdicts_that_they_have_among_all(tmp_path: Path)
     assert list(part["flips"]) == ["c3", "c7"]
     by_row = {(row["configuration"], row["task"]): row for row in whole["rows"]}
     assert len(part["rows"]) == 4
+    losses = 0
     for row in part["rows"]:
-        assert row == by_row[row["configuration"], row["task"]]
+        among = by_row[row["configuration"], row["task"]]
+        assert (row["low_adj"], row["high_adj"]) == (among["low_adj"], among["high_adj"])
+        losses += row["diff"] < 0
+        assert row["p_adj"] < among["p_adj"] if row["diff"] < 0 and row["task"] == "add" else row == among
+    assert losses
     for c in part["recommendation"]["candidates"]:
         among = next(o for o in whole["recommendation"]["candidates"] if o["configuration"] == c["configuration"])
         assert c["against_baseline"] == among["against_baseline"]
@@ -135,3 +140,24 @@ def test_scores_in_another_range_do_not_change_the_units(tmp_path: Path) -> None
     assert [len(t.values) for t in found.tables] == [2, 3]
     assert all(t.share for t in found.tables)
     assert compare(store, scores).document()["recommendation"]["family"]["looked_at"] == 0
+
+
+def test_what_was_looked_at_does_not_weaken_the_alarm(tmp_path: Path) -> None:
+    """A loss is as clear as if nothing else had been scored; a gain of the same size is not."""
+    store, steps = ScoreStore(tmp_path), np.arange(240)
+    start = (steps % 2) * 1.0
+    lines = {
+        BASE: start,
+        made("up", 1): np.where(steps % 40 == 0, 1.0, start),
+        made("down", 2): np.where(steps % 40 == 1, 0.0, start),
+    }
+    named = stored(store, {c: dict.fromkeys(TASKS, x.tolist()) for c, x in lines.items()}, **{**SUITE, "clusters": 240})
+    before = compare(store, named).document()["rows"]
+    rng = np.random.default_rng(1)
+    others = {made(f"o{i}", 10 + i): dict.fromkeys(TASKS, ((rng.random(240) < 0.5) * 1.0).tolist()) for i in range(30)}
+    stored(store, others, **{**SUITE, "clusters": 240})
+    after = compare(store, named).document()["rows"]
+    told = [[(r["configuration"], r["verdict"]) for r in rows if r["task"] == "add"] for rows in (before, after)]
+    assert told == [[("up", "better"), ("down", "worse")], [("up", "cannot tell"), ("down", "worse")]]
+    down = next(r for r in after if r["configuration"] == "down" and r["task"] == "add")
+    assert down["low_adj"] < 0 <= down["high_adj"]

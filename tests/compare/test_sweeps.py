@@ -49,8 +49,8 @@ def test_a_point_has_the_levels_of_its_configuration(methods: Any) -> None:
 def test_every_point_is_a_member_of_the_families_and_a_candidate(methods: Any) -> None:
     document = methods.document()
     assert document["family"]["compared"] == 11 * 2
-    assert document["recommendation"]["family"]["members"] == 12
-    assert len(document["recommendation"]["candidates"]) == 11
+    assert document["recommendation"]["family"]["members"] == 15  # with two bricks and an average
+    assert len(document["recommendation"]["candidates"]) == 14
     assert document["recommendation"]["configuration"] in ("mine[lambda=1,ties]", "mine[lambda=0.5,task_arithmetic]")
     parts = {name: document[name] for name in ("recommendation", "sweeps")}
     CompareDocument.model_validate({"baseline": document["baseline"], "rows": document["rows"], **parts})

@@ -1,8 +1,8 @@
 """Comparison of stored scores with one baseline: paired differences, verdicts, kept skill, interference, changed items.
 
 There is one row for each configuration other than the baseline and each task (its primary metric) or contrast of two tasks. `compare.families`
-defines the rows that are tested together. `low_adj` and `high_adj` are intervals at the family's critical values: outside guarded tasks,
-where `p_adj` covers one configuration only, they exclude 0 exactly if p_adj <= alpha.
+defines the rows that are tested together. `low_adj` and `high_adj` are intervals at the family's critical values. They exclude 0 exactly if
+p_adj <= alpha, apart from two alarms: on guarded tasks `p_adj` covers one configuration only, and for a loss it covers the named ones only.
 """
 
 from __future__ import annotations
