@@ -97,7 +97,7 @@ def test_the_headline_and_glossary_know_the_tested_pairs(documents: Mapping[str,
     assert terms["Leaders"].startswith(
         "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse"
     )
-    assert "(6 pairs)" in terms["Leaders"]
+    assert "(21 pairs)" in terms["Leaders"]
     assert "it is shown to be worse (\N{MINUS SIGN}" in headline(view_of(documents["winner"]))[-1]
 
 
