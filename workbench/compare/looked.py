@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from workbench.compare.decision import CANDIDATES
 from workbench.compare.tables import Table, tables_of
 from workbench.errors import WorkbenchError
@@ -63,9 +65,10 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
     added: dict[tuple[str, str], dict[str, Floats]] = {(t.suite.suite, t.name): {} for t in tasks}
     for read in _read(store, list(found.values()), suites, unread):
         for t in tasks:
-            for digest, values in read.get((t.suite.suite, t.name), t).values.items():
-                if digest not in t.values and (not t.share or _within(values, t)):
-                    added[t.suite.suite, t.name][digest] = values
+            same = read.get((t.suite.suite, t.name), t)
+            if t.weights is None or np.array_equal(t.weights, same.weights):
+                values = {d: x for d, x in same.values.items() if d not in t.values and (not t.share or _within(x, t))}
+                added[t.suite.suite, t.name].update(values)
     tables = [replace(t, values={**t.values, **added[t.suite.suite, t.name]}) for t in tasks]
     counted = {digest for values in added.values() for digest in values}
     return LookedAt(
