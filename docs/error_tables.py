@@ -17,6 +17,7 @@ KINDS = {
     "one-way": "answers, losses alone",
     "continuous": "scores without a range",
     "one score": "one score, no difference",
+    "near one": "one score of 90 to 99 %, items of a cluster alike",
 }
 SHAPES = {
     "equal": "equal",

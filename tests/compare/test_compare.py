@@ -61,6 +61,7 @@ def test_document_has_the_agreed_form(comparison: Comparison) -> None:
         "min_effect": 0.02,
         "alpha": 0.05,
         "correction": "max-t",
+        "looked_at": 0,
         "text": "primary metric of 2 tasks x 1 configuration against base; 1 guarded task and 3 controls tested separately",
     }
     assert document["tasks"][2] == {
@@ -126,16 +127,16 @@ def test_verdicts(comparison: Comparison) -> None:
     assert verdicts == {
         ("add", "add"): "better",
         ("add", "sort"): "no item changed",
-        ("add", "facts"): "safe",
+        ("add", "facts"): "not shown safe",
         ("sort", "add"): "no item changed",
         ("sort", "sort"): "better",
         ("sort", "facts"): "worse",
         ("average", "add"): "better",
         ("average", "sort"): "better",
-        ("average", "facts"): "safe",
+        ("average", "facts"): "not shown safe",
         ("merge", "add"): "better",
         ("merge", "sort"): "better",
-        ("merge", "facts"): "safe",
+        ("merge", "facts"): "not shown safe",
     }
     assert not comparison.worse  # only a control is worse
     row = next(r for r in comparison.rows if (r.configuration, r.task) == ("sort", "facts"))

@@ -1,4 +1,5 @@
-"""How often the verdicts among the leaders err, although the leaders are chosen by the same scores: seeded simulations.
+"""How often the verdicts among the leaders err, although the leaders are chosen by the same scores: seeded simulations. With them what a
+recommendation rests on besides: what was looked at before, bricks and averages as candidates, and kept skill.
 
 The functions that the comparison uses are run. At a rate of 5 % the standard error of 400 trials is 1.1 points.
 """
@@ -15,9 +16,12 @@ from scipy import stats
 
 from worlds.measured import measured
 
+from workbench.compare.differences import differences
+from workbench.compare.kept import kept_of
 from workbench.compare.leaders import MeanPairs
+from workbench.compare.recommend import recommendation_of
 from workbench.compare.tables import Table
-from workbench.scores.store import Configuration
+from workbench.scores.store import Configuration, Scores
 from workbench.scores.suite import Suite
 
 pytestmark = pytest.mark.slow
@@ -40,8 +44,8 @@ def answers(rng: np.random.Generator, cluster: Any, gains: Any) -> Any:
     return (hard + 0.6 * rng.normal(size=(number, n)) + by_cluster + np.asarray(gains)[:, None] > 0).astype(float)
 
 
-def pairs(rng: np.random.Generator, gains: Any, tasks: int, skewed: bool, n: int = 240, k: int = 24) -> MeanPairs:
-    """All pairs of configurations with these gains on some tasks."""
+def tables(rng: np.random.Generator, gains: Any, tasks: int, skewed: bool, n: int = 240, k: int = 24) -> list[Table]:
+    """Tables of configurations with these gains on some tasks."""
     names = tuple(f"t{i}" for i in range(tasks))
     suite, found = Suite(suite="s", tasks=names, min_effect=MARGIN), []
     for name in names:
@@ -49,7 +53,12 @@ def pairs(rng: np.random.Generator, gains: Any, tasks: int, skewed: bool, n: int
         cluster = np.repeat(np.arange(k), np.maximum(1, np.round(sizes / sizes.sum() * n)).astype(int))
         values = dict(zip((c.digest for c in members(len(gains))), answers(rng, cluster, gains), strict=True))
         found.append(Table(name, "acc", suite, "p", [{}] * cluster.size, cluster, values, {}))
-    return MeanPairs(found, members(len(gains)), 0.05)
+    return found
+
+
+def pairs(rng: np.random.Generator, gains: Any, tasks: int, skewed: bool, n: int = 240, k: int = 24) -> MeanPairs:
+    """All pairs of configurations with these gains on some tasks."""
+    return MeanPairs(tables(rng, gains, tasks, skewed, n, k), members(len(gains)), 0.05)
 
 
 @pytest.mark.parametrize(("number", "tasks", "skewed"), [(10, 1, False), (10, 3, True), (16, 1, False)])
@@ -106,3 +115,93 @@ def test_equivalence_to_the_best_is_rarely_false() -> None:
     case = {"kind": "two-way", "shape": "equal", "clusters": 192, "items": 1920, "level": 0.025, "configurations": 8, "tasks": 2}
     assert measured("any false equivalent to the best", wrong / TRIALS, **case) <= MOST_ONE_SIDED
     assert found / TRIALS > 0.8, "with so many items, equal configurations are found to be equivalent"
+
+
+@pytest.mark.parametrize(("number", "tasks"), [(20, 1), (20, 2)])
+def test_the_best_of_those_looked_at_is_rarely_better(number: int, tasks: int) -> None:
+    """Equal configurations are scored, and the best one is named alone: its rows and its mean, with the others counted and without."""
+    rng, found = np.random.default_rng(number), np.zeros(4)
+    base, *others = members(number + 1)
+    for _ in range(TRIALS):
+        made = tables(rng, np.zeros(number + 1), tasks, False)
+        best = max(others, key=lambda c: sum(t.value(c.digest) for t in made))
+        rest = [c for c in others if c != best]
+        alone, counted = differences(made, base, [best], 0.05), differences(made, base, [best], 0.05, looked=rest)
+        assert len(counted) == len(alone) == tasks
+        means = (MeanPairs(made, [best, *looked], 0.05, base).between(best.name, base.name) for looked in ((), rest))
+        found += (
+            *(any(row.verdict == "better" for row in rows) for rows in (alone, counted)),
+            *(mean.verdict == "better" for mean in means),
+        )
+    row_alone, row, mean_alone, mean = found / TRIALS
+    case = {
+        "kind": "two-way",
+        "shape": "equal",
+        "clusters": 24,
+        "items": 240,
+        "level": 0.05,
+        "configurations": number,
+        "tasks": tasks,
+    }
+    assert measured("the best named alone is better on a task", row, **case) <= MOST
+    assert measured("the best named alone is better on the mean", mean, **case) <= MOST
+    assert measured("the same on a task, the others uncorrected", row_alone, **case) > MOST
+    assert measured("the same on the mean, the others uncorrected", mean_alone, **case) > MOST
+
+
+def test_controls_that_harm_are_rarely_shipped() -> None:
+    """The base, two bricks, an average and a merge, all clearly better; on the guarded task each truly loses as much as the tolerance."""
+    rng, shipped, gains = np.random.default_rng(23), 0, [0.0, 0.8, 0.8, 0.8, 0.8]
+    roles = ("base", "brick", "brick", "average", "configuration")
+    base, *others = (Configuration(c.digest, c.name, role) for c, role in zip(members(5), roles, strict=True))
+    entries = [
+        [Scores(suite="s", plan="p", configuration=c, seconds=0, device="", created="", versions={}, tasks={})]
+        for c in (base, *others)
+    ]
+    loss = float(stats.norm.ppf(0.5 - MARGIN) * (1 + 0.7**2 + 0.6**2 + 0.3**2) ** 0.5)
+    suite = Suite(suite="s", tasks=("t", "u"), roles={"u": "guarded"}, tolerance=MARGIN)
+    cluster = np.arange(960) // 10
+    for _ in range(TRIALS):
+        made = [
+            Table(
+                name,
+                "acc",
+                suite,
+                "p",
+                [{}] * 960,
+                cluster,
+                dict(zip((c.digest for c in members(5)), answers(rng, cluster, g), strict=True)),
+                {},
+            )
+            for name, g in (("t", gains), ("u", [0.0, *[loss] * 4]))
+        ]
+        rows = differences(made, base, others, 0.05)
+        shipped += recommendation_of(made, base, entries, rows, 0.05, {})["recommendation"]["configuration"] is not None
+    case = {"kind": "two-way", "shape": "equal", "clusters": 96, "items": 960, "level": 0.05, "configurations": 5, "tasks": 2}
+    assert measured("a harmful one is shipped, controls among them", shipped / TRIALS, **case) <= MOST
+
+
+@pytest.mark.parametrize(
+    ("levels", "claim"),
+    [
+        ([0.7] * 8, "kept skill covered, 8 equal bricks"),
+        (list(np.linspace(0.5, 0.75, 8)), "kept skill covered, 8 bricks of 50 to 75 %"),
+        ([0.8, 0.4], "kept skill covered, 2 unequal bricks"),
+        ([0.7, 0.66], "kept skill covered, 2 near bricks"),
+    ],
+)
+@pytest.mark.parametrize("k", [12, 24])
+def test_a_configuration_that_keeps_all_of_its_best_brick(levels: list[float], claim: str, k: int) -> None:
+    """The best brick is chosen by the same scores: the mean share that is kept, and how often its interval has the true one, 1."""
+    rng, shares, covered = np.random.default_rng(len(levels)), [], 0
+    gains = stats.norm.ppf([max(levels), *levels]) * (1 + 0.7**2 + 0.6**2 + 0.3**2) ** 0.5
+    merge, *bricks = members(len(gains))
+    merge = Configuration(merge.digest, merge.name, parents=tuple(c.name for c in bricks))
+    for _ in range(TRIALS):
+        _, kept = kept_of(tables(rng, gains, 1, False, 10 * k, k), merge, {c.name: c.digest for c in bricks})
+        assert kept is not None
+        shares.append(kept["value"])
+        covered += kept["low"] <= 1 <= kept["high"]
+    case = {"kind": "two-way", "shape": "equal", "clusters": k, "items": 10 * k, "level": 0.05, "configurations": len(levels)}
+    assert measured(claim, covered / TRIALS, **case) >= 0.93 - 2.5 * (0.05 * 0.95 / TRIALS) ** 0.5
+    assert float(np.mean(shares)) == pytest.approx(1, abs=0.03)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from worlds.decided import CLUSTERS, CONTROLS, MB, SITUATIONS, compared, items, made, many, situation
+from worlds.decided import BRICK, CLUSTERS, CONTROLS, MB, SITUATIONS, WEAK, compared, items, made, many, situation
 from worlds.stored_scores import BASE, stored
 
-from workbench.compare import recommend
+from workbench.compare import advice, leaders, recommend
 from workbench.compare.compare import compare
 from workbench.compare.decision import Standing
 from workbench.compare.leaders import MeanPairs, pair_of
@@ -39,13 +39,19 @@ def test_a_clear_winner_is_shipped_with_its_reason(tmp_path: Path) -> None:
     ends = f"+42.5 points [+{100 * pair['low']:.1f}, +{100 * pair['high']:.1f}]"
     assert found["text"] == f"Ship ties: highest mean over skills, 72.5; {ends} against base; safe on facts."
     assert found["details"] == ["Every other configuration with a lower mean is shown to be worse than ties."]
-    assert [c["configuration"] for c in found["candidates"]] == ["ties", "dare", "linear"]
-    assert found["family"]["members"] == 4
-    assert found["family"]["pairs"] == 6
+    ranked = [(c["configuration"], c["role"]) for c in found["candidates"]]
+    assert ranked[0] == ("ties", "configuration")
+    assert sorted(ranked[1:4]) == [("add", "brick"), ("dare", "configuration"), ("sort", "brick")]
+    assert ranked[4:] == [("average", "average"), ("linear", "configuration")]
+    assert found["family"] == {
+        "members": 7,
+        "pairs": 6 + 6 * 5 // 2,
+        "alpha": 0.05,
+        "looked_at": 0,
+        "text": "mean over skills of 7 configurations: each against base, and every two of the others",
+    }
     means = {c["name"]: c["mean"]["value"] for c in document["configurations"]}
-    assert {c["configuration"]: c["mean"] for c in found["candidates"]} == pytest.approx(
-        {n: means[n] for n in ("ties", "dare", "linear")}
-    )
+    assert {c["configuration"]: c["mean"] for c in found["candidates"]} == pytest.approx({n: means[n] for n, _ in ranked})
 
 
 def test_a_merge_that_loses_its_bricks_skills_names_the_command_for_advice(tmp_path: Path) -> None:
@@ -133,7 +139,7 @@ def test_nothing_is_better_than_the_base(tmp_path: Path) -> None:
     )
     assert found["help"][0].startswith("About ")
     assert "items over the skill tasks would show a difference as large as +1.0 points" in found["help"][0]
-    worse = {**CONTROLS, made("ties", 1): (0.29, 0.28, 0.8)}
+    worse = {**CONTROLS, **dict.fromkeys(WEAK, (0.25, 0.25, 0.8)), made("ties", 1): (0.29, 0.28, 0.8)}
     below = compared(tmp_path / "below", worse).document()["recommendation"]
     assert below["text"].startswith(
         "No configuration can be recommended: none has a higher mean over skills than base; ties comes closest, "
@@ -146,7 +152,9 @@ def test_nothing_is_better_than_the_base(tmp_path: Path) -> None:
 def test_too_little_data(tmp_path: Path) -> None:
     few = recommended("winner", tmp_path / "few", clusters=6)
     assert (few["configuration"], few["cause"]) == (None, "too few clusters")
-    assert "these items cannot show whether ties is better than base (too few clusters: 6, at least 8 needed)" in few["text"]
+    assert (
+        "these items cannot show whether ties is better than base (too few clusters: add has 6, at least 8 needed)" in few["text"]
+    )
     assert few["help"] == ["Items from more templates or passages; more items of the same ones do not help."]
     doubt = recommended("winner", tmp_path / "doubt", tolerance=0.001)
     assert (doubt["configuration"], doubt["closest"], doubt["cause"]) == (None, "ties", "not shown safe")
@@ -174,14 +182,50 @@ def test_the_weights_of_the_baseline_are_no_candidate(tmp_path: Path) -> None:
     )
 
 
-def test_a_control_above_the_recommended_one_is_said(tmp_path: Path) -> None:
-    shares = {**CONTROLS, **SITUATIONS["winner"]}
-    average = next(c for c in shares if c.name == "average")
-    found = compared(tmp_path, {**shares, average: (0.8, 0.8, 0.8)}).document()["recommendation"]
+def test_a_brick_alone_that_is_best_is_shipped(tmp_path: Path) -> None:
+    found = recommended("brick", tmp_path)
+    assert (found["configuration"], found["leaders"]) == ("add", ["add"])
+    assert found["text"].startswith("Ship add: highest mean over skills, 65.0; +35.0 points [")
+    assert found["details"][0] == "add is a brick alone: nothing has to be merged."
+    assert {"configuration": "add", "role": "brick"}.items() <= found["candidates"][0].items()
+    unsafe = {**CONTROLS, **SITUATIONS["brick"]}
+    brick = next(c for c in unsafe if c.name == "add")
+    other = compared(tmp_path / "unsafe", {**unsafe, brick: (0.8, 0.5, 0.5)}).document()["recommendation"]
+    assert other["configuration"] == "mine"
+    assert other["details"][0] == "add has a higher mean, 65.0, but is worse than base on facts (\N{MINUS SIGN}30.0 points)."
+
+
+def test_a_brick_that_is_equivalent_to_a_merge_is_shipped_by_the_bytes_of_its_own_files(tmp_path: Path) -> None:
+    brick = replace(BRICK, bytes=400 * MB, bricks={"add": 12 * MB})
+    shares = {c: line for c, line in {**CONTROLS, **SITUATIONS["brick"]}.items() if c not in (BRICK, made("mine", 1))}
+    merge = made("mine", 1)
+    found = compared(tmp_path, {**shares, brick: (0.69, 0.68, 0.8), merge: (0.7, 0.68, 0.8)}, min_effect=0.05)
+    text = found.document()["recommendation"]["text"]
+    assert text.startswith("Ship add: equivalent to mine, which has the highest mean, and smaller (12.0 MB against 400 MB); ")
+
+
+def test_controls_that_are_made_for_the_comparison_are_no_candidates(tmp_path: Path) -> None:
+    tuned = Configuration(f"{0xC0:012x}{0:020x}", "tuned", "finetune")
+    found = compared(tmp_path, {**CONTROLS, **SITUATIONS["winner"], tuned: (0.8, 0.8, 0.8)}).document()["recommendation"]
     assert found["configuration"] == "ties"
     assert found["details"][0] == (
-        "The control average (80.0) has a higher mean. It is no candidate: name a recipe that makes the same weights to have it tested."
+        "The control tuned (80.0) has a higher mean. It is no candidate: name a recipe that makes the same weights to have it tested."
     )
+
+
+def test_a_named_baseline_and_few_clusters_in_one_task_name_the_task(tmp_path: Path) -> None:
+    """The base is a candidate too where it is not the baseline."""
+    store, shares = ScoreStore(tmp_path), {**CONTROLS, **SITUATIONS["winner"]}
+    values = {
+        c: {t: items(x, i) for i, (t, x) in enumerate(zip(("add", "sort"), line, strict=False))} for c, line in shares.items()
+    }
+    scores = stored(store, values, clusters=CLUSTERS, few={"sort": 6})
+    found = compare(store, scores, baseline="linear").document()["recommendation"]
+    assert found["configuration"] == "linear"
+    assert found["details"][0] == (
+        "ties has a higher mean, 72.5, but is not shown to be better than linear (too few clusters: sort has 6, at least 8 needed)."
+    )
+    assert "base" in [c["configuration"] for c in found["candidates"]]
 
 
 def test_controls_alone_get_none(tmp_path: Path) -> None:
@@ -207,11 +251,19 @@ def test_a_baseline_under_another_name_of_its_weights_is_a_candidate_by_that_nam
     assert [c["configuration"] for c in found["candidates"]] == ["a-again", "b"]
 
 
-def test_more_members_than_the_family_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recommend, "MOST_MEMBERS", 3)
+def test_more_members_than_pairs_are_tested_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each is still tested against the baseline, so that one can be shipped; nothing is said about pairs."""
+    for module in (recommend, leaders, advice):
+        monkeypatch.setattr(module, "MOST_MEMBERS", 6)
     found = recommended("winner", tmp_path)
-    assert (found["cause"], found["candidates"]) == ("too many", [])
-    assert "and 4 are compared" in found["text"]
+    assert (found["configuration"], found["cause"], found["pairs"]) == ("ties", None, [])
+    assert found["details"] == [
+        "The 7 configurations are not tested against each other, which is done for 6 at most: others may be as good."
+    ]
+    assert found["family"]["pairs"] == 6
+    against = found["candidates"][1]["against_best"]
+    assert (against["verdict"], against["low"], against["high"]) == ("cannot tell", None, None)
+    assert found["candidates"][1]["against_baseline"]["verdict"] == "better"
 
 
 def test_a_guarded_task_without_scores_shows_no_safety() -> None:
@@ -302,7 +354,7 @@ def test_leaders_are_those_that_are_not_shown_to_be_worse(tmp_path: Path) -> Non
     expected = [n for n, c in by_name.items() if n == best or c["against_best"]["verdict"] != "worse"]
     assert found["leaders"] == expected
     assert 2 <= len(expected) < 24
-    assert found["family"]["pairs"] == 25 * 24 // 2
+    assert found["family"]["pairs"] == 27 + 27 * 26 // 2
 
 
 def test_items_of_situations_resemble_each_other() -> None:

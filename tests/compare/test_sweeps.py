@@ -49,8 +49,8 @@ def test_a_point_has_the_levels_of_its_configuration(methods: Any) -> None:
 def test_every_point_is_a_member_of_the_families_and_a_candidate(methods: Any) -> None:
     document = methods.document()
     assert document["family"]["compared"] == 11 * 2
-    assert document["recommendation"]["family"]["members"] == 12
-    assert len(document["recommendation"]["candidates"]) == 11
+    assert document["recommendation"]["family"]["members"] == 15  # with two bricks and an average
+    assert len(document["recommendation"]["candidates"]) == 14
     assert document["recommendation"]["configuration"] in ("mine[lambda=1,ties]", "mine[lambda=0.5,task_arithmetic]")
     parts = {name: document[name] for name in ("recommendation", "sweeps")}
     CompareDocument.model_validate({"baseline": document["baseline"], "rows": document["rows"], **parts})
@@ -59,7 +59,7 @@ def test_every_point_is_a_member_of_the_families_and_a_candidate(methods: Any) -
 
 def test_the_largest_sweep_has_a_recommendation() -> None:
     assert MOST_POINTS == 64
-    assert MOST_MEMBERS == MOST_POINTS + 1
+    assert MOST_MEMBERS >= MOST_POINTS + 10, "room for the base, the bricks and an average"
 
 
 def test_seeds_are_averaged_and_their_spread_is_in_the_interval(tmp_path: Path) -> None:

@@ -95,9 +95,9 @@ def test_the_headline_and_glossary_know_the_tested_pairs(documents: Mapping[str,
     terms = dict(glossary(view))
     assert "Not tested" not in terms
     assert terms["Leaders"].startswith(
-        "The configuration with the highest mean over skills, and all that are not shown to be worse"
+        "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse"
     )
-    assert "(6 pairs)" in terms["Leaders"]
+    assert "(21 pairs)" in terms["Leaders"]
     assert "it is shown to be worse (\N{MINUS SIGN}" in headline(view_of(documents["winner"]))[-1]
 
 

@@ -184,6 +184,38 @@ def test_coverage_of_one_score(shape: str, k: int, n: int) -> None:
     assert measured("coverage", covered / TRIALS, **case) >= LEAST
 
 
+NEAR_ONE = list(product((0.9, 0.97, 0.99), (10, 20, 50), (5, 10, 30), (0.0, 0.3, 0.7)))
+HARD = [
+    (0.97, 20, 10, 0.7),
+    (0.97, 50, 10, 0.7),
+    (0.97, 50, 30, 0.7),
+    (0.99, 20, 30, 0.7),
+    (0.99, 50, 30, 0.3),
+    (0.9, 20, 10, 0.0),
+]
+
+
+@pytest.mark.parametrize(("truth", "k", "size", "alike"), NEAR_ONE if "WORKBENCH_TRIALS" in os.environ else HARD)
+def test_coverage_of_one_score_near_one(truth: float, k: int, size: int, alike: float) -> None:
+    """Items of a cluster are right together (beta-binomial of correlation `alike`), so that few clusters show that any item is wrong."""
+    rng, cluster, covered = np.random.default_rng(k), np.arange(k * size) // size, 0
+    for _ in range(TRIALS):
+        spread = (1 - alike) / alike if alike else 0
+        rates = rng.beta(truth * spread, (1 - truth) * spread, k) if alike else np.full(k, truth)
+        low, high = score_interval((rng.random(cluster.size) < rates[cluster]).astype(float), cluster)
+        covered += low <= truth <= high
+    case = {
+        "kind": "near one",
+        "shape": "equal",
+        "clusters": k,
+        "items": k * size,
+        "level": 0.05,
+        "score": truth,
+        "correlation": alike,
+    }
+    assert measured("coverage", covered / TRIALS, **case) >= 0.92
+
+
 @pytest.mark.parametrize("clusters", [8, 12, 20, 50])
 def test_coverage_of_margins(clusters: int) -> None:
     """Scores without ties, such as margins in nats: true difference 0.1."""

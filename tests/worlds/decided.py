@@ -81,6 +81,9 @@ BRICKS = {
 }
 AVERAGE = Configuration(f"{0xBF:012x}{0:020x}", "average", "average", ("add", "sort"))
 CONTROLS: dict[Configuration, Shares] = {BASE: (0.3, 0.3, 0.8), **BRICKS, AVERAGE: (0.45, 0.45, 0.8)}
+WEAK: dict[Configuration, Shares] = dict.fromkeys([*BRICKS, AVERAGE], (0.3, 0.3, 0.8))
+"""Controls that no one would ship."""
+BRICK = next(iter(BRICKS))
 SITUATIONS: dict[str, dict[Configuration, Shares]] = {
     "winner": {made("ties", 1): (0.75, 0.7, 0.8), made("dare", 2): (0.5, 0.5, 0.79), made("linear", 3): (0.4, 0.42, 0.8)},
     "alike": {
@@ -88,9 +91,10 @@ SITUATIONS: dict[str, dict[Configuration, Shares]] = {
         made("lean", 2, form="adapter", written=12 * MB): (0.69, 0.68, 0.8),
         made("linear", 3): (0.4, 0.42, 0.8),
     },
-    "unsafe": {made("greedy", 1): (0.8, 0.75, 0.6), made("linear", 3): (0.31, 0.3, 0.8)},
+    "brick": {**WEAK, BRICK: (0.8, 0.5, 0.8), made("mine", 1): (0.5, 0.45, 0.8)},
+    "unsafe": {**WEAK, made("greedy", 1): (0.8, 0.75, 0.6), made("linear", 3): (0.31, 0.3, 0.8)},
     "second": {made("greedy", 1): (0.8, 0.75, 0.6), made("ties", 2): (0.6, 0.6, 0.8), made("linear", 3): (0.31, 0.3, 0.8)},
-    "nothing": {made("ties", 1): (0.31, 0.31, 0.8), made("linear", 3): (0.3, 0.29, 0.8)},
+    "nothing": {**WEAK, made("ties", 1): (0.31, 0.31, 0.8), made("linear", 3): (0.3, 0.29, 0.8)},
 }
 
 

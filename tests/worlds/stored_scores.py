@@ -33,6 +33,7 @@ def stored(
     kind: str = "generate_until",
     metric: str = "em",
     clusters: int = 30,
+    few: Mapping[str, int] | None = None,
     items: Sequence[Row] | None = None,
     lower: Sequence[str] = (),
     sizes: Sequence[int] | None = None,
@@ -44,6 +45,8 @@ def stored(
     Args:
         values: Configuration -> task -> scores of its items.
         kind, metric, lower: Of every task.
+        clusters: Number of clusters of every task.
+        few: Number of clusters of tasks that have fewer.
         items: What each item says of its choices and gold answers.
         sizes: Items of each cluster, one after the other; without them items take turns.
         answers: What the row of a configuration's answer to an item of a task says besides its score.
@@ -55,7 +58,7 @@ def stored(
     plan = ScorePlan(
         suite=Suite.model_validate({"suite": "toy", "tasks": tasks, "primary": dict.fromkeys(tasks, metric), **suite}),
         facts=["p" * 32],
-        items={t: tuple(Item(f"{t}-{i}", f"c{labels[i]}") for i in range(n)) for t in tasks},
+        items={t: tuple(Item(f"{t}-{i}", f"c{labels[i] % (few or {}).get(t, n)}") for i in range(n)) for t in tasks},
         kinds=dict.fromkeys(tasks, kind),
         metrics=dict.fromkeys(tasks, (metric,)),
         lower=dict.fromkeys(tasks, tuple(lower)),

@@ -12,6 +12,12 @@ from workbench.errors import shell
 NONE = "No configuration can be recommended"
 KEEPS = 0.95
 """Share of its bricks' skills that a merge is expected to keep; one that is shown to keep less gets a sentence."""
+_ALONE = {
+    "base": "the base: nothing has to be written",
+    "brick": "a brick alone: nothing has to be merged",
+    "average": "the average of the bricks, scored as a control: a recipe with the method `average` writes it",
+}
+"""Role of a control that is recommended -> what it is."""
 _NAMED = 3  # configurations beside the recommended one that get a sentence each
 
 
@@ -47,6 +53,8 @@ def details(decision: Decision) -> list[str]:
     if about is None:
         return []
     sentences = []
+    if decision.chosen and (what := _ALONE.get(about.role)):
+        sentences.append(f"{about.name} is {what}.")
     if about.lost and decision.chosen:
         sentences.append(f"{about.name} is worse than {decision.baseline} on {_listed(about.lost)}, although its mean is higher.")
     by_name = {s.name: s for s in decision.ranked}
@@ -70,9 +78,31 @@ def details(decision: Decision) -> list[str]:
         shown = _listed(f"{name} ({_level(decision.controls[name])})" for name in above)
         word = "control" if len(above) == 1 else "controls"
         sentences.append(f"The {word} {shown} {verb}. {those}: name a recipe that makes the same weights to have it tested.")
-    if decision.chosen and len(decision.ranked) > 1 and not near:
+    if decision.members > MOST_MEMBERS:
+        sentences.append(
+            f"The {decision.members} configurations are not tested against each other, which is done for {MOST_MEMBERS} at most: others may "
+            "be as good."
+        )
+    elif decision.chosen and len(decision.ranked) > 1 and not near:
         sentences.append(f"Every other configuration with a lower mean is shown to be worse than {about.name}.")
+    if decision.looked_at:
+        sentences.append(counted(decision.looked_at, len(decision.ranked)))
     return sentences
+
+
+def counted(looked: int, shown: int) -> str:
+    """Return why configurations that are not named count, as a sentence.
+
+    Args:
+        looked: Number of configurations that were scored on the same items and are not in the comparison.
+        shown: Number of candidates in it.
+    """
+    others = "1 other configuration was" if looked == 1 else f"{looked} others were"
+    counts = "counts" if looked == 1 else "count"
+    return (
+        f"{others} scored on these items and {counts} in the tests, because the best of {looked + shown} looks better by chance "
+        "(`workbench scores ls` lists them)."
+    )
 
 
 def merge_loses(name: str, recipe: str, kept: Mapping[str, float]) -> list[str]:
@@ -124,7 +154,6 @@ def _helped_without(decision: Decision) -> list[str]:
         "no mean": ["Give the suite a task with the role `skill` whose scores lie between 0 and 1."],
         "not scored": ["Score the configurations on every suite: `workbench eval`."],
         "same weights": ["Check that the steps of the recipes use the bricks and that no weight is 0."],
-        "too many": [f"Name {MOST_MEMBERS} configurations at most, or choose among them by `workbench search` on other items."],
     }.get(decision.cause or "", [])
 
 
@@ -136,7 +165,6 @@ def _cause(decision: Decision) -> str:
             "no mean": "the suite has no skill task whose scores can be averaged",
             "not scored": "none has scores on all skill tasks",
             "same weights": f"all have the weights of {base}",
-            "too many": f"pairs are tested among {MOST_MEMBERS} configurations at most, and {decision.members} are compared",
         }[decision.cause or "no mean"]
     if decision.cause in ("unsafe", "not shown safe"):
         place = "has the highest mean" if s is decision.ranked[0] else f"is the best of those that are better than {base}"
@@ -166,7 +194,8 @@ def _failing(s: Standing, decision: Decision) -> str:
             if s.unsafe
             else "was not scored on every guarded task"
         )
-    return f"is not shown to be better than {decision.baseline}"
+    why = f" ({_short(s.above.reason)})" if s.above and s.above.reason else ""
+    return f"is not shown to be better than {decision.baseline}{why}"
 
 
 def _loss(row: Difference) -> str:

@@ -1,8 +1,8 @@
 """Comparison of stored scores with one baseline: paired differences, verdicts, kept skill, interference, changed items.
 
 There is one row for each configuration other than the baseline and each task (its primary metric) or contrast of two tasks. `compare.families`
-defines the rows that are tested together. `low_adj` and `high_adj` are intervals at the family's critical values: outside guarded tasks,
-where `p_adj` covers one configuration only, they exclude 0 exactly if p_adj <= alpha.
+defines the rows that are tested together. `low_adj` and `high_adj` are intervals at the family's critical values. They exclude 0 exactly if
+p_adj <= alpha, apart from two alarms: on guarded tasks `p_adj` covers one configuration only, and for a loss it covers the named ones only.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from workbench.compare.beside import side_by_side
 from workbench.compare.configurations import summary
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
+from workbench.compare.looked import looked_at
 from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
@@ -122,9 +123,12 @@ def compare(
                 f"baseline '{base.name}' has no scores on suite '{task.suite.suite}'",
                 "Score it with `workbench eval`, or choose another baseline with --baseline NAME.",
             )
-    family = _family(tasks, settings, others, base)
+    looked = looked_at(store, scores, tasks, settings)
+    family = _family(tasks, settings, others, base) | {"looked_at": len(looked.configurations)}
+    if looked.configurations:
+        family["text"] += f"; {len(looked.configurations)} more scored on these items count too"
     alpha, correction = family["alpha"], family["correction"]
-    rows = differences(tasks, base, others, alpha, correction)
+    rows = differences(looked.tables, base, others, alpha, correction, looked.configurations)
     for name in (COMPARED, GUARDED, CONTROLS):
         family[name] = sum(row.family == name for row in rows)
     family["size"] = family[COMPARED]
@@ -133,7 +137,7 @@ def compare(
     # The interference matrix needs each brick's difference from the base; the rows have it only if the base is the baseline.
     root_rows: Sequence[Difference] = rows
     if root and (root.digest != base.digest or not {c.name for c in bricks} <= {row.configuration for row in rows}):
-        root_rows = differences(tasks, root, bricks, alpha, correction)
+        root_rows = differences(looked.tables, root, bricks, alpha, correction, looked.configurations)
     texts = {point.name: {"recipe_text": point.text} for sweep in sweeps for point in sweep.points}
     configurations = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
     equal_rows = list(_same_weights(tasks, rows, base, configurations, entries))
@@ -155,8 +159,10 @@ def compare(
             **_groups(store, shown),
             **sweeps_of(sweeps, tasks, base, shown),
             **routing_of(tasks, shown),
-            **recommendation_of(tasks, base, entries, rows, alpha, {c["name"]: c["kept_mean"] for c in summaries}),
-            "warnings": list(warnings_of(scores, settings, tasks, shown, names, family)),
+            **recommendation_of(
+                looked.tables, base, entries, rows, alpha, {c["name"]: c["kept_mean"] for c in summaries}, looked.configurations
+            ),
+            "warnings": [*warnings_of(scores, settings, tasks, shown, names, family), *looked.warnings],
         },
     )
 

@@ -12,9 +12,9 @@ import numpy as np
 from workbench.compare.costs import costs_of
 from workbench.compare.kept import kept_of
 from workbench.compare.leaders import pair_of
-from workbench.compare.tables import Table, roles_of
+from workbench.compare.tables import Table
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, Floats, expanded_tail
-from workbench.scores.store import Configuration, Scores
+from workbench.scores.store import DESIGN_ORDER, Configuration, Scores
 
 
 def summary(
@@ -68,6 +68,12 @@ def summary(
         "scores": scores,
         "costs": costs_of(entry, tasks),
     }
+
+
+def roles_of(entry: Sequence[Scores]) -> list[str]:
+    """Return a configuration's role and the roles of its aliases, in design order."""
+    roles = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
+    return [role for role in DESIGN_ORDER if role in roles]
 
 
 def mean_score(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:

@@ -9,6 +9,8 @@ from workbench.compare.differences import Difference
 from workbench.compare.leaders import MeanDifference
 from workbench.errors import size
 
+CANDIDATES = ("base", "brick", "average", "configuration")
+"""Roles of candidates. The other controls (facts in the prompt, fine-tuning, an adapter) are made for a comparison and are not shipped."""
 UNGUARDED, BASELINE = "no guarded task", "baseline"
 _SHIPPABLE = ("safe", UNGUARDED, BASELINE)
 _CLEARLY = 0.9  # a result counts as smaller if it has less than this share of the other one's bytes
@@ -16,7 +18,7 @@ _CLEARLY = 0.9  # a result counts as smaller if it has less than this share of t
 
 @dataclass(frozen=True)
 class Standing:
-    """A candidate: a named configuration that was scored on all skill tasks.
+    """A candidate: a configuration, brick, average or base that was scored on all skill tasks.
 
     Attributes:
         name: Its name.
@@ -26,8 +28,9 @@ class Standing:
         lost: Names of tasks that are not guarded and on which it is worse than the baseline.
         above: Its difference from the baseline; None for the baseline itself.
         form: Form in which `run` writes it: checkpoint, adapter or configuration; None if not known.
-        bytes: Bytes that `run` writes, else those of the weights as a checkpoint; None if not known.
+        bytes: Bytes that `run` writes, or of the brick's own files, else those of the weights as a checkpoint; None if not known.
         bricks: Number of bricks that it is made from.
+        role: Its role, one of `CANDIDATES`.
     """
 
     name: str
@@ -39,6 +42,7 @@ class Standing:
     form: str | None = None
     bytes: int | None = None
     bricks: int = 0
+    role: str = "configuration"
 
     @property
     def better(self) -> bool:
@@ -80,9 +84,10 @@ class Decision:
         equal_to: Name of the candidate with the highest mean to which the chosen one is equivalent, if it is another one.
         harmful: Guarded task -> bricks that are worse on it alone.
         guarded: Names of the guarded tasks.
-        controls: Controls other than the baseline -> mean over skills; they are no candidates.
-        members: Number of members of the family of pairs.
-        pairs: Number of its pairs.
+        controls: Controls that are no candidates -> mean over skills.
+        members: Number of members of the families of pairs: candidates, baseline, and what was looked at before.
+        pairs: Number of their pairs.
+        looked_at: Number of members that were looked at before on the same items and are not in the comparison.
     """
 
     baseline: str
@@ -98,3 +103,4 @@ class Decision:
     controls: Mapping[str, float] = field(default_factory=dict)
     members: int = 0
     pairs: int = 0
+    looked_at: int = 0

@@ -1,9 +1,9 @@
 """Families: rows that are tested together, and the adjusted p and critical value of each row.
 
 Families are declared before any test. They are the named configurations on the tasks that are not guarded; on the same tasks the bricks, and
-separately the base and averages; and the guarded tasks of each of these three groups. Controls are tested separately because they answer
-another question and must not lower the power for the named configurations. The pairs that a recommendation rests on are a family of their
-own, in `leaders`.
+separately the base and averages; and the guarded tasks of all, because any of them may be recommended. On other tasks, controls are tested
+separately because they answer another question and must not lower the power for the named configurations. What a recommendation rests on
+besides are families of their own, in `leaders`.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def rulings(cells: Sequence[TestedCell], alpha: float, correction: str) -> list[
     if correction == "none":
         single = [cell.pair.changes.critical(alpha) for cell in cells]
         return [Ruling(cell.pair.p, critical, critical, 0.0) for cell, critical in zip(cells, single, strict=True)]
-    results = _tested(cells, alpha, lambda cell: (cell.family, cell.peers))
+    results = _tested(cells, alpha, lambda cell: (cell.family, cell.table.guarded or cell.peers))
     guarded = [i for i, cell in enumerate(cells) if cell.table.guarded]
     alone = _tested([cells[i] for i in guarded], alpha, lambda cell: cell.configuration.digest)
     for i, ruling in zip(guarded, alone, strict=True):

@@ -1,14 +1,15 @@
-"""Leaders: the named configurations with the best means over skills, tested against each other in pairs.
+"""Leaders: the configurations with the best means over skills, tested against the baseline and against each other.
 
-The family is declared before any score is looked at: every two of the members, on the mean over skills. The members are the named
-configurations that were scored on all skill tasks, and the baseline. Which of them lead is decided by the same scores that the tests use. A
-test of the best two alone would therefore reject too often: the best of twenty equal configurations looks better than most others. Here
-every difference is held against the largest difference between any two members under the same sign flips (max-T), so that a verdict keeps
-its level whichever pairs are looked at afterwards.
+Two families are declared before any score is looked at, on the mean over skills. One has every member against the baseline; the other has
+every two members other than the baseline. A question that is not asked costs no power: with a baseline, four members and their pairs in one
+family, a true gain was found half as often as by each family alone. The members are the candidates of the comparison and the
+configurations that were looked at before on the same items. Which of them lead is decided by the same scores that the tests use. A test of
+the best two alone would therefore reject too often: the best of twenty equal configurations looks better than most others. Here every
+difference is held against the largest difference of its family under the same sign flips (max-T), so that a verdict keeps its level
+whichever pairs are looked at afterwards.
 
-A leader is the configuration with the highest mean, and every other one that the family's test does not show to be worse than it. So the
-truly best configuration is among the leaders with probability 1 - alpha or more (Hsu 1996, Multiple Comparisons, on comparisons with the
-best).
+A leader is the candidate with the highest mean, and every other one that the family's test does not show to be worse than it. So the truly
+best configuration is among the leaders with probability 1 - alpha or more (Hsu 1996, Multiple Comparisons, on comparisons with the best).
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ from workbench.scores.paired import Paired, tested_together
 from workbench.scores.statistics import FEW_CLUSTERS
 from workbench.scores.store import Configuration
 
-MOST_MEMBERS = 65
-"""Members of the family: the baseline, and the points of the largest sweep that needs no `--max-points`. The pairs grow with the square of
-this number; with more members there is no recommendation."""
+MOST_MEMBERS = 80
+"""Members whose pairs are tested: the points of the largest sweep that needs no `--max-points`, and their controls. The pairs grow with the
+square of this number; among more members each is tested against the baseline alone."""
 _MIRRORED = {"better": "worse", "worse": "better"}
 
 
@@ -77,29 +78,41 @@ class MeanDifference:
 
 
 class MeanPairs:
-    """All pairs of some configurations on the mean over skills, tested as one family."""
+    """Pairs of some configurations on the mean over skills: each against the baseline, and the others against each other."""
 
-    def __init__(self, skills: Sequence[Table], members: Sequence[Configuration], alpha: float) -> None:
-        """Test all pairs.
+    def __init__(
+        self,
+        skills: Sequence[Table],
+        members: Sequence[Configuration],
+        alpha: float,
+        baseline: Configuration | None = None,
+    ) -> None:
+        """Test the pairs.
 
         Args:
-            skills: Tables of the skill tasks; each has scores of all members.
-            members: The configurations, all with different digests.
-            alpha: Error rate of the family.
+            skills: Tables of the skill tasks; each has scores of all members and the baseline.
+            members: The configurations, all with different digests and names; the baseline may be among them.
+            alpha: Error rate of a family.
+            baseline: Configuration whose pairs are a family of their own; None: all pairs are one family.
         """
         self.alpha = alpha
-        self._skills, self._digests = skills, {c.name: c.digest for c in members}
-        self.means = {c.name: mean_over(skills, c) for c in members}
+        self._skills = skills
+        self._baseline = baseline.name if baseline else None
+        rest = [c for c in members if c.name != self._baseline]
+        everyone = [*rest, baseline] if baseline else rest
+        self.members = len(everyone)
+        self._digests = {c.name: c.digest for c in everyone}
+        self.means = {c.name: mean_over(skills, c) for c in everyone}
         self.margin = float(np.mean([(t.min_effect or 0.0) / t.span for t in skills]))
-        self._few = min(t.clusters for t in skills)
-        names = list(combinations([c.name for c in members], 2))
-        tested = tested_together([pair_of(skills, a.digest, b.digest) for a, b in combinations(members, 2)])
-        moved = [i for i, pair in enumerate(tested) if pair.changes.moved]
-        alone = [pair.changes.critical(alpha / len(tested)) for pair in tested]
-        rulings = [Ruling(1.0, critical, critical, 1.0) for critical in alone]
-        for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], ["mean"] * len(moved), alpha), strict=True):
-            rulings[i] = ruling
-        self._pairs = dict(zip(names, zip(tested, rulings, strict=True), strict=True))
+        smallest = min(skills, key=lambda t: t.clusters)
+        self._few = (
+            f"too few clusters: {smallest.name} has {smallest.clusters}, at least {FEW_CLUSTERS} needed"
+            if smallest.clusters < FEW_CLUSTERS
+            else None
+        )
+        self._pairs = _tested(skills, [(c, baseline) for c in rest] if baseline else [], alpha)
+        if self.members <= MOST_MEMBERS:
+            self._pairs |= _tested(skills, list(combinations(rest, 2)), alpha)
 
     @property
     def size(self) -> int:
@@ -110,13 +123,16 @@ class MeanPairs:
         """Return the difference of the means of `a` and `b`, two different members."""
         if (b, a) in self._pairs:
             return self.between(b, a).mirrored()
+        if (a, b) not in self._pairs:
+            reason = f"pairs are tested among {MOST_MEMBERS} configurations at most, and these are {self.members}"
+            return MeanDifference(a, b, self.means[a] - self.means[b], -math.inf, math.inf, 1.0, "cannot tell", reason=reason)
         pair, ruling = self._pairs[a, b]
         low, high = pair.within(ruling.critical, ruling.excludes_zero(self.alpha))
         found = MeanDifference(a, b, pair.diff, low, high, ruling.p, "cannot tell")
         if pair.unchanged:
             return replace(found, verdict="equivalent" if self._excluded(found, ruling.level(pair)) else "no item changed")
-        if self._few < FEW_CLUSTERS:
-            return replace(found, reason=f"too few clusters: {self._few}, at least {FEW_CLUSTERS} needed")
+        if self._few:
+            return replace(found, reason=self._few)
         if ruling.p <= self.alpha:
             return replace(found, verdict="better" if pair.diff > 0 else "worse")
         if self._excluded(found, ruling.level(pair)):
@@ -130,12 +146,25 @@ class MeanPairs:
 
     def _excluded(self, found: MeanDifference, level: float) -> bool:
         drawn = pair_of(self._skills, self._digests[found.configuration], self._digests[found.against], drawn=True)
-        return self._few >= FEW_CLUSTERS and excluded(drawn, (found.low, found.high), self.margin, level)
+        return not self._few and excluded(drawn, (found.low, found.high), self.margin, level)
 
     def leaders(self, names: Sequence[str]) -> list[str]:
         """Return those of some members that are not shown to be worse than the one with the highest mean, the highest mean first."""
         ranked = sorted(names, key=lambda name: -self.means[name])
         return [name for name in ranked if name == ranked[0] or self.between(name, ranked[0]).verdict != "worse"]
+
+
+def _tested(
+    skills: Sequence[Table], pairs: Sequence[tuple[Configuration, Configuration]], alpha: float
+) -> dict[tuple[str, str], tuple[Paired, Ruling]]:
+    """Test some pairs as one family; return by their names the differences with the rulings."""
+    tested = tested_together([pair_of(skills, a.digest, b.digest) for a, b in pairs])
+    moved = [i for i, pair in enumerate(tested) if pair.changes.moved]
+    alone = [pair.changes.critical(alpha / len(tested)) for pair in tested]
+    rulings = [Ruling(1.0, critical, critical, 1.0) for critical in alone]
+    for i, ruling in zip(moved, ruled([tested[i].changes for i in moved], ["mean"] * len(moved), alpha), strict=True):
+        rulings[i] = ruling
+    return {(a.name, b.name): found for (a, b), found in zip(pairs, zip(tested, rulings, strict=True), strict=True)}
 
 
 def mean_over(skills: Sequence[Table], c: Configuration) -> float:

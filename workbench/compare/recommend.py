@@ -2,15 +2,17 @@
 
 The rule is fixed before any score is seen:
 
-1. A candidate is a named configuration that was scored on all skill tasks.
-2. It can be recommended if it is better than the baseline on the mean over skills and safe on every guarded task. A named configuration
-   that is itself the baseline is a candidate without these two conditions.
+1. A candidate is every configuration that was scored on all skill tasks: named configurations, and the base, bricks and averages that were
+   scored as controls. A brick alone may be what is best to ship.
+2. It can be recommended if it is better than the baseline on the mean over skills and safe on every guarded task. The baseline itself is a
+   candidate without these two conditions, unless it is the base.
 3. Of those that can be recommended, the one with the highest mean is recommended; if others are equivalent to it and cost less, the
    cheapest of these.
 4. If there is none, the cause and what would help are given, and `closest` names the candidate that misses least.
 
-"Better" and "equivalent" come from the family of pairs (`leaders`), "safe" and "worse" on guarded tasks from the rows of the comparison.
-Both hold for all configurations at once, so it does no harm that the configuration is chosen by the same scores.
+"Better" comes from the family of all candidates against the baseline and "equivalent" from the family of their pairs (`leaders`); "safe" and
+"worse" on guarded tasks come from the rows of the comparison. All families include what was scored before on the same items (`looked`), so
+that it does no harm that the configurations, and the one among them, are chosen by the same scores.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ from dataclasses import replace
 from typing import Any
 
 from workbench.compare.advice import details, headline, helped, merge_loses
-from workbench.compare.decision import BASELINE, UNGUARDED, Decision, Standing
+from workbench.compare.decision import BASELINE, CANDIDATES, UNGUARDED, Decision, Standing
 from workbench.compare.differences import Difference
 from workbench.compare.families import GUARDED
 from workbench.compare.leaders import MOST_MEMBERS, MeanPairs, mean_over
@@ -35,21 +37,23 @@ def recommendation_of(
     rows: Sequence[Difference],
     alpha: float,
     kept: Mapping[str, Mapping[str, Any] | None],
+    looked: Sequence[Configuration] = (),
 ) -> dict[str, Any]:
     """Return the document's entry `recommendation`; empty if only controls are compared.
 
     Args:
-        tasks: Tables of all tasks.
+        tasks: Tables of all tasks, with the scores of `looked`.
         base: The baseline.
         entries: Scores of each configuration over all suites, equal weights once.
         rows: Rows of the comparison.
         alpha: Error rate of the family of pairs.
         kept: Configuration -> share of the skills of its bricks that it keeps; None if not known.
+        looked: Configurations that were scored before on the same items; they are tested and not shown.
     """
     configurations = [entry[0].configuration for entry in entries]
     if not any(c.role == "configuration" for c in configurations):
         return {}
-    decision, pairs = _decided(tasks, base, configurations, rows, alpha)
+    decision, pairs = _decided(tasks, base, configurations, rows, alpha, looked)
     best = decision.ranked[0].name if decision.ranked else None
     return {
         "recommendation": {
@@ -67,46 +71,47 @@ def recommendation_of(
                 "members": decision.members,
                 "pairs": decision.pairs,
                 "alpha": alpha,
-                "text": f"mean over skills, every two of {decision.members} configurations, the baseline among them",
+                "looked_at": decision.looked_at,
+                "text": f"mean over skills of {decision.members} configurations: each against {base.name}, and every two of the others",
             },
         }
     }
 
 
 def _decided(
-    tasks: Sequence[Table], base: Configuration, configurations: Sequence[Configuration], rows: Sequence[Difference], alpha: float
+    tasks: Sequence[Table],
+    base: Configuration,
+    configurations: Sequence[Configuration],
+    rows: Sequence[Difference],
+    alpha: float,
+    looked: Sequence[Configuration],
 ) -> tuple[Decision, MeanPairs | None]:
-    """Apply the rule to the named ones among the configurations, and return the decision with the tested pairs."""
-    named = [c for c in configurations if c.role == "configuration"]
-    same = base.role != "configuration"  # then a configuration with the baseline's weights is no candidate
+    """Apply the rule to the candidates among the configurations, and return the decision with the tested pairs."""
     skills = [t for t in tasks if t.skill]
-    scored = [c for c in named if all(c.digest in t.values for t in skills) and not (same and c.digest == base.digest)]
-    scored = [base if c.digest == base.digest else c for c in scored]  # the baseline may have another name of equal weights
+    scored = [c for c in configurations if all(c.digest in t.values for t in skills)]
     if not skills:
         return Decision(base.name, cause="no mean"), None
-    if not scored:
-        unchanged = any(c.digest == base.digest for c in named)
-        return Decision(base.name, cause="same weights" if unchanged else "not scored"), None
-    members = scored if any(c.digest == base.digest for c in scored) else [*scored, base]
-    if len(members) > MOST_MEMBERS:
-        return Decision(base.name, cause="too many", members=len(members)), None
-    pairs = MeanPairs(skills, members, alpha)
-    ranked = sorted((_standing(c, base, pairs, tasks, rows) for c in scored), key=lambda s: -s.mean)
+    # The baseline may have another name of equal weights; the base is what is there before anything is shipped.
+    candidates = [base if c.digest == base.digest else c for c in scored if c.role in CANDIDATES]
+    candidates = [c for c in dict.fromkeys(candidates) if c.digest != base.digest or base.role != "base"]
+    named = [c for c in configurations if c.role == "configuration"]
+    if not any(c.role == "configuration" for c in candidates) and all(c.digest == base.digest for c in named):
+        return Decision(base.name, cause="same weights"), None
+    if not any(c.role == "configuration" for c in scored):
+        return Decision(base.name, cause="not scored"), None
+    counted = [c for c in looked if all(c.digest in t.values for t in skills)]
+    pairs = MeanPairs(skills, [*candidates, *counted], alpha, base)
+    ranked = sorted((_standing(c, base, pairs, tasks, rows) for c in candidates), key=lambda s: -s.mean)
     decision = Decision(
         base.name,
         ranked=tuple(ranked),
         leaders=tuple(pairs.leaders([s.name for s in ranked])),
         harmful=_harmful(rows),
         guarded=tuple(t.name for t in tasks if t.guarded),
-        controls={
-            c.name: mean_over(skills, c)
-            for c in configurations
-            if c.role != "configuration"
-            and c.digest not in {m.digest for m in members}
-            and all(c.digest in t.values for t in skills)
-        },
-        members=len(members),
+        controls={c.name: mean_over(skills, c) for c in scored if c.role not in CANDIDATES},
+        members=pairs.members,
         pairs=pairs.size,
+        looked_at=len(counted),
     )
     return _chosen(decision, pairs), pairs
 
@@ -128,13 +133,15 @@ def _chosen(decision: Decision, pairs: MeanPairs) -> Decision:
     able = [s for s in decision.ranked if s.recommendable]
     if able:
         best = able[0]
-        equal = [s for s in able[1:] if pairs.between(s.name, best.name).verdict in ("equivalent", "no item changed")]
+        equal = [s for s in able[1:] if pairs.between(s.name, best.name).verdict == "equivalent"]
         cheaper = [s for s in equal if s.cheaper(best)]
         about = min(cheaper, key=lambda s: (s.bytes or 0, s.bricks), default=best)
         decision = replace(decision, chosen=about, equal_to=best.name if cheaper else None)
     else:
         about, cause = _closest(decision.ranked)
         decision = replace(decision, closest=about, cause=cause)
+    if decision.members > MOST_MEMBERS:  # then nothing is known about pairs
+        return decision
     others = [(s.name, pairs.between(s.name, about.name)) for s in decision.ranked if s is not about]
     return replace(decision, beside=tuple(d for name, d in others if name in decision.leaders or d.verdict != "worse"))
 
@@ -175,9 +182,17 @@ def _standing(
         lost=tuple(row.task for row in own if row.family != GUARDED and row.verdict == "worse"),
         above=None if c.digest == base.digest else pairs.between(c.name, base.name),
         form=c.form,
-        bytes=c.bytes if c.written is None else c.written,
+        bytes=_bytes(c),
         bricks=len(c.parents),
+        role=c.role,
     )
+
+
+def _bytes(c: Configuration) -> int | None:
+    """Return the bytes that a candidate takes: a brick has files already, a configuration is written by `run`."""
+    if c.role == "brick" and c.bricks:
+        return sum(c.bricks.values())
+    return c.bytes if c.written is None else c.written
 
 
 def _harmful(rows: Iterable[Difference]) -> dict[str, list[str]]:
@@ -194,6 +209,7 @@ def _candidate(s: Standing, best: str | None, pairs: MeanPairs | None) -> dict[s
     against = pairs.between(s.name, best).document() if pairs and best and s.name != best else None
     return {
         "configuration": s.name,
+        "role": s.role,
         "mean": s.mean,
         "guarded": s.guarded,
         "against_baseline": s.above.document() if s.above else None,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.compare.tables import Table, roles_of
+from workbench.compare.configurations import roles_of
+from workbench.compare.tables import Table
 from workbench.facts.kinds import FactKind
 from workbench.scores.paired import paired
 from workbench.scores.statistics import Floats, codes, score_interval

@@ -145,11 +145,15 @@ class Table:
         """Return (score - chance) / (1 - chance), or the score itself if chance is not known."""
         return (score - (self.chance or 0.0)) / self.span
 
+    @property
+    def seed(self) -> int:
+        """Seed of the resampled clusters."""
+        return xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
+
     @cached_property
     def resampled(self) -> dict[str, Floats]:
         """Chance-corrected means under resampled clusters, with the same draws for all configurations."""
-        seed = xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
-        means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=seed)
+        means = resampled_means(np.stack(list(self.values.values())), self.cluster, seed=self.seed)
         return dict(zip(self.values, self.corrected(means), strict=True))
 
 
@@ -225,12 +229,6 @@ def _order(scores: Scores) -> int:
     """Return the priority of a name among equal weights: base, recipe or model, then the other controls."""
     role = scores.configuration.role
     return ("base", "configuration").index(role) if role in ("base", "configuration") else 2 + DESIGN_ORDER.index(role)
-
-
-def roles_of(entry: Sequence[Scores]) -> list[str]:
-    """Return a configuration's role and the roles of its aliases, in design order."""
-    roles = {entry[0].configuration.role, *(alias.role for s in entry for alias in s.aliases)}
-    return [role for role in DESIGN_ORDER if role in roles]
 
 
 def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:

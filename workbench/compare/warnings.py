@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.compare.tables import Table, roles_of
+from workbench.compare.configurations import roles_of
+from workbench.compare.tables import Table
 from workbench.errors import nearest
 from workbench.facts.kinds import ACCURACIES
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.report.numbers import MISSING, PERCENT, POINTS, plural, size
+from workbench.report.numbers import MISSING, PERCENT, POINTS, count, plural, size
 from workbench.report.view import DifferenceView, View
 
 SHOWN = 6
@@ -26,6 +26,7 @@ class CandidateRow:
 
     Attributes:
         name: Its name.
+        kind: "brick", "average" or "base" for a control; empty for a named configuration.
         chosen: It is the one that the recommendation names.
         mean: Mean over skills, in points.
         value: The same, as stored.
@@ -38,6 +39,7 @@ class CandidateRow:
     """
 
     name: str
+    kind: str
     chosen: bool
     mean: str
     value: float | None
@@ -110,11 +112,11 @@ def leading(view: View) -> list[str]:
 
 
 def relation(view: View, best: str, other: str) -> str:
-    """Say how the configuration with the highest mean and another one compare, for a sentence that names both."""
+    """Say how two configurations compare, for a sentence that names both; empty if the document does not hold their difference."""
     candidates = {c["configuration"]: c for c in (view.recommendation or {}).get("candidates") or ()}
     pair: Mapping[str, Any] = (candidates.get(other) or {}).get("against_best") or {}
-    if pair.get("against") != best:
-        return "the two were not tested against each other"
+    if pair.get("against") != best or pair.get("low") is None:
+        return ""
     ends = f"{POINTS.worded(pair['diff'])} {POINTS.diffs(pair.get('low'), pair.get('high'))}".strip()
     words = {
         "worse": "it is shown to be worse",
@@ -130,6 +132,7 @@ def _row(view: View, c: Mapping[str, Any], name: str | None) -> CandidateRow:
     word = str(c.get("guarded") or "")
     return CandidateRow(
         name=own,
+        kind="" if (role := str(c.get("role") or "configuration")) == "configuration" else role,
         chosen=own == name,
         mean=POINTS.score(c.get("mean")),
         value=c.get("mean"),
@@ -149,8 +152,10 @@ def cost(c: Mapping[str, Any]) -> str:
 
 
 def _family(family: Mapping[str, Any]) -> str:
+    looked = int(family.get("looked_at") or 0)
+    others = f", {count(looked)} of them scored here before" if looked else ""
     return (
-        f"The {plural(int(family['pairs']), 'pair')} of {int(family['members'])} configurations, the baseline among them, are one family: "
-        f"means over skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.get('alpha'))} %. Its verdicts hold for every "
-        "pair at once, although the leaders are chosen by the same scores."
+        f"{plural(int(family['pairs']), 'pair')} of {int(family['members'])} configurations, the baseline among them{others}: means over "
+        f"skills, step-down max-T over sign flips of clusters at {PERCENT.score(family.get('alpha'))} %. Pairs with the baseline are one family, "
+        "all others another; the verdicts of a family hold at once, although the leaders are chosen by the same scores."
     )

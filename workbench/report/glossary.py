@@ -51,10 +51,10 @@ def _pairs(view: View) -> Entry:
         )
     return (
         "Leaders",
-        "The configuration with the highest mean over skills, and all that are not shown to be worse than it. The tests behind this "
-        f"({plural(int(pairs), 'pair')}) are a family of their own. Every difference is compared with the largest one between any two "
-        "configurations under the sign flips, so that the verdicts hold although the leaders are chosen by the same scores. On single tasks, "
-        "configurations are compared with the baseline and not with each other.",
+        "The configuration with the highest mean over skills, controls among them, and all that are not shown to be worse than it. The tests "
+        f"behind this ({plural(int(pairs), 'pair')}) are two families: each configuration against the baseline, and every two of the others. "
+        "Every difference is compared with the largest one of its family under the sign flips, so that the verdicts hold although the leaders "
+        "are chosen by the same scores. On single tasks, configurations are compared with the baseline and not with each other.",
     )
 
 

@@ -73,7 +73,9 @@ def _decision(view: View) -> list[str]:
     for r in found.rows:
         guarded = [f"{d.task} {d.word} ({view.unit(d.task).diff(d.diff)})" for d in r.guarded]
         gap = f"{r.gap} ({r.verdict})" if r.verdict else r.gap
-        rows.append([r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost])
+        rows.append(
+            [f"{r.name} ({r.kind})" if r.kind else r.name, r.mean, gap, ", ".join(guarded) or r.unguarded or MISSING, r.cost]
+        )
     return [
         f"**{escape(found.text)}**",
         bullets([*(f"What would help: {escape(h)}" for h in found.help), *map(escape, found.details)]),

@@ -91,7 +91,7 @@ def headline(view: View) -> list[str]:
     if rest:
         is_same = bool(best.digest) and rest[0].digest == best.digest
         relation = "the two have the same weights" if is_same else decision.relation(view, best.name, rest[0].name)
-        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}; {relation}.")
+        sentences.append(f"{rest[0].name} is next with {_mean(rest[0])}" + (f"; {relation}." if relation else "."))
     return sentences
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -63,25 +64,48 @@ def clustered_se(values: Floats, cluster: NDArray[np.intp]) -> float:
 def score_interval(values: Floats, cluster: NDArray[np.intp]) -> tuple[float, float]:
     """Return the 95 % interval of a mean score.
 
-    For right/wrong items it is Wilson's interval on the effective number of items, n / design effect, with a t quantile. The design effect
-    is the clustered variance divided by the binomial variance, at least 1. If all items are right or all are wrong, it cannot be estimated
-    and is set to 1, so that 0 of 40 gives [0, 0.09] and not [0, 0]. For other scores the interval is mean +- t * clustered SE, clipped to
-    [0, 1] if all values lie there. The degrees of freedom of t are the effective number of clusters minus 1.
+    For right/wrong items it is Wilson's interval on the effective number of items, n / design effect, with a t quantile, so that 0 of 40 gives
+    [0, 0.09] and not [0, 0]. The design effect is the clustered variance divided by the binomial variance, at least 1, and at least that of
+    `_expected_correlation`: where few clusters have an item of the rarer answer, the variance between clusters is hardly seen. For other
+    scores the interval is mean +- t * clustered SE, clipped to [0, 1] if all values lie there. The degrees of freedom of t are the effective
+    number of clusters minus 1.
     """
     n, k, mean = values.size, int(cluster.max()) + 1, float(values.mean())
     inside = bool(values.min() >= 0 and values.max() <= 1)
     if k < 2:
         return (0.0, 1.0) if inside else (-math.inf, math.inf)
-    t, se = upper_t(0.025, effective_clusters(np.bincount(cluster)) - 1), clustered_se(values, cluster)
+    sizes = np.bincount(cluster)
+    t, se = upper_t(0.025, effective_clusters(sizes) - 1), clustered_se(values, cluster)
     if not np.isin(values, (0.0, 1.0)).all():
         low, high = mean - t * se, mean + t * se
         return (max(low, 0.0), min(high, 1.0)) if inside else (low, high)
     spread = mean * (1 - mean)
-    effective = n / max(1.0, se**2 * n / spread) if spread > TINY else n
+    seen = se**2 * n / spread if spread > TINY else 1.0
+    expected = 1 + (n / effective_clusters(sizes) - 1) * _expected_correlation(np.bincount(cluster, values), sizes)
+    effective = n / max(seen, expected)
     share = effective + t**2
     center = (mean * effective + t**2 / 2) / share
     half = t * math.sqrt(spread * effective + t**2 / 4) / share
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def _expected_correlation(right: Floats, sizes: NDArray[np.intp]) -> float:
+    """Return the correlation of right/wrong items within clusters that few clusters with the rarer answer leave possible.
+
+    It is the posterior mean of a beta-binomial distribution under the prior density 2 rho. With more than 12 clusters that have an item of the
+    rarer answer it fades, because the clustered variance then shows the correlation. All of this was chosen by simulation: without it, the
+    interval of a true score of .97 to .99 covers 36 to 90 % if clusters are nearly all right or nearly all wrong.
+    """
+    from scipy.special import betaln
+
+    if sizes.max() == 1:
+        return 0.0
+    mean, rho = (right.sum() + 1) / (sizes.sum() + 2), (np.arange(20) + 0.5) / 20
+    a, b = mean * (1 - rho) / rho, (1 - mean) * (1 - rho) / rho
+    fit = (betaln(right[:, None] + a, (sizes - right)[:, None] + b) - betaln(a, b)).sum(0)
+    weight = rho * np.exp(fit - fit.max())
+    mixed = int((sizes > right).sum() if mean > 0.5 else (right > 0).sum())
+    return float(weight @ rho / weight.sum()) * min(1.0, 12 / max(mixed, 1))
 
 
 def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:
@@ -137,13 +161,19 @@ def clustered_rates(losses: Floats, weights: Floats, cluster: NDArray[np.intp]) 
     return rates, (k - 1) / k * change @ change.T, max(effective - 1, 1.0)
 
 
+@lru_cache(maxsize=16)
+def resampled_clusters(clusters: int, seed: int, reps: int = 2000) -> Floats:
+    """Return how often each cluster is drawn in resamples with replacement, as [reps, clusters]."""
+    return np.random.default_rng(seed).multinomial(clusters, np.full(clusters, 1 / clusters), reps).astype(np.float64)
+
+
 def resampled_means(values: Floats, cluster: NDArray[np.intp], *, seed: int, reps: int = 2000) -> Floats:
     """Return means of `values` [configurations, items] under resampled clusters, as [configurations, reps].
 
     All rows share the same draws, so that ratios and differences between them stay paired.
     """
     k = int(cluster.max()) + 1
-    counts = np.random.default_rng(seed).multinomial(k, np.full(k, 1 / k), reps).astype(np.float64)  # [reps, k]
+    counts = resampled_clusters(k, seed, reps)
     sums = np.stack([np.bincount(cluster, row, k) for row in np.atleast_2d(values)])
     return np.asarray(sums @ counts.T / (counts @ np.bincount(cluster, minlength=k)))
 

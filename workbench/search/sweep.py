@@ -20,8 +20,8 @@ from workbench.recipe.sweep_fields import SweepValues, same
 from workbench.search.points import Place, PointNames, flow, place_of
 from workbench.search.space import Dimension, FieldSpace
 
-MOST_POINTS = MOST_MEMBERS - 1
-"""Points of a sweep that are scored without being asked for: as many as the recommendation tests against each other."""
+MOST_POINTS = 64
+"""Points of a sweep that are scored without being asked for; with its controls, the recommendation tests so many against each other."""
 _COUNTED = 100_000  # a larger product is refused without counting the points that are the same
 _LONGEST = 180  # letters of a point's name, which is also that of a folder
 
@@ -245,5 +245,5 @@ def _few_enough(recipe: Recipe, count: int, most: int | None, slack: int = 0) ->
         raise UsageError(
             f"recipe {recipe.name}: the sweep has {count:,} points, and at most {limit} are scored without being asked for",
             f"Sweep fewer values, choose among them with `workbench search`, or write --max-points {count}. "
-            f"Of more than {MOST_POINTS} configurations none is recommended.",
+            f"More than {MOST_MEMBERS} configurations are tested against the baseline and not against each other.",
         )

@@ -31,10 +31,12 @@ class MeanDifferenceDocument(Document):
 
 
 class CandidateDocument(Document):
-    """A named configuration that was scored on all skill tasks."""
+    """A configuration, brick, average or base that was scored on all skill tasks."""
 
     configuration: str
     """Name of the configuration."""
+    role: Literal["configuration", "brick", "average", "base"]
+    """Its role; bricks, averages and the base are controls."""
     mean: Number
     """Mean over skills, corrected for chance."""
     guarded: Literal["safe", "not shown safe", "worse", "no guarded task", "baseline"]
@@ -52,10 +54,12 @@ class CandidateDocument(Document):
 
 
 class PairFamily(Document):
-    """The family of pairs that the recommendation rests on."""
+    """The families of pairs that the recommendation rests on: pairs with the baseline, and all others."""
 
     members: int
-    """Number of members: the candidates and the baseline."""
+    """Number of members: the candidates, the baseline, and what was scored before on the same items."""
+    looked_at: int
+    """Number of members that were scored before on the same items and are not in the comparison."""
     pairs: int
     """Number of pairs."""
     alpha: Number
@@ -71,10 +75,7 @@ class RecommendationDocument(Document):
     """Name of the recommended configuration; null if none can be recommended."""
     closest: str | None
     """Name of the candidate that misses least; null if one is recommended, or if none was tested."""
-    cause: (
-        Literal["unsafe", "not shown safe", "not better", "too few clusters", "no mean", "not scored", "same weights", "too many"]
-        | None
-    )
+    cause: Literal["unsafe", "not shown safe", "not better", "too few clusters", "no mean", "not scored", "same weights"] | None
     """Why none is recommended; null if one is."""
     baseline: str
     """Name of the configuration that a recommended one has to be better than, and safe against."""
@@ -91,4 +92,4 @@ class RecommendationDocument(Document):
     pairs: list[MeanDifferenceDocument]
     """Differences from the recommended, or closest, candidate of the other leaders and of all that are not shown to be worse than it."""
     family: PairFamily
-    """The family of pairs."""
+    """The families of pairs."""
