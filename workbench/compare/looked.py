@@ -66,7 +66,7 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
     for read in _read(store, list(found.values()), suites, unread):
         for t in tasks:
             same = read.get((t.suite.suite, t.name), t)
-            if t.weights is None or np.array_equal(t.weights, same.weights):
+            if t.weights is None or (same.weights is not None and np.array_equal(t.weights, same.weights)):
                 values = {d: x for d, x in same.values.items() if d not in t.values and (not t.share or _within(x, t))}
                 added[t.suite.suite, t.name].update(values)
     tables = [replace(t, values={**t.values, **added[t.suite.suite, t.name]}) for t in tasks]
