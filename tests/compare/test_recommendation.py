@@ -261,6 +261,7 @@ def test_more_members_than_pairs_are_tested_of(tmp_path: Path, monkeypatch: pyte
         "The 7 configurations are not tested against each other, which is done for 6 at most: others may be as good."
     ]
     assert found["family"]["pairs"] == 6
+    assert found["family"]["text"] == "mean over skills of 7 configurations: each against base"
     against = found["candidates"][1]["against_best"]
     assert (against["verdict"], against["low"], against["high"]) == ("cannot tell", None, None)
     assert found["candidates"][1]["against_baseline"]["verdict"] == "better"

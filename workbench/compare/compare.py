@@ -109,8 +109,7 @@ def compare(
     if not scores:
         raise WorkbenchError("there are no scores to compare", "Score something first: workbench eval RECIPE")
     settings = suites_of(store, scores, suites or {})
-    first = next(iter(settings.values()))
-    baseline_name = baseline or first.baseline
+    baseline_name = baseline or next(iter(settings.values())).baseline
     entries = configurations_of(scores, baseline_name)
     shown = with_twins(entries, scores)
     names = [entry[0].configuration.name for entry in shown]
@@ -124,9 +123,7 @@ def compare(
                 "Score it with `workbench eval`, or choose another baseline with --baseline NAME.",
             )
     looked = looked_at(store, scores, tasks, settings)
-    family = _family(tasks, settings, others, base) | {"looked_at": len(looked.configurations)}
-    if looked.configurations:
-        family["text"] += f"; {len(looked.configurations)} more scored on these items count too"
+    family = _family(tasks, settings, others, base, len(looked.configurations))
     alpha, correction = family["alpha"], family["correction"]
     rows = differences(looked.tables, base, others, alpha, correction, looked.configurations)
     for name in (COMPARED, GUARDED, CONTROLS):
@@ -144,6 +141,7 @@ def compare(
     if not rows and not equal_rows and base.role != "base":  # a brick or an average that is compared with itself
         equal_rows = list(unchanged(tasks, base, base.name))
     summaries = [summary(entry, tasks, entries, root, project) | texts.get(_name(entry), {}) for entry in shown]
+    kept = {c["name"]: c["kept_mean"] for c in summaries}
     return Comparison(
         base.name,
         (*rows, *equal_rows),
@@ -159,9 +157,7 @@ def compare(
             **_groups(store, shown),
             **sweeps_of(sweeps, tasks, base, shown),
             **routing_of(tasks, shown),
-            **recommendation_of(
-                looked.tables, base, entries, rows, alpha, {c["name"]: c["kept_mean"] for c in summaries}, looked.configurations
-            ),
+            **recommendation_of(looked.tables, base, entries, rows, alpha, kept, looked.configurations),
             "warnings": [*warnings_of(scores, settings, tasks, shown, names, family), *looked.warnings],
         },
     )
@@ -222,7 +218,7 @@ def _same_weights(
 
 
 def _family(
-    tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration
+    tasks: Sequence[Table], settings: Mapping[str, Suite], others: Sequence[Configuration], base: Configuration, looked: int
 ) -> dict[str, Any]:
     """Declare the family before any test. There is no correction only if every suite disables it."""
     compared, configurations = [t for t in tasks if not t.guarded], [c for c in others if c.role == "configuration"]
@@ -235,11 +231,14 @@ def _family(
     separate += [_counted(len(others) - len(configurations), "control")] if len(configurations) < len(others) else []
     if separate:
         text += f"; {' and '.join(separate)} tested separately"
+    if looked:
+        text += f"; {looked} more scored on these items count too"
     return {
         "size": 0,
         "alpha": min(suite.alpha for suite in settings.values()),
         "correction": "none" if all(suite.correction == "none" for suite in settings.values()) else "max-t",
         "min_effect": max(suite.default_effect for suite in settings.values()),
+        "looked_at": looked,
         "text": text,
     }
 

@@ -57,7 +57,7 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
             try:
                 other = read_document(path)
             except WorkbenchError as error:
-                unread.append(f"Not counted, although it may have been looked at: {error}")
+                unread.append(str(error))
                 continue
             c, roles = other.configuration, {other.configuration.role, *(alias.role for alias in other.aliases)}
             if other.plan == plan and other.rows and roles & {*CANDIDATES} and not {other.key, c.digest} & shown:
@@ -66,13 +66,15 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
     for read in _read(store, list(found.values()), suites, unread):
         for t in tasks:
             same = read.get((t.suite.suite, t.name), t)
-            if t.weights is None or np.array_equal(t.weights, same.weights):
+            if t.weights is None or (same.weights is not None and np.array_equal(t.weights, same.weights)):
                 values = {d: x for d, x in same.values.items() if d not in t.values and (not t.share or _within(x, t))}
                 added[t.suite.suite, t.name].update(values)
     tables = [replace(t, values={**t.values, **added[t.suite.suite, t.name]}) for t in tasks]
     counted = {digest for values in added.values() for digest in values}
     return LookedAt(
-        tables, [replace(own[0].configuration, name=digest) for digest, own in found.items() if digest in counted], unread
+        tables,
+        [replace(own[0].configuration, name=digest) for digest, own in found.items() if digest in counted],
+        [f"Not counted, although it may have been looked at: {reason}" for reason in unread],
     )
 
 
@@ -87,7 +89,7 @@ def _read(
         tables = tables_of(store, scores, {s.suite: suites[s.suite] for s in scores})
     except WorkbenchError as error:
         if len(found) == 1:
-            unread.append(f"Not counted, although it may have been looked at: {error}")
+            unread.append(str(error))
         else:
             for own in found:
                 yield from _read(store, [own], suites, unread)

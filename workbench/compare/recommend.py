@@ -54,6 +54,7 @@ def recommendation_of(
     if not any(c.role == "configuration" for c in configurations):
         return {}
     decision, pairs = _decided(tasks, base, configurations, rows, alpha, looked)
+    others = ", and every two of the others" if decision.members <= MOST_MEMBERS else ""
     best = decision.ranked[0].name if decision.ranked else None
     return {
         "recommendation": {
@@ -72,7 +73,7 @@ def recommendation_of(
                 "pairs": decision.pairs,
                 "alpha": alpha,
                 "looked_at": decision.looked_at,
-                "text": f"mean over skills of {decision.members} configurations: each against {base.name}, and every two of the others",
+                "text": f"mean over skills of {decision.members} configurations: each against {base.name}{others}",
             },
         }
     }

@@ -81,7 +81,9 @@ def score_interval(values: Floats, cluster: NDArray[np.intp]) -> tuple[float, fl
         return (max(low, 0.0), min(high, 1.0)) if inside else (low, high)
     spread = mean * (1 - mean)
     seen = se**2 * n / spread if spread > TINY else 1.0
-    expected = 1 + (n / effective_clusters(sizes) - 1) * _expected_correlation(np.bincount(cluster, values), sizes)
+    expected = 1 + (n / effective_clusters(sizes) - 1) * _expected_correlation(
+        np.bincount(cluster, values).astype(np.float64), sizes
+    )
     effective = n / max(seen, expected)
     share = effective + t**2
     center = (mean * effective + t**2 / 2) / share
