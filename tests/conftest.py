@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,6 +33,40 @@ torch.set_num_threads(1)
 # Flushing protects files from a power failure, which no test causes, and takes about 10 ms a file here: minutes of the suite. Tests of what is
 # flushed record the calls; processes that tests start flush as usual.
 os.fsync = lambda descriptor: None
+
+
+LIMIT = pytest.StashKey[Any]()
+"""A test's settings of pytest-timeout."""
+
+
+class Overdue(BaseException):
+    """A test has taken too long. Hypothesis takes pytest's own failure for that of one example, and runs the endless example again."""
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Iterator[Any]:
+    """Repeat the alarm of pytest-timeout: its one exception ends neither code that catches it nor a `finally` that waits."""
+    item.stash[LIMIT] = settings
+    result = yield
+    if settings.method == "signal":
+        fail: Any = signal.getsignal(signal.SIGALRM)
+
+        def alarm(number: int, frame: Any) -> None:
+            try:
+                fail(number, frame)
+            except pytest.fail.Exception as failure:
+                raise Overdue(str(failure)) from None
+
+        signal.signal(signal.SIGALRM, alarm)
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, 20)
+    return result
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    """Limit the time of what a test cleans up, too: a failure ends the limit, since pytest-timeout expects a debugger then."""
+    if LIMIT in item.stash:
+        item.ihook.pytest_timeout_set_timer(item=item, settings=item.stash[LIMIT])
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -246,7 +246,8 @@ def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
     terminal, end = os.openpty()
     with run.lock():
         command = [sys.executable, "-m", "workbench", "run", "recipes/test.yaml", "--wait"]
-        with subprocess.Popen(command, cwd=project.path, stdin=end, stdout=end, stderr=end) as process:
+        process = subprocess.Popen(command, cwd=project.path, stdin=end, stdout=end, stderr=end)
+        try:
             os.close(end)
             said = b""
             while b"waiting for it" not in said:
@@ -255,6 +256,9 @@ def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
             with contextlib.suppress(OSError):  # the end of a terminal
                 while more := os.read(terminal, 1000):
                     said += more
+            process.wait(60)
+        finally:
+            process.kill()  # it waits for the lock that this process holds
     os.close(terminal)
     assert process.returncode == 130
     assert b"interrupted; run the same command again to resume" in said

@@ -67,7 +67,7 @@ def test_other_threads_may_run_the_model_at_the_same_time(model: Any) -> None:
         handle.remove()
         ids = torch.tensor(ROWS[:1])
         with torch.no_grad():
-            thread = threading.Thread(target=lambda: whole_passes.append(model(input_ids=ids).logits))
+            thread = threading.Thread(target=lambda: whole_passes.append(model(input_ids=ids).logits), daemon=True)
             thread.start()
             thread.join()
 

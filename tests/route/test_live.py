@@ -132,7 +132,7 @@ def test_bricks_can_be_fixed(base: Path, places: dict[str, Path]) -> None:
     with torch.no_grad(), routing.fixed("two"):
         torch.testing.assert_close(model(ids("w1 w1")).logits, peft(ids("w1 w1")).logits, atol=1e-5, rtol=1e-5)
         made: list[Any] = []
-        thread = threading.Thread(target=lambda: made.append(new_tokens(model, PROMPTS["one"])))
+        thread = threading.Thread(target=lambda: made.append(new_tokens(model, PROMPTS["one"])), daemon=True)
         thread.start()
         thread.join()
         assert made == [new_tokens(peft, PROMPTS["one"])]
@@ -152,7 +152,7 @@ def test_threads_have_choices_of_their_own(base: Path, places: dict[str, Path]) 
     def work(name: Any, text: str) -> None:
         made[name] = new_tokens(model, text, max_new_tokens=30)
 
-    threads = [threading.Thread(target=work, args=item) for item in PROMPTS.items()]
+    threads = [threading.Thread(target=work, args=item, daemon=True) for item in PROMPTS.items()]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -173,7 +173,7 @@ def test_threads_get_their_own_decisions(base: Path, places: dict[str, Path]) ->
     interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-6)
     try:
-        threads = [threading.Thread(target=work, args=item) for item in PROMPTS.items()]
+        threads = [threading.Thread(target=work, args=item, daemon=True) for item in PROMPTS.items()]
         for thread in threads:
             thread.start()
         for thread in threads:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from transformers import LlamaConfig
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from worlds.project import Project
 from worlds.tiny import save_tokenizer
@@ -41,6 +41,33 @@ CASES = {
     "one spectrum": f"{CHECKPOINTS}steps: [{{merge: iso_c}}]\n",
     "streamed": f"{CHECKPOINTS}steps: [{{merge: ties}}]\n",
 }
+VOCABULARY, TEXTS = 200_000, "calibration: texts.jsonl, samples: 4, max_length: 16"
+WORDS = {
+    "compared tokens": "bricks: {c1: c1}\nsteps: [{merge: linear}]\n",
+    "aligned tokens": "bricks: {c1: c1}\ntokenizer: {source: union}\nsteps: [{merge: linear}]\n",
+    "logits of a check": "steps: [{grow: depth, blocks: 1}]\n",
+    "logits with gradients": f"bricks: {{c1: c1, c2: c2}}\nsteps: [{{merge: fisher, {TEXTS}}}]\n",
+    "an edited model": "steps: [{edit: finetune, facts: facts.jsonl, layers: [0], min_efficacy: 0}]\n",
+}
+
+
+@pytest.fixture(scope="module")
+def words(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A small llama with a vocabulary of 200,000 tokens; fine-tune c1 has one more."""
+    place = tmp_path_factory.mktemp("words")
+    (place / "recipes").mkdir()
+    config = LlamaConfig(vocab_size=VOCABULARY, hidden_size=64, intermediate_size=64, num_hidden_layers=1, num_attention_heads=1)
+    for name in ("base", "c1", "c2"):
+        LlamaForCausalLM(config).bfloat16().save_pretrained(place / name)
+        save_tokenizer(place / name)
+        file = place / name / "tokenizer.json"
+        tokenizer = json.loads(file.read_text("utf-8"))
+        known = tokenizer["model"]["vocab"]
+        known |= {f"token {i}": i for i in range(len(known), VOCABULARY - (name != "c1"))}
+        file.write_text(json.dumps(tokenizer), "utf-8")
+    (place / "texts.jsonl").write_text('{"text": "w1 w2 w3 w4 w5 w6 w7"}\n' * 4)
+    (place / "facts.jsonl").write_text('{"id": "f1", "prompt": "w1 {subject} w3", "subject": "w4", "target": "w6"}\n')
+    return Project(place)
 
 
 @pytest.fixture(scope="module")
@@ -87,13 +114,15 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("case", CASES)
-def test_memory_of_a_run_is_planned(large: Project, case: str) -> None:
-    said = plan(large.resolve(CASES[case], f"{case.replace(' ', '-')}.yaml"), large.path / "runs", threads=2).peak_bytes
+@pytest.mark.parametrize("case", [*CASES, *WORDS])
+def test_memory_of_a_run_is_planned(request: pytest.FixtureRequest, case: str) -> None:
+    project: Project = request.getfixturevalue("large" if case in CASES else "words")
+    text = CASES.get(case) or WORDS[case]
+    said = plan(project.resolve(text, f"{case.replace(' ', '-')}.yaml"), project.path / "runs", threads=2).peak_bytes
     recipe = f"recipes/{case.replace(' ', '-')}.yaml"
     command = [sys.executable, "-m", "workbench", "run", recipe, "--device", "cpu", "--threads", "2", "--json"]
     # A shell in between: Linux hands the peak of a forking process on to the program that it starts.
-    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command], cwd=large.path, capture_output=True, text=True)
+    done = subprocess.run(["sh", "-c", '"$@"', "sh", *command], cwd=project.path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     used = json.loads(done.stdout)["peak_bytes"]
     assert 0.8 < said / used < 1.2, f"{said / 1e6:.0f} MB planned, {used / 1e6:.0f} MB used"

@@ -209,20 +209,23 @@ def test_wait_goes_on_with_what_the_other_process_leaves(end: str, project: Proj
         second = subprocess.Popen(
             [*command, "--wait"], cwd=project.path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
-        assert second.stderr is not None
-        said = []
-        while not said or "waiting for it" not in said[-1]:
-            said.append(second.stderr.readline())
-            assert said[-1], f"the second process ended: {said}"
-        assert f"another process (pid {first.pid}) writes this run" in said[-1]
-        if end == "done":
-            assert first.stdin is not None
-            first.stdin.write("\n")
-            first.stdin.flush()
-            assert first.wait() == 0
-        else:
-            first.send_signal(signal.SIGKILL)
-        model, errors = second.communicate()
+        try:
+            assert second.stderr is not None
+            said = []
+            while not said or "waiting for it" not in said[-1]:
+                said.append(second.stderr.readline())
+                assert said[-1], f"the second process ended: {said}"
+            assert f"another process (pid {first.pid}) writes this run" in said[-1]
+            if end == "done":
+                assert first.stdin is not None
+                first.stdin.write("\n")
+                first.stdin.flush()
+                assert first.wait() == 0
+            else:
+                first.send_signal(signal.SIGKILL)
+            model, errors = second.communicate()
+        finally:
+            second.kill()
     assert second.returncode == 0, errors
     assert ("finished before: nothing to do" in errors) == (end == "done")
     assert files_of(project.path / model.strip()) == undisturbed

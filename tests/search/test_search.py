@@ -238,9 +238,13 @@ def test_two_processes_share_a_search(world: Project) -> None:
     path = world.write(searched(SPACE, ", trials: 9, sampler: random"))
     workers = [subprocess.Popen([sys.executable, "-m", "workbench", "search", str(path), "-q"], cwd=world.path, stderr=subprocess.PIPE,
                                 stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"}) for _ in range(2)]  # fmt: skip
-    for worker in workers:
-        _, text = worker.communicate(timeout=550)
-        assert worker.returncode == 0, text.decode()
+    try:
+        for worker in workers:
+            _, text = worker.communicate(timeout=550)
+            assert worker.returncode == 0, text.decode()
+    finally:
+        for worker in workers:
+            worker.kill()
     found = json.loads((kept(world) / "search.json").read_text())
     assert [t["number"] for t in found["trials"]] == list(range(9))
     assert all(t["scores"] for t in found["trials"])

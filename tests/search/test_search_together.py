@@ -91,7 +91,7 @@ def test_an_older_result_does_not_replace_a_newer_one(world: Project) -> None:
     search = search_in(world, 1)
     run(search)
     with FileLock(search.folder / "result.lock"):
-        early = threading.Thread(target=conclude, args=(search,))
+        early = threading.Thread(target=conclude, args=(search,), daemon=True)
         early.start()
         early.join(0.5)
         assert early.is_alive()

@@ -157,7 +157,7 @@ class CommandLine:
         self._process.stdin.write(json.dumps({"cwd": str(cwd), "args": args}) + "\n")
         self._process.stdin.flush()
         answer = self._process.stdout.readline()
-        assert answer, f"the process ended with {self._process.wait()}"
+        assert answer, f"the process ended with {self._process.wait(60)}"
         assert TOKEN not in answer
         code, out, err = json.loads(answer)
         return code, out, err
@@ -167,12 +167,12 @@ class CommandLine:
         assert self._process.stdin is not None
         self._process.stdin.write(json.dumps({"cwd": str(cwd), "args": args}) + "\n")
         self._process.stdin.flush()
-        assert until.wait(60)
-        self._process.kill()
-        self._process.wait()
+        try:
+            assert until.wait(60)
+        finally:
+            self.close()
 
     def close(self) -> None:
-        """End the process."""
-        assert self._process.stdin is not None
-        self._process.stdin.close()
-        self._process.wait()
+        """Kill the process: each command's answer has come, or nobody waits for it any more."""
+        self._process.kill()
+        self._process.communicate()

@@ -99,7 +99,8 @@ def convert(directory: Path, base: Path, dtype: str, out: Path, events: Events) 
     """
     script, *words = converter(base, dtype, out)
     events({"stage": "convert", "text": f"{script} {base}"})
-    done = subprocess.run([sys.executable, str(directory / script), *words], capture_output=True, text=True, check=False)  # noqa: S603  the user named the program
+    command = [sys.executable, str(directory / script), *words]
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)  # noqa: S603  the user named the program
     if done.returncode or not out.is_file():
         last = "\n".join(done.stderr.strip().splitlines()[-3:])
         raise WorkbenchError(

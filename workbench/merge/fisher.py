@@ -44,12 +44,12 @@ class Fisher(Calibrated):
     """Lower bound on the Fisher information of an element, relative to its mean over the brick's model."""
 
     def measure_bytes(self, model: Model) -> int:
-        """Return 13 bytes a parameter, as measured on a model of 135 M parameters.
+        """Return the size of the weights and the sums of squared gradients, of the largest tensor's gradients, and of a text's loss.
 
-        They are the float32 weights (half as much again while they are loaded), the sums of squared gradients and a few
-        gradients.
+        Tied embeddings have a gradient of the rows, one of the head, and their sum.
         """
-        return 13 * sum(spec.numel for spec in model.weights.specs.values())
+        sizes = [4 * spec.numel for spec in model.weights.specs.values()]
+        return 2 * sum(sizes) + 3 * max(sizes) + 5 * model.logits_bytes(self.max_length)
 
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Return the size of all bricks' Fisher information for one tensor, and of their sum."""

@@ -58,13 +58,14 @@ class Wudi(MergeMethod):
     def tensor_bytes(self, model: Model, tensor: str, bricks: int) -> int:
         """Return the memory to merge one tensor of checkpoints; the factors of adapters need almost none.
 
-        It counts the base and the deltas in float32; one delta, the sum, D and a product in float64; and C with its eigenvectors.
+        It counts the base and the deltas, as read and weighed, in float32; the sum, D and two products in float64; and C with its
+        eigenvectors and what LAPACK needs for them, twice their size.
         """
         shape = model.weights.specs[tensor].shape
         if self.space == "core" or not is_matrix(tensor, shape, bricks):
             return 0
         inputs = shape[-2] if is_conv1d_layer(model.config, tensor.removesuffix(".weight")) else shape[-1]
-        return 4 * math.prod(shape) * (bricks + 1) + 8 * (5 * math.prod(shape[-2:]) + 6 * inputs**2)
+        return 4 * math.prod(shape) * (2 * bricks + 1) + 8 * (4 * math.prod(shape[-2:]) + 4 * inputs**2)
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the norms of the merged matrices relative to the bricks' norms."""
@@ -100,6 +101,18 @@ def filtered(deltas: Sequence[Tensor]) -> Tensor:
 
     On an eigenvector u of C with eigenvalue c, D C⁻¹ u is D u / c, so that C is never inverted.
     """
+    total, right, gram = _sums(deltas)
+    values, vectors = torch.linalg.eigh(gram)
+    roots = values.clamp_min(0).sqrt()
+    if not float(roots.sum()):
+        return total
+    count = max(1, round(float(roots.sum() ** 2 / roots.square().sum())))
+    kept = vectors[:, -count:]
+    return total.addmm_(right @ (kept / values[-count:]) - total @ kept, kept.T)
+
+
+def _sums(deltas: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return S, D and C. The matrices of one delta are freed before C is decomposed."""
     total = torch.zeros_like(deltas[0], dtype=torch.float64)
     right, gram = torch.zeros_like(total), total.new_zeros(total.shape[1], total.shape[1])
     for delta in deltas:
@@ -109,10 +122,4 @@ def filtered(deltas: Sequence[Tensor]) -> Tensor:
             own = (wide.T @ wide).div_(energy)
             gram += own
             right.addmm_(wide, own)
-    values, vectors = torch.linalg.eigh(gram)
-    roots = values.clamp_min(0).sqrt()
-    if not float(roots.sum()):
-        return total
-    count = max(1, round(float(roots.sum() ** 2 / roots.square().sum())))
-    kept = vectors[:, -count:]
-    return total.addmm_(right @ (kept / values[-count:]) - total @ kept, kept.T)
+    return total, right, gram

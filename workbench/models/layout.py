@@ -174,6 +174,10 @@ class Model:
         """The layer stack; see `Layout.of`."""
         return Layout.of(self.weights.specs, self.config)
 
+    def logits_bytes(self, tokens: int) -> int:
+        """Return the bytes of the logits of a number of tokens in float32, taking the tallest matrix for the embeddings."""
+        return 4 * tokens * max((spec.shape[0] for spec in self.weights.specs.values() if len(spec.shape) == 2), default=0)
+
     def layer_of(self, name: str) -> int | None:
         """Return the layer of a tensor; None for a tensor outside the layers, and for all tensors of a model without a single stack."""
         try:

@@ -16,6 +16,7 @@ from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RunDirectory
 from workbench.run.peaks import adapter_bytes, largest
+from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
@@ -41,7 +42,7 @@ class Needs:
     Attributes:
         read: Bytes read.
         threads: Number of tensors computed at the same time.
-        live: Peak memory of live models, in bytes.
+        live: Peak memory of live models, in bytes; None as long as transformers builds no model.
         whole: Bytes of the largest tensors that a step holds whole, one per thread.
         tensors: Tensor -> largest number of bytes that a merge step needs for it.
         ranks: Tensor -> rank of the sum of the merge steps' updates; None if an update is not a product of factors.
@@ -52,13 +53,17 @@ class Needs:
 
     read: int
     threads: int
-    live: int = 0
+    live: int | None = None
     whole: int = 0
     tensors: dict[str, int] = field(default_factory=dict)
     ranks: dict[str, int | None] = field(default_factory=dict)
     width: int = 1
     seconds: float = 1.5
     cached: list[str] = field(default_factory=list)
+
+    def hold(self, live: int) -> None:
+        """Add live models of so many bytes; with 0, one without weights."""
+        self.live = max(self.live or 0, live)
 
 
 def set_row(folder: str, neurons: NeuronSet) -> dict[str, Any]:
@@ -128,6 +133,19 @@ def factor_bytes(adapter: Adapter, base: Model) -> int:
     except HeadersOnlyError:
         return factors
     return factors + max((update.held_bytes for update in updates if isinstance(update, Computed)), default=0)
+
+
+def tokens_bytes(resolved: Resolved) -> int:
+    """Return the memory for reading vocabularies, in bytes: of the base and the bricks with another one, which are compared.
+
+    Args:
+        resolved: The recipe.
+    """
+    base = resolved.base_path
+    others = [reading_bytes(brick.path) for brick in resolved.on_disk.values() if not same_file(brick.path, base)]
+    if resolved.vocabulary:
+        return reading_bytes(base) + sum(others)
+    return reading_bytes(base) + max(others) if any(others) else 0
 
 
 def disk_problems(runs: Path, needed: int, run: RunDirectory) -> list[str]:

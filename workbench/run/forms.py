@@ -24,7 +24,7 @@ from workbench.lazy import torch
 from workbench.manifest import seal
 from workbench.resolve.adapter_form import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import TRANSFORMERS, Needs, adapter_whole
+from workbench.run.costs import Needs, adapter_whole
 from workbench.run.routers import write_router
 from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.shapes import written_specs
@@ -72,14 +72,12 @@ class OutputForm(ABC):
         key: Field of the document of `run --json` that holds the result's directory.
         folder: Name of the result's directory in the run directory.
         acts_beside: True if the form holds a memory or a router; a result with one of them has no other form.
-        host_bytes: Memory of the host that writing this form needs beside the tensors, in bytes, on a run with a CUDA device.
     """
 
     name: ClassVar[str]
     key: ClassVar[str]
     folder: ClassVar[str]
     acts_beside: ClassVar[bool] = False
-    host_bytes: ClassVar[int] = 0
 
     def refuse(self, resolved: Resolved) -> None:
         """Check that the form can hold the result of a recipe.
@@ -201,7 +199,6 @@ class AdapterForm(OutputForm):
     name = "adapter"
     key = "adapter"
     folder = "adapter"
-    host_bytes = TRANSFORMERS
 
     def size(self, resolved: Resolved) -> int:
         """Return the bytes of the factors, and of tensors that are saved whole."""
@@ -211,7 +208,7 @@ class AdapterForm(OutputForm):
     def add_needs(self, resolved: Resolved, needs: Needs) -> None:
         """Replace the memory of the merges by that of the factors, and add that of a model without weights."""
         needs.whole = adapter_whole(resolved, needs, self._is_dense(resolved))
-        needs.live = max(needs.live, needs.whole) + TRANSFORMERS
+        needs.hold(needs.whole)
 
     def _is_dense(self, resolved: Resolved) -> bool:
         """Return True if the update of a tensor has full rank before it is truncated."""

@@ -9,7 +9,7 @@ from typing import Any
 from workbench.bricks.standins import space_problems
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, disk_problems, factor_bytes
+from workbench.run.costs import TRANSFORMERS, Needs, disk_problems, factor_bytes, tokens_bytes
 from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
@@ -81,14 +81,17 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     known = run.record.get("output", {}) if run.done else {}
     if run.done and not run.harm():
         needs.cached.append("run")
-    tensors = max(needs.live, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
+    library = 0 if needs.live is None else TRANSFORMERS
+    tensors = max(needs.live or 0, needs.whole, resolved.vocabulary.memory() if resolved.vocabulary else 0)
+    tokens = tokens_bytes(resolved)
     factors = threads * sum(factor_bytes(adapter, resolved.base) for adapter in resolved.adapters.values())
-    host = buffer_bytes(model.weights.specs, needs.width, threads) + factors + tensors
+    host = buffer_bytes(model.weights.specs, needs.width, threads) + factors + library + tensors
+    host += tokens if resolved.vocabulary else 0
     on_device = 0
     if cuda:
         on_device, host = device_buffer_bytes(model.weights.specs, needs.width, threads)
         on_device += factors + tensors
-        host += factors + form.host_bytes
+        host += factors + library
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
     return RunPlan(
@@ -98,7 +101,7 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         steps,
         needs.read,
         write,
-        (_WITHOUT_TORCH if not cuda and runs_without_torch(resolved) else _INTERPRETER) + host,
+        max((_WITHOUT_TORCH if not cuda and runs_without_torch(resolved) else _INTERPRETER) + host, _WITHOUT_TORCH + tokens),
         round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
         needs.cached,
         problems,

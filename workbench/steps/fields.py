@@ -232,6 +232,9 @@ def value_at(schedule: Any, name: str, model: Model, default: float) -> float:
 class BrickEntry(Strict):
     """Fields of one brick in a merge step."""
 
+    # Threads of a merge make entries, and pydantic below 2.14 validates one with its base class while another thread builds the class.
+    model_config = ConfigDict(defer_build=False)
+
     weight: Number = 1.0
     """Coefficient of the brick's delta."""
 

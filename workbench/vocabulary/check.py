@@ -7,7 +7,7 @@ from pathlib import Path
 
 from workbench.errors import WorkbenchError
 from workbench.vocabulary.aligned import vocabulary_tensors
-from workbench.vocabulary.tokens import TokenDifference, Tokens, has_tokenizer, read_tokens, same_file
+from workbench.vocabulary.tokens import TokenDifference, has_tokenizer, read_tokens, same_file
 from workbench.weights.specs import TensorSpec
 
 _BLOCK = (
@@ -38,11 +38,11 @@ def check_same_vocabulary(
     if tensor not in specs:
         return []  # another check reports missing tensors
     rows, base_rows = specs[tensor].shape[0], base_specs[tensor].shape[0]
-    difference, sizes = _difference(path, base_path, f"brick '{name}'")
+    difference = _difference(path, base_path, f"brick '{name}'")
     text = f"brick '{name}': its vocabulary differs from the base's: "
     if rows != base_rows:
         raise WorkbenchError(
-            f"{text}{tensor} has {rows:,} rows{_count_text(sizes[0])}, the base's {base_rows:,}{_count_text(sizes[1])}"
+            f"{text}{tensor} has {rows:,} rows{_count_text(path)}, the base's {base_rows:,}{_count_text(base_path)}"
             + (f"; {difference or 'the tokens are the same, the other rows are padding'}" if difference is not None else ""),
             _BLOCK,
         )
@@ -71,7 +71,7 @@ def check_adapter_vocabulary(
     Raises:
         WorkbenchError: If a token has different ids and the adapter updates vocabulary rows.
     """
-    difference, _ = _difference(path, base_path, f"brick '{name}'")
+    difference = _difference(path, base_path, f"brick '{name}'")
     if difference is None or not difference:
         return []
     text = f"brick '{name}': the tokenizer in its directory differs from the base's: {difference}"
@@ -86,7 +86,7 @@ def check_adapter_vocabulary(
 
 def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
     """Add a hint to the error of an adapter that does not fit the base, if its tokenizer differs from the base's."""
-    difference, _ = _difference(path, base_path, f"brick '{name}'")
+    difference = _difference(path, base_path, f"brick '{name}'")
     if not difference:
         return error
     return error.reworded(
@@ -103,14 +103,14 @@ def _vocabulary_tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
         return []
 
 
-def _difference(path: Path, base_path: Path, label: str) -> tuple[TokenDifference | None, tuple[Tokens | None, Tokens | None]]:
-    """Return the difference between two directories' vocabularies, and the vocabularies; None if one has no tokenizer."""
+def _difference(path: Path, base_path: Path, label: str) -> TokenDifference | None:
+    """Return the difference between two directories' vocabularies; None if one has no tokenizer."""
     if not (has_tokenizer(path) and has_tokenizer(base_path)):
-        return None, (None, None)
-    base = read_tokens(base_path, "base")
-    own_tokens = base if same_file(path, base_path) else read_tokens(path, label)
-    return TokenDifference.between(own_tokens.ids, base.ids), (own_tokens, base)
+        return None
+    if same_file(path, base_path):  # large vocabularies take more memory than a merge
+        return TokenDifference({}, {}, {})
+    return TokenDifference.between(read_tokens(path, label).ids, read_tokens(base_path, "base").ids)
 
 
-def _count_text(tokens: Tokens | None) -> str:
-    return f" for {len(tokens.ids):,} tokens" if tokens else ""
+def _count_text(path: Path) -> str:
+    return f" for {len(read_tokens(path, str(path)).ids):,} tokens" if has_tokenizer(path) else ""

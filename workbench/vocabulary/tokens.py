@@ -69,6 +69,12 @@ def read_tokens(path: Path, label: str) -> Tokens:
     return Tokens({**ids, **{token: i for token, (i, _) in added.items()}}, {t: _flags(entry) for t, (_, entry) in added.items()})
 
 
+def reading_bytes(path: Path) -> int:
+    """Return the memory that `read_tokens` needs, in bytes: measured 5 to 9 times the size of the file, by its indentation."""
+    file = path / "tokenizer.json"
+    return 7 * file.stat().st_size if file.is_file() else 0
+
+
 def _flags(entry: dict[str, Any]) -> dict[str, bool]:
     return {flag: bool(entry[flag]) for flag in _FLAGS if flag in entry}
 

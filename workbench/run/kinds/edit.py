@@ -61,7 +61,7 @@ class EditKind(Kind[EditMethod]):
             row |= self.solving(step, resolved, number, model)
             needs.seconds += row.get("seconds", 0)
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
-            needs.live = max(needs.live, 8 * numel(model))
+            needs.hold(8 * numel(model))
         return row, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:

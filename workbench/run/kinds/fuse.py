@@ -66,7 +66,7 @@ class FuseKind(TrainKind[FuseMethod]):
         for name in step.teachers:
             size = numel(shapes_of_brick(resolved, name))
             needs.read += resolved.bricks[name].input_bytes
-            needs.live = max(needs.live, 8 * size)
+            needs.hold(8 * size)
             needs.seconds += with_seconds(step.cost(resolved.recipe.project), size, passes=1).get("seconds", 0)
         return row, after
 

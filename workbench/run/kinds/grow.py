@@ -8,6 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.files import read_json, write_json
+from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.lazy import torch
@@ -19,7 +20,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
-from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, TRANSFORMERS, Needs, numel, with_seconds
+from workbench.run.costs import CHECKED, FLOPS_PER_SECOND, LEARNED, Needs, numel, with_seconds
 from workbench.run.grown import GrownStep
 from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.run.peaks import largest
@@ -67,10 +68,11 @@ class Grow(Kind[GrowMethod]):
         check_training(step, weights)
         grown = Model(weights, growth.config)
         after = numel(grown)
-        live = [8 * before if step.measures() else 0, TRANSFORMERS if step.builds else 0]
+        if step.measures() or step.builds:
+            needs.hold(8 * before if step.measures() else 0)
         if step.check != "off":
             row["check"] = step.check
-            live += _checking(step, resolved, model, grown, needs)
+            _add_check(step, resolved, model, grown, needs)
         if step.train:
             row["trains_on"] = step.train.data
             if not self.is_cached(resolved, number):
@@ -81,8 +83,7 @@ class Grow(Kind[GrowMethod]):
                     row["seconds"] = round(row["seconds"] + with_seconds(cost, teacher, passes=1)["seconds"], 1)
                 needs.seconds += row.get("seconds", 0)
                 # Weights, gradients, Adam's two moments, and a copy while it is loaded; the weights of the teacher.
-                live.append(20 * after + 4 * teacher)
-        needs.live = max(needs.live, *live)
+                needs.hold(20 * after + 4 * teacher)
         needs.whole = max(needs.whole, weights.held_bytes)
         return row, grown
 
@@ -107,25 +108,24 @@ class Grow(Kind[GrowMethod]):
 KIND = Grow()
 
 
-def _checking(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, needs: Needs) -> list[int]:
-    """Add the bytes that the check reads and its seconds to `needs`; return the bytes of the live models that it holds."""
+def _add_check(step: GrowMethod, resolved: Resolved, model: Model, grown: Model, needs: Needs) -> None:
+    """Add the bytes that the check reads, its seconds and its live models to `needs`."""
     before, after = numel(model), numel(grown)
     written = sum(s.nbytes for s in output_specs(grown.weights.specs, resolved.dtype_name).values())
     needs.read += written
-    live = []
     if step.composes:  # only the written files are checked
-        live.append(TRANSFORMERS)
+        needs.hold(0)
     elif step.is_checked():
-        # Both models, gradients, and a copy while loading: measured 3.7 GB for growth from 134 to 226 million parameters.
-        live.append(4 * before + 12 * after)
+        # Both models, gradients, and a copy while loading: measured 3.7 GB for growth from 134 to 226 million parameters. The loss and its
+        # gradient take five times the logits: measured 0.23 GB for a vocabulary of 256,000.
+        needs.hold(4 * before + 12 * after + 5 * grown.logits_bytes(2 * TOKENS))
         needs.seconds += 2 * (before * CHECKED + after * (CHECKED + LEARNED)) / FLOPS_PER_SECOND
     else:  # logits of two short prompts, both models streamed
-        live.append(TRANSFORMERS + max(streamed_bytes(m) for m in (model, grown)))
+        needs.hold(max(streamed_bytes(m) for m in (model, grown)) + 2 * grown.logits_bytes(2 * TOKENS))
         needs.read += sum(s.nbytes for m in (model, grown) for s in m.weights.specs.values())
     if step.check == "full":
-        live.append(2 * written)  # the written model, loaded by transformers
+        needs.hold(2 * written)  # the written model, loaded by transformers
         needs.seconds += 2 * 2 * after * CHECKED / FLOPS_PER_SECOND
-    return live
 
 
 def _grown(

@@ -43,7 +43,7 @@ class MemoryKind(Kind[MemoryMethod]):
         if cached:
             needs.cached.append(resolved.recipe.step_ids[number])
         if not cached or not is_counted(resolved, number):  # counting its facts needs a live model
-            needs.live = max(needs.live, 8 * numel(model))
+            needs.hold(8 * numel(model))
         return {"inputs": step.inputs()}, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:

@@ -96,20 +96,17 @@ class Merge(Kind[MergeMethod]):
         if unsolved := [cost for name in nested for cost in _unsolved(resolved.nested[name], name)]:
             row["edits"] = unsolved
             needs.seconds += sum(cost.get("seconds", 0) for cost in unsolved)
-            needs.live = max(needs.live, 8 * numel(resolved.base))
+            needs.hold(8 * numel(resolved.base))
         if chosen := _Neurons.of(step, resolved):
             row["neurons"] = chosen.row()
         if step.laws.needs != "tensor":
             row |= {"needs": step.laws.needs, "inputs": step.inputs()}
-            measured = step.measure_bytes(resolved.base)
-            needs.live = max(needs.live, measured + _MODEL_CLASS if measured else 0)
+            if measured := step.measure_bytes(resolved.base):
+                needs.hold(measured)
         return row, model
 
 
 KIND = Merge()
-
-# A live model's class and what transformers imports with it: measured 0.13 GB.
-_MODEL_CLASS = 130_000_000
 
 
 @dataclass(frozen=True)

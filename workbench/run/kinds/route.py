@@ -66,7 +66,7 @@ class RouteKind(Kind[RouteMethod]):
             return row, model
         stored = sum(spec.nbytes for spec in output_specs(model.weights.specs, resolved.dtype_name).values())
         factors = sum(_factor_bytes(resolved, name) for name in names)
-        needs.live = max(needs.live, 2 * stored + factors)
+        needs.hold(2 * stored + factors)
         if step.reads_texts:
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
             row["cost"] = {"prompts": prompts}

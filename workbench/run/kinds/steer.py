@@ -53,7 +53,7 @@ class SteerKind(Kind[Steer]):
         if step.strength == 0 or self.is_cached(resolved, number):
             needs.cached.append(resolved.recipe.step_ids[number])
         else:
-            needs.live = max(needs.live, 8 * numel(model))
+            needs.hold(8 * numel(model))
         return {"inputs": step.inputs(), "layers": list(step.layers), "strength": step.strength}, model
 
     def is_cached(self, resolved: Resolved, number: int) -> bool:

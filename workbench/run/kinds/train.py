@@ -62,7 +62,7 @@ class TrainKind(Kind[T]):
         if not isinstance(settings.data, str):
             row["trains_on"] = settings.data.hub
         row |= with_seconds(step.cost(resolved.recipe.project), numel(model), passes=3)
-        needs.live = max(needs.live, (20 if settings.method == "full" else 8) * numel(model))
+        needs.hold((20 if settings.method == "full" else 8) * numel(model))
         needs.seconds += row.get("seconds", 0)
         return row, model
 
