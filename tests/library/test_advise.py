@@ -21,8 +21,8 @@ from worlds.suites import clustered_suite
 from worlds.tiny import baked, edit_json, live, save_adapter, save_model, tensors_of
 
 from workbench import yamldoc
-from workbench.library import advise as module
-from workbench.library.advise import Pair
+from workbench.library import pools
+from workbench.library.pools import Pair
 from workbench.library.contradictions import Shared, shared_prompts
 from workbench.library.scored_before import scored_before
 from workbench.models.texts import Text, encode, read_texts
@@ -191,8 +191,8 @@ def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, nam
     ],
 )
 def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
-    found, says = module._regime({"a": norm, "b": norm / 2}, pairs)
-    recommended, reasons = module._recommended(found, ["a", "b"], pairs)
+    found, says = pools.regime_of({"a": norm, "b": norm / 2}, pairs)
+    recommended, reasons = pools.recommended(found, ["a", "b"], pairs)
     assert (found, (recommended or {}).get("merge")) == (regime, step)
     assert says.endswith(".")
     assert reasons

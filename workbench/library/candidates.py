@@ -151,12 +151,19 @@ class Runner:
         texts: Brick -> its prompts and answers, as `prompts_of` returns them.
         project: Folder that relative paths start from.
         work: Where to compute.
+        most: Largest number of prompts of each brick; every brick gets equally many.
     """
 
     def __init__(
-        self, bricks: Mapping[str, str], base: str, texts: Mapping[str, Sequence[Text]], project: Path, work: Work
+        self,
+        bricks: Mapping[str, str],
+        base: str,
+        texts: Mapping[str, Sequence[Text]],
+        project: Path,
+        work: Work,
+        most: int = ITEMS,
     ) -> None:
-        count = min(ITEMS, *(len(rows) for rows in texts.values()))
+        count = min(most, *(len(rows) for rows in texts.values()))
         self._facts = {
             name: [Fact(row.place, row.prompt, None, row.answer, place=row.place) for row in spread(rows, count)]
             for name, rows in texts.items()
