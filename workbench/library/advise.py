@@ -141,7 +141,7 @@ def advise(
         from_data({"version": 1, "name": "advise", "base": base, "bricks": dict(bricks), "steps": [step]}, project)
     )
     texts = own_texts(resolved.on_disk, files)
-    prompts = {name: prompts_of(rows) for name, rows in texts.items()}
+    prompts = {name: prompts_of(rows, resolved.base.config) for name, rows in texts.items()}
     if outputs and len(texts) < 2:
         raise _missing("--outputs", next(name for name in bricks if name not in texts), 0)
     if measured and (few := [name for name in bricks if len(prompts.get(name, ())) < LEAST_ITEMS]):
@@ -170,10 +170,9 @@ def advise(
 
 def _missing(option: str, name: str, count: int) -> UsageError:
     """Return the error that a brick has too few texts for a measurement."""
-    need = f"{LEAST_ITEMS} prompts with answers" if option == "--measure" else "texts"
-    found = "none" if not count else f"{count}"
+    need = f"; expected {LEAST_ITEMS} short prompts with answers or more" if option == "--measure" else ""
     return UsageError(
-        f"{option} runs models on the bricks' own texts, and {shell(name)} has {found}; expected {need} or more",
+        f"{option} compares bricks on their own texts, and {shell(name)} has {count or 'none'}{need}",
         f"Name them: --texts {shell(name)}=FILE.jsonl",
     )
 
@@ -234,20 +233,20 @@ def _tried(advice: Advice, runner: Runner) -> Advice:
         if name not in advice.dropped
     ]
     advice = replace(advice, warnings=[*advice.warnings, *weak])
-    if advice.step is None:
-        return advice
     kept = [name for name in advice.bricks if name not in advice.dropped]
-    others = {"average": {"merge": "average", "bricks": kept}}
-    if advice.step["merge"] == "average":
-        others = {"tsv": {"merge": "tsv", "weights": "auto", "bricks": kept}, "average": others["average"]}
-    steps = {f"{advice.step['merge']}, lambda {value:g}": {**advice.step, "lambda": value} for value in advice.sweep} | others
-    suggested = f"{advice.step['merge']}, lambda 1" if advice.sweep else "average"
+    tsv = {"merge": "tsv", "weights": "auto", "bricks": kept}
+    tried = tsv if advice.regime == "far" and advice.step is None else advice.step  # far bricks: to see what a merge keeps
+    if tried is None:
+        return advice
+    steps: dict[str, Mapping[str, Any]] = {f"{tried['merge']}, lambda {v:g}": {**tried, "lambda": v} for v in lambdas(tried)}
+    suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
+    steps |= {"average": {"merge": "average", "bricks": kept}} if steps else {"average": tried, "tsv": tsv}
     candidates = [runner.run(name, step, kept) for name, step in steps.items()]
     verdict = decide(candidates, suggested)
     advised = next(c for c in candidates if c.name == verdict.name)
     found = falls(trial.alone, advised)
     step, sweep = advice.step, advice.sweep
-    if verdict.clear and advised.step is not None:
+    if step is not None and verdict.clear and advised.step is not None:
         step, sweep = {k: v for k, v in advised.step.items() if k != "bricks" or v != list(advice.bricks)}, ()
     says = [verdict.says, *(f"{name} falls in this merge: {change} against the brick alone." for name, change in found.items())]
     return replace(

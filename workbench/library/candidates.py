@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.edit.greedy import said_by
-from workbench.events import progress
 from workbench.facts import SLOT, Fact
 from workbench.lazy import torch
 from workbench.models.live import compute, live_model
-from workbench.models.texts import Text, spread
+from workbench.models.texts import Text, longest_row, spread
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -32,6 +31,8 @@ ITEMS = 24
 """Largest number of prompts of each brick, evenly spaced over its texts."""
 LEAST_ITEMS = 8
 """Smallest number of prompts of each brick."""
+LONGEST = 2048
+"""Largest number of bytes of a prompt with its answer: no tokenizer makes more tokens of it, and the base must have as many positions."""
 LEVEL = 0.05
 
 
@@ -169,7 +170,7 @@ class Runner:
             for name, rows in texts.items()
         }
         self._recipe = {"version": 1, "name": "advise", "base": base, "bricks": dict(bricks)}
-        self._project, self._work, self._memo, self._runs = project, work, Memo(), 0
+        self._project, self._work, self._memo = project, work, Memo()
         self.items = count
 
     def run(self, name: str, step: Mapping[str, Any] | None, asked: Sequence[str] = ()) -> Candidate:
@@ -180,8 +181,7 @@ class Runner:
             step: The step; None for the base.
             asked: Bricks whose prompts are asked; default: all.
         """
-        self._runs += 1
-        progress(self._work.events, "measure", "models")(self._runs, 0, name)
+        self._work.events({"stage": "measure", "text": f"running {name}"})
         resolved = resolve(from_data({**self._recipe, "steps": [dict(step)] if step else []}, self._project))
         with exact(self._work.device):
             made = compose(replace(resolved, memo=self._memo), self._work.device).model
@@ -195,9 +195,10 @@ class Runner:
         return Candidate(name, step, right)
 
 
-def prompts_of(texts: Sequence[Text]) -> list[Text]:
-    """Return the texts that can be asked: those with a prompt, of which a slot for a subject is no part."""
-    return [text for text in texts if text.prompt.strip() and SLOT not in text.prompt]
+def prompts_of(texts: Sequence[Text], config: Mapping[str, Any]) -> list[Text]:
+    """Return the texts that a base can be asked: short ones with a prompt, of which a slot for a subject is no part."""
+    longest = longest_row(config, LONGEST)
+    return [t for t in texts if t.prompt and SLOT not in t.prompt and len(f"{t.prompt} {t.answer}".encode()) < longest]
 
 
 def falls(alone: Mapping[str, Floats], merged: Candidate) -> dict[str, Change]:

@@ -221,4 +221,4 @@ def lambdas(step: Mapping[str, Any]) -> tuple[float, ...]:
     """Return the values of lambda to compare for a step: below 1, and where weights were equalized on both sides of it."""
     if step["merge"] == "average":
         return ()
-    return (0.5, 1.0, 1.5, 2.0) if isinstance(step.get("bricks"), Mapping) else (0.6, 0.8, 1.0)
+    return (0.5, 1, 1.5, 2) if isinstance(step.get("bricks"), Mapping) else (0.6, 0.8, 1)
