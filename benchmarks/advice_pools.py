@@ -152,7 +152,7 @@ def grid(weights: Advice, measured: Advice) -> dict[str, Mapping[str, Any]]:
         arms["measured advice"] = measured.step
     arms |= {"average": {"merge": "average", "bricks": kept}, "tsv, lambda 1": tsv}
     arms |= {
-        c.name + (", equal norms" if isinstance(c.step["bricks"], dict) else ""): c.step
+        c.name + (", equal norms" if isinstance(c.step.get("bricks"), dict) else ""): c.step
         for c in measured.trial.candidates
         if c.step
     }

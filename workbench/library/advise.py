@@ -197,18 +197,19 @@ def _alone(runner: Runner, bricks: Iterable[str]) -> Trial:
 def _advised(advice: Advice, with_texts: Collection[str]) -> Advice:
     """Return the advice with the bricks that it leaves out, its regime, its step and its warnings."""
     norms, pairs, trial = advice.norms, advice.pairs, advice.trial
-    dropped = left_out(norms, pairs, {} if trial is None else trial.alone)
+    dropped, warnings = left_out(norms, pairs, {} if trial is None else trial.alone)
     kept = [name for name in norms if name not in dropped]
     if len(kept) < 2:
         regime, says = regime_of(norms, pairs)
         if regime not in INSTEAD:  # all bricks but one change nothing
             regime, says = "single", f"Nothing to merge: {'; '.join(f'{name} {why}' for name, why in dropped.items())}."
-        return replace(advice, regime=regime, says=says, reasons=instead(regime, pairs, list(norms)), dropped=dropped)
+        return replace(
+            advice, regime=regime, says=says, reasons=instead(regime, pairs, list(norms)), dropped=dropped, warnings=warnings
+        )
     norms = {name: norms[name] for name in kept}
     pairs = [pair for pair in pairs if pair.one in norms and pair.two in norms]
     regime, says = regime_of(norms, pairs)
     step, reasons = recommended(regime, kept, pairs)
-    warnings = []
     if max(norms.values()) > UNEQUAL * min(norms.values()):
         weights = equal_weights(norms, [name for name in kept if trial is not None and name not in trial.weak])
         warnings.append(unequal(norms, weights))

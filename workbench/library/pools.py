@@ -159,33 +159,39 @@ def instead(regime: Regime, pairs: Sequence[Pair], bricks: Sequence[str]) -> lis
     return [*INSTEAD[regime], f"The rest can be merged with one of the two: {rest[0]}, or {rest[1]}"]
 
 
-def left_out(norms: Mapping[str, float], pairs: Sequence[Pair], alone: Mapping[str, Floats]) -> dict[str, str]:
-    """Return brick -> why it is left out: it changes nothing, copies another brick, or points against one.
+def left_out(norms: Mapping[str, float], pairs: Sequence[Pair], alone: Mapping[str, Floats]) -> tuple[dict[str, str], list[str]]:
+    """Say which bricks a merge should leave out: those that change nothing, copy another brick, or point against one.
 
     Of a pair, the brick goes that answers fewer of its own prompts alone, else the one that more bricks point against, else the later one.
+
+    Args:
+        norms: Brick -> norm of its delta.
+        pairs: All pairs.
+        alone: Brick -> its own answers to its prompts, where they were measured.
+
+    Returns:
+        Brick -> why, and a warning for each pair of which nothing tells the wanted one.
     """
-    dropped = {name: "does not change the base" for name, norm in norms.items() if not norm}
+    dropped, warnings = {name: "does not change the base" for name, norm in norms.items() if not norm}, []
     against = Counter(name for pair in pairs if pair.opposed for name in (pair.one, pair.two))
     order = list(norms)
+
+    def rank(name: str) -> tuple[float, int]:
+        return -float(alone[name].mean()) if name in alone else 0.0, against[name]
+
     for pair in sorted((p for p in pairs if p.same or p.opposed), key=lambda p: p.opposed):
         if {pair.one, pair.two} & dropped.keys():
             continue
-
-        def rank(name: str) -> tuple[float, int, int]:
-            return (-float(alone[name].mean()) if name in alone else 0.0, against[name], order.index(name))
-
-        worse = max((pair.one, pair.two), key=rank)
+        worse = max((pair.one, pair.two), key=lambda name: (*rank(name), order.index(name)))
         other = pair.two if worse == pair.one else pair.one
         if pair.same:
-            ratio = norms[worse] / norms[other]
-            dropped[worse] = f"is the same brick as {other}: its delta is {ratio:.3g} times the other one"
-        else:
-            dropped[worse] = f"points against {other} (cosine {pair.cosine:+.2f}): their sum would cancel both"
-            if not alone and against[worse] == against[other]:
-                dropped[worse] += (
-                    f". The weights cannot tell which of the two is wanted: leave {other} out instead, or add --measure"
-                )
-    return dropped
+            dropped[worse] = f"is the same brick as {other}: its delta is {norms[worse] / norms[other]:.3g} times the other one"
+            continue
+        dropped[worse] = f"points against {other} (cosine {pair.cosine:+.2f}): their sum would cancel both"
+        if rank(worse) == rank(other):
+            hint = "Other prompts may tell (--texts)" if alone else "--measure asks both of them their own prompts"
+            warnings.append(f"Nothing tells whether {other} or {worse} is the wanted one of two opposites. {hint}.")
+    return dropped, warnings
 
 
 def unequal(norms: Mapping[str, float], weights: Mapping[str, float]) -> str:
