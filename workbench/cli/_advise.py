@@ -196,7 +196,7 @@ def _left_out(advice: Advice) -> list[str]:
     return [f"left out: {name} {why}" for name, why in advice.dropped.items()]
 
 
-def _trial(trial: Trial) -> dict[str, Any]:
+def _trial(trial: Trial, recommended: bool) -> dict[str, Any]:
     """Return what was run as plain data."""
     from workbench.library.candidates import Accuracy
 
@@ -214,7 +214,7 @@ def _trial(trial: Trial) -> dict[str, Any]:
         "base": tried(trial.base),
         "alone": on_bricks(trial.alone),
         "candidates": [tried(candidate) for candidate in trial.candidates],
-        "advised": verdict and verdict.name,
+        "advised": verdict.name if verdict and recommended else None,
         "clear": verdict is not None and verdict.clear,
         "says": verdict and verdict.says,
         "falls": [{"brick": name, "change": asdict(change)} for name, change in trial.falls.items()],
@@ -260,7 +260,7 @@ def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore],
         "left_out": [{"name": name, "because": why} for name, why in advice.dropped.items()],
         "warnings": list(advice.warnings),
         "sweep": list(advice.sweep),
-        "trial": None if advice.trial is None else _trial(advice.trial),
+        "trial": None if advice.trial is None else _trial(advice.trial, advice.step is not None),
         "scored_before": [asdict(row) for row in before],
         "recipe": written,
     }
@@ -301,7 +301,7 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
             prompt, one, two = pair.shared.example
             out.line(f"  {prompt!r}: {pair.one} {one!r}, {pair.two} {two!r}")
     if advice.step is not None:
-        fields = ", ".join(f"{key}: {value}" for key, value in advice.step.items())
+        fields = ", ".join(f"{key}: {_flow(value)}" for key, value in advice.step.items())
         swept = f", lambda swept over {', '.join(f'{value:g}' for value in advice.sweep)}" if advice.sweep else ""
         out.line(f"recommended: {{{fields}}}{swept}")
     for reason in advice.reasons:
@@ -318,6 +318,13 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
         out.say(f"score it: {shell('workbench', 'eval', written)}")
     elif advice.step is not None:
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
+
+
+def _flow(value: Any) -> str:
+    """Return a field's value as it would stand on one line of a recipe."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {number:g}' for name, number in value.items())}}}"
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
 
 
 def _print_trial(trial: Trial) -> None:

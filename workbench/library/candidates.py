@@ -78,6 +78,8 @@ class Change:
         return self.low > 0 or self.high < 0
 
     def __str__(self) -> str:
+        if self.value == self.low == self.high:
+            return "the same answers"  # an interval of no width would claim more than the prompts show
         return f"{100 * self.value:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}] points"
 
 

@@ -147,9 +147,9 @@ class TrialDocument(Document):
     alone: list[OnBrick]
     """Each brick alone on its own prompts."""
     candidates: list[Tried]
-    """Merges of the bricks; empty if no merge is recommended."""
+    """Merges of the bricks; empty if nothing could be merged."""
     advised: str | None
-    """Name of the advised candidate; null without candidates."""
+    """Name of the advised candidate; null if no merge is recommended."""
     clear: bool
     """True if the prompts decide between the best candidate and the next or the one that the weights suggest."""
     says: str | None
