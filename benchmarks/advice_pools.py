@@ -55,7 +55,7 @@ class Scaled:
 
     def text(self) -> str:
         """Return the brick for a table."""
-        return self.skill if self.factor == 1 else f"{self.skill} × {self.factor:g}".replace("-", "−")
+        return self.skill if self.factor == 1 else f"{self.skill} × " + f"{self.factor:g}".replace("-", "−")
 
     def write(self, folder: Path) -> Path:
         """Write the brick below a folder, and return its directory."""

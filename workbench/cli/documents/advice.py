@@ -137,7 +137,7 @@ class Fall(Document):
     """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
 
 
-class TrialDocument(Document):
+class MeasuredModels(Document):
     """Models that were run, with --measure."""
 
     items: int
@@ -185,7 +185,7 @@ class AdviceDocument(Document):
     """What can spoil any merge of these bricks."""
     sweep: list[Number]
     """Values of lambda that the written recipe compares; empty if it has one configuration."""
-    trial: TrialDocument | None
+    trial: MeasuredModels | None
     """The models that were run; null without --measure."""
     scored_before: list[EarlierScore]
     """The best stored configurations of the same bricks."""
