@@ -86,26 +86,19 @@ def advice_block(found: dict[str, Any]) -> str:
         scores = {arm: _mean(by_skill.values()) for arm, by_skill in row["accuracies"].items()}
         grid = {arm: value for arm, value in scores.items() if "advice" not in arm}
         best = max(grid, key=lambda arm: grid[arm])
-        said = [f"leaves out {name}" for name in row["measured"]["left_out"]] + ["warns"] * bool(row["measured"]["warnings"])
-        advised = [points(scores.get(arm)) for arm in ("advice from weights", "measured advice")]
+        advised = []
+        for way, arm in (("weights", "advice from weights"), ("measured", "measured advice")):
+            said = [f"without {name}" for name in row[way]["left_out"]] + ["warning"] * bool(row[way]["warnings"])
+            advised.append(f"{points(scores.get(arm))} ({', '.join(said)})" if said else points(scores.get(arm)))
         cells = [*advised, points(scores["average of all"]), points(scores["average"]), f"{points(grid[best])} ({best})"]
-        rows.append([row["pool"], ", ".join(row["bricks"]), ", ".join(said), *cells])
-    heads = [
-        "pool",
-        "bricks",
-        "`--measure`",
-        "advice from weights",
-        "measured advice",
-        "average",
-        "of those kept",
-        "best of the grid",
-    ]
+        rows.append([row["pool"], ", ".join(row["bricks"]), *cells])
+    heads = ["pool", "bricks", "advice from weights", "with `--measure`", "average", "of those kept", "best of the grid"]
     note = (
         f"Percent of {found['items']} held-out items a skill, answered exactly; the mean over the skills. The advice is scored with λ = 1 unless it was measured to "
         "be clearly worse; the written recipe sweeps λ. The average is that of all named bricks, then that of those that the measured advice keeps. "
         f"The best of the grid is chosen on the same items. {measured(found)} The source: [{ADVICE}](../{ADVICE})."
     )
-    return f"{table(heads, rows, left=3)}\n\n{note}"
+    return f"{table(heads, rows)}\n\n{note}"
 
 
 def _range(values: Sequence[float], factor: float, form: str) -> str:
