@@ -15,6 +15,7 @@ CORE = "benchmarks/results/core-space.json"
 WUDI = "benchmarks/results/wudi.json"
 MISSING_ROWS = "benchmarks/results/missing-rows.json"
 POOLS, POOLS_FIGURE = "benchmarks/results/merge-pools.json", "merging-pools.svg"
+ADVICE = "benchmarks/results/advice-pools.json"
 FORWARD = "benchmarks/results/merge-forward.json"
 
 
@@ -75,6 +76,29 @@ def pools_block(found: dict[str, Any]) -> str:
     ]
     picture = f"![What merges keep of the bricks' skills, by how much the bricks have in common]({POOLS_FIGURE})"
     return "\n\n".join([picture, _advice_sentences(rows, found["grid"]), table(heads, lines, left=1), _pools_note(found)])
+
+
+@of_results(ADVICE)
+def advice_block(found: dict[str, Any]) -> str:
+    """What `brick advise` says of bricks that are scaled, copied, opposed or ordinary, and what its merges score."""
+    rows = []
+    for row in found["rows"]:
+        scores = {arm: _mean(by_skill.values()) for arm, by_skill in row["accuracies"].items()}
+        grid = {arm: value for arm, value in scores.items() if "advice" not in arm}
+        best = max(grid, key=lambda arm: grid[arm])
+        advised = []
+        for way, arm in (("weights", "advice from weights"), ("measured", "measured advice")):
+            said = [f"without {name}" for name in row[way]["left_out"]] + ["warning"] * bool(row[way]["warnings"])
+            advised.append(f"{points(scores.get(arm))} ({', '.join(said)})" if said else points(scores.get(arm)))
+        cells = [*advised, points(scores["average of all"]), points(scores["average"]), f"{points(grid[best])} ({best})"]
+        rows.append([row["pool"], ", ".join(row["bricks"]), *cells])
+    heads = ["pool", "bricks", "advice from weights", "with `--measure`", "average", "of those kept", "best of the grid"]
+    note = (
+        f"Percent of {found['items']} held-out items a skill, answered exactly; the mean over the skills. The advice is scored with λ = 1 unless it was measured to "
+        "be clearly worse; the written recipe sweeps λ. The average is that of all named bricks, then that of those that the measured advice keeps. "
+        f"The best of the grid is chosen on the same items. {measured(found)} The source: [{ADVICE}](../{ADVICE})."
+    )
+    return f"{table(heads, rows)}\n\n{note}"
 
 
 def _range(values: Sequence[float], factor: float, form: str) -> str:
@@ -202,6 +226,7 @@ def wudi_block(found: dict[str, Any]) -> str:
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "core": core_block,
+    "advice-pools": advice_block,
     "merge-forward": forward_block,
     "merge-pools": pools_block,
     "missing_rows": missing_rows_block,

@@ -23,7 +23,7 @@ COMMANDS = {
     "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --selectors --shared --tokens --trust-project-code --used",
     "analyze sparsity": "--cett --data --device --items --json --mask --normalizer --out --quiet --scored --seed --tokens --trust-project-code",
     "brick bake": "--base --device --dtype --json --out --quiet --threads",
-    "brick advise": "--base --device --json --outputs --quiet --texts --threads --write",
+    "brick advise": "--base --device --json --measure --outputs --quiet --texts --threads --write",
     "brick barrier": "--base --device --json --quiet --text --trust-project-code",
     "brick extract": "--base --device --dtype --embeddings --energy --json --out --quiet --rank --rest --threads --tolerance",
     "brick fetch": "--from --hub",

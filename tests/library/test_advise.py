@@ -21,13 +21,14 @@ from worlds.suites import clustered_suite
 from worlds.tiny import baked, edit_json, live, save_adapter, save_model, tensors_of
 
 from workbench import yamldoc
-from workbench.library import advise as module
-from workbench.library.advise import Pair
+from workbench.api.naming import load_named
+from workbench.library import pools
+from workbench.library.candidates import Candidate, decide, falls
 from workbench.library.contradictions import Shared, shared_prompts
+from workbench.library.pools import Pair
 from workbench.library.scored_before import scored_before
 from workbench.models.texts import Text, encode, read_texts
 from workbench.models.tokenizer import load_tokenizer
-from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 
@@ -191,8 +192,8 @@ def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, nam
     ],
 )
 def test_regimes(pairs: list[Pair], norm: float, regime: str, step: str | None) -> None:
-    found, says = module._regime({"a": norm, "b": norm / 2}, pairs)
-    recommended, reasons = module._recommended(found, ["a", "b"], pairs)
+    found, says = pools.regime_of({"a": norm, "b": norm / 2}, pairs)
+    recommended, reasons = pools.recommended(found, ["a", "b"], pairs)
     assert (found, (recommended or {}).get("merge")) == (regime, step)
     assert says.endswith(".")
     assert reasons
@@ -203,7 +204,7 @@ def test_one_brick_and_copies(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     own = folder / "more"
-    for name, factor in (("copy", 1.0), ("negative", -1.0)):
+    for name, factor in (("copy", 1.0), ("negative", -1.0), ("nothing", 0.0)):
         (own / name).mkdir(parents=True)
         (own / name / "adapter_config.json").write_bytes((folder / "bricks" / "one" / "adapter_config.json").read_bytes())
         tensors = load_file(folder / "bricks" / "one" / "adapter_model.safetensors")
@@ -212,6 +213,127 @@ def test_one_brick_and_copies(folder: Path) -> None:
     assert advice("one", "more/copy")["regime"] == "same"
     assert advice("one", "more/negative")["regime"] == "opposed"
     assert advice("one", "more/negative")["pairs"][0]["rv"] == pytest.approx(1)
+    nothing = advice("more/nothing", "one")
+    assert (nothing["regime"], nothing["step"]) == ("single", None)
+    assert nothing["says"] == "Nothing to merge: nothing does not change the base."
+    found = advice("more/negative", "one", "more/copy", "more/small", "more/nothing")
+    assert {row["name"]: row["because"].partition(":")[0] for row in found["left_out"]} == {
+        "nothing": "does not change the base",
+        "copy": "is the same brick as one",
+        "negative": "points against one (cosine -1.00)",
+    }
+    assert set(found["step"]["bricks"]) == {"one", "small"}
+
+
+# -- bricks that are left out, norms
+
+
+@pytest.mark.parametrize(
+    ("pairs", "alone", "goes"),
+    [
+        ([pair(1, 1)], {}, {"b"}),
+        ([pair(1, 1)], {"a": [0, 0], "b": [1, 0]}, {"a"}),
+        ([pair(0.5, -0.31)], {}, {"b"}),
+        ([pair(0.5, -0.29)], {}, set()),
+        ([pair(0.5, -0.31)], {"a": [0, 0], "b": [0, 1]}, {"a"}),
+        ([pair(0.5, -0.5), pair(0.5, -0.5, names=("a", "c"))], {}, {"a"}),
+        ([pair(1, -1), pair(1, -1, names=("a", "c")), pair(1, 1, names=("b", "c"))], {}, {"a", "c"}),
+        ([pair(1, 1), pair(1, 1, names=("a", "c")), pair(1, 1, names=("b", "c"))], {}, {"b", "c"}),
+    ],
+)
+def test_one_brick_of_a_pair_goes(pairs: list[Pair], alone: dict[str, list[int]], goes: set[str]) -> None:
+    """The one that knows less alone, else the one that more bricks point against, else the later one."""
+    known = {name: np.array(right, np.float64) for name, right in alone.items()}
+    found, warnings = pools.left_out({"a": 0.01, "b": 0.01, "c": 0.01}, pairs, known)
+    assert set(found) == goes
+    assert bool(warnings) == (not alone and len(pairs) == 1 and pairs[0].opposed)
+
+
+def test_weights_make_norms_equal() -> None:
+    assert pools.equal_weights({"a": 0.04, "b": 0.01, "c": 0.0025}) == {"a": 0.25, "b": 1, "c": 4}
+    assert pools.equal_weights({"a": 0.04, "b": 0.01}) == {"a": 0.5, "b": 2}
+    assert pools.equal_weights({"a": 0.04, "b": 0.01}, ["b"]) == {"a": 0.25, "b": 1}
+
+
+def test_unequal_norms_are_warned_of_and_weighted(folder: Path) -> None:
+    """The written recipe has weights that are inversely proportional to the norms, and a sweep whose points are valid."""
+    found = advice("one", "more/small")
+    norms = {row["name"]: row["relative_norm"] for row in found["bricks"]}
+    weights = found["step"]["bricks"]
+    assert norms["one"] * weights["one"] == pytest.approx(norms["small"] * weights["small"], rel=1e-3)
+    assert f"one is {norms['one'] / norms['small']:.1f} times as long as that of small" in found["warnings"][0]
+    call("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/even.yaml")
+    recipe = yamldoc.load(folder / "recipes" / "even.yaml").data
+    assert recipe["steps"][0]["bricks"] == weights
+    assert recipe["sweep"] == {"mix.lambda": found["sweep"]} == {"mix.lambda": [0.5, 1, 1.5, 2]}
+    assert len(document("plan", "recipes/even.yaml", "--device", "cpu", "--json")) == 4
+    assert advice("one", "two")["warnings"] == []
+    assert pools.lambdas({"merge": "tsv", "weights": "auto", "bricks": ["a", "b"]}) == (0.6, 0.8, 1)
+    assert pools.equalized({"merge": "average"}, {"a": 0.5, "b": 2}) == {
+        "merge": "task_arithmetic",
+        "bricks": {"a": 0.25, "b": 1},
+    }
+
+
+# -- models that are run
+
+
+def candidate(name: str, **right: int) -> Candidate:
+    """A candidate with so many right answers of 24 to the prompts of each brick."""
+    answers = {brick: np.array([1.0] * count + [0.0] * (24 - count)) for brick, count in right.items()}
+    return Candidate(name, {"merge": name}, answers)
+
+
+def test_the_best_is_advised_only_if_it_is_clearly_better() -> None:
+    few, more, most = candidate("tsv", a=8, b=8), candidate("sum", a=9, b=9), candidate("average", a=20, b=20)
+    verdict = decide([few, more, most], "tsv")
+    assert (verdict.name, verdict.clear) == ("average", True)
+    assert "average answers 83 [70, 92] % of the prompts, tsv 33 [21, 48] %: +50 [" in verdict.says
+    verdict = decide([few, more], "tsv")
+    assert (verdict.name, verdict.clear) == ("tsv", False)
+    assert "48 prompts cannot tell" in verdict.says
+    verdict = decide([few, more, most], "average")
+    assert (verdict.name, verdict.clear) == ("average", True)
+    assert "sum 38" in verdict.says
+    alone = {name: np.ones(24) for name in ("a", "b")}
+    assert set(falls(alone, candidate("tsv", a=23, b=5))) == {"b"}
+
+
+def test_measured_answers_are_those_of_the_merged_weights(folder: Path) -> None:
+    """Each brick is asked what it says itself; answers of the base and of the average are recomputed from dense weights."""
+    tokenizer, base = load_tokenizer(folder / "base"), tensors_of(folder / "base")
+    tuned = {name: baked(folder / "base", folder / "bricks" / name) for name in ("one", "two")}
+    prompts = {"one": [f"w{i} w{3 * i}" for i in range(12)], "two": [f"w{i} is w{2 * i}" for i in range(12)]}
+
+    def said(weights: dict[str, torch.Tensor], brick: str) -> list[str]:
+        model = live(folder / "base")
+        model.load_state_dict({n: t.float() for n, t in weights.items()}, strict=False)
+        with torch.no_grad():
+            top = [int(model(torch.tensor([tokenizer(p)["input_ids"]])).logits[0, -1].argmax()) for p in prompts[brick]]
+        return [tokenizer.decode([token]).strip() for token in top]
+
+    answers = {name: said(weights, name) for name, weights in tuned.items()}
+    for name in tuned:
+        rows = [{"prompt": p, "completion": a} for p, a in zip(prompts[name], answers[name], strict=True)]
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    texts = ("--texts", "one=one.jsonl", "--texts", "two=two.jsonl", "--measure", "--device", "cpu")
+    trial = document("brick", "advise", "one", "two", "--base", "base", *texts, "--json")["trial"]
+    assert trial["items"] == 12
+    assert [row["accuracy"]["value"] for row in trial["alone"]] == [1, 1]
+    mean = {n: (tuned["one"][n].float() + tuned["two"][n].float()) / 2 for n in base}
+    average = next(c for c in trial["candidates"] if c["name"] == "average")
+    for model, weights in ((trial["base"], base), (average, mean)):
+        for row in model["bricks"]:
+            right = [a == b for a, b in zip(said(weights, row["brick"]), answers[row["brick"]], strict=True)]
+            assert row["accuracy"]["value"] == pytest.approx(np.mean(right)), (model["name"], row["brick"])
+
+
+def test_measuring_needs_prompts_of_each_brick(folder: Path) -> None:
+    asked = ("brick", "advise", "one", "more/small", "--base", "base", "--measure", "--texts", "one=one.jsonl")
+    assert "--measure compares bricks on their own texts, and small has none; expected 8" in refused(*asked).message
+    (folder / "long.jsonl").write_text(json.dumps({"prompt": "w1 " * 900, "completion": "w2"}) + "\n", "utf-8")
+    assert "small has none" in refused(*asked, "--texts", "small=long.jsonl").message
+    assert "small has 1;" in refused(*asked, "--texts", "small=three.jsonl").message
 
 
 # -- contradictions
@@ -249,7 +371,8 @@ def test_a_brick_without_texts_is_said_to_be_unknown(folder: Path) -> None:
 def test_a_merge_on_texts_is_named_where_every_brick_has_texts(folder: Path) -> None:
     named = ("brick", "advise", "one", "more/small", "--base", "base", "--json", "--texts", "one=one.jsonl")
     all_have, one_lacks = document(*named, "--texts", "small=three.jsonl"), document(*named)
-    assert all_have["step"] == one_lacks["step"] == {"merge": "tsv", "weights": "auto"}
+    assert all_have["step"] == one_lacks["step"]
+    assert all_have["step"]["merge"] == "tsv"
     assert any("featcal" in reason for reason in all_have["reasons"])
     assert not any("featcal" in reason for reason in one_lacks["reasons"])
 
@@ -261,8 +384,8 @@ def test_the_recipe_runs(folder: Path) -> None:
     """The written recipe is valid, gives an adapter, and says why; a second call does not overwrite it."""
     call("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     text = (folder / "recipes" / "mix.yaml").read_text("utf-8")
-    assert text.startswith("# workbench run recipes/mix.yaml\n# ")
-    record = json.loads(call("run", "recipes/mix.yaml", "--device", "cpu", "--json").stdout)
+    assert text.startswith("# workbench eval recipes/mix.yaml\n# ")
+    record = json.loads(call("run", "recipes/mix.yaml[lambda=1]", "--device", "cpu", "--json").stdout)
     assert list(Path(record["run"]).rglob("adapter_model.safetensors"))
     error = refused("brick", "advise", "one", "more/small", "--base", "base", "--write", "recipes/mix.yaml")
     assert "already exists" in error.message
@@ -283,7 +406,7 @@ def test_a_recipe_of_another_folder_finds_its_bricks(folder: Path, monkeypatch: 
     near = yamldoc.load(folder / "recipes" / "near.yaml").data
     assert near["bricks"]["small"] == "more/small"
     for file in (folder / "recipes" / "near.yaml", other / "far.yaml"):
-        assert resolve(load_recipe(file)).bricks.keys() == {"small", "one"}
+        assert resolve(load_named(f"{file}[lambda=1]")).bricks.keys() == {"small", "one"}
 
 
 def test_a_layer_that_only_a_third_brick_changes_does_not_count_for_a_pair(folder: Path) -> None:

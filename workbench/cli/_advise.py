@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,8 +15,11 @@ from workbench.cli._output import out
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
-    from workbench.library.advise import Advice, Pair
+    from workbench.library.advise import Advice
+    from workbench.library.candidates import Candidate, Trial
+    from workbench.library.pools import Pair
     from workbench.library.scored_before import ScoredBefore
+    from workbench.scores.statistics import Floats
 
 
 def advise(
@@ -45,18 +49,32 @@ def advise(
             help="Also run the base on 16 texts of each brick, and measure the cosine of what the bricks add to the outputs of its layers.",
         ),
     ] = False,
+    measure: Annotated[
+        bool,
+        typer.Option(
+            "--measure",
+            help="Also run each brick alone and three or four merges on up to 24 prompts of each brick, and advise the best of them "
+            "if it is clearly the best.",
+        ),
+    ] = False,
     write: Annotated[
-        Path | None, typer.Option("--write", metavar="FILE", help="Recipe to write; an existing file is not overwritten.")
+        Path | None,
+        typer.Option(
+            "--write",
+            metavar="FILE",
+            help="Recipe to write, with a sweep over lambda where none was measured to be best; an existing file is not overwritten.",
+        ),
     ] = None,
     threads: ThreadsOpt = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Say how some bricks relate, from their weights alone, and recommend how to merge them.
+    """Say how some bricks relate, and recommend how to merge them.
 
-    Measures how much the bricks overlap (RV coefficient), finds bricks whose texts contradict each other, and lists stored scores of the
-    same bricks. No merged model is run.
+    Measures how much the bricks overlap (RV coefficient) and how long their deltas are, leaves out copies and bricks that point against
+    another one, finds bricks whose texts contradict each other, and lists stored scores of the same bricks. No merged model is run
+    without --measure.
     """
     from workbench.cli._bricks import base_of_brick, brick_directory, find_brick
     from workbench.cli.documents.advice import AdviceDocument
@@ -84,13 +102,19 @@ def advise(
             project=Path.cwd(),
             work=Work(on, threads, out.event),
             outputs=outputs,
+            measured=measure,
         )
     kinds = {name: brick.kind for name, brick in bricks.items()}
     before = scored_before(ScoreStore(runs_of(project) / "scores"), {name: brick.stored_bytes for name, brick in bricks.items()})
     written = _written(advice, write, all(kind == "adapter" for kind in kinds.values()))
     out.result(
         lambda: AdviceDocument.model_validate(_document(advice, kinds, before, written)),
-        lambda: _print(advice, before, written, [*names, *(["--base", base] if base and not of_recipe else [])]),
+        lambda: _print(
+            advice,
+            before,
+            written,
+            [*names, *(["--base", base] if base and not of_recipe else []), *(["--measure"] if measure else [])],
+        ),
         json=json,
     )
 
@@ -160,10 +184,41 @@ def _written(advice: Advice, path: Path | None, adapters: bool) -> str | None:
         return None
     if advice.step is None:
         raise WorkbenchError(f"no recipe was written: {advice.says}", advice.reasons[0] if advice.reasons else None)
-    head = "".join(f"# {line}\n" for line in (shell("workbench", "run", path), advice.says, *advice.reasons))
+    command = shell("workbench", "eval" if advice.sweep else "run", path)
+    head = "".join(f"# {line}\n" for line in (command, advice.says, *_left_out(advice), *advice.warnings, *advice.reasons))
     path.parent.mkdir(parents=True, exist_ok=True)
     write_text(path, head + yamldoc.dump(advice.recipe(adapters, find_project(path)), width=120))
     return str(path)
+
+
+def _left_out(advice: Advice) -> list[str]:
+    """Return a line for each brick that the step leaves out."""
+    return [f"left out: {name} {why}" for name, why in advice.dropped.items()]
+
+
+def _trial(trial: Trial, recommended: bool) -> dict[str, Any]:
+    """Return what was run as plain data."""
+    from workbench.library.candidates import Accuracy
+
+    def on_bricks(right: Mapping[str, Floats]) -> list[dict[str, Any]]:
+        return [{"brick": name, "accuracy": asdict(Accuracy.of(values))} for name, values in right.items()]
+
+    def tried(candidate: Candidate) -> dict[str, Any]:
+        step = None if candidate.step is None else dict(candidate.step)
+        accuracy = asdict(Accuracy.of(candidate.all))
+        return {"name": candidate.name, "step": step, "accuracy": accuracy, "bricks": on_bricks(candidate.right)}
+
+    verdict = trial.verdict
+    return {
+        "items": trial.items,
+        "base": tried(trial.base),
+        "alone": on_bricks(trial.alone),
+        "candidates": [tried(candidate) for candidate in trial.candidates],
+        "advised": verdict.name if verdict and recommended else None,
+        "clear": verdict is not None and verdict.clear,
+        "says": verdict and verdict.says,
+        "falls": [{"brick": name, "change": asdict(change)} for name, change in trial.falls.items()],
+    }
 
 
 def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore], written: str | None) -> dict[str, Any]:
@@ -202,6 +257,10 @@ def _document(advice: Advice, kinds: dict[str, str], before: list[ScoredBefore],
         "step": None if advice.step is None else dict(advice.step),
         "reasons": list(advice.reasons),
         "unknown": list(advice.unknown),
+        "left_out": [{"name": name, "because": why} for name, why in advice.dropped.items()],
+        "warnings": list(advice.warnings),
+        "sweep": list(advice.sweep),
+        "trial": None if advice.trial is None else _trial(advice.trial, advice.step is not None),
         "scored_before": [asdict(row) for row in before],
         "recipe": written,
     }
@@ -232,14 +291,19 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
             right=(1, *range(3, 7 + measured)),
         )
     out.line("")
+    if advice.trial is not None:
+        _print_trial(advice.trial)
     out.line(advice.says)
+    for line in (*_left_out(advice), *(f"warning: {text}" for text in advice.warnings)):
+        out.line(line)
     for pair in advice.pairs:
         if pair.shared is not None and pair.shared.contradicts and pair.shared.example:
             prompt, one, two = pair.shared.example
             out.line(f"  {prompt!r}: {pair.one} {one!r}, {pair.two} {two!r}")
     if advice.step is not None:
-        fields = ", ".join(f"{key}: {value}" for key, value in advice.step.items())
-        out.line(f"recommended: {{{fields}}}")
+        fields = ", ".join(f"{key}: {_flow(value)}" for key, value in advice.step.items())
+        swept = f", lambda swept over {', '.join(f'{value:g}' for value in advice.sweep)}" if advice.sweep else ""
+        out.line(f"recommended: {{{fields}}}{swept}")
     for reason in advice.reasons:
         out.line(f"  {reason}")
     for row in before:
@@ -254,6 +318,26 @@ def _print(advice: Advice, before: list[ScoredBefore], written: str | None, argu
         out.say(f"score it: {shell('workbench', 'eval', written)}")
     elif advice.step is not None:
         out.say(f"write it: {shell('workbench', 'brick', 'advise', *arguments, '--write')} recipes/NAME.yaml")
+
+
+def _flow(value: Any) -> str:
+    """Return a field's value as it would stand on one line of a recipe."""
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name}: {number:g}' for name, number in value.items())}}}"
+    return f"[{', '.join(value)}]" if isinstance(value, list) else str(value)
+
+
+def _print_trial(trial: Trial) -> None:
+    """Print the share of prompts that each model answers, with intervals, brick by brick and in all."""
+    from workbench.library.candidates import Accuracy
+
+    asked = list(trial.alone)
+    rows = [["each brick alone", *(str(Accuracy.of(right)) for right in trial.alone.values()), ""]]
+    for candidate in (trial.base, *trial.candidates):
+        cells = (str(Accuracy.of(candidate.right[name])) if name in candidate.right else "" for name in asked)
+        rows.append([candidate.name, *cells, str(Accuracy.of(candidate.all))])
+    out.table([f"% of {trial.items} prompts of", *asked, "all"], rows, right=tuple(range(1, len(asked) + 2)))
+    out.line("")
 
 
 def _pair_row(pair: Pair, measured: bool) -> list[str]:

@@ -1,22 +1,47 @@
-"""Advice on merging some bricks, from their weights alone: how much they overlap, whether they contradict each other, and what to try."""
+"""Advice on merging some bricks: how much they overlap, whether one of them should be left out, how long their deltas are, and what to try."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from workbench.errors import UsageError, shell
 from workbench.events import progress
+from workbench.library.candidates import (
+    LEAST_ITEMS,
+    Accuracy,
+    Runner,
+    Trial,
+    decide,
+    falls,
+    prompts_of,
+)
 from workbench.library.contradictions import Shared, own_texts, shared_prompts
 from workbench.library.measure import Measures, measure
 from workbench.library.outputs import output_cosines
+from workbench.library.pools import (
+    INSTEAD,
+    UNEQUAL,
+    Pair,
+    Regime,
+    equal_weights,
+    equalized,
+    instead,
+    lambdas,
+    left_out,
+    recommended,
+    regime_of,
+    unequal,
+)
 from workbench.merge.measuring.overlap import Overlap
 from workbench.merge.streaming.bricks import StepBricks
+from workbench.merge.streaming.deltas import Deltas
 from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
@@ -27,55 +52,6 @@ from workbench.steps import MergeMethod
 
 if TYPE_CHECKING:
     from workbench.bricks.brick import Brick
-
-DISJOINT = 0.15
-"""Largest RV coefficient of a pair that counts as disjoint."""
-OVERLAPPING = 0.45
-"""Smallest RV coefficient of a pair that counts as overlapping. Fine-tunes of different skills reach it where they are far from a small base
-(benchmarks/merge_pools.py); between adapters of a language model it is below 0.1."""
-SAME = 0.999
-"""Smallest RV coefficient and cosine of two bricks that count as one."""
-OPPOSED = -0.3
-"""Largest cosine of two deltas that count as opposed, such as a brick and its negation."""
-FAR = 0.15
-"""Norm of a delta, relative to the base's tensors, from which sums of different skills are in doubt; it is about 1.4 for unrelated
-models and below 0.02 for adapters of language models. Above it no merge of different skills kept much (benchmarks/merge_pools.py)."""
-
-Regime = Literal["single", "same", "contradicting", "far", "opposed", "overlapping", "between", "disjoint"]
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two bricks.
-
-    Attributes:
-        one: A brick.
-        two: Another brick.
-        rv: Mean RV coefficient of their deltas.
-        low: Smallest mean of a layer that one of them changes; None if neither changes a layer.
-        high: Largest mean of such a layer.
-        cosine: Cosine of the deltas; None if one of them is 0.
-        conflict: Share of elements with opposite signs, among those where both are nonzero.
-        ratio: Norm of the first delta over that of the second.
-        shared: Prompts that their texts share; None if one of them has no texts.
-        output: Mean cosine of what they add to the outputs of linear layers on their texts; None if it was not measured.
-    """
-
-    one: str
-    two: str
-    rv: float
-    low: float | None
-    high: float | None
-    cosine: float | None
-    conflict: float | None
-    ratio: float | None
-    shared: Shared | None
-    output: float | None = None
-
-    @property
-    def names(self) -> str:
-        """Both names, for a sentence."""
-        return f"{self.one} and {self.two}"
 
 
 @dataclass(frozen=True)
@@ -93,6 +69,10 @@ class Advice:
         step: The recommended step; None if no merge is recommended.
         reasons: Reasons for the step.
         unknown: Sentences on what the advice does not cover, and how to find out.
+        dropped: Brick that the step leaves out -> why.
+        warnings: What can spoil any merge of these bricks.
+        sweep: Values of lambda to compare; empty if the step has none, or a measurement has chosen one.
+        trial: What was run; None if nothing was.
     """
 
     base: str
@@ -105,6 +85,10 @@ class Advice:
     step: Mapping[str, Any] | None
     reasons: Sequence[str]
     unknown: Sequence[str] = field(default_factory=list)
+    dropped: Mapping[str, str] = field(default_factory=dict)
+    warnings: Sequence[str] = field(default_factory=list)
+    sweep: Sequence[float] = ()
+    trial: Trial | None = None
 
     def recipe(self, adapter: bool, project: Path) -> dict[str, Any]:
         """Return the recommended recipe as plain data.
@@ -122,8 +106,10 @@ class Advice:
             return path.relative_to(project).as_posix() if path.is_relative_to(project) else str(path)
 
         output = {"output": {"form": "adapter"}} if adapter else {}
-        bricks = {name: place(brick) for name, brick in self.bricks.items()}
-        return {"version": 1, "base": place(self.base), "bricks": bricks, "steps": [{"id": "mix", **self.step}], **output}
+        bricks = {name: place(brick) for name, brick in self.bricks.items() if name not in self.dropped}
+        step = {key: value for key, value in self.step.items() if not (key == "bricks" and isinstance(value, list))}
+        sweep = {"sweep": {"mix.lambda": list(self.sweep)}} if self.sweep else {}
+        return {"version": 1, "base": place(self.base), "bricks": bricks, "steps": [{"id": "mix", **step}], **sweep, **output}
 
 
 def advise(
@@ -134,6 +120,7 @@ def advise(
     project: Path,
     work: Work,
     outputs: bool = False,
+    measured: bool = False,
 ) -> Advice:
     """Measure bricks on their base and recommend how to merge them.
 
@@ -144,22 +131,21 @@ def advise(
         project: Folder that relative paths start from.
         work: Where to compute.
         outputs: Run the base on the bricks' texts, and measure the cosine of what each pair adds there.
+        measured: Run the bricks alone and a few merges on some of the bricks' prompts.
 
     Raises:
-        WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or `outputs` is asked for and fewer than two bricks
-            have texts.
+        WorkbenchError: If a brick does not fit the base, a file of texts is invalid, or texts that a measurement needs are missing.
     """
     step = {"merge": "task_arithmetic", "weights": "auto"}
     resolved = resolve(
         from_data({"version": 1, "name": "advise", "base": base, "bricks": dict(bricks), "steps": [step]}, project)
     )
     texts = own_texts(resolved.on_disk, files)
+    prompts = {name: prompts_of(rows, resolved.base.config) for name, rows in texts.items()}
     if outputs and len(texts) < 2:
-        missing = next(name for name in bricks if name not in texts)
-        raise UsageError(
-            f"--outputs compares bricks on their own texts, and {shell(missing)} has none",
-            f"Name them: --texts {shell(missing)}=FILE.jsonl",
-        )
+        raise _missing("--outputs", next(name for name in bricks if name not in texts), 0)
+    if measured and (few := [name for name in bricks if len(prompts.get(name, ())) < LEAST_ITEMS]):
+        raise _missing("--measure", few[0], len(prompts.get(few[0], ())))
     shared = shared_prompts(texts)
     context = step_context(resolved, 0, work.device, work.events)
     deltas = {name: context.deltas(name) for name in bricks}
@@ -168,28 +154,108 @@ def advise(
     merged = MergedWeights(resolved.base, resolved.base, made, StepBricks(deltas))
     overlap = merged.overlap(work.device)
     assert overlap is not None
-    measures: dict[str, Measures] = {}
-    for number, name in enumerate(bricks):
-        others = {other: deltas[other] for other in list(bricks)[number + 1 :]}
-        measures[name] = measure(
-            resolved.base,
-            deltas[name],
-            others,
-            device=work.device,
-            threads=work.threads,
-            progress=_counted(progress(work.events, "measure", name)),
-        )
+    measures = _measures(resolved.base, deltas, work)
     pairs = [
         replace(_pair(one, two, overlap, measures[one], shared), output=added.get((one, two)))
         for one, two in combinations(bricks, 2)
     ]
-    norms = {name: float(measured.total.document()["relative"] or 0.0) for name, measured in measures.items()}
-    regime, says = _regime(norms, pairs)
-    recommended, reasons = _recommended(regime, list(bricks), pairs)
-    if recommended is not None and set(bricks) <= set(texts):
+    norms = {name: float(m.total.document()["relative"] or 0.0) for name, m in measures.items()}
+    runner = Runner(bricks, base, prompts, project, work) if measured else None
+    advice = Advice(
+        base, bricks, norms, overlap, pairs, "single", "", None, [], _unknown(resolved.on_disk, texts, shared, measured)
+    )
+    advice = _advised(replace(advice, trial=_alone(runner, bricks) if runner else None), set(texts))
+    return _tried(advice, runner) if runner else advice
+
+
+def _missing(option: str, name: str, count: int) -> UsageError:
+    """Return the error that a brick has too few texts for a measurement."""
+    need = f"; expected {LEAST_ITEMS} short prompts with answers or more" if option == "--measure" else ""
+    return UsageError(
+        f"{option} compares bricks on their own texts, and {shell(name)} has {count or 'none'}{need}",
+        f"Name them: --texts {shell(name)}=FILE.jsonl",
+    )
+
+
+def _measures(base: Model, deltas: Mapping[str, Deltas], work: Work) -> dict[str, Measures]:
+    """Measure each brick, and compare it with the later ones."""
+    found = {}
+    for number, name in enumerate(deltas):
+        others = {other: deltas[other] for other in list(deltas)[number + 1 :]}
+        report = _counted(progress(work.events, "measure", name))
+        found[name] = measure(base, deltas[name], others, device=work.device, threads=work.threads, progress=report)
+    return found
+
+
+def _alone(runner: Runner, bricks: Iterable[str]) -> Trial:
+    """Run the base, and each brick alone on its own prompts."""
+    steps = {name: {"merge": "task_arithmetic", "bricks": [name]} for name in bricks}
+    alone = {name: runner.run(name, step, [name]).right[name] for name, step in steps.items()}
+    return Trial(runner.items, runner.run("base", None), alone)
+
+
+def _advised(advice: Advice, with_texts: Collection[str]) -> Advice:
+    """Return the advice with the bricks that it leaves out, its regime, its step and its warnings."""
+    norms, pairs, trial = advice.norms, advice.pairs, advice.trial
+    dropped, warnings = left_out(norms, pairs, {} if trial is None else trial.alone)
+    kept = [name for name in norms if name not in dropped]
+    if len(kept) < 2:
+        regime, says = regime_of(norms, pairs)
+        if regime not in INSTEAD:  # all bricks but one change nothing
+            regime, says = "single", f"Nothing to merge: {'; '.join(f'{name} {why}' for name, why in dropped.items())}."
+        return replace(
+            advice, regime=regime, says=says, reasons=instead(regime, pairs, list(norms)), dropped=dropped, warnings=warnings
+        )
+    norms = {name: norms[name] for name in kept}
+    pairs = [pair for pair in pairs if pair.one in norms and pair.two in norms]
+    regime, says = regime_of(norms, pairs)
+    step, reasons = recommended(regime, kept, pairs)
+    if max(norms.values()) > UNEQUAL * min(norms.values()):
+        weights = equal_weights(norms, [name for name in kept if trial is not None and name not in trial.weak])
+        warnings.append(unequal(norms, weights))
+        if step is not None:
+            step = equalized(step, weights)
+    elif step is not None and dropped:
+        step = {**step, "bricks": kept}
+    if step is not None and set(kept) <= set(with_texts):
         reasons.append(_FITTED)
-    return Advice(
-        base, bricks, norms, overlap, pairs, regime, says, recommended, reasons, _unknown(resolved.on_disk, texts, shared)
+    sweep = () if step is None else lambdas(step)
+    return replace(advice, regime=regime, says=says, step=step, reasons=reasons, dropped=dropped, warnings=warnings, sweep=sweep)
+
+
+def _tried(advice: Advice, runner: Runner) -> Advice:
+    """Run the recommended step with each value of lambda, and the average, and advise the best if the difference is clear."""
+    assert advice.trial is not None
+    trial = advice.trial
+    weak = [
+        f"{name} alone answers {Accuracy.of(trial.alone[name])} % of its own prompts, not shown better than the base ({change}): "
+        "check its scale, its sign and its texts."
+        for name, change in trial.weak.items()
+        if name not in advice.dropped
+    ]
+    advice = replace(advice, warnings=[*advice.warnings, *weak])
+    kept = [name for name in advice.bricks if name not in advice.dropped]
+    tsv = {"merge": "tsv", "weights": "auto", "bricks": kept}
+    tried = tsv if advice.regime == "far" and advice.step is None else advice.step  # far bricks: to see what a merge keeps
+    if tried is None:
+        return advice
+    steps: dict[str, Mapping[str, Any]] = {f"{tried['merge']}, lambda {v:g}": {**tried, "lambda": v} for v in lambdas(tried)}
+    suggested = next((name for name in steps if name.endswith("lambda 1")), "average")
+    steps |= {"average": {"merge": "average", "bricks": kept}} if steps else {"average": tried, "tsv": tsv}
+    candidates = [runner.run(name, step, kept) for name, step in steps.items()]
+    verdict = decide(candidates, suggested)
+    advised = next(c for c in candidates if c.name == verdict.name)
+    found = falls(trial.alone, advised)
+    step, sweep = advice.step, advice.sweep
+    if step is not None and verdict.clear and advised.step is not None:
+        step, sweep = {k: v for k, v in advised.step.items() if k != "bricks" or v != list(advice.bricks)}, ()
+    says = [verdict.says, *(f"{name} falls in this merge: {change} against the brick alone." for name, change in found.items())]
+    return replace(
+        advice,
+        step=step,
+        sweep=sweep,
+        reasons=[*says, *advice.reasons],
+        trial=replace(trial, candidates=candidates, verdict=verdict, falls=found),
     )
 
 
@@ -218,89 +284,20 @@ def _pair(one: str, two: str, overlap: Overlap, measured: Measures, shared: Mapp
     )
 
 
-def _regime(norms: Mapping[str, float], pairs: Sequence[Pair]) -> tuple[Regime, str]:
-    """Return what the bricks are to each other, and a sentence that says it. The first regime that applies counts."""
-    if not pairs:
-        return "single", "One brick: there is nothing to merge it with."
-    if contradicting := [p for p in pairs if p.shared is not None and p.shared.contradicts]:
-        p = contradicting[0]
-        assert p.shared is not None
-        return "contradicting", (
-            f"{p.names} contradict each other: {p.shared.different} of the {p.shared.prompts} prompts that their texts share have different answers."
-        )
-    if same := [p for p in pairs if p.rv > SAME and p.cosine is not None and p.cosine > SAME]:
-        return "same", f"{same[0].names} are one brick: their deltas are equal up to their length."
-    if opposed := [p for p in pairs if p.cosine is not None and p.cosine < OPPOSED]:
-        p = min(opposed, key=lambda p: p.cosine or 0.0)
-        return (
-            "opposed",
-            f"The deltas of {p.names} point against each other (cosine {p.cosine:+.2f}), so that their sum cancels both.",
-        )
-    if far := [name for name, norm in norms.items() if norm > FAR]:
-        return (
-            "far",
-            f"{far[0]} is far from the base: the norm of its delta is {norms[far[0]]:.2f} of that of the base's tensors.",
-        )
-    top = max(pairs, key=lambda p: p.rv)
-    if top.rv > OVERLAPPING:
-        return (
-            "overlapping",
-            f"Overlapping fine-tunes: RV {top.rv:.2f} for {top.names}; above {OVERLAPPING:g} they write to the same outputs.",
-        )
-    if top.rv < DISJOINT:
-        return (
-            "disjoint",
-            f"Disjoint skills: the largest RV is {top.rv:.2f}, of {top.names}; below {DISJOINT:g} they write to different outputs.",
-        )
-    return "between", (
-        f"Between disjoint and overlapping: the largest RV is {top.rv:.2f}, of {top.names}; disjoint is below {DISJOINT:g}, overlapping above {OVERLAPPING:g}."
-    )
-
-
-def _recommended(regime: Regime, bricks: Sequence[str], pairs: Sequence[Pair]) -> tuple[Mapping[str, Any] | None, list[str]]:
-    """Return the recommended step and the reasons for it."""
-    if regime in ("single", "same", "contradicting", "opposed"):
-        return None, _INSTEAD[regime]
-    if all(pair.rv > OVERLAPPING for pair in pairs):
-        return {"merge": "average"}, [
-            "All bricks overlap with each other: a mean keeps what they have in common at its length, and a sum would add it once for each brick."
-        ]
-    if regime == "far":
-        barrier = shell("workbench", "brick", "barrier", *bricks[:2], "--base", "BASE", "--text", "TEXTS.jsonl")
-        return None, [f"Measure first whether a linear merge has a chance: {barrier}. If it has none, route between the bricks."]
-    reasons = [
-        "TSV keeps the leading directions of each brick and decorrelates them, so that no brick is divided by the number of bricks."
-    ]
-    if regime == "overlapping":
-        reasons.append("Each weight is 1 / Σ RV: what several bricks have in common is added once, and not once for each brick.")
-    elif regime == "between":
-        reasons.append(
-            "It is not certain that the bricks should share weights here: score the recipe with and without `weights: auto`."
-        )
-    else:
-        reasons.append("The weights stay near 1, because no two bricks share their outputs.")
-    return {"merge": "tsv", "weights": "auto"}, reasons
-
-
 _FITTED = (
     "Every brick has texts of its own, so score `merge: featcal` beside it, with `calibration` for each brick: on most pools of a small "
     "language model and of tiny ones it kept more of the skills than TSV (docs/merging-methods.md)."
 )
 
-_INSTEAD = {
-    "single": ["Name the other bricks: workbench brick advise A B"],
-    "same": ["Leave out one of them."],
-    "contradicting": [
-        "No merge resolves this, because a merged model has one answer to a prompt: choose one of them, or route between them with "
-        "prompts that tell them apart."
-    ],
-    "opposed": ["Leave out one of them, or subtract it on purpose: a negative weight under `task_arithmetic`."],
-}
 
-
-def _unknown(bricks: Mapping[str, Brick], texts: Mapping[str, Any], shared: Mapping[Any, Shared]) -> list[str]:
+def _unknown(bricks: Mapping[str, Brick], texts: Mapping[str, Any], shared: Mapping[Any, Shared], measured: bool) -> list[str]:
     """Return what the advice does not know."""
     lines = ["The score: nothing here has run the merged model. `workbench eval` compares the recipe with its controls."]
+    if measured:
+        lines = [
+            "The score on other prompts: bricks have learned their training texts. Name prompts that they have not seen with --texts; "
+            "`workbench eval` compares the recipe with its controls."
+        ]
     if missing := [name for name in bricks if name not in texts]:
         lines.append(
             f"Contradictions of {', '.join(missing)}: no texts of their own were found. Name them: --texts {shell(missing[0])}=FILE.jsonl"

@@ -12,7 +12,7 @@ from workbench.lazy import torch
 from workbench.merge.measuring.layers import LayerStack
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.architecture import is_conv1d
-from workbench.models.texts import Text, batches, encode, longest_row
+from workbench.models.texts import Text, batches, encode, longest_row, spread
 from workbench.steps import MergeContext
 from workbench.weights.specs import load
 
@@ -45,7 +45,7 @@ def output_cosines(
     """
     names = [name for name in deltas if name in texts]
     longest = longest_row(tools.base.config, LONGEST)
-    data = {name: list(batches(encode(_spread(texts[name]), tools.tokenizer, longest), tools.device)) for name in names}
+    data = {name: list(batches(encode(spread(texts[name], TEXTS), tools.tokenizer, longest), tools.device)) for name in names}
     stack = LayerStack.of(tools, "")
     # All batches enter together, because the stack records the calls of one round of forward passes.
     rows = [(name, batch) for name in names for batch in data[name]]
@@ -71,12 +71,6 @@ def output_cosines(
                     cosines.setdefault(pair, []).append(value)
     tools.progress(len(stack.layers), len(stack.layers), "outputs")
     return {pair: sum(values) / len(values) for pair, values in cosines.items()}
-
-
-def _spread(texts: Sequence[Text]) -> list[Text]:
-    """Return some texts, evenly spaced."""
-    count = min(TEXTS, len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
 
 
 def _updates(

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError, nearest
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
 
+RowT = TypeVar("RowT")
 ANSWERS = ("completion", "response", "answer", "target")
 BATCH_TOKENS = 4096
 """Largest number of tokens in one forward pass, including padding."""
@@ -68,8 +69,7 @@ def read_texts(path: Path, label: str, samples: int | None = None, *, chat: bool
     texts = [text for place, line in _lines(path, label, "texts") for text in _parse_texts(line, place, chat)]
     if not texts:
         raise WorkbenchError(f"{label}: no texts", _EXPECTED)
-    count = min(samples or len(texts), len(texts))
-    return [texts[i * len(texts) // count] for i in range(count)]
+    return spread(texts, samples)
 
 
 def read_prompts(path: Path, label: str, samples: int | None = None, least: int = 1) -> list[str]:
@@ -101,8 +101,13 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     if len(different) < least:
         found = f"{len(different)} different prompt{'s' * (len(different) > 1)}" if different else "no prompts"
         raise WorkbenchError(f"{label}: {found}, expected {least} or more", _EXPECTED_PROMPT)
-    count = min(samples or len(different), len(different))
-    return [different[i * len(different) // count] for i in range(count)]
+    return spread(different, samples)
+
+
+def spread(rows: Sequence[RowT], samples: int | None) -> list[RowT]:
+    """Return at most so many rows, evenly spaced; None takes all."""
+    count = min(samples or len(rows), len(rows))
+    return [rows[i * len(rows) // count] for i in range(count)]
 
 
 def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:

@@ -86,6 +86,78 @@ class EarlierScore(Document):
     """Number of stored configurations of these bricks on the suite."""
 
 
+class LeftOut(Document):
+    """A brick that the recommended step leaves out."""
+
+    name: str
+    """The brick."""
+    because: str
+    """Why, as the rest of a sentence that starts with the name."""
+
+
+class Measured(Document):
+    """A number with its interval."""
+
+    value: Number
+    """The number."""
+    low: Number
+    """Lower end of the interval."""
+    high: Number
+    """Upper end of the interval."""
+
+
+class OnBrick(Document):
+    """A model on the prompts of one brick."""
+
+    brick: str
+    """The brick."""
+    accuracy: Measured
+    """Share of its prompts that the model answers exactly, with a 95 % interval."""
+
+
+class Tried(Document):
+    """A model that was run on the bricks' prompts."""
+
+    name: str
+    """Its name."""
+    step: dict[str, Any] | None
+    """The step that makes it from the base; null for the base."""
+    accuracy: Measured
+    """Share of all prompts that it answers exactly, with a 95 % interval."""
+    bricks: list[OnBrick]
+    """The same on the prompts of each brick."""
+
+
+class Fall(Document):
+    """A brick whose skill falls in the advised merge."""
+
+    brick: str
+    """The brick."""
+    change: Measured
+    """Accuracy of the merge minus that of the brick alone, with an interval at 5 % over all bricks (Bonferroni)."""
+
+
+class MeasuredModels(Document):
+    """Models that were run, with --measure."""
+
+    items: int
+    """Number of prompts of each brick."""
+    base: Tried
+    """The base."""
+    alone: list[OnBrick]
+    """Each brick alone on its own prompts."""
+    candidates: list[Tried]
+    """Merges of the bricks; empty if nothing could be merged."""
+    advised: str | None
+    """Name of the advised candidate; null if no merge is recommended."""
+    clear: bool
+    """True if the prompts decide between the best candidate and the next or the one that the weights suggest."""
+    says: str | None
+    """The decision as a sentence; null without candidates."""
+    falls: list[Fall]
+    """Bricks whose skill clearly falls in the advised merge."""
+
+
 class AdviceDocument(Document):
     """Advice on merging bricks."""
 
@@ -107,6 +179,14 @@ class AdviceDocument(Document):
     """Reasons for the step, or what to do instead of a merge."""
     unknown: list[str]
     """Sentences on what the advice does not cover, and how to find out."""
+    left_out: list[LeftOut]
+    """Bricks that the step leaves out: copies, bricks that point against another one, and bricks that change nothing."""
+    warnings: list[str]
+    """What can spoil any merge of these bricks."""
+    sweep: list[Number]
+    """Values of lambda that the written recipe compares; empty if it has one configuration."""
+    trial: MeasuredModels | None
+    """The models that were run; null without --measure."""
     scored_before: list[EarlierScore]
     """The best stored configurations of the same bricks."""
     recipe: str | None
