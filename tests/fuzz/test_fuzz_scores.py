@@ -22,10 +22,10 @@ from worlds.fuzzing import fuzz_reader
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest
-from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import read_samples
-from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores
+from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores, stored_plans
 from workbench.scores.suite import Suite
 
 SECONDS = 2.0  # more than any file of these sizes may take

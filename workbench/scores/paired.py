@@ -109,7 +109,7 @@ def paired(
         a: Scores of the baseline.
         b: Scores of the configuration.
         cluster: One label per item; default: each item is its own cluster.
-        span: Largest possible change of an item; default: 1 if all scores lie in [0, 1], else no limit.
+        span: Largest possible change of an item, infinite for no limit; default: 1 if all scores lie in [0, 1], else no limit.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
     label = np.arange(x.size, dtype=np.intp) if cluster is None else codes(list(cluster))
@@ -120,7 +120,7 @@ def paired(
         span = 1.0
     se = clustered_se(d, label)
     bounded = None
-    if span is not None:
+    if span is not None and math.isfinite(span):
         bounded = Bounded(
             span=span,
             rise=float(d[d > 0].sum()),
@@ -135,6 +135,23 @@ def paired(
     changes = Changes(_by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded)
     wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
     return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
+
+
+def paired_scores(
+    kind: str | None,
+    a: Floats,
+    b: Floats,
+    cluster: Sequence[Any] | None = None,
+    weights: Floats | None = None,
+    span: float | None = None,
+) -> Paired | Ratio:
+    """Compare a metric of a configuration with the baseline's on the same items; `statistics.score` says what the values are.
+
+    Contributions to a metric of a whole corpus have no range, even if the metric has one.
+    """
+    if kind is None:
+        return paired(a, b, cluster, span=span)
+    return paired(a, b, cluster, span=math.inf) if weights is None else paired_ratio(kind, a, b, weights, cluster)
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ Floats = NDArray[np.float64]
 FEW_CLUSTERS = 8  # with fewer clusters there is no verdict
 MANY_CLUSTERS = 20  # with fewer clusters there is a warning; `needs` asks for at least this number
 RATIOS = ("perplexity", "weighted_perplexity", "bits_per_byte")  # lm-eval's names of the aggregations
+SHARED_RANGE = ("f1",)  # lm-eval's names of aggregations of a whole corpus that lie in [0, 1]
 HIGHEST = 700.0  # largest value in nats whose exponential is finite
 
 
@@ -82,6 +83,36 @@ def score_interval(values: Floats, cluster: NDArray[np.intp]) -> tuple[float, fl
     center = (mean * effective + t**2 / 2) / share
     half = t * math.sqrt(spread * effective + t**2 / 4) / share
     return max(0.0, center - half), min(1.0, center + half)
+
+
+def score(kind: str | None, values: Floats, weights: Floats | None = None) -> float:
+    """Return a metric over items.
+
+    Args:
+        kind: None for a mean; a ratio of sums (`RATIOS`); or lm-eval's aggregation of a whole corpus, with `corpus.contributions` as values.
+        values: Scores, numerators or contributions of the items.
+        weights: Weights of the items, for a ratio.
+    """
+    return float(values.mean()) if weights is None or kind is None else ratio(kind, values, weights)
+
+
+def interval(kind: str | None, values: Floats, cluster: NDArray[np.intp], weights: Floats | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of a metric over items, with the arguments of `score`.
+
+    For a metric of a whole corpus it is the metric +- t * its jackknife error over clusters. It has no ends if fewer than 8 clusters have an
+    influence on the metric, as with a smallest value: the jackknife then says nothing.
+    """
+    if kind is None:
+        return score_interval(values, cluster)
+    if weights is not None:
+        return ratio_interval(kind, values, weights, cluster)
+    sizes, mean = np.bincount(cluster), float(values.mean())
+    influence = np.abs(np.bincount(cluster, values) - sizes * mean) / sizes
+    low, high = -math.inf, math.inf
+    if (influence > 1e-9 * max(1.0, abs(mean))).sum() >= FEW_CLUSTERS:
+        half = upper_t(0.025, effective_clusters(sizes) - 1) * clustered_se(values, cluster)
+        low, high = mean - half, mean + half
+    return (max(low, 0.0), min(high, 1.0)) if kind in SHARED_RANGE else (low, high)
 
 
 def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:
