@@ -213,7 +213,9 @@ def test_bad_samples(outside: Path, project: Path) -> None:
     other.write_text(good)
     assert "expected a file name of the form samples_TASK_DATE.jsonl" in refused("scores", "import", str(other)).message
     (project / "empty").mkdir()
-    assert "no samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
+    assert (
+        "neither the folder nor a folder in it has samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
+    )
     both = refused("scores", "import", str(outside / "a"), str(outside / "b"), "--name", "x")
     assert "which make 2 configurations" in both.message
     file.write_text(good)

@@ -24,15 +24,18 @@ class Stages:
     Attributes:
         search: For each stage, one plan per suite with the items that the stage adds; tasks whose items are used up are left out.
         test: One plan per suite with the test items.
+        guard: One plan per suite with the search items of its guarded tasks that no objective has.
     """
 
     search: tuple[tuple[ScorePlan, ...], ...]
     test: tuple[ScorePlan, ...]
+    guard: tuple[ScorePlan, ...] = ()
 
     @property
     def key(self) -> str:
         """Digest of all plans."""
-        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test)])
+        guard = [self.guard] if self.guard else []
+        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test, *guard)])
 
     @property
     def items(self) -> dict[str, int]:
@@ -83,6 +86,19 @@ def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -
         for plan, tasks in zip(plans, halves, strict=True)
     )
     return Stages(tuple(stages), test)
+
+
+def guard_of(plans: Sequence[ScorePlan], share: float, objectives: Sequence[Objective]) -> tuple[ScorePlan, ...]:
+    """Return the plans of the search items of guarded tasks that no objective has; `share` is that of the test items."""
+    scored = {term.key for objective in objectives for term in objective.terms}
+    parts = []
+    for plan in plans:
+        items = {task: split(items, share)[0] for task, items in plan.items.items()}
+        part = plan.part(items)
+        parts.append(
+            part.only({task for task in part.suite.tasks if plan.suite.guards(task) and (plan.suite.suite, task) not in scored})
+        )
+    return tuple(part for part in parts if part.suite.tasks)
 
 
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:
