@@ -85,13 +85,15 @@ def _sums(function: Function, values: Sequence[Any]) -> tuple[Callable[[Any], fl
     """
     try:
         from lm_eval.api import metrics
-        from sacrebleu.metrics import BLEU, CHRF, TER
+        from sacrebleu.metrics.bleu import BLEU
+        from sacrebleu.metrics.chrf import CHRF
+        from sacrebleu.metrics.ter import TER
     except ImportError:
         return None
-    made = {metrics.bleu: BLEU, metrics.chrf: CHRF, metrics.chrfpp: lambda: CHRF(word_order=2), metrics.ter: TER}.get(function)
-    if made is None:
+    known: dict[Any, Any] = {metrics.bleu: BLEU, metrics.chrf: CHRF, metrics.chrfpp: lambda: CHRF(word_order=2), metrics.ter: TER}
+    if function not in known:
         return None
-    metric = made()
+    metric = known[function]()
     references, hypotheses = metrics._sacreformat(*zip(*values, strict=True))
     rows = np.array(metric._extract_corpus_statistics(hypotheses, references))
     return lambda total: float(metric._compute_score_from_stats(total.tolist()).score), rows

@@ -239,7 +239,11 @@ class _Folder:
         for file in tasks.values():
             path = folder / f"results_{_date_of(file)}.json"
             if path not in documents and path.is_file():
-                documents[path] = read_object(path, infinite=True)
+                documents[path] = read_object(
+                    path,
+                    infinite=True,
+                    hint="Run lm_eval again into an empty folder, or remove the file: then nothing is compared.",
+                )
         results = [documents[path] for path in sorted(documents, reverse=True)]
         if declared is not None:
             declared = _with_tasks(declared, tasks, results)

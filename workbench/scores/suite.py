@@ -120,7 +120,7 @@ class Suite(Written):
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
     system_instruction: str | None = Field(default=None, min_length=1)
-    gen_kwargs: dict[str, bool | int | float | str | list[str] | None] = {}
+    gen_kwargs: dict[str, bool | int | float | str | list[str | int] | None] = {}
     scorer: Literal["prefix", "packed", "hflm"] = "prefix"
     backend: Literal["hf", "vllm", "server"] = "hf"
 

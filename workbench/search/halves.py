@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from workbench.files import json_digest
+from workbench.recipe.recipe import Recipe
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters
 from workbench.search.objective import Objective
@@ -99,6 +100,19 @@ def guard_of(plans: Sequence[ScorePlan], share: float, objectives: Sequence[Obje
             part.only({task for task in part.suite.tasks if plan.suite.guards(task) and (plan.suite.suite, task) not in scored})
         )
     return tuple(part for part in parts if part.suite.tasks)
+
+
+def check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
+    """Raise WorkbenchError if a task of an objective has too few items for two halves."""
+    for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
+        halves = stages.halves(*key)
+        if not all(halves.values()):
+            number = sum(map(len, halves.values()))
+            raise recipe.error(
+                ("search", "objective"),
+                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, but a search needs at least one search item and one test item",
+                "Score more items, or choose another objective.",
+            )
 
 
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:

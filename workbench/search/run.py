@@ -28,7 +28,7 @@ from workbench.scores.store import ScoreStore
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
 from workbench.search.clock import Clock, budget_seconds
-from workbench.search.halves import Stages, guard_of, stages_of, warnings_of
+from workbench.search.halves import Stages, check_halves, guard_of, stages_of, warnings_of
 from workbench.search.objective import Answers, Objective, objectives_of, only_objectives
 from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
@@ -159,7 +159,7 @@ def prepare(
         test=stages_of(score_plans, fields.test, fields.fidelity.items).test,
         guard=guard_of(score_plans, fields.test, objectives),
     )
-    _check_halves(recipe, stages, objectives)
+    check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
@@ -202,19 +202,6 @@ def _in_memory(recipe: Recipe) -> Resolved:
             "Search without that brick, or write a base with an untied head first: `workbench run`.",
         )
     return resolved
-
-
-def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
-    """Raise WorkbenchError if a task of an objective has too few items for two halves."""
-    for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
-        halves = stages.halves(*key)
-        if not all(halves.values()):
-            number = sum(map(len, halves.values()))
-            raise recipe.error(
-                ("search", "objective"),
-                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, but a search needs at least one search item and one test item",
-                "Score more items, or choose another objective.",
-            )
 
 
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
