@@ -17,7 +17,8 @@ from worlds.jsonl import write_jsonl
 from worlds.local_tasks import LOCALDATA, documents, tiny
 
 from workbench.evaluate import build_plan, score
-from workbench.scores.corpus import UndefinedError, aggregation, contributions
+from workbench.evaluate.gold import aggregation, corpus_contributions
+from workbench.scores.corpus import UndefinedError, contributions
 from workbench.scores.imported import import_samples
 from workbench.scores.paired import paired_scores
 from workbench.scores.samples import Reported, read_samples
@@ -40,7 +41,7 @@ def distance(doc, results):
 def translation(doc, results):
     said = "".join(results[0].split()) or "."
     words = doc["answer"].split()
-    pair = (doc["answer"], " ".join("x" if (len(w) + ord(said[i % len(said)])) % 3 == 0 else w for i, w in enumerate(words)))
+    pair = (doc["answer"], " ".join("x" if (len(w) + ord(said[i % len(said)]) + (i + 3) * int(doc["id"][-3:]) // 2) % 3 == 0 else w for i, w in enumerate(words)))
     return dict.fromkeys(("bleu", "chrf", "chrf++", "ter"), pair)
 """
 HEAD = """
@@ -138,7 +139,7 @@ def test_an_evaluation_and_an_import_have_lm_evals_values(world: World, project:
     """f1, mcc, bleu, chrf, chrf++, ter, and the task's own aggregations `lowest` and `odd`, which samples alone cannot tell."""
     suite = Suite(suite="corpus", tasks=tuple(TASKS))
     plan = build_plan(suite, tokenizer, tasks_dir=world.tasks, dtype="float32", batch_size=4)
-    runs = import_samples([world.out], ScoreStore(project / "runs" / "scores"))
+    runs = import_samples([world.out], ScoreStore(project / "runs" / "scores"), compute=corpus_contributions)
     assert [run.scores.configuration.name for run in runs] == ["a", "b"]
     for run, seed in zip(runs, (0, 1), strict=True):
         expected = world.results[run.scores.configuration.name]
@@ -273,7 +274,9 @@ def test_sums_of_counts_are_the_metric_of_fewer_texts(name: str) -> None:
     assert metric is not None
     cluster = codes([i // 2 for i in range(len(texts))])
     plain = contributions(lambda items: metric(items), texts, cluster)  # another function: nothing is counted ahead
-    assert contributions(metric, texts, cluster) == pytest.approx(plain, abs=1e-9)
+    assert corpus_contributions(name, texts, cluster) == pytest.approx(plain, abs=1e-9)
+    assert corpus_contributions(metric, texts, cluster) == pytest.approx(plain, abs=1e-9)
+    assert corpus_contributions("unknown", texts, cluster) is None
     assert np.ptp(plain) > 0.1
     low, high = interval(name, plain, cluster)
     assert low < metric(texts) < high

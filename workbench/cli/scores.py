@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -110,12 +111,14 @@ def import_(
     Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
     """
     from workbench.cli.documents.scores import ImportedScores
+    from workbench.evaluate.gold import corpus_contributions
     from workbench.project import find_project
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
-    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project())
+    compute = corpus_contributions if find_spec("lm_eval") else None
+    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project(), compute=compute)
     documents = [
         {
             "suite": f.scores.suite,

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError, shell
-from workbench.evaluate.gold import metrics_of
+from workbench.evaluate.gold import corpus_contributions, metrics_of
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
-from workbench.scores.corpus import UndefinedError, contributions
+from workbench.scores.corpus import UndefinedError
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
 from workbench.scores.statistics import RATIOS, brier_score, codes
 from workbench.scores.store import Row, margin_of
@@ -251,7 +251,7 @@ def _contribute(plan: ScorePlan, requests: Requests, metric: str, values: Sequen
     try:
         if len(values) < len(rows):
             raise UndefinedError(f"has values for only {len(values)} of {len(rows)} items")
-        shares = contributions(function, values, codes([item.cluster for item in requests.items]))
+        shares = corpus_contributions(function, values, codes([item.cluster for item in requests.items]))
     except UndefinedError as error:
         if metric != plan.primary(name):
             return

@@ -20,6 +20,7 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
+from workbench.scores.corpus import Compute
 from workbench.scores.groups import TaskGroup, expanded
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import Reported, TaskSamples, read_samples
@@ -70,6 +71,7 @@ def import_samples(
     suite: str | None = None,
     cluster: str | None = None,
     project: Path | None = None,
+    compute: Compute | None = None,
 ) -> list[ImportedRun]:
     """Import lm-eval's sample files into the store, one configuration per folder.
 
@@ -81,6 +83,7 @@ def import_samples(
         cluster: Field of the documents with their cluster; default: the suite's, or `cluster` if all documents have it, else each item is its
             own cluster.
         project: The project.
+        compute: Computes metrics of a whole corpus; default: these are left out.
 
     Raises:
         WorkbenchError: If a file does not exist, two files belong to one task, a line has another form, a metric differs from lm-eval's results
@@ -104,7 +107,7 @@ def import_samples(
         raise UsageError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite")
     found = project is not None and (project / "evals" / "suites" / f"{suite}.yaml").is_file()
     declared = load_suite(suite, project) if found and project else None
-    read = {folder: _Folder.read(folder, tasks, suite, declared, cluster) for folder, tasks in folders.items()}
+    read = {folder: _Folder.read(folder, tasks, suite, declared, cluster, compute) for folder, tasks in folders.items()}
     runs = [_keep(one, store, name or folder.name) for folder, one in read.items()]
     versions = differing_versions([scores for run in runs for scores in store.list(run.plan)])
     return [replace(run, notes=(*run.notes, *versions)) if run is runs[-1] else run for run in runs]
@@ -233,7 +236,15 @@ class _Folder:
     results: Sequence[Mapping[str, Any]]
 
     @classmethod
-    def read(cls, folder: Path, tasks: Mapping[str, Path], suite: str, declared: Suite | None, cluster: str | None) -> _Folder:
+    def read(
+        cls,
+        folder: Path,
+        tasks: Mapping[str, Path],
+        suite: str,
+        declared: Suite | None,
+        cluster: str | None,
+        compute: Compute | None,
+    ) -> _Folder:
         """Read the files of a folder, by task, and make their plan."""
         documents: dict[Path, dict[str, Any]] = {}
         for file in tasks.values():
@@ -252,7 +263,7 @@ class _Folder:
             path = folder / f"results_{_date_of(file)}.json"
             reported = Reported.of(task, path, documents[path]) if path in documents else Reported()
             field = cluster or (declared.cluster_of(task) if declared and "cluster" in declared.model_fields_set else None)
-            samples.append(read_samples(task, file, field, reported))
+            samples.append(read_samples(task, file, field, reported, compute))
         return cls(folder, samples, _plan(samples, suite, declared), results)
 
     @property
@@ -275,10 +286,8 @@ def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
         if other.configuration.name != name:
             continue
         if other.configuration.digest == digest:
-            if other.rows is not None:
-                store.write_plan(plan)  # the suite's roles may have changed
-                return ImportedRun(other, plan, False, read.notes)
-            break  # stored by an earlier version without a digest of the rows: write it again
+            store.write_plan(plan)  # the suite's roles may have changed
+            return ImportedRun(other, plan, False, read.notes)
         raise WorkbenchError(
             f"{read.folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
             f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",

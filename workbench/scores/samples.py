@@ -19,7 +19,7 @@ from typing import Any
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import parse, text_of
-from workbench.scores.corpus import UndefinedError, aggregation, contributions
+from workbench.scores.corpus import Compute, UndefinedError
 from workbench.scores.files import SHARES, wrong_value
 from workbench.scores.plan import item_ids
 from workbench.scores.statistics import RATIOS, brier_score, codes
@@ -110,7 +110,9 @@ class TaskSamples:
         return [m for m, name in names if not self.reported.higher.get(name, name not in _LOWER)]
 
 
-def read_samples(task: str, file: Path, cluster: str | None = None, reported: Reported | None = None) -> TaskSamples:
+def read_samples(
+    task: str, file: Path, cluster: str | None = None, reported: Reported | None = None, compute: Compute | None = None
+) -> TaskSamples:
     """Read a file of samples, and compare its metrics with the results file of the same run.
 
     Args:
@@ -118,6 +120,7 @@ def read_samples(task: str, file: Path, cluster: str | None = None, reported: Re
         file: The file.
         cluster: Field of the documents with their cluster; default: `cluster` if all documents have it, else each item is its own cluster.
         reported: Content of the results file.
+        compute: Computes metrics of a whole corpus by lm-eval's functions; default: these are left out.
 
     Raises:
         WorkbenchError: If the file is not a file of lm-eval's samples or is empty, filters cover different documents, no metric has a value
@@ -145,7 +148,7 @@ def read_samples(task: str, file: Path, cluster: str | None = None, reported: Re
         for metric in sample["metrics"]:
             name, how = metric_name(metric, filter_name, filters), reported.aggregation(metric)
             try:
-                values = _values(metric, how, [filtered[line["doc_id"]].get(metric) for line in docs], items)
+                values = _values(metric, how, [filtered[line["doc_id"]].get(metric) for line in docs], items, compute)
                 _agree(values, items, how, reported, f"{metric},{filter_name}", f"{file}: '{name}' of '{task}'")
             except UndefinedError as error:
                 left_out.append(f"{name} {error}")
@@ -167,7 +170,7 @@ def read_samples(task: str, file: Path, cluster: str | None = None, reported: Re
     return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, notes, reported)
 
 
-def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row]) -> list[Any]:
+def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], compute: Compute | None) -> list[Any]:
     """Return a metric's values in the rows of the items: numbers, [numerator, weight] of a ratio, or [contribution].
 
     A task's own aggregation is not in the files. Its metric is read as a mean, which `_agree` then compares.
@@ -175,9 +178,9 @@ def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row]) 
     Raises:
         UndefinedError: If they cannot be read or computed.
     """
-    function = None if how in (*MEANS, *RATIOS) else aggregation(how)
-    if function is not None:
-        return [[float(share)] for share in contributions(function, values, codes([item["cluster"] for item in items]))]
+    shares = None if how in (*MEANS, *RATIOS) or not compute else compute(how, values, codes([item["cluster"] for item in items]))
+    if shares is not None:
+        return [[float(share)] for share in shares]
     numbers = [_value(metric, how, value) for value in values]
     if None in numbers:
         if how in AGGREGATIONS.values() and how not in (*MEANS, *RATIOS, "bypass"):

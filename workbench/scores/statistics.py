@@ -99,8 +99,8 @@ def score(kind: str | None, values: Floats, weights: Floats | None = None) -> fl
 def interval(kind: str | None, values: Floats, cluster: NDArray[np.intp], weights: Floats | None = None) -> tuple[float, float]:
     """Return the 95 % interval of a metric over items, with the arguments of `score`.
 
-    For a metric of a whole corpus it is the metric +- t * its jackknife error over clusters. It has no ends if all but fewer than 8 clusters
-    have the same influence on the metric, as with a smallest value: the jackknife then says nothing.
+    For a metric of a whole corpus it is the metric +- t * its jackknife error over clusters. It has no ends if most clusters have
+    the same influence on the metric and fewer than 8 another one, as with a smallest value: the jackknife then says nothing.
     """
     if kind is None:
         return score_interval(values, cluster)
@@ -110,7 +110,7 @@ def interval(kind: str | None, values: Floats, cluster: NDArray[np.intp], weight
     shares = np.bincount(cluster, values) / sizes
     _, same = np.unique(np.round(shares / max(1.0, float(np.abs(shares).max())), 9), return_counts=True)
     low, high = -math.inf, math.inf
-    if len(sizes) - same.max() >= FEW_CLUSTERS:
+    if 2 * same.max() <= len(sizes) or len(sizes) - same.max() >= FEW_CLUSTERS:
         half = upper_t(0.025, effective_clusters(sizes) - 1) * clustered_se(values, cluster)
         low, high = mean - half, mean + half
     return (max(low, 0.0), min(high, 1.0)) if kind in SHARED_RANGE else (low, high)
