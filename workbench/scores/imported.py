@@ -31,7 +31,6 @@ from workbench.scores.suite import SUITE_NAME, Suite, load_suite
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
 _FORMAT = "imported-2"
 """What the digest of an imported plan covers. Since 2, metrics are compared with lm-eval's results file."""
-SCORER = "lm_eval"
 
 
 @dataclass(frozen=True)
@@ -355,7 +354,7 @@ def _plan(samples: Sequence[TaskSamples], suite: str, declared: Suite | None) ->
         batch_size=0,
         lower={s.task: tuple(s.lower) for s in samples},
         ratios={s.task: dict(s.ratios) for s in samples},
-        scorer=SCORER,
+        scorer="lm_eval",
         identities={s.task: _digest(s.identity) for s in samples},
     )
 
