@@ -251,7 +251,9 @@ def _contribute(plan: ScorePlan, requests: Requests, metric: str, values: Sequen
     try:
         if len(values) < len(rows):
             raise UndefinedError(f"has values for only {len(values)} of {len(rows)} items")
-        shares = corpus_contributions(function, values, codes([item.cluster for item in requests.items]))
+        shares = corpus_contributions(function, values, codes([item.cluster for item in requests.items])) if function else None
+        if shares is None:
+            raise UndefinedError("is not known")
     except UndefinedError as error:
         if metric != plan.primary(name):
             return
