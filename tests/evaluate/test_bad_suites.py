@@ -87,7 +87,7 @@ def test_bad_metrics(tasks_dir: Path, tokenizer: Any) -> None:
         plan_of(tasks_dir, tokenizer, primary={"pick": "ac"})
     assert "'acc'" in str(error.value.hint)
     (tasks_dir / "pick.yaml").write_text(CHOICE.split("metric_list")[0] + "metric_list: [{metric: perplexity}]\n")
-    with pytest.raises(WorkbenchError, match=r"has no metric that is a mean over items"):
+    with pytest.raises(WorkbenchError, match=r"has no metric that lm-eval computes for its output type"):
         plan_of(tasks_dir, tokenizer)
 
 

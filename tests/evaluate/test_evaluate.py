@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ import pytest
 
 from worlds.local_tasks import CHOICE, GENERATE, LOCALDATA, A, documents, plan_of, suite, tiny, write_data
 
+from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, evaluate, score
 from workbench.evaluate.scorer import Scorer
 from workbench.models.identity import tokenizer_digest
@@ -44,6 +47,64 @@ def test_scores_equal_lm_eval_on_the_written_checkpoint(tasks_dir: Path, tokeniz
         assert row["id"] == sample["doc"]["id"]
         assert row["loglikelihoods"] == pytest.approx([r[0][0] for r in sample["resps"]], abs=1e-5)
     assert [r["response"] for r in rows["copy"]] == [s["resps"][0][0] for s in expected["samples"]["copy"]]
+
+
+CHAT = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<assistant>{% endif %}"
+
+
+@pytest.mark.parametrize("chat", [False, True])
+def test_a_system_instruction_and_settings_of_generation_are_lm_evals(
+    chat: bool, tasks_dir: Path, tokenizer: Any, tmp_path: Path
+) -> None:
+    import lm_eval
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
+
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = CHAT
+    tiny().save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    said = "Answer with one word."
+    settings = {"max_gen_toks": 7, "repetition_penalty": 1.5, "until": ["q"]}
+    plan = plan_of(tasks_dir, tmp_path / "model", system_instruction=said, gen_kwargs=settings, chat_template=chat)
+    _, rows = score(plan, A, tiny())
+
+    lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
+    expected = lm_eval.simple_evaluate(
+        lm, tasks=["copy", "pick"], task_manager=TaskManager(include_path=str(tasks_dir), include_defaults=False), bootstrap_iters=0, log_samples=True,
+        system_instruction=said, gen_kwargs=settings, apply_chat_template=chat, fewshot_as_multiturn=chat)  # fmt: skip
+    samples = expected["samples"]
+    assert [r["response"] for r in rows["copy"]] == [s["resps"][0][0] for s in samples["copy"]]
+    for row, sample in zip(rows["pick"], samples["pick"], strict=True):
+        assert row["loglikelihoods"] == pytest.approx([r[0][0] for r in sample["resps"]], abs=1e-5)
+        assert said in sample["arguments"][0][0]
+    plain = plan_of(tasks_dir, tmp_path / "model", chat_template=chat)
+    assert rows != score(plain, A, tiny())[1]
+    others = [
+        {"system_instruction": said},
+        {"gen_kwargs": settings},
+        {"system_instruction": said, "gen_kwargs": {"max_gen_toks": 6}},
+    ]
+    plans = [plan, plain, *(plan_of(tasks_dir, tmp_path / "model", chat_template=chat, **fields) for fields in others)]
+    assert len({p.digest for p in plans}) == 5
+    turned = plan_of(
+        tasks_dir, tmp_path / "model", system_instruction=said, gen_kwargs=dict(reversed(settings.items())), chat_template=chat
+    )
+    assert turned.digest == plan.digest
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"gen_kwargs": {"temprature": 1}}, "suite 'toy': gen_kwargs: unknown setting 'temprature'"),
+        ({"gen_kwargs": {"max_gen_toks": 3}, "tasks": ["pick"]}, "gen_kwargs: no task of the suite generates text"),
+    ],
+)
+def test_settings_of_generation_that_have_no_effect_are_refused(
+    fields: dict[str, Any], message: str, tasks_dir: Path, tokenizer: Any
+) -> None:
+    with pytest.raises(WorkbenchError, match=re.escape(message)):
+        plan_of(tasks_dir, tokenizer, **fields)
 
 
 def test_a_model_that_copies_scores_on_generation(tasks_dir: Path, tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:

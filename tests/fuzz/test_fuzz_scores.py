@@ -22,10 +22,10 @@ from worlds.fuzzing import fuzz_reader
 from workbench.compare.compare import compare
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest
-from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.samples import read_samples
-from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores
+from workbench.scores.store import Configuration, Metric, Scores, ScoreStore, TaskScores, stored_plans
 from workbench.scores.suite import Suite
 
 SECONDS = 2.0  # more than any file of these sizes may take
@@ -257,15 +257,23 @@ def test_sample_files(world: World, data: st.DataObject) -> None:
 @fuzz_reader
 @given(data=st.data())
 def test_results_files(world: World, data: st.DataObject) -> None:
-    """lm-eval's results beside the samples decide nothing: whatever they hold, the samples are imported."""
+    """Whatever lm-eval's results file beside the samples holds, they are imported with the samples' values or refused."""
     results = {"lm_eval_version": "0.4.13", "transformers_version": "5", "total_evaluation_time_seconds": "1.5",
-               "config": {"device": "cpu"}, "higher_is_better": {"pick": {"acc": True}}}  # fmt: skip
+               "config": {"device": "cpu"}, "higher_is_better": {"pick": {"acc": True}},
+               "results": {"pick": {"acc,none": 1.0}}, "configs": {"pick": {"metric_list": [{"metric": "acc", "aggregation": "mean"}]}},
+               "group_subtasks": {"all": ["pick"]}}  # fmt: skip
     date = "2026-01-01T00-00-00.000000"
     file = world.outside / f"samples_pick_{date}.jsonl"
     file.write_text("\n".join(map(json.dumps, world.samples)))
     (world.outside / f"results_{date}.json").write_bytes(data.draw(mutated_json(results)))
     store = ScoreStore(world.outside.parent / "again")
-    assert import_samples([file], store)[0].scores.tasks["pick"].n == 4
+    try:
+        (run,) = import_samples([file], store)
+    except WorkbenchError:
+        pass
+    else:
+        assert run.scores.tasks["pick"].n == 4
+        assert run.scores.tasks["pick"].metrics["acc"].value == 1.0
     for path in sorted(store.root.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
 

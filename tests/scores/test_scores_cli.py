@@ -15,10 +15,10 @@ from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.local_tasks import documents, tiny
 
 from workbench.errors import WorkbenchError
-from workbench.scores.imported import find_imported, import_samples, stored_plans
+from workbench.scores.imported import find_imported, import_samples
 from workbench.scores.paired import paired
 from workbench.scores.samples import read_samples
-from workbench.scores.store import ScoreStore
+from workbench.scores.store import ScoreStore, stored_plans
 
 TASKS = ("copy", "pick", "roll", "last")
 
@@ -206,14 +206,16 @@ def test_bad_samples(outside: Path, project: Path) -> None:
     fails(good + good.splitlines()[0] + "\n", "a document occurs twice")
     fails(
         good.replace('"acc": 0.0', '"acc": null').replace('"acc_norm": ', '"acc_nrm": '),
-        "no metric has a number for every item (metrics in the file: acc, acc_norm)",
+        "no metric can be compared: acc has no number for every item; acc_norm has no number for every item",
     )
     fails(good.replace('"resps": [[["', '"resps": [[["x'), "expected responses of type multiple_choice")
     other = project / "results.jsonl"
     other.write_text(good)
     assert "expected a file name of the form samples_TASK_DATE.jsonl" in refused("scores", "import", str(other)).message
     (project / "empty").mkdir()
-    assert "no samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
+    assert (
+        "neither the folder nor a folder in it has samples_*.jsonl" in refused("scores", "import", str(project / "empty")).message
+    )
     both = refused("scores", "import", str(outside / "a"), str(outside / "b"), "--name", "x")
     assert "which make 2 configurations" in both.message
     file.write_text(good)

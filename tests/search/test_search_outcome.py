@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from worlds.commands import call, document
+from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, folder_of, lay_out, search_of, searched
 
@@ -69,10 +70,7 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     assert (best["name"], best["role"], best["search"]) == (control["name"], control["role"], control["scores"])
     assert best["test"] == next(r["test"] for r in found["test"]["rows"] if r["name"] == best["name"])
     assert {c["name"]: c["role"] for c in found["controls"]}["one"] == "brick"
-    assert (
-        f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): all scored candidates were"
-        in called.stdout
-    )
+    assert f"{best['name']} (words: search {best['search'][0]:.3f}, test {best['test'][0]:.3f}): each was worse" in called.stdout
     assert "no candidate beats " in called.stdout
     assert "best.yaml was not written: there is no winner" in called.stderr
     assert not (world.path / "best.yaml").exists()
@@ -80,6 +78,38 @@ def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.Monkey
     assert f"{best['name']}, which scores" in (world.path / "reports" / "report-search.html").read_text("utf-8")
     again = document("search", "recipes/test.yaml")
     assert again["unbeaten"] == found["unbeaten"]
+
+
+def test_a_candidate_that_harms_a_guarded_task_does_not_win(world: Project) -> None:
+    """The base answers every item of the guarded task `keep` right, since its answers are the gold ones: every merge loses."""
+    tasks = world.path / "evals" / "tasks"
+    rows = read_jsonl(tasks / "data" / "pick.jsonl")
+    (tasks / "keep.yaml").write_text(
+        (tasks / "pick.yaml").read_text().replace("task: pick", "task: keep").replace("pick.jsonl", "keep.jsonl")
+    )
+    write_jsonl(tasks / "data" / "keep.jsonl", rows)
+    suite = world.path / "evals" / "suites" / "words.yaml"
+    suite.write_text("suite: words\ntasks: [pick, keep]\nchance: {pick: 0.25}\nroles: {keep: guarded}\ntolerance: {keep: 0.02}\n")
+    world.write(RECIPE)
+    call("eval", "recipes/test.yaml")
+    shown = document("scores", "items", "recipes/test.yaml", "--task", "keep", "--only", "all")["shown"]
+    gold = {item["id"]: item["first"]["picked"] for item in shown}
+    write_jsonl(tasks / "data" / "keep.jsonl", [{**row, "gold": gold[row["id"]]} for row in rows])
+    world.write(searched(SPACE, ", trials: 4, sampler: random", RECIPE))
+    called = call("search", "recipes/test.yaml")
+    found = json.loads((folder_of(world) / "search.json").read_text())
+    complete = [t for t in found["trials"] if not t["stopped"]]
+    assert complete
+    for trial in complete:
+        (loss,) = trial["guarded"]
+        assert loss["harmful"] is (loss["loss"] > loss["tolerance"] == 0.02)
+    harmless = {t["name"]: t["scores"][0] for t in complete if not t["guarded"][0]["harmful"]}
+    assert found["winner"] == (max(harmless, key=lambda name: harmless[name]) if harmless else None)
+    harmful = [t["name"] for t in complete if t["guarded"][0]["harmful"]]
+    assert harmful
+    (said,) = (text for text in found["guarded"] if text.startswith("Lose more than the tolerance on a guarded task"))
+    assert all(name in said for name in harmful)
+    assert said in called.stdout
 
 
 def test_nothing_scored_is_an_error(world: Project) -> None:

@@ -84,7 +84,11 @@ def find_scores(request: Request, baseline: str | None = None, listener: Listene
     """
     listener = listener or Listener()
     if imported := imported_scores(request):
+        from workbench.scores.imported import differing_versions
+
         scores, store, project = imported
+        for warning in differing_versions(scores):
+            listener.warn(warning)
         named = [s.configuration.name for s in scores]
         pair = (named[0], named[1]) if baseline is None and len(named) == 2 else None
         return StoredScores(scores, store, project, named, baseline or named[0], [], pair)

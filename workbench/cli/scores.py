@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ app.command("items")(reads_recipes(items))
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List stored scores, one line per suite and plan."""
     from workbench.cli.documents.scores import StoredPlan
-    from workbench.scores.imported import stored_plans
+    from workbench.scores.store import stored_plans
 
     store = _store(runs_dir)
     plans = stored_plans(store)
@@ -81,10 +82,19 @@ def _print(plans: Sequence[Mapping[str, Any]]) -> None:
 def import_(
     files: Annotated[
         list[Path],
-        typer.Argument(help="Sample files of lm-eval (samples_TASK_DATE.jsonl), or folders of them.", show_default=False),
+        typer.Argument(
+            help="Sample files of lm-eval (samples_TASK_DATE.jsonl), folders of them, or the DIR of lm_eval's --output_path.",
+            show_default=False,
+        ),
     ],
     name: Annotated[str | None, typer.Option("--name", help="Name of the configuration; default: the folder's name.")] = None,
-    suite: Annotated[str, typer.Option("--suite", help="Suite name to store the scores under.")] = "imported",
+    suite: Annotated[
+        str,
+        typer.Option(
+            "--suite",
+            help="Suite name to store the scores under; a suite of the project gives its roles, tolerances and clusters.",
+        ),
+    ] = "imported",
     cluster: Annotated[
         str | None,
         typer.Option(
@@ -98,14 +108,17 @@ def import_(
 ) -> None:
     """Import what `lm_eval --log_samples` wrote, to compare runs item by item.
 
-    Each folder of sample files is one configuration.
+    Each folder of sample files is one configuration. Each metric is compared with lm-eval's results file beside the samples.
     """
     from workbench.cli.documents.scores import ImportedScores
+    from workbench.evaluate.gold import corpus_contributions
+    from workbench.project import find_project
     from workbench.scores.imported import import_samples
 
     out.quiet = quiet or json
     store = _store(runs_dir)
-    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster)
+    compute = corpus_contributions if find_spec("lm_eval") else None
+    imported = import_samples(files, store, name=name, suite=suite, cluster=cluster, project=find_project(), compute=compute)
     documents = [
         {
             "suite": f.scores.suite,

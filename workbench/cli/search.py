@@ -142,6 +142,8 @@ def _table(document: Mapping[str, Any]) -> None:
         )
     if document.get("unbeaten"):
         out.line(_unbeaten(document["unbeaten"], names))
+    for found in document.get("guarded", ()):
+        out.line(found)
     rows = {row["name"]: row for row in document["test"]["rows"] if row["part"] != "control"}
     for name, against in document["test"]["against"].items():
         for line in against:
@@ -160,7 +162,7 @@ def _unbeaten(configurations: Sequence[Mapping[str, Any]], objectives: Sequence[
         )
         role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(configuration["role"], "")
         texts.append(f"{role}{configuration['name']} ({'; '.join(scores)})")
-    return f"no candidate beats {' or '.join(texts)}: all scored candidates were worse on search items and were stopped early"
+    return f"no candidate beats {' or '.join(texts)}: each was worse on search items and stopped early, or loses too much on a guarded task"
 
 
 def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:

@@ -90,6 +90,10 @@ def _print(document: Mapping[str, Any]) -> None:
         f"{'chat template' if suite['chat_template'] else 'plain prompts'}, "
         f"few-shot examples: {suite['num_fewshot'] if suite['num_fewshot'] is not None else 'as each task says'}"
     )
+    if suite["system_instruction"]:
+        out.line(f"system instruction: {suite['system_instruction']}")
+    if suite["gen_kwargs"]:
+        out.line("generation: " + ", ".join(f"{name} {value}" for name, value in suite["gen_kwargs"].items()))
     if document["plan"]:
         out.line(
             f"plan {document['plan'][:12]}: batch size {document['batch_size']}, {document['dtype']}, scorer {document['scorer']}"

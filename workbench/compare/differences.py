@@ -47,7 +47,7 @@ class Difference:
         reason: Reason of the verdicts "cannot tell" and "not shown safe".
         wins, losses: Number of items that got better, worse.
         lower: Lower is better.
-        ratio: The metric is a ratio of sums over items, not a mean.
+        ratio: The metric is computed from all items together, not a mean of scores of items.
         family: compared | guarded | controls.
         tolerance: Largest loss on a guarded task that counts as safe, in the metric's units.
         companion: Margin of the gold choice, for multiple-choice tasks.

@@ -16,8 +16,8 @@ from pydantic import ValidationError
 from workbench.errors import WorkbenchError, nearest
 from workbench.facts.kinds import ACCURACIES, WRITTEN
 from workbench.scores.documents import rescore_hint
-from workbench.scores.paired import Paired, Ratio, paired, paired_ratio
-from workbench.scores.statistics import Floats, codes, effective_clusters, ratio, ratio_interval, resampled_means, score_interval
+from workbench.scores.paired import Paired, Ratio, paired_scores
+from workbench.scores.statistics import RATIOS, SHARED_RANGE, Floats, codes, effective_clusters, interval, resampled_means, score
 from workbench.scores.store import DESIGN_ORDER, Configuration, Row, Scores, ScoreStore, gold_of, margin_of
 from workbench.scores.suite import MARGIN, Contrast, Suite, metric_of
 
@@ -28,10 +28,10 @@ class Table:
 
     Attributes:
         kind: lm-eval's output type; empty for a contrast.
-        values: Scores of the items by configuration digest; numerators for a ratio of sums.
+        values: Scores of the items by configuration digest; numerators for a ratio of sums, contributions for a metric of a whole corpus.
         rows: Stored rows of the items by configuration digest; empty for a contrast.
         weights: Weights of the items, for a ratio of sums.
-        ratio: Kind of ratio of sums; None for means over items.
+        ratio: Kind of ratio of sums, or lm-eval's aggregation of a whole corpus; None for means over items.
         lower: Lower is better.
         contrast: The two tasks, for a contrast.
         scorer: Scorer that computed the log-likelihoods, if the plan records it.
@@ -92,7 +92,7 @@ class Table:
     def share(self) -> bool:
         """True if scores of items lie in [0, 1], or for a contrast in [-1, 1]."""
         if self.ratio is not None or self.metric == MARGIN:
-            return False
+            return self.ratio in SHARED_RANGE
         lowest = -1.0 if self.contrast else 0.0
         return all(v.min() >= lowest and v.max() <= 1 for v in self.values.values())
 
@@ -113,23 +113,18 @@ class Table:
 
     def value(self, digest: str) -> float:
         """Return the metric of one configuration."""
-        if self.ratio is not None and self.weights is not None:
-            return ratio(self.ratio, self.values[digest], self.weights)
-        return float(self.values[digest].mean())
+        return score(self.ratio, self.values[digest], self.weights)
 
     def interval(self, digest: str) -> tuple[float, float]:
         """Return the 95 % interval of the metric."""
-        if self.ratio is not None and self.weights is not None:
-            return ratio_interval(self.ratio, self.values[digest], self.weights, self.cluster)
-        return score_interval(self.values[digest], self.cluster)
+        return interval(self.ratio, self.values[digest], self.cluster, self.weights)
 
     def paired(self, base: str, digest: str, *, drawn: bool = False) -> Paired | Ratio:
         """Compare a configuration with the baseline item by item; with `drawn`, by what the suite says was drawn: clusters or items."""
-        before, after, worst = self.values[base], self.values[digest], self.suite.worst_of(self.name, share=self.share)
         cluster = None if drawn and self.suite.draws_items(self.name) else self.cluster.tolist()
-        if self.ratio is not None and self.weights is not None:
-            return paired_ratio(self.ratio, before, after, self.weights, cluster, worst=worst)
-        return paired(before, after, cluster, span=2.0 if self.contrast and self.share else None, worst=worst)
+        span = 2.0 if self.contrast and self.share else None
+        worst = self.suite.worst_of(self.name, share=self.share)
+        return paired_scores(self.ratio, self.values[base], self.values[digest], cluster, self.weights, span=span, worst=worst)
 
     @cached_property
     def margins(self) -> dict[str, Floats]:
@@ -306,6 +301,7 @@ class _Stored:
         if not items:
             raise WorkbenchError(f"{self.folder}: task '{task}' has no items", "Delete the folder and score again.")
         kind = about.get("ratios", {}).get(metric)
+        weighted = kind in RATIOS
         values: dict[str, Floats] = {}
         weights: Floats | None = None
         for digest, rows in self.rows.items():
@@ -314,14 +310,14 @@ class _Stored:
                     f"{self.folder}: items of {digest[:12]} on '{task}' differ from the plan's items",
                     "The stored rows are damaged: delete the folder and score again.",
                 )
-            numbers = self._numbers(task, metric, digest, 2 if kind else 1)
+            numbers = self._numbers(task, metric, digest, 2 if weighted else 1)
             values[digest] = numbers[:, 0]
-            if kind and weights is not None and not np.array_equal(weights, numbers[:, 1]):
+            if weights is not None and not np.array_equal(weights, numbers[:, 1]):
                 raise WorkbenchError(
                     f"{self.folder}: items of {digest[:12]} on '{task}' have other weights than the same items of other configurations",
                     "The stored rows are damaged: delete the folder and score again.",
                 )
-            weights = numbers[:, 1] if kind else None
+            weights = numbers[:, 1] if weighted else None
         return Table(
             name=task,
             metric=metric,
@@ -345,7 +341,7 @@ class _Stored:
         of, minus = (self.table(task, metric) for task in (contrast.of, contrast.minus))
         if of.ratio or minus.ratio:
             raise WorkbenchError(
-                f"{where}: '{metric}' is a ratio of sums, which has no score per item",
+                f"{where}: '{metric}' is computed from all items together, so that an item has no score",
                 "Use a metric that is a mean over items: `metric: acc`.",
             )
         partner = {item["id"]: i for i, item in enumerate(minus.items)}
@@ -372,7 +368,7 @@ class _Stored:
         )
 
     def _numbers(self, task: str, metric: str, digest: str, width: int) -> Floats:
-        """Return scores of items [items, width]: (score,), or (numerator, weight) for a ratio of sums."""
+        """Return scores or contributions of items [items, width]: (score,), or (numerator, weight) for a ratio of sums."""
         scores = []
         for row, item in zip(self.rows[digest][task], self.items[task], strict=True):
             value = row["metrics"].get(metric)
@@ -381,7 +377,8 @@ class _Stored:
             if value is None:
                 raise WorkbenchError(
                     f"{self.folder}: '{self.names[digest]}' has no '{metric}' for item '{row['id']}' of '{task}'",
-                    "The scores were stored before the task had this metric: delete the folder and score again.",
+                    "The scores were stored before the task had this metric, or lm-eval's aggregation gives no number on these answers. In the "
+                    "first case, delete the folder and score again; else choose another `primary` metric.",
                 )
             numbers = np.ravel(np.asarray(value, np.float64))
             if numbers.size != width or not np.isfinite(numbers).all() or (width == 2 and numbers[1] < 0):

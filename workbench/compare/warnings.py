@@ -12,6 +12,7 @@ from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table
 from workbench.errors import nearest
 from workbench.facts.kinds import ACCURACIES
+from workbench.scores.imported import differing_versions
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters
 from workbench.scores.store import Scores
 from workbench.scores.suite import Suite, metric_of
@@ -49,6 +50,7 @@ def warnings_of(
     if len(suites) > 1:
         yield f"{len(suites)} suites are compared together: the correction for multiple comparisons covers all of them."
     yield from tokenizer_warnings(scores)
+    yield from differing_versions(scores)
     if len({s.device for s in scores}) > 1:
         yield "The scores come from different devices: small differences may be due to rounding."
     if family["correction"] == "none" and family["size"] > 1:

@@ -18,6 +18,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
@@ -70,12 +71,25 @@ def build_plan(
     Raises:
         WorkbenchError: If a task or metric is unknown, data is missing or empty, IDs repeat, or the cluster field is missing.
     """
+    _check_generation(suite)
     index = task_index(tasks_dir)
     groups = groups_of(suite, index, tasks_dir)
     suite = expanded(suite, groups)
     sources = [source_of(name, suite, index, tasks_dir, memo) for name in suite.tasks]
     tasks = SuiteTasks(suite, sources, tasks_dir, [g.document() for found in groups.values() for g in found])
     return make_plan(tasks, tokenizer, dtype=dtype, batch_size=batch_size, limit=limit)
+
+
+def _check_generation(suite: Suite) -> None:
+    """Raise WorkbenchError for a setting of generation that transformers does not have, before a model is loaded."""
+    if not suite.gen_kwargs or suite.backend != "hf":
+        return
+    from transformers import GenerationConfig
+
+    known = ["until", "max_gen_toks", *(name for name in vars(GenerationConfig()) if not name.startswith("_"))]
+    for name in suite.gen_kwargs:
+        if name not in known:
+            raise WorkbenchError(f"suite '{suite.suite}': gen_kwargs: unknown setting '{name}'", nearest(name, known))
 
 
 def evaluate(

@@ -8,12 +8,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError, shell
-from workbench.evaluate.gold import metrics_of
+from workbench.evaluate.gold import corpus_contributions, metrics_of
 from workbench.evaluate.packed import Bounds, PackedLayout, Pair
 from workbench.evaluate.quiet import SEED, quiet, seeded
 from workbench.evaluate.tasks import load_tasks
+from workbench.scores.corpus import UndefinedError
 from workbench.scores.plan import GENERATED, Item, ScorePlan, item_ids
-from workbench.scores.statistics import brier_score
+from workbench.scores.statistics import RATIOS, brier_score, codes
 from workbench.scores.store import Row, margin_of
 from workbench.scores.suite import MARGIN
 
@@ -149,6 +150,7 @@ def build(
             samples=samples,
             rank=0,
             world_size=1,
+            system_instruction=plan.suite.system_instruction,
             apply_chat_template=chat,
             fewshot_as_multiturn=chat,
             chat_template=template if chat else None,
@@ -222,16 +224,45 @@ def rows_of(plan: ScorePlan, requests: Requests, answers: Mapping[int, Any]) -> 
     task._instances = requests.instances
     answers_by_item: list[Row] = []
     questions: list[Row] = []
+    kinds, corpora = plan.ratios.get(name, {}), dict[str, list[Any]]()
     with quiet():
         task.apply_filters()
         for number, members in by_item(requests.instances).items():
             question, answer = _rows(plan, requests, requests.items[number], members)
             for metric, value in metrics_of(task, members):
-                if metric in plan.metrics[name]:
-                    answer["metrics"][metric] = _stored(value, plan.ratios.get(name, {}).get(metric))
+                if kinds.get(metric, RATIOS[0]) not in RATIOS:
+                    corpora.setdefault(metric, []).append(value)
+                elif metric in plan.metrics[name]:
+                    answer["metrics"][metric] = _stored(value, kinds.get(metric))
             questions.append(question)
             answers_by_item.append(answer)
+        for metric, values in corpora.items():
+            _contribute(plan, requests, metric, values, answers_by_item)
     return answers_by_item, questions
+
+
+def _contribute(plan: ScorePlan, requests: Requests, metric: str, values: Sequence[Any], rows: Sequence[Row]) -> None:
+    """Add each item's contribution to a metric of the whole corpus; leave out a metric that has no value on these answers.
+
+    Raises:
+        WorkbenchError: If it is the task's primary metric.
+    """
+    name, function = requests.name, requests.task.aggregation().get(metric.partition(",")[0])
+    try:
+        if len(values) < len(rows):
+            raise UndefinedError(f"has values for only {len(values)} of {len(rows)} items")
+        shares = corpus_contributions(function, values, codes([item.cluster for item in requests.items])) if function else None
+        if shares is None:
+            raise UndefinedError("is not known")
+    except UndefinedError as error:
+        if metric != plan.primary(name):
+            return
+        raise WorkbenchError(
+            f"task '{name}': lm-eval's aggregation of '{metric}' {error}",
+            "Choose another `primary` metric in the suite, or give the metric `aggregation: mean` in the task's file.",
+        ) from error
+    for row, share in zip(rows, shares, strict=True):
+        row["metrics"][metric] = [float(share)]
 
 
 def _stored(value: Any, ratio: str | None) -> float | list[float]:

@@ -151,13 +151,13 @@ def check_suite(name: str, project: Path, base: str | None = None, limit: int | 
     examples, ids = {}, {}
     for task in suite.tasks:
         try:
-            plan = _plan(_alone(suite, task), project, reader.path, reader.dtype, limit)
+            plan = _plan(suite.only({task}), project, reader.path, reader.dtype, limit)
             built = build_task(plan, task)
         except WorkbenchError as error:
             checks.append(SuiteCheck(task, "data", "failed", error.message, error.hint))
             continue
         # Clusters are counted without the limit.
-        full_plan = _plan(_alone(suite, task), project, reader.path, reader.dtype) if limit else plan
+        full_plan = _plan(suite.only({task}), project, reader.path, reader.dtype) if limit else plan
         checks += checks_of(plan, full_plan, task, built, reader.positions, count)
         ids[task] = {item.id for item in full_plan.items[task]}
         step = max(1, len(built.items) // 3)
@@ -180,16 +180,6 @@ def _expanded(suite: Suite, project: Path) -> Suite:
         return expanded(suite, groups_of(suite, task_index(tasks_dir), tasks_dir))
     except WorkbenchError:
         return suite
-
-
-def _alone(suite: Suite, task: str) -> Suite:
-    """Return the suite with one task only, so that errors of one task do not hide those of another."""
-    fields = suite.model_dump(exclude_unset=True)
-    for key, value in fields.items():
-        if isinstance(value, dict):
-            fields[key] = {t: v for t, v in value.items() if t == task}
-    fields.pop("contrasts", None)
-    return Suite.model_validate({**fields, "tasks": (task,)})
 
 
 def _counter(path: Path) -> Callable[[Sequence[str]], list[int]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,10 +16,10 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.traced import score_first, watched, yielded
 from workbench.files import bytes_digest
 from workbench.scores.groups import Aggregate, TaskGroup, local_groups
-from workbench.scores.plan import ScorePlan
+from workbench.scores.plan import GENERATED, ScorePlan
 from workbench.scores.suite import Suite
 from workbench.scores.task_code import code_of, content, recall, remember
-from workbench.scores.tasks import TaskFile, TaskSource, listed_metrics, metric_name
+from workbench.scores.tasks import MEANS, TaskFile, TaskSource, listed_metrics, metric_name, ordered
 
 ALLOW_CODE = "HF_ALLOW_CODE_EVAL"
 """Environment variable that allows tasks to run the model's code; the metric `code_eval` asks for the same."""
@@ -92,17 +93,19 @@ def _from_lm_eval(name: str, suite: Suite, index: Mapping[str, TaskFile], tasks_
 
 def _metrics(task: Any) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
     """Return what `scores.tasks.listed_metrics` returns, for a task without a file in the project."""
-    from lm_eval.api.metrics import bits_per_byte, brier_score, mean, perplexity, weighted_perplexity
+    from lm_eval.api import metrics  # noqa: F401  registers the aggregations
+    from lm_eval.api.registry import aggregation_registry
 
     filters = [f.name for f in task._filters]
-    kinds = {perplexity: "perplexity", weighted_perplexity: "weighted_perplexity", bits_per_byte: "bits_per_byte"}
-    aggregations = {
-        m: function for m, function in task.aggregation().items() if function in (mean, brier_score) or function in kinds
-    }
-    better = task.higher_is_better()
-    metrics = {metric_name(m, f, filters): m for f in filters for m in aggregations}
-    lower = frozenset(name for name, m in metrics.items() if not better.get(m, True))
-    return tuple(metrics), lower, {name: kinds[aggregations[m]] for name, m in metrics.items() if aggregations[m] in kinds}
+    registered = {function: name for name, function in aggregation_registry.items()}
+    aggregations, better = {}, task.higher_is_better()
+    for by in filters:
+        for metric, function in task.aggregation().items():
+            own = f"{getattr(function, '__module__', '')}.{getattr(function, '__name__', type(function).__name__)}"
+            if (how := registered.get(function, own)) != "bypass":
+                aggregations[metric_name(metric, by, filters)] = how
+    lower = frozenset(name for name in aggregations if not better.get(name.partition(",")[0], True))
+    return ordered(aggregations), lower, {name: how for name, how in aggregations.items() if how not in MEANS}
 
 
 def manager_of(tasks_dir: Path, *, bundled: bool) -> Any:
@@ -215,4 +218,6 @@ def load_tasks(plan: ScorePlan) -> dict[str, Any]:
                 "Remove num_fewshot from the task's YAML, or from the suite.",
             )
         task.set_config(key="num_fewshot", value=task_shots or 0 if suite_shots is None else suite_shots)
+        if plan.suite.gen_kwargs and task.OUTPUT_TYPE == GENERATED:
+            task.set_config(key="generation_kwargs", value=copy.deepcopy(plan.suite.gen_kwargs), update=True)
     return tasks

@@ -18,7 +18,7 @@ from workbench.jsondoc import read_object
 from workbench.models.generation import identity
 from workbench.scores.files import Rows, is_number, wrong_value
 from workbench.scores.plan import ScorePlan
-from workbench.scores.statistics import RATIOS, ratio, ratio_interval, score_interval
+from workbench.scores.statistics import RATIOS, interval, score
 
 FORMAT = 2  # format of the scores document; since 2 it holds digests of its rows and items
 Finite = Annotated[float, Field(allow_inf_nan=False)]
@@ -104,7 +104,7 @@ class Alias(_Document):
 
 
 class Metric(_Document):
-    """A mean over items, or a ratio of sums over items, with its 95 % interval."""
+    """A mean over items, a ratio of sums over items or a metric of the whole corpus, with its 95 % interval."""
 
     value: Finite
     low: float
@@ -125,13 +125,11 @@ class Metric(_Document):
 
     @classmethod
     def of(cls, values: Sequence[Any], cluster: NDArray[np.intp], kind: str | None = None) -> Metric:
-        """Compute a metric from scores of items, or for a `kind` of ratio (`statistics.RATIOS`) from pairs (numerator, weight)."""
-        numbers = np.asarray(values, np.float64)
-        if kind:
-            low, high = ratio_interval(kind, numbers[:, 0], numbers[:, 1], cluster)
-            return cls(value=ratio(kind, numbers[:, 0], numbers[:, 1]), low=low, high=high)
-        low, high = score_interval(numbers, cluster)
-        return cls(value=float(numbers.mean()), low=low, high=high)
+        """Compute a metric from the values of items in stored rows; `kind` is that of `statistics.score`."""
+        numbers = np.asarray(values, np.float64).reshape(len(values), -1)
+        weights = numbers[:, 1] if kind in RATIOS else None
+        low, high = interval(kind, numbers[:, 0], cluster, weights)
+        return cls(value=score(kind, numbers[:, 0], weights), low=low, high=high)
 
 
 class Measured(_Document):
@@ -290,7 +288,9 @@ def disagreement(scores: Scores, rows: Rows) -> str | None:
         if len(rows[task]) != about.n:
             return f"found {len(rows[task])} rows of '{task}', expected {about.n}"
         for metric, stored in about.metrics.items():
-            values = [row["metrics"].get(metric) for row in rows[task]]
+            values = [
+                v[0] if isinstance(v, list) and len(v) == 1 else v for v in (row["metrics"].get(metric) for row in rows[task])
+            ]
             if not all(map(is_number, values)):
                 continue  # ratios of sums: the comparison checks them
             mean = float(np.mean(np.asarray(values, np.float64)))
@@ -317,9 +317,11 @@ def plan_record(folder: Path) -> dict[str, Any]:
         if not isinstance(about, dict) or any(not isinstance(about.get(key), kind) for key, kind in kinds.items()):
             raise WorkbenchError(f"{path}: tasks: {task or 'missing'}: expected an object with {', '.join(kinds)}", hint)
         ratios, lower = about.get("ratios", {}), about.get("lower", [])
-        known_ratios = isinstance(ratios, dict) and all(kind in RATIOS for kind in ratios.values())
+        known_ratios = isinstance(ratios, dict) and all(isinstance(kind, str) for kind in ratios.values())
         if not known_ratios or not isinstance(lower, list) or not all(isinstance(metric, str) for metric in about["metrics"]):
-            raise WorkbenchError(f"{path}: tasks: {task}: expected names of metrics, and kinds of ratios under 'ratios'", hint)
+            raise WorkbenchError(
+                f"{path}: tasks: {task}: expected names of metrics, and names of aggregations under 'ratios'", hint
+            )
     # Imported plans have null for dtype and batch size.
     fields: dict[str, tuple[type, ...]] = {
         "scorer": (str,),

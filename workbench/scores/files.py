@@ -30,10 +30,10 @@ def wrong_value(metric: str, value: Any) -> str | None:
 
     Args:
         metric: Name as in the stored rows: `acc`, `exact_match,strict`.
-        value: A number, or [numerator, weight] for a ratio of sums.
+        value: A number, [numerator, weight] for a ratio of sums, or [contribution] to a metric of the whole corpus.
     """
     if isinstance(value, list):
-        fits = len(value) == 2 and all(map(is_number, value)) and value[1] >= 0
+        fits = len(value) in (1, 2) and all(map(is_number, value)) and (len(value) == 1 or value[1] >= 0)
         return None if fits else "a finite number and a weight of at least 0"
     if not is_number(value):
         return "a finite number"

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.scores.documents import Scores
-from workbench.scores.suite import Suite
+from workbench.scores.suite import NOT_BY_TASK, Suite
 from workbench.scores.tasks import TaskFile, group_files, metric_name
 
 
@@ -114,7 +114,7 @@ def expanded(suite: Suite, groups: Mapping[str, Sequence[TaskGroup]]) -> Suite:
     leaves = {name: groups[name][0].tasks if name in groups else (name,) for name in suite.tasks}
     fields = suite.model_dump(exclude_unset=True)
     for key, value in fields.items():
-        if isinstance(value, dict) and key not in ("contrasts", "facts"):
+        if isinstance(value, dict) and key not in NOT_BY_TASK:
             spread = {leaf: v for name, v in value.items() if name in groups and name in leaves for leaf in leaves[name]}
             fields[key] = {**spread, **{name: v for name, v in value.items() if name not in spread and name not in groups}}
     return Suite.model_validate({**fields, "tasks": tuple(dict.fromkeys(leaf for tasks in leaves.values() for leaf in tasks))})

@@ -1,17 +1,17 @@
 """Import of lm-eval runs into the score store, from the `samples_TASK_DATE.jsonl` files that `lm_eval --log_samples` writes.
 
 Imported runs are compared like any others if their documents, prompts, gold answers and filters are the same, which the plan's digest covers.
+Each metric is computed from its samples and compared with lm-eval's `results_DATE.json` of the same run.
 Weights, tokenizer and dtype are not known: a run is identified by its name and its numbers.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -20,15 +20,17 @@ from typing import Any
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import read_object
+from workbench.scores.corpus import Compute
+from workbench.scores.groups import TaskGroup, expanded
 from workbench.scores.plan import Item, ScorePlan
-from workbench.scores.samples import TaskSamples, read_samples
+from workbench.scores.samples import Reported, TaskSamples, read_samples
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores, outdated, plan_record, stored_in
-from workbench.scores.suite import SUITE_NAME, Suite
+from workbench.scores.suite import SUITE_NAME, Suite, load_suite
 
 _FILE = re.compile(r"samples_(?P<task>.+?)_(?P<date>\d{4}-\d\d-\d\dT[\d.-]+)\.jsonl")
-_FORMAT = "imported-1"
-SCORER = "lm_eval"
+_FORMAT = "imported-2"
+"""What the digest of an imported plan covers. Since 2, metrics are compared with lm-eval's results file."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class ImportedPlan(ScorePlan):
         document = super().document()
         tasks = {task: {**about, "digest": self.identities[task]} for task, about in document["tasks"].items()}
         unknown = dict.fromkeys(("tokenizer", "dtype", "batch_size"))
-        return {**document, **unknown, "imported": True, "versions": {}, "tasks": tasks}
+        return {**document, **unknown, "imported": True, "import_format": _FORMAT, "versions": {}, "tasks": tasks}
 
 
 @dataclass(frozen=True)
@@ -61,19 +63,30 @@ class ImportedRun:
 
 
 def import_samples(
-    files: Sequence[Path], store: ScoreStore, *, name: str | None = None, suite: str | None = None, cluster: str | None = None
+    files: Sequence[Path],
+    store: ScoreStore,
+    *,
+    name: str | None = None,
+    suite: str | None = None,
+    cluster: str | None = None,
+    project: Path | None = None,
+    compute: Compute | None = None,
 ) -> list[ImportedRun]:
     """Import lm-eval's sample files into the store, one configuration per folder.
 
     Args:
-        files: `samples_TASK_DATE.jsonl` files, or folders of such files (the newest file of each task is used).
+        files: `samples_TASK_DATE.jsonl` files, folders of such files (the newest file of each task is used), or folders of such folders.
         store: The store.
         name: Name of the configuration if all files are in one folder; default: the folder's name.
-        suite: Name of the suite; default: "imported".
-        cluster: Field of the documents with their cluster; default: `cluster` if all documents have it, else each item is its own cluster.
+        suite: Name of the suite; default: "imported". Its file below the project gives roles, tolerances and other settings of the comparison.
+        cluster: Field of the documents with their cluster; default: the suite's, or `cluster` if all documents have it, else each item is its
+            own cluster.
+        project: The project.
+        compute: Computes metrics of a whole corpus; default: these are left out.
 
     Raises:
-        WorkbenchError: If a file does not exist, two files belong to one task, a line has another form, or the name already has other numbers.
+        WorkbenchError: If a file does not exist, two files belong to one task, a line has another form, a metric differs from lm-eval's results
+            file, a task is not in the suite's file, or the name already has other numbers.
     """
     folders: dict[Path, dict[str, Path]] = {}
     for file in _expanded(files):
@@ -88,12 +101,25 @@ def import_samples(
             f"--name {name}: the files are in {len(folders)} folders, which make {len(folders)} configurations",
             "Import each folder in a separate call with its own --name.",
         )
-    samples_by_folder = {
-        folder: [read_samples(task, file, cluster) for task, file in sorted(tasks.items())] for folder, tasks in folders.items()
-    }
-    return [
-        _keep(folder, samples, store, name or folder.name, suite or "imported") for folder, samples in samples_by_folder.items()
-    ]
+    suite = suite or "imported"
+    if not re.fullmatch(SUITE_NAME, suite):
+        raise UsageError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite")
+    found = project is not None and (project / "evals" / "suites" / f"{suite}.yaml").is_file()
+    declared = load_suite(suite, project) if found and project else None
+    read = {folder: _Folder.read(folder, tasks, suite, declared, cluster, compute) for folder, tasks in folders.items()}
+    runs = [_keep(one, store, name or folder.name) for folder, one in read.items()]
+    versions = differing_versions([scores for run in runs for scores in store.list(run.plan)])
+    return [replace(run, notes=(*run.notes, *versions)) if run is runs[-1] else run for run in runs]
+
+
+def differing_versions(scores: Iterable[Scores]) -> list[str]:
+    """Return a sentence that names the versions of lm-eval, if these scores come from several."""
+    names: dict[str, list[str]] = {}
+    for s in {s.configuration.name: s for s in scores}.values():
+        if version := s.versions.get("lm_eval"):
+            names.setdefault(version, []).append(s.configuration.name)
+    listed = "; ".join(f"{version} ({', '.join(members)})" for version, members in sorted(names.items()))
+    return [f"Different versions of lm-eval wrote these scores: {listed}."] if len(names) > 1 else []
 
 
 def imported_suites(store: ScoreStore) -> list[str]:
@@ -143,60 +169,28 @@ def _differing(scores: Sequence[Scores], store: ScoreStore) -> str:
     return "no plan has all of these runs"
 
 
-def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
-    """Return one document per plan in the store, by suite and the newest first: the content of `scores ls --json`."""
-    documents = [_plan_document(path.parent) for path in store.root.glob("*/plan.json")]
-    documents.sort(key=lambda plan: plan["created"], reverse=True)
-    return sorted(documents, key=lambda plan: plan["suite"])
-
-
-def _plan_document(folder: Path) -> dict[str, Any]:
-    """Return the entry of `scores ls --json` for one plan."""
-    plan, scores = plan_record(folder), stored_in(folder)
-    return {
-        "suite": plan["suite"]["suite"],
-        "plan": plan["plan"],
-        "imported": bool(plan.get("imported")),
-        "scorer": plan["scorer"],
-        "dtype": plan["dtype"],
-        "batch_size": plan["batch_size"],
-        "partial": bool(plan["partial"]),
-        "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
-        "created": max((s.created for s in scores), default=""),
-        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
-        "unfinished": len(list(folder.glob("*.partial"))),
-        "folder": folder.name,
-        "outdated": outdated(plan, scores),
-        "configurations": [
-            {
-                "name": s.configuration.name,
-                "role": s.configuration.role,
-                "digest": s.configuration.digest,
-                "created": s.created,
-                "aliases": sorted(a.name for a in s.aliases),
-            }
-            for s in scores
-        ],
-    }
-
-
 def _plans(store: ScoreStore) -> list[tuple[dict[str, Any], Path]]:
     plans = [(plan_record(path.parent), path.parent) for path in sorted(store.root.glob("*/plan.json"))]
-    return [(plan, folder) for plan, folder in plans if plan.get("imported") and stored_in(folder)]
+    return [
+        (plan, folder)
+        for plan, folder in plans
+        if plan.get("imported") and (scores := stored_in(folder)) and not outdated(plan, scores)
+    ]
 
 
 def _expanded(files: Iterable[Path]) -> list[Path]:
-    """Return the files, with each folder replaced by the newest file of each of its tasks."""
+    """Return the files; a folder stands for the newest file of each task in it, and in each of its folders."""
     expanded: dict[Path, None] = {}
     for file in files:
         if file.is_dir():
-            inner = sorted((p for p in file.glob("samples_*.jsonl")), key=_date_of)
+            inner = sorted((*file.glob("samples_*.jsonl"), *file.glob("*/samples_*.jsonl")), key=_date_of)
             if not inner:
                 raise WorkbenchError(
-                    f"{file}: the folder has no samples_*.jsonl files",
+                    f"{file}: neither the folder nor a folder in it has samples_*.jsonl files",
                     "lm_eval writes them with --log_samples --output_path DIR into DIR/MODEL/.",
                 )
-            expanded.update(dict.fromkeys({_task_of(p): p for p in inner}.values()))
+            newest = {(p.parent, _task_of(p)): p for p in inner}
+            expanded.update(dict.fromkeys(newest[key] for key in sorted(newest)))
         elif file.is_file():
             expanded[file] = None
         else:
@@ -224,44 +218,132 @@ def _date_of(file: Path) -> str:
     return match["date"] if match else ""
 
 
-def _keep(folder: Path, samples: Sequence[TaskSamples], store: ScoreStore, name: str, suite: str) -> ImportedRun:
+@dataclass(frozen=True)
+class _Folder:
+    """The samples of one folder.
+
+    Attributes:
+        folder: The folder.
+        samples: Samples by task.
+        plan: Their plan.
+        results: Content of lm-eval's results files, the newest first.
+    """
+
+    folder: Path
+    samples: Sequence[TaskSamples]
+    plan: ImportedPlan
+    results: Sequence[Mapping[str, Any]]
+
+    @classmethod
+    def read(
+        cls,
+        folder: Path,
+        tasks: Mapping[str, Path],
+        suite: str,
+        declared: Suite | None,
+        cluster: str | None,
+        compute: Compute | None,
+    ) -> _Folder:
+        """Read the files of a folder, by task, and make their plan."""
+        documents: dict[Path, dict[str, Any]] = {}
+        for file in tasks.values():
+            path = folder / f"results_{_date_of(file)}.json"
+            if path not in documents and path.is_file():
+                documents[path] = read_object(
+                    path,
+                    infinite=True,
+                    hint="Run lm_eval again into an empty folder, or remove the file: then nothing is compared.",
+                )
+        results = [documents[path] for path in sorted(documents, reverse=True)]
+        if declared is not None:
+            declared = _with_tasks(declared, tasks, results)
+        samples = []
+        for task, file in sorted(tasks.items()):
+            path = folder / f"results_{_date_of(file)}.json"
+            reported = Reported.of(task, path, documents[path]) if path in documents else Reported()
+            field = cluster or (declared.cluster_of(task) if declared and "cluster" in declared.model_fields_set else None)
+            samples.append(read_samples(task, file, field, reported, compute))
+        return cls(folder, samples, _plan(samples, suite, declared), results)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a reader of the scores should know."""
+        alone = [s.task for s in self.samples if s.reported.file is None]
+        missing = [
+            f"{self.folder.name}: no results_DATE.json beside the samples of {', '.join(alone)}: their metrics are not checked"
+        ]
+        return (*(note for s in self.samples for note in s.notes), *(missing if alone else []))
+
+
+def _keep(read: _Folder, store: ScoreStore, name: str) -> ImportedRun:
     """Store the samples of a folder as one configuration."""
-    results = _results(folder, [s.file for s in samples])
-    plan = _plan(samples, suite, results)
+    plan, suite = read.plan, read.plan.suite.suite
     # The name is part of the identity: two models may have the same numbers on a few items.
-    rows: Rows = {s.task: s.rows for s in samples}
+    rows: Rows = {s.task: s.rows for s in read.samples}
     digest = _digest([name, rows])
-    notes = tuple(note for s in samples for note in s.notes)
     for other in store.list(plan):
         if other.configuration.name != name:
             continue
         if other.configuration.digest == digest:
-            if other.rows is not None:
-                return ImportedRun(other, plan, False, notes)
-            break  # stored by an earlier version without a digest of the rows: write it again
+            store.write_plan(plan)  # the suite's roles may have changed
+            return ImportedRun(other, plan, False, read.notes)
         raise WorkbenchError(
-            f"{folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
+            f"{read.folder}: suite '{suite}' already has other numbers of '{name}' on the same items",
             f"Use another name: --name {name}-2. To replace the old run: rm {store.folder(suite, plan.digest)}/{other.configuration.digest[:12]}.json*",
         )
-    scores = _scores(samples, plan, Configuration(digest, name), results)
-    return ImportedRun(store.write(plan, scores, rows, {s.task: s.items for s in samples}), plan, True, notes)
+    scores = store.write(plan, _scores(read, Configuration(digest, name)), rows, {s.task: s.items for s in read.samples})
+    return ImportedRun(scores, plan, True, read.notes)
 
 
-def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]) -> ImportedPlan:
-    """Return the plan of imported samples; the first metric that is a mean is the primary one."""
-    if not re.fullmatch(SUITE_NAME, suite):
-        raise UsageError(f"--suite {suite}: expected letters, digits, '.', '_' and '-'", "--suite my-suite")
-    imported_suite = Suite.model_validate(
-        {
-            "suite": suite,
-            "description": "Imported from lm-eval's sample files",
-            "tasks": tuple(s.task for s in samples),
-            "primary": {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples},
+def _with_tasks(declared: Suite, tasks: Mapping[str, Path], results: Sequence[Mapping[str, Any]]) -> Suite:
+    """Return a suite's file with the imported tasks; groups are those of the results files.
+
+    Raises:
+        WorkbenchError: If the suite lacks an imported task.
+    """
+    members: dict[str, list[str]] = {}
+    for document in results:
+        members |= {
+            str(g): [str(t) for t in m] for g, m in _mapping(document.get("group_subtasks")).items() if isinstance(m, list)
         }
+
+    def leaves(name: str, depth: int = 8) -> list[str]:
+        inner = [leaf for member in members.get(name, ()) for leaf in (leaves(member, depth - 1) if depth else ())]
+        return inner or [name]
+
+    groups = {name: [TaskGroup(name, name, tuple(dict.fromkeys(leaves(name))))] for name in members if leaves(name) != [name]}
+    suite = expanded(declared, groups)
+    for task in tasks:
+        if task not in suite.tasks:
+            raise WorkbenchError(
+                f"evals/suites/{suite.suite}.yaml has no task '{task}', but its samples are imported. {nearest(task, suite.tasks)}",
+                "Add the task to the suite's file, or use another --suite.",
+            )
+    return suite.only(tasks)
+
+
+def _plan(samples: Sequence[TaskSamples], suite: str, declared: Suite | None) -> ImportedPlan:
+    """Return the plan of imported samples; the primary metric is the suite's, else the first one that is a mean, else the first one."""
+    primary = {s.task: next((m for m in s.metrics if m not in s.ratios), s.metrics[0]) for s in samples}
+    for s in samples:
+        chosen = declared.primary.get(s.task) if declared else None
+        if chosen is not None and chosen not in s.metrics:
+            raise WorkbenchError(
+                f"evals/suites/{suite}.yaml: primary: the samples of '{s.task}' have no metric '{chosen}' that can be compared",
+                "; ".join(s.notes) or nearest(chosen, s.metrics),
+            )
+    settings: dict[str, Any] = {
+        "description": "Imported from lm-eval's sample files",
+        "tasks": tuple(s.task for s in samples),
+        "primary": primary | (declared.primary if declared else {}),
+    }
+    made = (
+        declared.model_copy(update={"suite": suite, **settings})
+        if declared
+        else Suite.model_validate({"suite": suite, **settings})
     )
-    directions = _mapping(results.get("higher_is_better"))
     return ImportedPlan(
-        suite=imported_suite,
+        suite=made,
         items={s.task: tuple(Item(item["id"], item["cluster"]) for item in s.items) for s in samples},
         kinds={s.task: s.kind for s in samples},
         metrics={s.task: s.metrics for s in samples},
@@ -270,9 +352,9 @@ def _plan(samples: Sequence[TaskSamples], suite: str, results: Mapping[str, Any]
         tasks_dir=Path(),
         dtype="",
         batch_size=0,
-        lower={s.task: tuple(s.lower(_mapping(directions.get(s.task)))) for s in samples},
+        lower={s.task: tuple(s.lower) for s in samples},
         ratios={s.task: dict(s.ratios) for s in samples},
-        scorer=SCORER,
+        scorer="lm_eval",
         identities={s.task: _digest(s.identity) for s in samples},
     )
 
@@ -286,30 +368,21 @@ def _digest(value: Any) -> str:
     return bytes_digest(json.dumps(value, sort_keys=True).encode())
 
 
-def _results(folder: Path, files: Sequence[Path]) -> dict[str, Any]:
-    """Read lm-eval's results_DATE.json of the same run, if it is beside the samples."""
-    for date in {_date_of(file) for file in files} - {""}:
-        path = folder / f"results_{date}.json"
-        if path.is_file():
-            with contextlib.suppress(WorkbenchError):  # its content is only displayed
-                return read_object(path, infinite=True)
-    return {}
-
-
-def _scores(samples: Sequence[TaskSamples], plan: ScorePlan, configuration: Configuration, results: Mapping[str, Any]) -> Scores:
-    """Return the scores of the imported rows, with the device, time and versions from the results file."""
-    versions = {"lm_eval": results.get("lm_eval_version"), "transformers": results.get("transformers_version")}
-    settings = results.get("config")
-    device = settings.get("device") if isinstance(settings, dict) else None
+def _scores(read: _Folder, configuration: Configuration) -> Scores:
+    """Return the scores of the imported rows, with the device, time and versions from the results files."""
+    newest = read.results[0] if read.results else {}
+    device = _mapping(newest.get("config")).get("device")
+    written = dict.fromkeys(s.reported.version for s in read.samples if s.reported.version)
+    versions = {"lm_eval": " and ".join(map(str, written)), "transformers": newest.get("transformers_version")}
     return Scores(
-        suite=plan.suite.suite,
-        plan=plan.digest,
+        suite=read.plan.suite.suite,
+        plan=read.plan.digest,
         configuration=configuration,
-        seconds=_seconds(results.get("total_evaluation_time_seconds")),
+        seconds=_seconds(newest.get("total_evaluation_time_seconds")),
         device=str(device) if device else "not recorded",
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         versions={k: str(v) for k, v in versions.items() if v},
-        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in samples},
+        tasks={s.task: TaskScores(n=len(s.rows), metrics=_metrics(s)) for s in read.samples},
     )
 
 

@@ -133,7 +133,7 @@ def paired(
         a: Scores of the baseline.
         b: Scores of the configuration.
         cluster: One label per item; default: each item is its own cluster.
-        span: Largest possible change of an item; default: 1 if all scores lie in [0, 1], else no limit.
+        span: Largest possible change of an item, infinite for no limit; default: 1 if all scores lie in [0, 1], else no limit.
         worst: Largest change of a cluster's mean; default: `span`.
     """
     x, y = np.asarray(a, np.float64), np.asarray(b, np.float64)
@@ -145,7 +145,7 @@ def paired(
         span = 1.0
     se = clustered_se(d, label)
     bounded = None
-    if span is not None:
+    if span is not None and math.isfinite(span):
         bounded = Bounded(
             span=span,
             unseen=unseen_sum(span, d.size / k),
@@ -158,9 +158,32 @@ def paired(
             variance=(se * d.size) ** 2,
             answers=bool(np.isin(x, (0.0, 1.0)).all() and np.isin(y, (0.0, 1.0)).all()),
         )
-    changes = Changes(_by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded, span if worst is None else worst)
+    changes = Changes(
+        _by_cluster(d, label), _by_cluster(np.ones(d.size), label), bounded, bounded.span if worst is None and bounded else worst
+    )
     wins, losses = int((d > TINY).sum()), int((d < -TINY).sum())
     return Paired(x.size, k, float(d.mean()), se, wins, losses, changes)
+
+
+def paired_scores(
+    kind: str | None,
+    a: Floats,
+    b: Floats,
+    cluster: Sequence[Any] | None = None,
+    weights: Floats | None = None,
+    *,
+    span: float | None = None,
+    worst: float | None = None,
+) -> Paired | Ratio:
+    """Compare a metric of a configuration with the baseline's on the same items; `statistics.score` says what the values are.
+
+    Contributions to a metric of a whole corpus have no range, even if the metric has one.
+    """
+    if kind is None:
+        return paired(a, b, cluster, span=span, worst=worst)
+    if weights is None:
+        return paired(a, b, cluster, span=math.inf, worst=worst)
+    return paired_ratio(kind, a, b, weights, cluster, worst=worst)
 
 
 @dataclass(frozen=True)

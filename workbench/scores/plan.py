@@ -52,7 +52,7 @@ class ScorePlan:
         bundled: Tasks that come with lm-eval.
         partial: True if a limit that is not in the suite cuts the items.
         lower: Metrics where lower is better, by task.
-        ratios: Kind by metric for metrics that are ratios of sums over items, by task.
+        ratios: lm-eval's aggregation by metric for metrics that are no means over items, by task.
         scorer: Scorer of log-likelihoods: the suite's scorer, or its backend.
         facts: Values from which the digest is computed, except the scorer and the tokenizer.
         groups: `groups.TaskGroup.document` of the suite's groups and their subgroups.
@@ -117,11 +117,12 @@ class ScorePlan:
 
     def only(self, tasks: Collection[str]) -> ScorePlan:
         """Return the plan with some of its tasks; with fewer tasks it has no contrasts."""
-        kept = tuple(task for task in self.suite.tasks if task in tasks)
-        if kept == self.suite.tasks:
+        suite = self.suite.only(tasks)
+        if suite is self.suite:
             return self
-        suite = self.suite.model_copy(update={"tasks": kept, "contrasts": {}})
-        return replace(self, suite=suite, items={task: self.items[task] for task in kept})
+        return replace(
+            self, suite=suite.model_copy(update={"contrasts": {}}), items={task: self.items[task] for task in suite.tasks}
+        )
 
     def primary(self, task: str) -> str:
         """Return the primary metric of a task."""
@@ -190,6 +191,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         WorkbenchError: If a task has no items, no usable metric, items without unique ids or without a cluster, or a contrast is invalid.
     """
     suite, sources = tasks.suite, tasks.sources
+    _check_generation(suite, sources)
     items, parts, partial = {}, [], False
     for source in sources:
         _check_metric(suite, source)
@@ -207,6 +209,7 @@ def make_plan(tasks: SuiteTasks, tokenizer: Any, *, dtype: str, batch_size: int,
         dtype,
         batch_size,
         installed("lm_eval")["lm_eval"],
+        *([suite.system_instruction, sorted(suite.gen_kwargs.items())] if suite.system_instruction or suite.gen_kwargs else []),
     ]
     return ScorePlan(
         suite=suite,
@@ -281,12 +284,20 @@ def _items(suite: Suite, source: TaskSource) -> list[Item]:
     return [Item(i, str(doc[cluster_field])) for i, doc in zip(ids, source.docs, strict=True)]
 
 
+def _check_generation(suite: Suite, sources: Sequence[TaskSource]) -> None:
+    """Raise WorkbenchError for settings of generation where no task generates text."""
+    if suite.gen_kwargs and not any(source.kind == GENERATED for source in sources):
+        raise WorkbenchError(
+            f"suite '{suite.suite}': gen_kwargs: no task of the suite generates text", "Remove `gen_kwargs`, or add such a task."
+        )
+
+
 def _check_metric(suite: Suite, source: TaskSource) -> None:
-    """Raise WorkbenchError for a task without a usable metric, an unknown primary or contrast metric, or a contrast of ratios."""
+    """Raise WorkbenchError for a task without a usable metric, an unknown primary or contrast metric, or a contrast of metrics without scores of items."""
     if not source.metrics:
         raise WorkbenchError(
-            f"task '{source.name}' ({source.kind}) has no metric that is a mean over items or a ratio of sums over items",
-            "Metrics such as corpus F1 or BLEU cannot be compared by item: use acc, exact_match, perplexity or bits_per_byte.",
+            f"task '{source.name}' ({source.kind}) has no metric that lm-eval computes for its output type",
+            "Give it a `metric_list`, such as acc for choices and exact_match for texts.",
         )
     known = (*source.metrics, MARGIN) if source.kind == "multiple_choice" else source.metrics
     primary = suite.primary.get(source.name, source.metrics[0])
@@ -302,6 +313,6 @@ def _check_metric(suite: Suite, source: TaskSource) -> None:
             )
         if metric in source.ratios:
             raise WorkbenchError(
-                f"suite '{suite.suite}', contrast '{name}': '{metric}' is a ratio of sums, which has no score per item",
+                f"suite '{suite.suite}', contrast '{name}': '{metric}' is computed from all items together, so that an item has no score",
                 "Use a metric that is a mean over items: `metric: acc`.",
             )

@@ -12,25 +12,70 @@ import json
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
 from workbench.jsondoc import parse, text_of
-from workbench.scores.files import wrong_value
+from workbench.scores.corpus import Compute, UndefinedError
+from workbench.scores.files import SHARES, wrong_value
 from workbench.scores.plan import item_ids
-from workbench.scores.statistics import RATIOS, brier_score
-from workbench.scores.store import Row, margin_of
+from workbench.scores.statistics import RATIOS, brier_score, codes
+from workbench.scores.store import Metric, Row, margin_of
 from workbench.scores.suite import MARGIN
-from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, metric_name
+from workbench.scores.tasks import AGGREGATIONS, BRIER, LOWER, MEANS, metric_name
 
 _NEEDED = ("doc_id", "doc", "target", "arguments", "resps", "filter", "metrics")
 _EXPECTED = "Expected a file written by lm_eval --log_samples (0.4.13)."
+_OWN = "is aggregated by the task's own function, which is not in the files"
 _NUMBER = re.compile(r"-?[0-9]{1,9}")
-_RATIOS = {metric: how for metric, how in AGGREGATIONS.items() if how in RATIOS}
-_LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error"}
+_LOWER = {*LOWER, "wer", "cer", "mse", "mae", "error", "edit_distance"}  # lm-eval's, and names that its registry does not have
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What lm-eval's results file of the same run says about a task; empty without a file.
+
+    Attributes:
+        file: The file.
+        version: Version of lm-eval.
+        values: Value by "metric,filter".
+        aggregations: Name of the aggregation by metric, or the source text of a task's own function.
+        higher: Whether higher is better, by metric, where the file says so.
+    """
+
+    file: Path | None = None
+    version: str | None = None
+    values: Mapping[str, float] = field(default_factory=dict)
+    aggregations: Mapping[str, str] = field(default_factory=dict)
+    higher: Mapping[str, bool] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, task: str, file: Path, document: Mapping[str, Any]) -> Reported:
+        """Read a results file, which may hold anything."""
+
+        def part(*names: str) -> Mapping[str, Any]:
+            found: Any = document
+            for name in names:
+                found = found.get(name) if isinstance(found, dict) else None
+            return found if isinstance(found, dict) else {}
+
+        listed = part("configs", task).get("metric_list")
+        entries = [entry for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
+        version = document.get("lm_eval_version")
+        return cls(
+            file,
+            str(version) if version else None,
+            {name: float(v) for name, v in part("results", task).items() if isinstance(v, (int, float)) and "," in name},
+            {str(entry.get("metric")): str(entry["aggregation"]) for entry in entries if entry.get("aggregation")},
+            {name: value for name, value in part("higher_is_better", task).items() if isinstance(value, bool)},
+        )
+
+    def aggregation(self, metric: str) -> str:
+        """Return the name of a metric's aggregation: that of the file, else lm-eval's default."""
+        return self.aggregations.get(metric, AGGREGATIONS.get(metric, "mean"))
 
 
 @dataclass(frozen=True)
@@ -40,7 +85,7 @@ class TaskSamples:
     Attributes:
         kind: lm-eval's output type.
         metrics: Means and ratios; the first one is the default primary metric.
-        ratios: Kind by metric, for metrics whose rows hold [numerator, weight].
+        ratios: Aggregation by metric, for metrics that are no means.
         items: Prompts, choices and gold answers.
         rows: Answers and metrics, in the order of `items`.
         identity: Content that must be equal for two runs to be comparable.
@@ -56,25 +101,32 @@ class TaskSamples:
     rows: list[Row]
     identity: list[Any]
     notes: tuple[str, ...]
+    reported: Reported
 
-    def lower(self, better: Mapping[str, Any]) -> list[str]:
-        """Return the metrics where lower is better, according to lm-eval's results file or else to their names."""
-        return [m for m in self.metrics if not better.get(m.partition(",")[0], m.partition(",")[0] not in _LOWER)]
+    @property
+    def lower(self) -> list[str]:
+        """Metrics where lower is better, according to lm-eval's results file or else to their names."""
+        names = ((m, m.partition(",")[0]) for m in self.metrics)
+        return [m for m, name in names if not self.reported.higher.get(name, name not in _LOWER)]
 
 
-def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSamples:
-    """Read a file of samples.
+def read_samples(
+    task: str, file: Path, cluster: str | None = None, reported: Reported | None = None, compute: Compute | None = None
+) -> TaskSamples:
+    """Read a file of samples, and compare its metrics with the results file of the same run.
 
     Args:
         task: Name of the task.
         file: The file.
         cluster: Field of the documents with their cluster; default: `cluster` if all documents have it, else each item is its own cluster.
+        reported: Content of the results file.
+        compute: Computes metrics of a whole corpus by lm-eval's functions; default: these are left out.
 
     Raises:
-        WorkbenchError: If the file is not a file of lm-eval's samples or is empty, filters cover different documents, no metric has a number
-            for every item, or documents lack the cluster field.
+        WorkbenchError: If the file is not a file of lm-eval's samples or is empty, filters cover different documents, no metric has a value
+            that can be compared, documents lack the cluster field, or a metric differs from the results file.
     """
-    lines = _lines(file)
+    lines, reported = _lines(file), reported or Reported()
     filters = list(dict.fromkeys(str(line["filter"]) for line in lines))
     by_filter = {f: {line["doc_id"]: line for line in lines if line["filter"] == f} for f in filters}
     first = by_filter[filters[0]]
@@ -88,31 +140,84 @@ def read_samples(task: str, file: Path, cluster: str | None = None) -> TaskSampl
     ids, clusters = _ids(docs, task), _clusters(docs, file, cluster)
     items = [_item(task, kind, i, c or i, line) for i, c, line in zip(ids, clusters, docs, strict=True)]
     rows = [_answer(task, kind, item, line, file) for item, line in zip(items, docs, strict=True)]
-    names, ignored = [], []
+    names: list[str] = []
+    left_out: list[str] = []
     ratios: dict[str, str] = {}
     for filter_name, filtered in by_filter.items():
         sample = docs[0] if filter_name == filters[0] else next(iter(filtered.values()))
         for metric in sample["metrics"]:
-            name = metric_name(str(metric), filter_name, filters)
-            values = [_value(str(metric), filtered[line["doc_id"]].get(metric)) for line in docs]
-            if any(v is None for v in values):
-                ignored.append(name)
+            name, how = metric_name(metric, filter_name, filters), reported.aggregation(metric)
+            try:
+                values = _values(metric, how, [filtered[line["doc_id"]].get(metric) for line in docs], items, compute)
+                _agree(values, items, how, reported, f"{metric},{filter_name}", f"{file}: '{name}' of '{task}'")
+            except UndefinedError as error:
+                left_out.append(f"{name} {error}")
                 continue
             names.append(name)
-            if metric in _RATIOS:
-                ratios[name] = _RATIOS[str(metric)]
+            if how not in MEANS and not isinstance(values[0], float):
+                ratios[name] = how
             for row, value in zip(rows, values, strict=True):
                 row["metrics"][name] = value
     if not names:
         raise WorkbenchError(
-            f"{file}: no metric has a number for every item (metrics in the file: {', '.join(ignored) or 'none'})",
-            "Corpus metrics without a value per item cannot be compared by item. Use a task with acc, exact_match or perplexity.",
+            f"{file}: no metric can be compared: {'; '.join(left_out) or 'the file has none'}",
+            "Use a task with a metric such as acc, exact_match, f1, bleu or perplexity.",
         )
     if kind == "multiple_choice" and _add_margins(items, rows):
         names.append(MARGIN)
     identity = [task, kind, filters, names, [[i, c, *_hashes(line)] for i, c, line in zip(ids, clusters, docs, strict=True)]]
-    notes = [f"{task}: {m} has no number per item and is ignored" for m in ignored]
-    return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, tuple(notes))
+    notes = tuple(f"{task}: left out: {reason}" for reason in left_out)
+    return TaskSamples(task, file, kind, tuple(names), ratios, items, rows, identity, notes, reported)
+
+
+def _values(metric: str, how: str, values: Sequence[Any], items: Sequence[Row], compute: Compute | None) -> list[Any]:
+    """Return a metric's values in the rows of the items: numbers, [numerator, weight] of a ratio, or [contribution].
+
+    A task's own aggregation is not in the files. Its metric is read as a mean, which `_agree` then compares.
+
+    Raises:
+        UndefinedError: If they cannot be read or computed.
+    """
+    shares = None if how in (*MEANS, *RATIOS) or not compute else compute(how, values, codes([item["cluster"] for item in items]))
+    if shares is not None:
+        return [[float(share)] for share in shares]
+    numbers = [_value(metric, how, value) for value in values]
+    if None in numbers:
+        if how in AGGREGATIONS.values() and how not in (*MEANS, *RATIOS, "bypass"):
+            raise UndefinedError(f"needs lm-eval's function '{how}': pip install 'brick-workbench[eval]'")
+        if how not in (*AGGREGATIONS.values(), "mean"):
+            raise UndefinedError(_OWN)
+        raise UndefinedError("has no number for every item")
+    return numbers
+
+
+def _agree(values: Sequence[Any], items: Sequence[Row], how: str, reported: Reported, key: str, where: str) -> None:
+    """Compare a metric with the results file, if there is one.
+
+    Raises:
+        UndefinedError: If the file has no such value, or its aggregation is not known and is not the mean.
+        WorkbenchError: If the aggregation is known and the two differ.
+    """
+    if reported.file is None:
+        return
+    metric, expected = key.partition(",")[0], reported.values.get(key)
+    if expected is None:
+        raise UndefinedError(f"is not in {reported.file.name}")
+    unknown = how not in (*MEANS, *RATIOS) and isinstance(values[0], float)
+    guessed = metric not in (*reported.aggregations, *AGGREGATIONS, *SHARES)
+    kind = None if unknown or how in MEANS else how
+    found = Metric.of(values, codes([item["cluster"] for item in items]), kind).value
+    same = math.isclose(found, expected, rel_tol=1e-6, abs_tol=1e-9)
+    difference = f"{reported.file.name} has {expected:.6g}, the {kind or 'mean'} of the samples is {found:.6g}"
+    if unknown and (not same or len({*values}) == 1):  # equal values have equal means, smallest and largest values
+        raise UndefinedError(f"{_OWN} ({difference})")
+    if not same and guessed:
+        raise UndefinedError(f"is not aggregated by the mean ({difference})")
+    if not same:
+        raise WorkbenchError(
+            f"{where}: {difference} (aggregation: {how})",
+            "The two files are not of one run: run lm_eval again into an empty folder.",
+        )
 
 
 def _lines(file: Path) -> list[dict[str, Any]]:
@@ -160,7 +265,7 @@ def _problem(line: Any) -> str | None:
     if not _arguments(line):
         return "'arguments' has no request with a context"
     for metric in line["metrics"]:
-        value = _value(metric, line.get(metric))
+        value = _value(metric, AGGREGATIONS.get(metric, "mean"), line.get(metric))
         if value is not None and (expected := wrong_value(metric, value)):
             return f"document {line['doc_id']}: {metric} is {json.dumps(value)[:60]}, expected {expected}"
     return None
@@ -253,9 +358,9 @@ def _loglikelihood(response: Any) -> float:
     return value
 
 
-def _value(metric: str, value: Any) -> float | list[float] | None:
+def _value(metric: str, how: str, value: Any) -> float | list[float] | None:
     """Return a metric's number, or [numerator, weight] of a ratio; None for anything else."""
-    if metric in _RATIOS:
+    if how in RATIOS:
         pair = value if isinstance(value, list) else [value, 1]
         return [float(v) for v in pair] if len(pair) == 2 and all(map(_is_number, pair)) else None
     if metric == BRIER and isinstance(value, list) and len(value) == 2:  # (right choice, probabilities)

@@ -22,6 +22,7 @@ Floats = NDArray[np.float64]
 FEW_CLUSTERS = 8  # with fewer clusters there is no verdict
 MANY_CLUSTERS = 20  # with fewer clusters there is a warning; `needs` asks for at least this number
 RATIOS = ("perplexity", "weighted_perplexity", "bits_per_byte")  # lm-eval's names of the aggregations
+SHARED_RANGE = ("f1",)  # lm-eval's names of aggregations of a whole corpus that lie in [0, 1]
 HIGHEST = 700.0  # largest value in nats whose exponential is finite
 
 
@@ -108,6 +109,37 @@ def _expected_correlation(right: Floats, sizes: NDArray[np.intp]) -> float:
     weight = rho * np.exp(fit - fit.max())
     mixed = int((sizes > right).sum() if mean > 0.5 else (right > 0).sum())
     return float(weight @ rho / weight.sum()) * min(1.0, 12 / max(mixed, 1))
+
+
+def score(kind: str | None, values: Floats, weights: Floats | None = None) -> float:
+    """Return a metric over items.
+
+    Args:
+        kind: None for a mean; a ratio of sums (`RATIOS`); or lm-eval's aggregation of a whole corpus, with `corpus.contributions` as values.
+        values: Scores, numerators or contributions of the items.
+        weights: Weights of the items, for a ratio.
+    """
+    return float(values.mean()) if weights is None or kind is None else ratio(kind, values, weights)
+
+
+def interval(kind: str | None, values: Floats, cluster: NDArray[np.intp], weights: Floats | None = None) -> tuple[float, float]:
+    """Return the 95 % interval of a metric over items, with the arguments of `score`.
+
+    For a metric of a whole corpus it is the metric +- t * its jackknife error over clusters. It has no ends if most clusters have
+    the same influence on the metric and fewer than 8 another one, as with a smallest value: the jackknife then says nothing.
+    """
+    if kind is None:
+        return score_interval(values, cluster)
+    if weights is not None:
+        return ratio_interval(kind, values, weights, cluster)
+    sizes, mean = np.bincount(cluster), float(values.mean())
+    shares = np.bincount(cluster, values) / sizes
+    _, same = np.unique(np.round(shares / max(1.0, float(np.abs(shares).max())), 9), return_counts=True)
+    low, high = -math.inf, math.inf
+    if 2 * same.max() <= len(sizes) or len(sizes) - same.max() >= FEW_CLUSTERS:
+        half = upper_t(0.025, effective_clusters(sizes) - 1) * clustered_se(values, cluster)
+        low, high = mean - half, mean + half
+    return (max(low, 0.0), min(high, 1.0)) if kind in SHARED_RANGE else (low, high)
 
 
 def ratio(kind: str, numerators: Sequence[float] | Floats, weights: Sequence[float] | Floats) -> float:

@@ -43,6 +43,7 @@ __all__ = [
     "margin_of",
     "plan_record",
     "stored_in",
+    "stored_plans",
 ]
 
 _FORMAT_OF_0_2 = "plan-3 softmax-float32 seed-1234"
@@ -255,7 +256,9 @@ def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
         record: Content of plan.json. Those of 0.2.0 and earlier have no format; the format changed together with that of the documents.
         scores: The plan's scores.
     """
-    if record.get("imported") or not (scores := list(scores)):
+    if record.get("imported"):
+        return None if "import_format" in record else "imported without a comparison with lm-eval's results file: import it again"
+    if not (scores := list(scores)):
         return None
     found = str(record.get("format", _FORMAT_OF_0_2 if all(s.rows for s in scores) else "plan-2"))
     return (
@@ -263,6 +266,43 @@ def outdated(record: Mapping[str, Any], scores: Iterable[Scores]) -> str | None:
         if found == PLAN_FORMAT
         else f"scored in plan format {found.split()[0]}, this version scores in {PLAN_FORMAT.split()[0]}"
     )
+
+
+def stored_plans(store: ScoreStore) -> list[dict[str, Any]]:
+    """Return one document per plan in the store, by suite and the newest first: the content of `scores ls --json`."""
+    documents = [_plan_document(path.parent) for path in store.root.glob("*/plan.json")]
+    documents.sort(key=lambda plan: plan["created"], reverse=True)
+    return sorted(documents, key=lambda plan: plan["suite"])
+
+
+def _plan_document(folder: Path) -> dict[str, Any]:
+    """Return the entry of `scores ls --json` for one plan."""
+    plan, scores = plan_record(folder), stored_in(folder)
+    return {
+        "suite": plan["suite"]["suite"],
+        "plan": plan["plan"],
+        "imported": bool(plan.get("imported")),
+        "scorer": plan["scorer"],
+        "dtype": plan["dtype"],
+        "batch_size": plan["batch_size"],
+        "partial": bool(plan["partial"]),
+        "tasks": {t: r["n"] for t, r in plan["tasks"].items()},
+        "created": max((s.created for s in scores), default=""),
+        "bytes": sum(f.stat().st_size for f in folder.rglob("*") if f.is_file()),
+        "unfinished": len(list(folder.glob("*.partial"))),
+        "folder": folder.name,
+        "outdated": outdated(plan, scores),
+        "configurations": [
+            {
+                "name": s.configuration.name,
+                "role": s.configuration.role,
+                "digest": s.configuration.digest,
+                "created": s.created,
+                "aliases": sorted(a.name for a in s.aliases),
+            }
+            for s in scores
+        ],
+    }
 
 
 def stored_in(folder: Path) -> list[Scores]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
@@ -17,6 +18,7 @@ SCORERS = {"hflm": "hflm-1", "packed": "packed-1", "prefix": "prefix-1", "vllm":
 MARGIN = "margin"  # log-likelihood of the gold choice minus the largest of the others, in nats; a further metric of multiple-choice tasks
 MIN_EFFECT = 0.02
 SCORED_BY = ("lm_eval", "transformers", "torch", "tokenizers", "numpy")  # libraries whose versions are recorded with scores
+NOT_BY_TASK = ("contrasts", "facts", "gen_kwargs")  # fields of a suite that are mappings, but not by task
 SUITE_NAME = r"^[A-Za-z0-9][\w.-]*$"
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
@@ -93,6 +95,9 @@ class Suite(Written):
         facts: Tasks that score edited facts, for the report's view of facts.
         chat_template: Wrap prompts in the tokenizer's chat template.
         num_fewshot: Number of examples before each prompt; default: the task's own number.
+        system_instruction: Text before each prompt, or the system message with `chat_template`; lm-eval's --system_instruction.
+        gen_kwargs: Settings of generation, such as `temperature` or `max_gen_toks`, which replace those of each task that generates text;
+            lm-eval's --gen_kwargs.
         scorer: `prefix` runs the common beginning of a task's prompts once and the choices of a prompt in one row; `packed` does only the
             latter; `hflm` is lm-eval's own loop. If a check against hflm fails, hflm scores.
         backend: `hf` scores live models; `vllm` and `server` score written checkpoints through lm-eval's classes of those names.
@@ -122,6 +127,8 @@ class Suite(Written):
     facts: FactTasks | None = None
     chat_template: bool = False
     num_fewshot: int | None = Field(default=None, ge=0)
+    system_instruction: str | None = Field(default=None, min_length=1)
+    gen_kwargs: dict[str, bool | int | float | str | list[str | int] | None] = {}
     scorer: Literal["prefix", "packed", "hflm"] = "prefix"
     backend: Literal["hf", "vllm", "server"] = "hf"
 
@@ -159,6 +166,20 @@ class Suite(Written):
             if limit < 1:
                 raise ValueError(f"limit: expected at least 1 item, found {limit}")
         return self
+
+    def only(self, tasks: Collection[str]) -> Suite:
+        """Return the suite with some of its tasks; settings, contrasts and facts of the others are left out."""
+        kept = tuple(task for task in self.tasks if task in tasks)
+        if kept == self.tasks:
+            return self
+        contrasts = {name: c for name, c in self.contrasts.items() if {c.of, c.minus} <= {*kept}}
+        fields: dict[str, Any] = {"tasks": kept, "contrasts": contrasts}
+        if self.facts and not {*self.facts.tasks.values()} <= {*kept}:
+            fields["facts"] = None
+        for field, value in self:
+            if value and isinstance(value, dict) and field not in NOT_BY_TASK:
+                fields[field] = {name: v for name, v in value.items() if name in kept or name in contrasts}
+        return self.model_copy(update=fields)
 
     def cluster_of(self, task: str) -> str:
         """Return the field that holds the cluster of a task's items."""

@@ -20,7 +20,7 @@ from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
 from workbench.versions import installed
 
-FORMAT = "task-1"
+FORMAT = "task-2"
 # Modules that read files only through Python's `open`, where the reads are recorded, and whose results depend on nothing else.
 _RECORDED_MODULES = frozenset({
     "__future__", "abc", "array", "ast", "base64", "bisect", "collections", "contextlib", "copy", "csv", "dataclasses", "decimal",

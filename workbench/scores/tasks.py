@@ -38,12 +38,14 @@ AGGREGATIONS = {
     "bypass": "bypass",
 }
 BRIER = "brier_score"  # mean over multiple-choice items of the squared distances of probabilities from the right choice
+MEANS = ("mean", BRIER)
+_RATIOS = tuple(metric for metric, how in AGGREGATIONS.items() if how in RATIOS)
 LOWER = ("perplexity", "word_perplexity", "byte_perplexity", "bits_per_byte", "brier_score", "ter")
-_CORPUS = {  # output types for which lm-eval computes corpus metrics
+_OUTPUTS = {  # the output type for which lm-eval itself computes a metric that is not a mean
     "perplexity": "loglikelihood",
-    "word_perplexity": "loglikelihood_rolling",
-    "byte_perplexity": "loglikelihood_rolling",
-    "bits_per_byte": "loglikelihood_rolling",
+    **dict.fromkeys(("word_perplexity", "byte_perplexity", "bits_per_byte"), "loglikelihood_rolling"),
+    **dict.fromkeys(("f1", "mcc"), "multiple_choice"),
+    **dict.fromkeys(("bleu", "chrf", "chrf++", "ter"), "generate_until"),
 }
 
 _SKIPPED = "Correct the file; lm-eval would silently skip it."
@@ -61,12 +63,12 @@ class TaskSource:
     Attributes:
         name: Name of the task.
         kind: lm-eval's output type.
-        metrics: Metrics that are means over items or ratios of sums over items; the first one is the default primary metric.
+        metrics: Metrics, those of a whole corpus last; the first one is the default primary metric.
         lower: Metrics where lower is better.
         docs: Documents in the order of the file.
         digest: Digest of the task's definition, its code and the output of the built task.
         bundled: True for tasks that come with lm-eval.
-        ratios: Kind by metric for metrics that are ratios of sums: perplexity, weighted_perplexity or bits_per_byte.
+        ratios: lm-eval's aggregation by metric, for metrics that are no means: ratios of sums (`statistics.RATIOS`), and those of a whole corpus.
         filters: Names of the task's filters, in order.
     """
 
@@ -156,30 +158,29 @@ class TaskFile:
 
 
 def listed_metrics(config: Mapping[str, Any]) -> tuple[tuple[str, ...], frozenset[str], dict[str, str]]:
-    """Return a task's metrics that have a score per item, without metrics such as corpus F1 or BLEU.
-
-    Returns:
-        Names of the metrics as in the stored rows, the names of those where lower is better, and the kind by name of ratios of sums.
-    """
+    """Return a task's metrics as in the stored rows, those where lower is better, and the aggregation by name of those that are no means."""
     kind = str(config.get("output_type", "generate_until"))
-    names: list[str] = []
+    aggregations: dict[str, str] = {}
     lower: set[str] = set()
-    ratios: dict[str, str] = {}
     filters = [f["name"] for f in config.get("filter_list") or [{"name": "none"}]]
     for by in filters:
         for entry in config.get("metric_list") or [{"metric": m} for m in DEFAULT_METRICS.get(kind, ())]:
             metric = str(entry["metric"])
-            aggregation = entry.get("aggregation", AGGREGATIONS.get(metric, "mean"))
-            corpus = not config.get("process_results") and _CORPUS.get(metric)
-            if aggregation not in ("mean", BRIER, *RATIOS) or (corpus and (corpus != kind or aggregation not in RATIOS)):
+            aggregation = str(entry.get("aggregation", AGGREGATIONS.get(metric, "mean")))
+            output = kind if config.get("process_results") else _OUTPUTS.get(metric, kind)
+            mean_of_sums = metric in _RATIOS and not config.get("process_results") and aggregation not in RATIOS
+            if aggregation == "bypass" or mean_of_sums or (output != kind and (metric in _RATIOS or aggregation not in MEANS)):
                 continue
             name = metric_name(metric, by, filters)
-            names.append(name)
+            aggregations[name] = aggregation
             if not entry.get("higher_is_better", metric not in LOWER):
                 lower.add(name)
-            if aggregation in RATIOS:
-                ratios[name] = aggregation
-    return tuple(dict.fromkeys(names)), frozenset(lower), ratios
+    return ordered(aggregations), frozenset(lower), {name: how for name, how in aggregations.items() if how not in MEANS}
+
+
+def ordered(aggregations: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the names of metrics with those of a whole corpus last, so that the first one has scores of items if any metric has."""
+    return tuple(sorted(aggregations, key=lambda name: aggregations[name] not in (*MEANS, *RATIOS)))
 
 
 def metric_name(metric: str, by: str, filters: Sequence[str]) -> str:

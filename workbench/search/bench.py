@@ -18,7 +18,7 @@ from workbench.resolve.resolve import resolve
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Rows, ScoreStore
 from workbench.search.halves import Stages
-from workbench.search.objective import Answers, gathered
+from workbench.search.objective import Answers, Floats, Key, Loss, gathered, guarded_values, losses
 from workbench.steps import Memo
 from workbench.weights.digests import tensor_digest
 
@@ -105,6 +105,7 @@ class Bench:
                 last = number == len(self.stages.search) - 1
                 if not last and stop and stop(number, answers):
                     return Outcome(live.digest, answers, number, True, live.seconds)
+            answers = replace(answers, guarded=self._guarded(live))
         self._full[live.digest] = answers
         return Outcome(live.digest, answers, len(self.stages.search) - 1, False, live.seconds)
 
@@ -117,14 +118,33 @@ class Bench:
     def answers(self, digest: str) -> Answers | None:
         """Return the stored answers of weights that were scored on all search items, or None."""
         if digest not in self._full:
-            plans = [(plan, self.store.settled(plan)) for stage in self.stages.search for plan in stage]
+            stages = (*self.stages.search, self.stages.guard)
+            plans = [(plan, self.store.settled(plan)) for stage in stages for plan in stage]
             keys = [self._key(settled, digest) for _, settled in plans]
             if not all(self.store.has(settled, key) for (_, settled), key in zip(plans, keys, strict=True)):
                 return None
-            self._full[digest] = gathered(
+            parts = [
                 (plan, self.store.rows(self.store.read(settled, key))) for (plan, settled), key in zip(plans, keys, strict=True)
-            )
+            ]
+            first = len(parts) - len(self.stages.guard)
+            guarded = {key: values for part in parts[first:] for key, values in guarded_values(*part).items()}
+            self._full[digest] = replace(gathered(parts[:first]), guarded=guarded)
         return self._full[digest]
+
+    def losses(self, answers: Answers, level: float) -> list[Loss]:
+        """Return the losses against the base on guarded tasks, of a configuration that was scored on all search items."""
+        return losses(self.stages.guard, self._base_answers, answers, level) if self.stages.guard else []
+
+    @cached_property
+    def _base_answers(self) -> Answers:
+        """Answers of the base on guarded tasks, which are scored if the store does not have them."""
+        with self._live(self._base) as live:
+            return Answers({}, {}, self._guarded(live))
+
+    def _guarded(self, live: _Live) -> dict[Key, Floats]:
+        """Return a candidate's values on guarded tasks."""
+        parts = [(plan, self._rows(live, plan, gold=False)) for plan in self.stages.guard]
+        return {key: values for part in parts for key, values in guarded_values(*part).items()}
 
     def _key(self, plan: ScorePlan, digest: str) -> str:
         """Return the store's key of these weights; all candidates have the base's tokenizer and generation settings."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.compare.compare import compare
 from workbench.search.objective import Answers, Gap, Objective, gap
 from workbench.search.race import Rival, front
-from workbench.search.run import Search, finished, number_of_candidates
+from workbench.search.run import Search, finished, is_harmful, number_of_candidates
 from workbench.search.study import Study
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         **({} if winners else {"unbeaten": _unbeaten(search, tested)}),
         **({"front": [t.name for t in winners], "hypervolume": hypervolumes(search, study)} if several else {}),
         "warnings": list(search.warnings),
+        **({"guarded": list(_harm(search, study, tested))} if search.stages.guard else {}),
         "test": _test(search, tested, best.name),
     }
 
@@ -99,6 +100,25 @@ def _known(search: Search, study: Study) -> dict[str, Any]:
     }
 
 
+def _harm(search: Search, study: Study, tested: Sequence[Tested]) -> Iterator[str]:
+    """Yield what the search and the test found on guarded tasks: excluded candidates and controls, then each winner's verdicts."""
+    records = [record for record in study.finished() if is_harmful(record)]
+    if records or search.harmful:
+        names = ", ".join([*sorted(search.harmful), *(str(record["name"]) for record in records)])
+        yield f"Lose more than the tolerance on a guarded task, on search items, and cannot win: {names}."
+    winners = [t for t in tested if t.part == "found"]
+    if not winners:
+        return
+    rows = _compared(search, [next(t for t in tested if t.name == "base"), *winners], "base")["rows"]
+    for row in rows:
+        if row["family"] == "guarded" and row["verdict"] not in ("safe", "no item changed"):
+            limit = "" if row["tolerance"] is None else f", tolerance {row['tolerance']:g}"
+            yield (
+                f"{row['configuration']} is {row['verdict']} on the guarded task '{row['task']}', on test items against the base "
+                f"({row['diff']:+.3g}{limit})."
+            )
+
+
 def _unbeaten(search: Search, tested: Sequence[Tested]) -> list[dict[str, Any]]:
     """Return the best control or random candidate, or their Pareto front, for a search whose other candidates were all stopped early."""
     by_name = {t.rival.name: t for t in tested}
@@ -154,7 +174,7 @@ def _test(search: Search, tested: Sequence[Tested], best: str) -> dict[str, Any]
         "baseline": best,
         "rows": [_row(search.objectives, t, control, _twin(t, control, tested)) for t in tested],
         "against": {t.name: _against(search.objectives, control, t) for t in tested if t.part != "control"},
-        "comparison": _compared(search, tested, control),
+        "comparison": _compared(search, tested, control.configuration.name),
     }
 
 
@@ -217,12 +237,12 @@ def _gap(difference: Gap) -> dict[str, Any]:
     }
 
 
-def _compared(search: Search, tested: Sequence[Tested], baseline: Tested) -> dict[str, Any]:
-    """Return the comparison of all tested configurations on test items."""
+def _compared(search: Search, tested: Sequence[Tested], baseline: str) -> dict[str, Any]:
+    """Return the comparison of tested configurations with one of them on test items."""
     store = search.bench.store
     plans = [store.settled(plan) for plan in search.stages.test]
     scores = [store.read(plan, t.configuration.key(plan)).called(t.configuration) for t in tested for plan in plans]
-    return compare(store, scores, baseline=baseline.configuration.name, project=search.recipe.project).document()
+    return compare(store, scores, baseline=baseline, project=search.recipe.project).document()
 
 
 def hypervolumes(search: Search, study: Study) -> list[float]:

@@ -12,6 +12,7 @@ import numpy as np
 import xxhash
 
 from workbench.files import json_digest
+from workbench.recipe.recipe import Recipe
 from workbench.scores.plan import Item, ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, effective_clusters
 from workbench.search.objective import Objective
@@ -24,15 +25,18 @@ class Stages:
     Attributes:
         search: For each stage, one plan per suite with the items that the stage adds; tasks whose items are used up are left out.
         test: One plan per suite with the test items.
+        guard: One plan per suite with the search items of its guarded tasks that no objective has.
     """
 
     search: tuple[tuple[ScorePlan, ...], ...]
     test: tuple[ScorePlan, ...]
+    guard: tuple[ScorePlan, ...] = ()
 
     @property
     def key(self) -> str:
         """Digest of all plans."""
-        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test)])
+        guard = [self.guard] if self.guard else []
+        return json_digest([[plan.digest for plan in stage] for stage in (*self.search, self.test, *guard)])
 
     @property
     def items(self) -> dict[str, int]:
@@ -83,6 +87,32 @@ def stages_of(plans: Sequence[ScorePlan], share: float, counts: Sequence[int]) -
         for plan, tasks in zip(plans, halves, strict=True)
     )
     return Stages(tuple(stages), test)
+
+
+def guard_of(plans: Sequence[ScorePlan], share: float, objectives: Sequence[Objective]) -> tuple[ScorePlan, ...]:
+    """Return the plans of the search items of guarded tasks that no objective has; `share` is that of the test items."""
+    scored = {term.key for objective in objectives for term in objective.terms}
+    parts = []
+    for plan in plans:
+        items = {task: split(items, share)[0] for task, items in plan.items.items()}
+        part = plan.part(items)
+        parts.append(
+            part.only({task for task in part.suite.tasks if plan.suite.guards(task) and (plan.suite.suite, task) not in scored})
+        )
+    return tuple(part for part in parts if part.suite.tasks)
+
+
+def check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
+    """Raise WorkbenchError if a task of an objective has too few items for two halves."""
+    for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
+        halves = stages.halves(*key)
+        if not all(halves.values()):
+            number = sum(map(len, halves.values()))
+            raise recipe.error(
+                ("search", "objective"),
+                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, but a search needs at least one search item and one test item",
+                "Score more items, or choose another objective.",
+            )
 
 
 def split(items: Sequence[Item], share: float) -> tuple[list[Item], list[Item]]:

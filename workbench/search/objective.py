@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +13,11 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.search_fields import SEPARATOR
 from workbench.scores.changes import Changes, pooled
-from workbench.scores.paired import paired
+from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan
-from workbench.scores.statistics import FEW_CLUSTERS
+from workbench.scores.statistics import FEW_CLUSTERS, RATIOS, SHARED_RANGE
 from workbench.scores.store import Row
+from workbench.scores.suite import MARGIN
 
 Key = tuple[str, str]
 """Suite and task."""
@@ -56,10 +58,12 @@ class Answers:
     Attributes:
         scores: One number per item by (suite, task) and metric; a metric that only the first items have is shorter.
         clusters: One label per item by (suite, task).
+        guarded: Values of the primary metric on guarded tasks [items, width], by (suite, task), as stored rows hold them.
     """
 
     scores: Mapping[Key, Mapping[str, Floats]]
     clusters: Mapping[Key, Sequence[str]]
+    guarded: Mapping[Key, Floats] = field(default_factory=dict)
 
     @property
     def items(self) -> int:
@@ -87,10 +91,72 @@ def gathered(parts: Iterable[tuple[ScorePlan, Mapping[str, Sequence[Row]]]]) -> 
             by_metric = scores.setdefault(key, {})
             for row in rows.get(task, ()):
                 for metric, value in row["metrics"].items():
-                    if isinstance(value, (int, float)):  # a ratio of sums has no score per item
+                    if isinstance(value, (int, float)):  # a metric of all items together has no score per item
                         by_metric.setdefault(metric, []).append(value)
     arrays = {key: {m: np.array(values, np.float64) for m, values in by_metric.items()} for key, by_metric in scores.items()}
     return Answers(arrays, clusters)
+
+
+def guarded_values(plan: ScorePlan, rows: Mapping[str, Sequence[Row]]) -> dict[Key, Floats]:
+    """Return the values of the primary metrics [items, width] of a plan's tasks.
+
+    Raises:
+        WorkbenchError: If an item has none.
+    """
+    found = {}
+    for task, task_rows in rows.items():
+        metric = plan.primary(task)
+        values = [row["metrics"].get(metric) for row in task_rows]
+        if None in values:
+            raise WorkbenchError(
+                f"suite '{plan.suite.suite}': guarded task '{task}' has no '{metric}' for item '{task_rows[values.index(None)]['id']}'",
+                "Choose another `primary` metric for it in the suite.",
+            )
+        found[plan.suite.suite, task] = np.array(values, np.float64).reshape(len(values), -1)
+    return found
+
+
+@dataclass(frozen=True)
+class Loss:
+    """What a configuration loses on a guarded task, against the base.
+
+    Attributes:
+        task: Name of the task.
+        loss: Loss in the metric's units; negative for a gain.
+        tolerance: Largest loss that counts as safe; None if the suite gives none for this metric.
+        harmful: The loss is larger than the tolerance; without a tolerance, the paired interval lies beyond 0.
+    """
+
+    task: str
+    loss: float
+    tolerance: float | None
+    harmful: bool
+
+
+def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: float) -> list[Loss]:
+    """Return a configuration's losses on guarded tasks.
+
+    Args:
+        plans: Plans of the guarded tasks.
+        base: Answers of the base.
+        answers: Answers of the configuration on the same items.
+        level: Error rate of the test that decides without a tolerance.
+    """
+    found = []
+    for plan in plans:
+        for task, items in plan.items.items():
+            metric, key = plan.primary(task), (plan.suite.suite, task)
+            kind = plan.ratios.get(task, {}).get(metric)
+            before, after = base.guarded[key], answers.guarded[key]
+            weights = before[:, 1] if kind in RATIOS else None
+            pair = paired_scores(kind, before[:, 0], after[:, 0], [item.cluster for item in items], weights)
+            loss = pair.diff if metric in plan.lower.get(task, ()) else -pair.diff
+            inside = bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1)
+            share = kind in SHARED_RANGE or (kind is None and metric != MARGIN and inside)
+            tolerance = plan.suite.tolerance_of(task, share=share)
+            harmful = loss > 0 and pair.p <= level if tolerance is None else loss > tolerance + 1e-12
+            found.append(Loss(task, float(loss) if math.isfinite(loss) else 0.0, tolerance, bool(harmful)))
+    return found
 
 
 @dataclass(frozen=True)
@@ -212,7 +278,7 @@ def _term(recipe: Recipe, name: str, plan: ScorePlan, task: str, metric: str) ->
     if metric in plan.ratios.get(task, {}):
         raise _error(
             recipe,
-            f"'{name}': {metric} of '{task}' is a ratio of sums, but candidates are compared item by item",
+            f"'{name}': {metric} of '{task}' is computed from all items together, but candidates are compared item by item",
             "Use tasks whose metric is a mean over items, such as acc or exact_match.",
         )
     return Term((plan.suite.suite, task), metric, -1.0 if metric in plan.lower.get(task, ()) else 1.0)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from workbench.scores.store import ScoreStore
 from workbench.search.baselines import LAMBDAS, baselines, cocktail
 from workbench.search.bench import Bench
 from workbench.search.clock import Clock, budget_seconds
-from workbench.search.halves import Stages, stages_of, warnings_of
+from workbench.search.halves import Stages, check_halves, guard_of, stages_of, warnings_of
 from workbench.search.objective import Answers, Objective, objectives_of, only_objectives
 from workbench.search.race import Rival, beaten_by, estimate, front
 from workbench.search.samplers import sampler_name
@@ -73,6 +73,7 @@ class Search:
         events: Receiver of progress events.
         controls: Scored controls.
         entries: Configurations of the controls by name.
+        harmful: Names of the controls that lose too much on a guarded task; they stop no candidate.
         warnings: Warnings on tasks with too few clusters for the test.
     """
 
@@ -91,6 +92,7 @@ class Search:
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
     entries: dict[str, LineupEntry] = field(default_factory=dict)
+    harmful: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
 
     @property
@@ -155,8 +157,9 @@ def prepare(
     stages = replace(
         stages_of(only_objectives(score_plans, objectives), fields.test, fields.fidelity.items),
         test=stages_of(score_plans, fields.test, fields.fidelity.items).test,
+        guard=guard_of(score_plans, fields.test, objectives),
     )
-    _check_halves(recipe, stages, objectives)
+    check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     if storage is not None:
@@ -201,19 +204,6 @@ def _in_memory(recipe: Recipe) -> Resolved:
     return resolved
 
 
-def _check_halves(recipe: Recipe, stages: Stages, objectives: Sequence[Objective]) -> None:
-    """Raise WorkbenchError if a task of an objective has too few items for two halves."""
-    for key in dict.fromkeys(term.key for objective in objectives for term in objective.terms):
-        halves = stages.halves(*key)
-        if not all(halves.values()):
-            number = sum(map(len, halves.values()))
-            raise recipe.error(
-                ("search", "objective"),
-                f"task '{key[1]}' has {number} item{'' if number == 1 else 's'}, but a search needs at least one search item and one test item",
-                "Score more items, or choose another objective.",
-            )
-
-
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
@@ -247,7 +237,7 @@ def _score_arms(search: Search, study: Study, clock: Clock) -> None:
 
 def open_study(search: Search) -> Study:
     """Open the study of a search on disk."""
-    return Study(
+    study = Study(
         search.folder,
         search.space,
         sampler=search.sampler,
@@ -256,6 +246,8 @@ def open_study(search: Search) -> Study:
         storage=search.storage,
         lambdas=LAMBDAS,
     )
+    study.guarded = bool(search.stages.guard)
+    return study
 
 
 def begin(search: Search, study: Study, clock: Clock) -> None:
@@ -302,6 +294,8 @@ def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
     """Add a control that was scored on all search items."""
     search.entries[entry.name] = entry
     search.controls.append(Rival.of(entry.name, answers, search.objectives))
+    if any(loss.harmful for loss in search.bench.losses(answers, search.level)):
+        search.harmful.add(entry.name)
 
 
 @dataclass(frozen=True)
@@ -337,12 +331,14 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     }
     if outcome.stopped:
         return Attempt(estimate(outcome.answers, beaten[0], search.objectives), result)
+    if found := search.bench.losses(outcome.answers, search.level):
+        result["guarded"] = [asdict(loss) for loss in found]
     return Attempt([outcome.answers.value(objective) for objective in search.objectives], result, outcome.answers)
 
 
 def rivals(search: Search, study: Study) -> list[Rival]:
-    """Return the configurations that can stop a new candidate: the Pareto front of controls and complete candidates."""
-    return front([*search.controls, *finished(search, study)])
+    """Return the configurations that can stop a new candidate: the Pareto front of controls and complete candidates, without harmful ones."""
+    return front([*(c for c in search.controls if c.name not in search.harmful), *finished(search, study)])
 
 
 def keep(search: Search, study: Study, clock: Clock, trial: Trial, attempt: Attempt, seconds: float) -> None:
@@ -360,12 +356,19 @@ def candidate(search: Search, name: str, values: Values) -> LineupEntry:
 
 
 def finished(search: Search, study: Study, *arms: Arm) -> list[Rival]:
-    """Return the candidates that were scored on all search items."""
+    """Return the candidates that were scored on all search items and lose no more than the tolerance on each guarded task."""
     complete = []
     for record in study.finished(*arms):
-        if record["scores"] is not None and not record["stopped"] and (answers := search.bench.answers(record["digest"])):
+        if record["scores"] is None or record["stopped"] or is_harmful(record):
+            continue
+        if answers := search.bench.answers(record["digest"]):
             complete.append(Rival(record["name"], answers, tuple(record["scores"])))
     return complete
+
+
+def is_harmful(record: Mapping[str, Any]) -> bool:
+    """Return True if a candidate's record holds a loss on a guarded task that is too large."""
+    return any(loss["harmful"] for loss in record.get("guarded", ()))
 
 
 def tell(search: Search, study: Study, clock: Clock) -> None:
@@ -378,7 +381,8 @@ def tell(search: Search, study: Study, clock: Clock) -> None:
         if last["scores"] is None
         else ", ".join(f"{o.shown(v):.3f}" for o, v in zip(search.objectives, last["scores"], strict=True))
     )
-    candidate_text = f"{last['name']}: {scores}{' (stopped early)' if last.get('stopped') else ''}"
+    marks = " (stopped early)" if last.get("stopped") else " (loses too much on a guarded task)" if is_harmful(last) else ""
+    candidate_text = f"{last['name']}: {scores}{marks}"
     best = front([*search.controls, *finished(search, study)])
     text = f"{candidate_text}; best {_best(search, best)}"
     if left := clock.left(len(done), total):

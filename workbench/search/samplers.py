@@ -21,6 +21,9 @@ STARTUP = 10
 POPULATION = 12
 """Population of NSGA-II; a search has dozens of candidates, not thousands."""
 
+EXCESS = "excess"
+"""Attribute of a finished candidate: the largest loss on a guarded task beyond its tolerance; at most 0 if all are within it."""
+
 optuna.logging.set_verbosity(optuna.logging.ERROR)  # hides the warning that greenlet would speed up sampling
 warnings.filterwarnings(
     "ignore", message="PedAnovaImportanceEvaluator computes"
@@ -65,19 +68,28 @@ def sampler_name(space: Space, objectives: int) -> str:
     return "cmaes" if len(dimensions) > MANY and numbers else "tpe"
 
 
-def make_sampler(name: str, space: Space, seed: int, number: int) -> BaseSampler:
-    """Return a sampler for one candidate, whose draws depend on the seed, the candidate's number and the candidates before it."""
+def make_sampler(name: str, space: Space, seed: int, number: int, *, guarded: bool = False) -> BaseSampler:
+    """Return a sampler for one candidate, whose draws depend on the seed, the candidate's number and the candidates before it.
+
+    If `guarded`, those samplers that support it avoid candidates that lose too much on a guarded task.
+    """
+    guard = (lambda t: [float(t.user_attrs.get(EXCESS, 0.0))]) if guarded else None
     candidate_seed = int(json_digest(["sampler", seed, number])[:8], 16)
     start = space.written()
     constructors: dict[str, Any] = {
         "random": lambda: RandomSampler(seed=candidate_seed),
         "tpe": lambda: TPESampler(
-            seed=candidate_seed, n_startup_trials=STARTUP, multivariate=True, group=space.conditional, constant_liar=True
+            seed=candidate_seed,
+            n_startup_trials=STARTUP,
+            multivariate=True,
+            group=space.conditional,
+            constant_liar=True,
+            constraints_func=guard,
         ),
-        "gp": lambda: GPSampler(seed=candidate_seed, n_startup_trials=STARTUP),
+        "gp": lambda: GPSampler(seed=candidate_seed, n_startup_trials=STARTUP, constraints_func=guard),
         # The study keeps its state, including random numbers, so that all candidates share one seed.
         "cmaes": lambda: CmaEsSampler(seed=seed, x0=dict(start) if start else None),
-        "nsga2": lambda: NSGAIISampler(seed=candidate_seed, population_size=POPULATION),
+        "nsga2": lambda: NSGAIISampler(seed=candidate_seed, population_size=POPULATION, constraints_func=guard),
         "grid": lambda: GridSampler(grid(space), seed=seed),
         "greedy": lambda: RandomSampler(seed=candidate_seed),  # every candidate is queued with its values
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +19,7 @@ from optuna.trial import FrozenTrial, TrialState
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.search.greedy import Tried, next_soup
-from workbench.search.samplers import grid, make_sampler, starts, suggest
+from workbench.search.samplers import EXCESS, grid, make_sampler, starts, suggest
 from workbench.search.space import Space
 
 Arm = Literal["search", "random"]
@@ -92,6 +92,8 @@ class Study:
         lambdas: Sequence[float] = (),
     ) -> None:
         self.folder, self.space, self.sampler = folder, space, sampler
+        self.guarded = False
+        """True if the sampler avoids candidates that lose too much on a guarded task."""
         self.file = storage or folder / JOURNAL
         (folder / "workers").mkdir(parents=True, exist_ok=True)
         self._worker = uuid.uuid4().hex
@@ -143,7 +145,9 @@ class Study:
                 abandoned.number if abandoned else next((t.number for t in trials if t.state == TrialState.WAITING), len(trials))
             )
             seed = self.space.recipe.fields.seed + (arm == "random")
-            study.sampler = make_sampler("random" if arm == "random" else self.sampler, self.space, seed, index)
+            study.sampler = make_sampler(
+                "random" if arm == "random" else self.sampler, self.space, seed, index, guarded=self.guarded
+            )
             trial = optuna.Trial(study, abandoned._trial_id) if abandoned else study.ask()
             trial.set_user_attr(_OWNER, self._worker)
             values = trial.user_attrs.get(_VALUES) or suggest(trial, self.space)
@@ -157,6 +161,8 @@ class Study:
         study = self._studies[trial.arm]
         with self._readable():
             trial._trial.set_user_attr(_RESULT, result)
+            if "guarded" in result:
+                trial._trial.set_user_attr(EXCESS, max(map(_excess, result["guarded"])))
             if scores is None:
                 study.tell(trial._trial, state=TrialState.FAIL)
             else:
@@ -243,6 +249,12 @@ class Study:
     def _locked(self) -> Iterator[None]:
         with FileLock(self.folder / "study.lock"):
             yield
+
+
+def _excess(loss: Mapping[str, Any]) -> float:
+    """Return by how much a loss on a guarded task exceeds its tolerance; positive exactly if it is harmful."""
+    beyond = float(loss["loss"]) - float(loss["tolerance"] or 0.0)
+    return max(beyond, 1e-9) if loss["harmful"] else min(beyond, 0.0)
 
 
 def _tried(t: FrozenTrial) -> Tried:

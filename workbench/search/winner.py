@@ -14,7 +14,7 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes, write_json
 from workbench.search.document import document
 from workbench.search.race import Rival, front
-from workbench.search.run import Search, candidate, finished, open_study
+from workbench.search.run import Search, candidate, finished, is_harmful, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
 from workbench.search.tested import Tested
@@ -27,7 +27,7 @@ SHOWN = 8
 def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
     """Test the best candidates and all controls, and write the best candidates' recipes and the search's document.
 
-    If every candidate was stopped early, the document names the configurations that no candidate beats, and no recipe is written.
+    If every candidate was stopped early or loses too much on a guarded task, the document names the configurations that no candidate beats, and no recipe is written.
 
     Args:
         search: The search, with its controls scored.
@@ -70,12 +70,12 @@ def _tested(search: Search, study: Study) -> list[Tested]:
 
 
 def _best(search: Search, study: Study) -> list[tuple[Rival, str]]:
-    """Return the winner or the Pareto front (none if all candidates were stopped early), then the best random candidate."""
+    """Return the winner or the Pareto front (none if all candidates were stopped early or lose too much on a guarded task), then the best random candidate."""
     done = study.finished("search")
     if not any(record["scores"] for record in done):
         raise _nothing(search, done)
     best = front(finished(search, study, "search"))[:SHOWN]
-    if not best and not all(record.get("stopped") for record in done if record["scores"]):
+    if not best and not all(record.get("stopped") or is_harmful(record) for record in done if record["scores"]):
         raise WorkbenchError(
             f"{search.recipe.name}: the cache no longer has the scores of candidates in the study {search.shown(search.folder)}",
             "Move that folder away and run the search again.",

@@ -11,7 +11,7 @@ class AnswerDocument(Document):
     """A configuration's answer to an item."""
 
     score: Number | list[Number] | None
-    """Score by the task's primary metric; numerator and weight for a ratio of sums."""
+    """Score by the task's primary metric; numerator and weight for a ratio of sums; contribution to a metric of all items together."""
     response: str | None
     """Generated text; null if the task does not generate any."""
     picked: int | None

@@ -148,7 +148,7 @@ class DifferenceRow(Document):
     lower: bool
     """Whether lower scores are better."""
     ratio: bool
-    """Whether the metric is a ratio of sums over items, not a mean."""
+    """Whether the metric is computed from all items together, not a mean of scores of items."""
     family: str
     """Family of comparisons that the row is tested in: "compared", "guarded" or "controls"."""
     tolerance: Number | None

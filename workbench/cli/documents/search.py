@@ -45,6 +45,19 @@ class ControlDocument(Document):
     without an error estimate."""
 
 
+class LossDocument(Document):
+    """What a candidate loses on a guarded task against the base, on search items."""
+
+    task: str
+    """Name of the task."""
+    loss: Number
+    """Loss in the metric's units; negative for a gain."""
+    tolerance: Number | None
+    """Largest loss that counts as safe; null if the suite gives none for this metric."""
+    harmful: bool
+    """Whether the loss excludes the candidate."""
+
+
 class TrialDocument(Document):
     """A candidate of a search."""
 
@@ -74,6 +87,8 @@ class TrialDocument(Document):
     """Error of a candidate that failed."""
     intervals: list[list[Number] | None] = optional()
     """Intervals as for controls, for a candidate that was scored on all search items."""
+    guarded: list[LossDocument] = optional()
+    """Losses on guarded tasks, for a candidate that was scored on all search items."""
 
 
 class UnbeatenDocument(Document):
@@ -197,6 +212,8 @@ class SearchDocument(Document):
     """Members of the Pareto front, with several objectives."""
     hypervolume: list[Number] = optional()
     """Area that the Pareto front covers after each complete candidate, with two objectives; empty with more."""
+    guarded: list[str] = optional()
+    """What the search and the test found on guarded tasks: what is excluded, and verdicts of the winners other than safe."""
     warnings: list[str]
     """Warnings about the search."""
     test: SearchTest

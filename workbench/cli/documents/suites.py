@@ -34,7 +34,7 @@ class SuiteTask(Document):
     lower: list[str]
     """Metrics for which lower is better."""
     ratios: dict[str, str]
-    """Metric that is a ratio of sums over items -> its unit."""
+    """Metric that is not a mean over items -> lm-eval's aggregation."""
     filters: list[str]
     """lm-eval's filters of the responses."""
     clusters: int

@@ -62,7 +62,7 @@ def search_of(document: Mapping[str, Any]) -> SearchView:
         comparison=_comparison(test.get("comparison"), str(document["name"]), tested),
         command=str(document.get("command") or ""),
         unbeaten=tuple(_unbeaten(one, len(objectives)) for one in document.get("unbeaten") or ()),
-        notes=tuple(str(text) for text in document.get("warnings") or ()),
+        notes=tuple(str(text) for name in ("guarded", "warnings") for text in document.get(name) or ()),
         progress=_progress(document.get("progress")),
     )
     return view if view.command else replace(view, command=_command(view))
