@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -116,3 +117,24 @@ def test_a_control_that_is_the_baseline_keeps_its_name(tmp_path: Path) -> None:
     mine = compared(tmp_path / "b", *ALL, MEAN, TIES, TWIN, baseline="ties-again")
     assert mine["baseline"] == "ties-again"
     assert {r["verdict"] for r in mine["rows"] if r["configuration"] == "ties"} == {"no item changed"}
+
+
+def test_a_task_of_two_suites_has_two_names_and_its_own_scores(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Each suite has its own metric, role and items; only what both have is named after the suite."""
+    store = ScoreStore(tmp_path / "scores")
+    one = {BASE: {"add": right(0.1), "sort": right(0.5)}, TIES: {"add": right(0.9), "sort": right(0.5)}}
+    other = {BASE: {"add": right(0.8)}, TIES: {"add": right(0.3)}}
+    scores = [*stored(store, one), *stored(store, other, suite="strict", roles={"add": "guarded"})]
+    document = compare(store, scores).document()
+    assert [(t["task"], t["suite"], t["role"]) for t in document["tasks"]] == [
+        ("add (toy)", "toy", "skill"),
+        ("sort", "toy", "skill"),
+        ("add (strict)", "strict", "guarded"),
+    ]
+    verdicts = {(row["configuration"], row["task"]): row["verdict"] for row in document["rows"]}
+    assert verdicts == {("ties", "add (toy)"): "better", ("ties", "sort"): "no item changed", ("ties", "add (strict)"): "worse"}
+    values = document["configurations"][1]["scores"]
+    assert [round(values[task]["value"], 2) for task in values] == [0.9, 0.5, 0.3]
+    scores_table(compare(store, scores), scores)
+    shown = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("ties"))
+    assert [float(cell) for cell in re.findall(r"(\d+) \[", shown)][1:] == [90, 50, 30]

@@ -84,7 +84,7 @@ def stored(
             for t in tasks
         }
         scores = Scores(
-            suite="toy",
+            suite=plan.suite.suite,
             plan=plan.digest,
             configuration=c,
             seconds=1.0,

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from workbench.compare.beside import side_by_side
-from workbench.compare.configurations import summary
+from workbench.compare.configurations import summary, with_twins
 from workbench.compare.differences import Difference, differences, interference, unchanged
 from workbench.compare.families import COMPARED, CONTROLS, GUARDED
 from workbench.compare.looked import looked_at
@@ -25,7 +25,7 @@ from workbench.compare.recommend import recommendation_of
 from workbench.compare.routing import routing_of
 from workbench.compare.survival import facts_of
 from workbench.compare.sweeps import Sweep, sweeps_of
-from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of, with_twins
+from workbench.compare.tables import Table, configurations_of, named, suites_of, tables_of
 from workbench.compare.warnings import warnings_of
 from workbench.errors import WorkbenchError
 from workbench.scores.groups import aggregated
@@ -255,8 +255,8 @@ def _task(t: Table) -> dict[str, Any]:
         "n": len(t.items),
         "clusters": int(t.cluster.max()) + 1,
         "chance": t.chance,
-        "role": t.suite.role_of(t.name),
-        "owner": t.suite.owners.get(t.name),
+        "role": t.suite.role_of(t.task),
+        "owner": t.suite.owners.get(t.task),
         "suite": t.suite.suite,
         "plan": t.plan,
         "lower": t.lower,

@@ -76,6 +76,20 @@ def roles_of(entry: Sequence[Scores]) -> list[str]:
     return [role for role in DESIGN_ORDER if role in roles]
 
 
+def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:
+    """Return the configurations, and after each one the recipes and models with the same weights under their own names."""
+    displayed = []
+    for entry in entries:
+        displayed.append(list(entry))
+        first = entry[0].configuration
+        if first.role == "configuration":
+            others = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
+            displayed += [
+                [s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name
+            ]
+    return displayed
+
+
 def mean_score(tasks: Sequence[Table], digest: str) -> dict[str, float] | None:
     """Return the mean chance-corrected score over tasks, with its 95 % interval.
 
@@ -104,7 +118,7 @@ def forgetting(tasks: Sequence[Table], root: Configuration, c: Configuration) ->
     as the tasks' mean tolerance, which is corrected for chance like the scores, is excluded as for a guarded task.
     """
     retention = [
-        t for t in tasks if t.suite.role_of(t.name) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
+        t for t in tasks if t.suite.role_of(t.task) == "retention" and t.correctable and {root.digest, c.digest} <= set(t.values)
     ]
     if not retention or c.digest == root.digest:
         return None

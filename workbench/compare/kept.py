@@ -68,7 +68,7 @@ def kept_of(tasks: Sequence[Table], c: Configuration, parents: Mapping[str, str]
     kept: dict[str, Any] = {}
     parts = []
     for t in tasks:
-        owner = t.suite.owners.get(t.name)
+        owner = t.suite.owners.get(t.task)
         scored = {name: digest for name, digest in parents.items() if digest in t.values}
         if not t.skill or not scored or (owner is not None and owner not in c.parents):
             continue

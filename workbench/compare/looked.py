@@ -62,14 +62,14 @@ def looked_at(store: ScoreStore, scores: Sequence[Scores], tasks: Sequence[Table
             c, roles = other.configuration, {other.configuration.role, *(alias.role for alias in other.aliases)}
             if other.plan == plan and other.rows and roles & {*CANDIDATES} and not {other.key, c.digest} & shown:
                 found.setdefault(c.digest, []).append(other)
-    added: dict[tuple[str, str], dict[str, Floats]] = {(t.suite.suite, t.name): {} for t in tasks}
+    added: dict[tuple[str, str], dict[str, Floats]] = {(t.suite.suite, t.task): {} for t in tasks}
     for read in _read(store, list(found.values()), suites, unread):
         for t in tasks:
-            same = read.get((t.suite.suite, t.name), t)
+            same = read.get((t.suite.suite, t.task), t)
             if t.weights is None or (same.weights is not None and np.array_equal(t.weights, same.weights)):
                 values = {d: x for d, x in same.values.items() if d not in t.values and (not t.share or _within(x, t))}
-                added[t.suite.suite, t.name].update(values)
-    tables = [replace(t, values={**t.values, **added[t.suite.suite, t.name]}) for t in tasks]
+                added[t.suite.suite, t.task].update(values)
+    tables = [replace(t, values={**t.values, **added[t.suite.suite, t.task]}) for t in tasks]
     counted = {digest for values in added.values() for digest in values}
     return LookedAt(
         tables,
@@ -94,7 +94,7 @@ def _read(
             for own in found:
                 yield from _read(store, [own], suites, unread)
     else:
-        yield {(t.suite.suite, t.name): t for t in tables}
+        yield {(t.suite.suite, t.task): t for t in tables}
 
 
 def _within(values: Floats, t: Table) -> bool:

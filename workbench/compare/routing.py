@@ -46,7 +46,7 @@ def _answered(tasks: Sequence[Table], c: Configuration) -> Iterator[dict[str, An
         labels = [list(row.get("routed") or ()) for row in rows]
         if not labels or not all(labels):
             continue
-        owner = table.suite.owners.get(table.name)
+        owner = table.suite.owners.get(table.task)
         owner = owner if owner in c.parents else None
         # A routed merge that the owner is part of is the owner's too.
         own = set() if owner is None else {owner, *(name for name, members in c.members.items() if owner in members)}

@@ -40,7 +40,7 @@ def facts_of(tasks: Sequence[Table], suites: Mapping[str, Suite], entries: Seque
     for name, suite in suites.items():
         if suite.facts is None:
             continue
-        tables = {kind: t for kind, task in suite.facts.tasks.items() for t in tasks if (t.name, t.suite.suite) == (task, name)}
+        tables = {kind: t for kind, task in suite.facts.tasks.items() for t in tasks if (t.task, t.suite.suite) == (task, name)}
         clusters = {item["cluster"] for kind, t in tables.items() if kind in SURVIVING for item in t.items}
         alone = _all_alone(entries, suite.facts)
         has_edit = any(_edited(entry[0].configuration, suite.facts) for entry in entries)

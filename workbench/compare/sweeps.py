@@ -193,7 +193,7 @@ def _measures(tasks: Sequence[Table]) -> list[_Measure]:
     measures = []
     if skills := tuple(t for t in tasks if t.skill):
         measures.append(_Measure("mean", "mean over skills", skills, True))
-    retention = tuple(t for t in tasks if t.suite.role_of(t.name) == "retention" and t.contrast is None)
+    retention = tuple(t for t in tasks if t.suite.role_of(t.task) == "retention" and t.contrast is None)
     several = tuple(t for t in retention if t.correctable)
     if len(several) > 1:
         measures.append(_Measure("retention", "retention: mean of " + ", ".join(t.name for t in several), several, True))

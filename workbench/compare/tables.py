@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -52,10 +53,15 @@ class Table:
     contrast: Contrast | None = None
     scorer: str | None = None
 
+    @property
+    def task(self) -> str:
+        """Name of the task or contrast in its suite; `name` also says the suite, if another one has a task of the same name."""
+        return self.name.removesuffix(f" ({self.suite.suite})")
+
     @cached_property
     def chance(self) -> float | None:
         """Chance score: the suite's value, else that of guessing among the items' choices, else 0; None if it is not known."""
-        declared = self.suite.chance.get(self.name)
+        declared = self.suite.chance.get(self.task)
         if declared is not None or self.kind != "multiple_choice" or not self.correctable:
             return declared or 0.0
         if metric_of(self.metric) == WRITTEN:
@@ -81,7 +87,7 @@ class Table:
     @property
     def skill(self) -> bool:
         """True if the task counts for the mean over skills and for kept skill."""
-        return self.suite.role_of(self.name) == "skill" and self.correctable
+        return self.suite.role_of(self.task) == "skill" and self.correctable
 
     @property
     def correctable(self) -> bool:
@@ -99,17 +105,17 @@ class Table:
     @property
     def min_effect(self) -> float | None:
         """Smallest difference of interest, in the metric's units."""
-        return self.suite.min_effect_of(self.name, share=self.share)
+        return self.suite.min_effect_of(self.task, share=self.share)
 
     @property
     def guarded(self) -> bool:
         """True if the verdict is about harm: safe, worse or not shown safe."""
-        return self.suite.guards(self.name)
+        return self.suite.guards(self.task)
 
     @property
     def tolerance(self) -> float | None:
         """Largest loss on a guarded task that counts as safe, in the metric's units."""
-        return self.suite.tolerance_of(self.name, share=self.share)
+        return self.suite.tolerance_of(self.task, share=self.share)
 
     def value(self, digest: str) -> float:
         """Return the metric of one configuration."""
@@ -121,9 +127,9 @@ class Table:
 
     def paired(self, base: str, digest: str, *, drawn: bool = False) -> Paired | Ratio:
         """Compare a configuration with the baseline item by item; with `drawn`, by what the suite says was drawn: clusters or items."""
-        cluster = None if drawn and self.suite.draws_items(self.name) else self.cluster.tolist()
+        cluster = None if drawn and self.suite.draws_items(self.task) else self.cluster.tolist()
         span = 2.0 if self.contrast and self.share else None
-        worst = self.suite.worst_of(self.name, share=self.share)
+        worst = self.suite.worst_of(self.task, share=self.share)
         return paired_scores(self.ratio, self.values[base], self.values[digest], cluster, self.weights, span=span, worst=worst)
 
     @cached_property
@@ -143,7 +149,7 @@ class Table:
     @property
     def seed(self) -> int:
         """Seed of the resampled clusters."""
-        return xxhash.xxh3_64_intdigest(f"{self.plan}/{self.name}".encode())
+        return xxhash.xxh3_64_intdigest(f"{self.plan}/{self.task}".encode())
 
     @cached_property
     def resampled(self) -> dict[str, Floats]:
@@ -153,9 +159,9 @@ class Table:
 
 
 def guessing(items: Sequence[Row]) -> float | None:
-    """Return the expected score of random guessing: the mean over items of the share of right choices.
+    """Return the expected score of guessing, the mean over items of the share of right choices; None if an item has none or all are right.
 
-    An item without a gold choice counts as having one right choice. The result is None if an item has no choices or guessing is always right.
+    An item without a gold choice counts as having one right choice.
     """
     shares = []
     for item in items:
@@ -226,20 +232,6 @@ def _order(scores: Scores) -> int:
     return ("base", "configuration").index(role) if role in ("base", "configuration") else 2 + DESIGN_ORDER.index(role)
 
 
-def with_twins(entries: Sequence[Sequence[Scores]], scores: Sequence[Scores]) -> list[list[Scores]]:
-    """Return the configurations, and after each one the recipes and models with the same weights under their own names."""
-    displayed = []
-    for entry in entries:
-        displayed.append(list(entry))
-        first = entry[0].configuration
-        if first.role == "configuration":
-            others = {s.configuration.name: s.configuration for s in scores if s.configuration.role == "configuration"}
-            displayed += [
-                [s.called(c) for s in entry] for c in others.values() if c.digest == first.digest and c.name != first.name
-            ]
-    return displayed
-
-
 def named(entries: Sequence[Sequence[Scores]], name: str) -> Configuration:
     """Return the configuration with a name, or else with this alias; raise WorkbenchError if there is none."""
     for entry in sorted(entries, key=lambda e: e[0].configuration.name != name):
@@ -276,7 +268,8 @@ def tables_of(store: ScoreStore, scores: Sequence[Scores], suites: Mapping[str, 
         )
         tables += [read.table(task, suite.primary.get(task, record["tasks"][task]["primary"])) for task in suite.tasks]
         tables += [read.contrast(name, contrast) for name, contrast in suite.contrasts.items()]
-    return tables
+    often = Counter(t.name for t in tables)
+    return [replace(t, name=f"{t.name} ({t.suite.suite})") if often[t.name] > 1 else t for t in tables]
 
 
 @dataclass(frozen=True)

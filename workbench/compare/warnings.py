@@ -34,17 +34,19 @@ def warnings_of(
         yield "Partial: --limit cut the number of items; use these scores for a quick look only."
     for t in tasks:
         yield from _clusters(t)
-        if t.guarded and t.suite.draws_items(t.name):
+        if t.guarded and t.suite.draws_items(t.task):
             yield f'{t.name}: "safe" is about further items of its {t.clusters} clusters only (`drawn: items` in the suite).'
         if len(t.items) < _SMALL and t.share and not t.contrast:
             points = f"{90 / math.sqrt(len(t.items)):.0f} points"
             yield f"{t.name}: only {len(t.items)} items; if one item in ten changes, a difference below about {points} is easily missed."
-        if t.chance is None and t.suite.role_of(t.name) != "other":
+        if t.chance is None and t.suite.role_of(t.task) != "other":
             known = metric_of(t.metric) in ACCURACIES
             why = "its items do not determine a chance score" if known else f"no chance score is known for '{t.metric}'"
             yield f"{t.name}: not corrected for chance: {why}, and the suite does not set `chance` for it."
         if t.contrast:
-            most = max(len(other.items) for other in tasks if other.name in (t.contrast.of, t.contrast.minus))
+            most = max(
+                len(other.items) for other in tasks if other.suite is t.suite and other.task in (t.contrast.of, t.contrast.minus)
+            )
             if len(t.items) < most:
                 yield f"{t.name}: {len(t.items)} of {most} items have a matching item in the other task; the others are ignored."
     if len(suites) > 1:
@@ -77,7 +79,7 @@ def warnings_of(
     if missing:
         yield f"Missing controls: {', '.join(missing)}. Score the base, each parent and their average to judge a merge."
     for t in tasks:
-        owner = t.suite.owners.get(t.name)
+        owner = t.suite.owners.get(t.task)
         if owner is not None and owner not in scored and parents:
             yield f"{t.name}: its owner '{owner}' is not among the scored configurations. {nearest(owner, names)}"
         absent = [e[0].configuration.name for e in entries if e[0].configuration.digest not in t.values]
