@@ -22,6 +22,39 @@ if TYPE_CHECKING:
     from workbench.scores.statistics import Floats
 
 
+TextsOpt = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--texts",
+        metavar="BRICK=FILE",
+        help="A brick's own prompts and answers (jsonl), to find contradictions; default: its training texts. Repeatable.",
+    ),
+]
+OutputsOpt = Annotated[
+    bool,
+    typer.Option(
+        "--outputs",
+        help="Also run the base on 16 texts of each brick, and measure the cosine of what the bricks add to the outputs of its layers.",
+    ),
+]
+MeasureOpt = Annotated[
+    bool,
+    typer.Option(
+        "--measure",
+        help="Also run each brick alone and a few merges on up to 24 prompts of each brick, and advise the best of them "
+        "if it is clearly the best.",
+    ),
+]
+WriteOpt = Annotated[
+    Path | None,
+    typer.Option(
+        "--write",
+        metavar="FILE",
+        help="Recipe to write, with a sweep over lambda where none was measured to be best; an existing file is not overwritten.",
+    ),
+]
+
+
 def advise(
     names: Annotated[
         list[str],
@@ -34,37 +67,10 @@ def advise(
     base: Annotated[
         str | None, typer.Option("--base", help="Base model; default: the recipe's, or the one that the first brick names.")
     ] = None,
-    texts: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--texts",
-            metavar="BRICK=FILE",
-            help="A brick's own prompts and answers (jsonl), to find contradictions; default: its training texts. Repeatable.",
-        ),
-    ] = None,
-    outputs: Annotated[
-        bool,
-        typer.Option(
-            "--outputs",
-            help="Also run the base on 16 texts of each brick, and measure the cosine of what the bricks add to the outputs of its layers.",
-        ),
-    ] = False,
-    measure: Annotated[
-        bool,
-        typer.Option(
-            "--measure",
-            help="Also run each brick alone and three or four merges on up to 24 prompts of each brick, and advise the best of them "
-            "if it is clearly the best.",
-        ),
-    ] = False,
-    write: Annotated[
-        Path | None,
-        typer.Option(
-            "--write",
-            metavar="FILE",
-            help="Recipe to write, with a sweep over lambda where none was measured to be best; an existing file is not overwritten.",
-        ),
-    ] = None,
+    texts: TextsOpt = None,
+    outputs: OutputsOpt = False,
+    measure: MeasureOpt = False,
+    write: WriteOpt = None,
     threads: ThreadsOpt = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
