@@ -26,6 +26,7 @@ from workbench.tables import csv_records
 from workbench.weights.saving import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
+VERSION = 2  # of the record
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ class FunctionAnalysis:
         scores = self.scores
         chosen = scores.sets("train")
         return {
-            "version": 2,
+            "version": VERSION,
             "kind": "functions",
             "model": self.model,
             "digest": self.digest,

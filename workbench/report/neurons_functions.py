@@ -122,7 +122,7 @@ def _claim(rows: Sequence[Mapping[str, Any]], unit: str, test: Mapping[str, Any]
             f"Single {unit} serve {_listed(found)}: on their tasks they are more active than chance explains in the whole model"
         )
     if none:
-        parts.append(f"For {_listed(none)} none is found; smaller effects than those of the column 'findable from' stay unseen")
+        parts.append(f"For {_listed(none)} none is found; effects below that of the column 'findable from' stay unseen")
     if powerless := [row["function"] for row in rows if row["smallest_effect"] is None]:
         parts.append(f"For {_listed(powerless)} the test has no power: {plural(test['tasks'], 'task')} are too few")
     return ". ".join(parts) + "."

@@ -50,9 +50,15 @@ def finish(document: dict[str, Any], place: Path, json: bool, say: Callable[[dic
 def write_page(place: Path, document: dict[str, Any]) -> Path:
     """Write the page of all analyses of the same model in a directory; those of an earlier content of the same file are left out."""
     from workbench.files import read_json
+    from workbench.library.neurons_functions import VERSION
     from workbench.report.neurons import SECTIONS, render_neurons
 
     stored = {kind: read_json(place / f"{kind}.json", digest=str) for kind in SECTIONS}
+    if (older := stored["functions"]) is not None and older.get("version") != VERSION:
+        out.warn(
+            f"{place / 'functions.json'}: another version wrote it; the page leaves it out. Run `workbench analyze functions` again."
+        )
+        del stored["functions"]
     data = document.get("data") or {}
 
     def belongs(other: dict[str, Any]) -> bool:
