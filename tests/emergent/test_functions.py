@@ -128,19 +128,27 @@ def test_the_control_is_one_label_shuffled_over_the_items_of_a_split() -> None:
     assert torch.equal(labels[FUNCTIONS + 1], train)
 
 
-def tasks_of(sizes: tuple[int, ...], units: int, seed: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
-    """Mean activations of neurons that serve no function [tasks, units], and the function of each task."""
+def tasks_of(
+    sizes: tuple[int, ...], units: int, seed: int, spread: float = 1
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """Mean activations of neurons that serve no function [tasks, units], and the function of each task.
+
+    The tasks of the first function vary by `spread` times as much as others.
+    """
     owners = np.repeat(np.arange(len(sizes)), sizes)
-    return np.random.default_rng(seed).exponential(size=(len(owners), units)), owners
+    normal = np.random.default_rng(seed).normal(size=(len(owners), units))
+    return np.exp(np.where(owners == 0, spread, 1)[:, None] * normal), owners
 
 
-@pytest.mark.parametrize("both", [False, True])
-@pytest.mark.parametrize("sizes", [(4, 4, 4, 4), (2, 3, 5, 8)])
-def test_chance_finds_a_neuron_in_one_of_twenty_models(sizes: tuple[int, ...], both: bool) -> None:
+@pytest.mark.parametrize(
+    ("sizes", "both", "spread"),
+    [((4, 4, 4, 4), False, 1), ((4, 4, 4, 4), True, 1), ((2, 3, 5, 8), False, 1), ((5, 5, 5), False, 2.5)],
+)
+def test_chance_finds_a_neuron_in_one_of_twenty_models(sizes: tuple[int, ...], both: bool, spread: float) -> None:
     """Neurons and functions are one family; 200 models: at most 17 of them at 5 % (99 %)."""
     wrong = 0
     for seed in range(200):
-        means, owners = tasks_of(sizes, 40, seed)
+        means, owners = tasks_of(sizes, 40, seed, spread)
         found = task_test([means[:, :10], means[:, 10:]], owners, both=both, seed=seed).found
         wrong += any(of_site.any() for of_site in found)
     assert 2 <= wrong <= 17
@@ -148,22 +156,25 @@ def test_chance_finds_a_neuron_in_one_of_twenty_models(sizes: tuple[int, ...], b
 
 def test_what_is_found_leaves_the_comparison() -> None:
     """Chance gives the tasks of a perfect neuron to some function in 2 of 66 draws; these hide the others until it has left."""
-    means, owners = tasks_of((2, 2, 8), 30, 0)
+    means, owners = tasks_of((2, 2, 8), 200, 0)
     others = task_test([means], owners).smallest[0]
     means[:, 0] = np.where(owners == 0, 5, 0)
     result = task_test([means], owners)
     assert [found.nonzero()[0].tolist() for found in result.found[0]] == [[0], [], []]
-    assert result.smallest[0] == pytest.approx(others, rel=0.01)
+    assert result.smallest[0] == pytest.approx(others, rel=0.02)
     assert task_test([means[:, 1:]], owners, alpha=ALPHA - 2 / 66).smallest[0] > 1.05 * others
 
 
-def test_effects_are_differences_of_roots_in_standard_deviations() -> None:
+def test_effects_are_differences_in_standard_deviations() -> None:
     means, owners = tasks_of((3, 4, 6), 20, 1)
-    effects = task_test([means], owners).effects[0]
+    logs = np.log(means / means.mean(0) + 0.1)
+    result = task_test([means[:, :8], means[:, 8:]], owners)
+    effects = np.concatenate(result.effects, 1)
     for function in range(3):
-        own, others = np.sqrt(means[owners == function]), np.sqrt(means[owners != function])
+        own, others = logs[owners == function], logs[owners != function]
         within = (((own - own.mean(0)) ** 2).sum(0) + ((others - others.mean(0)) ** 2).sum(0)) / (len(owners) - 2)
-        assert effects[function] == pytest.approx((own.mean(0) - others.mean(0)) / np.sqrt(within), abs=1e-4)
+        rough = (own.mean(0) - others.mean(0)) / np.sqrt(within)  # with all tasks at one scale
+        assert np.corrcoef(effects[function], rough)[0, 1] > 0.9
 
 
 @pytest.mark.parametrize(
@@ -176,7 +187,6 @@ def test_effects_are_differences_of_roots_in_standard_deviations() -> None:
         ((2, 2, 2), [0, 1, 2]),  # 3 of 15
         ((2,) * 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # 8 of 120
         ((2, 3, 8), []),  # 1 of 78, of 286 and of 1287
-        ((2, 2, 8), [0, 1, 2]),  # 2 of 66 for each of two functions, together
     ],
 )
 def test_too_few_tasks_have_no_power(sizes: tuple[int, ...], powerless: list[int]) -> None:

@@ -5,8 +5,9 @@ are therefore whole tasks, and each draw assigns them to the functions anew. The
 draw, so that a neuron is found only if its effect exceeds the largest effect of all neurons on all functions in 95 % of the draws. Neurons
 that are found leave the comparison, which is then repeated (step-down max-T: Westfall and Young 1993; Romano and Wolf 2005).
 
-The statistic is the correlation of a neuron's √(mean activation) on a task with the membership of the task in the function. It orders neurons as
-Student's t does. The root makes the skewed activations nearly symmetric, and allows activations of 0.
+The statistic is the correlation of the logarithm of a neuron's mean activation on a task with the membership of the task in the function. It
+orders neurons as Student's t does. Some tasks differ from others in most neurons, such as those in another language; the test would take their deviations for functions, so that
+each task is scaled by the size of its deviations over all neurons.
 """
 
 from __future__ import annotations
@@ -26,6 +27,9 @@ ALPHA = 0.05
 """Probability that any neuron of the model is found for any function that it does not serve."""
 DRAWS = 1000
 """Number of assignments of tasks to functions; the true one is the first."""
+_FLOOR = 0.1  # added to activations before the logarithm, as a share of the neuron's mean, since some are 0
+_ROUNDS = 2  # of scaling neurons and tasks in turn
+_TINY = 1e-12
 _CHUNK = 1 << 23  # correlations at a time
 _CLOSE = 1e-6  # correlations that are closer are equal in single precision
 
@@ -35,8 +39,8 @@ class TaskTest:
     """The neurons that the test finds.
 
     Attributes:
-        effects: Per site, how far a neuron's √(mean activation) on the function's tasks is above that on other tasks, in standard deviations
-            over tasks [functions, units].
+        effects: Per site, how far the logarithm of a neuron's mean activation on the function's tasks is above that on other tasks, in standard
+            deviations over tasks [functions, units].
         found: Per site, whether the neuron is found for the function [functions, units].
         smallest: Effect from which a neuron is found [functions]; infinite if no effect could be found.
     """
@@ -60,7 +64,7 @@ def task_test(
     """
     sizes = np.bincount(owners)
     tested = [f for f in range(len(sizes)) if _least_p(f, sizes) <= alpha]
-    standard = [_standard(np.sqrt(of_site)) for of_site in means]
+    standard = _standard(means)
     rng = np.random.default_rng(seed)
     draws = np.stack([owners, *(rng.permutation(owners) for _ in range(DRAWS - 1))])
     every = _weights(owners[None], range(len(sizes)))[0]
@@ -95,11 +99,26 @@ def _least_p(function: int, sizes: NDArray[np.intp]) -> float:
     return int((sizes == size).sum()) / math.comb(int(sizes.sum()), size) if size > 1 else 1.0
 
 
-def _standard(values: NDArray[Any]) -> Singles:
-    """Return each unit's values over tasks with mean 0 and norm 1 [tasks, units]; 0 if all are equal."""
-    centered = np.asarray(values, np.float64) - values.mean(0, dtype=np.float64)
-    norms = np.linalg.norm(centered, axis=0)
-    return np.asarray(centered / np.where(norms > 1e-12, norms, np.inf), np.float32)
+def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
+    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units]; 0 if all are equal."""
+    logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
+    scale = np.ones((len(means[0]), 1))
+    for _ in range(_ROUNDS):
+        squares = sum((_unit(_centered(x, scale)) ** 2).sum(1, keepdims=True) for x in logs)
+        scale *= np.where(squares > 0, np.sqrt(squares / np.mean(squares)), 1)
+    return [np.asarray(_unit((scaled := _centered(x, scale)) - scaled.mean(0)), np.float32) for x in logs]
+
+
+def _centered(values: Floats, scale: Floats) -> Floats:
+    """Return values without their mean over tasks, in units of the tasks' scales, by which the mean is weighted."""
+    weights = scale**-2 / (scale**-2).sum()
+    return np.asarray((values - (weights * values).sum(0)) / scale)
+
+
+def _unit(values: Floats) -> Floats:
+    """Return values with norm 1 over tasks."""
+    norms = np.linalg.norm(values, axis=0)
+    return np.asarray(values / np.where(norms > _TINY, norms, np.inf))
 
 
 def _weights(draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
