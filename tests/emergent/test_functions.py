@@ -110,13 +110,6 @@ def test_sets_take_the_best_of_each_layer_and_leave_residents_out_on_request() -
     assert RESIDENT not in without.indices[0]
 
 
-def test_both_polarities_take_the_better_of_the_two() -> None:
-    data = labelled()
-    one, both = scored(data, Settings()), scored(data, Settings(polarity="both"))
-    assert (both.splits["train"].ap[0] >= one.splits["train"].ap[0]).all()
-    assert (both.splits["train"].ap[0] >= 0.5).all()  # of the complement's three quarters of the items
-
-
 def test_the_control_is_one_label_shuffled_over_the_items_of_a_split() -> None:
     data = labelled()
     labels = histogram_labels(data, Settings())
@@ -140,16 +133,13 @@ def tasks_of(
     return np.exp(np.where(owners == 0, spread, 1)[:, None] * normal), owners
 
 
-@pytest.mark.parametrize(
-    ("sizes", "both", "spread"),
-    [((4, 4, 4, 4), False, 1), ((4, 4, 4, 4), True, 1), ((2, 3, 5, 8), False, 1), ((5, 5, 5), False, 2.5)],
-)
-def test_chance_finds_a_neuron_in_one_of_twenty_models(sizes: tuple[int, ...], both: bool, spread: float) -> None:
+@pytest.mark.parametrize(("sizes", "spread"), [((4, 4, 4, 4), 1), ((2, 3, 5, 8), 1), ((5, 5, 5), 2.5)])
+def test_chance_finds_a_neuron_in_one_of_twenty_models(sizes: tuple[int, ...], spread: float) -> None:
     """Neurons and functions are one family; 200 models: at most 17 of them at 5 % (99 %)."""
     wrong = 0
     for seed in range(200):
         means, owners = tasks_of(sizes, 40, seed, spread)
-        found = task_test([means[:, :10], means[:, 10:]], owners, both=both, seed=seed).found
+        found = task_test([means[:, :10], means[:, 10:]], owners, seed=seed).found
         wrong += any(of_site.any() for of_site in found)
     assert 2 <= wrong <= 17
 

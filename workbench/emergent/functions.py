@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from workbench.emergent.activations import ItemScores
 from workbench.emergent.labelled import SPLITS, Item, ItemRow, Labelled, Split
 from workbench.emergent.nulls import TaskTest, task_test
-from workbench.emergent.ranking import Ranked, histogram_auc, histogram_average_precision
+from workbench.emergent.ranking import Ranked, histogram_average_precision
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site
 from workbench.lazy import torch
@@ -57,7 +57,6 @@ def _foreign(text: str) -> float:
 
 
 Floats: TypeAlias = NDArray[np.float64]
-Polarity: TypeAlias = Literal["one", "both"]
 BLOCK = 2048
 """Neurons ranked at a time."""
 TOP_MILLE = 0.005
@@ -71,7 +70,6 @@ class Settings:
     Attributes:
         share: Share of neurons in a function's set.
         per: Take this share of every layer, or of all neurons.
-        polarity: Only neurons that are more active on the function's texts, or also those that are less active.
         resident: A neuron is resident if its mean |activation| is among this share of its layer on every function.
         keep_residents: Leave resident neurons in the sets.
         seed: Seed of the test's draws, and of the control's label.
@@ -79,7 +77,6 @@ class Settings:
 
     share: float = 0.05
     per: Literal["layer", "model"] = "layer"
-    polarity: Polarity = "one"
     resident: float = 0.01
     keep_residents: bool = True
     seed: int = 0
@@ -126,13 +123,11 @@ class SplitScores:
 
     Attributes:
         ap: Per site, average precision [functions, units].
-        auc: Per site, area under the ROC curve [functions, units].
         prevalence: Share of each function's items [functions]: the expected score of a random neuron.
         shuffled: Per site, average precision on one label that is shuffled over items [units].
     """
 
     ap: list[Floats]
-    auc: list[Floats]
     prevalence: Floats
     shuffled: list[Floats]
 
@@ -240,7 +235,7 @@ def function_scores(
     splits: dict[Split, SplitScores] = {}
     first = 0  # position of a split's labels in the histograms
     for split in SPLITS:
-        splits[split] = _split_scores(scores, first, labels[split], settings)
+        splits[split] = _split_scores(scores, first, labels[split])
         first += len(labels[split].labels) + 1
     tokens = scores.statistics.tokens.numpy()[:, None]
     firing = [f.double().numpy() / tokens for f in scores.statistics.firing]
@@ -249,7 +244,6 @@ def function_scores(
     test = task_test(
         [of_site.numpy() / of_item[:, None] for of_site in scores.statistics.scores],
         np.array([functions.index(function) for function, _ in tasks]),
-        both=settings.polarity == "both",
         seed=settings.seed,
     )
     return FunctionScores(
@@ -265,37 +259,20 @@ def function_scores(
     )
 
 
-def _split_scores(scores: ItemScores, first: int, labels: SplitLabels, settings: Settings) -> SplitScores:
-    """Return the scores on one split.
-
-    Args:
-        scores: The items' scores.
-        first: Position of the split's labels in histograms.
-        labels: The split's labels.
-        settings: The settings.
-    """
-    both = [_precision(scores, site, first, labels, settings.polarity) for site in range(len(scores.sites))]
-    precisions, areas = [ap for ap, _ in both], [auc for _, auc in both]
-    return SplitScores([ap[:-1] for ap in precisions], areas, labels.labels[:-1].mean(1), [ap[-1] for ap in precisions])
+def _split_scores(scores: ItemScores, first: int, labels: SplitLabels) -> SplitScores:
+    """Return the scores on one split, whose labels begin at a place in histograms."""
+    precisions = [_precision(scores, site, first, labels) for site in range(len(scores.sites))]
+    return SplitScores([ap[:-1] for ap in precisions], labels.labels[:-1].mean(1), [ap[-1] for ap in precisions])
 
 
-def _precision(scores: ItemScores, site: int, first: int, labels: SplitLabels, polarity: Polarity) -> tuple[Floats, Floats]:
-    """Return average precision on all labels, the shuffled one included [labels, units], and AUC on the functions [functions, units]."""
-    flat = labels.labels
+def _precision(scores: ItemScores, site: int, first: int, labels: SplitLabels) -> Floats:
+    """Return average precision on all labels, the shuffled one included [labels, units]."""
     if scores.exact is None:
-        counts = scores.histograms[site]
-        own, total = counts[first : first + len(flat)], counts[first + len(flat)]
-        ap = histogram_average_precision(own, total[None]).numpy()
-        if polarity == "both":
-            ap = np.maximum(ap, histogram_average_precision(total[None] - own, total[None]).numpy())
-        return ap, histogram_auc(own[:-1], total[None]).numpy()
-    exact, aps, aucs = scores.of_site(site), [], []
-    for start in range(0, exact.shape[1], BLOCK):
-        ranked = Ranked.of(np.asarray(exact[:, start : start + BLOCK])[labels.index])
-        ap = ranked.average_precision(flat)
-        aps.append(ap if polarity == "one" else np.maximum(ap, ranked.average_precision(~flat)))
-        aucs.append(ranked.auc(flat[:-1]))
-    return np.concatenate(aps, 1), np.concatenate(aucs, 1)
+        counts = scores.histograms[site][first : first + len(labels.labels) + 1]
+        return histogram_average_precision(counts[:-1], counts[-1:]).numpy()
+    exact = scores.of_site(site)
+    blocks = (np.asarray(exact[:, start : start + BLOCK])[labels.index] for start in range(0, exact.shape[1], BLOCK))
+    return np.concatenate([Ranked.of(block).average_precision(labels.labels) for block in blocks], 1)
 
 
 def _residents(means: Floats, share: float) -> NDArray[np.bool_]:

@@ -50,15 +50,12 @@ class TaskTest:
     smallest: Floats
 
 
-def task_test(
-    means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, both: bool = False, seed: int = 0, alpha: float = ALPHA
-) -> TaskTest:
+def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: int = 0, alpha: float = ALPHA) -> TaskTest:
     """Test all neurons for all functions.
 
     Args:
         means: Per site, mean activation of every neuron on every task [tasks, units].
         owners: Function of each task [tasks], from 0.
-        both: Also find neurons that are less active on a function.
         seed: Seed of the draws.
         alpha: Error rate of the family of all neurons and functions.
     """
@@ -69,13 +66,11 @@ def task_test(
     draws = np.stack([owners, *(rng.permutation(owners) for _ in range(DRAWS - 1))])
     every = _weights(owners[None], range(len(sizes)))[0]
     observed = [every @ of_site for of_site in standard]
-    if both:
-        observed = [np.abs(of_site) for of_site in observed]
     found, limit = [np.zeros(of_site.shape, bool) for of_site in observed], 1.0
     weights, untested = _weights(draws, tested), [f for f in range(len(sizes)) if f not in tested]
     left = [np.ones(of_site.shape[1], bool) for of_site in observed]
     while tested and any(of_site.any() for of_site in left):
-        largest = np.max([_largest(z[:, own], weights, both) for z, own in zip(standard, left, strict=True) if own.any()], 0)
+        largest = np.max([_largest(z[:, own], weights) for z, own in zip(standard, left, strict=True) if own.any()], 0)
         limit = float(np.sort(largest)[DRAWS - 1 - math.floor(alpha * DRAWS)]) + _CLOSE
         more = [(r > limit) & own for r, own in zip(observed, left, strict=True)]
         for of_site in more:
@@ -128,11 +123,11 @@ def _weights(draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
     return np.asarray(member / np.sqrt(size * (tasks - size) / tasks), np.float32)
 
 
-def _largest(standard: Singles, weights: Singles, both: bool) -> Singles:
+def _largest(standard: Singles, weights: Singles) -> Singles:
     """Return the largest correlation of some neurons [tasks, units] with the functions, by draw."""
     step = max(1, _CHUNK // (weights.shape[1] * standard.shape[1]))
     parts = (weights[start : start + step] @ standard for start in range(0, len(weights), step))
-    return np.concatenate([(np.abs(r) if both else r).max((1, 2)) for r in parts])
+    return np.concatenate([r.max((1, 2)) for r in parts])
 
 
 def _effects(correlations: NDArray[Any], sizes: NDArray[np.intp]) -> Floats:

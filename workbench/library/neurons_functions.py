@@ -130,7 +130,6 @@ class FunctionAnalysis:
         tensors: dict[str, torch.Tensor] = {}
         for number, site in enumerate(scores.sites):
             named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
-            named |= {f"auc.{split}": s.auc[number] for split, s in scores.splits.items()}
             named |= {
                 "effect": scores.test.effects[number],
                 "firing": scores.firing[number],

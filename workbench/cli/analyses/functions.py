@@ -26,10 +26,6 @@ def functions(
     per: Annotated[
         Literal["layer", "model"], typer.Option("--per", help="Take the share of every `layer`, or of the whole `model`.")
     ] = "layer",
-    polarity: Annotated[
-        Literal["one", "both"],
-        typer.Option("--polarity", help="`one`: neurons that are more active on the function; `both`: also less active ones."),
-    ] = "one",
     score: Annotated[
         Literal["mean_abs", "max_relu"],
         typer.Option(
@@ -78,7 +74,7 @@ def functions(
     if beside:
         check_beside(opened)
     subject = open_neurons(opened, pick_device(device), out.event)
-    settings = Settings(share=share, per=per, polarity=polarity, keep_residents=not no_residents, seed=seed)
+    settings = Settings(share=share, per=per, keep_residents=not no_residents, seed=seed)
     options = PassOptions(score=score, part=part, skip=skip, chat=chat)
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = results_folder(to, subject.name)
