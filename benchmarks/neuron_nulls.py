@@ -89,7 +89,7 @@ def made(world: World, seed: int, planted: int = 0) -> Made:
         deviations[owners == function, neuron] += effects[neuron] * SPREAD
     task = np.repeat(np.arange(len(owners)), rng.integers(world.texts[0], world.texts[1] + 1, len(owners)))
     logs = rng.normal(size=NEURONS) + deviations[task] + NOISE * rng.normal(size=(len(task), NEURONS))
-    return Made(np.exp(logs, dtype=np.float32), task, owners, truth, effects)
+    return Made(np.exp(logs.clip(-60, 60), dtype=np.float32), task, owners, truth, effects)
 
 
 def found_now(model: Made) -> Bools:

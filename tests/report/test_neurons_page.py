@@ -75,8 +75,8 @@ def functions(found: dict[str, int | None]) -> dict[str, Any]:
         ),
         (
             {"math": 0, "code": None},
-            "For math none is found; effects below that of the column 'findable from' stay unseen. For code the test has no power: 12 tasks are "
-            "too few.",
+            "For math none is found; effects below that of the column 'findable from' stay unseen. For code the test has no power: it needs more "
+            "tasks.",
         ),
     ],
 )

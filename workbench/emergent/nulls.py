@@ -6,8 +6,8 @@ draw, so that a neuron is found only if its effect exceeds the largest effect of
 that are found leave the comparison, which is then repeated (step-down max-T: Westfall and Young 1993; Romano and Wolf 2005).
 
 The statistic is the correlation of the logarithm of a neuron's mean activation on a task with the membership of the task in the function. It
-orders neurons as Student's t does. Some tasks differ from others in most neurons, such as those in another language; the test would take their deviations for functions, so that
-each task is scaled by the size of its deviations over all neurons.
+orders neurons as Student's t does. Some tasks differ from the others in most neurons, such as those in another language, and would be taken
+for a function: each task is therefore scaled by the size of its deviations over all neurons.
 """
 
 from __future__ import annotations
@@ -67,10 +67,10 @@ def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: 
     every = _weights(owners[None], range(len(sizes)))[0]
     observed = [every @ of_site for of_site in standard]
     found, limit = [np.zeros(of_site.shape, bool) for of_site in observed], 1.0
-    weights, untested = _weights(draws, tested), [f for f in range(len(sizes)) if f not in tested]
+    untested = [f for f in range(len(sizes)) if f not in tested]
     left = [np.ones(of_site.shape[1], bool) for of_site in observed]
     while tested and any(of_site.any() for of_site in left):
-        largest = np.max([_largest(z[:, own], weights) for z, own in zip(standard, left, strict=True) if own.any()], 0)
+        largest = np.max([_largest(z[:, own], draws, tested) for z, own in zip(standard, left, strict=True) if own.any()], 0)
         limit = float(np.sort(largest)[DRAWS - 1 - math.floor(alpha * DRAWS)]) + _CLOSE
         more = [(r > limit) & own for r, own in zip(observed, left, strict=True)]
         for of_site in more:
@@ -95,8 +95,10 @@ def _least_p(function: int, sizes: NDArray[np.intp]) -> float:
 
 
 def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
-    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units]; 0 if all are equal."""
+    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units]; 0 if all are equal or one is infinite."""
     logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
+    for x in logs:
+        x[:, ~np.isfinite(x).all(0)] = 0
     scale = np.ones((len(means[0]), 1))
     for _ in range(_ROUNDS):
         squares = sum((_unit(_centered(x, scale)) ** 2).sum(1, keepdims=True) for x in logs)
@@ -123,10 +125,10 @@ def _weights(draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
     return np.asarray(member / np.sqrt(size * (tasks - size) / tasks), np.float32)
 
 
-def _largest(standard: Singles, weights: Singles) -> Singles:
+def _largest(standard: Singles, draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
     """Return the largest correlation of some neurons [tasks, units] with the functions, by draw."""
-    step = max(1, _CHUNK // (weights.shape[1] * standard.shape[1]))
-    parts = (weights[start : start + step] @ standard for start in range(0, len(weights), step))
+    step = max(1, _CHUNK // (len(functions) * standard.shape[1]))
+    parts = (_weights(draws[start : start + step], functions) @ standard for start in range(0, len(draws), step))
     return np.concatenate([r.max((1, 2)) for r in parts])
 
 

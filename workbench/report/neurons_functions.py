@@ -14,14 +14,14 @@ from workbench.report.tints import SHARES
 
 def functions_section(document: Mapping[str, Any]) -> Section:
     """Return the section of function scores."""
-    rows, test = document["functions"], document["test"]
+    rows = document["functions"]
     data, count = document["data"], sum(document["neurons"].values())
     unit, layers = document["unit"], len(document["neurons"])
     by_chance = _chance(document)
     lead = [
         f"{count:,} {unit} in {plural(layers, 'layer')}, scored on {data['items']:,} texts ({data['tokens']:,} tokens). FuncScore is the "
         "average precision of a neuron's mean activation on a text against the text's function.",
-        _claim(rows, unit, test),
+        _claim(rows, unit),
     ]
     columns = ["function", "best per layer", "top 5‰", "mean", "chance", "found", "largest effect", "findable from", "overlap"]
     columns += ["other functions", "length", "language", "wording"]
@@ -111,7 +111,7 @@ def found_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:
     return found, f"{row['largest_effect']:.1f}", f"{smallest:.1f}" if smallest is not None else ""
 
 
-def _claim(rows: Sequence[Mapping[str, Any]], unit: str, test: Mapping[str, Any]) -> str:
+def _claim(rows: Sequence[Mapping[str, Any]], unit: str) -> str:
     """Return what the test allows to say."""
     tested = [row for row in rows if row["smallest_effect"] is not None]
     found = [row["function"] for row in tested if row["found"]]
@@ -124,7 +124,7 @@ def _claim(rows: Sequence[Mapping[str, Any]], unit: str, test: Mapping[str, Any]
     if none:
         parts.append(f"For {_listed(none)} none is found; effects below that of the column 'findable from' stay unseen")
     if powerless := [row["function"] for row in rows if row["smallest_effect"] is None]:
-        parts.append(f"For {_listed(powerless)} the test has no power: {plural(test['tasks'], 'task')} are too few")
+        parts.append(f"For {_listed(powerless)} the test has no power: it needs more tasks")
     return ". ".join(parts) + "."
 
 
