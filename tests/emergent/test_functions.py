@@ -165,6 +165,11 @@ def test_effects_are_differences_in_standard_deviations() -> None:
         within = (((own - own.mean(0)) ** 2).sum(0) + ((others - others.mean(0)) ** 2).sum(0)) / (len(owners) - 2)
         rough = (own.mean(0) - others.mean(0)) / np.sqrt(within)  # with all tasks at one scale
         assert np.corrcoef(effects[function], rough)[0, 1] > 0.9
+    broken = np.concatenate([means, np.full((len(owners), 2), np.inf)], 1)
+    broken[:, -1] = 0
+    assert np.concatenate(task_test([broken[:, :8], broken[:, 8:]], owners).effects, 1).tolist() == [
+        [*row, 0, 0] for row in effects.tolist()
+    ]
 
 
 @pytest.mark.parametrize(

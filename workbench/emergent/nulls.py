@@ -78,7 +78,7 @@ def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: 
         if not any(of_site.any() for of_site in more):
             break
         found = [own | new for own, new in zip(found, more, strict=True)]
-        left = [~own.any(0) for own in found]
+        left = [np.asarray(~own.any(0)) for own in found]
     effects = [_effects(r, sizes) for r in observed]
     smallest = _effects(np.full((len(sizes), 1), limit), sizes)[:, 0]
     smallest[untested if limit < 1 else slice(None)] = np.inf
@@ -95,7 +95,10 @@ def _least_p(function: int, sizes: NDArray[np.intp]) -> float:
 
 
 def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
-    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units]; 0 if all are equal or one is infinite."""
+    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units].
+
+    A neuron whose activations are all equal, or not all finite, has zeros.
+    """
     logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
     for x in logs:
         x[:, ~np.isfinite(x).all(0)] = 0
