@@ -54,7 +54,7 @@ def functions_block(found: dict[str, Any]) -> str:
     if shipped := found.get("shipped"):
         counts = ", ".join(f"{row['function']} {found_cells(row)[0]}" for row in shipped["functions"])
         note += f"With the {shipped['data']['items']} texts of {shipped['test']['tasks']} tasks in `evals/{shipped['data']['file']}`: {counts}. "
-    return "\n\n".join([table(heads, rows, left=1), note + _source(found)])
+    return "\n\n".join([table(heads, rows, left=1), note + _source(found, "functions")])
 
 
 @of_results(NULLS)
@@ -210,8 +210,10 @@ def _coupling(summary: Mapping[str, Any]) -> str:
     return f"{summary['coupling']:.2f}" + ("" if low is None or high is None else f" [{low:.2f}, {high:.2f}]")
 
 
-def _source(found: Mapping[str, Any]) -> str:
-    return f"{measured(found)} The source: [{NEURONS}](../{NEURONS})."
+def _source(found: Mapping[str, Any], part: str = "") -> str:
+    """Return where a part of the results was measured, which may be later than the others."""
+    later = [one for one in found.get("later", ()) if part in one["rows"]]
+    return f"{measured(later[-1] if later else {**found, 'later': ()})} The source: [{NEURONS}](../{NEURONS})."
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
