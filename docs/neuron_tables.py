@@ -8,7 +8,7 @@ from typing import Any
 
 from cells import interval, measured, of_results, points, signed, table
 
-from workbench.report.neurons_functions import found_cells
+from workbench.report.neurons_functions import found_cells, function_cells
 
 NEURONS = "benchmarks/results/neurons.json"
 NULLS = "benchmarks/results/neuron-nulls.json"
@@ -33,19 +33,8 @@ def functions_block(found: dict[str, Any]) -> str:
         "overlap",
         "AUC of length",
     ]
-    rows = [
-        [
-            row["function"],
-            f"{row['best_median']:.2f} / {row['best_max']:.2f}",
-            f"{row['top']:.2f}",
-            f"{row['mean']:.3f}",
-            f"{row['prevalence']:.3f}",
-            *found_cells(row),
-            f"{row['overlap']:.2f} ({row['overlap_others']:.2f})",
-            f"{row['confounders']['length']:.2f}",
-        ]
-        for row in document["functions"]
-    ]
+    cells = [function_cells(row) for row in document["functions"]]
+    rows = [[*of_row[:8], f"{of_row[8]} ({of_row[9]})", of_row[10]] for of_row in cells]
     note = (
         f"{sum(document['neurons'].values()):,} neurons, {document['data']['items']:,} texts of {document['test']['tasks']} tasks. Best per layer: "
         "median over layers and largest. Found: neurons that the test finds (95 % for the whole model). Effects: in standard deviations over tasks. "

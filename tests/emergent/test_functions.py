@@ -179,6 +179,7 @@ def test_effects_are_differences_in_standard_deviations() -> None:
         ((3, 3), [0, 1]),  # the functions' names swapped are 2 of 20 assignments
         ((4, 4), []),  # 2 of 70
         ((1, 4, 4), [0]),
+        ((1, 10, 10), [0]),  # 1 of 21, but one task
         ((2, 2, 2), [0, 1, 2]),  # 3 of 15
         ((2,) * 8, [0, 1, 2, 3, 4, 5, 6, 7]),  # 8 of 120
         ((2, 3, 8), []),  # 1 of 78, of 286 and of 1287

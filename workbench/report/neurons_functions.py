@@ -25,28 +25,12 @@ def functions_section(document: Mapping[str, Any]) -> Section:
     ]
     columns = ["function", "best per layer", "top 5‰", "mean", "chance", "found", "largest effect", "findable from", "overlap"]
     columns += ["other functions", "length", "language", "wording"]
-    table = []
-    for row in rows:
-        features = row["confounders"]
-        table.append(
-            [
-                row["function"],
-                f"{row['best_median']:.2f} / {row['best_max']:.2f}",
-                f"{row['top']:.2f}",
-                f"{row['mean']:.3f}",
-                f"{row['prevalence']:.3f}",
-                *found_cells(row),
-                f"{row['overlap']:.2f}",
-                f"{row['overlap_others']:.2f}",
-                *(f"{features[name]:.2f}" for name in ("length", "language", "template")),
-            ]
-        )
     return Section(
         "functions",
         "Functions",
         lead,
         columns,
-        table,
+        [function_cells(row) for row in rows],
         _NOTES,
         _layer_charts(document),
         (
@@ -102,6 +86,21 @@ def _chance(document: Mapping[str, Any]) -> tuple[float, float]:
     variance = sum(k**2 * (n - k) ** 2 / (n**2 * (n - 1)) for k, n in sizes if n > 1)
     total = sum(k for k, _ in sizes)
     return 0.0, sum(k**2 / n for k, n in sizes) / total + 1.96 * math.sqrt(variance) / total
+
+
+def function_cells(row: Mapping[str, Any]) -> list[str]:
+    """Return the cells of a function: scores beside chance, what the test finds, overlap of sets, and AUC of plain features."""
+    return [
+        row["function"],
+        f"{row['best_median']:.2f} / {row['best_max']:.2f}",
+        f"{row['top']:.2f}",
+        f"{row['mean']:.3f}",
+        f"{row['prevalence']:.3f}",
+        *found_cells(row),
+        f"{row['overlap']:.2f}",
+        f"{row['overlap_others']:.2f}",
+        *(f"{row['confounders'][name]:.2f}" for name in ("length", "language", "template")),
+    ]
 
 
 def found_cells(row: Mapping[str, Any]) -> tuple[str, str, str]:

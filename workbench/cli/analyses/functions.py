@@ -92,7 +92,7 @@ def functions(
 
 def say_functions(document: dict[str, Any]) -> None:
     """Print the scores of each function beside chance."""
-    from workbench.report.neurons_functions import found_cells
+    from workbench.report.neurons_functions import function_cells
 
     count = sum(document["neurons"].values())
     out.line(
@@ -106,21 +106,7 @@ def say_functions(document: dict[str, Any]) -> None:
     )
     columns = ["function", "best/layer", "top 5‰", "mean", "chance", "found", "largest effect", "findable from"]
     columns += ["overlap", "others", "length AUC"]
-    rows: list[list[str]] = []
-    for row in document["functions"]:
-        rows.append(
-            [
-                row["function"],
-                f"{row['best_median']:.2f} / {row['best_max']:.2f}",
-                f"{row['top']:.2f}",
-                f"{row['mean']:.3f}",
-                f"{row['prevalence']:.3f}",
-                *found_cells(row),
-                f"{row['overlap']:.2f}",
-                f"{row['overlap_others']:.2f}",
-                f"{row['confounders']['length']:.2f}",
-            ]
-        )
+    rows = [function_cells(row)[: len(columns)] for row in document["functions"]]
     out.table(columns, rows, right=range(1, len(columns)))
     if beside := document.get("beside"):
         _say_beside(beside)
