@@ -99,7 +99,8 @@ def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
 
     A neuron whose activations are all equal, or not all finite, has zeros.
     """
-    logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
+    with np.errstate(invalid="ignore"):
+        logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
     for x in logs:
         x[:, ~np.isfinite(x).all(0)] = 0
     scale = np.ones((len(means[0]), 1))

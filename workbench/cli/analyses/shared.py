@@ -54,11 +54,6 @@ def write_page(place: Path, document: dict[str, Any]) -> Path:
     from workbench.report.neurons import SECTIONS, render_neurons
 
     stored = {kind: read_json(place / f"{kind}.json", digest=str) for kind in SECTIONS}
-    if (older := stored["functions"]) is not None and older.get("version") != VERSION:
-        out.warn(
-            f"{place / 'functions.json'}: another version wrote it; the page leaves it out. Run `workbench analyze functions` again."
-        )
-        del stored["functions"]
     data = document.get("data") or {}
 
     def belongs(other: dict[str, Any]) -> bool:
@@ -67,6 +62,11 @@ def write_page(place: Path, document: dict[str, Any]) -> Path:
         return other["digest"] == document["digest"] and not stale
 
     known = {kind: other for kind, other in stored.items() if other is not None and belongs(other)}
+    if known.get("functions", {"version": VERSION}).get("version") != VERSION:
+        out.warn(
+            f"{place / 'functions.json'}: another version wrote it; the page leaves it out. Run `workbench analyze functions` again."
+        )
+        del known["functions"]
     return render_neurons(known, place / "index.html")
 
 
