@@ -83,7 +83,7 @@ def passes(subject: NeuronSubject, rows: Sequence[ItemRow], kind: str) -> None:
     functions = torch.arange(len(rows)) % 7
     labels = torch.ones(1, len(rows), dtype=torch.bool)
     with tempfile.TemporaryDirectory() as folder:
-        items = PassItems(rows, functions, labels)
+        items = PassItems(rows, functions, functions, labels)
         item_scores(subject.model, subject.sites, items, Path(folder), PassOptions())
 
 

@@ -1,14 +1,17 @@
 """The complete analysis of a model's neurons, as `workbench analyze all` does it, with its time: the source of the tables in docs/neurons.md.
 
     python benchmarks/neurons.py --data functions.jsonl
+    python benchmarks/neurons.py --data functions.jsonl --only-functions
     python benchmarks/neurons.py --model DIR --data FILE
 
-Without --data, the project's own texts (evals/abilities.jsonl). Scores by layer and single neurons are left out of the results file
+Without --data, the project's own texts (evals/abilities.jsonl); with --data, scores on these are measured too. --only-functions keeps the other
+parts of the results file. Scores by layer and single neurons are left out of the results file
 benchmarks/results/neurons.json; `workbench analyze all` writes them.
 """
 
 from __future__ import annotations
 
+import json
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -16,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 from workbench.emergent.labelled import read_labelled
 from workbench.library.neurons_ablate import analyze_ablation, read_sets
@@ -35,6 +38,7 @@ def main() -> None:
     parser = parser_of(__doc__, "neurons")
     parser.add_argument("--model", type=Path, default=BASE, help="model directory")
     parser.add_argument("--data", type=Path, default=DATA, help="labelled texts")
+    parser.add_argument("--only-functions", action="store_true", help="measure the scores alone")
     parser.add_argument("--note", default="", help="sentence for the results file, such as what else ran on the machine")
     given = parser.parse_args()
     seconds: dict[str, float] = {}
@@ -47,20 +51,33 @@ def main() -> None:
     name = "starter base" if given.model == BASE else given.model.name
     subject = open_neurons(replace(resolve_model(str(given.model), PROJECT), name=name), torch.device("cpu"))
     done("open")
+    functions = analyze_functions(subject, data, given.data.name)
+    done("functions")
+    found = {"functions": without(functions.document(), "layers")}
+    if given.data != DATA:
+        shipped = analyze_functions(subject, read_labelled(DATA, DATA.name), DATA.name)
+        found["shipped"] = without(shipped.document(), "layers")
+        done("shipped")
+    note = {"note": given.note} if given.note else {}
+    if given.only_functions:
+        before = json.loads(given.out.read_text("utf-8"))
+        kept = {key: before[key] for key in ("note", "seconds", "sparsity", "ablation") if key in before}
+        write_results(given.out, {**kept, **note, **found})
+        keep_head(given.out, before, ["functions"])
+        return
     with TemporaryDirectory() as place:
-        functions = analyze_functions(subject, data, given.data.name)
         functions.write(Path(place))
-        done("functions")
         sparsity = analyze_sparsity(subject, data, given.data.name)
         done("sparsity")
         ablation = analyze_ablation(subject, data, given.data.name, read_sets(Path(place), subject))
         done("ablation")
+    seconds.pop("shipped", None)
     write_results(
         given.out,
         {
-            **({"note": given.note} if given.note else {}),
-            "seconds": {**seconds, "all": round(time.perf_counter() - started, 1)},
-            "functions": without(functions.document(), "layers"),
+            **note,
+            "seconds": {**seconds, "all": round(sum(seconds.values()), 1)},
+            **found,
             "sparsity": shortened(sparsity.document()),
             "ablation": ablation.document(),
         },

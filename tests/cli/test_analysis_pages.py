@@ -9,6 +9,7 @@ import pytest
 
 from workbench.cli.analyses.shared import write_page
 from workbench.files import write_json
+from workbench.library.neurons_functions import VERSION
 
 
 @pytest.mark.parametrize(
@@ -24,7 +25,7 @@ from workbench.files import write_json
 def test_a_page_joins_analyses_of_one_model_and_one_content_of_a_file(
     stored: dict[str, Any], shown: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    now = {"digest": "model", "data": {"file": "texts.jsonl", "digest": "now"}}
+    now = {"version": VERSION, "digest": "model", "data": {"file": "texts.jsonl", "digest": "now"}}
     write_json(tmp_path / "functions.json", now)
     write_json(tmp_path / "ablation.json", {**now, **stored})
     joined: list[str] = []

@@ -55,7 +55,7 @@ def test_ablate_takes_the_sets_of_the_same_model_and_texts(world: Project) -> No
     error = refused("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found")
     assert "no functions.json" in error.message
     assert "analyze functions" in (error.hint or "")
-    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found", "--draws", "2")
+    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
     write_jsonl(world.path / "others.jsonl", rows(each=2))
     assert "chosen on other texts" in refused("analyze", "ablate", "base", "--data", "others.jsonl", "-o", "found").message
     world.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n", "merged.yaml")
@@ -68,7 +68,7 @@ def test_ablate_takes_the_sets_of_the_same_model_and_texts(world: Project) -> No
 
 def test_a_range_of_activation_is_one_more_table(world: Project) -> None:
     """A range that holds every activation is the ablation itself; settings and the page state it."""
-    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found", "--draws", "2")
+    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
     ablate = ("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
     table = document(*ablate, "--between", "-1e6,1e6")
     assert (table["settings"]["between"], table["between"]["range"]) == ([-1e6, 1e6], [-1e6, 1e6])
@@ -86,7 +86,7 @@ def test_a_range_of_activation_is_one_more_table(world: Project) -> None:
 def test_a_recipe_s_result_is_analyzed(world: Project) -> None:
     world.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic, bricks: {one: 3.0}}]\n", "merged.yaml")
     base, merged = (
-        document("analyze", "functions", model, "--data", "texts.jsonl", "-o", f"of-{i}", "--draws", "2")
+        document("analyze", "functions", model, "--data", "texts.jsonl", "-o", f"of-{i}")
         for i, model in enumerate(("base", "recipes/merged.yaml"))
     )
     assert base["digest"] != merged["digest"]
@@ -97,7 +97,7 @@ def test_functions_may_have_any_name(world: Project) -> None:
     """Names become folders inside the results, and two names of one folder are refused."""
     write_jsonl(world.path / "named.jsonl", rows(functions=("Ethics and Moral", "../outside")))
     before = set(world.path.iterdir())
-    call("analyze", "functions", "base", "--data", "named.jsonl", "-o", "found", "--draws", "2")
+    call("analyze", "functions", "base", "--data", "named.jsonl", "-o", "found")
     assert sorted(p.name for p in (world.path / "found" / "sets").iterdir()) == ["ethics-and-moral", "outside"]
     assert {p.name for p in set(world.path.iterdir()) - before} <= {"found", ".workbench"}
     assert yaml.safe_load((world.path / "found" / "sets" / "outside" / "brick.yaml").read_text("utf-8"))["functions"] == [
@@ -115,11 +115,28 @@ def test_a_memory_has_no_neurons(world: Project) -> None:
     assert "ends in a memory" in refused("analyze", "functions", "recipes/remembers.yaml", "--data", "texts.jsonl").message
 
 
-def test_one_task_per_function_has_no_null_over_tasks(world: Project) -> None:
+def test_one_task_per_function_has_no_power(world: Project) -> None:
+    """The table, the document and the page say so, instead of "none"."""
     write_jsonl(world.path / "one.jsonl", rows(tasks=1, each=8))
-    result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found", "--draws", "2")
+    result = call("analyze", "functions", "base", "--data", "one.jsonl", "-o", "found")
     assert "has one task" in result.stderr
-    assert set(json.loads((world.path / "found" / "functions.json").read_text("utf-8"))["nulls"]["train"]) == {"item"}
+    assert result.stdout.count("no power") == 2
+    stored = json.loads((world.path / "found" / "functions.json").read_text("utf-8"))
+    assert [row["smallest_effect"] for row in stored["functions"]] == [None, None]
+    assert stored["test"]["tasks"] == 2
+    page = (world.path / "found" / "index.html").read_text("utf-8")
+    assert "For low and high the test has no power: it needs more tasks." in page
+
+
+def test_a_result_of_an_older_version_is_left_off_the_page(world: Project) -> None:
+    call("analyze", "functions", "base", "--data", "texts.jsonl", "-o", "found")
+    path = world.path / "found" / "functions.json"
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), "version": 1, "test": None}), "utf-8")
+    result = call("analyze", "ablate", "base", "--data", "texts.jsonl", "-o", "found", "--items", "2")
+    assert "Run `workbench analyze functions` again" in " ".join(result.stderr.split())
+    page = (world.path / "found" / "index.html").read_text("utf-8")
+    assert '<section id="ablation">' in page
+    assert '<section id="functions">' not in page
 
 
 @pytest.mark.parametrize(

@@ -42,9 +42,7 @@ def chosen(folder: Path) -> set[tuple[int, int]]:
 
 def test_sets_beside_those_of_recipes_written_by_hand(world: Project) -> None:
     """Overlaps and scores follow from the stored scores of four analyses that a user would run one by one."""
-    found = document(
-        "analyze", "functions", "recipes/mix.yaml", "--data", "texts.jsonl", "-o", "found", "--beside", "--draws", "2"
-    )
+    found = document("analyze", "functions", "recipes/mix.yaml", "--data", "texts.jsonl", "-o", "found", "--beside")
     beside = found["beside"]
     assert [(m["name"], m["role"]) for m in beside["models"]] == [
         ("base", "base"),
@@ -54,7 +52,7 @@ def test_sets_beside_those_of_recipes_written_by_hand(world: Project) -> None:
     ]
     stored = {}
     for name in ("base", "one", "two"):
-        args = ("analyze", "functions", f"recipes/alone-{name}.yaml", "--data", "texts.jsonl", "-o", f"of-{name}", "--draws", "2")
+        args = ("analyze", "functions", f"recipes/alone-{name}.yaml", "--data", "texts.jsonl", "-o", f"of-{name}")
         assert document(*args)["digest"] == next(m["digest"] for m in beside["models"] if m["name"] == name)
         stored[name] = load_file(world.path / f"of-{name}" / "functions.safetensors")
     stored["mix"] = load_file(world.path / "found" / "functions.safetensors")
@@ -81,17 +79,13 @@ def test_sets_beside_those_of_recipes_written_by_hand(world: Project) -> None:
     assert json.loads((world.path / "found" / "beside.json").read_text("utf-8")) == beside
     page = (world.path / "found" / "index.html").read_text("utf-8")
     assert "What merging did to the functional sets" in page
-    text = call(
-        "analyze", "functions", "recipes/mix.yaml", "--data", "texts.jsonl", "-o", "found", "--beside", "--draws", "2"
-    ).stdout
+    text = call("analyze", "functions", "recipes/mix.yaml", "--data", "texts.jsonl", "-o", "found", "--beside").stdout
     assert "the merge's own" in text
 
 
 def test_a_brick_alone_is_its_own_merge(world: Project) -> None:
     """A recipe of one brick with weight 1 keeps all of the brick's sets."""
-    found = document(
-        "analyze", "functions", "recipes/alone-one.yaml", "--data", "texts.jsonl", "-o", "found", "--beside", "--draws", "2"
-    )
+    found = document("analyze", "functions", "recipes/alone-one.yaml", "--data", "texts.jsonl", "-o", "found", "--beside")
     assert [m["name"] for m in found["beside"]["models"]] == ["base", "one", "alone-one"]
     for row in found["beside"]["functions"]:
         assert row["models"][1]["in_merge"] == 1

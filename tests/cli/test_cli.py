@@ -17,7 +17,7 @@ COMMANDS = {
     "analyze all": "--data --device --json --out --quiet --trust-project-code",
     "analyze decompose": "--data --device --items --json --keep --out --output --quiet --scored --tokens --trust-project-code",
     "analyze export": "--out --quiet",
-    "analyze functions": "--beside --chat --data --device --draws --json --no-residents --out --part --per --polarity --quiet --score --seed --share --skip --trust-project-code",
+    "analyze functions": "--beside --chat --data --device --json --no-residents --out --part --per --quiet --score --seed --share --skip --trust-project-code",
     "analyze import": "--base --json --names --out --quiet",
     "analyze locate": "--answer --at --count --device --draws --facts --json --out --quiet --seed --share --steps --threshold --trust-project-code",
     "analyze partition": "--data --device --experts --items --json --method --out --quiet --seed --selectors --shared --tokens --trust-project-code --used",

@@ -78,7 +78,8 @@ def scores(
 ) -> ItemScores:
     functions = torch.tensor([i % 2 for i in range(len(rows))])
     labels = torch.stack([functions == 0, functions == 1, torch.ones(len(rows), dtype=torch.bool)])
-    return item_scores(model, sites, PassItems(rows, functions, labels), folder, PassOptions(**options), progress=progress)
+    items = PassItems(rows, functions, torch.arange(len(rows)) % 3, labels)
+    return item_scores(model, sites, items, folder, PassOptions(**options), progress=progress)
 
 
 @pytest.mark.parametrize("family", CONFIGS)
@@ -96,6 +97,8 @@ def test_scores_are_those_of_single_texts(tmp_path: Path, family: str, part: str
             firing[n][i % 2] += (activations[1:] > 0).sum(0)
     for n in range(len(sites)):
         assert torch.equal(found.statistics.firing[n], firing[n])
+        sums = [found.of_site(n)[task::3].sum(0) for task in range(3)]
+        assert found.statistics.scores[n].numpy() == pytest.approx(np.stack(sums), rel=1e-5)
     lengths = [(row.prompt if part == "prompt" else len(row.tokens)) - 1 for row in rows]
     assert found.statistics.tokens.tolist() == [sum(lengths[::2]), sum(lengths[1::2])]
 
@@ -142,7 +145,7 @@ def test_an_interrupted_pass_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyP
             else:
                 assert torch.equal(found.histograms[n], expected.histograms[n])
             assert torch.equal(found.statistics.firing[n], expected.statistics.firing[n])
-            assert torch.equal(found.statistics.largest[n], expected.statistics.largest[n])
+            assert torch.equal(found.statistics.scores[n], expected.statistics.scores[n])
         assert torch.equal(found.statistics.tokens, expected.statistics.tokens)
 
 

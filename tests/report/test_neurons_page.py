@@ -13,8 +13,8 @@ from workbench.report.neurons_facts import facts_section
 from workbench.report.neurons_functions import functions_section
 
 
-def functions(both: dict[str, int]) -> dict[str, Any]:
-    """A document with neurons of some functions beyond the null over tasks on both splits."""
+def functions(found: dict[str, int | None]) -> dict[str, Any]:
+    """A document with some neurons found for each function; None if the test has no power for it."""
     row = {
         "best_median": 0.8,
         "best_max": 0.9,
@@ -25,7 +25,6 @@ def functions(both: dict[str, int]) -> dict[str, Any]:
         "overlap": 0.4,
         "overlap_others": 0.1,
     }
-    limit = {"layer": 0.7, "model": 0.8, "level": 0.01}
     return {
         "neurons": {"0": 8, "1": 8},
         "unit": "neurons",
@@ -33,7 +32,7 @@ def functions(both: dict[str, int]) -> dict[str, Any]:
             "file": "x.jsonl",
             "items": 10,
             "tokens": 50,
-            "tasks": {name: {"train": ["a"], "heldout": ["b"]} for name in both},
+            "tasks": {name: {"train": ["a"], "heldout": ["b"]} for name in found},
         },
         "settings": {
             "share": 0.05,
@@ -41,49 +40,51 @@ def functions(both: dict[str, int]) -> dict[str, Any]:
             "score": "mean_abs",
             "part": "prompt",
             "skip": 1,
-            "draws": 20,
             "seed": 0,
             "resident": 0.01,
         },
-        "nulls": {"train": {"item": limit, "task": limit}},
+        "test": {"tasks": 12, "draws": 1000, "alpha": 0.05},
         "functions": [
             {
                 **row,
                 "function": name,
-                "beyond": {"item": {"train": 9, "both": 9}, "task": {"train": 5, "both": count}},
+                "found": count or 0,
+                "largest_effect": 6.25,
+                "smallest_effect": None if count is None else 4.5,
                 "confounders": {"length": 0.5, "language": 0.5, "template": 0.5},
             }
-            for name, count in both.items()
+            for name, count in found.items()
         ],
         "layers": {
             "train": [
-                {"function": name, "layer": layer, "best": 0.8, "top": 0.5, "mean": 0.2} for name in both for layer in (0, 1)
+                {"function": name, "layer": layer, "best": 0.8, "top": 0.5, "mean": 0.2} for name in found for layer in (0, 1)
             ]
         },
-        "overlap": {a: dict.fromkeys(both, 0.1) for a in both},
+        "overlap": {a: dict.fromkeys(found, 0.1) for a in found},
         "residents": 1,
     }
 
 
 @pytest.mark.parametrize(
-    ("both", "claim"),
+    ("found", "claim"),
     [
         (
             {"math": 3, "code": 0, "law": 2},
-            "Single neurons tell math and law from other functions on tasks that did not choose them; for code no neuron does",
+            "Single neurons serve math and law: on their tasks they are more active than chance explains in the whole model. For code none is "
+            "found; effects below that of the column 'findable from' stay unseen.",
         ),
-        ({"math": 0, "code": 0}, "No function has a neuron that beats chance on both splits of its tasks"),
         (
-            {"math": 1, "code": 1},
-            "Single neurons tell math and code from other functions on tasks that did not choose them (labels",
+            {"math": 0, "code": None},
+            "For math none is found; effects below that of the column 'findable from' stay unseen. For code the test has no power: it needs more "
+            "tasks.",
         ),
     ],
 )
-def test_functions_are_claimed_by_the_null_over_tasks(both: dict[str, int], claim: str) -> None:
-    """The null over items, which all of them beat, claims nothing."""
-    section = functions_section(functions(both))
-    assert claim in section.lead[1]
-    assert [row[7] for row in section.rows] == [str(count) for count in both.values()]
+def test_functions_are_claimed_by_the_test(found: dict[str, int | None], claim: str) -> None:
+    section = functions_section(functions(found))
+    assert section.lead[1] == claim
+    cells = [("no power", "6.2", "") if count is None else (str(count), "6.2", "4.5") for count in found.values()]
+    assert [tuple(row[5:8]) for row in section.rows] == cells
 
 
 def test_ablations_stand_beside_their_matched_control() -> None:

@@ -160,7 +160,7 @@ def call_analyses(project: Project, document: Callable[..., Any]) -> None:
         document(f"analyze {kind}", "base", "--data", "labelled.jsonl")
     document("analyze partition", "base", "--data", "labelled.jsonl", "--experts", 4, "--method", "cmoe", "--shared", 1)
     document("analyze ablate", "base", "--data", "labelled.jsonl", "--between=-1,1")
-    document("analyze functions", "recipes/mix.yaml", "--data", "labelled.jsonl", "--beside", "--draws", 2)
+    document("analyze functions", "recipes/mix.yaml", "--data", "labelled.jsonl", "--beside")
     document("analyze decompose", "recipes/mix.yaml")
     (project.path / "skills.jsonl").write_text(
         (project.path / "labelled.jsonl").read_text("utf-8").replace('"low"', '"one"').replace('"high"', '"two"'), "utf-8"

@@ -1,4 +1,4 @@
-"""One streaming pass over texts: mean activations of every neuron on every item, firing counts and ranges.
+"""One streaming pass over texts: mean activations of every neuron on every item, and sums by function and task.
 
 Memory holds one batch and sums of the size of a layer's neurons. The items' means go to a file with one row of all neurons per item, or, where that
 file would be larger than a limit, into log2 histograms per function. A pass that was interrupted goes on where it stopped.
@@ -122,51 +122,53 @@ class PassItems:
     Attributes:
         rows: Their texts.
         functions: Function of each item [items], for the sums over tokens.
+        tasks: Task of each item [items], for the sums of scores.
         labels: [labels, items] bool, which histograms count; exact scores need none.
     """
 
     rows: Sequence[ItemRow]
     functions: Tensor
+    tasks: Tensor
     labels: Tensor
 
 
 @dataclass
 class Statistics:
-    """Sums over tokens, by function and neuron.
+    """Sums over tokens by function and neuron, and sums of items' scores by task and neuron.
 
     Attributes:
         tokens: Tokens that counted [functions].
         firing: Per site, tokens with a positive activation [functions, units].
         total: Per site, sum of |activation| [functions, units].
-        largest: Per site, largest |activation| [units].
+        scores: Per site, sum of the scores of a task's items [tasks, units].
     """
 
     tokens: Tensor
     firing: list[Tensor]
     total: list[Tensor]
-    largest: list[Tensor]
+    scores: list[Tensor]
 
     @classmethod
-    def zeros(cls, sites: Sequence[Site], functions: int) -> Statistics:
+    def zeros(cls, sites: Sequence[Site], functions: int, tasks: int) -> Statistics:
         """Return sums over no tokens."""
         return cls(
             torch.zeros(functions, dtype=torch.float64),
             [torch.zeros(functions, site.units) for site in sites],
             [torch.zeros(functions, site.units) for site in sites],
-            [torch.zeros(site.units) for site in sites],
+            [torch.zeros(tasks, site.units) for site in sites],
         )
 
     def tensors(self) -> dict[str, Tensor]:
         """Return the sums by name, to be saved."""
         named = {"tokens": self.tokens}
-        for name in ("firing", "total", "largest"):
+        for name in ("firing", "total", "scores"):
             named |= {f"{name}.{i}": tensor for i, tensor in enumerate(getattr(self, name))}
         return named
 
     def load(self, named: dict[str, Tensor]) -> None:
         """Take saved sums."""
         self.tokens = named["tokens"]
-        for name in ("firing", "total", "largest"):
+        for name in ("firing", "total", "scores"):
             setattr(self, name, [named[f"{name}.{i}"] for i in range(len(getattr(self, name)))])
 
 
@@ -179,7 +181,7 @@ class ItemScores:
         exact: [items, units of all sites] float32 in a file; None if only histograms are kept.
         histograms: Per site, items by (label, unit, bin) int32; empty if `exact` is kept.
         labels: [labels, items] bool: the labels that histograms count.
-        statistics: Sums over tokens.
+        statistics: Sums by function and by task.
     """
 
     sites: Sequence[Site]
@@ -218,7 +220,7 @@ def item_scores(
     rows, units = items.rows, sum(site.units for site in sites)
     size = 4 * units * len(rows)
     folder.mkdir(parents=True, exist_ok=True)
-    statistics = Statistics.zeros(sites, int(items.functions.max()) + 1)
+    statistics = Statistics.zeros(sites, int(items.functions.max()) + 1, int(items.tasks.max()) + 1)
     shape, path = (len(rows), units), folder / "scores.f32"
     exact = None
     if size <= options.disk:
@@ -233,7 +235,7 @@ def item_scores(
         histograms = [torch.zeros(len(items.labels), site.units, BINS, dtype=torch.int32) for site in sites]
     result = ItemScores(sites, exact, histograms, items.labels, statistics, _starts(sites))
     done = _load(result, state) if state else 0
-    accumulator = _Accumulator(result, items.functions, options.score)
+    accumulator = _Accumulator(result, items, options.score)
 
     def after(count: int) -> None:
         nonlocal done
@@ -252,8 +254,8 @@ def item_scores(
 class _Accumulator:
     """Adds a batch's activations to scores and sums."""
 
-    def __init__(self, result: ItemScores, functions: Tensor, score: ScoreOf) -> None:
-        self._result, self._functions, self._score = result, functions, score
+    def __init__(self, result: ItemScores, items: PassItems, score: ScoreOf) -> None:
+        self._result, self._items, self._score = result, items, score
 
     def consume(self, site: int, activations: Tensor, batch: Tokens) -> None:
         """Add one site's activations [batch, time, units]."""
@@ -263,16 +265,14 @@ class _Accumulator:
         lengths = counted.sum(1)
         firing = torch.einsum("bt,btu->bu", counted, (activations > 0).to(size.dtype)).cpu()
         sums = torch.einsum("bt,btu->bu", counted, size).cpu()
-        masked = size * counted[..., None]
-        largest = masked.amax((0, 1)).cpu()
         if self._score == "mean_abs":
             scores = sums / lengths.cpu()[:, None]
         else:
             scores = (activations.float() * counted[..., None]).amax(1).clamp_min(0).cpu()
-        owners = self._functions[batch.rows]
+        owners = self._items.functions[batch.rows]
         statistics.firing[site].index_add_(0, owners, firing)
         statistics.total[site].index_add_(0, owners, sums)
-        torch.maximum(statistics.largest[site], largest, out=statistics.largest[site])
+        statistics.scores[site].index_add_(0, self._items.tasks[batch.rows], scores)
         if site == 0:
             statistics.tokens.index_add_(0, owners, lengths.cpu().double())
         if result.exact is not None:

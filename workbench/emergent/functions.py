@@ -1,7 +1,7 @@
-"""FuncScore: how well a neuron's activation tells a function's texts from others, with the nulls that a claim needs.
+"""FuncScore: how well a neuron's activation tells a function's texts from others, with the test that a claim needs.
 
 FuncScore(n, f) is the average precision of the neuron's mean |activation| on an item's prompt against the label "needs function f" (Xiao et al. 2024,
-equation 1). Neurons are chosen on some tasks of a function and judged on others.
+equation 1). Sets are chosen on some tasks of a function and judged on others. The test of single neurons takes all tasks.
 """
 
 from __future__ import annotations
@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 
 from workbench.emergent.activations import ItemScores
 from workbench.emergent.labelled import SPLITS, Item, ItemRow, Labelled, Split
-from workbench.emergent.nulls import Null, NullMaxima, labels_of, shuffled_over_items, shuffled_over_tasks
-from workbench.emergent.ranking import Ranked, histogram_auc, histogram_average_precision
+from workbench.emergent.nulls import TaskTest, task_test
+from workbench.emergent.ranking import Ranked, histogram_average_precision
 from workbench.emergent.sets import NeuronSet, top_share
 from workbench.emergent.sites import Site
 from workbench.lazy import torch
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+def labels_of(items: Sequence[Item], functions: Sequence[str]) -> NDArray[np.bool_]:
+    """Return [functions, items]: whether an item has a function."""
+    return np.array([[item.function == name for item in items] for name in functions])
 
 
 def confounders(items: Sequence[Item], rows: Sequence[ItemRow], functions: Sequence[str]) -> dict[str, NDArray[np.float64]]:
@@ -52,12 +57,10 @@ def _foreign(text: str) -> float:
 
 
 Floats: TypeAlias = NDArray[np.float64]
-Polarity: TypeAlias = Literal["one", "both"]
 BLOCK = 2048
 """Neurons ranked at a time."""
 TOP_MILLE = 0.005
 """The paper's second curve: the score that five in a thousand neurons of a layer exceed."""
-ALPHA = 0.01
 
 
 @dataclass(frozen=True)
@@ -67,17 +70,13 @@ class Settings:
     Attributes:
         share: Share of neurons in a function's set.
         per: Take this share of every layer, or of all neurons.
-        polarity: Only neurons that are more active on the function's texts, or also those that are less active.
-        draws: Shuffled labelings of each kind, each with one label per function.
         resident: A neuron is resident if its mean |activation| is among this share of its layer on every function.
         keep_residents: Leave resident neurons in the sets.
-        seed: Seed of the shuffles.
+        seed: Seed of the test's draws, and of the control's label.
     """
 
     share: float = 0.05
     per: Literal["layer", "model"] = "layer"
-    polarity: Polarity = "one"
-    draws: int = 20
     resident: float = 0.01
     keep_residents: bool = True
     seed: int = 0
@@ -85,22 +84,15 @@ class Settings:
 
 @dataclass(frozen=True)
 class SplitLabels:
-    """The labels of one split's items, and shuffled ones.
+    """The labels of one split's items.
 
     Attributes:
         index: The split's items among all items.
-        functions: [functions, items of the split].
-        shuffled: Kind of shuffle -> [draws, functions, items of the split].
+        labels: Those of the functions, then one that is shuffled over items [functions + 1, items of the split].
     """
 
     index: NDArray[np.intp]
-    functions: NDArray[np.bool_]
-    shuffled: Mapping[Null, NDArray[np.bool_]]
-
-    def flat(self) -> NDArray[np.bool_]:
-        """Return all labels: the functions', then the shuffled ones [labels, items of the split]."""
-        drawn = [values.reshape(-1, values.shape[-1]) for values in self.shuffled.values()]
-        return np.concatenate([self.functions, *drawn])
+    labels: NDArray[np.bool_]
 
 
 def split_labels(data: Labelled, settings: Settings) -> dict[Split, SplitLabels]:
@@ -108,23 +100,19 @@ def split_labels(data: Labelled, settings: Settings) -> dict[Split, SplitLabels]
     result: dict[Split, SplitLabels] = {}
     for split in SPLITS:
         index = np.array([i for i, item in enumerate(data.items) if item.split == split])
-        items = [data.items[i] for i in index]
-        labels = labels_of(items, data.functions)
-        shuffled: dict[Null, NDArray[np.bool_]] = {"item": shuffled_over_items(labels, settings.draws, settings.seed)}
-        tasks = shuffled_over_tasks(items, data.functions, settings.draws, settings.seed)
-        if tasks is not None:
-            shuffled["task"] = tasks
-        result[split] = SplitLabels(index, labels, shuffled)
+        labels = labels_of([data.items[i] for i in index], data.functions)
+        shuffled = labels[:1, np.random.default_rng([settings.seed, 0]).permutation(len(index))]
+        result[split] = SplitLabels(index, np.concatenate([labels, shuffled]))
     return result
 
 
 def histogram_labels(data: Labelled, settings: Settings) -> Tensor:
     """Return the labels that histograms count [labels, items]: of each split all labels, then all of its items."""
     parts = []
-    for labels in split_labels(data, settings).values():
-        flat = np.concatenate([labels.flat(), np.ones((1, len(labels.index)), bool)])
-        whole = np.zeros((len(flat), len(data.items)), bool)
-        whole[:, labels.index] = flat
+    for split in split_labels(data, settings).values():
+        whole = np.zeros((len(split.labels) + 1, len(data.items)), bool)
+        whole[:-1, split.index] = split.labels
+        whole[-1, split.index] = True
         parts.append(torch.from_numpy(whole))
     return torch.cat(parts)
 
@@ -135,16 +123,12 @@ class SplitScores:
 
     Attributes:
         ap: Per site, average precision [functions, units].
-        auc: Per site, area under the ROC curve [functions, units].
         prevalence: Share of each function's items [functions]: the expected score of a random neuron.
-        nulls: Kind of shuffle -> best scores on shuffled labels; without "task" if no function has several tasks.
         shuffled: Per site, average precision on one label that is shuffled over items [units].
     """
 
     ap: list[Floats]
-    auc: list[Floats]
     prevalence: Floats
-    nulls: Mapping[Null, NullMaxima]
     shuffled: list[Floats]
 
 
@@ -155,7 +139,8 @@ class FunctionScores:
     Attributes:
         functions: Names of the functions.
         sites: The sites.
-        splits: Scores on the tasks that choose neurons ("train") and on those that judge them ("heldout").
+        splits: Scores on the tasks that choose sets ("train") and on those that judge them ("heldout").
+        test: The neurons that the test over all tasks finds.
         firing: Per site, share of a function's tokens with a positive activation [functions, units].
         means: Per site, mean |activation| over a function's tokens [functions, units].
         residents: Per site, whether a neuron is among the most active ones of its layer on every function [units].
@@ -166,6 +151,7 @@ class FunctionScores:
     functions: tuple[str, ...]
     sites: Sequence[Site]
     splits: Mapping[Split, SplitScores]
+    test: TaskTest
     firing: list[Floats]
     means: list[Floats]
     residents: list[NDArray[np.bool_]]
@@ -202,16 +188,8 @@ class FunctionScores:
             for site, ap in zip(self.sites, scores.ap, strict=True)
         ]
 
-    def above(self, null: Null, number: int) -> dict[str, int]:
-        """Return how many neurons of a function exceed a null: on the train tasks, and on both splits."""
-        limits = {split: scores.nulls[null].limit(ALPHA) for split, scores in self.splits.items()}
-        passed = {split: [ap[number] > limits[split] for ap in scores.ap] for split, scores in self.splits.items()}
-        train = passed["train"]
-        both = sum(int((a & b).sum()) for a, b in zip(train, passed["heldout"], strict=True)) if "heldout" in passed else 0
-        return {"train": sum(int(a.sum()) for a in train), "both": both}
-
     def summary(self) -> list[dict[str, Any]]:
-        """Return one row per function: scores, neurons beyond each null, overlap of the two splits' sets, confounders."""
+        """Return one row per function: scores, neurons that the test finds, overlap of the two splits' sets, confounders."""
         train = self.splits["train"]
         chosen, judged = self.sets("train"), self.sets("heldout")
         rows = []
@@ -228,7 +206,9 @@ class FunctionScores:
                     "top": float(np.mean([np.quantile(ap[number], 1 - TOP_MILLE) for ap in train.ap])),
                     "mean": float(every.mean()),
                     "prevalence": float(train.prevalence[number]),
-                    "beyond": {null: self.above(null, number) for null in train.nulls},
+                    "found": sum(int(found[number].sum()) for found in self.test.found),
+                    "largest_effect": max(float(effects[number].max()) for effects in self.test.effects),
+                    "smallest_effect": float(smallest) if np.isfinite(smallest := self.test.smallest[number]) else None,
                     "overlap": chosen[name].overlap(judged[name]),
                     "overlap_others": float(np.mean(others)),
                     "chance_overlap": self.settings.share,
@@ -255,15 +235,22 @@ def function_scores(
     splits: dict[Split, SplitScores] = {}
     first = 0  # position of a split's labels in the histograms
     for split in SPLITS:
-        splits[split] = _split_scores(scores, first, labels[split], settings)
-        first += len(labels[split].flat()) + 1
+        splits[split] = _split_scores(scores, first, labels[split])
+        first += len(labels[split].labels) + 1
     tokens = scores.statistics.tokens.numpy()[:, None]
     firing = [f.double().numpy() / tokens for f in scores.statistics.firing]
     means = [t.double().numpy() / tokens for t in scores.statistics.total]
+    tasks, of_item = data.all_tasks, np.bincount(data.task_of_items)
+    test = task_test(
+        [of_site.numpy() / of_item[:, None] for of_site in scores.statistics.scores],
+        np.array([functions.index(function) for function, _ in tasks]),
+        seed=settings.seed,
+    )
     return FunctionScores(
         functions,
         scores.sites,
         splits,
+        test,
         firing,
         means,
         [_residents(m, settings.resident) for m in means],
@@ -272,49 +259,20 @@ def function_scores(
     )
 
 
-def _split_scores(scores: ItemScores, first: int, labels: SplitLabels, settings: Settings) -> SplitScores:
-    """Return the scores on one split.
-
-    Args:
-        scores: The items' scores.
-        first: Position of the split's labels in histograms.
-        labels: The split's labels.
-        settings: The settings.
-    """
-    count = len(labels.functions)
-    maxima = {null: np.zeros((*drawn.shape[:2], len(scores.sites))) for null, drawn in labels.shuffled.items()}
-    ap, auc, shuffled = [], [], []
-    for site in range(len(scores.sites)):
-        precision, area = _precision(scores, site, first, labels, settings.polarity)
-        ap.append(precision[:count])
-        auc.append(area)
-        shuffled.append(precision[count])
-        start = count
-        for null, drawn in labels.shuffled.items():
-            stop = start + drawn.shape[0] * drawn.shape[1]
-            maxima[null][..., site] = precision[start:stop].max(1).reshape(drawn.shape[:2])
-            start = stop
-    prevalence = labels.functions.mean(1)
-    return SplitScores(ap, auc, prevalence, {null: NullMaxima(values) for null, values in maxima.items()}, shuffled)
+def _split_scores(scores: ItemScores, first: int, labels: SplitLabels) -> SplitScores:
+    """Return the scores on one split, whose labels begin at a place in histograms."""
+    precisions = [_precision(scores, site, first, labels) for site in range(len(scores.sites))]
+    return SplitScores([ap[:-1] for ap in precisions], labels.labels[:-1].mean(1), [ap[-1] for ap in precisions])
 
 
-def _precision(scores: ItemScores, site: int, first: int, labels: SplitLabels, polarity: Polarity) -> tuple[Floats, Floats]:
-    """Return average precision on all labels, shuffled ones included [labels, units], and AUC on the functions [functions, units]."""
-    flat, count = labels.flat(), len(labels.functions)
+def _precision(scores: ItemScores, site: int, first: int, labels: SplitLabels) -> Floats:
+    """Return average precision on all labels, the shuffled one included [labels, units]."""
     if scores.exact is None:
-        counts = scores.histograms[site]
-        own, total = counts[first : first + len(flat)], counts[first + len(flat)]
-        ap = histogram_average_precision(own, total[None]).numpy()
-        if polarity == "both":
-            ap = np.maximum(ap, histogram_average_precision(total[None] - own, total[None]).numpy())
-        return ap, histogram_auc(own[:count], total[None]).numpy()
-    exact, aps, aucs = scores.of_site(site), [], []
-    for start in range(0, exact.shape[1], BLOCK):
-        ranked = Ranked.of(np.asarray(exact[:, start : start + BLOCK])[labels.index])
-        ap = ranked.average_precision(flat)
-        aps.append(ap if polarity == "one" else np.maximum(ap, ranked.average_precision(~flat)))
-        aucs.append(ranked.auc(labels.functions))
-    return np.concatenate(aps, 1), np.concatenate(aucs, 1)
+        counts = scores.histograms[site][first : first + len(labels.labels) + 1]
+        return histogram_average_precision(counts[:-1], counts[-1:]).numpy()
+    exact = scores.of_site(site)
+    blocks = (np.asarray(exact[:, start : start + BLOCK])[labels.index] for start in range(0, exact.shape[1], BLOCK))
+    return np.concatenate([Ranked.of(block).average_precision(labels.labels) for block in blocks], 1)
 
 
 def _residents(means: Floats, share: float) -> NDArray[np.bool_]:

@@ -100,6 +100,17 @@ class Labelled:
         """Names of the functions, in order of first appearance."""
         return tuple(dict.fromkeys(item.function for item in self.items))
 
+    @property
+    def all_tasks(self) -> tuple[tuple[str, str], ...]:
+        """Function and name of every task, in order of first appearance."""
+        return tuple(dict.fromkeys((item.function, item.task) for item in self.items))
+
+    @property
+    def task_of_items(self) -> list[int]:
+        """Number of each item's task among all tasks."""
+        number = {task: i for i, task in enumerate(self.all_tasks)}
+        return [number[item.function, item.task] for item in self.items]
+
     def tasks(self, function: str, split: Split | None = None) -> tuple[str, ...]:
         """Return the tasks of a function, in order of first appearance."""
         return tuple(dict.fromkeys(i.task for i in self.items if i.function == function and (split is None or i.split == split)))

@@ -1,8 +1,13 @@
-"""Null distributions of the best score: labels shuffled over items, and over whole tasks.
+"""Which neurons serve a function: one permutation test over tasks, whose error rate holds for the whole model.
 
-The best of many neurons scores far above chance on random labels, so it is compared with the best on shuffled labels. Labels shuffled over
-items break the link between an item and its function. A neuron that recognizes the wording of one task still beats that null, because the items of a
-task stay alike; labels shuffled over whole tasks keep tasks together and break only the link between a task and its function.
+The texts of a task are alike, so that a neuron that recognizes the wording of one task tells its function from others. The units of the test
+are therefore whole tasks, and each draw assigns them to the functions anew. The best of many thousand neurons is far above chance in every
+draw, so that a neuron is found only if its effect exceeds the largest effect of all neurons on all functions in 95 % of the draws. Neurons
+that are found leave the comparison, which is then repeated (step-down max-T: Westfall and Young 1993; Romano and Wolf 2005).
+
+The statistic is the correlation of the logarithm of a neuron's mean activation on a task with the membership of the task in the function. It
+orders neurons as Student's t does. Some tasks differ from the others in most neurons, such as those in another language, and would be taken
+for a function: each task is therefore scaled by the size of its deviations over all neurons.
 """
 
 from __future__ import annotations
@@ -10,87 +15,128 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from workbench.emergent.labelled import Item
-
-Null: TypeAlias = Literal["item", "task"]
-Bools: TypeAlias = NDArray[np.bool_]
-_TRIES = 200
-
-
-def labels_of(items: Sequence[Item], functions: Sequence[str]) -> Bools:
-    """Return [functions, items]: whether an item has a function."""
-    return np.array([[item.function == name for item in items] for name in functions])
-
-
-def shuffled_over_items(labels: Bools, draws: int, seed: int) -> Bools:
-    """Return labels with their items shuffled [draws, functions, items]; every draw keeps the number of items of each function."""
-    rng = np.random.default_rng([seed, 0])
-    return np.stack([labels[:, rng.permutation(labels.shape[1])] for _ in range(draws)])
-
-
-def shuffled_over_tasks(items: Sequence[Item], functions: Sequence[str], draws: int, seed: int) -> Bools | None:
-    """Return labels whose tasks have been shuffled [draws, functions, items]; None if no function has several tasks.
-
-    Each draw gives every function as many tasks as it has, drawn from all tasks. A function never gets exactly its own tasks, since that would
-    be its own score and not a null.
-
-    Args:
-        items: The items.
-        functions: Names of the functions.
-        draws: Number of draws.
-        seed: Seed of the draws.
-    """
-    owners = dict.fromkeys((item.function, item.task) for item in items)
-    tasks = list(owners)
-    own = np.array([functions.index(function) for function, _ in tasks])
-    if np.bincount(own, minlength=len(functions)).max() < 2:
-        return None
-    of_item = np.array([tasks.index((item.function, item.task)) for item in items])
-    rng = np.random.default_rng([seed, 1])
-    result = []
-    for _ in range(draws):
-        shuffled = own
-        for _ in range(_TRIES):
-            shuffled = rng.permutation(own)
-            if not any(((shuffled == f) == (own == f)).all() for f in range(len(functions))):
-                break
-        result.append([shuffled[of_item] == f for f in range(len(functions))])
-    return np.array(result)
+Floats = NDArray[np.float64]
+Singles = NDArray[np.float32]
+Bools = NDArray[np.bool_]
+ALPHA = 0.05
+"""Probability that any neuron of the model is found for any function that it does not serve."""
+DRAWS = 1000
+"""Number of assignments of tasks to functions; the true one is the first."""
+_FLOOR = 0.1  # added to activations before the logarithm, as a share of the neuron's mean, since some are 0
+_ROUNDS = 2  # of scaling neurons and tasks in turn
+_TINY = 1e-12
+_CHUNK = 1 << 23  # correlations at a time
+_CLOSE = 1e-6  # correlations that are closer are equal in single precision
 
 
 @dataclass(frozen=True)
-class NullMaxima:
-    """The best scores on shuffled labels.
+class TaskTest:
+    """The neurons that the test finds.
 
     Attributes:
-        layers: Best score of each layer [draws, functions, layers].
+        effects: Per site, how far the logarithm of a neuron's mean activation on the function's tasks is above that on other tasks, in standard
+            deviations over tasks [functions, units].
+        found: Per site, whether the neuron is found for the function [functions, units].
+        smallest: Effect from which a neuron is found [functions]; infinite if no effect could be found.
     """
 
-    layers: NDArray[np.float64]
-
-    def limit(self, alpha: float = 0.01) -> float:
-        """Return the score that the best neuron of a layer exceeds with probability alpha on shuffled labels.
-
-        It is the quantile over draws, functions and layers, whose order statistic is rounded up.
-        """
-        return _upper(self.layers.ravel(), alpha)
-
-    def level(self, alpha: float = 0.01) -> float:
-        """Return the probability that `limit` stands for: alpha, or more if there are too few values for it."""
-        return max(alpha, 1 / (self.layers.size + 1))
-
-    def limit_of_model(self, alpha: float = 0.01) -> float:
-        """Return the same limit for the best neuron of the whole model; with fewer than 1/alpha draws, the largest draw."""
-        return _upper(self.layers.max(2).ravel(), alpha)
+    effects: list[Floats]
+    found: list[Bools]
+    smallest: Floats
 
 
-def _upper(values: NDArray[np.float64], alpha: float) -> float:
-    """Return the smallest value that at most a share alpha of the values, with one more value at infinity, exceeds."""
-    ordered = np.sort(values)
-    place = min(len(ordered) - 1, math.ceil((1 - alpha) * (len(ordered) + 1)) - 1)
-    return float(ordered[place])
+def task_test(means: Sequence[NDArray[Any]], owners: NDArray[np.intp], *, seed: int = 0, alpha: float = ALPHA) -> TaskTest:
+    """Test all neurons for all functions.
+
+    Args:
+        means: Per site, mean activation of every neuron on every task [tasks, units].
+        owners: Function of each task [tasks], from 0.
+        seed: Seed of the draws.
+        alpha: Error rate of the family of all neurons and functions.
+    """
+    sizes = np.bincount(owners)
+    tested = [f for f in range(len(sizes)) if _least_p(f, sizes) <= alpha]
+    standard = _standard(means)
+    rng = np.random.default_rng(seed)
+    draws = np.stack([owners, *(rng.permutation(owners) for _ in range(DRAWS - 1))])
+    every = _weights(owners[None], range(len(sizes)))[0]
+    observed = [every @ of_site for of_site in standard]
+    found, limit = [np.zeros(of_site.shape, bool) for of_site in observed], 1.0
+    untested = [f for f in range(len(sizes)) if f not in tested]
+    left = [np.ones(of_site.shape[1], bool) for of_site in observed]
+    while tested and any(of_site.any() for of_site in left):
+        largest = np.max([_largest(z[:, own], draws, tested) for z, own in zip(standard, left, strict=True) if own.any()], 0)
+        limit = float(np.sort(largest)[DRAWS - 1 - math.floor(alpha * DRAWS)]) + _CLOSE
+        more = [(r > limit) & own for r, own in zip(observed, left, strict=True)]
+        for of_site in more:
+            of_site[untested] = False
+        if not any(of_site.any() for of_site in more):
+            break
+        found = [own | new for own, new in zip(found, more, strict=True)]
+        left = [np.asarray(~own.any(0)) for own in found]
+    effects = [_effects(r, sizes) for r in observed]
+    smallest = _effects(np.full((len(sizes), 1), limit), sizes)[:, 0]
+    smallest[untested if limit < 1 else slice(None)] = np.inf
+    return TaskTest(effects, found, smallest)
+
+
+def _least_p(function: int, sizes: NDArray[np.intp]) -> float:
+    """Return the p value of a neuron that tells a function's tasks from all others: the share of draws in which some function gets these tasks.
+
+    A function with one task has no value below 1, since its neurons cannot be told from those of the task's wording.
+    """
+    size = int(sizes[function])
+    return int((sizes == size).sum()) / math.comb(int(sizes.sum()), size) if size > 1 else 1.0
+
+
+def _standard(means: Sequence[NDArray[Any]]) -> list[Singles]:
+    """Return the logarithms of mean activations with tasks scaled, and over tasks mean 0 and norm 1 [tasks, units].
+
+    A neuron whose activations are all equal, or not all finite, has zeros.
+    """
+    with np.errstate(invalid="ignore"):
+        logs = [np.log(of_site / np.maximum(of_site.mean(0, dtype=np.float64), _TINY) + _FLOOR) for of_site in means]
+    for x in logs:
+        x[:, ~np.isfinite(x).all(0)] = 0
+    scale = np.ones((len(means[0]), 1))
+    for _ in range(_ROUNDS):
+        squares = sum((_unit(_centered(x, scale)) ** 2).sum(1, keepdims=True) for x in logs)
+        scale *= np.where(squares > 0, np.sqrt(squares / np.mean(squares)), 1)
+    return [np.asarray(_unit((scaled := _centered(x, scale)) - scaled.mean(0)), np.float32) for x in logs]
+
+
+def _centered(values: Floats, scale: Floats) -> Floats:
+    """Return values without their mean over tasks, in units of the tasks' scales, by which the mean is weighted."""
+    weights = scale**-2 / (scale**-2).sum()
+    return np.asarray((values - (weights * values).sum(0)) / scale)
+
+
+def _unit(values: Floats) -> Floats:
+    """Return values with norm 1 over tasks."""
+    norms = np.linalg.norm(values, axis=0)
+    return np.asarray(values / np.where(norms > _TINY, norms, np.inf))
+
+
+def _weights(draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
+    """Return the weights of tasks whose sums are correlations [draws, functions, tasks]."""
+    member = draws[:, None] == np.asarray(functions)[:, None]
+    size, tasks = member[0].sum(1)[:, None], draws.shape[1]
+    return np.asarray(member / np.sqrt(size * (tasks - size) / tasks), np.float32)
+
+
+def _largest(standard: Singles, draws: NDArray[np.intp], functions: Sequence[int]) -> Singles:
+    """Return the largest correlation of some neurons [tasks, units] with the functions, by draw."""
+    step = max(1, _CHUNK // (len(functions) * standard.shape[1]))
+    parts = (_weights(draws[start : start + step], functions) @ standard for start in range(0, len(draws), step))
+    return np.concatenate([r.max((1, 2)) for r in parts])
+
+
+def _effects(correlations: NDArray[Any], sizes: NDArray[np.intp]) -> Floats:
+    """Return correlations [functions, units] as differences of means in standard deviations within the groups."""
+    r, size, tasks = np.clip(np.asarray(correlations, np.float64), -1 + _CLOSE, 1 - _CLOSE), sizes[:, None], sizes.sum()
+    return np.asarray(r * np.sqrt((tasks - 2) * tasks / (size * (tasks - size) * (1 - r**2))))

@@ -120,15 +120,3 @@ def histogram_average_precision(counts: Tensor, totals: Tensor) -> Tensor:
     harmonic = torch.digamma(seen + items + 1) - torch.digamma(seen + 1)
     precision = (hits + 1 - slope * (seen + 1)) * harmonic + slope * items
     return (positive / items.clamp_min(1) * precision).sum(-1) / positive.sum(-1).clamp_min(1)
-
-
-def histogram_auc(counts: Tensor, totals: Tensor) -> Tensor:
-    """Return approximate area under the ROC curve from histograms of scores, float64; items of one bin count as ties.
-
-    Args:
-        counts: Positive items by bin [..., bins].
-        totals: All items by bin [..., bins].
-    """
-    positive, negative = counts.double(), (totals - counts).double()
-    below = negative.cumsum(-1) - negative
-    return (positive * (below + negative / 2)).sum(-1) / (positive.sum(-1) * negative.sum(-1)).clamp_min(1)

@@ -12,9 +12,10 @@ import numpy as np
 from workbench.bricks.card import BaseRecord
 from workbench.bricks.neuron_sets import write_neuron_brick
 from workbench.emergent.activations import PassItems, PassOptions, item_scores
-from workbench.emergent.functions import ALPHA, FunctionScores, Settings, function_scores, histogram_labels
+from workbench.emergent.functions import FunctionScores, Settings, function_scores, histogram_labels
 from workbench.emergent.labelled import Labelled
 from workbench.emergent.lape import entropies, lape_sets
+from workbench.emergent.nulls import ALPHA, DRAWS
 from workbench.emergent.sets import NeuronSet, folder_name, write_set
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
@@ -25,6 +26,7 @@ from workbench.tables import csv_records
 from workbench.weights.saving import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
+VERSION = 2  # of the record
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,9 @@ class FunctionAnalysis:
     def document(self) -> dict[str, Any]:
         """Return the analysis without the neurons' own scores, as plain data."""
         scores = self.scores
-        nulls = {
-            split: {
-                null: {"layer": maxima.limit(ALPHA), "model": maxima.limit_of_model(ALPHA), "level": maxima.level(ALPHA)}
-                for null, maxima in s.nulls.items()
-            }
-            for split, s in scores.splits.items()
-        }
         chosen = scores.sets("train")
         return {
-            "version": 1,
+            "version": VERSION,
             "kind": "functions",
             "model": self.model,
             "digest": self.digest,
@@ -80,9 +75,9 @@ class FunctionAnalysis:
             },
             "neurons": {str(site.layer): site.units for site in scores.sites},
             "unit": scores.sites[0].kind,
-            "settings": {**asdict(scores.settings), **asdict(self.options), "alpha": ALPHA},
+            "settings": {**asdict(scores.settings), **asdict(self.options)},
             "exact": self.exact,
-            "nulls": nulls,
+            "test": {"tasks": len(self.data.all_tasks), "draws": DRAWS, "alpha": ALPHA},
             "functions": scores.summary(),
             "layers": {split: scores.by_layer(split) for split in ("train", "heldout")},
             "overlap": {a: {b: chosen[a].overlap(chosen[b]) for b in chosen} for a in chosen},
@@ -93,9 +88,8 @@ class FunctionAnalysis:
         """Return flat tables: `functions`, one row per function, and `layers`, one row per split, function and layer."""
         rows = []
         for row in self.scores.summary():
-            beyond = {f"beyond_{null}_{split}": n for null, counts in row["beyond"].items() for split, n in counts.items()}
             features = {f"auc_{feature}": auc for feature, auc in row["confounders"].items()}
-            rows.append({**{k: v for k, v in row.items() if k not in ("beyond", "confounders")}, **beyond, **features})
+            rows.append({**{k: v for k, v in row.items() if k != "confounders"}, **features})
         layers = [{"split": split, **row} for split in ("train", "heldout") for row in self.scores.by_layer(split)]
         return {"functions": rows, "layers": layers}
 
@@ -136,12 +130,17 @@ class FunctionAnalysis:
         tensors: dict[str, torch.Tensor] = {}
         for number, site in enumerate(scores.sites):
             named = {f"ap.{split}": s.ap[number] for split, s in scores.splits.items()}
-            named |= {f"auc.{split}": s.auc[number] for split, s in scores.splits.items()}
-            named |= {"firing": scores.firing[number], "mean_abs": scores.means[number], "lape": entropies(scores.firing[number])}
+            named |= {
+                "effect": scores.test.effects[number],
+                "firing": scores.firing[number],
+                "mean_abs": scores.means[number],
+                "lape": entropies(scores.firing[number]),
+            }
             tensors |= {
                 f"{name}.{site.layer}": torch.from_numpy(np.ascontiguousarray(v, np.float32)) for name, v in named.items()
             }
             tensors[f"resident.{site.layer}"] = torch.from_numpy(scores.residents[number])
+            tensors[f"found.{site.layer}"] = torch.from_numpy(scores.test.found[number])
         save_tensors(tensors, out / TENSORS, {"functions": "\n".join(scores.functions)})
         for name, rows in self.tables().items():
             write_text(out / f"{name}.csv", csv_records(rows))
@@ -176,14 +175,13 @@ def analyze_functions(
     settings, options = settings or Settings(), options or PassOptions()
     rows = subject.rows(data.items, options.chat)
     texts = [[row.tokens, row.prompt] for row in rows]
-    shuffles = [settings.draws, settings.seed]  # the labels that histograms count
     units = [site.units for site in subject.sites]
     key = json_digest(
-        [subject.digest, computed_on(subject.model.device), data.digest, texts, asdict(options), shuffles, units, 3]
+        [subject.digest, computed_on(subject.model.device), data.digest, texts, asdict(options), settings.seed, units, 4]
     )
     folder = subject.cache / "neurons" / key
     functions = torch.tensor([data.functions.index(item.function) for item in data.items])
-    items = PassItems(rows, functions, histogram_labels(data, settings))
+    items = PassItems(rows, functions, torch.tensor(data.task_of_items), histogram_labels(data, settings))
     scores = item_scores(
         subject.model,
         subject.sites,

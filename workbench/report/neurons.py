@@ -1,4 +1,4 @@
-"""The page of a model's neurons: functions, sparsity, ablations, each beside its nulls and controls."""
+"""The page of a model's neurons: functions, sparsity, ablations, each beside its tests and controls."""
 
 from __future__ import annotations
 

@@ -26,10 +26,6 @@ def functions(
     per: Annotated[
         Literal["layer", "model"], typer.Option("--per", help="Take the share of every `layer`, or of the whole `model`.")
     ] = "layer",
-    polarity: Annotated[
-        Literal["one", "both"],
-        typer.Option("--polarity", help="`one`: neurons that are more active on the function; `both`: also less active ones."),
-    ] = "one",
     score: Annotated[
         Literal["mean_abs", "max_relu"],
         typer.Option(
@@ -43,7 +39,6 @@ def functions(
     skip: Annotated[
         int, typer.Option("--skip", min=0, help="Tokens at the start of a text that do not count: they attract attention.")
     ] = 1,
-    draws: Annotated[int, typer.Option("--draws", min=1, help="Shuffled labelings per null.")] = 20,
     no_residents: Annotated[
         bool, typer.Option("--no-residents", help="Leave neurons that are very active on every function out of the sets.")
     ] = False,
@@ -54,14 +49,15 @@ def functions(
         ),
     ] = False,
     chat: Annotated[bool, typer.Option("--chat", help="Put prompts into the tokenizer's chat template.")] = False,
-    seed: Annotated[int, typer.Option("--seed", help="Seed of the shuffles.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of the test's draws, and of the control's label.")] = 0,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
     quiet: QuietOpt = False,
 ) -> None:
-    """Score every neuron for every function (FuncScore), beside labels shuffled over items and over tasks.
+    """Score every neuron for every function (FuncScore), and test which neurons serve one.
 
-    Neurons are chosen on some tasks of a function and judged on others. Writes scores, tables and one set of neurons per function.
+    Sets are chosen on some tasks of a function and judged on others; the test takes all tasks. Writes scores, tables and one set of neurons per
+    function.
     """
     from workbench.api.naming import open_named
     from workbench.cli.documents.analyze import FunctionsDocument
@@ -78,7 +74,7 @@ def functions(
     if beside:
         check_beside(opened)
     subject = open_neurons(opened, pick_device(device), out.event)
-    settings = Settings(share=share, per=per, polarity=polarity, draws=draws, keep_residents=not no_residents, seed=seed)
+    settings = Settings(share=share, per=per, keep_residents=not no_residents, seed=seed)
     options = PassOptions(score=score, part=part, skip=skip, chat=chat)
     analysis = analyze_functions(subject, texts, str(data), settings=settings, options=options)
     place = results_folder(to, subject.name)
@@ -96,35 +92,21 @@ def functions(
 
 def say_functions(document: dict[str, Any]) -> None:
     """Print the scores of each function beside chance."""
+    from workbench.report.neurons_functions import function_cells
+
     count = sum(document["neurons"].values())
-    nulls = document["nulls"]["train"]
     out.line(
         f"{document['model']}: {count} {document['unit']} in {len(document['neurons'])} layers, {document['data']['items']} texts, "
         f"{document['data']['tokens']} tokens"
     )
-    limits = ", ".join(
-        f"{limit['layer']:.3f} with labels shuffled over {null}s ({100 * (1 - limit['level']):.3g} %)"
-        for null, limit in nulls.items()
+    test = document["test"]
+    out.line(
+        f"found: {100 * (1 - test['alpha']):g} % of such analyses find no neuron for a function that it does not serve (test over "
+        f"{test['tasks']} tasks). Effects are in standard deviations over tasks."
     )
-    out.line(f"best neuron of a layer by chance: {limits}")
-    columns = ["function", "best/layer", "top 5‰", "mean", "chance", *(f"beyond {null} null" for null in nulls)]
-    columns += ["on both splits", "overlap", "others", "length AUC"]
-    rows: list[list[str]] = []
-    for row in document["functions"]:
-        rows.append(
-            [
-                row["function"],
-                f"{row['best_median']:.2f} / {row['best_max']:.2f}",
-                f"{row['top']:.2f}",
-                f"{row['mean']:.3f}",
-                f"{row['prevalence']:.3f}",
-                *(str(row["beyond"][null]["train"]) for null in nulls),
-                str(row["beyond"][list(nulls)[-1]]["both"]),
-                f"{row['overlap']:.2f}",
-                f"{row['overlap_others']:.2f}",
-                f"{row['confounders']['length']:.2f}",
-            ]
-        )
+    columns = ["function", "best/layer", "top 5‰", "mean", "chance", "found", "largest effect", "findable from"]
+    columns += ["overlap", "others", "length AUC"]
+    rows = [function_cells(row)[: len(columns)] for row in document["functions"]]
     out.table(columns, rows, right=range(1, len(columns)))
     if beside := document.get("beside"):
         _say_beside(beside)

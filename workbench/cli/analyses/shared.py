@@ -50,6 +50,7 @@ def finish(document: dict[str, Any], place: Path, json: bool, say: Callable[[dic
 def write_page(place: Path, document: dict[str, Any]) -> Path:
     """Write the page of all analyses of the same model in a directory; those of an earlier content of the same file are left out."""
     from workbench.files import read_json
+    from workbench.library.neurons_functions import VERSION
     from workbench.report.neurons import SECTIONS, render_neurons
 
     stored = {kind: read_json(place / f"{kind}.json", digest=str) for kind in SECTIONS}
@@ -61,6 +62,11 @@ def write_page(place: Path, document: dict[str, Any]) -> Path:
         return other["digest"] == document["digest"] and not stale
 
     known = {kind: other for kind, other in stored.items() if other is not None and belongs(other)}
+    if known.get("functions", {"version": VERSION}).get("version") != VERSION:
+        out.warn(
+            f"{place / 'functions.json'}: another version wrote it; the page leaves it out. Run `workbench analyze functions` again."
+        )
+        del known["functions"]
     return render_neurons(known, place / "index.html")
 
 

@@ -52,13 +52,15 @@ class Analysis(Document):
     """Option -> its value."""
 
 
-class Beyond(Document):
-    """Neurons that beat a null."""
+class TaskTestDocument(Document):
+    """The test of single neurons, over the tasks of both splits."""
 
-    train: int
-    """Number on the tasks that chose them."""
-    both: int
-    """Number on these tasks and on the held-out ones."""
+    tasks: int
+    """Number of tasks."""
+    draws: int
+    """Number of assignments of tasks to functions."""
+    alpha: Number
+    """Probability that any neuron of the model is found for any function that it does not serve."""
 
 
 class FunctionRow(Document):
@@ -78,8 +80,13 @@ class FunctionRow(Document):
     """Mean over all neurons."""
     prevalence: Number
     """Share of the function's texts, the expected score of a random neuron."""
-    beyond: dict[str, Beyond]
-    """Null (item, task) -> neurons that beat it."""
+    found: int
+    """Neurons that the test finds."""
+    largest_effect: Number
+    """Largest effect of a neuron: root of its mean activation on the function's tasks above that on other tasks, in standard deviations
+    over tasks."""
+    smallest_effect: Number | None
+    """Effect from which a neuron is found; null if the tasks are too few to find any."""
     overlap: Number
     """Share of the set that the held-out tasks choose too."""
     overlap_others: Number
@@ -154,15 +161,16 @@ class BesideDocument(Analysis):
 class FunctionsDocument(Analysis):
     """Result of `analyze functions`; the neurons' own scores are in functions.safetensors."""
 
+    version: Literal[2]  # type: ignore[assignment]
+    """Version of the document."""
     neurons: dict[str, int]
     """Layer -> number of its neurons or experts."""
     unit: str
     """neurons or experts."""
     exact: bool
     """Whether scores are exact, and not those of histograms."""
-    nulls: dict[str, dict[str, dict[str, Number]]]
-    """Split -> null -> score that the best neuron of a `layer`, or of the `model`, exceeds by chance with
-    probability `level`: 0.01, or more if there are few draws."""
+    test: TaskTestDocument
+    """The test of single neurons."""
     functions: list[FunctionRow]
     """Scores by function."""
     layers: dict[str, list[LayerScore]]
