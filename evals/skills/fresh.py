@@ -397,10 +397,20 @@ def _mistyped(prompt: str, key: str) -> str:
     places = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha()]
     for i in sorted(places, key=lambda i: draw("typo", key, i))[:2]:
         word, at = words[i], 1 + draw("place", key, i) % (len(words[i]) - 2)
-        forms = (word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :], word[:at] + word[at] + word[at:])
+        forms = (
+            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
+            word[:at] + word[at + 1 :],
+            word[:at] + word[at] + word[at:],
+        )
         words[i] = pick(forms, "form", key, i)
     return " ".join(words)
 
 
 def _row(brick: str | None, template: int, variant: str, prompt: str) -> dict[str, object]:
-    return {"id": f"fresh-{variant.replace(' ', '-')}-{brick or 'none'}-{template}", "brick": brick, "template": template, "variant": variant, "prompt": prompt}
+    return {
+        "id": f"fresh-{variant.replace(' ', '-')}-{brick or 'none'}-{template}",
+        "brick": brick,
+        "template": template,
+        "variant": variant,
+        "prompt": prompt,
+    }

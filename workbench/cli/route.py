@@ -102,7 +102,11 @@ def check(
         ),
     ],
     copies: Annotated[
-        bool, typer.Option("--copies/--no-copies", help="Also check each set in lower case and behind a greeting.")
+        bool,
+        typer.Option(
+            "--copies/--no-copies",
+            help="Also check each set as users vary it: lower case, greetings, typos, thanks behind, a paragraph before.",
+        ),
     ] = True,
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
@@ -150,6 +154,13 @@ def _say_checked(document: dict[str, Any]) -> None:
             [[w, *(str(row.get(c, "")) for c in columns)] for w, row in table.items()],
             right=range(1, len(columns) + 1),
         )
+    if document["curve"]:
+        out.line("")
+        out.line("what other thresholds cost: `threshold:` in the route step sets one")
+        points = [
+            [f"{p['threshold']:.4g}", *(f"{100 * p[key]:.1f} %" for key in ("to_base", "routed"))] for p in document["curve"]
+        ]
+        out.table(["threshold", "falsely to base", "falsely routed"], points, right=range(3))
     for group in document["ties"]:
         out.say(f"tied:   {', '.join(group)} have the same kind of prompts; {group[0]} acts, and they count as one here")
 

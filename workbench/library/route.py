@@ -12,7 +12,8 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_text
 from workbench.models.texts import read_prompts
-from workbench.route.deciding.copies import chat_frame, copies, without_template
+from workbench.route.deciding.copies import COPIES, copy
+from workbench.route.deciding.fitting import curve_of
 from workbench.route.deciding.texts import TextRouter, fit_texts
 from workbench.route.features.hidden import hidden_states, moving, token_rows
 from workbench.run.routers import prompt_digest
@@ -159,7 +160,7 @@ def check_sets(
         tokenizer: The model's tokenizer.
         sets: Name -> prompts.
         project: Folder that the router's calibration files are relative to, for the text router beside it.
-        copies: Also check each set in lower case and behind a greeting.
+        copies: Also check each set in every kind of copy.
     """
     if routing.by_token:
         raise WorkbenchError(
@@ -189,6 +190,7 @@ def check_sets(
         "ties": _ties(routing),
         "threshold": routing.router.threshold,
         "sets": rows,
+        "curve": _curve([checked for checked in found if checked.name in sets]),
         "confusion": {checked.name: checked.confusion(routing.bricks) for checked in found if checked.name in sets},
         "wrong": [{"set": checked.name, **row} for checked in found for row in checked.wrong()],
     }
@@ -225,9 +227,8 @@ def fit_beside(calibration: Mapping[str, Sequence[str]]) -> TextRouter:
 
 
 def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    """Return the prompts in lower case and behind a greeting, by kind."""
-    kinds = ("lower", "greeting")
-    return {kind: [Asked(copies(one.prompt, i)[kind], one.brick) for i, one in enumerate(asked)] for kind in kinds}
+    """Return the prompts by kind of copy."""
+    return {kind: [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)] for kind in COPIES[1:]}
 
 
 def judged(
@@ -245,6 +246,13 @@ def judged(
     chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
     scored = [bricks[int(row.argmax())] for row in decisions.scores]
     return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)
+
+
+def _curve(found: Sequence[Checked]) -> list[dict[str, float]]:
+    """Return what other thresholds cost on sets of prompts; empty without prompts of bricks or without prompts that no brick is for."""
+    pairs = [pair for checked in found for pair in zip(checked.asked, checked.confidence, strict=True)]
+    inside, outside = ([value for asked, value in pairs if (asked.brick is None) is none] for none in (False, True))
+    return curve_of(torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64))
 
 
 def _ties(routing: Routing) -> list[list[str]]:
@@ -271,10 +279,10 @@ def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> dict[str
     """
     if not text.strip():
         raise WorkbenchError("expected a text to explain, found an empty one", 'workbench route explain DIR "Please add 2 and 3"')
-    whole = without_template(text, chat_frame(tokenizer))
-    row = encode_text(tokenizer, whole)
     if routing.by_token:
         return _explain_roles(routing, tokenizer, text)
+    whole = routing.frame.message(text)
+    row = encode_text(tokenizer, whole)
     decisions = routing.decide([row])
     router, bricks = routing.router, routing.bricks
     settings = router.settings()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     Args:
         path: The file.
         label: The file's name in messages.
-        samples: Largest number of prompts, evenly spaced over the file; None takes all. Every line is checked in any case.
+        samples: Largest number of prompts, in which every wording of the file occurs; None takes all. Every line is checked in any case.
         least: Smallest number of different prompts that the file must have.
 
     Returns:
@@ -101,8 +102,27 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     if len(different) < least:
         found = f"{len(different)} different prompt{'s' * (len(different) > 1)}" if different else "no prompts"
         raise WorkbenchError(f"{label}: {found}, expected {least} or more", _EXPECTED_PROMPT)
-    count = min(samples or len(different), len(different))
-    return [different[i * len(different) // count] for i in range(count)]
+    return different if samples is None or samples >= len(different) else _spread(different, samples)
+
+
+def _spread(prompts: Sequence[str], count: int) -> list[str]:
+    """Return some prompts, in their order, so that every frequent wording occurs about equally often.
+
+    A wording is known by its first two words and its last one, with all digits made equal. Wordings that an even choice would take less
+    than once are one group, because such prompts begin or end with what they are about.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        words = re.sub(r"\d", "0", prompt).split()
+        groups.setdefault((*words[:2], words[-1]), []).append(number)
+    frequent = [group for group in groups.values() if len(group) * count >= len(prompts)]
+    rest = [number for group in groups.values() if len(group) * count < len(prompts) for number in group]
+    parts = sorted([*frequent, *([rest] if rest else [])], key=len)
+    chosen: list[int] = []
+    for place, group in enumerate(parts):  # small groups first: what they lack is left to the others
+        share = min(len(group), (count - len(chosen)) // (len(parts) - place))
+        chosen += [group[i * len(group) // share] for i in range(share)]
+    return [prompts[number] for number in sorted(chosen)]
 
 
 def _lines(path: Path, label: str, content: str) -> list[tuple[str, str]]:

@@ -113,7 +113,7 @@ class SavedRouter:
         if self.record.get("method_version") != kind.version:
             raise WorkbenchError(
                 f"{self.path / RECORD}: the router was fitted by version {self.record.get('method_version')} of '{kind.name}', and this is "
-                f"version {kind.version}, whose confidences have another scale",
+                f"version {kind.version}, whose confidences and threshold differ",
                 AGAIN,
             )
         router = kind.restore(self.record["settings"], tensors)

@@ -3,9 +3,9 @@
 The states of all prompts and of their copies are the root of their Gram: count, sum, Gram and mean follow from them, and folds that
 hold prompts out can be made. The prompts themselves are not in the file, only digests of them.
 
-states       [prompt or copy, hidden size], float32
+states       [prompt or copy, window, hidden size], float32; see `windows`
 digests      [prompt or copy, 16], uint8: digest of each text
-count        [1], int64, and total [hidden size], float64: count and sum of the states
+count        [1], int64, and total [hidden size], float64: count and sum of the states of the last window
 centroid     [hidden size], float64: mean of the states
 ngrams       [bytes], uint8, and frequency [n-gram], int64: character n-grams of the prompts, and how many prompts have each
 """
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 FILE = "routing.safetensors"
 """Name of the file beside a card."""
-_SHAPES = {"states": 2, "digests": 2, "count": 1, "total": 1, "centroid": 1, "ngrams": 1, "frequency": 1}
+_SHAPES = {"states": 3, "digests": 2, "count": 1, "total": 1, "centroid": 1, "ngrams": 1, "frequency": 1}
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class KeptStates:
     """Pooled states of a brick's prompts and their copies.
 
     Attributes:
-        states: [text, hidden size], float32.
+        states: [text, window, hidden size], float32.
         digests: Digest of each text, in the same order.
         layer: Number of decoder blocks whose output was pooled.
         window: Number of last tokens that were pooled.
@@ -64,8 +64,8 @@ class KeptStates:
 
     @property
     def statistics(self) -> Statistics:
-        """Count, sum and Gram of the states."""
-        return Statistics.of(self.states)
+        """Count, sum and Gram of the states of the last window."""
+        return Statistics.of(self.states[:, 0])
 
     def differs(self, layer: int, window: int) -> str | None:
         """Return how the states differ from those that a router needs; None if they fit."""
@@ -78,7 +78,7 @@ class KeptStates:
         return None
 
     def of(self, texts: Sequence[str]) -> Tensor | None:
-        """Return the states [text, hidden size] of some texts; None if one of them is missing."""
+        """Return the states [text, window, hidden size] of some texts; None if one of them is missing."""
         rows = [self._rows.get(text_digest(text)) for text in texts]
         return None if None in rows else self.states[torch.tensor(rows, dtype=torch.long)]
 
@@ -137,7 +137,8 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Kept
         raise WorkbenchError(f"{path} is missing") from None
     except SafetensorError as error:
         raise WorkbenchError(f"{path} is not a safetensors file: {str(error)[:100]}") from None
-    wrong = [name for name, dimensions in _SHAPES.items() if name not in tensors or tensors[name].ndim != dimensions]
+    shapes = _SHAPES if pooling == POOLING else {**_SHAPES, "states": 2}  # version 1 has one window, and is measured again
+    wrong = [name for name, dimensions in shapes.items() if name not in tensors or tensors[name].ndim != dimensions]
     if wrong or len(tensors["states"]) != len(tensors["digests"]):
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())

@@ -92,6 +92,23 @@ def shrunk(covariance: Tensor, share: float) -> Tensor:
     return scaled
 
 
+def solve(scatter: Scatter, strength: float) -> Tensor:
+    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
+
+    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
+    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
+
+    Args:
+        scatter: Centers and scatter of the bricks.
+        strength: λ.
+    """
+    matrix = scatter.total.clone()
+    size = len(matrix)
+    matrix.diagonal().add_(strength * scatter.total.trace() / size)
+    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
+    return solution
+
+
 def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
     """Return the statistics of each brick's vectors.
 
