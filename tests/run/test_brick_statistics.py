@@ -22,7 +22,8 @@ from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.deciding import pooling
 from workbench.route.deciding.copies import copies
-from workbench.route.features.hidden import hidden_states, tail_mean, token_rows
+from workbench.route.deciding.samples import NEGATIVES
+from workbench.route.features.hidden import hidden_states, token_rows, windows
 from workbench.run.compose import compose
 from workbench.run.routers import SavedRouter
 
@@ -65,11 +66,15 @@ def fitted(project: Project, text: str = RECIPE) -> tuple[SavedRouter, list[str]
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pooling, "pooled", lambda *_: pytest.fail("the base is run"))
+    """Let the base run over the requests that no brick is for, and over nothing else."""
+    run = pooling.pooled
+    monkeypatch.setattr(
+        pooling, "pooled", lambda model, rows, *more: run(model, rows, *more) if len(rows) == NEGATIVES else pytest.fail("a prompt is run")
+    )
 
 
 def test_a_router_is_the_one_of_its_prompts(carded: Project, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The base does not run, and tensors, threshold and record have the same bits."""
+    """The base does not run over its prompts, and tensors, threshold and record have the same bits."""
     expected, _ = fitted(carded)
     rows = measure(carded)
     assert [(row["brick"], row["prompts"], row["layer"], row["window"]) for row in rows] == [(n, 16, 2, 16) for n in NAMES]
@@ -97,11 +102,11 @@ def test_the_file_holds_the_sums_of_the_states(carded: Project) -> None:
         for text in copies(prompt, number).values()
     ]
     rows = token_rows(load_tokenizer(carded.path / "base"), list(dict.fromkeys(texts)))
-    states = torch.stack([tail_mean(hidden_states(model, [row], 2)[0], 16) for row in rows]).double()
+    states = torch.stack([windows(hidden_states(model, [row], 2)[0], 16)[0] for row in rows]).double()
     assert int(file["count"]) == len(states)
     torch.testing.assert_close(file["total"], states.sum(0), rtol=0, atol=1e-5 * len(states))
     torch.testing.assert_close(file["centroid"], states.mean(0), rtol=0, atol=1e-5)
-    kept = file["states"].double()
+    kept = file["states"][:, 0].double()
     torch.testing.assert_close(kept.T @ kept, states.T @ states, rtol=1e-5, atol=1e-4)
     grams = bytes(file["ngrams"].tolist()).decode().split("\n")
     assert dict(zip(grams, file["frequency"].tolist(), strict=True))[" w8 "] == 16, "a word of all prompts of the brick"

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.lazy import torch
 from workbench.route.deciding.copies import COPIES
-from workbench.route.deciding.router import Choice, Fitted, Joined
+from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute
 
@@ -51,8 +50,9 @@ def threshold_of(samples: Samples, confidence: Tensor, share: float) -> dict[str
         confidence: [sample], by routers that were fitted without the sample's template or task.
         share: Share of the bricks' prompts and copies below `prompts`, where every brick counts alike.
     """
-    outside = float(confidence[samples.labels == OUTSIDE].quantile(1 - ROUTED))
-    lowest = quantile(confidence[samples.inside], samples.labels[samples.inside], share)
+    judged = confidence > REFUSED  # no threshold decides about the others
+    outside = float(confidence[judged & (samples.labels == OUTSIDE)].quantile(1 - ROUTED))
+    lowest = quantile(confidence[judged & samples.inside], samples.labels[judged & samples.inside], share)
     return {"threshold": outside + WEIGHT * (lowest - outside), "negatives": outside, "prompts": lowest}
 
 
@@ -68,15 +68,15 @@ def curve_of(inside: Tensor, outside: Tensor) -> list[dict[str, float]]:
     """
     if not len(inside) or not len(outside):
         return []
-    ranked = outside.double().sort(descending=True).values
+    inside, ranked = inside.float(), outside.float().sort(descending=True).values  # as routers compare them
+    above = torch.nextafter(ranked, torch.tensor(torch.inf))
     rows = {}
     for share in CURVE:
         allowed = int(share * len(ranked) + 1e-9)
-        # Just above the first request that must not be routed.
-        at = math.nextafter(float(ranked[allowed]), math.inf) if allowed < len(ranked) else float(ranked[-1])
+        at = float(above[allowed])  # the first request that is not routed lies just below
         rows[at] = {
             "threshold": at,
-            "to_base": round(float((inside.double() < at).double().mean()), 4),
+            "to_base": round(float((inside < at).double().mean()), 4),
             "routed": round(float((ranked >= at).double().mean()), 4),
         }
     return [rows[at] for at in sorted(rows)]

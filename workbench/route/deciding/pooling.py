@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
 from workbench.route.deciding.fitting import fitted
-from workbench.route.deciding.router import Fitted, Joined, restored, state
+from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
@@ -29,8 +29,10 @@ SHRINKAGE = 0.3
 """Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
 STRENGTH = 0.1
 """Penalty of a ridge regression, relative to the mean variance of the states."""
-REFUSED = -100.0
-"""Confidence of prompts that are more like one of the step's own negatives than like any brick: below every threshold of the rule."""
+_UNREAD = (
+    "the base tells the built-in requests that no brick is for apart less than the prompts of one brick, as if it could not read them, so "
+    "the threshold may be too low: set `threshold:` by `workbench route check` on requests of your own"
+)
 _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 
 
@@ -84,7 +86,11 @@ class PooledRoute(CalibratedRoute):
             context: What the step is fitted with.
         """
         router = fitted(samples, make, self, joined, context.notice)
-        return replace(router, record={**router.record, "beside_text": beside(samples)})
+        record = {**router.record, "beside_text": beside(samples)}
+        if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
+            context.notice(_UNREAD)
+            record["warnings"] = [*record["warnings"], _UNREAD]
+        return replace(router, record=record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,15 +115,17 @@ class PooledRouter(Fitted):
     @cached_property
     def _roots(self) -> tuple[Tensor, Tensor]:
         """Cholesky factors [d, d] of the covariance within bricks and of the covariance of the negatives, both shrunk."""
-        others = self.negatives.gram / self.negatives.count - torch.outer(self.negatives.mean, self.negatives.mean)
-        spread = self.scatter.total.trace() / len(others)
-        if not float(spread) > 0:
+        others = self.negatives.covariance
+        spread = float(self.scatter.total.trace()) / len(others)
+        if not spread > 0:
             raise WorkbenchError(
                 "route: all calibration prompts have the same hidden state, so bricks cannot be told apart",
                 "Check that the calibration files hold different prompts.",
             )
         floor = 1e-6 * spread * torch.eye(len(others), dtype=others.dtype)
-        within, around = (torch.linalg.cholesky(shrunk(part, SHRINKAGE) + floor) for part in (self.scatter.within, others))
+        # To a base that cannot read the negatives they are all alike, and every prompt would be infinitely far from them.
+        parts = (shrunk(self.scatter.within, SHRINKAGE), shrunk(others, SHRINKAGE, spread))
+        within, around = (torch.linalg.cholesky(part + floor) for part in parts)
         return within, around
 
     def confidence(self, states: Tensor) -> Tensor:
