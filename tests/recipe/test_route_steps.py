@@ -40,7 +40,18 @@ def test_the_schema_has_route_steps() -> None:
     definitions = recipe_schema()["$defs"]
     ridge = definitions["Ridge"]["properties"]
     assert ridge["route"]["const"] == "ridge"
-    assert {"bricks", "calibration", "samples", "abstain", "mix", "layer", "window", "lambda"} <= ridge.keys()
+    assert {
+        "bricks",
+        "calibration",
+        "samples",
+        "negatives",
+        "threshold",
+        "abstain",
+        "mix",
+        "layer",
+        "window",
+        "lambda",
+    } <= ridge.keys()
     assert all(ridge[name]["description"] for name in ("bricks", "calibration", "samples", "abstain", "mix", "layer", "window"))
     assert definitions["RoutedBrick"]["properties"]["calibration"]["description"].startswith("JSONL file of the brick's prompts")
 
@@ -108,6 +119,7 @@ CALIBRATED = {"route": "ridge", "calibration": "{brick}.jsonl"}
         ({**CALIBRATED, "mix": 4}, "expected a number up to 3, the number of bricks; found 4"),
         ({**CALIBRATED, "mix": 0}, "greater than or equal to 1"),
         ({**CALIBRATED, "abstain": 1}, "less than 1"),
+        ({**CALIBRATED, "abstain": None, "threshold": 0.1}, "`abstain: null` sends no prompt to the base"),
         ({**CALIBRATED, "samples": 3}, "greater than or equal to 4"),
         ({**CALIBRATED, "bricks": {"one": {}}}, "route ridge: expected 2 or more bricks to choose among, found 'one' alone"),
         ({**CALIBRATED, "bricks": {"one": {}, "tow": {}}}, "no brick 'tow' under `bricks`. Did you mean 'two'?"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.routing import context, outside, prompts
+from worlds.routing import BUILT_IN, context, outside, prompts, requests
 from worlds.tiny import live, save_model
 
 from workbench.errors import WorkbenchError
@@ -35,8 +35,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
 @pytest.fixture
 def readable(monkeypatch: pytest.MonkeyPatch) -> None:
     """Requests that no brick is for in words of the tiny model, which cannot read the built-in ones."""
-    rows = [(str(i % 28), text) for i, text in enumerate(outside(280, seed=7))]
-    monkeypatch.setattr("workbench.route.deciding.samples.built_in", lambda: rows)
+    monkeypatch.setattr(BUILT_IN, requests)
 
 
 def fit(world: tuple[Any, Any], name: str, calibration: dict[str, list[str]], **fields: Any) -> Router:

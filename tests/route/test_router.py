@@ -68,7 +68,9 @@ def test_the_quantile_counts_every_brick_alike() -> None:
 
 
 def test_the_threshold_lies_between_requests_and_prompts() -> None:
-    samples = Samples.of({"a": [f"Add {i} now" for i in range(8)], "b": [f"{word} backwards" for word in ("dog", "tree", "house")]})
+    samples = Samples.of(
+        {"a": [f"Add {i} now" for i in range(8)], "b": [f"{word} backwards" for word in ("dog", "tree", "house")]}
+    )
     confidence = torch.zeros(len(samples.texts))
     confidence[samples.inside] = torch.linspace(1, 2, int(samples.inside.sum()))
     others = int((samples.labels == OUTSIDE).sum())
@@ -77,7 +79,11 @@ def test_the_threshold_lies_between_requests_and_prompts() -> None:
     for share in (0.0, 0.3):
         found = threshold_of(samples, confidence, share)
         lowest = quantile(confidence[samples.inside], samples.labels[samples.inside], share)
-        assert found == {"threshold": pytest.approx(-0.1 + 0.3 * (lowest + 0.1)), "negatives": pytest.approx(-0.1), "prompts": lowest}
+        assert found == {
+            "threshold": pytest.approx(-0.1 + 0.3 * (lowest + 0.1)),
+            "negatives": pytest.approx(-0.1),
+            "prompts": lowest,
+        }
 
 
 def test_a_curve_counts_both_errors_at_each_threshold() -> None:
@@ -118,7 +124,9 @@ def test_confusion_counts_prompts_as_they_are() -> None:
 def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
-    made = RidgeRouter(BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1)
+    made = RidgeRouter(
+        BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1
+    )
     return made, made.settings(), made.tensors()
 
 

@@ -152,8 +152,9 @@ def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> N
         eye = torch.eye(WIDTH, dtype=torch.float64)
         return torch.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * spread * eye + floor * eye)
 
-    within, around = inverse(scatter.within), inverse(
-        torch.from_numpy(np.cov(others().double().numpy().T, bias=True)), float(scatter.total.trace()) / WIDTH
+    within, around = (
+        inverse(scatter.within),
+        inverse(torch.from_numpy(np.cov(others().double().numpy().T, bias=True)), float(scatter.total.trace()) / WIDTH),
     )
     middle = others().double().mean(0)
     means = [x[labels == i].mean(0) for i in range(len(SIZES))]

@@ -69,7 +69,9 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the base run over the requests that no brick is for, and over nothing else."""
     run = pooling.pooled
     monkeypatch.setattr(
-        pooling, "pooled", lambda model, rows, *more: run(model, rows, *more) if len(rows) == NEGATIVES else pytest.fail("a prompt is run")
+        pooling,
+        "pooled",
+        lambda model, rows, *more: run(model, rows, *more) if len(rows) == NEGATIVES else pytest.fail("a prompt is run"),
     )
 
 
