@@ -5,6 +5,7 @@ prompt of evals/routing/fresh.jsonl, each also under a chat template, and reques
 fitted with near misses of other kinds as `negatives`, two of each.
 
 python benchmarks/route_abstain.py
+python benchmarks/route_abstain.py --only text    # measures one router again, and keeps the others of the results file
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from record import parser_of, write_results
+from record import keep_head, parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
@@ -31,6 +32,8 @@ from workbench.steps import RouteContext
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"
 RECIPES = {"six": "recipes/route-six.yaml", "eight": "recipes/route-eight.yaml"}
+# Router -> its method, and whether it has near misses as `negatives`.
+ROUTERS = {"ridge": ("ridge", False), "ridge, near misses": ("ridge", True), "text": ("text", False)}
 SYSTEM = (
     None,
     "You are a helpful assistant.",
@@ -111,14 +114,23 @@ def measured(label: str, method: str, known: dict[str, KeptStates], negatives: b
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Measure, and write the results file."""
-    options = parser_of(__doc__, "route-abstain").parse_args(arguments)
+    parser = parser_of(__doc__, "route-abstain")
+    parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again, for both sets of bricks")
+    options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     known: dict[str, KeptStates] = {}
+    before = json.loads(options.out.read_text("utf-8")) if options.only else {}
+    kept = {(row["set"], row["router"], row["negatives"] > 0): row for row in before.get("routers", [])}
     document: dict[str, Any] = {"routers": []}
     for label in RECIPES:
-        for method, negatives in (("ridge", False), ("ridge", True), ("text", False)):
-            document["routers"].append({"set": label, **measured(label, method, known, negatives)})
-            write_results(options.out, document)
+        for name, (method, negatives) in ROUTERS.items():
+            row = kept.get((label, method, negatives))
+            if row is None or name in (options.only or ROUTERS):
+                row = {"set": label, **measured(label, method, known, negatives)}
+            document["routers"].append(row)
+    write_results(options.out, document)
+    if options.only:
+        keep_head(options.out, before, options.only)
 
 
 if __name__ == "__main__":
