@@ -90,7 +90,7 @@ def test_a_router_is_the_one_of_its_prompts(carded: Project, monkeypatch: pytest
     assert found.record["record"] == expected.record["record"]
 
 
-def test_the_file_holds_the_sums_of_the_states(carded: Project) -> None:
+def test_the_file_holds_the_states(carded: Project) -> None:
     """They are those of a plain loop over prompts and copies, one text at a time, in float32."""
     save_model(carded.path / "exact", dtype=torch.float32)
     measure(carded, "--base", "exact")
@@ -104,14 +104,9 @@ def test_the_file_holds_the_sums_of_the_states(carded: Project) -> None:
         for text in copies(prompt, number).values()
     ]
     rows = token_rows(load_tokenizer(carded.path / "base"), list(dict.fromkeys(texts)))
-    states = torch.stack([windows(hidden_states(model, [row], 2)[0], 16)[0] for row in rows]).double()
-    assert int(file["count"]) == len(states)
-    torch.testing.assert_close(file["total"], states.sum(0), rtol=0, atol=1e-5 * len(states))
-    torch.testing.assert_close(file["centroid"], states.mean(0), rtol=0, atol=1e-5)
-    kept = file["states"][:, 0].double()
-    torch.testing.assert_close(kept.T @ kept, states.T @ states, rtol=1e-5, atol=1e-4)
-    grams = bytes(file["ngrams"].tolist()).decode().split("\n")
-    assert dict(zip(grams, file["frequency"].tolist(), strict=True))[" w8 "] == 16, "a word of all prompts of the brick"
+    states = torch.stack([windows(hidden_states(model, [row], 2)[0], 16) for row in rows])
+    assert set(file) == {"states", "digests"}
+    torch.testing.assert_close(file["states"], states, rtol=1e-4, atol=1e-5)
 
 
 def test_the_card_keeps_its_lines(carded: Project) -> None:

@@ -303,7 +303,6 @@ def test_the_commands(routed: Project, cwd: Path) -> None:
     assert f"{run}: all 15 files are as written" in call("runs", "verify", run).stderr
     shown = call("runs", "show", run).stdout
     assert "right on held-out templates: plain 100.0 %" in shown
-    assert "near_misses" not in shown
     config = Path("runs") / run / "configuration" / "adapters" / "one" / "adapter_config.json"
     edit_json(config, lora_alpha=99)
     error = refused("runs", "verify", run)

@@ -11,7 +11,6 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
-from workbench.project import find_project
 
 if TYPE_CHECKING:
     from workbench.route.mixing.live import Routing
@@ -124,9 +123,7 @@ def check(
         read_asked(path, str(path))  # errors in a file, before a router is fitted
     routing, _, tokenizer = _open(target, runs_dir, device)
     sets = {str(path): read_asked(path, str(path), routing.bricks) for path in prompts}
-    place = Path(target)
-    project = find_project(place / "file" if place.is_dir() else place) if place.exists() else Path.cwd()
-    document = check_sets(routing, tokenizer, sets, project=project, copies=copies)
+    document = check_sets(routing, tokenizer, sets, copies)
     out.result(lambda: RouteCheckDocument.model_validate(document), lambda: _say_checked(document), json=json)
 
 
@@ -134,11 +131,10 @@ def _say_checked(document: dict[str, Any]) -> None:
     def share(row: dict[str, Any], key: str) -> str:
         return f"{100 * row[key]:.1f} %" if key in row else ""
 
-    known = ("right", "right_score", "text_right_score", "to_base", "wrong_brick", "kept_by_base")
+    known = ("right", "right_score", "to_base", "wrong_brick", "kept_by_base")
     keys = [key for key in known if any(key in row for row in document["sets"])]
     heads = {
         "right_score": "right score",
-        "text_right_score": "text's right score",
         "to_base": "to base",
         "wrong_brick": "wrong brick",
         "kept_by_base": "no brick, kept by base",

@@ -14,9 +14,7 @@ from workbench.models.prompts import encode_text
 from workbench.models.texts import read_prompts
 from workbench.route.deciding.copies import COPIES, copy
 from workbench.route.deciding.fitting import curve_of
-from workbench.route.deciding.texts import TextRouter, fit_texts
 from workbench.route.features.hidden import hidden_states, moving, token_rows
-from workbench.run.routers import prompt_digest
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
@@ -150,16 +148,13 @@ def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -
     return judged(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
 
 
-def check_sets(
-    routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], *, project: Path, copies: bool = True
-) -> dict[str, Any]:
+def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> dict[str, Any]:
     """Return the router's decisions on sets of prompts, as plain data.
 
     Args:
         routing: The routing of a live model.
         tokenizer: The model's tokenizer.
         sets: Name -> prompts.
-        project: Folder that the router's calibration files are relative to, for the text router beside it.
         copies: Also check each set in every kind of copy.
     """
     if routing.by_token:
@@ -167,63 +162,22 @@ def check_sets(
             "this configuration chooses no brick for a prompt: the role of each token decides",
             "`workbench route explain DIR TEXT` shows the roles of a text's tokens.",
         )
-    texts = calibration_of(routing, project)
-    beside = fit_beside(texts) if texts else None
     found = []
     for name, asked in sets.items():
         named = {name: asked}
         if copies:
             named |= {f"{name}, {kind}": part for kind, part in variants(asked).items()}
         found += [check(routing, tokenizer, label, part) for label, part in named.items()]
-    rows = []
-    for checked in found:
-        row = checked.summary()
-        if beside is not None and "right_score" in row:
-            prompts = Prompts([one.prompt for one in checked.asked])
-            row["text_right_score"] = judged(
-                checked.name, checked.asked, beside.decide(prompts), beside.bricks, checked.ties
-            ).summary()["right_score"]
-        rows.append(row)
     return {
         "method": routing.router.method,
         "bricks": list(routing.bricks),
         "ties": _ties(routing),
         "threshold": routing.router.threshold,
-        "sets": rows,
+        "sets": [checked.summary() for checked in found],
         "curve": _curve([checked for checked in found if checked.name in sets]),
         "confusion": {checked.name: checked.confusion(routing.bricks) for checked in found if checked.name in sets},
         "wrong": [{"set": checked.name, **row} for checked in found for row in checked.wrong()],
     }
-
-
-def calibration_of(routing: Routing, project: Path) -> dict[str, list[str]] | None:
-    """Return brick -> its calibration prompts, or None if a file is missing or no longer has them.
-
-    Args:
-        routing: The routing, which knows the files and the digests of the prompts.
-        project: Folder that the files are relative to.
-    """
-    found: dict[str, list[str]] = {}
-    for row in routing.sources:
-        files, digests = row.get("files") or list(filter(None, [row.get("file")])), set(row.get("prompts", ()))
-        if not files or not digests or not all((project / file).is_file() for file in files):
-            return None
-        texts = dict.fromkeys(text for file in files for text in read_prompts(project / file, file))
-        found[row["name"]] = [text for text in texts if prompt_digest(text) in digests]
-        if {prompt_digest(text) for text in found[row["name"]]} != digests:
-            return None
-    return found if set(found) == set(routing.bricks) else None
-
-
-def fit_beside(calibration: Mapping[str, Sequence[str]]) -> TextRouter:
-    """Return a text router of the same calibration prompts, without ties and threshold.
-
-    Args:
-        calibration: Brick -> its prompts.
-    """
-    texts = [text for prompts in calibration.values() for text in prompts]
-    labels = torch.tensor([i for i, prompts in enumerate(calibration.values()) for _ in prompts])
-    return fit_texts(tuple(calibration), texts, labels)
 
 
 def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:

@@ -248,5 +248,5 @@ def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) ->
 
     saved = SavedRouter(at.path)
     routing = attach(model, load_tokenizer(tokenizer_path), saved.router, factors_of(at.adapters))
-    routing.calibration, routing.sources = saved.calibration(), saved.record["calibration"]
+    routing.calibration = saved.calibration()
     return model

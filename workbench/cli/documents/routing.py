@@ -74,8 +74,6 @@ class CheckedSet(Document):
     """Share of them that went to the base."""
     wrong_brick: Number = optional()
     """Share of them that went to another brick."""
-    text_right_score: Number = optional()
-    """Like `right_score`, for a text router (TF-IDF) of the same calibration prompts."""
     without_brick: int = optional()
     """Number of prompts that no brick is for."""
     kept_by_base: Number = optional()

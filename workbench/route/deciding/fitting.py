@@ -110,7 +110,6 @@ def fitted(
         "templates": samples.templates,
         "accuracy": accuracies(samples, choice, at_random, by_template),
         "ties": _described(samples.bricks, confusion, ties),
-        "near_misses": _near_misses(samples, choice, by_template),
         "abstain": None if found is None else _abstention(samples, step.abstain, threshold, found, by_template),
         "curve": curve_of(by_template.confidence[samples.inside], by_template.confidence[samples.labels == OUTSIDE]),
         "warnings": warnings,
@@ -212,23 +211,6 @@ def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str
         part = confusion[places][:, places].clone().fill_diagonal_(0)
         rows.append({"bricks": list(group), "confusion": round(float(part.max()), 4), "acts": group[0]})
     return rows
-
-
-def _near_misses(samples: Samples, choice: Choice, result: HeldOut, most: int = 8) -> list[dict[str, Any]]:
-    """Return prompts on held-out templates that went to a wrong brick, the most confident ones first."""
-    hits = right(choice, samples.bricks, result.scores, samples.labels)
-    wrong = (~hits & samples.kind("plain")).nonzero()[:, 0]
-    joined = choice.join(result.scores, samples.bricks)
-    wrong = wrong[result.confidence[wrong].argsort(descending=True)][:most]
-    return [
-        {
-            "prompt": samples.texts[i],
-            "brick": samples.bricks[int(samples.labels[i])],
-            "chosen": samples.bricks[int(joined[i].argmax())],
-            "confidence": round(float(result.confidence[i]), 4),
-        }
-        for i in wrong.tolist()
-    ]
 
 
 def _abstention(

@@ -1,18 +1,14 @@
 """Pooled states of a brick's prompts, kept beside its card, so that routers are fitted without running the base again.
 
-The states of all prompts and of their copies are the root of their Gram: count, sum, Gram and mean follow from them, and folds that
-hold prompts out can be made. The prompts themselves are not in the file, only digests of them.
+All statistics follow from the states, also of folds that hold prompts out. The prompts themselves are not in the file, only digests of
+them.
 
 states       [prompt or copy, window, hidden size], float32; see `windows`
 digests      [prompt or copy, 16], uint8: digest of each text
-count        [1], int64, and total [hidden size], float64: count and sum of the states of the last window
-centroid     [hidden size], float64: mean of the states
-ngrams       [bytes], uint8, and frequency [n-gram], int64: character n-grams of the prompts, and how many prompts have each
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +20,6 @@ from workbench.files import bytes_digest
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
 from workbench.route.features.hidden import POOLING, pooled, token_rows
-from workbench.route.features.statistics import Statistics
-from workbench.route.features.tfidf import ngrams
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "routing.safetensors"
 """Name of the file beside a card."""
-_SHAPES = {"states": 3, "digests": 2, "count": 1, "total": 1, "centroid": 1, "ngrams": 1, "frequency": 1}
+_SHAPES = {"states": 3, "digests": 2}
 
 
 @dataclass(frozen=True)
@@ -48,7 +42,6 @@ class KeptStates:
         layer: Number of decoder blocks whose output was pooled.
         window: Number of last tokens that were pooled.
         pooling: Version of the pooling.
-        frequency: Character n-gram -> number of prompts that have it.
     """
 
     states: Tensor
@@ -56,16 +49,10 @@ class KeptStates:
     layer: int
     window: int
     pooling: int
-    frequency: dict[str, int]
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {digest: row for row, digest in enumerate(self.digests)}
-
-    @property
-    def statistics(self) -> Statistics:
-        """Count, sum and Gram of the states of the last window."""
-        return Statistics.of(self.states[:, 0])
 
     def differs(self, layer: int, window: int) -> str | None:
         """Return how the states differ from those that a router needs; None if they fit."""
@@ -84,15 +71,9 @@ class KeptStates:
 
     def save(self, path: Path) -> dict[str, Tensor]:
         """Write the file, and return its tensors."""
-        statistics = self.statistics
         tensors = {
             "states": self.states.contiguous(),
             "digests": torch.tensor([list(bytes.fromhex(digest)) for digest in self.digests], dtype=torch.uint8),
-            "count": torch.tensor([statistics.count], dtype=torch.int64),
-            "total": statistics.total,
-            "centroid": statistics.mean,
-            "ngrams": torch.frombuffer(bytearray("\n".join(self.frequency).encode()), dtype=torch.uint8).clone(),
-            "frequency": torch.tensor(list(self.frequency.values()), dtype=torch.int64),
         }
         save_tensors(tensors, path)
         return tensors
@@ -115,8 +96,7 @@ def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: in
     """
     texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
     states = pooled(model, token_rows(tokenizer, texts), layer, window)
-    frequency = Counter(gram for prompt in prompts for gram in sorted(set(ngrams(prompt))))
-    return KeptStates(states, tuple(map(text_digest, texts)), layer, window, POOLING, dict(sorted(frequency.items())))
+    return KeptStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
 
 
 def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[KeptStates, dict[str, Tensor]]:
@@ -142,6 +122,4 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Kept
     if wrong or len(tensors["states"]) != len(tensors["digests"]):
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
-    grams = bytes(tensors["ngrams"].tolist()).decode("utf-8", "replace").split("\n")
-    frequency = dict(zip(grams, tensors["frequency"].tolist(), strict=False))
-    return KeptStates(tensors["states"], digests, layer, window, pooling, frequency), tensors
+    return KeptStates(tensors["states"], digests, layer, window, pooling), tensors

@@ -85,7 +85,6 @@ class Routing:
         last: The newest decisions, for those who want to show them; None before the first one.
         frame: What the chat template puts around a user's text.
         calibration: Digest of each calibration prompt -> its file, so that no such prompt is scored.
-        sources: For each brick, `name`, `file` and the digests of its calibration `prompts`.
     """
 
     def __init__(
@@ -104,7 +103,6 @@ class Routing:
         self.mixer = Mixer(model, {name: factors[name] for name in router.bricks})
         self.last: Decisions | None = None
         self.calibration: Mapping[str, str] = {}
-        self.sources: Sequence[Mapping[str, Any]] = ()
         self._model, self._tokenizer = model, tokenizer
         self.frame = ChatFrame.of(tokenizer)
         self._fixed: Choice | None = None
