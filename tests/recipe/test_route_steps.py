@@ -86,13 +86,18 @@ def test_fixed_weights_may_be_a_list_or_omitted(tmp_path: Path) -> None:
         assert step.prompts(tmp_path) == {name: [] for name in expected}
 
 
-def test_prompts_are_read_once_and_evenly(tmp_path: Path) -> None:
+def test_prompts_are_read_once_and_of_every_template(tmp_path: Path) -> None:
     write_prompts(tmp_path / "texts", {"one": 0, "two": 1, "three": 2}, count=12)
     recipe = from_data(data({"route": "ridge", "calibration": "texts/{brick}.jsonl", "samples": 4}), tmp_path)
     step: Any = recipe.router
     lines = [json.loads(line)["prompt"] for line in (tmp_path / "texts" / "two.jsonl").read_text("utf-8").splitlines()]
-    different = list(dict.fromkeys(lines))
-    assert step.prompts(tmp_path)["two"] == [different[i * len(different) // 4] for i in range(4)]
+    found = step.prompts(tmp_path)["two"]
+    assert len(found) == 4
+    assert {tuple(text.split()[:2]) for text in found} == {tuple(text.split()[:2]) for text in lines}, "one of each template"
+    negatives: Any = step.model_copy(update={"negatives": ["texts/one.jsonl", "none.jsonl"]})
+    assert "none.jsonl" in negatives.inputs()
+    with pytest.raises(WorkbenchError, match=r"none\.jsonl: no such file of prompts"):
+        negatives.check_inputs(tmp_path)
     (tmp_path / "texts" / "two.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"text": "b"}\n', "utf-8")
     with pytest.raises(WorkbenchError, match=r"texts/two\.jsonl: 2 different prompts, expected 4 or more"):
         step.check_inputs(tmp_path)

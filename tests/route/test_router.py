@@ -8,7 +8,7 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
 from workbench.route.deciding.fitting import confusion_of, curve_of, quantile, threshold_of, tied
-from workbench.route.deciding.router import Choice
+from workbench.route.deciding.router import REFUSED, Choice
 from workbench.route.deciding.samples import NEGATIVES, OUTSIDE, Samples
 from workbench.route.features.statistics import Statistics
 from workbench.route.fixed import Fixed
@@ -84,6 +84,14 @@ def test_the_threshold_lies_between_requests_and_prompts() -> None:
             "negatives": pytest.approx(-0.1),
             "prompts": lowest,
         }
+
+
+def test_the_threshold_ignores_what_own_negatives_decide() -> None:
+    samples = Samples.of({"a": ["Add 1", "Add 2"], "b": ["dog backwards", "cat backwards"]})
+    confidence = torch.where(samples.inside, 1.0, REFUSED)
+    assert threshold_of(samples, confidence, 0.01) == {"threshold": 1.0, "negatives": 1.0, "prompts": 1.0}
+    with pytest.raises(WorkbenchError, match="every calibration prompt is more like one of `negatives`"):
+        threshold_of(samples, torch.full_like(confidence, REFUSED), 0.01)
 
 
 def test_a_curve_counts_both_errors_at_each_threshold() -> None:

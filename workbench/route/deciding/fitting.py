@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.copies import COPIES
 from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
@@ -51,8 +52,14 @@ def threshold_of(samples: Samples, confidence: Tensor, share: float) -> dict[str
         share: Share of the bricks' prompts and copies below `prompts`, where every brick counts alike.
     """
     judged = confidence > REFUSED  # no threshold decides about the others
-    outside = float(confidence[judged & (samples.labels == OUTSIDE)].quantile(1 - ROUTED))
-    lowest = quantile(confidence[judged & samples.inside], samples.labels[judged & samples.inside], share)
+    inside, others = judged & samples.inside, confidence[judged & (samples.labels == OUTSIDE)]
+    if not bool(inside.any()):
+        raise WorkbenchError(
+            "route: every calibration prompt is more like one of `negatives` than like its brick's other prompts",
+            "Name other requests under `negatives`, or remove it.",
+        )
+    lowest = quantile(confidence[inside], samples.labels[inside], share)
+    outside = float(others.quantile(1 - ROUTED)) if len(others) else lowest
     return {"threshold": outside + WEIGHT * (lowest - outside), "negatives": outside, "prompts": lowest}
 
 
