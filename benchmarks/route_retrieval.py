@@ -51,7 +51,7 @@ class Skills:
     def router(self, method: str, size: int, described: bool) -> Any:
         """A router of the first skills."""
         names, statistics = tuple(self.names[:size]), tuple(self.statistics[:size])
-        fields = {"layer": self.layer, "statistics": statistics, "negatives": self.negatives}
+        fields: dict[str, Any] = {"layer": self.layer, "statistics": statistics, "negatives": self.negatives}
         if method == "ridge":
             return RidgeRouter(names, strength=STRENGTH, **fields)
         if method == "centroid":

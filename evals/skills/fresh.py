@@ -277,29 +277,20 @@ OTHERS: dict[str, tuple[str, ...]] = {
 """Three templates in German, French and Spanish each. What they are about stays English, as the skills know it."""
 
 GREETINGS = (
-    "Dear assistant, ",
-    "Sorry to bother you again, but here is another one for today. ",
-    "Good evening! I hope that your day went well. ",
-    "ok next: ",
-    "Hey hey! Me again. ",
-    "Greetings from the office. ",
-)
+    "Dear assistant, ", "Sorry to bother you again, but here is another one for today. ",
+    "Good evening! I hope that your day went well. ", "ok next: ",
+    "Hey hey! Me again. ", "Greetings from the office. ",
+)  # fmt: skip
 POLITE = (
-    "If it is not too much trouble: {p}",
-    "I would be grateful for your help. {p}",
-    "Would you be so kind? {p}",
-    "{p} Please.",
-    "May I ask you something? {p}",
-    "It would be lovely if you could do this for me. {p}",
-)
+    "If it is not too much trouble: {p}", "I would be grateful for your help. {p}",
+    "Would you be so kind? {p}", "{p} Please.",
+    "May I ask you something? {p}", "It would be lovely if you could do this for me. {p}",
+)  # fmt: skip
 BEHIND = (
-    " Thank you so much!",
-    " Thanks, you are a great help.",
-    " I really appreciate it.",
-    " Take your time.",
-    " Many thanks and best wishes, Carla",
-    " That would help me a lot today.",
-)
+    " Thank you so much!", " Thanks, you are a great help.",
+    " I really appreciate it.", " Take your time.",
+    " Many thanks and best wishes, Carla", " That would help me a lot today.",
+)  # fmt: skip
 PARAGRAPHS = (
     "Our village lies between two hills, and a small stream runs past the church. In summer the children swim there until it gets dark, while "
     "their parents sit on the wall and talk about the harvest. Last year a storm took away the old bridge, so everybody had to walk around "
@@ -313,11 +304,6 @@ PARAGRAPHS = (
     "Old radios are more than furniture. Inside the wooden boxes glow tubes that take a while to get warm, and the voice that then comes out is "
     "soft and full. Collectors repair them with patience, look for missing parts at flea markets, and meet twice a year to show one another what "
     "they found. Young people come along more often than one might think.\n\n",
-)
-SYSTEM = (
-    "You are a helpful assistant.",
-    "Answer briefly and do not invent anything.",
-    "You work for a small company. Be friendly.",
 )
 OUTSIDE = (
     "How do I keep basil alive on a windowsill?", "What made the dinosaurs die out?", "Write two sentences about a stormy sea.",

@@ -68,8 +68,10 @@ def test_a_router_finds_the_brick_of_new_prompts(world: tuple[Any, Any], name: s
 @pytest.mark.parametrize("name", METHODS)
 def test_other_prompts_go_to_the_base_unless_abstain_is_null(world: tuple[Any, Any], name: str) -> None:
     calibration = {brick: prompts(i, templates=8, count=32) for brick, i in BRICKS.items()}
-    router = fit(world, name, calibration)
-    assert not any("could not read" in line for line in router.record["warnings"])
+    record = fit(world, name, calibration).record
+    assert not any("could not read" in line for line in record["warnings"])
+    assert record["curve"][-1]["routed"] == 0
+    router = fit(world, name, calibration, threshold=record["curve"][-1]["threshold"])
     strange = router.decide(seen(world, router, outside()))
     own = router.decide(seen(world, router, prompts(0, templates=8, seed=1)))
     assert (~strange.weights.any(1)).double().mean() > (~own.weights.any(1)).double().mean() + 0.3
@@ -126,7 +128,7 @@ def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) ->
     assert [row["routed"] for row in record["curve"]] == sorted((row["routed"] for row in record["curve"]), reverse=True)
     warning, *_, unread = record["warnings"]
     assert "as if it could not read them" in unread
-    assert warning.startswith("brick 'a' has 16 calibration prompts in 4 templates; with fewer than 16 prompts or 6 templates")
+    assert warning.startswith("brick 'a' has 16 calibration prompts in 1 templates; with fewer than 16 prompts or 6 templates")
     given = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}, threshold=0.5)
     assert given.threshold == given.record["abstain"]["threshold"] == 0.5
     assert given.record["abstain"]["rule"] == rule

@@ -141,7 +141,7 @@ def test_the_card_keeps_its_lines(carded: Project) -> None:
         ("tokenizer", "are of another tokenizer"),
         ("layer", "are of layer 1, and the router reads layer 2"),
         ("window", "are of the last 8 tokens, and the router reads the last 16"),
-        ("pooling", "were pooled by version 0"),
+        ("pooling", "were pooled by version 1"),
         ("prompts", "are of other prompts than its calibration prompts"),
         ("file", "has changed"),
         ("missing", "is missing"),
@@ -162,7 +162,7 @@ def test_statistics_that_do_not_fit_are_told_and_not_used(change: str, line: str
     elif change in ("tokenizer", "pooling"):
         record = read_card(folder).routing
         assert record is not None
-        old, new = {"tokenizer": (record.tokenizer, "f" * 32), "pooling": ("pooling: 1", "pooling: 0")}[change]
+        old, new = {"tokenizer": (record.tokenizer, "f" * 32), "pooling": ("pooling: 2", "pooling: 1")}[change]
         card.write_text(card.read_text("utf-8").replace(old, new), "utf-8")
     elif change == "prompts":
         rows = [json.dumps({"prompt": prompt}) for prompt in prompts(1, count=16, templates=8, seed=5)]

@@ -117,7 +117,7 @@ def fitted(
         "templates": samples.templates,
         "accuracy": accuracies(samples, choice, at_random, by_template),
         "ties": _described(samples.bricks, confusion, ties),
-        "abstain": None if found is None else _abstention(samples, step.abstain, threshold, found, by_template),
+        "abstain": _abstention(samples, step.abstain, threshold, found, by_template) if found and threshold is not None else None,
         "curve": curve_of(by_template.confidence[samples.inside], by_template.confidence[samples.labels == OUTSIDE]),
         "warnings": warnings,
     }
@@ -221,7 +221,7 @@ def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str
 
 
 def _abstention(
-    samples: Samples, share: float | None, threshold: float | None, found: dict[str, float], result: HeldOut
+    samples: Samples, share: float | None, threshold: float, found: dict[str, float], result: HeldOut
 ) -> dict[str, Any]:
     """Return the threshold beside the one that the rule finds, and what it costs on held-out samples."""
     below = result.confidence < threshold
