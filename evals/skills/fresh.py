@@ -383,12 +383,8 @@ def _mistyped(prompt: str, key: str) -> str:
     places = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha()]
     for i in sorted(places, key=lambda i: draw("typo", key, i))[:2]:
         word, at = words[i], 1 + draw("place", key, i) % (len(words[i]) - 2)
-        forms = (
-            word[:at] + word[at + 1] + word[at] + word[at + 2 :],
-            word[:at] + word[at + 1 :],
-            word[:at] + word[at] + word[at:],
-        )
-        words[i] = pick(forms, "form", key, i)
+        swapped, short = word[:at] + word[at + 1] + word[at] + word[at + 2 :], word[:at] + word[at + 1 :]
+        words[i] = pick((swapped, short, word[:at] + word[at] + word[at:]), "form", key, i)
     return " ".join(words)
 
 
