@@ -117,8 +117,10 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Kept
         raise WorkbenchError(f"{path} is missing") from None
     except SafetensorError as error:
         raise WorkbenchError(f"{path} is not a safetensors file: {str(error)[:100]}") from None
-    shapes = _SHAPES if pooling == POOLING else {**_SHAPES, "states": 2}  # version 1 has one window, and is measured again
-    wrong = [name for name, dimensions in shapes.items() if name not in tensors or tensors[name].ndim != dimensions]
+    older = 2 if pooling != POOLING else 3  # one window a text: such states are measured again, with a line that says so
+    wrong = [
+        n for n, dimensions in _SHAPES.items() if n not in tensors or tensors[n].ndim not in (dimensions, min(dimensions, older))
+    ]
     if wrong or len(tensors["states"]) != len(tensors["digests"]):
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
