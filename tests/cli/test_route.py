@@ -65,12 +65,14 @@ def test_explain_says_what_acts_and_why(configuration: Path, tmp_path: Path) -> 
     assert html.count('<span class="b0"') + html.count('<span class="b1"') == len(chosen) + len(set(chosen))  # tokens and legend
 
 
-def test_a_text_that_goes_on_changes_brick(configuration: Path) -> None:
-    one, two = prompts(0, seed=4), prompts(1, seed=4)
-    tokens = document("route", "explain", str(configuration), " ".join([*one[:2], *two[:4]]))["tokens"]
-    best = [token["best"] for token in tokens]
-    assert best[len(one[0].split()) * 2 - 1] == "one"
-    assert best[-1] == "two"
+def test_each_token_has_the_choice_of_the_text_up_to_it(configuration: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        words = prompts(number, seed=4)[0].split()
+        tokens = document("route", "explain", str(configuration), " ".join(words))["tokens"]
+        until = document("route", "explain", str(configuration), " ".join(words[:5]))
+        assert tokens[-1]["best"] == name
+        assert tokens[4]["confidence"] == pytest.approx(until["confidence"], abs=2e-3)
+        assert tokens[4]["best"] == max(until["scores"], key=until["scores"].get)
 
 
 def test_a_strange_text_goes_to_the_base(configuration: Path) -> None:
