@@ -176,7 +176,7 @@ def measure(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=4, help="Largest number of prompts, evenly spaced over the file.")
+        int, typer.Option("--samples", min=4, help="Largest number of prompts, with every frequent wording of the file.")
     ] = 64,
     layer: Annotated[
         int | None, typer.Option("--layer", min=1, help="Number of blocks whose output is pooled; default: half of them.")
