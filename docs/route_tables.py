@@ -52,11 +52,12 @@ def abstain_block(found: dict[str, Any]) -> str:
             if ("to_base" in sets[name]) is inside:
                 lines.append([name if inside else f"**{name}**", *(_costs(column, name) for column in columns)])
     marks = [told.get((column["set"], column["router"])) for column in columns]
-    lines.append(["**near misses**, others as `negatives`", *(_costs(row, "near misses") if row else "" for row in marks)])
+    for name, set_ in (("plain", "plain"), ("**near misses**", "near misses")):
+        lines.append([f"{name}, other near misses as `negatives`", *(_costs(row, set_) if row else "" for row in marks)])
     note = (
         "Plain rows, prompts that a brick is for: percent that went to the base, then percent that went to a wrong brick. Bold rows, requests "
         "that no brick is for: percent that went to a brick. The number of prompts in parentheses. Near misses are about the same things "
-        "as a skill and ask for something else; in the last row the router knows "
+        "as a skill and ask for something else; in the last two rows the router knows "
         f"{' and '.join(str(row['negatives']) for row in marks if row)} near misses of other kinds. "
     )
     heads = ["prompts", *(f"`{column['router']}`, {column['set']} bricks" for column in columns)]
