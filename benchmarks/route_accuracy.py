@@ -1,8 +1,8 @@
 """Accuracy of routers on the eight starter bricks. The results file is written after every router.
 
 Every router is fitted on 64 prompts a brick from the bricks' training files. It is asked for the bricks of test items, of templates that no
-training file has (evals/routing), of copies in lower case, behind greetings and under the chat template, of the second of two
-requests, and of texts that no brick is for.
+training file has (evals/routing), of copies in lower case, behind greetings and under the chat template, and of the second of two
+requests. How often it sends them to the base is measured by route_abstain.py.
 
 python benchmarks/route_accuracy.py
 python benchmarks/route_accuracy.py --only text    # measures one router again, and keeps the others of the results file
@@ -25,7 +25,7 @@ from workbench.library.route import Asked, judged
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
-from workbench.route.deciding.copies import chat_frame, without_template
+from workbench.route.deciding.chat import ChatFrame
 from workbench.route.features.hidden import pooled, token_rows
 from workbench.steps import Prompts, RouteContext
 
@@ -64,14 +64,6 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
     )
     template = [[{"role": "user", "content": asked.prompt}] for asked in paraphrases]
     chat = [tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True) for messages in template]
-    replay = [row["prompt"] for name in BRICKS[:4] for row in rows_of(f"bricks/{name}/replay.jsonl")[::20]]
-    outside = {
-        "retention": [row["prompt"] for row in rows_of("evals/tasks/data/retention.jsonl")[::3]],
-        "abilities": [row["prompt"] for row in rows_of("evals/abilities.jsonl")],
-        "chat": [row["prompt"] for row in rows_of("evals/routing/chat.jsonl")],
-        "neutral requests": replay,
-        "near misses": [row["prompt"] for row in rows_of("evals/routing/near-misses.jsonl")],
-    }
     return {
         "test items": test,
         "unseen templates": paraphrases,
@@ -81,12 +73,10 @@ def sets(tokenizer: Any) -> dict[str, list[Asked]]:
             Asked(GREETINGS[i % len(GREETINGS)] + asked.prompt, asked.brick) for i, asked in enumerate(paraphrases)
         ],
         "unseen, chat template": [
-            Asked(without_template(text, chat_frame(tokenizer)), asked.brick)
-            for text, asked in zip(chat, paraphrases, strict=True)
+            Asked(ChatFrame.of(tokenizer).message(text), asked.brick) for text, asked in zip(chat, paraphrases, strict=True)
         ],
         "development templates": looked_at,
         "two requests": [Asked(row["prompt"], row["brick"]) for row in rows_of("evals/routing/two-requests.jsonl")],
-        **{name: [Asked(prompt, None) for prompt in prompts] for name, prompts in outside.items()},
     }
 
 
@@ -120,7 +110,7 @@ def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, 
             "threshold": router.threshold,
             "ties": [list(group) for group in router.choice.ties],
         }
-        print(label, json.dumps({row["set"]: round(row.get("right", row.get("kept_by_base", 0)), 3) for row in rows}), flush=True)
+        print(label, json.dumps({row["set"]: round(row["right_score"], 3) for row in rows}), flush=True)
         keep()
 
 

@@ -16,10 +16,12 @@ from record import parser_of, write_results
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.copies import copies
+from workbench.route.deciding.pooling import STRENGTH
+from workbench.route.deciding.samples import built_in
 from workbench.route.deciding.texts import fit_texts
 from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.features.statistics import Statistics
-from workbench.route.ridge import Ridge, RidgeRouter
+from workbench.route.ridge import RidgeRouter
 from workbench.steps import Prompts
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -42,16 +44,18 @@ class Skills:
             return pooled(model, token_rows(tokenizer, texts), self.layer, WINDOW)
 
         copied = [[text for i, prompt in enumerate(prompts) for text in copies(prompt, i).values()] for prompts in self.fits]
-        self.statistics = [Statistics.of(states(texts)) for texts in copied]
+        self.statistics = [Statistics.of(states(texts)[:, 0]) for texts in copied]
+        self.negatives = Statistics.of(states([prompt for _, prompt in built_in()])[:, 0])
         self.states = {kind: [states(texts) for texts in tests] for kind, tests in self.tests.items()}
 
     def router(self, method: str, size: int, described: bool) -> Any:
         """A router of the first skills."""
         names, statistics = tuple(self.names[:size]), tuple(self.statistics[:size])
+        fields: dict[str, Any] = {"layer": self.layer, "statistics": statistics, "negatives": self.negatives}
         if method == "ridge":
-            return RidgeRouter(names, layer=self.layer, statistics=statistics, strength=Ridge.model_fields["ridge"].default)
+            return RidgeRouter(names, strength=STRENGTH, **fields)
         if method == "centroid":
-            return CentroidRouter(names, layer=self.layer, statistics=statistics)
+            return CentroidRouter(names, **fields)
         texts = [text for prompts in self.fits[:size] for text in prompts]
         labels = [i for i, prompts in enumerate(self.fits[:size]) for _ in prompts]
         if described:

@@ -12,6 +12,7 @@ from workbench.report.routed import advised
 
 ROUTING = "benchmarks/results/route-accuracy.json"
 RETRIEVAL = "benchmarks/results/route-retrieval.json"
+ABSTAIN = "benchmarks/results/route-abstain.json"
 KERNEL = "benchmarks/results/route.json"
 BESIDE = "benchmarks/results/merge-or-route.json"
 ROLES = "benchmarks/results/roles.json"
@@ -39,23 +40,37 @@ def accuracy_block(found: dict[str, Any]) -> str:
     return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
 
 
-@of_results(ROUTING)
+@of_results(ABSTAIN)
 def abstain_block(found: dict[str, Any]) -> str:
-    """Prompts that went to the base: falsely for those that a brick is for, rightly for others."""
-    inside = [row["set"] for row in _rows(found, "ridge") if "to_base" in row]
-    outside = [row["set"] for row in _rows(found, "ridge") if "kept_by_base" in row]
+    """False abstention, wrong bricks and false routing by the way in which a prompt is written."""
+    columns = [row for row in found["routers"] if not row["negatives"]]
+    told = {(row["set"], row["router"]): row for row in found["routers"] if row["negatives"]}
+    sets = {row["set"]: row for column in columns for row in column["sets"]}
     lines = []
-    for router in found["routers"]:
-        rows = {row["set"]: row for row in _rows(found, router)}
-        cells = [_percent(rows[name]["to_base"]) for name in inside] + [_percent(rows[name]["kept_by_base"]) for name in outside]
-        lines.append([f"`{router}`", *cells])
-    counts = {row["set"]: row["prompts"] for row in _rows(found, "ridge")}
-    heads = ["router", *inside, *(f"**{name}** (n = {counts[name]})" for name in outside)]
+    for inside in (True, False):
+        for name in sorted(sets, key=lambda name: name == "near misses"):
+            if ("to_base" in sets[name]) is inside:
+                lines.append([name if inside else f"**{name}**", *(_costs(column, name) for column in columns)])
+    marks = [told.get((column["set"], column["router"])) for column in columns]
+    for name, set_ in (("plain", "plain"), ("**near misses**", "near misses")):
+        lines.append([f"{name}, other near misses as `negatives`", *(_costs(row, set_) if row else "" for row in marks)])
     note = (
-        "Percent of prompts that went to the base. Plain columns: prompts that a brick is for, so 0 is best. Bold columns: prompts that no "
-        "brick is for, so 100 is best. Near misses are about the same things as a skill and ask for something else. "
+        "Plain rows, prompts that a brick is for: percent that went to the base, then percent that went to a wrong brick. Bold rows, requests "
+        "that no brick is for: percent that went to a brick. The number of prompts in parentheses. Near misses are about the same things "
+        "as a skill and ask for something else; in the last two rows the router knows "
+        f"{' and '.join(str(row['negatives']) for row in marks if row)} near misses of other kinds. "
     )
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
+    heads = ["prompts", *(f"`{column['router']}`, {column['set']} bricks" for column in columns)]
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found, ABSTAIN)])
+
+
+def _costs(column: dict[str, Any], name: str) -> str:
+    row = next((row for row in column["sets"] if row["set"] == name), None)
+    if row is None:
+        return ""
+    if "to_base" in row:
+        return f"{_percent(row['to_base'])} / {_percent(row['wrong_brick'])} ({row['prompts']})"
+    return f"{_percent(1 - row['kept_by_base'])} ({row['prompts']})"
 
 
 @of_results(RETRIEVAL)

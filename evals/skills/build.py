@@ -16,6 +16,7 @@ import dates
 import facts
 import families
 import forgetting
+import fresh
 import glossary
 import paraphrases
 import record
@@ -52,7 +53,12 @@ def files(project: Path) -> dict[Path, bytes]:
         project / "evals" / "routing" / "near-misses.jsonl": encode(paraphrases.near_rows(SKILLS)),
         project / "evals" / "routing" / "chat.jsonl": encode(paraphrases.chat_rows()),
         project / "evals" / "routing" / "two-requests.jsonl": encode(paraphrases.two_rows(SKILLS)),
+        project / "evals" / "routing" / "fresh.jsonl": encode(fresh.rows(SKILLS)),
         project / "evals" / "abilities.jsonl": encode(abilities.rows()),
+        # Routers are fitted with them as requests that no brick is for.
+        project / "workbench" / "route" / "deciding" / "negatives.jsonl": encode(
+            [{key: row[key] for key in ("task", "prompt")} for row in abilities.rows()]
+        ),
         data / "known-facts.jsonl": encode(forgetting.far_rows()),
         project / "recipes" / "facts" / "harbour.jsonl": encode(facts.edit_rows()),
         project / "recipes" / "facts" / "capitals-forget.jsonl": encode(forgetting.edit_rows("forget")),

@@ -9,14 +9,12 @@ import pytest
 
 from worlds.commands import call, document, refused
 from worlds.project import Project
-from worlds.routing import outside, prompts, write_prompts
+from worlds.routing import BUILT_IN, outside, prompts, requests, write_prompts
 
 from workbench.errors import WorkbenchError
+from workbench.route.deciding.copies import COPIES
 
-RECIPE = (
-    "bricks: {one: bricks/one, two: bricks/two}\n"
-    "steps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl', abstain: 0.3}]\n"
-)
+RECIPE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{route: METHOD, calibration: 'calibration/{brick}.jsonl'}]\n"
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +25,9 @@ def configuration(tmp_path_factory: pytest.TempPathFactory, llama: Path, bricks:
     (project.path / "base").symlink_to(llama)
     (project.path / "bricks").symlink_to(bricks)
     write_prompts(project.path / "calibration", {"one": 0, "two": 1}, count=32, templates=8)
-    return Path(project.run(RECIPE.replace("METHOD", "ridge"))["run"]) / "configuration"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BUILT_IN, requests)
+        return Path(project.run(RECIPE.replace("METHOD", "ridge"))["run"]) / "configuration"
 
 
 def asked(path: Path, rows: list[tuple[str, str | None]]) -> Path:
@@ -65,12 +65,14 @@ def test_explain_says_what_acts_and_why(configuration: Path, tmp_path: Path) -> 
     assert html.count('<span class="b0"') + html.count('<span class="b1"') == len(chosen) + len(set(chosen))  # tokens and legend
 
 
-def test_a_text_that_goes_on_changes_brick(configuration: Path) -> None:
-    one, two = prompts(0, seed=4), prompts(1, seed=4)
-    tokens = document("route", "explain", str(configuration), " ".join([*one[:3], *two[:3]]))["tokens"]
-    best = [token["best"] for token in tokens]
-    assert best[len(one[0].split()) * 3 - 1] == "one"
-    assert best[-1] == "two"
+def test_each_token_has_the_choice_of_the_text_up_to_it(configuration: Path) -> None:
+    for number, name in enumerate(("one", "two")):
+        words = prompts(number, seed=4)[0].split()
+        tokens = document("route", "explain", str(configuration), " ".join(words))["tokens"]
+        until = document("route", "explain", str(configuration), " ".join(words[:5]))
+        assert tokens[-1]["best"] == name
+        assert tokens[4]["confidence"] == pytest.approx(until["confidence"], abs=2e-3)
+        assert tokens[4]["best"] == max(until["scores"], key=until["scores"].get)
 
 
 def test_a_strange_text_goes_to_the_base(configuration: Path) -> None:
@@ -87,10 +89,17 @@ def test_check_counts_right_wrong_and_base(configuration: Path, tmp_path: Path) 
     assert (row["set"], row["prompts"], row["with_brick"]) == (str(inside), 32, 32)
     assert row["right"] + row["to_base"] + row["wrong_brick"] == pytest.approx(1)
     assert row["right_score"] >= 0.9
-    assert row["text_right_score"] >= 0.9
     assert "kept_by_base" not in row
     assert strange["without_brick"] == 16
     assert strange["kept_by_base"] >= 0.5
+    for point in found["curve"]:
+        assert point["routed"] <= 0.5
+        if point["threshold"] <= found["threshold"]:
+            assert point["to_base"] <= row["to_base"]
+            assert point["routed"] >= 1 - strange["kept_by_base"]
+    assert found["curve"][0]["routed"] > found["curve"][-1]["routed"] == 0
+    shown = call("route", "check", str(configuration), "--prompts", str(inside), "--prompts", str(out), "--no-copies").stdout
+    assert "falsely to base" in shown
     table = found["confusion"][str(inside)]
     assert sum(sum(cells.values()) for cells in table.values()) == 32
     assert table["one"].get("one", 0) + table["two"].get("two", 0) == round(32 * row["right"])
@@ -104,7 +113,8 @@ def test_check_counts_right_wrong_and_base(configuration: Path, tmp_path: Path) 
 def test_check_has_copies_and_prints_tables(configuration: Path, tmp_path: Path) -> None:
     inside = asked(tmp_path / "inside.jsonl", own(4))
     found = document("route", "check", str(configuration), "--prompts", str(inside))
-    assert [row["set"] for row in found["sets"]] == [str(inside), f"{inside}, lower", f"{inside}, greeting"]
+    assert [row["set"] for row in found["sets"]] == [str(inside), *(f"{inside}, {kind}" for kind in COPIES[1:])]
+    assert found["curve"] == [], "no prompt is for the base"
     assert list(found["confusion"]) == [str(inside)]
     shown = call("route", "check", str(configuration), "--prompts", str(inside), "--no-copies").stdout
     assert "right score" in shown

@@ -40,7 +40,18 @@ def test_the_schema_has_route_steps() -> None:
     definitions = recipe_schema()["$defs"]
     ridge = definitions["Ridge"]["properties"]
     assert ridge["route"]["const"] == "ridge"
-    assert {"bricks", "calibration", "samples", "abstain", "mix", "layer", "window", "lambda"} <= ridge.keys()
+    assert {
+        "bricks",
+        "calibration",
+        "samples",
+        "negatives",
+        "threshold",
+        "abstain",
+        "mix",
+        "layer",
+        "window",
+        "lambda",
+    } <= ridge.keys()
     assert all(ridge[name]["description"] for name in ("bricks", "calibration", "samples", "abstain", "mix", "layer", "window"))
     assert definitions["RoutedBrick"]["properties"]["calibration"]["description"].startswith("JSONL file of the brick's prompts")
 
@@ -75,13 +86,19 @@ def test_fixed_weights_may_be_a_list_or_omitted(tmp_path: Path) -> None:
         assert step.prompts(tmp_path) == {name: [] for name in expected}
 
 
-def test_prompts_are_read_once_and_evenly(tmp_path: Path) -> None:
+def test_prompts_are_read_once_and_of_every_template(tmp_path: Path) -> None:
     write_prompts(tmp_path / "texts", {"one": 0, "two": 1, "three": 2}, count=12)
     recipe = from_data(data({"route": "ridge", "calibration": "texts/{brick}.jsonl", "samples": 4}), tmp_path)
     step: Any = recipe.router
-    lines = [json.loads(line)["prompt"] for line in (tmp_path / "texts" / "two.jsonl").read_text("utf-8").splitlines()]
-    different = list(dict.fromkeys(lines))
-    assert step.prompts(tmp_path)["two"] == [different[i * len(different) // 4] for i in range(4)]
+    forms = ("Add {} to {}. Answer:", "Sum of {} and {} is", "What do {} and {} make?", "{} plus {} equals")
+    rows = [json.dumps({"prompt": form.format(i, 10 + i)}) for form in forms for i in range(3)]  # sorted by template
+    (tmp_path / "texts" / "two.jsonl").write_text("\n".join(rows) + "\n", "utf-8")
+    found = step.prompts(tmp_path)["two"]
+    assert [text.split()[-1] for text in found] == ["Answer:", "is", "make?", "equals"], "one of each template"
+    negatives: Any = step.model_copy(update={"negatives": ["texts/one.jsonl", "none.jsonl"]})
+    assert "none.jsonl" in negatives.inputs()
+    with pytest.raises(WorkbenchError, match=r"none\.jsonl: no such file of prompts"):
+        negatives.check_inputs(tmp_path)
     (tmp_path / "texts" / "two.jsonl").write_text('{"prompt": "a"}\n{"prompt": "a"}\n{"text": "b"}\n', "utf-8")
     with pytest.raises(WorkbenchError, match=r"texts/two\.jsonl: 2 different prompts, expected 4 or more"):
         step.check_inputs(tmp_path)
@@ -108,6 +125,7 @@ CALIBRATED = {"route": "ridge", "calibration": "{brick}.jsonl"}
         ({**CALIBRATED, "mix": 4}, "expected a number up to 3, the number of bricks; found 4"),
         ({**CALIBRATED, "mix": 0}, "greater than or equal to 1"),
         ({**CALIBRATED, "abstain": 1}, "less than 1"),
+        ({**CALIBRATED, "abstain": None, "threshold": 0.1}, "`abstain: null` sends no prompt to the base"),
         ({**CALIBRATED, "samples": 3}, "greater than or equal to 4"),
         ({**CALIBRATED, "bricks": {"one": {}}}, "route ridge: expected 2 or more bricks to choose among, found 'one' alone"),
         ({**CALIBRATED, "bricks": {"one": {}, "tow": {}}}, "no brick 'tow' under `bricks`. Did you mean 'two'?"),

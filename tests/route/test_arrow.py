@@ -15,7 +15,7 @@ from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
-from workbench.route.features.hidden import tail_mean, token_rows
+from workbench.route.features.hidden import token_rows, windows
 from workbench.steps.route import Prompts
 
 BRICKS = ("one", "two", "three")
@@ -89,7 +89,7 @@ def test_scores_of_a_batch_are_those_of_each_row(folder: Path) -> None:
     together = pooled_alignments(model, found, ROWS, 4)
     for row, scores in zip(ROWS, together, strict=True):
         (alone,) = alignments(model, found, [row])
-        torch.testing.assert_close(scores, tail_mean(alone, 4), rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(scores, windows(alone, 4)[0], rtol=1e-4, atol=1e-5)
 
 
 def test_it_is_fitted_and_restored(folder: Path) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from worlds.routing import context, outside, prompts
+from worlds.routing import BUILT_IN, context, outside, prompts, requests
 from worlds.tiny import live, save_model
 
 from workbench.errors import WorkbenchError
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
+from workbench.route.deciding.copies import COPIES
 from workbench.route.deciding.pooling import measure_brick
 from workbench.route.features.hidden import pooled, token_rows
 from workbench.steps.route import Prompts, Router
@@ -29,6 +30,12 @@ LEAST = {"ridge": 0.9, "centroid": 0.6, "text": 0.9}
 def world(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
     base = save_model(tmp_path_factory.mktemp("base") / "base")
     return live(base), load_tokenizer(base)
+
+
+@pytest.fixture
+def readable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Requests that no brick is for in words of the tiny model, which cannot read the built-in ones."""
+    monkeypatch.setattr(BUILT_IN, requests)
 
 
 def fit(world: tuple[Any, Any], name: str, calibration: dict[str, list[str]], **fields: Any) -> Router:
@@ -57,11 +64,14 @@ def test_a_router_finds_the_brick_of_new_prompts(world: tuple[Any, Any], name: s
         assert torch.equal(chosen.sum(1), torch.ones(len(chosen)))
 
 
+@pytest.mark.usefixtures("readable")
 @pytest.mark.parametrize("name", METHODS)
 def test_other_prompts_go_to_the_base_unless_abstain_is_null(world: tuple[Any, Any], name: str) -> None:
     calibration = {brick: prompts(i, templates=8, count=32) for brick, i in BRICKS.items()}
-    # The threshold of ridge and centroid counts the lowest copy of a prompt, which a greeting makes much lower in a random model.
-    router = fit(world, name, calibration, abstain=0.2 if name == "text" else 0.4)
+    record = fit(world, name, calibration).record
+    assert not any("could not read" in line for line in record["warnings"])
+    assert record["curve"][-1]["routed"] == 0
+    router = fit(world, name, calibration, threshold=record["curve"][-1]["threshold"])
     strange = router.decide(seen(world, router, outside()))
     own = router.decide(seen(world, router, prompts(0, templates=8, seed=1)))
     assert (~strange.weights.any(1)).double().mean() > (~own.weights.any(1)).double().mean() + 0.3
@@ -106,15 +116,22 @@ def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) ->
     assert record["prompts"] == {"a": 16, "b": 16, "c": 16}
     assert set(record["templates"]) == set(BRICKS)
     for table in (record["accuracy"], record["beside_text"]):
-        assert set(table["seen_templates"]) == set(table["held_out_templates"]) == {"plain", "lower", "greeting"}
+        assert set(table["seen_templates"]) == set(table["held_out_templates"]) == set(COPIES)
         assert set(table["by_brick"]) == set(BRICKS)
         assert table["seen_templates"]["plain"] >= 0.9
     abstain = record["abstain"]
     assert abstain["share"] == 0.01
-    prompt, brick = abstain["set_by"]["prompt"], abstain["set_by"]["brick"]
-    assert any(prompt.endswith(text) or prompt == text.lower() for text in prompts(BRICKS[brick]))
-    assert abstain["threshold"] == fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).threshold
-    assert sum(abstain["to_base"].values()) / 3 <= 0.03
+    rule = abstain["rule"]
+    assert abstain["threshold"] == rule["threshold"] == rule["negatives"] + 0.3 * (rule["prompts"] - rule["negatives"])
+    assert set(abstain["to_base"]) == set(COPIES)
+    assert 0.0 <= abstain["routed"] <= 0.3
+    assert [row["routed"] for row in record["curve"]] == sorted((row["routed"] for row in record["curve"]), reverse=True)
+    warning, *_, unread = record["warnings"]
+    assert "as if it could not read them" in unread
+    assert warning.startswith("brick 'a' has 16 calibration prompts in 1 templates; with fewer than 16 prompts or 6 templates")
+    given = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}, threshold=0.5)
+    assert given.threshold == given.record["abstain"]["threshold"] == 0.5
+    assert given.record["abstain"]["rule"] == rule
 
 
 @pytest.mark.parametrize("name", ["ridge", "centroid"])

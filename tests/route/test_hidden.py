@@ -12,7 +12,7 @@ import torch
 from worlds.tiny import live, save_model
 
 from workbench.errors import InvalidRecipeError
-from workbench.route.features.hidden import depth_of, hidden_states, moving, pooled, tail_mean, token_batches
+from workbench.route.features.hidden import depth_of, hidden_states, moving, pooled, token_batches, windows
 
 ROWS = [[5, 9, 3, 7, 2, 11, 8], [4], [6, 3], [9, 8, 7, 6, 5, 4, 3, 2, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 
@@ -39,7 +39,7 @@ def test_states_are_those_of_each_row_alone(model: Any, layer: int) -> None:
 
 def test_the_first_token_and_early_ones_do_not_count(model: Any) -> None:
     found = pooled(model, ROWS, 1, 4)
-    for row, mean in zip(ROWS, found, strict=True):
+    for row, mean in zip(ROWS, found[:, 0], strict=True):
         states = whole(model, row, 1)
         expected = states[0] if len(row) == 1 else states[max(1, len(row) - 4) :].mean(0)  # no state of these models is a sink
         torch.testing.assert_close(mean, expected, rtol=1e-4, atol=1e-5)
@@ -85,16 +85,25 @@ def test_attention_sinks_are_left_out() -> None:
     sinks[5] *= 50
     kept = torch.cat([states[2:5], states[6:]])
     for window in (4, 8, 100):
-        torch.testing.assert_close(tail_mean(sinks, window), kept[-window:].mean(0))
-    assert torch.equal(tail_mean(sinks[:2], 4), sinks[1])  # the only state after the first
+        torch.testing.assert_close(windows(sinks, window)[0], kept[-window:].mean(0))
+    assert torch.equal(windows(sinks[:2], 4), sinks[1].expand(4, -1))  # the only state after the first
+
+
+def test_windows_end_before_the_end() -> None:
+    """A window that has less than half of its tokens repeats the one before it."""
+    states = torch.randn(1 + 17, 8)
+    found = windows(states, 8)
+    for place, (first, end) in enumerate(((9, 17), (5, 13), (1, 9), (0, 5))):
+        torch.testing.assert_close(found[place], states[1:][first:end].mean(0))
+    assert torch.equal(windows(states, 16)[3], windows(states, 16)[2])
 
 
 def test_moving_means_are_those_of_every_prefix() -> None:
     states = torch.randn(30, 5)
     for window in (1, 4, 16, 100):
-        expected = torch.stack([tail_mean(states[: i + 1], window) for i in range(len(states))])
+        expected = torch.stack([windows(states[: i + 1], window) for i in range(len(states))])
         torch.testing.assert_close(moving(states, window), expected, rtol=1e-5, atol=1e-6)
-    assert torch.equal(moving(states[:1], 4), states[:1])
+    assert torch.equal(moving(states[:1], 4), states[:1].expand(4, -1)[None])
 
 
 def test_default_layer_and_unknown_layers(model: Any) -> None:

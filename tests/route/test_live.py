@@ -226,7 +226,7 @@ def test_the_routing_pass_sees_the_base(base: Path, places: dict[str, Path]) -> 
     with routing.fixed("two"):
         routing.decide([row])
     assert ran == [0, 1]
-    torch.testing.assert_close(found[0][0], expected[-3:].mean(0), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(found[0][0, 0], expected[-3:].mean(0), atol=1e-6, rtol=1e-6)
 
 
 def test_a_prompt_without_text_goes_to_the_base(base: Path, places: dict[str, Path]) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from workbench.route.centroid import CentroidRouter
 from workbench.route.features.hidden import pooled
-from workbench.route.features.statistics import by_brick
+from workbench.route.features.statistics import Statistics, by_brick
 from workbench.route.ridge import RidgeRouter
 from workbench.steps.route import Prompts
 
@@ -72,8 +72,8 @@ def test_domains_over_one_vocabulary_are_told_apart(world: Any, kind: Any, least
     train, test = (torch.cat([sequences(chain, count, generator) for chain in domains]) for count in (32, 50))
     labels = [torch.arange(DOMAINS).repeat_interleave(count) for count in (32, 50)]
     states = [pooled(model, rows.tolist(), 2, LENGTH) for rows in (train, test)]
-    statistics = tuple(by_brick(states[0], labels[0], DOMAINS))
+    statistics = tuple(by_brick(states[0][:, 0], labels[0], DOMAINS))
     more = {"strength": 0.01} if kind is RidgeRouter else {}
-    router = kind(NAMES, layer=2, window=LENGTH, statistics=statistics, **more)
+    router = kind(NAMES, layer=2, window=LENGTH, statistics=statistics, negatives=Statistics.of(states[1][:, 0]), **more)
     decisions = router.decide(Prompts([""] * len(test), states[1]))
     assert (decisions.scores.argmax(1) == labels[1]).double().mean() >= least

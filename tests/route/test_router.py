@@ -7,9 +7,9 @@ import torch
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
-from workbench.route.deciding.fitting import confusion_of, quantile, template_threshold, tied
-from workbench.route.deciding.router import Choice
-from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.fitting import confusion_of, curve_of, quantile, threshold_of, tied
+from workbench.route.deciding.router import REFUSED, Choice
+from workbench.route.deciding.samples import NEGATIVES, OUTSIDE, Samples
 from workbench.route.features.statistics import Statistics
 from workbench.route.fixed import Fixed
 from workbench.route.ridge import Ridge, RidgeRouter
@@ -67,19 +67,47 @@ def test_the_quantile_counts_every_brick_alike() -> None:
         assert float(sum(each)) / 2 <= share + 1e-9
 
 
-def test_the_template_is_the_unit_of_the_threshold() -> None:
-    """A template counts once, with its lowest sample; bricks count alike; the share has the correction for few templates."""
-    ends = (("Please add", "now. Answer:"), ("What is", "in all?"), ("Tell me the sum of", "without a word:"))
-    prompts = [f"{start} {i} and {i + 3} {end}" for start, end in ends for i in range(8)]
-    samples = Samples.of({"a": prompts, "b": [f"Read the word {word} backwards:" for word in ("dog", "tree", "house", "lamp")]})
-    assert samples.templates == {"a": 3, "b": 1}
-    assert len(set(samples.unit.tolist())) == 3 + 4, "the prompts of a brick with one template are units of their own"
-    confidence = torch.linspace(0.8, 0.9, len(samples.texts))
-    for unit, low in enumerate((0.3, 0.1, 0.6, 0.2, 0.4, 0.5, 0.7)):  # of a: 0.1 0.3 0.6, of b: 0.2 0.4 0.5 0.7
-        confidence[(samples.unit == unit).nonzero()[1, 0]] = low
-    # (below + 1) / (templates + 1), averaged over a (4) and b (5), at 0.1: 9/40, 0.2: 14/40, 0.3: 18/40, 0.4: 23/40, 0.5: 27/40
-    for share, expected in ((0.0, 0.1), (0.34, 0.1), (0.35, 0.2), (0.44, 0.2), (0.45, 0.3), (0.6, 0.4), (0.68, 0.5)):
-        assert template_threshold(samples, confidence, share) == pytest.approx(expected), share
+def test_the_threshold_lies_between_requests_and_prompts() -> None:
+    samples = Samples.of(
+        {"a": [f"Add {i} now" for i in range(8)], "b": [f"{word} backwards" for word in ("dog", "tree", "house")]}
+    )
+    confidence = torch.zeros(len(samples.texts))
+    confidence[samples.inside] = torch.linspace(1, 2, int(samples.inside.sum()))
+    others = int((samples.labels == OUTSIDE).sum())
+    assert others == NEGATIVES
+    confidence[samples.labels == OUTSIDE] = torch.linspace(-1, 0, others)
+    for share in (0.0, 0.3):
+        found = threshold_of(samples, confidence, share)
+        lowest = quantile(confidence[samples.inside], samples.labels[samples.inside], share)
+        assert found == {
+            "threshold": pytest.approx(-0.1 + 0.3 * (lowest + 0.1)),
+            "negatives": pytest.approx(-0.1),
+            "prompts": lowest,
+        }
+
+
+def test_the_threshold_ignores_what_own_negatives_decide() -> None:
+    samples = Samples.of({"a": ["Add 1", "Add 2"], "b": ["dog backwards", "cat backwards"]})
+    confidence = torch.where(samples.inside, 1.0, REFUSED)
+    assert threshold_of(samples, confidence, 0.01) == {"threshold": 1.0, "negatives": 1.0, "prompts": 1.0}
+    with pytest.raises(WorkbenchError, match="every calibration prompt is more like one of `negatives`"):
+        threshold_of(samples, torch.full_like(confidence, REFUSED), 0.01)
+
+
+def test_a_curve_counts_both_errors_at_each_threshold() -> None:
+    inside, outside = torch.tensor([0.1, 0.3, 0.5, 0.7]), torch.linspace(-0.5, 0.49, 100, dtype=torch.float64)
+    found = curve_of(inside, outside)
+    assert [row["routed"] for row in found] == [0.5, 0.3, 0.2, 0.15, 0.1, 0.07, 0.05, 0.03, 0.02, 0.01, 0.0]
+    for row in found:
+        assert row["to_base"] == float((inside.double() < row["threshold"]).double().mean())
+        assert row["routed"] == pytest.approx(float((outside >= row["threshold"]).double().mean()))
+    assert [row["to_base"] for row in found][::5] == [0.0, 0.5, 0.5]
+    assert curve_of(inside, outside[:0]) == []
+
+
+def test_prompts_that_are_both_a_bricks_and_negative_are_refused() -> None:
+    with pytest.raises(WorkbenchError, match=r"the prompt 'one' is one of brick 'a' and one of `negatives`"):
+        Samples.of({"a": ["one"], "b": ["two"]}, ["one"])
 
 
 def test_ties_are_groups_of_bricks_that_are_confused() -> None:
@@ -104,14 +132,16 @@ def test_confusion_counts_prompts_as_they_are() -> None:
 def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tensor]]:
     torch.manual_seed(0)
     parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
-    made = RidgeRouter(BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, strength=0.1)
+    made = RidgeRouter(
+        BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1
+    )
     return made, made.settings(), made.tensors()
 
 
 def test_a_restored_router_decides_alike() -> None:
     made, settings, tensors = ridge_state()
     again = Ridge.restore(settings, tensors)
-    prompts = Prompts([""] * 20, torch.randn(20, 8))
+    prompts = Prompts([""] * 20, torch.randn(20, 4, 8))
     one, two = made.decide(prompts), again.decide(prompts)
     assert torch.equal(one.weights, two.weights)
     assert torch.equal(one.scores, two.scores)

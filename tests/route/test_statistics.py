@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,8 +11,9 @@ from torch import Tensor
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.pooling import SHRINKAGE
-from workbench.route.features.statistics import Scatter, Statistics, by_brick, read
-from workbench.route.ridge import RidgeRouter, solve
+from workbench.route.deciding.router import REFUSED
+from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, solve
+from workbench.route.ridge import RidgeRouter
 from workbench.steps.route import Prompts
 
 SIZES = (7, 30, 12)  # one brick with more prompts than dimensions
@@ -28,7 +31,18 @@ def router(
     kind: type[RidgeRouter] | type[CentroidRouter], names: tuple[str, ...], parts: list[Statistics]
 ) -> RidgeRouter | CentroidRouter:
     more = {"strength": 0.05} if kind is RidgeRouter else {}
-    return kind(names, layer=1, statistics=tuple(parts), **more)
+    return kind(names, layer=1, statistics=tuple(parts), negatives=Statistics.of(others()), **more)
+
+
+def others() -> Tensor:
+    """States of requests that no brick is for."""
+    torch.manual_seed(9)
+    return 2 * torch.randn(40, WIDTH) + 1
+
+
+def seen(vectors: Tensor) -> Prompts:
+    """Prompts whose windows have the same states."""
+    return Prompts([""] * len(vectors), vectors[:, None].expand(-1, 4, -1))
 
 
 def test_sums_and_gram_of_vectors() -> None:
@@ -84,7 +98,7 @@ def test_ridge_is_scikit_learns() -> None:
     targets = torch.nn.functional.one_hot(labels).double().numpy()
     reference = Ridge(alpha=alpha, solver="cholesky").fit(vectors.double().numpy(), targets, sample_weight=weights)
     made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
-    scores, _ = made.score(Prompts([""] * len(vectors), vectors))
+    scores, _ = made.score(seen(vectors))
     torch.testing.assert_close(solve(scatter, 0.05).T, torch.from_numpy(reference.coef_), rtol=1e-8, atol=1e-10)
     torch.testing.assert_close(scores, torch.from_numpy(reference.predict(vectors.double().numpy())), rtol=1e-8, atol=1e-8)
 
@@ -95,7 +109,7 @@ def test_a_brick_added_by_sums_equals_a_refit(kind: type[RidgeRouter] | type[Cen
     parts = by_brick(vectors, labels, len(SIZES))
     refit = router(kind, ("a", "b", "c"), parts)
     added = router(kind, ("a", "b"), parts[:2]).added("c", parts[2])
-    prompts = Prompts([""] * len(vectors), vectors + 0.1)
+    prompts = seen(vectors + 0.1)
     assert added.bricks == refit.bricks
     for found, expected in zip(added.score(prompts), refit.score(prompts), strict=True):
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-10)
@@ -115,7 +129,7 @@ def test_an_added_brick_must_be_new_and_of_the_same_base() -> None:
 def test_centroid_scores_are_centred_cosines() -> None:
     vectors, labels = states()
     made = router(CentroidRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
-    scores, _ = made.score(Prompts([""] * len(vectors), vectors))
+    scores, _ = made.score(seen(vectors))
     means = torch.stack([vectors[labels == i].double().mean(0) for i in range(len(SIZES))])
     centre = means.mean(0)
     for row, state in zip(scores, vectors.double(), strict=True):
@@ -124,6 +138,7 @@ def test_centroid_scores_are_centred_cosines() -> None:
 
 
 def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> None:
+    import numpy as np
     from scipy.spatial.distance import mahalanobis
 
     vectors, labels = states()
@@ -131,13 +146,17 @@ def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> N
     scatter = made.scatter
     x = vectors.double()
 
-    def inverse(covariance: Tensor) -> Tensor:
-        spread = covariance.trace() / WIDTH
+    def inverse(covariance: Tensor, least: float = 0.0) -> Tensor:
+        spread = max(float(covariance.trace()) / WIDTH, least)
         floor = 1e-6 * scatter.total.trace() / WIDTH
         eye = torch.eye(WIDTH, dtype=torch.float64)
         return torch.linalg.inv((1 - SHRINKAGE) * covariance + SHRINKAGE * spread * eye + floor * eye)
 
-    within, total = inverse(scatter.within), inverse(scatter.total)
+    within, around = (
+        inverse(scatter.within),
+        inverse(torch.from_numpy(np.cov(others().double().numpy().T, bias=True)), float(scatter.total.trace()) / WIDTH),
+    )
+    middle = others().double().mean(0)
     means = [x[labels == i].mean(0) for i in range(len(SIZES))]
     centre = torch.stack(means).mean(0)
     far = torch.cat([x, x[:3] * -5])
@@ -149,8 +168,32 @@ def test_confidence_is_a_cosine_and_a_difference_of_mahalanobis_distances() -> N
             float(away @ within @ (mean - centre)) / (mahalanobis(state, centre, within) * mahalanobis(mean, centre, within))
             for mean in means
         ]
-        expected = max(cosines) + (mahalanobis(state, centre, total) - nearest) / spread
+        expected = max(cosines) + (mahalanobis(state, middle, around) - nearest) / spread
         assert float(found) == pytest.approx(expected, rel=1e-6, abs=1e-9)
+
+
+def test_the_window_of_the_largest_confidence_decides() -> None:
+    vectors, labels = states()
+    made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    strange = others()[: len(vectors)].repeat(2, 1)[: len(vectors)]
+    for place in range(4):
+        windows = torch.stack([vectors if i == place else strange for i in range(4)], 1)
+        surer = made.confidence(vectors) >= made.confidence(strange)
+        (scores, confidence), (expected, sure) = made.score(Prompts([""] * len(vectors), windows)), made.score(seen(vectors))
+        assert int(surer.sum()) > 40
+        assert torch.equal(scores[surer], expected[surer])
+        assert torch.equal(confidence[surer], sure[surer])
+
+
+def test_prompts_like_own_negatives_are_refused() -> None:
+    """They lie beside brick b; the bricks' own prompts are not refused."""
+    vectors, labels = states()
+    own = vectors[labels == 1] + torch.nn.functional.one_hot(torch.tensor(3), WIDTH) * 12
+    made = router(RidgeRouter, ("a", "b", "c"), by_brick(vectors, labels, len(SIZES)))
+    told = replace(made, refused={"b": Statistics.of(own[:10])})
+    assert bool((made.score(seen(own[10:]))[1] > REFUSED).all())
+    assert bool((told.score(seen(own[10:]))[1] == REFUSED).all())
+    assert torch.equal(told.score(seen(vectors))[1], made.score(seen(vectors))[1])
 
 
 def test_prompts_without_any_difference_are_refused() -> None:

@@ -45,6 +45,7 @@ def test_no_template_lies_in_two_folds(skills: dict[str, Any], name: str) -> Non
     template_of, fold_of = folds(prompts)
     count = len(set(template_of.tolist()))
     made = [written_with(skills[name], prompt) for prompt in prompts]
+    assert len(set(made)) == len(skills[name].templates) - len(skills[name].held_out), "each template of the file occurs"
     for template in set(made):
         assert len({int(fold_of[i]) for i, other in enumerate(made) if other == template}) == 1
     assert 8 <= count <= len(set(made))

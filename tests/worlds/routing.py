@@ -33,6 +33,15 @@ def outside(count: int = 16, seed: int = 0) -> list[str]:
     return [" ".join(draw.choices(CONTENT, k=8)) for _ in range(count)]
 
 
+def requests() -> list[tuple[str, str]]:
+    """Tasks and requests that no brick is for, in words of the tiny models, in the place of the built-in ones, which these cannot read."""
+    return [(str(i % 28), text) for i, text in enumerate(outside(280, seed=7))]
+
+
+BUILT_IN = "workbench.route.deciding.samples.built_in"
+"""Name of the function that `requests` stands for."""
+
+
 def context(model: Any, tokenizer: Any, calibration: dict[str, list[str]], **fields: Any) -> RouteContext:
     """Return the context that a route method is fitted with."""
     return RouteContext(model, tokenizer, torch.device("cpu"), calibration, **fields)

@@ -79,7 +79,9 @@ def write(
             "--prompts", help='JSONL file of {"prompt":} for expected.jsonl; default: a few of the calibration or fixed ones.'
         ),
     ] = None,
-    samples: Annotated[int, typer.Option("--samples", min=1, help="Prompts to take from the file, evenly spaced.")] = 8,
+    samples: Annotated[
+        int, typer.Option("--samples", min=1, help="Prompts to take from the file, with every frequent wording.")
+    ] = 8,
     tokens: Annotated[int, typer.Option("--tokens", min=1, help="Largest length of an expected answer in tokens.")] = 16,
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,

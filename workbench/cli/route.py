@@ -11,7 +11,6 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
-from workbench.project import find_project
 
 if TYPE_CHECKING:
     from workbench.route.mixing.live import Routing
@@ -102,7 +101,11 @@ def check(
         ),
     ],
     copies: Annotated[
-        bool, typer.Option("--copies/--no-copies", help="Also check each set in lower case and behind a greeting.")
+        bool,
+        typer.Option(
+            "--copies/--no-copies",
+            help="Also check each set as users vary it: lower case, greetings, typos, thanks behind, a paragraph before.",
+        ),
     ] = True,
     device: DeviceOpt = "auto",
     runs_dir: RunsOpt = None,
@@ -120,9 +123,7 @@ def check(
         read_asked(path, str(path))  # errors in a file, before a router is fitted
     routing, _, tokenizer = _open(target, runs_dir, device)
     sets = {str(path): read_asked(path, str(path), routing.bricks) for path in prompts}
-    place = Path(target)
-    project = find_project(place / "file" if place.is_dir() else place) if place.exists() else Path.cwd()
-    document = check_sets(routing, tokenizer, sets, project=project, copies=copies)
+    document = check_sets(routing, tokenizer, sets, copies)
     out.result(lambda: RouteCheckDocument.model_validate(document), lambda: _say_checked(document), json=json)
 
 
@@ -130,11 +131,10 @@ def _say_checked(document: dict[str, Any]) -> None:
     def share(row: dict[str, Any], key: str) -> str:
         return f"{100 * row[key]:.1f} %" if key in row else ""
 
-    known = ("right", "right_score", "text_right_score", "to_base", "wrong_brick", "kept_by_base")
+    known = ("right", "right_score", "to_base", "wrong_brick", "kept_by_base")
     keys = [key for key in known if any(key in row for row in document["sets"])]
     heads = {
         "right_score": "right score",
-        "text_right_score": "text's right score",
         "to_base": "to base",
         "wrong_brick": "wrong brick",
         "kept_by_base": "no brick, kept by base",
@@ -150,6 +150,13 @@ def _say_checked(document: dict[str, Any]) -> None:
             [[w, *(str(row.get(c, "")) for c in columns)] for w, row in table.items()],
             right=range(1, len(columns) + 1),
         )
+    if document["curve"]:
+        out.line("")
+        out.line("what other thresholds cost: `threshold:` in the route step sets one")
+        points = [
+            [f"{p['threshold']:.4g}", *(f"{100 * p[key]:.1f} %" for key in ("to_base", "routed"))] for p in document["curve"]
+        ]
+        out.table(["threshold", "falsely to base", "falsely routed"], points, right=range(3))
     for group in document["ties"]:
         out.say(f"tied:   {', '.join(group)} have the same kind of prompts; {group[0]} acts, and they count as one here")
 
@@ -169,7 +176,7 @@ def measure(
         ),
     ] = None,
     samples: Annotated[
-        int, typer.Option("--samples", min=4, help="Largest number of prompts, evenly spaced over the file.")
+        int, typer.Option("--samples", min=4, help="Largest number of prompts, with every frequent wording of the file.")
     ] = 64,
     layer: Annotated[
         int | None, typer.Option("--layer", min=1, help="Number of blocks whose output is pooled; default: half of them.")

@@ -114,6 +114,8 @@ def _print_router(measured: Any) -> None:
         out.line(f"       tied: {', '.join(tie['bricks'])}; {tie['acts']} acts")
     if (abstain := measured.get("abstain")) and isinstance(abstain.get("threshold"), (int, float)):
         out.line(f"       threshold of confidence: {abstain['threshold']:.4g}")
+    for warning in measured.get("warnings") or []:
+        out.warn(warning)
 
 
 @app.command()

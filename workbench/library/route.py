@@ -12,10 +12,9 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_text
 from workbench.models.texts import read_prompts
-from workbench.route.deciding.copies import chat_frame, copies, without_template
-from workbench.route.deciding.texts import TextRouter, fit_texts
+from workbench.route.deciding.copies import COPIES, copy
+from workbench.route.deciding.fitting import curve_of
 from workbench.route.features.hidden import hidden_states, moving, token_rows
-from workbench.run.routers import prompt_digest
 from workbench.steps.route import Decisions, Prompts
 
 if TYPE_CHECKING:
@@ -149,85 +148,41 @@ def check(routing: Routing, tokenizer: Any, name: str, asked: Sequence[Asked]) -
     return judged(name, asked, routing.decide(rows), routing.bricks, _ties(routing))
 
 
-def check_sets(
-    routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], *, project: Path, copies: bool = True
-) -> dict[str, Any]:
+def check_sets(routing: Routing, tokenizer: Any, sets: Mapping[str, Sequence[Asked]], copies: bool = True) -> dict[str, Any]:
     """Return the router's decisions on sets of prompts, as plain data.
 
     Args:
         routing: The routing of a live model.
         tokenizer: The model's tokenizer.
         sets: Name -> prompts.
-        project: Folder that the router's calibration files are relative to, for the text router beside it.
-        copies: Also check each set in lower case and behind a greeting.
+        copies: Also check each set in every kind of copy.
     """
     if routing.by_token:
         raise WorkbenchError(
             "this configuration chooses no brick for a prompt: the role of each token decides",
             "`workbench route explain DIR TEXT` shows the roles of a text's tokens.",
         )
-    texts = calibration_of(routing, project)
-    beside = fit_beside(texts) if texts else None
     found = []
     for name, asked in sets.items():
         named = {name: asked}
         if copies:
             named |= {f"{name}, {kind}": part for kind, part in variants(asked).items()}
         found += [check(routing, tokenizer, label, part) for label, part in named.items()]
-    rows = []
-    for checked in found:
-        row = checked.summary()
-        if beside is not None and "right_score" in row:
-            prompts = Prompts([one.prompt for one in checked.asked])
-            row["text_right_score"] = judged(
-                checked.name, checked.asked, beside.decide(prompts), beside.bricks, checked.ties
-            ).summary()["right_score"]
-        rows.append(row)
     return {
         "method": routing.router.method,
         "bricks": list(routing.bricks),
         "ties": _ties(routing),
         "threshold": routing.router.threshold,
-        "sets": rows,
+        "sets": [checked.summary() for checked in found],
+        "curve": _curve([checked for checked in found if checked.name in sets]),
         "confusion": {checked.name: checked.confusion(routing.bricks) for checked in found if checked.name in sets},
         "wrong": [{"set": checked.name, **row} for checked in found for row in checked.wrong()],
     }
 
 
-def calibration_of(routing: Routing, project: Path) -> dict[str, list[str]] | None:
-    """Return brick -> its calibration prompts, or None if a file is missing or no longer has them.
-
-    Args:
-        routing: The routing, which knows the files and the digests of the prompts.
-        project: Folder that the files are relative to.
-    """
-    found: dict[str, list[str]] = {}
-    for row in routing.sources:
-        files, digests = row.get("files") or list(filter(None, [row.get("file")])), set(row.get("prompts", ()))
-        if not files or not digests or not all((project / file).is_file() for file in files):
-            return None
-        texts = dict.fromkeys(text for file in files for text in read_prompts(project / file, file))
-        found[row["name"]] = [text for text in texts if prompt_digest(text) in digests]
-        if {prompt_digest(text) for text in found[row["name"]]} != digests:
-            return None
-    return found if set(found) == set(routing.bricks) else None
-
-
-def fit_beside(calibration: Mapping[str, Sequence[str]]) -> TextRouter:
-    """Return a text router of the same calibration prompts, without ties and threshold.
-
-    Args:
-        calibration: Brick -> its prompts.
-    """
-    texts = [text for prompts in calibration.values() for text in prompts]
-    labels = torch.tensor([i for i, prompts in enumerate(calibration.values()) for _ in prompts])
-    return fit_texts(tuple(calibration), texts, labels)
-
-
 def variants(asked: Sequence[Asked]) -> dict[str, list[Asked]]:
-    """Return the prompts in lower case and behind a greeting, by kind."""
-    kinds = ("lower", "greeting")
-    return {kind: [Asked(copies(one.prompt, i)[kind], one.brick) for i, one in enumerate(asked)] for kind in kinds}
+    """Return the prompts by kind of copy."""
+    return {kind: [Asked(copy(one.prompt, kind, i), one.brick) for i, one in enumerate(asked)] for kind in COPIES[1:]}
 
 
 def judged(
@@ -245,6 +200,13 @@ def judged(
     chosen = [bricks[int(row.argmax())] if bool(row.any()) else None for row in decisions.weights]
     scored = [bricks[int(row.argmax())] for row in decisions.scores]
     return Checked(name, asked, chosen, scored, decisions.confidence.tolist(), ties)
+
+
+def _curve(found: Sequence[Checked]) -> list[dict[str, float]]:
+    """Return what other thresholds cost on sets of prompts; empty without prompts of bricks or without prompts that no brick is for."""
+    pairs = [pair for checked in found for pair in zip(checked.asked, checked.confidence, strict=True)]
+    inside, outside = ([value for asked, value in pairs if (asked.brick is None) is none] for none in (False, True))
+    return curve_of(torch.tensor(inside, dtype=torch.float64), torch.tensor(outside, dtype=torch.float64))
 
 
 def _ties(routing: Routing) -> list[list[str]]:
@@ -271,10 +233,10 @@ def explain(routing: Routing, model: Any, tokenizer: Any, text: str) -> dict[str
     """
     if not text.strip():
         raise WorkbenchError("expected a text to explain, found an empty one", 'workbench route explain DIR "Please add 2 and 3"')
-    whole = without_template(text, chat_frame(tokenizer))
-    row = encode_text(tokenizer, whole)
     if routing.by_token:
         return _explain_roles(routing, tokenizer, text)
+    whole = routing.frame.message(text)
+    row = encode_text(tokenizer, whole)
     decisions = routing.decide([row])
     router, bricks = routing.router, routing.bricks
     settings = router.settings()

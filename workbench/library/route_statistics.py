@@ -44,7 +44,7 @@ class Measuring:
     Attributes:
         file: JSONL file of prompts.
         label: The file's name on the card and in messages.
-        samples: Largest number of prompts, evenly spaced over the file.
+        samples: Largest number of prompts, with every frequent wording of the file.
         layer: Number of decoder blocks whose output is pooled; None for half of them.
         window: Number of last tokens that are pooled.
     """

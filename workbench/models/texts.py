@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -78,7 +79,7 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     Args:
         path: The file.
         label: The file's name in messages.
-        samples: Largest number of prompts, evenly spaced over the file; None takes all. Every line is checked in any case.
+        samples: Largest number of prompts, in which every wording of the file occurs; None takes all. Every line is checked in any case.
         least: Smallest number of different prompts that the file must have.
 
     Returns:
@@ -101,12 +102,31 @@ def read_prompts(path: Path, label: str, samples: int | None = None, least: int 
     if len(different) < least:
         found = f"{len(different)} different prompt{'s' * (len(different) > 1)}" if different else "no prompts"
         raise WorkbenchError(f"{label}: {found}, expected {least} or more", _EXPECTED_PROMPT)
-    return spread(different, samples)
+    return different if samples is None or samples >= len(different) else _by_wording(different, samples)
+
+
+def _by_wording(prompts: Sequence[str], count: int) -> list[str]:
+    """Return some prompts, in their order, so that every frequent wording occurs about equally often.
+
+    A wording is known by its first two words and its last one, with all digits made equal. Wordings that an even choice would take less
+    than once are one group, because such prompts begin or end with what they are about.
+    """
+    groups: dict[tuple[str, ...], list[int]] = {}
+    for number, prompt in enumerate(prompts):
+        words = re.sub(r"\d", "0", prompt).split()
+        groups.setdefault((*words[:2], words[-1]), []).append(number)
+    frequent = [group for group in groups.values() if len(group) * count >= len(prompts)]
+    rest = [number for group in groups.values() if len(group) * count < len(prompts) for number in group]
+    parts = sorted([*frequent, *([rest] if rest else [])], key=len)
+    chosen: list[int] = []
+    for place, group in enumerate(parts):  # small groups first: what they lack is left to the others
+        chosen += spread(group, (count - len(chosen)) // (len(parts) - place))
+    return [prompts[number] for number in sorted(chosen)]
 
 
 def spread(rows: Sequence[RowT], samples: int | None) -> list[RowT]:
     """Return at most so many rows, evenly spaced; None takes all."""
-    count = min(samples or len(rows), len(rows))
+    count = len(rows) if samples is None else min(samples, len(rows))
     return [rows[i * len(rows) // count] for i in range(count)]
 
 

@@ -19,7 +19,7 @@ from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.route.deciding.samples import Samples
 from workbench.route.deciding.texts import beside
-from workbench.route.features.hidden import tail_mean, token_batches, token_rows
+from workbench.route.features.hidden import token_batches, token_rows, windows
 from workbench.steps import CalibratedRoute, RouteContext, register
 from workbench.steps.fields import Whole
 from workbench.steps.route import Router
@@ -65,7 +65,7 @@ def standard(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
         rows: Numbers of samples; only prompts as they are count.
     """
     assert samples.measured is not None
-    rows = rows[samples.kinds[rows] == 0]
+    rows = rows[samples.kind("plain")[rows]]
     labels = samples.labels[rows]
     weights = (1.0 / torch.bincount(labels).double())[labels]
     weights = weights / weights.sum()
@@ -86,6 +86,7 @@ class Arrow(CalibratedRoute):
     what a brick is for, so bricks that change more tokens, or change them more, win. Every prompt costs a forward pass of the base.
     """
 
+    version = 2
     paper = "Ostapenko et al. 2024, Towards modular LLMs by building and reusing a library of LoRAs, arXiv 2405.11157"
     formula = "sᵢ(x) = meanₘₜ |xₘₜ·vₘᵢ|,  vₘᵢ = first right singular vector of BₘᵢAₘᵢ"
 
@@ -97,7 +98,7 @@ class Arrow(CalibratedRoute):
 
     def fit(self, context: RouteContext) -> Router:
         """Compute the directions, and the scores of all calibration prompts."""
-        samples = Samples.of(context.calibration)
+        samples = Samples.of(context.calibration, context.negatives)
         found = prototypes([context.factors(name) for name in context.bricks])
         rows = token_rows(context.tokenizer, samples.texts)
         samples = samples.with_features(None, pooled_alignments(context.model, found, rows, self.window))
@@ -108,7 +109,7 @@ class Arrow(CalibratedRoute):
             centre, scale = standard(samples, rows) if self.standardize else plain
             return ArrowRouter(context.bricks, window=self.window, centre=centre, scale=scale, prototypes=found)
 
-        router = fitted(samples, make, self.abstain, self.mix, "largest")
+        router = fitted(samples, make, self, "largest", context.notice)
         return replace(router, record={**router.record, "beside_text": beside(samples)})
 
     @classmethod
@@ -167,7 +168,7 @@ def prototypes(factors: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:
 
 def pooled_alignments(model: PreTrainedModel, found: Mapping[str, Tensor], rows: Sequence[Sequence[int]], window: int) -> Tensor:
     """Return the mean of |x·v| over modules and the last tokens [row, brick], float32."""
-    return torch.stack([tail_mean(scores, window) for scores in alignments(model, found, rows)])
+    return torch.stack([windows(scores, window)[0] for scores in alignments(model, found, rows)])
 
 
 @no_grad

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
 from workbench.steps import RouteContext, register
-from workbench.steps.route import Prompts, Router
+from workbench.steps.route import Router
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,7 +22,7 @@ class Centroid(PooledRoute):
     wordings better than `ridge`.
     """
 
-    version = 2
+    version = 3
     paper = "Retrieval by mean embeddings, as in LoraRetriever, arXiv 2402.09997, here of the base's own states"
     formula = "sᵢ(x) = cos(h(x) − μ, mᵢ − μ)"
 
@@ -33,10 +33,9 @@ class Centroid(PooledRoute):
         samples, layer = self.measured(context)
 
         def make(rows: Tensor) -> CentroidRouter:
-            found = statistics_of(samples, rows)
-            return CentroidRouter(context.bricks, layer=layer, window=self.window, statistics=found)
+            return CentroidRouter(context.bricks, layer=layer, window=self.window, **statistics_of(samples, rows))
 
-        return self.finished(samples, make, "largest")
+        return self.finished(samples, make, "largest", context)
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
@@ -53,7 +52,6 @@ class CentroidRouter(PooledRouter):
         """Name of the method."""
         return Centroid.name
 
-    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return cosines [n, bricks] and confidence [n]."""
-        assert prompts.hidden is not None
-        return cosines(self.scatter, prompts.hidden), self.confidence(prompts.hidden)
+    def state_scores(self, states: Tensor) -> Tensor:
+        """Return cosines [n, bricks]."""
+        return cosines(self.scatter, states)

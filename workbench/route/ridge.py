@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
-from workbench.lazy import torch
-from workbench.route.deciding.pooling import PooledRoute, PooledRouter, restored_statistics, statistics_of
+from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, statistics_of
 from workbench.route.deciding.router import REPAIR
-from workbench.route.features.statistics import Scatter
+from workbench.route.features.statistics import solve
 from workbench.steps import RouteContext, register
 from workbench.steps.fields import Real
-from workbench.steps.route import Prompts, Router
+from workbench.steps.route import Router
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -30,12 +29,12 @@ class Ridge(PooledRoute):
     prompts, so a brick is added without the prompts of the others.
     """
 
-    version = 2
+    version = 3
     paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
 
     route: Literal["ridge"]
-    ridge: Real = Field(0.1, gt=0, alias="lambda")
+    ridge: Real = Field(STRENGTH, gt=0, alias="lambda")
     """Strength of the penalty, relative to the mean variance of the states."""
 
     def fit(self, context: RouteContext) -> Router:
@@ -44,9 +43,9 @@ class Ridge(PooledRoute):
 
         def make(rows: Tensor) -> RidgeRouter:
             found = statistics_of(samples, rows)
-            return RidgeRouter(context.bricks, layer=layer, window=self.window, statistics=found, strength=self.ridge)
+            return RidgeRouter(context.bricks, layer=layer, window=self.window, strength=self.ridge, **found)
 
-        return self.finished(samples, make, "sum")
+        return self.finished(samples, make, "sum", context)
 
     @classmethod
     def restore(cls, settings: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Router:
@@ -80,29 +79,10 @@ class RidgeRouter(PooledRouter):
         """The map [hidden size, bricks], float64."""
         return solve(self.scatter, self.strength)
 
-    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return the regression's values [n, bricks], whose rows sum to 1, and confidence [n]."""
-        assert prompts.hidden is not None
-        states = prompts.hidden.double()
-        return (states - self.scatter.centre) @ self.weights + 1 / len(self.bricks), self.confidence(prompts.hidden)
+    def state_scores(self, states: Tensor) -> Tensor:
+        """Return the regression's values [n, bricks], whose rows sum to 1."""
+        return (states - self.scatter.centre) @ self.weights + 1 / len(self.bricks)
 
     def own_settings(self) -> dict[str, Any]:
         """Return the penalty."""
         return {"lambda": self.strength}
-
-
-def solve(scatter: Scatter, strength: float) -> Tensor:
-    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
-
-    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
-    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
-
-    Args:
-        scatter: Centers and scatter of the bricks.
-        strength: λ.
-    """
-    matrix = scatter.total.clone()
-    size = len(matrix)
-    matrix.diagonal().add_(strength * scatter.total.trace() / size)
-    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
-    return solution

@@ -26,6 +26,7 @@ class Text(CalibratedRoute):
     has. Upper and lower case do not matter.
     """
 
+    version = 2
     paper = "Pedregosa et al. 2011, scikit-learn: TfidfVectorizer, LogisticRegression"
     formula = "p(i | x) = softmax(W·tfidf(x) + b);  confidence = maxᵢ cos(tfidf(x), meanᵢ)"
 
@@ -33,16 +34,16 @@ class Text(CalibratedRoute):
 
     def fit(self, context: RouteContext) -> Router:
         """Fit the regression, its threshold and its ties."""
-        samples = Samples.of(context.calibration)
+        samples = Samples.of(context.calibration, context.negatives)
         places = [i for i, name in enumerate(context.bricks) if name in context.descriptions]
         described = [context.descriptions[context.bricks[i]] for i in places]
 
         def make(rows: Tensor) -> TextRouter:
-            rows = rows[samples.kinds[rows] == 0]  # copies have the words of their prompts
+            rows = rows[samples.kind("plain")[rows]]  # copies have the words of their prompts
             texts = [samples.texts[i] for i in rows.tolist()] + described
             return fit_texts(context.bricks, texts, torch.cat([samples.labels[rows], torch.tensor(places, dtype=torch.long)]))
 
-        return fitted(samples, make, self.abstain, self.mix, "sum")
+        return fitted(samples, make, self, "sum", context.notice)
 
     @classmethod
     def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:

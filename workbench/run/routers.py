@@ -113,7 +113,7 @@ class SavedRouter:
         if self.record.get("method_version") != kind.version:
             raise WorkbenchError(
                 f"{self.path / RECORD}: the router was fitted by version {self.record.get('method_version')} of '{kind.name}', and this is "
-                f"version {kind.version}, whose confidences have another scale",
+                f"version {kind.version}, whose confidences and threshold differ",
                 AGAIN,
             )
         router = kind.restore(self.record["settings"], tensors)
@@ -248,5 +248,5 @@ def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) ->
 
     saved = SavedRouter(at.path)
     routing = attach(model, load_tokenizer(tokenizer_path), saved.router, factors_of(at.adapters))
-    routing.calibration, routing.sources = saved.calibration(), saved.record["calibration"]
+    routing.calibration = saved.calibration()
     return model

@@ -38,7 +38,7 @@ class Prompts:
 
     Attributes:
         texts: The prompts without chat template and special tokens.
-        hidden: [n, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.features.hidden.pooled`
+        hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.features.hidden.pooled`
             with the router's `layer` and `window`; None if the router's `layer` is None.
         measured: Result of the router's `measure` for these prompts.
     """
@@ -116,7 +116,7 @@ class KnownStates(Protocol):
         """Return how the states differ from those that a router needs; None if they fit."""
 
     def of(self, texts: Sequence[str]) -> Tensor | None:
-        """Return the states [text, hidden size] of some texts; None if one of them is missing."""
+        """Return the states [text, window, hidden size] of some texts; None if one of them is missing."""
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,7 @@ class RouteContext:
         progress: Callback that takes (done, total, text).
         known: Brick -> states of its prompts on this model, for bricks whose card has them.
         notice: Callback that takes a line for the user.
+        negatives: The step's own requests that no brick is for.
     """
 
     model: PreTrainedModel
@@ -146,6 +147,7 @@ class RouteContext:
     progress: Callable[[int, int, str], None] = lambda _done, _total, _text: None
     known: Mapping[str, KnownStates] = field(default_factory=dict)
     notice: Callable[[str], None] = lambda _text: None
+    negatives: Sequence[str] = ()
 
     @property
     def bricks(self) -> tuple[str, ...]:
@@ -217,6 +219,10 @@ class RouteMethod(BrickStep):
         """Return the files of a brick's calibration prompts, relative to the project; none for methods that read none."""
         return []
 
+    def own_negatives(self, project: Path) -> list[str]:
+        """Return the step's own requests that no brick is for; none for methods that read none."""
+        return []
+
     def descriptions(self) -> dict[str, str]:
         """Return brick -> its description, for bricks that have one."""
         bricks = getattr(self, "bricks", None) or {}
@@ -245,12 +251,27 @@ class CalibratedRoute(RouteMethod):
     """JSONL file of prompts for bricks without a file of their own; `{brick}` stands for the brick's name, as in
     "bricks/{brick}/train.jsonl". Evaluation items must not be among them."""
     samples: Whole = Field(64, ge=4)
-    """Largest number of prompts of a brick, evenly spaced over its file, or over each of its files in equal parts."""
+    """Largest number of prompts of a brick, with every wording of its file, or of each of its files in equal parts."""
+    negatives: str | Annotated[list[str], Field(min_length=1)] | None = None
+    """JSONL file, or files, of requests that no brick is for, beside the built-in ones: {"prompt":} or {"text":} a line. Name near misses
+    here, which are about the same things as a brick's prompts and ask for something else. `ridge` and `centroid` send prompts that
+    are more like them than like any brick to the base; `text` and `arrow` only report how many are routed."""
+    threshold: Real | None = None
+    """Smallest confidence with which a prompt goes to a brick. Omitted: between the confidences of requests that no brick is for and those
+    of calibration prompts. `workbench route check` prints what other thresholds cost."""
     abstain: Real | None = Field(0.01, ge=0, lt=1)
-    """Share of calibration prompts that may go to the base, measured on prompts of held-out templates, also in lower case and behind a
-    greeting. `ridge` and `centroid` count templates by their lowest prompt. null: no prompt goes to the base."""
+    """Share of calibration prompts and their copies, on held-out templates, that the rule for the threshold leaves out at the lower end.
+    null: no prompt goes to the base."""
     mix: Whole = Field(1, ge=1)
     """Number of bricks whose weighted updates act together. Tied bricks count as one, and only the first of them acts."""
+
+    @model_validator(mode="after")
+    def _check_threshold(self) -> Self:
+        if self.threshold is not None and self.abstain is None:
+            raise ValueError(
+                "threshold: `abstain: null` sends no prompt to the base, so no threshold applies; remove one of the two"
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_calibration(self) -> Self:
@@ -275,12 +296,26 @@ class CalibratedRoute(RouteMethod):
         return [self.calibration.replace(BRICK, brick)] if self.calibration else []
 
     def inputs(self) -> list[str]:
-        """Return the files of prompts."""
-        return sorted({file for name in self.bricks or () for file in self.prompt_files(name)})
+        """Return the files of prompts and of negatives."""
+        return sorted({*(file for name in self.bricks or () for file in self.prompt_files(name)), *self._negative_files()})
+
+    def _negative_files(self) -> list[str]:
+        """Return the files of the step's own negatives."""
+        return [self.negatives] if isinstance(self.negatives, str) else list(self.negatives or ())
+
+    def own_negatives(self, project: Path) -> list[str]:
+        """Return the step's own requests that no brick is for.
+
+        Raises:
+            WorkbenchError: If a file is missing or invalid, or has no prompts.
+        """
+        texts = [text for file in self._negative_files() for text in read_prompts(project / file, file)]
+        return list(dict.fromkeys(texts))
 
     def check_inputs(self, project: Path) -> None:
         """Read every file once, so that errors in it appear before any work."""
         self.prompts(project)
+        self.own_negatives(project)
 
     def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
         """Yield the errors in the brick names of the step, and an error if `mix` is larger than their number."""

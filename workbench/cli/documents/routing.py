@@ -61,7 +61,7 @@ class CheckedSet(Document):
     """Decisions for one set of prompts, as shares from 0 to 1."""
 
     set: str
-    """Name of the set: a file, or a file in lower case or behind a greeting."""
+    """Name of the set: a file, or a file with the kind of copy: lower, greeting, typos, behind (thanks), language, paragraph (before)."""
     prompts: int
     """Number of prompts."""
     with_brick: int = optional()
@@ -74,12 +74,21 @@ class CheckedSet(Document):
     """Share of them that went to the base."""
     wrong_brick: Number = optional()
     """Share of them that went to another brick."""
-    text_right_score: Number = optional()
-    """Like `right_score`, for a text router (TF-IDF) of the same calibration prompts."""
     without_brick: int = optional()
     """Number of prompts that no brick is for."""
     kept_by_base: Number = optional()
     """Share of them that went to the base."""
+
+
+class CurvePoint(Document):
+    """What a threshold costs on the sets as they are, as shares from 0 to 1."""
+
+    threshold: Number
+    """The threshold."""
+    to_base: Number
+    """Share of the prompts that a brick is for which would go to the base."""
+    routed: Number
+    """Share of the prompts that no brick is for which would go to a brick."""
 
 
 class WrongDecision(Document):
@@ -110,6 +119,8 @@ class RouteCheckDocument(Document):
     """Smallest confidence with which a prompt goes to a brick; null if no prompt goes to the base."""
     sets: list[CheckedSet]
     """One row for each set of prompts."""
+    curve: list[CurvePoint]
+    """False abstention against false routing; empty if the sets lack prompts with a brick, or prompts without one."""
     confusion: dict[str, dict[str, dict[str, int]]]
     """Set -> brick that a prompt is for, or "base" -> brick that it went to, or "base" -> number of prompts."""
     wrong: list[WrongDecision]

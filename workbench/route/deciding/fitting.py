@@ -6,15 +6,23 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.copies import COPIES
-from workbench.route.deciding.router import Choice, Fitted, Joined
-from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
+from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.steps import CalibratedRoute
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 R = TypeVar("R", bound=Fitted)
+ROUTED = 0.1
+"""Share of the built-in requests that lie above the lower end of the threshold."""
+WEIGHT = 0.3
+"""Place of the threshold between the requests (0) and the bricks' prompts (1)."""
+CURVE = (0.0, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5)
+"""Shares of routed requests of which a curve has the cost."""
 CONFUSED = 0.3
 """Share of a brick's held-out prompts that go to another brick from which on the two are tied."""
 
@@ -32,72 +40,86 @@ class HeldOut:
     confidence: Tensor
 
 
-def prompt_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
-    """Return the threshold below which `share` of the held-out samples lie, where every brick counts alike."""
-    return quantile(confidence, samples.labels, share)
+def threshold_of(samples: Samples, confidence: Tensor, share: float) -> dict[str, float]:
+    """Return the threshold with the two quantiles that it lies between.
 
-
-def template_threshold(samples: Samples, confidence: Tensor, share: float) -> float:
-    """Return the threshold that a prompt in a new template falls below with probability `share` at most.
-
-    Prompts of one template have similar confidences, and users write in templates that no calibration file has. So templates are the
-    exchangeable unit, and each has the confidence of its lowest prompt or copy. Of a brick with m templates, n of them below the
-    threshold, a new template lies below it with probability (n + 1) / (m + 1) at most. The threshold is the largest for which the mean
-    of this over bricks is at most `share`, or the lowest confidence if there is none: a few templates cannot promise a small share.
+    Confidences of other requests end near `negatives`, those of the bricks' prompts begin near `prompts`. The threshold lies `WEIGHT` of
+    the way from the first to the second: it rises where the two are far apart, so that a few odd prompts do not decide it.
 
     Args:
         samples: The samples.
-        confidence: [sample], by routers that were fitted without the sample's template.
-        share: From 0 to below 1.
-
-    Source:
-        Split conformal prediction, Vovk et al. 2005, with templates in the place of examples.
+        confidence: [sample], by routers that were fitted without the sample's template or task.
+        share: Share of the bricks' prompts and copies below `prompts`, where every brick counts alike.
     """
-    units = int(samples.unit.max()) + 1
-    lowest = torch.full((units,), torch.inf, dtype=confidence.dtype).scatter_reduce(0, samples.unit, confidence, "amin")
-    brick = torch.zeros(units, dtype=torch.long).scatter(0, samples.unit, samples.labels)
-    values, order = lowest.sort()
-    sizes = torch.bincount(brick).double()
-    below = torch.nn.functional.one_hot(brick[order], len(sizes)).cumsum(0) - torch.nn.functional.one_hot(
-        brick[order], len(sizes)
-    )
-    bound = ((below + 1) / (sizes + 1)).mean(1)  # of the threshold at each unit
-    fitting = int((bound <= share + 1e-9).sum())
-    return float(values[max(0, fitting - 1)])
+    judged = confidence > REFUSED  # no threshold decides about the others
+    inside, others = judged & samples.inside, confidence[judged & (samples.labels == OUTSIDE)]
+    if not bool(inside.any()):
+        raise WorkbenchError(
+            "route: every calibration prompt is more like one of `negatives` than like its brick's other prompts",
+            "Name other requests under `negatives`, or remove it.",
+        )
+    lowest = quantile(confidence[inside], samples.labels[inside], share)
+    outside = float(others.quantile(1 - ROUTED)) if len(others) else lowest
+    return {"threshold": outside + WEIGHT * (lowest - outside), "negatives": outside, "prompts": lowest}
+
+
+def curve_of(inside: Tensor, outside: Tensor) -> list[dict[str, float]]:
+    """Return false abstention against false routing: for some shares of routed requests, the threshold and what it costs.
+
+    Args:
+        inside: Confidences of prompts that a brick is for.
+        outside: Confidences of requests that no brick is for.
+
+    Returns:
+        `threshold`, `to_base` (share of `inside` below it) and `routed` (share of `outside` that is not), from the lowest threshold.
+    """
+    if not len(inside) or not len(outside):
+        return []
+    inside, ranked = inside.float(), outside.float().sort(descending=True).values  # as routers compare them
+    above = torch.nextafter(ranked, torch.tensor(torch.inf))
+    rows = {}
+    for share in CURVE:
+        allowed = int(share * len(ranked) + 1e-9)
+        at = float(above[allowed])  # the first request that is not routed lies just below
+        rows[at] = {
+            "threshold": at,
+            "to_base": round(float((inside < at).double().mean()), 4),
+            "routed": round(float((ranked >= at).double().mean()), 4),
+        }
+    return [rows[at] for at in sorted(rows)]
 
 
 def fitted(
-    samples: Samples,
-    make: Callable[[Tensor], R],
-    abstain: float | None,
-    mix: int,
-    joined: Joined,
-    threshold_of: Callable[[Samples, Tensor, float], float] = prompt_threshold,
+    samples: Samples, make: Callable[[Tensor], R], step: CalibratedRoute, joined: Joined, notice: Callable[[str], None]
 ) -> R:
     """Return the router of all samples with its ties, its threshold and its record.
 
     Args:
         samples: The calibration prompts with the features that the method needs.
         make: Fits a router to some samples (numbers), without ties and threshold.
-        abstain: Share of calibration prompts that may go to the base; None if none may.
-        mix: Number of bricks that act together.
+        step: The step, with `abstain`, `threshold` and `mix`.
         joined: How scores of tied bricks become one.
-        threshold_of: Returns the threshold from the confidences of held-out samples and `abstain`.
+        notice: Receives a line for the user about each brick with too few prompts or templates.
     """
     by_template = held_out(samples, samples.by_template, make)
     at_random = held_out(samples, samples.at_random, make)
     confusion = confusion_of(samples, at_random.scores)
     ties = tied(samples.bricks, confusion)
-    threshold = None if abstain is None else threshold_of(samples, by_template.confidence, abstain)
-    choice = Choice(threshold, ties, mix, joined)
+    found = None if step.abstain is None else threshold_of(samples, by_template.confidence, step.abstain)
+    threshold = step.threshold if step.threshold is not None or found is None else found["threshold"]
+    choice = Choice(threshold, ties, step.mix, joined)
     router = make(torch.arange(len(samples.texts)))
+    warnings = samples.warnings()
+    for warning in warnings:
+        notice(warning)
     record = {
         "prompts": {name: int((samples.kind("plain") & (samples.labels == i)).sum()) for i, name in enumerate(samples.bricks)},
         "templates": samples.templates,
         "accuracy": accuracies(samples, choice, at_random, by_template),
         "ties": _described(samples.bricks, confusion, ties),
-        "near_misses": _near_misses(samples, choice, by_template),
-        "abstain": _abstention(samples, abstain, threshold, by_template),
+        "abstain": _abstention(samples, step.abstain, threshold, found, by_template) if found and threshold is not None else None,
+        "curve": curve_of(by_template.confidence[samples.inside], by_template.confidence[samples.labels == OUTSIDE]),
+        "warnings": warnings,
     }
     return replace(router, choice=choice, record=record)
 
@@ -106,7 +128,7 @@ def held_out(samples: Samples, fold_of: Tensor, make: Callable[[Tensor], Fitted]
     """Return the scores of each sample by a router of the other folds. A brick that lies in one fold is never left out whole.
 
     Args:
-        samples: The samples.
+        samples: The samples, of bricks and of others.
         fold_of: [sample], the fold.
         make: Fits a router to some samples.
     """
@@ -168,7 +190,7 @@ def quantile(confidence: Tensor, labels: Tensor, share: float) -> float:
 def right(choice: Choice, bricks: tuple[str, ...], scores: Tensor, labels: Tensor) -> Tensor:
     """Return [sample], true if the highest joined score is that of the sample's brick or of one that it is tied with."""
     joined = choice.join(scores, bricks)
-    own = joined.gather(1, labels[:, None])[:, 0]
+    own = joined.gather(1, labels.clamp(min=0)[:, None])[:, 0]  # samples without a brick are not read
     return own >= joined.amax(1)
 
 
@@ -198,34 +220,19 @@ def _described(bricks: tuple[str, ...], confusion: Tensor, ties: tuple[tuple[str
     return rows
 
 
-def _near_misses(samples: Samples, choice: Choice, result: HeldOut, most: int = 8) -> list[dict[str, Any]]:
-    """Return prompts on held-out templates that went to a wrong brick, the most confident ones first."""
-    hits = right(choice, samples.bricks, result.scores, samples.labels)
-    wrong = (~hits & samples.kind("plain")).nonzero()[:, 0]
-    joined = choice.join(result.scores, samples.bricks)
-    wrong = wrong[result.confidence[wrong].argsort(descending=True)][:most]
-    return [
-        {
-            "prompt": samples.texts[i],
-            "brick": samples.bricks[int(samples.labels[i])],
-            "chosen": samples.bricks[int(joined[i].argmax())],
-            "confidence": round(float(result.confidence[i]), 4),
-        }
-        for i in wrong.tolist()
-    ]
-
-
-def _abstention(samples: Samples, share: float | None, threshold: float | None, result: HeldOut) -> dict[str, Any] | None:
-    """Return the threshold, the sample that has it, and the share of held-out samples below it by kind of copy."""
-    if threshold is None:
-        return None
+def _abstention(
+    samples: Samples, share: float | None, threshold: float, found: dict[str, float], result: HeldOut
+) -> dict[str, Any]:
+    """Return the threshold beside the one that the rule finds, and what it costs on held-out samples."""
     below = result.confidence < threshold
-    decisive = int((result.confidence - threshold).abs().argmin())
+    own = ~below[samples.labels == OWN]
     return {
         "share": share,
         "threshold": threshold,
-        "set_by": {"prompt": samples.texts[decisive], "brick": samples.bricks[int(samples.labels[decisive])]},
+        "rule": found,
         "to_base": {kind: _mean(below[samples.kind(kind)]) for kind in COPIES},
+        "routed": _mean(~below[samples.labels == OUTSIDE]),
+        **({"routed_negatives": _mean(own)} if len(own) else {}),
     }
 
 

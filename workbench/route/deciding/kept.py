@@ -1,18 +1,14 @@
 """Pooled states of a brick's prompts, kept beside its card, so that routers are fitted without running the base again.
 
-The states of all prompts and of their copies are the root of their Gram: count, sum, Gram and mean follow from them, and folds that
-hold prompts out can be made. The prompts themselves are not in the file, only digests of them.
+All statistics follow from the states, also of folds that hold prompts out. The prompts themselves are not in the file, only digests of
+them.
 
-states       [prompt or copy, hidden size], float32
+states       [prompt or copy, window, hidden size], float32; see `windows`
 digests      [prompt or copy, 16], uint8: digest of each text
-count        [1], int64, and total [hidden size], float64: count and sum of the states
-centroid     [hidden size], float64: mean of the states
-ngrams       [bytes], uint8, and frequency [n-gram], int64: character n-grams of the prompts, and how many prompts have each
 """
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,8 +20,6 @@ from workbench.files import bytes_digest
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
 from workbench.route.features.hidden import POOLING, pooled, token_rows
-from workbench.route.features.statistics import Statistics
-from workbench.route.features.tfidf import ngrams
 from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
@@ -35,7 +29,7 @@ if TYPE_CHECKING:
 
 FILE = "routing.safetensors"
 """Name of the file beside a card."""
-_SHAPES = {"states": 2, "digests": 2, "count": 1, "total": 1, "centroid": 1, "ngrams": 1, "frequency": 1}
+_SHAPES = {"states": 3, "digests": 2}
 
 
 @dataclass(frozen=True)
@@ -43,12 +37,11 @@ class KeptStates:
     """Pooled states of a brick's prompts and their copies.
 
     Attributes:
-        states: [text, hidden size], float32.
+        states: [text, window, hidden size], float32.
         digests: Digest of each text, in the same order.
         layer: Number of decoder blocks whose output was pooled.
         window: Number of last tokens that were pooled.
         pooling: Version of the pooling.
-        frequency: Character n-gram -> number of prompts that have it.
     """
 
     states: Tensor
@@ -56,16 +49,10 @@ class KeptStates:
     layer: int
     window: int
     pooling: int
-    frequency: dict[str, int]
 
     @cached_property
     def _rows(self) -> dict[str, int]:
         return {digest: row for row, digest in enumerate(self.digests)}
-
-    @property
-    def statistics(self) -> Statistics:
-        """Count, sum and Gram of the states."""
-        return Statistics.of(self.states)
 
     def differs(self, layer: int, window: int) -> str | None:
         """Return how the states differ from those that a router needs; None if they fit."""
@@ -78,21 +65,15 @@ class KeptStates:
         return None
 
     def of(self, texts: Sequence[str]) -> Tensor | None:
-        """Return the states [text, hidden size] of some texts; None if one of them is missing."""
+        """Return the states [text, window, hidden size] of some texts; None if one of them is missing."""
         rows = [self._rows.get(text_digest(text)) for text in texts]
         return None if None in rows else self.states[torch.tensor(rows, dtype=torch.long)]
 
     def save(self, path: Path) -> dict[str, Tensor]:
         """Write the file, and return its tensors."""
-        statistics = self.statistics
         tensors = {
             "states": self.states.contiguous(),
             "digests": torch.tensor([list(bytes.fromhex(digest)) for digest in self.digests], dtype=torch.uint8),
-            "count": torch.tensor([statistics.count], dtype=torch.int64),
-            "total": statistics.total,
-            "centroid": statistics.mean,
-            "ngrams": torch.frombuffer(bytearray("\n".join(self.frequency).encode()), dtype=torch.uint8).clone(),
-            "frequency": torch.tensor(list(self.frequency.values()), dtype=torch.int64),
         }
         save_tensors(tensors, path)
         return tensors
@@ -115,8 +96,7 @@ def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: in
     """
     texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
     states = pooled(model, token_rows(tokenizer, texts), layer, window)
-    frequency = Counter(gram for prompt in prompts for gram in sorted(set(ngrams(prompt))))
-    return KeptStates(states, tuple(map(text_digest, texts)), layer, window, POOLING, dict(sorted(frequency.items())))
+    return KeptStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
 
 
 def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[KeptStates, dict[str, Tensor]]:
@@ -137,10 +117,11 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Kept
         raise WorkbenchError(f"{path} is missing") from None
     except SafetensorError as error:
         raise WorkbenchError(f"{path} is not a safetensors file: {str(error)[:100]}") from None
-    wrong = [name for name, dimensions in _SHAPES.items() if name not in tensors or tensors[name].ndim != dimensions]
+    older = 2 if pooling != POOLING else 3  # one window a text: such states are measured again, with a line that says so
+    wrong = [
+        n for n, dimensions in _SHAPES.items() if n not in tensors or tensors[n].ndim not in (dimensions, min(dimensions, older))
+    ]
     if wrong or len(tensors["states"]) != len(tensors["digests"]):
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
-    grams = bytes(tensors["ngrams"].tolist()).decode("utf-8", "replace").split("\n")
-    frequency = dict(zip(grams, tensors["frequency"].tolist(), strict=False))
-    return KeptStates(tensors["states"], digests, layer, window, pooling, frequency), tensors
+    return KeptStates(tensors["states"], digests, layer, window, pooling), tensors

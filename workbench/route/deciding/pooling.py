@@ -12,22 +12,28 @@ from pydantic import Field
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
-from workbench.route.deciding.fitting import fitted, template_threshold
-from workbench.route.deciding.router import Fitted, Joined, restored, state
-from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.fitting import fitted
+from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
+from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
 from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, shrunk
+from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, shrunk, solve
 from workbench.steps import CalibratedRoute, RouteContext
 from workbench.steps.fields import Whole
-from workbench.steps.route import Router
+from workbench.steps.route import Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-SHRINKAGE = 0.5
+SHRINKAGE = 0.3
 """Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
-_STATISTICS = "statistics."
+STRENGTH = 0.1
+"""Penalty of a ridge regression, relative to the mean variance of the states."""
+_UNREAD = (
+    "the base tells the built-in requests that no brick is for apart less than the prompts of one brick, as if it could not read them, so "
+    "the threshold may be too low: set `threshold:` by `workbench route check` on requests of your own"
+)
+_STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 
 
 class PooledRoute(CalibratedRoute):
@@ -36,7 +42,7 @@ class PooledRoute(CalibratedRoute):
     layer: Whole | None = Field(None, ge=1)
     """Number of decoder blocks that run for the choice; their output is pooled. Default: half of the depth."""
     window: Whole = Field(WINDOW, ge=1)
-    """Number of last tokens that are pooled. The first token of a text does not count."""
+    """Number of tokens that are pooled, up to the last one or up to one 4, 8 or 12 before it. The first token of a text does not count."""
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
@@ -44,12 +50,15 @@ class PooledRoute(CalibratedRoute):
         Bricks are measured one by one, as `brick train` and `route measure` do, so that states from a card have the same bits.
         """
         layer = depth_of(context.model, self.layer)
-        samples = Samples.of(context.calibration)
+        samples = Samples.of(context.calibration, context.negatives)
         parts = []
         for number, brick in enumerate(context.bricks):
             texts = [samples.texts[i] for i in (samples.labels == number).nonzero()[:, 0].tolist()]
             context.progress(number, len(context.bricks), f"{brick}: {len(texts)} prompts through {layer} blocks")
             parts.append(self._states(context, brick, texts, layer))
+        others = [text for text, inside in zip(samples.texts, samples.inside.tolist(), strict=True) if not inside]
+        context.progress(len(context.bricks), len(context.bricks), f"{len(others)} other requests through {layer} blocks")
+        parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, self.window))
         context.progress(len(context.bricks), len(context.bricks), f"{len(samples.texts)} prompts through {layer} blocks")
         return samples.with_features(torch.cat(parts)), layer
 
@@ -67,16 +76,21 @@ class PooledRoute(CalibratedRoute):
         places = {text: row for row, text in enumerate(different)}
         return states[torch.tensor([places[text] for text in texts])]
 
-    def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined) -> Router:
+    def finished(self, samples: Samples, make: Callable[[Tensor], PooledRouter], joined: Joined, context: RouteContext) -> Router:
         """Return the router of all samples, with ties, threshold and record.
 
         Args:
             samples: What `measured` returns.
             make: Fits a router to some samples.
             joined: How scores of tied bricks become one.
+            context: What the step is fitted with.
         """
-        router = fitted(samples, make, self.abstain, self.mix, joined, template_threshold)
-        return replace(router, record={**router.record, "beside_text": beside(samples)})
+        router = fitted(samples, make, self, joined, context.notice)
+        record = {**router.record, "beside_text": beside(samples)}
+        if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
+            context.notice(_UNREAD)
+            record["warnings"] = [*record["warnings"], _UNREAD]
+        return replace(router, record=record)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,9 +99,13 @@ class PooledRouter(Fitted):
 
     Attributes:
         statistics: The statistics of each brick's prompts, in the order of the bricks.
+        negatives: Those of the built-in requests that no brick is for.
+        refused: Brick -> those of the step's own negatives that are most like the brick's prompts.
     """
 
     statistics: tuple[Statistics, ...] = field(repr=False)
+    negatives: Statistics = field(repr=False)
+    refused: dict[str, Statistics] = field(default_factory=dict, repr=False)
 
     @cached_property
     def scatter(self) -> Scatter:
@@ -96,42 +114,68 @@ class PooledRouter(Fitted):
 
     @cached_property
     def _roots(self) -> tuple[Tensor, Tensor]:
-        """Cholesky factors [d, d] of the covariance within bricks and of the covariance of all prompts, both shrunk."""
-        total = self.scatter.total
-        spread = total.trace() / len(total)
-        if not float(spread) > 0:
+        """Cholesky factors [d, d] of the covariance within bricks and of the covariance of the negatives, both shrunk."""
+        others = self.negatives.covariance
+        spread = float(self.scatter.total.trace()) / len(others)
+        if not spread > 0:
             raise WorkbenchError(
                 "route: all calibration prompts have the same hidden state, so bricks cannot be told apart",
                 "Check that the calibration files hold different prompts.",
             )
-        floor = 1e-6 * spread * torch.eye(len(total), dtype=total.dtype)
-        within, whole = (torch.linalg.cholesky(shrunk(part, SHRINKAGE) + floor) for part in (self.scatter.within, total))
-        return within, whole
+        floor = 1e-6 * spread * torch.eye(len(others), dtype=others.dtype)
+        # To a base that cannot read the negatives they are all alike, and every prompt would be infinitely far from them.
+        parts = (shrunk(self.scatter.within, SHRINKAGE), shrunk(others, SHRINKAGE, spread))
+        within, around = (torch.linalg.cholesky(part + floor) for part in parts)
+        return within, around
 
-    def confidence(self, hidden: Tensor) -> Tensor:
-        """Return how certainly each state belongs to a brick [n]: its direction, and how much nearer it is to a brick than to all.
+    def confidence(self, states: Tensor) -> Tensor:
+        """Return how certainly each state belongs to a brick [n]: its direction, and how much nearer it is to a brick than to negatives.
 
         Under the covariance within bricks, D is the mean distance of the bricks' means from their center. The confidence is the largest
-        cosine with a brick's mean, both relative to the center, plus (to all - to brick) / D: the distance to the center under the
-        covariance of all prompts, minus the smallest distance to a brick's mean under the covariance within bricks. Distances are
-        not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such as
-        short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
+        cosine with a brick's mean, both relative to the center, plus (to negatives - to brick) / D: the distance to the mean of the
+        negatives under their covariance, minus the smallest distance to a brick's mean under the covariance within bricks. Distances
+        are not squared: a difference of squares is the difference times the sum, so that prompts far from all calibration prompts, such
+        as short ones and new wordings, would have a low confidence for their distance alone. The cosine does not depend on distance.
 
         Args:
-            hidden: [n, hidden size].
+            states: [n, hidden size].
 
         Source:
             The second term has the distances of Ren et al. 2021, A simple fix to Mahalanobis distance for improving near-OOD
-            detection, arXiv 2106.09022, which subtracts their squares.
+            detection, arXiv 2106.09022, which subtracts their squares, and takes all prompts in the place of the negatives.
         """
-        within, whole = self._roots
-        states = (hidden.double() - self.scatter.centre).T  # [d, n]
-        to_all = torch.linalg.solve_triangular(whole, states, upper=False).norm(dim=0)
-        near, means = (torch.linalg.solve_triangular(within, part, upper=False).T for part in (states, self.scatter.means.T))
+        within, around = self._roots
+        states = states.double()
+        to_others = torch.linalg.solve_triangular(around, (states - self.negatives.mean).T, upper=False).norm(dim=0)
+        near, means = (
+            torch.linalg.solve_triangular(within, part.T, upper=False).T
+            for part in (states - self.scatter.centre, self.scatter.means)
+        )
         to_brick = torch.stack([(near - mean).norm(dim=1) for mean in means]).amin(0)
         cosine = torch.nn.functional.normalize(near, dim=1) @ torch.nn.functional.normalize(means, dim=1).T
-        nearer: Tensor = (to_all - to_brick) / means.norm(dim=1).mean().clamp(min=1e-12)
+        nearer: Tensor = (to_others - to_brick) / means.norm(dim=1).mean().clamp(min=1e-12)
         return cosine.amax(1) + nearer
+
+    @cached_property
+    def _refusing(self) -> tuple[Tensor, Tensor]:
+        """Center [hidden size] and map [hidden size, bricks + refused] of a ridge regression that has the step's own negatives as classes."""
+        scatter = Scatter.of([*self.statistics, *self.refused.values()])
+        return scatter.centre, solve(scatter, STRENGTH)
+
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return scores [n, bricks] and confidence [n] of the window of each prompt that has the largest confidence."""
+        assert prompts.hidden is not None
+        count, places, size = prompts.hidden.shape
+        confidence, best = self.confidence(prompts.hidden.reshape(-1, size)).reshape(count, places).max(1)
+        states = prompts.hidden[torch.arange(count), best].double()
+        if self.refused:
+            centre, weights = self._refusing
+            confidence[((states - centre) @ weights).argmax(1) >= len(self.bricks)] = REFUSED
+        return self.state_scores(states), confidence
+
+    def state_scores(self, states: Tensor) -> Tensor:
+        """Return scores [n, bricks] of pooled states [n, hidden size], float64."""
+        raise NotImplementedError
 
     def added(self, brick: str, statistics: Statistics) -> Self:
         """Return the router with one more brick, computed from the sums of all bricks as if it had been there from the start.
@@ -156,10 +200,12 @@ class PooledRouter(Fitted):
         return replace(self, bricks=(*self.bricks, brick), statistics=(*self.statistics, statistics), record={})
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return the statistics of all bricks."""
-        found: dict[str, Tensor] = {}
+        """Return the statistics of all bricks and negatives."""
+        found = self.negatives.tensors(_NEGATIVES)
         for name, part in zip(self.bricks, self.statistics, strict=True):
             found |= part.tensors(f"{_STATISTICS}{name}.")
+        for name, part in self.refused.items():
+            found |= part.tensors(f"{_REFUSED}{name}.")
         return found
 
 
@@ -170,15 +216,20 @@ def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
         WorkbenchError: If settings and tensors do not belong together.
     """
     fields = restored(settings, method)
-    size: int | None = None
-    parts = []
-    for name in fields["bricks"]:
-        prefix = f"{_STATISTICS}{name}."
-        size = len(state(tensors, f"{prefix}total", [size]))
+    size = len(state(tensors, f"{_NEGATIVES}total", [None]))
+
+    def part(prefix: str) -> Statistics:
+        state(tensors, f"{prefix}total", [size])
         state(tensors, f"{prefix}root", [None, size])
         state(tensors, f"{prefix}count", [1])
-        parts.append(read(tensors, prefix))
-    return {**fields, "statistics": tuple(parts)}
+        return read(tensors, prefix)
+
+    return {
+        **fields,
+        "statistics": tuple(part(f"{_STATISTICS}{name}.") for name in fields["bricks"]),
+        "negatives": part(_NEGATIVES),
+        "refused": {name: part(f"{_REFUSED}{name}.") for name in fields["bricks"] if f"{_REFUSED}{name}.total" in tensors},
+    }
 
 
 def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Router) -> Statistics:
@@ -192,13 +243,21 @@ def measure_brick(model: Any, tokenizer: Any, prompts: Sequence[str], router: Ro
     """
     assert router.layer is not None
     texts = [text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()]
-    return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window))
+    return Statistics.of(pooled(model, token_rows(tokenizer, texts), router.layer, router.window)[:, 0])
 
 
-def statistics_of(samples: Samples, rows: Tensor) -> tuple[Statistics, ...]:
-    """Return the statistics of each brick over some samples. Copies count too: they make the router steady against them."""
+def statistics_of(samples: Samples, rows: Tensor) -> dict[str, Any]:
+    """Return the fields of a `PooledRouter` that are measured on some samples, each in the window that ends with it.
+
+    Copies count too: they make the router steady against them.
+    """
     assert samples.hidden is not None
-    return tuple(by_brick(samples.hidden[rows], samples.labels[rows], len(samples.bricks)))
+    states, labels = samples.hidden[rows, 0], samples.labels[rows]
+    found = tuple(by_brick(states, labels, len(samples.bricks)))
+    own = states[labels == OWN]
+    nearest = cosines(Scatter.of(found), own).argmax(1)
+    refused = {name: Statistics.of(own[nearest == i]) for i, name in enumerate(samples.bricks) if bool((nearest == i).any())}
+    return {"statistics": found, "negatives": Statistics.of(states[labels == OUTSIDE]), "refused": refused}
 
 
 def cosines(scatter: Scatter, hidden: Tensor) -> Tensor:

@@ -77,7 +77,7 @@ def beside(samples: Samples) -> dict[str, Any]:
     """Return the accuracy that a text router reaches on the same folds, with ties of its own."""
 
     def make(rows: Tensor) -> TextRouter:
-        rows = rows[samples.kinds[rows] == 0]
+        rows = rows[samples.kind("plain")[rows]]
         return fit_texts(samples.bricks, [samples.texts[i] for i in rows.tolist()], samples.labels[rows])
 
     at_random = held_out(samples, samples.at_random, make)

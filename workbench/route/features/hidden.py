@@ -26,7 +26,9 @@ if TYPE_CHECKING:
 
 WINDOW = 16
 """Default number of last tokens that are pooled."""
-POOLING = 1
+SHIFTS = (0, 4, 8, 12)
+"""Tokens after each of the windows of a prompt. The request may stand before thanks or a signature."""
+POOLING = 2
 """Version of the pooling. Raise it when `pooled` gives other numbers: states that were kept before are then measured again."""
 SINK = 4.0
 """A state whose norm is larger than this multiple of the row's median norm is left out. Other states lie below twice the median."""
@@ -61,30 +63,35 @@ def pooled(model: PreTrainedModel, rows: Sequence[Sequence[int]], layer: int, wi
         model: A live decoder-only model.
         rows: The prompts' tokens, without padding.
         layer: Number of decoder blocks whose output is pooled, from 1.
-        window: Number of last tokens that are pooled; see `tail_mean`.
+        window: Number of tokens that are pooled; see `windows`.
 
     Returns:
-        [row, hidden size], float32, on the CPU.
+        [row, one of `SHIFTS`, hidden size], float32, on the CPU.
     """
-    return torch.stack([tail_mean(states, window) for states in hidden_states(model, rows, layer)])
+    return torch.stack([windows(states, window) for states in hidden_states(model, rows, layer)])
 
 
-def tail_mean(states: Tensor, window: int) -> Tensor:
-    """Return the mean [width] of the last states of a row [token, width], without the first one and without attention sinks.
+def windows(states: Tensor, window: int) -> Tensor:
+    """Return means of a row [token, width] over windows that end some tokens before its end: [one of `SHIFTS`, width].
 
-    If there is only one state, it is returned.
+    The first token and attention sinks do not count; if there is only one state, it is returned. A window that the
+    start of the row leaves with less than half of its tokens repeats the one before it.
     """
-    if len(states) == 1:
-        return states[0]
-    states = states[1:]
-    norms = states.norm(dim=1)
-    # The lower median is an existing norm, so at least one state is kept.
-    return states[norms <= SINK * norms.median()][-window:].mean(0)
+    if len(states) > 1:
+        states = states[1:]
+        norms = states.norm(dim=1)
+        # The lower median is an existing norm, so at least one state is kept.
+        states = states[norms <= SINK * norms.median()]
+    means: list[Tensor] = []
+    for shift in SHIFTS:
+        end = len(states) - shift
+        means.append(states[max(0, end - window) : end].mean(0) if shift == 0 or end >= max(1, window // 2) else means[-1])
+    return torch.stack(means)
 
 
 def moving(states: Tensor, window: int) -> Tensor:
-    """Return `tail_mean` of a row after each of its tokens: [token, width] -> [token, width]."""
-    return torch.stack([tail_mean(states[: i + 1], window) for i in range(len(states))])
+    """Return `windows` of a row after each of its tokens: [token, width] -> [token, one of `SHIFTS`, width]."""
+    return torch.stack([windows(states[: i + 1], window) for i in range(len(states))])
 
 
 @no_grad

@@ -45,6 +45,11 @@ class Statistics:
         """The sum of the vectors' outer products, [d, d]."""
         return self.root.T @ self.root
 
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance [d, d]."""
+        return self.gram / self.count - torch.outer(self.mean, self.mean)
+
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(self.count + other.count, self.total + other.total, _reduced(torch.cat([self.root, other.root])))
 
@@ -84,12 +89,28 @@ class Scatter:
         return self.total - self.means.T @ self.means / len(self.means)
 
 
-def shrunk(covariance: Tensor, share: float) -> Tensor:
-    """Return (1 − share)·covariance + share·(mean variance)·I, which can be inverted."""
-    size = len(covariance)
+def shrunk(covariance: Tensor, share: float, least: float = 0.0) -> Tensor:
+    """Return (1 − share)·covariance + share·v·I, which can be inverted; v is the mean variance, or `least` if that is larger."""
     scaled: Tensor = (1 - share) * covariance
-    scaled.diagonal().add_(share * covariance.trace() / size)
+    scaled.diagonal().add_(share * max(float(covariance.trace()) / len(covariance), least))
     return scaled
+
+
+def solve(scatter: Scatter, strength: float) -> Tensor:
+    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
+
+    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
+    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
+
+    Args:
+        scatter: Centers and scatter of the bricks.
+        strength: λ.
+    """
+    matrix = scatter.total.clone()
+    size = len(matrix)
+    matrix.diagonal().add_(strength * scatter.total.trace() / size)
+    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
+    return solution
 
 
 def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:

@@ -18,7 +18,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
 from workbench.models.attention import CACHES
 from workbench.models.prompts import encode_text
-from workbench.route.deciding.copies import chat_frame, without_template
+from workbench.route.deciding.chat import ChatFrame
 from workbench.route.features.hidden import pooled
 from workbench.route.mixing.kernel import Mix, Pair
 from workbench.route.mixing.modules import Mixer
@@ -83,8 +83,8 @@ class Routing:
         router: The router.
         mixer: The bricks on the model's modules.
         last: The newest decisions, for those who want to show them; None before the first one.
+        frame: What the chat template puts around a user's text.
         calibration: Digest of each calibration prompt -> its file, so that no such prompt is scored.
-        sources: For each brick, `name`, `file` and the digests of its calibration `prompts`.
     """
 
     def __init__(
@@ -103,9 +103,8 @@ class Routing:
         self.mixer = Mixer(model, {name: factors[name] for name in router.bricks})
         self.last: Decisions | None = None
         self.calibration: Mapping[str, str] = {}
-        self.sources: Sequence[Mapping[str, Any]] = ()
         self._model, self._tokenizer = model, tokenizer
-        self._frame = chat_frame(tokenizer)
+        self.frame = ChatFrame.of(tokenizer)
         self._fixed: Choice | None = None
         self._call = threading.local()
 
@@ -126,7 +125,7 @@ class Routing:
 
     @no_grad
     def decide(self, rows: Sequence[Sequence[int]]) -> Decisions:
-        """Choose bricks for prompts. Of a conversation under the chat template, the last message counts.
+        """Choose bricks for prompts. Of a conversation under a chat template, the last message counts.
 
         A prompt without text goes to the base, with confidence 0.
 
@@ -182,12 +181,11 @@ class Routing:
 
     def _message(self, row: Sequence[int]) -> tuple[str, Sequence[int]]:
         """Return the text that is routed and its tokens: the prompt, or the last message of a conversation."""
-        text = str(self._tokenizer.decode(list(row), skip_special_tokens=True))
-        if self._frame is None:
-            return text, row
         whole = str(self._tokenizer.decode(list(row), skip_special_tokens=False))
-        message = without_template(whole, self._frame)
-        return (text, row) if message == whole else (message, encode_text(self._tokenizer, message))
+        message = self.frame.message(whole)
+        if message == whole:
+            return str(self._tokenizer.decode(list(row), skip_special_tokens=True)), row
+        return message, encode_text(self._tokenizer, message)
 
     @contextmanager
     def _choosing(self, choice: Choice) -> Iterator[None]:

@@ -22,6 +22,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
+from workbench.route.deciding.samples import NEGATIVES
 from workbench.route.mixing.modules import check_places
 from workbench.run.brick_statistics import known_statistics
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
@@ -39,8 +40,8 @@ if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
     from workbench.route.deciding.kept import KeptStates
 
-# Tokens of a prompt, for the estimate of `plan`: calibration prompts are short, and each is read plain and in a few copies.
-_TOKENS = 4 * 64
+# Copies of a prompt and tokens of each, for the estimate of `plan`: calibration prompts are short, apart from paragraphs before some.
+_COPIES, _TOKENS = 5, 64
 
 
 class RouteKind(Kind[RouteMethod]):
@@ -70,7 +71,9 @@ class RouteKind(Kind[RouteMethod]):
         if step.reads_texts:
             prompts = sum(map(len, step.prompts(resolved.recipe.project).values()))
             row["cost"] = {"prompts": prompts}
-            row["seconds"] = round(numel(model) * prompts * _TOKENS / FLOPS_PER_SECOND, 1)  # half of the blocks run
+            row["seconds"] = round(
+                numel(model) * (prompts * _COPIES + NEGATIVES) * _TOKENS / FLOPS_PER_SECOND, 1
+            )  # half of the blocks run
             needs.seconds += row["seconds"]
         return row, model
 
@@ -140,6 +143,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
             context.progress("route"),
             known,
             told,
+            step.own_negatives(resolved.recipe.project),
         )
     )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(router.tensors().items())}

@@ -1,0 +1,137 @@
+"""False abstention and false routing on prompts that chose nothing: 24 new templates a skill, as users vary them.
+
+Routers of six and of eight bricks are fitted as their recipes fit them. The live model, which asks them as `generate` does, gets every
+prompt of evals/routing/fresh.jsonl, each also under a chat template, and requests that no brick is for. A second router of each set is
+fitted with near misses of other kinds as `negatives`, two of each.
+
+python benchmarks/route_abstain.py
+python benchmarks/route_abstain.py --only text    # measures one router again, and keeps the others of the results file
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from record import keep_head, parser_of, write_results
+
+from workbench.adapters.linear import linear_factors
+from workbench.adapters.read import Adapter
+from workbench.library.route import Asked, check
+from workbench.models.tokenizer import load_tokenizer
+from workbench.recipe.recipe import load_recipe
+from workbench.route.deciding.kept import KeptStates, measure_states
+from workbench.route.features.hidden import WINDOW, depth_of
+from workbench.route.mixing.live import Routing
+from workbench.steps import RouteContext
+
+PROJECT = Path(__file__).resolve().parents[1]
+BASE = PROJECT / "bricks" / "starter" / "base"
+RECIPES = {"six": "recipes/route-six.yaml", "eight": "recipes/route-eight.yaml"}
+# Router -> its method, and whether it has near misses as `negatives`.
+ROUTERS = {"ridge": ("ridge", False), "ridge, near misses": ("ridge", True), "text": ("text", False)}
+SYSTEM = (
+    None,
+    "You are a helpful assistant.",
+    "Answer briefly and do not invent anything.",
+    "You work for a small company. Be friendly.",
+)
+BEFORE = ("Hi!", "Hello! How can I help you?")
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (PROJECT / name).read_text("utf-8").splitlines()]
+
+
+def in_chat(prompt: str, number: int) -> str:
+    """Return a prompt as a message under ChatML: with a system message or without, as the first or as a later message."""
+    system = SYSTEM[number % len(SYSTEM)]
+    turns = [("system", system)] * (system is not None) + [("user", BEFORE[0]), ("assistant", BEFORE[1])] * (number % 3 == 0)
+    return (
+        "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in [*turns, ("user", prompt)])
+        + "<|im_start|>assistant\n"
+    )
+
+
+def sets(bricks: Sequence[str]) -> dict[str, list[Asked]]:
+    """Return name of a set -> prompts with their bricks among these; prompts of other skills are requests that no brick is for."""
+    found: dict[str, list[Asked]] = {}
+    for row in rows_of("evals/routing/fresh.jsonl"):
+        missing = row["brick"] is not None and row["brick"] not in bricks
+        near = row["variant"].startswith("near ")
+        if near and row["variant"].removeprefix("near ") not in bricks:
+            continue
+        name = "near misses" if near else "absent skills" if missing else row["variant"]
+        if not (missing and row["variant"] != "plain"):
+            found.setdefault(name, []).append(Asked(row["prompt"], None if missing else row["brick"]))
+    found["chat"] = [Asked(in_chat(one.prompt, i), one.brick) for i, one in enumerate(found["plain"])]
+    found["retention"] = [Asked(row["prompt"], None) for row in rows_of("evals/tasks/data/retention.jsonl")[::4]]
+    return found
+
+
+def near_negatives(bricks: Sequence[str]) -> list[str]:
+    """Return two near misses of each kind that development knows; the fresh ones are of other kinds."""
+    rows = [
+        row for row in rows_of("evals/routing/near-misses.jsonl") if row["id"].rsplit("-", 2)[0].removeprefix("near-") in bricks
+    ]
+    return [row["prompt"] for row in rows if row["id"].endswith(("-0", "-1"))]
+
+
+def load() -> tuple[Any, Any]:
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), load_tokenizer(BASE)
+
+
+def measured(label: str, method: str, known: dict[str, KeptStates], negatives: bool) -> dict[str, Any]:
+    """Return what a router of a recipe decides, with its record."""
+    model, tokenizer = load()
+    recipe = load_recipe(PROJECT / RECIPES[label], [f"0.route={method}"])
+    step: Any = recipe.router
+    prompts = step.prompts(PROJECT)
+    for name in prompts if method == "ridge" else ():
+        if name not in known:
+            known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model, None), WINDOW)
+    start = time.process_time()
+    own = near_negatives(list(prompts)) if negatives else []
+    router = step.fit(RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own))
+    factors = {name: linear_factors(Adapter(PROJECT / "bricks" / name, name)) for name in prompts}
+    routing = Routing(model, tokenizer, router, factors)
+    asked = sets(list(prompts))
+    chosen = ("plain", "near misses", "outside") if negatives else tuple(asked)
+    rows = []
+    for name in chosen:
+        rows.append(check(routing, tokenizer, name, asked[name]).summary())
+        print(label, method, negatives, json.dumps(rows[-1]), flush=True)
+    record = {key: router.record[key] for key in ("templates", "abstain", "curve", "warnings")}
+    fitting = {"negatives": len(own), "cpu_seconds": round(time.process_time() - start, 1)}
+    return {"bricks": list(prompts), "router": method, **fitting, "threshold": router.threshold, "sets": rows, "record": record}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure, and write the results file."""
+    parser = parser_of(__doc__, "route-abstain")
+    parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again, for both sets of bricks")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    known: dict[str, KeptStates] = {}
+    before = json.loads(options.out.read_text("utf-8")) if options.only else {}
+    kept = {(row["set"], row["router"], row["negatives"] > 0): row for row in before.get("routers", [])}
+    document: dict[str, Any] = {"routers": []}
+    for label in RECIPES:
+        for name, (method, negatives) in ROUTERS.items():
+            row = kept.get((label, method, negatives))
+            if row is None or name in (options.only or ROUTERS):
+                row = {"set": label, **measured(label, method, known, negatives)}
+            document["routers"].append(row)
+    write_results(options.out, document)
+    if options.only:
+        keep_head(options.out, before, options.only)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""The user's text within a chat: templates are understood by rendering them, and well-known ones without a template."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import product
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from jinja2 import Environment
+
+from workbench.route.deciding.chat import ChatFrame
+
+FAMILIES = {
+    "chatml": (
+        "{% for m in messages %}{% if loop.first and m['role'] != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
+        "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    ),
+    "llama 3": (
+        "<|begin_of_text|>{% for m in messages %}<|start_header_id|>{{ m['role'] }}<|end_header_id|>\n\n{{ m['content'] | trim }}<|eot_id|>"
+        "{% endfor %}{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+    ),
+    "llama 2": (
+        "{% set ns = namespace(system='') %}{% for m in messages %}{% if m['role'] == 'system' %}{% set ns.system = m['content'] %}"
+        "{% elif m['role'] == 'user' %}<s>[INST] {% if ns.system %}<<SYS>>\n{{ ns.system }}\n<</SYS>>\n\n{% set ns.system = '' %}{% endif %}"
+        "{{ m['content'] }} [/INST]{% else %} {{ m['content'] }} </s>{% endif %}{% endfor %}"
+    ),
+    "zephyr": (
+        "{% for m in messages %}<|{{ m['role'] }}|>\n{{ m['content'] }}</s>\n{% endfor %}{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+    ),
+    "own marks": (
+        "{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+        "@@{{ m['role'] }}: {{ m['content'] }}@end\n{% endfor %}{% if add_generation_prompt %}@@assistant: {% endif %}"
+    ),
+    "gemma": (
+        "<bos>{% for m in messages %}{% if m['role'] == 'system' %}{{ raise_exception('no system') }}{% endif %}<start_of_turn>"
+        "{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+    ),
+}
+PLAIN = ("Add 2 and 3.", "please add 2 and 3 ", "user: what is <b>1</b>?\nassistant:", "A [list] of [INST]ructions", "\n")
+
+
+def tokenizer(template: str | None) -> Any:
+    """An object with a chat template, which is rendered as transformers does it."""
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    def apply(messages: list[dict[str, str]], tokenize: bool, add_generation_prompt: bool) -> str:
+        assert not tokenize
+        made = Environment().from_string(template or "")
+        return made.render(messages=messages, add_generation_prompt=add_generation_prompt, raise_exception=refuse)
+
+    return SimpleNamespace(chat_template=template, apply_chat_template=apply)
+
+
+def chat(template: str, contents: Sequence[str], system: str | None = None, answer: bool = True) -> str:
+    messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(contents)]
+    messages = [{"role": "system", "content": system}, *messages] if system else messages
+    return str(tokenizer(template).apply_chat_template(messages, tokenize=False, add_generation_prompt=answer))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("own", [True, False], ids=["its template", "no template"])
+def test_the_last_message_is_what_is_routed(family: str, own: bool) -> None:
+    if family == "own marks" and not own:
+        pytest.skip("marks that nobody knows")
+    frame = ChatFrame.of(tokenizer(FAMILIES[family] if own else None))
+    systems = [None, "Answer in verse."] if "raise" not in FAMILIES[family] else [None]
+    for system, before, answer, text in product(
+        systems, ([], ["Hi", "Hello!"]), (True, False), ("Add 2\nand 3.", "Add 2 and 3.")
+    ):
+        rendered = chat(FAMILIES[family], [*before, text], system, answer)
+        if family == "llama 2" and not own and system:
+            continue  # the well-known marks do not know where a system message ends
+        assert frame.message(rendered) == text, (rendered, frame.marks)
+
+
+@pytest.mark.parametrize("template", [None, "{{ raise_exception('no') }}", "always the same", *FAMILIES.values()])
+def test_plain_texts_stay(template: str | None) -> None:
+    frame = ChatFrame.of(tokenizer(template))
+    assert [frame.message(text) for text in PLAIN] == list(PLAIN)
+
+
+def test_a_template_of_white_space_has_no_marks_of_its_own() -> None:
+    frame = ChatFrame.of(tokenizer("{% for m in messages %}{{ m['content'] }} {% endfor %}"))
+    assert frame == ChatFrame()
+    assert frame.message("please add 2 and 3 ") == "please add 2 and 3 "
+
+
+def test_an_answer_that_has_begun_is_no_part_of_the_message() -> None:
+    frame = ChatFrame.of(tokenizer(FAMILIES["chatml"]))
+    assert frame.message(chat(FAMILIES["chatml"], ["Add 2 and 3."]) + "The sum is") == "Add 2 and 3."
