@@ -246,7 +246,10 @@ def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
     terminal, end = os.openpty()
     with run.lock():
         command = [sys.executable, "-m", "workbench", "run", "recipes/test.yaml", "--wait"]
+        # What runs in a shell's background ignores Ctrl-C, and so do the processes that it starts: this one would wait forever.
+        before = signal.signal(signal.SIGINT, signal.default_int_handler)
         process = subprocess.Popen(command, cwd=project.path, stdin=end, stdout=end, stderr=end)
+        signal.signal(signal.SIGINT, before)
         try:
             os.close(end)
             said = b""
