@@ -53,7 +53,7 @@ def test_a_model_beside_a_recipe_is_compared_with_it_or_with_the_base(world: Pro
     assert found["baseline"] == "mean"
     assert {r["configuration"] for r in found["rows"]} == {"Tuned-A"}
     assert found["recommendation"]["baseline"] == "base"
-    assert {c["configuration"] for c in found["recommendation"]["candidates"]} == {"mean", "Tuned-A"}
+    assert {c["configuration"] for c in found["recommendation"]["candidates"]} == {"mean", "Tuned-A", "one", "two"}
     turned = json.loads(call("compare", "models/Tuned-A", "mean", "--json", code=(0, 3)).stdout)
     assert turned["baseline"] == "Tuned-A"
     assert [r["diff"] for r in turned["rows"]] == [-r["diff"] for r in found["rows"]]

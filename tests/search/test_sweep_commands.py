@@ -39,7 +39,7 @@ def test_a_sweep_from_its_scores_to_its_page(world: Project) -> None:
 
     compared = json.loads(run("compare", "mine", "--limit", "8", "--json", code=(0, 3)).stdout)
     assert swept(compared) == NAMES
-    assert compared["recommendation"]["family"]["members"] == 5
+    assert compared["recommendation"]["family"]["members"] == 7  # the base, two bricks and four points
     shown = run("compare", "mine", "--limit", "8", code=(0, 3)).stdout
     assert "sweep mine: mean over skills" in shown
     assert "sweep mine: retention: say" in shown
