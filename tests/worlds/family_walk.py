@@ -284,9 +284,8 @@ def route(family: Family) -> str:
     for brick in DOMAIN:
         prompts = [_ids(text) for text in _prompts(brick, 12)]
         decided = routed.routing.decide([row[0].tolist() for row in prompts])
-        right += [routed.routing.label(weights) for weights in decided.weights].count(
-            brick
-        )  # says little where weights are random
+        named = [routed.routing.label(weights) for weights in decided.weights]
+        right += named.count(brick)  # says little where weights are random
         row, weight = prompts[0], decoder.get_submodule(module).weight
         plain, kept = _logits(decoder, row), weight.detach().clone()
         with torch.no_grad():
