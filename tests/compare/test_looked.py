@@ -1,4 +1,4 @@
-"""What was scored before on the same items counts in a comparison that does not name it."""
+"""A comparison counts what was scored before on the same items, also if it does not name it."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ def scored(data: Labelled, settings: Settings, exact: bool = True, seed: int = 0
 
 
 def test_a_neuron_of_a_function_is_found_and_one_of_a_wording_is_not() -> None:
-    """With histograms too, whose bins do not hold the means over tasks."""
+    """Run with histograms too, whose bins do not hold the means over tasks."""
     for exact in (True, False):
         result = scored(labelled(), Settings(), exact)
         assert result.splits["train"].ap[0][0, FUNCTION_NEURON] == pytest.approx(1, abs=0.01)

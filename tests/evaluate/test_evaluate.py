@@ -71,8 +71,16 @@ def test_a_system_instruction_and_settings_of_generation_are_lm_evals(
 
     lm = HFLM(pretrained=str(tmp_path / "model"), device="cpu", dtype="float32", batch_size=4, logits_cache=False)
     expected = lm_eval.simple_evaluate(
-        lm, tasks=["copy", "pick"], task_manager=TaskManager(include_path=str(tasks_dir), include_defaults=False), bootstrap_iters=0, log_samples=True,
-        system_instruction=said, gen_kwargs=settings, apply_chat_template=chat, fewshot_as_multiturn=chat)  # fmt: skip
+        lm,
+        tasks=["copy", "pick"],
+        task_manager=TaskManager(include_path=str(tasks_dir), include_defaults=False),
+        bootstrap_iters=0,
+        log_samples=True,
+        system_instruction=said,
+        gen_kwargs=settings,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,
+    )
     samples = expected["samples"]
     assert [r["response"] for r in rows["copy"]] == [s["resps"][0][0] for s in samples["copy"]]
     for row, sample in zip(rows["pick"], samples["pick"], strict=True):

@@ -1,4 +1,4 @@
-"""What bricks are to each other, which of them a merge leaves out, the weights that make norms equal, and the choice between merges that were run."""
+"""Advice names relations of bricks, what a merge leaves out, weights for equal norms, and the best of the merges that were run."""
 
 from __future__ import annotations
 

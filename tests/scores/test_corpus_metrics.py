@@ -103,9 +103,16 @@ def world(tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> World:
         tokenizer.save_pretrained(place / name)
         tracker = EvaluationTracker(output_path=str(place / "out"))
         results = simple_evaluate(
-            "hf", model_args={"pretrained": str(place / name), "dtype": "float32"}, tasks=list(TASKS), batch_size=4, device="cpu",
-            task_manager=TaskManager(include_path=str(tasks), include_defaults=False), log_samples=True, bootstrap_iters=0,
-            evaluation_tracker=tracker)  # fmt: skip
+            "hf",
+            model_args={"pretrained": str(place / name), "dtype": "float32"},
+            tasks=list(TASKS),
+            batch_size=4,
+            device="cpu",
+            task_manager=TaskManager(include_path=str(tasks), include_defaults=False),
+            log_samples=True,
+            bootstrap_iters=0,
+            evaluation_tracker=tracker,
+        )
         samples = results.pop("samples")
         tracker.save_results_aggregated(results=results, samples=samples)
         for task in results["configs"]:
@@ -176,7 +183,7 @@ def test_a_value_that_differs_from_the_results_file_is_refused(world: World, pro
 
 
 def test_the_smallest_value_alone_is_refused(world: World) -> None:
-    """As where a task's only metric is aggregated by `min`: its mean would be another number."""
+    """A task's only metric may be aggregated by `min`: its mean would be another number."""
     (file,) = (world.out / "a").glob("samples_spell_*.jsonl")
     (results,) = (world.out / "a").glob("results_*.json")
     document = json.loads(results.read_text())

@@ -55,7 +55,7 @@ def fewer_gain(rng: np.random.Generator, k: int, n: int) -> Scores:
 
 
 def zipf_gain(rng: np.random.Generator, k: int, n: int) -> Scores:
-    """As `few_gain`, in clusters of very unequal size: a large one may gain."""
+    """Draw as `few_gain` does, in clusters of very unequal size: a large one may gain."""
     cluster = clusters("zipf", k, n, rng)
     gaining = (rng.random(k) < 0.06)[cluster]
     change = np.where(gaining, rng.uniform(0.3, 0.9, cluster.size), -0.6 * 0.06 / 0.94 * rng.uniform(0, 2, cluster.size))

@@ -88,7 +88,11 @@ def test_without_a_range_clusters_without_a_change_show_nothing() -> None:
     assert not same.excludes(0.5, 1, 0.025)
     assert paired_ratio("weighted_perplexity", values, values, words, worst=0.6).excludes(0.55, 1, 0.025)
     nudged = values + np.random.default_rng(0).normal(size=40) * 0.01
-    assert paired_ratio("weighted_perplexity", values, nudged, words).excludes(0.5, 1, 0.025)
+    near = paired_ratio("weighted_perplexity", values, nudged, words)
+    assert near.excludes(0.5, 1, 0.025)
+    assert near.excludes(0.5, -1, 0.025)
+    assert not near.excludes(1e-4, -1, 0.025)
+    assert near.excludes(1e9, -1, 0.025)  # no perplexity falls below 0
     before = same.diff + np.exp(-values.sum() / words.sum())
     bits = paired_ratio("bits_per_byte", values, values, words, worst=1.0).changes
     perplexity = paired_ratio("weighted_perplexity", values, values, words, worst=1.0).changes

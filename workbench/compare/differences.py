@@ -104,7 +104,7 @@ def differences(
     if hidden:  # nobody names the worst of twenty to make it look worse: what was looked at must not weaken an alarm
         named = [i for i, cell in enumerate(cells) if cell.configuration.digest not in hidden]
         for i, alone in zip(named, rulings([cells[i] for i in named], alpha, correction), strict=True):
-            if (cells[i].pair.diff < 0) != cells[i].table.lower:
+            if cells[i].loses:
                 whole = found[i]
                 found[i] = replace(
                     whole,
@@ -136,7 +136,7 @@ def _difference(cell: TestedCell, ruling: Ruling, start: float, alpha: float) ->
     """Return the row of a configuration and a task with its verdict."""
     task, pair = cell.table, cell.pair
     low, high = pair.interval(0.05)
-    alarm = task.guarded and ruling.p <= alpha and (pair.diff < 0) != task.lower
+    alarm = task.guarded and cell.loses and ruling.p <= alpha
     low_adj, high_adj = pair.within(ruling.critical, alarm or ruling.excludes_zero(alpha))
     gained, lost = (pair.losses, pair.wins) if task.lower else (pair.wins, pair.losses)
     row = Difference(
@@ -206,7 +206,7 @@ def _guarded(row: Difference, cell: TestedCell, ruling: Ruling, alpha: float) ->
     worst = row.high_adj if task.lower else -row.low_adj  # the largest loss in the adjusted interval
     if tolerance is not None and worst < tolerance and cell.drawn.excludes(tolerance, losing, ruling.level(pair)):
         return replace(row, verdict="safe")
-    if ruling.p <= alpha and (pair.diff < 0) != task.lower:
+    if cell.loses and ruling.p <= alpha:
         return replace(row, verdict="worse")
     if tolerance is None:
         return replace(row, verdict="not shown safe", reason="the suite gives no tolerance for this metric")
@@ -225,7 +225,7 @@ def _rare(what: str, cell: TestedCell) -> str:
     if drawn.changes.worst is None:
         return f"{seen}the metric has no range: the suite's `worst` must give the largest {what} of a cluster"
     units = "items" if drawn.clusters > cell.pair.clusters else "clusters"
-    return f"{seen}{drawn.clusters} {units} do not exclude a {what} of few {units}, none of them drawn"
+    return f"{seen}{drawn.clusters} {units} do not exclude a large {what} on a few {units} that were not drawn"
 
 
 def _too_few(pair: Pair) -> dict[str, Any]:

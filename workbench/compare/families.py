@@ -49,9 +49,16 @@ class TestedCell:
         """Name of the family: compared, guarded or controls."""
         return GUARDED if self.table.guarded else CONTROLS if self.control else COMPARED
 
+    @property
+    def loses(self) -> bool:
+        """True if the configuration scores worse than the baseline."""
+        return (self.pair.diff < 0) != self.table.lower
+
     @cached_property
     def drawn(self) -> Pair:
         """The difference over what was drawn: clusters or items."""
+        if not self.table.suite.draws_items(self.table.task):
+            return self.pair
         return self.table.paired(self.base, self.configuration.digest, drawn=True)
 
 

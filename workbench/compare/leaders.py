@@ -145,6 +145,8 @@ class MeanPairs:
         return replace(found, needs=needs if needs is not None and needs > pair.n else None)
 
     def _excluded(self, found: MeanDifference, level: float) -> bool:
+        if not (-self.margin < found.low and found.high < self.margin):
+            return False  # most pairs; what follows reads all items again
         drawn = pair_of(self._skills, self._digests[found.configuration], self._digests[found.against], drawn=True)
         return not self._few and excluded(drawn, (found.low, found.high), self.margin, level)
 

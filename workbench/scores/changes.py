@@ -180,8 +180,8 @@ class Changes:
     def excludes(self, size: float, side: int, level: float, times: float = 1.0) -> bool:
         """Return True if the data exclude a mean change of this size or more, also one that few clusters have and no drawn one shows.
 
-        With a largest change (`worst`) the bound is exact for any number of clusters: k clusters without a change exclude 1 - level^(1/k) of it, about
-        3 / k at 5 %. Without one, skewness is corrected for, and clusters without any change show nothing.
+        With a largest change (`worst`) the bound is exact for any number of clusters: k clusters without a change exclude 1 - level^(1/k) of
+        it, about 3 / k at 5 %. Without one, skewness is corrected for, and clusters without any change show nothing.
 
         Args:
             size: Size of the change, in the units of the sums.
@@ -189,11 +189,11 @@ class Changes:
             level: One-sided level.
             times: Each cluster counts this many times.
         """
+        if size >= (math.inf if self.worst is None else self.worst):
+            return True
         short = size * self.sizes - side * self.sums  # by how much each cluster falls short of the change
         if self.worst is None:
             return bool(self.moved and short.sum() > 0 and skew_p(short, self.sizes, times) / 2 <= level)
-        if size >= self.worst:
-            return True
         largest = (self.worst - size) * float(self.sizes @ self.sizes / self.sizes.sum())
         return unseen_p(short, largest, times) <= level
 

@@ -12,11 +12,9 @@ import math
 from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from workbench.scores.signflips import TINY, Floats
 
-_NONE = 1e-12  # smaller values count as 0
 _STEP, _POINTS = 0.1, 220  # of the quadrature, whose integrand falls at least like e^-u; its error is below 1e-8
 _MOST_TIMES = 1024.0  # beyond this multiple of the data, no number of clusters is named
 
@@ -39,7 +37,7 @@ def unseen_p(sums: Floats, size: float, times: float = 1.0) -> float:
     scale = max(float(np.abs(sums).max()), size)
     values, often = np.unique(sums / scale, return_counts=True)
     values, counts = np.append(values, -size / scale), np.append(often * times, 1.0)
-    kept = np.abs(values) > _NONE
+    kept = np.abs(values) > TINY
     values, counts = values[kept], counts[kept]
     if values.max() <= 0:
         return 1.0
@@ -72,17 +70,17 @@ def skew_p(sums: Floats, sizes: Floats, times: float = 1.0) -> float:
         times: Each cluster counts this many times.
 
     Source:
-        Hall 1992, Journal of the Royal Statistical Society B 54, equation 6 of section 3.
+        Hall 1992, On the removal of skewness by transformation, Journal of the Royal Statistical Society B 54.
     """
     from scipy.special import stdtr
 
     mean = float(sums.sum() / sizes.sum())
     rest = sums - mean * sizes
     squares = float(rest @ rest) * times
-    if squares <= _NONE * float(np.abs(sums).max()) ** 2:
+    if squares <= TINY * float(np.abs(sums).max()) ** 2:
         return 0.0
     effective = float(sizes.sum()) ** 2 / float(sizes @ sizes) * times
-    t = mean * float(sizes.sum()) * times / math.sqrt(squares * effective / max(effective - 1, _NONE))
+    t = mean * float(sizes.sum()) * times / math.sqrt(squares * effective / max(effective - 1, TINY))
     skew = float((rest**3).sum()) * times / squares**1.5  # the skewness divided by the root of the number of clusters
     corrected = t + skew * (1 + 2 * t * t) / 6 + skew * skew * t**3 / 27
     return float(2 * stdtr(max(effective - 1, 1.0), -abs(corrected))) if corrected * t > 0 else 1.0
