@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from workbench.cli.documents.document import Document, Number, optional
+from workbench.cli.documents.document import Document, optional
+from workbench.results import Number
 
 
 class CardBase(Document):

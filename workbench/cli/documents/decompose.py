@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from workbench.cli.documents.analyze import AnalyzedTexts
-from workbench.cli.documents.document import Document, Number, optional
+from workbench.cli.documents.document import Document, optional
+from workbench.results import Number
 
 
 class QualityCurve(Document):

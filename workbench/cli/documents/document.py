@@ -1,23 +1,19 @@
-"""Base classes of the JSON documents that commands print with `--json`."""
+"""Base classes of the JSON documents that are not yet the result itself (see `workbench.results`)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Self, cast
+from typing import Any, Self, cast
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema
+from pydantic import ConfigDict, Field
 
-if TYPE_CHECKING:
-    Number = float
-else:
-    # A number as it is: a field of type float would print 1 as 1.0.
-    Number = Annotated[int | float, WithJsonSchema({"type": "number"})]
+from workbench.results import Number, Part
 
 
-class Document(BaseModel):
+class Document(Part):
     """A JSON object with the fields of the class. Fields that are not given are not printed, so an optional field can be absent."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
+    model_config = ConfigDict(extra="forbid", json_schema_serialization_defaults_required=False)
 
     @classmethod
     def stored(cls, data: Mapping[str, Any]) -> Self:
@@ -35,7 +31,7 @@ class Document(BaseModel):
 class OpenDocument(Document):
     """A JSON object with the fields of the class and others, such as measurements that depend on the method."""
 
-    model_config = ConfigDict(frozen=True, extra="allow", defer_build=True)
+    model_config = ConfigDict(extra="allow")
 
 
 def optional(**settings: Any) -> Any:

@@ -18,7 +18,6 @@ from workbench.cli.documents.analyze import (
 from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
-from workbench.cli.documents.document import Document
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
@@ -35,6 +34,7 @@ from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.results import Part
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
@@ -87,14 +87,13 @@ DOCUMENTS: Mapping[str, Any] = {
 }
 """Command -> type of the document that it prints with `--json`."""
 
-_TYPES = {"string": "text", "integer": "integer", "number": "number", "boolean": "true or false", "null": "null"}
 _DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
 
 def schema(command: str) -> dict[str, Any]:
     """Return the JSON schema of a command's document, with the texts of its fields."""
     made = TypeAdapter(DOCUMENTS[command]).json_schema(mode="serialization")
-    classes = {cls.__name__: cls for cls in _subclasses(Document)}
+    classes = {cls.__name__: cls for cls in _subclasses(Part)}
     for name, part in {**made.get("$defs", {}), made.get("title", ""): made}.items():
         if name in classes:
             _describe(part, classes[name])
@@ -119,7 +118,7 @@ def _subclasses(cls: type[BaseModel]) -> Iterator[type[BaseModel]]:
 def pages() -> dict[str, str]:
     """Return the generated files of docs/: name -> content."""
     schemas = {schema_file(command): _text(schema(command)) for command in DOCUMENTS}
-    return {"json.md": index(), **{page_of(command): page(command) for command in DOCUMENTS}, **schemas}
+    return {"json.md": index(), **schemas}
 
 
 def schema_file(command: str) -> str:
@@ -131,45 +130,21 @@ def _text(document: Mapping[str, Any]) -> str:
     return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
-def page_of(command: str) -> str:
-    """Return the name of the page in docs/ that lists the fields of a command's document."""
-    return f"json/{command.replace(' ', '-')}.md"
-
-
 def index() -> str:
-    """Return the text of docs/json.md: every document with its page and its schema."""
+    """Return the text of docs/json.md: every document with its schema."""
     lines = [
         "# JSON output",
         "",
         "Generated from the code by `make docs`. With `--json`, a command prints one JSON document on stdout and nothing else there.",
-        "Each document has a JSON schema. Fields can be added in later versions; existing fields keep their name and meaning.",
+        "Each document has a JSON schema, which says the type and the meaning of every field. Fields can be added in later versions;",
+        "existing fields keep their name and meaning.",
         "",
-        "| command | document | schema |",
-        "| --- | --- | --- |",
+        "| command | document |",
+        "| --- | --- |",
     ]
     for command in DOCUMENTS:
-        file = schema_file(command)
-        lines.append(f"| [`{command}`]({page_of(command)}) | {_cell(_first(_intro(schema(command))))} | [schema]({file}) |")
+        lines.append(f"| [`{command}`]({schema_file(command)}) | {_cell(_first(_intro(schema(command))))} |")
     return "\n".join([*lines, ""])
-
-
-def page(command: str) -> str:
-    """Return the page that lists the fields of a command's document."""
-    made = schema(command)
-    lines = [
-        f"# workbench {command} --json",
-        "",
-        f"{_intro(made)} Schema: [{schema_file(command)}](../{schema_file(command)})",
-        "",
-        "`[]` stands for each entry of a list, `.*` for each value of an object whose keys are names. A field marked *optional* is",
-        "absent from some documents.",
-        "",
-        "| field | type | meaning |",
-        "| --- | --- | --- |",
-        *(f"| `{path}` | {kind} | {_cell(text)} |" for path, kind, text in _Rows(made).of(made)),
-        "",
-    ]
-    return "\n".join(lines)
 
 
 def _first(text: str) -> str:
@@ -187,71 +162,6 @@ def _intro(made: Mapping[str, Any]) -> str:
     if listed:
         return f"A list. Each entry: {text[:1].lower()}{text[1:]}"
     return f"{text} Or a list of these." if len(parts) > 1 else text
-
-
-class _Rows:
-    """Rows of a document's table. An object that was listed before is listed once."""
-
-    def __init__(self, made: Mapping[str, Any]) -> None:
-        self._made = made
-        self._places: dict[str, str] = {}
-
-    def of(self, part: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str, str]]:
-        """Yield (path, type, text) of all fields in a part of the schema."""
-        part = next(iter(p for p in part["anyOf"] if p != {"type": "null"}), part) if "anyOf" in part else part
-        if "$ref" in part:
-            self._places.setdefault(part["$ref"], prefix)
-            part = _resolved(part, self._made)
-        if part.get("type") == "array" and isinstance(part.get("items"), dict):
-            yield from self.of(part["items"], f"{prefix}[]")
-            return
-        if isinstance(more := part.get("additionalProperties"), dict):
-            yield from self._named(more, prefix)
-        required = part.get("required", ())
-        for name, field in part.get("properties", {}).items():
-            path = f"{prefix}.{name}" if prefix else name
-            yield from self._field(path, field, name in required)
-
-    def _named(self, more: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str, str]]:
-        path = f"{prefix}.*" if prefix else "*"
-        if self._before(more) is None:
-            yield from self.of(more, path)
-
-    def _field(self, path: str, field: Mapping[str, Any], required: bool) -> Iterator[tuple[str, str, str]]:
-        kind = self._kind(field) + ("" if required else ", *optional*")
-        before = self._before(field)
-        text = field.get("description", "")
-        yield path, kind, f"{text} Fields: see `{before}`." if before else text
-        if before is None:
-            yield from self.of(field, path)
-
-    def _before(self, part: Mapping[str, Any]) -> str | None:
-        """Return the path at which the object in a part was listed before, or None."""
-        for inner in (part, part.get("items"), part.get("additionalProperties"), *part.get("anyOf", ())):
-            if isinstance(inner, dict) and inner.get("$ref") in self._places:
-                return self._places[inner["$ref"]]
-        return None
-
-    def _kind(self, part: Mapping[str, Any]) -> str:
-        """Return the type of a value in words."""
-        if "anyOf" in part:
-            return " or ".join(dict.fromkeys(self._kind(inner) for inner in part["anyOf"]))
-        if "enum" in part:
-            return " or ".join(f"`{value}`" for value in part["enum"])
-        if "const" in part:
-            return f"`{part['const']}`"
-        part = _resolved(part, self._made)
-        if part.get("type") == "array":
-            return f"list of {_plural(self._kind(part['items']))}" if isinstance(part.get("items"), dict) else "list"
-        if part.get("type") == "object":
-            more = part.get("additionalProperties")
-            return "object" if "properties" in part or not isinstance(more, dict) else f"object of {_plural(self._kind(more))}"
-        return _TYPES.get(str(part.get("type")), "any value")
-
-
-def _plural(kind: str) -> str:
-    """Return a type in the plural: "texts", "objects or nulls"."""
-    return " or ".join(word if word.endswith("s") or " " in word else f"{word}s" for word in kind.split(" or "))
 
 
 def _resolved(part: Mapping[str, Any], made: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Literal
 
-from workbench.cli.documents.document import Document, Number
+from workbench.cli.documents.document import Document
+from workbench.results import Number
 
 
 class MeanDifferenceDocument(Document):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from workbench.cli.documents.bricks import CardRouting
-from workbench.cli.documents.document import Document, Number, optional
+from workbench.cli.documents.document import Document, optional
+from workbench.results import Number
 
 
 class RoutedToken(Document):

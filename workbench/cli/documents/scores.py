@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Literal
 
 from workbench.cli.documents.costs import CostsDocument
-from workbench.cli.documents.document import Document, LeftOutDocument, Number, OpenDocument, optional
+from workbench.cli.documents.document import Document, LeftOutDocument, OpenDocument, optional
 from workbench.cli.documents.recommendation import RecommendationDocument
 from workbench.cli.documents.sweeps import SweepDocument
+from workbench.results import Number
 
 
 class MetricScore(Document):

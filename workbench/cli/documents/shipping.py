@@ -6,7 +6,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from workbench.cli.documents.document import Document, Number
+from workbench.cli.documents.document import Document
+from workbench.results import Number
 
 
 class PushedFile(Document):

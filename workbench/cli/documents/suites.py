@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from workbench.cli.documents.document import Document, Number, OpenDocument, optional
+from workbench.cli.documents.document import Document, OpenDocument, optional
+from workbench.results import Number
 
 
 class SuiteRow(Document):

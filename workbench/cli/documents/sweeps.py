@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from workbench.cli.documents.document import Document, Number
+from workbench.cli.documents.document import Document
+from workbench.results import Number
 
 
 class SweepDimensionDocument(Document):
