@@ -1,13 +1,19 @@
-"""The house as a list: how long a file and a function may be, and how many parameters a function may have."""
+"""The house as a list: how long a file and a function may be, how many parameters a function may have, and how large the whole may be."""
 
 from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
+import typer
 
 from worlds.places import PROJECT
+
+from workbench.cli import app
+from workbench.cli.documents.published import DOCUMENTS
+from workbench.recipe.methods import methods
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 80, 7
 FOLDERS = ("workbench", "tests", "docs", "evals", "benchmarks")
@@ -105,3 +111,51 @@ def test_a_long_file_and_a_long_function_are_named() -> None:
     assert too_long("a.py", text.replace("        pass\n", "", 1)) == []
     assert too_long("a.py", "x = 1\n" * (MAX_FILE + 1)) == [f"a.py has {MAX_FILE + 1} lines, at most {MAX_FILE}"]
     assert too_long("a.py", "x = 1\n" * MAX_FILE) == []
+
+
+# What the package may hold. A number only falls: lower it with what leaves. Raising one takes a line below it that says what for.
+BUDGET = {
+    "lines of the package": 111_418,
+    "files of the package": 722,
+    "lines of the tests": 67_660,
+    "words of the documentation": 129_300,
+    "fields of methods": 765,
+    "options of commands": 500,
+    "commands with --json": 47,
+    "[str, Any] in the package": 1_047,
+}
+
+
+def measured() -> dict[str, int]:
+    """Return what the budget counts, as it is."""
+    package, tests = ([text for name, text in sources() if name.startswith(folder)] for folder in ("workbench/", "tests/"))
+    pages = [*(PROJECT / "docs").rglob("*.md"), *PROJECT.glob("*.md")]
+    return {
+        "lines of the package": sum(len(text.splitlines()) for text in package),
+        "files of the package": len(package),
+        "lines of the tests": sum(len(text.splitlines()) for text in tests),
+        "words of the documentation": sum(len(page.read_text("utf-8").split()) for page in pages),
+        "fields of methods": sum(len(method.model_fields) for method in methods().values()),
+        "options of commands": len(list(options(typer.main.get_command(app)))),
+        "commands with --json": len(DOCUMENTS),
+        "[str, Any] in the package": sum(text.count("[str, Any]") for text in package),
+    }
+
+
+def options(command: Any) -> Iterator[Any]:
+    """Yield every option of a command and of the commands below it."""
+    yield from (parameter for parameter in command.params if parameter.param_type_name == "option")
+    for inner in getattr(command, "commands", {}).values():
+        yield from options(inner)
+
+
+def test_the_budget_holds_and_follows_what_leaves() -> None:
+    offenders = []
+    for name, count in measured().items():
+        if count > BUDGET[name]:
+            offenders.append(
+                f"{count:,} {name}, at most {BUDGET[name]:,}: remove something first, or raise the number and say what for"
+            )
+        elif count < 0.98 * BUDGET[name]:
+            offenders.append(f"{count:,} {name}, the budget says {BUDGET[name]:,}: lower it")
+    assert not offenders, "\n".join(offenders)
