@@ -109,29 +109,6 @@ def adapter_block(found: dict[str, Any]) -> str:
     )
 
 
-SENTENCE = {
-    "memit": "`memit`",
-    "patch at subjects, then ends": "`patch` at subjects and ends",
-    "adapter from memit": "a LoRA from `memit`",
-    "memory": "facts in the prompt",
-}
-"""Arms of the README's sentence, and their names in it."""
-
-
-@of_results(ADAPTER)
-def edits_block(found: dict[str, Any]) -> str:
-    """The README's sentence about edits: what some arms say, keep and end."""
-    scores = {row["row"]: row["scores"] for row in found["rows"]}
-    tasks = ("efficacy", "paraphrase", "neighbours-strict", "generated")
-    parts = [
-        f"{name} {', '.join(points(scores[arm][task]['value']) for task in tasks)}"
-        for arm, name in SENTENCE.items()
-        if arm in scores
-    ]
-    facts = found["draws"] * found["count"]
-    return f"Edits of {facts} CounterFact facts reach, in percent (said, said in unseen wordings, strict neighbours unchanged, answer and stop): {'; '.join(parts)} ([intervals](docs/editing-results-single.md#adapters-and-neurons))."
-
-
 def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
     """Return the table of a measurement on draws of facts.
 
@@ -180,5 +157,4 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "forgetting": forgetting_block,
     "edit-preserving": preserving_block,
     "edit-adapter": adapter_block,
-    "edits": edits_block,
 }
