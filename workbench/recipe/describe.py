@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from types import MappingProxyType
@@ -56,6 +56,29 @@ _SCHEDULES = [
     "Embeddings take the first knot. The final norm and the head take the last knot.",
     "",
 ]
+
+_SHARED = {
+    "Step": "Every step",
+    "MergeMethod": "Merges",
+    "OverlapWeighted": "Merges that weigh bricks by their overlap",
+    "ReadsTexts": "Merges that run models on texts",
+    "Calibrated": "Merges that run each brick's model on texts of its task",
+    "Bridge": "Methods of mergekit",
+    "EditMethod": "Edits",
+    "Preset": "Closed-form edits",
+    "MemoryMethod": "Memories",
+    "GrowMethod": "Growth",
+    "TextMethod": "Growth that runs texts through the model",
+    "TrainMethod": "Steps that train a brick",
+    "TrainSpec": "Training",
+    "RowTraining": "Training on rows",
+    "FuseMethod": "Fusing",
+    "Fused": "Training on fused distributions",
+    "CalibratedRoute": "Routers that learn from prompts",
+    "PooledRoute": "Routers that read hidden states",
+}
+"""Base class of methods -> title of the section in docs/methods/shared.md that lists the fields that these methods have from it."""
+_SHARED_PAGE, _MERGEKIT_PAGE = "methods/shared.md", "methods/merge-mergekit.md"
 
 _SWEEPS = [
     "## sweep",
@@ -145,13 +168,14 @@ def methods_page() -> str:
     lines = [
         "# Methods",
         "",
-        "Generated from the code by `make docs`. `workbench methods NAME` prints the description of one method.",
+        "Generated from the code by `make docs`. `workbench methods NAME` prints the description of one method with all its fields.",
+        f"Fields that several methods share, such as those of training, stand on [one page]({_SHARED_PAGE}).",
         "",
     ]
     for verb, text in _KINDS.items():
         rows = [m for m in methods().values() if m.verb == verb]
         lines += [f"## {verb}", "", text, "", "| step | what it does |", "| --- | --- |"]
-        lines += [f"| [`{m.verb}: {m.name}`]({page_of(m)}) | {_cell(summary(m))} |" for m in rows]
+        lines += [f"| [`{m.verb}: {m.name}`]({_link(m)}) | {_cell(summary(m))} |" for m in rows]
         lines.append("")
     return "\n".join(lines)
 
@@ -171,7 +195,7 @@ def method_page(method: type[Step], evidence: str = "") -> str:
         lines += [paragraph, ""]
     if described["formula"]:
         lines += ["## Formula", "", f"```text\n{described['formula']}\n```", ""]
-    lines += ["## Fields", "", *_table(described["fields"]), ""]
+    lines += ["## Fields", "", *_own_fields(method, described["fields"]), ""]
     if laws:
         holds = [f"- {name.replace('_', ' ')}" for name, value in laws.items() if value is True]
         lines += ["## Properties", "", "A test checks these on random tensors.", "", *holds, ""] if holds else []
@@ -183,9 +207,92 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     return "\n".join(lines)
 
 
+def _origins(method: type[Step]) -> dict[str, str]:
+    """Return the class that each field of a method is from, where it is one that several methods share."""
+    origins: dict[str, str] = {}
+    for cls in reversed(method.__mro__):
+        for name in inspect.get_annotations(cls).keys() & set(method.model_fields):
+            field = method.model_fields[name].alias or name
+            origins.pop(field, None)
+            if cls.__name__ in _SHARED:
+                origins[field] = cls.__name__
+    return origins
+
+
+def _own_fields(method: type[Step], fields: Sequence[dict[str, str]]) -> list[str]:
+    """Return the table of the fields that a method does not share, and where the others stand."""
+    origins = _origins(method)
+    own = [field for field in fields if field["name"] not in origins]
+    shared: dict[str, list[str]] = {}
+    for field in fields:
+        if origin := origins.get(field["name"]):
+            shared.setdefault(origin, []).append(f"`{field['name']}`")
+    more = [f"[{_SHARED[name]}](shared.md#{_anchor(_SHARED[name])}): {', '.join(names)}." for name, names in shared.items()]
+    return [
+        *(_table(own) if own else ["None of its own."]),
+        "",
+        "Fields that other methods have too:",
+        "",
+        *(f"- {line}" for line in more),
+    ]
+
+
+def _anchor(title: str) -> str:
+    return title.lower().replace(" ", "-").replace("'", "")
+
+
+def shared_page() -> str:
+    """Return the text of docs/methods/shared.md: the fields that methods have from a base class, stated once."""
+    lines = [
+        "# Fields that several methods share",
+        "",
+        "Generated from the code by `make docs`. The page of a method lists its own fields.",
+        "",
+    ]
+    described: dict[tuple[str, str], dict[str, str]] = {}
+    for method in methods().values():
+        origins = _origins(method)
+        for field in _fields(method):
+            if origin := origins.get(field["name"]):
+                described.setdefault((origin, field["name"]), field)
+    for name, title in _SHARED.items():
+        if rows := [field for (origin, _), field in described.items() if origin == name]:
+            lines += [f"## {title}", "", *_table(rows), ""]
+    return "\n".join(lines)
+
+
 def page_of(method: type[Step]) -> str:
-    """Return the name of a method's page in docs/."""
-    return f"methods/{method.verb}-{method.name.replace('/', '-')}.md"
+    """Return the name of a method's page in docs/; mergekit's methods have one together."""
+    return _MERGEKIT_PAGE if method.name.startswith("mergekit/") else f"methods/{method.verb}-{method.name}.md"
+
+
+def _link(method: type[Step]) -> str:
+    name = method.name.removeprefix("mergekit/")
+    return page_of(method) + (f"#{name}" if name != method.name else "")
+
+
+def mergekit_page() -> str:
+    """Return the text of docs/methods/merge-mergekit.md: the methods that run mergekit's own code."""
+    own = [m for m in methods().values() if m.name.startswith("mergekit/") and issubclass(m, MergeMethod)]
+    lines = [
+        "# merge: mergekit/NAME",
+        "",
+        "These methods run mergekit's code on one tensor at a time, in float32, under mergekit's names of parameters.",
+        "",
+    ]
+    lines += [*_own_fields(own[0], list(_fields(own[0])))[2:], "", "A test checks these properties on random tensors.", ""]
+    laws = ("zero_is_base", "permutation_invariant", "single_is_identity", "linear_in_weight", "random")
+    lines += [f"| method | {' | '.join(law.replace('_', ' ') for law in laws)} |", f"| --- |{' --- |' * len(laws)}"]
+    for method in own:
+        cells = ("yes" if getattr(method.laws, law) is True else "" for law in laws)
+        lines.append(f"| [`{method.name}`](#{method.name.removeprefix('mergekit/')}) | {' | '.join(cells)} |")
+    for method in own:
+        lines += ["", f"## {method.name.removeprefix('mergekit/')}", ""]
+        for paragraph in (inspect.getdoc(method) or "").split("\n\n"):
+            lines += [" ".join(paragraph.split()), ""]
+        lines += ["```text", method.formula, "```", ""] if method.formula else []
+        lines += [f"Source: {method.paper}.".replace("..", ".")] if method.paper else []
+    return "\n".join([*lines, ""])
 
 
 def recipe_page() -> str:
@@ -240,8 +347,16 @@ def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     Args:
         evidence: Tag of a method ("merge:ties") -> what was measured of it, as Markdown.
     """
-    each = {page_of(m): method_page(m, evidence.get(f"{m.verb}:{m.name}", "")) for m in methods().values()}
-    return {"methods.md": methods_page(), **each, "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
+    own = [m for m in methods().values() if page_of(m) != _MERGEKIT_PAGE]
+    each = {page_of(m): method_page(m, evidence.get(f"{m.verb}:{m.name}", "")) for m in own}
+    return {
+        "methods.md": methods_page(),
+        _SHARED_PAGE: shared_page(),
+        _MERGEKIT_PAGE: mergekit_page(),
+        **each,
+        "recipe.md": recipe_page(),
+        "recipe.schema.json": schema_text(),
+    }
 
 
 def _cell(text: str) -> str:
