@@ -27,7 +27,6 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
 from workbench.errors import WorkbenchError, duration, shell, size
-from workbench.steps import verbs
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
@@ -257,6 +256,8 @@ def _cost(step: dict[str, Any]) -> str:
 
 def _method(step: Mapping[str, Any]) -> str:
     """Return verb and method of a step, such as "merge ties"."""
+    from workbench.steps import verbs  # here, because it builds the class of every kind of step
+
     verb = next(v for v in verbs() if v in step)
     return f"{verb} {step[verb]}"
 
