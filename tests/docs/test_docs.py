@@ -27,7 +27,7 @@ from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
 from workbench.scores.suite import Suite, load_suite
-from workbench.steps import registry as steps
+from workbench.steps import step as steps
 
 PAGES = sorted(
     [

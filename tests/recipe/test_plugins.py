@@ -23,7 +23,7 @@ from workbench.errors import WorkbenchError
 from workbench.recipe import plugins
 from workbench.recipe.methods import methods
 from workbench.recipe.recipe import load_recipe
-from workbench.steps.registry import OUTSIDE
+from workbench.steps.step import OUTSIDE
 from workbench.trust import VARIABLE, settings_file
 
 ROOT = Path(__file__).resolve().parents[2]

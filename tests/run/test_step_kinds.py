@@ -17,8 +17,7 @@ import workbench.steps
 from workbench.errors import WorkbenchError
 from workbench.recipe import methods, schema
 from workbench.run.plan import plan
-from workbench.steps.registry import REGISTERED
-from workbench.steps.step import VERBS
+from workbench.steps.step import REGISTERED, VERBS
 
 FILES = {
     "steps/scale.py": '''

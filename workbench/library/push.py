@@ -22,7 +22,7 @@ from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.materialize import known_digest
 from workbench.run.saved import MODEL
-from workbench.run.saved import RECORD as CONFIGURATION
+from workbench.run.saved import CONFIGURATION
 from workbench.run.verify import verify_run
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores

@@ -11,7 +11,7 @@ from typing import TypeVar
 from workbench import steps
 from workbench.errors import InvalidRecipeError, nearest
 from workbench.steps import Step
-from workbench.steps.registry import REGISTERED, verbs
+from workbench.steps.step import REGISTERED, verbs
 
 K = TypeVar("K", bound=Step)
 

@@ -20,8 +20,7 @@ from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import bytes_digest, file_digest, json_digest
 from workbench.recipe.methods import built_in, methods
 from workbench.steps import Plugin, Step, verbs
-from workbench.steps.registry import OUTSIDE
-from workbench.steps.step import VERBS
+from workbench.steps.step import OUTSIDE, VERBS
 from workbench.trust import is_trusted, refused, run_module
 from workbench.yamldoc import KeyPath
 

@@ -22,7 +22,7 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.findings import Findings
 from workbench.resolve.resolved import Resolved
-from workbench.steps import MergeMethod, Step
+from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
@@ -367,8 +367,8 @@ def _check_files(recipe: Recipe) -> list[WorkbenchError]:
             continue
         try:
             step.check_inputs(recipe.project)
-            if training := step.training:
-                training_texts(TrainSpec(**training.settings()), recipe.project / training.data, recipe.project)
+            if isinstance(step, GrowMethod) and step.train:
+                training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
     return problems

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from workbench.resolve.resolved import Resolved
 
-_OFF = "If the models were made for different settings, set `base` to the text model of this architecture. `check: off` skips this check."
+_OFF_COMPOSED = "If the models were made for different settings, set `base` to the text model of this architecture. `check: off` skips this check."
 
 
 def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, device: torch.device) -> dict[str, Any]:
@@ -48,15 +48,15 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
         before.config, {n: t.float() if t.is_floating_point() else t for n, t in written.items()}, resolved.base_path, device
     )
     tokens = prompts(text, without=_placeholders(composed.weights.growth.config))
-    expected = _logits(text, tokens, composed.id)
+    expected = _logits_of(text, tokens, composed.id)
     del text, written
     gc.collect()
-    found = _logits(_loaded(place, composed.id).to(device), tokens, composed.id)
+    found = _logits_of(_loaded(place, composed.id).to(device), tokens, composed.id)
     try:
         return same_logits(expected, found, TOLERANCES["exact"], composed.id, ())
     except GateFailedError as error:
         raise GateFailedError(
-            f"{error.message} (the text decoder inside the multimodal model, compared with it alone)", _OFF
+            f"{error.message} (the text decoder inside the multimodal model, compared with it alone)", _OFF_COMPOSED
         ) from None
 
 
@@ -75,18 +75,18 @@ def _loaded(place: Path, step: str) -> Any:
         model, info = kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise GateFailedError(
-            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _OFF
+            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _OFF_COMPOSED
         ) from None
     wrong = [name if isinstance(name, str) else name[0] for names in info.values() for name in names if name]
     if wrong:
         raise GateFailedError(
             f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
-            _OFF,
+            _OFF_COMPOSED,
         )
     return model.eval()
 
 
-def _logits(model: Any, tokens: Tensor, step: str) -> Tensor:
+def _logits_of(model: Any, tokens: Tensor, step: str) -> Tensor:
     """Return the logits of texts."""
     try:
         with torch.no_grad():
@@ -96,5 +96,5 @@ def _logits(model: Any, tokens: Tensor, step: str) -> Tensor:
         raise
     except (WorkbenchError, RuntimeError, ValueError, TypeError, IndexError) as error:
         raise GateFailedError(
-            f"step {step}: transformers cannot run the model on a text ({str(error).strip()[:200]})", _OFF
+            f"step {step}: transformers cannot run the model on a text ({str(error).strip()[:200]})", _OFF_COMPOSED
         ) from None

@@ -13,7 +13,6 @@ from workbench.models.device import has_cuda, pick_device
 from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights
 from workbench.resolve.resolved import Resolved
-from workbench.run.forms import CHECKPOINT, form_of
 from workbench.steps import MergeMethod, Step
 from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
@@ -54,7 +53,7 @@ def needs_no_torch(resolved: Resolved) -> bool:
     Headers and configurations decide this, before any number is read.
     """
     recipe = resolved.recipe
-    if form_of(resolved) is not CHECKPOINT or resolved.vocabulary is not None or resolved.beside:
+    if recipe.fields.output.form != "checkpoint" or resolved.vocabulary is not None or resolved.beside:
         return False
     names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
     bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]

@@ -25,7 +25,7 @@ from workbench.run.memories import SavedMemory
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import SavedRouter
 
-RECORD, MODEL, MEMORY = "configuration.json", "model", "memory"
+CONFIGURATION, MODEL, MEMORY = "configuration.json", "model", "memory"
 
 
 def refers_to_base(resolved: Resolved) -> bool:
@@ -49,12 +49,12 @@ def write_record(out: Path, resolved: Resolved, digest: str) -> None:
         "digest": resolved.base_digest,
         "tokenizer": resolved.tokens_at(0),
     }
-    write_json(out / RECORD, {"version": 1, "name": resolved.recipe.name, "base": base, "digest": digest}, indent=2)
+    write_json(out / CONFIGURATION, {"version": 1, "name": resolved.recipe.name, "base": base, "digest": digest}, indent=2)
 
 
 def is_configuration(path: Path) -> bool:
     """Return True if a directory is a configuration."""
-    return (path / RECORD).is_file()
+    return (path / CONFIGURATION).is_file()
 
 
 def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH) -> Resolved:
@@ -69,10 +69,10 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
         WorkbenchError: If it is not a configuration, its files are not as they were written, its base is missing or has changed, or its router's files do not belong together.
     """
     require_whole(path)
-    record = read_json(path / RECORD)
+    record = read_json(path / CONFIGURATION)
     if not isinstance(record, dict):
         raise WorkbenchError(
-            f"{path} is not a configuration: it has no {RECORD}",
+            f"{path} is not a configuration: it has no {CONFIGURATION}",
             "`workbench run` writes one if the recipe ends in a memory or route step.",
         )
     if (path / ROUTER).is_file() and not (path / MEMORY).is_dir():
@@ -98,7 +98,7 @@ def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolve
         hub: Access to the hub.
         beside: "memory" or "router", for messages.
     """
-    project, base = find_project(path.resolve() / RECORD), record["base"]
+    project, base = find_project(path.resolve() / CONFIGURATION), record["base"]
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)
     recorded = Path(base["path"])
