@@ -49,8 +49,8 @@ from workbench.models.texts import encode, read_texts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite

@@ -64,7 +64,7 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.device import device_of_run
 from workbench.run.execute import execute
-from workbench.run.work import Work
+from workbench.run.device import Work
 found, runs, threads = {}, Path(sys.argv[1]), int(sys.argv[2])
 for file in sorted(Path("recipes").glob("*.yaml")):
     resolved = resolve(load_recipe(file))

@@ -19,10 +19,10 @@ from workbench.errors import WorkbenchError
 from workbench.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize
 from workbench.run.plan import plan
-from workbench.run.work import Work
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"

@@ -13,8 +13,8 @@ from worlds.project import CPU, Project
 from workbench.errors import duration
 from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND, TRANSFORMERS
-from workbench.run.efficacy import check_efficacy
 from workbench.run.plan import plan
+from workbench.run.teaching import check_efficacy
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"

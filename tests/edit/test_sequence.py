@@ -20,8 +20,8 @@ from workbench.evaluate.suitechoice import suites_of
 from workbench.recipe.eval_fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.store import ScoreStore
 
 RECIPE = """

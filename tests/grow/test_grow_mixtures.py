@@ -18,8 +18,8 @@ from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
+from workbench.run.kind import written_specs
 from workbench.run.plan import plan
-from workbench.run.shapes import written_specs
 
 
 @pytest.fixture(scope="session")

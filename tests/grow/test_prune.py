@@ -320,7 +320,7 @@ def test_recovery(teacher: str, texts: Project, model_of: Callable[..., Path], m
         losses = record["train"]["held_out_loss"]
         assert losses["before"] > 0
         assert kl[1] > kl[0], "texts of random words teach nothing that the model before knew"
-    monkeypatch.setattr("workbench.run.train_new.train_parameters", lambda *_, **__: pytest.fail("trained twice"))
+    monkeypatch.setattr("workbench.run.kinds.grow.train_parameters", lambda *_, **__: pytest.fail("trained twice"))
     again = compose(texts.resolve(text), CPU).records()[0]
     assert again["train"] == record["train"]
 

@@ -222,8 +222,8 @@ def test_mixtures_have_mergekits_experts(mode: str, mergekit_project: Path, tmp_
 
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     text = MOE.replace("MODE", mode)
     _, recipe, notes = imported(text, mergekit_project, "moe")

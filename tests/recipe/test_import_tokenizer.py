@@ -70,8 +70,8 @@ def run(text: str, folder: Path) -> Path:
     from workbench.recipe.mergekit import import_recipe, write_imported
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     (folder / "merge.yml").write_text(text, "utf-8")
     to = folder / "recipes" / "merge.yaml"

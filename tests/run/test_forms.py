@@ -14,13 +14,13 @@ from worlds.memory_world import FACTS, GRACE
 from worlds.project import CPU, Project
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.run.device import Work
 from workbench.run.directory import RunDirectory
 from workbench.run.execute import execute
 from workbench.run.forms import FORMS, form_of
 from workbench.run.kinds.grow import Grow
 from workbench.run.kinds.merge import Merge
-from workbench.run.saved import open_configuration
-from workbench.run.work import Work
+from workbench.run.opened import open_configuration
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
 

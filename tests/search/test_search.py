@@ -22,8 +22,8 @@ from worlds.search_world import SPACE, folder_of, search_of, searched
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.plan import ScorePlan
 from workbench.search.run import Scoring, Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude

@@ -15,8 +15,8 @@ from worlds.project import CPU, Project
 from workbench.files import publish, write_bytes, write_json
 from workbench.merge.dare import Dare
 from workbench.merge.ties import Ties
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.steps import MergeMethod
 from workbench.weights import kernels
 from workbench.weights.saving import save_tensors

@@ -55,8 +55,8 @@ class Project:
         out: Path | None = None,
     ) -> dict[str, Any]:
         """Execute the recipe of a text."""
+        from workbench.run.device import Work
         from workbench.run.execute import execute
-        from workbench.run.work import Work
 
         return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out)
 

@@ -58,9 +58,8 @@ class LoadedRecipe:
         Raises:
             WorkbenchError: If an input is missing or does not fit, or a check of the result fails.
         """
-        from workbench.run.device import device_of_run
+        from workbench.run.device import Work, device_of_run
         from workbench.run.execute import execute
-        from workbench.run.work import Work
 
         return execute(self.resolved, self._runs, Work(device_of_run(device, self.resolved)), out=Path(out) if out else None)
 

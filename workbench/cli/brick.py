@@ -253,7 +253,7 @@ def extract(
     from workbench.cli.documents.bricks import ExtractDocument
     from workbench.library.extract import extract as run
     from workbench.models.device import pick_device
-    from workbench.run.work import Work
+    from workbench.run.device import Work
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
@@ -327,7 +327,7 @@ def bake(
     from workbench.cli.documents.run import RunDocument
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
-    from workbench.run.work import Work
+    from workbench.run.device import Work
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter

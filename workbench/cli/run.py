@@ -176,11 +176,10 @@ def run(
     An interrupted run resumes.
     """
     from workbench.cli.documents.run import RunDocument
-    from workbench.run.device import device_of_run
+    from workbench.run.device import Work, device_of_run
     from workbench.run.directory import run_for
     from workbench.run.execute import execute
     from workbench.run.forms import CHECKPOINT, form_of
-    from workbench.run.work import Work
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused

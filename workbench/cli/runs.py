@@ -155,7 +155,7 @@ def verify(
     """
     from workbench.manifest import accept as seal_again
     from workbench.run.directory import UNSEALED, find_run
-    from workbench.run.verify import verify_run
+    from workbench.run.execute import verify_run
 
     run = find_run(runs_folder(runs_dir), name)
     for file in accept or ():

@@ -166,8 +166,8 @@ def _model(
 
 def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> Path:
     """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run."""
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     resolved = entry.resolved
     if resolved.beside:

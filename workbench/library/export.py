@@ -43,10 +43,10 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RECORD as RUN
 from workbench.run.directory import RunDirectory
 from workbench.run.materialize import materialize
+from workbench.run.opened import open_configuration
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import TENSORS as STATISTICS
 from workbench.run.routers import SavedRouter
-from workbench.run.saved import open_configuration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

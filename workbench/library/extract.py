@@ -22,8 +22,8 @@ from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
 

@@ -20,10 +20,9 @@ from workbench.models.identity import tokenizer_digest
 from workbench.project import cache_of, find_project
 from workbench.resolve.licences import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
+from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
-from workbench.run.saved import MODEL
-from workbench.run.saved import CONFIGURATION
-from workbench.run.verify import verify_run
+from workbench.run.opened import CONFIGURATION, MODEL
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
 

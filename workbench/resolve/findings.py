@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
+from workbench.bricks.hub import Hub
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.resolve.resolved import Resolved
+from workbench.weights.digests import digests_known
 from workbench.weights.header import HeadersOnlyError
 
 
@@ -56,3 +59,27 @@ class Findings:
         invalid = any(problem.exit_code == InvalidRecipeError.exit_code for problem in self.problems)
         error = InvalidRecipeError if invalid else WorkbenchError
         raise error("\n".join(problem.message for problem in self.problems), "\n".join(hints) or None)
+
+
+def read_digest(resolved: Resolved, hub: Hub) -> str:
+    """Return the base's digest.
+
+    Raises:
+        HeadersOnlyError: If only headers may be read and the digest is not cached.
+    """
+    if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
+        raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
+    return resolved.base_digest
+
+
+def read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
+    """Return `Resolved.state`.
+
+    Raises:
+        HeadersOnlyError: If only headers may be read and a digest is not cached.
+    """
+    read_digest(resolved, hub)
+    for name, brick in resolved.bricks.items():
+        if hub.headers_only and not brick.known(resolved.cache):
+            raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
+    return resolved.state(steps)

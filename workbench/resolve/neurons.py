@@ -10,8 +10,7 @@ from workbench.bricks.locate import kinds_of
 from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet
 from workbench.errors import WorkbenchError
-from workbench.resolve.checks import read_digest
-from workbench.resolve.findings import Findings
+from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps.fields import Where
 

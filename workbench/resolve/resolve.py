@@ -24,7 +24,6 @@ from workbench.resolve.checks import (
     check_low_rank,
     check_recipe,
     check_steps,
-    edit_warnings,
     read_notes,
     small_tensors,
 )
@@ -33,7 +32,7 @@ from workbench.resolve.keys import told_apart
 from workbench.resolve.neurons import check_neurons
 from workbench.resolve.parts import check_parts
 from workbench.resolve.resolved import Resolved, brick_sources
-from workbench.resolve.streams import check_streams
+from workbench.resolve.streams import check_streams, edit_warnings
 from workbench.resolve.whole import check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef

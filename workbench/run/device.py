@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import bind
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
+from workbench.events import Events, no_events
+from workbench.lazy import torch
 from workbench.models.device import has_cuda, pick_device
 from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights
@@ -18,6 +21,7 @@ from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
 from workbench.weights.kernels import KINDS
+from workbench.weights.parallel import default_threads
 from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
@@ -98,3 +102,23 @@ def _is_stored(weights: Weights) -> bool:
 def _has_loops(spec: TensorSpec) -> bool:
     """Return whether the compiled loops process a tensor's dtype; other than floating-point tensors are copied."""
     return not spec.is_float or spec.stored in KINDS
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a piece of work on tensors computes, and who hears of its progress.
+
+    Attributes:
+        device: Device to compute on.
+        asked: Number of tensors computed at the same time; None leaves it to `threads`.
+        events: Callback that receives progress events.
+    """
+
+    device: torch.device
+    asked: int | None = None
+    events: Events = no_events
+
+    @property
+    def threads(self) -> int:
+        """Number of tensors computed at the same time: one per core, at most 8, unless another number is asked for."""
+        return self.asked or default_threads()

@@ -5,32 +5,39 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import yamldoc
-from workbench.errors import WorkbenchError, shell
-from workbench.events import Events
+from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.errors import GateFailedError, WorkbenchError, shell
+from workbench.events import Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
 from workbench.lazy import torch
-from workbench.manifest import seal
+from workbench.manifest import manifest_of, seal
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.costs import disk_problems
+from workbench.run.device import Work
 from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_for, run_of
-from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.work import Work
+from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.versions import installed
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact
+from workbench.weights.digests import tensor_digests
+from workbench.weights.header import read_header
 from workbench.weights.parallel import peak_bytes
+
+if TYPE_CHECKING:
+    from workbench.run.directory import RunDirectory
 
 
 def execute(
@@ -238,3 +245,43 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that determine results."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared.
+
+    Attributes:
+        sha256: File -> its SHA-256, for a run with a manifest; all were compared.
+        tensors: Number of tensors that were compared with run.json, for a run without one.
+        open: Files that may change, which were not compared.
+    """
+
+    sha256: dict[str, str]
+    tensors: int = 0
+    open: tuple[str, ...] = ()
+
+
+def verify_run(run: RunDirectory) -> Verified:
+    """Compare every file of a run with its manifest; of a run that an earlier version wrote, the tensors with run.json.
+
+    Raises:
+        WorkbenchError: If the run is not finished, or nothing can be compared.
+        GateFailedError: If something differs.
+    """
+    run.require_whole(no_events, digests=True)
+    if run.sealed:
+        manifest = manifest_of(run.path)
+        return Verified({name: digest for name, (_, digest) in manifest.files.items()}, open=tuple(manifest.open))
+    expected = run.record["output"].get("digests" if run.adapter.is_dir() else "tensors")
+    if not expected:
+        raise WorkbenchError(f"{run.name}: it has no manifest and its record lists no tensors", "Run its recipe again.")
+    place = run.configuration / "model" if run.configuration.is_dir() else run.result
+    entries = read_header(place / ADAPTER_WEIGHTS) if run.adapter.is_dir() else Checkpoint(place, run.name).entries
+    actual = tensor_digests(entries)
+    if bad := [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]:
+        raise GateFailedError(
+            f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
+        )
+    return Verified({}, len(expected))

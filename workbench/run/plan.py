@@ -9,12 +9,11 @@ from typing import Any
 from workbench.bricks.standins import space_problems
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import TRANSFORMERS, Needs, disk_problems, factor_bytes, tokens_bytes
+from workbench.run.costs import TRANSFORMERS, Needs, buffer_bytes, device_buffer_bytes, disk_problems, factor_bytes, tokens_bytes
 from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
-from workbench.run.peaks import buffer_bytes, device_buffer_bytes
 from workbench.weights.parallel import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.

@@ -22,9 +22,8 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.efficacy import is_counted
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
-from workbench.run.session import LiveSession, live_session
+from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum

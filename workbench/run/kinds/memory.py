@@ -17,10 +17,9 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.beside import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.efficacy import is_counted
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
-from workbench.run.session import live_session
+from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
 
 

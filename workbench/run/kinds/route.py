@@ -24,13 +24,11 @@ from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
 from workbench.route.deciding.samples import NEGATIVES
 from workbench.route.mixing.modules import check_places
-from workbench.run.brick_statistics import known_statistics
+from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
-from workbench.run.recipe_adapters import cached_adapter
-from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
-from workbench.run.shapes import specs_before
+from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
+from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows, known_statistics
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.saving import save_tensors

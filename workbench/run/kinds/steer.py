@@ -20,7 +20,7 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult, place_of
-from workbench.run.session import live_session
+from workbench.run.teaching import live_session
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
 
