@@ -22,6 +22,7 @@ from workbench.edit.greedy import said_by
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.library.rebase import rebase
+from workbench.run import teaching
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import EfficacyError

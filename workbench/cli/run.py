@@ -183,7 +183,7 @@ def run(
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
-        from workbench.resolve.licences import require_licences
+        from workbench.resolve.findings import require_licences
 
         require_licences(load(recipe, settings, runs_dir, headers_only=True)[0])
     resolved, runs = load(recipe, settings, runs_dir)

@@ -18,7 +18,7 @@ from workbench.manifest import files_of
 from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
 from workbench.project import cache_of, find_project
-from workbench.resolve.licences import is_restricted, is_unknown
+from workbench.resolve.findings import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
 from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest

@@ -26,7 +26,7 @@ from workbench.models.names import live_module
 from workbench.project import find_project
 from workbench.recipe.plugins import method
 from workbench.recipe.schema import Output
-from workbench.resolve.checks import edit_record
+from workbench.resolve.edits import edit_record
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import FACTS, RECORD, write_edit

@@ -77,7 +77,7 @@ class FactsEval(Strict):
         return self
 
 
-def _kind(value: Any) -> str:
+def _eval_form(value: Any) -> str:
     if isinstance(value, FactsEval) or (isinstance(value, Mapping) and "facts" in value):
         return "factseval"
     return "inlineeval" if isinstance(value, (Mapping, InlineEval)) else "name"
@@ -85,6 +85,6 @@ def _kind(value: Any) -> str:
 
 EvalEntry = Annotated[
     Annotated[str, Tag("name")] | Annotated[InlineEval, Tag("inlineeval")] | Annotated[FactsEval, Tag("factseval")],
-    Discriminator(_kind),
+    Discriminator(_eval_form),
 ]
 """The name of a suite, the word `edits`, a list of tasks, or a file of facts."""

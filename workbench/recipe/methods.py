@@ -6,15 +6,10 @@ import importlib
 import importlib.util
 import pkgutil
 from functools import cache
-from typing import TypeVar
 
 from workbench import steps
-from workbench.errors import InvalidRecipeError, nearest
 from workbench.steps import Step
 from workbench.steps.step import REGISTERED, verbs
-
-K = TypeVar("K", bound=Step)
-
 
 @cache
 def methods() -> dict[str, type[Step]]:
@@ -56,21 +51,3 @@ def _import_kinds() -> None:
     """Import every file of `workbench/steps`, which declare the kinds of step."""
     for module in pkgutil.iter_modules(steps.__path__, "workbench.steps."):
         importlib.import_module(module.name)
-
-
-def method(kind: type[K], name: str) -> type[K]:
-    """Return the class of a method.
-
-    Args:
-        kind: Base class that the method must have, such as `MergeMethod` or `EditMethod`.
-        name: Name of the method in recipes.
-
-    Raises:
-        WorkbenchError: If there is no such method; the message suggests the nearest name.
-    """
-    by_name = {cls.name: cls for cls in methods().values() if issubclass(cls, kind)}
-    if name not in by_name:
-        raise InvalidRecipeError(
-            f"unknown {kind.verb} method '{name}'. {nearest(name, by_name)}", "`workbench methods` lists all."
-        )
-    return by_name[name]

@@ -168,29 +168,28 @@ def _merges_within(value: Any, path: KeyPath) -> Iterator[tuple[KeyPath, Any]]:
         yield from _merges_within(inner, (*path, key))
 
 
-def method(kind: type[K], name: str, project: Path, saved: Path | None = None) -> type[K]:
+def method(kind: type[K], name: str, project: Path | None = None, saved: Path | None = None) -> type[K]:
     """Return the class of a method: built in, of an installed distribution, or of a trusted project.
 
     Args:
         kind: The kind of step that it has to be: `MergeMethod`, `EditMethod`, ...
         name: Its name in recipes.
-        project: Folder of the project.
+        project: Folder of the project; None for built-in methods alone.
         saved: The file of an earlier run that names it; None if a recipe does.
 
     Raises:
         WorkbenchError: If there is no such method, or if it is a plug-in that cannot be used.
     """
-    finder = MethodFinder(project)
-    method_class = finder.find(kind.verb, name)
-    if method_class is None or not issubclass(method_class, kind):
-        names = {
-            method_class.name for method_class in [*methods().values(), *finder.plugins.usable] if issubclass(method_class, kind)
-        }
+    finder = MethodFinder(project) if project else None
+    found = finder.find(kind.verb, name) if finder else built_in(kind.verb, name)
+    if found is None or not issubclass(found, kind):
+        plugins = finder.plugins.usable if finder else []
+        names = {cls.name for cls in [*methods().values(), *plugins] if issubclass(cls, kind)}
         gone = f"{saved}: its method no longer exists: " if saved else ""
         raise InvalidRecipeError(
             f"{gone}unknown {kind.verb} method '{name}'. {nearest(name, names)}", "`workbench methods` lists all."
         )
-    return method_class
+    return found
 
 
 def untrusted(problem: str, project: Path) -> WorkbenchError:

@@ -59,7 +59,7 @@ def _expand(value: Any) -> Any:
     return {"low": float(value[0]), "high": float(value[1])} if numbers else {"choices": value}
 
 
-def _kind(value: Any) -> str:
+def _dimension_form(value: Any) -> str:
     value = _expand(value)
     return "choices" if isinstance(value, Choices) or (isinstance(value, Mapping) and "choices" in value) else "range"
 
@@ -83,7 +83,7 @@ Dimension = Annotated[
     Annotated[ListedRange, Tag("range")]
     | Annotated[ListedChoices, Tag("choices")]
     | Annotated[tuple[Value, ...], Field(min_length=2), Tag("list")],  # for the schema: a list becomes one of the two above
-    Discriminator(_kind),
+    Discriminator(_dimension_form),
 ]
 """`[low, high]`, `{low:, high:, log:, step:}`, a list of choices, or `{choices: [...]}`, which is needed if the choices are two
 numbers."""

@@ -19,9 +19,9 @@ from workbench.errors import WorkbenchError
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
+from workbench.resolve.edits import check_edit
 from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
-from workbench.resolve.streams import check_edit
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts

@@ -18,7 +18,6 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, load_recipe
-from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import (
     check_brick,
     check_low_rank,
@@ -27,13 +26,12 @@ from workbench.resolve.checks import (
     read_notes,
     small_tensors,
 )
+from workbench.resolve.edits import check_streams, edit_warnings
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
-from workbench.resolve.neurons import check_neurons
-from workbench.resolve.parts import check_parts
+from workbench.resolve.output import check_form
 from workbench.resolve.resolved import Resolved, brick_sources
-from workbench.resolve.streams import check_streams, edit_warnings
-from workbench.resolve.whole import check_teacher, check_whole_model, tokenizer_of
+from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
 from workbench.vocabulary.align import align

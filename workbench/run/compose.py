@@ -1,4 +1,7 @@
-"""Composition of a recipe: its steps applied to lazy weights, before any tensor is computed."""
+"""Composition of a recipe: its steps applied to lazy weights, before any tensor is computed.
+
+A recipe whose output is an adapter and that acts beside the weights of another one is computed once, into the cache.
+"""
 
 from __future__ import annotations
 
@@ -26,8 +29,7 @@ from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.tied import with_head_of
 from workbench.recipe.methods import method
-from workbench.resolve.adapter_form import adapt, changes_result
-from workbench.resolve.beside import MemoryAt, RouterAt
+from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of
 from workbench.steps import MergeMethod

@@ -1,4 +1,4 @@
-"""Costs of steps and runs for `plan`: bytes, tokens, memory and disk space."""
+"""Costs of steps and runs for `plan`, from shapes and ranks: bytes, tokens, memory and disk space."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The device of a run: the CPU without torch, where compiled loops do all arithmetic of a recipe, or a device of torch."""
+"""Where a run computes: on the CPU without torch, if compiled loops do all arithmetic of a recipe, or on a device of torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Execution of recipes: run a resolved recipe and write its result into a run directory."""
+"""Execution of recipes: run a resolved recipe, write its result into a run directory, and verify the files of a finished run."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from workbench.errors import InvalidRecipeError, shell, size
 from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.manifest import seal
-from workbench.resolve.adapter_form import adapt, planned_bytes
+from workbench.resolve.output import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole
 from workbench.run.device import Work

@@ -1,4 +1,4 @@
-"""Interface of the files in `run/kinds`, which plan, check and apply each kind of step."""
+"""Interface of the files in `run/kinds`, which plan, check and apply each kind of step, and shapes after steps."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.resolve.beside import MemoryAt, RouterAt
+from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
 from workbench.steps import GrowMethod, Growth, Step

@@ -1,4 +1,4 @@
-"""Configurations in memory: digests, live models, and swapping of weights in a live model."""
+"""Configurations in memory: digests, live models, swapping of weights, and two configurations in one live model."""
 
 from __future__ import annotations
 

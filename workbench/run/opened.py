@@ -1,4 +1,12 @@
-"""Models without a recipe: a directory or hub id as a recipe without steps, so that it can be scored like a recipe."""
+"""Models without a recipe: a directory or hub id becomes a recipe without steps, so that it can be scored like a recipe.
+
+A configuration directory, which `run` writes for a recipe that ends in a memory or a router:
+
+    configuration.json   name, base (id, revision, path, digest) and digest
+    model/               the checkpoint of the steps before the memory or router; absent if it equals the base
+    memory/              see `memories`
+    routing.json, router.safetensors, adapters/    see `routers`
+"""
 
 from __future__ import annotations
 
@@ -16,7 +24,7 @@ from workbench.manifest import require_whole
 from workbench.models.skeleton import check_decoder
 from workbench.project import find_project
 from workbench.recipe.recipe import from_data
-from workbench.resolve.beside import MemoryAt
+from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RECORD, RunDirectory

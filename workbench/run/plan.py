@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.bricks.standins import space_problems
-from workbench.resolve.licences import licence_warnings
+from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import TRANSFORMERS, Needs, buffer_bytes, device_buffer_bytes, disk_problems, factor_bytes, tokens_bytes
 from workbench.run.device import runs_without_torch

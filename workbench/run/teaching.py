@@ -1,4 +1,4 @@
-"""The efficacy gate of edit steps: a run fails if the edited model says too few of the facts that the step teaches."""
+"""Live models that edits and memories are solved on, and the gate of a run: the edited model must say the facts that a step teaches."""
 
 from __future__ import annotations
 

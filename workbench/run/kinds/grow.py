@@ -1,4 +1,4 @@
-"""Grow steps: plans, measurements on live models, training and checks."""
+"""Grow steps: plans, measurements on live models, checks, and training of the parameters that a step adds."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from workbench.files import write_json
 from workbench.manifest import publish_sealed, reusable
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
-from workbench.resolve.beside import MemoryAt
+from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
