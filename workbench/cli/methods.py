@@ -28,8 +28,8 @@ def methods(
     from workbench.cli.documents.methods import MethodDocument
     from workbench.project import find_project
     from workbench.recipe.describe import describe, summary
+    from workbench.recipe.methods import MethodFinder, untrusted
     from workbench.recipe.methods import methods as built_in
-    from workbench.recipe.plugins import MethodFinder, untrusted
 
     finder = MethodFinder(find_project())
     known = [*built_in().values(), *finder.plugins.usable]

@@ -15,7 +15,7 @@ from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
-from workbench.recipe.eval_fields import FactsEval
+from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved

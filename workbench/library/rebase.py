@@ -24,7 +24,7 @@ from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
 from workbench.models.names import live_module
 from workbench.project import find_project
-from workbench.recipe.plugins import method
+from workbench.recipe.methods import method
 from workbench.recipe.schema import Output
 from workbench.resolve.edits import edit_record
 from workbench.run.compose import compose

@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, nearest
-from workbench.recipe.plugins import MethodFinder
+from workbench.recipe.methods import MethodFinder
 from workbench.recipe.schema import RecipeFields
 from workbench.steps import MergeMethod, verbs
 from workbench.steps.fields import BrickEntry

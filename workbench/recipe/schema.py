@@ -10,10 +10,8 @@ from pydantic import BaseModel, BeforeValidator, Discriminator, Field, Tag, crea
 from pydantic_core import PydanticCustomError
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.recipe.eval_fields import EvalEntry
+from workbench.recipe.fields import EvalEntry, SearchFields, SweepValues
 from workbench.recipe.methods import methods
-from workbench.recipe.search_fields import SearchFields
-from workbench.recipe.sweep_fields import SweepValues
 from workbench.steps import Step, verbs
 from workbench.steps.fields import NAME, BrickRef, Strict, Whole, field_docs, parse_size
 from workbench.vocabulary.fields import TokenizerFields

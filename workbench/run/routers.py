@@ -24,7 +24,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
-from workbench.recipe.plugins import method
+from workbench.recipe.methods import method
 from workbench.resolve.output import RouterAt
 from workbench.route.deciding.kept import FILE, KeptStates, read_states
 from workbench.steps import RouteMethod

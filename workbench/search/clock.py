@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 
 from workbench.errors import UsageError
 from workbench.files import read_json, write_json
-from workbench.recipe.search_fields import seconds
+from workbench.recipe.fields import seconds
 
 
 def budget_seconds(text: str | None) -> float | None:

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.search_fields import SEPARATOR
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan

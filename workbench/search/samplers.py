@@ -11,7 +11,7 @@ from optuna.samplers import BaseSampler, CmaEsSampler, GPSampler, GridSampler, N
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
-from workbench.recipe.search_fields import Range, Value
+from workbench.recipe.fields import Range, Value
 from workbench.search.greedy import check_greedy
 from workbench.search.space import Dimension, Space, Values
 

@@ -15,8 +15,8 @@ from workbench import yamldoc
 from workbench.compare.leaders import MOST_MEMBERS
 from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
 from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.recipe.fields import SweepValues, same
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.sweep_fields import SweepValues, same
 from workbench.search.points import Place, PointNames, flow, place_of
 from workbench.search.space import Dimension, FieldSpace
 
