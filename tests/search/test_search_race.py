@@ -14,8 +14,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.scores.paired import paired
 from workbench.search.clock import Clock
 from workbench.search.document import area
-from workbench.search.objective import Answers, Objective, Term, gap, gold_gap
-from workbench.search.race import Rival, beaten_by, estimate, front
+from workbench.search.objective import Answers, Objective, Rival, Term, beaten_by, estimate, front, gap, gold_gap
 
 A, B = ("s", "a"), ("s", "b")
 BOTH = Objective("s", (Term(A, "acc", 1.0), Term(B, "acc", 1.0)))

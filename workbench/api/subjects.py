@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.api.naming import Named, find, open_named
-from workbench.api.variation import Variation
+from workbench.api.naming import Named, Variation, find, open_named
 from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
 

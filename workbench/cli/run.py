@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative
-from workbench.api.variation import Variation
+from workbench.api.naming import Variation, relative
 from workbench.cli._options import (
     DeviceOpt,
     JsonOpt,

@@ -15,6 +15,7 @@ from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.errors import GateFailedError, WorkbenchError, shell
 from workbench.events import Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
+from workbench.identity import installed
 from workbench.lazy import torch
 from workbench.manifest import manifest_of, seal
 from workbench.resolve.resolved import Resolved
@@ -28,7 +29,6 @@ from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
 from workbench.run.teaching import EfficacyError, check_efficacy
-from workbench.versions import installed
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact

@@ -14,8 +14,8 @@ from workbench.evaluate.lineup import LineupEntry
 from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.recipe.recipe import from_data, load_recipe
 from workbench.resolve.resolve import resolve
-from workbench.search.clock import Clock
-from workbench.search.race import Rival
+from workbench.search.clock import Clock, until_all_end
+from workbench.search.objective import Rival
 from workbench.search.run import (
     Attempt,
     Scoring,
@@ -34,7 +34,6 @@ from workbench.search.run import (
 )
 from workbench.search.space import plain_data
 from workbench.search.study import Study, Trial
-from workbench.search.together import until_all_end
 from workbench.trust import is_trusted
 
 

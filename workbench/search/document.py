@@ -5,16 +5,15 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from workbench.compare.compare import compare
-from workbench.search.objective import Answers, Gap, Objective, gap
-from workbench.search.race import Rival, front
+from workbench.scores.store import Configuration
+from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
 from workbench.search.run import Search, finished, is_harmful, number_of_candidates
+from workbench.search.space import Values
 from workbench.search.study import Study
-
-if TYPE_CHECKING:
-    from workbench.search.tested import Tested
 
 
 def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:
@@ -268,3 +267,27 @@ def area(points: Sequence[Sequence[float]], floor: Sequence[float]) -> float:
             total += (x - floor[0]) * (y - height)
             height = y
     return total
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A configuration that was scored on both halves of the items.
+
+    Attributes:
+        rival: Its answers and scores on search items.
+        configuration: The configuration.
+        answers: Answers on test items.
+        part: "control", "found" (the winner or a member of the Pareto front) or "random".
+        values: Value by dimension, for candidates.
+    """
+
+    rival: Rival
+    configuration: Configuration
+    answers: Answers
+    part: str
+    values: Values | None = None
+
+    @property
+    def name(self) -> str:
+        """Displayed name."""
+        return self.rival.name

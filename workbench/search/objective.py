@@ -1,4 +1,7 @@
-"""Objectives of a search: means over tasks of a suite, compared between two configurations on the items that both have."""
+"""Objectives of a search: means over tasks of a suite, compared between two configurations on the items that both have.
+
+A candidate that is worse than a rival is stopped early, and its scores are estimated.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.evaluate.resident import GOLD
 from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
 from workbench.scores.changes import Changes, pooled
@@ -286,3 +290,70 @@ def _term(recipe: Recipe, name: str, plan: ScorePlan, task: str, metric: str) ->
 
 def _error(recipe: Recipe, message: str, hint: str | None = None) -> WorkbenchError:
     return recipe.error(("search", "objective"), message, hint)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A configuration that was scored on all search items.
+
+    Attributes:
+        name: Displayed name.
+        answers: Answers on all search items.
+        scores: Scores under the objectives; higher is better.
+    """
+
+    name: str
+    answers: Answers
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, answers: Answers, objectives: Sequence[Objective]) -> Rival:
+        """Build a rival from its answers."""
+        return cls(name, answers, tuple(answers.value(objective) for objective in objectives))
+
+
+def front(rivals: Iterable[Rival]) -> list[Rival]:
+    """Return the Pareto front, which for one objective is the best rival; of rivals with equal scores only the first is on it."""
+    best: list[Rival] = []
+    for rival in rivals:
+        if any(_covers(other.scores, rival.scores) for other in best):
+            continue
+        best = [other for other in best if not _covers(rival.scores, other.scores)] + [rival]
+    return best
+
+
+def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True))
+
+
+def beaten_by(
+    answers: Answers, rivals: Sequence[Rival], objectives: Sequence[Objective], level: float, gold: bool
+) -> Rival | None:
+    """Return the rival that beats a candidate on the items so far, or None.
+
+    A rival beats it if the interval of the paired difference is below 0 under every objective. With one objective and `gold`, it also beats it
+    if the interval for the log-probability of right answers is below 0, which often shows earlier, and the objective is not better.
+
+    Args:
+        answers: The candidate's answers so far.
+        rivals: Configurations that were scored on all items.
+        objectives: Objectives of the search.
+        level: Error rate of the intervals.
+        gold: Also compare the log-probability of right answers.
+    """
+    for rival in rivals:
+        if all(gap(rival.answers, answers, objective).below(level) for objective in objectives):
+            return rival
+        if gold and len(objectives) == 1:
+            difference = gold_gap(rival.answers, answers, objectives, GOLD)
+            if difference is not None and difference.below(level) and gap(rival.answers, answers, objectives[0]).diff <= 0:
+                return rival
+    return None
+
+
+def estimate(answers: Answers, rival: Rival, objectives: Sequence[Objective]) -> list[float]:
+    """Estimate the scores of a stopped candidate on all items: the rival's score plus the difference on the items that both have.
+
+    Unlike the candidate's score on few items, this estimate does not depend on the difficulty of these items.
+    """
+    return [score + gap(rival.answers, answers, o).diff for o, score in zip(objectives, rival.scores, strict=True)]

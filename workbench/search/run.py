@@ -18,6 +18,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.models.device import pick_device
 from workbench.models.identity import computed_on
 from workbench.project import cache_of
@@ -25,17 +26,13 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.store import ScoreStore
-from workbench.search.baselines import LAMBDAS, baselines, cocktail
-from workbench.search.bench import Bench
-from workbench.search.clock import Clock, budget_seconds
+from workbench.search.bench import LAMBDAS, Bench, baselines, cocktail
+from workbench.search.clock import Clock, budget_seconds, until_all_end
 from workbench.search.halves import Stages, check_halves, guard_of, stages_of, warnings_of
-from workbench.search.objective import Answers, Objective, objectives_of, only_objectives
-from workbench.search.race import Rival, beaten_by, estimate, front
+from workbench.search.objective import Answers, Objective, Rival, beaten_by, estimate, front, objectives_of, only_objectives
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial, check_storage
-from workbench.search.together import until_all_end
-from workbench.versions import installed
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.search.greedy import Tried, next_soup
-from workbench.search.samplers import EXCESS, grid, make_sampler, starts, suggest
+from workbench.search.samplers import EXCESS, Tried, grid, make_sampler, next_soup, starts, suggest
 from workbench.search.space import Space
 
 Arm = Literal["search", "random"]

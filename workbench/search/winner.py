@@ -12,12 +12,11 @@ from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.lineup import LineupEntry
 from workbench.files import write_bytes, write_json
-from workbench.search.document import document
-from workbench.search.race import Rival, front
+from workbench.search.document import Tested, document
+from workbench.search.objective import Rival, front
 from workbench.search.run import Search, candidate, finished, is_harmful, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
-from workbench.search.tested import Tested
 
 RESULT = "search.json"
 SHOWN = 8
