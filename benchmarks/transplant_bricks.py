@@ -199,10 +199,10 @@ def make_sibling(project: Path, sibling: str, options: argparse.Namespace) -> No
     data = {"version": 1, "name": sibling, "base": "base", "steps": steps[sibling], "output": {"dtype": "float32"}}
     made = execute(resolve(from_data(data, project)), project / "runs", Work(CPU, 1, show))
     if sibling == "wide":
-        Path(made["model"]).rename(project / sibling)
+        Path(made.place).rename(project / sibling)
         return
     plain = [text.prompt + " " + text.answer for text in read_texts(PROJECT / PLAIN, PLAIN)]
-    train(project, made["model"], sibling, plain, options.sibling_steps, teacher="base")
+    train(project, made.place, sibling, plain, options.sibling_steps, teacher="base")
 
 
 def train(project: Path, start: str, out: str, texts: list[str], steps: int, teacher: str | None = None) -> None:

@@ -335,7 +335,7 @@ def test_plan_and_run(settings: dict[str, Any], model_of: Callable[..., Path], t
     recipe = resolve(from_data(data, tmp_path))
     assert len(recipe.warnings) == 1
     assert plan(recipe, tmp_path / "runs").warnings[0] == recipe.warnings[0]
-    documents = [execute(recipe, tmp_path / f"runs{n}", Work(CPU, n)) for n in (1, 2)]
+    documents = [execute(recipe, tmp_path / f"runs{n}", Work(CPU, n)).to_dict() for n in (1, 2)]
     assert documents[0]["configuration"] == documents[1]["configuration"]
     ours = tensors_of(Path(documents[0]["model"]))
     theirs = reference(base, tmp_path / "adapter").merge_and_unload().state_dict()

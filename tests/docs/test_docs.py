@@ -366,5 +366,5 @@ def test_example_methods_are_listed() -> None:
 
     for tag in ("merge:magmax", "edit:gradient", "grow:solar"):
         found = describe(registry.methods()[tag])
-        assert found["text"]
-        assert all(field["text"] for field in found["fields"])
+        assert found.text
+        assert all(field.text for field in found.fields)

@@ -233,8 +233,8 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
 def test_plan_says_what_training_costs(rows: Project) -> None:
     text = f"steps: [{BRICK}}}, {{grow: depth, blocks: 1, {TRAIN}}}]\n"
     found = plan(rows.resolve(text), rows.path / "runs")
-    assert found.steps[0]["cost"]["train_steps"] == 8
-    assert found.steps[0]["inputs"] == found.steps[1]["inputs"] == ["rows.jsonl"]
+    assert found.steps[0].to_dict()["cost"]["train_steps"] == 8
+    assert found.steps[0].inputs == found.steps[1].inputs == ["rows.jsonl"]
     rows.run(text)
     assert "seven" in plan(rows.resolve(text), rows.path / "runs").cached
 

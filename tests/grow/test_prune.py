@@ -270,7 +270,7 @@ def test_all_three_at_once(texts: Project, dense_of: Callable[[str], Path]) -> N
 def test_a_measurement_is_kept(texts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "steps: [{grow: prune, layers: 1, neurons: 0.25, calibration: texts.jsonl}]\n"
     resolved = texts.resolve(text)
-    row = plan(resolved, texts.path / "runs").steps[0]
+    row = plan(resolved, texts.path / "runs").steps[0].to_dict()
     first = compose(resolved, CPU).records()
     assert {key: row[key] for key in ("layers", "neurons", "parameters", "bytes")} == {
         key: first[0][key] for key in ("layers", "neurons", "parameters", "bytes")

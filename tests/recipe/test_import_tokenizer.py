@@ -76,7 +76,7 @@ def run(text: str, folder: Path) -> Path:
     (folder / "merge.yml").write_text(text, "utf-8")
     to = folder / "recipes" / "merge.yaml"
     write_imported(import_recipe(folder / "merge.yml", to), to)
-    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", Work(CPU, 1))
+    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", Work(CPU, 1)).to_dict()
     return Path(result["model"])
 
 

@@ -112,7 +112,7 @@ def test_memory_and_disk_agree(world: Project) -> None:
         recipe = search.space.recipe_of(trial["values"], f"alone-{trial['number']}")
         resolved = resolve(recipe)
         (resolved.cache / "configurations" / f"{resolved.key}.json").unlink()
-        assert execute(resolved, world.path / "runs", Work(CPU))["configuration"] == trial["digest"]
+        assert execute(resolved, world.path / "runs", Work(CPU)).configuration == trial["digest"]
 
 
 def test_one_seed_one_sequence(world: Project) -> None:

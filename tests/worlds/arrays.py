@@ -47,7 +47,7 @@ def written(project: Project, text: str, device: torch.device, threads: int = 2)
     shutil.rmtree(project.path / "runs", ignore_errors=True)
     resolved = project.resolve(text)
     assert needs_no_torch(resolved)
-    document = execute(resolved, project.path / "runs", Work(device, threads))
+    document = execute(resolved, project.path / "runs", Work(device, threads)).to_dict()
     record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))
     for field in ("created", "seconds", "peak_bytes"):
         record.pop(field)

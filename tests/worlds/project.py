@@ -58,7 +58,7 @@ class Project:
         from workbench.run.device import Work
         from workbench.run.execute import execute
 
-        return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out)
+        return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out).to_dict()
 
     def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """The configuration's tensors in memory."""

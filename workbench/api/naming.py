@@ -184,7 +184,7 @@ def load_named(
             for note in loaded.notes:
                 say(note)
         if run:
-            own = str(run.record.get("name") or loaded.name)
+            own = (run.record.name if run.record else None) or loaded.name
             loaded = replace(loaded, fields=loaded.fields.model_copy(update={"name": own}))
         for point in re.findall(r"\[[^\]]*\]", found.point):
             from workbench.search.sweep import point_of
@@ -255,7 +255,7 @@ def run_named(name: str, runs: Path | None = None) -> RunDirectory:
     run = run_of(resolve(recipe, HEADERS), folder)
     if (run.path / RECORD).is_file():
         return run
-    others = [one.name for one in list_runs(folder) if one.record.get("name") == recipe.name]
+    others = [one.name for one in list_runs(folder) if one.record and one.record.name == recipe.name]
     also = f"; runs of earlier versions of it: {', '.join(others[:4])}" if others else ""
     raise WorkbenchError(
         f"{name}: the recipe has not been run as it is now{also}", f"{shell('workbench', 'run', name)}, or name one of its runs."

@@ -324,7 +324,6 @@ def bake(
 
     Computes in float32 and casts once. An interrupted command resumes.
     """
-    from workbench.cli.documents.run import RunDocument
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
     from workbench.run.device import Work
@@ -336,13 +335,13 @@ def bake(
     def text() -> None:
         from workbench.run.forms import load_hint
 
-        out.line(result["model"])
+        out.line(result.place)
         out.say(
-            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
+            f"{result.seconds:.1f} s, peak memory {size(result.peak_bytes)}, configuration {(result.configuration or '')[:12]}"
         )
-        out.say(load_hint(result["model"]))
+        out.say(load_hint(result.place))
 
-    out.result(lambda: RunDocument.model_validate(result), text, json=json)
+    out.result(lambda: result, text, json=json)
 
 
 app.command()(advise)

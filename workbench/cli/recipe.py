@@ -15,8 +15,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
-    from workbench.cli.documents.methods import MethodDocument
     from workbench.library.recipediff import InputDifference, RecipeDifference
+    from workbench.recipe.describe import MethodDescription
 
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check, compare and import recipes.")
@@ -262,7 +262,6 @@ def methods(
     Includes methods of installed distributions (entry point group workbench.methods) and, if the project is trusted, of its
     methods/ folder.
     """
-    from workbench.cli.documents.methods import MethodDocument
     from workbench.project import find_project
     from workbench.recipe.describe import describe, summary
     from workbench.recipe.methods import MethodFinder, untrusted
@@ -276,7 +275,7 @@ def methods(
     if name is None:
         rows = [[cls.verb, cls.name, cls.plugin.source if cls.plugin else "built in", summary(cls)] for cls in known]
         out.result(
-            lambda: [MethodDocument.model_validate(describe(cls)) for cls in known],
+            lambda: [describe(cls) for cls in known],
             lambda: out.table(["verb", "method", "from", "what it does"], rows),
             json=json,
         )
@@ -290,11 +289,11 @@ def methods(
         raise UsageError(
             f"unknown method '{name}'. {nearest(name, [cls.name for cls in known])}", "`workbench methods` lists all."
         )
-    document = MethodDocument.model_validate(describe(matches[0]))
+    document = describe(matches[0])
     out.result(lambda: document, lambda: _print(document), json=json)
 
 
-def _print(method: MethodDocument) -> None:
+def _print(method: MethodDescription) -> None:
     """Print a method's text, formula, paper and fields."""
     out.line(f"{method.verb}: {method.name}\n{method.text}\n")
     out.line(f"formula  {method.formula}\npaper    {method.paper}")

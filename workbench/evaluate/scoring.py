@@ -178,7 +178,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
     packed = resolved.checkpoint.packed  # a server computes in 8 bits what is scored here in the dtype of the result
     if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter or packed):
         return Path(resolved.base_path)
-    return Path(execute(resolved, runs, Work(device, events=events))["model"])
+    return Path(execute(resolved, runs, Work(device, events=events)).place)
 
 
 def stored(

@@ -163,7 +163,7 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     run.require_whole(hub.events)
     if run.configuration.is_dir():
         return of_configuration(run.configuration, hub)
-    record, project = run.record, find_project(run.path / RUN)
+    record, project = run.read_record().to_dict(), find_project(run.path / RUN)
     # Requests and folders name the result, so the brackets of a point's name cannot stay.
     name = re.sub(r"[^\w.-]+", "-", str(record.get("name", run.name))).strip("-")
     base = record["inputs"]["base"]

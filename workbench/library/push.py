@@ -120,7 +120,7 @@ class Package:
     @property
     def record(self) -> dict[str, Any]:
         """Content of the run's run.json."""
-        return self.run.record
+        return self.run.read_record().to_dict()
 
     @property
     def refers_to_base(self) -> bool:
@@ -271,7 +271,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
         run: A finished run.
         scores: Folder of the score store.
     """
-    record = run.record
+    record = run.read_record().to_dict()
     weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
         weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.get("key")))

@@ -281,7 +281,7 @@ def _of_distribution(entry: EntryPoint) -> list[type[Step]]:
         if "plugin" not in vars(cls):
             file = sys.modules[cls.__module__].__file__
             content = file_digest(Path(file)) if file and Path(file).is_file() else None  # None inside a zip file
-            cls.plugin = Plugin(source, json_digest([name, version, content]))
+            cls.plugin = Plugin(source=source, digest=json_digest([name, version, content]))
     return classes
 
 
@@ -303,7 +303,7 @@ def _of_file(file: Path, project: Path) -> list[type[Step]]:
         del sys.modules[name]
         raise InvalidRecipeError(f"{label}: has no method", "A method is a class with the decorator @register.")
     for cls in classes:
-        cls.plugin = Plugin(label, digest)
+        cls.plugin = Plugin(source=label, digest=digest)
     return classes
 
 

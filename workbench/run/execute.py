@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,7 @@ from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
+from workbench.run.record import RunResult
 from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
@@ -47,7 +48,7 @@ def execute(
     *,
     out: Path | None = None,
     wait: bool = False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Run a recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
 
     Args:
@@ -58,7 +59,7 @@ def execute(
         wait: If another process writes the same run, wait for it instead of raising an error, then reuse or resume its run.
 
     Returns:
-        The document that `workbench run --json` prints.
+        The result, which `workbench run --json` prints.
 
     Raises:
         WorkbenchError: If the disk is too full, an input has changed, or a check of the result fails.
@@ -82,18 +83,19 @@ def execute(
     if out is not None:  # files are not linked: changing the copy must not change the run
         with new_directory(out) as copy:
             shutil.copytree(run.result, copy, dirs_exist_ok=True)
-    record, place = run.record, str(out or run.result)
-    return {
-        "run": str(run.path),
-        "key": resolved.key,
-        "status": record["status"],
-        **{other.key: place if other is form else None for other in FORMS.values()},
-        "configuration": form.configuration(record["output"]),
-        "steps": record["steps"],
-        "said": record.get("said", {}),
-        "seconds": round(time.time() - started, 2),
-        "peak_bytes": peak_bytes(),
-    }
+    record = run.read_record()
+    assert record.output is not None, "a run that has finished has a result"
+    return RunResult(
+        run=str(run.path),
+        key=resolved.key,
+        status="done",
+        **{other.key: str(out or run.result) if other is form else None for other in FORMS.values()},
+        configuration=form.configuration(record.output.to_dict()),
+        steps=record.steps or [],
+        said=record.said or {},
+        seconds=round(time.time() - started, 2),
+        peak_bytes=peak_bytes(),
+    )
 
 
 def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float) -> None:
@@ -167,7 +169,7 @@ def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[
     return [
         {
             **record,
-            **({"plugin": asdict(step.plugin)} if step.plugin else {}),
+            **({"plugin": step.plugin.to_dict()} if step.plugin else {}),
             "key": key,
             **({"check": checks[record["id"]]} if record["id"] in checks else {}),
         }
@@ -273,7 +275,8 @@ def verify_run(run: RunDirectory) -> Verified:
     if run.sealed:
         manifest = manifest_of(run.path)
         return Verified({name: digest for name, (_, digest) in manifest.files.items()}, open=tuple(manifest.open))
-    expected = run.record["output"].get("digests" if run.adapter.is_dir() else "tensors")
+    output = run.read_record().output
+    expected = (output.digests if run.adapter.is_dir() else output.tensors) if output else None
     if not expected:
         raise WorkbenchError(f"{run.name}: it has no manifest and its record lists no tensors", "Run its recipe again.")
     place = run.configuration / "model" if run.configuration.is_dir() else run.result

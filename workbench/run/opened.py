@@ -136,8 +136,7 @@ def resolve_model(reference: str, project: Path, hub: Hub = FETCH, version: int 
 
 def _with_adapter(run: RunDirectory, hub: Hub) -> Resolved:
     """Resolve the adapter of a run, on its base, as a recipe without steps."""
-    base = run.record["inputs"]["base"]
-    on = base["id"] if not base.get("revision") or "@" in base["id"] else f"{base['id']}@{base['revision']}"
+    on = run.read_record().inputs.base.reference
     data = {"version": 1, "name": "model", "base": {"adapter": str(run.adapter), "on": on}, "steps": []}
     return resolve(from_data(data, find_project(run.path / RECORD)), hub)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, get_args
 
@@ -11,6 +10,7 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from workbench.errors import nearest
+from workbench.results import Part
 from workbench.steps.fields import NAME, BrickEntry, Strict
 
 if TYPE_CHECKING:
@@ -73,17 +73,13 @@ class KeyContext(Protocol):
         """Return the digest of a set of neurons."""
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """Origin of a method outside this package.
-
-    Attributes:
-        source: Distribution and version, or the path of a method file of a project.
-        digest: Digest of its code; part of every cache key of its steps.
-    """
+class Plugin(Part):
+    """Origin of a method that is not built in."""
 
     source: str
+    """Distribution and version, or path of a method file of the project."""
     digest: str
+    """Digest of the method's code, which is a part of every cache key of its steps."""
 
 
 class Step(Strict):
