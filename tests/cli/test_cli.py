@@ -71,7 +71,7 @@ COMMANDS = {
     "scores import": "--cluster --json --name --quiet --runs-dir --suite",
     "scores items": "--batch-size --first --json --limit --only --runs-dir --set --suite --task --text --trust-project-code",
     "scores ls": "--json --runs-dir",
-    "search": "--batch-size --budget --device --engine --json --limit --log --log-project --out --port --quiet --runs-dir --set --storage --trials --trust-project-code --verbose --watch --workers",
+    "search": "--batch-size --budget --device --json --limit --log --log-project --out --port --quiet --runs-dir --set --trials --trust-project-code --verbose --watch",
     "suite check": "--base --json --limit --trust-project-code --verbose",
     "suite ls": "--json",
     "suite new": "--base --cluster --data --force --json --kind --role --trust-project-code",

@@ -157,7 +157,7 @@ def search(
     for warning in prepared.warnings:
         warn(warning)
     run(prepared)
-    return FoundValues(conclude(prepared), loaded.project)
+    return FoundValues(conclude(prepared).to_dict(), loaded.project)
 
 
 def _refuse(options: Options, function: str, names: Sequence[str]) -> None:

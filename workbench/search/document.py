@@ -11,13 +11,14 @@ from typing import Any
 from workbench.compare.compare import compare
 from workbench.scores.store import Configuration
 from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
+from workbench.search.result import SearchResult
 from workbench.search.run import Search, finished, is_harmful, number_of_candidates
 from workbench.search.space import Values
 from workbench.search.study import Study
 
 
-def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the document of a finished search.
+def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> SearchResult:
+    """Return the result of a finished search.
 
     Args:
         search: The search.
@@ -28,7 +29,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
     winners = [t for t in tested if t.part == "found"]
     best = _best_control(search)
     several = len(search.objectives) > 1
-    return {
+    found = {
         **_known(search, study),
         "winner": winners[0].name if winners and not several else None,
         "recipes": dict(recipes),
@@ -39,6 +40,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         **({"guarded": list(_harm(search, study, tested))} if search.stages.guard else {}),
         "test": _test(search, tested, best.name),
     }
+    return SearchResult.model_validate(found)
 
 
 def growing(search: Search, study: Study) -> dict[str, Any]:

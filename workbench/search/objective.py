@@ -16,6 +16,7 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.resident import GOLD
 from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
+from workbench.results import Number, Part
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan
@@ -120,21 +121,18 @@ def guarded_values(plan: ScorePlan, rows: Mapping[str, Sequence[Row]]) -> dict[K
     return found
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a configuration loses on a guarded task, against the base.
-
-    Attributes:
-        task: Name of the task.
-        loss: Loss in the metric's units; negative for a gain.
-        tolerance: Largest loss that counts as safe; None if the suite gives none for this metric.
-        harmful: The loss is larger than the tolerance; without a tolerance, the paired interval lies beyond 0.
-    """
+class Loss(Part):
+    """What a candidate loses on a guarded task against the base, on search items."""
 
     task: str
-    loss: float
-    tolerance: float | None
+    """Name of the task."""
+    loss: Number
+    """Loss in the metric's units; negative for a gain."""
+    tolerance: Number | None
+    """Largest loss that counts as safe; null if the suite gives none for this metric."""
+    # It is harmful if it exceeds the tolerance; without a tolerance, if the paired interval lies beyond 0.
     harmful: bool
+    """Whether the loss excludes the candidate."""
 
 
 def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: float) -> list[Loss]:
@@ -159,7 +157,8 @@ def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: f
             share = kind in SHARED_RANGE or (kind is None and metric != MARGIN and inside)
             tolerance = plan.suite.tolerance_of(task, share=share)
             harmful = loss > 0 and pair.p <= level if tolerance is None else loss > tolerance + 1e-12
-            found.append(Loss(task, float(loss) if math.isfinite(loss) else 0.0, tolerance, bool(harmful)))
+            shown = float(loss) if math.isfinite(loss) else 0.0
+            found.append(Loss(task=task, loss=shown, tolerance=tolerance, harmful=bool(harmful)))
     return found
 
 

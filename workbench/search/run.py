@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ from workbench.search.halves import Stages, check_halves, guard_of, stages_of, w
 from workbench.search.objective import Answers, Objective, Rival, beaten_by, estimate, front, objectives_of, only_objectives
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
-from workbench.search.study import Arm, Study, Trial, check_storage
+from workbench.search.study import Arm, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,6 @@ class Search:
         trials: Number of candidates, or None.
         budget: Time limit in seconds, or None.
         limit: Limit of items per task from the command line; None for the suites' own.
-        storage: File of the study, if it is not in `folder`.
         events: Receiver of progress events.
         controls: Scored controls.
         entries: Configurations of the controls by name.
@@ -85,7 +84,6 @@ class Search:
     trials: int | None
     budget: float | None
     limit: int | None = None
-    storage: Path | None = None
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
     entries: dict[str, LineupEntry] = field(default_factory=dict)
@@ -110,7 +108,6 @@ def prepare(
     *,
     trials: int | None = None,
     budget: str | None = None,
-    storage: Path | None = None,
     events: Events = no_events,
 ) -> Search:
     """Check a recipe's search and prepare it.
@@ -123,12 +120,11 @@ def prepare(
         scoring: How candidates are scored.
         trials: Number of candidates; default: the recipe's.
         budget: Time limit such as "30m"; default: the recipe's.
-        storage: File of the study; default: a journal in the folder of the search.
         events: Receiver of progress events.
 
     Raises:
         WorkbenchError: If the recipe has no search, its search is invalid or cannot run in memory, there is nothing to score, a task has only
-            one item, or the storage belongs to another search.
+            one item.
     """
     device = pick_device(scoring.device)
     space = Space(recipe)
@@ -159,8 +155,6 @@ def prepare(
     check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
-    if storage is not None:
-        check_storage(storage, key)
     store = ScoreStore(cache_of(recipe.project) / "search")
     bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
     candidates = trials if trials is not None else fields.number if budget is None else fields.trials
@@ -177,7 +171,6 @@ def prepare(
         candidates,
         budget_seconds(time_limit),
         scoring.limit,
-        storage,
         events,
         warnings=warnings_of(stages, objectives),
     )
@@ -240,7 +233,6 @@ def open_study(search: Search) -> Study:
         sampler=search.sampler,
         objectives=len(search.objectives),
         key=search.key,
-        storage=search.storage,
         lambdas=LAMBDAS,
     )
     study.guarded = bool(search.stages.guard)
@@ -329,7 +321,7 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     if outcome.stopped:
         return Attempt(estimate(outcome.answers, beaten[0], search.objectives), result)
     if found := search.bench.losses(outcome.answers, search.level):
-        result["guarded"] = [asdict(loss) for loss in found]
+        result["guarded"] = [loss.to_dict() for loss in found]
     return Attempt([outcome.answers.value(objective) for objective in search.objectives], result, outcome.answers)
 
 

@@ -28,7 +28,6 @@ from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
-from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
@@ -36,6 +35,7 @@ from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
+from workbench.search.result import SearchResult
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
@@ -43,7 +43,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "run": RunResult,
     "eval": EvalDocument | list[EvalDocument],
     "compare": CompareDocument,
-    "search": SearchDocument,
+    "search": SearchResult,
     "methods": MethodDescription | list[MethodDescription],
     "recipe diff": RecipeDiffDocument,
     "runs ls": list[RunRow],
