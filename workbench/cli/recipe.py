@@ -160,31 +160,18 @@ def diff(
 
     A field is named as in --set. If a recipe's inputs cannot be read, only fields and locations are compared.
     """
-    from dataclasses import asdict
-
     from workbench.bricks.hub import Hub
-    from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.library.recipediff import recipe_difference
 
-    found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
-
-    def document() -> RecipeDiffDocument:
-        data = {
-            "first": names[0],
-            "second": names[1],
-            "fields": [asdict(one) for one in found.fields],
-            "inputs": [{**asdict(one), "same_content": one.same_content} for one in found.inputs],
-            "same_result": found.same_result,
-            "unread": [{"recipe": which, "reason": reason} for which, reason in found.unread.items()],
-        }
-        return RecipeDiffDocument.model_validate(data)
-
-    out.result(document, lambda: _differences(found, names), json=json)
+    hub = Hub(headers_only=True, events=out.event)
+    found = recipe_difference(load_named(first), load_named(second), hub, names)
+    out.result(lambda: found, lambda: _differences(found), json=json)
 
 
-def _differences(found: RecipeDifference, names: list[str]) -> None:
+def _differences(found: RecipeDifference) -> None:
     """Print the differences of two recipes as tables, and what they mean for the result."""
+    names = [found.first, found.second]
     if found.fields:
         rows = [
             [one.field, *(_value(v, one.only, side) for v, side in ((one.first, "first"), (one.second, "second")))]
@@ -200,8 +187,8 @@ def _differences(found: RecipeDifference, names: list[str]) -> None:
             for one in found.inputs
         ]
         out.table(["input", *names, "content"], cells)
-    for which, reason in found.unread.items():
-        out.warn(f"digests of the {which} recipe are not known: {reason}")
+    for one in found.unread:
+        out.warn(f"digests of the {one.recipe} recipe are not known: {one.reason}")
     if found.same_result is not None:
         out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
 

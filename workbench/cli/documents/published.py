@@ -25,12 +25,12 @@ from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
-from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.library.recipediff import RecipeDifference
 from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
 from workbench.run.plan import RunPlan
@@ -45,7 +45,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "compare": CompareDocument,
     "search": SearchResult,
     "methods": MethodDescription | list[MethodDescription],
-    "recipe diff": RecipeDiffDocument,
+    "recipe diff": RecipeDifference,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
     "brick ls": list[BrickDocument],
