@@ -16,13 +16,13 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.resident import GOLD
 from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
-from workbench.results import Number, Part
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, RATIOS, SHARED_RANGE
 from workbench.scores.store import Row
 from workbench.scores.suite import MARGIN
+from workbench.search.result import Loss
 
 Key = tuple[str, str]
 """Suite and task."""
@@ -119,20 +119,6 @@ def guarded_values(plan: ScorePlan, rows: Mapping[str, Sequence[Row]]) -> dict[K
             )
         found[plan.suite.suite, task] = np.array(values, np.float64).reshape(len(values), -1)
     return found
-
-
-class Loss(Part):
-    """What a candidate loses on a guarded task against the base, on search items."""
-
-    task: str
-    """Name of the task."""
-    loss: Number
-    """Loss in the metric's units; negative for a gain."""
-    tolerance: Number | None
-    """Largest loss that counts as safe; null if the suite gives none for this metric."""
-    # It is harmful if it exceeds the tolerance; without a tolerance, if the paired interval lies beyond 0.
-    harmful: bool
-    """Whether the loss excludes the candidate."""
 
 
 def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: float) -> list[Loss]:

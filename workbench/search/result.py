@@ -7,7 +7,6 @@ from typing import Any, Literal
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from workbench.results import Number, Part, Result, absent
-from workbench.search.objective import Loss
 
 
 class HalfCounts(Part):
@@ -46,6 +45,20 @@ class ControlRow(Part):
     intervals: list[list[Number] | None]
     """By objective, 95 % interval [low, high] of the paired difference from the best control, around that control's score; null
     without an error estimate."""
+
+
+class Loss(Part):
+    """What a candidate loses on a guarded task against the base, on search items."""
+
+    task: str
+    """Name of the task."""
+    loss: Number
+    """Loss in the metric's units; negative for a gain."""
+    tolerance: Number | None
+    """Largest loss that counts as safe; null if the suite gives none for this metric."""
+    # It is harmful if it exceeds the tolerance; without a tolerance, if the paired interval lies beyond 0.
+    harmful: bool
+    """Whether the loss excludes the candidate."""
 
 
 class TrialRow(Part):
