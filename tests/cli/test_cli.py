@@ -65,7 +65,7 @@ COMMANDS = {
     "runs ls": "--json --runs-dir",
     "runs rm": "--runs-dir --yes",
     "runs show": "--json --runs-dir",
-    "runs verify": "--accept --runs-dir --sha256 --trust-project-code",
+    "runs verify": "--accept --runs-dir --trust-project-code",
     "scores export": "--base --device --include-path --num-fewshot --out --trust-project-code",
     "scores pull": "--dry-run --json --quiet --runs-dir",
     "scores import": "--cluster --json --name --quiet --runs-dir --suite",

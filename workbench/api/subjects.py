@@ -280,14 +280,7 @@ def _found(name: str, request: Request) -> Named:
 def _loaded(
     names: Sequence[Named], vary: Variation, listener: Listener, left_out: list[LeftOut] | None
 ) -> tuple[list[Recipe], list[Sweep]]:
-    """Load recipes and expand their sweeps.
-
-    Args:
-        names: The recipes.
-        vary: Values of `--set` and `--sweep`.
-        listener: Who is told what `--set` changes.
-        left_out: List that receives invalid recipes; None: they are errors.
-    """
+    """Load recipes and expand their sweeps."""
     recipes: list[Recipe] = []
     sweeps = []
     for named in names:

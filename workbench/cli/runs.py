@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative, runs_folder
+from workbench.api.naming import runs_folder
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -130,7 +130,6 @@ def rm(
 def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
     accept: Annotated[
         list[str] | None,
         typer.Option(
@@ -150,8 +149,6 @@ def verify(
     for file in accept or ():
         seal_again(run.path, file)
     verified = verify_run(run)
-    for file, digest in verified.sha256.items() if sha256 else ():
-        out.line(f"{digest}  {relative(run.path / file)}")
     if not run.sealed:
         out.say(f"{run.name}: all {verified.tensors} tensors are as recorded; nothing else could be compared: {UNSEALED}")
         return

@@ -192,12 +192,7 @@ def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 
 def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
-    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers.
-
-    Args:
-        config: The content of config.json.
-        images: Include settings for positions of images (`mrope_...`), which do not change those of text.
-    """
+    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}

@@ -183,11 +183,7 @@ class _Builder:
         return inner
 
     def _aligned(self, base: Model) -> AlignedVocabulary:
-        """Return the vocabulary that the recipe's `tokenizer` block describes.
-
-        Args:
-            base: The base with its own vocabulary.
-        """
+        """Return the vocabulary that the recipe's `tokenizer` block describes."""
         block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
         cache = cache_of(project)
         assert block is not None
@@ -207,12 +203,7 @@ class _Builder:
         return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)
 
     def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
-        """Check bricks and steps, and record warnings, deferred checks and problems.
-
-        Args:
-            inputs: The recipe with its inputs.
-            unread: Bricks that cannot be read, whose errors are recorded already.
-        """
+        """Check bricks and steps, and record warnings, deferred checks and problems."""
         findings, output = self.findings, self.recipe.fields.output
         if inputs.base_adapter and output.form != "checkpoint":
             findings.problems.append(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -123,22 +123,9 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
     expected, dtype = answers(live), live.dtype
     del live
     gc.collect()
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise GateFailedError(
-            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _REPORT
-        ) from None
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
-    unused = added & set(info.pop("unexpected_keys"))
-    # A mismatch is a tuple: name, shape in the file, expected shape.
-    wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
-    if wrong:
-        raise GateFailedError(
-            f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
-            _REPORT,
-        )
-    reloaded = answers(loaded.to(device).eval())
+    loaded = _loaded(AutoModelForCausalLM, place, dtype, step, added, _REPORT)
+    reloaded = answers(loaded.to(device))
     if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):
         raise GateFailedError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT)
 
@@ -226,6 +213,8 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
     Raises:
         WorkbenchError: If transformers cannot load the files, reports missing or unexpected tensors, or logits differ (exit code 3).
     """
+    import transformers
+
     composed = next(g for g in grown if g.step.composes)
     before = composed.before
     written = compute(before, resolved.dtype, device)  # rounded as in the files, then compared in float32
@@ -236,7 +225,9 @@ def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, 
     expected = _logits_of(text, tokens, composed.id)
     del text, written
     gc.collect()
-    found = _logits_of(_loaded(place, composed.id).to(device), tokens, composed.id)
+    kind = getattr(transformers, loading_class(read_config(place, "result")))
+    reloaded = _loaded(kind, place, torch.float32, composed.id, None, _OFF_COMPOSED)
+    found = _logits_of(reloaded.to(device), tokens, composed.id)
     try:
         return same_logits(expected, found, TOLERANCES["exact"], composed.id, ())
     except GateFailedError as error:
@@ -251,22 +242,25 @@ def _placeholders(config: Mapping[str, Any]) -> list[int]:
     return [config[key] for key in names if isinstance(config[key], int)]
 
 
-def _loaded(place: Path, step: str) -> Any:
-    """Return the written model in float32."""
-    import transformers
+def _loaded(kind: Any, place: Path, dtype: torch.dtype, step: str, added: Set[str | None] | None, hint: str) -> Any:
+    """Return the written model, loaded with a class of transformers.
 
-    kind = getattr(transformers, loading_class(read_config(place, "result")))
+    `added` are the tensors that the architecture must use; it may leave out others, which come from the base. None: it must use all.
+    """
     try:
-        model, info = kind.from_pretrained(place, dtype=torch.float32, output_loading_info=True, local_files_only=True)
+        model, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
     except (OSError, ValueError, RuntimeError) as error:
         raise GateFailedError(
-            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _OFF_COMPOSED
+            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", hint
         ) from None
+    if added is not None:
+        info["unexpected_keys"] = added & set(info["unexpected_keys"])
+    # A mismatch is a tuple: name, shape in the file, expected shape.
     wrong = [name if isinstance(name, str) else name[0] for names in info.values() for name in names if name]
     if wrong:
         raise GateFailedError(
             f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
-            _OFF_COMPOSED,
+            hint,
         )
     return model.eval()
 

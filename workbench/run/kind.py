@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -16,7 +18,7 @@ from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.manifest import seal
+from workbench.manifest import publish_sealed, seal
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
@@ -73,6 +75,20 @@ class StepContext:
     def place(self, folder: str, *, rounded: bool = False, suffix: str = "") -> Path:
         """Return where the cache keeps what the step computes on this device; see `place_of`."""
         return place_of(self.resolved, folder, self.number, self.device, rounded=rounded, suffix=suffix)
+
+    @contextmanager
+    def made(self, place: Path) -> Iterator[Path]:
+        """Yield a directory to write for a `with` block, then move it to its place in the cache, sealed.
+
+        Raises:
+            InputChangedError: If an input has changed since the step's key was made; nothing is stored then.
+        """
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
+            partial = Path(folder) / "made"
+            yield partial
+            self.resolved.check_inputs()
+            publish_sealed(partial, place)
 
     @property
     def seed(self) -> int:

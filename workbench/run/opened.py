@@ -206,14 +206,7 @@ def open_configuration(path: Path, version: int | None = None, hub: Hub = FETCH)
 
 
 def _model(path: Path, record: dict[str, Any], hub: Hub, beside: str) -> Resolved:
-    """Resolve the checkpoint in the configuration, or the base that its record names.
-
-    Args:
-        path: The configuration directory.
-        record: Content of configuration.json.
-        hub: Access to the hub.
-        beside: "memory" or "router", for messages.
-    """
+    """Resolve the checkpoint in the configuration, or the base that its record names."""
     project, base = find_project(path.resolve() / CONFIGURATION), record["base"]
     if (path / MODEL).is_dir():
         return _bare(str((path / MODEL).resolve()), project, hub)

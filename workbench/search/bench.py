@@ -24,7 +24,8 @@ from workbench.resolve.resolve import resolve
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Rows, ScoreStore
 from workbench.search.halves import Stages
-from workbench.search.objective import Answers, Floats, Key, Loss, Objective, gathered, guarded_values, losses
+from workbench.search.objective import Answers, Floats, Key, Objective, gathered, guarded_values, losses
+from workbench.search.result import Loss
 from workbench.search.space import Space
 from workbench.steps import Memo
 from workbench.weights.digests import tensor_digest

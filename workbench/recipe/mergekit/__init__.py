@@ -79,11 +79,6 @@ def import_recipe(file: Path, to: Path | None = None) -> ImportedRecipe:
 def _translated(document: yamldoc.Document, places: Places, origin: str) -> tuple[ImportedRecipe, Stage]:
     """Translate one document.
 
-    Args:
-        document: The document.
-        places: Locations of its models, and the documents before it.
-        origin: The document's name, for a comment in the recipe.
-
     Returns:
         The recipe, and what later documents need to know about it; its path is still empty.
     """

@@ -137,14 +137,7 @@ def _add_check(step: GrowMethod, resolved: Resolved, model: Model, grown: Model,
 def _grown(
     step: GrowMethod, context: StepContext, current: Model, trained: bool = True
 ) -> tuple[Model, GrownStep, dict[str, Any]]:
-    """Return the grown model, the result of the step, and its record.
-
-    Args:
-        step: The step.
-        context: The context of the step.
-        current: The model before the step.
-        trained: Whether to train the added parameters if the step has `train`.
-    """
+    """Return the grown model, the result of the step, and its record."""
     resolved = context.resolved
     step = _with_models(step, context)
     growth = step.expand(current)  # find errors before the expensive measurement
