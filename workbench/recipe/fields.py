@@ -175,13 +175,8 @@ class Fidelity(Strict):
 
     items: tuple[Whole, ...] = (25, 75, 225)
     """Numbers of items per task after which a candidate is compared, item by item, with the best candidate so far. A candidate
-    that is not stopped at any of them is scored on all items."""
-    gold: bool = True
-    """At the first comparison, also compare the log-probability of the correct answers, which separates candidates with fewer
-    items."""
-    level: Real = Field(0.05, gt=0, lt=1)
-    """Error rate of the interval in a comparison. A candidate is stopped if the whole interval lies below the best candidate so
-    far."""
+    that is not stopped at any of them is scored on all items. At the first comparison, the log-probabilities of the correct answers are
+    compared too, which separates candidates with fewer items."""
 
     @field_validator("items")
     @classmethod

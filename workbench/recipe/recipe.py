@@ -16,8 +16,7 @@ from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
 from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.methods import MethodFinder, methods
-from workbench.recipe.overrides import override
-from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
+from workbench.recipe.schema import Output, RecipeFields, override, recipe_model, recipe_schema
 from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 

@@ -69,14 +69,11 @@ class Bench:
         store: Store of the scores by weights, so that equal weights are scored once.
         device: Device of the model.
         events: Receiver of progress events.
-        gold: Also compute the log-probability of right answers in the first stage.
     """
 
-    def __init__(
-        self, recipe: Recipe, stages: Stages, store: ScoreStore, device: torch.device, events: Events, gold: bool
-    ) -> None:
+    def __init__(self, recipe: Recipe, stages: Stages, store: ScoreStore, device: torch.device, events: Events) -> None:
         self.recipe, self.stages, self.store = recipe, stages, store
-        self.device, self.events, self.gold = device, events, gold
+        self.device, self.events = device, events
         # Candidates differ only in their steps, so results that merges compute from a brick's tensor are reused.
         self.memo = Memo()
         self._full: dict[str, Answers] = {}
@@ -109,7 +106,7 @@ class Bench:
         parts: list[_ScoredPlan] = []
         with self._live(entry) as live:
             for number, plans in enumerate(self.stages.search):
-                parts += [(plan, self._rows(live, plan, gold=self.gold and number == 0)) for plan in plans]
+                parts += [(plan, self._rows(live, plan, gold=number == 0)) for plan in plans]
                 answers = gathered(parts)
                 last = number == len(self.stages.search) - 1
                 if not last and stop and stop(number, answers):
@@ -140,9 +137,9 @@ class Bench:
             self._full[digest] = replace(gathered(parts[:first]), guarded=guarded)
         return self._full[digest]
 
-    def losses(self, answers: Answers, level: float) -> list[Loss]:
+    def losses(self, answers: Answers) -> list[Loss]:
         """Return the losses against the base on guarded tasks, of a configuration that was scored on all search items."""
-        return losses(self.stages.guard, self._base_answers, answers, level) if self.stages.guard else []
+        return losses(self.stages.guard, self._base_answers, answers) if self.stages.guard else []
 
     @cached_property
     def _base_answers(self) -> Answers:

@@ -27,6 +27,8 @@ from workbench.search.result import Loss
 Key = tuple[str, str]
 """Suite and task."""
 Floats = NDArray[np.float64]
+LEVEL = 0.05
+"""Error rate of the intervals that stop a candidate, and of verdicts."""
 
 
 @dataclass(frozen=True)
@@ -121,14 +123,13 @@ def guarded_values(plan: ScorePlan, rows: Mapping[str, Sequence[Row]]) -> dict[K
     return found
 
 
-def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: float) -> list[Loss]:
+def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers) -> list[Loss]:
     """Return a configuration's losses on guarded tasks.
 
     Args:
         plans: Plans of the guarded tasks.
         base: Answers of the base.
         answers: Answers of the configuration on the same items.
-        level: Error rate of the test that decides without a tolerance.
     """
     found = []
     for plan in plans:
@@ -142,7 +143,7 @@ def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: f
             inside = bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1)
             share = kind in SHARED_RANGE or (kind is None and metric != MARGIN and inside)
             tolerance = plan.suite.tolerance_of(task, share=share)
-            harmful = loss > 0 and pair.p <= level if tolerance is None else loss > tolerance + 1e-12
+            harmful = loss > 0 and pair.p <= LEVEL if tolerance is None else loss > tolerance + 1e-12
             shown = float(loss) if math.isfinite(loss) else 0.0
             found.append(Loss(task=task, loss=shown, tolerance=tolerance, harmful=bool(harmful)))
     return found
@@ -172,25 +173,25 @@ class Gap:
         """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else self.changes.p
 
-    def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Return the two-sided interval of confidence 1 - level; (0, 0) if no item changed."""
-        return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(level), self.p <= level)
+    def interval(self) -> tuple[float, float]:
+        """Return the two-sided 95 % interval; (0, 0) if no item changed."""
+        return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(LEVEL), self.p <= LEVEL)
 
-    def below(self, level: float = 0.05) -> bool:
+    def below(self) -> bool:
         """Return True if the interval lies below 0; the test decides this without computing the interval."""
-        return self.diff < 0 and self.p <= level
+        return self.diff < 0 and self.p <= LEVEL
 
-    def verdict(self, level: float = 0.05) -> str:
+    def verdict(self) -> str:
         """Return the verdict: better, worse, cannot tell or no item changed."""
         if self.unchanged:
             return "no item changed"
-        if self.clusters < FEW_CLUSTERS or self.p > level:
+        if self.clusters < FEW_CLUSTERS or self.p > LEVEL:
             return "cannot tell"
         return "better" if self.diff > 0 else "worse"
 
-    def reason(self, level: float = 0.05) -> str | None:
+    def reason(self) -> str | None:
         """Return the reason of the verdict "cannot tell"; None for other verdicts."""
-        if self.verdict(level) != "cannot tell":
+        if self.verdict() != "cannot tell":
             return None
         if self.clusters < FEW_CLUSTERS:
             return f"too few clusters: {self.clusters}, at least {FEW_CLUSTERS} needed"
@@ -311,9 +312,7 @@ def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(x >= y for x, y in zip(a, b, strict=True))
 
 
-def beaten_by(
-    answers: Answers, rivals: Sequence[Rival], objectives: Sequence[Objective], level: float, gold: bool
-) -> Rival | None:
+def beaten_by(answers: Answers, rivals: Sequence[Rival], objectives: Sequence[Objective], *, gold: bool) -> Rival | None:
     """Return the rival that beats a candidate on the items so far, or None.
 
     A rival beats it if the interval of the paired difference is below 0 under every objective. With one objective and `gold`, it also beats it
@@ -323,15 +322,14 @@ def beaten_by(
         answers: The candidate's answers so far.
         rivals: Configurations that were scored on all items.
         objectives: Objectives of the search.
-        level: Error rate of the intervals.
         gold: Also compare the log-probability of right answers.
     """
     for rival in rivals:
-        if all(gap(rival.answers, answers, objective).below(level) for objective in objectives):
+        if all(gap(rival.answers, answers, objective).below() for objective in objectives):
             return rival
         if gold and len(objectives) == 1:
             difference = gold_gap(rival.answers, answers, objectives, GOLD)
-            if difference is not None and difference.below(level) and gap(rival.answers, answers, objectives[0]).diff <= 0:
+            if difference is not None and difference.below() and gap(rival.answers, answers, objectives[0]).diff <= 0:
                 return rival
     return None
 

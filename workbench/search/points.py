@@ -13,7 +13,7 @@ from workbench.compare.sweeps import Value
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.recipe.fields import same
 from workbench.recipe.methods import methods
-from workbench.recipe.overrides import fields_of, known_method, weighs
+from workbench.recipe.schema import fields_of, known_method, weighs
 from workbench.search.space import Dimension, FieldSpace
 from workbench.steps import verbs
 

@@ -29,7 +29,17 @@ from workbench.scores.store import ScoreStore
 from workbench.search.bench import LAMBDAS, Bench, baselines, cocktail
 from workbench.search.clock import Clock, budget_seconds, until_all_end
 from workbench.search.halves import Stages, check_halves, guard_of, stages_of, warnings_of
-from workbench.search.objective import Answers, Objective, Rival, beaten_by, estimate, front, objectives_of, only_objectives
+from workbench.search.objective import (
+    LEVEL,
+    Answers,
+    Objective,
+    Rival,
+    beaten_by,
+    estimate,
+    front,
+    objectives_of,
+    only_objectives,
+)
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
 from workbench.search.study import Arm, Study, Trial
@@ -89,11 +99,6 @@ class Search:
     entries: dict[str, LineupEntry] = field(default_factory=dict)
     harmful: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def level(self) -> float:
-        """Error rate of the intervals that stop a candidate."""
-        return self.space.fields.fidelity.level
 
     def shown(self, path: Path) -> str:
         """Return a path for display, relative to the project if it is inside."""
@@ -156,7 +161,7 @@ def prepare(
     key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
     store = ScoreStore(cache_of(recipe.project) / "search")
-    bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
+    bench = Bench(recipe, stages, store, device, events)
     candidates = trials if trials is not None else fields.number if budget is None else fields.trials
     time_limit = budget if budget is not None else fields.budget
     return Search(
@@ -197,6 +202,7 @@ def _in_memory(recipe: Recipe) -> Resolved:
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
+    fields["fidelity"] |= {"gold": True, "level": LEVEL}  # were fields: keys of earlier searches stay
     return json_digest([3, resolved.key, space.recipe.fields.seed, fields, made_by, [o.name for o in objectives], stages.key])
 
 
@@ -283,7 +289,7 @@ def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
     """Add a control that was scored on all search items."""
     search.entries[entry.name] = entry
     search.controls.append(Rival.of(entry.name, answers, search.objectives))
-    if any(loss.harmful for loss in search.bench.losses(answers, search.level)):
+    if any(loss.harmful for loss in search.bench.losses(answers)):
         search.harmful.add(entry.name)
 
 
@@ -301,8 +307,7 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     beaten: list[Rival] = []
 
     def stop(stage: int, answers: Answers) -> bool:
-        gold = search.bench.gold and stage == 0
-        rival = beaten_by(answers, known, search.objectives, search.level, gold)
+        rival = beaten_by(answers, known, search.objectives, gold=stage == 0)
         beaten[:] = [rival] if rival else []
         return rival is not None
 
@@ -320,7 +325,7 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     }
     if outcome.stopped:
         return Attempt(estimate(outcome.answers, beaten[0], search.objectives), result)
-    if found := search.bench.losses(outcome.answers, search.level):
+    if found := search.bench.losses(outcome.answers):
         result["guarded"] = [loss.to_dict() for loss in found]
     return Attempt([outcome.answers.value(objective) for objective in search.objectives], result, outcome.answers)
 
