@@ -274,7 +274,7 @@ def test_the_python_example_runs(project: Project, cwd: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(blocks(read("README.md"), "python")[0], "README.md", "exec"), names)
     assert names["recipe"].recipe.steps[0].density == 0.3
-    assert Path(names["result"]["model"], "model.safetensors").is_file()
+    assert Path(names["result"].model, "model.safetensors").is_file()
     assert names["model"].config.model_type == "llama"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from workbench.results import Number, Part, Result, absent
 
@@ -63,6 +63,8 @@ class Loss(Part):
 
 class TrialRow(Part):
     """A candidate of a search."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     arm: Literal["search", "random"]
     """"search" for a candidate of the sampler, "random" for one of the random baseline."""
