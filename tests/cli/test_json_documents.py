@@ -16,7 +16,7 @@ from worlds.places import FIXTURES, PROJECT
 from worlds.project import Project
 
 from workbench.cli import app
-from workbench.cli.documents.published import DOCUMENTS, pages, schema, schema_file
+from workbench.cli.published import DOCUMENTS, pages, schema, schema_file
 from workbench.results import Part
 from workbench.steps.fields import field_docs
 

@@ -73,9 +73,6 @@ def find(name: str, runs: Path | None = None) -> Named:
     Raises:
         WorkbenchError: If the name means nothing, or two things. The message suggests what to type.
     """
-    from workbench.run.directory import find_run, list_runs
-    from workbench.run.opened import is_hub_id
-
     folder = runs_folder(runs)
     found = list(_meanings(name, folder)) if name else []
     if len(found) > 1:
@@ -83,6 +80,8 @@ def find(name: str, runs: Path | None = None) -> Named:
         raise UsageError(f"'{name}' is {listed}", f"Type {' or '.join(shell(one.typed) for one in found)}.")
     if found:
         return found[0]
+    from workbench.run.directory import find_run, list_runs
+
     path = Path(name).expanduser()
     every = [run.name for run in list_runs(folder)]
     # The start says at least the recipe's whole name, so that a misspelt name is not a run of another recipe.
@@ -90,6 +89,8 @@ def find(name: str, runs: Path | None = None) -> Named:
         return Named(name, "run", find_run(folder, name).path)
     if name and path.is_dir():  # without any file that a model has, which is said where it is opened
         return Named(name, "model", path)
+    from workbench.run.opened import is_hub_id
+
     if is_hub_id(name):
         return Named(name, "model", None)
     raise UsageError(

@@ -13,8 +13,9 @@ from pydantic.fields import FieldInfo
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import RecipeFields, recipe_model, recipe_schema
 from workbench.results import Part, absent
-from workbench.steps import Laws, MergeMethod, Plugin, Step, verbs
+from workbench.steps import Laws, MergeMethod, Step, verbs
 from workbench.steps.fields import field_docs
+from workbench.trust import Plugin
 
 _NEEDS = {
     "texts": "calibration texts, run through each brick's model one decoder layer at a time",

@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from workbench import steps
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import bytes_digest, file_digest, json_digest
-from workbench.steps import Plugin, Step, verbs
+from workbench.steps import Step, verbs
 from workbench.steps.step import OUTSIDE, REGISTERED, VERBS
-from workbench.trust import is_trusted, refused, run_module
+from workbench.trust import Plugin, is_trusted, refused, run_module
 from workbench.yamldoc import KeyPath
 
 

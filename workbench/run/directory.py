@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -31,8 +31,10 @@ from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
 from workbench.events import Events
 from workbench.files import json_text, read_json, write_json, write_text
 from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
-from workbench.resolve.resolved import Resolved
 from workbench.run.record import RunRecord
+
+if TYPE_CHECKING:
+    from workbench.resolve.resolved import Resolved
 
 RECORD, LOG = "run.json", "log.jsonl"
 UNSEALED = (

@@ -7,7 +7,7 @@ from typing import Any, Literal, Self
 from pydantic import ConfigDict, PrivateAttr
 
 from workbench.results import Number, OpenPart, Part, Result, absent
-from workbench.steps import Plugin
+from workbench.trust import Plugin
 
 
 class FactsSaid(Part):

@@ -36,7 +36,7 @@ from workbench.steps.route import (
     RouteMethod,
     Router,
 )
-from workbench.steps.step import BrickStep, KeyContext, Plugin, Problem, Step, register, verbs
+from workbench.steps.step import BrickStep, KeyContext, Problem, Step, register, verbs
 from workbench.steps.training import FuseMethod, NewTraining, Recovery, TrainMethod
 
 __all__ = [
@@ -68,7 +68,6 @@ __all__ = [
     "MethodContext",
     "NewTraining",
     "OverlapWeighted",
-    "Plugin",
     "Prepared",
     "Preserves",
     "Problem",

@@ -10,8 +10,8 @@ from pydantic import Field
 from pydantic.fields import FieldInfo
 
 from workbench.errors import nearest
-from workbench.results import Part
 from workbench.steps.fields import NAME, BrickEntry, Strict
+from workbench.trust import Plugin
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
@@ -71,15 +71,6 @@ class KeyContext(Protocol):
 
     def neurons(self, folder: str) -> str:
         """Return the digest of a set of neurons."""
-
-
-class Plugin(Part):
-    """Origin of a method that is not built in."""
-
-    source: str
-    """Distribution and version, or path of a method file of the project."""
-    digest: str
-    """Digest of the method's code, which is a part of every cache key of its steps."""
 
 
 class Step(Strict):
