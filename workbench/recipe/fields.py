@@ -17,27 +17,24 @@ class InlineEval(Strict):
     """A list of lm-eval tasks in the recipe, instead of the name of a suite."""
 
     tasks: tuple[str, ...] = Field(min_length=1)
-    """Names of lm-eval tasks: tasks defined in `evals/tasks`, or tasks that come with lm-eval, which downloads their data from
-    the hub."""
+    """Names of lm-eval tasks: those of `evals/tasks`, or those that come with lm-eval."""
     num_fewshot: Whole | None = Field(None, ge=0)
-    """Number of examples in each prompt. If omitted, the number that the task defines."""
+    """Number of examples in each prompt; default: the task's."""
     limit: Whole | None = Field(None, ge=1)
     """Score a fixed subset of at most this many items per task."""
     chat_template: bool = False
     """Apply the tokenizer's chat template to every prompt."""
     backend: Literal["hf", "vllm", "server"] = "hf"
-    """Backend that scores. `hf`: the live model. `vllm` or `server`: vLLM or a completions server, which load the written
-    checkpoint."""
+    """Backend that scores. `hf`: the live model. `vllm`, `server`: vLLM or a completions server, on the written checkpoint."""
 
 
 class SequentialEval(Strict):
     """Scores of an edit after a growing number of facts."""
 
     checkpoints: tuple[Annotated[int, Field(strict=True, ge=1)], ...] = (1, 10, 100, 1000)
-    """Numbers of facts, counted from the start of the file, after which to score the edit. Numbers that are not below the edit's
-    number of facts are ignored; the complete edit is always scored last."""
+    """Numbers of facts, from the start of the file, after which to score the edit. The complete edit is scored last."""
     cohort: Whole | None = Field(None, ge=1)
-    """Number of facts in the first cohort and in the last cohort. If omitted, the batch size of the edit, but at least 10."""
+    """Number of facts in the first and the last cohort; default: the batch size of the edit, at least 10."""
     sample: Whole = Field(50, ge=1)
     """Size of the uniform sample of all facts edited so far."""
 
@@ -48,29 +45,25 @@ class FactsEval(Strict):
     facts: str = Field(min_length=1)
     """A facts file, relative to the project, or the directory of an edit brick."""
     tasks: tuple[FactKind, ...] | None = Field(None, min_length=1)
-    """Kinds of tasks to score. If omitted, all kinds that the file has prompts for, except `preferred-paraphrase` and
-    `preferred-neighbours`."""
+    """Kinds of tasks to score; default: all that the file has prompts for, except `preferred-paraphrase` and `preferred-neighbours`."""
     limit: Whole | None = Field(None, ge=1)
     """Score at most this many facts: those with the smallest hash of their id."""
     generate: bool = True
     """Also score generated text: free answers and n-gram entropy."""
     max_tokens: Whole | None = Field(None, ge=1, le=512)
-    """Maximum number of tokens of a generated answer. If omitted, the length of the longest target plus 8, but at least 16."""
+    """Maximum number of tokens of a generated answer; default: the longest target plus 8, at least 16."""
     neighbour_tokens: Whole = Field(8, ge=1, le=512)
-    """Maximum number of tokens of the base's answer to a neighbor prompt. The edited model must give the same tokens."""
+    """Maximum number of tokens of the base's answer to a neighbor prompt, which the edited model must repeat."""
     strict_tokens: Whole = Field(4, ge=1, le=64)
     """Number of the base's first greedy tokens after a neighbor prompt that `neighbours-strict` compares."""
     controls: tuple[Literal["memory", "finetune", "adapter"], ...] = ("memory",)
-    """Other ways to teach the same facts, scored as controls if a configuration is edited for them. `memory` puts the facts before the
-    prompt (`edit: memory`); `finetune` trains one layer on them (`edit: finetune`), and `adapter` a LoRA on facts and paraphrases (`edit:
-    adapter`), which both take minutes. `[]` scores none."""
+    """Other ways to teach the same facts, scored as controls: `memory` puts the facts before the prompt; `finetune` and `adapter` train on them, which takes minutes."""
     text: str | None = None
-    """A text file with one passage per line, whose perplexity is scored. If omitted, a file that comes with the workbench."""
+    """A text file with one passage per line, whose perplexity is scored; default: one that comes with the workbench."""
     chat_template: bool = False
     """Apply the tokenizer's chat template to every prompt."""
     sequential: SequentialEval | None = None
-    """Also score the edit after its first 1, 10, 100 and 1000 facts. Write `{}` for these defaults, or set the fields of
-    `sequential`."""
+    """Also score the edit after its first 1, 10, 100 and 1000 facts; `{}` for these defaults."""
 
     @model_validator(mode="after")
     def _one_choice(self) -> FactsEval:
@@ -107,7 +100,7 @@ class Range(Strict):
     log: bool = False
     """Sample on a logarithmic scale. Needs `low` above 0 and no `step`."""
     step: Real | None = Field(None, gt=0)
-    """Sample only low, low + step, low + 2 step and so on. If omitted, all numbers in the range."""
+    """Sample only low, low + step, low + 2 step and so on."""
 
     @model_validator(mode="after")
     def _check_not_empty(self) -> Range:
@@ -174,9 +167,7 @@ class Fidelity(Strict):
     """Settings for stopping the scoring of a poor candidate early."""
 
     items: tuple[Whole, ...] = (25, 75, 225)
-    """Numbers of items per task after which a candidate is compared, item by item, with the best candidate so far. A candidate
-    that is not stopped at any of them is scored on all items. At the first comparison, the log-probabilities of the correct answers are
-    compared too, which separates candidates with fewer items."""
+    """Numbers of items per task after which a candidate is compared with the best so far, item by item; the first time, also by the log-probabilities of correct answers."""
 
     @field_validator("items")
     @classmethod
@@ -187,35 +178,27 @@ class Fidelity(Strict):
 
 
 class SearchFields(Strict):
-    """A search over fields of the recipe, which `workbench search RECIPE` runs. `run` and `eval` use the recipe without it."""
+    """A search over fields of the recipe, which `workbench search` runs."""
 
     space: dict[str, Dimension] = Field(min_length=1)
     """Fields to vary: STEP.FIELD -> range or choices, with the id or index of a step. Examples: "mix.lambda", "mix.bricks.math",
     "mix.merge", "mix.lambda.knots.0"."""
     objective: str | tuple[str, ...] | None = None
-    """One score or a list of scores to maximize: SUITE (the mean over its skills), SUITE/TASK or SUITE/TASK/METRIC. If omitted,
-    the first suite of `eval`."""
+    """One score or a list of scores to maximize: SUITE (the mean over its skills), SUITE/TASK or SUITE/TASK/METRIC; default: the first suite of `eval`."""
     trials: Whole | None = Field(None, ge=1)
-    """Number of candidates, without controls. If omitted, as many as fit into `budget`, or 40 without a budget."""
+    """Number of candidates, without controls; default: as many as fit into `budget`, or 40."""
     budget: str | None = None
-    """Time limit such as "90s", "30m" or "2h". No candidate starts after it. A resumed search counts the time before its
-    interruption."""
+    """Time limit such as "90s", "30m" or "2h", after which no candidate starts. Earlier calls count."""
     sampler: Literal["auto", "gp", "tpe", "cmaes", "nsga2", "random", "grid", "greedy"] = "auto"
-    """Sampler that proposes candidates. `auto` with one objective: a Gaussian process for up to 6 dimensions, TPE for up to 20,
-    else CMA-ES. `auto` with several objectives: a Gaussian process for up to 3 objectives, else NSGA-II. In both cases TPE if a
-    dimension applies to only one method. `greedy` is the greedy soup: every dimension is a brick's weight with the choices 0 and
-    another number; each brick is tried alone, then the bricks are added in the order of their scores, and each stays if the score does
-    not fall."""
+    """Sampler that proposes candidates ([table](search.md#candidates)). `greedy` is the greedy soup: every dimension is a brick's weight with the choices 0 and another number."""
     fidelity: Fidelity = Fidelity()
     """Settings for stopping the scoring of poor candidates early."""
     controls: bool = True
-    """First score controls that need no search: the base, each brick, their average, task arithmetic, and an LM-Cocktail weighted
-    mean."""
+    """First score controls: the base, each brick, their average, task arithmetic, and an LM-Cocktail mean."""
     random: Whole = Field(0, ge=0)
     """Number of additional random candidates, as a comparison for the sampler."""
     test: Real = Field(0.5, gt=0, lt=1)
-    """Share of the items reserved for testing the winner; no candidate is scored on them. Clusters are not split, so the actual
-    share can differ slightly."""
+    """Share of the items that only the winner is scored on. Clusters are not split."""
 
     @field_validator("budget")
     @classmethod

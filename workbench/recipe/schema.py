@@ -26,18 +26,15 @@ class Output(Strict):
     """The files that `run` writes."""
 
     form: Literal["checkpoint", "adapter", "configuration"] = "checkpoint"
-    """`checkpoint`: a Hugging Face checkpoint directory. `adapter`: a PEFT adapter of the base. `configuration`: a directory with
-    a model and its memory, or its routed bricks; the default, and the only choice, for a recipe that ends in a memory or a router."""
+    """`checkpoint`: a Hugging Face checkpoint. `adapter`: a PEFT adapter of the base. `configuration`: a model with its memory or routed bricks, for a recipe that ends in a memory or a router."""
     rank: Whole | Literal["exact"] | None = None
-    """Rank of an adapter. `exact` (the default) joins the bricks' factors without loss. A number truncates every update to that
-    rank."""
+    """Rank of an adapter. `exact` (the default) joins the bricks' factors without loss; a number truncates."""
     accept_error: float | None = Field(None, gt=0, le=1)
-    """Largest relative error ‖Δ − adapter‖ / ‖Δ‖ over all tensors of an adapter with a number as `rank`; a larger one is refused.
-    If omitted, 0.5."""
+    """Largest relative error ‖Δ − adapter‖ / ‖Δ‖ of an adapter with a number as `rank`; default: 0.5."""
     dtype: DType | None = None
-    """Dtype of the written tensors. If omitted, each tensor has the base's dtype, and the factors of an adapter are float32."""
+    """Dtype of the written tensors; default: the base's, and float32 for an adapter."""
     shard_size: str = "4GB"
-    """Maximum size of each safetensors file of a checkpoint. An adapter is always one file."""
+    """Maximum size of each file of a checkpoint."""
 
     def of_adapter(self) -> dict[str, Any]:
         """Return the fields that an adapter's run depends on, for its key."""
@@ -91,19 +88,17 @@ class RecipeFields(Strict):
     version: Literal[1]
     """Version of the recipe format; always 1."""
     name: str | None = Field(None, pattern=NAME)
-    """Name of the configuration, used for run directories and tables. If omitted, the file's name without its suffix."""
+    """Name of the configuration; default: the file's name."""
     description: str | None = None
     """A short description, which is copied to the README.md of the result."""
     base: Annotated[
         Annotated[str, Field(min_length=1), Tag("model")] | Annotated[AdaptedBase, Tag("adapted")], Discriminator(_base_form)
     ]
-    """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model
-    with an adapter on it. The deltas of all bricks are taken against it."""
+    """The base model: a directory or GGUF file, relative to the project, or a hub id with an optional @revision; or {adapter:, on:}, a model with an adapter on it."""
     bricks: dict[Annotated[str, Field(pattern=NAME)], BrickRef] = {}
     """Name -> location of each brick that steps can use: an adapter, a fine-tuned checkpoint, or another recipe."""
     tokenizer: TokenizerFields | None = None
-    """The vocabulary of the result, for bricks whose tokenizer differs from the base's. Embedding and head rows are aligned by
-    token."""
+    """The vocabulary of the result, for bricks whose tokenizer differs from the base's."""
     output: Output = Output()
     """The files that `run` writes."""
     eval: tuple[EvalEntry, ...] = ()
@@ -112,8 +107,7 @@ class RecipeFields(Strict):
     search: SearchFields | None = None
     """Fields that `workbench search` varies, and its objective. Other commands ignore it."""
     sweep: dict[str, SweepValues] | None = Field(None, min_length=1)
-    """Fields to vary: STEP.FIELD -> list of values, with the id or index of a step, such as "mix.lambda", "mix.merge" or "seed". Every
-    combination of the values is a configuration of its own, which `eval`, `compare` and `report` treat like a recipe."""
+    """Fields to vary: STEP.FIELD -> list of values, such as "mix.lambda", "mix.merge" or "seed". Every combination is a configuration of its own."""
     seed: int = Field(0, ge=0, strict=True)
     """Seed for all random numbers in steps and in a search."""
 
