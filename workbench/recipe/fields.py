@@ -190,7 +190,7 @@ class SearchFields(Strict):
     budget: str | None = None
     """Time limit such as "90s", "30m" or "2h", after which no candidate starts. Earlier calls count."""
     sampler: Literal["auto", "gp", "tpe", "cmaes", "nsga2", "random", "grid", "greedy"] = "auto"
-    """Sampler that proposes candidates ([table](search.md#candidates)). `greedy` is the greedy soup: every dimension is a brick's weight with the choices 0 and another number."""
+    """Sampler that proposes candidates; docs/search.md lists them. `greedy` is the greedy soup: every dimension is a brick's weight with the choices 0 and another number."""
     fidelity: Fidelity = Fidelity()
     """Settings for stopping the scoring of poor candidates early."""
     controls: bool = True
