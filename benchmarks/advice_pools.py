@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 from workbench.library.advise import Advice, advise
 from workbench.library.candidates import Runner
 from workbench.models.texts import read_texts
-from workbench.run.work import Work
+from workbench.run.device import Work
 
 PROJECT = Path(__file__).resolve().parents[1]
 BASE = PROJECT / "bricks" / "starter" / "base"

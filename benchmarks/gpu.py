@@ -143,7 +143,7 @@ def evals(folder: Path) -> dict[str, float]:
 
 def searches(folder: Path, candidates: int) -> dict[str, Any]:
     """Time a search in memory, and one of its candidates by command lines; the peer's time is scaled up to all candidates."""
-    search_result = search.searched(folder / "search", candidates, {"items": [100000], "gold": False}, "cuda")
+    search_result = search.searched(folder / "search", candidates, {"items": [100000]}, "cuda")
     trial = search_result["document"]["trials"][0]
     peer_result = search.peer(folder / "peer", trial["values"], search_result["samples"], "cuda")
     return {

@@ -33,7 +33,7 @@ from workbench.models.live import compute
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
-from workbench.run.work import Work
+from workbench.run.device import Work
 
 CPU = torch.device("cpu")
 LEARNED = 0.3

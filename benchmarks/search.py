@@ -50,7 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         quick = searched(folder / "search", options.candidates, {})
-        full = searched(folder / "full", options.candidates, {"items": [100000], "gold": False})
+        full = searched(folder / "full", options.candidates, {"items": [100000]})
         trials = full["document"]["trials"][: options.peer or options.candidates]
         peers = [peer(folder / "peer", trial["values"], full["samples"]) for trial in trials]
         scale = options.candidates / len(peers)

@@ -49,8 +49,8 @@ from workbench.models.texts import encode, read_texts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.paired import paired
 from workbench.scores.store import ScoreStore
 from workbench.scores.suite import Suite
@@ -199,10 +199,10 @@ def make_sibling(project: Path, sibling: str, options: argparse.Namespace) -> No
     data = {"version": 1, "name": sibling, "base": "base", "steps": steps[sibling], "output": {"dtype": "float32"}}
     made = execute(resolve(from_data(data, project)), project / "runs", Work(CPU, 1, show))
     if sibling == "wide":
-        Path(made["model"]).rename(project / sibling)
+        Path(made.place).rename(project / sibling)
         return
     plain = [text.prompt + " " + text.answer for text in read_texts(PROJECT / PLAIN, PLAIN)]
-    train(project, made["model"], sibling, plain, options.sibling_steps, teacher="base")
+    train(project, made.place, sibling, plain, options.sibling_steps, teacher="base")
 
 
 def train(project: Path, start: str, out: str, texts: list[str], steps: int, teacher: str | None = None) -> None:

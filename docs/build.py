@@ -37,7 +37,7 @@ import yaml
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
 
 from workbench.bricks.card import BrickCard, library
-from workbench.cli.documents import published
+from workbench.cli import published
 from workbench.models.stores import RUNS, STORES
 from workbench.recipe.describe import pages
 

@@ -64,12 +64,12 @@ from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.device import device_of_run
 from workbench.run.execute import execute
-from workbench.run.work import Work
+from workbench.run.device import Work
 found, runs, threads = {}, Path(sys.argv[1]), int(sys.argv[2])
 for file in sorted(Path("recipes").glob("*.yaml")):
     resolved = resolve(load_recipe(file))
     for number, device in enumerate({torch.device("cpu"), device_of_run("cpu", resolved)}):
-        done = execute(resolved, runs / str(number), Work(device, threads))
+        done = execute(resolved, runs / str(number), Work(device, threads)).to_dict()
         files = sorted(Path(done["model"] or done["adapter"]).glob("*.safetensors"))
         digest = hashlib.sha256(b"".join(f.read_bytes() for f in files)).hexdigest()
         assert found.setdefault(file.stem, digest) == digest, file.stem

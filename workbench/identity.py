@@ -1,4 +1,4 @@
-"""File identities, by which a reader notices that a file changed between two reads."""
+"""Identities of files, by which a reader notices that a file changed between two reads, and versions of libraries."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -132,3 +133,14 @@ class WatchedFiles:
         """
         for path, expected in self._known.items():
             check_unchanged(path, expected, path)
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Map each package to its installed version, or to "not installed"; nothing is imported."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            versions[package] = "not installed"
+    return versions

@@ -18,12 +18,22 @@ from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, UsageError, WorkbenchError, shell
 from workbench.files import write_text
 from workbench.manifest import sha256_of
+from workbench.results import Part
 
 VARIABLE = "WORKBENCH_TRUST_PROJECT_CODE"
 """Environment variable that trusts every project of a process, and of the processes that it starts, if it is 1."""
 FLAG = "--trust-project-code"
 FOLDERS = ("methods", "evals")
 """Folders of a project that hold code: its methods, and the functions of its tasks."""
+
+
+class Plugin(Part):
+    """Origin of a method that is not built in."""
+
+    source: str
+    """Distribution and version, or path of a method file of the project."""
+    digest: str
+    """Digest of the method's code, which is a part of every cache key of its steps."""
 
 
 class Settings(BaseModel):

@@ -19,10 +19,10 @@ from workbench.errors import WorkbenchError
 from workbench.manifest import MANIFEST
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize
 from workbench.run.plan import plan
-from workbench.run.work import Work
 
 HEAD = "bricks: {one: bricks/one, two: bricks/two, three: bricks/three}\n"
 SUM = HEAD + "steps: [{id: mix, merge: task_arithmetic, bricks: {one: 0.5, two: -1.0, three: 0.7}, lambda: 0.8}]\n"
@@ -220,14 +220,14 @@ def test_bytes_do_not_depend_on_threads_or_an_interruption(project: Project) -> 
     written = []
     for threads in (1, 3):
         runs = project.path / f"runs-{threads}"
-        adapter = Path(execute(resolved, runs, Work(CPU, threads))["adapter"])
+        adapter = Path(execute(resolved, runs, Work(CPU, threads)).place)
         written.append((adapter / WEIGHTS).read_bytes())
     assert written[0] == written[1]
     assert {t.dtype for t in tensors_of(adapter).values()} == {torch.bfloat16}
     run = adapter.parent
     adapter.rename(run / "model.partial")
     (run / "model.partial" / WEIGHTS).write_bytes(b"cut")
-    assert (Path(execute(resolved, runs, Work(CPU))["adapter"]) / WEIGHTS).read_bytes() == written[0]
+    assert (Path(execute(resolved, runs, Work(CPU)).place) / WEIGHTS).read_bytes() == written[0]
 
 
 def test_plan_predicts_the_file(project: Project) -> None:

@@ -22,9 +22,9 @@ from workbench.models.live import compute, live_model
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
+from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.run.plan import plan
-from workbench.run.work import Work
 
 COMMON = {"vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
           "initializer_range": 0.2, "eos_token_id": 1, "bos_token_id": None, "pad_token_id": 0, "max_position_embeddings": 64}  # fmt: skip
@@ -335,7 +335,7 @@ def test_plan_and_run(settings: dict[str, Any], model_of: Callable[..., Path], t
     recipe = resolve(from_data(data, tmp_path))
     assert len(recipe.warnings) == 1
     assert plan(recipe, tmp_path / "runs").warnings[0] == recipe.warnings[0]
-    documents = [execute(recipe, tmp_path / f"runs{n}", Work(CPU, n)) for n in (1, 2)]
+    documents = [execute(recipe, tmp_path / f"runs{n}", Work(CPU, n)).to_dict() for n in (1, 2)]
     assert documents[0]["configuration"] == documents[1]["configuration"]
     ours = tensors_of(Path(documents[0]["model"]))
     theirs = reference(base, tmp_path / "adapter").merge_and_unload().state_dict()

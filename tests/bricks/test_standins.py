@@ -51,7 +51,10 @@ def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path
 def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(standins.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
-    wanted = [Download("org/a", COMMIT, 1, 10**9), Download("org/b", COMMIT, 2, 8 * 10**8)]
+    wanted = [
+        Download(repository="org/a", commit=COMMIT, files=1, bytes=10**9),
+        Download(repository="org/b", commit=COMMIT, files=2, bytes=8 * 10**8),
+    ]
     assert space_problems(wanted) == []
     assert space_problems(wanted, tmp_path / "runs", 10**9) == [
         f"{tmp_path / 'hub'}: requires 2.9 GB including the downloads from the hub, 2.0 GB is free"
@@ -59,4 +62,4 @@ def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert space_problems([], tmp_path, 10**12) == []
     HEADERS.check_space(wanted)
     with pytest.raises(WorkbenchError, match=r"requires 2\.9 GB including the downloads"):
-        HEADERS.check_space([*wanted, Download("org/c", COMMIT, 1, 10**9)])
+        HEADERS.check_space([*wanted, Download(repository="org/c", commit=COMMIT, files=1, bytes=10**9)])

@@ -339,7 +339,7 @@ def test_a_journal_with_a_damaged_line(line: str, project: Project, tmp_path: Pa
     journal = tmp_path / "s" / JOURNAL
     lines = journal.read_text("utf-8").split("\n")
     journal.write_text("\n".join([lines[0], line, *lines[1:]]), "utf-8")
-    with pytest.raises(WorkbenchError, match=r"journal\.log:2: the file is not a storage of a search"):
+    with pytest.raises(WorkbenchError, match=r"journal\.log:2: the file is not a journal of a search"):
         study(tmp_path / "s", project)
 
 

@@ -15,8 +15,7 @@ from worlds.project import CPU, Project
 from workbench.cli import app
 from workbench.cli._panes import PANES, Panes, Write
 from workbench.cli.chat import Speaker
-from workbench.run.materialize import materialize
-from workbench.run.sharing import shared
+from workbench.run.materialize import materialize, shared
 
 AVERAGE = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: average}]\n"
 TIES = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: ties, density: 0.5, lambda: 3.0}]\n"

@@ -241,7 +241,7 @@ def test_memory_and_threads_that_are_refused() -> None:
 def test_ctrl_c_says_that_the_same_command_resumes(project: Project) -> None:
     """On a terminal, while `run` works: here it waits for another process."""
     run = RunDirectory(Path(project.run(RECIPE)["run"]))
-    run.write({**run.record, "status": "started"})
+    run.write({**run.read_record().to_dict(), "status": "started"})
     shutil.rmtree(run.model)
     terminal, end = os.openpty()
     with run.lock():

@@ -16,8 +16,8 @@ from worlds.places import FIXTURES, PROJECT
 from worlds.project import Project
 
 from workbench.cli import app
-from workbench.cli.documents.document import Document
-from workbench.cli.documents.published import DOCUMENTS, pages, schema, schema_file
+from workbench.cli.published import DOCUMENTS, pages, schema, schema_file
+from workbench.results import Part
 from workbench.steps.fields import field_docs
 
 KEYS = FIXTURES / "json_keys.json"
@@ -31,9 +31,10 @@ def commands_with_json(command: Any, name: str = "") -> Iterator[str]:
         yield name
 
 
-def classes(cls: type[Document] = Document) -> Iterator[type[Document]]:
+def classes(cls: type[Part] = Part) -> Iterator[type[Part]]:
     for inner in cls.__subclasses__():
-        yield inner
+        if inner.__module__.startswith("workbench."):
+            yield inner
         yield from classes(inner)
 
 
@@ -87,6 +88,5 @@ def test_the_reader_of_schemas_finds_differences(printed: dict[str, list[Any]]) 
     published = schema("run")
     document = printed["run"][0]
     assert problems({**document, "seconds": "1"}, published, published) == [".seconds: expected number, found '1'"]
-    assert problems({**document, "more": 1}, published, published) == [": has more"]
     assert problems({k: v for k, v in document.items() if k != "key"}, published, published) == [": lacks key"]
     assert problems({**document, "status": "failed"}, published, published) == [".status: 'failed' is none of ['done']"]

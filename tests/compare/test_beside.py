@@ -128,7 +128,7 @@ def command(world: tuple[ScoreStore, list[Scores]], tmp_path: Path, monkeypatch:
         names = [a for a in arguments if a in ("base", "ties", "average")]
         chosen = sorted(scores, key=lambda s: [*names, s.configuration.name].index(s.configuration.name))
         asked = [s for s in chosen if s.configuration.name in names] or scores
-        monkeypatch.setattr("workbench.api.comparing.imported_scores", lambda *_: (asked, store, tmp_path))
+        monkeypatch.setattr("workbench.api.results.imported_scores", lambda *_: (asked, store, tmp_path))
         result = CliRunner().invoke(app, ["scores", "items", *arguments], catch_exceptions=code == 2)
         assert result.exit_code == code or code == 2, result.output
         return result

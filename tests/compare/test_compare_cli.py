@@ -46,7 +46,7 @@ def run(
     store = ScoreStore(tmp_path / "scores")
     values = {c: [right(0), right(0), line] for c, line in {BASE: right(0), **facts}.items()}
     scores = stored(store, values, suite=suite, clusters=clusters)
-    monkeypatch.setattr("workbench.api.comparing.imported_scores", lambda *_: (scores, store, tmp_path))
+    monkeypatch.setattr("workbench.api.results.imported_scores", lambda *_: (scores, store, tmp_path))
     result = CliRunner().invoke(app, ["compare", *(c.name for c in values), *options], catch_exceptions=False)
     assert result.exit_code == code, result.output
     return result
@@ -166,7 +166,7 @@ def test_two_that_are_named_are_compared_with_each_other(tmp_path: Path, monkeyp
     facts = {MERGE: right(60), OTHER: right(30)}
     store = ScoreStore(tmp_path / "scores")
     scores = stored(store, {c: [right(0), right(0), line] for c, line in facts.items()})
-    monkeypatch.setattr("workbench.api.comparing.imported_scores", lambda *_: (scores, store, tmp_path))
+    monkeypatch.setattr("workbench.api.results.imported_scores", lambda *_: (scores, store, tmp_path))
     found = CliRunner().invoke(app, ["compare", "merge", "other"], catch_exceptions=False)
     assert found.exit_code == 0, found.output
     lines = found.stdout.splitlines()

@@ -27,7 +27,7 @@ from workbench.cli import app
 from workbench.recipe import methods as registry
 from workbench.recipe import recipe, schema
 from workbench.scores.suite import Suite, load_suite
-from workbench.steps import registry as steps
+from workbench.steps import step as steps
 
 PAGES = sorted(
     [
@@ -274,7 +274,7 @@ def test_the_python_example_runs(project: Project, cwd: Path) -> None:
     names: dict[str, Any] = {}
     exec(compile(blocks(read("README.md"), "python")[0], "README.md", "exec"), names)
     assert names["recipe"].recipe.steps[0].density == 0.3
-    assert Path(names["result"]["model"], "model.safetensors").is_file()
+    assert Path(names["result"].model, "model.safetensors").is_file()
     assert names["model"].config.model_type == "llama"
 
 
@@ -366,5 +366,5 @@ def test_example_methods_are_listed() -> None:
 
     for tag in ("merge:magmax", "edit:gradient", "grow:solar"):
         found = describe(registry.methods()[tag])
-        assert found["text"]
-        assert all(field["text"] for field in found["fields"])
+        assert found.text
+        assert all(field.text for field in found.fields)

@@ -13,8 +13,8 @@ from worlds.project import CPU, Project
 from workbench.errors import duration
 from workbench.run.compose import compose
 from workbench.run.costs import FLOPS_PER_SECOND, TRANSFORMERS
-from workbench.run.efficacy import check_efficacy
 from workbench.run.plan import plan
+from workbench.run.teaching import check_efficacy
 
 PARAMETERS = 64 * 32 + 4 * (2 * 32 * 32 + 2 * 16 * 32 + 3 * 32 * 48 + 2 * 32) + 32  # the tiny llama
 TUNE = "{id: tune, edit: finetune, facts: facts.jsonl, epochs: 3, batch_size: 2, learning_rate: 0.05}"
@@ -30,13 +30,13 @@ def facts(project: Project) -> Project:
 def test_tokens_become_seconds(facts: Project) -> None:
     """Statistics of 10 tokens for each of 48 inputs; of each fact's values 4 rows of 12 tokens, a quarter of 40 steps."""
     found = plan(facts.resolve("steps: [{edit: memit, facts: facts.jsonl, layers: [0, 1], steps: 40}]\n"), facts.path / "runs")
-    row = found.steps[0]
+    row = found.steps[0].to_dict()
     assert row["cost"]["work"] == {"facts": 5, "statistics": 480, "sweep": 0, "values": 2 * 5 * 4 * 12 * 10}
     assert row["cost"]["tokens"] == 480 + 4800
     assert row["seconds"] == round(2 * PARAMETERS * 5280 / FLOPS_PER_SECOND, 1)
     more = plan(facts.resolve("steps: [{edit: memit, facts: facts.jsonl, tokens_per_input: 100000}]\n"), facts.path / "runs")
-    assert more.steps[0]["cost"]["sweep"] == {"layers": 4, "facts": 8}
-    assert more.seconds - found.seconds == pytest.approx(more.steps[0]["seconds"] - row["seconds"], abs=0.15)
+    assert more.steps[0].to_dict()["cost"]["sweep"] == {"layers": 4, "facts": 8}
+    assert more.seconds - found.seconds == pytest.approx(more.steps[0].to_dict()["seconds"] - row["seconds"], abs=0.15)
 
 
 def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
@@ -57,7 +57,7 @@ def test_plan_prints_a_line_for_each_edit(facts: Project, cwd: Path) -> None:
 
 def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     text = f"steps: [{TUNE}]\n"
-    assert "cost" in plan(facts.resolve(text), facts.path / "runs").steps[0]
+    assert "cost" in plan(facts.resolve(text), facts.path / "runs").steps[0].to_dict()
     compose(facts.resolve(text), CPU)
     found = plan(facts.resolve(text), facts.path / "runs")
     assert found.cached == ["tune"]
@@ -69,7 +69,7 @@ def test_what_the_cache_has_costs_nothing(facts: Project) -> None:
     after = plan(facts.resolve(text), facts.path / "runs").peak_bytes
     assert found.peak_bytes - after == 8 * parameters + TRANSFORMERS, "its facts are asked for once, on a live model"
     nested = "bricks: {told: {recipe: recipes/test.yaml}}\nsteps: [{merge: average}]\n"
-    assert "edits" not in plan(facts.resolve(nested, "outer.yaml"), facts.path / "runs").steps[0]
+    assert "edits" not in plan(facts.resolve(nested, "outer.yaml"), facts.path / "runs").steps[0].to_dict()
 
 
 def test_durations() -> None:

@@ -65,7 +65,7 @@ def test_an_adapter_holds_it(project: Project, chosen: NeuronSet, factor: float)
 def test_a_checkpoint_is_written_without_a_live_model(project: Project, chosen: NeuronSet) -> None:
     text = f"steps: [{STEP.format(0)}]\n"
     planned = plan(project.resolve(text), project.path / "runs")
-    assert planned.steps[0]["neurons"]["size"] == 24
+    assert planned.steps[0].to_dict()["neurons"]["size"] == 24
     document = project.run(text)
     assert document["status"] == "done"
     written = tensors_of(project.path / "runs" / document["run"].split("/")[-1] / "model")

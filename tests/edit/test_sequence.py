@@ -17,11 +17,11 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted, sequential
 from workbench.evaluate.lineup import lineup
 from workbench.evaluate.suitechoice import suites_of
-from workbench.recipe.eval_fields import FactsEval, SequentialEval
+from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.store import ScoreStore
 
 RECIPE = """
@@ -74,7 +74,7 @@ def test_facts_are_taken_in_the_order_of_the_file(world: Project) -> None:
     lines = (world.path / "facts.jsonl").read_text("utf-8").splitlines()
     (world.path / "facts.jsonl").write_text("".join(f"{line}\n" for line in reversed(lines[:3])), "utf-8")
     assert ids(world) != sorted(ids(world))
-    run = execute(resolve(load_recipe(world.path / "recipes" / "seq.yaml")), world.path / "runs", Work(CPU))
+    run = execute(resolve(load_recipe(world.path / "recipes" / "seq.yaml")), world.path / "runs", Work(CPU)).to_dict()
     assert [fact["id"] for fact in run["steps"][0]["facts"]] == ids(world)
 
 

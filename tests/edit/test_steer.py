@@ -212,7 +212,7 @@ def test_other_families_are_refused_by_name(gpt2_world: Project) -> None:
 
 
 def test_the_plan_needs_no_model(gpt2_world: Project) -> None:
-    (row,) = plan(gpt2_world.resolve(f"steps: [{steer()}]\n"), gpt2_world.path / "runs").steps
+    row = plan(gpt2_world.resolve(f"steps: [{steer()}]\n"), gpt2_world.path / "runs").steps[0].to_dict()
     assert (row["inputs"], row["layers"], row["strength"]) == (["positive.jsonl", "negative.jsonl"], [1, 2], 1.5)
     with pytest.raises(WorkbenchError, match="layer 7 does not exist"):
         plan(gpt2_world.resolve(f"steps: [{steer('[7]')}]\n"), gpt2_world.path / "runs")

@@ -93,7 +93,7 @@ def test_teachers_are_no_part_of_merges_and_controls(school: Project) -> None:
 
 
 def test_a_plan_shows_the_teachers(school: Project) -> None:
-    (row,) = plan(school.resolve(recipe("fuse: mince")), school.path / "runs").steps
+    row = plan(school.resolve(recipe("fuse: mince")), school.path / "runs").steps[0].to_dict()
     assert row["fuse"] == "mince"
     assert row["bricks"] == {"knows": "checkpoint"}
     assert row["cost"]["train_steps"] == 60

@@ -18,8 +18,8 @@ from workbench.errors import WorkbenchError
 from workbench.grow.mixtures.usage import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
+from workbench.run.kind import written_specs
 from workbench.run.plan import plan
-from workbench.run.shapes import written_specs
 
 
 @pytest.fixture(scope="session")
@@ -130,7 +130,7 @@ def test_a_count_is_kept(project: Project, mixture_of: Callable[[str], Path], mo
     texts = write_lines(project.path / "texts.jsonl")
     text = f"base: {mixture_of('mixtral')}\nsteps: [{{grow: prune_experts, to: 4, calibration: texts.jsonl}}]\n"
     resolved = project.resolve(text)
-    assert plan(resolved, project.path / "runs").steps[0]["experts"] == 4
+    assert plan(resolved, project.path / "runs").steps[0].to_dict()["experts"] == 4
     first = compose(resolved, CPU).records()
     monkeypatch.setattr("workbench.grow.prune_experts.usage", lambda *_: pytest.fail("counted again"))
     assert compose(project.resolve(text), CPU).records() == first
@@ -304,8 +304,8 @@ def test_planned_from_headers(project: Project, mixture_of: Callable[[str], Path
     text = f"base: {base}\nsteps: [{{grow: prune_experts, drop: [3, 5]}}, {{grow: add_expert, base: [5]}}, {{grow: add_expert, copy: 0}}]\n"
     resolved = project.resolve(text)
     planned = plan(resolved, project.path / "runs")
-    assert [step["experts"] for step in planned.steps] == [4, 5, 6]
-    assert planned.steps[1]["added"] == ["base 5"]
+    assert [step.to_dict()["experts"] for step in planned.steps] == [4, 5, 6]
+    assert planned.steps[1].to_dict()["added"] == ["base 5"]
     made = project.tensors(text)
     assert {n: tuple(t.shape) for n, t in made.items()} == {n: s.shape for n, s in written_specs(resolved).items()}
     assert planned.write_bytes == sum(t.nbytes for t in made.values()) == sum(t.nbytes for t in tensors_of(base).values())

@@ -74,12 +74,12 @@ def test_old_tensors_stay_the_same_bits(family: str, step: str, rows: Project, d
 def test_training_is_done_once_and_follows_its_data(rows: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = f"steps: [{{grow: depth, blocks: 1, {TRAIN}}}]\n"
     first = rows.run(text)
-    import workbench.run.train_new
+    import workbench.run.kinds.grow
 
     def never(*_args: Any, **_given: Any) -> Any:
         raise AssertionError("trained twice")
 
-    monkeypatch.setattr(workbench.run.train_new, "train_parameters", never)
+    monkeypatch.setattr(workbench.run.kinds.grow, "train_parameters", never)
     again = compose(rows.resolve(text + "output: {dtype: float32}\n"), CPU)
     assert again.records()[0]["train"] == first["steps"][0]["train"]
     with (rows.path / "rows.jsonl").open("a") as file:
@@ -233,8 +233,8 @@ def test_an_interrupted_training_goes_on(rows: Project, monkeypatch: pytest.Monk
 def test_plan_says_what_training_costs(rows: Project) -> None:
     text = f"steps: [{BRICK}}}, {{grow: depth, blocks: 1, {TRAIN}}}]\n"
     found = plan(rows.resolve(text), rows.path / "runs")
-    assert found.steps[0]["cost"]["train_steps"] == 8
-    assert found.steps[0]["inputs"] == found.steps[1]["inputs"] == ["rows.jsonl"]
+    assert found.steps[0].to_dict()["cost"]["train_steps"] == 8
+    assert found.steps[0].inputs == found.steps[1].inputs == ["rows.jsonl"]
     rows.run(text)
     assert "seven" in plan(rows.resolve(text), rows.path / "runs").cached
 

@@ -270,7 +270,7 @@ def test_all_three_at_once(texts: Project, dense_of: Callable[[str], Path]) -> N
 def test_a_measurement_is_kept(texts: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     text = "steps: [{grow: prune, layers: 1, neurons: 0.25, calibration: texts.jsonl}]\n"
     resolved = texts.resolve(text)
-    row = plan(resolved, texts.path / "runs").steps[0]
+    row = plan(resolved, texts.path / "runs").steps[0].to_dict()
     first = compose(resolved, CPU).records()
     assert {key: row[key] for key in ("layers", "neurons", "parameters", "bytes")} == {
         key: first[0][key] for key in ("layers", "neurons", "parameters", "bytes")
@@ -320,7 +320,7 @@ def test_recovery(teacher: str, texts: Project, model_of: Callable[..., Path], m
         losses = record["train"]["held_out_loss"]
         assert losses["before"] > 0
         assert kl[1] > kl[0], "texts of random words teach nothing that the model before knew"
-    monkeypatch.setattr("workbench.run.train_new.train_parameters", lambda *_, **__: pytest.fail("trained twice"))
+    monkeypatch.setattr("workbench.run.kinds.grow.train_parameters", lambda *_, **__: pytest.fail("trained twice"))
     again = compose(texts.resolve(text), CPU).records()[0]
     assert again["train"] == record["train"]
 

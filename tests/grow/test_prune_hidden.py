@@ -141,7 +141,7 @@ def test_all_units_at_once_and_a_multiple(texts: Project) -> None:
 
 
 def test_a_plan_has_the_sizes(texts: Project) -> None:
-    row = plan(texts.resolve(HIDDEN), texts.path / "runs").steps[0]
+    row = plan(texts.resolve(HIDDEN), texts.path / "runs").steps[0].to_dict()
     assert row["hidden"] == [32, 24]
 
 

@@ -25,7 +25,7 @@ from workbench.bricks.card import read_card
 from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.library.extract import bake, extract
-from workbench.run.work import Work
+from workbench.run.device import Work
 from workbench.weights import svd
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors

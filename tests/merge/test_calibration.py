@@ -376,6 +376,6 @@ def test_plan_says_that_models_run_on_texts(project: Project) -> None:
     average = planned("{merge: average}")
     for name, needs in (("regmean", "texts"), ("featcal", "texts"), ("fisher", "model"), ("cocktail", "model")):
         found = planned(STEPS[name])
-        assert (found.steps[0]["needs"], found.steps[0]["inputs"]) == (needs, ["all.jsonl"])
+        assert (found.steps[0].needs, found.steps[0].inputs) == (needs, ["all.jsonl"])
         assert found.peak_bytes > average.peak_bytes
         assert found.run != planned(STEPS[name], seed=1).run, "other texts, another run"

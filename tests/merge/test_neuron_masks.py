@@ -162,7 +162,7 @@ def test_the_set_is_part_of_the_key(project: Project, chosen: NeuronSet) -> None
 
 def test_plan_and_record(project: Project, chosen: NeuronSet) -> None:
     text = LORAS + step("task_arithmetic")
-    row = plan(project.resolve(text), project.path / "runs").steps[0]["neurons"]
+    row = plan(project.resolve(text), project.path / "runs").steps[0].to_dict()["neurons"]
     assert row["set"] == "sets/math"
     assert row["size"] == 36
     assert row["share"] == pytest.approx(36 / 192)

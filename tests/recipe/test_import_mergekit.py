@@ -222,8 +222,8 @@ def test_mixtures_have_mergekits_experts(mode: str, mergekit_project: Path, tmp_
 
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     text = MOE.replace("MODE", mode)
     _, recipe, notes = imported(text, mergekit_project, "moe")
@@ -231,7 +231,7 @@ def test_mixtures_have_mergekits_experts(mode: str, mergekit_project: Path, tmp_
     assert "into" not in recipe
     assert any("reads" in note or "drawn" in note for note in notes)
     resolved = resolve(load_recipe(mergekit_project / "recipes" / "moe.yaml"))
-    ours = execute(resolved, tmp_path / "runs", Work(torch.device("cpu"), 1))["model"]
+    ours = execute(resolved, tmp_path / "runs", Work(torch.device("cpu"), 1)).place
     run_mergekit_moe(yaml.safe_load(text), tmp_path / "theirs")
     one, two = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float32).state_dict() for p in (ours, tmp_path / "theirs"))
     assert one.keys() == two.keys()

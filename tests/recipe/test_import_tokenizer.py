@@ -70,13 +70,13 @@ def run(text: str, folder: Path) -> Path:
     from workbench.recipe.mergekit import import_recipe, write_imported
     from workbench.recipe.recipe import load_recipe
     from workbench.resolve.resolve import resolve
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     (folder / "merge.yml").write_text(text, "utf-8")
     to = folder / "recipes" / "merge.yaml"
     write_imported(import_recipe(folder / "merge.yml", to), to)
-    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", Work(CPU, 1))
+    result: dict[str, Any] = execute(resolve(load_recipe(to)), folder / "runs", Work(CPU, 1)).to_dict()
     return Path(result["model"])
 
 

@@ -15,7 +15,7 @@ from worlds.project import Project
 
 from workbench.errors import WorkbenchError
 from workbench.library.rebase import read_edit
-from workbench.steps.registry import OUTSIDE
+from workbench.steps.step import OUTSIDE
 from workbench.trust import VARIABLE
 
 METHODS = '''

@@ -20,10 +20,9 @@ from worlds.tiny import tensors_of
 
 from workbench.cli import app
 from workbench.errors import WorkbenchError
-from workbench.recipe import plugins
-from workbench.recipe.methods import methods
+from workbench.recipe.methods import method_files, methods
 from workbench.recipe.recipe import load_recipe
-from workbench.steps.registry import OUTSIDE
+from workbench.steps.step import OUTSIDE
 from workbench.trust import VARIABLE, settings_file
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -382,7 +381,7 @@ def test_files_that_are_no_methods(project: Project, monkeypatch: pytest.MonkeyP
     put(project, "raise ValueError\n", "__init__.py")
     put(project, "not Python", "notes.txt")
     put(project, half("median"))
-    assert [file.name for file in plugins.method_files(project.path)] == ["median.py"]
+    assert [file.name for file in method_files(project.path)] == ["median.py"]
     assert load_recipe(project.write(MEDIAN)).steps[0].name == "median"
 
 

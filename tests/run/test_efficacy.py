@@ -22,10 +22,10 @@ from workbench.edit.greedy import said_by
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.library.rebase import rebase
-from workbench.run import efficacy
-from workbench.run.efficacy import EfficacyError
+from workbench.run import teaching
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
+from workbench.run.teaching import EfficacyError
 
 PROMPTS = {"a": "w1 w2 is", "b": "w3 of w4", "c": "w5 is w6", "d": "w7 w8 of"}
 NOTHING = "edit: finetune, facts: facts.jsonl, epochs: 1, learning_rate: 1.0e-9"
@@ -95,7 +95,7 @@ def test_what_is_said_is_in_record_card_and_last_lines(half: Project) -> None:
 
 def test_too_few_facts_fail_the_run(half: Project, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """Exit code 3, the failing facts listed, no model under its name; the same from the cache, and nothing is asked or solved twice."""
-    solved, asked = counting(monkeypatch, Finetune, "solve"), counting(monkeypatch, efficacy, "said_by")
+    solved, asked = counting(monkeypatch, Finetune, "solve"), counting(monkeypatch, teaching, "said_by")
     recipe = half.write(step(", min_efficacy: 0.51"))
     for _ in range(2):
         monkeypatch.setattr("sys.argv", ["workbench", "run", str(recipe), "--device", "cpu"])

@@ -21,11 +21,11 @@ from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 from workbench.errors import WorkbenchError
 from workbench.manifest import MANIFEST
 from workbench.models.device import pick_device
+from workbench.run.device import Work
 from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run
 from workbench.run.execute import execute
 from workbench.run.materialize import configuration_digest, materialize, swap
 from workbench.run.plan import plan
-from workbench.run.work import Work
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -178,7 +178,7 @@ def test_a_plan_names_the_run_directory_that_run_will_write(project: Project) ->
 
 def test_plan(project: Project) -> None:
     resolved = project.resolve(MIXED)
-    document = plan(resolved, project.path / "runs").document()
+    document = plan(resolved, project.path / "runs").to_dict()
     assert [list(s)[:2] for s in document["steps"]] == [["id", "merge"], ["id", "grow"]]
     assert document["steps"][0]["bricks"] == {"one": "adapter", "two": "adapter", "full": "checkpoint"}
     assert document["steps"][1]["new_layers"] == [4]
@@ -250,7 +250,7 @@ def test_kill_and_resume(project: Project) -> None:
     run = killed_in_the_middle(project, recipe, meanwhile)
     assert not run.done
     assert not run.model.exists()
-    assert run.record["status"] == "started"
+    assert run.status == "started"
     with pytest.raises(WorkbenchError, match=r"base: no config\.json|is not finished|no such directory"):
         project.resolve(f"base: {run.partial}\n", "half.yaml")
     with pytest.raises(WorkbenchError, match=r"no such directory"):

@@ -14,19 +14,19 @@ from worlds.memory_world import FACTS, GRACE
 from worlds.project import CPU, Project
 
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.run.device import Work
 from workbench.run.directory import RunDirectory
 from workbench.run.execute import execute
 from workbench.run.forms import FORMS, form_of
 from workbench.run.kinds.grow import Grow
 from workbench.run.kinds.merge import Merge
-from workbench.run.saved import open_configuration
-from workbench.run.work import Work
+from workbench.run.opened import open_configuration
 
 TWO = "bricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic}]\n"
 
 
 def output_of(document: dict[str, Any]) -> dict[str, Any]:
-    output: dict[str, Any] = RunDirectory(Path(document["run"])).record["output"]
+    output: dict[str, Any] = RunDirectory(Path(document["run"])).read_record().to_dict()["output"]
     return output
 
 
@@ -63,14 +63,14 @@ def test_run_plans_nothing(project: Project, cwd: Path, planned_steps: list[str]
 def test_the_size_is_known_before_the_result_is_written(project: Project, text: str) -> None:
     resolved = project.resolve(text)
     expected = form_of(resolved).size(resolved)
-    assert expected == output_of(execute(resolved, project.path / "runs", Work(CPU)))["bytes"] > 0
+    assert expected == output_of(execute(resolved, project.path / "runs", Work(CPU)).to_dict())["bytes"] > 0
 
 
 def test_a_configuration_has_the_size_of_its_checkpoint(project: Project) -> None:
     write_jsonl(project.path / "facts.jsonl", FACTS)
     for text, whole in ((GRACE, False), ("output: {dtype: float32}\n" + GRACE, True)):
         resolved = project.resolve(text)
-        document = execute(resolved, project.path / "runs", Work(CPU))
+        document = execute(resolved, project.path / "runs", Work(CPU)).to_dict()
         assert form_of(resolved).size(resolved) == output_of(document)["bytes"]
         assert (Path(document["directory"]) / "model").is_dir() is whole == (output_of(document)["bytes"] > 0)
 
@@ -80,7 +80,7 @@ def test_a_memory_is_not_lost_in_a_checkpoint(project: Project) -> None:
     write_jsonl(project.path / "facts.jsonl", FACTS)
     resolved = open_configuration(Path(project.run(GRACE)["directory"]))
     with pytest.raises(InvalidRecipeError, match="the result has a memory, which `form: checkpoint` cannot hold"):
-        execute(resolved, project.path / "runs", Work(CPU))
+        execute(resolved, project.path / "runs", Work(CPU)).to_dict()
     with pytest.raises(InvalidRecipeError, match="the result has a memory, which `form: adapter` cannot hold"):
         FORMS["adapter"].refuse(resolved)
     with pytest.raises(InvalidRecipeError, match="`form: configuration` needs a memory"):

@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from worlds.project import Project
 from worlds.tiny import save_tokenizer
 
-from workbench.run.peaks import adapter_bytes, buffer_bytes, core_bytes
+from workbench.run.costs import adapter_bytes, buffer_bytes, core_bytes
 from workbench.run.plan import plan
 from workbench.weights.parallel import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec

@@ -55,8 +55,8 @@ def test_a_merge_answers_as_its_checkpoint_does(merges: Project) -> None:
     """Prompts of both skills go to the merge, whose logits are those of the same merge as a checkpoint in float32."""
     text = ROUTED + "output: {dtype: float32}\n"
     planned = plan(merges.resolve(text), merges.path / "runs")
-    assert planned.steps[0]["bricks"] == {"both": "recipe", "three": "adapter"}
-    assert planned.steps[0]["cost"] == {"prompts": 32 - 4}, "eight of each of two files, and twelve of the third"
+    assert planned.steps[0].bricks == {"both": "recipe", "three": "adapter"}
+    assert planned.steps[0].cost == {"prompts": 32 - 4}, "eight of each of two files, and twelve of the third"
     document = merges.run(text)
     model = workbench.load(document["directory"], device="cpu")
     merged = workbench.load(merges.run(PAIR + "output: {dtype: float32}\n", "dense.yaml")["model"], device="cpu")

@@ -17,8 +17,7 @@ import workbench.steps
 from workbench.errors import WorkbenchError
 from workbench.recipe import methods, schema
 from workbench.run.plan import plan
-from workbench.steps.registry import REGISTERED
-from workbench.steps.step import VERBS
+from workbench.steps.step import REGISTERED, VERBS
 
 FILES = {
     "steps/scale.py": '''
@@ -119,7 +118,7 @@ STEPS = "bricks: {one: bricks/one}\nsteps: [{merge: average}, {id: norms, scale:
 @pytest.mark.usefixtures("scale_kind")
 def test_a_new_kind_is_planned_keyed_checked_and_applied(project: Project) -> None:
     resolved = project.resolve(STEPS)
-    assert plan(resolved, project.path / "runs").steps[1] == {"id": "norms", "scale": "norms", "scales": 38}
+    assert plan(resolved, project.path / "runs").steps[1].to_dict() == {"id": "norms", "scale": "norms", "scales": 38}
     document = project.run(STEPS)
     assert document["steps"][1] == {
         "id": "norms",

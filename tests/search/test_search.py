@@ -22,8 +22,8 @@ from worlds.search_world import SPACE, folder_of, search_of, searched
 from workbench.errors import WorkbenchError
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.scores.plan import ScorePlan
 from workbench.search.run import Scoring, Search, arms, finished, open_study, prepare, run
 from workbench.search.winner import conclude
@@ -112,7 +112,7 @@ def test_memory_and_disk_agree(world: Project) -> None:
         recipe = search.space.recipe_of(trial["values"], f"alone-{trial['number']}")
         resolved = resolve(recipe)
         (resolved.cache / "configurations" / f"{resolved.key}.json").unlink()
-        assert execute(resolved, world.path / "runs", Work(CPU))["configuration"] == trial["digest"]
+        assert execute(resolved, world.path / "runs", Work(CPU)).configuration == trial["digest"]
 
 
 def test_one_seed_one_sequence(world: Project) -> None:
@@ -151,7 +151,7 @@ def test_luck_is_no_verdict(world: Project) -> None:
     """Right answers are random: whatever looked best on search items is not better on others."""
     search = search_of(world, rest=", trials: 10, sampler: random")
     run(search)
-    found = conclude(search)
+    found = conclude(search).to_dict()
     ((line,),) = found["test"]["against"].values()
     assert line["verdict"] == "cannot tell"
     assert line["optimism"] == pytest.approx(line["search"]["diff"] - line["test"]["diff"], abs=2e-6)
@@ -163,7 +163,7 @@ def test_luck_is_no_verdict(world: Project) -> None:
 def test_several_objectives(world: Project) -> None:
     search = search_of(world, rest=", trials: 8, sampler: nsga2, objective: [words/pick, say]")
     run(search)
-    found = conclude(search)
+    found = conclude(search).to_dict()
     assert [o["name"] for o in found["objectives"]] == ["words/pick", "say"]
     assert found["winner"] is None
     points = {t["name"]: t["scores"] for t in found["trials"] if not t["stopped"]}
@@ -263,25 +263,6 @@ def test_the_command_repeats_the_search(world: Project) -> None:
     found = document("search", "recipes/test.yaml", "--set", "mix.density=0.7", "--limit", "30")
     assert found["command"] == "workbench search recipes/test.yaml --set mix.density=0.7 --limit 30"
     assert document(*found["command"].split()[1:])["trials"] == found["trials"]
-
-
-def test_sqlite(world: Project) -> None:
-    world.write(searched(SPACE, ", trials: 3, sampler: random"))
-    call("search", "recipes/test.yaml", "--storage", "kept.db", "-q")
-    assert len(document("search", "recipes/test.yaml", "--storage", "kept.db", "--trials", "4")["trials"]) == 4
-    world.write(searched("{mix.lambda: [0.2, 1.0]}", ", trials: 3"), "other.yaml")
-    with pytest.raises(WorkbenchError, match=r"kept.db: the file has the candidates of another search"):
-        call("search", "recipes/other.yaml", "--storage", "kept.db")
-
-
-@pytest.mark.parametrize("content", ["x", "x\n", '{"a": 1}\n', '{"a": 1}'])
-def test_a_foreign_file_is_no_storage(content: str, world: Project) -> None:
-    """It is refused, and keeps its bytes."""
-    world.write(searched(SPACE, ", trials: 2, sampler: random"))
-    (world.path / "foreign.log").write_text(content)
-    with pytest.raises(WorkbenchError, match=r"foreign\.log(:1)?: the file is not a storage of a search"):
-        call("search", "recipes/test.yaml", "--storage", "foreign.log")
-    assert (world.path / "foreign.log").read_text() == content
 
 
 REFUSED = {

@@ -13,8 +13,7 @@ import pytest
 
 from workbench.scores.plan import Item
 from workbench.search.halves import split
-from workbench.search.objective import Answers, Objective, Term, gap
-from workbench.search.race import Rival, front
+from workbench.search.objective import Answers, Objective, Rival, Term, front, gap
 
 pytestmark = pytest.mark.slow
 SEARCHES = 2000

@@ -58,7 +58,7 @@ BAD = RECIPE.replace("lambda: 1.0", "lambda: 3.5e+4")
 
 def test_no_candidate_beats_a_control(world: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every candidate falls behind the best control and is given up: a finding, with document and page, and no winner."""
-    monkeypatch.setattr("workbench.search.run.beaten_by", lambda answers, known, *rest: known[0])
+    monkeypatch.setattr("workbench.search.run.beaten_by", lambda answers, known, *rest, **options: known[0])
     world.write(searched(SPACE, ", trials: 4, sampler: random, random: 1"))
     called = call("search", "recipes/test.yaml", "-o", "best.yaml")
     found = json.loads((folder_of(world) / "search.json").read_text())

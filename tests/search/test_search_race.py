@@ -14,8 +14,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.scores.paired import paired
 from workbench.search.clock import Clock
 from workbench.search.document import area
-from workbench.search.objective import Answers, Objective, Term, gap, gold_gap
-from workbench.search.race import Rival, beaten_by, estimate, front
+from workbench.search.objective import Answers, Objective, Rival, Term, beaten_by, estimate, front, gap, gold_gap
 
 A, B = ("s", "a"), ("s", "b")
 BOTH = Objective("s", (Term(A, "acc", 1.0), Term(B, "acc", 1.0)))
@@ -97,7 +96,6 @@ def test_a_gap_below_zero_is_one_whose_interval_is(seed: int) -> None:
     """Giving up, interval and verdict rest on one test."""
     found = gap(answers(drawn(seed, 0.6, 30)), answers(drawn(seed + 100, 0.35, 30)), ALONE)
     assert found.below() == (found.interval()[1] < 0) == (found.verdict() == "worse")
-    assert found.below(0.3) == (found.interval(0.3)[1] < 0)
     assert (found.reason() == "the interval includes 0") == (found.verdict() == "cannot tell")
 
 
@@ -120,8 +118,8 @@ def test_front() -> None:
 def test_given_up_and_what_it_counts() -> None:
     best = Rival.of("best", answers(drawn(0, 0.9, 200)), [ALONE])
     worse, alike = answers(drawn(1, 0.2, 25)), answers(best.answers.scores[A]["acc"][:25])
-    assert beaten_by(worse, [best], [ALONE], 0.05, gold=False) is best
-    assert beaten_by(alike, [best], [ALONE], 0.05, gold=False) is None
+    assert beaten_by(worse, [best], [ALONE], gold=False) is best
+    assert beaten_by(alike, [best], [ALONE], gold=False) is None
     (value,) = estimate(worse, best, [ALONE])
     first = best.answers.scores[A]["acc"][:25]
     assert value == pytest.approx(best.scores[0] + worse.scores[A]["acc"].mean() - first.mean())
@@ -138,11 +136,11 @@ def test_gold_tells_earlier() -> None:
     found = gold_gap(best.answers, answers(worse, gold=lower), [ALONE], GOLD)
     assert found is not None
     assert found.interval()[1] < 0
-    assert beaten_by(answers(worse, gold=lower), [best], [ALONE], 0.05, gold=True) is best
-    assert beaten_by(answers(worse, gold=lower), [best], [ALONE], 0.05, gold=False) is None
+    assert beaten_by(answers(worse, gold=lower), [best], [ALONE], gold=True) is best
+    assert beaten_by(answers(worse, gold=lower), [best], [ALONE], gold=False) is None
     better = acc.copy()
     better[np.flatnonzero(acc == 0)[0]] = 1
-    assert beaten_by(answers(better, gold=lower), [best], [ALONE], 0.05, gold=True) is None
+    assert beaten_by(answers(better, gold=lower), [best], [ALONE], gold=True) is None
     assert gold_gap(best.answers, answers(worse), [ALONE], GOLD) is None
 
 
@@ -150,8 +148,8 @@ def test_several_objectives_have_to_be_lost_all() -> None:
     two = [ALONE, Objective("s/b", (Term(B, "acc", 1.0),))]
     best = Rival.of("best", answers(drawn(0, 0.9), drawn(1, 0.5)), two)
     low, high = drawn(2, 0.1), drawn(3, 0.9)
-    assert beaten_by(answers(low, high), [best], two, 0.05, gold=False) is None
-    assert beaten_by(answers(low, drawn(4, 0.05)), [best], two, 0.05, gold=False) is best
+    assert beaten_by(answers(low, high), [best], two, gold=False) is None
+    assert beaten_by(answers(low, drawn(4, 0.05)), [best], two, gold=False) is best
 
 
 def test_area() -> None:

@@ -15,10 +15,9 @@ from worlds.project import Project
 from worlds.search_world import searched
 
 from workbench.recipe.recipe import load_recipe
-from workbench.search.clock import Clock
+from workbench.search.clock import Clock, until_all_end
 from workbench.search.run import Scoring, Search, attempted, candidate, open_study, prepare, run
 from workbench.search.study import Study, Trial
-from workbench.search.together import until_all_end
 from workbench.search.winner import RESULT, conclude
 
 WAITING = "waiting for a candidate of other processes"

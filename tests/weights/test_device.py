@@ -68,7 +68,7 @@ def test_a_program_that_uses_torchs_newer_settings_can_run_a_recipe(project: Pro
     project.write("bricks: {one: bricks/one}\nsteps: [{merge: task_arithmetic}]\n")
     code = (
         "import torch; torch.backends.fp32_precision = 'tf32'\n"
-        "import workbench; print(workbench.load_recipe('recipes/test.yaml').run(device='cpu')['status'])"
+        "import workbench; print(workbench.load_recipe('recipes/test.yaml').run(device='cpu').status)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=project.path, capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "done", done.stderr

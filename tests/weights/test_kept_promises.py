@@ -15,8 +15,8 @@ from worlds.project import CPU, Project
 from workbench.files import publish, write_bytes, write_json
 from workbench.merge.dare import Dare
 from workbench.merge.ties import Ties
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.steps import MergeMethod
 from workbench.weights import kernels
 from workbench.weights.saving import save_tensors
@@ -117,7 +117,7 @@ def test_the_shard_size_is_part_of_the_run_s_key_alone(project: Project) -> None
     assert small.run_key != large.run_key
     assert small.stamp != large.stamp
     assert large.run_key == same.run_key, "1GB and 1000MB are one size"
-    one, two = (execute(resolved, project.path / "runs", Work(CPU, 1)) for resolved in (small, large))
+    one, two = (execute(resolved, project.path / "runs", Work(CPU, 1)).to_dict() for resolved in (small, large))
     assert one["run"] != two["run"]
     assert one["configuration"] == two["configuration"]
     assert len(list(Path(one["model"]).glob("*.safetensors"))) > 1

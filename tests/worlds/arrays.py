@@ -14,9 +14,8 @@ from worlds.processes import workbench
 from worlds.project import CPU, Project
 from worlds.tiny import save_finetuned
 
-from workbench.run.device import needs_no_torch
+from workbench.run.device import Work, needs_no_torch
 from workbench.run.execute import execute
-from workbench.run.work import Work
 from workbench.weights.arrays import HOST
 
 # Tensors of more than one block and of more than the sample of `trim` need more numbers than a tiny model has.
@@ -48,7 +47,7 @@ def written(project: Project, text: str, device: torch.device, threads: int = 2)
     shutil.rmtree(project.path / "runs", ignore_errors=True)
     resolved = project.resolve(text)
     assert needs_no_torch(resolved)
-    document = execute(resolved, project.path / "runs", Work(device, threads))
+    document = execute(resolved, project.path / "runs", Work(device, threads)).to_dict()
     record = json.loads((Path(document["run"]) / "run.json").read_text("utf-8"))
     for field in ("created", "seconds", "peak_bytes"):
         record.pop(field)

@@ -55,10 +55,10 @@ class Project:
         out: Path | None = None,
     ) -> dict[str, Any]:
         """Execute the recipe of a text."""
+        from workbench.run.device import Work
         from workbench.run.execute import execute
-        from workbench.run.work import Work
 
-        return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out)
+        return execute(self.resolve(text, name), self.path / "runs", Work(device, threads, events), out=out).to_dict()
 
     def tensors(self, text: str, dtype: torch.dtype | None = torch.float32) -> dict[str, torch.Tensor]:
         """The configuration's tensors in memory."""

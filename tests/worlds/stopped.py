@@ -15,7 +15,7 @@ import sys
 import torch
 import workbench.weights.writer as writer
 from workbench.run.execute import execute
-from workbench.run.work import Work
+from workbench.run.device import Work
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from pathlib import Path

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from workbench.api.comparing import find_scores
+from workbench.api.results import find_scores
 from workbench.api.subjects import Listener, Request, refuse_left_out
 from workbench.errors import LeftOut, UsageError, nearest
 from workbench.library.frames import data_frame

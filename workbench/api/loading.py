@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.recipe import recipe as recipes
 from workbench.resolve.resolve import resolve
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workbench.run.plan import RunPlan
+    from workbench.run.record import RunResult
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LoadedRecipe:
 
         return plan(resolve(self.recipe, HEADERS), self._runs)
 
-    def run(self, device: str = "auto", out: str | Path | None = None) -> dict[str, Any]:
+    def run(self, device: str = "auto", out: str | Path | None = None) -> RunResult:
         """Run the recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
 
         Args:
@@ -53,14 +54,13 @@ class LoadedRecipe:
             out: A new or empty directory that gets a copy of the result.
 
         Returns:
-            The document that `workbench run --json` prints.
+            The result, whose fields `workbench run --json` prints.
 
         Raises:
             WorkbenchError: If an input is missing or does not fit, or a check of the result fails.
         """
-        from workbench.run.device import device_of_run
+        from workbench.run.device import Work, device_of_run
         from workbench.run.execute import execute
-        from workbench.run.work import Work
 
         return execute(self.resolved, self._runs, Work(device_of_run(device, self.resolved)), out=Path(out) if out else None)
 

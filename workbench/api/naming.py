@@ -1,6 +1,7 @@
 """Resolve the names that users type: a recipe's name or file, a point of its sweep, a run, a directory or a hub id.
 
-Every command and function of the Python API that takes such a name calls `find`, `load_named` or `open_named`.
+Every command and function of the Python API that takes such a name calls `find`, `load_named` or `open_named`, or `Variation.recipes` for
+recipes with overrides and sweeps.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from workbench.project import find_project, runs_of
 
 if TYPE_CHECKING:
     from workbench.bricks.hub import Hub
+    from workbench.compare.sweeps import Sweep
     from workbench.recipe.recipe import Recipe
     from workbench.run.directory import RunDirectory
     from workbench.run.opened import NamedModel
+
 
 SUFFIXES = (".yaml", ".yml")
 _KEY = len("-1a2b3c4d5e")  # letters that a run's name has after that of its recipe
@@ -70,9 +73,6 @@ def find(name: str, runs: Path | None = None) -> Named:
     Raises:
         WorkbenchError: If the name means nothing, or two things. The message suggests what to type.
     """
-    from workbench.run.directory import find_run, list_runs
-    from workbench.run.opened import is_hub_id
-
     folder = runs_folder(runs)
     found = list(_meanings(name, folder)) if name else []
     if len(found) > 1:
@@ -80,6 +80,8 @@ def find(name: str, runs: Path | None = None) -> Named:
         raise UsageError(f"'{name}' is {listed}", f"Type {' or '.join(shell(one.typed) for one in found)}.")
     if found:
         return found[0]
+    from workbench.run.directory import find_run, list_runs
+
     path = Path(name).expanduser()
     every = [run.name for run in list_runs(folder)]
     # The start says at least the recipe's whole name, so that a misspelt name is not a run of another recipe.
@@ -87,6 +89,8 @@ def find(name: str, runs: Path | None = None) -> Named:
         return Named(name, "run", find_run(folder, name).path)
     if name and path.is_dir():  # without any file that a model has, which is said where it is opened
         return Named(name, "model", path)
+    from workbench.run.opened import is_hub_id
+
     if is_hub_id(name):
         return Named(name, "model", None)
     raise UsageError(
@@ -181,7 +185,7 @@ def load_named(
             for note in loaded.notes:
                 say(note)
         if run:
-            own = str(run.record.get("name") or loaded.name)
+            own = (run.record.name if run.record else None) or loaded.name
             loaded = replace(loaded, fields=loaded.fields.model_copy(update={"name": own}))
         for point in re.findall(r"\[[^\]]*\]", found.point):
             from workbench.search.sweep import point_of
@@ -252,8 +256,58 @@ def run_named(name: str, runs: Path | None = None) -> RunDirectory:
     run = run_of(resolve(recipe, HEADERS), folder)
     if (run.path / RECORD).is_file():
         return run
-    others = [one.name for one in list_runs(folder) if one.record.get("name") == recipe.name]
+    others = [one.name for one in list_runs(folder) if one.record and one.record.name == recipe.name]
     also = f"; runs of earlier versions of it: {', '.join(others[:4])}" if others else ""
     raise WorkbenchError(
         f"{name}: the recipe has not been run as it is now{also}", f"{shell('workbench', 'run', name)}, or name one of its runs."
     )
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How a user changes the recipes that they name.
+
+    Attributes:
+        settings: Values of `--set`.
+        sweep: Values of `--sweep`.
+        most: Value of `--max-points`.
+    """
+
+    settings: Sequence[str] = ()
+    sweep: Sequence[str] = ()
+    most: int | None = None
+
+    @classmethod
+    def of(cls, settings: list[str] | None, sweep: list[str] | None, most: int | None) -> Variation:
+        """Return the variation of a command's options."""
+        return cls(tuple(settings or ()), tuple(sweep or ()), most)
+
+    @property
+    def options(self) -> list[str]:
+        """The options as words of a command line."""
+        words = [word for setting in self.settings for word in ("--set", setting)]
+        words += [word for one in self.sweep for word in ("--sweep", one)]
+        return words + (["--max-points", str(self.most)] if self.most is not None else [])
+
+    def check_used(self, recipes: bool) -> None:
+        """Raise UsageError if an option changes recipes, but only models are named."""
+        if not recipes and (self.settings or self.sweep):
+            option = "--set overrides" if self.settings else "--sweep varies"
+            name = option.partition(" ")[0]
+            raise UsageError(f"{option} recipe fields, but only models are named", f"Remove {name}, or name a recipe.")
+
+    def recipes(self, name: str, say: Callable[[str], None], runs: Path | None = None) -> tuple[list[Recipe], Sweep | None]:
+        """Return the configurations of a recipe, and its sweep if it has one.
+
+        Args:
+            name: The recipe as named on the command line, or a point of its sweep.
+            say: Receives what `--set` changes beyond the fields that it names.
+            runs: Directory of runs; default: runs/ in the project.
+
+        Raises:
+            WorkbenchError: If the recipe or its sweep is invalid, or the sweep has too many points.
+        """
+        from workbench.search.sweep import expand
+
+        expanded = expand(load_named(name, self.settings, say, runs), self.sweep, self.most)
+        return list(expanded.recipes), expanded.sweep

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any, TypedDict, Unpack
 
 from workbench.api.beside import ONLY, Choice, ItemsBeside, Only, items_beside
-from workbench.api.comparing import StoredScores, find_scores
-from workbench.api.results import ComparedScores, FoundValues
+from workbench.api.naming import Variation
+from workbench.api.results import ComparedScores, FoundValues, StoredScores, find_scores
 from workbench.api.subjects import Listener, Request, open_subjects
-from workbench.api.variation import Variation
 from workbench.errors import UsageError, nearest
 from workbench.events import Events, no_events
 
@@ -158,7 +157,7 @@ def search(
     for warning in prepared.warnings:
         warn(warning)
     run(prepared)
-    return FoundValues(conclude(prepared), loaded.project)
+    return FoundValues(conclude(prepared).to_dict(), loaded.project)
 
 
 def _refuse(options: Options, function: str, names: Sequence[str]) -> None:

@@ -8,8 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from workbench.api.naming import Named, find, open_named
-from workbench.api.variation import Variation
+from workbench.api.naming import Named, Variation, find, open_named
 from workbench.errors import LeftOut, UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events
 
@@ -281,14 +280,7 @@ def _found(name: str, request: Request) -> Named:
 def _loaded(
     names: Sequence[Named], vary: Variation, listener: Listener, left_out: list[LeftOut] | None
 ) -> tuple[list[Recipe], list[Sweep]]:
-    """Load recipes and expand their sweeps.
-
-    Args:
-        names: The recipes.
-        vary: Values of `--set` and `--sweep`.
-        listener: Who is told what `--set` changes.
-        left_out: List that receives invalid recipes; None: they are errors.
-    """
+    """Load recipes and expand their sweeps."""
     recipes: list[Recipe] = []
     sweeps = []
     for named in names:

@@ -19,11 +19,10 @@ from typing import TYPE_CHECKING, Any
 from workbench.bricks.gguf_config import read_settings
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest, publish_once, write_json
-from workbench.identity import settled
+from workbench.identity import installed, settled
 from workbench.models.architecture import model_depth
 from workbench.models.skeleton import skeleton
 from workbench.project import cache_of
-from workbench.versions import installed
 from workbench.weights.foreign import TOKENIZER_TOO, convert_command
 from workbench.weights.gguf_record import LINK, RECORD
 

@@ -17,20 +17,24 @@ from pathlib import Path, PurePosixPath
 from workbench.errors import size
 from workbench.files import publish_once, read_json, write_json
 from workbench.project import cache_of
+from workbench.results import Part
 from workbench.weights.foreign import STAND_IN
 from workbench.weights.header import MAX_HEADER
 
 _CONNECTIONS = 8
 
 
-@dataclass(frozen=True)
-class Download:
-    """The download that a repository requires before its tensors can be read."""
+class Download(Part):
+    """A repository of the hub that a run downloads first."""
 
     repository: str
+    """Id of the repository."""
     commit: str
+    """Commit of the repository."""
     files: int
+    """Number of files to download."""
     bytes: int
+    """Size of the download in bytes."""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ def download_of(path: Path) -> Download | None:
         return None
     name, commit = record["repository"], record["commit"]
     missing = [size for file, size in record["files"].items() if snapshot_with(name, commit, file) is None]
-    return Download(name, commit, len(missing), sum(missing))
+    return Download(repository=name, commit=commit, files=len(missing), bytes=sum(missing))
 
 
 def space_problems(downloads: Iterable[Download], beside: Path | None = None, written: int = 0) -> list[str]:

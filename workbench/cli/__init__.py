@@ -23,7 +23,6 @@ from workbench.cli import (
     export,
     facts,
     memory,
-    methods,
     push,
     recipe,
     route,
@@ -102,7 +101,7 @@ app.add_typer(runs.app, name="runs")
 app.add_typer(export.app, name="export")
 app.add_typer(memory.app, name="memory")
 app.add_typer(route.app, name="route")
-app.command("methods")(reads_recipes(methods.methods))
+app.command("methods")(reads_recipes(recipe.methods))
 
 
 def main() -> None:

@@ -88,7 +88,7 @@ def advise(
     from workbench.library.scored_before import scored_before
     from workbench.models.device import pick_device
     from workbench.project import find_project, runs_of
-    from workbench.run.work import Work
+    from workbench.run.device import Work
     from workbench.scores.store import ScoreStore
     from workbench.weights.device import exact
 

@@ -177,7 +177,7 @@ def read_all(bound: Deltas, base: Model) -> int:
 
 def card_directory(brick: Brick) -> Path:
     """Return the directory of a brick's card."""
-    from workbench.run.brick_statistics import card_folder
+    from workbench.run.routers import card_folder
 
     return card_folder(brick)
 
@@ -186,7 +186,7 @@ def verify_statistics(brick: Brick, name: str) -> None:
     """Raise GateFailedError if the routing statistics beside a card are not those that it names."""
     if brick.card is None or brick.card.routing is None:
         return
-    from workbench.run.brick_statistics import read_statistics
+    from workbench.run.routers import read_statistics
 
     try:
         read_statistics(card_directory(brick), brick.card.routing)

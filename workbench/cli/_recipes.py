@@ -1,18 +1,23 @@
-"""Resolve recipes named on the command line, and name the commands that score a recipe's result."""
+"""Recipes and models named on the command line: resolve them, compare their scores, and name the commands that score a result."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from workbench.api.naming import load_named, relative
+from workbench.api.subjects import Listener
 from workbench.cli._output import out
-from workbench.errors import WorkbenchError, shell
+from workbench.errors import LeftOut, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.compare.compare import Comparison
+    from workbench.compare.sweeps import Sweep
     from workbench.resolve.resolved import Resolved
+    from workbench.scores.store import Scores, ScoreStore
 
 
 def score_lines(resolved: Resolved, recipe: str, settings: Sequence[str] | None, checkpoint: Path | None = None) -> list[str]:
@@ -77,3 +82,27 @@ def load(recipe: str, settings: list[str] | None, runs_dir: Path | None, headers
     return resolve(loaded, Hub(headers_only=headers_only, events=out.event)), runs_dir or relative(
         runs_of(loaded.project, writing=True)
     )
+
+
+def printing() -> Listener:
+    """Return the listener that prints on the terminal."""
+    return Listener(out.event, out.say, out.warn)
+
+
+def told(left_out: list[LeftOut]) -> dict[str, Any]:
+    """Return the `left_out` field of a JSON document, as a dictionary that is empty if nothing was skipped."""
+    return {"left_out": [{"name": one.name, "reason": one.reason} for one in left_out]} if left_out else {}
+
+
+def command_line() -> str:
+    """Return the command line of this process."""
+    return shell("workbench", *sys.argv[1:])
+
+
+def compare_scores(
+    store: ScoreStore, scores: list[Scores], baseline: str | None, project: Path, sweeps: Sequence[Sweep] = ()
+) -> Comparison:
+    """Compare scores, and record the command line that makes the comparison."""
+    from workbench.compare.compare import compare
+
+    return compare(store, scores, baseline=baseline, project=project, command=command_line(), sweeps=sweeps)

@@ -12,7 +12,7 @@ import typer
 
 from workbench.api.subjects import Opened
 from workbench.cli._output import out, time_left
-from workbench.cli._subjects import compare_scores
+from workbench.cli._recipes import compare_scores
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events
 

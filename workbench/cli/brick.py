@@ -253,7 +253,7 @@ def extract(
     from workbench.cli.documents.bricks import ExtractDocument
     from workbench.library.extract import extract as run
     from workbench.models.device import pick_device
-    from workbench.run.work import Work
+    from workbench.run.device import Work
 
     out.quiet = quiet or json
     error = _error(energy, tolerance)
@@ -324,10 +324,9 @@ def bake(
 
     Computes in float32 and casts once. An interrupted command resumes.
     """
-    from workbench.cli.documents.run import RunDocument
     from workbench.library.extract import bake as run
     from workbench.models.device import pick_device
-    from workbench.run.work import Work
+    from workbench.run.device import Work
 
     out.quiet = quiet or json
     named = f"bricks/{adapter}" if not Path(adapter).exists() and Path("bricks", adapter).is_dir() else adapter
@@ -336,13 +335,13 @@ def bake(
     def text() -> None:
         from workbench.run.forms import load_hint
 
-        out.line(result["model"])
+        out.line(result.place)
         out.say(
-            f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, configuration {result['configuration'][:12]}"
+            f"{result.seconds:.1f} s, peak memory {size(result.peak_bytes)}, configuration {(result.configuration or '')[:12]}"
         )
-        out.say(load_hint(result["model"]))
+        out.say(load_hint(result.place))
 
-    out.result(lambda: RunDocument.model_validate(result), text, json=json)
+    out.result(lambda: result, text, json=json)
 
 
 app.command()(advise)

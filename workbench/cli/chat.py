@@ -129,7 +129,7 @@ def _open(targets: Sequence[str], runs_dir: Path | None, device: torch.device, p
     tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
     models: list[Callable[[], Any]] = []
     if len(opened) == 2:
-        from workbench.run.sharing import shared
+        from workbench.run.materialize import shared
 
         if (one := shared(opened[0], opened[1], device, out.event)) is not None:
             out.say(f"both share one model of {opened[0].recipe.fields.base_name}; {size(one.bytes)} of weights differ")

@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.comparing import find_scores
-from workbench.api.naming import recipe_files, relative
+from workbench.api.naming import Variation, recipe_files, relative
+from workbench.api.results import find_scores
 from workbench.api.subjects import Opened, Request, imported_scores, open_subjects, refuse_left_out
-from workbench.api.variation import Variation
 from workbench.cli._comparison import groups_table, scores_table
 from workbench.cli._costs import costs_rows, costs_table
 from workbench.cli._options import (
@@ -36,8 +35,8 @@ from workbench.cli._options import (
     WorkersOpt,
 )
 from workbench.cli._output import out
+from workbench.cli._recipes import command_line, compare_scores, printing, told
 from workbench.cli._searchpage import searched, write_pages
-from workbench.cli._subjects import command_line, compare_scores, printing, told
 from workbench.cli._sweeps import sweep_tables
 from workbench.cli._verdicts import gate_lines, recommended, rows_table
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching

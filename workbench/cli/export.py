@@ -153,7 +153,7 @@ def _open(target: str, bricks: list[str], runs_dir: Path | None) -> Subject:
     from workbench.bricks.hub import Hub
     from workbench.library.export import of_configuration, of_model, of_recipe, of_run
     from workbench.project import find_project
-    from workbench.run.saved import is_configuration
+    from workbench.run.opened import is_configuration
 
     hub, found = Hub(events=out.event), find(target, runs_dir)
     if found.kind == "recipe":

@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from workbench.api.beside import SHOWN, WAYS, Choice, Item, Only, cut, items_beside, right_answer, scored_answer
+from workbench.api.naming import Variation
 from workbench.api.subjects import Request, refuse_left_out
-from workbench.api.variation import Variation
 from workbench.cli._options import BatchOpt, JsonOpt, LimitOpt, RunsOpt, SetOpt, SuiteOpt
 from workbench.cli._output import out
-from workbench.cli._subjects import printing
+from workbench.cli._recipes import printing
 
 _STYLES = {"won": "green", "lost": "red", "same": ""}
 

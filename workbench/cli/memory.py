@@ -181,7 +181,7 @@ def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:
         WorkbenchError: If there is no memory.
     """
     from workbench.run.memories import RECORD, SavedMemory
-    from workbench.run.saved import MEMORY, is_configuration
+    from workbench.run.opened import MEMORY, is_configuration
 
     path = Path(place)
     if not is_configuration(path) and not (path / RECORD).is_file() and find(place, runs_dir).kind != "model":
@@ -204,8 +204,8 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
         WorkbenchError: If the memory does not belong to a configuration directory.
     """
     from workbench.models.device import pick_device
-    from workbench.run.saved import open_configuration
-    from workbench.run.session import live_session
+    from workbench.run.opened import open_configuration
+    from workbench.run.teaching import live_session
     from workbench.weights.device import exact
 
     if configuration is None:

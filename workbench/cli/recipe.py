@@ -1,4 +1,4 @@
-"""Commands `recipe new|check|diff|schema|import`."""
+"""Commands `recipe new|check|diff|schema|import` and `methods`."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from workbench.api.naming import SUFFIXES, find, load_named, recipes_folder, rel
 from workbench.cli._options import JsonOpt, MaxPointsOpt, RecipesArg, SetOpt, SweepOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
-from workbench.errors import UsageError, WorkbenchError, shell
+from workbench.errors import UsageError, WorkbenchError, nearest, shell
 
 if TYPE_CHECKING:
     from workbench.library.recipediff import InputDifference, RecipeDifference
+    from workbench.recipe.describe import MethodDescription
+
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Create, check, compare and import recipes.")
 
@@ -129,7 +131,7 @@ def check(recipes: RecipesArg, settings: SetOpt = None, sweep: SweepOpt = None, 
 
     Exits with 2 if a recipe is invalid.
     """
-    from workbench.api.variation import Variation
+    from workbench.api.naming import Variation
 
     failed = False
     for name in recipes:
@@ -158,31 +160,18 @@ def diff(
 
     A field is named as in --set. If a recipe's inputs cannot be read, only fields and locations are compared.
     """
-    from dataclasses import asdict
-
     from workbench.bricks.hub import Hub
-    from workbench.cli.documents.recipes import RecipeDiffDocument
     from workbench.library.recipediff import recipe_difference
 
-    found = recipe_difference(load_named(first), load_named(second), Hub(headers_only=True, events=out.event))
     names = [f"{relative(one.path) if one.path else one.name}{one.point}" for one in map(find, (first, second))]
-
-    def document() -> RecipeDiffDocument:
-        data = {
-            "first": names[0],
-            "second": names[1],
-            "fields": [asdict(one) for one in found.fields],
-            "inputs": [{**asdict(one), "same_content": one.same_content} for one in found.inputs],
-            "same_result": found.same_result,
-            "unread": [{"recipe": which, "reason": reason} for which, reason in found.unread.items()],
-        }
-        return RecipeDiffDocument.model_validate(data)
-
-    out.result(document, lambda: _differences(found, names), json=json)
+    hub = Hub(headers_only=True, events=out.event)
+    found = recipe_difference(load_named(first), load_named(second), hub, names)
+    out.result(lambda: found, lambda: _differences(found), json=json)
 
 
-def _differences(found: RecipeDifference, names: list[str]) -> None:
+def _differences(found: RecipeDifference) -> None:
     """Print the differences of two recipes as tables, and what they mean for the result."""
+    names = [found.first, found.second]
     if found.fields:
         rows = [
             [one.field, *(_value(v, one.only, side) for v, side in ((one.first, "first"), (one.second, "second")))]
@@ -198,8 +187,8 @@ def _differences(found: RecipeDifference, names: list[str]) -> None:
             for one in found.inputs
         ]
         out.table(["input", *names, "content"], cells)
-    for which, reason in found.unread.items():
-        out.warn(f"digests of the {which} recipe are not known: {reason}")
+    for one in found.unread:
+        out.warn(f"digests of the {one.recipe} recipe are not known: {one.reason}")
     if found.same_result is not None:
         out.say(f"both recipes make {'the same configuration' if found.same_result else 'different configurations'}")
 
@@ -247,3 +236,55 @@ def import_(
         out.say(f"note: {note}")
     if to is not None:
         out.say(f"next: workbench plan {shell(to)}")
+
+
+def methods(
+    name: Annotated[
+        str | None, typer.Argument(help="Method to explain: its fields, formula and paper.", show_default=False)
+    ] = None,
+    json: JsonOpt = False,
+) -> None:
+    """List the methods that steps can use, or explain one.
+
+    Includes methods of installed distributions (entry point group workbench.methods) and, if the project is trusted, of its
+    methods/ folder.
+    """
+    from workbench.project import find_project
+    from workbench.recipe.describe import describe, summary
+    from workbench.recipe.methods import MethodFinder, untrusted
+    from workbench.recipe.methods import methods as built_in
+
+    finder = MethodFinder(find_project())
+    known = [*built_in().values(), *finder.plugins.usable]
+    for problem in finder.plugins.problems:
+        out.warn(problem.message)
+    unloaded = untrusted("not listed", finder.project) if finder.files and not finder.trusted else None
+    if name is None:
+        rows = [[cls.verb, cls.name, cls.plugin.source if cls.plugin else "built in", summary(cls)] for cls in known]
+        out.result(
+            lambda: [describe(cls) for cls in known],
+            lambda: out.table(["verb", "method", "from", "what it does"], rows),
+            json=json,
+        )
+        if unloaded:
+            out.say(f"{unloaded.message}. {unloaded.hint}")
+        return
+    matches = [cls for cls in known if name in (cls.name, cls.tag)]
+    if not matches and unloaded:
+        raise untrusted(f"unknown method '{name}'", finder.project)
+    if not matches:
+        raise UsageError(
+            f"unknown method '{name}'. {nearest(name, [cls.name for cls in known])}", "`workbench methods` lists all."
+        )
+    document = describe(matches[0])
+    out.result(lambda: document, lambda: _print(document), json=json)
+
+
+def _print(method: MethodDescription) -> None:
+    """Print a method's text, formula, paper and fields."""
+    out.line(f"{method.verb}: {method.name}\n{method.text}\n")
+    out.line(f"formula  {method.formula}\npaper    {method.paper}")
+    if method.plugin:
+        out.line(f"from     {method.plugin.source}")
+    out.line("")
+    out.table(["field", "default", "meaning"], [[f.name, f.default, f.text] for f in method.fields])

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative
-from workbench.api.variation import Variation
+from workbench.api.naming import Variation, relative
 from workbench.cli._options import (
     DeviceOpt,
     JsonOpt,
@@ -27,11 +26,11 @@ from workbench.cli._options import (
 from workbench.cli._output import out
 from workbench.cli._recipes import load, score_lines
 from workbench.errors import WorkbenchError, duration, shell, size
-from workbench.steps import verbs
 
 if TYPE_CHECKING:
     from workbench.recipe.recipe import Recipe
     from workbench.run.plan import RunPlan
+    from workbench.run.record import RunResult
 
 
 def plan(
@@ -49,7 +48,6 @@ def plan(
     Reads file headers only. `--device cuda` also works on a machine without a GPU.
     """
     from workbench.bricks.hub import Hub
-    from workbench.cli.documents.run import PlanDocument
     from workbench.project import runs_of
     from workbench.resolve.resolve import resolve
     from workbench.run.plan import plan as make_plan
@@ -68,11 +66,7 @@ def plan(
             for line in _advice(recipes[0]):
                 out.say(line)
 
-    def document() -> PlanDocument | list[PlanDocument]:
-        documents = [PlanDocument.model_validate(planned.document()) for planned in plans]
-        return documents if swept else documents[0]
-
-    out.result(document, text, json=json)
+    out.result(lambda: plans if swept else plans[0], text, json=json)
     if problems := list(dict.fromkeys(problem for planned in plans for problem in planned.problems)):
         downloads = " For downloads of the hub, use `hf cache ls` and `hf cache rm`." if any(p.downloads for p in plans) else ""
         raise WorkbenchError(
@@ -97,7 +91,7 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
         [
             [
                 planned.recipe,
-                ", ".join(f"{step['id']}: {_method(step)}" for step in planned.steps) or "(none)",
+                ", ".join(f"{step.id}: {_method(step.to_dict())}" for step in planned.steps) or "(none)",
                 size(planned.read_bytes),
                 size(planned.write_bytes),
                 size(planned.peak_bytes),
@@ -119,23 +113,24 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
 
     later = "" if planned.run else "  (`run` names it after the content of the inputs, once it has read them)"
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}{later}")
-    out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
-    for step in planned.steps:
+    steps = [step.to_dict() for step in planned.steps]  # with the entries that only some methods have
+    out.table(["step", "method", "inputs"], [_row(step) for step in steps] or [["(none)", "", "the base as it is"]])
+    for step in steps:
         if rows := list(told_blocks(step)):
             out.table([step["id"], "source"], [list(row) for row in rows])
         if removal := told_removal(step):
             out.line(f"{step['id']}: {removal}")
-    for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
+    for edit in (edit for step in steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
     out.line(
         f"reads {size(planned.read_bytes)}, writes {size(planned.write_bytes)}, peak memory about {size(planned.peak_bytes)}"
         + (f" and {size(planned.device_bytes)} on the device, " if planned.device_bytes else ", ")
         + f"about {duration(planned.seconds)}"
-        + (", and the passes over texts" if any("needs" in step for step in planned.steps) else "")
+        + (", and the passes over texts" if any("needs" in step for step in steps) else "")
         + (f"; cached: {', '.join(planned.cached)}" if planned.cached else "")
     )
     if planned.downloads:
-        fetched = ", ".join(f"{d['repository']}@{d['commit'][:10]} {size(d['bytes'])}" for d in planned.downloads)
+        fetched = ", ".join(f"{d.repository}@{d.commit[:10]} {size(d.bytes)}" for d in planned.downloads)
         out.line(f"downloads {size(planned.download_bytes)} from the hub first: {fetched}")
     if planned.checked_at_run:
         out.line(f"checked at run: {'; '.join(_grouped(planned.checked_at_run))}")
@@ -176,16 +171,14 @@ def run(
     The result is a Hugging Face checkpoint, a PEFT adapter or a configuration directory, as the recipe's `output` says.
     An interrupted run resumes.
     """
-    from workbench.cli.documents.run import RunDocument
-    from workbench.run.device import device_of_run
+    from workbench.run.device import Work, device_of_run
     from workbench.run.directory import run_for
     from workbench.run.execute import execute
     from workbench.run.forms import CHECKPOINT, form_of
-    from workbench.run.work import Work
 
     out.quiet, out.verbose = quiet or json, verbose
     if require_license:  # from headers: nothing is downloaded for a recipe that is refused
-        from workbench.resolve.licences import require_licences
+        from workbench.resolve.findings import require_licences
 
         require_licences(load(recipe, settings, runs_dir, headers_only=True)[0])
     resolved, runs = load(recipe, settings, runs_dir)
@@ -194,41 +187,35 @@ def run(
     result = execute(resolved, runs, Work(device_of_run(device, resolved), threads, out.event), out=to, wait=wait)
 
     form = form_of(resolved)
-    output = run_for(runs, resolved.recipe.name, resolved.run_key).record["output"]
+    written = run_for(runs, resolved.recipe.name, resolved.run_key).read_record().output
+    output = written.to_dict() if written else {}
     for warning in form.warnings(output):
         out.warn(warning)
 
     def text() -> None:
-        place = result[form.key]
-        _print_result(result, place, form.describe(output))
-        checkpoint = Path(place) if form is CHECKPOINT else None
-        for line in (*form.hints(place, output, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
+        _print_result(result, form.describe(output))
+        checkpoint = Path(result.place) if form is CHECKPOINT else None
+        for line in (*form.hints(result.place, output, resolved), *score_lines(resolved, recipe, settings, checkpoint)):
             out.say(line)
 
-    out.result(lambda: RunDocument.model_validate(result), text, json=json)
+    out.result(lambda: result, text, json=json)
 
 
-def _print_result(result: Mapping[str, Any], place: str, described: str) -> None:
-    """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory.
-
-    Args:
-        result: The document of the run.
-        place: Directory of the result.
-        described: Description of the result.
-    """
+def _print_result(result: RunResult, described: str) -> None:
+    """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
     from workbench.edit.greedy import told as said_in_words
     from workbench.grow.expansion.kept import told
     from workbench.grow.expansion.told import told_removal
 
-    for name, row in result["said"].items():
-        out.say(f"{name}: the model says {said_in_words(row)}")
-    out.line(place)
-    for step in result["steps"]:
+    for name, row in result.said.items():
+        out.say(f"{name}: the model says {said_in_words(row.to_dict())}")
+    out.line(result.place)
+    for step in (step.to_dict() for step in result.steps):
         if removal := told_removal(step):
             out.say(f"{step['id']}: {removal}")
         if "check" in step:
             out.say(f"{step['id']}: {told(step['check'])}")
-    out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, {described}")
+    out.say(f"{result.seconds:.1f} s, peak memory {size(result.peak_bytes)}, {described}")
 
 
 def _grouped(lines: list[str]) -> list[str]:
@@ -257,6 +244,8 @@ def _cost(step: dict[str, Any]) -> str:
 
 def _method(step: Mapping[str, Any]) -> str:
     """Return verb and method of a step, such as "merge ties"."""
+    from workbench.steps import verbs  # here, because it builds the class of every kind of step
+
     verb = next(v for v in verbs() if v in step)
     return f"{verb} {step[verb]}"
 

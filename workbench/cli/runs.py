@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from workbench.api.naming import relative, runs_folder
+from workbench.api.naming import runs_folder
 from workbench.cli._options import JsonOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
@@ -15,6 +14,7 @@ from workbench.errors import WorkbenchError, size
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory
+    from workbench.run.record import RunRecord
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, show, verify and remove runs.")
 NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its name, or its directory.", show_default=False)]
@@ -23,21 +23,21 @@ NameArg = Annotated[str, typer.Argument(help="Run: its name, the start of its na
 @app.command("ls")
 def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List runs, newest first."""
-    from workbench.cli.documents.run import RunRow
     from workbench.manifest import described
     from workbench.run.directory import UNSEALED, list_runs
+    from workbench.run.record import RunRow
 
     listed = list_runs(runs_folder(runs_dir))
     broken = {run.name: run.harm() if run.done else [] for run in listed}
     rows = [
-        {
-            "name": r.name,
-            "status": "broken" if broken[r.name] else r.record.get("status", "damaged"),
-            "created": r.record.get("created", ""),
-            "bytes": r.size(),
-            "configuration": (r.record.get("output") or {}).get("digest"),
-        }
-        for r in listed
+        RunRow(
+            name=run.name,
+            status="broken" if broken[run.name] else run.status,
+            created=run.record.created if run.record else "",
+            bytes=run.size(),
+            configuration=run.digest,
+        )
+        for run in listed
     ]
 
     def text() -> None:
@@ -46,10 +46,7 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
             return
         out.table(
             ["run", "status", "created", "size", "configuration"],
-            [
-                [r["name"], r["status"] or "damaged", r["created"] or "", size(r["bytes"]), (r["configuration"] or "")[:12]]
-                for r in rows
-            ],
+            [[r.name, r.status or "", r.created or "", size(r.bytes), (r.configuration or "")[:12]] for r in rows],
             right=(3,),
         )
         for name, found in broken.items():
@@ -58,47 +55,39 @@ def list_(runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
         if unsealed := [run.name for run in listed if run.done and not run.sealed]:
             out.say(f"{', '.join(unsealed)}: {UNSEALED}")
 
-    out.result(lambda: [RunRow.stored(row) for row in rows], text, json=json)
+    out.result(lambda: rows, text, json=json)
 
 
 @app.command()
 def show(name: NameArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show a run's inputs, steps and result."""
-    from workbench.cli.documents.run import RunRecord
-    from workbench.run.directory import RECORD, find_run
+    from workbench.run.directory import find_run
 
     run = find_run(runs_folder(runs_dir), name)
-    record = run.record
-    base = (record.get("inputs") or {}).get("base") or {}
-    if not all(record.get(key) for key in ("status", "created", "device")) or not {"id", "digest"} <= base.keys():
-        raise WorkbenchError(
-            f"{relative(run.path / RECORD)}: the file is damaged: it lacks the status, creation time, device or base",
-            "Run its recipe again: files that are complete are verified and reused.",
-        )
-    out.result(lambda: RunRecord.stored(record), lambda: _print(run, record), json=json)
-    if record.get("error") and not json:
-        raise WorkbenchError(f"{run.name} failed: {record['error']}", "Fix the cause and run the recipe again.")
+    record = run.read_record()
+    out.result(lambda: record, lambda: _print(run, record), json=json)
+    if record.error and not json:
+        raise WorkbenchError(f"{run.name} failed: {record.error}", "Fix the cause and run the recipe again.")
 
 
-def _print(run: RunDirectory, record: Mapping[str, Any]) -> None:
+def _print(run: RunDirectory, record: RunRecord) -> None:
     """Print a run's inputs, steps, result and warnings."""
-    base = record["inputs"]["base"]
+    base, output = record.inputs.base, record.output
     out.line(
-        f"{run.name}: {record['status']}, {record['created']}, on {record['device']}"
-        + (f", {record['seconds']} s" if record.get("seconds") is not None else "")
+        f"{run.name}: {record.status}, {record.created}, on {record.device}"
+        + (f", {record.seconds} s" if record.seconds is not None else "")
     )
-    out.line(f"base   {base['id']}  {(base['digest'] or '')[:12]}")
-    for brick, found in (record["inputs"].get("bricks") or {}).items():
-        out.line(f"brick  {brick} ({(found or {}).get('kind')})  {str((found or {}).get('digest'))[:12]}")
-    for step in record.get("steps") or []:
+    out.line(f"base   {base.id}  {(base.digest or '')[:12]}")
+    for brick, found in (record.inputs.bricks or {}).items():
+        out.line(f"brick  {brick} ({found.kind})  {(found.digest or '')[:12]}")
+    for step in record.to_dict().get("steps", ()):  # as written, because methods add entries
         shown = {k: v for k, v in step.items() if k not in ("id", "key", "router")}
-        out.line(f"step   {step.get('id')}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
+        out.line(f"step   {step['id']}: " + ", ".join(f"{k} {v}" for k, v in shown.items()))
         _print_router(step.get("router"))
-    output = record.get("output") or {}
-    if all(output.get(key) is not None for key in ("digest", "parameters", "bytes")):
+    if output and output.digest and output.parameters is not None and output.bytes is not None:
         place = f"{run.result.name:<6} {run.result}"
-        out.line(f"{place}  {output['digest'][:12]}, {output['parameters'] / 1e6:.1f} M parameters, {size(output['bytes'])}")
-    for warning in record.get("warnings") or []:
+        out.line(f"{place}  {output.digest[:12]}, {output.parameters / 1e6:.1f} M parameters, {size(output.bytes)}")
+    for warning in record.warnings or ():
         out.warn(warning)
 
 
@@ -141,7 +130,6 @@ def rm(
 def verify(
     name: NameArg,
     runs_dir: RunsOpt = None,
-    sha256: Annotated[bool, typer.Option("--sha256", help="Also print the SHA-256 of every file.")] = False,
     accept: Annotated[
         list[str] | None,
         typer.Option(
@@ -155,14 +143,12 @@ def verify(
     """
     from workbench.manifest import accept as seal_again
     from workbench.run.directory import UNSEALED, find_run
-    from workbench.run.verify import verify_run
+    from workbench.run.execute import verify_run
 
     run = find_run(runs_folder(runs_dir), name)
     for file in accept or ():
         seal_again(run.path, file)
     verified = verify_run(run)
-    for file, digest in verified.sha256.items() if sha256 else ():
-        out.line(f"{digest}  {relative(run.path / file)}")
     if not run.sealed:
         out.say(f"{run.name}: all {verified.tensors} tensors are as recorded; nothing else could be compared: {UNSEALED}")
         return

@@ -250,7 +250,7 @@ def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     from workbench.evaluate.facts import PREFIX, export_facts, wanted
     from workbench.models.device import pick_device
     from workbench.project import find_project
-    from workbench.recipe.eval_fields import FactsEval
+    from workbench.recipe.fields import FactsEval
     from workbench.run.opened import resolve_model
 
     if base is None:

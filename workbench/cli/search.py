@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,7 +12,6 @@ from workbench.api.naming import load_named, relative
 from workbench.cli._options import (
     BatchOpt,
     DeviceOpt,
-    EngineOpt,
     JsonOpt,
     LimitOpt,
     LogOpt,
@@ -22,11 +21,13 @@ from workbench.cli._options import (
     RunsOpt,
     SetOpt,
     VerboseOpt,
-    WorkersOpt,
 )
 from workbench.cli._output import out
 from workbench.cli._watch import PortOpt, WatchOpt, check_watch, watching_search
 from workbench.errors import shell
+
+if TYPE_CHECKING:
+    from workbench.search.result import CandidateVerdict, SearchResult, Unbeaten
 
 
 def search(
@@ -44,16 +45,6 @@ def search(
             "--budget", metavar="TIME", help="Total time, including earlier calls: 90s, 30m or 2h; default: the recipe's."
         ),
     ] = None,
-    storage: Annotated[
-        Path | None,
-        typer.Option(
-            "--storage",
-            metavar="FILE",
-            help="Journal file for the trials, or FILE.db for SQLite; default: a journal in the search's folder.",
-        ),
-    ] = None,
-    engine: EngineOpt = "local",
-    workers: WorkersOpt = None,
     watch: WatchOpt = False,
     port: PortOpt = None,
     log: LogOpt = None,
@@ -72,10 +63,8 @@ def search(
     Tries values of the fields under the recipe's `search`, in memory, and tests the best candidates on items that no
     candidate has seen. Run the same command again to resume, or in several processes to share the work.
     """
-    from workbench.cli.documents.search import SearchDocument
     from workbench.project import runs_of
     from workbench.report.trackers import log_runs, open_tracker, runs_of_search
-    from workbench.search.cluster import Options, run_on_cluster
     from workbench.search.run import Scoring, prepare, run
     from workbench.search.winner import conclude
 
@@ -91,92 +80,76 @@ def search(
             scoring,
             trials=trials,
             budget=budget,
-            storage=storage,
             events=page.event,
         )
         page.follow(prepared)
         for warning in prepared.warnings:
             out.warn(warning)
-        if engine == "ray":
-            assert loaded.path is not None  # a recipe without a file has no `search`
-            place, runs = loaded.path.resolve(), prepared.folder.parent.parent.resolve()
-            run_on_cluster(prepared, Options(place, tuple(settings or ()), runs, scoring), workers)
-        else:
-            run(prepared)
-        document = conclude(prepared, to)
-        page.end(document)
-    out.result(lambda: SearchDocument.model_validate(document), lambda: _say_result(document, to, loaded.project), json=json)
+        run(prepared)
+        found = conclude(prepared, to)
+        page.end(found.to_dict())
+    out.result(lambda: found, lambda: _say_result(found, to, loaded.project), json=json)
     if tracker:
-        out.say(log_runs(tracker, runs_of_search(document)))
+        out.say(log_runs(tracker, runs_of_search(found.to_dict())))
 
 
-def _say_result(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
-    _table(document)
-    _say_recipes(document, to, project)
-
-
-def _say_recipes(document: Mapping[str, Any], to: Path | None, project: Path) -> None:
-    """Print the commands that run the winners' recipes, or that there is no winner to write to `to`."""
-    if to is not None and not document["recipes"]:
+def _say_result(found: SearchResult, to: Path | None, project: Path) -> None:
+    """Print the result, and the commands that run the winners' recipes, or that there is no winner to write to `to`."""
+    _table(found)
+    if to is not None and not found.recipes:
         out.say(f"{to} was not written: there is no winner")
-    for name, path in document["recipes"].items():
+    for name, path in found.recipes.items():
         out.say(f"{name}: workbench run {shell(relative(project / path))}")
 
 
-def _table(document: Mapping[str, Any]) -> None:
+def _table(found: SearchResult) -> None:
     """Print the scores of tested candidates on search and test items, then the verdicts."""
-    names = [objective["name"] for objective in document["objectives"]]
+    names = [objective.name for objective in found.objectives]
     columns = ["configuration", *(f"{name}: {half}" for name in names for half in ("search", "test"))]
     cells = [
-        [row["name"], *(f"{row[half][i]:.3f}" for i in range(len(names)) for half in ("search", "test"))]
-        for row in document["test"]["rows"]
+        [row.name, *(f"{score:.3f}" for pair in zip(row.search, row.test, strict=True) for score in pair)]
+        for row in found.test.rows
     ]
     out.table(columns, cells, right=range(1, len(columns)))
-    searched = [t for t in document["trials"] if t["arm"] == "search"]
-    stopped = sum(bool(t.get("stopped")) for t in searched)
-    out.line(f"{len(searched)} candidates ({stopped} stopped early), sampler {document['sampler']}")
-    for o in document["objectives"]:
+    searched = [trial for trial in found.trials if trial.arm == "search"]
+    stopped = sum(bool(trial.stopped) for trial in searched)
+    out.line(f"{len(searched)} candidates ({stopped} stopped early), sampler {found.sampler}")
+    for o in found.objectives:
         out.line(
-            f"{o['name']}: {o['items']['search']} items in {o['clusters']['search']} clusters to search, {o['items']['test']} items in "
-            f"{o['clusters']['test']} to test"
+            f"{o.name}: {o.items.search} items in {o.clusters.search} clusters to search, {o.items.test} items in "
+            f"{o.clusters.test} to test"
         )
-    if document.get("unbeaten"):
-        out.line(_unbeaten(document["unbeaten"], names))
-    for found in document.get("guarded", ()):
-        out.line(found)
-    rows = {row["name"]: row for row in document["test"]["rows"] if row["part"] != "control"}
-    for name, against in document["test"]["against"].items():
-        for line in against:
-            out.line(_verdict(name, document["best_control"], line, len(names)))
-        if twin := rows[name]["same_as"]:
+    if found.unbeaten:
+        out.line(_unbeaten(found.unbeaten, names))
+    for line in found.guarded or ():
+        out.line(line)
+    rows = {row.name: row for row in found.test.rows if row.part != "control"}
+    for name, against in found.test.against.items():
+        for verdict in against:
+            out.line(_verdict(name, found.best_control, verdict, len(names)))
+        if twin := rows[name].same_as:
             out.line(f"{name} has the same weights as the control {twin}")
 
 
-def _unbeaten(configurations: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> str:
+def _unbeaten(configurations: Sequence[Unbeaten], objectives: Sequence[str]) -> str:
     """Return the result of a search in which no candidate beats the controls."""
     texts = []
-    for configuration in configurations:
-        scores = (
-            f"{name}: search {configuration['search'][i]:.3f}, test {configuration['test'][i]:.3f}"
-            for i, name in enumerate(objectives)
-        )
-        role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(configuration["role"], "")
-        texts.append(f"{role}{configuration['name']} ({'; '.join(scores)})")
+    for one in configurations:
+        scores = (f"{name}: search {one.search[i]:.3f}, test {one.test[i]:.3f}" for i, name in enumerate(objectives))
+        role = {"brick": "brick ", "average": "control ", "configuration": "recipe "}.get(one.role, "")
+        texts.append(f"{role}{one.name} ({'; '.join(scores)})")
     return f"no candidate beats {' or '.join(texts)}: each was worse on search items and stopped early, or loses too much on a guarded task"
 
 
-def _verdict(name: str, control: str, line: Mapping[str, Any], objectives: int) -> str:
+def _verdict(name: str, control: str, found: CandidateVerdict, objectives: int) -> str:
     """Return the verdict on a tested candidate, with its differences on test and search items."""
-    on = f" on {line['objective']}" if objectives > 1 else ""
-    reason = f", {line['reason']}" if line["reason"] else ""
-    if line["verdict"] == "no item changed":
+    on = f" on {found.objective}" if objectives > 1 else ""
+    if found.verdict == "no item changed":
         return f"{name} against {control}{on}: no item changed on test items"
+    reason = f", {found.reason}" if found.reason else ""
+    test = found.test
+    interval = "" if test.low is None or test.high is None else f" [{test.low:+.3f}, {test.high:+.3f}]"
     return (
-        f"{name} against {control}{on}: {line['verdict']}{reason} (test {_interval(line['test'])}; search {line['search']['diff']:+.3f}, "
-        f"so the search items overrate it by {line['optimism']:+.3f})"
+        f"{name} against {control}{on}: {found.verdict}{reason} (test {test.diff:+.3f}{interval}; search {found.search.diff:+.3f}, "
+        f"so the search items overrate it by {found.optimism:+.3f})"
     )
-
-
-def _interval(difference: Mapping[str, Any]) -> str:
-    ends: Sequence[Any] = (difference["low"], difference["high"])
-    return f"{difference['diff']:+.3f}" + ("" if None in ends else f" [{ends[0]:+.3f}, {ends[1]:+.3f}]")

@@ -22,13 +22,13 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.evaluate.quiet import quiet
 from workbench.evaluate.tasks import groups_of, source_of
 from workbench.events import Progress
+from workbench.identity import installed
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan, SuiteTasks, make_plan
 from workbench.scores.statistics import codes
 from workbench.scores.store import Configuration, Metric, Rows, Scores, ScoreStore, TaskScores
 from workbench.scores.suite import SCORED_BY, Suite
 from workbench.scores.tasks import task_index
-from workbench.versions import installed
 
 __all__ = ["Progress", "build_plan", "evaluate", "quiet", "score", "summarise"]
 

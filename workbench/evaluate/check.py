@@ -17,9 +17,9 @@ import torch
 
 from workbench.evaluate.packed import LOGITS, Answer, Bounds, Forward, Pair, answered, bounds_of
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.scores.store import Check
 from workbench.scores.suite import SCORED_BY
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     from workbench.evaluate.hflm import SafeHFLM

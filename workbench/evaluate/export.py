@@ -19,9 +19,9 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.gate import LOCALDATA, project_of
 from workbench.evaluate.quiet import SEED, quiet
 from workbench.evaluate.tasks import load_task, manager_of
+from workbench.identity import installed
 from workbench.scores.plan import item_ids
 from workbench.trust import is_trusted, trusting
-from workbench.versions import installed
 
 # Settings that describe the source of documents. They are replaced, because the documents are stored as the task's code returns them.
 _SOURCE_SETTINGS = {

@@ -15,14 +15,14 @@ from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
 from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
-from workbench.recipe.eval_fields import FactsEval
+from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.run.forms import form_of
+from workbench.run.kind import written_specs
 from workbench.run.materialize import known_digest
 from workbench.run.opened import NamedModel
-from workbench.run.shapes import written_specs
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration
 from workbench.steps import EditMethod

@@ -166,8 +166,8 @@ def _model(
 
 def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> Path:
     """Return the directory of the configuration's checkpoint: the base's own if nothing changes it, else that of a run."""
+    from workbench.run.device import Work
     from workbench.run.execute import execute
-    from workbench.run.work import Work
 
     resolved = entry.resolved
     if resolved.beside:
@@ -178,7 +178,7 @@ def _checkpoint(entry: LineupEntry, runs: Path, device: Any, events: Events) -> 
     packed = resolved.checkpoint.packed  # a server computes in 8 bits what is scored here in the dtype of the result
     if not (resolved.recipe.steps or resolved.dtype or resolved.vocabulary or resolved.base_adapter or packed):
         return Path(resolved.base_path)
-    return Path(execute(resolved, runs, Work(device, events=events))["model"])
+    return Path(execute(resolved, runs, Work(device, events=events)).place)
 
 
 def stored(

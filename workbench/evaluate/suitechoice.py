@@ -8,7 +8,7 @@ from typing import Any
 
 from workbench.errors import UsageError
 from workbench.evaluate.facts import EDITS, PREFIX, Wanted, facts_of_edits, sequential, streams_of, wanted
-from workbench.recipe.eval_fields import FactsEval, InlineEval
+from workbench.recipe.fields import FactsEval, InlineEval
 from workbench.recipe.recipe import Recipe
 from workbench.scores.suite import Suite, load_suite
 

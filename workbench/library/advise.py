@@ -46,8 +46,8 @@ from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import step_context
+from workbench.run.device import Work
 from workbench.run.kinds.merge import measuring_context
-from workbench.run.work import Work
 from workbench.steps import MergeMethod
 
 if TYPE_CHECKING:

@@ -18,7 +18,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose
-from workbench.run.work import Work
+from workbench.run.device import Work
 from workbench.scores.paired import Paired, paired
 from workbench.scores.statistics import Floats, score_interval
 from workbench.steps import Memo

@@ -11,7 +11,7 @@ from workbench.bricks.brick import Brick
 from workbench.errors import UsageError, nearest
 from workbench.library.route_statistics import trained_on
 from workbench.models.texts import Text, read_texts
-from workbench.run.brick_statistics import card_folder
+from workbench.run.routers import card_folder
 
 LEAST_SHARED = 8
 """Fewest shared prompts from which a contradiction is concluded."""

@@ -43,10 +43,10 @@ from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RECORD as RUN
 from workbench.run.directory import RunDirectory
 from workbench.run.materialize import materialize
+from workbench.run.opened import open_configuration
 from workbench.run.routers import RECORD as ROUTER
 from workbench.run.routers import TENSORS as STATISTICS
 from workbench.run.routers import SavedRouter
-from workbench.run.saved import open_configuration
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -163,7 +163,7 @@ def of_run(run: RunDirectory, hub: Hub = FETCH) -> Subject:
     run.require_whole(hub.events)
     if run.configuration.is_dir():
         return of_configuration(run.configuration, hub)
-    record, project = run.record, find_project(run.path / RUN)
+    record, project = run.read_record().to_dict(), find_project(run.path / RUN)
     # Requests and folders name the result, so the brackets of a point's name cannot stay.
     name = re.sub(r"[^\w.-]+", "-", str(record.get("name", run.name))).strip("-")
     base = record["inputs"]["base"]

@@ -22,8 +22,9 @@ from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
+from workbench.run.device import Work
 from workbench.run.execute import execute
-from workbench.run.work import Work
+from workbench.run.record import RunResult
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digests, weights_digest
 
@@ -121,7 +122,7 @@ def bake(
     *,
     project: Path,
     dtype: str | None = None,
-) -> dict[str, Any]:
+) -> RunResult:
     """Write an adapter merged into its base as a checkpoint, by a recipe `merge: task_arithmetic` with one brick.
 
     An interrupted call resumes when it is repeated.
@@ -157,12 +158,12 @@ def bake(
         "output": {"dtype": dtype} if dtype else {},
     }
     runs = out.with_name(f".{out.name}.baking")
-    document = execute(resolve(from_data(data, project)), runs, work)
+    made = execute(resolve(from_data(data, project)), runs, work)
     if out.is_dir():
         out.rmdir()
-    Path(document["model"]).rename(out)
+    Path(made.place).rename(out)
     shutil.rmtree(runs)
-    return {**document, "run": None, "model": str(out)}
+    return made.model_copy(update={"run": None, "model": str(out)})
 
 
 def base_of(path: Path, project: Path, hint: str) -> str:

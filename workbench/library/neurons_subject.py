@@ -15,7 +15,7 @@ from workbench.lazy import torch
 from workbench.models.texts import longest_row
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
-from workbench.run.session import live_session
+from workbench.run.teaching import live_session
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

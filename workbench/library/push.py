@@ -18,12 +18,11 @@ from workbench.manifest import files_of
 from workbench.models.generation import identity
 from workbench.models.identity import tokenizer_digest
 from workbench.project import cache_of, find_project
-from workbench.resolve.licences import is_restricted, is_unknown
+from workbench.resolve.findings import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory
+from workbench.run.execute import verify_run
 from workbench.run.materialize import known_digest
-from workbench.run.saved import MODEL
-from workbench.run.saved import RECORD as CONFIGURATION
-from workbench.run.verify import verify_run
+from workbench.run.opened import CONFIGURATION, MODEL
 from workbench.scores.documents import read_document
 from workbench.scores.store import Scores
 
@@ -121,7 +120,7 @@ class Package:
     @property
     def record(self) -> dict[str, Any]:
         """Content of the run's run.json."""
-        return self.run.record
+        return self.run.read_record().to_dict()
 
     @property
     def refers_to_base(self) -> bool:
@@ -272,7 +271,7 @@ def stored_scores(run: RunDirectory, scores: Path) -> list[Scores]:
         run: A finished run.
         scores: Folder of the score store.
     """
-    record = run.record
+    record = run.read_record().to_dict()
     weights = record["output"]["digest"]
     if run.adapter.is_dir():  # its record has the digest of the adapter's files; scoring has remembered that of the configuration
         weights = known_digest(cache_of(find_project(run.path / RECORD)), str(record.get("key")))

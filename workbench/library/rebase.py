@@ -24,15 +24,14 @@ from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
 from workbench.models.names import live_module
 from workbench.project import find_project
-from workbench.recipe.plugins import method
+from workbench.recipe.methods import method
 from workbench.recipe.schema import Output
-from workbench.resolve.checks import edit_record
+from workbench.resolve.edits import edit_record
 from workbench.run.compose import compose
-from workbench.run.efficacy import EfficacyError, refusal
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import FACTS, RECORD, write_edit
 from workbench.run.opened import NamedModel
-from workbench.run.session import LiveSession, live_session
+from workbench.run.teaching import EfficacyError, LiveSession, live_session, refusal
 from workbench.steps import Edit, EditMethod, MethodContext
 from workbench.steps.fields import BrickRef
 from workbench.weights.device import exact

@@ -23,7 +23,7 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.route.deciding.kept import FILE, measure_states
 from workbench.route.features.hidden import WINDOW, depth_of
-from workbench.run.brick_statistics import write_statistics
+from workbench.run.routers import write_statistics
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.writer import output_specs

@@ -21,7 +21,7 @@ from workbench.models.architecture import EXPERT_COUNTS, text_parts
 from workbench.models.cleanup import tidy
 from workbench.models.layout import Model
 from workbench.project import cache_of
-from workbench.resolve.checks import edit_record
+from workbench.resolve.edits import edit_record
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import tensor_digests, weights_digest

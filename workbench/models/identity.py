@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, json_digest
-from workbench.identity import WatchedFiles
+from workbench.identity import WatchedFiles, installed
 from workbench.models.device import has_cuda
 from workbench.models.generation import FILE as GENERATION
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     import torch

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict
-from dataclasses import fields as dataclass_fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -14,8 +12,10 @@ from pydantic.fields import FieldInfo
 
 from workbench.recipe.methods import methods
 from workbench.recipe.schema import RecipeFields, recipe_model, recipe_schema
+from workbench.results import Part, absent
 from workbench.steps import Laws, MergeMethod, Step, verbs
 from workbench.steps.fields import field_docs
+from workbench.trust import Plugin
 
 _NEEDS = {
     "texts": "calibration texts, run through each brick's model one decoder layer at a time",
@@ -112,27 +112,61 @@ def summary(method: type[Step]) -> str:
     return first.split(" (")[0]
 
 
-def describe(method: type[Step]) -> dict[str, Any]:
-    """Return a method as plain data: text, formula, paper, laws and fields."""
-    laws = {f.name: getattr(method.laws, f.name) for f in dataclass_fields(Laws)} if issubclass(method, MergeMethod) else {}
-    return {
-        "verb": method.verb,
-        "name": method.name,
-        "text": " ".join((inspect.getdoc(method) or "").split()),
-        "formula": method.formula,
-        "paper": method.paper,
-        "laws": laws,
-        "fields": list(_fields(method)),
-        **({"plugin": asdict(method.plugin)} if method.plugin else {}),
-    }
+class FieldDescription(Part):
+    """A field of a method."""
+
+    name: str
+    """Name of the field in a recipe."""
+    default: str
+    """Default as text; "required" if the field has none, "-" if it is unset or has no short form."""
+    text: str
+    """Description of the field."""
 
 
-def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:
+class NoLaws(Part):
+    """An empty object: methods other than merges state no properties."""
+
+
+class MethodDescription(Part):
+    """A method that steps can use."""
+
+    verb: str
+    """Verb of its steps: merge, edit or grow."""
+    name: str
+    """Name of the method."""
+    text: str
+    """Description of the method."""
+    formula: str
+    """Formula of the method."""
+    paper: str
+    """Paper that describes it."""
+    laws: Laws | NoLaws
+    """Properties that the method guarantees."""
+    fields: list[FieldDescription]
+    """Fields of its steps."""
+    plugin: Plugin | None = absent()
+    """Origin of the method, if it is not built in."""
+
+
+def describe(method: type[Step]) -> MethodDescription:
+    """Return the description of a method: text, formula, paper, laws and fields."""
+    return MethodDescription(
+        verb=method.verb,
+        name=method.name,
+        text=" ".join((inspect.getdoc(method) or "").split()),
+        formula=method.formula,
+        paper=method.paper,
+        laws=method.laws if issubclass(method, MergeMethod) else NoLaws(),
+        fields=list(_fields(method)),
+        plugin=method.plugin,
+    )
+
+
+def _fields(model: type[Step] | type[RecipeFields]) -> Iterator[FieldDescription]:
     docs = field_docs(model)
     for name, field in model.model_fields.items():
-        if name in verbs():
-            continue
-        yield {"name": field.alias or name, "default": _default(field), "text": docs[name]}
+        if name not in verbs():
+            yield FieldDescription(name=field.alias or name, default=_default(field), text=docs[name])
 
 
 def _default(field: FieldInfo) -> str:
@@ -188,22 +222,22 @@ def method_page(method: type[Step], evidence: str = "") -> str:
         evidence: What was measured of it in this repository, as Markdown.
     """
     described = describe(method)
-    laws = described["laws"]
+    laws = described.laws
     paragraphs = [" ".join(part.split()) for part in (inspect.getdoc(method) or "").split("\n\n")]
-    lines = [f"# {described['verb']}: {described['name']}", ""]
+    lines = [f"# {described.verb}: {described.name}", ""]
     for paragraph in paragraphs:
         lines += [paragraph, ""]
-    if described["formula"]:
-        lines += ["## Formula", "", f"```text\n{described['formula']}\n```", ""]
-    lines += ["## Fields", "", *_own_fields(method, described["fields"]), ""]
-    if laws:
-        holds = [f"- {name.replace('_', ' ')}" for name, value in laws.items() if value is True]
+    if described.formula:
+        lines += ["## Formula", "", f"```text\n{described.formula}\n```", ""]
+    lines += ["## Fields", "", *_own_fields(method, described.fields), ""]
+    if isinstance(laws, Laws):
+        holds = [f"- {name.replace('_', ' ')}" for name, value in laws if value is True]
         lines += ["## Properties", "", "A test checks these on random tensors.", "", *holds, ""] if holds else []
-        lines += ["## Cost", "", f"- memory: {_MEMORY[laws['memory']]}", f"- passes over every delta: {laws['passes']}"]
-        lines += [f"- needs besides the weights: {_NEEDS[laws['needs']]}"] if laws["needs"] != "tensor" else []
+        lines += ["## Cost", "", f"- memory: {_MEMORY[laws.memory]}", f"- passes over every delta: {laws.passes}"]
+        lines += [f"- needs besides the weights: {_NEEDS[laws.needs]}"] if laws.needs != "tensor" else []
         lines.append("")
     lines += ["## Evidence here", "", evidence, ""] if evidence else []
-    lines += ["## Source", "", f"{described['paper']}.".replace("..", "."), ""] if described["paper"] else []
+    lines += ["## Source", "", f"{described.paper}.".replace("..", "."), ""] if described.paper else []
     return "\n".join(lines)
 
 
@@ -219,13 +253,13 @@ def _origins(method: type[Step]) -> dict[str, str]:
     return origins
 
 
-def _own_fields(method: type[Step], fields: Sequence[dict[str, str]]) -> list[str]:
+def _own_fields(method: type[Step], fields: Sequence[FieldDescription]) -> list[str]:
     """Return the table of the fields that a method does not share, and where the others stand."""
     origins = _origins(method)
-    own = [field for field in fields if field["name"] not in origins]
+    own = [field for field in fields if field.name not in origins]
     shared: dict[str, list[str]] = {}
     for field in fields:
-        if origin := origins.get(field["name"]):
+        if origin := origins.get(field.name):
             shared.setdefault(origin, []).append(f"`{field['name']}`")
     more = [f"[{_SHARED[name]}](shared.md#{_anchor(_SHARED[name])}): {', '.join(names)}." for name, names in shared.items()]
     return [
@@ -249,12 +283,12 @@ def shared_page() -> str:
         "Generated from the code by `make docs`. The page of a method lists its own fields.",
         "",
     ]
-    described: dict[tuple[str, str], dict[str, str]] = {}
+    described: dict[tuple[str, str], FieldDescription] = {}
     for method in methods().values():
         origins = _origins(method)
         for field in _fields(method):
-            if origin := origins.get(field["name"]):
-                described.setdefault((origin, field["name"]), field)
+            if origin := origins.get(field.name):
+                described.setdefault((origin, field.name), field)
     for name, title in _SHARED.items():
         if rows := [field for (origin, _), field in described.items() if origin == name]:
             lines += [f"## {title}", "", *_table(rows), ""]
@@ -327,7 +361,9 @@ def recipe_page() -> str:
         definition = definitions[name]
         required = definition.get("required", ())
         rows = [
-            {"name": key, "text": part.get("description", ""), "default": "required" if key in required else _shown_default(part)}
+            FieldDescription(
+                name=key, default="required" if key in required else _shown_default(part), text=part.get("description", "")
+            )
             for key, part in definition["properties"].items()
         ]
         lines += [f"## {title}", "", definition.get("description", ""), "", *_table(rows), ""]
@@ -364,6 +400,6 @@ def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("*", "\\*")
 
 
-def _table(rows: Iterable[dict[str, str]]) -> list[str]:
-    cells = [f"| `{row['name']}` | {_cell(row['default'])} | {_cell(row['text'])} |" for row in rows]
+def _table(rows: Iterable[FieldDescription]) -> list[str]:
+    cells = [f"| `{row.name}` | {_cell(row.default)} | {_cell(row.text)} |" for row in rows]
     return ["| field | default | meaning |", "| --- | --- | --- |", *cells]

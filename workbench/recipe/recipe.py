@@ -14,11 +14,9 @@ from pydantic import BaseModel
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.project import find_project
-from workbench.recipe.eval_fields import FactsEval, InlineEval
-from workbench.recipe.methods import methods
-from workbench.recipe.overrides import override
-from workbench.recipe.plugins import MethodFinder
-from workbench.recipe.schema import Output, RecipeFields, recipe_model, recipe_schema
+from workbench.recipe.fields import FactsEval, InlineEval
+from workbench.recipe.methods import MethodFinder, methods
+from workbench.recipe.schema import Output, RecipeFields, override, recipe_model, recipe_schema
 from workbench.steps import RouteMethod, Step
 from workbench.vocabulary.fields import TokenRow
 

@@ -55,7 +55,7 @@ def card_scores(
             continue
         run = run_for(runs, entry.resolved.recipe.name, entry.resolved.run_key)
         is_adapter = entry.resolved.recipe.fields.output.form == "adapter"  # its record has the adapter's digest; the key decides
-        if not run.done or not (is_adapter or run.record["output"]["digest"] == complete[0].configuration.of_weights):
+        if not run.done or not (is_adapter or run.digest == complete[0].configuration.of_weights):
             continue
         if found := run.harm():
             warn(f"{run.path}: {described(found)}; its card gets no scores. Run its recipe again: the broken run is moved aside.")

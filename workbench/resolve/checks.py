@@ -15,19 +15,18 @@ from workbench.bricks.integers import check_integers
 from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
 from workbench.bricks.source import BrickSource
 from workbench.bricks.tied import base_for
-from workbench.errors import WorkbenchError, shell
-from workbench.files import read_json
+from workbench.errors import WorkbenchError
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.resolve.findings import Findings
+from workbench.resolve.edits import check_edit
+from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
-from workbench.steps import MergeMethod, Step
+from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.digests import digests_known
 from workbench.weights.foreign import is_stand_in
 from workbench.weights.header import HeadersOnlyError
 
@@ -123,17 +122,6 @@ def check_recipe(name: str, inner: Resolved, resolved: Resolved) -> list[str]:
     return [] if changes else [f"brick '{name}' changes nothing: {inner.recipe.name} has no steps"]
 
 
-def read_digest(resolved: Resolved, hub: Hub) -> str:
-    """Return the base's digest.
-
-    Raises:
-        HeadersOnlyError: If only headers may be read and the digest is not cached.
-    """
-    if hub.headers_only and not digests_known(resolved.checkpoint.entries, resolved.cache):
-        raise HeadersOnlyError(f"{resolved.base_path}: its tensors have not been read yet")
-    return resolved.base_digest
-
-
 def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
     """Check that an adapter or a checkpoint fits the base, and return warnings.
 
@@ -158,7 +146,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
             raise with_vocabulary_hint(error, brick.name, brick.path, plain.path) from None
         warnings += bound.notes
         with findings.or_at_run(f"{brick.label}: the edit was solved on this base"):
-            _check_edit(brick, resolved, hub)
+            check_edit(brick, resolved, hub)
         if vocabulary is None:
             warnings += check_adapter_vocabulary(brick.name, brick.path, bound.places, plain.path, plain.specs)
     else:
@@ -204,12 +192,7 @@ def compare_configs(brick: Brick, checkpoint: Checkpoint) -> list[str]:
 
 
 def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
-    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers.
-
-    Args:
-        config: The content of config.json.
-        images: Include settings for positions of images (`mrope_...`), which do not change those of text.
-    """
+    """Return the fields in `_SHARED`, with rotary settings in one form for all versions of transformers."""
     config = {key: value for part in text_parts(config) for key, value in part.items()}
     fields = {key: config[key] for key in _SHARED if key in config}
     rope = config.get("rope_parameters") or {**(config.get("rope_scaling") or {}), "rope_theta": config.get("rope_theta")}
@@ -218,84 +201,6 @@ def _meaning(config: Mapping[str, Any], *, images: bool) -> dict[str, Any]:
         settings = {k: v for k, v in rope.items() if k not in ("type", "rope_type") and (images or not k.startswith("mrope"))}
         fields["rope"] = {**settings, "rope_type": "default" if kind == "mrope" and not images else kind}
     return fields
-
-
-def edit_record(brick: Brick) -> dict[str, Any] | None:
-    """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
-    record = read_json(brick.path / "edit.json")
-    return record if isinstance(record, dict) and "solved_on" in record else None
-
-
-def _check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
-    """Raise WorkbenchError if an edit was solved on another base."""
-    record = edit_record(brick)
-    if record is not None and record.get("base") != read_digest(resolved, hub):
-        raise WorkbenchError(
-            f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
-            f"this base has {resolved.base_digest[:10]})",
-            f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base_name)}`.",
-        )
-
-
-def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
-    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on.
-
-    Args:
-        resolved: The recipe.
-        hub: Access to the hub.
-        findings: Receives the checks that are left to `run`.
-    """
-    warnings: list[str] = []
-    recipe = resolved.recipe
-    for name, brick in resolved.on_disk.items():
-        record = edit_record(brick)
-        if record is None:
-            continue
-        for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
-            if not step.merges or name not in recipe.used_bricks(step):
-                continue
-            with findings.or_at_run(f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
-                if reason := _inexact(record, name, resolved, i, hub):
-                    warnings.append(f"{brick.label}: an edit, {reason}. {_survival(brick, resolved)}")
-                    break
-    return warnings
-
-
-def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
-    """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
-    step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
-    if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
-        return altered
-    if read_state(resolved, number, hub) != record.get("solved_after"):
-        return f"which was not solved on the weights that step '{step_id}' adds it to"
-    return None
-
-
-def read_state(resolved: Resolved, steps: int, hub: Hub) -> str:
-    """Return `Resolved.state`.
-
-    Raises:
-        HeadersOnlyError: If only headers may be read and a digest is not cached.
-    """
-    read_digest(resolved, hub)
-    for name, brick in resolved.bricks.items():
-        if hub.headers_only and not brick.known(resolved.cache):
-            raise HeadersOnlyError(f"brick '{name}': its tensors have not been read yet")
-    return resolved.state(steps)
-
-
-def _survival(brick: Brick, resolved: Resolved) -> str:
-    """Return advice on measuring how many facts survive, and on solving the edit again."""
-    recipe, target = str(resolved.recipe.path or "RECIPE"), resolved.recipe.fields.bricks[brick.name].target
-    text = "The result may lose facts"
-    if (brick.path / "facts.jsonl").is_file():
-        text += f": `{shell('workbench', 'eval', recipe, '--suite', f'facts:{target}/facts.jsonl')}` measures how many survive"
-    return f"{text}. To keep them, solve the edit again on the result and add it in a last step: `{_rebase(brick, resolved, recipe)}`"
-
-
-def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
-    target = resolved.recipe.fields.bricks[brick.name].target
-    return shell("workbench", "edit", "rebase", target, "--onto", onto, "-o", f"bricks/{brick.name}-rebased")
 
 
 def _check_places(recipe: Recipe, base: Model) -> list[WorkbenchError]:
@@ -367,8 +272,8 @@ def _check_files(recipe: Recipe) -> list[WorkbenchError]:
             continue
         try:
             step.check_inputs(recipe.project)
-            if training := step.training:
-                training_texts(TrainSpec(**training.settings()), recipe.project / training.data, recipe.project)
+            if isinstance(step, GrowMethod) and step.train:
+                training_texts(TrainSpec(**step.train.settings()), recipe.project / step.train.data, recipe.project)
         except WorkbenchError as error:
             problems.append(error)
     return problems

@@ -18,23 +18,20 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, load_recipe
-from workbench.resolve.adapter_form import check_form
 from workbench.resolve.checks import (
     check_brick,
     check_low_rank,
     check_recipe,
     check_steps,
-    edit_warnings,
     read_notes,
     small_tensors,
 )
+from workbench.resolve.edits import check_streams, edit_warnings
 from workbench.resolve.findings import Findings
 from workbench.resolve.keys import told_apart
-from workbench.resolve.neurons import check_neurons
-from workbench.resolve.parts import check_parts
+from workbench.resolve.output import check_form
 from workbench.resolve.resolved import Resolved, brick_sources
-from workbench.resolve.streams import check_streams
-from workbench.resolve.whole import check_teacher, check_whole_model, tokenizer_of
+from workbench.resolve.step_checks import check_neurons, check_parts, check_teacher, check_whole_model, tokenizer_of
 from workbench.steps import Step
 from workbench.steps.fields import BrickRef
 from workbench.vocabulary.align import align
@@ -186,11 +183,7 @@ class _Builder:
         return inner
 
     def _aligned(self, base: Model) -> AlignedVocabulary:
-        """Return the vocabulary that the recipe's `tokenizer` block describes.
-
-        Args:
-            base: The base with its own vocabulary.
-        """
+        """Return the vocabulary that the recipe's `tokenizer` block describes."""
         block, project, bricks = self.recipe.fields.tokenizer, self.recipe.project, self.on_disk
         cache = cache_of(project)
         assert block is not None
@@ -210,12 +203,7 @@ class _Builder:
         return Member(brick.name, brick.path, key, None, brick.checkpoint.config, brick.checkpoint)
 
     def _check(self, inputs: Resolved, unread: Mapping[str, WorkbenchError]) -> None:
-        """Check bricks and steps, and record warnings, deferred checks and problems.
-
-        Args:
-            inputs: The recipe with its inputs.
-            unread: Bricks that cannot be read, whose errors are recorded already.
-        """
+        """Check bricks and steps, and record warnings, deferred checks and problems."""
         findings, output = self.findings, self.recipe.fields.output
         if inputs.base_adapter and output.form != "checkpoint":
             findings.problems.append(

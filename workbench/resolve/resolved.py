@@ -24,9 +24,8 @@ from workbench.models.identity import shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, dump_steps
-from workbench.resolve.adapter_form import changes_result
-from workbench.resolve.beside import MemoryAt, RouterAt
 from workbench.resolve.keys import chain, products, told_apart
+from workbench.resolve.output import MemoryAt, RouterAt, changes_result
 from workbench.steps import Memo
 from workbench.steps.fields import parse_size
 from workbench.vocabulary.aligned import AlignedVocabulary

@@ -13,9 +13,9 @@ from workbench.errors import printable
 from workbench.grow.expansion.kept import told
 from workbench.grow.expansion.told import told_blocks, told_removal
 from workbench.models.skeleton import loading_class
-from workbench.resolve.licences import base_title
+from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
-from workbench.run.shapes import shapes_before
+from workbench.run.kind import shapes_before
 from workbench.tables import as_markdown
 
 # Class of transformers -> task of the hub, which selects the code that the hub shows for loading the model.

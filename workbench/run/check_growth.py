@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,16 +18,17 @@ from workbench.grow.expansion.streamed import Streamed
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.models.skeleton import causal_skeleton
+from workbench.models.skeleton import causal_skeleton, loading_class
 from workbench.resolve.resolved import Resolved
-from workbench.run.check_composed import check_composed
-from workbench.run.grown import GrownStep
-from workbench.run.kind import StepContext
-from workbench.weights.checkpoint import Checkpoint
+from workbench.run.kind import GrownStep, StepContext
+from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.parallel import one_thread
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PreTrainedModel
+
+    from workbench.resolve.resolved import Resolved
 
 
 def compare(context: StepContext, grown: GrownStep, current: Model, model: Model) -> dict[str, Any]:
@@ -122,22 +123,9 @@ def _check_reload(resolved: Resolved, model: Model, place: Path, steps: Sequence
     expected, dtype = answers(live), live.dtype
     del live
     gc.collect()
-    try:
-        loaded, info = AutoModelForCausalLM.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise GateFailedError(
-            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", _REPORT
-        ) from None
     added = {s.kept.get(name) for s in steps for name, grown in s.weights.growth.tensors.items() if grown.new}
-    unused = added & set(info.pop("unexpected_keys"))
-    # A mismatch is a tuple: name, shape in the file, expected shape.
-    wrong = [name if isinstance(name, str) else name[0] for names in (*info.values(), unused) for name in names if name]
-    if wrong:
-        raise GateFailedError(
-            f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
-            _REPORT,
-        )
-    reloaded = answers(loaded.to(device).eval())
+    loaded = _loaded(AutoModelForCausalLM, place, dtype, step, added, _REPORT)
+    reloaded = answers(loaded.to(device))
     if not all(torch.equal(one, other) for one, other in zip(expected, reloaded, strict=True)):
         raise GateFailedError(f"step {step}: the reloaded model gives other outputs than the composed tensors", _REPORT)
 
@@ -202,3 +190,90 @@ _REPORT = "Report this architecture. `check: tensors` or `check: off` in the ste
 def _live(resolved: Resolved, model: Model, device: torch.device) -> PreTrainedModel:
     """Load weights as a live float32 model."""
     return live_model(model.config, compute(model, torch.float32, device), resolved.tokenizer_path, device)
+
+
+_OFF_COMPOSED = "If the models were made for different settings, set `base` to the text model of this architecture. `check: off` skips this check."
+
+
+def check_composed(resolved: Resolved, grown: Sequence[GrownStep], place: Path, device: torch.device) -> dict[str, Any]:
+    """Load the written model and compare its answers to texts with those of the text model that was put into it.
+
+    A difference means that config.json of the brick gives the text decoder other settings than the base has, such as another base of
+    the rotary positions.
+
+    Args:
+        resolved: The recipe.
+        grown: The composition's grow steps.
+        place: Directory of the files, with config.json.
+        device: Device that the models run on.
+
+    Returns:
+        `{"max_logit_difference": float}`, in float32.
+
+    Raises:
+        WorkbenchError: If transformers cannot load the files, reports missing or unexpected tensors, or logits differ (exit code 3).
+    """
+    import transformers
+
+    composed = next(g for g in grown if g.step.composes)
+    before = composed.before
+    written = compute(before, resolved.dtype, device)  # rounded as in the files, then compared in float32
+    text = live_model(
+        before.config, {n: t.float() if t.is_floating_point() else t for n, t in written.items()}, resolved.base_path, device
+    )
+    tokens = prompts(text, without=_placeholders(composed.weights.growth.config))
+    expected = _logits_of(text, tokens, composed.id)
+    del text, written
+    gc.collect()
+    kind = getattr(transformers, loading_class(read_config(place, "result")))
+    reloaded = _loaded(kind, place, torch.float32, composed.id, None, _OFF_COMPOSED)
+    found = _logits_of(reloaded.to(device), tokens, composed.id)
+    try:
+        return same_logits(expected, found, TOLERANCES["exact"], composed.id, ())
+    except GateFailedError as error:
+        raise GateFailedError(
+            f"{error.message} (the text decoder inside the multimodal model, compared with it alone)", _OFF_COMPOSED
+        ) from None
+
+
+def _placeholders(config: Mapping[str, Any]) -> list[int]:
+    """Return the tokens that stand for images, video or audio, by config.json."""
+    names = [key for key in config if key.endswith(("_token_id", "_token_index")) and not key.startswith(("bos", "eos", "pad"))]
+    return [config[key] for key in names if isinstance(config[key], int)]
+
+
+def _loaded(kind: Any, place: Path, dtype: torch.dtype, step: str, added: Set[str | None] | None, hint: str) -> Any:
+    """Return the written model, loaded with a class of transformers.
+
+    `added` are the tensors that the architecture must use; it may leave out others, which come from the base. None: it must use all.
+    """
+    try:
+        model, info = kind.from_pretrained(place, dtype=dtype, output_loading_info=True, local_files_only=True)
+    except (OSError, ValueError, RuntimeError) as error:
+        raise GateFailedError(
+            f"step {step}: transformers cannot load the written model ({str(error).strip()[:200]})", hint
+        ) from None
+    if added is not None:
+        info["unexpected_keys"] = added & set(info["unexpected_keys"])
+    # A mismatch is a tuple: name, shape in the file, expected shape.
+    wrong = [name if isinstance(name, str) else name[0] for names in info.values() for name in names if name]
+    if wrong:
+        raise GateFailedError(
+            f"step {step}: the written model has {len(wrong)} missing, unexpected or mismatched tensors, such as {min(wrong)}",
+            hint,
+        )
+    return model.eval()
+
+
+def _logits_of(model: Any, tokens: Tensor, step: str) -> Tensor:
+    """Return the logits of texts."""
+    try:
+        with torch.no_grad():
+            logits: Tensor = model(input_ids=tokens.to(model.device)).logits.float()
+        return logits
+    except torch.OutOfMemoryError:
+        raise
+    except (WorkbenchError, RuntimeError, ValueError, TypeError, IndexError) as error:
+        raise GateFailedError(
+            f"step {step}: transformers cannot run the model on a text ({str(error).strip()[:200]})", _OFF_COMPOSED
+        ) from None

@@ -1,24 +1,27 @@
-"""The device of a run: the CPU without torch, where compiled loops do all arithmetic of a recipe, or a device of torch."""
+"""Where a run computes: on the CPU without torch, if compiled loops do all arithmetic of a recipe, or on a device of torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import bind
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
+from workbench.events import Events, no_events
+from workbench.lazy import torch
 from workbench.models.device import has_cuda, pick_device
 from workbench.models.layout import Model
 from workbench.models.tied import UntiedWeights
 from workbench.resolve.resolved import Resolved
-from workbench.run.forms import CHECKPOINT, form_of
 from workbench.steps import MergeMethod, Step
 from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
 from workbench.weights.kernels import KINDS
+from workbench.weights.parallel import default_threads
 from workbench.weights.specs import TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
@@ -54,7 +57,7 @@ def needs_no_torch(resolved: Resolved) -> bool:
     Headers and configurations decide this, before any number is read.
     """
     recipe = resolved.recipe
-    if form_of(resolved) is not CHECKPOINT or resolved.vocabulary is not None or resolved.beside:
+    if recipe.fields.output.form != "checkpoint" or resolved.vocabulary is not None or resolved.beside:
         return False
     names = {name for step in recipe.steps for name in recipe.used_bricks(step)}
     bricks = [resolved.on_disk[name] for name in names if name in resolved.on_disk]
@@ -99,3 +102,23 @@ def _is_stored(weights: Weights) -> bool:
 def _has_loops(spec: TensorSpec) -> bool:
     """Return whether the compiled loops process a tensor's dtype; other than floating-point tensors are copied."""
     return not spec.is_float or spec.stored in KINDS
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where a piece of work on tensors computes, and who hears of its progress.
+
+    Attributes:
+        device: Device to compute on.
+        asked: Number of tensors computed at the same time; None leaves it to `threads`.
+        events: Callback that receives progress events.
+    """
+
+    device: torch.device
+    asked: int | None = None
+    events: Events = no_events
+
+    @property
+    def threads(self) -> int:
+        """Number of tensors computed at the same time: one per core, at most 8, unless another number is asked for."""
+        return self.asked or default_threads()

@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -31,7 +31,10 @@ from workbench.errors import GateFailedError, WorkbenchError, nearest, shell
 from workbench.events import Events
 from workbench.files import json_text, read_json, write_json, write_text
 from workbench.manifest import MANIFEST, Harm, described, harm, is_sealed, made_again, seal, set_aside
-from workbench.resolve.resolved import Resolved
+from workbench.run.record import RunRecord
+
+if TYPE_CHECKING:
+    from workbench.resolve.resolved import Resolved
 
 RECORD, LOG = "run.json", "log.jsonl"
 UNSEALED = (
@@ -43,41 +46,6 @@ OURS = frozenset(
 )
 """Names of files and folders in a run directory."""
 _KEYED = re.compile(r".+-[0-9a-f]{10}")
-_NUMBER = (int, float)
-# Fields of run.json that other commands read: field -> type, shape of an object, or a list with the shape of its items. Other
-# fields are allowed.
-_SHAPE: dict[str, Any] = {
-    "status": str,
-    "created": str,
-    "device": str,
-    "seconds": _NUMBER,
-    "error": str,
-    "warnings": [str],
-    "licences": {"*": str},
-    "data_licences": [[str]],
-    "inputs": {"base": {"id": str, "digest": str}, "bricks": {"*": {"kind": str, "digest": str}}},
-    "steps": [{"id": str}],
-    "output": {
-        "digest": str,
-        "parameters": _NUMBER,
-        "bytes": _NUMBER,
-        "tensors": {"*": (str, dict)},
-        "digests": {"*": str},
-        "memory": str,
-        "router": str,
-    },
-}
-
-
-def _fits(value: Any, shape: Any) -> bool:
-    """Return True if plain data have a given shape. Missing fields and null are allowed."""
-    if isinstance(shape, list):
-        return isinstance(value, list) and all(_fits(inner, shape[0]) for inner in value)
-    if isinstance(shape, dict):
-        return isinstance(value, dict) and all(
-            inner is None or _fits(inner, shape.get(key, shape.get("*", object))) for key, inner in value.items()
-        )
-    return isinstance(value, shape) and (shape is not _NUMBER or abs(value) < 1e30)
 
 
 class BusyError(WorkbenchError):
@@ -121,21 +89,41 @@ class RunDirectory:
         return next((p for p in (self.adapter, self.configuration) if p.is_dir()), self.model)
 
     @property
-    def record(self) -> dict[str, Any]:
-        """Content of run.json; empty if the file is missing or damaged."""
-        content = read_json(self.path / RECORD)
-        return content if content is not None and _fits(content, _SHAPE) else {}
+    def record(self) -> RunRecord | None:
+        """Content of run.json; None if the file is missing or damaged."""
+        try:
+            return self.read_record()
+        except (WorkbenchError, OSError):
+            return None
+
+    def read_record(self) -> RunRecord:
+        """Return the content of run.json.
+
+        Raises:
+            WorkbenchError: If the file is damaged.
+            FileNotFoundError: If there is no such file.
+        """
+        return RunRecord.read(self.path / RECORD, "Run its recipe again: files that are complete are verified and reused.")
+
+    @property
+    def status(self) -> str:
+        """Status of the run: started, failed, done or damaged."""
+        return self.record.status if self.record else "damaged"
+
+    @property
+    def digest(self) -> str | None:
+        """Digest of the configuration, or of an adapter's files; None if the run is not finished."""
+        return self.record.output.digest if self.record and self.record.output else None
 
     @property
     def done(self) -> bool:
         """True if the run has finished successfully. `harm` says whether its files are still as it wrote them."""
-        record = self.record
-        return record.get("status") == "done" and "digest" in (record.get("output") or {})
+        return self.status == "done" and self.digest is not None
 
     @property
     def sealed(self) -> bool:
         """True if the run has a manifest, or its record says that it had one. Earlier versions wrote none."""
-        return is_sealed(self.path) or "manifest" in self.record
+        return is_sealed(self.path) or bool(self.record and self.record.manifest)
 
     def harm(self, *, digests: bool = False) -> list[Harm]:
         """Return what differs between a finished run and its manifest.
@@ -161,7 +149,7 @@ class RunDirectory:
         """
         if not self.done:
             raise WorkbenchError(
-                f"{self.path}: the run is not finished (status {self.record.get('status', 'damaged')})",
+                f"{self.path}: the run is not finished (status {self.status})",
                 "Run its recipe again to resume it.",
             )
         if found := self.harm(digests=digests):
@@ -292,7 +280,7 @@ def move_run(run: RunDirectory, to: RunDirectory, events: Events) -> RunDirector
 def list_runs(runs: Path) -> list[RunDirectory]:
     """Return all run directories, newest first."""
     every = [RunDirectory(p.parent) for p in runs.glob(f"*/{RECORD}")]
-    return sorted(every, key=lambda run: run.record.get("created") or "", reverse=True)
+    return sorted(every, key=lambda run: run.record.created if run.record else "", reverse=True)
 
 
 def find_run(runs: Path, name: str) -> RunDirectory:
@@ -354,8 +342,8 @@ def _check_ours(run: RunDirectory) -> None:
     """Raise WorkbenchError if `workbench run` has not written this directory, or if it contains other files."""
     keep = "Nothing was removed. To delete the directory anyway, use `rm -r`."
     record = run.record
-    written = record.get("version") == 1 and {"status", "name", "recipe", "inputs"} <= set(record)
-    damaged = record == {} and _KEYED.fullmatch(run.name) is not None and (run.path / "recipe.yaml").is_file()
+    written = record is not None and record.version == 1 and None not in (record.name, record.recipe)
+    damaged = record is None and _KEYED.fullmatch(run.name) is not None and (run.path / "recipe.yaml").is_file()
     if not written and not damaged:
         raise WorkbenchError(f"{run.path}: its {RECORD} is not the record of a run", keep)
     if others := sorted(child.name for child in run.path.iterdir() if not _is_ours(child)):

@@ -1,36 +1,44 @@
-"""Execution of recipes: run a resolved recipe and write its result into a run directory."""
+"""Execution of recipes: run a resolved recipe, write its result into a run directory, and verify the files of a finished run."""
 
 from __future__ import annotations
 
 import shutil
 import sys
 import time
-from dataclasses import asdict, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import yamldoc
-from workbench.errors import WorkbenchError, shell
-from workbench.events import Events
+from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
+from workbench.errors import GateFailedError, WorkbenchError, shell
+from workbench.events import Events, no_events
 from workbench.files import check_new, new_directory, publish, write_text
+from workbench.identity import installed
 from workbench.lazy import torch
-from workbench.manifest import seal
+from workbench.manifest import manifest_of, seal
 from workbench.resolve.resolved import Resolved
 from workbench.run.card import model_card
 from workbench.run.check_growth import check_written
 from workbench.run.compose import Composition, compose, step_context
 from workbench.run.costs import disk_problems
+from workbench.run.device import Work
 from workbench.run.directory import UNSEALED, RunDirectory, hold, move_run, run_for, run_of
-from workbench.run.efficacy import EfficacyError, check_efficacy
 from workbench.run.forms import FORMS, OutputForm, WriteContext, form_of
 from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
-from workbench.run.work import Work
-from workbench.versions import installed
+from workbench.run.record import RunResult
+from workbench.run.teaching import EfficacyError, check_efficacy
+from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.compiled import backend
 from workbench.weights.device import exact
+from workbench.weights.digests import tensor_digests
+from workbench.weights.header import read_header
 from workbench.weights.parallel import peak_bytes
+
+if TYPE_CHECKING:
+    from workbench.run.directory import RunDirectory
 
 
 def execute(
@@ -40,7 +48,7 @@ def execute(
     *,
     out: Path | None = None,
     wait: bool = False,
-) -> dict[str, Any]:
+) -> RunResult:
     """Run a recipe and write the result to its run directory. A finished run is reused, an interrupted run is resumed.
 
     Args:
@@ -51,7 +59,7 @@ def execute(
         wait: If another process writes the same run, wait for it instead of raising an error, then reuse or resume its run.
 
     Returns:
-        The document that `workbench run --json` prints.
+        The result, which `workbench run --json` prints.
 
     Raises:
         WorkbenchError: If the disk is too full, an input has changed, or a check of the result fails.
@@ -75,18 +83,19 @@ def execute(
     if out is not None:  # files are not linked: changing the copy must not change the run
         with new_directory(out) as copy:
             shutil.copytree(run.result, copy, dirs_exist_ok=True)
-    record, place = run.record, str(out or run.result)
-    return {
-        "run": str(run.path),
-        "key": resolved.key,
-        "status": record["status"],
-        **{other.key: place if other is form else None for other in FORMS.values()},
-        "configuration": form.configuration(record["output"]),
-        "steps": record["steps"],
-        "said": record.get("said", {}),
-        "seconds": round(time.time() - started, 2),
-        "peak_bytes": peak_bytes(),
-    }
+    record = run.read_record()
+    assert record.output is not None, "a run that has finished has a result"
+    return RunResult(
+        run=str(run.path),
+        key=resolved.key,
+        status="done",
+        **{other.key: str(out or run.result) if other is form else None for other in FORMS.values()},
+        configuration=form.configuration(record.output.to_dict()),
+        steps=record.steps or [],
+        said=record.said or {},
+        seconds=round(time.time() - started, 2),
+        peak_bytes=peak_bytes(),
+    )
 
 
 def _write_run(resolved: Resolved, run: RunDirectory, work: Work, started: float) -> None:
@@ -160,7 +169,7 @@ def _steps(resolved: Resolved, composition: Composition, checks: dict[str, dict[
     return [
         {
             **record,
-            **({"plugin": asdict(step.plugin)} if step.plugin else {}),
+            **({"plugin": step.plugin.to_dict()} if step.plugin else {}),
             "key": key,
             **({"check": checks[record["id"]]} if record["id"] in checks else {}),
         }
@@ -238,3 +247,44 @@ def versions() -> dict[str, str]:
     """Return the versions of Python and of the libraries that determine results."""
     python = ".".join(map(str, sys.version_info[:3]))
     return {"python": python, **installed("brick-workbench", "torch", "transformers", "peft", "safetensors", "lm_eval")}
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What was compared.
+
+    Attributes:
+        sha256: File -> its SHA-256, for a run with a manifest; all were compared.
+        tensors: Number of tensors that were compared with run.json, for a run without one.
+        open: Files that may change, which were not compared.
+    """
+
+    sha256: dict[str, str]
+    tensors: int = 0
+    open: tuple[str, ...] = ()
+
+
+def verify_run(run: RunDirectory) -> Verified:
+    """Compare every file of a run with its manifest; of a run that an earlier version wrote, the tensors with run.json.
+
+    Raises:
+        WorkbenchError: If the run is not finished, or nothing can be compared.
+        GateFailedError: If something differs.
+    """
+    run.require_whole(no_events, digests=True)
+    if run.sealed:
+        manifest = manifest_of(run.path)
+        return Verified({name: digest for name, (_, digest) in manifest.files.items()}, open=tuple(manifest.open))
+    output = run.read_record().output
+    expected = (output.digests if run.adapter.is_dir() else output.tensors) if output else None
+    if not expected:
+        raise WorkbenchError(f"{run.name}: it has no manifest and its record lists no tensors", "Run its recipe again.")
+    place = run.configuration / "model" if run.configuration.is_dir() else run.result
+    entries = read_header(place / ADAPTER_WEIGHTS) if run.adapter.is_dir() else Checkpoint(place, run.name).entries
+    actual = tensor_digests(entries)
+    if bad := [n for n in expected if actual.get(n) != expected[n]] + [n for n in actual if n not in expected]:
+        raise GateFailedError(
+            f"{run.name}: {len(bad)} of {len(expected)} tensors differ from the record, first {bad[0]}",
+            f"workbench runs rm {shell(run.name)}, then run the recipe again.",
+        )
+    return Verified({}, len(expected))

@@ -22,13 +22,13 @@ from workbench.errors import InvalidRecipeError, shell, size
 from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.manifest import seal
-from workbench.resolve.adapter_form import adapt, planned_bytes
+from workbench.resolve.output import adapt, planned_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, adapter_whole
+from workbench.run.device import Work
+from workbench.run.kind import written_specs
+from workbench.run.opened import MEMORY, MODEL, refers_to_base, write_record
 from workbench.run.routers import write_router
-from workbench.run.saved import MEMORY, MODEL, refers_to_base, write_record
-from workbench.run.shapes import written_specs
-from workbench.run.work import Work
 from workbench.steps.fields import parse_size
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import weights_digest

@@ -1,11 +1,13 @@
-"""Interface of the files in `run/kinds`, which plan, check and apply each kind of step."""
+"""Interface of the files in `run/kinds`, which plan, check and apply each kind of step, and shapes after steps."""
 
 from __future__ import annotations
 
 import importlib
 import shutil
+import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -14,17 +16,19 @@ from workbench.adapters.read import Adapter
 from workbench.events import Events, progress
 from workbench.facts import Fact
 from workbench.files import json_digest
+from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.manifest import seal
+from workbench.manifest import publish_sealed, seal
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
-from workbench.resolve.beside import MemoryAt, RouterAt
+from workbench.resolve.output import MemoryAt, RouterAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs
-from workbench.run.grown import GrownStep
-from workbench.steps import Step
+from workbench.steps import GrowMethod, Growth, Step
+from workbench.weights.specs import TensorSpec
+from workbench.weights.writer import output_specs
 
 S = TypeVar("S", bound=Step)
 
@@ -71,6 +75,20 @@ class StepContext:
     def place(self, folder: str, *, rounded: bool = False, suffix: str = "") -> Path:
         """Return where the cache keeps what the step computes on this device; see `place_of`."""
         return place_of(self.resolved, folder, self.number, self.device, rounded=rounded, suffix=suffix)
+
+    @contextmanager
+    def made(self, place: Path) -> Iterator[Path]:
+        """Yield a directory to write for a `with` block, then move it to its place in the cache, sealed.
+
+        Raises:
+            InputChangedError: If an input has changed since the step's key was made; nothing is stored then.
+        """
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".making-") as folder:
+            partial = Path(folder) / "made"
+            yield partial
+            self.resolved.check_inputs()
+            publish_sealed(partial, place)
 
     @property
     def seed(self) -> int:
@@ -223,3 +241,81 @@ def kind_of(step: Step) -> Kind[Any]:
     """Return the object that applies a step: `KIND` in the file of `run/kinds` named by the step's `kind`."""
     kind: Kind[Any] = importlib.import_module(f"workbench.run.kinds.{step.kind}").KIND
     return kind
+
+
+@dataclass
+class GrownStep:
+    """Result of a grow step in a composition.
+
+    Attributes:
+        id: The step's id.
+        step: The step, after `GrowMethod.settled`.
+        before: The model before growth.
+        weights: The grown weights.
+        kept: Name of a tensor after the step -> its current name, for tensors that no later step has changed.
+    """
+
+    id: str
+    step: GrowMethod
+    before: Model
+    weights: GrownWeights
+    kept: dict[str, str]
+
+    def changed(self, names: Iterable[str]) -> None:
+        """Record that a later step changes tensors, given by their current names."""
+        lost = set(names)
+        self.kept = {old: now for old, now in self.kept.items() if now not in lost}
+
+    def renamed(self, growth: Growth) -> None:
+        """Record that a later grow step renames tensors that it copies unchanged."""
+        places: dict[str, str] = {}
+        for name, grown in growth.tensors.items():
+            if grown.verbatim:
+                places.setdefault(grown.source, name)
+        self.kept = {old: places[now] for old, now in self.kept.items() if now in places}
+
+
+def written_specs(resolved: Resolved) -> dict[str, TensorSpec]:
+    """Return the shapes and dtypes of the configuration as a checkpoint, from headers: only growth changes shapes."""
+    return output_specs(specs_before(resolved, len(resolved.recipe.steps)), resolved.dtype_name)
+
+
+def specs_before(resolved: Resolved, steps: int) -> Mapping[str, TensorSpec]:
+    """Return the shapes after the first `steps` steps, from headers.
+
+    Args:
+        resolved: The recipe.
+        steps: Number of steps.
+    """
+    return shapes_before(resolved, steps).weights.specs
+
+
+def shapes_before(resolved: Resolved, steps: int) -> Model:
+    """Return names, shapes and configuration after the first `steps` steps, from headers.
+
+    Args:
+        resolved: The recipe.
+        steps: Number of steps.
+    """
+    model = resolved.base
+    for step in resolved.recipe.steps[:steps]:
+        model = kind_of(step).shapes(step, resolved, model)
+    return model
+
+
+def shapes_of_brick(resolved: Resolved, name: str) -> Model:
+    """Return names, shapes and configuration of a brick's whole model, from headers.
+
+    Args:
+        resolved: The recipe.
+        name: The brick.
+    """
+    if name in resolved.nested:
+        nested = resolved.nested[name]
+        return shapes_before(nested, len(nested.recipe.steps))
+    brick = resolved.on_disk[name]
+    if brick.kind == "adapter":
+        return resolved.base
+    if brick.part:
+        return Model(brick.whole, brick.whole.config)
+    return Model(resolved.vocabulary.view(name) if resolved.vocabulary else brick.checkpoint, brick.checkpoint.config)

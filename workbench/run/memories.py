@@ -26,7 +26,7 @@ from workbench.files import json_digest, read_json
 from workbench.manifest import changing
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
-from workbench.recipe.plugins import method
+from workbench.recipe.methods import method
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
 from workbench.weights.saving import save_tensors

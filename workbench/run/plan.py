@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.bricks.standins import space_problems
-from workbench.resolve.licences import licence_warnings
+from workbench.bricks.standins import Download, space_problems
+from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import TRANSFORMERS, Needs, disk_problems, factor_bytes, tokens_bytes
+from workbench.results import Number, Result, absent
+from workbench.run.costs import TRANSFORMERS, Needs, buffer_bytes, device_buffer_bytes, disk_problems, factor_bytes, tokens_bytes
 from workbench.run.device import runs_without_torch
 from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
-from workbench.run.peaks import buffer_bytes, device_buffer_bytes
+from workbench.run.record import StepVerb
 from workbench.weights.parallel import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
@@ -25,35 +25,64 @@ _WITHOUT_TORCH = 63_000_000
 _BYTES_PER_SECOND = 1.5e9
 
 
-@dataclass(frozen=True)
-class RunPlan:
-    """Prediction of a run. `workbench plan --json` prints `document()`."""
+class PlannedStep(StepVerb):
+    """A step of a plan, with further entries that depend on the method."""
+
+    bricks: dict[str, str] | None = absent()
+    """Brick name -> adapter, checkpoint or recipe."""
+    passes: int | None = absent()
+    """Number of times that a merge step reads every delta."""
+    edits: list[dict[str, Any]] | None = absent()
+    """Steps of recipes used as bricks that are not cached, with their cost."""
+    needs: str | None = absent()
+    """Inputs that a merge step reads besides tensors: "texts" or "model"."""
+    inputs: list[str] | None = absent()
+    """Files that the step reads, relative to the project."""
+    trains_on: str | None = absent()
+    """File or data set that the step trains on."""
+    check: str | None = absent()
+    """Check of a grow step: "tensors" or "full"."""
+    blocks: list[dict[str, Any]] | None = absent()
+    """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
+    cost: dict[str, Any] | None = absent()
+    """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
+    seconds: Number | None = absent()
+    """Estimated time of this work on one core, in seconds."""
+
+
+class RunPlan(Result):
+    """Prediction of a run, from file headers."""
 
     recipe: str
+    """Name of the recipe."""
     key: str | None
-    """The recipe's key; None until `run` or `eval` has read the inputs once."""
+    """Key of the configuration; null until `run` or `eval` has read the inputs once."""
     run: str | None
-    """Name of the run directory, which has a part of the key; None as long as the key is."""
-    steps: list[dict[str, Any]]
+    """Name of the run directory, which has a part of the key; null as long as the key is."""
+    steps: list[PlannedStep]
+    """The steps, in order."""
     read_bytes: int
+    """Bytes that the run reads."""
     write_bytes: int
+    """Size of the result in bytes."""
     peak_bytes: int
-    seconds: float
+    """Peak memory of the process in bytes; on a CUDA device, the host's part."""
+    seconds: Number
+    """Estimated time in seconds, without downloads."""
     cached: list[str]
+    """Ids of steps whose result is cached, and "run" if the run is finished."""
     problems: list[str]
-    warnings: list[str] = field(default_factory=list)
-    download_bytes: int = 0
-    """Bytes to download from the hub first; `seconds` does not include the download."""
-    downloads: list[dict[str, Any]] = field(default_factory=list)
-    """The downloads by repository: repository, commit, files and bytes."""
-    checked_at_run: list[str] = field(default_factory=list)
-    """Checks that need more than headers. `run` makes them before the first step, and warns or stops if one fails."""
-    device_bytes: int = 0
-    """Peak memory of the CUDA device, if the run is planned for one; `peak_bytes` is then the host's memory."""
-
-    def document(self) -> dict[str, Any]:
-        """Return the plan as plain data."""
-        return asdict(self)
+    """Problems that stop the run, such as a full disk. With a problem, the exit code is 1."""
+    warnings: list[str]
+    """Warnings about the inputs and their licenses."""
+    download_bytes: int
+    """Size of all downloads in bytes."""
+    downloads: list[Download]
+    """Downloads that the run makes first."""
+    checked_at_run: list[str]
+    """Checks that need more than file headers, which the run makes before the first step."""
+    device_bytes: int
+    """Peak memory of the CUDA device in bytes; 0 for a run on the CPU."""
 
 
 def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bool = False) -> RunPlan:
@@ -69,16 +98,14 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
     threads = threads or default_threads()
     needs = Needs(sum(s.nbytes for s in resolved.base.weights.specs.values()), threads)
     model = resolved.base
-    steps: list[dict[str, Any]] = []
+    steps: list[PlannedStep] = []
     for i, (step, step_id) in enumerate(zip(resolved.recipe.steps, resolved.recipe.step_ids, strict=True)):
-        row: dict[str, Any] = {"id": step_id, step.verb: step.name}
-        made, model = kind_of(step).plan_row(step, resolved, i, model, needs)
-        row |= made
-        steps.append(row)
+        row, model = kind_of(step).plan_row(step, resolved, i, model, needs)
+        steps.append(PlannedStep.model_validate({"id": step_id, step.verb: step.name, **row}))
     form = form_of(resolved)
     form.add_needs(resolved, needs)
     write = form.size(resolved)
-    known = run.record.get("output", {}) if run.done else {}
+    known = run.read_record().output if run.done else None
     if run.done and not run.harm():
         needs.cached.append("run")
     library = 0 if needs.live is None else TRANSFORMERS
@@ -94,20 +121,21 @@ def plan(resolved: Resolved, runs: Path, threads: int | None = None, *, cuda: bo
         host += factors + library
     downloads = resolved.downloads
     problems = [*space_problems(downloads, runs, write), *disk_problems(runs, write, run)]
+    without_torch = not cuda and runs_without_torch(resolved)
     return RunPlan(
-        resolved.recipe.name,
-        resolved.key if resolved.known else None,
-        run.name if resolved.known else None,
-        steps,
-        needs.read,
-        write,
-        max((_WITHOUT_TORCH if not cuda and runs_without_torch(resolved) else _INTERPRETER) + host, _WITHOUT_TORCH + tokens),
-        round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
-        needs.cached,
-        problems,
-        [*resolved.warnings, *licence_warnings(resolved), *form.warnings(known)],
-        sum(d.bytes for d in downloads),
-        [asdict(d) for d in downloads],
-        list(resolved.deferred),
-        on_device,
+        recipe=resolved.recipe.name,
+        key=resolved.key if resolved.known else None,
+        run=run.name if resolved.known else None,
+        steps=steps,
+        read_bytes=needs.read,
+        write_bytes=write,
+        peak_bytes=max((_WITHOUT_TORCH if without_torch else _INTERPRETER) + host, _WITHOUT_TORCH + tokens),
+        seconds=round(needs.seconds + (needs.read + write) / _BYTES_PER_SECOND, 1),
+        cached=needs.cached,
+        problems=problems,
+        warnings=[*resolved.warnings, *licence_warnings(resolved), *(form.warnings(known.to_dict()) if known else ())],
+        download_bytes=sum(d.bytes for d in downloads),
+        downloads=list(downloads),
+        checked_at_run=list(resolved.deferred),
+        device_bytes=on_device,
     )

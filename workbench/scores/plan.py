@@ -17,10 +17,10 @@ import xxhash
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.files import bytes_digest
+from workbench.identity import installed
 from workbench.models.identity import tokenizer_digest
 from workbench.scores.suite import MARGIN, SCORED_BY, SCORERS, Suite
 from workbench.scores.tasks import TaskSource
-from workbench.versions import installed
 
 GENERATED = "generate_until"
 """lm-eval's output type of tasks that generate text."""

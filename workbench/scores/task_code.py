@@ -15,10 +15,9 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.files import bytes_digest, write_bytes
-from workbench.identity import identity_of
+from workbench.identity import identity_of, installed
 from workbench.jsondoc import read_object
 from workbench.scores.tasks import TaskSource
-from workbench.versions import installed
 
 FORMAT = "task-2"
 # Modules that read files only through Python's `open`, where the reads are recorded, and whose results depend on nothing else.

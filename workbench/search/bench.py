@@ -1,15 +1,21 @@
-"""Scoring of candidates in memory: the base stays loaded, and one candidate after another replaces its weights and is scored in stages."""
+"""Controls of a search, and scoring of candidates in memory.
+
+The base stays loaded; one candidate after another replaces its weights and is scored in stages. The controls, which need no search, are the
+base, each brick, their average, the recipe as written and with each method of the space, task arithmetic with a few lambdas, and a mean with
+the weights of LM-Cocktail.
+"""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from workbench.evaluate.lineup import LineupEntry
+from workbench.evaluate.lineup import LineupEntry, lineup
 from workbench.events import Events
 from workbench.files import json_digest
 from workbench.lazy import torch
@@ -18,7 +24,9 @@ from workbench.resolve.resolve import resolve
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Configuration, Rows, ScoreStore
 from workbench.search.halves import Stages
-from workbench.search.objective import Answers, Floats, Key, Loss, gathered, guarded_values, losses
+from workbench.search.objective import Answers, Floats, Key, Objective, gathered, guarded_values, losses
+from workbench.search.result import Loss
+from workbench.search.space import Space
 from workbench.steps import Memo
 from workbench.weights.digests import tensor_digest
 
@@ -26,6 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from workbench.evaluate.resident import Resident
+
 
 _ScoredPlan = tuple[ScorePlan, Rows]
 Stop = Callable[[int, Answers], bool]
@@ -60,14 +69,11 @@ class Bench:
         store: Store of the scores by weights, so that equal weights are scored once.
         device: Device of the model.
         events: Receiver of progress events.
-        gold: Also compute the log-probability of right answers in the first stage.
     """
 
-    def __init__(
-        self, recipe: Recipe, stages: Stages, store: ScoreStore, device: torch.device, events: Events, gold: bool
-    ) -> None:
+    def __init__(self, recipe: Recipe, stages: Stages, store: ScoreStore, device: torch.device, events: Events) -> None:
         self.recipe, self.stages, self.store = recipe, stages, store
-        self.device, self.events, self.gold = device, events, gold
+        self.device, self.events = device, events
         # Candidates differ only in their steps, so results that merges compute from a brick's tensor are reused.
         self.memo = Memo()
         self._full: dict[str, Answers] = {}
@@ -100,7 +106,7 @@ class Bench:
         parts: list[_ScoredPlan] = []
         with self._live(entry) as live:
             for number, plans in enumerate(self.stages.search):
-                parts += [(plan, self._rows(live, plan, gold=self.gold and number == 0)) for plan in plans]
+                parts += [(plan, self._rows(live, plan, gold=number == 0)) for plan in plans]
                 answers = gathered(parts)
                 last = number == len(self.stages.search) - 1
                 if not last and stop and stop(number, answers):
@@ -131,9 +137,9 @@ class Bench:
             self._full[digest] = replace(gathered(parts[:first]), guarded=guarded)
         return self._full[digest]
 
-    def losses(self, answers: Answers, level: float) -> list[Loss]:
+    def losses(self, answers: Answers) -> list[Loss]:
         """Return the losses against the base on guarded tasks, of a configuration that was scored on all search items."""
-        return losses(self.stages.guard, self._base_answers, answers, level) if self.stages.guard else []
+        return losses(self.stages.guard, self._base_answers, answers) if self.stages.guard else []
 
     @cached_property
     def _base_answers(self) -> Answers:
@@ -196,3 +202,61 @@ class _Live:
             self._stack.enter_context(swap(model, self.resolved, self._tensors))
             self._tensors, self._entered = None, True
             self.seconds["compose"] += time.perf_counter() - started
+
+
+LAMBDAS = (0.3, 0.6, 1.0)
+"""Lambdas of the task arithmetic controls, and of the first candidates if lambda is a dimension."""
+TEMPERATURE = 5.0
+"""Temperature of LM-Cocktail (Xiao et al. 2023, arXiv 2311.13534)."""
+COCKTAIL = "cocktail"
+
+
+def baselines(space: Space) -> list[LineupEntry]:
+    """Return the controls of a search, including the recipe as written and with each other method of the space."""
+    recipe = space.recipe
+    plain = recipe.without_search()
+    entries = lineup([plain], sequences=False)
+    bricks = _bricks(plain)
+    for values in space.other_methods():
+        (method,) = values.values()
+        other = space.recipe_of(values, f"{recipe.name}-{method}")
+        entries.append(LineupEntry(other.name, "configuration", resolve(other)))
+    for lam in LAMBDAS if len(bricks) > 1 else ():
+        step = {"merge": "task_arithmetic", "bricks": dict.fromkeys(bricks, 1.0), "lambda": lam}
+        name = f"task-arithmetic-{lam:g}"
+        entries.append(LineupEntry(name, "average", resolve(recipe.derive(name, [step], bricks))))
+    unique: dict[str, LineupEntry] = {}
+    for entry in entries:
+        unique.setdefault(entry.resolved.key, entry)
+    return list(unique.values())
+
+
+def cocktail(recipe: Recipe, answers: Mapping[str, Answers], objectives: Sequence[Objective], metric: str) -> LineupEntry | None:
+    """Return the mean of the bricks with weights softmax(log p / T), where log p is each brick's log-probability of right answers.
+
+    Args:
+        recipe: Recipe of the search.
+        answers: Answers of the controls by name.
+        objectives: Objectives of the search.
+        metric: Name of the log-probability of right answers, which the first items have.
+
+    Returns:
+        The control, or None if a brick was not scored alone or no task has this log-probability.
+    """
+    bricks = _bricks(recipe)
+    keys = list(dict.fromkeys(term.key for objective in objectives for term in objective.terms))
+    if len(bricks) < 2 or not all(name in answers for name in bricks):
+        return None
+    log_probabilities = [value for name in bricks if (value := answers[name].mean(keys, metric)) is not None]
+    if len(log_probabilities) < len(bricks):
+        return None
+    shares = [math.exp((value - max(log_probabilities)) / TEMPERATURE) for value in log_probabilities]
+    weights = {name: round(share / sum(shares), 4) for name, share in zip(bricks, shares, strict=True)}
+    step = {"merge": "linear", "bricks": weights}
+    return LineupEntry(COCKTAIL, "average", resolve(recipe.derive(COCKTAIL, [step], bricks)))
+
+
+def _bricks(recipe: Recipe) -> list[str]:
+    """Return the bricks of the first merge step; none if there is no merge step."""
+    step = next((step for step in recipe.steps if step.merges), None)
+    return recipe.used_bricks(step) if step else []

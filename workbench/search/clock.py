@@ -1,17 +1,20 @@
-"""Running time of a search, including calls before an interruption."""
+"""Running time of a search, including calls before an interruption, and the wait for other processes that share it."""
 
 from __future__ import annotations
 
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 
 from filelock import FileLock, Timeout
 
 from workbench.errors import UsageError
+from workbench.events import Events
 from workbench.files import read_json, write_json
-from workbench.recipe.search_fields import seconds
+from workbench.recipe.fields import seconds
+from workbench.search.study import Study
 
 
 def budget_seconds(text: str | None) -> float | None:
@@ -90,3 +93,31 @@ class Clock:
                 return float((read_json(file) or {}).get("seconds", 0.0))
         except Timeout:
             return 0.0
+
+
+PAUSE = 0.5
+"""Seconds between two looks at the candidates of other processes."""
+
+
+def until_all_end(study: Study, clock: Clock, events: Events, work: Callable[[], None]) -> None:
+    """Score candidates, then wait for those of other processes, so that the result of every process has all candidates.
+
+    A candidate whose process dies meanwhile is scored here, unless the time is used up.
+
+    Args:
+        study: The candidates.
+        clock: Time of the search.
+        events: Receiver of progress events.
+        work: Function that scores candidates until none is left to start, or the time is used up.
+    """
+    told = 0
+    while True:
+        work()
+        others = study.others()
+        if not others.running and (clock.over() or not others.abandoned):
+            return
+        if others.running and others.running != told:
+            told = others.running
+            number = "a candidate" if told == 1 else f"{told} candidates"
+            events({"stage": "search", "text": f"waiting for {number} of other processes"})
+        time.sleep(PAUSE)

@@ -5,20 +5,20 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import Any
 
 from workbench.compare.compare import compare
-from workbench.search.objective import Answers, Gap, Objective, gap
-from workbench.search.race import Rival, front
+from workbench.scores.store import Configuration
+from workbench.search.objective import Answers, Gap, Objective, Rival, front, gap
+from workbench.search.result import SearchResult
 from workbench.search.run import Search, finished, is_harmful, number_of_candidates
+from workbench.search.space import Values
 from workbench.search.study import Study
 
-if TYPE_CHECKING:
-    from workbench.search.tested import Tested
 
-
-def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> dict[str, Any]:
-    """Return the document of a finished search.
+def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Mapping[str, str]) -> SearchResult:
+    """Return the result of a finished search.
 
     Args:
         search: The search.
@@ -29,7 +29,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
     winners = [t for t in tested if t.part == "found"]
     best = _best_control(search)
     several = len(search.objectives) > 1
-    return {
+    found = {
         **_known(search, study),
         "winner": winners[0].name if winners and not several else None,
         "recipes": dict(recipes),
@@ -40,6 +40,7 @@ def document(search: Search, study: Study, tested: Sequence[Tested], recipes: Ma
         **({"guarded": list(_harm(search, study, tested))} if search.stages.guard else {}),
         "test": _test(search, tested, best.name),
     }
+    return SearchResult.model_validate(found)
 
 
 def growing(search: Search, study: Study) -> dict[str, Any]:
@@ -268,3 +269,27 @@ def area(points: Sequence[Sequence[float]], floor: Sequence[float]) -> float:
             total += (x - floor[0]) * (y - height)
             height = y
     return total
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A configuration that was scored on both halves of the items.
+
+    Attributes:
+        rival: Its answers and scores on search items.
+        configuration: The configuration.
+        answers: Answers on test items.
+        part: "control", "found" (the winner or a member of the Pareto front) or "random".
+        values: Value by dimension, for candidates.
+    """
+
+    rival: Rival
+    configuration: Configuration
+    answers: Answers
+    part: str
+    values: Values | None = None
+
+    @property
+    def name(self) -> str:
+        """Displayed name."""
+        return self.rival.name

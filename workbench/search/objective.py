@@ -1,4 +1,7 @@
-"""Objectives of a search: means over tasks of a suite, compared between two configurations on the items that both have."""
+"""Objectives of a search: means over tasks of a suite, compared between two configurations on the items that both have.
+
+A candidate that is worse than a rival is stopped early, and its scores are estimated.
+"""
 
 from __future__ import annotations
 
@@ -10,18 +13,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from workbench.errors import WorkbenchError, nearest
+from workbench.evaluate.resident import GOLD
+from workbench.recipe.fields import SEPARATOR
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.search_fields import SEPARATOR
 from workbench.scores.changes import Changes, pooled
 from workbench.scores.paired import paired, paired_scores
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import FEW_CLUSTERS, RATIOS, SHARED_RANGE
 from workbench.scores.store import Row
 from workbench.scores.suite import MARGIN
+from workbench.search.result import Loss
 
 Key = tuple[str, str]
 """Suite and task."""
 Floats = NDArray[np.float64]
+LEVEL = 0.05
+"""Error rate of the intervals that stop a candidate, and of verdicts."""
 
 
 @dataclass(frozen=True)
@@ -116,31 +123,13 @@ def guarded_values(plan: ScorePlan, rows: Mapping[str, Sequence[Row]]) -> dict[K
     return found
 
 
-@dataclass(frozen=True)
-class Loss:
-    """What a configuration loses on a guarded task, against the base.
-
-    Attributes:
-        task: Name of the task.
-        loss: Loss in the metric's units; negative for a gain.
-        tolerance: Largest loss that counts as safe; None if the suite gives none for this metric.
-        harmful: The loss is larger than the tolerance; without a tolerance, the paired interval lies beyond 0.
-    """
-
-    task: str
-    loss: float
-    tolerance: float | None
-    harmful: bool
-
-
-def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: float) -> list[Loss]:
+def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers) -> list[Loss]:
     """Return a configuration's losses on guarded tasks.
 
     Args:
         plans: Plans of the guarded tasks.
         base: Answers of the base.
         answers: Answers of the configuration on the same items.
-        level: Error rate of the test that decides without a tolerance.
     """
     found = []
     for plan in plans:
@@ -154,8 +143,9 @@ def losses(plans: Sequence[ScorePlan], base: Answers, answers: Answers, level: f
             inside = bool(min(before.min(), after.min()) >= 0 and max(before.max(), after.max()) <= 1)
             share = kind in SHARED_RANGE or (kind is None and metric != MARGIN and inside)
             tolerance = plan.suite.tolerance_of(task, share=share)
-            harmful = loss > 0 and pair.p <= level if tolerance is None else loss > tolerance + 1e-12
-            found.append(Loss(task, float(loss) if math.isfinite(loss) else 0.0, tolerance, bool(harmful)))
+            harmful = loss > 0 and pair.p <= LEVEL if tolerance is None else loss > tolerance + 1e-12
+            shown = float(loss) if math.isfinite(loss) else 0.0
+            found.append(Loss(task=task, loss=shown, tolerance=tolerance, harmful=bool(harmful)))
     return found
 
 
@@ -183,25 +173,25 @@ class Gap:
         """Two-sided p value of "no difference"."""
         return 1.0 if self.unchanged else self.changes.p
 
-    def interval(self, level: float = 0.05) -> tuple[float, float]:
-        """Return the two-sided interval of confidence 1 - level; (0, 0) if no item changed."""
-        return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(level), self.p <= level)
+    def interval(self) -> tuple[float, float]:
+        """Return the two-sided 95 % interval; (0, 0) if no item changed."""
+        return (0.0, 0.0) if self.unchanged else self.changes.interval(self.changes.critical(LEVEL), self.p <= LEVEL)
 
-    def below(self, level: float = 0.05) -> bool:
+    def below(self) -> bool:
         """Return True if the interval lies below 0; the test decides this without computing the interval."""
-        return self.diff < 0 and self.p <= level
+        return self.diff < 0 and self.p <= LEVEL
 
-    def verdict(self, level: float = 0.05) -> str:
+    def verdict(self) -> str:
         """Return the verdict: better, worse, cannot tell or no item changed."""
         if self.unchanged:
             return "no item changed"
-        if self.clusters < FEW_CLUSTERS or self.p > level:
+        if self.clusters < FEW_CLUSTERS or self.p > LEVEL:
             return "cannot tell"
         return "better" if self.diff > 0 else "worse"
 
-    def reason(self, level: float = 0.05) -> str | None:
+    def reason(self) -> str | None:
         """Return the reason of the verdict "cannot tell"; None for other verdicts."""
-        if self.verdict(level) != "cannot tell":
+        if self.verdict() != "cannot tell":
             return None
         if self.clusters < FEW_CLUSTERS:
             return f"too few clusters: {self.clusters}, at least {FEW_CLUSTERS} needed"
@@ -286,3 +276,67 @@ def _term(recipe: Recipe, name: str, plan: ScorePlan, task: str, metric: str) ->
 
 def _error(recipe: Recipe, message: str, hint: str | None = None) -> WorkbenchError:
     return recipe.error(("search", "objective"), message, hint)
+
+
+@dataclass(frozen=True)
+class Rival:
+    """A configuration that was scored on all search items.
+
+    Attributes:
+        name: Displayed name.
+        answers: Answers on all search items.
+        scores: Scores under the objectives; higher is better.
+    """
+
+    name: str
+    answers: Answers
+    scores: tuple[float, ...]
+
+    @classmethod
+    def of(cls, name: str, answers: Answers, objectives: Sequence[Objective]) -> Rival:
+        """Build a rival from its answers."""
+        return cls(name, answers, tuple(answers.value(objective) for objective in objectives))
+
+
+def front(rivals: Iterable[Rival]) -> list[Rival]:
+    """Return the Pareto front, which for one objective is the best rival; of rivals with equal scores only the first is on it."""
+    best: list[Rival] = []
+    for rival in rivals:
+        if any(_covers(other.scores, rival.scores) for other in best):
+            continue
+        best = [other for other in best if not _covers(rival.scores, other.scores)] + [rival]
+    return best
+
+
+def _covers(a: Sequence[float], b: Sequence[float]) -> bool:
+    return all(x >= y for x, y in zip(a, b, strict=True))
+
+
+def beaten_by(answers: Answers, rivals: Sequence[Rival], objectives: Sequence[Objective], *, gold: bool) -> Rival | None:
+    """Return the rival that beats a candidate on the items so far, or None.
+
+    A rival beats it if the interval of the paired difference is below 0 under every objective. With one objective and `gold`, it also beats it
+    if the interval for the log-probability of right answers is below 0, which often shows earlier, and the objective is not better.
+
+    Args:
+        answers: The candidate's answers so far.
+        rivals: Configurations that were scored on all items.
+        objectives: Objectives of the search.
+        gold: Also compare the log-probability of right answers.
+    """
+    for rival in rivals:
+        if all(gap(rival.answers, answers, objective).below() for objective in objectives):
+            return rival
+        if gold and len(objectives) == 1:
+            difference = gold_gap(rival.answers, answers, objectives, GOLD)
+            if difference is not None and difference.below() and gap(rival.answers, answers, objectives[0]).diff <= 0:
+                return rival
+    return None
+
+
+def estimate(answers: Answers, rival: Rival, objectives: Sequence[Objective]) -> list[float]:
+    """Estimate the scores of a stopped candidate on all items: the rival's score plus the difference on the items that both have.
+
+    Unlike the candidate's score on few items, this estimate does not depend on the difficulty of these items.
+    """
+    return [score + gap(rival.answers, answers, o).diff for o, score in zip(objectives, rival.scores, strict=True)]

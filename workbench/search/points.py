@@ -11,9 +11,9 @@ from urllib.parse import quote, unquote
 from workbench import yamldoc
 from workbench.compare.sweeps import Value
 from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.recipe.fields import same
 from workbench.recipe.methods import methods
-from workbench.recipe.overrides import fields_of, known_method, weighs
-from workbench.recipe.sweep_fields import same
+from workbench.recipe.schema import fields_of, known_method, weighs
 from workbench.search.space import Dimension, FieldSpace
 from workbench.steps import verbs
 
@@ -122,13 +122,7 @@ class PointNames:
         return sorted(found.values(), key=lambda one: order.index(one.part))
 
     def _field(self, label: str, word: str, chosen: Mapping[int | None, type[Any] | None]) -> str:
-        """Return the full name of the field that a label stands for.
-
-        Args:
-            label: A field's full name, its last part, or the name of a brick; "" for a method.
-            word: The value, which is the method if the label is empty.
-            chosen: Step -> the method that another part of the name chooses.
-        """
+        """Return the full name of the field that a label stands for."""
         if label and label != "bricks":  # a recipe has bricks too, but no values of them
             with suppress(WorkbenchError):
                 return self.space.located(label).name

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.models.device import pick_device
 from workbench.models.identity import computed_on
 from workbench.project import cache_of
@@ -25,17 +26,23 @@ from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved
 from workbench.scores.store import ScoreStore
-from workbench.search.baselines import LAMBDAS, baselines, cocktail
-from workbench.search.bench import Bench
-from workbench.search.clock import Clock, budget_seconds
+from workbench.search.bench import LAMBDAS, Bench, baselines, cocktail
+from workbench.search.clock import Clock, budget_seconds, until_all_end
 from workbench.search.halves import Stages, check_halves, guard_of, stages_of, warnings_of
-from workbench.search.objective import Answers, Objective, objectives_of, only_objectives
-from workbench.search.race import Rival, beaten_by, estimate, front
+from workbench.search.objective import (
+    LEVEL,
+    Answers,
+    Objective,
+    Rival,
+    beaten_by,
+    estimate,
+    front,
+    objectives_of,
+    only_objectives,
+)
 from workbench.search.samplers import sampler_name
 from workbench.search.space import Space, Values
-from workbench.search.study import Arm, Study, Trial, check_storage
-from workbench.search.together import until_all_end
-from workbench.versions import installed
+from workbench.search.study import Arm, Study, Trial
 
 
 @dataclass(frozen=True)
@@ -69,7 +76,6 @@ class Search:
         trials: Number of candidates, or None.
         budget: Time limit in seconds, or None.
         limit: Limit of items per task from the command line; None for the suites' own.
-        storage: File of the study, if it is not in `folder`.
         events: Receiver of progress events.
         controls: Scored controls.
         entries: Configurations of the controls by name.
@@ -88,17 +94,11 @@ class Search:
     trials: int | None
     budget: float | None
     limit: int | None = None
-    storage: Path | None = None
     events: Events = no_events
     controls: list[Rival] = field(default_factory=list)
     entries: dict[str, LineupEntry] = field(default_factory=dict)
     harmful: set[str] = field(default_factory=set)
     warnings: list[str] = field(default_factory=list)
-
-    @property
-    def level(self) -> float:
-        """Error rate of the intervals that stop a candidate."""
-        return self.space.fields.fidelity.level
 
     def shown(self, path: Path) -> str:
         """Return a path for display, relative to the project if it is inside."""
@@ -113,7 +113,6 @@ def prepare(
     *,
     trials: int | None = None,
     budget: str | None = None,
-    storage: Path | None = None,
     events: Events = no_events,
 ) -> Search:
     """Check a recipe's search and prepare it.
@@ -126,12 +125,11 @@ def prepare(
         scoring: How candidates are scored.
         trials: Number of candidates; default: the recipe's.
         budget: Time limit such as "30m"; default: the recipe's.
-        storage: File of the study; default: a journal in the folder of the search.
         events: Receiver of progress events.
 
     Raises:
         WorkbenchError: If the recipe has no search, its search is invalid or cannot run in memory, there is nothing to score, a task has only
-            one item, or the storage belongs to another search.
+            one item.
     """
     device = pick_device(scoring.device)
     space = Space(recipe)
@@ -162,10 +160,8 @@ def prepare(
     check_halves(recipe, stages, objectives)
     key = _key(space, resolved, objectives, stages, [sampler, computed_on(device), installed("optuna", "cmaes")])
     folder = runs / "search" / f"{recipe.name}-{key[:8]}"
-    if storage is not None:
-        check_storage(storage, key)
     store = ScoreStore(cache_of(recipe.project) / "search")
-    bench = Bench(recipe, stages, store, device, events, fields.fidelity.gold)
+    bench = Bench(recipe, stages, store, device, events)
     candidates = trials if trials is not None else fields.number if budget is None else fields.trials
     time_limit = budget if budget is not None else fields.budget
     return Search(
@@ -180,7 +176,6 @@ def prepare(
         candidates,
         budget_seconds(time_limit),
         scoring.limit,
-        storage,
         events,
         warnings=warnings_of(stages, objectives),
     )
@@ -207,6 +202,7 @@ def _in_memory(recipe: Recipe) -> Resolved:
 def _key(space: Space, resolved: Resolved, objectives: Sequence[Objective], stages: Stages, made_by: list[Any]) -> str:
     """Return the digest of a search, which excludes the number of candidates so that a search can be continued."""
     fields = space.fields.model_dump(mode="json", exclude={"trials", "budget", "random", "sampler"})
+    fields["fidelity"] |= {"gold": True, "level": LEVEL}  # were fields: keys of earlier searches stay
     return json_digest([3, resolved.key, space.recipe.fields.seed, fields, made_by, [o.name for o in objectives], stages.key])
 
 
@@ -243,7 +239,6 @@ def open_study(search: Search) -> Study:
         sampler=search.sampler,
         objectives=len(search.objectives),
         key=search.key,
-        storage=search.storage,
         lambdas=LAMBDAS,
     )
     study.guarded = bool(search.stages.guard)
@@ -294,7 +289,7 @@ def add_control(search: Search, entry: LineupEntry, answers: Answers) -> None:
     """Add a control that was scored on all search items."""
     search.entries[entry.name] = entry
     search.controls.append(Rival.of(entry.name, answers, search.objectives))
-    if any(loss.harmful for loss in search.bench.losses(answers, search.level)):
+    if any(loss.harmful for loss in search.bench.losses(answers)):
         search.harmful.add(entry.name)
 
 
@@ -312,8 +307,7 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     beaten: list[Rival] = []
 
     def stop(stage: int, answers: Answers) -> bool:
-        gold = search.bench.gold and stage == 0
-        rival = beaten_by(answers, known, search.objectives, search.level, gold)
+        rival = beaten_by(answers, known, search.objectives, gold=stage == 0)
         beaten[:] = [rival] if rival else []
         return rival is not None
 
@@ -331,8 +325,8 @@ def attempted(search: Search, entry: LineupEntry, known: Sequence[Rival]) -> Att
     }
     if outcome.stopped:
         return Attempt(estimate(outcome.answers, beaten[0], search.objectives), result)
-    if found := search.bench.losses(outcome.answers, search.level):
-        result["guarded"] = [asdict(loss) for loss in found]
+    if found := search.bench.losses(outcome.answers):
+        result["guarded"] = [loss.to_dict() for loss in found]
     return Attempt([outcome.answers.value(objective) for objective in search.objectives], result, outcome.answers)
 
 

@@ -11,10 +11,10 @@ from functools import cached_property
 from typing import Any, ClassVar
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.recipe.overrides import choose_method, fields_of, weighs
-from workbench.recipe.plugins import MethodFinder
+from workbench.recipe.fields import Range, Value
+from workbench.recipe.methods import MethodFinder
 from workbench.recipe.recipe import Recipe, from_data
-from workbench.recipe.search_fields import Range, Value
+from workbench.recipe.schema import choose_method, fields_of, weighs
 from workbench.steps import verbs
 
 DIGITS = 4

@@ -1,4 +1,4 @@
-"""The study on disk: candidates, their workers and their scores. Several processes can share it, and a killed process loses nothing."""
+"""The study on disk: candidates, their processes and their scores. Several processes can share it, and a killed process loses nothing."""
 
 from __future__ import annotations
 
@@ -12,14 +12,13 @@ from typing import Any, Literal
 
 import optuna
 from filelock import FileLock, Timeout
-from optuna.storages import JournalStorage, RDBStorage
+from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, TrialState
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.search.greedy import Tried, next_soup
-from workbench.search.samplers import EXCESS, grid, make_sampler, starts, suggest
+from workbench.search.samplers import EXCESS, Tried, grid, make_sampler, next_soup, starts, suggest
 from workbench.search.space import Space
 
 Arm = Literal["search", "random"]
@@ -72,12 +71,11 @@ class Study:
         space: Dimensions of the search.
         sampler: Name of the sampler.
         objectives: Number of objectives.
-        key: Digest of everything that decides scores; a storage belongs to one key.
-        storage: Journal file, or an SQLite file if its suffix is .db; default: a journal in `folder`.
+        key: Digest of everything that decides scores; a journal belongs to one key.
         lambdas: Values to try first if lambda is a dimension.
 
     Raises:
-        WorkbenchError: If the storage belongs to another search or is damaged.
+        WorkbenchError: If the journal belongs to another search or is damaged.
     """
 
     def __init__(
@@ -88,27 +86,33 @@ class Study:
         sampler: str,
         objectives: int,
         key: str,
-        storage: Path | None = None,
         lambdas: Sequence[float] = (),
     ) -> None:
         self.folder, self.space, self.sampler = folder, space, sampler
         self.guarded = False
         """True if the sampler avoids candidates that lose too much on a guarded task."""
-        self.file = storage or folder / JOURNAL
+        self.file = folder / JOURNAL
         (folder / "workers").mkdir(parents=True, exist_ok=True)
         self._worker = uuid.uuid4().hex
         self._alive = FileLock(folder / "workers" / f"{self._worker}.lock")
         self._alive.acquire()
         self._studies: dict[Arm, optuna.Study] = {}
         with self._locked(), self._readable():
-            check_storage(self.file, key)
-            store = _open(self.file)
+            if self.file.exists():
+                _mend(self.file)
+            store = JournalStorage(JournalFileBackend(os.fspath(self.file), _WriteLock(self.file)))
             for arm in ARMS:
                 study = optuna.create_study(
                     storage=store, study_name=arm, directions=["maximize"] * objectives, load_if_exists=True
                 )
-                if _KEY not in study.user_attrs:
+                known = study.user_attrs.get(_KEY)
+                if known is None:
                     study.set_user_attr(_KEY, key)
+                elif known != key:
+                    raise WorkbenchError(
+                        f"{self.file}: the file has the candidates of another search (key {str(known)[:12]}, this recipe has {key[:12]})",
+                        "Move the file away and run the search again.",
+                    )
                 # A killed process may have added only some of the first candidates.
                 first = starts(space, lambdas) if arm == "search" and sampler not in ("grid", "greedy") else []
                 for values in first[len(study.trials) :]:
@@ -234,7 +238,7 @@ class Study:
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
-        """Convert exceptions of Optuna on a damaged storage to WorkbenchError."""
+        """Convert exceptions of Optuna on a damaged journal to WorkbenchError."""
         try:
             yield
         except (WorkbenchError, OSError):
@@ -276,60 +280,27 @@ def _importances(study: optuna.Study, objective: int) -> dict[str, float]:
     return {name: round(float(share), 4) for name, share in shares.items()}
 
 
-def check_storage(file: Path, key: str) -> None:
-    """Check that a storage belongs to a search.
-
-    Raises:
-        WorkbenchError: If it belongs to another search or was not written by a search.
-    """
-    if not file.exists():
-        return
-    if file.suffix != ".db":
-        _mend(file)
-    try:
-        summaries = {s.study_name: s.user_attrs for s in optuna.get_all_study_summaries(_open(file))}
-    except Exception as error:  # Optuna and its database raise various exceptions for other files
-        raise WorkbenchError(
-            f"{file}: the file is not a storage of a search ({type(error).__name__})", "Choose another file with --storage."
-        ) from error
-    if file.suffix != ".db" and file.stat().st_size and not summaries:  # Optuna skips a last line that it cannot read
-        raise WorkbenchError(f"{file}: the file is not a storage of a search", "Choose another file with --storage.")
-    known = summaries.get("search", {}).get(_KEY)
-    if known is not None and known != key:
-        raise WorkbenchError(
-            f"{file}: the file has the candidates of another search (key {str(known)[:12]}, this recipe has {key[:12]}): base, bricks, steps, "
-            "space, objectives or items differ",
-            "Choose another file with --storage, or omit the option: each search then has its own folder.",
-        )
-
-
 def _mend(file: Path) -> None:
     """Remove an incomplete last line that a killed process left, to which the next line would be appended.
 
     A file that was not written by a search is not changed.
     """
-    hint = "Choose another file with --storage, or move this one away and run the search again."
+    hint = "Move the file away and run the search again."
     with FileLock(f"{file}.write"), file.open("r+b") as stream:
         raw = stream.read()
         complete = raw.rfind(b"\n") + 1
         for number, line in enumerate(raw[:complete].split(b"\n")[:-1], 1):
-            place = f"{file}:{number}: the file is not a storage of a search"
+            place = f"{file}:{number}: the file is not a journal of a search"
             entry = jsondoc.as_object(jsondoc.parse(line, place, hint, infinite=True), place, hint)
             if type(entry.get("op_code")) is not int or not isinstance(entry.get("worker_id"), str):
                 raise WorkbenchError(place, hint)
         rest = raw[complete:]
         if not rest.startswith(_ENTRY[: len(rest)]):
             raise WorkbenchError(
-                f"{file}: the file is not a storage of a search: its last line is not an entry of a journal", hint
+                f"{file}: the file is not a journal of a search: its last line is not an entry of a journal", hint
             )
         if rest:
             stream.truncate(complete)
-
-
-def _open(file: Path) -> Any:
-    if file.suffix == ".db":
-        return RDBStorage(f"sqlite:///{file.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}})
-    return JournalStorage(JournalFileBackend(os.fspath(file), _WriteLock(file)))
 
 
 class _WriteLock(JournalFileOpenLock):

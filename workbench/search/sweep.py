@@ -12,11 +12,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from workbench import yamldoc
-from workbench.compare.leaders import MOST_MEMBERS
 from workbench.compare.sweeps import Sweep, SweepDimension, SweepPoint, Value
 from workbench.errors import UsageError, WorkbenchError, nearest
+from workbench.recipe.fields import SweepValues, same
 from workbench.recipe.recipe import Recipe
-from workbench.recipe.sweep_fields import SweepValues, same
 from workbench.search.points import Place, PointNames, flow, place_of
 from workbench.search.space import Dimension, FieldSpace
 
@@ -242,6 +241,8 @@ def _read(text: str) -> tuple[str, tuple[Value, ...]]:
 def _few_enough(recipe: Recipe, count: int, most: int | None, slack: int = 0) -> None:
     limit = MOST_POINTS if most is None else most
     if count > max(limit, slack):
+        from workbench.compare.leaders import MOST_MEMBERS  # here, because it reads statistics of comparisons
+
         raise UsageError(
             f"recipe {recipe.name}: the sweep has {count:,} points, and at most {limit} are scored without being asked for",
             f"Sweep fewer values, choose among them with `workbench search`, or write --max-points {count}. "

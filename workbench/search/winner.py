@@ -11,20 +11,20 @@ from filelock import FileLock
 from workbench import yamldoc
 from workbench.errors import WorkbenchError, shell
 from workbench.evaluate.lineup import LineupEntry
-from workbench.files import write_bytes, write_json
-from workbench.search.document import document
-from workbench.search.race import Rival, front
+from workbench.files import write_bytes
+from workbench.search.document import Tested, document
+from workbench.search.objective import Rival, front
+from workbench.search.result import SearchResult
 from workbench.search.run import Search, candidate, finished, is_harmful, open_study
 from workbench.search.space import Values
 from workbench.search.study import Study
-from workbench.search.tested import Tested
 
 RESULT = "search.json"
 SHOWN = 8
 """Maximum number of members of a Pareto front that are tested."""
 
 
-def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
+def conclude(search: Search, out: Path | None = None) -> SearchResult:
     """Test the best candidates and all controls, and write the best candidates' recipes and the search's document.
 
     If every candidate was stopped early or loses too much on a guarded task, the document names the configurations that no candidate beats, and no recipe is written.
@@ -34,7 +34,7 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
         out: Additional path for the winner's recipe, or for that of the first member of the Pareto front.
 
     Returns:
-        The document.
+        The result.
 
     Raises:
         WorkbenchError: If no candidate was scored, or the cache has lost the scores of the study's candidates.
@@ -48,7 +48,7 @@ def conclude(search: Search, out: Path | None = None) -> dict[str, Any]:
             result = document(search, study, tested, {name: search.shown(path) for name, path in recipes.items()})
             if out is not None and recipes:
                 write_bytes(out, next(iter(recipes.values())).read_bytes())
-            write_json(search.folder / RESULT, result, indent=1)
+            result.write(search.folder / RESULT)
             return result
     finally:
         study.close()

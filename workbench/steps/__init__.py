@@ -13,10 +13,8 @@ with `@register`.
 
 from __future__ import annotations
 
-from workbench.steps.edit import Edit, EditMethod, MethodContext
-from workbench.steps.fuse import FuseMethod
+from workbench.steps.edit import Edit, EditMethod, Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.steps.grow import NEW, Axis, GrowContext, GrowMethod, Grown, Growth, Learns, Preserves, Sources
-from workbench.steps.memory import Kept, Memory, MemoryMethod, Remembered
 from workbench.steps.merge import (
     Block,
     Combination,
@@ -29,8 +27,6 @@ from workbench.steps.merge import (
     OverlapWeighted,
     Prepared,
 )
-from workbench.steps.new_training import NewTraining, Recovery
-from workbench.steps.registry import register, verbs
 from workbench.steps.route import (
     CalibratedRoute,
     Decisions,
@@ -40,8 +36,8 @@ from workbench.steps.route import (
     RouteMethod,
     Router,
 )
-from workbench.steps.step import BrickStep, KeyContext, Plugin, Problem, Step
-from workbench.steps.train import TrainMethod
+from workbench.steps.step import BrickStep, KeyContext, Problem, Step, register, verbs
+from workbench.steps.training import FuseMethod, NewTraining, Recovery, TrainMethod
 
 __all__ = [
     "NEW",
@@ -72,7 +68,6 @@ __all__ = [
     "MethodContext",
     "NewTraining",
     "OverlapWeighted",
-    "Plugin",
     "Prepared",
     "Preserves",
     "Problem",

@@ -84,8 +84,7 @@ class Where(Strict):
     exclude: tuple[str, ...] = ()
     """Glob patterns of tensor names to remove from the selection."""
     layers: str | None = None
-    """Layer indices to select: a Python slice such as "4:20" or "-4:", or one index such as "7". Embeddings, final norm and head
-    belong to no layer, so they are not selected if `layers` is set."""
+    """Layers to select: a Python slice such as "4:20" or "-4:", or one index such as "7". Embeddings, final norm and head belong to no layer."""
 
     @field_validator("layers")
     @classmethod
@@ -121,9 +120,7 @@ class MergeWhere(Where):
     """The tensors that a merge step changes, and the neurons within them."""
 
     neurons: str | None = None
-    """Directory of a set of neurons (`neurons.json`), relative to the project. Of the feed-forward matrices, the step then changes
-    only the rows and columns of these neurons, or the tensors of these experts. All other tensors follow `include`, `exclude` and
-    `layers`; `include: ["*mlp*"]` limits the step to feed-forward tensors. The `where` of a rule in a schedule has no such field."""
+    """Directory of a set of neurons (`neurons.json`). Of the feed-forward matrices, the step then changes only the rows and columns of these neurons; `include: ["*mlp*"]` limits the step to such tensors."""
 
     @model_serializer(mode="wrap")
     def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -280,7 +277,7 @@ class BrickRef(Strict):
     """Location of a brick. A plain string is the same as `path`."""
 
     path: str | None = None
-    """A directory, hub id or GGUF file. The kind of brick is detected from brick.yaml, adapter_config.json or config.json."""
+    """A directory, hub id or GGUF file, whose kind is detected."""
     adapter: str | None = None
     """A directory or hub id of a PEFT LoRA adapter."""
     checkpoint: str | None = None
@@ -288,14 +285,11 @@ class BrickRef(Strict):
     brick: str | None = None
     """A directory with a brick.yaml."""
     recipe: str | None = None
-    """Another recipe. The brick is the configuration that it produces. Its base must be this recipe's, unless a step reads the brick
-    as a whole model (`grow: stack`) or `any_base` is set."""
+    """Another recipe, whose configuration is the brick. It has the same base, unless a step reads the brick as a whole model."""
     any_base: bool = False
-    """Use the brick even if it was made on another base or its base is unknown. Contradictions become warnings instead of
-    errors."""
+    """Use the brick even if it was made on another base: contradictions become warnings."""
     part: Literal["language"] | None = None
-    """Use one part of a multimodal checkpoint: `language` is its text decoder, under the tensor names of a text model. Its encoders
-    have no delta; the step `grow: components` adds them to the result."""
+    """Use one part of a multimodal checkpoint: `language` is its text decoder. `grow: components` adds the encoders to the result."""
 
     @model_validator(mode="before")
     @classmethod

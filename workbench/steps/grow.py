@@ -13,8 +13,8 @@ from pydantic import BeforeValidator, PrivateAttr
 
 from workbench.models.layout import Model
 from workbench.steps.merge import Measured
-from workbench.steps.new_training import NewTraining
 from workbench.steps.step import BrickStep, KeyContext, Problem
+from workbench.steps.training import NewTraining
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
@@ -90,11 +90,6 @@ class GrowMethod(BrickStep):
         bound = self.model_copy()
         bound._whole_sources = sources
         return bound
-
-    @property
-    def training(self) -> NewTraining | None:
-        """Settings for training the parameters that the step adds; None if the step does not train them."""
-        return self.train
 
     def files(self) -> list[str]:
         """Return the files that the method and `train` read."""

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 from pydantic import SerializerFunctionWrapHandler, model_serializer
 
 from workbench.models.layout import Model
+from workbench.results import Part
 from workbench.steps.fields import MergeWhere
 from workbench.steps.step import BrickStep, KeyContext, Problem
 
@@ -23,9 +24,8 @@ if TYPE_CHECKING:
     from workbench.weights.specs import TensorSpec, Weights
 
 
-@dataclass(frozen=True)
-class Laws:
-    """Properties that a merge method declares. A test checks exactly the declared properties, and the docs list them."""
+class Laws(Part):
+    """Properties that a merge method guarantees; a test checks exactly these, and its page lists them."""
 
     zero_is_base: bool = True
     """If all weights or all deltas are 0, the result is the base."""
@@ -36,23 +36,22 @@ class Laws:
     linear_in_weight: bool = False
     """Doubling all weights doubles the delta."""
     arity: tuple[int, int | None] = (1, None)
-    """Smallest and largest number of bricks; None stands for any number."""
+    """Smallest and largest number of bricks; null for any number."""
     passes: int = 1
     """Number of times that every delta is read."""
     spaces: tuple[str, ...] = ("full",)
-    """Representations that it can work on: "full" for whole deltas, "core" for the small matrices of stacked LoRA factors
-    (`merge/core.py`)."""
+    """Representations that it can work on: "full" for whole deltas, "core" for the small matrices of stacked LoRA factors."""
+    # If it holds, the core space gives the same numbers as whole deltas, and a method that holds whole tensors runs there for adapters.
     rotation_invariant: bool = False
-    """If orthogonal matrices rotate all deltas, the result is rotated by them too. For adapters, the core space then gives the
-    same numbers as whole deltas, and a method that holds whole tensors always runs there."""
+    """If orthogonal matrices rotate all deltas, the result is rotated by them too."""
     exact_rank: bool = False
-    """Adapters merge to an adapter: the rank of the result is at most the sum of the bricks' ranks."""
+    """Adapters merge to an adapter whose rank is at most the sum of the bricks' ranks."""
     memory: Literal["stream", "tensor", "model"] = "stream"
     """Memory that it needs at a time: a few blocks, a few copies of one tensor, or a live model."""
     needs: Literal["tensor", "texts", "model"] = "tensor"
     """Inputs besides the weights: none, calibration texts, or a live model run on texts."""
     random: bool = False
-    """The method draws random numbers; the recipe's seed is then part of the step's key."""
+    """The method draws random numbers from the recipe's seed."""
 
 
 class MergeMethod(BrickStep):

@@ -1,20 +1,20 @@
-"""Base class of recipe steps: the interface that the rest of the workbench uses."""
+"""Base class of recipe steps, the interface that the rest of the workbench uses, and the registry of methods."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol, Self, TypeVar, get_args
 
 from pydantic import Field
+from pydantic.fields import FieldInfo
 
 from workbench.errors import nearest
 from workbench.steps.fields import NAME, BrickEntry, Strict
+from workbench.trust import Plugin
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model
-    from workbench.steps.new_training import NewTraining
 
 
 VERBS: dict[str, int] = {}
@@ -73,19 +73,6 @@ class KeyContext(Protocol):
         """Return the digest of a set of neurons."""
 
 
-@dataclass(frozen=True)
-class Plugin:
-    """Origin of a method outside this package.
-
-    Attributes:
-        source: Distribution and version, or the path of a method file of a project.
-        digest: Digest of its code; part of every cache key of its steps.
-    """
-
-    source: str
-    digest: str
-
-
 class Step(Strict):
     """One step of a recipe: `{merge|edit|grow|route: METHOD}` and the method's fields."""
 
@@ -133,11 +120,6 @@ class Step(Strict):
     @property
     def efficacy_gate(self) -> float | None:
         """Smallest share of the step's facts that the model must say for a run to succeed; None for steps that teach no facts."""
-        return None
-
-    @property
-    def training(self) -> NewTraining | None:
-        """Settings for training the parameters that the step adds; None if the step does not train them."""
         return None
 
     def names(self) -> list[str] | None:
@@ -280,3 +262,40 @@ class BrickStep(Step):
                 return kind
             stack.extend(get_args(kind))
         return BrickEntry
+
+
+REGISTERED: dict[str, type[Step]] = {}
+"""Tag -> class of every built-in method whose file has been imported; `recipe.methods` imports them all."""
+OUTSIDE: dict[tuple[str, str], type[Step]] = {}
+"""(Module, tag) -> class of every registered method outside this package; `recipe.plugins` decides which of them apply."""
+S = TypeVar("S", bound=type[Step])
+
+
+def verbs() -> tuple[str, ...]:
+    """Return the verbs of all kinds of step, in the order of the lists of methods."""
+    return tuple(sorted(VERBS, key=lambda verb: (VERBS[verb], verb)))
+
+
+def register(cls: S) -> S:
+    """Register a method under its verb and name, which its field names: `merge: Literal["ties"]`.
+
+    Raises:
+        TypeError: If the class has no such field.
+        RuntimeError: If another class is registered under the name.
+    """
+    verb = cls.verb
+    fields: dict[str, FieldInfo] = type.__getattribute__(cls, "model_fields")
+    names = get_args(fields[verb].annotation) if verb in fields else ()
+    if len(names) != 1 or not isinstance(names[0], str):
+        raise TypeError(f'{cls.__name__}: expected a field {verb}: Literal["NAME"]')
+    cls.name, cls.tag = names[0], f"{verb}:{names[0]}"
+    if cls.__module__.partition(".")[0] != __name__.partition(".")[0]:
+        registered = OUTSIDE.get((cls.__module__, cls.tag))
+        if registered is not None and registered.__qualname__ != cls.__qualname__:
+            raise RuntimeError(f"{registered.__name__} and {cls.__name__} are both {verb} method '{cls.name}'")
+        OUTSIDE[cls.__module__, cls.tag] = cls
+        return cls
+    if cls.tag in REGISTERED and REGISTERED[cls.tag].__module__ != cls.__module__:
+        raise RuntimeError(f"{cls.tag} is registered by {REGISTERED[cls.tag].__module__} and by {cls.__module__}")
+    REGISTERED[cls.tag] = cls
+    return cls

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from workbench.identity import installed
 from workbench.models.tokenizer import load_tokenizer
 from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
@@ -15,7 +16,6 @@ from workbench.train.objective import CROSS_ENTROPY, Objective
 from workbench.train.run import LIBRARIES, final_loss
 from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     from torch import Tensor

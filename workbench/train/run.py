@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.files import json_digest, write_text
+from workbench.identity import installed
 from workbench.models.identity import loaded_tokens_digest
 from workbench.models.tokenizer import load_tokenizer
 from workbench.steps import TrainMethod
@@ -27,7 +28,6 @@ from workbench.train.orthogonal import Orthogonal
 from workbench.train.resume import model_digest, open_saves
 from workbench.train.spec import TrainSpec
 from workbench.train.surroundings import THREADS, quiet, reproducible
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     import torch

@@ -20,8 +20,8 @@ import xxhash
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, naming_file, sync, write_text
+from workbench.identity import installed
 from workbench.lazy import torch
-from workbench.versions import installed
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.compiled import backend

@@ -7,7 +7,7 @@ from typing import Any, Self, cast
 
 from pydantic import ConfigDict, Field
 
-from workbench.results import Number, Part
+from workbench.results import Part
 
 
 class Document(Part):
@@ -46,25 +46,3 @@ class LeftOutDocument(Document):
     """Name of the configuration."""
     reason: str
     """Reason for skipping it."""
-
-
-class FactsSaid(Document):
-    """Counts of the facts that a model says after an edit step."""
-
-    facts: int
-    """Number of facts that the step teaches."""
-    said: int
-    """Number of facts whose target the model says, by greedy decoding."""
-    min_efficacy: Number
-    """Smallest share of facts that the model must say, from 0 to 1."""
-    not_said: list[str]
-    """Ids of the facts that the model does not say."""
-
-
-class MethodOrigin(Document):
-    """Origin of a method that is not built in."""
-
-    source: str
-    """Distribution and version, or path of a method file of the project."""
-    digest: str
-    """Digest of the method's code."""

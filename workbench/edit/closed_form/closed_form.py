@@ -17,7 +17,7 @@ from workbench.facts import Fact, latest
 from workbench.models.layout import Model
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, MethodContext
-from workbench.steps.registry import REGISTERED
+from workbench.steps.step import REGISTERED
 
 
 class ClosedForm(Preset):

@@ -9,7 +9,7 @@ from typing import Any
 from workbench.errors import InvalidRecipeError
 from workbench.evaluate.facts.wanted import Wanted, ranked, read_step, streams_of, wanted
 from workbench.facts import Fact
-from workbench.recipe.eval_fields import FactsEval, SequentialEval
+from workbench.recipe.fields import FactsEval, SequentialEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.steps import Step
 

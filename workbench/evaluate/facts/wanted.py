@@ -13,7 +13,7 @@ import xxhash
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Start, Stream, read_facts, read_stream
 from workbench.files import json_digest
-from workbench.recipe.eval_fields import FactsEval
+from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.resolve.resolved import Resolved
 from workbench.run.kinds.edit import FACTS

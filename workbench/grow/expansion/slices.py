@@ -23,7 +23,7 @@ from pydantic_core import CoreSchema, InitErrorDetails, PydanticCustomError
 from workbench.errors import nearest
 from workbench.steps import MergeMethod, Problem, Step
 from workbench.steps.fields import Real, Strict, Whole
-from workbench.steps.registry import REGISTERED
+from workbench.steps.step import REGISTERED
 
 Range = tuple[Whole, Whole]
 

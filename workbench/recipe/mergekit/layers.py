@@ -265,13 +265,7 @@ class _Translation:
         return self._matched(pairs, entries, t)
 
     def _matched(self, pairs: Sequence[tuple[str, str]] | None, entries: Sequence[ParameterEntry], t: float) -> dict[str, float]:
-        """Return factors by glob.
-
-        Args:
-            pairs: (Name in mergekit, name in the recipe) of the tensors; None if they are not known.
-            entries: The values of `scale` in the file.
-            t: Relative depth within the slice, for gradients.
-        """
+        """Return factors by glob."""
         values = [(entry.filter, float(_at(entry.value, t))) for entry in entries]
         by_glob: dict[str, float] = {}
         for text, value in values:

@@ -1,19 +1,20 @@
-"""Locations of the models that a mergekit file names, and their names and references in a recipe."""
+"""Locations of the models that a mergekit file names, their names in a recipe, the order of its documents, and the text of the recipe."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import textwrap
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError, shell
+from workbench import yamldoc
+from workbench.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.models.layout import Layout, Model
 from workbench.models.tied import tied_embeddings
 from workbench.recipe.mergekit.config import Reference
-from workbench.recipe.mergekit.text import recipe_text
 from workbench.weights.checkpoint import Checkpoint
 
 
@@ -184,3 +185,111 @@ def _model(path: Path | None) -> Model | None:
     except WorkbenchError:
         return None
     return model
+
+
+def in_order(documents: list[yamldoc.Document], to: Path | None) -> list[tuple[str, yamldoc.Document]]:
+    """Return the documents with their names, each after those that it uses; the result comes last.
+
+    The result is the document without a name; if all have one, it is the last of the file.
+
+    Args:
+        documents: The documents of the file.
+        to: The recipe file of the result.
+
+    Raises:
+        WorkbenchError: If there is no output file, names repeat, two documents have no name, or documents use each other in a circle.
+    """
+    if to is None:
+        raise documents[1].error(
+            (),
+            f"the file has {len(documents)} documents, which become {len(documents)} recipes",
+            "Name the file of the last one with -o.",
+        )
+    named: dict[str, yamldoc.Document] = {}
+    for document in documents:
+        data = document.data
+        if not isinstance(data, Mapping) or "merge_method" not in data:
+            raise document.error((), "expected a mergekit configuration with a merge_method", "Give a file for `mergekit-multi`.")
+        name = str(data.get("name") or "")
+        if name in named:
+            what = f"two documents are called '{name}'" if name else "two documents have no name"
+            raise document.error(("name",), f"{what}; mergekit rejects this too", "Add `name:` to all but the last document.")
+        named[name] = replace(document, data={key: value for key, value in data.items() if key != "name"})
+    uses = {name: [other for other in named if other and other in set(_texts(document.data))] for name, document in named.items()}
+    order: list[str] = []
+    for name in named:
+        _visit(name, uses, order, ())
+    result = "" if "" in named else list(named)[-1]
+    order.sort(key=lambda name: name == result)
+    if any(result in uses[name] for name in order):
+        raise documents[-1].error((), f"'{result}' is used by another document, so it is not the result", "Move it to the front.")
+    return [(name if name != result else "", named[name]) for name in order]
+
+
+def _visit(name: str, uses: Mapping[str, list[str]], order: list[str], above: tuple[str, ...]) -> None:
+    """Append a document to `order` after those that it uses."""
+    if name in above:
+        raise InvalidRecipeError(
+            f"documents use each other: {' -> '.join((*above[above.index(name) :], name))}", "Remove one of these uses."
+        )
+    if name in order:
+        return
+    for other in uses[name]:
+        _visit(other, uses, order, (*above, name))
+    order.append(name)
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield every text in a document, and the model in references such as MODEL+LORA."""
+    if isinstance(value, str):
+        yield value.partition("+")[0].partition("@")[0]
+    for inner in value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ():
+        yield from _texts(inner)
+
+
+_BLOCKS = ("bricks", "parameters")
+WIDTH = 130
+
+
+def comment(text: str) -> str:
+    """Return a YAML comment, wrapped if it is long."""
+    return "\n".join(textwrap.wrap(text, WIDTH, initial_indent="# - ", subsequent_indent="#   ", break_long_words=False))
+
+
+def recipe_text(data: Mapping[str, Any], head: Iterable[str]) -> str:
+    """Return the text of a recipe: head lines, then fields. Mappings of bricks and lists of rules have one entry per line."""
+    lines = list(head)
+    for key, value in data.items():
+        lines += _field(key, value, "")
+    return "\n".join(lines) + "\n"
+
+
+def _field(key: str, value: Any, indent: str) -> list[str]:
+    """Return the lines of a field; some mappings and lists of rules are written as blocks."""
+    head = f"{indent}{_inline(key)}:"
+    if isinstance(value, dict) and value and (key in _BLOCKS or _has_rules(value)):
+        return [head, *(line for name, inner in value.items() for line in _field(name, inner, indent + "  "))]
+    if _is_rules(value):
+        entries = []
+        for entry in value:
+            if "merge" in entry or ("grow" in entry and len(_inline(entry)) > WIDTH - 10):
+                first, *rest = (line for k, v in entry.items() for line in _field(k, v, indent + "    "))
+                entries += [f"{indent}  - {first.strip()}", *rest]
+            else:
+                entries.append(f"{indent}  - {_inline(entry)}")
+        return [head, *entries]
+    return [f"{head} {_inline(value)}"]
+
+
+def _is_rules(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, dict) for entry in value)
+
+
+def _has_rules(value: Any) -> bool:
+    return _is_rules(value) or (isinstance(value, dict) and any(_has_rules(inner) for inner in value.values()))
+
+
+def _inline(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text = yamldoc.dump(value, default_flow_style=True, width=10**6)
+    return text.removesuffix("...\n").strip()

@@ -86,11 +86,6 @@ def complement(value: Setting) -> Setting:
     return round(1.0 - value, 12)
 
 
-def entries_of(parameter: Parameter, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
-    """Return the values of a parameter in the order in which mergekit tries them, with numbers converted as mergekit does."""
-    return _converted(parameter, _entries(parameter.name, scopes, report), report)
-
-
 def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
     """Return all values of a parameter in the order in which mergekit tries them, up to the first one without a filter."""
     collected: list[ParameterEntry] = []
@@ -116,15 +111,14 @@ def _entries(name: str, scopes: Iterable[Scope], report: ImportReport) -> list[P
     return collected
 
 
-def _converted(parameter: Parameter, entries: list[ParameterEntry], report: ImportReport) -> list[ParameterEntry]:
-    """Convert scalars to the parameter's kind as mergekit does, which reads "1e-5" as a number."""
+def entries_of(parameter: Parameter, scopes: Iterable[Scope], report: ImportReport) -> list[ParameterEntry]:
+    """Return the values of a parameter in the order in which mergekit tries them, converted to its kind: mergekit reads "1e-5" as a number."""
     done = []
-    for entry in entries:
+    for entry in _entries(parameter.name, scopes, report):
         values = entry.value if isinstance(entry.value, list) else [entry.value]
         if not all(isinstance(v, _SCALARS) for v in values):
-            report.refuse(
-                entry.path, f"expected a value, a list of values or a list of {{filter:, value:}}, found {entry.value!r}"
-            )
+            expected = "expected a value, a list of values or a list of {filter:, value:}"
+            report.refuse(entry.path, f"{expected}, found {entry.value!r}")
             continue
         try:
             checked = [parameter.validate(v) for v in values]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.compare.costs import costs_of
 from workbench.files import json_digest
+from workbench.identity import installed
 from workbench.recipe.recipe import Recipe, dump_steps
-from workbench.versions import installed
 
 if TYPE_CHECKING:
     from workbench.evaluate.lineup import LineupEntry

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +15,14 @@ from workbench.edit.closed_form.continuing import HISTORY, STREAM
 from workbench.facts import Fact, read_facts, write_facts
 from workbench.files import file_digest, json_digest, read_json, write_json
 from workbench.lazy import torch
-from workbench.manifest import changing, publish_sealed, reusable
+from workbench.manifest import changing, reusable
 from workbench.models.identity import tokens_digest, vocabulary_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.efficacy import is_counted
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
-from workbench.run.session import LiveSession, live_session
+from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
@@ -104,12 +102,8 @@ def _solved(step: EditMethod, context: StepContext, current: Model, earlier: Seq
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
     edits = [result.kept for result in earlier if result.kept and result.folder == "edits"]
     edit = step.solve(replace(session.context, earlier=edits))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
-        partial = Path(folder) / "edit"
+    with context.made(place) as partial:
         write_edit(edit, step, partial, session)
-        resolved.check_inputs()
-        publish_sealed(partial, place)
     return place
 
 

@@ -16,9 +16,8 @@ from workbench.models.live import compute, live_model
 from workbench.models.skeleton import check_decoder
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
-from workbench.run.kind import StepContext
+from workbench.run.kind import StepContext, shapes_of_brick
 from workbench.run.kinds.train import TrainKind
-from workbench.run.shapes import shapes_of_brick
 from workbench.steps import FuseMethod
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec
 

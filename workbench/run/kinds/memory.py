@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,16 +10,15 @@ from workbench.facts import write_facts
 from workbench.facts.credibility import Credibility
 from workbench.facts.log import ADD, RECIPE, append, lines_of
 from workbench.files import write_json
-from workbench.manifest import publish_sealed, reusable
+from workbench.manifest import reusable
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
-from workbench.resolve.beside import MemoryAt
+from workbench.resolve.output import MemoryAt
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
-from workbench.run.efficacy import is_counted
 from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.memories import FACTS, RECORD, SavedMemory, save_tensors_of
-from workbench.run.session import live_session
+from workbench.run.teaching import is_counted, live_session
 from workbench.steps import MemoryMethod, Remembered
 
 
@@ -66,9 +64,7 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
     memory = step.solve(session.context)
     fresh = Credibility(1, 1, True, (), step.alpha, step.decay, step.floor)
     step.check_together([Remembered(fact, memory.tensors[fact.id], fresh) for fact in memory.facts])
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
-        partial = Path(folder) / "memory"
+    with context.made(place) as partial:
         partial.mkdir()
         append(partial, 1, lines_of(ADD, memory.facts, RECIPE, None))
         write_facts(partial / FACTS, sorted(memory.facts, key=lambda fact: fact.id))
@@ -85,6 +81,4 @@ def _learned(step: MemoryMethod, context: StepContext, current: Model) -> Path:
             "record": memory.record,
         }
         write_json(partial / RECORD, record, indent=2)
-        resolved.check_inputs()
-        publish_sealed(partial, place)
     return place

@@ -24,9 +24,8 @@ from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
-from workbench.run.costs import Needs, numel, set_row
+from workbench.run.costs import Merged, Needs, largest, merge_bytes, numel, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
-from workbench.run.peaks import Merged, largest, merge_bytes
 from workbench.steps import Measured, MergeContext, MergeMethod
 from workbench.weights.masks import TensorMask
 from workbench.weights.parallel import one_thread

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,7 @@ from workbench.adapters.linear import linear_bytes, linear_factors
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
 from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable
+from workbench.manifest import reusable
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
@@ -24,13 +23,11 @@ from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
 from workbench.route.deciding.samples import NEGATIVES
 from workbench.route.mixing.modules import check_places
-from workbench.run.brick_statistics import known_statistics
+from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
-from workbench.run.kind import Kind, StepContext, StepResult, place_of
-from workbench.run.recipe_adapters import cached_adapter
-from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
-from workbench.run.shapes import specs_before
+from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
+from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows, known_statistics
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.saving import save_tensors
@@ -165,30 +162,18 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
         "record": router.record,
     }
     _check_finite(record, context.id)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fitting-") as folder:
-        unfinished = Path(folder) / "router"
+    with context.made(place) as unfinished:
         unfinished.mkdir()
         save_tensors(state, unfinished / TENSORS)
         write_json(unfinished / RECORD, record, indent=2)
         SavedRouter(unfinished).router  # noqa: B018  what is stored must open again
-        resolved.check_inputs()
-        publish_sealed(unfinished, place)
     return place
 
 
 def _known(
     step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
 ) -> dict[str, KeptStates]:
-    """Return brick -> states of its prompts on the current model, from the cards of the bricks.
-
-    Args:
-        step: The step; methods that read no hidden states need none.
-        resolved: The recipe.
-        solved_on: Digest of the current weights.
-        tokenizer: Directory of the current tokenizer.
-        told: Receives a line for each brick whose statistics do not fit.
-    """
+    """Return brick -> states of its prompts on the current model, from the cards of the bricks."""
     if not isinstance(step, PooledRoute):
         return {}
     digest = tokenizer_digest(tokenizer)

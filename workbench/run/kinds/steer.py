@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,14 +12,14 @@ from workbench.bricks.card import BaseRecord, BrickCard, write_card
 from workbench.edit.steer import Steer
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
-from workbench.manifest import publish_sealed, reusable
+from workbench.manifest import reusable
 from workbench.models.identity import tokens_digest
 from workbench.models.layout import Model
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel
 from workbench.run.kind import Kind, StepContext, StepResult, place_of
-from workbench.run.session import live_session
+from workbench.run.teaching import live_session
 from workbench.weights.digests import tensor_digests
 from workbench.weights.lowrank import Factors, LowRankSum
 
@@ -81,9 +80,7 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
     session = live_session(resolved, context.number, current, context.device, context.progress("edit"), rounded_to=torch.float32)
     steering = step.solve(session.context)
     base = BaseRecord(id=resolved.recipe.fields.base_name, digest=resolved.base_digest)
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=place.parent, prefix=".solving-") as folder:
-        partial = Path(folder) / "edit"
+    with context.made(place) as partial:
         shifts = {steering.modules[layer]: (shift, steering.widths[layer]) for layer, shift in steering.shifts.items()}
         write_shifts(partial, shifts, base.id, fan_in_fan_out=steering.transposed)
         made = {
@@ -105,6 +102,4 @@ def _measured(step: Steer, context: StepContext, current: Model) -> Path:
         }
         card = BrickCard(version=1, kind="adapter", base=base, **fields)
         write_card(partial, card, made_by="workbench run", record=RECORD)
-        resolved.check_inputs()
-        publish_sealed(partial, place)
     return place

@@ -1,18 +1,19 @@
-"""Checks of edit steps that continue the stream of an earlier run, or that start from its result without the stream."""
+"""Checks of edits: bricks that were solved on other weights, and steps that continue the stream of an earlier run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from workbench.bricks.brick import Brick
 from workbench.bricks.card import read_card
 from workbench.bricks.hub import CARD, Hub
 from workbench.edit.closed_form.continuing import RECORD, Earlier, edits_of, without_history
 from workbench.edit.closed_form.preset import Preset
-from workbench.errors import InvalidRecipeError
+from workbench.errors import InvalidRecipeError, WorkbenchError, shell
 from workbench.files import read_json
 from workbench.models.identity import tokens_digest, vocabulary_digest
-from workbench.resolve.checks import read_digest, read_state
-from workbench.resolve.findings import Findings
+from workbench.resolve.findings import Findings, read_digest, read_state
 from workbench.resolve.resolved import Resolved
 from workbench.steps import EditMethod
 
@@ -91,3 +92,68 @@ def _starts_anew(resolved: Resolved) -> Iterator[str]:
         yield text + (
             reason or f"the step does not name it; to continue it, write `continues: runs/{run.name}` and the base of that run"
         )
+
+
+def edit_record(brick: Brick) -> dict[str, Any] | None:
+    """Return the record of an edit brick, with the weights that it was solved on; None for other bricks."""
+    record = read_json(brick.path / "edit.json")
+    return record if isinstance(record, dict) and "solved_on" in record else None
+
+
+def check_edit(brick: Brick, resolved: Resolved, hub: Hub) -> None:
+    """Raise WorkbenchError if an edit was solved on another base."""
+    record = edit_record(brick)
+    if record is not None and record.get("base") != read_digest(resolved, hub):
+        raise WorkbenchError(
+            f"{brick.label}: this edit was solved on another base (digest {str(record.get('base'))[:10]}, "
+            f"this base has {resolved.base_digest[:10]})",
+            f"Solve it on this base: `{_rebase(brick, resolved, resolved.recipe.fields.base_name)}`.",
+        )
+
+
+def edit_warnings(resolved: Resolved, hub: Hub, findings: Findings) -> list[str]:
+    """Return a warning for each edit brick that a step changes, or adds to weights other than those that it was solved on.
+
+    Args:
+        resolved: The recipe.
+        hub: Access to the hub.
+        findings: Receives the checks that are left to `run`.
+    """
+    warnings: list[str] = []
+    recipe = resolved.recipe
+    for name, brick in resolved.on_disk.items():
+        record = edit_record(brick)
+        if record is None:
+            continue
+        for i, (step, step_id) in enumerate(zip(recipe.steps, recipe.step_ids, strict=True)):
+            if not step.merges or name not in recipe.used_bricks(step):
+                continue
+            with findings.or_at_run(f"{brick.label}: the edit was solved on the weights that step '{step_id}' adds it to"):
+                if reason := _inexact(record, name, resolved, i, hub):
+                    warnings.append(f"{brick.label}: an edit, {reason}. {_survival(brick, resolved)}")
+                    break
+    return warnings
+
+
+def _inexact(record: Mapping[str, Any], name: str, resolved: Resolved, number: int, hub: Hub) -> str | None:
+    """Return why a merge step may lose facts of an edit, as a clause; None if it adds the edit as it was solved."""
+    step, step_id = resolved.recipe.steps[number], resolved.recipe.step_ids[number]
+    if altered := step.alters(name, resolved.recipe.used_bricks(step), step_id):
+        return altered
+    if read_state(resolved, number, hub) != record.get("solved_after"):
+        return f"which was not solved on the weights that step '{step_id}' adds it to"
+    return None
+
+
+def _survival(brick: Brick, resolved: Resolved) -> str:
+    """Return advice on measuring how many facts survive, and on solving the edit again."""
+    recipe, target = str(resolved.recipe.path or "RECIPE"), resolved.recipe.fields.bricks[brick.name].target
+    text = "The result may lose facts"
+    if (brick.path / "facts.jsonl").is_file():
+        text += f": `{shell('workbench', 'eval', recipe, '--suite', f'facts:{target}/facts.jsonl')}` measures how many survive"
+    return f"{text}. To keep them, solve the edit again on the result and add it in a last step: `{_rebase(brick, resolved, recipe)}`"
+
+
+def _rebase(brick: Brick, resolved: Resolved, onto: str) -> str:
+    target = resolved.recipe.fields.bricks[brick.name].target
+    return shell("workbench", "edit", "rebase", target, "--onto", onto, "-o", f"bricks/{brick.name}-rebased")

@@ -1,8 +1,10 @@
-"""Results of recipes as adapters: checks, conversion and size."""
+"""Results of recipes other than a checkpoint: an adapter, or a memory or router that acts on a live model."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from workbench.adapters.approximate import AdaptedWeights, Policy
 from workbench.adapters.read import Adapter
@@ -12,6 +14,31 @@ from workbench.models.layout import Model
 from workbench.recipe.recipe import Recipe
 from workbench.recipe.schema import Output
 from workbench.weights.specs import TensorSpec
+
+
+@dataclass(frozen=True)
+class MemoryAt:
+    """A memory directory at a version, with the digest of its content at that version."""
+
+    path: Path
+    version: int
+    digest: str
+
+
+@dataclass(frozen=True)
+class RouterAt:
+    """A fitted router on disk, and the bricks that it chooses among.
+
+    Attributes:
+        path: Directory with routing.json and router.safetensors.
+        adapters: Brick -> directory of its PEFT adapter, in the router's order.
+        digest: Digest of everything that decides which bricks act, and of the bricks.
+    """
+
+    path: Path
+    adapters: Mapping[str, Path]
+    digest: str
+
 
 ACCEPTED = 0.5
 """Largest relative error of an adapter, unless the recipe's `output` says otherwise."""

@@ -1,14 +1,15 @@
-"""Document of `search`."""
+"""The result of a search, which `search --json` prints, search.json holds and reports show."""
 
 from __future__ import annotations
 
 from typing import Any, Literal
 
-from workbench.cli.documents.document import Document, optional
-from workbench.results import Number
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
+
+from workbench.results import Number, Part, Result, absent
 
 
-class HalfCounts(Document):
+class HalfCounts(Part):
     """Numbers for the two halves of the items."""
 
     search: int
@@ -17,7 +18,7 @@ class HalfCounts(Document):
     """Number for the items that only the best candidates are tested on."""
 
 
-class ObjectiveDocument(Document):
+class ObjectiveRow(Part):
     """An objective of a search: a mean of metrics."""
 
     name: str
@@ -32,7 +33,7 @@ class ObjectiveDocument(Document):
     """Numbers of clusters."""
 
 
-class ControlDocument(Document):
+class ControlRow(Part):
     """A control of a search, scored on all search items."""
 
     name: str
@@ -46,7 +47,7 @@ class ControlDocument(Document):
     without an error estimate."""
 
 
-class LossDocument(Document):
+class Loss(Part):
     """What a candidate loses on a guarded task against the base, on search items."""
 
     task: str
@@ -55,12 +56,15 @@ class LossDocument(Document):
     """Loss in the metric's units; negative for a gain."""
     tolerance: Number | None
     """Largest loss that counts as safe; null if the suite gives none for this metric."""
+    # It is harmful if it exceeds the tolerance; without a tolerance, if the paired interval lies beyond 0.
     harmful: bool
     """Whether the loss excludes the candidate."""
 
 
-class TrialDocument(Document):
+class TrialRow(Part):
     """A candidate of a search."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
 
     arm: Literal["search", "random"]
     """"search" for a candidate of the sampler, "random" for one of the random baseline."""
@@ -72,27 +76,32 @@ class TrialDocument(Document):
     """Dimension -> value."""
     scores: list[Number] | None
     """Score on search items by objective; an estimate for a candidate that was stopped early; null for one that failed."""
-    digest: str = optional()
+    digest: str | None = None
     """Digest of the candidate's weights."""
-    stage: int = optional()
+    stage: int | None = None
     """Stage at which scoring ended, from 0."""
-    stopped: bool = optional()
+    stopped: bool | None = None
     """Whether scoring was stopped early, because another configuration is better."""
-    items: int = optional()
+    items: int | None = None
     """Number of items that were scored."""
-    beaten_by: str | None = optional()
+    beaten_by: str | None = None
     """Configuration that stopped the candidate."""
-    seconds: dict[str, Number] = optional()
+    seconds: dict[str, Number] | None = None
     """Part of the work -> wall time in seconds; "all" is the total."""
-    error: str = optional()
+    error: str | None = None
     """Error of a candidate that failed."""
-    intervals: list[list[Number] | None] = optional()
+    intervals: list[list[Number] | None] | None = None
     """Intervals as for controls, for a candidate that was scored on all search items."""
-    guarded: list[LossDocument] = optional()
+    guarded: list[Loss] | None = None
     """Losses on guarded tasks, for a candidate that was scored on all search items."""
 
+    @model_serializer(mode="wrap")
+    def _as_recorded(self, handler: SerializerFunctionWrapHandler):  # type: ignore[no-untyped-def]
+        """Leave out the fields that the candidate's record lacks. A return type would replace the schema of the class."""
+        return {name: value for name, value in handler(self).items() if name in self.model_fields_set}
 
-class UnbeatenDocument(Document):
+
+class Unbeaten(Part):
     """A configuration that no candidate beats."""
 
     name: str
@@ -105,7 +114,7 @@ class UnbeatenDocument(Document):
     """Score on test items by objective."""
 
 
-class TestedRow(Document):
+class TestedRow(Part):
     """A configuration that was scored on test items."""
 
     name: str
@@ -125,7 +134,7 @@ class TestedRow(Document):
     """Control with the same weights."""
 
 
-class GapDocument(Document):
+class ShownGap(Part):
     """A paired difference of an objective, higher is better."""
 
     diff: Number
@@ -140,14 +149,14 @@ class GapDocument(Document):
     """Number of clusters of the task with the fewest."""
 
 
-class VerdictDocument(Document):
+class CandidateVerdict(Part):
     """A candidate against the best control on one objective."""
 
     objective: str
     """Name of the objective."""
-    test: GapDocument
+    test: ShownGap
     """Difference on test items."""
-    search: GapDocument
+    search: ShownGap
     """Difference on search items."""
     verdict: Literal["better", "worse", "cannot tell", "no item changed"]
     """Verdict on test items."""
@@ -157,20 +166,20 @@ class VerdictDocument(Document):
     """Difference on search items minus the difference on test items."""
 
 
-class SearchTest(Document):
+class SearchTest(Part):
     """The test of the best candidates on items that no candidate has seen."""
 
     baseline: str
     """Name of the best control."""
     rows: list[TestedRow]
     """Tested configurations, controls first."""
-    against: dict[str, list[VerdictDocument]]
+    against: dict[str, list[CandidateVerdict]]
     """Candidate -> verdict by objective."""
     comparison: dict[str, Any]
     """Comparison by task, as in the JSON file that `report` writes."""
 
 
-class SearchDocument(Document):
+class SearchResult(Result):
     """The result of a search, which is also written to search.json in its folder."""
 
     version: Literal[1]
@@ -187,7 +196,7 @@ class SearchDocument(Document):
     """Name of the sampler."""
     seed: int
     """Seed of the sampler."""
-    objectives: list[ObjectiveDocument]
+    objectives: list[ObjectiveRow]
     """The objectives."""
     space: dict[str, dict[str, Any]]
     """Dimension -> its range or choices."""
@@ -195,9 +204,9 @@ class SearchDocument(Document):
     """Numbers of items over all tasks."""
     stages: list[int]
     """Numbers of items after which a poor candidate can be stopped."""
-    controls: list[ControlDocument]
+    controls: list[ControlRow]
     """Base, bricks alone, their average, and other controls."""
-    trials: list[TrialDocument]
+    trials: list[TrialRow]
     """Finished candidates, in order."""
     importances: dict[str, dict[str, Number]]
     """Objective -> dimension -> share of the variation in scores that it explains; empty after few candidates."""
@@ -207,13 +216,13 @@ class SearchDocument(Document):
     """Candidate -> recipe file that was written for it, relative to the project."""
     best_control: str
     """The control with the best scores on search items."""
-    unbeaten: list[UnbeatenDocument] = optional()
+    unbeaten: list[Unbeaten] | None = absent()
     """Configurations that no candidate beats, if all candidates were stopped early."""
-    front: list[str] = optional()
+    front: list[str] | None = absent()
     """Members of the Pareto front, with several objectives."""
-    hypervolume: list[Number] = optional()
+    hypervolume: list[Number] | None = absent()
     """Area that the Pareto front covers after each complete candidate, with two objectives; empty with more."""
-    guarded: list[str] = optional()
+    guarded: list[str] | None = absent()
     """What the search and the test found on guarded tasks: what is excluded, and verdicts of the winners other than safe."""
     warnings: list[str]
     """Warnings about the search."""

@@ -23,34 +23,35 @@ from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
-from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
-from workbench.cli.documents.recipes import RecipeDiffDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
-from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
-from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.library.recipediff import RecipeDifference
+from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
+from workbench.run.plan import RunPlan
+from workbench.run.record import RunRecord, RunResult, RunRow
+from workbench.search.result import SearchResult
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
-    "plan": PlanDocument | list[PlanDocument],
-    "run": RunDocument,
+    "plan": RunPlan | list[RunPlan],
+    "run": RunResult,
     "eval": EvalDocument | list[EvalDocument],
     "compare": CompareDocument,
-    "search": SearchDocument,
-    "methods": MethodDocument | list[MethodDocument],
-    "recipe diff": RecipeDiffDocument,
+    "search": SearchResult,
+    "methods": MethodDescription | list[MethodDescription],
+    "recipe diff": RecipeDifference,
     "runs ls": list[RunRow],
     "runs show": RunRecord,
     "brick ls": list[BrickDocument],
     "brick show": ShownBrick,
     "brick extract": ExtractDocument,
-    "brick bake": RunDocument,
+    "brick bake": RunResult,
     "brick advise": AdviceDocument,
     "brick barrier": BarrierDocument,
     "brick transplant": CarriedDocument,

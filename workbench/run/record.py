@@ -1,50 +1,65 @@
-"""Documents of `run`, `plan`, `brick bake` and `runs`."""
+"""Results of runs: what `run` prints, the content of run.json, and rows of `runs ls`."""
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from workbench.cli.documents.document import Document, FactsSaid, MethodOrigin, OpenDocument, optional
-from workbench.results import Number
+from pydantic import ConfigDict, PrivateAttr
+
+from workbench.results import Number, OpenPart, Part, Result, absent
+from workbench.trust import Plugin
 
 
-class StepVerb(OpenDocument):
+class FactsSaid(Part):
+    """Counts of the facts that a model says after an edit step."""
+
+    facts: int
+    """Number of facts that the step teaches."""
+    said: int
+    """Number of facts whose target the model says, by greedy decoding."""
+    min_efficacy: Number
+    """Smallest share of facts that the model must say, from 0 to 1."""
+    not_said: list[str]
+    """Ids of the facts that the model does not say."""
+
+
+class StepVerb(OpenPart):
     """The method of a step: each step has one of the fields `merge`, `edit`, `grow` and `route`."""
 
     id: str
     """Id of the step: its `id` in the recipe, or its verb and method."""
-    merge: str = optional()
+    merge: str | None = absent()
     """Merge method, in merge steps."""
-    edit: str = optional()
+    edit: str | None = absent()
     """Edit or memory method, in edit steps."""
-    grow: str = optional()
+    grow: str | None = absent()
     """Growth method or kind of training, in grow steps."""
-    fuse: str = optional()
+    fuse: str | None = absent()
     """Fuse method, in fuse steps."""
-    route: str = optional()
+    route: str | None = absent()
     """Route method, in route steps."""
 
 
 class StepRecord(StepVerb):
     """A step of a finished run, with further measurements that depend on the method."""
 
-    bricks: list[str] = optional()
+    bricks: list[str] | None = absent()
     """Names of the bricks that a merge step combines, or a route step chooses among."""
-    tensors: int = optional()
+    tensors: int | None = absent()
     """Number of tensors that the step changes or adds."""
-    plugin: MethodOrigin = optional()
+    plugin: Plugin | None = absent()
     """Origin of the method, if it is not built in."""
-    key: str = optional()
+    key: str | None = absent()
     """Key of the weights after the step."""
-    check: dict[str, Any] = optional()
+    check: dict[str, Any] | None = absent()
     """Measurements of the checks of a grow step."""
-    blocks: list[dict[str, Any]] = optional()
+    blocks: list[dict[str, Any]] | None = absent()
     """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    router: dict[str, Any] = optional()
+    router: dict[str, Any] | None = absent()
     """Measurements of a route step: accuracy on calibration prompts, ties, threshold, and others that depend on the method."""
 
 
-class RunDocument(Document):
+class RunResult(Result):
     """The result of a run. One of `model`, `adapter` and `directory` is set, as `output: {form:}` of the recipe says."""
 
     run: str | None
@@ -70,81 +85,13 @@ class RunDocument(Document):
     peak_bytes: int
     """Peak resident memory of the process in bytes."""
 
-
-class PlannedStep(StepVerb):
-    """A step of a plan, with further entries that depend on the method."""
-
-    bricks: dict[str, str] = optional()
-    """Brick name -> adapter, checkpoint or recipe."""
-    passes: int = optional()
-    """Number of times that a merge step reads every delta."""
-    edits: list[dict[str, Any]] = optional()
-    """Steps of recipes used as bricks that are not cached, with their cost."""
-    needs: str = optional()
-    """Inputs that a merge step reads besides tensors: "texts" or "model"."""
-    inputs: list[str] = optional()
-    """Files that the step reads, relative to the project."""
-    trains_on: str = optional()
-    """File or data set that the step trains on."""
-    check: str = optional()
-    """Check of a grow step: "tensors" or "full"."""
-    blocks: list[dict[str, Any]] = optional()
-    """Source of each range of layers of a `grow: stack` step: a brick with its layers, or a merge."""
-    cost: dict[str, Any] = optional()
-    """Work of a step whose result is not cached: numbers of facts, tokens and optimizer steps."""
-    seconds: Number = optional()
-    """Estimated time of this work on one core, in seconds."""
+    @property
+    def place(self) -> str:
+        """Directory of the checkpoint, adapter or configuration."""
+        return self.model or self.adapter or self.directory or ""
 
 
-class DownloadDocument(Document):
-    """A repository of the hub that a run downloads first."""
-
-    repository: str
-    """Id of the repository."""
-    commit: str
-    """Commit of the repository."""
-    files: int
-    """Number of files to download."""
-    bytes: int
-    """Size of the download in bytes."""
-
-
-class PlanDocument(Document):
-    """Prediction of a run, from file headers."""
-
-    recipe: str
-    """Name of the recipe."""
-    key: str | None
-    """Key of the configuration; null until `run` or `eval` has read the inputs once."""
-    run: str | None
-    """Name of the run directory, which has a part of the key; null as long as the key is."""
-    steps: list[PlannedStep]
-    """The steps, in order."""
-    read_bytes: int
-    """Bytes that the run reads."""
-    write_bytes: int
-    """Size of the result in bytes."""
-    peak_bytes: int
-    """Peak memory of the process in bytes; on a CUDA device, the host's part."""
-    seconds: Number
-    """Estimated time in seconds, without downloads."""
-    cached: list[str]
-    """Ids of steps whose result is cached, and "run" if the run is finished."""
-    problems: list[str]
-    """Problems that stop the run, such as a full disk. With a problem, the exit code is 1."""
-    warnings: list[str]
-    """Warnings about the inputs and their licenses."""
-    download_bytes: int
-    """Size of all downloads in bytes."""
-    downloads: list[DownloadDocument]
-    """Downloads that the run makes first."""
-    checked_at_run: list[str]
-    """Checks that need more than file headers, which the run makes before the first step."""
-    device_bytes: int
-    """Peak memory of the CUDA device in bytes; 0 for a run on the CPU."""
-
-
-class RunRow(Document):
+class RunRow(Part):
     """A run directory."""
 
     name: str
@@ -160,104 +107,129 @@ class RunRow(Document):
     """Digest of the result; null for a run that is not finished."""
 
 
-class RunBase(OpenDocument):
+class _Stored(OpenPart):
+    """A part of run.json. An earlier version, or a run that has not finished, may lack any field."""
+
+    model_config = ConfigDict(json_schema_serialization_defaults_required=False)
+
+
+class RunBase(_Stored):
     """The base of a run."""
 
     id: str
     """Directory or hub id of the base, as the recipe names it."""
-    revision: str | None = optional()
+    revision: str | None = absent()
     """Commit of a base from the hub."""
-    digest: str | None = optional()
+    digest: str | None = absent()
     """Digest of the base's weights and configuration."""
 
+    @property
+    def reference(self) -> str:
+        """The base as a recipe names it, at its commit."""
+        return self.id if not self.revision or "@" in self.id else f"{self.id}@{self.revision}"
 
-class RunBrick(OpenDocument):
+
+class RunBrick(_Stored):
     """A brick of a run."""
 
-    kind: str = optional()
+    kind: str | None = absent()
     """adapter, checkpoint or recipe."""
-    revision: str | None = optional()
+    revision: str | None = absent()
     """Commit of a brick from the hub."""
-    digest: str | None = optional()
+    digest: str | None = absent()
     """Digest of the brick's content, or the key of a recipe."""
 
 
-class RunInputs(OpenDocument):
+class RunInputs(_Stored):
     """The inputs of a run."""
 
     base: RunBase
     """The base."""
-    bricks: dict[str, RunBrick] = optional()
+    bricks: dict[str, RunBrick] | None = absent()
     """Brick name -> the brick."""
 
 
-class RunOutput(OpenDocument):
+class RunOutput(_Stored):
     """The result of a run. An adapter has further entries: rank, errors, and tensors saved whole."""
 
-    digest: str = optional()
+    digest: str | None = absent()
     """Digest of the configuration; of the files for an adapter."""
-    tensors: dict[str, Any] = optional()
+    tensors: dict[str, Any] | None = absent()
     """Tensor name -> digest; for an adapter, rank and errors of the update."""
-    parameters: int = optional()
+    parameters: int | None = absent()
     """Number of parameters."""
-    bytes: int = optional()
+    bytes: int | None = absent()
     """Size of the tensors in bytes."""
-    digests: dict[str, str] = optional()
+    digests: dict[str, str] | None = absent()
     """Name of a tensor in an adapter's file -> digest."""
-    memory: str = optional()
+    memory: str | None = absent()
     """Digest of the memory of a configuration."""
-    router: str = optional()
+    router: str | None = absent()
     """Digest of the router of a configuration, and of its bricks."""
 
 
-class RunRecord(OpenDocument):
+class RunRecord(_Stored, Result):
     """The content of a run's run.json."""
 
-    version: Literal[1] = optional()
+    version: Literal[1] | None = absent()
     """Version of the format."""
     status: str
     """"started", "failed" or "done"."""
-    name: str = optional()
+    name: str | None = absent()
     """Name of the recipe."""
     created: str
     """Time at which the run started (ISO 8601, UTC)."""
-    recipe: dict[str, Any] = optional()
+    recipe: dict[str, Any] | None = absent()
     """All fields of the recipe, with their defaults."""
-    seed: int = optional()
+    seed: int | None = absent()
     """The recipe's seed."""
-    manifest: str = optional()
+    manifest: str | None = absent()
     """Name of the file in the run directory that lists all files with their sizes and SHA-256; runs of earlier versions have none."""
     inputs: RunInputs
     """Base and bricks with their digests."""
-    tokenizer: dict[str, Any] | None = optional()
+    tokenizer: dict[str, Any] | None = absent()
     """The vocabulary of the recipe's `tokenizer` block; null without one."""
-    generation: dict[str, Any] = optional()
+    generation: dict[str, Any] | None = absent()
     """Settings of generation_config.json that change generated text."""
-    warnings: list[str] = optional()
+    warnings: list[str] | None = absent()
     """Warnings about the inputs."""
-    licences: dict[str, str] = optional()
+    licences: dict[str, str] | None = absent()
     """License of the base and of every brick; "unknown" if none is stated."""
-    data_licences: list[list[str]] = optional()
+    data_licences: list[list[str]] | None = absent()
     """Rows of brick, data set and license, for the training data on the bricks' cards."""
     device: str
     """Device of the computation."""
-    tf32: bool = optional()
+    tf32: bool | None = absent()
     """Whether TF32 was used; always false."""
-    backend: dict[str, Any] = optional()
+    backend: dict[str, Any] | None = absent()
     """Kernels and compiler that computed the merges."""
-    versions: dict[str, str] = optional()
+    versions: dict[str, str] | None = absent()
     """Library -> version."""
-    error: str = optional()
+    error: str | None = absent()
     """Error of a failed run."""
-    key: str = optional()
+    key: str | None = absent()
     """Key of the configuration."""
-    steps: list[StepRecord] = optional()
+    steps: list[StepRecord] | None = absent()
     """The steps of a finished run, in order."""
-    said: dict[str, FactsSaid] = optional()
+    said: dict[str, FactsSaid] | None = absent()
     """Id of an edit step, or BRICK/STEP -> facts that the model says."""
-    output: RunOutput = optional()
+    output: RunOutput | None = absent()
     """The result of a finished run."""
-    seconds: Number = optional()
+    seconds: Number | None = absent()
     """Wall time of the run in seconds."""
-    peak_bytes: int = optional()
+    peak_bytes: int | None = absent()
     """Peak resident memory of the process in bytes."""
+
+    _written: dict[str, Any] = PrivateAttr(default_factory=dict)
+
+    @classmethod
+    def of(cls, data: Any, label: str, hint: str | None = None) -> Self:
+        """Build the record from parsed JSON; see `Result.of`."""
+        record = super().of(data, label, hint)
+        record._written.update(data)
+        return record
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the content of the file as it was written, the fields of the class first."""
+        written = self._written
+        return {**{name: written[name] for name in type(self).model_fields if name in written}, **written}
