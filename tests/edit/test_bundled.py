@@ -9,6 +9,8 @@ import pytest
 from worlds.places import STARTER
 
 from workbench.edit.closed_form.bundled import known_facts, statistics_texts
+from workbench.edit.closed_form.preserving import generated_prompts
+from workbench.facts import Fact
 
 
 @pytest.fixture(scope="module")
@@ -107,3 +109,15 @@ def test_the_starter_base_knows_most_facts() -> None:
     known = Counter(fact.relation for fact in known_facts() if is_known(fact.text, fact.target_true or ""))
     assert known.total() >= 60
     assert sum(count >= 3 for count in known.values()) >= 8
+
+
+def test_generated_prompts_ask_about_other_subjects() -> None:
+    known = [fact for fact in known_facts() if fact.subject]
+    edited = [Fact("a", "{subject} speaks", known[0].subject, "x"), Fact("b", "The capital of {subject} is", "Atlantis", "y")]
+    found = generated_prompts([*edited, Fact("c", "no subject", None, "z")], 100)
+    assert {fact.prompt for fact in found} == {"{subject} speaks", "The capital of {subject} is"}
+    assert not {fact.subject for fact in found} & {known[0].subject, "Atlantis"}
+    assert len({fact.text for fact in found}) == 100
+    assert [f.text for f in generated_prompts(edited, 30)] == [f.text for f in found[:30]]
+    assert len(generated_prompts(edited, 10_000)) == 2 * (len({f.subject for f in known}) - 1)
+    assert generated_prompts(edited, 0) == []

@@ -51,7 +51,7 @@ KINDS = ["bloom", "cohere", "falcon", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "
 # Random models want large changes. One that makes a target certain is not needed here: it has to be on top.
 FIELDS = {
     "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 0, "statistics": "text.txt", "steps": 200,
-    "learning_rate": 0.1, "clamp": 20.0, "kl": 0.0, "confidence": 0.3, "refine": 0,
+    "learning_rate": 0.1, "clamp": 20.0, "confidence": 0.3, "refine": 0,
 }  # fmt: skip
 STRENGTHS: dict[str, dict[str, float]] = {
     "memit": {"lambda": 0.1}, "emmet": {"mu": 0.01}, "alphaedit": {"energy": 0.3, "l2": 0.002}, "encore": {"lambda": 0.1, "eta": 0.002},
@@ -294,7 +294,7 @@ def layers_run(parts: Parts, batch: Padded) -> list[int]:
 
 
 def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Path) -> list[values.Value]:
-    settings = Settings(steps=6, rate=0.3, clamp=10.0, kl=0.0625, decay=0.1, confidence=0.9)
+    settings = Settings(steps=6, rate=0.3, clamp=10.0, confidence=0.9)
     groups = grouped(facts, "subject_last")
     at = Lookup(without_cache(context, place), parts, LAYER, "subject_last", BEFORE)
     return values.values(at, groups, settings, "weights")

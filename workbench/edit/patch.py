@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -18,6 +19,7 @@ from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
+    RATE,
     ROWS_AT_ONCE,
     SHARPNESS,
     Descent,
@@ -91,12 +93,11 @@ class Patch(EditMethod):
     """Also write a neuron with which each text ends after its target, unless the model ends it already."""
     steps: Whole = Field(60, ge=1)
     """Largest number of optimization steps for the values; it stops when all tokens are said."""
-    learning_rate: Real = Field(0.25, gt=0, le=10)
-    """Length of a step, relative to the norm of the projection's output."""
     confidence: Real = Field(0.9, gt=0, lt=1)
     """Probability of a missing token at which the optimization of its value stops."""
 
     keyed_if_set = frozenset({"position"})
+    constants = MappingProxyType({"learning_rate": RATE})
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -177,7 +178,7 @@ class Patch(EditMethod):
             width = n_outputs(parts.out(layer)) or 0
             seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
-            descent = Descent(self.steps, self.learning_rate, self.confidence)
+            descent = Descent(self.steps, self.confidence)
             if at_subjects:
                 at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts))
                 neurons, record = subject_values(at, groups, keys, descent)

@@ -15,12 +15,15 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+from pydantic import model_validator
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
 from workbench.facts.credibility import Use
 from workbench.facts.facts import Fact, fact_of
+from workbench.results import Number, OpenPart, Result, absent
 
 LOG = "log.jsonl"
 ADD, UPDATE, REMOVE, FEEDBACK = "add", "update", "rm", "feedback"
@@ -44,17 +47,46 @@ class Alive:
     uses: tuple[Use, ...] = ()
 
 
+class MemoryChange(OpenPart, Result):
+    """A change of one fact of a memory."""
+
+    version: int
+    """Version of the memory that the change belongs to."""
+    action: str
+    """add, update, rm or feedback."""
+    id: str
+    """Id of the fact."""
+    time: str | None = None
+    """Time of the change (ISO 8601, UTC); null for facts of the recipe."""
+    source: str | None = absent()
+    """"recipe" or "added", for facts that were added."""
+    fact: dict[str, Any] | None = absent()
+    """The new fact, for the actions add and update."""
+    reward: Number | None = absent()
+    """1 if the fact was right in a use, 0 if it was wrong, for the action feedback."""
+    similarity: Number | None = absent()
+    """Similarity of the prompt to the fact, from 0 to 1, for the action feedback."""
+
+    @model_validator(mode="after")
+    def _check_complete(self) -> Self:
+        needed = {ADD: ("fact", "source"), UPDATE: ("fact",), REMOVE: ()}.get(self.action, ("reward", "similarity"))
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing")
+        return self
+
+
 @dataclass(frozen=True)
 class Log:
     """The lines of a log, oldest first."""
 
-    lines: Sequence[Mapping[str, Any]]
+    lines: Sequence[MemoryChange]
     label: str = LOG
 
     @property
     def version(self) -> int:
         """The newest version; 0 for an empty log."""
-        return int(self.lines[-1]["version"]) if self.lines else 0
+        return self.lines[-1].version if self.lines else 0
 
     def at(self, version: int | None = None) -> dict[str, Alive]:
         """Return the facts at a version.
@@ -73,18 +105,18 @@ class Log:
             raise UsageError(f"{self.label}: no version {requested}; there are 1..{self.version}")
         facts: dict[str, Alive] = {}
         for line in self.lines:
-            if line["version"] > requested:
+            name, number = line.id, line.version
+            if number > requested:
                 break
-            name, number = str(line["id"]), int(line["version"])
-            if line["action"] == ADD:
-                facts[name] = Alive(fact_of(line["fact"], self.label), number, str(line["source"]))
-            elif line["action"] == UPDATE:
-                facts[name] = Alive(fact_of(line["fact"], self.label), number, facts[name].source)
-            elif line["action"] == REMOVE:
+            if line.action == ADD:
+                facts[name] = Alive(fact_of(line.fact, self.label), number, line.source or ADDED)
+            elif line.action == UPDATE:
+                facts[name] = Alive(fact_of(line.fact, self.label), number, facts[name].source)
+            elif line.action == REMOVE:
                 del facts[name]
             else:
                 previous = facts[name]
-                use = Use(number, float(line["similarity"]), float(line["reward"]))
+                use = Use(number, float(line.similarity or 0), float(line.reward or 0))
                 facts[name] = Alive(previous.fact, previous.stated, previous.source, (*previous.uses, use))
         return dict(sorted(facts.items()))
 
@@ -114,22 +146,11 @@ def read_log(folder: Path) -> Log:
             f"{folder}: not a memory, because it has no {LOG}", "Name a memory directory, or a configuration with a memory."
         )
     hint = "If the last line of the log is incomplete, delete that line."
-    lines = [_checked(line, f"{path}:{number}") for number, line in jsondoc.lines(path, str(path), hint)]
-    return Log(lines, str(path))
-
-
-def _checked(line: Any, place: str) -> dict[str, Any]:
-    """Return a line of the log after checking its fields."""
-    entry = jsondoc.as_object(line, place)
-    fields = {"version": int, "action": str, "id": str}
-    if entry.get("action") in (ADD, UPDATE):
-        fields |= {"fact": dict} | ({"source": str} if entry["action"] == ADD else {})
-    elif entry.get("action") not in (REMOVE, None):
-        fields |= {"similarity": (int, float), "reward": (int, float)}  # type: ignore[dict-item]
-    for name, kind in fields.items():
-        if not isinstance(entry.get(name), kind):
-            raise WorkbenchError(f"{place}: {name}: unexpected value: {jsondoc.kind(entry.get(name))}", None)
-    return entry
+    changes = []
+    for number, line in jsondoc.lines(path, str(path), hint):
+        place = f"{path}:{number}"
+        changes.append(MemoryChange.of(jsondoc.as_object(line, place), place))
+    return Log(changes, str(path))
 
 
 def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:

@@ -15,6 +15,7 @@ from workbench.facts.facts import SLOT, Fact, fact_of, folded
 from workbench.facts.mquake import mquake
 from workbench.facts.ripple import is_ripple, ripple
 from workbench.facts.rows import FactRow, read_rows
+from workbench.results import Part
 
 
 def question_set_of(row: Mapping[Any, Any]) -> str | None:
@@ -65,12 +66,13 @@ def unstructured(row: Mapping[str, Any]) -> Iterator[Draft]:
 NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF, WikiBigEdit, RippleEdits, QAEdit, UnKEBench and EditEverything"
 
 
-@dataclass(frozen=True)
-class Skip:
-    """A skipped row or part of a row: its place (file:line, or the number of the row) and the reason."""
+class Skip(Part):
+    """A row, or a part of one, that was not converted."""
 
     place: str
+    """Location of the row, as file:line."""
     reason: str
+    """Reason for skipping it."""
 
 
 @dataclass(frozen=True)
@@ -142,26 +144,28 @@ def convert(rows: Iterable[FactRow], name: str) -> Published:
     skipped: list[Skip] = []
     for row in rows:
         if not isinstance(row.data, Mapping):
-            skipped.append(Skip(row.place, f"expected a mapping, found {type(row.data).__name__}"))
+            skipped.append(Skip(place=row.place, reason=f"expected a mapping, found {type(row.data).__name__}"))
             continue
         try:
             stated = list(drafts(row.data))
         except SkippedRowError as error:
-            skipped.append(Skip(row.place, str(error)))
+            skipped.append(Skip(place=row.place, reason=str(error)))
             continue
         except (KeyError, TypeError, AttributeError) as error:
-            skipped.append(Skip(row.place, f"not a {name} row: {error}"))
+            skipped.append(Skip(place=row.place, reason=f"not a {name} row: {error}"))
             continue
         if not stated:
-            skipped.append(Skip(row.place, "the row has no rewrite"))
+            skipped.append(Skip(place=row.place, reason="the row has no rewrite"))
         for draft in stated:
             fact = _fact(draft, row.place)
             if isinstance(fact, str):
-                skipped.append(Skip(row.place, fact))
+                skipped.append(Skip(place=row.place, reason=fact))
                 continue
             if count := sum(text_of(prompt) is not None and text_of(answer) is None for prompt, answer in draft.portability):
-                skipped.append(Skip(row.place, f"{count} portability prompts without an answer were skipped; the fact is kept"))
-            skipped += [Skip(row.place, note) for note in draft.notes]
+                skipped.append(
+                    Skip(place=row.place, reason=f"{count} portability prompts without an answer were skipped; the fact is kept")
+                )
+            skipped += [Skip(place=row.place, reason=note) for note in draft.notes]
             key = fact.text, fact.target
             facts[key] = merged(facts[key], fact) if key in facts else fact
     return Published(_with_own_ids(facts.values()), skipped, name)

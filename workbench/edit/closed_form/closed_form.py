@@ -72,7 +72,7 @@ class ClosedForm(Preset):
             facts: Statements of the whole stream.
             before: Statements of the run.
         """
-        if self.mode == "joint" or self.preserve_generated:  # generated prompts come from all facts, so the first batch changes
+        if self.mode == "joint":
             return 0
         same = [(fact.text, fact.target) == (old.text, old.target) for fact, old in zip(facts, before, strict=False)]
         number = same.index(False) if False in same else len(same)

@@ -1,26 +1,16 @@
-"""Prompts whose answers must not change: their keys become part of the metric of the solve."""
+"""Prompts whose answers must not change, read from a file or made from the wordings of facts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from workbench import jsondoc
 from workbench.edit.closed_form.bundled import known_facts
-from workbench.edit.closed_form.values import Lookup, keys_of
-from workbench.edit.places.passes import keys_of_tokens
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError, refuse_misspelt
 from workbench.facts import Fact
 from workbench.lazy import torch
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-Tokens = Literal["lookup", "every"]
-PROMPTS_AT_ONCE = 32
-"""Number of prompts in a forward pass."""
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
 
@@ -94,22 +84,3 @@ def generated_prompts(facts: Sequence[Fact], count: int) -> list[Fact]:
     return [
         Fact(f"generated-{i}", wording, subject, ".", place="preserve_generated") for i, (wording, subject) in enumerate(chosen)
     ]
-
-
-def preserved_keys(at: Lookup, prompts: Sequence[Fact], tokens: Tokens) -> Iterator[Tensor]:
-    """Yield the keys of prompts as columns [d_in, ·], a batch of prompts at a time.
-
-    Args:
-        at: Layer, and the token that facts are looked up at.
-        prompts: The prompts.
-        tokens: "lookup": one key a prompt, at the same position as those of the facts and their mean over all beginnings. "every": one
-            key for each token of the plain prompt.
-    """
-    if tokens == "lookup":
-        yield keys_of(at, [(prompt,) for prompt in prompts])[0].T
-        return
-    rows = [row_of(prompt, at.context.tokenizer, at.position).prompt for prompt in prompts]
-    rows.sort(key=lambda row: len(row.tokens))
-    for start in range(0, len(rows), PROMPTS_AT_ONCE):
-        batch = padded(rows[start : start + PROMPTS_AT_ONCE], at.context.device)
-        yield keys_of_tokens(at.parts, at.layer, batch).T

@@ -87,7 +87,8 @@ def choose(method: Preset, context: MethodContext, parts: Parts, facts: Sequence
 
 def _strengths(method: Preset) -> dict[str, Any]:
     """Return the editor's own strengths and the settings of the optimization."""
-    return {k: v for k, v in method.model_dump(mode="json").items() if k not in (*_NOT_SWEPT, *method.unkeyed)}
+    fields = {**method.model_dump(mode="json"), **method.constants}
+    return {k: v for k, v in fields.items() if k not in (*_NOT_SWEPT, *method.unkeyed)}
 
 
 def _pilot_facts(context: MethodContext, parts: Parts, facts: Sequence[Fact]) -> list[Fact]:

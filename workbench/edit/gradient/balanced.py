@@ -20,6 +20,9 @@ from workbench.models.divergence import mean_divergence
 if TYPE_CHECKING:
     from torch import Tensor
 
+END_WEIGHT = 0.1
+"""Weight of the end-of-text token after a target, whose tokens together have weight 1."""
+
 
 @dataclass(frozen=True)
 class Course:
@@ -30,14 +33,12 @@ class Course:
         batch_size: Number of facts, and of prompts to preserve, in a step.
         learning_rate: Adam's step size.
         stop: Training ends after an epoch in which the loss of every row and every mean divergence was below this value, in nats.
-        end_weight: Weight of the end-of-text token; the target's tokens together have weight 1.
     """
 
     epochs: int
     batch_size: int
     learning_rate: float
     stop: float
-    end_weight: float
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def train(
         for chosen in chunks(order, course.batch_size):
             optimizer.zero_grad()
             rows = [row for i in chosen for row in lessons[i].drawn(generator)]
-            losses = row_losses(parts, rows, course.end_weight, ends=lessons[0].ends)[0]
+            losses = row_losses(parts, rows, END_WEIGHT, ends=lessons[0].ends)[0]
             loss = losses.mean()
             loss.backward()  # type: ignore[no-untyped-call]
             worst = max(worst, float(losses.detach().max()))

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SHARPNESS = 100.0
 """Pre-activation of a neuron at a margin of 1. SiLU and GELU are exactly zero in float32 at -89 and below."""
 FACTS_AT_ONCE, ROWS_AT_ONCE = 8, 16
+RATE = 0.25
+"""Length of a step for the values, relative to the norm of the projection's output at the query; that of the closed-form editors."""
 _MOMENTUM = 0.5
 
 RowsOfFact = Sequence[EditRow]
@@ -76,12 +78,10 @@ class Descent:
 
     Attributes:
         steps: Largest number of steps.
-        rate: Length of a step, relative to the norm of the projection's output at the query.
         confidence: A mistake is corrected when its token has this probability after every wording.
     """
 
     steps: int
-    rate: float
     confidence: float
 
 
@@ -246,7 +246,7 @@ def train_values(
                 hooked(parts.out(block.layer), after=add),
                 logits_at(parts, small.places),
             ):
-                lengths = descent.rate * keys.anchors[own].to(device)
+                lengths = RATE * keys.anchors[own].to(device)
                 taken = _descend(
                     values,
                     own,

@@ -13,7 +13,7 @@ from typing import Any
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.values import Group, Lookup, Settings, grouped, values
 from workbench.edit.gradient.neurons import Neurons
-from workbench.edit.gradient.patching import Descent, Keys, Mistake, RowsOfFact
+from workbench.edit.gradient.patching import RATE, Descent, Keys, Mistake, RowsOfFact
 from workbench.facts import Fact
 
 
@@ -51,8 +51,7 @@ def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Des
     Returns:
         The neurons with their columns, and the record: largest number of steps of a subject.
     """
-    clamp, kl, decay = (Preset.model_fields[name].default for name in ("clamp", "kl", "decay"))
-    settings = Settings(descent.steps, descent.rate, clamp, kl, decay, descent.confidence)
+    settings = Settings(descent.steps, RATE, Preset.model_fields["clamp"].default, descent.confidence)
     found = values(at, groups, settings, at.context.model_key)
     columns = found.rows("change") / keys.activations[:, None]
     return replace(keys.changes, columns=columns), {"steps": max(value.steps for value in found)}

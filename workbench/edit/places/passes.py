@@ -29,19 +29,6 @@ def keys_and_values(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Te
     Returns:
         Inputs [row, d_in] and outputs [row, d_out].
     """
-    rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
-    first, second = (states[rows, batch.lookup].float() for states in _projected(parts, layer, batch))
-    return first, second
-
-
-@no_grad
-def keys_of_tokens(parts: Parts, layer: int, batch: Padded) -> Tensor:
-    """Return a projection's inputs [token, d_in] at all tokens of a batch, row by row and without padding."""
-    return _projected(parts, layer, batch)[0][batch.mask.bool()].float()
-
-
-def _projected(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Tensor]:
-    """Return a projection's inputs [row, position, d_in] and outputs [row, position, d_out]; layers above it are not run."""
     recorded: list[Tensor] = []
 
     def record(_module: Any, args: tuple[Tensor, ...], output: Tensor) -> None:
@@ -50,7 +37,9 @@ def _projected(parts: Parts, layer: int, batch: Padded) -> tuple[Tensor, Tensor]
 
     with hooked(parts.out(layer), after=record):
         run(parts, batch)
-    return recorded[0], recorded[1]
+    rows = torch.arange(len(batch.lookup), device=batch.lookup.device)
+    first, second = (states[rows, batch.lookup].float() for states in recorded)
+    return first, second
 
 
 def run(parts: Parts, batch: Padded) -> Any:

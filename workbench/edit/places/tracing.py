@@ -30,7 +30,7 @@ PLACES: tuple[Place, ...] = ("subject", "subject_last", "last")
 
 
 @dataclass(frozen=True)
-class TracedFact:
+class TracedAnswer:
     """Probabilities of the model's own answer to the prompt of one fact.
 
     Attributes:
@@ -64,7 +64,7 @@ class Trace:
     clean: float
     corrupted: float
     recovered: dict[int, dict[str, float]]
-    rows: tuple[TracedFact, ...] = ()
+    rows: tuple[TracedAnswer, ...] = ()
 
     def position(self, layer: int) -> Position:
         """Return the token where a layer carries facts: the subject's, if it recovers no less than the prompt's last token."""
@@ -118,7 +118,7 @@ def trace(
         for layer, by_place in restored.items()
     }
     fact_rows = tuple(
-        TracedFact(
+        TracedAnswer(
             fact.id,
             int(answer[i]),
             float(clean_probability[i]),
