@@ -15,12 +15,12 @@ from workbench.models.attention import head_sees
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-TOKENS, PLACES = 4096, 256
+TOKENS, PREDICTIONS = 4096, 256
 """Limits of a batch: tokens including padding, and positions with logits. They keep memory independent of the number of facts."""
 SHOWN = 5
 
 
-def told(row: Mapping[str, Any]) -> str:
+def said_in_words(row: Mapping[str, Any]) -> str:
     """Return the result as text: "46 of 48 facts (96 %); not said: a, b"."""
     missing: Sequence[str] = row["not_said"]
     names = ", ".join(missing[:SHOWN]) + (f" and {len(missing) - SHOWN} more" if len(missing) > SHOWN else "")
@@ -90,7 +90,7 @@ def _batches(rows: Sequence[EditRow]) -> Iterator[list[int]]:
     total = 0
     for i in sorted(range(len(rows)), key=lambda i: len(rows[i].tokens)):
         positions = len(rows[i].target)
-        if batch and (len(rows[i].tokens) * (len(batch) + 1) > TOKENS or total + positions > PLACES):
+        if batch and (len(rows[i].tokens) * (len(batch) + 1) > TOKENS or total + positions > PREDICTIONS):
             yield batch
             batch, total = [], 0
         batch.append(i)
