@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from workbench.edit.closed_form.values import Settings
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import EditRow, Padded, padded, row_of
+from workbench.edit.places.parts import EditRow, Padded, Parts, padded, row_of
 from workbench.facts import Fact
 from workbench.models.hooks import hooked
 from workbench.steps import MethodContext

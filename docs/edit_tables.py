@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +10,8 @@ from cells import MISSING, SIGNS, interval, measured, of_results, results, signe
 
 METHODS = "benchmarks/results/edit-methods.json"
 FIXTURES = {
-    "benchmarks/results/edit-fixture.json": "The model that finds facts at the subject",
-    "benchmarks/results/edit-fixture-prompt.json": "The model that finds facts at the prompt's last token",
+    "benchmarks/results/edit-fixture.json": "facts found at the subject",
+    "benchmarks/results/edit-fixture-prompt.json": "facts found at the prompt's last token",
 }
 FIXTURE_FACTS = 100
 CURVE = (0.01, 0.1, 0.3, 1.0)
@@ -121,20 +120,23 @@ def _fields(row: Row) -> str:
     return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
-def fixture_block(project: Path, index: int) -> str:
-    """The same methods on a trained fixture of FIXTURES, with FIXTURE_FACTS facts at once."""
-    name, title = list(FIXTURES.items())[index]
-    found = results(project, name)
-    if found is None:
-        return MISSING
-    part = next(part for part in found["numbers"] if part["facts"] == FIXTURE_FACTS)
-    rows = [
-        [_name(row), *("–" if "error" in row else interval(row["scores"].get(kind)) for kind in STRICT)] for row in part["rows"]
-    ]
+def fixture_block(project: Path) -> str:
+    """The same methods on the trained fixtures, with FIXTURE_FACTS facts at once."""
+    found = {name: results(project, name) for name in FIXTURES}
+    kinds = ("efficacy", "paraphrase", "neighbours", "portability")
+    cells: dict[str, list[str]] = {}
+    for document in found.values():
+        if document is None:
+            return MISSING
+        part = next(part for part in document["numbers"] if part["facts"] == FIXTURE_FACTS)
+        for row in part["rows"]:
+            shares = "–" if "error" in row else ", ".join(f"{100 * row['scores'][kind]['value']:.0f}" for kind in kinds)
+            cells.setdefault(_name(row), []).append(shares)
     note = (
-        f"{title}, {FIXTURE_FACTS} facts at once, strict scores; –: refused. {measured(found)} The source: [{name}](../{name})."
+        f"Percent of prompts of {FIXTURE_FACTS} facts at once: said, paraphrases, neighbours unchanged, portability. –: refused. "
+        + " ".join(f"{measured(document)} [Intervals](../{name})." for name, document in found.items() if document)
     )
-    return table(["edit", *STRICT.values()], rows, left=1) + "\n\n" + note
+    return table(["edit", *FIXTURES.values()], [[name, *row] for name, row in cells.items()]) + "\n\n" + note
 
 
 @of_results(MERGE)
@@ -193,30 +195,12 @@ def speed_block(found: dict[str, Any]) -> str:
 @of_results(SOLVE)
 def solve_block(found: dict[str, Any]) -> str:
     """The linear solve alone, for thousands of facts, beside systems that grow with the facts."""
-    heads = ["inputs", "facts", "CPU s", "whole systems, CPU s", "ratio", "peak MB", "whole systems, peak MB"]
-    rows: list[list[str]] = []
-    for row in found["rows"]:
-        ours, theirs = (f"{sum(row[name]) / len(row[name]):.2f}" for name in ("seconds", "reference_seconds"))
-        rows.append(
-            [
-                str(row["inputs"]),
-                f"{row['facts']:,}",
-                ours,
-                theirs,
-                f"{row['ratio']:.1f}",
-                _megabytes(row["peak"]),
-                _megabytes(row["reference_peak"]),
-            ]
-        )
-        rows.append(
-            [str(row["inputs"]), f"{row['most']:,}", f"{row['most_seconds']:.2f}", "", "", _megabytes(row["most_peak"]), ""]
-        )
-    worst = max(row["difference"] for row in found["rows"])
-    note = (
-        f"Random facts behind {found['contexts'] + 1} beginnings each, MEMIT's metric. Whole systems: one of facts x beginnings, and one of facts. "
-        f"The two updates differ by {worst:.0e} of the largest wanted change. Peaks are above what keys and changes take."
-    )
-    return "\n\n".join([table(heads, rows, left=0), note, f"{measured(found)} The source: [{SOLVE}](../{SOLVE})."])
+    parts = [
+        f"{row['most']:,} facts on {row['inputs']:,} inputs take {row['most_seconds']:.1f} CPU s and {_megabytes(row['most_peak'])} MB; of {row['facts']:,} facts, "
+        f"one system for all facts and beginnings takes {row['ratio']:.0f} times as long"
+        for row in found["rows"]
+    ]
+    return f"The solve alone: {'; '.join(parts)}. {measured(found)} The source: [{SOLVE}](../{SOLVE})."
 
 
 def _places(found: Row) -> list[tuple[str, Row]]:
@@ -247,8 +231,7 @@ def _ours(blocks: Sequence[Row]) -> float:
 BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-methods": methods_block,
     "edit-methods-alone": alone_block,
-    "edit-fixture": partial(fixture_block, index=0),
-    "edit-fixture-prompt": partial(fixture_block, index=1),
+    "edit-fixture": fixture_block,
     "edit-merge": merge_block,
     "edit-solve": solve_block,
     "edit-speed": speed_block,

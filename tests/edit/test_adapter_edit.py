@@ -19,11 +19,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import live, tensors_of
 
-from workbench.edit.gradient.balanced import END_WEIGHT, kept_loss, row_losses
-from workbench.edit.gradient.lessons import Drawn, Wordings, continued, lessons_of, text_rows
+from workbench.edit.gradient.learning import END_WEIGHT, Drawn, Wordings, continued, kept_loss, lessons_of, row_losses, text_rows
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import row_of
+from workbench.edit.places.parts import Parts, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.models.texts import TextRow

@@ -20,12 +20,11 @@ from worlds.tiny import save_tokenizer
 
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Lookup, Settings, grouped
-from workbench.edit.places import upper
-from workbench.edit.places.parts import Parts
+from workbench.edit.places import passes
+from workbench.edit.places.parts import Padded, Parts, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
-from workbench.edit.places.rows import Padded, padded, row_of
 from workbench.edit.ultraedit import UltraEdit
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
@@ -260,7 +259,7 @@ def test_tail_and_upper_layers_give_the_same_values(
     parts = Parts.of(context)
     facts = [Fact(f"f{i}", "w3 of {subject} is", f"w{i + 10} w{i + 20}", f"w{i + 30} w{i + 40}") for i in range(3)]
     batch = padded([row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)], CPU)
-    small = upper._tail(parts, batch)
+    small = passes._tail(parts, batch)
     assert (small is not batch) == (family not in ("bloom", "gpt_neo"))
     if small is not batch:
         assert small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
@@ -279,7 +278,7 @@ def test_tail_and_upper_layers_give_the_same_values(
 def layers_run(parts: Parts, batch: Padded) -> list[int]:
     """Layers whose feed-forward part a pass runs inside `upper`, and that nothing of it stays."""
     ran: list[int] = []
-    with torch.no_grad(), upper.upper(parts, LAYER, batch) as small:
+    with torch.no_grad(), passes.upper(parts, LAYER, batch) as small:
         handles = [parts.out(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(LAYERS)]
         with logits_at(parts, small.places):
             inside = run(parts, small).logits

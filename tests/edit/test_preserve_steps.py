@@ -18,10 +18,9 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.places.parts import Parts
+from workbench.edit.closed_form.texts import contexts
+from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
 from workbench.models.hooks import hooked

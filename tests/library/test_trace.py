@@ -16,7 +16,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.cli import main
-from workbench.edit.places.tracing import Trace, What
+from workbench.edit.places.knowledge import Trace, What
 from workbench.errors import WorkbenchError
 from workbench.library.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table
 from workbench.run.opened import NamedModel

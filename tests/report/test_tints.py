@@ -13,8 +13,8 @@ from scipy import stats
 
 from worlds.report_document import make_document
 
-from workbench.edit.places.tracing import Trace as FactTrace
-from workbench.edit.places.tracing import TracedAnswer
+from workbench.edit.places.knowledge import Trace as FactTrace
+from workbench.edit.places.knowledge import TracedAnswer
 from workbench.library.measure import DeltaSums, Measures, Meeting
 from workbench.library.trace import table_of
 from workbench.report import marks, page_text

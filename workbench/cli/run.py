@@ -216,7 +216,7 @@ def _print_result(result: Mapping[str, Any], place: str, described: str) -> None
         place: Directory of the result.
         described: Description of the result.
     """
-    from workbench.edit.greedy import said_in_words
+    from workbench.edit.places.knowledge import said_in_words
     from workbench.grow.expansion.kept import told
     from workbench.grow.expansion.told import told_removal
 

@@ -10,27 +10,28 @@ from typing import Any, Literal, Self
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.places import Places
-from workbench.edit.closed_form.bundled import statistics_texts
 from workbench.edit.closed_form.closed_form import ClosedForm, editor
-from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.closed_form.preserving import generated_prompts, read_prompts
 from workbench.edit.closed_form.preset import LONGEST
+from workbench.edit.closed_form.texts import contexts, generated_prompts, read_prompts, statistics_texts
 from workbench.edit.fields import Layers, read_for
-from workbench.edit.gradient.balanced import END_WEIGHT, Course, Kept, target_losses, train
-from workbench.edit.gradient.lessons import (
+from workbench.edit.gradient.learning import (
     CONTINUED,
+    END_WEIGHT,
     REPLAY_TEXTS,
     REPLAY_TOKENS,
     REPLAYED,
+    Course,
+    Kept,
     Wordings,
     continued,
     lessons_of,
     prompt_rows,
+    target_losses,
     text_rows,
+    train,
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import check_rows
+from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent

@@ -9,12 +9,10 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.closed_form import editor
-from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.moments import statistics_source, token_rows
-from workbench.edit.closed_form.preserving import generated_prompts
 from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.sweep import FACTS, LAYERS, choose
+from workbench.edit.closed_form.texts import contexts, generated_prompts
 from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
@@ -28,12 +26,12 @@ from workbench.edit.gradient.patching import (
     RowsOfFact,
     find_mistakes,
     solve_keys,
+    subject_values,
+    subjects_of,
     train_values,
 )
-from workbench.edit.gradient.subjects import subject_values, subjects_of
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import Position, check_rows, padded, row_of
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent

@@ -8,10 +8,8 @@ from pathlib import Path
 
 from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import Fact, Probe
-from workbench.facts.pairs import place_of
-from workbench.facts.probes import changing, edited_prompts
-from workbench.facts.published import Published, Skip
-from workbench.facts.reading import read_all
+from workbench.facts.probes import changing, edited_prompts, place_of
+from workbench.facts.published import Published, Skip, read_all
 from workbench.results import Part
 
 

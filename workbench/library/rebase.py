@@ -15,7 +15,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import resolve_brick
-from workbench.edit.greedy import count, said_by, too_few
+from workbench.edit.places.knowledge import count, said_by, too_few
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts

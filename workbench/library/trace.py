@@ -7,9 +7,8 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import check_rows
-from workbench.edit.places.tracing import PLACES, Trace, What, trace
+from workbench.edit.places.knowledge import PLACES, Trace, What, trace
+from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts

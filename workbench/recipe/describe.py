@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from dataclasses import fields as dataclass_fields
 from types import MappingProxyType
@@ -99,17 +99,18 @@ def describe(method: type[Step]) -> dict[str, Any]:
         "formula": method.formula,
         "paper": method.paper,
         "laws": laws,
-        "fields": list(_fields(method)),
+        "fields": _fields(method),
         **({"plugin": asdict(method.plugin)} if method.plugin else {}),
     }
 
 
-def _fields(model: type[Step] | type[RecipeFields]) -> Iterable[dict[str, str]]:
-    docs = field_docs(model)
+def _fields(model: type[Step] | type[RecipeFields]) -> list[dict[str, str]]:
+    docs, rows = field_docs(model), []
     for name, field in model.model_fields.items():
         if name in verbs():
             continue
-        yield {"name": field.alias or name, "default": _default(field), "text": docs[name]}
+        rows.append({"name": field.alias or name, "default": _default(field), "text": docs[name]})
+    return rows
 
 
 def _default(field: FieldInfo) -> str:
@@ -183,9 +184,31 @@ def method_page(method: type[Step], evidence: str = "") -> str:
     return "\n".join(lines)
 
 
+def family_page(family: Sequence[type[Step]], evidence: Mapping[str, str]) -> str:
+    """Return the page of methods that share their fields: one table of these, and a row a method with what is its own.
+
+    Args:
+        family: The methods, which have one base class and one `page`.
+        evidence: Tag of a method -> what was measured of it, as Markdown.
+    """
+    base = next(cls for cls in family[0].__mro__[1:] if issubclass(cls, Step))
+    shared, text = _fields(base), inspect.getdoc(base) or ""
+    own = {method: [field for field in _fields(method) if field not in shared] for method in family}
+    lines = [f"# {family[0].verb}: {', '.join(method.name for method in family)}", "", *text.split("\n"), ""]
+    lines += ["| step | formula | what it does | source |", "| --- | --- | --- | --- |"]
+    for method in family:
+        text = " ".join((inspect.getdoc(method) or "").split())
+        lines.append(f"| `{method.verb}: {method.name}` | `{method.formula}` | {_cell(text)} | {_cell(method.paper)} |")
+    lines += ["", "## Fields of one method", "", "| step | field | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{method.name}` {row}" for method in family for row in _table(own[method])[2:]]
+    lines += ["", "## Fields", "", *_table(shared), ""]
+    measured = [evidence[tag] for method in family if (tag := f"{method.verb}:{method.name}") in evidence]
+    return "\n".join([*lines, *(["## Evidence here", "", *measured, ""] if measured else [])])
+
+
 def page_of(method: type[Step]) -> str:
     """Return the name of a method's page in docs/."""
-    return f"methods/{method.verb}-{method.name.replace('/', '-')}.md"
+    return f"methods/{method.verb}-{method.page or method.name.replace('/', '-')}.md"
 
 
 def recipe_page() -> str:
@@ -240,7 +263,15 @@ def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     Args:
         evidence: Tag of a method ("merge:ties") -> what was measured of it, as Markdown.
     """
-    each = {page_of(m): method_page(m, evidence.get(f"{m.verb}:{m.name}", "")) for m in methods().values()}
+    families: dict[str, list[type[Step]]] = {}
+    for method in methods().values():
+        families.setdefault(page_of(method), []).append(method)
+    each = {
+        page: family_page(family, evidence)
+        if family[0].page
+        else method_page(*family, evidence.get(f"{family[0].verb}:{family[0].name}", ""))
+        for page, family in families.items()
+    }
     return {"methods.md": methods_page(), **each, "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from workbench.facts.kinds import FactKind
+from workbench.facts.facts import FactKind
 from workbench.steps.fields import Strict, Whole
 
 

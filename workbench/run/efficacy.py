@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.edit.greedy import count, said_by, said_in_words, too_few
+from workbench.edit.places.knowledge import count, said_by, said_in_words, too_few
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from workbench.facts.credibility import Credibility
+from workbench.facts.log import Credibility
 from workbench.steps.edit import MethodContext
 from workbench.steps.fields import Real
 from workbench.steps.step import KeyContext, Step

@@ -110,6 +110,8 @@ class Step(Strict):
     """Fields that do not change the result and are not part of any key."""
     keyed_if_set: ClassVar[frozenset[str]] = frozenset()
     """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
+    page: ClassVar[str] = ""
+    """Name of the page that describes all methods of a family, which share their fields; empty: a page of its own."""
     constants: ClassVar[Mapping[str, Any]] = {}
     """Fields of earlier versions -> the value that they always have now. They stay part of keys and records, so that recipes keep
     their keys, and records with this value are read again."""

@@ -7,17 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
-from workbench.edit.closed_form.sweep import Choice
+from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, keys_of, values
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, latest
 from workbench.files import json_digest
@@ -27,6 +25,21 @@ from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers and tokens to edit.
+
+    Attributes:
+        layers: The layers.
+        positions: Layer -> token at which facts are looked up.
+        record: Measurements behind the choice, for the brick's record.
+    """
+
+    layers: tuple[int, ...]
+    positions: dict[int, Position]
+    record: dict[str, Any]
 
 
 @dataclass

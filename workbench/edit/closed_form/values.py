@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from safetensors import safe_open
 
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
-from workbench.edit.places.upper import upper
+from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
+from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities, upper
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch

@@ -1,15 +1,61 @@
-"""Prompts whose answers must not change, read from a file or made from the wordings of facts."""
+"""Texts of the closed-form editors: data that comes with the workbench, beginnings before prompts, and prompts to preserve."""
 
 from __future__ import annotations
 
+import json
+import lzma
 from collections.abc import Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
 
 from workbench import jsondoc
-from workbench.edit.closed_form.bundled import known_facts
 from workbench.errors import WorkbenchError, refuse_misspelt
-from workbench.facts import Fact
+from workbench.facts import Fact, read_facts
 from workbench.lazy import torch
+
+_DATA = files("workbench.edit.closed_form") / "data"
+STATISTICS = "statistics.jsonl.xz"
+KNOWN = "known.jsonl"
+
+
+def statistics_texts() -> list[str]:
+    """Return paragraphs of English text for the second moments of keys, used if a recipe names no text.
+
+    Their order is random but fixed in each release of the file, so that the first n are a fair sample. Sources and licenses are
+    listed in `workbench/edit/closed_form/data/README.md`.
+    """
+    lines = lzma.decompress((_DATA / STATISTICS).read_bytes()).decode("utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def known_facts() -> list[Fact]:
+    """Return facts of common knowledge, each with its true answer, a counterfactual target, two paraphrases and three neighbors.
+
+    No subject occurs in two facts, and no neighbor asks for an edited fact, so all of them can be edited at once. A small model
+    knows only some of them; the caller must check which.
+    """
+    with as_file(_DATA / KNOWN) as path:
+        return read_facts(path, KNOWN)
+
+
+WORDS = 8
+
+
+def contexts(texts: Sequence[str], count: int) -> list[str]:
+    """Return the first words of `count` texts, taken from those for second moments.
+
+    MEMIT lets the model write them. Small instruction-tuned models continue a lone "The" with noise, and sampled texts differ
+    between runs.
+    """
+    beginnings: list[str] = []
+    for text in texts:
+        if len(beginnings) == count:
+            break
+        words = text.split()[:WORDS]
+        if len(words) == WORDS:
+            beginnings.append(" ".join(words).rstrip(".,;:!?"))
+    return beginnings
+
 
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
