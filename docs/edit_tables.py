@@ -26,7 +26,6 @@ STRICT = {
     "paraphrase": "paraphrases",
     "neighbours": "neighbours unchanged",
     "portability": "portability",
-    "begun": "generated text begins with the answer",
     "generated": "is the answer",
 }
 PREFERRED = ("preferred", "preferred-paraphrase", "preferred-neighbours")
@@ -37,7 +36,7 @@ MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
 def methods_block(found: dict[str, Any]) -> str:
     """Every method on the same facts of the starter base: what is taught, and what is spared."""
     rows = [row for row in found["rows"] if "error" not in row]
-    strict = [kind for kind in STRICT if kind != "begun" and any(kind in row["scores"] for row in rows)]
+    strict = [kind for kind in STRICT if any(kind in row["scores"] for row in rows)]
     heads = ["edit", *(STRICT[kind] for kind in strict), "retention, difference", "ES, PS, NS", "perplexity"]
     cells = ([_name(row), *(interval(row["scores"].get(kind)) for kind in strict), _retention(row), *_soft(row)] for row in rows)
     parts = [table(heads, cells, left=1), _legend(found)]

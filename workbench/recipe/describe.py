@@ -267,9 +267,7 @@ def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     for method in methods().values():
         families.setdefault(page_of(method), []).append(method)
     each = {
-        page: family_page(family, evidence)
-        if family[0].page
-        else method_page(*family, evidence.get(f"{family[0].verb}:{family[0].name}", ""))
+        page: family_page(family, evidence) if family[0].page else method_page(family[0], evidence.get(family[0].tag, ""))
         for page, family in families.items()
     }
     return {"methods.md": methods_page(), **each, "recipe.md": recipe_page(), "recipe.schema.json": schema_text()}
