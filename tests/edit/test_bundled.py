@@ -25,31 +25,6 @@ def test_texts_are_many_and_of_a_paragraphs_length(texts: list[str]) -> None:
     assert max(words) <= 400
 
 
-def test_no_text_stands_there_twice(texts: list[str]) -> None:
-    assert len(set(texts)) == len(texts)
-    # Repeated wordings would weigh in the moments like a text of their own.
-    runs = Counter(tuple(w[i : i + 12]) for w in (text.lower().split() for text in texts) for i in range(len(w) - 11))
-    assert sum(count for count in runs.values() if count > 1) < len(runs) / 100
-
-
-def test_texts_are_clean_prose(texts: list[str]) -> None:
-    whole = "\n".join(texts)
-    assert all(text == " ".join(text.split()) for text in texts)
-    assert not any(mark in whole for mark in ("<p>", "<br", "</", "&nbsp;", "&amp;", "\ufffd", "(Applause"))
-    assert sum(c.isascii() for c in whole) > 0.995 * len(whole)
-    assert sum(c.isalpha() or c.isspace() for c in whole) > 0.9 * len(whole)
-
-
-def test_any_head_is_a_fair_sample(texts: list[str]) -> None:
-    """Every kind of text has the share in the first eighth that it has in the whole, within four standard deviations."""
-    head = texts[: len(texts) // 8]
-    for word in ("SQLite", "economy", "is a ", "Congress", "Mrs."):
-        share = sum(word in text for text in texts) / len(texts)
-        assert share > 0.01, word
-        spread = (share * (1 - share) * len(head)) ** 0.5
-        assert abs(sum(word in text for text in head) - share * len(head)) <= 4 * spread, word
-
-
 def test_known_facts_are_complete() -> None:
     facts = known_facts()
     assert 60 <= len(facts) <= 90

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.gradient.tuning import HookedUpdate, LowRankUpdate, chunks, token_losses
+from workbench.edit.gradient.tuning import LowRankUpdate, TrainedUpdate, chunks, token_losses
 from workbench.edit.places.parts import EditRow, Parts, padded, row_of
 from workbench.edit.places.passes import logits_at, run
 from workbench.errors import WorkbenchError
@@ -322,7 +322,7 @@ def row_losses(parts: Parts, rows: Sequence[EditRow], end_weight: float, *, ends
     return (targets + end_weight * losses[~mask] if ends else targets), targets
 
 
-def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[HookedUpdate]) -> Tensor:
+def kept_loss(parts: Parts, rows: Sequence[EditRow], updates: Sequence[TrainedUpdate]) -> Tensor:
     """Return the mean over targets of KL(without the updates ‖ with them), in nats."""
     batch = padded(rows, parts.model.device)
     with logits_at(parts, batch.places):
@@ -341,7 +341,7 @@ def target_losses(parts: Parts, lessons: Sequence[Lesson], batch_size: int) -> l
 
 
 @contextmanager
-def silent(updates: Sequence[HookedUpdate]) -> Iterator[None]:
+def silent(updates: Sequence[TrainedUpdate]) -> Iterator[None]:
     """Run the model without the updates within the block."""
     try:
         for update in updates:
