@@ -5,7 +5,7 @@
 
 A memory holds statements of one prompt, of which one is right. In each round the statement that leads by credibility is used and gets feedback: 1 if it is
 right, 0 if not, and the opposite in a share of the rounds. Statements that lead together are drawn at random. Counted are the runs in which the right
-statement leads alone after some rounds. Beside the memory's discounted LinUCB (workbench/facts/credibility.py) stand Thompson sampling with a beta prior, whose
+statement leads alone after some rounds. Beside the memory's discounted LinUCB (workbench/facts/log.py) stand Thompson sampling with a beta prior, whose
 leader is the one with the highest mean, and the best possible choice for equally many rounds: the statement with the highest posterior probability, given the
 rate of wrong feedback, where each round asks about it. Results go to benchmarks/results/credibility.json.
 """
@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from record import parser_of, write_results
 
-from workbench.facts.credibility import Credibility, Use
+from workbench.facts.log import Credibility, Use
 
 ROUNDS = (1, 2, 3, 5, 10)
 """Rounds after which runs are counted, per statement."""

@@ -7,8 +7,7 @@
 No arm learns a paraphrase, a neighbor or a portability prompt of its facts, so that all of them are held out. `lora` learns the facts alone; the arms `adapter`
 also keep the base's distributions after generated prompts and on the built-in text. `patch` first adds neurons to all layers; `patch at subjects` writes one for
 each subject in memit's layer, with ten beginnings of text before prompts, where memit has three. The arms `then ends` are such an edit and then neurons for what it does
-not say and for the end of each text. `memit, null space` leaves the outputs at every token of generated prompts as they are, and `memit, five layers` shares
-what each layer leaves with the ones above. Measures, intervals and draws are those of benchmarks/edit_preserving.py, whose facts come before --skip. With --folder DIR
+not say and for the end of each text. `memit, five layers` shares what each layer leaves with the ones above. Earlier choices used the facts before --skip. With --folder DIR
 the project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-adapter.json after each draw.
 """
 
@@ -17,9 +16,10 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from edit_preserving import MEMIT, measure, options_of
+from edit_draws import measure, options_of
 from record import parser_of
 
+MEMIT = {"edit": "memit", "unconverged": "skip"}
 ADAPTER = {"edit": "adapter", "paraphrases": False, "min_efficacy": 0}
 # `neurons`: how many neurons a fact gets before the step; `after`: the edit of the same facts that comes before it.
 PATCH = {"edit": "patch", "neurons": 6, "neighbours": False, "preserve_generated": 400, "min_efficacy": 0}
@@ -27,7 +27,6 @@ AT_SUBJECTS = {**PATCH, "position": "subject_last", "contexts": 10}
 ARMS: dict[str, dict[str, Any]] = {
     "memit": MEMIT,
     "memit, ten beginnings": {**MEMIT, "contexts": 10},
-    "memit, null space": {**MEMIT, "preserve_tokens": "every", "preserve_generated": 100, "preserve_weight": 1e4},
     # The layer that the sweep chooses on the starter base, and the four below it.
     "memit, five layers": {**MEMIT, "layers": [3, 4, 5, 6, 7]},
     "patch": PATCH,

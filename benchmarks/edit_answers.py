@@ -7,9 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import EditRow, Parts, padded
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import EditRow, padded
 from workbench.facts import Fact, joined
 from workbench.models.prompts import encode_pair
 from workbench.scores.statistics import score_interval

@@ -16,8 +16,7 @@ from torch import Tensor
 from torch.nn.functional import kl_div
 
 from workbench.edit.closed_form.values import Settings
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import EditRow, Padded, padded, row_of
+from workbench.edit.places.parts import EditRow, Padded, Parts, padded, row_of
 from workbench.facts import Fact
 from workbench.models.hooks import hooked
 from workbench.steps import MethodContext
@@ -57,10 +56,9 @@ def value_of(
         top = bool(right[0])
         if step == settings.steps or (bool(right.all()) and float(mean.detach().exp().mean()) >= settings.confidence):
             break
-        loss = -mean.mean() + settings.decay * (change * unit).norm().pow(2) / anchor.pow(2)
-        loss = loss + settings.kl * kl_div(now, reference, reduction="sum", log_target=True)
+        loss = -mean.mean() + settings.kl * kl_div(now, reference, reduction="sum", log_target=True)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         with torch.no_grad():
             change.mul_((radius / (change * unit).norm().clamp(min=1e-12)).clamp(max=1.0))

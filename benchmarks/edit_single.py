@@ -18,7 +18,6 @@ from workbench.recipe.methods import method
 from workbench.steps import Edit, EditMethod, MethodContext
 
 LAMBDAS = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
-WEIGHTS = (1.0, 10.0, 100.0)  # of prompts that must not move, with MEMIT's default strength
 KINDS = ("efficacy", "paraphrase", "neighbours")
 
 
@@ -102,8 +101,7 @@ def curve(
     write_facts(project / "curve.jsonl", list(facts))
     (project / "preserve.jsonl").write_text("".join(_prompt(fact) for fact in others), "utf-8")
     points: list[tuple[str, dict[str, Any]]] = [("memit", {"lambda": lam}) for lam in LAMBDAS]
-    points += [("memit", {"preserve": "preserve.jsonl", "preserve_weight": weight}) for weight in WEIGHTS]
-    points += [("rome", {}), ("rome", {"preserve": "preserve.jsonl"})]
+    points += [("memit", {"preserve": "preserve.jsonl"}), ("rome", {}), ("rome", {"preserve": "preserve.jsonl"})]
     results: list[dict[str, Any]] = [{"row": "base", "fields": {}, "scores": questions.shares(questions.answers(KINDS))}]
     for row, fields in points:
         place = _place(rows, row)

@@ -25,8 +25,8 @@ from edit_setup import one_thread
 from record import parser_of, write_results
 from torch import Tensor
 
-from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.preset import of_moments
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, solve
 
 WIDTHS = ((384, 96), (1536, 576))

@@ -9,6 +9,7 @@ from typing import Any
 from cells import interval, measured, of_results, table
 
 CREDIBILITY = "benchmarks/results/credibility.json"
+STATEMENTS = 5
 UPDATES = "benchmarks/results/memory-updates.json"
 
 
@@ -38,16 +39,17 @@ def credibility_block(found: dict[str, Any]) -> str:
     """Share of runs in which the right one of contradicting statements leads, by rounds of feedback."""
     rounds = list(found["rows"][0]["led"])
     lines = [
-        [str(row["statements"]), row["way"], *(f"{100 * row['led'][n] / found['runs']:.0f}" for n in rounds)]
+        [row["way"], *(f"{100 * row['led'][n] / found['runs']:.0f}" for n in rounds)]
         for row in found["rows"]
+        if row["statements"] == STATEMENTS
     ]
     note = (
-        f"Percent of {found['runs']} simulated runs in which the right statement leads alone, after so many rounds of feedback for each statement; {100 * found['wrong']:.0f} % of the "
+        f"Percent of {found['runs']} simulated runs in which the right one of {STATEMENTS} statements leads alone, after so many rounds of feedback for each; {100 * found['wrong']:.0f} % of the "
         "feedback is wrong. In a round, the leading statement is used. `best possible` knows the rate of wrong feedback and that one statement is right. "
         f"{measured(found)} The source: [{CREDIBILITY}](../{CREDIBILITY})."
     )
-    heads = ["statements", "way", *(f"{n} round{'s' * (n != '1')} each" for n in rounds)]
-    return table(heads, lines, left=2) + "\n\n" + note
+    heads = ["way", *(f"{n} round{'s' * (n != '1')} each" for n in rounds)]
+    return table(heads, lines, left=1) + "\n\n" + note
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {"credibility": credibility_block, "memory-updates": updates_block}

@@ -1,4 +1,4 @@
-"""Tables of docs/editing-streams.md, docs/editing.md, docs/forgetting.md and docs/editing-results-single.md: what edits change, and what they keep."""
+"""Tables of docs/editing-streams.md, docs/editing.md, docs/forgetting.md and docs/editing-results.md: what edits change, and what they keep."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ STREAM = "benchmarks/results/edit-stream.json"
 STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
 STEER = "benchmarks/results/steer.json"
 FORGETTING = "benchmarks/results/forgetting.json"
-PRESERVING = "benchmarks/results/edit-preserving.json"
 ADAPTER = "benchmarks/results/edit-adapter.json"
 STARTER = "bricks/starter/base"
 
@@ -44,10 +43,9 @@ def _stream(found: dict[str, Any], source: str) -> str:
     windows, flat = found["windows"], found["flat"]
     costs = [row["both"] for row in windows]
     note = (
-        f"`memit` on layer {found['layer']} of {_model(found['base'])}, {found['batch']} rows at a time; {found['updates']} of {found['rows']:,} rows update an earlier fact. Said: percent of facts with "
-        f"all tokens of the current target the most likely ones. Perplexity is that of other text, {start['perplexity']:.2f} before the stream. A row takes {min(costs):.3f} to {max(costs):.3f} CPU s in windows "
-        f"of {windows[0]['rows']} rows; the last window takes {flat['both']:.2f} times the first full one, its solve {flat['solve']:.2f} times. Peak memory grows from {windows[0]['peak'] / 1e6:.0f} to "
-        f"{windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{source}](../{source})."
+        f"`memit` on layer {found['layer']} of {_model(found['base'])}, {found['batch']} rows at a time; {found['updates']} of {found['rows']:,} rows update an earlier fact. Said: percent of facts. "
+        f"Perplexity of other text was {start['perplexity']:.2f} before the stream. A row takes {min(costs):.3f} to {max(costs):.3f} CPU s; the last {windows[0]['rows']} rows take {flat['both']:.2f} times the first "
+        f"full window. Peak memory: {windows[0]['peak'] / 1e6:.0f} to {windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{source}](../{source})."
     )
     heads = ["rows", "facts", "latest batch said", "all said", "ten oldest said", "perplexity"]
     return table(heads, lines, left=0) + "\n\n" + note
@@ -92,62 +90,40 @@ def forgetting_block(found: dict[str, Any]) -> str:
     return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
 
 
-@of_results(PRESERVING)
-def preserving_block(found: dict[str, Any]) -> str:
-    """Scores of edits that preserve prompts, of their controls, and the paired differences from memit."""
-    return _draws(found, PRESERVING, [], {row["row"]: [] for row in found["rows"]})
-
-
 @of_results(ADAPTER)
 def adapter_block(found: dict[str, Any]) -> str:
-    """Scores of facts in adapters, of their controls, the paired differences from memit, and CPU seconds a fact."""
-    facts = found["draws"] * found["count"]
-    lines = {row["row"]: [f"{row['seconds'] / facts:.1f}" if "step" in row else ""] for row in found["rows"]}
-    return (
-        _draws(found, ADAPTER, ["CPU s a fact"], lines)
-        + " What an earlier row has solved is taken from the cache, and its seconds count there: values of memit, and neurons at subjects without ends."
-    )
-
-
-def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
-    """Return the table of a measurement on draws of facts.
-
-    Args:
-        found: The results.
-        source: Their file.
-        further: Heads of further columns.
-        cells_of: Arm -> its cells in these columns.
-    """
+    """Scores of facts in adapters and neurons, marked where the paired difference from memit excludes 0, and CPU seconds a fact."""
     heads = {
         "efficacy": "said",
         "paraphrase": "paraphrases",
-        "neighbours": "neighbours",
         "neighbours-strict": "strict neighbours",
         "generated": "answer and stop",
         "retention": "retention",
     }
     tasks = [task for task in heads if task in found["rows"][0]["scores"]]
+    count = found["rows"][0]["scores"][tasks[0]]["n"]
     lines = []
     for row in found["rows"]:
-        cells = [interval(row["scores"][task]) for task in tasks]
-        change = signed(row["perplexity_change"]) if "step" in row else ""
-        lines.append([row["row"], *cells, change, *cells_of[row["row"]]])
-        if row["against"]:
-            lines.append(["", *(_difference(row["against"][task]) for task in tasks), "", *("" for _ in further)])
-    count = next(iter(found["rows"][0]["scores"].values()))["n"]
+        cells = [f"{interval(row['scores'][task])}{_mark((row['against'] or {}).get(task))}" for task in tasks]
+        of_step = [signed(row["perplexity_change"]), f"{row['seconds'] / count:.1f}"] if "step" in row else ["", ""]
+        lines.append([row["row"], *cells, *of_step])
     note = (
-        f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; below each row the paired "
-        f"difference from memit, in points. {'The column perplexity' if further else 'The last column'} is the change of the perplexity of other text in percent. {measured(found)} The source: [{source}](../{source})."
+        f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; + and − mark a paired difference "
+        f"from memit whose interval excludes 0. Perplexity: change for other text in percent. What an earlier row has solved is taken from the cache. {measured(found)} "
+        f"The source: [{ADAPTER}](../{ADAPTER})."
     )
-    return table(["arm", *(heads[task] for task in tasks), "perplexity", *further], lines, left=1) + "\n\n" + note
+    return table(["arm", *(heads[task] for task in tasks), "perplexity", "CPU s a fact"], lines, left=1) + "\n\n" + note
 
 
 def _base(found: Mapping[str, Any]) -> str:
     return "the starter base" if found.get("base", STARTER) == STARTER else str(found["base"])
 
 
-def _difference(found: Mapping[str, float]) -> str:
-    return f"{signed(found['diff'])} [{signed(found['low'])}, {signed(found['high'])}]"
+def _mark(difference: Mapping[str, float] | None) -> str:
+    """Return the sign of a difference whose interval excludes 0."""
+    if difference is None or difference["low"] <= 0 <= difference["high"]:
+        return ""
+    return " +" if difference["low"] > 0 else " −"
 
 
 BLOCKS: dict[str, Callable[[Path], str]] = {
@@ -155,6 +131,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "edit-stream-starter": starter_stream_block,
     "steer": steer_block,
     "forgetting": forgetting_block,
-    "edit-preserving": preserving_block,
     "edit-adapter": adapter_block,
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
@@ -273,7 +274,11 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     kind, loc = detail["type"], detail["loc"]
     context = detail.get("ctx", {})
     if kind == "extra_forbidden":
-        known = context.get("known") or sorted(_known_fields(model, loc))
+        models = _innermost(model, loc)
+        for constants in (getattr(inner, "constants", {}) for inner in models):
+            if loc[-1] in constants:
+                return f"no longer a field, because its value is always {json.dumps(constants[loc[-1]])}", "Remove it."
+        known = context.get("known") or sorted(set().union(*map(_names, models)))
         return f"unknown field. {nearest(str(loc[-1]), known)}", None
     if kind == "missing":
         return "required field is missing", None
@@ -303,9 +308,8 @@ def _explain(detail: ErrorDetails, value: Any, model: type[BaseModel]) -> tuple[
     return f"expected {message}, found {_brief(value)}", hint
 
 
-def _known_fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> set[str]:
-    """Return the field names of the innermost model on the path to an unknown field."""
-    known = _names(model)
+def _innermost(model: type[BaseModel], loc: tuple[str | int, ...]) -> list[type[BaseModel]]:
+    """Return the innermost models on the path to an unknown field."""
     candidates: list[type[BaseModel]] = [model]
     for part in loc[:-1]:
         tagged = [m for m in candidates if part in (getattr(m, "tag", None), m.__name__.lower())]
@@ -315,8 +319,7 @@ def _known_fields(model: type[BaseModel], loc: tuple[str | int, ...]) -> set[str
             inner = [m for m in candidates if "weight" in m.model_fields]
         if inner:
             candidates = inner
-            known = set().union(*(_names(m) for m in inner))
-    return known
+    return candidates
 
 
 def _names(model: type[BaseModel]) -> set[str]:

@@ -14,8 +14,8 @@ import torch
 from worlds.places import PROJECT
 from worlds.project import Project
 
-from workbench.edit.closed_form.metrics import of_moments
 from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.preset import of_moments
 from workbench.edit.closed_form.solver import solve
 
 PAGE = (PROJECT / "docs" / "architecture.md").read_text("utf-8")

@@ -17,13 +17,11 @@ from worlds.edit_steps import FIELDS, PROJECTION
 from worlds.edit_steps import solve as closed_form
 from worlds.jsonl import write_jsonl
 from worlds.project import Project
-from worlds.tiny import files_of, live, tensors_of
+from worlds.tiny import live, tensors_of
 
-from workbench.edit.gradient.balanced import kept_loss, row_losses
-from workbench.edit.gradient.lessons import Drawn, Wordings, continued, lessons_of, text_rows
+from workbench.edit.gradient.learning import END_WEIGHT, Drawn, Wordings, continued, kept_loss, lessons_of, row_losses, text_rows
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import row_of
+from workbench.edit.places.parts import Parts, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, read_facts
 from workbench.models.texts import TextRow
@@ -86,7 +84,7 @@ def test_steps_are_those_of_peft_and_torch(two_words: Project) -> None:
     facts = sorted(read_facts(two_words.path / "facts.jsonl", "facts.jsonl"), key=lambda fact: fact.id)
     keep = [{"prompt": "w3 w4 of w5"}, {"prompt": "w9 is"}]
     write_jsonl(two_words.path / "keep.jsonl", keep)
-    fields = {**ALONE, "preserve": "keep.jsonl", "preserve_weight": 0.5, "end_weight": 0.3, "stop": 0.0, "learning_rate": 0.01}
+    fields = {**ALONE, "preserve": "keep.jsonl", "preserve_weight": 0.5, "stop": 0.0, "learning_rate": 0.01}
     edit = solve(context, modules="output", rank=4, epochs=3, **fields)
 
     model = live(two_words.path / "base")
@@ -113,7 +111,7 @@ def test_steps_are_those_of_peft_and_torch(two_words: Project) -> None:
     adam = torch.optim.Adam(learned, lr=0.01)
     for _ in range(3):
         adam.zero_grad()
-        loss = wanted_loss(wrapped(input_ids=tokens).logits, labels, 0.3)
+        loss = wanted_loss(wrapped(input_ids=tokens).logits, labels, END_WEIGHT)
         divergences = []
         for row, start in kept:
             with torch.no_grad():
@@ -251,19 +249,6 @@ def test_an_edit_is_written_as_an_adapter(two_words: Project) -> None:
         a, b = f"base_model.model.{name}.lora_A.weight", f"base_model.model.{name}.lora_B.weight"
         torch.testing.assert_close(tensors[b] @ tensors[a], own[b] @ own[a], atol=1e-6, rtol=1e-5)
         assert (own[b] @ own[a]).abs().max() > 1e-4
-
-
-def test_scale_interpolates_and_zero_is_the_base(two_words: Project) -> None:
-    short = TEACH.replace("60", "2")
-    zero = two_words.run(f"steps: [{short}, scale: 0, min_efficacy: 0}}]\n", "zero.yaml")
-    base = two_words.run("steps: []\n", "nothing.yaml")
-    found, wanted = (files_of(Path(document["model"])) for document in (zero, base))
-    assert found["model.safetensors"] == wanted["model.safetensors"]
-    context = context_of(two_words)
-    fields = {"epochs": 2, "learning_rate": 0.01, "preserve_generated": 8}
-    whole, half = (solve(context, scale=scale, **fields).factors[PROJECTION] for scale in (1.0, 0.5))
-    torch.testing.assert_close(half.left @ half.right, 0.5 * (whole.left @ whole.right), atol=1e-7, rtol=1e-5)
-    assert (whole.left @ whole.right).abs().max() > 0.01
 
 
 def test_divergences_keep_prompts_and_text(two_words: Project) -> None:

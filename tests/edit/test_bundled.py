@@ -8,7 +8,8 @@ import pytest
 
 from worlds.places import STARTER
 
-from workbench.edit.closed_form.bundled import known_facts, statistics_texts
+from workbench.edit.closed_form.texts import generated_prompts, known_facts, statistics_texts
+from workbench.facts import Fact
 
 
 @pytest.fixture(scope="module")
@@ -22,31 +23,6 @@ def test_texts_are_many_and_of_a_paragraphs_length(texts: list[str]) -> None:
     words = [len(text.split()) for text in texts]
     assert min(words) >= 40
     assert max(words) <= 400
-
-
-def test_no_text_stands_there_twice(texts: list[str]) -> None:
-    assert len(set(texts)) == len(texts)
-    # Repeated wordings would weigh in the moments like a text of their own.
-    runs = Counter(tuple(w[i : i + 12]) for w in (text.lower().split() for text in texts) for i in range(len(w) - 11))
-    assert sum(count for count in runs.values() if count > 1) < len(runs) / 100
-
-
-def test_texts_are_clean_prose(texts: list[str]) -> None:
-    whole = "\n".join(texts)
-    assert all(text == " ".join(text.split()) for text in texts)
-    assert not any(mark in whole for mark in ("<p>", "<br", "</", "&nbsp;", "&amp;", "\ufffd", "(Applause"))
-    assert sum(c.isascii() for c in whole) > 0.995 * len(whole)
-    assert sum(c.isalpha() or c.isspace() for c in whole) > 0.9 * len(whole)
-
-
-def test_any_head_is_a_fair_sample(texts: list[str]) -> None:
-    """Every kind of text has the share in the first eighth that it has in the whole, within four standard deviations."""
-    head = texts[: len(texts) // 8]
-    for word in ("SQLite", "economy", "is a ", "Congress", "Mrs."):
-        share = sum(word in text for text in texts) / len(texts)
-        assert share > 0.01, word
-        spread = (share * (1 - share) * len(head)) ** 0.5
-        assert abs(sum(word in text for text in head) - share * len(head)) <= 4 * spread, word
 
 
 def test_known_facts_are_complete() -> None:
@@ -107,3 +83,15 @@ def test_the_starter_base_knows_most_facts() -> None:
     known = Counter(fact.relation for fact in known_facts() if is_known(fact.text, fact.target_true or ""))
     assert known.total() >= 60
     assert sum(count >= 3 for count in known.values()) >= 8
+
+
+def test_generated_prompts_ask_about_other_subjects() -> None:
+    known = [fact for fact in known_facts() if fact.subject]
+    edited = [Fact("a", "{subject} speaks", known[0].subject, "x"), Fact("b", "The capital of {subject} is", "Atlantis", "y")]
+    found = generated_prompts([*edited, Fact("c", "no subject", None, "z")], 100)
+    assert {fact.prompt for fact in found} == {"{subject} speaks", "The capital of {subject} is"}
+    assert not {fact.subject for fact in found} & {known[0].subject, "Atlantis"}
+    assert len({fact.text for fact in found}) == 100
+    assert [f.text for f in generated_prompts(edited, 30)] == [f.text for f in found[:30]]
+    assert len(generated_prompts(edited, 10_000)) == 2 * (len({f.subject for f in known}) - 1)
+    assert generated_prompts(edited, 0) == []

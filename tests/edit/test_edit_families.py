@@ -20,12 +20,11 @@ from worlds.tiny import save_tokenizer
 
 from workbench.edit.closed_form import values
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import AT_ONCE, Lookup, Settings, grouped
-from workbench.edit.places import upper
-from workbench.edit.places.parts import Parts
+from workbench.edit.places import passes
+from workbench.edit.places.parts import Padded, Parts, padded, row_of
 from workbench.edit.places.passes import added, keys_and_values, logits_at, run, score
-from workbench.edit.places.rows import Padded, padded, row_of
 from workbench.edit.ultraedit import UltraEdit
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
@@ -51,7 +50,7 @@ KINDS = ["bloom", "cohere", "falcon", "gemma2", "gpt2", "gpt_neo", "gpt_neox", "
 # Random models want large changes. One that makes a target certain is not needed here: it has to be on top.
 FIELDS = {
     "facts": "facts.jsonl", "layers": [1], "position": "subject_last", "contexts": 0, "statistics": "text.txt", "steps": 200,
-    "learning_rate": 0.1, "clamp": 20.0, "kl": 0.0, "confidence": 0.3, "refine": 0,
+    "learning_rate": 0.1, "clamp": 20.0, "confidence": 0.3, "refine": 0,
 }  # fmt: skip
 STRENGTHS: dict[str, dict[str, float]] = {
     "memit": {"lambda": 0.1}, "emmet": {"mu": 0.01}, "alphaedit": {"energy": 0.3, "l2": 0.002}, "encore": {"lambda": 0.1, "eta": 0.002},
@@ -260,7 +259,7 @@ def test_tail_and_upper_layers_give_the_same_values(
     parts = Parts.of(context)
     facts = [Fact(f"f{i}", "w3 of {subject} is", f"w{i + 10} w{i + 20}", f"w{i + 30} w{i + 40}") for i in range(3)]
     batch = padded([row_of(f, context.tokenizer, "subject_last", before) for f in facts for before in ("", *BEFORE)], CPU)
-    small = upper._tail(parts, batch)
+    small = passes._tail(parts, batch)
     assert (small is not batch) == (family not in ("bloom", "gpt_neo"))
     if small is not batch:
         assert small.tokens.shape == (9, 3), "subject's last token, is, the target's first"
@@ -279,7 +278,7 @@ def test_tail_and_upper_layers_give_the_same_values(
 def layers_run(parts: Parts, batch: Padded) -> list[int]:
     """Layers whose feed-forward part a pass runs inside `upper`, and that nothing of it stays."""
     ran: list[int] = []
-    with torch.no_grad(), upper.upper(parts, LAYER, batch) as small:
+    with torch.no_grad(), passes.upper(parts, LAYER, batch) as small:
         handles = [parts.out(i).register_forward_hook(lambda *_, i=i: ran.append(i)) for i in range(LAYERS)]
         with logits_at(parts, small.places):
             inside = run(parts, small).logits
@@ -294,7 +293,7 @@ def layers_run(parts: Parts, batch: Padded) -> list[int]:
 
 
 def optimise(context: MethodContext, parts: Parts, facts: list[Fact], place: Path) -> list[values.Value]:
-    settings = Settings(steps=6, rate=0.3, clamp=10.0, kl=0.0625, decay=0.1, confidence=0.9)
+    settings = Settings(steps=6, rate=0.3, clamp=10.0, confidence=0.9)
     groups = grouped(facts, "subject_last")
     at = Lookup(without_cache(context, place), parts, LAYER, "subject_last", BEFORE)
     return values.values(at, groups, settings, "weights")

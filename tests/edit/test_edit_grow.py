@@ -13,12 +13,11 @@ from safetensors.torch import save_file
 
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
-from worlds.tiny import files_of, live, save_model, tensors_of
+from worlds.tiny import live, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts
 from workbench.recipe.methods import methods
-from workbench.resolve.resolved import Resolved
 from workbench.run.compose import compose
 
 EDIT = "{edit: finetune, facts: facts.jsonl, form: lora, layers: [0, 1], learning_rate: 0.05, epochs: 60, batch_size: 8}"
@@ -65,31 +64,6 @@ def test_finetune_is_a_brick(project: Project, facts: list[tuple[str, str]]) -> 
     with torch.no_grad():
         wrapped = PeftModel.from_pretrained(base, adapter)(tokens).logits
         torch.testing.assert_close(wrapped, written(tokens).logits, atol=1e-5, rtol=0)
-
-
-def test_solving_is_deterministic(project: Project, facts: list[tuple[str, str]]) -> None:
-    del facts
-    resolved: Resolved = project.resolve(f"steps: [{EDIT}]\n")
-    first = files_of(compose(resolved, CPU).edits["edit-finetune"])
-    torch.manual_seed(99)
-    (project.path / ".workbench" / "edits").rename(project.path / "moved")
-    assert files_of(compose(resolved, CPU).edits["edit-finetune"]) == first
-
-
-def test_without_the_edit_the_file_is_the_same(project: Project, facts: list[tuple[str, str]]) -> None:
-    del facts
-    merge = "{merge: ties, bricks: {one: 1, full: 1}}"
-    head = "bricks: {one: bricks/one, full: bricks/full}\n"
-    before = (Path(project.run(head + f"steps: [{merge}]\n", "plain.yaml")["model"]) / "model.safetensors").read_bytes()
-    edited = tensors_of(Path(project.run(head + f"steps: [{merge}, {EDIT}]\n", "edited.yaml")["model"]))
-    again = Path(project.run(head + f"steps: [{merge}]\n", "again.yaml")["model"])
-    assert (again / "model.safetensors").read_bytes() == before
-    assert [n for n, t in tensors_of(again).items() if not torch.equal(t, edited[n])] == [
-        f"model.layers.{i}.mlp.down_proj.weight" for i in (0, 1)
-    ]
-    nothing = project.run("name: nothing\n", "nothing.yaml")
-    base = tensors_of(project.path / "base")
-    assert all(torch.equal(t, base[n]) for n, t in tensors_of(Path(nothing["model"])).items())
 
 
 def test_edit_is_solved_once_and_on_the_current_model(

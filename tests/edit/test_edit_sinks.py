@@ -97,7 +97,7 @@ def test_strengths_are_relative_to_the_rest() -> None:
     values = torch.tensor([1.0, 2.0, 3.0, 9994.0], dtype=torch.float64)
     plain, robust = (Moments(torch.eye(4, dtype=torch.float64), values, 10, {}, trace) for trace in (None, 6.0))
     assert (plain.total, plain.scale, robust.total, robust.scale) == (10000.0, 2500.0, 6.0, 1.5)
-    from workbench.edit.closed_form.metrics import of_moments, of_null_space
+    from workbench.edit.closed_form.preset import of_moments, of_null_space
 
     metric = of_null_space(robust, 0.5, 0.01)
     assert metric.diagonal.tolist() == [0.06, 0.06], "directions that carry up to half of the rest's trace, 1 + 2 of 6"

@@ -23,10 +23,9 @@ from worlds.tiny import files_of
 
 from workbench.edit.closed_form import solve as solve_module
 from workbench.edit.closed_form import values
-from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.places.parts import Parts
+from workbench.edit.closed_form.texts import contexts
+from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.evaluate.facts import Wanted
 from workbench.evaluate.lineup import lineup

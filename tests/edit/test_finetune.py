@@ -15,8 +15,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import files_of, live, tensors_of
 
 from workbench.edit.gradient.tuning import below, row_losses, rows_of, token_losses
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import padded
+from workbench.edit.places.parts import Parts, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.models.layout import Model

@@ -18,7 +18,7 @@ from worlds.tiny import unseal
 
 import workbench
 from workbench.errors import WorkbenchError
-from workbench.facts.credibility import Credibility, Use
+from workbench.facts.log import Credibility, Use
 from workbench.manifest import harm
 from workbench.run.memories import SavedMemory
 

@@ -14,7 +14,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import files_of, live, tensors_of
 
-from workbench.edit.gradient.separate import separating
+from workbench.edit.gradient.neurons import separating
 from workbench.errors import WorkbenchError
 from workbench.recipe.methods import methods
 from workbench.run.plan import plan

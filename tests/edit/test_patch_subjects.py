@@ -15,9 +15,10 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import live
 
-from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.closed_form import choose
 from workbench.edit.closed_form.moments import statistics_source
-from workbench.edit.closed_form.sweep import Choice, choose
+from workbench.edit.closed_form.solve import Choice
+from workbench.edit.closed_form.texts import contexts
 from workbench.edit.closed_form.values import Lookup, Settings, grouped, values
 from workbench.edit.memit import Memit
 from workbench.edit.places.parts import Parts
@@ -95,7 +96,7 @@ def test_a_neuron_writes_memits_value_at_its_subject(family: str, tmp_path: Path
     texts, _ = statistics_source(context, "text.txt")
     at = Lookup(context, Parts.of(context), 1, "subject_last", contexts(texts, 1))
     memit = Memit(edit="memit", facts="facts.jsonl")
-    settings = Settings(60, 0.25, memit.clamp, memit.kl, memit.decay, 0.9)
+    settings = Settings(60, 0.25, memit.clamp, 0.9)
     facts = read_facts(project.path / "facts.jsonl", "facts.jsonl")
     wanted = values(at, grouped(facts, "subject_last"), settings, context.model_key).rows("change")
     run = project.run(f"steps: [{grow(family)}, {patch()}]\n" + F32)

@@ -13,15 +13,15 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worlds.dense import context_of
-from worlds.edit_steps import FIELDS, step
+from worlds.edit_steps import FIELDS, solve, step
 from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.places.parts import Parts
+from workbench.edit.closed_form.texts import contexts
+from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values
-from workbench.edit.places.rows import padded, row_of
+from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
 from workbench.models.hooks import hooked
 from workbench.recipe.methods import methods
@@ -136,3 +136,10 @@ def test_recipes_without_the_fields_keep_their_keys(facts: Project) -> None:
     method = methods()["edit:memit"].model_validate({"edit": "memit", **FIELDS, "preserve_steps": True})
     assert isinstance(method, ClosedForm)
     assert dump_step(method)["preserve_steps"] is True
+
+
+def test_rome_refuses_prompts_that_leave_no_room(facts: Project) -> None:
+    write_jsonl(facts.path / "keep.jsonl", [{"prompt": f"w{i % 50} w{i % 7} of w{i % 11} w{i % 13}"} for i in range(60)])
+    with pytest.raises(WorkbenchError, match=r"there are more independent prompts to preserve than the projection of layer 1"):
+        solve(context_of(facts), "rome", contexts=0, preserve="keep.jsonl")
+    solve(context_of(facts), "memit", contexts=0, preserve="keep.jsonl")

@@ -199,7 +199,7 @@ def test_suites_and_rebase_ask_for_the_facts_of_both(facts: Project) -> None:
     settings = ["min_efficacy=0", "unconverged=skip"]
     out = facts.path / "again"
     rebased = rebase(second / "edits" / "edit-memit", onto, out, device=CPU, settings=settings)
-    assert rebased["facts"] == 5
+    assert rebased.facts == 5
     kept = [(row["prompt"], row["target"]) for row in read_jsonl(out / "facts.jsonl")]
     assert kept == [(one.prompt, one.target) for one in edits.everything]
 

@@ -17,9 +17,8 @@ from worlds.jsonl import read_jsonl, write_jsonl
 from worlds.project import CPU, Project
 from worlds.tiny import files_of
 
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import padded, row_of
 from workbench.edit.ultraedit import PRIOR, Running, UltraEdit, upper_middle
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact

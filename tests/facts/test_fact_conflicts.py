@@ -14,8 +14,8 @@ from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Probe, contradictions, fact_of
 from workbench.facts.conflicts import conflicts, require_consistent
 from workbench.facts.imported import consistent
-from workbench.facts.pairs import Conflict
-from workbench.facts.reading import read_all
+from workbench.facts.probes import Conflict
+from workbench.facts.published import read_all
 
 
 def made(*rows: tuple[str, str | None, str] | dict[str, Any]) -> list[Fact]:

@@ -14,8 +14,8 @@ from worlds.project import Project
 from workbench.edit.closed_form.moments import statistics_source
 from workbench.edit.grace import _row
 from workbench.edit.memories.textmemory import FactStore
-from workbench.edit.places.rows import fact_pair
-from workbench.evaluate.facts.documents import documents
+from workbench.edit.places.parts import fact_pair
+from workbench.evaluate.facts.definitions import documents
 from workbench.evaluate.suitenew import new_suite
 from workbench.facts import fact_of, joined
 from workbench.models.texts import encode, read_texts

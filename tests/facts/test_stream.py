@@ -13,7 +13,7 @@ from worlds.places import PUBLIC
 
 from workbench.errors import WorkbenchError
 from workbench.facts import read_facts, read_stream
-from workbench.facts.reading import read_all
+from workbench.facts.published import read_all
 
 
 def fact(subject: str, target: str, **fields: Any) -> dict[str, Any]:

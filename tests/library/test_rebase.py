@@ -81,14 +81,14 @@ def test_rebased_brick_is_exact_as_the_last_step(edited: Project) -> None:
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     out = edited.path / "bricks" / "rebased"
     found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), out, device=CPU)
-    assert found["said"]["after"] == 1.0
-    assert found["said"]["without"] == 0.0
-    assert found["said"]["before"] == says(edited, "facts"), "the old brick on the merge, as a recipe gives it"
+    assert found.said.after == 1.0
+    assert found.said.without == 0.0
+    assert found.said.before == says(edited, "facts"), "the old brick on the merge, as a recipe gives it"
     assert says(edited, "rebased") == 1.0
-    assert found["not_said"] == []
+    assert found.not_said == []
     old, new = record(edited.path / "bricks" / "facts"), record(out)
     assert (new["base"], new["step"], new["method"], new["seed"]) == (old["base"], old["step"], old["method"], old["seed"])
-    assert new["solved_on"] == found["solved_on"] != old["solved_on"]
+    assert new["solved_on"] == found.solved_on != old["solved_on"]
     assert new["rebased"]["solved_on"] == old["solved_on"]
     assert {
         "adapter_config.json",
@@ -117,7 +117,7 @@ def test_all_bricks_of_a_step_may_be_listed_later(edited: Project) -> None:
     """A step that takes all bricks has to list them once the edit brick is there; the weights are the same, and so is their key."""
     onto = edited.resolve(HEAD + "steps: [{id: mix, merge: average}]\n")
     found = rebase(edited.path / "bricks" / "facts", NamedModel("mix", onto), edited.path / "bricks" / "mean", device=CPU)
-    assert found["unlisted"] == ["mix"]
+    assert found.unlisted == ["mix"]
     text = "bricks: {one: bricks/one, two: bricks/two, facts: bricks/mean}\n"
     steps = "steps: [{id: mix, merge: average, bricks: [one, two]}, {merge: task_arithmetic, bricks: {facts: {weight: 1}}}]\n"
     assert not edited.resolve(text + steps).warnings
@@ -235,10 +235,10 @@ def test_measured_settings_are_kept_or_measured_again(edited: Project) -> None:
     kept = rebase(brick, NamedModel("mix", onto), edited.path / "kept", device=CPU)
     assert set(sweeps.iterdir()) == before
     was, now = record(brick), record(edited.path / "kept")
-    assert list(kept["kept"]["layers"]) == was["layers"] == now["layers"]
+    assert list(kept.kept["layers"]) == was["layers"] == now["layers"]
     assert now["step"]["layers"] == was["step"]["layers"] == "auto"
     measured = rebase(brick, NamedModel("mix", onto), edited.path / "measured", device=CPU, remeasure=True)
-    assert measured["kept"] == {}
+    assert measured.kept == {}
     assert len(set(sweeps.iterdir()) - before) == 1
 
 
@@ -246,8 +246,8 @@ def test_finetuned_facts_are_rebased_too(edited: Project) -> None:
     document = edited.run("steps: [{edit: finetune, facts: facts.jsonl, learning_rate: 0.05, epochs: 60}]\n", "tuned.yaml")
     onto = edited.resolve(HEAD + f"steps: [{MIX}]\n", "mix.yaml")
     found = rebase(Path(document["run"]) / "edits" / "edit-finetune", NamedModel("mix", onto), edited.path / "tuned", device=CPU)
-    assert found["said"]["without"] < found["said"]["after"]
-    assert record(edited.path / "tuned")["solved_on"] == found["solved_on"]
+    assert found.said.without < found.said.after
+    assert record(edited.path / "tuned")["solved_on"] == found.solved_on
 
 
 def test_solving_leaves_no_trace(edited: Project) -> None:
@@ -296,4 +296,4 @@ def test_base_is_composed_with_the_edits_of_the_recipe(edited: Project) -> None:
     onto = edited.resolve(f"steps: [{MEMIT}]\n", "edit.yaml")
     compose(onto, CPU)
     found = rebase(edited.path / "bricks" / "facts", NamedModel("edit", onto), edited.path / "twice", device=CPU)
-    assert found["said"]["without"] == 1.0
+    assert found.said.without == 1.0

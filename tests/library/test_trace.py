@@ -16,43 +16,47 @@ from worlds.jsonl import write_jsonl
 from worlds.project import CPU, Project
 
 from workbench.cli import main
+from workbench.edit.places.knowledge import Trace, What
 from workbench.errors import WorkbenchError
-from workbench.library.trace import OUTPUTS, TraceTable, layers_of, trace_table
+from workbench.library.trace import OUTPUTS, interval, layers_of, run_traces, table_of, trace_table
 from workbench.run.opened import NamedModel
+
+Traces = tuple[dict[What, Trace], dict[str, str]]
 
 
 @pytest.fixture
-def traced(project: Project) -> Callable[..., TraceTable]:
-    """(folder of a people model, facts) -> its trace."""
+def traced(project: Project) -> Callable[..., Traces]:
+    """(folder of a people model, facts) -> its traces and answers."""
 
-    def run(folder: Path, count: int = 12, **options: Any) -> TraceTable:
+    def run(folder: Path, count: int = 12, layers: str | None = None) -> Traces:
         facts = people.write_rows(project.path / "people.jsonl", 30)
         resolved = project.resolve(f"base: {folder}\n", "traced.yaml")
-        return trace_table(NamedModel("people", resolved), facts, "people.jsonl", count=count, device=CPU, **options)
+        return run_traces(NamedModel("people", resolved), facts, "people.jsonl", count=count, layers=layers, device=CPU)
 
     return run
 
 
 @pytest.mark.parametrize(("folder", "found_at"), [(people.SUBJECT, "subject"), (people.PROMPT, "last")])
-def test_known_places_are_found(folder: Path, found_at: str, traced: Callable[..., TraceTable]) -> None:
+def test_known_places_are_found(folder: Path, found_at: str, traced: Callable[..., Traces]) -> None:
     """One model was built to look facts up at the subject, the other at the prompt's last token: feed-forward outputs restored there,
     at the best layer, bring back the most; all of the last layer's block output at the last token is the answer itself."""
-    table = traced(folder)
-    assert table.traces["block"].clean > 0.9
-    assert table.traces["block"].corrupted < 0.2
-    best = {place: max(at[place] for at in table.traces["feed_forward"].recovered.values()) for place in ("subject", "last")}
+    table = table_of("people", "people.jsonl", *traced(folder))
+    assert table.clean > 0.9
+    assert table.corrupted < 0.2
+    best = {place: max(at[place] for at in table.recovered("feed_forward").values()) for place in ("subject", "last")}
     other = "last" if found_at == "subject" else "subject"
     assert best[found_at] > best[other]
-    assert table.traces["block"].recovered[table.layers[-1]]["last"] == pytest.approx(1.0, abs=1e-4)
-    assert table.traces["block"].recovered[table.layers[-1]]["subject"] == pytest.approx(0.0, abs=1e-4)
+    last = table.recovered("block")[max(table.layers)]
+    assert last["last"] == pytest.approx(1.0, abs=1e-4)
+    assert last["subject"] == pytest.approx(0.0, abs=1e-4)
 
 
-def test_shares_are_those_of_a_naive_run(traced: Callable[..., TraceTable]) -> None:
+def test_shares_are_those_of_a_naive_run(traced: Callable[..., Traces]) -> None:
     """One fact after the other, with plain hooks, without padding: the same probabilities."""
-    table = traced(people.SUBJECT, count=3, layers="1:3")
+    traces, _ = traced(people.SUBJECT, count=3, layers="1:3")
     model, tokenizer = people.load(people.SUBJECT)
     facts = people.facts(3)
-    for number, row in enumerate(table.traces["block"].rows):
+    for number, row in enumerate(traces["block"].rows):
         clean = tokenizer(facts[number].text, return_tensors="pt")["input_ids"]
         offsets = tokenizer(facts[number].text, return_offsets_mapping=True)["offset_mapping"]
         other = facts[(number + 1) % 3]
@@ -102,24 +106,24 @@ def restored(model: Any, clean: torch.Tensor, swapped: torch.Tensor, layer: int,
     return found
 
 
-def test_intervals_hold_the_share_and_shrink_with_facts(traced: Callable[..., TraceTable]) -> None:
-    few, many = traced(people.PROMPT, count=4, layers="1,2"), traced(people.PROMPT, count=24, layers="1,2")
+def test_intervals_hold_the_share_and_shrink_with_facts(traced: Callable[..., Traces]) -> None:
+    few, many = (traced(people.PROMPT, count=count, layers="1,2")[0]["block"] for count in (4, 24))
     widths = []
-    for table in (few, many):
-        low, high = table.interval("block", 2, "last") or (0.0, 0.0)
-        share = table.traces["block"].recovered[2]["last"]
+    for trace in (few, many):
+        low, high = interval(trace, 2, "last") or (0.0, 0.0)
+        share = trace.recovered[2]["last"]
         assert low < share < high
         assert (low + high) / 2 == pytest.approx(share)
         widths.append(high - low)
     assert widths[1] < widths[0]
-    rows = few.traces["block"].rows  # the formula, written out
+    rows = few.rows  # the formula, written out
     b = [row.clean - row.corrupted for row in rows]
     a = [row.restored[2]["last"] - row.corrupted for row in rows]
     residual = [x - sum(a) / sum(b) * y for x, y in zip(a, b, strict=True)]
     error = math.sqrt(sum(x * x for x in residual) / 3 / 4) / (sum(b) / 4)
-    high = (few.interval("block", 2, "last") or (0.0, 0.0))[1]
+    high = (interval(few, 2, "last") or (0.0, 0.0))[1]
     assert high == pytest.approx(sum(a) / sum(b) + 3.1824463 * error)
-    assert traced(people.SUBJECT, count=1, layers="0").interval("block", 0, "last") is None
+    assert interval(traced(people.SUBJECT, count=1, layers="0")[0]["block"], 0, "last") is None
 
 
 def test_command(project: Project, cwd: Path) -> None:
@@ -154,9 +158,7 @@ def test_a_recipe_is_traced_after_its_steps(project: Project, cwd: Path) -> None
     assert clean[0] != clean[1]
 
 
-def test_errors(
-    project: Project, traced: Callable[..., TraceTable], monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: Any
-) -> None:
+def test_errors(project: Project, traced: Callable[..., Traces], monkeypatch: pytest.MonkeyPatch, cwd: Path, capsys: Any) -> None:
     with pytest.raises(WorkbenchError, match=r"--layers 9: layer 9 does not exist; the model has layers 0 to 3"):
         traced(people.SUBJECT, layers="9")
     with pytest.raises(WorkbenchError, match="expected indices 0,4,8 or a slice 4:20"):

@@ -9,7 +9,7 @@ import torch
 
 from worlds.padded_families import NAMES, random_model
 
-from workbench.edit.places.rows import EditRow, padded
+from workbench.edit.places.parts import EditRow, padded
 from workbench.evaluate.answers import _greedy
 from workbench.grow.mixtures.gates import read_inputs
 from workbench.models.batching import side_by_side

@@ -17,7 +17,7 @@ from workbench.edit.grace import _row as grace_row
 from workbench.edit.gradient.tuning import rows_of
 from workbench.edit.memories.retrieval import TokenMatch
 from workbench.edit.memories.textmemory import in_front
-from workbench.edit.places.rows import row_of
+from workbench.edit.places.parts import row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, fact_of
 from workbench.models.prompts import encode_inside, encode_pair, encode_text

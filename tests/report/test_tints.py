@@ -13,10 +13,10 @@ from scipy import stats
 
 from worlds.report_document import make_document
 
-from workbench.edit.places.tracing import Trace as FactTrace
-from workbench.edit.places.tracing import TracedFact
+from workbench.edit.places.knowledge import Trace as FactTrace
+from workbench.edit.places.knowledge import TracedAnswer
 from workbench.library.measure import DeltaSums, Measures, Meeting
-from workbench.library.trace import TraceTable
+from workbench.library.trace import table_of
 from workbench.report import marks, page_text
 from workbench.report.heatmap import render_heat_maps
 from workbench.report.neurons_ablation import ablation_section
@@ -149,10 +149,10 @@ def test_damage_whose_interval_includes_zero_is_gray() -> None:
 
 def test_recovered_shares_that_may_be_zero_are_gray(tmp_path: Path) -> None:
     restored = [{0: {"subject": s, "subject_last": 0.9, "last": 0.1 + s / 10}} for s in (0.05, 0.3, -0.1, 0.25)]
-    rows = tuple(TracedFact(str(i), 7, 0.9, 0.1, r) for i, r in enumerate(restored))
+    rows = tuple(TracedAnswer(str(i), 7, 0.9, 0.1, r) for i, r in enumerate(restored))
     shares = {0: {p: float(np.mean([(r[0][p] - 0.1) / 0.8 for r in restored])) for p in ("subject", "subject_last", "last")}}
     traced = FactTrace(4, 0.9, 0.1, shares, rows)
-    table = TraceTable("m", "facts.jsonl", {"block": traced, "feed_forward": traced}, {})
+    table = table_of("m", "facts.jsonl", {"block": traced, "feed_forward": traced}, {str(i): "a" for i in range(4)})
     page = render_trace(table, tmp_path / "trace.html").read_text("utf-8")
     looks = re.findall(r"<title>layer 0, ([^:]*): [^<]*</title><rect class=\"(\w+)\"", page)
     assert [kind for _, kind in looks] == ["null", "up", "null"] * 2, looks

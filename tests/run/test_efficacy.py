@@ -16,9 +16,9 @@ from worlds.tiny import WORDS
 
 import workbench
 from workbench.cli import app, main
-from workbench.edit import greedy
 from workbench.edit.finetune import Finetune
-from workbench.edit.greedy import said_by
+from workbench.edit.places import knowledge
+from workbench.edit.places.knowledge import said_by
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.library.rebase import rebase
@@ -189,8 +189,8 @@ def test_memory_is_bounded_for_many_facts(half: Project, monkeypatch: pytest.Mon
     seen: list[tuple[int, int]] = []
     head = model.get_output_embeddings()
     head.register_forward_hook(lambda _m, _a, out: seen.append((out.shape[-2], out.shape[-1])))
-    monkeypatch.setattr(greedy, "TOKENS", 300)
-    monkeypatch.setattr(greedy, "PLACES", 40)
+    monkeypatch.setattr(knowledge, "TOKENS", 300)
+    monkeypatch.setattr(knowledge, "PREDICTIONS", 40)
     assert said_by(model, tokenizer, facts, CPU) == alone
     assert 0.5 < sum(alone) / len(alone) < 1
     assert max(places for places, _ in seen) <= 40
@@ -210,8 +210,8 @@ def test_rebase_has_the_same_gate(half: Project) -> None:
     assert not out.exists()
     found = rebase(brick, NamedModel("other", onto), out, device=CPU, settings=["min_efficacy=0"])
     record = json.loads((out / "edit.json").read_text("utf-8"))
-    assert record["said"]["not_said"] == found["not_said"]
-    assert record["said"]["said"] == 4 - len(found["not_said"]) < 1
+    assert record["said"]["not_said"] == found.not_said
+    assert record["said"]["said"] == 4 - len(found.not_said) < 1
     assert record["min_efficacy"] == 0
 
 

@@ -10,9 +10,8 @@ from torch import Tensor
 
 from worlds.project import CPU
 
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import Parts, padded, row_of
 from workbench.edit.places.passes import keys_and_values, score
-from workbench.edit.places.rows import padded, row_of
 from workbench.facts import Fact
 from workbench.recipe.methods import methods
 from workbench.steps import MethodContext

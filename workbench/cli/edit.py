@@ -14,6 +14,7 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import shell
 
 if TYPE_CHECKING:
+    from workbench.library.rebase import Rebased
     from workbench.library.trace import TraceTable
     from workbench.resolve.resolved import Resolved
 
@@ -56,7 +57,6 @@ def rebase(
 
     Takes the facts and settings that the edit was made with.
     """
-    from workbench.cli.documents.edits import RebaseDocument
     from workbench.library.rebase import rebase as run
     from workbench.models.device import pick_device
 
@@ -74,11 +74,11 @@ def rebase(
     )
 
     def text() -> None:
-        for line in (rebased["brick"], *_said(rebased)):
+        for line in (rebased.brick, *_said(rebased)):
             out.line(line)
         _say_use(rebased, onto, model.resolved)
 
-    out.result(lambda: RebaseDocument.model_validate(rebased), text, json=json)
+    out.result(lambda: rebased, text, json=json)
 
 
 @app.command()
@@ -105,7 +105,6 @@ def trace(
     Restores one layer's states at a time, and measures how much of the answer's probability returns (causal tracing, Meng et
     al. 2022). Prints a table. It is for reading only: `layers: auto` of an edit step tries edits on several layers instead.
     """
-    from workbench.cli.documents.edits import TraceDocument
     from workbench.library.trace import trace_table
     from workbench.models.device import pick_device
 
@@ -113,7 +112,7 @@ def trace(
     table = trace_table(
         open_named(model, out.event), facts, str(facts), count=count, layers=layers, device=pick_device(device), events=out.event
     )
-    out.result(lambda: TraceDocument.model_validate(table.document()), lambda: _say_trace(table), json=json)
+    out.result(lambda: table, lambda: _say_trace(table), json=json)
     if html:
         from workbench.report.tracemap import render_trace
 
@@ -125,41 +124,37 @@ def _say_trace(table: TraceTable) -> None:
     from workbench.library.trace import OUTPUTS, WORDS
     from workbench.report.tints import inside
 
-    block = table.traces["block"]
     out.line(
-        f"{table.model}: {block.facts} facts of {table.file}; probability of the model's own answer {block.clean:.3f}, "
-        f"{block.corrupted:.3f} with another subject"
+        f"{table.model}: {table.facts} facts of {table.file}; probability of the model's own answer {table.clean:.3f}, "
+        f"{table.corrupted:.3f} with another subject"
     )
     for what, title in OUTPUTS.items():
         out.line("")
         cells: dict[int | None, dict[str, Any]] = {
-            layer: {place: (at[place], table.interval(what, layer, place)) for place in WORDS}
-            for layer, at in table.traces[what].recovered.items()
+            layer: {place: table.share(what, layer, place) for place in WORDS} for layer in table.layers
         }
         grid(
             f"recovered by restoring {title}, %",
             WORDS,
             cells,
-            lambda cell, _: cell[0],
+            lambda cell, _: cell.recovered,
             "recovered",
-            lambda cell, _: inside(0.0, cell[1]),
+            lambda cell, _: inside(0.0, cell.interval),
         )
 
 
-def _said(document: dict[str, Any]) -> list[str]:
+def _said(rebased: Rebased) -> list[str]:
     """Return the lines that describe a rebased edit."""
-    said = document["said"]
+    said = rebased.said
     old = (
-        "the old brick does not fit"
-        if said["before"] is None
-        else f"{100 * said['before']:.1f} % with the old brick added as a delta"
+        "the old brick does not fit" if said.before is None else f"{100 * said.before:.1f} % with the old brick added as a delta"
     )
     lines = [
-        f"{document['facts']} facts, {document['method']}, solved on {document['onto']} ({document['solved_on'][:12]})"
-        + "".join(f", {key} {_text(value)} as before" for key, value in document["kept"].items()),
-        f"facts answered (greedy, whole target): {100 * said['without']:.1f} % without the edit, {old}, {100 * said['after']:.1f} % rebased",
+        f"{rebased.facts} facts, {rebased.method}, solved on {rebased.onto} ({rebased.solved_on[:12]})"
+        + "".join(f", {key} {_text(value)} as before" for key, value in rebased.kept.items()),
+        f"facts answered (greedy, whole target): {100 * said.without:.1f} % without the edit, {old}, {100 * said.after:.1f} % rebased",
     ]
-    if lost := document["not_said"]:
+    if lost := rebased.not_said:
         lines.append(f"not answered: {', '.join(lost[:SHOWN])}" + (f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""))
     return lines
 
@@ -168,13 +163,13 @@ def _text(value: Any) -> str:
     return ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
 
 
-def _say_use(document: dict[str, Any], onto: str, resolved: Resolved) -> None:
+def _say_use(rebased: Rebased, onto: str, resolved: Resolved) -> None:
     """Print the recipe lines that add the brick at the place where it is exact."""
-    name = Path(document["brick"]).name
+    name = Path(rebased.brick).name
     where = f"as a last step of {onto}" if resolved.recipe.steps else f"first in a recipe with base: {onto}"
-    out.say(f"use:    bricks: {{{name}: {document['brick']}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
-    if document["unlisted"]:
+    out.say(f"use:    bricks: {{{name}: {rebased.brick}}} and, {where}, {{merge: task_arithmetic, bricks: {{{name}: 1.0}}}}")
+    if rebased.unlisted:
         out.say(
-            f"        also list the bricks of step {', '.join(document['unlisted'])}, which takes all bricks of the recipe if it lists none"
+            f"        also list the bricks of step {', '.join(rebased.unlisted)}, which takes all bricks of the recipe if it lists none"
         )
-    out.say(f"show:   workbench brick show {shell(document['brick'])}")
+    out.say(f"show:   workbench brick show {shell(rebased.brick)}")

@@ -86,7 +86,6 @@ def check(
     Also finds facts that other bricks of a recipe teach, and targets that a model already answers. Exits with 3 if a fact fails.
     """
     from workbench.api.naming import load_named
-    from workbench.cli.documents.edits import FactsCheckDocument
     from workbench.edit.closed_form.continuing import read_earlier
     from workbench.library.fact_wordings import compare_wordings, require_encoder
     from workbench.library.facts import check_facts
@@ -116,14 +115,14 @@ def check(
     def text() -> None:
         if report.findings:
             _table(report.findings)
-        counts = ", ".join(f"{count} {kind}" for kind, count in report.counts().items()) or "nothing found"
+        counts = ", ".join(f"{count} {kind}" for kind, count in report.counts.items()) or "nothing found"
         looked = "" if asked_model else "; answers were not compared with a model's (--model, --recipe)"
         looked += "" if used_encoder else "; wordings were compared by form and relation alone (--encoder)"
         kind = "" if report.format == "facts" else f" ({report.format})"
         with_run = f", those of {continues} included" if continues else ""
         out.say(f"{file}: {report.facts} facts{kind}{with_run}: {counts}{looked}")
 
-    out.result(lambda: FactsCheckDocument.model_validate(report.document()), text, json=json)
+    out.result(lambda: report, text, json=json)
     if report.failed:
         first, more = report.failed[0], f" (and {len(report.failed) - 1} more)" if len(report.failed) > 1 else ""
         raise GateFailedError(f"{first.place}: {first.kind}: {first.found}{more}", first.repair)
@@ -177,9 +176,8 @@ def import_(
     json: JsonOpt = False,
 ) -> None:
     """Convert a published facts dataset to JSONL, and list skipped rows."""
-    from workbench.cli.documents.edits import FactsImportDocument
     from workbench.facts import write_facts
-    from workbench.facts.imported import import_facts
+    from workbench.facts.imported import ImportedFacts, import_facts
 
     out.quiet = json
     if to is not None and to.exists():
@@ -189,10 +187,7 @@ def import_(
         to.parent.mkdir(parents=True, exist_ok=True)
         write_facts(to, read.facts)
 
-    def document() -> FactsImportDocument:
-        skipped = [{"place": skip.place, "reason": skip.reason} for skip in read.skipped]
-        imported = {"format": read.format, "facts": len(read.facts), "out": str(to) if to else None, "skipped": skipped}
-        return FactsImportDocument.model_validate(imported)
+    imported = ImportedFacts(format=read.format, facts=len(read.facts), out=str(to) if to else None, skipped=read.skipped)
 
     def text() -> None:
         for line in [str(to)] if to is not None else [dumps(fact.document(), ensure_ascii=False) for fact in read.facts]:
@@ -201,7 +196,7 @@ def import_(
         if to is not None:
             out.say(f"next: workbench facts check {shell(to)}")
 
-    out.result(document, text, json=json)
+    out.result(lambda: imported, text, json=json)
 
 
 def _say_imported(read: Published, file: Path, neighbours: int, *, limited: bool) -> None:

@@ -15,6 +15,7 @@ from workbench.cli._options import DeviceOpt, JsonOpt, QuietOpt, RunsOpt
 from workbench.cli._output import out
 from workbench.cli._trust import reads_recipes
 from workbench.errors import WorkbenchError
+from workbench.results import Number, Part
 
 if TYPE_CHECKING:
     from workbench.run.memories import SavedMemory
@@ -28,48 +29,67 @@ FactArg = Annotated[str, typer.Argument(metavar="ID", help="Id of a fact, as `me
 VersionOpt = Annotated[int | None, typer.Option("--version", min=1, help="Version of the memory; default: the newest.")]
 
 
+class MemoryFact(Part):
+    """A fact of a memory."""
+
+    id: str
+    """Id of the fact."""
+    prompt: str
+    """The prompt, with its subject."""
+    target: str
+    """The answer."""
+    version: int
+    """Version of the memory at which the fact was last stated."""
+    source: str
+    """"recipe" or "added"."""
+    feedback: int
+    """Number of recorded uses."""
+    credibility: Number
+    """Credibility of the fact, from 0 to 1."""
+    used: bool
+    """Whether the model uses the fact; a fact with low credibility is not used."""
+
+
+class MemoryFacts(Part):
+    """The facts of a memory."""
+
+    version: int
+    """Version of the memory."""
+    method: str
+    """Memory method."""
+    facts: list[MemoryFact]
+    """The facts, by id."""
+
+
 @app.command("ls")
 @reads_recipes
 def list_(place: DirArg, version: VersionOpt = None, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """List facts with their versions and credibility."""
-    from workbench.cli.documents.memories import MemoryDocument
-
     memory, _ = _open(place, runs_dir)
-    rows: list[dict[str, Any]] = [
-        {
-            "id": r.fact.id,
-            "prompt": r.fact.text,
-            "target": r.fact.target,
-            "version": r.credibility.stated,
-            "source": "recipe" if r.credibility.recipe else "added",
-            "feedback": len(r.credibility.uses),
-            "credibility": round(r.credibility.score(1.0), 3),
-            "used": r.credibility.kept,
-        }
+    rows = [
+        MemoryFact(
+            id=r.fact.id,
+            prompt=r.fact.text,
+            target=r.fact.target,
+            version=r.credibility.stated,
+            source="recipe" if r.credibility.recipe else "added",
+            feedback=len(r.credibility.uses),
+            credibility=round(r.credibility.score(1.0), 3),
+            used=r.credibility.kept,
+        )
         for r in memory.kept(version).facts
     ]
+    shown = MemoryFacts(version=version or memory.log.version, method=memory.record["method"], facts=rows)
 
     def text() -> None:
-        out.table(
-            ["fact", "prompt", "target", "version", "source", "credibility", ""],
-            [
-                [
-                    r["id"],
-                    r["prompt"],
-                    r["target"],
-                    str(r["version"]),
-                    r["source"],
-                    f"{r['credibility']:.2f}",
-                    "" if r["used"] else "not used",
-                ]
-                for r in rows
-            ],
-            right=(3, 5),
-        )
-        out.say(f"{memory.record['method']}, version {version or memory.log.version} of {memory.log.version}, {len(rows)} facts")
+        cells = [
+            [r.id, r.prompt, r.target, str(r.version), r.source, f"{r.credibility:.2f}", "" if r.used else "not used"]
+            for r in rows
+        ]
+        out.table(["fact", "prompt", "target", "version", "source", "credibility", ""], cells, right=(3, 5))
+        out.say(f"{shown.method}, version {shown.version} of {memory.log.version}, {len(rows)} facts")
 
-    document = {"version": version or memory.log.version, "method": memory.record["method"], "facts": rows}
-    out.result(lambda: MemoryDocument.model_validate(document), text, json=json)
+    out.result(lambda: shown, text, json=json)
 
 
 @app.command()
@@ -154,24 +174,22 @@ def feedback(
 @app.command()
 def log(place: DirArg, runs_dir: RunsOpt = None, json: JsonOpt = False) -> None:
     """Show all changes of a memory, oldest first."""
-    from workbench.cli.documents.memories import MemoryChange
-
     memory, _ = _open(place, runs_dir)
 
     def text() -> None:
         rows = [
             [
-                str(line["version"]),
-                line["time"] or "",
-                line["action"],
-                line["id"],
-                line["fact"]["target"] if "fact" in line else f"{line.get('reward', '')}",
+                str(change.version),
+                change.time or "",
+                change.action,
+                change.id,
+                change.fact["target"] if change.fact else "" if change.reward is None else str(change.reward),
             ]
-            for line in memory.log.lines
+            for change in memory.log.lines
         ]
         out.table(["version", "time", "action", "fact", "target or reward"], rows, right=(0,))
 
-    out.result(lambda: [MemoryChange.stored(line) for line in memory.log.lines], text, json=json)
+    out.result(lambda: memory.log.lines, text, json=json)
 
 
 def _open(place: str, runs_dir: Path | None) -> tuple[SavedMemory, Path | None]:

@@ -18,11 +18,9 @@ from workbench.cli.documents.analyze import (
 from workbench.cli.documents.barrier import BarrierDocument
 from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, ShownBrick
 from workbench.cli.documents.decompose import DecompositionDocument
-from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
 from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
-from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
@@ -30,7 +28,13 @@ from workbench.cli.documents.scores import CompareDocument, EvalDocument, Import
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.cli.memory import MemoryFacts
+from workbench.facts.imported import ImportedFacts
+from workbench.facts.log import MemoryChange
+from workbench.library.facts import FactsReport
+from workbench.library.rebase import Rebased
 from workbench.library.recipediff import RecipeDifference
+from workbench.library.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
 from workbench.run.plan import RunPlan
@@ -63,11 +67,11 @@ DOCUMENTS: Mapping[str, Any] = {
     "scores import": list[ImportedScores],
     "scores pull": PulledScores,
     "scores items": ItemsDocument,
-    "facts check": FactsCheckDocument,
-    "facts import": FactsImportDocument,
-    "edit rebase": RebaseDocument,
-    "edit trace": TraceDocument,
-    "memory ls": MemoryDocument,
+    "facts check": FactsReport,
+    "facts import": ImportedFacts,
+    "edit rebase": Rebased,
+    "edit trace": TraceTable,
+    "memory ls": MemoryFacts,
     "memory log": list[MemoryChange],
     "route explain": ExplainDocument,
     "route check": RouteCheckDocument,
@@ -104,7 +108,7 @@ def schema(command: str) -> dict[str, Any]:
 def _describe(part: dict[str, Any], cls: type[BaseModel]) -> None:
     """Add the texts of a class to its part of a schema, and remove defaults, which only mark fields that can be absent."""
     for name, text in field_docs(cls).items():
-        shown = part["properties"][cls.model_fields[name].alias or name]
+        shown = part["properties"][cls.model_fields[name].serialization_alias or name]
         shown["description"] = text
         shown.pop("default", None)
         shown.pop("title", None)

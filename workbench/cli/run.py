@@ -203,7 +203,7 @@ def run(
 
 def _print_result(result: RunResult, described: str) -> None:
     """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
-    from workbench.edit.greedy import told as said_in_words
+    from workbench.edit.places.knowledge import said_in_words
     from workbench.grow.expansion.kept import told
     from workbench.grow.expansion.told import told_removal
 

@@ -105,7 +105,7 @@ def _print(document: Mapping[str, Any]) -> None:
 
 def _chance(facts: Mapping[str, Any]) -> str:
     """Return the score of guessing as text, or a dash if it is unknown."""
-    from workbench.facts.kinds import ACCURACIES
+    from workbench.facts.facts import ACCURACIES
     from workbench.scores.suite import metric_of
 
     if facts["chance"] is not None:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table
-from workbench.facts.kinds import FactKind
+from workbench.facts.facts import FactKind
 from workbench.scores.paired import paired
 from workbench.scores.statistics import Floats, codes, score_interval
 from workbench.scores.store import Configuration, Scores

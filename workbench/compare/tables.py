@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.facts.kinds import ACCURACIES, WRITTEN
+from workbench.facts.facts import ACCURACIES, WRITTEN
 from workbench.scores.documents import rescore_hint
 from workbench.scores.paired import Paired, Ratio, paired_scores
 from workbench.scores.statistics import RATIOS, SHARED_RANGE, Floats, codes, effective_clusters, interval, resampled_means, score

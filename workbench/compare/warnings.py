@@ -11,7 +11,7 @@ import numpy as np
 from workbench.compare.configurations import roles_of
 from workbench.compare.tables import Table
 from workbench.errors import nearest
-from workbench.facts.kinds import ACCURACIES
+from workbench.facts.facts import ACCURACIES
 from workbench.scores.imported import differing_versions
 from workbench.scores.statistics import FEW_CLUSTERS, MANY_CLUSTERS, effective_clusters
 from workbench.scores.store import Scores

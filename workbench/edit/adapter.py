@@ -4,32 +4,34 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
 from workbench.adapters.places import Places
-from workbench.edit.closed_form.bundled import statistics_texts
 from workbench.edit.closed_form.closed_form import ClosedForm, editor
-from workbench.edit.closed_form.contexts import contexts
-from workbench.edit.closed_form.preserving import generated_prompts, read_prompts
 from workbench.edit.closed_form.preset import LONGEST
+from workbench.edit.closed_form.texts import contexts, generated_prompts, read_prompts, statistics_texts
 from workbench.edit.fields import Layers, read_for
-from workbench.edit.gradient.balanced import Course, Kept, target_losses, train
-from workbench.edit.gradient.lessons import (
+from workbench.edit.gradient.learning import (
     CONTINUED,
+    END_WEIGHT,
     REPLAY_TEXTS,
     REPLAY_TOKENS,
     REPLAYED,
+    Course,
+    Kept,
     Wordings,
     continued,
     lessons_of,
     prompt_rows,
+    target_losses,
     text_rows,
+    train,
 )
 from workbench.edit.gradient.tuning import LowRankUpdate
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import check_rows
+from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
@@ -92,8 +94,6 @@ class AdapterEdit(EditMethod):
     with the workbench."""
     replay_weight: Real = Field(1.0, ge=0)
     """Weight of the divergence from the base on these texts."""
-    end_weight: Real = Field(0.1, ge=0)
-    """Weight of the end-of-text token after the target; the target's tokens together have weight 1."""
     epochs: Whole = Field(60, ge=0)
     """Largest number of passes over the facts. Training stops after a pass that `stop` accepts. 0 leaves the edit in `start` as it
     is."""
@@ -104,8 +104,8 @@ class AdapterEdit(EditMethod):
     stop: Real = Field(0.1, ge=0)
     """Training stops after a pass in which the loss of every fact, its weighted end of text included, and the mean divergences on
     prompts and on texts were below this value, in nats per token."""
-    scale: Real = Field(1.0, ge=0)
-    """Factor on the finished update: 0 is the base, and values between interpolate."""
+
+    constants = MappingProxyType({"end_weight": END_WEIGHT, "scale": 1.0})
 
     @model_validator(mode="after")
     def _check_start(self) -> Self:
@@ -197,14 +197,14 @@ class AdapterEdit(EditMethod):
             try:
                 for name in modules:
                     updates[name] = self._attach(parts, name, begun.get(name), generator)
-                course = Course(self.epochs, self.batch_size, self.learning_rate, self.stop, self.end_weight)
+                course = Course(self.epochs, self.batch_size, self.learning_rate, self.stop)
                 trained = train(parts, lessons, kept, list(updates.values()), course, generator, context.progress)
                 losses = target_losses(parts, lessons, self.batch_size)
             finally:
                 for update in updates.values():
                     update.remove()
         # Keyed by live names, because PEFT looks for those.
-        factors = {f"{name}.weight": scaled(update.factors(), self.scale) for name, update in updates.items()}
+        factors = {f"{name}.weight": update.factors() for name, update in updates.items()}
         layers = sorted({int(name.removeprefix(f"{parts.prefix}.").split(".")[0]) for name in modules})
         record |= {
             "layers": layers,
@@ -288,8 +288,3 @@ class AdapterEdit(EditMethod):
             rows = text_rows(encode(texts, tokenizer, min(REPLAY_TOKENS, longest)))
             kept.append(Kept("replay", rows, self.replay_weight, REPLAYED))
         return kept
-
-
-def scaled(factors: Factors, scale: float) -> Factors:
-    """Return a factor times an update."""
-    return factors if scale == 1 else Factors(factors.left * scale, factors.right)

@@ -7,8 +7,8 @@ from typing import Literal
 from pydantic import Field
 
 from workbench.edit.closed_form.closed_form import ClosedForm
-from workbench.edit.closed_form.metrics import of_null_space
 from workbench.edit.closed_form.moments import Moments
+from workbench.edit.closed_form.preset import of_null_space
 from workbench.edit.closed_form.solver import KeyMetric
 from workbench.steps import register
 from workbench.steps.fields import Real

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from workbench.edit.memories.codebook import Codebook, radii, reading, writing
-from workbench.edit.places.rows import fact_pair
+from workbench.edit.places.parts import fact_pair
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest

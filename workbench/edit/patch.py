@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from workbench.edit.closed_form.closed_form import editor
-from workbench.edit.closed_form.contexts import contexts
+from workbench.edit.closed_form.closed_form import FACTS, LAYERS, choose, editor
 from workbench.edit.closed_form.moments import statistics_source, token_rows
-from workbench.edit.closed_form.preserving import generated_prompts
 from workbench.edit.closed_form.preset import LONGEST
-from workbench.edit.closed_form.sweep import FACTS, LAYERS, choose
+from workbench.edit.closed_form.texts import contexts, generated_prompts
 from workbench.edit.closed_form.values import Group, Lookup
 from workbench.edit.fields import read_for
 from workbench.edit.gradient.neurons import Block, find_block, inputs_of, installed
 from workbench.edit.gradient.patching import (
+    RATE,
     ROWS_AT_ONCE,
     SHARPNESS,
     Descent,
@@ -26,12 +26,12 @@ from workbench.edit.gradient.patching import (
     RowsOfFact,
     find_mistakes,
     solve_keys,
+    subject_values,
+    subjects_of,
     train_values,
 )
-from workbench.edit.gradient.subjects import subject_values, subjects_of
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import Parts, Position, check_rows, padded, row_of
 from workbench.edit.places.passes import score
-from workbench.edit.places.rows import Position, check_rows, padded, row_of
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
@@ -91,12 +91,11 @@ class Patch(EditMethod):
     """Also write a neuron with which each text ends after its target, unless the model ends it already."""
     steps: Whole = Field(60, ge=1)
     """Largest number of optimization steps for the values; it stops when all tokens are said."""
-    learning_rate: Real = Field(0.25, gt=0, le=10)
-    """Length of a step, relative to the norm of the projection's output."""
     confidence: Real = Field(0.9, gt=0, lt=1)
     """Probability of a missing token at which the optimization of its value stops."""
 
     keyed_if_set = frozenset({"position"})
+    constants = MappingProxyType({"learning_rate": RATE})
 
     @model_validator(mode="after")
     def _ends(self) -> Self:
@@ -177,7 +176,7 @@ class Patch(EditMethod):
             width = n_outputs(parts.out(layer)) or 0
             seen, unseen = _split(list(token_rows(context, texts)), self.tokens_per_input * width)
             keys = solve_keys(block, mistakes, facts, self._prompts(context, facts, rows), seen, context.progress)
-            descent = Descent(self.steps, self.learning_rate, self.confidence)
+            descent = Descent(self.steps, self.confidence)
             if at_subjects:
                 at = Lookup(context, parts, layer, self.position, contexts(texts, self.contexts))
                 neurons, record = subject_values(at, groups, keys, descent)

@@ -12,9 +12,8 @@ from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.solver import KeyMetric, factors_of_steps, solve
 from workbench.edit.fields import Layers, Mode, read_for
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import EditRow, Padded, Parts, check_rows, padded, row_of
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import EditRow, Padded, check_rows, padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, latest
 from workbench.facts.conflicts import require_consistent

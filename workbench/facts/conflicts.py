@@ -8,8 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from workbench.errors import WorkbenchError
 from workbench.facts.facts import SLOT, Fact, folded
-from workbench.facts.pairs import Conflict, distinct, place_of, statement
-from workbench.facts.probes import probe_conflicts
+from workbench.facts.probes import Conflict, distinct, place_of, probe_conflicts, statement
 from workbench.facts.relations import inverses, keys_of, single_keys_of, wordings
 
 

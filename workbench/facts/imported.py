@@ -8,10 +8,22 @@ from pathlib import Path
 
 from workbench.facts.conflicts import contradictions
 from workbench.facts.facts import Fact, Probe
-from workbench.facts.pairs import place_of
-from workbench.facts.probes import changing, edited_prompts
-from workbench.facts.published import Published, Skip
-from workbench.facts.reading import read_all
+from workbench.facts.probes import changing, edited_prompts, place_of
+from workbench.facts.published import Published, Skip, read_all
+from workbench.results import Part
+
+
+class ImportedFacts(Part):
+    """Conversion of a published facts dataset."""
+
+    format: str
+    """Format of the file."""
+    facts: int
+    """Number of facts."""
+    out: str | None
+    """File that was written; null without `--out`."""
+    skipped: list[Skip]
+    """Rows that were skipped."""
 
 
 def import_facts(path: Path, label: str, limit: int | None = None, neighbours: int = 0) -> Published:
@@ -49,7 +61,7 @@ def consistent(facts: Sequence[Fact]) -> tuple[list[Fact], list[Skip]]:
         # Skip a fact only if the earlier fact of its pair remains; the other pairs are checked again in the next round.
         later = {id(conflict.fact) for conflict in pairs}
         final = [conflict for conflict in pairs if id(conflict.other) not in later]
-        skipped += [Skip(conflict.place, f"contradiction: {conflict.what}") for conflict in final]
+        skipped += [Skip(place=conflict.place, reason=f"contradiction: {conflict.what}") for conflict in final]
         remaining = [fact for fact in remaining if id(fact) not in {id(conflict.fact) for conflict in final}]
     return remaining, skipped
 
@@ -66,7 +78,7 @@ def without_edited_neighbours(facts: Sequence[Fact]) -> tuple[list[Fact], list[S
         kept.append(
             replace(fact, neighbours=tuple(probe for probe in fact.neighbours if probe not in removed)) if removed else fact
         )
-        skipped += [Skip(fact.place, _edited(probe, edit, fact)) for probe, edit in removed.items()]
+        skipped += [Skip(place=fact.place, reason=_edited(probe, edit, fact)) for probe, edit in removed.items()]
     return kept, skipped
 
 

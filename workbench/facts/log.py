@@ -1,4 +1,4 @@
-"""The append-only log of a memory's facts, and the facts at each of its versions.
+"""A memory's facts: the append-only log of their changes, and their credibility.
 
 One line of the log is one change of one fact:
 
@@ -6,6 +6,17 @@ One line of the log is one change of one fact:
 
 `action` is add, update, rm or feedback. Lines for add and update have the new fact, lines for feedback a `reward` and a `similarity`. All
 lines of one command have the same version. Version 1 has the facts of the recipe, without a time, so that equal recipes give equal bytes.
+
+Credibility is estimated from feedback by a linear bandit with decay. A use of a fact has a feature vector x, normalized to length 1, of [similarity of the prompt, freshness, recency, source]. At version V,
+a fact that was stated at version c and last used at version u has freshness = g^(V - c) and recency = g^(V - u), with the decay g; source is
+1 for facts of the recipe and 0 for facts that were added later. With rewards r_i in {0, 1} for uses x_i at versions v_i
+
+    A = I + sum_i g^(V - v_i) x_i x_i^T,   b = sum_i g^(V - v_i) r_i x_i,   theta = A^-1 b,
+    credibility(x) = theta^T x + alpha * sqrt(x^T A^-1 x)
+
+which is LinUCB (Li et al. 2010, arXiv 1003.0146, algorithm 1) with discounted sums and one bandit per fact. DynaMind (arXiv 2310.14248) gives
+facts such estimates; its short-term memory's decay is here the discount. Without feedback the credibility is alpha. After n rewards of 0 for
+one use it is alpha / sqrt(1 + n), after n rewards of 1 it is n / (1 + n) + alpha / sqrt(1 + n). With further versions, both return to alpha.
 """
 
 from __future__ import annotations
@@ -14,13 +25,85 @@ import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import model_validator
 
 from workbench import jsondoc
 from workbench.errors import UsageError, WorkbenchError, nearest
-from workbench.facts.credibility import Use
 from workbench.facts.facts import Fact, fact_of
+from workbench.results import Number, OpenPart, Result, absent
+
+Vector = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Use:
+    """A use of a fact with feedback: the version, the similarity of the prompt from 0 to 1, and the reward from 0 to 1."""
+
+    version: int
+    similarity: float
+    reward: float
+
+
+@dataclass(frozen=True)
+class Credibility:
+    """The bandit of one fact at one version.
+
+    Attributes:
+        version: The memory's version V.
+        stated: The version at which the fact was added or last changed.
+        recipe: Whether the fact is from the recipe.
+        uses: Feedback since the fact was stated, oldest first.
+        alpha: Weight of the uncertainty.
+        decay: Discount g per version, from 0 to 1.
+        floor: A fact with less credibility is not used.
+    """
+
+    version: int
+    stated: int
+    recipe: bool
+    uses: Sequence[Use]
+    alpha: float
+    decay: float
+    floor: float
+
+    def score(self, similarity: float) -> float:
+        """Return the credibility for a prompt with a given similarity."""
+        matrix, reward = self._bandit
+        x = self._features(self.version, similarity, self.uses[-1].version if self.uses else self.stated)
+        inverse = np.linalg.inv(matrix)
+        return float(x @ inverse @ reward + self.alpha * np.sqrt(x @ inverse @ x))
+
+    @property
+    def kept(self) -> bool:
+        """True if the fact is used: its credibility for its own prompt is at least the floor."""
+        return self.score(1.0) >= self.floor
+
+    @cached_property
+    def _bandit(self) -> tuple[NDArray[np.float64], Vector]:
+        """The matrix A and the vector b at the version."""
+        matrix, reward = np.eye(4), np.zeros(4)
+        last = self.stated
+        for use in self.uses:
+            x = self._features(use.version, use.similarity, last)
+            weight = self.decay ** (self.version - use.version)
+            matrix += weight * np.outer(x, x)
+            reward += weight * use.reward * x
+            last = use.version
+        return matrix, reward
+
+    def _features(self, version: int, similarity: float, last: int) -> Vector:
+        """Return x at a version, for a fact that was last used at version `last`."""
+        recency_stated, recency_used = self.decay ** (version - self.stated), self.decay ** (version - last)
+        x = np.array([similarity, recency_stated, recency_used, float(self.recipe)])
+        features: Vector = x / np.linalg.norm(x)
+        return features
+
 
 LOG = "log.jsonl"
 ADD, UPDATE, REMOVE, FEEDBACK = "add", "update", "rm", "feedback"
@@ -44,17 +127,46 @@ class Alive:
     uses: tuple[Use, ...] = ()
 
 
+class MemoryChange(OpenPart, Result):
+    """A change of one fact of a memory."""
+
+    version: int
+    """Version of the memory that the change belongs to."""
+    action: str
+    """add, update, rm or feedback."""
+    id: str
+    """Id of the fact."""
+    time: str | None = None
+    """Time of the change (ISO 8601, UTC); null for facts of the recipe."""
+    source: str | None = absent()
+    """"recipe" or "added", for facts that were added."""
+    fact: dict[str, Any] | None = absent()
+    """The new fact, for the actions add and update."""
+    reward: Number | None = absent()
+    """1 if the fact was right in a use, 0 if it was wrong, for the action feedback."""
+    similarity: Number | None = absent()
+    """Similarity of the prompt to the fact, from 0 to 1, for the action feedback."""
+
+    @model_validator(mode="after")
+    def _check_complete(self) -> Self:
+        needed = {ADD: ("fact", "source"), UPDATE: ("fact",), REMOVE: ()}.get(self.action, ("reward", "similarity"))
+        for name in needed:
+            if getattr(self, name) is None:
+                raise ValueError(f"{name} is missing")
+        return self
+
+
 @dataclass(frozen=True)
 class Log:
     """The lines of a log, oldest first."""
 
-    lines: Sequence[Mapping[str, Any]]
+    lines: Sequence[MemoryChange]
     label: str = LOG
 
     @property
     def version(self) -> int:
         """The newest version; 0 for an empty log."""
-        return int(self.lines[-1]["version"]) if self.lines else 0
+        return self.lines[-1].version if self.lines else 0
 
     def at(self, version: int | None = None) -> dict[str, Alive]:
         """Return the facts at a version.
@@ -73,18 +185,18 @@ class Log:
             raise UsageError(f"{self.label}: no version {requested}; there are 1..{self.version}")
         facts: dict[str, Alive] = {}
         for line in self.lines:
-            if line["version"] > requested:
+            name, number = line.id, line.version
+            if number > requested:
                 break
-            name, number = str(line["id"]), int(line["version"])
-            if line["action"] == ADD:
-                facts[name] = Alive(fact_of(line["fact"], self.label), number, str(line["source"]))
-            elif line["action"] == UPDATE:
-                facts[name] = Alive(fact_of(line["fact"], self.label), number, facts[name].source)
-            elif line["action"] == REMOVE:
+            if line.action == ADD:
+                facts[name] = Alive(fact_of(line.fact, self.label), number, line.source or ADDED)
+            elif line.action == UPDATE:
+                facts[name] = Alive(fact_of(line.fact, self.label), number, facts[name].source)
+            elif line.action == REMOVE:
                 del facts[name]
             else:
                 previous = facts[name]
-                use = Use(number, float(line["similarity"]), float(line["reward"]))
+                use = Use(number, float(line.similarity or 0), float(line.reward or 0))
                 facts[name] = Alive(previous.fact, previous.stated, previous.source, (*previous.uses, use))
         return dict(sorted(facts.items()))
 
@@ -114,22 +226,11 @@ def read_log(folder: Path) -> Log:
             f"{folder}: not a memory, because it has no {LOG}", "Name a memory directory, or a configuration with a memory."
         )
     hint = "If the last line of the log is incomplete, delete that line."
-    lines = [_checked(line, f"{path}:{number}") for number, line in jsondoc.lines(path, str(path), hint)]
-    return Log(lines, str(path))
-
-
-def _checked(line: Any, place: str) -> dict[str, Any]:
-    """Return a line of the log after checking its fields."""
-    entry = jsondoc.as_object(line, place)
-    fields = {"version": int, "action": str, "id": str}
-    if entry.get("action") in (ADD, UPDATE):
-        fields |= {"fact": dict} | ({"source": str} if entry["action"] == ADD else {})
-    elif entry.get("action") not in (REMOVE, None):
-        fields |= {"similarity": (int, float), "reward": (int, float)}  # type: ignore[dict-item]
-    for name, kind in fields.items():
-        if not isinstance(entry.get(name), kind):
-            raise WorkbenchError(f"{place}: {name}: unexpected value: {jsondoc.kind(entry.get(name))}", None)
-    return entry
+    changes = []
+    for number, line in jsondoc.lines(path, str(path), hint):
+        place = f"{path}:{number}"
+        changes.append(MemoryChange.of(jsondoc.as_object(line, place), place))
+    return Log(changes, str(path))
 
 
 def lines_of(action: str, facts: Iterable[Fact], source: str, time: str | None) -> list[dict[str, Any]]:

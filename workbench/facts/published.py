@@ -1,4 +1,4 @@
-"""Conversion of published editing benchmarks to facts: question sets here, the others by `benchmarks`, `mquake` and `ripple`."""
+"""Facts files: the project's own format and published editing benchmarks; question sets here, the others by `benchmarks` and `ripple`."""
 
 from __future__ import annotations
 
@@ -8,13 +8,23 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.facts.benchmarks import counterfact, flat, wikibigedit, zsre
-from workbench.facts.drafts import Draft, Pair, SkippedRowError, list_of, prompt_and_answer, text_of
-from workbench.facts.facts import SLOT, Fact, fact_of, folded
-from workbench.facts.mquake import mquake
+from workbench.errors import WorkbenchError, shell
+from workbench.facts.benchmarks import (
+    Draft,
+    Pair,
+    SkippedRowError,
+    counterfact,
+    flat,
+    list_of,
+    mquake,
+    prompt_and_answer,
+    text_of,
+    wikibigedit,
+    zsre,
+)
+from workbench.facts.facts import ACTION, EXPECTED, SLOT, Fact, FactRow, fact_of, folded, has_action, read_rows
 from workbench.facts.ripple import is_ripple, ripple
-from workbench.facts.rows import FactRow, read_rows
+from workbench.results import Part
 
 
 def question_set_of(row: Mapping[Any, Any]) -> str | None:
@@ -65,12 +75,13 @@ def unstructured(row: Mapping[str, Any]) -> Iterator[Draft]:
 NAMES = "CounterFact, zsRE, KnowEdit, MQuAKE-CF, WikiBigEdit, RippleEdits, QAEdit, UnKEBench and EditEverything"
 
 
-@dataclass(frozen=True)
-class Skip:
-    """A skipped row or part of a row: its place (file:line, or the number of the row) and the reason."""
+class Skip(Part):
+    """A row, or a part of one, that was not converted."""
 
     place: str
+    """Location of the row, as file:line."""
     reason: str
+    """Reason for skipping it."""
 
 
 @dataclass(frozen=True)
@@ -142,26 +153,28 @@ def convert(rows: Iterable[FactRow], name: str) -> Published:
     skipped: list[Skip] = []
     for row in rows:
         if not isinstance(row.data, Mapping):
-            skipped.append(Skip(row.place, f"expected a mapping, found {type(row.data).__name__}"))
+            skipped.append(Skip(place=row.place, reason=f"expected a mapping, found {type(row.data).__name__}"))
             continue
         try:
             stated = list(drafts(row.data))
         except SkippedRowError as error:
-            skipped.append(Skip(row.place, str(error)))
+            skipped.append(Skip(place=row.place, reason=str(error)))
             continue
         except (KeyError, TypeError, AttributeError) as error:
-            skipped.append(Skip(row.place, f"not a {name} row: {error}"))
+            skipped.append(Skip(place=row.place, reason=f"not a {name} row: {error}"))
             continue
         if not stated:
-            skipped.append(Skip(row.place, "the row has no rewrite"))
+            skipped.append(Skip(place=row.place, reason="the row has no rewrite"))
         for draft in stated:
             fact = _fact(draft, row.place)
             if isinstance(fact, str):
-                skipped.append(Skip(row.place, fact))
+                skipped.append(Skip(place=row.place, reason=fact))
                 continue
             if count := sum(text_of(prompt) is not None and text_of(answer) is None for prompt, answer in draft.portability):
-                skipped.append(Skip(row.place, f"{count} portability prompts without an answer were skipped; the fact is kept"))
-            skipped += [Skip(row.place, note) for note in draft.notes]
+                skipped.append(
+                    Skip(place=row.place, reason=f"{count} portability prompts without an answer were skipped; the fact is kept")
+                )
+            skipped += [Skip(place=row.place, reason=note) for note in draft.notes]
             key = fact.text, fact.target
             facts[key] = merged(facts[key], fact) if key in facts else fact
     return Published(_with_own_ids(facts.values()), skipped, name)
@@ -278,3 +291,74 @@ _DRAFTS: dict[str, Callable[[Mapping[str, Any]], Iterator[Draft]]] = {
     "unke": unstructured,
     "editeverything": unstructured,
 }
+
+
+def read_facts(path: Path, label: str) -> list[Fact]:
+    """Read the facts of a file, in order; a repeated fact counts once.
+
+    Args:
+        path: A file with one JSON object per line, a YAML list of mappings, or a published benchmark (see `published`). Rows of a
+            benchmark without a usable fact are skipped.
+        label: The file's name in messages.
+
+    Raises:
+        WorkbenchError: If the file is missing or not JSON or YAML; if a field is missing, empty or (in the project's own format)
+            unknown; if a subject is not in its prompt exactly once; if a prompt has two targets; if two facts have the same id; or if
+            there are no facts. The message names file and line.
+    """
+    read = read_all(path, label)
+    facts: dict[str, Fact] = {}
+    ids: dict[str, Fact] = {}
+    for fact in read.facts:
+        first = facts.get(fact.text)
+        if first is not None and first.target != fact.target:
+            is_published = read.format != "facts"
+            raise WorkbenchError(
+                f"{fact.place}: same prompt as {first.place}, but another target ({fact.target!r} instead of {first.target!r})",
+                f"`workbench facts import {shell(label)} -o FILE.jsonl` skips the later row."
+                if is_published
+                else "Keep one target per prompt, or edit with `mode: {sequential: {batch: N}}`, where a later row updates the fact.",
+            )
+        if first is not None:
+            continue
+        if fact.id in ids:
+            raise WorkbenchError(f"{fact.place}: same id '{fact.id}' as {ids[fact.id].place}", "Give every fact its own id.")
+        ids[fact.id] = facts[fact.text] = fact
+    return list(facts.values())
+
+
+def read_all(path: Path, label: str) -> Published:
+    """Read every fact of a file, including those that contradict or repeat another one, for checks and conversion.
+
+    Args:
+        path: The file; see `read_facts`.
+        label: The file's name in messages.
+
+    Raises:
+        WorkbenchError: As in `read_facts`, except for errors that concern two facts.
+    """
+    read = _read(path, label)
+    if read.facts:
+        return read
+    if read.skipped:
+        first = read.skipped[0]
+        raise WorkbenchError(
+            f"{label}: no facts; {len(read.skipped)} rows skipped, first {first.place}: {first.reason}",
+            f"Its rows were read as {read.format}: `workbench facts import {shell(label)} -o FILE.jsonl` lists every reason.",
+        )
+    raise WorkbenchError(
+        f"{label}: no facts", 'Add lines such as {"prompt": "The capital of Atlantis is", "target": "Poseidonis"}'
+    )
+
+
+def _read(path: Path, label: str) -> Published:
+    """Read every fact of a file in the project's own format or a published one."""
+    rows = read_rows(path, label, EXPECTED)
+    name = format_of(rows)
+    for row in rows:
+        if has_action(row) and not name:
+            raise WorkbenchError(
+                f"{row.place}: '{ACTION}' changes an earlier fact, but this file is not read in order here",
+                "Edit steps with `mode: {sequential: {batch: N}}` and `workbench facts check --stream` read a file in order.",
+            )
+    return convert(rows, name) if name else Published([fact_of(row.data, row.place) for row in rows], [], "facts")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from workbench.facts.drafts import Draft, Pair, SkippedRowError, list_of, mappings_of, text_of
+from workbench.facts.benchmarks import Draft, Pair, SkippedRowError, list_of, mappings_of, text_of
 from workbench.facts.facts import folded
 
 FOLLOWS = ("Logical_Generalization", "Compositionality_I", "Compositionality_II", "Subject_Aliasing")

@@ -11,11 +11,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from workbench.errors import WorkbenchError, nearest, refuse_unknown
-from workbench.facts.facts import EXPECTED, Fact, fact_of
+from workbench.facts.facts import ACTION, EXPECTED, Fact, FactRow, fact_of, has_action, read_rows
 from workbench.facts.log import REMOVE
-from workbench.facts.published import Published, Skip, convert, format_of, merged
-from workbench.facts.reading import read_all
-from workbench.facts.rows import ACTION, FactRow, has_action, read_rows
+from workbench.facts.published import Published, Skip, convert, format_of, merged, read_all
 
 REMOVAL = '{"action": "rm", "prompt": "The capital of {subject} is", "subject": "Atlantis"}'
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.edit.greedy import said_by
+from workbench.edit.places.knowledge import said_by
 from workbench.facts import SLOT, Fact
 from workbench.lazy import torch
 from workbench.models.live import compute, live_model

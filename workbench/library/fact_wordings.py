@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,10 +12,10 @@ from workbench.edit.memories.retrieval import SentenceEncoder
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, Start, fact_of
 from workbench.facts.facts import folded
-from workbench.facts.pairs import place_of
+from workbench.facts.probes import place_of
 from workbench.facts.relations import INVERSES, RELATIONS, Relation, prompts_of, relation_names_of
 from workbench.lazy import torch
-from workbench.library.facts import FactFinding, FactsReport, read_checked
+from workbench.library.facts import FactsReport, finding, read_checked
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -130,21 +129,14 @@ def compare_wordings(report: FactsReport, path: Path, encoder: Path, *, stream: 
         WorkbenchError: If the directory has no encoder.
     """
     check = WordingCheck(encoder)
-    found = [(finding.place, finding.other) for finding in report.findings if finding.other is not None]
+    found = [(one.place, one.other) for one in report.findings if one.other is not None]
     findings = [
-        FactFinding(
-            fact.place,
-            "wording",
-            "warning",
-            described(fact, first, similarity),
-            _REPAIR,
-            fact.id,
-            first.place,
-            round(similarity, 4),
-        )
+        finding(fact, "wording", "warning", described(fact, first, similarity), _REPAIR, first.place, round(similarity, 4))
         for fact, first, similarity in check.conflicts(read_checked(path, report.file, stream=stream).facts, found)
     ]
-    return replace(report, findings=[*report.findings, *findings], encoder=str(encoder), threshold=round(check.threshold, 4))
+    counts = {**report.counts, **({"wording": len(findings)} if findings else {})}
+    added = {"findings": [*report.findings, *findings], "counts": counts}
+    return report.model_copy(update={**added, "encoder": str(encoder), "wording_threshold": round(check.threshold, 4)})
 
 
 def described(fact: Fact, first: Fact, similarity: float) -> str:

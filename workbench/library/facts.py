@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.bricks.brick import Brick
 from workbench.bricks.hub import HEADERS
@@ -16,12 +16,13 @@ from workbench.events import Events, no_events
 from workbench.facts import Fact, Published, Start, read_stream
 from workbench.facts.conflicts import conflicts, contradictions, duplicates
 from workbench.facts.facts import folded
-from workbench.facts.pairs import Conflict, Status
-from workbench.facts.reading import read_all
+from workbench.facts.probes import Conflict, Status
+from workbench.facts.published import read_all
 from workbench.lazy import no_grad, torch
 from workbench.models.prompts import encode_pair, encode_text
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
+from workbench.results import Number, Part
 from workbench.run.kinds.edit import FACTS, RECORD
 from workbench.run.materialize import materialize
 from workbench.run.opened import NamedModel
@@ -39,75 +40,53 @@ little for long answers, and edits them in pieces of 50 tokens, which are about 
 LONG_REPAIR = "Teach it with `edit: finetune`, or keep it beside the model with `edit: memory`; no method shortens it."
 
 
-@dataclass(frozen=True)
-class FactFinding:
-    """A problem with one line of a facts file.
-
-    Attributes:
-        place: Location of the line, "file:line".
-        kind: Kind of a `Conflict`, or "skipped", "id", "long", "wording", "known", "answer", "covered" or "unread".
-        status: "failed" or "warning".
-        found: Description of the problem.
-        repair: Advice on how to fix it.
-        fact: The fact's id, or None if the line is not a fact.
-        other: Location of the other fact, if one is involved.
-        similarity: Similarity of the two facts' questions, if an encoder compared them.
-    """
+class FactFinding(Part):
+    """A problem with one line of a facts file."""
 
     place: str
+    """Location of the line, as file:line."""
     kind: str
+    """Kind of the problem, such as contradiction, duplicate or known."""
     status: Status
+    """Whether the problem fails the check."""
     found: str
+    """Description of the problem."""
     repair: str
+    """Advice on how to fix it."""
     fact: str | None = None
+    """Id of the fact; null if the line is not a fact."""
     other: str | None = None
-    similarity: float | None = None
+    """Location of the other fact, if one is involved."""
+    similarity: Number | None = None
+    """Similarity of the two facts' questions, from 0 to 1; null unless an encoder compared them."""
 
 
-@dataclass(frozen=True)
-class FactsReport:
-    """The result of `facts check`.
-
-    Attributes:
-        file: The facts file, as the user named it.
-        format: Format of the file: the project's own ("facts") or a published one.
-        facts: Number of facts in it.
-        model: Name of the model whose answers were checked, or None.
-        findings: The problems, grouped by kind.
-        encoder: Directory of the encoder that compared wordings, or None.
-        threshold: Similarity from which it reports two facts, or None.
-    """
+class FactsReport(Part):
+    """Checks of a facts file. If it does not pass, the exit code is 3."""
 
     file: str
+    """The facts file."""
     format: str
+    """Format of the file: "facts", or the name of a published format."""
     facts: int
+    """Number of facts."""
     model: str | None
-    findings: list[FactFinding]
+    """Name of the model whose answers were checked."""
+    passed: bool
+    """Whether no problem fails the check."""
     encoder: str | None = None
-    threshold: float | None = None
+    """Directory of the encoder that compared wordings; null without one."""
+    wording_threshold: Number | None = None
+    """Similarity from which the encoder reports two facts; null without an encoder."""
+    counts: dict[str, int]
+    """Kind of problem -> number of findings."""
+    findings: list[FactFinding]
+    """The problems, grouped by kind."""
 
     @property
     def failed(self) -> list[FactFinding]:
         """Findings that fail the check."""
         return [finding for finding in self.findings if finding.status == "failed"]
-
-    def counts(self) -> dict[str, int]:
-        """Return the number of findings of each kind."""
-        return dict(Counter(finding.kind for finding in self.findings))
-
-    def document(self) -> dict[str, Any]:
-        """Return the document that `facts check --json` prints."""
-        return {
-            "file": self.file,
-            "format": self.format,
-            "facts": self.facts,
-            "model": self.model,
-            "passed": not self.failed,
-            "encoder": self.encoder,
-            "wording_threshold": self.threshold,
-            "counts": self.counts(),
-            "findings": [asdict(finding) for finding in self.findings],
-        }
 
 
 def check_facts(
@@ -137,15 +116,42 @@ def check_facts(
             id, or a removal or an update is invalid.
     """
     read = read_checked(path, shown, stream=stream)
-    findings = [FactFinding(skip.place, "skipped", "warning", skip.reason, "Correct or delete the row.") for skip in read.skipped]
+    findings = [
+        FactFinding(place=skip.place, kind="skipped", status="warning", found=skip.reason, repair="Correct or delete the row.")
+        for skip in read.skipped
+    ]
     findings += _same_ids(read.facts) if read.format == "facts" else []
-    findings += [_finding(conflict) for conflict in conflicts(read.facts)]
+    findings += [finding(c.fact, c.kind, c.status, c.what, c.repair, c.other.place) for c in conflicts(read.facts)]
     findings += [_long(fact) for fact in read.facts if len(fact.target) > LONG]
     if recipe is not None:
         findings += _check_recipe(read.facts, path, recipe)
     if model is not None:
         findings += _check_answers(read.facts, model, device or torch.device("cpu"), events)
-    return FactsReport(shown, read.format, len(read.facts), model.name if model else None, findings)
+    return FactsReport(
+        file=shown,
+        format=read.format,
+        facts=len(read.facts),
+        model=model.name if model else None,
+        passed=all(found.status != "failed" for found in findings),
+        counts=dict(Counter(found.kind for found in findings)),
+        findings=findings,
+    )
+
+
+def finding(
+    fact: Fact, kind: str, status: Status, found: str, repair: str, other: str | None = None, similarity: float | None = None
+) -> FactFinding:
+    """Return a problem with the line of a fact."""
+    return FactFinding(
+        place=fact.place,
+        kind=kind,
+        status=status,
+        found=found,
+        repair=repair,
+        fact=fact.id,
+        other=other,
+        similarity=similarity,
+    )
 
 
 def read_checked(path: Path, shown: str, *, stream: bool | Start) -> Published:
@@ -164,19 +170,7 @@ def _long(fact: Fact) -> FactFinding:
     )
     if "\n" in fact.target:
         problem += "; it has line breaks, at which generated answers are cut, so they never count as right"
-    return FactFinding(fact.place, "long", "warning", problem, LONG_REPAIR, fact.id)
-
-
-def _finding(conflict: Conflict) -> FactFinding:
-    return FactFinding(
-        conflict.place,
-        conflict.kind,
-        conflict.status,
-        conflict.what,
-        conflict.repair,
-        conflict.fact.id,
-        conflict.other.place,
-    )
+    return finding(fact, "long", "warning", problem, LONG_REPAIR)
 
 
 def _same_ids(facts: Iterable[Fact]) -> Iterator[FactFinding]:
@@ -186,7 +180,7 @@ def _same_ids(facts: Iterable[Fact]) -> Iterator[FactFinding]:
         other = first.setdefault(fact.id, fact)
         if other.text != fact.text:
             problem = f"has the same id {fact.id!r} as {other.place}"
-            yield FactFinding(fact.place, "id", "failed", problem, "Give every fact its own id.", fact.id, other.place)
+            yield finding(fact, "id", "failed", problem, "Give every fact its own id.", other.place)
 
 
 # -- other bricks of the recipe
@@ -213,11 +207,11 @@ def _check_recipe(facts: Sequence[Fact], path: Path, recipe: Recipe) -> Iterator
     for source in _sources(recipe, path.resolve(), ()):
         if source.facts is None:
             yield FactFinding(
-                source.place,
-                "unread",
-                "warning",
-                f"{source.name} is an edit without {FACTS}, so its facts are not known",
-                f"Put the facts file that it was solved from next to its {RECORD}.",
+                place=source.place,
+                kind="unread",
+                status="warning",
+                found=f"{source.name} is an edit without {FACTS}, so its facts are not known",
+                repair=f"Put the facts file that it was solved from next to its {RECORD}.",
             )
             continue
         all_facts = [*source.facts, *facts]
@@ -235,7 +229,7 @@ def _shared(pair: Conflict, source: _Source, kind: str, status: Status) -> FactF
     problem = f"answers {fact.text!r} with {fact.target!r}, and {source.name} ({other.place}) "
     problem += "already teaches that" if status == "warning" else f"teaches {other.target!r}"
     repair = f"Delete this line, or remove {source.name} from the recipe."
-    return FactFinding(fact.place, kind, status, problem, repair, fact.id, other.place)
+    return finding(fact, kind, status, problem, repair, other.place)
 
 
 def _sources(recipe: Recipe, checked_file: Path, parents: tuple[Path, ...]) -> Iterator[_Source]:
@@ -291,24 +285,22 @@ def _check_answers(facts: Sequence[Fact], asked: NamedModel, device: torch.devic
     answers = greedy_answers(model, tokenizer, longest_target, events)
     for fact in facts:
         if says(answers[fact.text], fact.target):
-            yield FactFinding(
-                fact.place,
+            yield finding(
+                fact,
                 "known",
                 "warning",
                 f"{name} already answers {fact.text!r} with {fact.target!r}",
                 "Delete this line: an edit would change nothing, but scores would count the fact as learned.",
-                fact.id,
             )
         for probe in fact.neighbours:
             if probe.target is not None and not says(answers[probe.prompt], probe.target):
                 answer = _first_line(answers[probe.prompt])
-                yield FactFinding(
-                    fact.place,
+                yield finding(
+                    fact,
                     "answer",
                     "warning",
                     f"the neighbor {probe.prompt!r} has the target {probe.target!r}, but {name} answers {answer!r}",
                     "Remove the neighbor's target to preserve the model's own answer, or delete the neighbor.",
-                    fact.id,
                 )
 
 

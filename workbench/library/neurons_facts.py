@@ -120,7 +120,7 @@ class KnowledgeReport:
 
         if self.trace is None:
             return None
-        recovered, mine = self.trace.traces["feed_forward"].recovered, self.layers
+        recovered, mine = self.trace.recovered("feed_forward"), self.layers
         both = [layer for layer in mine if layer in recovered]
         sides = [rankdata([mine[layer] for layer in both]), rankdata([recovered[layer][place] for layer in both])]
         if len(both) < 2 or any(side.std() == 0 for side in sides):
@@ -130,7 +130,7 @@ class KnowledgeReport:
 
     def document(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        recovered = self.trace.traces["feed_forward"].recovered if self.trace else {}
+        recovered = self.trace.recovered("feed_forward") if self.trace else {}
         folders = self.folders()
         facts = []
         for fact in self.facts:

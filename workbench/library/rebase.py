@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pydantic import Field
+
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import resolve_brick
-from workbench.edit.greedy import count, said_by, too_few
+from workbench.edit.places.knowledge import count, said_by, too_few
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.events import Events, no_events, progress
 from workbench.facts import Fact, read_facts
@@ -27,6 +29,7 @@ from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.recipe.schema import Output
 from workbench.resolve.edits import edit_record
+from workbench.results import Number, Part
 from workbench.run.compose import compose
 from workbench.run.kind import kind_of
 from workbench.run.kinds.edit import FACTS, RECORD, write_edit
@@ -111,6 +114,44 @@ def _step(record: Mapping[str, Any], settings: Sequence[str], folder: Path) -> E
     return document.validate(kind)
 
 
+class SaidShares(Part):
+    """Shares of facts that the model says, from 0 to 1."""
+
+    without: Number
+    """Share without the edit."""
+    before: Number | None
+    """Share with the old brick added as a delta; null if it does not fit the model."""
+    after: Number
+    """Share with the new brick."""
+
+
+class Rebased(Part):
+    """An edit that was solved again on another model."""
+
+    brick: str
+    """Directory of the new brick."""
+    source: str = Field(serialization_alias="from")
+    """Directory of the old brick."""
+    method: str
+    """Edit method."""
+    facts: int
+    """Number of facts."""
+    onto: str
+    """Name of the recipe or model that it was solved on."""
+    base: str
+    """Digest of the base."""
+    solved_on: str
+    """Key of the weights that it was solved on."""
+    kept: dict[str, list[int] | str]
+    """Field whose value is `auto` -> the old brick's value, which was kept."""
+    said: SaidShares
+    """Shares of facts that the model says."""
+    not_said: list[str]
+    """Ids of facts that the model does not say with the new brick."""
+    unlisted: list[str]
+    """Ids of steps of the recipe that list no bricks, so that they would also merge the new brick."""
+
+
 def rebase(
     folder: Path,
     onto: NamedModel,
@@ -120,7 +161,7 @@ def rebase(
     remeasure: bool = False,
     settings: Sequence[str] = (),
     events: Events = no_events,
-) -> dict[str, Any]:
+) -> Rebased:
     """Solve an edit brick again on the configuration of a recipe or on a model, and write the result as a new edit brick.
 
     Values are optimized from scratch, because the keys differ on another model. With a recipe, the new brick's base is the
@@ -135,9 +176,6 @@ def rebase(
             old brick.
         settings: Fields of the step to override, "field=value".
         events: Callback that receives progress events.
-
-    Returns:
-        The document that `edit rebase --json` prints.
 
     Raises:
         WorkbenchError: If `read_edit` rejects the brick, the tokenizers differ, the recipe grows the base, no value is found
@@ -171,7 +209,20 @@ def rebase(
     edit = replace(edit, record={**edit.record, "rebased": rebased, "said": efficacy})
     with new_directory(out) as partial:
         _write(edit, old, partial, session, {"name": brick_name(out), **({"base": {"id": onto.base}} if onto.base else {})})
-    return _document(old, session, out, correct, rebased)
+    recipe = session.resolved.recipe
+    return Rebased(
+        brick=str(out),
+        source=str(old.brick.path),
+        method=old.step.name,
+        facts=len(old.facts),
+        onto=name,
+        base=session.resolved.base_digest,
+        solved_on=session.solved_on,
+        kept=fixed_settings,
+        said=SaidShares.model_validate(rebased["said"]),
+        not_said=efficacy["not_said"],
+        unlisted=[step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None],
+    )
 
 
 def _check_onto(old: EditBrick, model: NamedModel) -> None:
@@ -309,25 +360,3 @@ def _write(edit: Edit, old: EditBrick, out: Path, session: LiveSession, card: di
     if (out / FACTS).is_file():
         return
     (out / FACTS).write_bytes(old.place.read_bytes())
-
-
-def _document(
-    old: EditBrick, session: LiveSession, out: Path, correct: Mapping[str, list[bool] | None], rebased: Mapping[str, Any]
-) -> dict[str, Any]:
-    """Return the document that `edit rebase --json` prints."""
-    recipe = session.resolved.recipe
-    after = correct["after"] or []
-    unlisted = [step_id for step, step_id in zip(recipe.steps, recipe.step_ids, strict=True) if step.names() is None]
-    return {
-        "brick": str(out),
-        "from": str(old.brick.path),
-        "method": old.step.name,
-        "facts": len(old.facts),
-        "onto": rebased["onto"],
-        "base": session.resolved.base_digest,
-        "solved_on": session.solved_on,
-        "kept": rebased["kept"],
-        "said": rebased["said"],
-        "not_said": [fact.id for fact, right in zip(old.facts, after, strict=True) if not right],
-        "unlisted": unlisted,
-    }

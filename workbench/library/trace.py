@@ -5,18 +5,16 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.rows import check_rows
-from workbench.edit.places.tracing import PLACES, Trace, What, trace
+from workbench.edit.places.knowledge import PLACES, Trace, What, trace
+from workbench.edit.places.parts import Parts, check_rows
 from workbench.errors import UsageError, WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.facts import read_facts
 from workbench.lazy import torch
 from workbench.models.texts import longest_row
+from workbench.results import Number, Part, Result
 from workbench.run.compose import compose
 from workbench.run.opened import NamedModel
 from workbench.run.teaching import live_session
@@ -28,74 +26,124 @@ OUTPUTS: dict[What, str] = {"block": "block outputs", "feed_forward": "feed-forw
 LONGEST = 512
 
 
-@dataclass(frozen=True)
-class TraceTable:
-    """A trace of a model.
+class RecoveredShare(Part):
+    """Effect of restoring one layer's output at one position."""
 
-    Attributes:
-        model: Name of the model.
-        file: The facts file, as the user named it.
-        traces: Traces of block outputs and of feed-forward outputs.
-        answers: Fact id -> the model's own next token, as text.
-    """
+    recovered: Number
+    """Share of the answer's probability that returns; 0 as with the other subject, 1 as with the true one."""
+    interval: tuple[Number, Number] | None
+    """95 % interval over facts; null with one fact."""
+
+
+class TracedPlaces(Part):
+    """Effects by position."""
+
+    subject: RecoveredShare
+    """All tokens of the subject."""
+    subject_last: RecoveredShare
+    """Last token of the subject."""
+    last: RecoveredShare
+    """Last token of the prompt."""
+
+
+class TracedLayer(Part):
+    """Effects of restoring one layer."""
+
+    block: TracedPlaces
+    """Output of the layer."""
+    feed_forward: TracedPlaces
+    """Output of the layer's feed-forward part."""
+
+
+class TracedFact(Part):
+    """A traced fact."""
+
+    id: str
+    """Id of the fact."""
+    answer: str
+    """The model's own next token, as text."""
+    clean: Number
+    """Probability of the answer with the true subject."""
+    corrupted: Number
+    """Probability of the answer with another subject."""
+
+
+class TraceTable(Result):
+    """A causal trace of facts through a model."""
 
     model: str
+    """Name of the model."""
     file: str
-    traces: Mapping[What, Trace]
-    answers: Mapping[str, str]
+    """The facts file."""
+    facts: int
+    """Number of traced facts."""
+    clean: Number
+    """Mean probability of the answers with the true subjects."""
+    corrupted: Number
+    """Mean probability of the answers with other subjects."""
+    layers: dict[int, TracedLayer]
+    """Layer, from 0 -> effects of restoring it."""
+    traced: list[TracedFact]
+    """The traced facts."""
 
-    @property
-    def layers(self) -> list[int]:
-        """Layers whose outputs were restored."""
-        return list(self.traces["block"].recovered)
+    def share(self, what: What, layer: int, place: str) -> RecoveredShare:
+        """Return the effect of restoring a layer's output at a position."""
+        found: RecoveredShare = getattr(getattr(self.layers[layer], what), place)
+        return found
 
-    def interval(self, what: What, layer: int, place: str) -> tuple[float, float] | None:
-        """Return the 95 % interval of a recovered share over facts, or None if there is only one fact.
+    def recovered(self, what: What) -> dict[int, dict[str, float]]:
+        """Return layer -> position -> recovered share."""
+        return {layer: {place: self.share(what, layer, place).recovered for place in PLACES} for layer in self.layers}
 
-        The share is a ratio of sums over facts, r = Σaᵢ / Σbᵢ with a = restored − corrupted and b = clean − corrupted. Its
-        standard error is that of the mean of aᵢ − r·bᵢ, divided by the mean of b (Cochran 1977, Sampling Techniques, §6.4). The
-        interval uses Student's t.
 
-        Args:
-            what: Outputs that were restored, "block" or "feed_forward".
-            layer: Layer that was restored.
-            place: Position that was restored.
-        """
-        traced = self.traces[what]
-        n, share = len(traced.rows), traced.recovered[layer][place]
-        if n < 2:
-            return None
-        total = sum(row.clean - row.corrupted for row in traced.rows)
-        residuals = [row.restored[layer][place] - row.corrupted - share * (row.clean - row.corrupted) for row in traced.rows]
-        half = upper_t(0.025, n - 1) * math.sqrt(n / (n - 1) * sum(x * x for x in residuals)) / max(total, 1e-9)
-        return share - half, share + half
+def table_of(model: str, file: str, traces: Mapping[What, Trace], answers: Mapping[str, str]) -> TraceTable:
+    """Return the table of the traces of block outputs and of feed-forward outputs.
 
-    def document(self) -> dict[str, Any]:
-        """Return the document that `edit trace --json` prints."""
-        block = self.traces["block"]
-        layers = {
-            str(layer): {
-                what: {
-                    place: {"recovered": traced.recovered[layer][place], "interval": self.interval(what, layer, place)}
-                    for place in PLACES
-                }
-                for what, traced in self.traces.items()
-            }
-            for layer in self.layers
+    Args:
+        model: Name of the model.
+        file: The facts file, as the user named it.
+        traces: The traces.
+        answers: Fact id -> the model's own next token, as text.
+    """
+    block = traces["block"]
+
+    def places(traced: Trace, layer: int) -> TracedPlaces:
+        shares = {
+            place: RecoveredShare(recovered=traced.recovered[layer][place], interval=interval(traced, layer, place))
+            for place in PLACES
         }
-        facts = [
-            {"id": row.fact, "answer": self.answers[row.fact], "clean": row.clean, "corrupted": row.corrupted}
-            for row in block.rows
-        ]
-        return {
-            "model": self.model,
-            "file": self.file,
-            "facts": block.facts,
-            "clean": block.clean,
-            "corrupted": block.corrupted,
-            "layers": layers,
-            "traced": facts,
-        }
+        return TracedPlaces(**shares)
+
+    return TraceTable(
+        model=model,
+        file=file,
+        facts=block.facts,
+        clean=block.clean,
+        corrupted=block.corrupted,
+        layers={
+            layer: TracedLayer(block=places(block, layer), feed_forward=places(traces["feed_forward"], layer))
+            for layer in block.recovered
+        },
+        traced=[
+            TracedFact(id=row.fact, answer=answers[row.fact], clean=row.clean, corrupted=row.corrupted) for row in block.rows
+        ],
+    )
+
+
+def interval(traced: Trace, layer: int, place: str) -> tuple[float, float] | None:
+    """Return the 95 % interval of a recovered share over facts, or None if there is only one fact.
+
+    The share is a ratio of sums over facts, r = Σaᵢ / Σbᵢ with a = restored − corrupted and b = clean − corrupted. Its
+    standard error is that of the mean of aᵢ − r·bᵢ, divided by the mean of b (Cochran 1977, Sampling Techniques, §6.4). The
+    interval uses Student's t.
+    """
+    n, share = len(traced.rows), traced.recovered[layer][place]
+    if n < 2:
+        return None
+    total = sum(row.clean - row.corrupted for row in traced.rows)
+    residuals = [row.restored[layer][place] - row.corrupted - share * (row.clean - row.corrupted) for row in traced.rows]
+    half = upper_t(0.025, n - 1) * math.sqrt(n / (n - 1) * sum(x * x for x in residuals)) / max(total, 1e-9)
+    return share - half, share + half
 
 
 def trace_table(
@@ -122,6 +170,14 @@ def trace_table(
     Raises:
         WorkbenchError: If a fact has no subject, a layer does not exist, or all subjects are the same.
     """
+    traces, answers = run_traces(model, file, shown, count=count, layers=layers, device=device, events=events)
+    return table_of(model.name, shown, traces, answers)
+
+
+def run_traces(
+    model: NamedModel, file: Path, shown: str, *, count: int, layers: str | None, device: torch.device, events: Events = no_events
+) -> tuple[dict[What, Trace], dict[str, str]]:
+    """Return the traces behind a table, and each fact's answer as text; see `trace_table`."""
     facts = read_facts(file, shown)[:count]
     if bad := [fact for fact in facts if fact.subject is None]:
         raise WorkbenchError(
@@ -140,8 +196,7 @@ def trace_table(
             chosen = parts.editable  # a trace also restores the feed-forward part, which other layers do not have
         parts.check_layers(tuple(chosen), "trace")
         traces: dict[What, Trace] = {what: _checked(trace(context, parts, facts, chosen, what), shown) for what in OUTPUTS}
-    answers = {row.fact: context.tokenizer.decode([row.answer]) for row in traces["block"].rows}
-    return TraceTable(model.name, shown, traces, answers)
+    return traces, {row.fact: context.tokenizer.decode([row.answer]) for row in traces["block"].rows}
 
 
 def _checked(result: Trace | None, shown: str) -> Trace:

@@ -63,9 +63,7 @@ _SHARED = {
     "OverlapWeighted": "Merges that weigh bricks by their overlap",
     "ReadsTexts": "Merges that run models on texts",
     "Calibrated": "Merges that run each brick's model on texts of its task",
-    "Bridge": "Methods of mergekit",
     "EditMethod": "Edits",
-    "Preset": "Closed-form edits",
     "MemoryMethod": "Memories",
     "GrowMethod": "Growth",
     "TextMethod": "Growth that runs texts through the model",
@@ -78,7 +76,7 @@ _SHARED = {
     "PooledRoute": "Routers that read hidden states",
 }
 """Base class of methods -> title of the section in docs/methods/shared.md that lists the fields that these methods have from it."""
-_SHARED_PAGE, _MERGEKIT_PAGE = "methods/shared.md", "methods/merge-mergekit.md"
+_SHARED_PAGE = "methods/shared.md"
 
 _SWEEPS = [
     "## sweep",
@@ -209,7 +207,7 @@ def methods_page() -> str:
     for verb, text in _KINDS.items():
         rows = [m for m in methods().values() if m.verb == verb]
         lines += [f"## {verb}", "", text, "", "| step | what it does |", "| --- | --- |"]
-        lines += [f"| [`{m.verb}: {m.name}`]({_link(m)}) | {_cell(summary(m))} |" for m in rows]
+        lines += [f"| [`{m.verb}: {m.name}`]({page_of(m)}) | {_cell(summary(m))} |" for m in rows]
         lines.append("")
     return "\n".join(lines)
 
@@ -260,7 +258,7 @@ def _own_fields(method: type[Step], fields: Sequence[FieldDescription]) -> list[
     shared: dict[str, list[str]] = {}
     for field in fields:
         if origin := origins.get(field.name):
-            shared.setdefault(origin, []).append(f"`{field['name']}`")
+            shared.setdefault(origin, []).append(f"`{field.name}`")
     more = [f"[{_SHARED[name]}](shared.md#{_anchor(_SHARED[name])}): {', '.join(names)}." for name, names in shared.items()]
     return [
         *(_table(own) if own else ["None of its own."]),
@@ -295,38 +293,31 @@ def shared_page() -> str:
     return "\n".join(lines)
 
 
+def family_page(family: Sequence[type[Step]], evidence: Mapping[str, str]) -> str:
+    """Return the page of methods that share their fields: one table of these, and a row a method with what is its own.
+
+    Args:
+        family: The methods, which have one base class and one `page`.
+        evidence: Tag of a method -> what was measured of it, as Markdown.
+    """
+    base = next(cls for cls in family[0].__mro__[1:] if issubclass(cls, Step))
+    shared, text = list(_fields(base)), inspect.getdoc(base) or ""
+    own = {method: [field for field in _fields(method) if field not in shared] for method in family}
+    lines = [f"# {family[0].verb}: {', '.join(method.name for method in family)}", "", *text.split("\n"), ""]
+    lines += ["| step | formula | what it does | source |", "| --- | --- | --- | --- |"]
+    for method in family:
+        text = " ".join((inspect.getdoc(method) or "").split())
+        lines.append(f"| `{method.verb}: {method.name}` | `{_cell(method.formula)}` | {_cell(text)} | {_cell(method.paper)} |")
+    lines += ["", "## Fields of one method", "", "| step | field | default | meaning |", "| --- | --- | --- | --- |"]
+    lines += [f"| `{method.name}` {row}" for method in family for row in _table(own[method])[2:]]
+    lines += ["", "## Fields", "", *_table(shared), ""]
+    measured = [evidence[tag] for method in family if (tag := f"{method.verb}:{method.name}") in evidence]
+    return "\n".join([*lines, *(["## Evidence here", "", *measured, ""] if measured else [])])
+
+
 def page_of(method: type[Step]) -> str:
-    """Return the name of a method's page in docs/; mergekit's methods have one together."""
-    return _MERGEKIT_PAGE if method.name.startswith("mergekit/") else f"methods/{method.verb}-{method.name}.md"
-
-
-def _link(method: type[Step]) -> str:
-    name = method.name.removeprefix("mergekit/")
-    return page_of(method) + (f"#{name}" if name != method.name else "")
-
-
-def mergekit_page() -> str:
-    """Return the text of docs/methods/merge-mergekit.md: the methods that run mergekit's own code."""
-    own = [m for m in methods().values() if m.name.startswith("mergekit/") and issubclass(m, MergeMethod)]
-    lines = [
-        "# merge: mergekit/NAME",
-        "",
-        "These methods run mergekit's code on one tensor at a time, in float32, under mergekit's names of parameters.",
-        "",
-    ]
-    lines += [*_own_fields(own[0], list(_fields(own[0])))[2:], "", "A test checks these properties on random tensors.", ""]
-    laws = ("zero_is_base", "permutation_invariant", "single_is_identity", "linear_in_weight", "random")
-    lines += [f"| method | {' | '.join(law.replace('_', ' ') for law in laws)} |", f"| --- |{' --- |' * len(laws)}"]
-    for method in own:
-        cells = ("yes" if getattr(method.laws, law) is True else "" for law in laws)
-        lines.append(f"| [`{method.name}`](#{method.name.removeprefix('mergekit/')}) | {' | '.join(cells)} |")
-    for method in own:
-        lines += ["", f"## {method.name.removeprefix('mergekit/')}", ""]
-        for paragraph in (inspect.getdoc(method) or "").split("\n\n"):
-            lines += [" ".join(paragraph.split()), ""]
-        lines += ["```text", method.formula, "```", ""] if method.formula else []
-        lines += [f"Source: {method.paper}.".replace("..", ".")] if method.paper else []
-    return "\n".join([*lines, ""])
+    """Return the name of a method's page in docs/; methods with the same fields, such as mergekit's, have one together."""
+    return f"methods/{method.verb}-{method.page or method.name}.md"
 
 
 def recipe_page() -> str:
@@ -383,12 +374,16 @@ def pages(evidence: Mapping[str, str] = MappingProxyType({})) -> dict[str, str]:
     Args:
         evidence: Tag of a method ("merge:ties") -> what was measured of it, as Markdown.
     """
-    own = [m for m in methods().values() if page_of(m) != _MERGEKIT_PAGE]
-    each = {page_of(m): method_page(m, evidence.get(f"{m.verb}:{m.name}", "")) for m in own}
+    families: dict[str, list[type[Step]]] = {}
+    for method in methods().values():
+        families.setdefault(page_of(method), []).append(method)
+    each = {
+        page: family_page(family, evidence) if family[0].page else method_page(family[0], evidence.get(family[0].tag, ""))
+        for page, family in families.items()
+    }
     return {
         "methods.md": methods_page(),
         _SHARED_PAGE: shared_page(),
-        _MERGEKIT_PAGE: mergekit_page(),
         **each,
         "recipe.md": recipe_page(),
         "recipe.schema.json": schema_text(),

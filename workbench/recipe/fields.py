@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, Tag, field_validator, model_validator
 
-from workbench.facts.kinds import FactKind
+from workbench.facts.facts import FactKind
 from workbench.steps.fields import Real, Strict, Whole
 
 

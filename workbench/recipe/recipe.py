@@ -305,10 +305,11 @@ def _check_tokenizer(recipe: Recipe) -> None:
 
 
 def dump_step(step: BaseModel) -> dict[str, Any]:
-    """Return the fields that determine a step's result as plain data, defaults included, for keys and records."""
+    """Return the fields that determine a step's result as plain data, defaults and constants included, for keys and records."""
     fields = type(step).model_fields
     unset = {name for name in getattr(step, "keyed_if_set", ()) if getattr(step, name) == fields[name].default}
-    return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
+    dumped = step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
+    return {**dumped, **getattr(step, "constants", {})}
 
 
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:

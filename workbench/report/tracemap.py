@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.edit.places.tracing import PLACES, Place, What
+from workbench.edit.places.knowledge import PLACES, Place, What
 from workbench.library.trace import OUTPUTS, WORDS, TraceTable
 from workbench.report.heatmap import HeatMeasure, HeatValues, Map, MapPlace, drawn, write_maps
 from workbench.report.tints import SCALES, inside
@@ -18,8 +18,7 @@ LEAD = (
 
 def render_trace(table: TraceTable, out: Path) -> Path:
     """Write a self-contained page that makes no request, and return its path."""
-    block = table.traces["block"]
-    row = [Path(table.file).name, str(block.facts), f"{block.clean:.3f}", f"{block.corrupted:.3f}"]
+    row = [Path(table.file).name, str(table.facts), f"{table.clean:.3f}", f"{table.corrupted:.3f}"]
     return write_maps(
         out,
         title=f"Causal trace of {table.model}",
@@ -34,8 +33,9 @@ def render_trace(table: TraceTable, out: Path) -> Path:
 def _map(table: TraceTable, what: What) -> Map:
     """Return the heat map of the recovered share for one kind of output."""
     places: list[tuple[int, Place]] = [(layer, place) for layer in table.layers for place in PLACES]
-    values: dict[MapPlace, float] = {(layer, WORDS[place]): table.traces[what].recovered[layer][place] for layer, place in places}
-    intervals = {(layer, place): table.interval(what, layer, place) for layer, place in places}
+    shares = {at: table.share(what, *at) for at in places}
+    values: dict[MapPlace, float] = {(layer, WORDS[place]): shares[layer, place].recovered for layer, place in places}
+    intervals = {at: share.interval for at, share in shares.items()}
     notes: dict[MapPlace, str] = {(layer, WORDS[place]): f" %{_interval(intervals[layer, place])}" for layer, place in places}
     null: dict[MapPlace, str] = {
         (layer, WORDS[place]): "its interval includes 0" for layer, place in places if inside(0.0, intervals[layer, place])
@@ -44,7 +44,7 @@ def _map(table: TraceTable, what: What) -> Map:
     metric = HeatMeasure(
         OUTPUTS[what].capitalize(), caption, _percent, SCALES["recovered"], "its 95 % interval over facts includes 0"
     )
-    return drawn(metric, HeatValues(values, list(WORDS.values()), table.layers, notes, null))
+    return drawn(metric, HeatValues(values, list(WORDS.values()), list(table.layers), notes, null))
 
 
 def _percent(value: float) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.bricks.axes import Axes, axes_of
-from workbench.edit.greedy import told as said_in_words
+from workbench.edit.places.knowledge import said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import printable
 from workbench.grow.expansion.kept import told

@@ -20,8 +20,7 @@ from filelock import FileLock, Timeout
 
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, write_facts
-from workbench.facts.credibility import Credibility
-from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Log, append, lines_of, read_log
+from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
 from workbench.manifest import changing
 from workbench.models.tokenizer import load_tokenizer

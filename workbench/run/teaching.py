@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from workbench.edit.greedy import count, said_by, told, too_few
+from workbench.edit.places.knowledge import count, said_by, said_in_words, too_few
 from workbench.errors import GateFailedError
 from workbench.events import Events, no_events
 from workbench.facts import Fact
@@ -82,7 +82,7 @@ def refusal(
         what: The result that is not written.
     """
     return (
-        f"{name}: the edited model says {told(row)}; `min_efficacy` asks for {100 * row['min_efficacy']:g} %.{others} "
+        f"{name}: the edited model says {said_in_words(row)}; `min_efficacy` asks for {100 * row['min_efficacy']:g} %.{others} "
         f"No {what} was written",
         f"Choose other `layers:`, increase the strength of the edit, or correct the facts. {set_by} writes the {what} anyway.",
     )

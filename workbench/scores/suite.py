@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, ConfigDict, Field, model_validator
 
 from workbench.errors import WorkbenchError, nearest
-from workbench.facts.kinds import WRITTEN, FactKind
+from workbench.facts.facts import WRITTEN, FactKind
 from workbench.yamldoc import Written, load
 
 # Versions of the scorers; raise one when the last bits of its log-likelihoods change.

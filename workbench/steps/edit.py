@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
-from workbench.facts.credibility import Credibility
+from workbench.facts.log import Credibility
 from workbench.files import json_digest
 from workbench.models.identity import computed_on, loaded_tokens_digest
 from workbench.models.layout import Model

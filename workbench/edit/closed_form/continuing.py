@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.edit.closed_form.values import PARTS
 from workbench.errors import InvalidRecipeError
 from workbench.facts import Fact, Start, fact_of, latest, read_facts
-from workbench.facts.facts import EXPECTED
-from workbench.facts.rows import read_rows
+from workbench.facts.facts import EXPECTED, read_rows
 from workbench.files import file_digest, read_json
 from workbench.manifest import require_whole
 from workbench.weights.header import read_header
@@ -28,7 +27,7 @@ from workbench.weights.saving import save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workbench.edit.places.rows import Position
+    from workbench.edit.places.parts import Position
 
 RECORD, FACTS, STREAM, HISTORY = "edit.json", "facts.jsonl", "stream.jsonl", "history.safetensors"
 POSITIONS = ("subject_last", "prompt_last")

@@ -19,10 +19,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from workbench import jsondoc
-from workbench.edit.closed_form.bundled import statistics_texts
-from workbench.edit.places.parts import Parts
+from workbench.edit.closed_form.texts import statistics_texts
+from workbench.edit.places.parts import Padded, Parts
 from workbench.edit.places.passes import run
-from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
 from workbench.facts import joined
 from workbench.files import json_digest

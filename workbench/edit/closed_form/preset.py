@@ -1,18 +1,22 @@
-"""Recipe fields that the closed-form editors share, and the interface that each editor implements."""
+"""Recipe fields and interface of the closed-form editors, and the metrics that they are built from.
+
+Strengths of metrics are relative to the trace of C, so that they mean the same on every model. If attention sinks dominate C, the trace
+excludes them (see `moments`).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from workbench.edit.closed_form.continuing import RECORD, STREAM, Earlier, check_fields, find_edit, read_earlier
 from workbench.edit.closed_form.moments import PER_INPUT, Moments
-from workbench.edit.closed_form.preserving import Tokens, generated_prompts, read_prompts
 from workbench.edit.closed_form.solver import KeyMetric
-from workbench.edit.closed_form.values import Settings
+from workbench.edit.closed_form.texts import read_prompts
+from workbench.edit.closed_form.values import KL, Settings
 from workbench.edit.fields import Layers, Mode, read_for
 from workbench.facts import Fact, Start, latest
 from workbench.facts.conflicts import require_consistent
@@ -51,13 +55,6 @@ class Preset(EditMethod):
     preserve: str | None = None
     """JSONL file of prompts whose answers must not change, relative to the project: {"text":} or {"prompt":} per line, or facts,
     whose neighbours are used."""
-    preserve_generated: Whole = Field(0, ge=0)
-    """Number of further prompts to preserve: the facts' own wordings with other subjects."""
-    preserve_tokens: Tokens = "lookup"
-    """Tokens of these prompts whose outputs must not change: `lookup`, the token at which facts are looked up, or `every` token of the
-    prompt."""
-    preserve_weight: Real = Field(1.0, gt=0)
-    """Weight of each of these tokens; a fact has weight 1."""
     statistics: str | None = None
     """Text for the second moments: JSONL or plain text, relative to the project. Default: the text that comes with the
     workbench."""
@@ -73,16 +70,10 @@ class Preset(EditMethod):
     """Length of a step, relative to the norm of the projection's output."""
     clamp: Real = Field(8.0, gt=0)
     """Largest change of the projection's output, relative to its norm."""
-    kl: Real = Field(0.0625, ge=0)
-    """Weight of the divergence on the prompt "{subject} is a", which should not change."""
-    decay: Real = Field(0.0, ge=0)
-    """Weight of the squared change, relative to the norm of the output."""
     confidence: Real = Field(0.9, gt=0, lt=1)
     """Mean probability of the target at which the optimization of a value stops."""
     end_of_text: bool = False
     """Also make the model end the text after the target, so that generation stops there."""
-    scale: Real = Field(1.0, gt=0)
-    """Factor on each solved update. Above 1, paraphrases of the facts gain and neighbors lose."""
     unconverged: Literal["refuse", "skip"] = "refuse"
     """Handling of facts for which no value makes the model give the target: `refuse` stops before any weight changes, `skip`
     leaves them out."""
@@ -91,8 +82,12 @@ class Preset(EditMethod):
     keys."""
 
     version = 3
+    page = "closed-form"
     needs_statistics: ClassVar[bool] = True
     keyed_if_set = frozenset({"continues", "preserve_steps"})
+    constants = MappingProxyType(
+        {"preserve_generated": 0, "preserve_tokens": "lookup", "preserve_weight": 1.0, "kl": KL, "decay": 0.0, "scale": 1.0}
+    )
 
     @model_validator(mode="after")
     def _layers(self) -> Self:
@@ -125,7 +120,9 @@ class Preset(EditMethod):
         """Read facts, prompts and the run that is continued, and check that facts do not contradict each other."""
         if earlier := self.earlier(project):
             defaults = {name: field.default for name, field in type(self).model_fields.items()}
-            check_fields(self.model_dump(mode="json", by_alias=True), defaults, earlier)
+            check_fields(
+                {**self.model_dump(mode="json", by_alias=True), **self.constants}, {**defaults, **self.constants}, earlier
+            )
             earlier.check_history()
         facts = latest(self.read(project))
         require_consistent(facts)
@@ -145,14 +142,13 @@ class Preset(EditMethod):
         """Return the facts that are written, in order; see `read_for`."""
         return read_for(self.mode, self.first, project, self.facts, self.stream_start(project))
 
-    def preserved(self, project: Path, facts: Sequence[Fact]) -> list[Fact]:
-        """Return the prompts to preserve while some facts are written."""
-        listed = read_prompts(project / self.preserve, self.preserve) if self.preserve else []
-        return [*listed, *generated_prompts(facts, self.preserve_generated)]
+    def preserved(self, project: Path) -> list[Fact]:
+        """Return the prompts to preserve."""
+        return read_prompts(project / self.preserve, self.preserve) if self.preserve else []
 
     def settings(self) -> Settings:
         """Return the settings of the optimization of values."""
-        return Settings(self.steps, self.learning_rate, self.clamp, self.kl, self.decay, self.confidence, self.end_of_text)
+        return Settings(self.steps, self.learning_rate, self.clamp, self.confidence, self.end_of_text)
 
     def metric(self, moments: Moments | None, width: int) -> KeyMetric:
         """Return the editor's metric G.
@@ -170,3 +166,40 @@ class Preset(EditMethod):
     def spread_ridge(self, width: int) -> float:
         """Return the ridge μ for the differences of a fact's keys from their mean."""
         return self.ridge(width)
+
+
+FLOOR = 1e-7
+"""Smallest eigenvalue of C, as a share of the mean one. Directions that the text never uses cannot be inverted."""
+
+
+def of_moments(moments: Moments | None, strength: float, ridge: float) -> KeyMetric:
+    """Return (λ d C + η tr(C) I)⁻¹.
+
+    For a key k from ordinary text, kᵀC⁻¹k is about d. With λ = 1, a fact therefore weighs as much as d vectors of text in its own
+    direction. MEMIT's λ is 15,000 to 20,000 on models with d of 6,400 to 16,384.
+
+    Args:
+        moments: Factored second moments C.
+        strength: λ.
+        ridge: η.
+    """
+    assert moments is not None, "the method asks for statistics"
+    values = moments.values.clamp(min=FLOOR * moments.scale)
+    return KeyMetric(moments.vectors, len(values) * (strength * values + ridge * moments.scale))
+
+
+def of_null_space(moments: Moments | None, energy: float, ridge: float) -> KeyMetric:
+    """Return U (L tr(C) I)⁻¹ Uᵀ over the eigenvectors U of C with the smallest eigenvalues.
+
+    AlphaEdit's own threshold on eigenvalues is absolute (0.02); a share of the trace means the same on every model.
+
+    Args:
+        moments: Factored second moments C.
+        energy: Share of C's trace in the directions U.
+        ridge: L.
+    """
+    assert moments is not None, "the method asks for statistics"
+    share = moments.values.cumsum(0) / moments.total
+    count = max(1, int((share <= energy).sum()))
+    basis = moments.vectors[:, :count]
+    return KeyMetric(basis, moments.values.new_full((count,), ridge * moments.total))

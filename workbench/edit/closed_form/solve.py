@@ -7,18 +7,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.closed_form.contexts import contexts
 from workbench.edit.closed_form.continuing import earlier_facts, history_of
 from workbench.edit.closed_form.history import History, key_differences
 from workbench.edit.closed_form.moments import Moments, moments, statistics_source
-from workbench.edit.closed_form.preserving import preserved_keys
 from workbench.edit.closed_form.preset import Preset
 from workbench.edit.closed_form.solver import CHUNK, KeyMetric, Solved, factors_of_steps, solve
-from workbench.edit.closed_form.sweep import Choice
-from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, values
-from workbench.edit.places.parts import Parts
+from workbench.edit.closed_form.texts import contexts
+from workbench.edit.closed_form.values import AT_ONCE, Group, Lookup, Values, grouped, keys_of, values
+from workbench.edit.places.parts import Parts, Position, padded, row_of
 from workbench.edit.places.passes import score, self_test
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, latest
 from workbench.files import json_digest
@@ -28,6 +25,21 @@ from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers and tokens to edit.
+
+    Attributes:
+        layers: The layers.
+        positions: Layer -> token at which facts are looked up.
+        record: Measurements behind the choice, for the brick's record.
+    """
+
+    layers: tuple[int, ...]
+    positions: dict[int, Position]
+    record: dict[str, Any]
 
 
 @dataclass
@@ -114,9 +126,8 @@ class ClosedFormSolve:
         """Write facts at one layer on the model with the updates of lower layers."""
         method, width = self.method, at.width
         metric = method.metric(second_moments, width)
-        if prompts := method.preserved(self.context.project, facts):
-            keys = preserved_keys(at, prompts, method.preserve_tokens)
-            metric = metric.after_all(keys, method.ridge(width) / method.preserve_weight)
+        if prompts := method.preserved(self.context.project):
+            metric = metric.after_all([keys_of(at, [(prompt,) for prompt in prompts])[0].T], method.ridge(width))
             self._check_room(at, metric)
         preserves = method.mode != "joint" and method.history
         history = History(metric, at.position, method.ridge(width), method.spread_ridge(width), preserves)
@@ -144,9 +155,9 @@ class ClosedFormSolve:
         """Raise WorkbenchError if the outputs of preserved prompts fix the whole projection."""
         if metric.size == 0:
             raise WorkbenchError(
-                f"edit {self.method.name}: the preserved prompts have more independent tokens than the projection of layer {at.layer} has "
+                f"edit {self.method.name}: there are more independent prompts to preserve than the projection of layer {at.layer} has "
                 f"inputs ({at.width}), and no change leaves all of them exactly as they are. No weight was changed",
-                "Preserve fewer prompts, set `preserve_tokens: lookup`, or use `edit: memit`, which weighs them against the facts.",
+                "Preserve fewer prompts, or use `edit: memit`, which weighs them against the facts.",
             )
 
     def _edit_batch(self, at: Lookup, groups: Sequence[Group], history: History) -> None:
@@ -168,7 +179,6 @@ class ClosedFormSolve:
         if method.mode == "joint":
             changes = self._refine_changes(at, groups, changes, solved, now)
         left, right = solved.update(changes)
-        left = left * method.scale
         self._add_update(layer, left, right)
         self.tensors.setdefault(f"{layer}.keys", []).append(keys)
         self.tensors.setdefault(f"{layer}.changes", []).append(changes.float())

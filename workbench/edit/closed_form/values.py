@@ -16,10 +16,8 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from safetensors import safe_open
 
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities
-from workbench.edit.places.rows import EditRow, Padded, Position, padded, row_of
-from workbench.edit.places.upper import upper
+from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded, row_of
+from workbench.edit.places.passes import added, keys_and_values, logits_at, run, target_log_probabilities, upper
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
@@ -33,6 +31,8 @@ AT_ONCE = 8
 """Number of facts that are optimized and saved together. Each has its own δ, so it changes results by rounding only."""
 PARTS = ("key", "spread", "change", "output", "numbers")
 """Tensors in the file of a value."""
+KL = 0.0625
+"""Weight of the divergence on "{subject} is a", as in ROME's and MEMIT's published settings."""
 _VERSION = 3
 _MOMENTUM = 0.5
 
@@ -45,20 +45,18 @@ class Settings:
         steps: Largest number of steps.
         rate: Length of a step, as a multiple of the anchor: the norm of the projection's output at the lookup token.
         clamp: Largest ‖δ‖, as a multiple of the anchor.
-        kl: Weight of KL(before ‖ after) on "{subject} is a".
-        decay: Weight of (‖δ‖ / anchor)².
         confidence: A fact is done when all target tokens are the most likely ones after every context, with this mean
             probability.
         end: Whether the target ends with the end-of-text token.
+        kl: Weight of KL(before ‖ after) on "{subject} is a", where predictions should not change.
     """
 
     steps: int
     rate: float
     clamp: float
-    kl: float
-    decay: float
     confidence: float
     end: bool = False
+    kl: float = KL
 
 
 @dataclass(frozen=True)
@@ -161,7 +159,14 @@ def values(at: Lookup, groups: Sequence[Group], settings: Settings, model_key: s
         label: Name in progress messages.
     """
     context = at.context
-    common = [_VERSION, model_key, at.layer, at.position, list(at.contexts), asdict(settings)]
+    common = [
+        _VERSION,
+        model_key,
+        at.layer,
+        at.position,
+        list(at.contexts),
+        {**asdict(settings), "decay": 0.0},
+    ]  # keys from when there was a decay
     keys = [json_digest([*common, [[f.prompt, f.subject, f.target] for f in group]]) for group in groups]
     files = [context.cache / "values" / f"{key}.safetensors" for key in keys]
     order = sorted((i for i, file in enumerate(files) if not file.is_file()), key=lambda i: len(groups[i][0].text))
@@ -327,7 +332,7 @@ class _Descent:
             done = done | self._confident(mean.detach(), right)
             if step == self.settings.steps or bool(done.all()):
                 break
-            total = self._mean(-mean) + self._penalty(change, logits[0, count:], reference)
+            total = self._mean(-mean) + self._divergence(logits[0, count:], reference)
             (gradient,) = torch.autograd.grad(total.sum(), change)
             steps += (~done).float()
             with torch.no_grad():
@@ -338,14 +343,13 @@ class _Descent:
         assert before is not None
         return _Optimum(best, steps, before, loss, top)
 
-    def _penalty(self, change: Tensor, logits: Tensor, reference: Tensor) -> Tensor:
-        """Return weight decay plus divergence, per group."""
-        penalty: Tensor = self.settings.decay * change.norm(dim=1).pow(2) / self.anchor.pow(2)
+    def _divergence(self, logits: Tensor, reference: Tensor) -> Tensor:
+        """Return the weighted divergence on "{subject} is a", per group; zeros without such rows."""
         if not len(reference):
-            return penalty
+            return torch.zeros_like(self.anchor)
         log_probabilities = logits.float().log_softmax(-1)
         divergence = torch.nn.functional.kl_div(log_probabilities, reference, reduction="none", log_target=True)
-        return penalty + self.settings.kl * divergence.sum(1)
+        return self.settings.kl * divergence.sum(1)
 
     def _mean(self, rows: Tensor) -> Tensor:
         """Return the mean over the rows of each group."""

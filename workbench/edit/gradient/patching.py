@@ -1,21 +1,22 @@
-"""Patch neurons: one for each mistake, with a key that is silent at other inputs and a value that makes the model say a token.
+"""Patch neurons: one for each mistake or subject, silent at other inputs, with a value that makes the model say a token.
 
-Huang et al. 2023, Transformer-Patcher: a mistake is a token of a target that the model does not say after the tokens before it.
+Huang et al. 2023, Transformer-Patcher: a mistake is a token of a target that the model does not say after the tokens before it. Such a
+neuron acts in one wording. What a model reads at a subject's last token hardly depends on the words around it, so that a neuron there,
+with the value that ROME's optimization finds, acts in other wordings too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from workbench.edit.gradient.neurons import Block, Neurons, inputs_of, installed, old_values
-from workbench.edit.gradient.separate import separating
+from workbench.edit.closed_form.preset import Preset
+from workbench.edit.closed_form.values import Group, Lookup, Settings, grouped, values
+from workbench.edit.gradient.neurons import Block, Neurons, inputs_of, installed, old_values, separating
 from workbench.edit.gradient.tuning import chunks
-from workbench.edit.places.parts import Parts
-from workbench.edit.places.passes import logits_at, run
-from workbench.edit.places.rows import EditRow, padded
-from workbench.edit.places.upper import upper
+from workbench.edit.places.parts import EditRow, Parts, padded
+from workbench.edit.places.passes import logits_at, run, upper
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
@@ -25,9 +26,12 @@ from workbench.models.hooks import hooked
 if TYPE_CHECKING:
     from torch import Tensor
 
+
 SHARPNESS = 100.0
 """Pre-activation of a neuron at a margin of 1. SiLU and GELU are exactly zero in float32 at -89 and below."""
 FACTS_AT_ONCE, ROWS_AT_ONCE = 8, 16
+RATE = 0.25
+"""Length of a step for the values, relative to the norm of the projection's output at the query; that of the closed-form editors."""
 _MOMENTUM = 0.5
 
 RowsOfFact = Sequence[EditRow]
@@ -76,12 +80,10 @@ class Descent:
 
     Attributes:
         steps: Largest number of steps.
-        rate: Length of a step, relative to the norm of the projection's output at the query.
         confidence: A mistake is corrected when its token has this probability after every wording.
     """
 
     steps: int
-    rate: float
     confidence: float
 
 
@@ -246,7 +248,7 @@ def train_values(
                 hooked(parts.out(block.layer), after=add),
                 logits_at(parts, small.places),
             ):
-                lengths = descent.rate * keys.anchors[own].to(device)
+                lengths = RATE * keys.anchors[own].to(device)
                 taken = _descend(
                     values,
                     own,
@@ -300,3 +302,43 @@ def _descend(
         with torch.no_grad():
             values[own] -= lengths[:, None] * direction * moves[:, None]
     return descent.steps
+
+
+def subjects_of(
+    facts: Sequence[Fact], rows: Sequence[RowsOfFact], mistakes: Sequence[Mistake]
+) -> tuple[list[Mistake], list[Group]]:
+    """Return the subjects of the facts that the model does not say, each as one mistake, and all facts about each.
+
+    Args:
+        facts: The facts, each with a subject.
+        rows: The wordings of every fact, looked up at the subject's last token.
+        mistakes: The tokens that the model does not say.
+    """
+    unsaid, number = {m.fact for m in mistakes}, {fact.id: i for i, fact in enumerate(facts)}
+    found, groups = [], []
+    for group in grouped(facts, "subject_last"):
+        members = [number[fact.id] for fact in group]
+        if unsaid.isdisjoint(members):
+            continue
+        queries = tuple(row.tokens[: row.lookup + 1] for i in members for row in rows[i])
+        found.append(Mistake(members[0], 0, queries[0][-1], queries))
+        groups.append(group)
+    return found, groups
+
+
+def subject_values(at: Lookup, groups: Sequence[Group], keys: Keys, descent: Descent) -> tuple[Neurons, dict[str, Any]]:
+    """Optimize the value of every subject by itself, as the closed-form editors do, and return the neurons that write it.
+
+    Args:
+        at: The layer, and the texts before prompts.
+        groups: The facts about each subject.
+        keys: The neurons' keys.
+        descent: Settings; clamp and divergence are the closed-form editors' defaults.
+
+    Returns:
+        The neurons with their columns, and the record: largest number of steps of a subject.
+    """
+    settings = Settings(descent.steps, RATE, Preset.model_fields["clamp"].default, descent.confidence)
+    found = values(at, groups, settings, at.context.model_key)
+    columns = found.rows("change") / keys.activations[:, None]
+    return replace(keys.changes, columns=columns), {"steps": max(value.steps for value in found)}

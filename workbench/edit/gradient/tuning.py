@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from workbench.edit.places.parts import Parts
+from workbench.edit.places.parts import EditRow, Padded, Parts, fact_pair, padded
 from workbench.edit.places.passes import logits_at, run
-from workbench.edit.places.rows import EditRow, Padded, fact_pair, padded
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
@@ -33,28 +33,8 @@ class Schedule:
     """Skip a batch whose loss is below this value."""
 
 
-class TrainedUpdate(Protocol):
-    """A trainable update of one live weight, added to its module's output during training."""
-
-    @property
-    def parameters(self) -> list[Tensor]:
-        """Tensors that the optimizer changes."""
-
-    def project(self) -> None:
-        """Enforce the bound on the update."""
-
-    def largest(self) -> float:
-        """Return the largest absolute value of an element."""
-
-    def remove(self) -> None:
-        """Detach the update from the module."""
-
-    def factors(self) -> Factors:
-        """Return the trained update as factors for the weight as it is stored."""
-
-
-class HookedUpdate:
-    """Base of both kinds of update: shape [out, in] of a live Linear or Conv1D, and the hook on its output."""
+class TrainedUpdate(ABC):
+    """A trainable update of the weight [out, in] of a live Linear or Conv1D, added to the module's output by a hook."""
 
     def __init__(self, module: nn.Module, max_change: float | None) -> None:
         weight = module.weight
@@ -70,16 +50,33 @@ class HookedUpdate:
         """Return the module's output with the update, if it is active."""
         return output + self.output(inputs) if self.active else output
 
+    @property
+    @abstractmethod
+    def parameters(self) -> list[Tensor]:
+        """Tensors that the optimizer changes."""
+
+    @abstractmethod
     def output(self, inputs: Tensor) -> Tensor:
         """Return the update's contribution to the module's output."""
-        raise NotImplementedError
+
+    @abstractmethod
+    def project(self) -> None:
+        """Enforce the bound on the update."""
+
+    @abstractmethod
+    def largest(self) -> float:
+        """Return the largest absolute value of an element."""
+
+    @abstractmethod
+    def factors(self) -> Factors:
+        """Return the trained update as factors for the weight as it is stored."""
 
     def remove(self) -> None:
         """Detach the update from the module."""
         self._hook.remove()
 
 
-class LowRankUpdate(HookedUpdate):
+class LowRankUpdate(TrainedUpdate):
     """Low-rank update ΔW = left @ right; left starts as zeros, right as noise (LoRA, Hu et al. 2021, with scale 1).
 
     Args:
@@ -135,7 +132,7 @@ class LowRankUpdate(HookedUpdate):
         return factors.transposed() if self.transposed else factors
 
 
-class DenseUpdate(HookedUpdate):
+class DenseUpdate(TrainedUpdate):
     """Update ΔW with all elements free; it starts at zero.
 
     The update is trained instead of the weight. Gradients and Adam steps are the same, and the result has no rounding from the

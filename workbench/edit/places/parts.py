@@ -1,24 +1,28 @@
-"""Decoder layers and feed-forward output projections of a live model, which edits write to."""
+"""What edits write to and read: decoder layers with their feed-forward output projections, and facts as rows of tokens."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
 
 from workbench.adapters.places import Places
 from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.facts import Fact
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
+from workbench.models.batching import side_by_side
 from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
+from workbench.models.prompts import PromptPair, encode_pair
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
-    from transformers import PreTrainedModel
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from workbench.steps import MethodContext
+
 
 INSTEAD = "Use `edit: memory`, which stores facts outside the weights and works with every architecture."
 
@@ -159,3 +163,155 @@ def _refuse_unsupported(model: PreTrainedModel, layers: nn.ModuleList) -> None:
                 f"layer {number} of {kind} is a state-space or recurrent layer: edits of weights need attention and a feed-forward part",
                 INSTEAD,
             )
+
+
+Position = Literal["subject_last", "prompt_last"]
+
+
+@dataclass(frozen=True)
+class EditRow:
+    """Tokens of a prompt, or of a prompt and its target.
+
+    Attributes:
+        tokens: All input tokens. The last target token is left out if its prediction is not needed.
+        lookup: Index of the token at which the fact is looked up.
+        start: Index of the prompt's last token, which predicts the first target token.
+        target: Tokens of the target.
+        span: Index of the subject's first token, and the index after its last token.
+    """
+
+    tokens: tuple[int, ...]
+    lookup: int
+    start: int
+    target: tuple[int, ...]
+    span: tuple[int, int]
+
+    @property
+    def prompt(self) -> EditRow:
+        """The row without the target: its prompt's last token predicts the first target token."""
+        return replace(self, tokens=self.tokens[: self.start + 1], target=self.target[:1])
+
+
+@dataclass(frozen=True)
+class Padded:
+    """Rows padded on the right, where a causal model does not see the padding.
+
+    Attributes:
+        tokens: [row, position].
+        mask: [row, position], 1 for tokens and 0 for padding.
+        lookup: [row], position of the lookup.
+        places: Flat indices into [row · position] of all positions that predict a target token, row by row.
+        targets: The target token at each of these positions.
+        owner: The row of each of these positions.
+        inputs: Model inputs other than the tokens; None for the mask alone.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    lookup: Tensor
+    places: Tensor
+    targets: Tensor
+    owner: Tensor
+    inputs: Callable[[], dict[str, Any]] | None = None
+
+
+def row_of(fact: Fact, tokenizer: PreTrainedTokenizerBase, position: Position, before: str = "", end: bool = False) -> EditRow:
+    """Tokenize a fact's prompt and target.
+
+    Args:
+        fact: The fact.
+        tokenizer: A fast tokenizer: character offsets tell which tokens belong to the subject.
+        position: Token at which the fact is looked up; always the prompt's last token if the fact has no subject.
+        before: Context before the prompt.
+        end: Whether the target ends with the end-of-text token, if the tokenizer has one.
+
+    Raises:
+        WorkbenchError: If the tokenizer is not fast, or the prompt, the target or the subject has no tokens.
+    """
+    if not getattr(tokenizer, "is_fast", False):
+        raise WorkbenchError(
+            f"{type(tokenizer).__name__} has no character offsets, which edits need to find the subject's tokens",
+            "Save the base with its fast tokenizer (tokenizer.json).",
+        )
+    text, shift = (f"{before}. {fact.text}", len(before) + 2) if before else (fact.text, 0)
+    pair = fact_pair(fact, tokenizer, text)
+    prompt, target = pair.prompt, tuple(pair.continuation)
+    if end and tokenizer.eos_token_id is not None:
+        target = (*target, int(tokenizer.eos_token_id))
+    last = len(prompt) - 1
+    span = (last, last + 1)
+    if fact.span is not None:
+        first, stop = fact.span[0] + shift, fact.span[1] + shift
+        offsets = (pair.offsets or [])[: len(prompt)]  # a token that extends into the target belongs to the target
+        in_subject = [i for i, (a, b) in enumerate(offsets) if a < stop and b > first]
+        if not in_subject:
+            raise WorkbenchError(
+                f"{fact.place}: the subject {fact.subject!r} has no tokens of its own",
+                "Rephrase the subject with words that the tokenizer knows.",
+            )
+        span = (in_subject[0], in_subject[-1] + 1)
+    lookup = span[1] - 1 if position == "subject_last" else last
+    return EditRow((*prompt, *target[:-1]), lookup, last, target, span)
+
+
+def fact_pair(fact: Fact, tokenizer: Any, text: str | None = None) -> PromptPair:
+    """Tokenize a fact's prompt and target as lm-eval does: as one text, with white space at the prompt's end moved to the target.
+
+    Args:
+        fact: The fact.
+        tokenizer: The base's tokenizer.
+        text: Prompt to use in place of the fact's own.
+
+    Raises:
+        WorkbenchError: If the prompt or the target has no tokens.
+    """
+    text = fact.text if text is None else text
+    pair = encode_pair(tokenizer, text, fact.continuation, "continuation")
+    if not pair.prompt or not pair.continuation:
+        empty_text = fact.continuation if pair.prompt else text
+        raise WorkbenchError(
+            f"{fact.place or fact.id}: {empty_text!r} has no tokens in the base's vocabulary",
+            "Rephrase the fact with words that the tokenizer knows.",
+        )
+    return pair
+
+
+def check_rows(facts: Sequence[Fact], tokenizer: PreTrainedTokenizerBase, longest: int, end: bool = False) -> None:
+    """Check that all facts can be tokenized and are not too long.
+
+    Args:
+        facts: The facts.
+        tokenizer: The base's tokenizer.
+        longest: Largest number of tokens of a prompt with its target; a target may have half of them.
+        end: Whether targets must end with the end-of-text token.
+
+    Raises:
+        WorkbenchError: If a fact is too long, `row_of` rejects it, or the tokenizer has no such token.
+    """
+    if end and tokenizer.eos_token_id is None:
+        raise WorkbenchError(
+            "`end_of_text` needs an end-of-text token, and the base's tokenizer has none", "Set `end_of_text: false`."
+        )
+    for fact in facts:
+        row = row_of(fact, tokenizer, "subject_last")
+        if len(row.target) > longest // 2 or len(row.tokens) > longest:
+            raise WorkbenchError(
+                f"{fact.place}: prompt and target have {row.start + 1 + len(row.target)} tokens ({len(row.target)} of them in the target); "
+                f"at most {longest} tokens are allowed, {longest // 2} in the target",
+                "Shorten the fact, or split it into several facts.",
+            )
+
+
+def padded(rows: Sequence[EditRow], device: torch.device) -> Padded:
+    """Pad rows to a batch on a device."""
+    batch = side_by_side([row.tokens for row in rows], device)
+    width = batch.tokens.shape[1]
+    places = [i * width + row.start + j for i, row in enumerate(rows) for j in range(len(row.target))]
+    targets = [token for row in rows for token in row.target]
+    owners = [i for i, row in enumerate(rows) for _ in row.target]
+    lookup = [row.lookup for row in rows]
+
+    def on_device(values: list[int]) -> Tensor:
+        return torch.tensor(values, dtype=torch.long).to(device)
+
+    return Padded(batch.tokens, batch.mask, on_device(lookup), on_device(places), on_device(targets), on_device(owners))

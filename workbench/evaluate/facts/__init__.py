@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from workbench.evaluate.facts.protocol import checkpoints, sequential
 from workbench.evaluate.facts.suite import build, export_facts
 from workbench.evaluate.facts.wanted import (
     EDITS,
     PREFIX,
     Wanted,
+    checkpoints,
     edited_for,
     facts_digest,
     facts_of_edits,
     read_step,
+    sequential,
     streams_of,
     wanted,
 )

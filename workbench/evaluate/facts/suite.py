@@ -12,16 +12,20 @@ from workbench.errors import WorkbenchError
 from workbench.evaluate.facts.definitions import (
     GENERATED,
     METRICS,
+    Count,
+    Doc,
     bundled_text,
     code,
     definition,
+    documents,
+    neighbour_prompts,
+    targets,
     write_tasks,
     write_whole_folder,
 )
-from workbench.evaluate.facts.documents import Count, Doc, documents, neighbour_prompts, targets
 from workbench.evaluate.facts.wanted import Wanted
 from workbench.events import Events, no_events
-from workbench.facts.kinds import FactKind
+from workbench.facts.facts import FactKind
 from workbench.files import json_digest, read_json, write_bytes
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest

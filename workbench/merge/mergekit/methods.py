@@ -58,12 +58,13 @@ def _container(value: Any) -> str:
 
 
 class Bridge(MergeMethod):
-    """Base class of the mergekit methods. mergekit gets whole tensors in float32; its result minus the base is the delta.
+    """Merge by mergekit's own code. mergekit gets whole tensors in float32; its result minus the base is the delta.
 
     Random methods run on the CPU. torch's generator is seeded from the recipe's seed, the tensor's name and the bricks' content,
     and restored afterwards, so results depend neither on threads nor on the order of tensors or bricks.
     """
 
+    page = "mergekit"
     method: ClassVar[str]
     known: ClassVar[Known]
 

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.facts import write_facts
-from workbench.facts.credibility import Credibility
-from workbench.facts.log import ADD, RECIPE, append, lines_of
+from workbench.facts.log import ADD, RECIPE, Credibility, append, lines_of
 from workbench.files import write_json
 from workbench.manifest import reusable
 from workbench.models.layout import Model

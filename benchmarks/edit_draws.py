@@ -1,16 +1,6 @@
-"""Edits that preserve every token of prompts, beside memit and controls, on facts that chose nothing: a table of docs/editing-results-single.md.
+"""Ways to teach facts, measured on several draws of facts, for the scripts that compare them.
 
-    python benchmarks/edit_preserving.py                                    three draws of 100 CounterFact facts on the starter base
-    python benchmarks/edit_preserving.py --count 10 --draws 1 --limit 10    a quick look
-    python benchmarks/edit_preserving.py --base DIR                         the same on another model
-
-The prompts to preserve are made from the facts' own wordings and other subjects (`preserve_generated`), so that no neighbour that is scored is used. Arms differ
-in the number of prompts, in the weight of their tokens and in the factor on the update. The longer update without preserved prompts is the control, because a
-factor alone buys paraphrases with neighbours; `memory` gives the same facts in the prompt. Arms that edit weights share the optimized values of a draw: their
-seconds count for the first of them.
-
-Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items. With --folder DIR the
-project is kept, and a later call solves and scores only what is missing. Results go to benchmarks/results/edit-preserving.json after each draw.
+Every score is that of all draws together, with an interval over facts; `against` is the paired difference from memit on the same items.
 """
 
 from __future__ import annotations
@@ -26,7 +16,7 @@ from typing import Any
 import numpy as np
 from edit_methods import solved
 from edit_setup import COUNTERFACT, CPU, PROJECT, STARTER, clocked, make_project, one_thread, published, show, write_recipe
-from record import parser_of, write_results
+from record import write_results
 
 from workbench.compare.tables import tables_of
 from workbench.evaluate.lineup import lineup
@@ -38,24 +28,8 @@ from workbench.scores.paired import paired
 from workbench.scores.statistics import score_interval
 from workbench.scores.store import ScoreStore
 
-MEMIT = {"edit": "memit", "unconverged": "skip"}
-EVERY = {**MEMIT, "preserve_tokens": "every"}
-ARMS: dict[str, dict[str, Any]] = {
-    "memit": MEMIT,
-    "memit, longer": {**MEMIT, "scale": 1.2},
-    "every token": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06},
-    "every token, longer": {**EVERY, "preserve_generated": 400, "preserve_weight": 0.06, "scale": 1.2},
-    "every token, twice as many": {**EVERY, "preserve_generated": 800, "preserve_weight": 0.1, "scale": 1.3},
-    "memory": {"edit": "memory", "min_efficacy": 0},
-}
 TASKS = ["efficacy", "paraphrase", "neighbours", "neighbours-strict", "generated", "text"]
 TEXT, RETENTION = "text", "retention"
-
-
-def main() -> None:
-    """Solve and score all arms of all draws, and write the results file after each draw."""
-    options = options_of(parser_of(__doc__, "edit-preserving"), list(ARMS), count=100, skip=200)
-    measure(options, steps(options))
 
 
 def options_of(parser: argparse.ArgumentParser, arms: Sequence[str], count: int, skip: int) -> argparse.Namespace:
@@ -93,12 +67,6 @@ def measure(options: argparse.Namespace, arms: Mapping[str, Mapping[str, Any]]) 
             base = STARTER if options.base == PROJECT / STARTER else options.base.name
             document = {"base": base, "limit": options.limit, "skip": options.skip, "count": options.count}
             write_results(options.out, {**document, "draws": number + 1, "rows": pooled.rows(arms)})
-
-
-def steps(options: argparse.Namespace) -> dict[str, dict[str, Any]]:
-    """Return arm -> its step without the facts."""
-    layers = {"layers": options.layers} if options.layers else {}
-    return {arm: {**ARMS[arm], **(layers if "memit" in ARMS[arm]["edit"] else {})} for arm in options.arms}
 
 
 @dataclass
@@ -186,7 +154,3 @@ def draw(folder: Path, number: int, options: argparse.Namespace, arms: Mapping[s
                 pooled.facts.setdefault(task, []).extend(f"{own}{cluster}" for cluster in table.cluster.tolist())
         if arm != "base":
             pooled.seconds.setdefault(arm, []).append(sum(seconds.get(entry.resolved.key, {}).values()))
-
-
-if __name__ == "__main__":
-    main()

@@ -1,26 +1,62 @@
-"""Prompts whose answers must not change: their keys become part of the metric of the solve."""
+"""Texts of the closed-form editors: data that comes with the workbench, beginnings before prompts, and prompts to preserve."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+import lzma
+from collections.abc import Sequence
+from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 from workbench import jsondoc
-from workbench.edit.closed_form.bundled import known_facts
-from workbench.edit.closed_form.values import Lookup, keys_of
-from workbench.edit.places.passes import keys_of_tokens
-from workbench.edit.places.rows import padded, row_of
 from workbench.errors import WorkbenchError, refuse_misspelt
-from workbench.facts import Fact
+from workbench.facts import Fact, read_facts
 from workbench.lazy import torch
 
-if TYPE_CHECKING:
-    from torch import Tensor
+_DATA = files("workbench.edit.closed_form") / "data"
+STATISTICS = "statistics.jsonl.xz"
+KNOWN = "known.jsonl"
 
-Tokens = Literal["lookup", "every"]
-PROMPTS_AT_ONCE = 32
-"""Number of prompts in a forward pass."""
+
+def statistics_texts() -> list[str]:
+    """Return paragraphs of English text for the second moments of keys, used if a recipe names no text.
+
+    Their order is random but fixed in each release of the file, so that the first n are a fair sample. Sources and licenses are
+    listed in `workbench/edit/closed_form/data/README.md`.
+    """
+    lines = lzma.decompress((_DATA / STATISTICS).read_bytes()).decode("utf-8").splitlines()
+    return [json.loads(line)["text"] for line in lines]
+
+
+def known_facts() -> list[Fact]:
+    """Return facts of common knowledge, each with its true answer, a counterfactual target, two paraphrases and three neighbors.
+
+    No subject occurs in two facts, and no neighbor asks for an edited fact, so all of them can be edited at once. A small model
+    knows only some of them; the caller must check which.
+    """
+    with as_file(_DATA / KNOWN) as path:
+        return read_facts(path, KNOWN)
+
+
+WORDS = 8
+
+
+def contexts(texts: Sequence[str], count: int) -> list[str]:
+    """Return the first words of `count` texts, taken from those for second moments.
+
+    MEMIT lets the model write them. Small instruction-tuned models continue a lone "The" with noise, and sampled texts differ
+    between runs.
+    """
+    beginnings: list[str] = []
+    for text in texts:
+        if len(beginnings) == count:
+            break
+        words = text.split()[:WORDS]
+        if len(words) == WORDS:
+            beginnings.append(" ".join(words).rstrip(".,;:!?"))
+    return beginnings
+
+
 _FIELDS = ("prompt", "text", "subject", "neighbours")
 _EXPECTED = 'Each line must be {"prompt": "..."}, {"text": "..."} or a fact with neighbours.'
 
@@ -94,22 +130,3 @@ def generated_prompts(facts: Sequence[Fact], count: int) -> list[Fact]:
     return [
         Fact(f"generated-{i}", wording, subject, ".", place="preserve_generated") for i, (wording, subject) in enumerate(chosen)
     ]
-
-
-def preserved_keys(at: Lookup, prompts: Sequence[Fact], tokens: Tokens) -> Iterator[Tensor]:
-    """Yield the keys of prompts as columns [d_in, ·], a batch of prompts at a time.
-
-    Args:
-        at: Layer, and the token that facts are looked up at.
-        prompts: The prompts.
-        tokens: "lookup": one key a prompt, at the same position as those of the facts and their mean over all beginnings. "every": one
-            key for each token of the plain prompt.
-    """
-    if tokens == "lookup":
-        yield keys_of(at, [(prompt,) for prompt in prompts])[0].T
-        return
-    rows = [row_of(prompt, at.context.tokenizer, at.position).prompt for prompt in prompts]
-    rows.sort(key=lambda row: len(row.tokens))
-    for start in range(0, len(rows), PROMPTS_AT_ONCE):
-        batch = padded(rows[start : start + PROMPTS_AT_ONCE], at.context.device)
-        yield keys_of_tokens(at.parts, at.layer, batch).T
