@@ -21,9 +21,8 @@ import torch
 from record import write_results
 from torch import Tensor
 
-from workbench.merge.streaming.bricks import StepBricks
 from workbench.merge.streaming.core import core_group
-from workbench.merge.streaming.deltas import DeltaSource
+from workbench.merge.streaming.deltas import DeltaSource, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods

@@ -13,18 +13,18 @@ from torch import nn
 from transformers import GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.evaluate.backends import _length
 from workbench.grow.expansion.parts import text_config, with_text
-from workbench.merge.measuring.least_squares import is_conv1d as is_stored_in_out
-from workbench.merge.measuring.least_squares import is_linear
-from workbench.merge.measuring.spectral import is_matrix
+from workbench.merge.measuring.calibration import is_conv1d as is_stored_in_out
+from workbench.merge.measuring.calibration import is_linear
+from workbench.merge.measuring.matrices import is_matrix
 from workbench.models import architecture
-from workbench.models.generation import generation_settings
+from workbench.models.architecture import tied_embeddings, untied_config
+from workbench.models.identity import generation_settings
 from workbench.models.layout import Layout, Model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import longest_row
-from workbench.models.tied import tied_embeddings, untied_config
-from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.checks import _meaning
 from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import configured

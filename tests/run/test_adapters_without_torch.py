@@ -19,8 +19,8 @@ from worlds.tiny import edit_json, save_adapter
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming import trim
 from workbench.run.device import device_of_run, needs_no_torch
-from workbench.weights.arrays import HOST
-from workbench.weights.compiled import backend
+from workbench.weights.kernels import backend
+from workbench.weights.specs import HOST
 
 needs_compiler = pytest.mark.skipif(backend().library is None, reason="no C compiler")
 

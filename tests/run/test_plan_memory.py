@@ -17,7 +17,7 @@ from worlds.tiny import save_tokenizer
 
 from workbench.run.peaks import adapter_bytes, buffer_bytes, core_bytes
 from workbench.run.plan import plan
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
 
 WIDE, INNER, RANK = 768, 3072, 64

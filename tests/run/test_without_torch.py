@@ -20,8 +20,8 @@ from worlds.tiny import edit_json, save_finetuned, save_model
 from workbench.errors import WorkbenchError
 from workbench.run import device as run_device
 from workbench.run.device import device_of_run, needs_no_torch
-from workbench.weights.arrays import HOST
-from workbench.weights.compiled import Backend, backend
+from workbench.weights.kernels import Backend, backend
+from workbench.weights.specs import HOST
 
 needs_compiler = pytest.mark.skipif(backend().library is None, reason="no C compiler")
 

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from workbench.weights import kernels
-from workbench.weights.arrays import HOST, Array, as_array, as_tensor
 from workbench.weights.lowrank import Factors, summed
-from workbench.weights.specs import TensorSpec, buffer, empty, typed
+from workbench.weights.specs import HOST, Array, TensorSpec, as_array, as_tensor, buffer, empty, typed
 
 CPU = torch.device("cpu")
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)

@@ -17,7 +17,7 @@ from worlds.tiny import save_finetuned
 from workbench.run.device import needs_no_torch
 from workbench.run.execute import execute
 from workbench.run.work import Work
-from workbench.weights.arrays import HOST
+from workbench.weights.specs import HOST
 
 # Tensors of more than one block and of more than the sample of `trim` need more numbers than a tiny model has.
 WIDE = (700, 400)

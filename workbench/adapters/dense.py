@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from workbench.adapters.entries import Stored
+from workbench.adapters.keys import Stored
 from workbench.adapters.lora import FactorPair
 from workbench.lazy import torch
 from workbench.weights.kernels import product

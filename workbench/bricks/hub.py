@@ -18,7 +18,7 @@ from workbench.bricks.standins import Download, Repository, kept_stand_in, small
 from workbench.errors import WorkbenchError, size
 from workbench.files import read_json
 from workbench.weights.checkpoint import INDEX, SINGLE
-from workbench.weights.foreign import convert_command
+from workbench.weights.header import convert_command
 
 CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.

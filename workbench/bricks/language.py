@@ -14,8 +14,8 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_head
-from workbench.models.cleanup import tidy
 from workbench.models.layout import is_tower
+from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.configuration import TEXT_CONFIGS
 

@@ -17,8 +17,7 @@ from pathlib import Path, PurePosixPath
 from workbench.errors import size
 from workbench.files import publish_once, read_json, write_json
 from workbench.project import cache_of
-from workbench.weights.foreign import STAND_IN
-from workbench.weights.header import MAX_HEADER
+from workbench.weights.header import MAX_HEADER, STAND_IN
 
 _CONNECTIONS = 8
 

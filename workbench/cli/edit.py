@@ -58,7 +58,7 @@ def rebase(
     """
     from workbench.cli.documents.edits import RebaseDocument
     from workbench.library.rebase import rebase as run
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     model = open_named(onto, out.event)
@@ -107,7 +107,7 @@ def trace(
     """
     from workbench.cli.documents.edits import TraceDocument
     from workbench.library.trace import trace_table
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     table = trace_table(

@@ -203,7 +203,7 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
     Raises:
         WorkbenchError: If the memory does not belong to a configuration directory.
     """
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.saved import open_configuration
     from workbench.run.session import live_session
     from workbench.weights.device import exact

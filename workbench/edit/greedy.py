@@ -10,7 +10,7 @@ from workbench.edit.places.passes import target_log_probabilities
 from workbench.edit.places.rows import EditRow, padded, row_of
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
+from workbench.models.hooks import head_sees
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

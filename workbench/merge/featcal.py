@@ -9,9 +9,8 @@ from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry
+from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry, norm_report
 from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, inputs_read, masked, measured_in_order, shared
-from workbench.merge.measuring.least_squares import norm_report
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Bricks, Number, Real, value_at

@@ -10,10 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
-from workbench.merge.measuring.calibration import Calibrated
-from workbench.merge.measuring.forward import LayerDeltas, Walk, measured_in_order
-from workbench.merge.measuring.grams import Grams, LayerInputs, collect, save_gram, sum_of_squares
-from workbench.merge.measuring.least_squares import (
+from workbench.merge.measuring.calibration import (
+    Calibrated,
     average,
     is_linear,
     linear_deltas,
@@ -22,6 +20,8 @@ from workbench.merge.measuring.least_squares import (
     solve,
     solver_bytes,
 )
+from workbench.merge.measuring.forward import LayerDeltas, Walk, measured_in_order
+from workbench.merge.measuring.grams import Grams, LayerInputs, collect, save_gram, sum_of_squares
 from workbench.models.architecture import is_conv1d
 from workbench.models.layout import Model
 from workbench.steps import Group, Laws, Measured, MergeContext, Prepared, register

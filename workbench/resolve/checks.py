@@ -9,12 +9,9 @@ from pydantic import BaseModel
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.linear import as_lora, not_linear
-from workbench.bricks.brick import Brick, fitted
+from workbench.bricks.brick import Brick, BrickSource, fitted
 from workbench.bricks.hub import CARD, Hub
-from workbench.bricks.integers import check_integers
-from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
-from workbench.bricks.source import BrickSource
-from workbench.bricks.tied import base_for
+from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.errors import WorkbenchError, shell
 from workbench.files import read_json
 from workbench.models.architecture import text_parts
@@ -28,8 +25,7 @@ from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known
-from workbench.weights.foreign import is_stand_in
-from workbench.weights.header import HeadersOnlyError
+from workbench.weights.header import HeadersOnlyError, is_stand_in
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({

@@ -24,7 +24,7 @@ from workbench.run.check_composed import check_composed
 from workbench.run.grown import GrownStep
 from workbench.run.kind import StepContext
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.parallel import one_thread
+from workbench.weights.device import one_thread
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

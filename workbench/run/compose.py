@@ -13,13 +13,10 @@ from workbench.bricks.brick import Brick, fitted
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.deltas import Deltas
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.deltas import AlignedDeltas, Deltas, StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
-from workbench.merge.streaming.realigned import AlignedDeltas
+from workbench.models.architecture import with_head_of
 from workbench.models.layout import Model
-from workbench.models.tied import with_head_of
 from workbench.recipe.methods import method
 from workbench.resolve.adapter_form import adapt, changes_result
 from workbench.resolve.beside import MemoryAt, RouterAt

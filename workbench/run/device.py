@@ -9,17 +9,15 @@ from workbench.adapters.bind import bind
 from workbench.adapters.lora import LowRank
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
-from workbench.models.device import has_cuda, pick_device
+from workbench.models.architecture import UntiedWeights
+from workbench.models.identity import has_cuda, pick_device
 from workbench.models.layout import Model
-from workbench.models.tied import UntiedWeights
 from workbench.resolve.resolved import Resolved
 from workbench.run.forms import CHECKPOINT, form_of
 from workbench.steps import MergeMethod, Step
-from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.compiled import backend
-from workbench.weights.kernels import KINDS
-from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.kernels import KINDS, backend
+from workbench.weights.specs import HOST, TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:

@@ -28,9 +28,8 @@ from workbench.run.kind import kind_of
 from workbench.run.materialize import remember_digest
 from workbench.run.work import Work
 from workbench.versions import installed
-from workbench.weights.compiled import backend
-from workbench.weights.device import exact
-from workbench.weights.parallel import peak_bytes
+from workbench.weights.device import exact, peak_bytes
+from workbench.weights.kernels import backend
 
 
 def execute(

@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from workbench.adapters.bind import BoundAdapter, bind
-from workbench.merge.measuring.overlap import overlap_bytes
+from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod
 from workbench.weights.header import HeadersOnlyError
+from workbench.weights.lowrank import OVERSAMPLE
 from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, TensorSpec
-from workbench.weights.svd import OVERSAMPLE
 
 # Rows of `svd.residual`: the difference in float32, its float64 copy and the square.
 _RESIDUAL = 24 * (1 << 20)

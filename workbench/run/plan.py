@@ -15,7 +15,7 @@ from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
 from workbench.run.peaks import buffer_bytes, device_buffer_bytes
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
 _INTERPRETER = 250_000_000

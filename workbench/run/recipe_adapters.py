@@ -15,7 +15,7 @@ from workbench.lazy import torch
 from workbench.manifest import publish_sealed, reusable
 from workbench.models.identity import computed_on
 from workbench.resolve.adapter_form import adapt
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model

@@ -9,7 +9,7 @@ from pathlib import Path
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MethodContext
 from workbench.weights.digests import tensor_digest, weights_digest

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.events import Events, no_events
 from workbench.lazy import torch
-from workbench.models.conversion import live_names
+from workbench.models.live import live_names
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.materialize import materialize
-from workbench.weights.device import exact
-from workbench.weights.parallel import default_threads, each
+from workbench.weights.device import default_threads, each, exact
 from workbench.weights.specs import load
 from workbench.weights.writer import output_specs
 

@@ -14,15 +14,14 @@ from workbench.files import read_json, write_json
 from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
+from workbench.models.live import Aligned, compute, live_model, live_names
 from workbench.run.kind import StepContext
 from workbench.steps import GrowMethod, NewTraining
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters
 from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 from workbench.weights.specs import load
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from workbench.events import Events, no_events
 from workbench.lazy import torch
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 
 
 @dataclass(frozen=True)

@@ -18,8 +18,7 @@ from workbench.evaluate.resident import GOLD
 from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
-from workbench.models.device import pick_device
-from workbench.models.identity import computed_on
+from workbench.models.identity import computed_on, pick_device
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve

@@ -1,18 +1,183 @@
-"""Headers of safetensors files: where a tensor lies, its shape and its dtype."""
+"""Safetensors files: where each tensor lies, its shape and its dtype; how numbers in fewer bits are stored; small files written at once.
+
+Models that cannot be read get the command that converts them.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
 from workbench.identity import FileIdentity, settled_identity
-from workbench.weights.foreign import dequantise, is_stand_in
-from workbench.weights.packing import PACKED, Packing
 from workbench.weights.specs import DTYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+# Dtypes of safetensors that hold 8-bit floats -> name in torch.
+PACKED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+
+# Largest change of a value when it is rounded to a kind of storage. The fp8 bounds are half a step of the mantissa; they hold for
+# values that are not close to zero. The bounds of GGUF kinds follow from the steps of a block (llama.cpp, ggml-quants.c); kinds with
+# scales of scales have no such bound.
+BOUNDS = {
+    "F8_E4M3": "6.25 % of the value (more for values near zero)",
+    "F8_E5M2": "12.5 % of the value (more for values near zero)",
+    "Q8_0": "0.5 % of the largest value in a block of 32",
+    "Q5_0": "6.3 % of the largest value in a block of 32",
+    "Q5_1": "1.7 % of the range of a block of 32",
+    "Q4_0": "12.5 % of the largest value in a block of 32",
+    "Q4_1": "3.4 % of the range of a block of 32",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scales that a packed tensor is multiplied by.
+
+    Attributes:
+        file: The file that holds them.
+        start: Offset of the first scale; None if only the file's header was downloaded.
+        stored: Their dtype in safetensors. "U8" are exponents of two with an offset of 127, which is what F8_E8M0 means.
+        shape: Their shape, with one dimension for each dimension of the tensor.
+        blocks: For each dimension, how many consecutive rows or columns share a scale. The last block may be incomplete.
+        identity: Identity of the file when its header was read.
+    """
+
+    file: Path
+    start: int | None
+    stored: str
+    shape: tuple[int, ...]
+    blocks: tuple[int, ...]
+    identity: FileIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The way from a tensor's bytes to its numbers.
+
+    Attributes:
+        kind: Dtype in safetensors ("F8_E4M3"), or type in a GGUF file ("Q4_K", "F32").
+        nbytes: Number of stored bytes, without the scales.
+        scale: The scales that 8-bit floats are multiplied by.
+        heads: Number of attention heads whose rows are interleaved, as llama.cpp stores them; 0 if no row moves.
+        shift: Number that is added to every value.
+    """
+
+    kind: str
+    nbytes: int
+    scale: Scale | None = None
+    heads: int = 0
+    shift: float = 0.0
+
+    def meaning(self) -> list[Any]:
+        """Return what gives the bytes their meaning, as plain data for digests."""
+        scale = self.scale
+        return [self.kind, self.heads, self.shift, [scale.stored, list(scale.shape), list(scale.blocks)] if scale else None]
+
+    def identity(self) -> list[Any]:
+        """Return `meaning` and the identity of the file with the scales, for keys of cached digests."""
+        scale = self.scale
+        stored = scale.identity.storable if scale and scale.identity else None
+        return [*self.meaning(), [str(scale.file.resolve()), scale.start, stored] if scale else None]
+
+
+# The safetensors files in a directory with this file have real headers, but no tensor data (see hub.py).
+STAND_IN = "headers-only.json"
+_LOAD = (
+    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+)
+TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
+# Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
+_UNDONE_ON_LOAD = {
+    "mxfp4": "Mxfp4Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "metal": "MetalConfig",
+}
+
+
+def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
+    """Return the shell command that loads a model with transformers and saves it as safetensors.
+
+    Args:
+        path: The model's directory. For a directory with headers only, the command names the hub repository.
+        more: Further names to import, with a comma in front.
+        options: Further arguments of `from_pretrained`, with a comma in front.
+        then: A method call between loading and saving.
+    """
+    kind = _saved_class(path)
+    if is_stand_in(path):
+        path = Path(str((jsondoc.read_cached(path / STAND_IN) or {}).get("repository", path)))
+    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def _saved_class(path: Path) -> str:
+    """Return the class that loads the whole model: AutoModelForCausalLM would ignore the towers of a multimodal model."""
+    architectures = (jsondoc.read_cached(path / "config.json") or {}).get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
+        return first
+    return "AutoModelForCausalLM"
+
+
+def dequantise(method: str | None, path: Path) -> str:
+    """Return the hint for an error about a quantized checkpoint.
+
+    Args:
+        method: `quant_method` of config.json; None if unknown.
+        path: The checkpoint's directory.
+    """
+    if method in _UNDONE_ON_LOAD:
+        kind = _UNDONE_ON_LOAD[method]
+        options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
+        return f"Dequantize it: {convert_command(path, f', {kind}', options)}  {TOKENIZER_TOO}"
+    if method is not None and method.startswith("bitsandbytes"):
+        return f"Dequantize it on a machine that can run bitsandbytes: {convert_command(path, then='.dequantize()')}  {TOKENIZER_TOO}"
+    return (
+        "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
+        "so deltas would be taken from rounded weights."
+    )
+
+
+def is_stand_in(path: Path) -> bool:
+    """Return whether the safetensors files of a directory have headers but no tensor data."""
+    return (path / STAND_IN).is_file()
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically and create its directory if necessary.
+
+    Args:
+        tensors: Name -> tensor.
+        path: The file.
+        metadata: Text fields for the header.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # the library reports operating system errors only as text
+            if match := _OS_ERROR.search(str(error)):
+                number = int(match[1])
+                raise OSError(number, os.strerror(number), str(path)) from error
+            raise
+
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 16

@@ -15,7 +15,7 @@ from workbench.edit.places.passes import logits_at, run
 from workbench.edit.places.rows import EditRow, padded
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.divergence import mean_divergence
+from workbench.models.hooks import mean_divergence
 
 if TYPE_CHECKING:
     from torch import Tensor

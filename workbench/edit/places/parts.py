@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
-from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
+from workbench.models.hooks import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:

@@ -10,8 +10,7 @@ from workbench.edit.places.parts import Parts
 from workbench.edit.places.rows import Padded
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.hooks import Stopped, hooked, shaped, states_of
+from workbench.models.hooks import Stopped, head_sees, hooked, shaped, states_of
 
 if TYPE_CHECKING:
     from torch import Tensor

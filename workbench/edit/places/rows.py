@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import torch
-from workbench.models.batching import side_by_side
 from workbench.models.prompts import PromptPair, encode_pair
+from workbench.models.texts import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,7 @@ from workbench.edit.places.parts import Parts
 from workbench.edit.places.passes import run, score
 from workbench.edit.places.rows import Padded
 from workbench.lazy import torch
-from workbench.models.attention import additive_masks, cache_name, windows
-from workbench.models.hooks import Stopped, hooked
+from workbench.models.hooks import Stopped, additive_masks, cache_name, hooked, windows
 
 if TYPE_CHECKING:
     from torch import Tensor

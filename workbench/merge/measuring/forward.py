@@ -18,16 +18,14 @@ from safetensors import safe_open
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated
+from workbench.merge.measuring.calibration import Calibrated, check_weights
 from workbench.merge.measuring.grams import INDEX, in_cache
 from workbench.merge.measuring.layers import Call, LayerStack
-from workbench.merge.measuring.least_squares import check_weights
 from workbench.models.architecture import is_conv1d
-from workbench.models.batching import Batch
-from workbench.models.texts import TextRow, batches
+from workbench.models.texts import Batch, TextRow, batches
 from workbench.steps import Block, Group, Measured, MergeContext, Prepared
 from workbench.steps.fields import value_at
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

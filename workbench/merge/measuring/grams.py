@@ -16,10 +16,9 @@ from workbench.errors import WorkbenchError
 from workbench.files import publish, read_json, write_json
 from workbench.lazy import torch
 from workbench.merge.measuring.layers import LayerStack
-from workbench.models.batching import Batch
-from workbench.models.texts import TextRow, batches
+from workbench.models.texts import Batch, TextRow, batches
 from workbench.steps import MergeContext
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

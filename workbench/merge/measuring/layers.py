@@ -14,10 +14,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.models.architecture import is_conv1d, is_head
-from workbench.models.batching import Batch
+from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.layout import stack_prefix
-from workbench.models.names import counterpart
+from workbench.models.texts import Batch
 from workbench.steps import MergeContext
 from workbench.weights.specs import load
 

@@ -12,8 +12,16 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.merge.mergekit.api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
-from workbench.merge.mergekit.table import KNOWN, Known
+from workbench.merge.mergekit.table import (
+    KNOWN,
+    Known,
+    Parameter,
+    base_policy,
+    merge_tensors,
+    parameters,
+    seed_of,
+    version_number,
+)
 from workbench.steps import Block, Group, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_at
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from workbench.lazy import torch
-from workbench.merge.streaming.selection import selected
+from workbench.merge.streaming.group import selected
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows, Selection

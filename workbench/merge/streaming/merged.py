@@ -9,12 +9,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import torch
-from workbench.merge.measuring.overlap import Overlap, overlap
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.combination import CombinedSource
+from workbench.merge.measuring.matrices import Overlap, overlap
 from workbench.merge.streaming.core import core_group, core_update, whole_tensors
-from workbench.merge.streaming.group import TensorGroup
-from workbench.merge.streaming.selection import SelectionSource
+from workbench.merge.streaming.deltas import StepBricks
+from workbench.merge.streaming.group import CombinedSource, SelectionSource, TensorGroup
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Memo, MergeMethod
 from workbench.weights.lowrank import Factors, LowRankSum, summed

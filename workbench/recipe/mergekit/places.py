@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from workbench.errors import WorkbenchError, shell
+from workbench.models.architecture import tied_embeddings
 from workbench.models.layout import Layout, Model
-from workbench.models.tied import tied_embeddings
 from workbench.recipe.mergekit.config import Reference
 from workbench.recipe.mergekit.text import recipe_text
 from workbench.weights.checkpoint import Checkpoint

@@ -12,11 +12,11 @@ from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
+from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare

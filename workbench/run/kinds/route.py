@@ -17,8 +17,8 @@ from workbench.manifest import publish_sealed, reusable
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
@@ -33,7 +33,7 @@ from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_ro
 from workbench.run.shapes import specs_before
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
