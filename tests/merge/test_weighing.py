@@ -17,7 +17,7 @@ from worlds.tiny import WORDS, tensors_of
 
 from workbench.evaluate.resident import GOLD, Resident
 from workbench.evaluate.scorer import Scorer
-from workbench.merge.measuring.grams import LayerInputs, sum_of_squares
+from workbench.merge.measuring.layers import inputs_read, shared, without_padding
 from workbench.models.texts import TextRow, batches
 from workbench.scores.store import ScoreStore
 
@@ -83,14 +83,15 @@ def test_a_mean_is_over_tokens_not_over_padding() -> None:
     torch.manual_seed(0)
     linear, embed = torch.nn.Linear(5, 3), torch.nn.Embedding(20, 5)
     rows = [TextRow(list(range(1, 2 + n)), 0) for n in (0, 3, 8)]
-    inputs = LayerInputs({"w": linear}, sum_of_squares)
-    with inputs, torch.no_grad():
+    parts = []
+    with inputs_read({"w": linear}) as read, torch.no_grad():
         for batch in batches(rows, CPU):
             linear(embed(batch.tokens))
-            inputs.add(batch.mask)
+            assert shared(read, batch) == {"w": ["w"]}
+            parts.append(without_padding(read["w"], batch))
     x = torch.cat([embed(torch.tensor(row.tokens)) for row in rows]).detach()
-    assert inputs.tokens == len(x) == 1 + 4 + 9
-    torch.testing.assert_close(inputs.sums["w"][0], x.T @ x)
+    torch.testing.assert_close(torch.cat(parts), x)
+    assert len(x) == 1 + 4 + 9
 
 
 # -- right texts

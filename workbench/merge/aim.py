@@ -13,7 +13,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d
-from workbench.merge.measuring.grams import INDEX, InputWalk, in_cache
+from workbench.merge.measuring.layers import INDEX, InputWalk, in_cache
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Laws, Measured, MergeContext, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real

@@ -287,14 +287,8 @@ def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TO
         device: The device of the batches.
         limit: Largest number of tokens of a batch, including padding; a longer row is a batch of its own.
     """
-    waiting: list[list[int]] = []
-    for tokens in sorted((row.tokens for row in rows), key=len):
-        if waiting and len(tokens) * (len(waiting) + 1) > limit:
-            yield side_by_side(waiting, device)
-            waiting = []
-        waiting.append(tokens)
-    if waiting:
-        yield side_by_side(waiting, device)
+    for places in by_length([len(row.tokens) for row in rows], limit):
+        yield side_by_side([rows[i].tokens for i in places], device)
 
 
 def log_likelihood(model: Any, row: TextRow, device: torch.device) -> Tensor:

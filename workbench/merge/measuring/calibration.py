@@ -16,10 +16,11 @@ from workbench.errors import WorkbenchError
 from workbench.files import file_digest, json_digest
 from workbench.identity import open_unchanged
 from workbench.lazy import torch
+from workbench.merge.measuring.matrices import rows_of
 from workbench.models.architecture import is_conv1d_layer, is_head
 from workbench.models.layout import Model
 from workbench.models.texts import BATCH_TOKENS, TextRow, encode, longest_row, read_texts
-from workbench.steps import Block, Combination, Group, MergeContext, MergeMethod, Prepared
+from workbench.steps import Combination, Group, MergeContext, MergeMethod, Prepared
 from workbench.steps.fields import BrickEntry, Bricks, Whole, lowest
 
 if TYPE_CHECKING:
@@ -106,12 +107,7 @@ def merge_linear(
     norms = [float(delta.norm()) for delta, weight in zip(deltas, weights, strict=True) if weight]
     mean = sum(norms) / len(norms)
     group.notes[group.tensor] = {"norm_ratio": float(solved.norm()) / mean if mean else 0.0}
-    result = (solved.T if is_conv1d(group.model, group.tensor) else solved).contiguous()
-
-    def delta(block: Block) -> Tensor:
-        return result[block.start : block.start + block.base.shape[0]]
-
-    return delta
+    return rows_of((solved.T if is_conv1d(group.model, group.tensor) else solved).contiguous())
 
 
 def average(group: Group, *, method: str) -> Combination:

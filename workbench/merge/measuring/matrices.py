@@ -125,7 +125,12 @@ def by_matrix(group: Group, merge: Callable[[Sequence[Tensor]], Tensor]) -> Call
     merged = deltas[0]  # each matrix is overwritten after it was read
     for i in range(len(stacks[0])):
         stacks[0][i] = merge([stack[i] for stack in stacks])
-    return lambda block: merged[block.start : block.start + len(block.deltas[0])]
+    return rows_of(merged)
+
+
+def rows_of(delta: Tensor) -> Callable[[Block], Tensor]:
+    """Return a function that gives a whole merged delta [rows, cols] block by block."""
+    return lambda block: delta[block.start : block.start + len(block.deltas[0])]
 
 
 Pairs = tuple[tuple[float, ...], ...]
