@@ -23,32 +23,14 @@ _TWICE = (
 _GATED = "It applies to some tokens only, so no change of weights is equivalent to it. Use it with PEFT at inference."
 # Supported peft_type -> prefix of the names of its parts.
 TUNERS = {
-    "LORA": "lora_",
-    "LOHA": "hada_",
-    "LOKR": "lokr_",
-    "IA3": "ia3_",
-    "OFT": "oft_",
-    "ADALORA": "lora_",
-    "TRAINABLE_TOKENS": "trainable_",
-    "VERA": "vera_",
-    "BOFT": "boft_",
-    "HRA": "hra_",
-    "FOURIERFT": "fourierft_",
-    "RANDLORA": "randlora_",
-    "VBLORA": "vblora_",
-}
+    "LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_", "OFT": "oft_", "ADALORA": "lora_",
+    "TRAINABLE_TOKENS": "trainable_", "VERA": "vera_", "BOFT": "boft_", "HRA": "hra_", "FOURIERFT": "fourierft_",
+    "RANDLORA": "randlora_", "VBLORA": "vblora_",
+}  # fmt: skip
 TITLES = {
-    "LOHA": "LoHa",
-    "LOKR": "LoKr",
-    "IA3": "(IA)³",
-    "OFT": "OFT",
-    "VERA": "VeRA",
-    "BOFT": "BOFT",
-    "HRA": "HRA",
-    "FOURIERFT": "FourierFT",
-    "RANDLORA": "RandLoRA",
-    "VBLORA": "VB-LoRA",
-}
+    "LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT", "VERA": "VeRA", "BOFT": "BOFT", "HRA": "HRA",
+    "FOURIERFT": "FourierFT", "RANDLORA": "RandLoRA", "VBLORA": "VB-LoRA",
+}  # fmt: skip
 # peft_type -> the field that states the rank of a module, the field with patterns for it, and PEFT's default.
 SIZES = {
     **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", "rank_pattern", 8)),

@@ -16,7 +16,7 @@ from workbench.lazy import torch
 from workbench.models.architecture import is_embedding_module, is_head_module, tied_embeddings
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry
-from workbench.weights.specs import HOST, Array, as_array, block_elements, buffer, matrix
+from workbench.weights.specs import NUMPY, Array, as_array, block_elements, buffer, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -61,13 +61,13 @@ class Stored:
         Args:
             start: First row.
             stop: Row after the last one.
-            device: Device of the result; None is the CPU. For `HOST`, the tensor's dtype must be one of the compiled loops.
+            device: Device of the result; None is the CPU. For `NUMPY`, the tensor's dtype must be one of the compiled loops.
 
         Raises:
             WorkbenchError: If the rows hold NaN or infinity, or the file ends early.
         """
         spec, raw = self.entry.spec, self._bytes(start, stop)
-        if device is HOST:
+        if device is NUMPY:
             elements = Array(np.frombuffer(raw, np.uint8), "U8").typed(spec.stored)
             array = cast("Tensor", elements.view(stop - start, spec.cols).float())
             self._check(array, start, 0, 1)
@@ -144,21 +144,13 @@ _PART = re.compile(
     r"|fourierft_spectrum|randlora_(?:lambda|gamma|[AB])|vblora_logits_[AB](?:_topk_(?:indices|weights))?)(?:\.weight)?"
 )
 _PAIRS = [
-    ("lora_A", "lora_B"),
-    ("lora_embedding_A", "lora_embedding_B"),
-    ("hada_w1_a", "hada_w1_b"),
-    ("hada_w2_a", "hada_w2_b"),
-    ("hada_w1_a", "hada_w2_a"),
-    ("lokr_w1_a", "lokr_w1_b"),
-    ("lokr_w2_a", "lokr_w2_b"),
-    ("vera_lambda_b", "vera_lambda_d"),
-    ("boft_R", "boft_s"),
-    ("randlora_lambda", "randlora_gamma"),
-    ("vblora_logits_A", "vblora_logits_B"),
+    ("lora_A", "lora_B"), ("lora_embedding_A", "lora_embedding_B"), ("hada_w1_a", "hada_w1_b"), ("hada_w2_a", "hada_w2_b"),
+    ("hada_w1_a", "hada_w2_a"), ("lokr_w1_a", "lokr_w1_b"), ("lokr_w2_a", "lokr_w2_b"), ("vera_lambda_b", "vera_lambda_d"),
+    ("boft_R", "boft_s"), ("randlora_lambda", "randlora_gamma"), ("vblora_logits_A", "vblora_logits_B"),
     ("vblora_logits_A_topk_indices", "vblora_logits_A_topk_weights"),
     ("vblora_logits_B_topk_indices", "vblora_logits_B_topk_weights"),
     ("vblora_logits_A_topk_indices", "vblora_logits_B_topk_indices"),
-]
+]  # fmt: skip
 # Field that identifies a kind of update -> all fields that it uses.
 _LOGITS = ("vblora_logits_A", "vblora_logits_B")
 USED = {

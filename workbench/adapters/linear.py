@@ -38,21 +38,11 @@ if TYPE_CHECKING:
 
 _FACTORS = {"lora_A", "lora_B", "lora_E"}
 _NAMES = {
-    "lora_magnitude_vector": "DoRA",
-    "lora_B.bias": "lora_bias",
-    "lora_embedding_A": "LoRA on an embedding",
-    "ia3_l": "(IA)³",
-    "oft_R": "OFT",
-    "vera_lambda_b": "VeRA",
-    "boft_R": "BOFT",
-    "hra_u": "HRA",
-    "fourierft_spectrum": "FourierFT",
-    "randlora_A": "RandLoRA",
-    "randlora_gamma": "RandLoRA",
-    "vblora_logits_A": "VB-LoRA",
-    "vblora_logits_A_topk_indices": "VB-LoRA",
-    "trainable_tokens_delta": "trainable tokens",
-}
+    "lora_magnitude_vector": "DoRA", "lora_B.bias": "lora_bias", "lora_embedding_A": "LoRA on an embedding", "ia3_l": "(IA)³",
+    "oft_R": "OFT", "vera_lambda_b": "VeRA", "boft_R": "BOFT", "hra_u": "HRA", "fourierft_spectrum": "FourierFT",
+    "randlora_A": "RandLoRA", "randlora_gamma": "RandLoRA", "vblora_logits_A": "VB-LoRA",
+    "vblora_logits_A_topk_indices": "VB-LoRA", "trainable_tokens_delta": "trainable tokens",
+}  # fmt: skip
 
 
 def not_linear(adapter: Adapter, bound: BoundAdapter) -> str | None:

@@ -13,7 +13,7 @@ from workbench.models.architecture import is_conv1d_layer, is_head_module, tied_
 from workbench.models.placement import LiveLayout, Piece, live_layout
 from workbench.weights.kernels import KINDS, product
 from workbench.weights.lowrank import Factors, LowRankSource
-from workbench.weights.specs import HOST, TensorSpec
+from workbench.weights.specs import NUMPY, TensorSpec
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -210,7 +210,7 @@ class FactorPair:
         """Read the factors of the selected part as float32, scale included.
 
         Args:
-            device: `HOST` for arrays, which takes factors of whole weights without singular values; otherwise tensors on the CPU.
+            device: `NUMPY` for arrays, which takes factors of whole weights without singular values; otherwise tensors on the CPU.
 
         Raises:
             WorkbenchError: If a factor holds NaN or infinity.
@@ -220,7 +220,7 @@ class FactorPair:
             right = self.a.rows(index * self.rank, (index + 1) * self.rank)
             left = self.b.columns(index, count)
         else:
-            memory = HOST if device is HOST else None
+            memory = NUMPY if device is NUMPY else None
             right, left = self.a.read(memory), self.b.read(memory)
         right = right * self.singular_values.read().reshape(-1, 1) if self.singular_values else right
         factors = Factors(left, right * self.scale)
@@ -288,7 +288,7 @@ def _embed(small: Tensor, shape: tuple[int, int], row: int, col: int) -> Tensor:
 
 @dataclass(frozen=True)
 class ProductSource:
-    """Reader of the rows of one product. Implements `merge.streaming.deltas.DeltaSource`."""
+    """Reader of the rows of one product. Implements `adapters.dense.DeltaRows`."""
 
     product: LowRankSource
 
@@ -299,7 +299,7 @@ class ProductSource:
 
 @dataclass(frozen=True)
 class PatchSource:
-    """Reader of the rows of several patches. Implements `merge.streaming.deltas.DeltaSource`."""
+    """Reader of the rows of several patches. Implements `adapters.dense.DeltaRows`."""
 
     parts: list[tuple[int, int, Factors]]
 

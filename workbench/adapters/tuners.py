@@ -67,7 +67,7 @@ def oft(part: Part, disk: str, spec: TensorSpec, adapter: Adapter) -> Oft:
     stored = part.fields["oft_R"]
     terms = config.get("num_cayley_neumann_terms", 5) if config.get("use_cayley_neumann") else None
     update = Oft(stored, bool(config.get("block_share")), terms)
-    if len(spec.shape) != 2 or not update.fits(spec.cols):
+    if len(spec.shape) != 2 or not update.takes(spec.cols):
         raise WorkbenchError(
             f"{label}: {stored.key} is {list(stored.shape)}, which does not fit the {spec.cols} inputs of {disk}", _OTHER
         )

@@ -11,8 +11,8 @@ from typing import Protocol
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
+from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.language import LanguagePart, component_configs
-from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.identity import check_unchanged
@@ -22,7 +22,7 @@ from workbench.models.live import Aligned
 from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
-from workbench.weights.header import Entry, is_stand_in
+from workbench.weights.header import Entry, has_headers_only
 from workbench.weights.specs import TensorSpec, Weights
 
 
@@ -135,8 +135,8 @@ class Brick:
 
     @property
     def headers_only(self) -> bool:
-        """True if only the headers of the weights are on this machine; see `standins`."""
-        return is_stand_in(self.path)
+        """True if only the headers of the weights are on this machine; see `header_folders`."""
+        return has_headers_only(self.path)
 
     @property
     def downloads(self) -> tuple[Download, ...]:
@@ -227,7 +227,7 @@ class Brick:
         return not self.headers_only if self.kind == "adapter" else digests_known(self.whole.entries, cache)
 
     def stamp(self, cache: Path) -> str:
-        """Return a key of the content that does not read the tensors of a checkpoint or of a stand-in."""
+        """Return a key of the content that does not read the tensors of a checkpoint or of a header folder."""
         if self.kind == "adapter":
             return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
         return stamp(self.whole.entries)

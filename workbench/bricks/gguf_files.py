@@ -33,24 +33,11 @@ if TYPE_CHECKING:
 
 
 # Fields of an architecture that transformers reads, that are read here, or that say nothing about what the model computes.
-_READ = frozenset(
-    {
-        "context_length",
-        "block_count",
-        "feed_forward_length",
-        "embedding_length",
-        "rope.dimension_count",
-        "rope.freq_base",
-        "attention.head_count",
-        "attention.head_count_kv",
-        "attention.layer_norm_rms_epsilon",
-        "vocab_size",
-        "attention.key_length",
-        "attention.value_length",
-        "attn_logit_softcapping",
-        "final_logit_softcapping",
-    }
-)
+_READ = frozenset({
+    "context_length", "block_count", "feed_forward_length", "embedding_length", "rope.dimension_count", "rope.freq_base",
+    "attention.head_count", "attention.head_count_kv", "attention.layer_norm_rms_epsilon", "vocab_size",
+    "attention.key_length", "attention.value_length", "attn_logit_softcapping", "final_logit_softcapping",
+})  # fmt: skip
 _SLIDING = {"gemma2", "gemma3"}
 _LARGE = {"gemma2": 46, "gemma3": 62}  # layers of the 27 B models, whose attention is scaled by the width of a head's share
 _LLAMA3 = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

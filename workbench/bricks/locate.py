@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import BoundAdapter, bind
+from workbench.adapters.dense import UpdatedSource
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
@@ -20,10 +21,10 @@ from workbench.models.layout import Model
 from workbench.models.skeleton import tidy
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
-from workbench.weights.specs import Source, buffer, matrix
+from workbench.weights.specs import Source
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    pass
 
 
 class AdaptedCheckpoint(Checkpoint):
@@ -52,28 +53,9 @@ class AdaptedCheckpoint(Checkpoint):
     def open(self, name: str, device: torch.device) -> Source:
         """Open one tensor with the adapter's update."""
         source = super().open(name, device)
-        return _Updated(source, self, name, device) if self._bound.touches(name) else source
-
-    @property
-    def bound(self) -> BoundAdapter:
-        """The adapter's updates."""
-        return self._bound
-
-
-class _Updated:
-    """A stored tensor plus the adapter's update, in float32."""
-
-    def __init__(self, source: Source, owner: AdaptedCheckpoint, name: str, device: torch.device) -> None:
-        self._source, self._cols = source, owner.specs[name].cols
-        self._delta = owner.bound.open_delta(name, device)
-        self._scratch = buffer(owner.specs[name], device)
-
-    def read(self, start: int, stop: int, out: Tensor) -> None:
-        """Fill `out` [stop - start, cols] with rows start..stop."""
-        update = matrix(self._scratch, start, stop, self._cols)
-        self._source.read(start, stop, out)
-        self._delta.read_delta(start, stop, out, update)
-        out.add_(update)
+        if not self._bound.touches(name):
+            return source
+        return UpdatedSource(source, self._bound.open_delta(name, device), self.specs[name], device)
 
 
 def base_adapter(checkpoint: Checkpoint) -> Brick | None:

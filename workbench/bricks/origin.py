@@ -10,7 +10,7 @@ from typing import Any
 
 from workbench.adapters.bind import bind
 from workbench.bricks.brick import Brick, BrickSource
-from workbench.bricks.standins import snapshot_with
+from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
 from workbench.models.architecture import (

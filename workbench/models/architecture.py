@@ -25,32 +25,15 @@ if TYPE_CHECKING:
 # Modules of the input embeddings: Llama and most others | GPT-2 | GPT-NeoX | BLOOM, Falcon | Llama's first release, InternLM2 |
 # Mamba, RWKV, XLM and Nemotron-H in transformers | Mamba in its authors' files | T5, BART | GPT | XLNet | CPM-Ant.
 EMBEDDINGS = (
-    "embed_tokens",
-    "wte",
-    "embed_in",
-    "word_embeddings",
-    "tok_embeddings",
-    "embeddings",
-    "backbone.embedding",
-    "shared",
-    "tokens_embed",
-    "word_embedding",
-    "input_embedding",
-)
+    "embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings", "backbone.embedding", "shared",
+    "tokens_embed", "word_embedding", "input_embedding",
+)  # fmt: skip
 # Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2 | BERT | RoBERTa | BioGPT, TrOCR |
 # Whisper | ELECTRA | XLM | XLNet.
 HEADS = (
-    "lm_head",
-    "embed_out",
-    "output",
-    "cls.predictions.decoder",
-    "lm_head.decoder",
-    "output_projection",
-    "proj_out",
-    "generator_lm_head",
-    "pred_layer.proj",
-    "lm_loss",
-)
+    "lm_head", "embed_out", "output", "cls.predictions.decoder", "lm_head.decoder", "output_projection", "proj_out",
+    "generator_lm_head", "pred_layer.proj", "lm_loss",
+)  # fmt: skip
 # Names above that some models also use for a matrix inside a layer, such as `blocks.0.attention.output` in RWKV.
 _USED_IN_LAYERS = ("output", "shared", "embeddings", "proj_out", "output_projection")
 # Heads whose names are words that other modules end with too: RWKV | ModernBERT.

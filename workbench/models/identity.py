@@ -76,52 +76,21 @@ def _has_driver() -> bool:
 GENERATION = "generation_config.json"
 # transformers' defaults of missing settings; test_decoding compares them with the installed version.
 DEFAULTS: Mapping[str, Any] = {
-    "min_length": 0,
-    "do_sample": False,
-    "early_stopping": False,
-    "num_beams": 1,
-    "temperature": 1.0,
-    "top_k": 50,
-    "top_p": 1.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
-    "length_penalty": 1.0,
-    "no_repeat_ngram_size": 0,
-    "encoder_no_repeat_ngram_size": 0,
-    "num_return_sequences": 1,
-    "remove_invalid_values": False,
-    "epsilon_cutoff": 0.0,
-    "eta_cutoff": 0.0,
-    "encoder_repetition_penalty": 1.0,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
-}
+    "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "temperature": 1.0, "top_k": 50,
+    "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "num_return_sequences": 1, "remove_invalid_values": False, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "encoder_repetition_penalty": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0,
+}  # fmt: skip
 # Settings that do not change texts, or that lm-eval passes with every call.
-_IDLE = frozenset(
-    {
-        "_from_model_config",
-        "transformers_version",
-        "bos_token_id",
-        "pad_token_id",
-        "max_length",
-        "use_cache",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "output_logits",
-        "return_dict_in_generate",
-    }
-)
+_IDLE = frozenset({
+    "_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "max_length", "use_cache",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+})  # fmt: skip
 # Settings of older checkpoints, which transformers takes from config.json where there is no generation_config.json.
 _LEGACY = (
-    *DEFAULTS,
-    "eos_token_id",
-    "bad_words_ids",
-    "suppress_tokens",
-    "begin_suppress_tokens",
-    "forced_eos_token_id",
+    *DEFAULTS, "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id",
     "exponential_decay_length_penalty",
-)
+)  # fmt: skip
 
 
 def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -172,20 +141,10 @@ def _value(settings: Mapping[str, Any], key: str) -> Any:
 
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "chat_template.jinja",
     "chat_template.json",
-)
+)  # fmt: skip
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of a multimodal model's processor."""
 _TEMPLATES = "chat_template"

@@ -25,7 +25,7 @@ from workbench.train import TrainSpec, training_texts
 from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known
-from workbench.weights.header import HeadersOnlyError, is_stand_in
+from workbench.weights.header import HeadersOnlyError, has_headers_only
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
@@ -166,7 +166,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
     warnings += _check_origin(brick, resolved, hub, findings)
-    if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, base, resolved.cache):
+    if not brick.headers_only and not has_headers_only(plain.path) and changes_nothing(brick, base, resolved.cache):
         warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
     return warnings
 

@@ -12,8 +12,8 @@ from typing import Any
 from workbench.adapters.read import Adapter
 from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
+from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.locate import base_adapter, base_digest
-from workbench.bricks.standins import Download, download_of
 from workbench.emergent.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
@@ -30,7 +30,7 @@ from workbench.steps.fields import parse_size
 from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, stamp
-from workbench.weights.header import is_stand_in
+from workbench.weights.header import has_headers_only
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Resolved:
     @property
     def headers_only(self) -> bool:
         """True if tensors of an input are not local, so that the recipe can be planned but not run."""
-        return is_stand_in(self.base_path) or any(b.headers_only for b in self._sources)
+        return has_headers_only(self.base_path) or any(b.headers_only for b in self._sources)
 
     @property
     def tokenizer_path(self) -> Path:

@@ -17,7 +17,7 @@ from workbench.run.forms import CHECKPOINT, form_of
 from workbench.steps import MergeMethod, Step
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.kernels import KINDS, backend
-from workbench.weights.specs import HOST, TensorSpec, Weights
+from workbench.weights.specs import NUMPY, TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -32,13 +32,13 @@ def device_of_run(name: str, resolved: Resolved) -> torch.device:
         resolved: The recipe.
 
     Returns:
-        `HOST` for a run on the CPU that needs no torch; the written files are the same as with torch. Otherwise torch's device.
+        `NUMPY` for a run on the CPU that needs no torch; the written files are the same as with torch. Otherwise torch's device.
 
     Raises:
         WorkbenchError: If there is no such device.
     """
     on_cpu = name == "cpu" or (name == "auto" and not has_cuda())
-    return HOST if on_cpu and runs_without_torch(resolved) else pick_device(name)
+    return NUMPY if on_cpu and runs_without_torch(resolved) else pick_device(name)
 
 
 def runs_without_torch(resolved: Resolved) -> bool:

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from workbench.bricks.standins import space_problems
+from workbench.bricks.header_folders import space_problems
 from workbench.resolve.licences import licence_warnings
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import TRANSFORMERS, Needs, disk_problems, factor_bytes, tokens_bytes

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.lazy import torch
-from workbench.weights.specs import HOST, Weights, as_array, empty, load
+from workbench.weights.specs import NUMPY, Weights, as_array, empty, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +54,7 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
         device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
             On the device of arrays, torch computes nothing and is not imported.
     """
-    if device is HOST:
+    if device is NUMPY:
         yield
         return
     operators, memory = _operators(), _memory()
@@ -107,7 +107,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._cuda = device.type == "cuda"
-        self._memory = device if device is HOST else torch.device("cpu")
+        self._memory = device if device is NUMPY else torch.device("cpu")
         self._pieces = [empty(0, "U8", self._memory) for _ in range(2 if self._cuda else 1)]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._pieces)
         self._turn = 0
@@ -188,7 +188,7 @@ def each(work: Callable[[str], None], names: Iterable[str], threads: int, device
     """
     device = device or torch.device("cpu")
     _keep_freed_memory()
-    before = None if device is HOST else torch.get_num_threads()
+    before = None if device is NUMPY else torch.get_num_threads()
     pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))
     try:
         futures = [pool.submit(work, name) for name in names]
@@ -242,7 +242,7 @@ def return_freed_memory() -> None:
 
 
 def _begin(device: torch.device) -> None:
-    if device is HOST:
+    if device is NUMPY:
         return
     torch.set_num_threads(1)
     if device.type == "cuda":

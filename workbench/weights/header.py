@@ -91,7 +91,7 @@ class Packing:
 
 
 # The safetensors files in a directory with this file have real headers, but no tensor data (see hub.py).
-STAND_IN = "headers-only.json"
+HEADERS_ONLY = "headers-only.json"
 _LOAD = (
     'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
 )
@@ -114,8 +114,8 @@ def convert_command(path: Path, more: str = "", options: str = "", then: str = "
         then: A method call between loading and saving.
     """
     kind = _saved_class(path)
-    if is_stand_in(path):
-        path = Path(str((jsondoc.read_cached(path / STAND_IN) or {}).get("repository", path)))
+    if has_headers_only(path):
+        path = Path(str((jsondoc.read_cached(path / HEADERS_ONLY) or {}).get("repository", path)))
     return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
 
 
@@ -147,9 +147,9 @@ def dequantise(method: str | None, path: Path) -> str:
     )
 
 
-def is_stand_in(path: Path) -> bool:
+def has_headers_only(path: Path) -> bool:
     """Return whether the safetensors files of a directory have headers but no tensor data."""
-    return (path / STAND_IN).is_file()
+    return (path / HEADERS_ONLY).is_file()
 
 
 _OS_ERROR = re.compile(r"\(os error (\d+)\)")
@@ -194,7 +194,7 @@ class Entry:
 
     Attributes:
         file: The tensor's file.
-        start: Offset of the tensor's first byte; None if the file is a stand-in with a header only.
+        start: Offset of the tensor's first byte; None if the file has a header only.
         spec: Shape and dtype.
         identity: Identity of the file when its header was read. Readers raise an error if it has changed; None skips that check.
         packing: How the numbers are computed from the stored bytes; None if they are stored as `spec` says.
@@ -252,7 +252,7 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
     header.pop("__metadata__", None)
     described = [_parse_entry(file, name, info) for name, info in header.items()]
     entries: dict[str, Entry] = {}
-    stand_in = is_stand_in(file.parent)
+    headers_only = has_headers_only(file.parent)
     expected = 0
     for start, stop, name, dtype, shape in sorted(described):
         if dtype not in DTYPES and not (packed and dtype in PACKED):
@@ -262,7 +262,7 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
             )
         spec = TensorSpec(shape, dtype if dtype in DTYPES else "BF16")
         packing = None if dtype in DTYPES else Packing(dtype, spec.numel)
-        entry = Entry(file, None if stand_in else 8 + length + start, spec, identity, packing)
+        entry = Entry(file, None if headers_only else 8 + length + start, spec, identity, packing)
         if start != expected or stop - start != entry.nbytes or min(shape, default=0) < 0:
             raise WorkbenchError(
                 f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + entry.nbytes}",

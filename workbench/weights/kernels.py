@@ -38,17 +38,9 @@ _SOURCE = Path(__file__).with_name("kernels.c")
 _WIDE = ("-mprefer-vector-width=512",) if platform.machine() in ("x86_64", "AMD64") else ()
 _FLAGS = ("-O3", "-march=native", *_WIDE, "-ffp-contract=off", "-fno-math-errno", "-shared", "-fPIC")
 _SYMBOLS = (
-    "wb_widen",
-    "wb_difference",
-    "wb_combine",
-    "wb_dots",
-    "wb_narrow",
-    "wb_window",
-    "wb_find",
-    "wb_drop_sums",
-    "wb_sparse",
+    "wb_widen", "wb_difference", "wb_combine", "wb_dots", "wb_narrow", "wb_window", "wb_find", "wb_drop_sums", "wb_sparse",
     "wb_product",
-)
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ reads a block.
 
 Importing torch takes longer than many merges. On the CPU, the loops of `kernels.c` need only the address, the dtype and the size of a
 buffer, so code between the reader and the writer takes a tensor or an `Array`, a numpy array with the part of a tensor's interface that
-a merge uses. The device decides which: `HOST` stands for arrays. `run/device.py` chooses `HOST` where every loop is a compiled kernel.
+a merge uses. The device decides which: `NUMPY` stands for arrays. `run/device.py` chooses `NUMPY` where every loop is a compiled kernel.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ _NUMPY: dict[str, type[np.generic]] = {
 }
 
 
-class Host:
+class NumpyDevice:
     """The CPU as the device of arrays. Records and cache keys name it like torch's CPU, because both compute the same bits."""
 
     type = "cpu"
@@ -51,7 +51,7 @@ class Host:
         return self.type
 
 
-HOST = cast("torch.device", Host())
+NUMPY = cast("torch.device", NumpyDevice())
 """The device whose buffers are arrays."""
 
 
@@ -84,7 +84,7 @@ class Array:
     @property
     def device(self) -> torch.device:
         """The device of arrays."""
-        return HOST
+        return NUMPY
 
     def __len__(self) -> int:
         return len(self.data)
@@ -117,7 +117,7 @@ class Array:
 
     def to(self, device: torch.device) -> Array:
         """Return the array itself, because arrays have one device."""
-        assert device is HOST, device
+        assert device is NUMPY, device
         return self
 
     def contiguous(self) -> Array:
@@ -322,7 +322,7 @@ def buffer(spec: TensorSpec, device: torch.device) -> Tensor:
 
 
 def empty(size: int, stored: str, device: torch.device, pinned: bool = False) -> Tensor:
-    """Return a flat buffer of any content: a tensor, or for the device `HOST` an array.
+    """Return a flat buffer of any content: a tensor, or for the device `NUMPY` an array.
 
     Args:
         size: Number of elements.
@@ -330,14 +330,14 @@ def empty(size: int, stored: str, device: torch.device, pinned: bool = False) ->
         device: The device.
         pinned: Whether the buffer is in page-locked memory of the host, which a CUDA device reads faster.
     """
-    if device is HOST:
+    if device is NUMPY:
         return cast("Tensor", empty_array(size, stored))
     return torch.empty(size, dtype=torch_dtype(stored), device=device, pin_memory=pinned)
 
 
 def zeros(rows: int, cols: int, device: torch.device) -> Tensor:
-    """Return a matrix of zeros in float32: a tensor, or for the device `HOST` an array."""
-    if device is HOST:
+    """Return a matrix of zeros in float32: a tensor, or for the device `NUMPY` an array."""
+    if device is NUMPY:
         return empty(rows * cols, "F32", device).zero_().view(rows, cols)
     return torch.zeros(rows, cols, device=device)
 

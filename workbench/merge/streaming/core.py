@@ -9,12 +9,12 @@ the Mᵢ into M, and the tensor's update is U M V, which is still a product of t
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING
 
 from workbench.lazy import torch
-from workbench.merge.streaming.group import selected
-from workbench.steps import Block, Combination, Group, Memo, MergeMethod
+from workbench.merge.streaming.group import TensorGroup, selected
+from workbench.steps import Block, Combination, Group, MergeMethod
 from workbench.weights.lowrank import Factors
 from workbench.weights.sparse import Rows, Selection
 from workbench.weights.specs import TensorSpec
@@ -27,50 +27,33 @@ _RESOLUTION = 1e-12
 
 
 @dataclass
-class CoreGroup:
-    """One tensor in the core space; implements the protocol `Group`.
+class CoreGroup(TensorGroup):
+    """One tensor in the core space.
 
     The base of its blocks is empty. The base is not in the adapters' span, so a method that reads it cannot declare "core".
     """
 
-    group: Group
-    left: Tensor
+    left: Tensor = field(kw_only=True)
     """U [rows, p], float64."""
-    right: Tensor
+    right: Tensor = field(kw_only=True)
     """V [q, cols], float64."""
-    cores: list[Tensor]
+    cores: list[Tensor] = field(kw_only=True)
     """Mᵢ [p, q], float32, one per brick."""
+    whole_shape: tuple[int, ...] = field(kw_only=True)
+    """Shape of the tensor, not of its core matrices."""
 
-    def __post_init__(self) -> None:
-        self.tensor, self.survey = self.group.tensor, self.group.survey
-        self.model, self.notes = self.group.model, self.group.notes
-        self.device, self.seed = self.group.device, self.group.seed
-        self.shares = self.group.shares
-        self.memo: Memo | None = None  # the basis depends on all bricks: nothing can be reused for other sets of bricks
-        self.spec = TensorSpec((self.left.shape[1], self.right.shape[0]), "F32")
-
-    @property
-    def keys(self) -> list[str]:
-        """Digest of each brick's content."""
-        return self.group.keys
+    @classmethod
+    def of(cls, group: TensorGroup, left: Tensor, right: Tensor, cores: list[Tensor]) -> CoreGroup:
+        """Return a tensor in a basis. Its spec is that of the core matrices, its shape stays that of the tensor."""
+        given = {f.name: getattr(group, f.name) for f in fields(TensorGroup)}
+        # The basis depends on all bricks: nothing can be reused for other sets of bricks.
+        given |= {"spec": TensorSpec((left.shape[1], right.shape[0]), "F32"), "memo": None}
+        return cls(**given, left=left, right=right, cores=cores, whole_shape=group.shape)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """Shape of the tensor, not of its core matrices."""
-        return self.group.shape
-
-    @property
-    def bricks(self) -> list[str]:
-        """Names of the bricks, in the step's order."""
-        return self.group.bricks
-
-    def value(self, field: str) -> float:
-        """Return the value of a step's field at this tensor."""
-        return self.group.value(field)
-
-    def values(self, field: str) -> list[float]:
-        """Return the values of a per-brick field at this tensor, one per brick."""
-        return self.group.values(field)
+        return self.whole_shape
 
     def models(self) -> Iterator[list[Tensor]]:
         """Refuse: a model is not in the adapters' span."""
@@ -111,7 +94,7 @@ def takes_core(method: MergeMethod, group: Group) -> bool:
     return len(group.shape) == 2 and (method.in_core_space() or is_equivalent)
 
 
-def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
+def core_group(method: MergeMethod, group: TensorGroup) -> CoreGroup | None:
     """Return a tensor in the core space, or None if the step merges it whole.
 
     It does so if `takes_core` is false, or if a brick's delta is no low-rank product.
@@ -120,7 +103,7 @@ def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
         return None
     memo_key = ("core", group.tensor, *group.keys) if group.memo is not None else ()
     if group.memo is not None and (stored := group.memo.get(memo_key)):
-        return CoreGroup(group, *stored)
+        return CoreGroup.of(group, *stored)
     by_brick = group.factors()
     factors = [f for f in by_brick if f is not None]
     if len(factors) < len(by_brick):
@@ -130,10 +113,10 @@ def core_group(method: MergeMethod, group: Group) -> CoreGroup | None:
     cores = [((left.T @ f.left.double()) @ (f.right.double() @ right.T)).float() for f in factors]
     if group.memo is not None:
         group.memo.keep(memo_key, (left, right, cores))
-    return CoreGroup(group, left, right, cores)
+    return CoreGroup.of(group, left, right, cores)
 
 
-def core_update(method: MergeMethod, group: Group) -> Factors | None:
+def core_update(method: MergeMethod, group: TensorGroup) -> Factors | None:
     """Return the update of a tensor that the step merges in the core space, or None if the step merges it whole."""
     core = core_group(method, group)
     if core is None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
+from workbench.adapters.dense import DeltaRows
 from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
@@ -21,20 +22,13 @@ if TYPE_CHECKING:
     from workbench.weights.row_alignment import Index
 
 
-class DeltaSource(Protocol):
-    """The delta of one tensor, readable in blocks of rows."""
-
-    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the same rows of the base."""
-
-
 class Deltas(Protocol):
     """A brick's deltas: fine-tuned weights minus base."""
 
     def touches(self, name: str) -> bool:
         """Return whether the brick may differ from the base at this tensor."""
 
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor that the brick touches."""
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
@@ -55,7 +49,7 @@ class WeightsDelta:
         """Return True: every tensor may differ."""
         return True
 
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open θ − θ₀ of one tensor."""
         return _Difference(self._weights.open(name, device))
 
@@ -97,7 +91,7 @@ class MaskedDeltas:
         """Return whether the brick may differ from the base at a chosen row or column of this tensor."""
         return self._inner.touches(name) and not (name in self._masks and self._masks[name].empty)
 
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor."""
         source = self._inner.open_delta(name, device)
         return _MaskedDelta(source, self._masks[name].to(device)) if name in self._masks else source
@@ -113,7 +107,7 @@ class MaskedDeltas:
 
 
 class _MaskedDelta:
-    def __init__(self, source: DeltaSource, mask: TensorMask) -> None:
+    def __init__(self, source: DeltaRows, mask: TensorMask) -> None:
         self._source, self._mask = source, mask
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
@@ -142,7 +136,7 @@ class AlignedDeltas:
         """Return whether the adapter may differ from the base at this tensor."""
         return self._inner.touches(name)
 
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor."""
         source = self._inner.open_delta(name, device)
         return _AlignedDelta(source, self._index) if name in self._tensors else source
@@ -161,7 +155,7 @@ class AlignedDeltas:
 
 
 class _AlignedDelta:
-    def __init__(self, source: DeltaSource, index: Index) -> None:
+    def __init__(self, source: DeltaRows, index: Index) -> None:
         self._source = source
         self._index = index
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from workbench.adapters.dense import DeltaRows, UpdatedSource
 from workbench.lazy import torch
-from workbench.merge.streaming.deltas import Deltas, DeltaSource
+from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Memo, MergeMethod
 from workbench.steps.fields import value_at
@@ -19,7 +20,7 @@ from workbench.weights.specs import Source, StoredSource, TensorSpec, block_elem
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from workbench.merge.streaming.deltas import Deltas, DeltaSource
+    from workbench.merge.streaming.deltas import Deltas
 
 
 class Operand:
@@ -52,7 +53,7 @@ class RowReader:
     def __init__(self, tensor: str, spec: TensorSpec, base: Source, bricks: Iterable[Deltas], device: torch.device) -> None:
         self._cols = spec.cols
         self._base = Operand(base, spec, device)
-        self._bricks: list[Operand | tuple[DeltaSource, Tensor] | None] = []
+        self._bricks: list[Operand | tuple[DeltaRows, Tensor] | None] = []
         for brick in bricks:
             if not brick.touches(tensor):
                 self._bricks.append(None)
@@ -145,7 +146,7 @@ class TensorGroup:
         return self.model.weights.open(self.tensor, self.device)
 
     @Once
-    def deltas(self) -> list[DeltaSource | None]:
+    def deltas(self) -> list[DeltaRows | None]:
         """Open each brick's delta; None for a brick that does not touch the tensor."""
         return [
             brick.open_delta(self.tensor, self.device) if brick.touches(self.tensor) else None for brick in self.sources.values()
@@ -206,9 +207,10 @@ class TensorGroup:
         if not brick.touches(self.tensor):
             return self.model.weights.open(self.tensor, self.device)
         model = brick.open_model(self.tensor, self.device)
-        return model or UpdatedSource(
-            self.model.weights.open(self.tensor, self.device), brick.open_delta(self.tensor, self.device), self
-        )
+        if model is not None:
+            return model
+        base = self.model.weights.open(self.tensor, self.device)
+        return UpdatedSource(base, brick.open_delta(self.tensor, self.device), self.spec, self.device)
 
     def whole(self) -> Block:
         """Return the tensor as one block, in newly allocated memory."""
@@ -237,21 +239,6 @@ class TensorGroup:
             yield self.block(start, stop)
 
 
-class UpdatedSource:
-    """The tensor of a brick that stores an update: base plus delta."""
-
-    def __init__(self, base: Source, delta: DeltaSource, group: TensorGroup) -> None:
-        self._base, self._delta, self._cols = base, delta, group.spec.cols
-        self._scratch = buffer(group.spec, group.device)
-
-    def read(self, start: int, stop: int, out: Tensor) -> None:
-        """Fill `out` [stop - start, cols] with rows start..stop in float32."""
-        update = matrix(self._scratch, start, stop, self._cols)
-        self._base.read(start, stop, out)
-        self._delta.read_delta(start, stop, out, update)
-        out.add_(update)
-
-
 class CombinedSource:
     """One tensor of θ₀ + Σ wᵢτᵢ + base·θ₀, or of the same delta on other weights.
 
@@ -266,7 +253,7 @@ class CombinedSource:
     def __init__(self, group: TensorGroup, combination: Combination, current: Source | None) -> None:
         self._group, self._current = group, current
         self._models: list[tuple[Operand, float]] = []
-        self._deltas: list[tuple[DeltaSource, float]] = []
+        self._deltas: list[tuple[DeltaRows, float]] = []
         low: list[tuple[float, Factors]] = []
         for brick, weight in zip(group.sources.values(), combination.weights, strict=True):
             if not brick.touches(group.tensor):
