@@ -22,9 +22,8 @@ from record import write_results
 from torch import Tensor
 
 from workbench.adapters.dense import DeltaRows
-from workbench.merge.streaming.core import core_group
 from workbench.merge.streaming.deltas import StepBricks
-from workbench.merge.streaming.merged import MergedWeights
+from workbench.merge.streaming.merged import MergedWeights, core_group
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.adapters.keys import Stored
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d_layer, is_head_module, tied_embeddings, with_and_without_root
-from workbench.models.placement import LiveLayout, Piece, live_layout
+from workbench.models.layout import LiveLayout, Piece, live_layout
 from workbench.weights.kernels import KINDS, product
 from workbench.weights.lowrank import Factors, LowRankSource
 from workbench.weights.specs import NUMPY, TensorSpec

@@ -1,7 +1,7 @@
 """Architecture facts: names of embeddings and heads, tied embeddings, transposed matrices, and what config.json states.
 
 All parts of the package use these tables, so that a name that is added here is known everywhere. The fields of config.json are listed in
-`weights/configuration.py`, which checks their values when a file is read. Names on disk and in a live model may differ by a root prefix.
+`weights/header.py`, which checks their values when a file is read. Names on disk and in a live model may differ by a root prefix.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
+from workbench.weights.header import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import Source, TensorSpec, Weights
 
 if TYPE_CHECKING:

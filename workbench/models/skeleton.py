@@ -18,9 +18,8 @@ from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import is_embedding, is_head
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.configuration import TEXT_CONFIGS
 from workbench.weights.digests import entry_digest
-from workbench.weights.header import Entry, HeadersOnlyError, dequantise
+from workbench.weights.header import TEXT_CONFIGS, Entry, HeadersOnlyError, dequantise
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:

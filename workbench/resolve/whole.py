@@ -7,8 +7,7 @@ from pathlib import Path
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.resolve.checks import compare_configs, read_notes
 from workbench.resolve.resolved import Resolved
-from workbench.vocabulary.check import check_same_vocabulary
-from workbench.vocabulary.tokens import has_tokenizer
+from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:

@@ -15,7 +15,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
 from workbench.models.identity import GENERATION, tokenizer_files
 from workbench.vocabulary.tokens import Tokens, checked_tokenizer
-from workbench.weights.configuration import TEXT_CONFIGS
+from workbench.weights.header import TEXT_CONFIGS
 
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Files with a second copy of the vocabulary, which would lack the added tokens.

@@ -16,9 +16,8 @@ from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged
 from workbench.lazy import torch
 from workbench.weights import kernels
-from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
-from workbench.weights.header import TOKENIZER_TOO, Entry, convert_command, dequantise, read_header
+from workbench.weights.header import TOKENIZER_TOO, Entry, check_config, convert_command, dequantise, is_file_name, read_header
 from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, is_read
 from workbench.weights.specs import Source, TensorSpec, as_tensor, typed
 

@@ -22,8 +22,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import read_json
 from workbench.identity import FileIdentity, identity_of
 from workbench.lazy import torch
-from workbench.weights.configuration import TEXT_CONFIGS
-from workbench.weights.header import BOUNDS, PACKED, Entry, Packing, Scale
+from workbench.weights.header import BOUNDS, PACKED, TEXT_CONFIGS, Entry, Packing, Scale
 from workbench.weights.specs import DTYPES, TensorSpec
 
 if TYPE_CHECKING:

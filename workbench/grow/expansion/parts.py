@@ -19,7 +19,7 @@ from workbench.models.layout import Model
 from workbench.models.live import live_names
 from workbench.models.skeleton import skeleton
 from workbench.steps import Grown
-from workbench.weights.configuration import TEXT_CONFIGS
+from workbench.weights.header import TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:
