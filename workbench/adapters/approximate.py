@@ -5,12 +5,9 @@ The live model, built without memory, tells which of its modules an adapter can 
 
 from __future__ import annotations
 
-import json
 import math
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import xxhash
@@ -19,6 +16,7 @@ from workbench.errors import WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d, is_head_module, live_module
 from workbench.models.layout import Model
+from workbench.models.skeleton import parse_config
 from workbench.weights import lowrank
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
@@ -67,19 +65,17 @@ def live_places(model: Model) -> Live:
     Raises:
         WorkbenchError: If the model is not a causal language model of transformers.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM
 
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "config.json").write_text(json.dumps(model.config), "utf-8")
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            with torch.device("meta"):
-                live = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except ValueError:
-            raise WorkbenchError(
-                f"config.json: model_type {model.config.get('model_type')} is not a decoder-only language model of transformers",
-                "Adapters can only be written for such models: use `output: {form: checkpoint}`.",
-            ) from None
+    try:
+        config = parse_config(model.config)
+        with torch.device("meta"):
+            live = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, WorkbenchError):
+        raise WorkbenchError(
+            f"config.json: model_type {model.config.get('model_type')} is not a decoder-only language model of transformers",
+            "Adapters can only be written for such models: use `output: {form: checkpoint}`.",
+        ) from None
     modules = dict(live.named_modules())
     names = {id(module): name for name, module in modules.items()}
     first, last = live.get_input_embeddings(), live.get_output_embeddings()

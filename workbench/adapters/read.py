@@ -10,17 +10,13 @@ import warnings
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import jsondoc
 from workbench.adapters.flavours import BLOCKS, SIZES, TUNERS, check_config, check_kinds, meaning
-from workbench.adapters.keys import Keys, sort_keys, unties
+from workbench.adapters.keys import Keys, sort_keys
 from workbench.errors import WorkbenchError
 from workbench.weights.header import Entry, read_header
-
-if TYPE_CHECKING:
-    from workbench.models.layout import Model
-
 
 MAX_LENGTH = 10_000
 MAX_EXPRESSIONS = 256
@@ -247,7 +243,3 @@ class Adapter:
         if field not in self._matchers:
             self._matchers[field] = Patterns(self.config.get(field), f"{self.label}: {self.path / CONFIG}: {field}")
         return self._matchers[field]
-
-    def unties(self, base: Model) -> str | None:
-        """Describe how the adapter unties a tied base's head from its embeddings; return None if they stay one tensor."""
-        return unties(self.keys, base)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
+from workbench.adapters.keys import unties
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
 from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
@@ -249,7 +250,7 @@ class Brick:
         if tied_embeddings(base.weights.specs, base.config) is None:
             return None
         if self.kind == "adapter":
-            return self.adapter.unties(base)
+            return unties(self.adapter.keys, base)
         return "has a head of its own" if any(map(is_head, self.checkpoint.specs)) else None
 
     def licence(self) -> str | None:

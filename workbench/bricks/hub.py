@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -24,6 +24,7 @@ from workbench.bricks.header_folders import (
     space_problems,
 )
 from workbench.errors import WorkbenchError, size
+from workbench.events import Events, no_events
 from workbench.files import read_json
 from workbench.weights.checkpoint import INDEX, SINGLE
 from workbench.weights.header import convert_command
@@ -37,11 +38,6 @@ _SMALL = (
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-Events = Callable[[dict[str, Any]], None]
-
-
-def _no_events(_event: dict[str, Any]) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Hub:
     """
 
     headers_only: bool = False
-    events: Events = _no_events
+    events: Events = no_events
 
     def directory(self, name: str, revision: str | None, what: str, project: Path) -> tuple[Path, str]:
         """Return a directory with the files of a repository, and its commit.
