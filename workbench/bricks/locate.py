@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.dense import UpdatedSource
@@ -22,9 +21,6 @@ from workbench.models.skeleton import tidy
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
 from workbench.weights.specs import Source
-
-if TYPE_CHECKING:
-    pass
 
 
 class AdaptedCheckpoint(Checkpoint):
