@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
@@ -41,6 +41,8 @@ class FeatCal(Calibrated):
     )
     laws = Laws(zero_is_base=False, single_is_identity=False, memory="tensor", needs="texts")
 
+    same_texts = "every brick is then fitted on the same inputs, not on those of its own task"
+
     merge: Literal["featcal"]
     bricks: Bricks[CalibrationEntry] | None = None
     """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
@@ -53,14 +55,6 @@ class FeatCal(Calibrated):
     """Weight ε of the anchor, relative to Grams of norm 1."""
     blend: Real = Field(0.25, ge=0, le=1)
     """Share α of the brick's own inputs in what its layers read. With 0 they read the merged model's inputs alone."""
-
-    def warnings(self, names: Sequence[str]) -> Iterator[str]:
-        """Yield a warning for each file of texts that stands for several bricks."""
-        for file, bricks in self.shared(names):
-            yield (
-                f"{file} calibrates {bricks}: every brick is then fitted on the same inputs, not on those of its own task; give each "
-                "brick texts of its own task"
-            )
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of two layers with the systems of one, or of the embeddings, and of all hidden states in two models."""

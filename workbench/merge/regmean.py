@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -35,20 +35,14 @@ class RegMean(Calibrated):
     formula = "Δ = (Σ wᵢτᵢGᵢ)(Σ wᵢGᵢ)⁻¹,  Gᵢ = shrink(mean of x xᵀ) + ε·I"
     laws = Laws(zero_is_base=False, passes=2, memory="tensor", needs="texts")
 
+    same_texts = "with the same texts their Grams are almost equal, and RegMean is then close to the average"
+
     merge: Literal["regmean"]
     off_diagonal: Real = Field(0.5, ge=0, le=1)
     """Factor on the off-diagonal elements of each Gram matrix. A value below 1 keeps the result close to the mean when there are
     few texts; 0 uses the diagonal alone."""
     ridge: Real = Field(1e-3, ge=0)
     """Value added to the diagonal of each Gram matrix, relative to the mean of the diagonals."""
-
-    def warnings(self, names: Sequence[str]) -> Iterator[str]:
-        """Yield a warning for each file of texts that stands for several bricks."""
-        for file, bricks in self.shared(names):
-            yield (
-                f"{file} calibrates {bricks}: with the same texts their Grams are almost equal, and RegMean is then close to the average; "
-                "give each brick texts of its own task"
-            )
 
     def measure_bytes(self, model: Model) -> int:
         """Return the size of the embeddings or of one layer with its Grams, whichever is larger, and of all hidden states.

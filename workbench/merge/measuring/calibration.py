@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
@@ -270,6 +270,9 @@ class ReadsTexts(MergeMethod):
 class Calibrated(ReadsTexts):
     """Base class of merge methods that run each brick's model on texts of its own task."""
 
+    same_texts: ClassVar[str] = ""
+    """What happens if several bricks have the same texts."""
+
     bricks: Bricks[CalibrationEntry] | None = None
     """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
     bricks get weight 1. Weights must be 0 or more, and only their ratios matter."""
@@ -295,11 +298,11 @@ class Calibrated(ReadsTexts):
         """Number of listed bricks; 2 if the step takes all of them."""
         return len(self.bricks) if self.bricks else 2
 
-    def shared(self, names: Sequence[str]) -> Iterator[tuple[str, str]]:
-        """Yield each file of texts that stands for several bricks, with the bricks' names."""
-        for file in self.inputs():
+    def warnings(self, names: Sequence[str]) -> Iterator[str]:
+        """Yield a warning for each file of texts that stands for several bricks, if the method says what that does."""
+        for file in self.inputs() if self.same_texts else ():
             if len(bricks := [name for name in names if self.file(name) == file]) > 1:
-                yield file, ", ".join(bricks)
+                yield f"{file} calibrates {', '.join(bricks)}: {self.same_texts}; give each brick texts of its own task"
 
     def inputs(self) -> list[str]:
         """Return the files of texts."""
