@@ -21,10 +21,9 @@ import torch
 from record import write_results
 from torch import Tensor
 
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.core import core_group
-from workbench.merge.streaming.deltas import DeltaSource
-from workbench.merge.streaming.merged import MergedWeights
+from workbench.adapters.dense import DeltaRows
+from workbench.merge.streaming.deltas import StepBricks
+from workbench.merge.streaming.merged import MergedWeights, core_group
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
 from workbench.steps import MergeMethod
@@ -69,7 +68,7 @@ class Lora:
         """Return the factors, or None if they are hidden."""
         return None if self._whole else self._factors
 
-    def open_delta(self, _name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, _name: str, device: torch.device) -> DeltaRows:
         """Return the source of the product's rows."""
         self._product = LowRankSource(self._factors, device)
         return self

@@ -1,12 +1,11 @@
-"""Merges in forward order (FeatCal, RegMean++) and AIM, beside RegMean, tsv and the sum: the source of a table in docs/merging-methods.md.
+"""Merges in forward order (FeatCal) and AIM, beside RegMean, tsv and the sum: the source of a table in docs/merging-methods.md.
 
     python benchmarks/merge_forward.py
     python benchmarks/merge_forward.py --families llama --pools same-3 --seeds 1       a quick look
     python benchmarks/merge_forward.py --folder DIR                                    keeps models, so that a later call goes on
 
 Pools, items and `kept` are those of benchmarks/merge_pools.py; the pools of the starter base are made of its own bricks. Each brick gives some training
-texts. AIM (2502.02421) is written here from its formula: each column of the delta is damped by the base's mean absolute input, omega .2; the workbench
-has no such method. `against` is the paired difference in kept points from the arm's reference over the same items, with a 95 %
+texts. `against` is the paired difference in kept points from the arm's reference over the same items, with a 95 %
 interval. Results go to benchmarks/results/merge-forward.json after every pool.
 """
 
@@ -39,8 +38,6 @@ ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "sum .5": ("sum", {**SUM, "lambda": 0.5}),
     "tsv": ("sum", TSV),
     "regmean": ("sum", REGMEAN),
-    "regmean, merged inputs": ("regmean", {**REGMEAN, "inputs": "merged"}),
-    "regmean, merged inputs, .1": ("regmean", {**REGMEAN, "inputs": "merged", "off_diagonal": 0.1}),
     "featcal": ("regmean", FEATCAL),
     "featcal, blend 0": ("featcal", {**FEATCAL, "blend": 0.0}),
     "featcal, blend 1": ("featcal", {**FEATCAL, "blend": 1.0}),

@@ -24,7 +24,7 @@ from record import parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.route.fixed import FixedRouter
 from workbench.route.mixing.live import attach
 

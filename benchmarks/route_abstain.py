@@ -22,7 +22,7 @@ from record import keep_head, parser_of, write_results
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.library.route import Asked, check
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.recipe.recipe import load_recipe
 from workbench.route.deciding.kept import KeptStates, measure_states
 from workbench.route.features.hidden import WINDOW, depth_of

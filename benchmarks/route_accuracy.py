@@ -22,8 +22,8 @@ from record import keep_head, parser_of, write_results
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.library.route import Asked, judged
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.route.deciding.chat import ChatFrame
 from workbench.route.features.hidden import pooled, token_rows

@@ -13,7 +13,7 @@ import route_skills
 import torch
 from record import parser_of, write_results
 
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.route.centroid import CentroidRouter
 from workbench.route.deciding.copies import copies
 from workbench.route.deciding.pooling import STRENGTH

@@ -31,7 +31,7 @@ from workbench.library.neurons_partition import (
     partition_texts,
 )
 from workbench.library.neurons_subject import open_neurons
-from workbench.models.device import pick_device
+from workbench.models.identity import pick_device
 from workbench.run.opened import resolve_model
 
 PROJECT = Path(__file__).resolve().parents[1]

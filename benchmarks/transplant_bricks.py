@@ -45,8 +45,8 @@ from workbench.library.transplant import transplant
 from workbench.library.transplant_inputs import Wanted
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import encode, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.device import Work

@@ -20,7 +20,7 @@ import torch
 from record import write_results
 from torch import Tensor
 
-from workbench.merge.measuring.least_squares import is_linear
+from workbench.merge.measuring.calibration import is_linear
 from workbench.recipe.recipe import load_recipe
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose

@@ -35,10 +35,10 @@ import search_tables
 import update_tables
 import yaml
 from cells import MISSING, SIGNED, SIGNS, interval, measured, of_results, points, results, signed, table
+from stores import RUNS, STORES
 
 from workbench.bricks.card import BrickCard, library
 from workbench.cli import published
-from workbench.models.stores import RUNS, STORES
 from workbench.recipe.describe import pages
 
 PROJECT = Path(__file__).resolve().parents[1]

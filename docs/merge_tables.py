@@ -145,8 +145,8 @@ def _pools_note(found: dict[str, Any]) -> str:
 def forward_block(found: dict[str, Any]) -> str:
     """Pools of bricks: what merges in forward order keep beside RegMean, tsv and the sum; then other settings, the mean over the pools."""
     pools = [row for row in found["rows"] if row["arms"]]
-    arms = list(pools[0]["arms"])
-    settings = [arm for arm in arms if "," in arm and arm != "regmean, merged inputs"]
+    arms = [arm for arm in pools[0]["arms"] if not arm.startswith("regmean, ")]  # merged inputs were removed: docs/limits.md
+    settings = [arm for arm in arms if "," in arm]
     chosen = [arm for arm in arms if arm not in settings]
     rows = []
     for row in pools:

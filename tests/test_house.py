@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import typer
-from workbench.cli.documents.published import DOCUMENTS
 
 from worlds.places import PROJECT
 
 from workbench.cli import app
+from workbench.cli.published import DOCUMENTS
 from workbench.recipe.methods import methods
 
 MAX_FILE, MAX_FUNCTION, MAX_PARAMETERS = 400, 80, 7

@@ -18,8 +18,8 @@ from workbench.adapters.bind import bind
 from workbench.adapters.export import write_adapter
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
 from workbench.errors import WorkbenchError
+from workbench.models.architecture import disk_weight, live_module
 from workbench.models.layout import Model
-from workbench.models.names import disk_weight, live_module
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.lowrank import Factors
 from workbench.weights.specs import TensorSpec

@@ -17,7 +17,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json, live, save_adapter
 
 from workbench.adapters.bind import bind
-from workbench.adapters.gguf_lora import FAMILIES, gguf_places, write_gguf
+from workbench.adapters.linear import FAMILIES, gguf_places, write_gguf
 from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model

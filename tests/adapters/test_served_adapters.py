@@ -17,9 +17,8 @@ from worlds.tiny import edit_json, live, save_adapter
 from worlds.vllm_rules import RANKS, Refused, linear_modules, load_as_vllm
 
 from workbench.adapters.bind import bind
-from workbench.adapters.linear import not_linear, ranks_of
+from workbench.adapters.linear import not_linear, ranks_of, served_rank, write_served
 from workbench.adapters.read import Adapter
-from workbench.adapters.served import served_rank, write_served
 
 Make = Callable[..., Path]
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -17,11 +17,11 @@ from worlds.packed_models import save_gguf
 from worlds.project import Project
 from worlds.tiny import VOCABULARY, randomize_vectors, save_finetuned, save_tokenizer, tensors_of
 
-from workbench.bricks.gguf_config import _divisor
+from workbench.bricks.gguf_files import _divisor
 from workbench.bricks.locate import resolve_base
 from workbench.errors import WorkbenchError
-from workbench.models.tokenizer import load_tokenizer
-from workbench.weights.gguf_record import LINK, RECORD
+from workbench.models.prompts import load_tokenizer
+from workbench.weights.packed import LINK, RECORD
 from workbench.weights.specs import load
 
 WIDE = {

@@ -315,7 +315,7 @@ def test_a_card_cannot_point_outside_its_repository(
 def test_offline(
     project: Project, server: HubServer, workbench: CommandLine, home: Path, llama: Path, bricks: Path, tmp_path: Path
 ) -> None:
-    """Without network: stand-ins and whole snapshots serve, a snapshot without weights does not pass for a model."""
+    """Without network: header folders and whole snapshots serve, a snapshot without weights does not pass for a model."""
     server.repositories |= {"org/seen": llama, "org/fetched": bricks / "one"}
     fetched = str(project.write("bricks: {one: org/fetched}\nsteps: [{merge: linear}]\n", "fetched.yaml"))
     seen = str(project.write("base: org/seen\nsteps: []\n", "seen.yaml"))

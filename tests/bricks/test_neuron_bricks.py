@@ -12,8 +12,7 @@ from worlds.neuron_sets import random_set
 from worlds.project import Project
 from worlds.tiny import edit_json
 
-from workbench.bricks.axes import Axes, axes_of
-from workbench.bricks.card import BaseRecord, read_card
+from workbench.bricks.card import Axes, BaseRecord, axes_of, read_card
 from workbench.bricks.neuron_sets import neuron_brick, write_neuron_brick
 from workbench.errors import WorkbenchError
 

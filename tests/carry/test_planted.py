@@ -85,8 +85,8 @@ def test_random_pairs_of_positions_would_not_refuse_them(planted_world: Any) -> 
     from workbench.carry.correlation import matched
     from workbench.carry.record import record
     from workbench.carry.ridge import ridge
+    from workbench.models.prompts import load_tokenizer
     from workbench.models.texts import read_texts
-    from workbench.models.tokenizer import load_tokenizer
 
     folder = planted_world.folder
     tokenizer = load_tokenizer(folder / "base")

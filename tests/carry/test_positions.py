@@ -11,8 +11,8 @@ from worlds.tiny import WORDS, save_tokenizer
 
 from workbench.carry.positions import Reading, exchanged, read_aligned
 from workbench.errors import WorkbenchError
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text
-from workbench.models.tokenizer import load_tokenizer
 
 TEXTS = [Text("", f"w{i} w{i + 1} is w{2 * i} of w1 w2 w3 w4 w5 w6 w7 w8 w9", "texts:1") for i in range(20)]
 

@@ -19,7 +19,7 @@ from worlds.project import Project
 from worlds.tiny import edit_json
 
 from workbench import jsondoc
-from workbench.adapters.patterns import Patterns
+from workbench.adapters.read import Patterns
 from workbench.bricks.card import read_licence, read_title
 from workbench.cli import app
 from workbench.cli._output import Terminal

@@ -23,9 +23,9 @@ from worlds.project import Project
 from worlds.routing import write_prompts
 from worlds.tiny import live, save_adapter
 
+from workbench.adapters.linear import write_served
 from workbench.adapters.read import Adapter
-from workbench.adapters.served import write_served
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 
 PROMPTS = ["w1 w2 w3 is", "w40 of w41", "w7 w8 w9 w10 w11", "is of w55"]
 BRICKS = ("one", "two", "three", "patterns")

@@ -20,7 +20,7 @@ from worlds.jsonl import write_jsonl
 from worlds.project import Project
 from worlds.tiny import live, save_adapter
 
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 
 LLAMA = ("--for", "llama.cpp", "--prompts", "prompts.jsonl", "--tokens", "4")
 BOTH = ("both", *LLAMA, "--served-base", "org/small")

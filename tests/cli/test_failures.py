@@ -26,7 +26,7 @@ from workbench.errors import WorkbenchError, size
 from workbench.files import atomic_write, write_text
 from workbench.manifest import MANIFEST
 from workbench.run.directory import RunDirectory
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 RECIPE = "bricks: {one: bricks/one, full: bricks/full}\nsteps: [{merge: ties}]\noutput: {dtype: float32}\n"
 

@@ -9,7 +9,7 @@ from worlds.processes import workbench
 from worlds.project import Project
 from worlds.search_world import RECIPE, SPACE, lay_out, searched
 
-from workbench.weights.compiled import backend
+from workbench.weights.kernels import backend
 
 HEAVY = {"torch", "transformers", "peft", "accelerate", "mergekit", "lm_eval", "datasets", "optuna", "ray", "scipy", "matplotlib"}
 HEAVY |= {"mlflow", "wandb"}

@@ -19,7 +19,7 @@ from worlds.tiny import WORDS
 import workbench
 from workbench.errors import WorkbenchError
 from workbench.manifest import MANIFEST
-from workbench.models.attention import cache_name
+from workbench.models.hooks import cache_name
 from workbench.run.materialize import configuration_digest, materialize
 
 

@@ -114,7 +114,7 @@ SMALL = """
 import json
 import torch
 from workbench.evaluate.measured import PeakMemory
-from workbench.weights.parallel import _keep_freed_memory
+from workbench.weights.device import _keep_freed_memory
 _keep_freed_memory()
 before = PeakMemory(torch.device("cpu"))
 start = before.read()[0]

@@ -22,7 +22,7 @@ from workbench.cli._output import out
 from workbench.errors import WorkbenchError
 from workbench.evaluate import build_plan, score
 from workbench.evaluate.models import WorkbenchLM
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.route.mixing.live import attach
 from workbench.run.materialize import materialize
 from workbench.scores.store import Configuration, ScoreStore

@@ -13,7 +13,7 @@ from worlds.project import CPU
 
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.steps import NEW, Axis, Grown, Growth
-from workbench.weights.parallel import load_all
+from workbench.weights.device import load_all
 
 LAYERS, EXPERTS, ROWS, COLUMNS = 3, 4, 10, 24
 

@@ -17,8 +17,7 @@ from worlds.tiny import tensors_of
 
 from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.streamed import NotStreamedError, Streamed, streamed_bytes
-from workbench.models.layout import Model
-from workbench.models.placement import Piece
+from workbench.models.layout import Model, Piece
 from workbench.run.costs import TRANSFORMERS
 from workbench.run.plan import plan
 from workbench.weights.checkpoint import Checkpoint

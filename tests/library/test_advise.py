@@ -24,8 +24,8 @@ from workbench import yamldoc
 from workbench.api.naming import load_named
 from workbench.library import pools
 from workbench.library.scored_before import scored_before
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import encode, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.resolve import resolve
 from workbench.scores.store import ScoreStore
 

@@ -26,7 +26,7 @@ from workbench.cli import app
 from workbench.errors import WorkbenchError
 from workbench.library.extract import bake, extract
 from workbench.run.device import Work
-from workbench.weights import svd
+from workbench.weights import lowrank
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.lowrank import Factors
 
@@ -52,12 +52,14 @@ def spectrum(rows: int, cols: int, decay: float, seed: int = 0) -> tuple[torch.T
 @pytest.mark.parametrize("decay", [0.02, 0.3])
 def test_randomised_svd_is_near_the_optimum(decay: float) -> None:
     matrix, values = spectrum(300, 200, decay)
-    factors = svd.approximate(matrix, 12, 0.0, seed=3)
+    factors = lowrank.approximate(matrix, 12, 0.0, seed=3)
     best = float(values[12:].square().sum().sqrt())
     assert factors.rank == 12
     assert best * (1 - 1e-4) <= float((matrix - factors.left @ factors.right).norm()) <= best * 1.01
-    assert svd.residual(matrix, factors) ** 0.5 == pytest.approx(float((matrix - factors.left @ factors.right).norm()), rel=1e-4)
-    again = svd.approximate(matrix, 12, 0.0, seed=3)
+    assert lowrank.residual(matrix, factors) ** 0.5 == pytest.approx(
+        float((matrix - factors.left @ factors.right).norm()), rel=1e-4
+    )
+    again = lowrank.approximate(matrix, 12, 0.0, seed=3)
     assert torch.equal(factors.left, again.left)
     assert torch.equal(factors.right, again.right)
 
@@ -67,23 +69,23 @@ def test_the_smallest_rank_that_is_good_enough(error: float) -> None:
     matrix, values = spectrum(300, 200, 0.08)
     tails = values.square().flip(0).cumsum(0).flip(0) / values.square().sum()
     wanted = int((tails.sqrt() > error).sum())  # tails[r] is lost at rank r
-    found = svd.approximate(matrix, None, error, seed=0)
+    found = lowrank.approximate(matrix, None, error, seed=0)
     assert abs(found.rank - wanted) <= 1
-    assert (svd.residual(matrix, found) / svd.squared(matrix)) ** 0.5 <= error * 1.001
-    assert svd.approximate(matrix, 5, error, seed=0).rank == 5
+    assert (lowrank.residual(matrix, found) / lowrank.squared(matrix)) ** 0.5 <= error * 1.001
+    assert lowrank.approximate(matrix, 5, error, seed=0).rank == 5
 
 
 def test_factors_lose_only_their_noise() -> None:
     generator = torch.Generator().manual_seed(0)
     left, right = torch.randn(40, 6, generator=generator), torch.randn(6, 30, generator=generator)
     twice = Factors(torch.cat([left, left], 1), torch.cat([right, 0.5 * right]))
-    small = svd.reduced(twice)
+    small = lowrank.reduced(twice)
     assert small.rank == 6
     torch.testing.assert_close(small.left @ small.right, 1.5 * left @ right, rtol=0, atol=1e-5)
     wide = Factors(torch.randn(4, 9, generator=generator), torch.randn(9, 30, generator=generator))
-    assert svd.reduced(wide).rank == 4
-    assert svd.reduced(Factors(left, right)).left is left  # nothing to gain: the factors stay as they are
-    assert svd.reduced(Factors(torch.cat([left, left], 1), torch.cat([right, -right]))).rank == 0
+    assert lowrank.reduced(wide).rank == 4
+    assert lowrank.reduced(Factors(left, right)).left is left  # nothing to gain: the factors stay as they are
+    assert lowrank.reduced(Factors(torch.cat([left, left], 1), torch.cat([right, -right]))).rank == 0
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

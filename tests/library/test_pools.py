@@ -17,8 +17,8 @@ from workbench.library import pools
 from workbench.library.candidates import Candidate, decide, falls
 from workbench.library.contradictions import Shared, shared_prompts
 from workbench.library.pools import Pair
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text
-from workbench.models.tokenizer import load_tokenizer
 
 
 def pair(rv: float = 0.0, cosine: float = 0.0, shared: Shared | None = None, names: tuple[str, str] = ("a", "b")) -> Pair:

@@ -29,7 +29,7 @@ from worlds.merging import InMemory
 from worlds.project import CPU, Project
 
 from workbench.errors import WorkbenchError
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.deltas import WeightsDelta
 from workbench.weights.specs import load
 
 INVARIANT = [name for name, cls in METHODS.items() if cls.laws.rotation_invariant]

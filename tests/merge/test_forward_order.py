@@ -1,4 +1,4 @@
-"""Merges in forward order (FeatCal, RegMean++) beside dense float64 computations on whole models; laws and errors."""
+"""Merges in forward order (FeatCal) and AIM beside dense float64 computations on whole models; laws and errors."""
 
 from __future__ import annotations
 
@@ -142,32 +142,6 @@ def featcal(dense: Dense, lam: float, anchor: float, ridge: float, blend: float)
     return merged
 
 
-def regmean(dense: Dense, off_diagonal: float, ridge: float) -> dict[str, Tensor]:
-    """Solve RegMean++ on what a brick's layer reads behind the merged layers before it."""
-    merged = dense.sum([w / sum(WEIGHTS) for w in WEIGHTS])
-    for names in layers_of(dense, dense.inputs(dense.base, dense.texts[0])):
-        mixed = []
-        for brick in dense.bricks:  # the merged model, with this one layer of the brick
-            prefix = next(n.split(part, 1)[0] + part for n in names[:1] for part in n.split(".") if part.isdigit())
-            inside = {n: brick[n] for n in brick if n.startswith(f"{prefix}.")}
-            mixed.append({**merged, **inside})
-        seen = [dense.inputs(weights, texts) for weights, texts in zip(mixed, dense.texts, strict=True)]
-        for name in names:
-            base = dense.flip(name, dense.base[name])
-            grams = []
-            for read in seen:
-                gram = read[name].T @ read[name] / len(read[name])
-                grams.append(off_diagonal * gram + (1 - off_diagonal) * gram.diagonal().diag())
-            total = sum(w * g for w, g in zip(WEIGHTS, grams, strict=True))
-            epsilon = ridge * float(torch.as_tensor(total).trace()) / len(grams[0]) / sum(WEIGHTS)
-            eye = epsilon * torch.eye(len(grams[0]), dtype=torch.float64)
-            taus = [dense.flip(name, brick[name]) - base for brick in dense.bricks]
-            right = sum(w * tau @ (g + eye) for w, tau, g in zip(WEIGHTS, taus, grams, strict=True))
-            left = sum(w * (g + eye) for w, g in zip(WEIGHTS, grams, strict=True))
-            merged[name] = dense.flip(name, base + right @ torch.linalg.inv(torch.as_tensor(left)))
-    return merged
-
-
 def same_deltas(found: dict[str, Tensor], expected: dict[str, Tensor], base: dict[str, Tensor], skip: Sequence[str] = ()) -> None:
     for name, right in expected.items():
         if name in skip:
@@ -223,17 +197,6 @@ def test_aim_is_linear_in_the_weights_and_omega_1_is_the_sum(family_project: Cal
     )
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_regmean_on_merged_inputs_beside_dense_equations(family: str, family_project: Callable[[str], Project]) -> None:
-    project = family_project(family)
-    text = f"{BRICKS}steps: [{{merge: regmean, {EACH}, inputs: merged, off_diagonal: 0.7, ridge: 0.01}}]\n"
-    found = project.tensors(text)
-    dense = Dense(project)
-    heads = [name for name in dense.base if name.split(".")[-2] in ("lm_head", "embed_out")]
-    same_deltas(found, regmean(dense, 0.7, 0.01), dense.base, heads)
-    assert all(not torch.equal(found[head].double(), dense.base[head]) for head in heads if family != "llama")
-
-
 # -- a recipe's other fields, the cache and errors
 
 
@@ -249,10 +212,9 @@ def step(method: str, rest: str = "", bricks: str = EACH) -> str:
 def test_bricks_without_a_change_give_the_base(llama: Project) -> None:
     """The equations then have the base's weights as their solution, whatever the fields."""
     same = "bricks: {one: base, two: base}\n"
-    for text in (step("featcal", ", anchor: 3, blend: 0.9"), step("regmean", ", inputs: merged")):
-        found = llama.tensors(text.replace(BRICKS, same))
-        for name, tensor in tensors_of(llama.path / "base").items():
-            torch.testing.assert_close(found[name], tensor.float(), atol=5e-6, rtol=0)
+    found = llama.tensors(step("featcal", ", anchor: 3, blend: 0.9").replace(BRICKS, same))
+    for name, tensor in tensors_of(llama.path / "base").items():
+        torch.testing.assert_close(found[name], tensor.float(), atol=5e-6, rtol=0)
 
 
 def test_a_large_ridge_gives_the_anchor(llama: Project) -> None:
@@ -265,39 +227,36 @@ def test_a_large_ridge_gives_the_anchor(llama: Project) -> None:
         assert all(torch.allclose(found[n], summed[n], atol=1e-6) for n in linear)
 
 
-@pytest.mark.parametrize(("method", "rest"), [("featcal", ""), ("regmean", ", inputs: merged")])
-def test_tensors_that_where_excludes_keep_the_base(method: str, rest: str, llama: Project) -> None:
+def test_tensors_that_where_excludes_keep_the_base(llama: Project) -> None:
     """In the forward passes too: layer 1 is fitted to what the base's layer 0 gives it."""
     base = tensors_of(llama.path / "base")
-    found = llama.tensors(step(method, f"{rest}, where: {{layers: '1'}}"))
+    found = llama.tensors(step("featcal", ", where: {layers: '1'}"))
     assert all(torch.equal(found[n], t.float()) for n, t in base.items() if ".layers.0." in n)
     assert all(not torch.equal(found[n], base[n].float()) for n in found if ".layers.1." in n and n.endswith("proj.weight"))
-    both = llama.tensors(step(method, rest))
+    both = llama.tensors(step("featcal"))
     assert any(not torch.equal(found[n], both[n]) for n in found if ".layers.1." in n)
 
 
-@pytest.mark.parametrize(("method", "rest"), [("featcal", ""), ("regmean", ", inputs: merged")])
-def test_a_second_composition_measures_nothing(method: str, rest: str, llama: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_composition_measures_nothing(llama: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another field or other texts are measured anew; a damaged index is measured again."""
-    first = llama.tensors(step(method, rest))
+    first = llama.tensors(step("featcal"))
     with monkeypatch.context() as patch:
         patch.setattr("workbench.merge.measuring.forward.Walk.of", lambda *_: pytest.fail("measured again"))
-        second = llama.tensors(step(method, f"{rest}, id: other"))
+        second = llama.tensors(step("featcal", ", id: other"))
         assert all(torch.equal(first[n], second[n]) for n in first)
     write_rows(llama.path / "one.jsonl", 7, seed=5)
-    third = llama.tensors(step(method, rest))
+    third = llama.tensors(step("featcal"))
     assert any(not torch.equal(first[n], third[n]) for n in first)
     for index in (llama.path / ".workbench").glob("forward/*/index.json"):
         index.write_text("{")
-    again = llama.tensors(step(method, rest))
+    again = llama.tensors(step("featcal"))
     assert all(torch.equal(third[n], again[n]) for n in third)
 
 
-@pytest.mark.parametrize(("method", "rest"), [("featcal", ""), ("regmean", ", inputs: merged")])
-def test_fused_experts_are_refused(method: str, rest: str, family_project: Callable[[str], Project]) -> None:
+def test_fused_experts_are_refused(family_project: Callable[[str], Project]) -> None:
     project = family_project("mixtral")
-    with pytest.raises(WorkbenchError, match=f"{method}: transformers fuses weights of mixtral, such as experts"):
-        compose(project.resolve(step(method, rest)), CPU)
+    with pytest.raises(WorkbenchError, match="featcal: transformers fuses weights of mixtral, such as experts"):
+        compose(project.resolve(step("featcal")), CPU)
 
 
 def test_a_brick_that_gives_no_numbers_is_refused(llama: Project) -> None:
@@ -325,10 +284,9 @@ def test_weights_by_layer_have_systems_of_their_own(llama: Project) -> None:
     assert not torch.equal(query[1], both[1])
 
 
-@pytest.mark.parametrize(("method", "rest"), [("featcal", ""), ("regmean", ", inputs: merged")])
-def test_the_record_has_the_norms_of_the_deltas(method: str, rest: str, llama: Project) -> None:
+def test_the_record_has_the_norms_of_the_deltas(llama: Project) -> None:
     """Each merged delta's norm over the mean of the bricks', and the number of solved layers."""
-    text = step(method, rest) + "output: {dtype: float32}\n"
+    text = step("featcal") + "output: {dtype: float32}\n"
     record, merged = llama.run(text)["steps"][0], llama.tensors(text)
     base, one, two = (tensors_of(llama.path / place) for place in ("base", "bricks/one", "bricks/two"))
 

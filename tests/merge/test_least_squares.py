@@ -19,8 +19,8 @@ from worlds.places import PROJECT
 from worlds.project import CPU
 
 from workbench.errors import WorkbenchError
-from workbench.merge.measuring.grams import Grams
-from workbench.merge.measuring.least_squares import solve
+from workbench.merge.measuring.calibration import solve
+from workbench.merge.measuring.layers import Grams
 from workbench.weights.specs import load
 
 THREE = [torch.randn(5, 8, generator=torch.Generator().manual_seed(i)) for i in range(3)]

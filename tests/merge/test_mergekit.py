@@ -13,17 +13,15 @@ from worlds.merging import InMemory, merge, models
 from worlds.project import CPU, Project
 from worlds.tiny import tensors_of
 
-import workbench.merge.mergekit.api as api
+import workbench.merge.mergekit.table as api
 from workbench.errors import WorkbenchError
-from workbench.merge.mergekit.api import seed_of
 from workbench.merge.mergekit.methods import METHODS
-from workbench.merge.mergekit.table import KNOWN
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.mergekit.table import KNOWN, seed_of
+from workbench.merge.streaming.deltas import StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods
-from workbench.weights.parallel import load_all
+from workbench.weights.device import load_all
 from workbench.weights.specs import load
 
 # Method -> bricks, parameters, and whether mergekit is given the base.

@@ -9,7 +9,7 @@ import pytest
 
 from worlds.project import Project
 
-import workbench.merge.mergekit.api as api
+import workbench.merge.mergekit.table as api
 from workbench.errors import WorkbenchError
 from workbench.merge.mergekit.methods import METHODS, Bridge
 

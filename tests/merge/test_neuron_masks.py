@@ -137,11 +137,11 @@ def test_a_recipe_as_a_brick_is_limited_too(project: Project, chosen: NeuronSet)
         torch.testing.assert_close(merged[name], expected, atol=1e-7, rtol=0)
 
 
-@pytest.mark.parametrize(("method", "rest"), [("regmean", ""), ("regmean", ", inputs: merged"), ("featcal", "")])
-def test_texts_are_read_with_the_limited_bricks(method: str, rest: str, project: Project, chosen: NeuronSet) -> None:
+@pytest.mark.parametrize("method", ["regmean", "featcal"])
+def test_texts_are_read_with_the_limited_bricks(method: str, project: Project, chosen: NeuronSet) -> None:
     """A method that measures on texts measures the bricks as they are merged: another set gives another measurement."""
     (project.path / "texts.jsonl").write_text('{"text": "w1 w2 w3 w4 w5 is w6"}\n{"text": "w9 of w8 is w7 w6 w5"}\n')
-    text = LORAS + step(method, bricks=f"{{one: {{calibration: texts.jsonl}}, two: {{calibration: texts.jsonl}}}}{rest}")
+    text = LORAS + step(method, bricks="{one: {calibration: texts.jsonl}, two: {calibration: texts.jsonl}}")
     merged = project.tensors(text)
     for name, theta in tensors_of(project.path / "base").items():
         where = places(chosen, name, theta)

@@ -14,8 +14,8 @@ from worlds.merging import InMemory
 from worlds.project import CPU, Project
 
 from workbench.errors import WorkbenchError
-from workbench.merge.measuring.overlap import overlap
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.measuring.matrices import overlap
+from workbench.merge.streaming.deltas import WeightsDelta
 from workbench.models.layout import Model
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import dump_step

@@ -13,22 +13,22 @@ from torch import nn
 from transformers import GPT2Config, LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.evaluate.backends import _length
 from workbench.grow.expansion.parts import text_config, with_text
-from workbench.merge.measuring.least_squares import is_conv1d as is_stored_in_out
-from workbench.merge.measuring.least_squares import is_linear
-from workbench.merge.measuring.spectral import is_matrix
+from workbench.merge.measuring.calibration import is_conv1d as is_stored_in_out
+from workbench.merge.measuring.calibration import is_linear
+from workbench.merge.measuring.matrices import is_matrix
 from workbench.models import architecture
-from workbench.models.generation import generation_settings
+from workbench.models.architecture import tied_embeddings, untied_config
+from workbench.models.identity import generation_settings
 from workbench.models.layout import Layout, Model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import longest_row
-from workbench.models.tied import tied_embeddings, untied_config
-from workbench.models.tokenizer import load_tokenizer
 from workbench.resolve.checks import _meaning
 from workbench.vocabulary.aligned import vocabulary_tensors
 from workbench.vocabulary.files import configured
-from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
+from workbench.weights.header import DEPTHS, POSITIONS, TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
 PACKAGE = Path(__file__).resolve().parents[2] / "workbench"
@@ -225,13 +225,13 @@ def test_tokenizers_run_no_code_and_ask_no_network(llama: Path, monkeypatch: pyt
 
 # A name of transformers or of a field -> the only files that may have it.
 ONLY_IN = {
-    "AutoTokenizer": {"models/tokenizer.py"},
+    "AutoTokenizer": {"models/prompts.py"},
     "Conv1D": {"models/architecture.py"},
     **{key: {"models/architecture.py"} for key in ("embed_in", "embed_out", "wte", "word_embeddings", "tok_embeddings")},
     "lm_head": {"models/architecture.py"},
-    **{key: {"weights/configuration.py", "library/starter.py", "grow/expansion/targets.py"} for key in DEPTHS},
-    **{key: {"weights/configuration.py", "library/starter.py"} for key in POSITIONS},
-    **{key: {"weights/configuration.py"} for key in TEXT_CONFIGS},
+    **{key: {"weights/header.py", "library/starter.py", "grow/expansion/targets.py"} for key in DEPTHS},
+    **{key: {"weights/header.py", "library/starter.py"} for key in POSITIONS},
+    **{key: {"weights/header.py"} for key in TEXT_CONFIGS},
     "layers_block_type": {"models/architecture.py"},
 }
 

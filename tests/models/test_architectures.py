@@ -17,9 +17,8 @@ from worlds.hub_layouts import LAYERS, LAYOUTS, Tensors, config, live_model, mod
 from worlds.project import CPU, Project
 
 from workbench.errors import WorkbenchError
-from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Layout
-from workbench.models.live import compute
+from workbench.models.live import Aligned, compute, live_names
 from workbench.models.skeleton import ties_head
 from workbench.recipe.methods import methods
 from workbench.run.compose import compose

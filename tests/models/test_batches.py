@@ -12,8 +12,8 @@ from worlds.padded_families import NAMES, random_model
 from workbench.edit.places.parts import EditRow, padded
 from workbench.evaluate.answers import _greedy
 from workbench.grow.mixtures.gates import read_inputs
-from workbench.models.batching import side_by_side
 from workbench.models.texts import TextRow as Text
+from workbench.models.texts import side_by_side
 from workbench.train import batch_loss, collate
 from workbench.train.heldout import HeldOut
 

@@ -17,7 +17,7 @@ from worlds.suites import clustered_suite
 from worlds.tiny import edit_json, save_finetuned
 
 from workbench.errors import WorkbenchError
-from workbench.models.generation import DEFAULTS, generation_settings, identity
+from workbench.models.identity import DEFAULTS, generation_settings, identity
 from workbench.scores.store import ScoreStore, stored_in
 
 TEXTS = asks_for_texts(

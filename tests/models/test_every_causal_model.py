@@ -20,10 +20,9 @@ from worlds.causal import causal_types, tiny_json
 from worlds.places import of_the_pinned_transformers
 
 from workbench.errors import WorkbenchError
-from workbench.models.architecture import is_embedding, is_head, max_positions
+from workbench.models.architecture import is_embedding, is_head, max_positions, tied_embeddings
 from workbench.models.layout import Layout, Model
 from workbench.models.skeleton import parse_config, skeleton
-from workbench.models.tied import tied_embeddings
 from workbench.weights.specs import TensorSpec
 
 AUDIO = "the decoder makes audio codes, with embeddings and heads in lists of their own"

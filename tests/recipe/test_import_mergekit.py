@@ -112,7 +112,7 @@ def test_values_equal_mergekits_at_every_tensor(mergekit_project: Path) -> None:
     from mergekit.parameter_resolver import resolve_parameter
     from pydantic import TypeAdapter
 
-    from workbench.merge.mergekit.api import Parameter
+    from workbench.merge.mergekit.table import Parameter
     from workbench.models.layout import Model
     from workbench.recipe.mergekit.config import ImportReport
     from workbench.recipe.mergekit.settings import setting

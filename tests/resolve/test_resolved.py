@@ -12,7 +12,7 @@ import pytest
 from worlds.project import CPU, Project
 from worlds.tiny import edit_json
 
-from workbench.bricks.source import BrickSource
+from workbench.bricks.brick import BrickSource
 from workbench.errors import WorkbenchError
 from workbench.identity import InputChangedError
 from workbench.resolve.resolved import Resolved

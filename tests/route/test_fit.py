@@ -13,7 +13,7 @@ from worlds.routing import BUILT_IN, context, outside, prompts, requests
 from worlds.tiny import live, save_model
 
 from workbench.errors import WorkbenchError
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import methods
 from workbench.route.deciding.copies import COPIES
 from workbench.route.deciding.pooling import measure_brick

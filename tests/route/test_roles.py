@@ -17,7 +17,7 @@ from worlds.tiny import live
 
 import workbench
 from workbench.errors import WorkbenchError
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.run.materialize import materialize
 
 BRICKS = "bricks: {one: ranks/one, two: ranks/two, three: ranks/three}\n"

@@ -19,8 +19,8 @@ from worlds.tiny import edit_json, save_adapter
 from workbench.errors import WorkbenchError
 from workbench.merge.streaming import trim
 from workbench.run.device import device_of_run, needs_no_torch
-from workbench.weights.arrays import HOST
-from workbench.weights.compiled import backend
+from workbench.weights.kernels import backend
+from workbench.weights.specs import NUMPY
 
 needs_compiler = pytest.mark.skipif(backend().library is None, reason="no C compiler")
 
@@ -134,7 +134,7 @@ def test_the_numbers_are_those_of_float64(worlds: Callable[..., Project]) -> Non
     """The sum of three kinds of adapters and a checkpoint, with patterns of rank and alpha, beside a direct computation."""
     project = worlds(dtype=torch.float32)
     text = "bricks: {a: a, l: plain, r: rslora, p: patterns}\nsteps: [{merge: task_arithmetic, bricks: {a: 0.5, l: 2, r: -1, p: 3}}]\n"
-    result = load(written(project, text, HOST)[0]["model.safetensors"])
+    result = load(written(project, text, NUMPY)[0]["model.safetensors"])
     base, tuned = (load_file(project.path / name / "model.safetensors") for name in ("base", "a"))
     for tensor, ranks in (("layers.2.self_attn.o_proj", (8, 4, 4)), ("layers.1.mlp.down_proj", (8, 4, 16))):
         name = f"model.{tensor}.weight"
@@ -177,7 +177,7 @@ def test_thresholds_outside_the_window_of_the_sample(copied: Project, monkeypatc
     monkeypatch.setattr(trim, "_SMALL", 1 << 6)
     monkeypatch.setattr(trim, "_threshold_window", lambda *_: (1, 1))
     for name in ("ties", "ties with a checkpoint"):
-        in_arrays = written(copied, STEPS[name], HOST)[0]
+        in_arrays = written(copied, STEPS[name], NUMPY)[0]
         with monkeypatch.context() as patch:
             patch.setattr(trim, "_SMALL", 1 << 18)
             assert in_arrays == written(copied, STEPS[name], CPU)[0]
@@ -195,7 +195,7 @@ def test_errors_name_the_same_element(copied: Project, number: float) -> None:
     save_file(tensors, file, metadata={"format": "pt"})
     for name in QUICK:
         errors = []
-        for device in (CPU, HOST):
+        for device in (CPU, NUMPY):
             with pytest.raises(WorkbenchError) as error:
                 written(copied, STEPS[name], device)
             errors.append((error.value.message, error.value.hint))

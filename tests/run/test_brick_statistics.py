@@ -18,8 +18,8 @@ from worlds.tiny import save_model
 
 from workbench.bricks.card import read_card
 from workbench.errors import WorkbenchError
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.route.deciding import pooling
 from workbench.route.deciding.copies import copies
 from workbench.route.deciding.samples import NEGATIVES

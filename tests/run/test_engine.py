@@ -20,7 +20,7 @@ from worlds.tiny import CHAT_TEMPLATE, edit_json, files_of, tensors_of
 
 from workbench.errors import WorkbenchError
 from workbench.manifest import MANIFEST
-from workbench.models.device import pick_device
+from workbench.models.identity import pick_device
 from workbench.run.device import Work
 from workbench.run.directory import RunDirectory, find_run, list_runs, remove_run
 from workbench.run.execute import execute

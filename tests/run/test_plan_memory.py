@@ -17,7 +17,7 @@ from worlds.tiny import save_tokenizer
 
 from workbench.run.costs import adapter_bytes, buffer_bytes, core_bytes
 from workbench.run.plan import plan
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 from workbench.weights.specs import BLOCK_ELEMENTS, TensorSpec
 
 WIDE, INNER, RANK = 768, 3072, 64
@@ -36,7 +36,6 @@ CASES = {
     "least squares of adapters": f"{ADAPTERS}steps: [{{merge: wudi}}]\n",
     "least squares": f"{CHECKPOINTS}steps: [{{merge: wudi}}]\n",
     "in forward order": f"{CHECKPOINTS}steps: [{{merge: featcal, calibration: texts.jsonl, {SHORT}}}]\n",
-    "in forward order, regmean": f"{CHECKPOINTS}steps: [{{merge: regmean, calibration: texts.jsonl, {SHORT}, inputs: merged}}]\n",
     "whole tensors": f"{CHECKPOINTS}steps: [{{merge: tsv}}]\n",
     "one spectrum": f"{CHECKPOINTS}steps: [{{merge: iso_c}}]\n",
     "streamed": f"{CHECKPOINTS}steps: [{{merge: ties}}]\n",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -22,9 +23,10 @@ from workbench.evaluate.lineup import lineup
 from workbench.evaluate.plans import plans
 from workbench.evaluate.suitechoice import suites_of
 from workbench.models import identity
-from workbench.models.stores import PARTS, RUNS, STORES
 from workbench.recipe.recipe import load_recipe
 
+_TABLE = runpy.run_path(str(PROJECT / "docs" / "stores.py"))
+PARTS, RUNS, STORES = _TABLE["PARTS"], _TABLE["RUNS"], _TABLE["STORES"]
 MEMIT = "edit: memit, facts: facts.jsonl, position: prompt_last, contexts: 0, statistics: text.txt, tokens_per_input: 4, steps: 3, unconverged: skip, confidence: 0.02, clamp: 30, min_efficacy: 0"
 ROUTE = "route: text, samples: 16, bricks: {both: {calibration: calibration/one.jsonl}, three: {calibration: calibration/three.jsonl}}"
 PAIR = "name: pair\nbricks: {one: bricks/one, two: bricks/two}\nsteps: [{merge: task_arithmetic, lambda: 0.5}]\noutput: {form: adapter}\n"

@@ -20,8 +20,8 @@ from worlds.tiny import edit_json, save_finetuned, save_model
 from workbench.errors import WorkbenchError
 from workbench.run import device as run_device
 from workbench.run.device import device_of_run, needs_no_torch
-from workbench.weights.arrays import HOST
-from workbench.weights.compiled import Backend, backend
+from workbench.weights.kernels import Backend, backend
+from workbench.weights.specs import NUMPY
 
 needs_compiler = pytest.mark.skipif(backend().library is None, reason="no C compiler")
 
@@ -132,7 +132,7 @@ def test_errors_name_the_same_element(worlds: Callable[..., Project], tmp_path: 
     save_file(tensors, project.path / "b" / "model.safetensors", metadata={"format": "pt"})
     for name in ("linear", "ties", "dare, l1, elected", "slerp"):
         errors = []
-        for device in (CPU, HOST):
+        for device in (CPU, NUMPY):
             with pytest.raises(WorkbenchError) as error:
                 written(project, STEPS[name], device)
             errors.append((error.value.message, error.value.hint))
@@ -146,7 +146,7 @@ def test_a_result_that_is_not_finite_in_its_dtype_is_the_same_error(worlds: Call
     """A sum beyond the largest float16."""
     text = BRICKS + "steps: [{merge: task_arithmetic, lambda: 1e7}]\noutput: {dtype: float16}\n"
     errors = []
-    for device in (CPU, HOST):
+    for device in (CPU, NUMPY):
         with pytest.raises(WorkbenchError, match="the result is not finite in F16") as error:
             written(worlds(), text, device, threads=1)
         errors.append((error.value.message, error.value.hint))
@@ -173,7 +173,7 @@ def test_an_interrupted_write_of_tensors_goes_on_with_arrays(worlds: Callable[..
     assert 0 < complete < len(resolved.base.weights.specs)
     calls: list[int] = []
     write_checkpoint(
-        compose(resolved, HOST).model.weights, out, device=HOST, progress=lambda done, _: calls.append(done), **settings
+        compose(resolved, NUMPY).model.weights, out, device=NUMPY, progress=lambda done, _: calls.append(done), **settings
     )
     assert len(calls) == len(resolved.base.weights.specs) - complete
     assert (out / "model.safetensors").read_bytes() == written(worlds(), STEPS["ties"], CPU)[0]["model.safetensors"]
@@ -228,7 +228,7 @@ def test_the_device_of_a_run(worlds: Callable[..., Project], monkeypatch: pytest
     """Arrays on the CPU only, and only with compiled loops."""
     resolved = worlds().resolve(STEPS["linear"])
     if backend().library is not None:
-        assert device_of_run("cpu", resolved) is HOST
+        assert device_of_run("cpu", resolved) is NUMPY
     monkeypatch.setattr(run_device, "has_cuda", lambda: True)
     monkeypatch.setattr(run_device, "pick_device", lambda name: name)
     assert device_of_run("auto", resolved) == "auto"

@@ -16,9 +16,8 @@ from worlds.tiny import config, tensors_of
 from worlds.token_words import BASE, EMBED, HEAD, save_llama, save_random, tensors_in_memory
 
 from workbench.errors import WorkbenchError
-from workbench.vocabulary.pursuit import pursue
-from workbench.vocabulary.spelling import _byte_level, shared_rows, spelling
-from workbench.vocabulary.tokens import read_tokens
+from workbench.vocabulary.aligned import pursue
+from workbench.vocabulary.tokens import _byte_level, read_tokens, shared_rows, spelling
 
 NEW = [f"n{i}" for i in range(40)]
 WORDS = [*NEW[:20], "<unk>", "<eos>", "<pad>", *(f"w{i}" for i in range(0, 260, 2)), *NEW[20:]]

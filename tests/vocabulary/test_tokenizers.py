@@ -28,7 +28,7 @@ from worlds.token_words import (
 
 from workbench.errors import WorkbenchError
 from workbench.models.identity import loaded_tokens_digest, tokenizer_digest
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.vocabulary.files import configured, generation_config
 from workbench.vocabulary.tokens import read_tokens
 from workbench.weights.specs import load

@@ -10,9 +10,8 @@ import pytest
 import torch
 
 from workbench.weights import kernels
-from workbench.weights.arrays import HOST, Array, as_array, as_tensor
 from workbench.weights.lowrank import Factors, summed
-from workbench.weights.specs import TensorSpec, buffer, empty, typed
+from workbench.weights.specs import NUMPY, Array, TensorSpec, as_array, as_tensor, buffer, empty, typed
 
 CPU = torch.device("cpu")
 EVERY_16_BITS = np.arange(1 << 16, dtype=np.uint16)
@@ -35,7 +34,7 @@ def test_every_number_of_16_bits_is_widened_like_a_tensor(stored: str) -> None:
     tensor, array = in_both(EVERY_16_BITS, stored)
     number = ~tensor.isnan().numpy()  # of NaN, the payload may differ
     assert number.sum() > 60_000
-    wide = empty(len(EVERY_16_BITS), "F32", HOST)
+    wide = empty(len(EVERY_16_BITS), "F32", NUMPY)
     expected = bits_of(tensor.float())[number]
     for result in (array.float(), wide.copy_(array)):
         assert np.array_equal(bits_of(result)[number], expected)
@@ -59,15 +58,15 @@ def test_sums_and_differences_have_the_bits_of_torch() -> None:
 
 def test_buffers_of_blocks_are_arrays_on_their_device_only() -> None:
     spec = TensorSpec((3, 5), "BF16")
-    array, tensor = buffer(spec, HOST), buffer(spec, CPU)
+    array, tensor = buffer(spec, NUMPY), buffer(spec, CPU)
     assert as_array(array) is array
     assert as_array(tensor) is None
     assert (array.numel(), as_array(array).stored) == (tensor.numel(), "F32")  # type: ignore[union-attr]
-    assert as_array(buffer(TensorSpec((3, 5), "I64"), HOST)).stored == "I64"  # type: ignore[union-attr]
+    assert as_array(buffer(TensorSpec((3, 5), "I64"), NUMPY)).stored == "I64"  # type: ignore[union-attr]
     rows = array.view(3, 5)[1:3]
     assert rows.shape == (2, 5)
     assert rows.data_ptr() == array.data_ptr() + 5 * 4
-    assert (str(HOST), HOST.type) == ("cpu", "cpu")
+    assert (str(NUMPY), NUMPY.type) == ("cpu", "cpu")
 
 
 @pytest.mark.skipif(not kernels.compiled(), reason="no C compiler")
@@ -76,7 +75,7 @@ def test_a_rounded_result_is_checked_in_its_dtype(stored: str) -> None:
     """The largest float32 is finite in float32 alone; NaN in none."""
     for number, fits in ((1.5, True), (3.4028235e38, stored == "F32"), (float("nan"), False), (-float("inf"), False)):
         values = Array(np.array([0.1, number, -2.5], np.float32), "F32")
-        rounded = empty(3, stored, HOST)
+        rounded = empty(3, stored, NUMPY)
         assert kernels.narrow(values, rounded) is fits  # type: ignore[arg-type]
         expected = torch.empty(3, dtype=as_tensor(rounded).dtype)
         assert kernels.narrow(torch.tensor([0.1, number, -2.5]), expected) is fits
@@ -90,7 +89,7 @@ def test_factors_are_joined_and_transposed_like_tensors() -> None:
     shapes = ((6, 2), (2, 5), (6, 3), (3, 5))
     drawn = [generator.standard_normal(shape).astype(np.float32) * np.float32(1e30) for shape in shapes]
     results = []
-    for made, device in ((torch.from_numpy, CPU), (lambda x: Array(x, "F32"), HOST)):
+    for made, device in ((torch.from_numpy, CPU), (lambda x: Array(x, "F32"), NUMPY)):
         one, two, three, four = map(made, drawn)
         none = Factors.zero(TensorSpec((6, 5), "BF16"), device)
         with warnings.catch_warnings():

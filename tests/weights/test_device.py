@@ -206,7 +206,7 @@ def test_staged_blocks_are_not_overwritten_while_they_are_copied() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_threads_see_what_the_main_thread_has_queued() -> None:
     """Factors of an edit are made on the main thread and read by all."""
-    from workbench.weights.parallel import each
+    from workbench.weights.device import each
 
     matrix = torch.randn(4096, 4096, device=CUDA)
     product = matrix

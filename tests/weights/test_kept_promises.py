@@ -19,7 +19,7 @@ from workbench.run.device import Work
 from workbench.run.execute import execute
 from workbench.steps import MergeMethod
 from workbench.weights import kernels
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 # bfloat16 keeps 16 of 32 bits: lower halves of exactly 0x8000 are ties, and go to the neighbour whose last kept bit is 0.
 TIES = [

@@ -14,7 +14,7 @@ import pytest
 
 from worlds.project import Project
 
-from workbench.weights import compiled
+from workbench.weights import kernels
 
 pytestmark = pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
 SAYS = "from workbench.weights import kernels; print(kernels.compiled())"
@@ -87,13 +87,13 @@ def test_another_version_of_the_compiler_builds_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", ["_processor", "_FLAGS", "_SOURCE"])
 def test_all_that_decides_the_code_is_in_the_key(part: str, tmp_path: Path) -> None:
     """Machines of two kinds may share a cache, and a new version of the workbench has other flags or another source."""
-    (tmp_path / "kernels.c").write_bytes(compiled._SOURCE.read_bytes() + b"\n")
+    (tmp_path / "kernels.c").write_bytes(kernels._SOURCE.read_bytes() + b"\n")
     other = {
         "_processor": "lambda: 'another'",
         "_FLAGS": "(*c._FLAGS, '-DX')",
         "_SOURCE": f"c.Path({str(tmp_path / 'kernels.c')!r})",
     }
-    code = "import workbench.weights.compiled as c; {}print(c.backend().file.name.split('-')[1])"
+    code = "import workbench.weights.kernels as c; {}print(c.backend().file.name.split('-')[1])"
     keys = {python(code.format(change), tmp_path).stdout for change in ("", f"c.{part} = {other[part]}; ")}
     assert len(keys) == 2
     assert all(len(key) == 17 for key in keys), "16 hex digits and the end of the line"
@@ -102,7 +102,7 @@ def test_all_that_decides_the_code_is_in_the_key(part: str, tmp_path: Path) -> N
 def test_a_library_is_synced_before_it_has_its_name(tmp_path: Path) -> None:
     """A machine that stops right after has the whole library or none; its folder is synced behind the renaming."""
     code = (
-        "import workbench.weights.compiled as c\n"
+        "import workbench.weights.kernels as c\n"
         "c.sync = lambda path: print(path.name, len(list(path.parent.parent.glob('kernels-*.so'))), len(list(path.glob('kernels-*.so'))))\n"
         "c.backend()"
     )
@@ -113,7 +113,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     """The library then stands below the temporary folder, in a folder that belongs to the user alone."""
     (tmp_path / "file").write_text("")
     (tmp_path / "tmp").mkdir()
-    code = "from workbench.weights.compiled import backend; print(backend().file)"
+    code = "from workbench.weights.kernels import backend; print(backend().file)"
     found = Path(python(code, tmp_path / "file", TMPDIR=str(tmp_path / "tmp")).stdout.strip())
     assert found.parents[1] == tmp_path / "tmp"
     assert stat.S_IMODE(found.parent.stat().st_mode) == 0o700
@@ -128,7 +128,7 @@ def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
 
 
 def test_the_reason_is_said(tmp_path: Path) -> None:
-    code = "import json; from workbench.weights.compiled import backend; print(json.dumps(backend().record()))"
+    code = "import json; from workbench.weights.kernels import backend; print(json.dumps(backend().record()))"
 
     def said(**env: str) -> dict[str, str]:
         return dict(json.loads(python(code, tmp_path, **env).stdout))

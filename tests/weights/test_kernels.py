@@ -14,8 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.weights import kernels
-from workbench.weights.compiled import backend
-from workbench.weights.kernels import INFINITE, magnitude_bits
+from workbench.weights.kernels import INFINITE, backend, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Drop, Rows, Selection, Trim, Vote, drop_sums, find, select, window
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]

@@ -25,9 +25,9 @@ from workbench.errors import WorkbenchError
 from workbench.files import read_json, write_json
 from workbench.manifest import sha256_of
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config
+from workbench.weights.device import load_all
 from workbench.weights.digests import entry_digest, tensor_digest, tensor_digests, weights_digest
 from workbench.weights.header import read_header
-from workbench.weights.parallel import load_all
 from workbench.weights.specs import TensorSpec, load
 from workbench.weights.writer import JOURNAL, plan_shards, write_checkpoint
 

@@ -16,7 +16,7 @@ from worlds.tiny import save_finetuned
 
 from workbench.run.device import Work, needs_no_torch
 from workbench.run.execute import execute
-from workbench.weights.arrays import HOST
+from workbench.weights.specs import NUMPY
 
 # Tensors of more than one block and of more than the sample of `trim` need more numbers than a tiny model has.
 WIDE = (700, 400)
@@ -58,7 +58,7 @@ def written(project: Project, text: str, device: torch.device, threads: int = 2)
 def check_same(project: Project, text: str) -> dict[str, bytes]:
     """Check that a recipe gives the same files and record with tensors and with arrays; return the files."""
     files, record = written(project, text, CPU)
-    in_arrays, its_record = written(project, text, HOST)
+    in_arrays, its_record = written(project, text, NUMPY)
     assert in_arrays.keys() == files.keys()
     assert [name for name in files if files[name] != in_arrays[name]] == []
     assert its_record == record

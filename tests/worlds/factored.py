@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worlds.merging import InMemory, merge
 
-from workbench.merge.streaming.bricks import StepBricks
+from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import methods

@@ -17,7 +17,7 @@ from worlds.routing import outside, prompts, write_prompts
 from worlds.search_world import RECIPE, lay_out, searched
 from worlds.tiny import live
 
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 
 EDIT = ("{id: facts, edit: memit, facts: facts.jsonl, statistics: texts.jsonl, tokens_per_input: 20, contexts: 0, lambda: 0.001, "
         "layers: [1], position: prompt_last, min_efficacy: 0}")  # fmt: skip

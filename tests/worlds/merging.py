@@ -9,8 +9,7 @@ from torch import Tensor
 
 from worlds.project import CPU
 
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.deltas import StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.merge.streaming.trim import keep_count
 from workbench.models.layout import Model

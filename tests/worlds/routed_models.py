@@ -14,7 +14,7 @@ from worlds.tiny import LORA_MODULES, WORDS, live, save_adapter
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.route.mixing.live import Routing, attach
 from workbench.steps.route import Decisions, Prompts
 

@@ -1,4 +1,7 @@
-"""Conversion of a result to a PEFT adapter: low-rank updates of linear weights, and whole copies of other changed weights."""
+"""Conversion of a result to a PEFT adapter: low-rank updates of linear weights, and whole copies of other changed weights.
+
+The live model, built without memory, tells which of its modules an adapter can update.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,98 @@ from typing import TYPE_CHECKING, Literal
 
 import xxhash
 
-from workbench.adapters.modules import Place, live_places
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
+from workbench.models.architecture import is_conv1d, is_head_module, live_module
 from workbench.models.layout import Model
-from workbench.weights import svd
+from workbench.models.skeleton import parse_config
+from workbench.weights import lowrank
 from workbench.weights.lowrank import Factors, LowRankSum, low_rank_update, summed
 from workbench.weights.specs import Source, TensorSpec, block_elements, buffer, load, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+Kind = Literal["linear", "conv1d", "embedding", "other"]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Location of a base tensor in the live model: the module, its kind, and the parameter's name in it."""
+
+    module: str
+    kind: Kind
+    parameter: str
+
+
+@dataclass(frozen=True)
+class Live:
+    """The modules of a live model that adapters use.
+
+    Attributes:
+        places: Tensor of the base -> its place. Tensors that transformers fuses, splits or reshapes are not in it.
+        modules: All module names.
+        ends: Modules of the input embeddings and the head.
+        head: The head's module if it shares the weight of the input embeddings, else None.
+    """
+
+    places: Mapping[str, Place]
+    modules: frozenset[str]
+    ends: frozenset[str]
+    head: str | None
+
+    @property
+    def conv1d(self) -> bool:
+        """True if the base stores its linear weights as [in, out]."""
+        return any(place.kind == "conv1d" for place in self.places.values())
+
+
+def live_places(model: Model) -> Live:
+    """Build the model on the meta device and find the module of every tensor.
+
+    Raises:
+        WorkbenchError: If the model is not a causal language model of transformers.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        config = parse_config(model.config)
+        with torch.device("meta"):
+            live = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    except (ValueError, WorkbenchError):
+        raise WorkbenchError(
+            f"config.json: model_type {model.config.get('model_type')} is not a decoder-only language model of transformers",
+            "Adapters can only be written for such models: use `output: {form: checkpoint}`.",
+        ) from None
+    modules = dict(live.named_modules())
+    names = {id(module): name for name, module in modules.items()}
+    first, last = live.get_input_embeddings(), live.get_output_embeddings()
+    places = {}
+    for name, spec in model.weights.specs.items():
+        owner, _, parameter = name.rpartition(".")
+        try:
+            module = live_module(f"{owner}.weight", modules)
+        except WorkbenchError:
+            if not is_head_module(owner) or id(last) not in names:
+                continue
+            module = names[id(last)]  # GPT-NeoX's "embed_out" is "lm_head" in transformers 5
+        tensor = dict(modules[module].named_parameters(recurse=False)).get(parameter)
+        if tensor is not None and tuple(tensor.shape) == spec.shape:
+            places[name] = Place(module, _kind(modules[module]) if parameter == "weight" else "other", parameter)
+    ends = frozenset(names[id(module)] for module in (first, last) if id(module) in names)
+    stored = {place.module for place in places.values()}
+    tied = bool(getattr(live.config, "tie_word_embeddings", False)) and id(last) in names and names[id(last)] not in stored
+    return Live(places, frozenset(modules), ends, names[id(last)] if tied else None)
+
+
+def _kind(module: torch.nn.Module) -> Kind:
+    if is_conv1d(module):
+        return "conv1d"
+    if isinstance(module, torch.nn.Linear):
+        return "linear"
+    return "embedding" if isinstance(module, torch.nn.Embedding) else "other"
+
 
 # A dense update counts as exactly low-rank if its relative error in float32 is at most LOSSLESS at one of these ranks.
 LOSSLESS, LOSSLESS_RANKS = 2e-6, (64, 256)
@@ -173,41 +258,41 @@ class AdaptedWeights:
 
     def _from_factors(self, update: Factors) -> AdaptedPart:
         """Return the part of a tensor whose update is a product."""
-        factors = svd.reduced(update) if self.policy.rank is None else svd.truncated(update, self.policy.rank)
+        factors = lowrank.reduced(update) if self.policy.rank is None else lowrank.truncated(update, self.policy.rank)
         if factors.rank == 0:
             return AdaptedPart("same")
         factors = self._round(factors)
-        norm = math.sqrt(max(0.0, svd.inner(update, update)))
+        norm = math.sqrt(max(0.0, lowrank.inner(update, update)))
         difference = summed([(1.0, update), (-1.0, factors)])
-        error = math.sqrt(max(0.0, svd.inner(difference, difference))) / norm if norm else 0.0
+        error = math.sqrt(max(0.0, lowrank.inner(difference, difference))) / norm if norm else 0.0
         return AdaptedPart("lora", factors, norm, error)
 
     def _from_dense(self, name: str, device: torch.device) -> AdaptedPart:
         """Return the part of a tensor whose update is dense, approximated at the policy's rank and error."""
         delta, noise = self._delta(name, device)
-        total = svd.squared(delta)
+        total = lowrank.squared(delta)
         if total == 0:
             return AdaptedPart("same")
         seed = xxhash.xxh32_intdigest(name.encode())
-        factors = self._round(svd.approximate(delta, self.policy.rank, self.policy.error, seed))
-        error = math.sqrt(svd.residual(delta, factors) / total)
+        factors = self._round(lowrank.approximate(delta, self.policy.rank, self.policy.error, seed))
+        error = math.sqrt(lowrank.residual(delta, factors) / total)
         return AdaptedPart("lora", factors, math.sqrt(total), error, math.sqrt(noise / total))
 
     def _exact_factors(self, name: str, device: torch.device) -> AdaptedPart | None:
         """Factor a dense update that is exactly low-rank, as spectral methods produce; return None if factors save no space."""
         delta, _ = self._delta(name, device)
-        total = svd.squared(delta)
+        total = lowrank.squared(delta)
         if total == 0:
             return AdaptedPart("same")
         for rank in LOSSLESS_RANKS:
-            left, values, right = svd.singular(delta, rank, xxhash.xxh32_intdigest(name.encode()))
+            left, values, right = lowrank.singular(delta, rank, xxhash.xxh32_intdigest(name.encode()))
             count = int((values > LOSSLESS * values[0] / 2).sum())
             if count * sum(delta.shape) >= delta.numel():
                 return None
-            factors = svd.balanced(left[:, :count], values[:count], right[:count])
-            if math.sqrt(svd.residual(delta, factors) / total) <= LOSSLESS:
+            factors = lowrank.balanced(left[:, :count], values[:count], right[:count])
+            if math.sqrt(lowrank.residual(delta, factors) / total) <= LOSSLESS:
                 factors = self._round(factors)
-                return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(svd.residual(delta, factors) / total))
+                return AdaptedPart("lora", factors, math.sqrt(total), math.sqrt(lowrank.residual(delta, factors) / total))
         return None
 
     def _round(self, factors: Factors) -> Factors:

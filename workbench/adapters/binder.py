@@ -12,17 +12,12 @@ from typing import TYPE_CHECKING
 from workbench.adapters import tuners
 from workbench.adapters.computed import KINDS, Shared, computed
 from workbench.adapters.dense import BiasShift, Dora, Replaced, Update, added
-from workbench.adapters.entries import Stored
 from workbench.adapters.flavours import BAKE, TITLES
-from workbench.adapters.keys import USED, Part
-from workbench.adapters.lora import FactorPair, LowRank, Patch
-from workbench.adapters.places import Places, Spot
-from workbench.adapters.rotations import rotation
-from workbench.adapters.tied import is_copy, updates_both_alike
+from workbench.adapters.keys import USED, Part, Stored, is_copy, updates_both_alike
+from workbench.adapters.lora import FactorPair, LowRank, Patch, Places, Spot
+from workbench.adapters.tuners import rotation
 from workbench.errors import WorkbenchError
-from workbench.models.architecture import is_embedding, is_head
-from workbench.models.names import disk_weight
-from workbench.models.tied import UntiedWeights
+from workbench.models.architecture import UntiedWeights, disk_weight, is_embedding, is_head
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter

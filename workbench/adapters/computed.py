@@ -14,8 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.dense import DeltaRows, Dense, Rows
-from workbench.adapters.entries import Stored
-from workbench.adapters.keys import Part
+from workbench.adapters.keys import Part, Stored
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
 from workbench.weights.specs import TensorSpec

@@ -1,6 +1,6 @@
 """Updates that are not a product of two small factors: dense deltas, computed by rows from the adapter and the base.
 
-Every class describes one tensor's update. Its `open(device)` returns a `merge.streaming.deltas.DeltaSource`, and `factors` returns None.
+Every class describes one tensor's update. Its `open(device)` returns `DeltaRows`, and `factors` returns None.
 Formulas use the orientation of torch.nn.Linear, W [out, in]; `flip` means that the weight is stored transposed.
 """
 
@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Protocol
 
-from workbench.adapters.entries import Stored
+from workbench.adapters.keys import Stored
 from workbench.adapters.lora import FactorPair
 from workbench.lazy import torch
 from workbench.weights.kernels import product
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
 
 class DeltaRows(Protocol):
-    """Interface of an open update, the same as `merge.streaming.deltas.DeltaSource`."""
+    """Interface of the delta of one tensor, readable in blocks of rows."""
 
     def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Fill `out` with rows start..stop of the delta."""
+        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the same rows of the base."""
 
 
 class Update(Protocol):
@@ -255,7 +255,7 @@ class Oft(Dense):
         """The block size b, computed from the number of elements of a triangle."""
         return round((1 + math.sqrt(1 + 8 * self.stored.shape[-1])) / 2)
 
-    def fits(self, inputs: int) -> bool:
+    def takes(self, inputs: int) -> bool:
         """Return whether the blocks add up to this many inputs."""
         blocks = inputs // self.size if self.share else self.stored.shape[0]
         triangle = self.size * (self.size - 1) // 2 == self.stored.shape[-1]
@@ -325,3 +325,18 @@ def added(old: Update | None, new: Update) -> Update:
     if isinstance(old, Summed):
         return replace(old, updates=(*old.updates, new))
     return Summed((old, new))
+
+
+class UpdatedSource:
+    """A tensor plus its delta, in float32."""
+
+    def __init__(self, base: Source, delta: DeltaRows, spec: TensorSpec, device: torch.device) -> None:
+        self._base, self._delta, self._cols = base, delta, spec.cols
+        self._scratch = buffer(spec, device)
+
+    def read(self, start: int, stop: int, out: Tensor) -> None:
+        """Fill `out` [stop - start, cols] with rows start..stop."""
+        update = matrix(self._scratch, start, stop, self._cols)
+        self._base.read(start, stop, out)
+        self._delta.read_delta(start, stop, out, update)
+        out.add_(update)

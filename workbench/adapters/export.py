@@ -15,18 +15,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, lost
+from workbench.adapters.approximate import AdaptedPart, AdaptedWeights, Live, lost
 from workbench.adapters.keys import PREFIX
-from workbench.adapters.modules import Live
 from workbench.adapters.read import CONFIG, WEIGHTS
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json, write_text
 from workbench.lazy import torch
-from workbench.weights import svd
+from workbench.weights import lowrank
 from workbench.weights.checkpoint import SINGLE
+from workbench.weights.device import each
+from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors
-from workbench.weights.parallel import each
-from workbench.weights.saving import save_tensors
 from workbench.weights.specs import Source, TensorSpec
 from workbench.weights.writer import write_checkpoint
 
@@ -165,7 +164,7 @@ class _Files:
         self.ranks = {self.targets[n]: f.rank for n, f in lora.items() if f.rank != self.rank} if grown else {}
         tensors: dict[str, Tensor | _Whole] = {}
         for name, factors in lora.items():
-            tensors |= self._pair(name, factors if grown else svd.padded(factors, self.rank))
+            tensors |= self._pair(name, factors if grown else lowrank.padded(factors, self.rank))
         for name in self.biases:
             module = places[name].module
             tensors[f"{PREFIX}{module}{'.base_layer' if module in targeted else ''}.bias"] = _Whole(name)

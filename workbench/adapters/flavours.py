@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from workbench.errors import WorkbenchError
-from workbench.weights.configuration import check_fields
+from workbench.weights.header import check_fields, is_number
 
 BAKE = (
     "Bake it into a checkpoint first: PeftModel.from_pretrained(base, DIR).merge_and_unload(safe_merge=True)"
@@ -23,32 +23,14 @@ _TWICE = (
 _GATED = "It applies to some tokens only, so no change of weights is equivalent to it. Use it with PEFT at inference."
 # Supported peft_type -> prefix of the names of its parts.
 TUNERS = {
-    "LORA": "lora_",
-    "LOHA": "hada_",
-    "LOKR": "lokr_",
-    "IA3": "ia3_",
-    "OFT": "oft_",
-    "ADALORA": "lora_",
-    "TRAINABLE_TOKENS": "trainable_",
-    "VERA": "vera_",
-    "BOFT": "boft_",
-    "HRA": "hra_",
-    "FOURIERFT": "fourierft_",
-    "RANDLORA": "randlora_",
-    "VBLORA": "vblora_",
-}
+    "LORA": "lora_", "LOHA": "hada_", "LOKR": "lokr_", "IA3": "ia3_", "OFT": "oft_", "ADALORA": "lora_",
+    "TRAINABLE_TOKENS": "trainable_", "VERA": "vera_", "BOFT": "boft_", "HRA": "hra_", "FOURIERFT": "fourierft_",
+    "RANDLORA": "randlora_", "VBLORA": "vblora_",
+}  # fmt: skip
 TITLES = {
-    "LOHA": "LoHa",
-    "LOKR": "LoKr",
-    "IA3": "(IA)³",
-    "OFT": "OFT",
-    "VERA": "VeRA",
-    "BOFT": "BOFT",
-    "HRA": "HRA",
-    "FOURIERFT": "FourierFT",
-    "RANDLORA": "RandLoRA",
-    "VBLORA": "VB-LoRA",
-}
+    "LOHA": "LoHa", "LOKR": "LoKr", "IA3": "(IA)³", "OFT": "OFT", "VERA": "VeRA", "BOFT": "BOFT", "HRA": "HRA",
+    "FOURIERFT": "FourierFT", "RANDLORA": "RandLoRA", "VBLORA": "VB-LoRA",
+}  # fmt: skip
 # peft_type -> the field that states the rank of a module, the field with patterns for it, and PEFT's default.
 SIZES = {
     **dict.fromkeys(("LORA", "LOHA", "LOKR"), ("r", "rank_pattern", 8)),
@@ -88,12 +70,8 @@ _NEUTRAL = frozenset({
 })  # fmt: skip
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
-
-
 def _is_positive(value: Any) -> bool:
-    return _is_number(value) and value > 0
+    return is_number(value) and value > 0
 
 
 def _is_integer(value: Any) -> bool:
@@ -121,51 +99,28 @@ def _are_masks(value: Any) -> bool:
     return isinstance(value, dict) and all(isinstance(mask, list) and all(map(_is_flag, mask)) for mask in value.values())
 
 
+_INTEGERS = (
+    "r", "init_r", "n_frequency", "oft_block_size", "boft_block_size", "boft_block_num", "projection_prng_key", "random_loc_seed",
+)  # fmt: skip
+_FLAGS = (
+    "use_rslora", "use_dora", "decompose_both", "fan_in_fan_out", "use_cayley_neumann", "block_share", "save_projection", "apply_GS",
+    "sparse", "very_sparse",
+)  # fmt: skip
 # Field -> test, and the expected value for the error message; null is always allowed.
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "peft_type": (lambda value: isinstance(value, str), "a text"),
     "auto_mapping": (lambda value: isinstance(value, dict), "an object"),
-    "lora_alpha": (_is_number, "a number"),
-    "alpha": (_is_number, "a number"),
-    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(_is_number, value.values())), "patterns with numbers"),
+    **dict.fromkeys(("lora_alpha", "alpha", "scaling", "randlora_alpha"), (is_number, "a number")),
+    "alpha_pattern": (lambda value: isinstance(value, dict) and all(map(is_number, value.values())), "patterns with numbers"),
     "target_parameters": (lambda value: _are_texts(value) and not isinstance(value, str), "a list of texts"),
-    "target_modules": (_are_texts, "a text or a list of texts"),
-    "exclude_modules": (_are_texts, "a text or a list of texts"),
+    **dict.fromkeys(("target_modules", "exclude_modules"), (_are_texts, "a text or a list of texts")),
     "base_model_name_or_path": (lambda value: isinstance(value, str), "a text"),
-    "trainable_token_indices": (_are_tokens, "a list of token ids"),
-    "token_indices": (_are_tokens, "a list of token ids"),
+    **dict.fromkeys(("trainable_token_indices", "token_indices"), (_are_tokens, "a list of token ids")),
     "num_cayley_neumann_terms": (lambda value: _is_integer(value) and 0 < value <= 100, "a whole number from 1 to 100"),
     "topk": (lambda value: _is_integer(value) and value > 0, "a whole number over 0"),
     "n_frequency_pattern": (_are_ranks, "patterns with numbers over 0"),
-    **dict.fromkeys(
-        (
-            "r",
-            "init_r",
-            "n_frequency",
-            "oft_block_size",
-            "boft_block_size",
-            "boft_block_num",
-            "projection_prng_key",
-            "random_loc_seed",
-        ),
-        (_is_integer, "a whole number"),
-    ),
-    **dict.fromkeys(("scaling", "randlora_alpha"), (_is_number, "a number")),
-    **dict.fromkeys(
-        (
-            "use_rslora",
-            "use_dora",
-            "decompose_both",
-            "fan_in_fan_out",
-            "use_cayley_neumann",
-            "block_share",
-            "save_projection",
-            "apply_GS",
-            "sparse",
-            "very_sparse",
-        ),
-        (_is_flag, "true or false"),
-    ),
+    **dict.fromkeys(_INTEGERS, (_is_integer, "a whole number")),
+    **dict.fromkeys(_FLAGS, (_is_flag, "true or false")),
 }
 
 

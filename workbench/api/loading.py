@@ -73,7 +73,7 @@ class LoadedRecipe:
         Raises:
             WorkbenchError: If an input is missing or does not fit the base.
         """
-        from workbench.models.device import pick_device
+        from workbench.models.identity import pick_device
         from workbench.run.materialize import materialize
 
         return materialize(self.resolved, pick_device(device))
@@ -128,7 +128,7 @@ def load(path: str | Path, version: int | None = None, device: str = "auto") -> 
     Raises:
         WorkbenchError: If the directory is none of these, its base is missing or has changed, or the version does not exist.
     """
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.materialize import materialize
 
     return materialize(_resolve_model(path, version), pick_device(device))
@@ -143,9 +143,9 @@ def load_tokenizer(path: str | Path) -> PreTrainedTokenizerBase:
     Raises:
         WorkbenchError: If the directory is none of these, or its base is missing or has changed.
     """
-    from workbench.models import tokenizer
+    from workbench.models import prompts
 
-    return tokenizer.load_tokenizer(_resolve_model(path, None).tokenizer_path)
+    return prompts.load_tokenizer(_resolve_model(path, None).tokenizer_path)
 
 
 def _resolve_model(path: str | Path, version: int | None) -> Resolved:

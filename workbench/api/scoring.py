@@ -62,7 +62,7 @@ def evaluate(
     Raises:
         WorkbenchError: If a recipe, suite or model is missing or invalid.
     """
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     request = _request(names, suite, options)
     opened = open_subjects(request, _listener(events), fetch=True, device=pick_device(device))

@@ -117,7 +117,7 @@ class Opened:
             events: Receives progress.
         """
         from workbench.evaluate.scoring import score_all
-        from workbench.models.device import pick_device
+        from workbench.models.identity import pick_device
 
         target = pick_device(device)
         return score_all(self.entries, self.plans, self.store, device=target, events=events, runs=self.runs, server=server)
@@ -263,7 +263,7 @@ def _writable(entries: list[LineupEntry], suites: Sequence[Suite], listener: Lis
 
 
 def _on_worker(request: Request, device: str, server: str | None) -> Subjects:
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     return open_subjects(request, fetch=True, device=pick_device(device)).on(device, server)
 

@@ -1,31 +1,103 @@
-"""The bricks that a recipe refers to: files, kinds, cards, digests."""
+"""The bricks that a recipe refers to: files, kinds, cards, digests, and the interface that they share with recipes."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol
 
+from workbench.adapters.keys import unties
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
 from workbench.adapters.read import Adapter
-from workbench.bricks.axes import Axes, axes_of
-from workbench.bricks.card import BrickCard, read_licence
+from workbench.bricks.card import Axes, BrickCard, axes_of, read_licence
+from workbench.bricks.header_folders import Download, download_of
 from workbench.bricks.language import LanguagePart, component_configs
-from workbench.bricks.standins import Download, download_of
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
 from workbench.identity import check_unchanged
-from workbench.models.architecture import is_head
-from workbench.models.cleanup import tidy
-from workbench.models.conversion import Aligned
+from workbench.models.architecture import is_head, tied_embeddings, with_head_of
 from workbench.models.layout import Model
-from workbench.models.tied import tied_embeddings, with_head_of
+from workbench.models.live import Aligned
+from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint, read_config
 from workbench.weights.digests import digests_known, fingerprint, stamp, tensor_digests, weights_digest
-from workbench.weights.foreign import is_stand_in
-from workbench.weights.header import Entry
+from workbench.weights.header import Entry, has_headers_only
 from workbench.weights.specs import TensorSpec, Weights
+
+
+class BrickSource(Protocol):
+    """A brick of a recipe: a directory (`bricks.brick.Brick`) or a recipe (`resolve.resolved.RecipeBrick`).
+
+    The argument `cache` is the project's cache, which stores digests of tensors. Deltas are not part of the interface, because
+    the deltas of a recipe exist only after it has been composed; `run.compose` makes them.
+    """
+
+    @property
+    def name(self) -> str:
+        """Name of the brick in the recipe."""
+
+    @property
+    def kind(self) -> str:
+        """The kind of brick: "adapter", "checkpoint" or "recipe"."""
+
+    @property
+    def public_name(self) -> str:
+        """A name without local paths, for model cards."""
+
+    @property
+    def revision(self) -> str | None:
+        """Commit of the hub repository; None for a local directory or a recipe."""
+
+    @property
+    def headers_only(self) -> bool:
+        """True if only headers of the weights are on this machine."""
+
+    @property
+    def downloads(self) -> Sequence[Download]:
+        """Downloads that are required before the weights can be read."""
+
+    @property
+    def deferred(self) -> Sequence[str]:
+        """Checks of the brick that are left to `run`, because they need tensors that are not local."""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Size of the weights on disk in bytes; for a recipe, that of the bricks that its steps use."""
+
+    @property
+    def input_bytes(self) -> int:
+        """Number of bytes read to get the weights; for a recipe, the size of its base and of all its bricks."""
+
+    def digest(self, cache: Path) -> str:
+        """Return a digest of the content, reading only tensors whose digest is not cached."""
+
+    def fingerprint(self, cache: Path) -> str:
+        """Return a sort key from a sample of the content, which different bricks may share."""
+
+    def known(self, cache: Path) -> bool:
+        """Return whether `digest` is fast, because the digests of all large files are cached."""
+
+    def stamp(self, cache: Path) -> str:
+        """Return a substitute for `digest`, from the paths, sizes and modification times of large files."""
+
+    def check_inputs(self) -> None:
+        """Check that no file has changed since it was opened.
+
+        Raises:
+            InputChangedError: If a file has changed.
+        """
+
+    def unties(self, base: Model) -> str | None:
+        """Describe how the brick unties a tied base's head from its embeddings; return None if they stay one tensor."""
+
+    def licence(self) -> str | None:
+        """Return the license; None if none is stated."""
+
+    def data_licences(self) -> Sequence[tuple[str, str, str]]:
+        """Return (brick, data set, license) for the training data; "unknown" if no license is stated."""
+
 
 STARTER = "bricks/starter/base"
 
@@ -64,8 +136,8 @@ class Brick:
 
     @property
     def headers_only(self) -> bool:
-        """True if only the headers of the weights are on this machine; see `standins`."""
-        return is_stand_in(self.path)
+        """True if only the headers of the weights are on this machine; see `header_folders`."""
+        return has_headers_only(self.path)
 
     @property
     def downloads(self) -> tuple[Download, ...]:
@@ -156,7 +228,7 @@ class Brick:
         return not self.headers_only if self.kind == "adapter" else digests_known(self.whole.entries, cache)
 
     def stamp(self, cache: Path) -> str:
-        """Return a key of the content that does not read the tensors of a checkpoint or of a stand-in."""
+        """Return a key of the content that does not read the tensors of a checkpoint or of a header folder."""
         if self.kind == "adapter":
             return stamp(self.adapter.entries) if self.headers_only else self.digest(cache)
         return stamp(self.whole.entries)
@@ -178,7 +250,7 @@ class Brick:
         if tied_embeddings(base.weights.specs, base.config) is None:
             return None
         if self.kind == "adapter":
-            return self.adapter.unties(base)
+            return unties(self.adapter.keys, base)
         return "has a head of its own" if any(map(is_head, self.checkpoint.specs)) else None
 
     def licence(self) -> str | None:

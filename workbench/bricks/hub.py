@@ -1,10 +1,10 @@
-"""Local directories for hub ids: cached snapshots, downloads, or stand-ins that hold only headers for `plan`."""
+"""Local directories for hub ids: cached snapshots, downloads, or header folders for `plan`."""
 
 from __future__ import annotations
 
 import errno
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -14,11 +14,20 @@ from typing import Any
 from workbench import jsondoc, yamldoc
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.adapters.read import WEIGHTS as ADAPTER_WEIGHTS
-from workbench.bricks.standins import Download, Repository, kept_stand_in, small_file, snapshot_with, space_problems, stand_in
+from workbench.bricks.header_folders import (
+    Download,
+    Repository,
+    header_folder,
+    known_header_folder,
+    small_file,
+    snapshot_with,
+    space_problems,
+)
 from workbench.errors import WorkbenchError, size
+from workbench.events import Events, no_events
 from workbench.files import read_json
 from workbench.weights.checkpoint import INDEX, SINGLE
-from workbench.weights.foreign import convert_command
+from workbench.weights.header import convert_command
 
 CARD = "brick.yaml"
 # Files to download besides the weights. Large extras (pickles, GGUF, ONNX, original/, consolidated*) match none of these.
@@ -29,11 +38,6 @@ _SMALL = (
 _SMALL_SUFFIXES = frozenset({".json", ".jsonl", ".yaml", ".md", ".txt", ".model", ".jinja"})
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
-Events = Callable[[dict[str, Any]], None]
-
-
-def _no_events(_event: dict[str, Any]) -> None:
-    pass
 
 
 @dataclass(frozen=True)
@@ -41,12 +45,12 @@ class Hub:
     """Resolver of hub ids to local directories.
 
     Attributes:
-        headers_only: Use a stand-in if the files are not in the hub's cache, so that no tensor data is downloaded.
+        headers_only: Use a header folder if the files are not in the hub's cache, so that no tensor data is downloaded.
         events: Callback that receives progress of downloads.
     """
 
     headers_only: bool = False
-    events: Events = _no_events
+    events: Events = no_events
 
     def directory(self, name: str, revision: str | None, what: str, project: Path) -> tuple[Path, str]:
         """Return a directory with the files of a repository, and its commit.
@@ -57,7 +61,7 @@ class Hub:
             name: Repository id, "org/name".
             revision: Branch, tag or commit; None is the default branch.
             what: Name of the model in error messages, such as "base" or "brick 'math'".
-            project: Project whose cache holds stand-ins.
+            project: Project whose cache holds header folders.
 
         Raises:
             WorkbenchError: If the repository is gated or missing, has no such revision or no safetensors files, or if the hub
@@ -71,7 +75,7 @@ class Hub:
                     raise
                 if (cached := _cached(name, revision)) is not None:
                     return cached, cached.name
-                if self.headers_only and (existing := kept_stand_in(name, revision, project)) is not None:
+                if self.headers_only and (existing := known_header_folder(name, revision, project)) is not None:
                     return existing, existing.name.rpartition("@")[2]
                 raise
             small, weights = _required_files(repository, what)
@@ -79,7 +83,7 @@ class Hub:
             if snapshot is not None and all((snapshot / file).is_file() for file in (*small, *weights)):
                 return snapshot, repository.commit
             if self.headers_only:
-                return stand_in(repository, revision, small, weights, project), repository.commit
+                return header_folder(repository, revision, small, weights, project), repository.commit
             return self._download(repository, revision, small, weights)
 
     def _download(self, repository: Repository, revision: str | None, small: list[str], weights: list[str]) -> tuple[Path, str]:

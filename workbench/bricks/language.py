@@ -14,10 +14,10 @@ from typing import Any
 
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import is_head
-from workbench.models.cleanup import tidy
 from workbench.models.layout import is_tower
+from workbench.models.skeleton import tidy
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.configuration import TEXT_CONFIGS
+from workbench.weights.header import TEXT_CONFIGS
 
 HEAD, EMBEDDINGS = "lm_head.weight", "model.embed_tokens.weight"
 """Names of head and embeddings in a text model."""

@@ -1,20 +1,73 @@
-"""Lookup of the base and the bricks that a recipe names."""
+"""Lookup of the base and the bricks that a recipe names, and bases that are a checkpoint with an adapter on it."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from workbench.adapters.bind import BoundAdapter, bind
+from workbench.adapters.dense import UpdatedSource
 from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
-from workbench.bricks.brick import STARTER, Brick
+from workbench.bricks.brick import STARTER, Brick, checkpoint_digest
 from workbench.bricks.card import read_card
 from workbench.bricks.gguf_files import SUFFIX, find_gguf, gguf_folder
 from workbench.bricks.hub import CARD, FETCH, Hub
 from workbench.emergent.sets import RECORD as NEURONS
 from workbench.errors import WorkbenchError, nearest, shell
+from workbench.files import json_digest
+from workbench.lazy import torch
 from workbench.manifest import require_whole
-from workbench.models.cleanup import tidy
+from workbench.models.layout import Model
+from workbench.models.skeleton import tidy
 from workbench.steps.fields import BrickRef
 from workbench.weights.checkpoint import INDEX, SINGLE, Checkpoint, read_config, refuse_foreign
+from workbench.weights.specs import Source
+
+
+class AdaptedCheckpoint(Checkpoint):
+    """The checkpoint of a model with an adapter on it: the files are the model's, and every tensor is read with the adapter's update.
+
+    Args:
+        plain: The model's checkpoint.
+        adapter: The adapter.
+
+    Raises:
+        WorkbenchError: If the adapter does not fit the model, or unties its head from its embeddings.
+    """
+
+    def __init__(self, plain: Checkpoint, adapter: Brick) -> None:
+        super().__init__(plain.path, plain.label)
+        tidy(self)
+        self.adapter = adapter
+        model = Model(plain, plain.config)
+        if reason := adapter.unties(model):
+            raise WorkbenchError(
+                f"base: the adapter {reason}, which a base with an adapter cannot represent",
+                f"Bake it into a checkpoint: `{shell('workbench', 'brick', 'bake', adapter.path, '--base', plain.path, '-o', 'DIR')}`.",
+            )
+        self._bound: BoundAdapter = bind(adapter.adapter, plain.specs, model)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open one tensor with the adapter's update."""
+        source = super().open(name, device)
+        if not self._bound.touches(name):
+            return source
+        return UpdatedSource(source, self._bound.open_delta(name, device), self.specs[name], device)
+
+
+def base_adapter(checkpoint: Checkpoint) -> Brick | None:
+    """Return the adapter of a base that has one."""
+    return checkpoint.adapter if isinstance(checkpoint, AdaptedCheckpoint) else None
+
+
+def base_digest(checkpoint: Checkpoint, cache: Path | None) -> str:
+    """Return the digest of a base, including its adapter.
+
+    Args:
+        checkpoint: The base.
+        cache: Directory that caches digests of tensors; None reads all tensors.
+    """
+    digest, adapter = checkpoint_digest(checkpoint, cache), base_adapter(checkpoint)
+    return digest if adapter is None else json_digest([digest, adapter.digest(cache)])
 
 
 def locate(reference: str, project: Path, what: str, hub: Hub = FETCH) -> tuple[Path, str | None]:

@@ -6,8 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from workbench.bricks.axes import Axes, axes_of
-from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
+from workbench.bricks.card import Axes, BaseRecord, BrickCard, axes_of, read_card, write_card
 from workbench.bricks.hub import CARD
 from workbench.emergent.places import set_masks
 from workbench.emergent.sets import RECORD, NeuronSet, read_set, write_set

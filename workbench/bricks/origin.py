@@ -1,22 +1,33 @@
-"""Evidence about the base that a brick was made on, compared with the recipe's base."""
+"""Checks of bricks against the recipe's base: where they were made, their integer tensors, and whether they untie its head."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.adapters.bind import bind
-from workbench.bricks.brick import Brick
-from workbench.bricks.standins import snapshot_with
+from workbench.bricks.brick import Brick, BrickSource
+from workbench.bricks.header_folders import snapshot_with
 from workbench.errors import WorkbenchError
 from workbench.files import read_json
-from workbench.models.architecture import model_depth, text_parts
+from workbench.models.architecture import (
+    UntiedWeights,
+    counterpart,
+    model_depth,
+    text_parts,
+    tied_embeddings,
+    untied_config,
+    with_head_of,
+)
 from workbench.models.layout import Model
-from workbench.models.names import counterpart
-from workbench.weights.digests import fingerprint, tensor_digests
+from workbench.models.live import Aligned
+from workbench.weights.checkpoint import Checkpoint
+from workbench.weights.digests import entry_digest, fingerprint, tensor_digests
+from workbench.weights.header import HeadersOnlyError
+from workbench.weights.specs import Weights
 
 _CARD, _CONFIG = "brick.yaml", "adapter_config.json"
 # Settings of PEFT that restrict an adapter to some layers, so that missing layers show nothing about the base.
@@ -217,3 +228,87 @@ def _hub_id(name: str) -> str | None:
     if cached:
         return cached[-1].removeprefix("models--").replace("--", "/")
     return name if name.count("/") == 1 and not name.startswith((".", "~", "/")) else None
+
+
+# Integer buffers that count training steps. BatchNorm reads its counter only in training, and only with momentum=None.
+_COUNTERS = ("num_batches_tracked",)
+
+
+def check_integers(brick: Brick, base: Checkpoint, weights: Weights) -> list[str]:
+    """Compare the integer and boolean tensors of a checkpoint brick with the base's.
+
+    Args:
+        brick: The checkpoint.
+        base: The recipe's base.
+        weights: The brick's tensors under the base's names, from `fitted`.
+
+    Returns:
+        A note if counters differ. The result uses the base's values.
+
+    Raises:
+        WorkbenchError: If another integer tensor differs. Such tensors are lookup tables or masks, which cannot be averaged.
+    """
+    counters = []
+    for name, entry in base.entries.items():
+        if entry.spec.is_float or name not in weights.specs:
+            continue
+        sources = weights.sources(name) if isinstance(weights, Aligned) else [name]
+        if len(sources) == 1 and entry_digest(entry) == entry_digest(brick.checkpoint.entries[sources[0]]):
+            continue
+        if name.rpartition(".")[2] in _COUNTERS:
+            counters.append(name)
+            continue
+        raise WorkbenchError(
+            f"{brick.label}: the {entry.spec.kind} tensor {name} differs from the base's, but only floating-point tensors can be merged",
+            "Use a fine-tune that leaves this tensor unchanged.",
+        )
+    if not counters:
+        return []
+    shown = f"{counters[0]}{', …' if len(counters) > 1 else ''}"
+    return [f"{brick.label}: {len(counters)} training counters differ ({shown}); the result uses the base's values"]
+
+
+def untied(checkpoint: Checkpoint) -> Model:
+    """Return a tied base with its head as a separate tensor."""
+    names = tied_embeddings(checkpoint.specs, checkpoint.config)
+    assert names is not None
+    return Model(UntiedWeights(checkpoint, *names), untied_config(checkpoint.config))
+
+
+def base_for(bricks: Iterable[Brick], checkpoint: Checkpoint) -> Model:
+    """Return the base for a set of bricks, with a separate head if one of them unties it."""
+    tied = Model(checkpoint, checkpoint.config)
+    return untied(checkpoint) if any(brick.unties(tied) for brick in bricks) else tied
+
+
+def find_ties(
+    bricks: Mapping[str, BrickSource], checkpoint: Checkpoint, later: list[str]
+) -> tuple[dict[str, str], dict[str, WorkbenchError]]:
+    """Find the bricks that untie the base's head from its embeddings.
+
+    Args:
+        bricks: Name -> brick.
+        checkpoint: The base.
+        later: List that receives messages about checks that require tensors not downloaded yet.
+
+    Returns:
+        Brick -> how it unties the base, and brick -> error for bricks that cannot be read.
+    """
+    reasons, problems = {}, {}
+    tied = Model(checkpoint, checkpoint.config)
+    for name, brick in bricks.items():
+        try:
+            if reason := brick.unties(tied):
+                reasons[name] = f"brick '{name}' {reason}: the output is untied, with its head stored as a separate tensor"
+        except HeadersOnlyError:
+            later.append(f"brick '{name}': head and embeddings stay tied")
+        except WorkbenchError as error:
+            problems[name] = error
+    return reasons, problems
+
+
+def rows_of(brick: Brick, base: Model) -> tuple[Weights | None, dict[str, Any] | None]:
+    """Return the weights and configuration of a checkpoint brick, the source of vocabulary rows; (None, None) for an adapter."""
+    if brick.kind != "checkpoint":
+        return None, None
+    return with_head_of(brick.checkpoint, base.weights, brick.checkpoint.config), brick.checkpoint.config

@@ -23,21 +23,9 @@ from workbench.events import Events, no_events
 HUB_ID = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*")
 # Files that loaders look for. One of another model that stays in the repository could be loaded in the place of the new ones.
 _LOADED = (
-    "*.safetensors",
-    "*.safetensors.index.json",
-    "*.bin",
-    "*.bin.index.json",
-    "*.pt",
-    "*.pth",
-    "*config.json",
-    "configuration.json",
-    "routing.json",
-    "tokenizer*",
-    "chat_template*",
-    "special_tokens_map.json",
-    "vocab.*",
-    "merges.txt",
-)
+    "*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*config.json",
+    "configuration.json", "routing.json", "tokenizer*", "chat_template*", "special_tokens_map.json", "vocab.*", "merges.txt",
+)  # fmt: skip
 _ALONE = 1 << 15  # bytes from which a file is sent by itself, with progress
 _AGAIN = "Run the same command again: files that have arrived are not sent again."
 _LOGIN = "Run `hf auth login` with a token that may write (https://huggingface.co/settings/tokens), or set HF_TOKEN."
@@ -84,14 +72,14 @@ class Sent:
         commit: The commit that holds the files.
         changed: False if the repository had all files before.
         deleted: Files that the commit deletes.
-        said: Warnings of the hub about the metadata of README.md.
+        warnings: Warnings of the hub about the metadata of README.md.
     """
 
     url: str
     commit: str
     changed: bool
     deleted: tuple[str, ...]
-    said: tuple[str, ...]
+    warnings: tuple[str, ...]
 
 
 def check_reachable() -> None:
@@ -142,7 +130,7 @@ def upload(files: Mapping[str, Path | bytes], target: Target, message: str, even
             info = api.model_info(name, revision=target.revision)
         stale = _stale([sibling.rfilename for sibling in info.siblings or ()], files, target)
         operations = _send(api, files, target, events)
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             commit = api.create_commit(
                 name,
@@ -151,7 +139,7 @@ def upload(files: Mapping[str, Path | bytes], target: Target, message: str, even
                 revision=target.revision,
             )
         _check_commit(api, name, commit.oid, operations)
-    return Sent(url, commit.oid, commit.oid != info.sha, tuple(stale), tuple(printable(str(one.message)) for one in told))
+    return Sent(url, commit.oid, commit.oid != info.sha, tuple(stale), tuple(printable(str(one.message)) for one in warned))
 
 
 def _check_token(api: Any) -> None:
@@ -276,5 +264,5 @@ def _interrupted(name: str, error: BaseException) -> WorkbenchError:
     from huggingface_hub import constants
 
     status = getattr(getattr(error, "response", None), "status_code", None)
-    told = f"{type(error).__name__}, status {status}" if status else type(error).__name__
-    return WorkbenchError(f"{name}: sending to {constants.ENDPOINT} was interrupted ({told})", _AGAIN)
+    reason = f"{type(error).__name__}, status {status}" if status else type(error).__name__
+    return WorkbenchError(f"{name}: sending to {constants.ENDPOINT} was interrupted ({reason})", _AGAIN)

@@ -14,7 +14,7 @@ from workbench.carry.positions import Reading, exchanged
 from workbench.carry.record import Recorded, record
 from workbench.carry.ridge import input_map, output_map
 from workbench.lazy import torch
-from workbench.weights import svd
+from workbench.weights import lowrank
 from workbench.weights.lowrank import Factors, summed
 
 if TYPE_CHECKING:
@@ -228,4 +228,4 @@ def _combined(move: Move, updates: Mapping[str, Factors], maps: Mapping[str, Map
         parts.append((move.weight, Factors(left, right)))
     if len(parts) == 1 and move.weight == 1:
         return parts[0][1]
-    return svd.truncated(summed(parts), max(factors.rank for _, factors in parts))
+    return lowrank.truncated(summed(parts), max(factors.rank for _, factors in parts))

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 
 from workbench.carry.acting import acting
 from workbench.lazy import torch
-from workbench.models.batching import side_by_side
-from workbench.models.divergence import mean_divergence
-from workbench.models.hooks import frozen
-from workbench.models.texts import TextRow
+from workbench.models.hooks import frozen, mean_divergence
+from workbench.models.texts import TextRow, side_by_side
 from workbench.weights.lowrank import Factors
 
 if TYPE_CHECKING:

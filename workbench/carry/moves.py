@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from workbench.adapters.modules import Live
+from workbench.adapters.approximate import Live
 from workbench.carry.layers import LayerMap
 from workbench.models.layout import Model
 

@@ -8,10 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.batching import by_length, side_by_side
-from workbench.models.hooks import hooked, shaped
-from workbench.models.texts import batch_limit
+from workbench.models.hooks import head_sees, hooked, shaped
+from workbench.models.texts import batch_limit, by_length, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -86,7 +86,7 @@ def advise(
     from workbench.cli.documents.advice import AdviceDocument
     from workbench.library.advise import advise as look
     from workbench.library.scored_before import scored_before
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.project import find_project, runs_of
     from workbench.run.device import Work
     from workbench.scores.store import ScoreStore

@@ -30,7 +30,7 @@ def barrier(
     """
     from workbench.cli.documents.barrier import BarrierDocument
     from workbench.library.barrier import measure_barrier
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = quiet or json
     measured = measure_barrier(first, second, text, project=Path.cwd(), device=pick_device(device), base=base, events=out.event)

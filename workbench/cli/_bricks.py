@@ -28,12 +28,11 @@ def measure_brick(brick: Brick, others: list[str], base: str, device: str) -> Me
         WorkbenchError: If a brick does not fit the base, or if two bricks have the same name.
     """
     from workbench.bricks.locate import resolve_base
-    from workbench.bricks.tied import base_for
+    from workbench.bricks.origin import base_for
     from workbench.library.measure import measure
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.compose import deltas
-    from workbench.weights.device import exact
-    from workbench.weights.parallel import default_threads
+    from workbench.weights.device import default_threads, exact
 
     checkpoint, _ = resolve_base(base, Path.cwd())
     compared = {b.name: b for b in map(find_brick, others)}

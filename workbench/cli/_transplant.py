@@ -66,7 +66,7 @@ def transplant(
     from workbench.cli.documents.transplant import CarriedDocument
     from workbench.library.transplant import transplant as run
     from workbench.library.transplant_inputs import Wanted
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = quiet or json
     wanted = Wanted(brick_directory(brick), target, on, by, layers, mapping, texts, steps, learning_rate, force)

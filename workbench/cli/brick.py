@@ -169,7 +169,7 @@ def train(
     it. An interrupted training resumes.
     """
     from workbench.library.train import train_brick, write_spec
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     flags = {
         "base": base,
@@ -252,7 +252,7 @@ def extract(
     from workbench.adapters.approximate import Policy
     from workbench.cli.documents.bricks import ExtractDocument
     from workbench.library.extract import extract as run
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.device import Work
 
     out.quiet = quiet or json
@@ -325,7 +325,7 @@ def bake(
     Computes in float32 and casts once. An interrupted command resumes.
     """
     from workbench.library.extract import bake as run
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.device import Work
 
     out.quiet = quiet or json
@@ -359,7 +359,7 @@ def verify(
     Reads all tensors and refuses NaN and infinities. Exits with 3 if the digest differs from the card's.
     """
     from workbench.bricks.locate import is_neuron_set, resolve_base
-    from workbench.bricks.tied import base_for
+    from workbench.bricks.origin import base_for
     from workbench.project import cache_of
     from workbench.weights.digests import tensor_digests, weights_digest
 

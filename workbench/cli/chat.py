@@ -43,7 +43,7 @@ def chat(
     chat template and history; their answers stand beside each other in a terminal of at least 80 columns. After each answer of a
     routed model, the bricks that gave it are printed to standard error.
     """
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     if len(targets) > 2:
         raise UsageError(f"expected one or two models, found {len(targets)}", "workbench chat TARGET OTHER")
@@ -123,7 +123,7 @@ def _answer(speakers: Sequence[Speaker], line: str, limit: int, number: int, wri
 
 def _open(targets: Sequence[str], runs_dir: Path | None, device: torch.device, plain: bool) -> list[Speaker]:
     """Load one or two models; two of the same base share one live model if their weights allow it."""
-    from workbench.models.tokenizer import load_tokenizer
+    from workbench.models.prompts import load_tokenizer
 
     opened = [open_named(target, out.event, runs_dir).resolved for target in targets]
     tokenizers = [load_tokenizer(resolved.tokenizer_path) for resolved in opened]
@@ -166,7 +166,7 @@ def open_live(target: str, runs_dir: Path | None, device: torch.device) -> tuple
     Raises:
         WorkbenchError: If there is no such recipe, run or model, or if it has no model that can be loaded.
     """
-    from workbench.models.tokenizer import load_tokenizer
+    from workbench.models.prompts import load_tokenizer
 
     resolved = open_named(target, out.event, runs_dir).resolved
     return _live(resolved, device), load_tokenizer(resolved.tokenizer_path)

@@ -58,7 +58,7 @@ def rebase(
     Takes the facts and settings that the edit was made with.
     """
     from workbench.library.rebase import rebase as run
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     model = open_named(onto, out.event)
@@ -106,7 +106,7 @@ def trace(
     al. 2022). Prints a table. It is for reading only: `layers: auto` of an edit step tries edits on several layers instead.
     """
     from workbench.library.trace import trace_table
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     table = trace_table(

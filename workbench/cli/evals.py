@@ -86,7 +86,7 @@ def evaluate(
     README.md. With --engine ray, a cluster whose nodes see this project at the same path shares the work.
     """
     from workbench.cli.documents.scores import EvalDocument
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.report.scorecard import card_scores
     from workbench.report.trackers import log_runs, open_tracker, runs_of_scores
 

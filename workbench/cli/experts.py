@@ -40,8 +40,8 @@ def experts(
     """Count how often each expert of a mixture is used, layer by layer."""
     from workbench.cli.documents.machine import ExpertsDocument
     from workbench.grow.mixtures.usage import usage
-    from workbench.models.device import pick_device
-    from workbench.models.experts import expert_modules
+    from workbench.models.hooks import expert_modules
+    from workbench.models.identity import pick_device
     from workbench.models.texts import encode, longest_row, read_texts
 
     out.quiet = quiet or json

@@ -97,7 +97,7 @@ def write(
     from workbench.files import check_new
     from workbench.library.export import PROMPTS, Export, check_export, check_server, write_export
     from workbench.library.servers import GGUF, check_llama_cpp, converter
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.models.texts import read_prompts
 
     out.quiet = json or quiet

@@ -89,7 +89,7 @@ def check(
     from workbench.edit.closed_form.continuing import read_earlier
     from workbench.library.fact_wordings import compare_wordings, require_encoder
     from workbench.library.facts import check_facts
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     if continues and not stream:

@@ -221,7 +221,7 @@ def _learning(configuration: Path | None, place: str, device: str) -> Iterator[M
     Raises:
         WorkbenchError: If the memory does not belong to a configuration directory.
     """
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.run.opened import open_configuration
     from workbench.run.teaching import live_session
     from workbench.weights.device import exact

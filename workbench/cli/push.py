@@ -88,7 +88,7 @@ def push(
         )
     if not dry_run:
         sent = upload(files, target, f"{packed.record.get('name', found.name)}, made with brick-workbench", out.event)
-        for line in sent.said:
+        for line in sent.warnings:
             out.warn(line)
         document |= {"url": sent.url, "commit": sent.commit, "changed": sent.changed, "deleted": list(sent.deleted)}
     out.result(lambda: PushDocument.model_validate(document), lambda: _print(document), json=json)

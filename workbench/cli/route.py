@@ -194,7 +194,7 @@ def measure(
     from workbench.cli._bricks import brick_directory
     from workbench.cli.documents.routing import MeasuredBrick
     from workbench.library.route_statistics import measure_brick, measuring
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     if calibration is not None and len(bricks) > 1:
@@ -223,7 +223,7 @@ def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any
         WorkbenchError: If the target has no router.
     """
     from workbench.cli.chat import open_live
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     model, tokenizer = open_live(target, runs_dir, pick_device(device))
     routing = getattr(model, "routing", None)

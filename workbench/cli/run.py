@@ -140,7 +140,7 @@ def _print_plan(planned: RunPlan, runs: Path) -> None:
 
 def plans_cuda(device: str) -> bool:
     """Return whether a plan is for a CUDA device; a device named as cuda may be missing on this machine."""
-    from workbench.models.device import has_cuda, pick_device
+    from workbench.models.identity import has_cuda, pick_device
 
     if device == "auto":
         return has_cuda()

@@ -248,7 +248,7 @@ def export(
 def _export_facts(name: str, to: Path, base: str | None, device: str) -> None:
     """Export the tasks that `eval --suite facts:FILE` scores, for plain lm_eval."""
     from workbench.evaluate.facts import PREFIX, export_facts, wanted
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
     from workbench.project import find_project
     from workbench.recipe.fields import FactsEval
     from workbench.run.opened import resolve_model

@@ -9,7 +9,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.edit.closed_form.closed_form import ClosedForm, editor
 from workbench.edit.closed_form.preset import LONGEST
 from workbench.edit.closed_form.texts import contexts, generated_prompts, read_prompts, statistics_texts
@@ -36,14 +36,13 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import torch
-from workbench.models.feedforward import is_attention, n_outputs
-from workbench.models.hooks import frozen
+from workbench.models.hooks import frozen, is_attention, n_outputs
 from workbench.models.layout import Model
 from workbench.models.texts import Text, encode, longest_row, read_texts
 from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
+from workbench.weights.device import one_thread
 from workbench.weights.lowrank import Factors
-from workbench.weights.parallel import one_thread
 
 RANK = 16
 

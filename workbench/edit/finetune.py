@@ -18,7 +18,7 @@ from workbench.models.architecture import max_positions
 from workbench.models.layout import Model
 from workbench.steps import Edit, EditMethod, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.parallel import one_thread
+from workbench.weights.device import one_thread
 
 # Relative depth of the layer that `layers: auto` edits. On the starter base (12 CounterFact facts, learning rate 1e-3, 60 epochs) every
 # layer learns all facts. Editing layer 5 of 30 keeps 75 % of the first tokens after neighboring prompts, layers 10 to 24 keep 42 to 58 %.

@@ -15,12 +15,12 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.models.batching import side_by_side
-from workbench.models.names import live_module
+from workbench.models.architecture import live_module
 from workbench.models.prompts import encode_pair
+from workbench.models.texts import side_by_side
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -36,14 +36,13 @@ from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.facts.conflicts import require_consistent
 from workbench.lazy import no_grad
-from workbench.models.feedforward import n_outputs
-from workbench.models.hooks import frozen
+from workbench.models.hooks import frozen, n_outputs
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
 from workbench.models.texts import longest_row
 from workbench.steps import Edit, EditMethod, KeyContext, MethodContext, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.parallel import one_thread
+from workbench.weights.device import one_thread
 
 BOUND = 1e-3
 """A neuron counts as active where its activation is above this share of the one at its fact's query."""

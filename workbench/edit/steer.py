@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.edit.places.parts import Parts
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.lazy import no_grad, torch

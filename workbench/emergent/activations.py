@@ -20,10 +20,9 @@ from workbench.emergent.ranking import BINS, log_bins
 from workbench.emergent.sites import Site, visiting
 from workbench.files import read_json, write_json
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import by_length, side_by_side
 from workbench.models.hooks import shaped
-from workbench.models.texts import batch_limit
-from workbench.weights.saving import save_tensors
+from workbench.models.texts import batch_limit, by_length, side_by_side
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.emergent.losses import cross_entropies
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import cache_name, head_sees
-from workbench.models.batching import Batch, side_by_side
+from workbench.models.hooks import cache_name, head_sees
+from workbench.models.texts import Batch, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,10 +16,9 @@ from workbench.emergent.losses import LOGITS, loss_batches, losses
 from workbench.emergent.sites import Site
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import side_by_side
 from workbench.models.hooks import first_of, states_of, with_first
 from workbench.models.layout import stack_prefix
-from workbench.models.texts import TextRow, batch_limit, batches
+from workbench.models.texts import TextRow, batch_limit, batches, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from workbench.emergent.losses import loss_batches
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import side_by_side
 from workbench.models.hooks import first_of, hooked, shaped
 from workbench.models.layout import stack_prefix
+from workbench.models.texts import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -18,8 +18,7 @@ from workbench.emergent.sites import Site
 from workbench.errors import UsageError, WorkbenchError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
-from workbench.models.feedforward import n_outputs
-from workbench.models.hooks import hooked, shaped
+from workbench.models.hooks import hooked, n_outputs, shaped
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,10 +21,9 @@ from workbench.emergent.sites import Site, Visitor, visiting
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact, joined
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import side_by_side
 from workbench.models.hooks import first_of, frozen, hooked, shaped
 from workbench.models.prompts import encode_pair
-from workbench.models.texts import BATCH_TOKENS
+from workbench.models.texts import BATCH_TOKENS, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

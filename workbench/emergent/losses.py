@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Literal, TypeAlias
 from workbench.emergent.labelled import ItemRow
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.batching import side_by_side
-from workbench.models.texts import BATCH_TOKENS, batch_limit
+from workbench.models.hooks import head_sees
+from workbench.models.texts import BATCH_TOKENS, batch_limit, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

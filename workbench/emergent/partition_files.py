@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from workbench.emergent.partition import Partition
 from workbench.files import write_json
 from workbench.lazy import torch
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

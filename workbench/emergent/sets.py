@@ -14,7 +14,7 @@ from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
 from workbench.lazy import torch
 from workbench.weights.digests import tensor_digest
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 from workbench.errors import UsageError
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
-from workbench.models.experts import expert_modules, has_experts, unread
-from workbench.models.feedforward import feed_forward_mixers, output_projections
+from workbench.models.hooks import expert_modules, feed_forward_mixers, has_experts, output_projections, unread
 from workbench.models.layout import stack_prefix
 
 if TYPE_CHECKING:

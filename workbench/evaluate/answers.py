@@ -13,7 +13,7 @@ from workbench.evaluate.hflm import SafeHFLM
 from workbench.evaluate.packed import Pair
 from workbench.evaluate.quiet import quiet, seeded
 from workbench.facts import joined
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 
 STOPS = ("\n", ".")
 _ROWS = 8  # rows of a forward pass that keeps all logits

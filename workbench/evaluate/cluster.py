@@ -16,7 +16,7 @@ from workbench.evaluate.pool import LOSSES, Pool, cluster
 from workbench.evaluate.progress import SideBySide
 from workbench.evaluate.scoring import check_calibration, refuse_stateful, score_all
 from workbench.events import Events, no_events
-from workbench.models.device import pick_device
+from workbench.models.identity import pick_device
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Scores, ScoreStore
 from workbench.trust import is_trusted

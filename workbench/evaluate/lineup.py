@@ -13,8 +13,7 @@ from typing import Any
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import LeftOut, UsageError, WorkbenchError
 from workbench.evaluate.facts import Wanted, checkpoints, edited_for, facts_digest, read_step
-from workbench.models.generation import identity
-from workbench.models.identity import tokenizer_digest
+from workbench.models.identity import identity, tokenizer_digest
 from workbench.recipe.fields import FactsEval
 from workbench.recipe.recipe import Recipe, dump_step
 from workbench.resolve.resolve import resolve

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.lazy import torch
 from workbench.scores.documents import Measured
-from workbench.weights.parallel import peak_bytes, return_freed_memory
+from workbench.weights.device import peak_bytes, return_freed_memory
 
 CUDA = "CUDA memory that torch allocated"
 RESIDENT = "resident memory of the process"

@@ -15,7 +15,7 @@ from workbench.evaluate.check import RefusedError, checked
 from workbench.evaluate.hflm import SafeHFLM, Tokenized, recalled, without_recall
 from workbench.evaluate.packed import Answer, Forward, Pair, answered
 from workbench.evaluate.routed import acting, routed_groups
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 
 log = logging.getLogger("workbench")
 
@@ -114,7 +114,7 @@ register()
 
 
 def _device(device: str | None, pretrained: Any) -> Any:
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     return pretrained.device if isinstance(pretrained, PreTrainedModel) else pick_device(device or "auto")
 

@@ -13,7 +13,7 @@ from workbench.evaluate.quiet import quiet
 from workbench.evaluate.requests import build, by_item
 from workbench.evaluate.sentences import sentence_for
 from workbench.evaluate.tasks import load_tasks
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan
 
 

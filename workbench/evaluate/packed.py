@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from workbench.models.attention import additive_masks, cache_name, head_sees, windows
+from workbench.models.hooks import additive_masks, cache_name, head_sees, windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -19,7 +19,7 @@ from workbench.evaluate.quiet import quiet, seeded
 from workbench.evaluate.requests import Requests, by_item, prepared, rows_of
 from workbench.evaluate.routed import RoutedGroup, acting, labels, refuse_calibrated, routed_groups
 from workbench.events import Progress
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.scores.plan import ScorePlan
 from workbench.scores.store import Check, Configuration, Journal, ScoreStore
 

@@ -16,7 +16,7 @@ from workbench.errors import UsageError, WorkbenchError
 from workbench.evaluate import build_plan
 from workbench.evaluate.taskchecks import SuiteCheck, checks_of, example, some
 from workbench.models.architecture import max_positions
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.project import cache_of
 from workbench.scores.groups import expanded
 from workbench.scores.plan import ScorePlan

@@ -9,9 +9,8 @@ from pydantic import Field, field_validator, model_validator
 
 from workbench.bricks.language import EMBEDDINGS, HEAD, component_configs, component_of, language_names
 from workbench.errors import InvalidRecipeError, nearest
-from workbench.models.architecture import head_of
+from workbench.models.architecture import head_of, untied_config
 from workbench.models.layout import Model
-from workbench.models.tied import untied_config
 from workbench.steps import GrowMethod, Grown, Growth, Learns, Preserves, Problem, register
 
 _SHARE = "All models must share one text architecture: the same layers, widths and number of tokens."

@@ -17,7 +17,7 @@ from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import Whole
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 
 @register

@@ -13,9 +13,8 @@ from workbench.grow.expansion.parts import text_config, with_text
 from workbench.grow.expansion.slices import Part, PartField, Slice
 from workbench.grow.expansion.stacking import Factors, Layer, Stacking
 from workbench.grow.expansion.views import head_name
-from workbench.models.architecture import is_embedding, is_head
+from workbench.models.architecture import is_embedding, is_head, untied_config
 from workbench.models.layout import Model
-from workbench.models.tied import untied_config
 from workbench.steps import GrowMethod, Grown, Growth, KeyContext, Learns, Preserves, Problem, register
 from workbench.steps.fields import Whole
 

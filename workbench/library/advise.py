@@ -37,9 +37,8 @@ from workbench.library.pools import (
     regime_of,
     unequal,
 )
-from workbench.merge.measuring.overlap import Overlap
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.deltas import Deltas
+from workbench.merge.measuring.matrices import Overlap
+from workbench.merge.streaming.deltas import Deltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.recipe.methods import method

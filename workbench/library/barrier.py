@@ -15,12 +15,12 @@ from workbench.emergent.losses import losses
 from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events, progress
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
+from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import encode, longest_row, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve

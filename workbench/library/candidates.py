@@ -13,8 +13,8 @@ from workbench.edit.places.knowledge import said_by
 from workbench.facts import SLOT, Fact
 from workbench.lazy import torch
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, longest_row, spread
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import from_data
 from workbench.resolve.resolve import resolve
 from workbench.run.compose import compose

@@ -15,8 +15,8 @@ from workbench.manifest import MANIFEST, described
 from workbench.project import cache_of, is_writable
 from workbench.run.directory import list_runs
 from workbench.run.execute import versions
-from workbench.weights.compiled import backend
 from workbench.weights.header import read_header
+from workbench.weights.kernels import backend
 
 _LOW_SPACE = 5_000_000_000
 

@@ -10,10 +10,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.adapters.bind import bind
-from workbench.adapters.gguf_lora import gguf_places, write_gguf
-from workbench.adapters.linear import as_lora, linear_factors, not_linear, ranks_of
+from workbench.adapters.linear import (
+    as_lora,
+    gguf_places,
+    linear_factors,
+    not_linear,
+    ranks_of,
+    served_rank,
+    write_gguf,
+    write_served,
+)
 from workbench.adapters.read import Adapter
-from workbench.adapters.served import served_rank, write_served
 from workbench.bricks.hub import FETCH, Hub
 from workbench.errors import UsageError, WorkbenchError, nearest, shell
 from workbench.events import Events, no_events
@@ -34,8 +41,8 @@ from workbench.library.servers import (
     script,
 )
 from workbench.manifest import require_whole
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.resolve.resolve import resolve

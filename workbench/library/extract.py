@@ -14,8 +14,8 @@ from workbench.adapters.read import CONFIG as ADAPTER_CONFIG
 from workbench.bricks.brick import Brick, fitted
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, read_licence, read_title, write_card
 from workbench.bricks.hub import CARD
-from workbench.bricks.integers import check_integers
 from workbench.bricks.locate import kinds_of, locate, resolve_base
+from workbench.bricks.origin import check_integers
 from workbench.errors import WorkbenchError, shell
 from workbench.files import check_new, new_directory, write_json
 from workbench.models.layout import Model

@@ -19,8 +19,7 @@ from workbench.facts.facts import folded
 from workbench.facts.probes import Conflict, Status
 from workbench.facts.published import read_all
 from workbench.lazy import no_grad, torch
-from workbench.models.prompts import encode_pair, encode_text
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import encode_pair, encode_text, load_tokenizer
 from workbench.recipe.recipe import Recipe, load_recipe
 from workbench.results import Number, Part
 from workbench.run.kinds.edit import FACTS, RECORD

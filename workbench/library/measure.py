@@ -19,9 +19,9 @@ import xxhash
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import Deltas
 from workbench.models.layout import Model
-from workbench.weights import svd
+from workbench.weights import lowrank
+from workbench.weights.device import each
 from workbench.weights.lowrank import Factors
-from workbench.weights.parallel import each
 from workbench.weights.specs import TensorSpec, block_elements, buffer, matrix
 
 if TYPE_CHECKING:
@@ -245,12 +245,12 @@ def _tensor(base: Model, name: str, brick: Deltas, others: Mapping[str, Deltas],
     norm = _stream(base, name, bricks if dense else [], sums, device)
     brick_factors = factors[0]
     if brick_factors is not None:
-        sums.square, sums.zeros = svd.inner(brick_factors, brick_factors), _zeros(brick_factors)
+        sums.square, sums.zeros = lowrank.inner(brick_factors, brick_factors), _zeros(brick_factors)
     for other_factors, meeting in zip(factors[1:], sums.meetings.values(), strict=True):
         if other_factors is not None:
-            meeting.square, meeting.zeros = svd.inner(other_factors, other_factors), _zeros(other_factors)
+            meeting.square, meeting.zeros = lowrank.inner(other_factors, other_factors), _zeros(other_factors)
             if brick_factors is not None:
-                meeting.dot = svd.inner(brick_factors, other_factors)
+                meeting.dot = lowrank.inner(brick_factors, other_factors)
     for part in (sums, *sums.meetings.values()):
         part.settle(norm, spec.numel)
     for meeting in sums.meetings.values():
@@ -321,7 +321,7 @@ def _overlaps(
 def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return orthonormal bases [rows, r] and [cols, r] of a delta's column and row spaces, or of their leading part if dense."""
     if factors is not None:
-        left, values, right = svd.core(factors)
+        left, values, right = lowrank.core(factors)
         rank = max(1, int((values > 1e-6 * values.max()).sum()))
         return left[:, :rank], right[:rank].T
     spec = base.weights.specs[name]
@@ -331,7 +331,7 @@ def _subspaces(base: Model, name: str, brick: Deltas, factors: Factors | None, d
         weights = matrix(scratch, start, stop, spec.cols)
         source.read(start, stop, weights)
         delta.read_delta(start, stop, weights, dense[start:stop])
-    left, _, right = svd.singular(dense, DIRECTIONS, xxhash.xxh32_intdigest(name.encode()))
+    left, _, right = lowrank.singular(dense, DIRECTIONS, xxhash.xxh32_intdigest(name.encode()))
     return left.double(), right.T.double()
 
 

@@ -18,8 +18,8 @@ from workbench.lazy import torch
 from workbench.library.measure import measure
 from workbench.library.neurons_ablation import AblationTable, ablation_table, finite
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, encode, longest_row
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import Recipe, from_data
 from workbench.resolve.resolve import resolve
 from workbench.resolve.resolved import Resolved

@@ -24,7 +24,7 @@ from workbench.files import file_digest, write_json
 from workbench.lazy import torch
 from workbench.library.neurons_subject import NeuronSubject, open_neurons
 from workbench.library.trace import TraceTable, trace_table
-from workbench.models.experts import has_experts
+from workbench.models.hooks import has_experts
 from workbench.run.opened import NamedModel
 from workbench.scores.statistics import upper_t
 from workbench.weights.device import exact

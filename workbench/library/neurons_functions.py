@@ -23,7 +23,7 @@ from workbench.library.frames import data_frame
 from workbench.library.neurons_subject import NeuronSubject
 from workbench.models.identity import computed_on
 from workbench.tables import csv_records
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 RECORD, TENSORS, SETS, CONTROL = "functions.json", "functions.safetensors", "sets", "controls/shuffled"
 VERSION = 2  # of the record

@@ -15,8 +15,7 @@ from workbench.bricks.upload import HUB_ID
 from workbench.errors import UsageError, WorkbenchError
 from workbench.files import read_json
 from workbench.manifest import files_of
-from workbench.models.generation import identity
-from workbench.models.identity import tokenizer_digest
+from workbench.models.identity import identity, tokenizer_digest
 from workbench.project import cache_of, find_project
 from workbench.resolve.findings import is_restricted, is_unknown
 from workbench.run.directory import RECORD, RunDirectory

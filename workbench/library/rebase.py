@@ -22,9 +22,9 @@ from workbench.facts import Fact, read_facts
 from workbench.files import check_new, new_directory
 from workbench.lazy import torch
 from workbench.library.extract import brick_name
+from workbench.models.architecture import live_module
 from workbench.models.identity import vocabulary_digest
 from workbench.models.layout import Model
-from workbench.models.names import live_module
 from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.recipe.schema import Output

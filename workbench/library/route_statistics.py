@@ -18,8 +18,8 @@ from workbench.manifest import changing
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
 from workbench.route.deciding.kept import FILE, measure_states
 from workbench.route.features.hidden import WINDOW, depth_of

@@ -20,7 +20,7 @@ from workbench.errors import WorkbenchError, size
 from workbench.events import Events, no_events
 from workbench.files import MAX_UNPACKED, publish
 from workbench.manifest import sha256_of
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import tensor_digests, weights_digest
 

@@ -27,8 +27,8 @@ from workbench.library.transplant_inputs import Inputs, Wanted, read_inputs
 from workbench.library.transplant_report import report_of
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import Text, TextRow, encode, longest_row, read_texts
-from workbench.models.tokenizer import load_tokenizer
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.device import exact
 from workbench.weights.lowrank import Factors

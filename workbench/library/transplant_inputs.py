@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from workbench.adapters.approximate import live_places
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.linear import as_lora, not_linear
-from workbench.adapters.modules import live_places
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import kinds_of, locate, resolve_base, resolve_brick
 from workbench.bricks.origin import NamedBase, check_origin
@@ -18,8 +18,8 @@ from workbench.carry.moves import Linear, Plan, linears, plan_moves
 from workbench.errors import UsageError, WorkbenchError, shell
 from workbench.library.extract import base_of, brick_name
 from workbench.models.architecture import EXPERT_COUNTS, text_parts
-from workbench.models.cleanup import tidy
 from workbench.models.layout import Model
+from workbench.models.skeleton import tidy
 from workbench.project import cache_of
 from workbench.resolve.edits import edit_record
 from workbench.steps.fields import BrickRef

@@ -12,13 +12,12 @@ from workbench.emergent.files import read_pair
 from workbench.errors import WorkbenchError
 from workbench.files import write_json
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import ReadsTexts
-from workbench.merge.measuring.grams import INDEX, InputWalk, in_cache
-from workbench.merge.measuring.least_squares import by_pattern, is_conv1d
+from workbench.merge.measuring.calibration import ReadsTexts, by_pattern, is_conv1d
+from workbench.merge.measuring.layers import INDEX, InputWalk, in_cache
 from workbench.models.layout import Model
 from workbench.steps import Block, Combination, Group, Laws, Measured, MergeContext, OverlapWeighted, Prepared, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, Real
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry
-from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, inputs_read, masked, measured_in_order, shared
-from workbench.merge.measuring.least_squares import norm_report
+from workbench.merge.measuring.calibration import Calibrated, CalibrationEntry, norm_report
+from workbench.merge.measuring.forward import LayerDeltas, Walk, bias_of, flipped, measured_in_order
+from workbench.merge.measuring.layers import inputs_read, shared, without_padding
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Bricks, Number, Real, value_at
@@ -41,6 +41,8 @@ class FeatCal(Calibrated):
     )
     laws = Laws(zero_is_base=False, single_is_identity=False, memory="tensor", needs="texts")
 
+    same_texts = "every brick is then fitted on the same inputs, not on those of its own task"
+
     merge: Literal["featcal"]
     bricks: Bricks[CalibrationEntry] | None = None
     """Mapping of brick name to weight, or to {weight:, calibration:}. A list of names gives each brick weight 1; if omitted, all
@@ -54,14 +56,6 @@ class FeatCal(Calibrated):
     blend: Real = Field(0.25, ge=0, le=1)
     """Share α of the brick's own inputs in what its layers read. With 0 they read the merged model's inputs alone."""
 
-    def warnings(self, names: Sequence[str]) -> Iterator[str]:
-        """Yield a warning for each file of texts that stands for several bricks."""
-        for file, bricks in self.shared(names):
-            yield (
-                f"{file} calibrates {bricks}: every brick is then fitted on the same inputs, not on those of its own task; give each "
-                "brick texts of its own task"
-            )
-
     def measure_bytes(self, model: Model) -> int:
         """Return the size of two layers with the systems of one, or of the embeddings, and of all hidden states in two models."""
         sizes = self.sizes(model)
@@ -74,11 +68,10 @@ class FeatCal(Calibrated):
     def measure(self, context: MergeContext) -> Measured:
         """Calibrate all layers in forward order, or find them in the cache."""
 
-        def factors(walk: Walk, tensor: str) -> dict[str, float]:
-            lam = value_at(self.lam, tensor, context.base, 0.3)
-            return {brick: lam * weight for brick, weight in walk.weights(tensor).items()}
+        def scale(tensor: str) -> float:
+            return value_at(self.lam, tensor, context.base, 0.3)
 
-        return measured_in_order(self, context, factors, _Calibration(self.anchor, self.ridge, self.blend))
+        return measured_in_order(self, context, scale, _Calibration(self.anchor, self.ridge, self.blend))
 
     def report(self, notes: Mapping[str, Any]) -> dict[str, Any]:
         """Return the norms of the solved tensors."""
@@ -108,8 +101,6 @@ class _Calibration:
 
     def __call__(self, walk: Walk, layer: int) -> None:
         """Set the deltas of the linear layers of one decoder layer, and let the texts pass through the bricks' own layers."""
-        if layer == len(walk.merged.layers):
-            return
         systems: dict[tuple[Any, ...], _System] = {}
         with walk.merged.loaded(layer):
             for brick, stack in walk.bricks.items():
@@ -138,8 +129,8 @@ class _Calibration:
                 walk.merged.run(layer, walk.hidden[brick][i], walk.calls[brick][i][layer])
                 hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
                 for first, readers in shared(merged, batch).items():
-                    x = masked(merged[first], batch)
-                    y = x.lerp(masked(own[first], batch), self.blend)
+                    x = without_padding(merged[first], batch)
+                    y = x.lerp(without_padding(own[first], batch), self.blend)
                     sums.setdefault(first, _Sums(readers)).add(x, y)
         return sums
 

@@ -14,14 +14,13 @@ from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated
-from workbench.merge.measuring.least_squares import average, checked_weights, norm_report
+from workbench.merge.measuring.calibration import Calibrated, average, checked_weights, norm_report
+from workbench.models.architecture import counterpart
 from workbench.models.layout import Model
-from workbench.models.names import counterpart
 from workbench.models.texts import TextRow, log_likelihood
 from workbench.steps import Block, Group, Laws, Measured, MergeContext, Prepared, register
 from workbench.steps.fields import Real
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from workbench.lazy import torch
-from workbench.merge.measuring.spectral import (
+from workbench.merge.measuring.matrices import (
     averaged,
     by_matrix,
     is_matrix,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from workbench.lazy import torch
-from workbench.merge.measuring.least_squares import norm_report
-from workbench.merge.measuring.spectral import averaged, by_matrix, is_matrix, mean_weights
+from workbench.merge.measuring.calibration import norm_report
+from workbench.merge.measuring.matrices import averaged, by_matrix, is_matrix, mean_weights
 from workbench.models.architecture import is_conv1d_layer
 from workbench.models.layout import Model
 from workbench.steps import Combination, Group, Laws, MergeMethod, Prepared, register

@@ -1,51 +1,39 @@
-"""Architecture facts: names of embeddings and heads, transposed matrices, and the depth and length that config.json states.
+"""Architecture facts: names of embeddings and heads, tied embeddings, transposed matrices, and what config.json states.
 
 All parts of the package use these tables, so that a name that is added here is known everywhere. The fields of config.json are listed in
-`weights/configuration.py`, which checks their values when a file is read.
+`weights/header.py`, which checks their values when a file is read. Names on disk and in a live model may differ by a root prefix.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.weights.configuration import DEPTHS, POSITIONS, TEXT_CONFIGS
+from workbench.errors import WorkbenchError
+from workbench.lazy import torch
+from workbench.weights.header import DEPTHS, POSITIONS, TEXT_CONFIGS
+from workbench.weights.specs import Source, TensorSpec, Weights
 
 if TYPE_CHECKING:
     from torch import nn
 
+
 # Modules of the input embeddings: Llama and most others | GPT-2 | GPT-NeoX | BLOOM, Falcon | Llama's first release, InternLM2 |
 # Mamba, RWKV, XLM and Nemotron-H in transformers | Mamba in its authors' files | T5, BART | GPT | XLNet | CPM-Ant.
 EMBEDDINGS = (
-    "embed_tokens",
-    "wte",
-    "embed_in",
-    "word_embeddings",
-    "tok_embeddings",
-    "embeddings",
-    "backbone.embedding",
-    "shared",
-    "tokens_embed",
-    "word_embedding",
-    "input_embedding",
-)
+    "embed_tokens", "wte", "embed_in", "word_embeddings", "tok_embeddings", "embeddings", "backbone.embedding", "shared",
+    "tokens_embed", "word_embedding", "input_embedding",
+)  # fmt: skip
 # Modules of the output embeddings: most models | GPT-NeoX | Llama's first release, InternLM2 | BERT | RoBERTa | BioGPT, TrOCR |
 # Whisper | ELECTRA | XLM | XLNet.
 HEADS = (
-    "lm_head",
-    "embed_out",
-    "output",
-    "cls.predictions.decoder",
-    "lm_head.decoder",
-    "output_projection",
-    "proj_out",
-    "generator_lm_head",
-    "pred_layer.proj",
-    "lm_loss",
-)
+    "lm_head", "embed_out", "output", "cls.predictions.decoder", "lm_head.decoder", "output_projection", "proj_out",
+    "generator_lm_head", "pred_layer.proj", "lm_loss",
+)  # fmt: skip
 # Names above that some models also use for a matrix inside a layer, such as `blocks.0.attention.output` in RWKV.
 _USED_IN_LAYERS = ("output", "shared", "embeddings", "proj_out", "output_projection")
 # Heads whose names are words that other modules end with too: RWKV | ModernBERT.
@@ -186,3 +174,130 @@ def is_usual_decoder(config: Mapping[str, Any]) -> bool:
         return False
     library = find_spec("transformers")
     return any((Path(folder) / "models" / kind).is_dir() for folder in (library and library.submodule_search_locations) or ())
+
+
+_ROOTS = ("model.", "transformer.", "gpt_neox.", "language_model.")
+
+
+def disk_weight(module: str, specs: Mapping[str, TensorSpec], label: str) -> str:
+    """Return the name on disk of a live module's weight.
+
+    The names of a base that was saved without its head, or inside a larger model, lack a root prefix or have another one.
+
+    Args:
+        module: A module name of the live model: "model.layers.0.self_attn.q_proj".
+        specs: The base's tensors.
+        label: The owner of the module name in messages.
+
+    Raises:
+        WorkbenchError: If the base has no such weight.
+    """
+    name = f"{module}.weight"
+    stored = counterpart(name, specs)
+    if stored is None:
+        hint = "The adapter was trained on another architecture: use its own base in the recipe."
+        if is_head_module(module):
+            hint = "The base ties its head to its embeddings, and an update of the head alone would untie them: train the adapter without the head."
+        raise WorkbenchError(f"{label}: module {module} has no weight in the base.{nearest_name(name, specs)}", hint)
+    return stored
+
+
+def live_module(weight: str, modules: Collection[str]) -> str:
+    """Return the live model's module that a weight on disk belongs to; the inverse of `disk_weight`.
+
+    Args:
+        weight: A tensor name on disk: "h.0.mlp.c_proj.weight".
+        modules: Module names of the live model.
+
+    Raises:
+        WorkbenchError: If the model has no such module.
+    """
+    name = weight.removesuffix(".weight")
+    module = counterpart(name, modules)
+    if module is None:
+        raise WorkbenchError(
+            f"{weight}: the live model has no module {name}.{nearest_name(name, modules)}",
+            "transformers renames or fuses this architecture's weights, which is not supported here.",
+        )
+    return module
+
+
+def counterpart(name: str, known: Collection[str]) -> str | None:
+    """Return the name among `known` that equals a name with or without a root prefix; None if there is none."""
+    return next((c for c in with_and_without_root(name) if c in known), None)
+
+
+def nearest_name(name: str, known: Collection[str]) -> str:
+    """Return a "Did you mean" sentence with a leading space if a known name is similar, else an empty text."""
+    close = get_close_matches(name, known, n=1, cutoff=0.8)
+    return f" Did you mean '{close[0]}'?" if close else ""
+
+
+def with_and_without_root(name: str) -> Iterator[str]:
+    """Yield a name, then the name without its root prefix, then the name with each known root prefix added."""
+    yield name
+    yield from (name.removeprefix(root) for root in _ROOTS if name.startswith(root))
+    yield from (root + name for root in _ROOTS)
+
+
+def tied_embeddings(names: Iterable[str], config: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return the names of embeddings and head of a language model that stores one tensor for both; None for other models.
+
+    Args:
+        names: Names of the stored tensors.
+        config: The content of config.json. Multimodal models have the flag `tie_word_embeddings` in the text decoder's part.
+
+    Returns:
+        (embeddings, head). The head is not stored; its name is the one that transformers expects in an untied model.
+    """
+    names = list(names)
+    flag = next((part["tie_word_embeddings"] for part in text_parts(config) if "tie_word_embeddings" in part), True)
+    tables = [name for name in names if is_embedding(name)]
+    if not flag or not tables or any(map(is_head, names)):
+        return None
+    embeddings = min(tables, key=len)
+    return embeddings, head_of(config, embeddings)
+
+
+def untied_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return config.json for the model with an untied head."""
+    changed = {**config, "tie_word_embeddings": False}
+    for field in TEXT_CONFIGS:
+        if isinstance(config.get(field), dict):
+            changed[field] = {**config[field], "tie_word_embeddings": False}
+    return changed
+
+
+class UntiedWeights:
+    """Weights with an untied head, which is a copy of the embeddings after all other tensors.
+
+    Args:
+        tied: Weights that store one tensor for embeddings and head.
+        embeddings: Name of that tensor.
+        head: Name of the head.
+    """
+
+    def __init__(self, tied: Weights, embeddings: str, head: str) -> None:
+        self.tied = tied
+        self.embeddings = embeddings
+        self.head = head
+        self._specs = {**tied.specs, head: tied.specs[embeddings]}
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """The specs of the tied weights, and the head."""
+        return self._specs
+
+    def origin(self, name: str) -> str | None:
+        """Delegate to the tied weights; bricks address the head by its own name."""
+        return name if name == self.head else self.tied.origin(name)
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open a tensor; the head reads the embeddings."""
+        return self.tied.open(self.embeddings if name == self.head else name, device)
+
+
+def with_head_of(weights: Weights, base: Weights, config: Mapping[str, Any]) -> Weights:
+    """Untie weights if the base has a head of its own and they do not; their embeddings are then used as the head."""
+    tied = tied_embeddings(weights.specs, config)
+    return UntiedWeights(weights, *tied) if tied and tied[1] in base.specs else weights

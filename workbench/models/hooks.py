@@ -1,16 +1,252 @@
-"""Forward hooks of live models, the shapes of what they see, and passes without gradients of parameters."""
+"""Live models from the inside: hooks, attention masks, experts and feed-forward projections, and passes without gradients of parameters."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import inspect
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.lazy import torch
+from workbench.models.architecture import EXPERT_COUNTS, is_conv1d
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
+    from transformers import PreTrainedModel
+
+
+def windows(config: Any) -> dict[str, int | None]:
+    """Map each kind of attention in a model to its sliding window, or to None if it has none."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
+    kinds = list(dict.fromkeys(getattr(config, "layer_types", None) or ()))
+    if not kinds:
+        return {"full_attention": window}
+    return {kind: window if kind == "sliding_attention" else None for kind in kinds}
+
+
+def additive_masks(
+    visible: Tensor, queries: Tensor, keys: Tensor, kinds: Mapping[str, int | None], dtype: torch.dtype
+) -> Tensor | dict[str, Tensor]:
+    """Return the `attention_mask` that makes each query see exactly the given keys.
+
+    Args:
+        visible: [batch, query, key], true if a query may see a key.
+        queries: [batch, query], positions.
+        keys: [batch, key], positions. Sliding attention does not see keys that are a window or more before a query.
+        kinds: Result of `windows`.
+        dtype: The model's dtype.
+
+    Returns:
+        One mask, or one for each kind of attention if they differ.
+    """
+    longest = int(queries.max())
+    if not any(window and longest >= window for window in kinds.values()):
+        return _additive_mask(visible, queries, keys, None, dtype)  # all kinds of attention see the same keys
+    masks = {kind: _additive_mask(visible, queries, keys, window, dtype) for kind, window in kinds.items()}
+    return masks if len(masks) > 1 else next(iter(masks.values()))
+
+
+def _additive_mask(visible: Tensor, queries: Tensor, keys: Tensor, window: int | None, dtype: torch.dtype) -> Tensor:
+    """Return an additive mask [row, 1, query, key]: 0 for visible keys, the lowest number of the dtype for others."""
+    if window:
+        visible = visible & (queries[:, :, None] - keys[:, None, :] < window)
+    mask = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
+    return mask.masked_fill_(~visible, torch.finfo(dtype).min)[:, None]
+
+
+CACHES = ("past_key_values", "cache_params", "cache", "state")
+"""Arguments of forward that hold the state of earlier tokens, and the fields of its output that do; names differ between versions and models."""
+
+
+def cache_name(model: nn.Module) -> str:
+    """Return the name of the model's argument for the keys and values of earlier positions."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+@contextmanager
+def head_sees(head: nn.Module, places: Tensor) -> Iterator[None]:
+    """Pass only some positions to the output head, so that the logits are [1, places, vocabulary].
+
+    This works because models process logits afterwards (soft caps, scales) element by element.
+
+    Args:
+        head: The model's output embedding.
+        places: Positions in the flattened [batch, width].
+    """
+
+    def choose(_module: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = inputs[0]
+        return (hidden.reshape(-1, hidden.shape[-1])[places][None], *inputs[1:])
+
+    hook = head.register_forward_pre_hook(choose)
+    try:
+        yield
+    finally:
+        hook.remove()
+
+
+def has_experts(model: PreTrainedModel) -> bool:
+    """Return True if a layer of the model sends tokens to experts."""
+    return bool(_candidates(model))
+
+
+def expert_modules(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return the modules of experts, each with its layer and its number of experts.
+
+    Raises:
+        WorkbenchError: If the model has no experts, several mixtures in a layer, or layers with different numbers of experts.
+    """
+    modules, kind = _candidates(model), model.config.get_text_config().model_type
+    if not modules:
+        raise InvalidRecipeError(
+            f"model_type {kind} has no experts: no layer is a mixture", "`grow: experts` turns a dense model into a mixture."
+        )
+    if len({count for _, count in modules.values()}) > 1 or len({layer for layer, _ in modules.values()}) < len(modules):
+        raise InvalidRecipeError(
+            f"model_type {kind}: layers with several mixtures, or with different numbers of experts, are not supported"
+        )
+    return modules
+
+
+def _candidates(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """Return module of experts -> (layer, number of experts)."""
+    config: Any = model.config.get_text_config()
+    modules: dict[str, tuple[int, int]] = {}
+    for name, module in model.named_modules():
+        layer = re.search(r"\.(\d+)\.", name)
+        count = next((n for f in EXPERT_COUNTS for n in [getattr(module, f, None) or getattr(config, f, None)] if n), None)
+        if name.endswith(".experts") and layer and count:
+            modules[name] = int(layer[1]), int(count)
+    return modules
+
+
+@contextmanager
+def chosen(model: PreTrainedModel, modules: Sequence[str]) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """Record the selected experts inside the block: module of experts -> (numbers, weights), each [tokens, top_k]."""
+    selected: dict[str, tuple[Tensor, Tensor]] = {}
+
+    def see(name: str) -> Any:
+        def hook(_module: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+            handed = [*args, *given.values()]
+            if len(handed) != 3 or handed[1].is_floating_point() or handed[1].shape != handed[2].shape:
+                raise unread(name, model)
+            selected[name] = handed[1], handed[2]
+
+        return hook
+
+    hooks = [model.get_submodule(name).register_forward_pre_hook(see(name), with_kwargs=True) for name in modules]
+    try:
+        yield selected
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def unread(name: str, model: PreTrainedModel) -> WorkbenchError:
+    """Return the error for experts that do not receive the router's choice."""
+    return InvalidRecipeError(
+        f"{name}: the experts of model_type {model.config.model_type} do not receive (tokens, numbers, weights), so the router's "
+        "choice cannot be read",
+        "Report this architecture.",
+    )
+
+
+_ATTENTION = re.compile(r"att(n|ention)")
+
+
+def is_attention(module: str) -> bool:
+    """Return whether a module, by its name inside a layer, belongs to the attention."""
+    return bool(_ATTENTION.search(module))
+
+
+def output_projections(model: PreTrainedModel, prefix: str, layers: Sequence[int], device: torch.device) -> dict[int, str]:
+    """Find the feed-forward output projection of each layer.
+
+    It is the last linear module outside the attention that a one-token forward pass runs and whose output is as wide as the hidden
+    state.
+
+    Args:
+        model: The live model.
+        prefix: Live name of the list of decoder layers: "model.layers".
+        layers: Layers to search.
+        device: Device of the model.
+
+    Returns:
+        Layer -> live name of the module. Layers without such a module are left out.
+    """
+    stack = model.get_submodule(prefix)
+    assert isinstance(stack, torch.nn.ModuleList)
+    ran = _linear_modules_run(model, stack, device)
+    width = hidden_width(model)
+    names = {id(m): name for name, m in model.named_modules()}
+    modules: dict[int, str] = {}
+    for number in layers:
+        projections = [
+            m for m in ran[number] if n_outputs(m) == width and not is_attention(names[id(m)].removeprefix(f"{prefix}."))
+        ]
+        if projections:
+            modules[number] = names[id(projections[-1])]
+    return modules
+
+
+def feed_forward_mixers(layers: torch.nn.ModuleList) -> list[int]:
+    """Return the feed-forward layers of a model whose layers are one mixer each (Nemotron-H); empty for other models.
+
+    Each layer of such a model is an attention, a state-space model, a set of experts or a feed-forward part.
+    """
+    mixers = [getattr(layer, "mixer", None) for layer in layers]
+    if any(mixer is None for mixer in mixers) or not any(hasattr(mixer, "q_proj") for mixer in mixers):
+        return []
+    return [number for number, mixer in enumerate(mixers) if isinstance(getattr(mixer, "down_proj", None), torch.nn.Linear)]
+
+
+def hidden_width(model: PreTrainedModel) -> int:
+    """Return the width of the hidden state."""
+    if hasattr(model.config, "hidden_size"):
+        return int(model.config.hidden_size)
+    return int(model.get_input_embeddings().weight.shape[1])
+
+
+def n_outputs(module: torch.nn.Module) -> int | None:
+    """Return the number of outputs of a linear module; None for other modules."""
+    if isinstance(module, torch.nn.Linear):
+        return int(module.weight.shape[0])
+    weight = getattr(module, "weight", None)
+    return int(weight.shape[1]) if is_conv1d(module) and isinstance(weight, torch.Tensor) else None
+
+
+def _linear_modules_run(model: PreTrainedModel, layers: torch.nn.ModuleList, device: torch.device) -> list[list[torch.nn.Module]]:
+    """Return the linear modules of every layer in the order in which a one-token forward pass runs them."""
+    ran: list[list[torch.nn.Module]] = [[] for _ in layers]
+    handles = []
+    for number, layer in enumerate(layers):
+        for module in layer.modules():
+            if n_outputs(module) is not None:
+                handles.append(module.register_forward_hook(lambda m, _args, _out, number=number: ran[number].append(m)))
+    try:
+        with torch.no_grad():
+            model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=device), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ran
+
+
+def mean_divergence(wanted: Tensor, logits: Tensor) -> Tensor:
+    """Return the mean of KL(wanted ‖ model) over tokens in nats, differentiable in `logits`.
+
+    Rows beyond the vocabulary that both models have are padding and do not count.
+
+    Args:
+        wanted: Logits of the teacher [tokens, vocabulary].
+        logits: Logits of the model [tokens, vocabulary].
+    """
+    count = min(logits.shape[-1], wanted.shape[-1])
+    aim = wanted[..., :count].float().log_softmax(-1)
+    return torch.nn.functional.kl_div(logits[..., :count].float().log_softmax(-1), aim, reduction="batchmean", log_target=True)
 
 
 class Stopped(Exception):  # noqa: N818  not an error: the rest of the forward pass is skipped

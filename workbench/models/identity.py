@@ -1,43 +1,149 @@
 """The identity of a model: what it is, as digests of named parts. Keys of stored results name the parts that the results depend on.
 
 A result may depend on the tensors and config.json (`weights.digests.weights_digest` covers both, the class included), the tokenizer, the
-chat template, and the generation settings (`models.generation`). What a live model computes also depends on the device and on the
-versions of the libraries (`computed_on`).
+chat template, and the settings of generation_config.json that change texts. What a live model computes also depends on the device and on
+the versions of the libraries (`computed_on`).
 """
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from workbench import jsondoc
-from workbench.errors import WorkbenchError
+from workbench.errors import UsageError, WorkbenchError
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles, installed
-from workbench.models.device import has_cuda
-from workbench.models.generation import FILE as GENERATION
+from workbench.lazy import torch
+from workbench.models.architecture import text_parts
+from workbench.weights.device import prepare
 
-if TYPE_CHECKING:
-    import torch
+
+def pick_device(name: str) -> torch.device:
+    """Return the device of `--device` and prepare it.
+
+    Args:
+        name: auto (CUDA if available, else the CPU), cpu, cuda or cuda:N.
+
+    Raises:
+        WorkbenchError: If there is no such device, if there are several, or if it is Apple's GPU.
+    """
+    if name == "auto":
+        name = "cuda" if has_cuda() else "cpu"
+    if name.partition(":")[0] == "mps":
+        raise UsageError(
+            f"--device {name}: many steps compute in float64, which Apple's Metal does not have", "Use --device cpu."
+        )
+    if "," in name:
+        raise UsageError(
+            f"--device {name}: expected one device, because one run computes on one device",
+            f"Use --device {name.partition(',')[0]}, and start other runs on other devices at the same time.",
+        )
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
+        raise WorkbenchError(f"--device {name}: this machine has {torch.cuda.device_count()} CUDA devices", "Use --device cpu.")
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"--device {name}: expected auto, cpu, cuda or cuda:N")
+    prepare(device)
+    return device
+
+
+def has_cuda() -> bool:
+    """Return whether torch can compute on a CUDA device. On a machine without a GPU driver, the answer needs no torch."""
+    return _has_driver() and torch.cuda.is_available()
+
+
+def _has_driver() -> bool:
+    """Return whether NVIDIA's driver library can be loaded, or AMD's driver is present."""
+    if Path("/dev/kfd").exists():
+        return True
+    try:
+        ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+    except OSError:
+        return False
+    return True
+
+
+GENERATION = "generation_config.json"
+# transformers' defaults of missing settings; test_decoding compares them with the installed version.
+DEFAULTS: Mapping[str, Any] = {
+    "min_length": 0, "do_sample": False, "early_stopping": False, "num_beams": 1, "temperature": 1.0, "top_k": 50,
+    "top_p": 1.0, "typical_p": 1.0, "repetition_penalty": 1.0, "length_penalty": 1.0, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0, "num_return_sequences": 1, "remove_invalid_values": False, "epsilon_cutoff": 0.0,
+    "eta_cutoff": 0.0, "encoder_repetition_penalty": 1.0, "num_beam_groups": 1, "diversity_penalty": 0.0,
+}  # fmt: skip
+# Settings that do not change texts, or that lm-eval passes with every call.
+_IDLE = frozenset({
+    "_from_model_config", "transformers_version", "bos_token_id", "pad_token_id", "max_length", "use_cache",
+    "output_attentions", "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
+})  # fmt: skip
+# Settings of older checkpoints, which transformers takes from config.json where there is no generation_config.json.
+_LEGACY = (
+    *DEFAULTS, "eos_token_id", "bad_words_ids", "suppress_tokens", "begin_suppress_tokens", "forced_eos_token_id",
+    "exponential_decay_length_penalty",
+)  # fmt: skip
+
+
+def generation_settings(folder: Path, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that change texts, compared with the same weights without a generation_config.json.
+
+    Args:
+        folder: Directory with generation_config.json, which may be missing.
+        config: The content of config.json, which the digest of the weights covers. Settings equal to it or to transformers' defaults are
+            ignored, so that the result is empty for most models.
+
+    Returns:
+        Field -> value; None for a field that config.json sets and generation_config.json does not.
+
+    Raises:
+        WorkbenchError: If the file is not a JSON object.
+    """
+    path = folder / GENERATION
+    if not path.is_file():
+        return {}
+    stated = {
+        key: value
+        for key, value in jsondoc.read_object(path, None, "Download the file again.", infinite=True).items()
+        if value is not None and key not in _IDLE
+    }
+    config_values: dict[str, Any] = {}
+    for part in reversed(list(text_parts(config))):
+        config_values |= {key: value for key, value in part.items() if value is not None}
+    from_config = {key: config_values[key] for key in _LEGACY if config_values.get(key) is not None}
+    differing = sorted(key for key in {*stated, *from_config} if _value(stated, key) != _value(from_config, key))
+    return {key: stated.get(key) for key in differing}
+
+
+def identity(weights: str, settings: Mapping[str, Any], tokenizer: str) -> str:
+    """Return the digest of a configuration: the digest of its weights, combined with what else decides its scores.
+
+    Args:
+        weights: Digest of the weights.
+        settings: Generation settings, usually empty.
+        tokenizer: Digest of the tokenizer; empty if only scores are known.
+    """
+    return json_digest([weights, settings, tokenizer]) if settings or tokenizer else weights
+
+
+def _value(settings: Mapping[str, Any], key: str) -> Any:
+    """Return a setting or its default; a list of one value equals the value."""
+    value = settings.get(key, DEFAULTS.get(key))
+    return value[0] if isinstance(value, list) and len(value) == 1 else value
+
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "vocab.txt",
-    "merges.txt",
-    "tokenizer.model",
-    "spiece.model",
-    "sentencepiece.bpe.model",
-    "tekken.json",
-    "chat_template.jinja",
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt",
+    "merges.txt", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "tekken.json", "chat_template.jinja",
     "chat_template.json",
-)
+)  # fmt: skip
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
 """Files of a multimodal model's processor."""
 _TEMPLATES = "chat_template"

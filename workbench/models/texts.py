@@ -1,4 +1,9 @@
-"""Calibration texts: their files, their tokens and batches of them."""
+"""Texts of jsonl files as tokens, and batches of rows for forward passes.
+
+Rows are padded on the right. In a causal model a token sees only earlier tokens, so padding after a row changes nothing: positions,
+attention and the state of recurrent layers are those of the row alone. Padding before a row would shift positions in models that count
+them (GPT-2, GPTBigCode, XGLM, BioGPT, GPT-Neo) and change the state of recurrent layers without a mask (RWKV, RecurrentGemma).
+"""
 
 from __future__ import annotations
 
@@ -14,13 +19,54 @@ from workbench.errors import WorkbenchError, nearest
 from workbench.facts import joined
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
-from workbench.models.batching import Batch, side_by_side
-from workbench.models.conversations import Message, plain, turns
-from workbench.models.prompts import encode_pair
+from workbench.models.prompts import Message, encode_pair, plain, turns
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Rows padded on the right.
+
+    Attributes:
+        tokens: [row, position].
+        mask: [row, position], 1 for a token and 0 for padding.
+    """
+
+    tokens: Tensor
+    mask: Tensor
+
+
+def side_by_side(rows: Sequence[Sequence[int]], device: torch.device | str = "cpu") -> Batch:
+    """Return rows of tokens as one batch, padded on the right with token 0."""
+    width = max(map(len, rows))
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    mask = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        mask[i, : len(row)] = 1
+    return Batch(tokens.to(device), mask.to(device))
+
+
+def by_length(lengths: Sequence[int], limit: int, done: int = 0) -> Iterator[list[int]]:
+    """Yield the indices of rows in batches of similar length, the shortest rows first.
+
+    Args:
+        lengths: Number of tokens of each row.
+        limit: Largest number of tokens of a batch, padding included; a longer row is a batch of its own.
+        done: Number of rows in that order that are left out, because an earlier call has read them.
+    """
+    waiting: list[int] = []
+    for i in sorted(range(len(lengths)), key=lambda i: lengths[i])[done:]:
+        if waiting and lengths[i] * (len(waiting) + 1) > limit:
+            yield waiting
+            waiting = []
+        waiting.append(i)
+    if waiting:
+        yield waiting
+
 
 RowT = TypeVar("RowT")
 ANSWERS = ("completion", "response", "answer", "target")
@@ -241,14 +287,8 @@ def batches(rows: Sequence[TextRow], device: torch.device, limit: int = BATCH_TO
         device: The device of the batches.
         limit: Largest number of tokens of a batch, including padding; a longer row is a batch of its own.
     """
-    waiting: list[list[int]] = []
-    for tokens in sorted((row.tokens for row in rows), key=len):
-        if waiting and len(tokens) * (len(waiting) + 1) > limit:
-            yield side_by_side(waiting, device)
-            waiting = []
-        waiting.append(tokens)
-    if waiting:
-        yield side_by_side(waiting, device)
+    for places in by_length([len(row.tokens) for row in rows], limit):
+        yield side_by_side([rows[i].tokens for i in places], device)
 
 
 def log_likelihood(model: Any, row: TextRow, device: torch.device) -> Tensor:

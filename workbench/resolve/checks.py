@@ -9,12 +9,9 @@ from pydantic import BaseModel
 
 from workbench.adapters.bind import BoundAdapter, bind
 from workbench.adapters.linear import as_lora, not_linear
-from workbench.bricks.brick import Brick, fitted
+from workbench.bricks.brick import Brick, BrickSource, fitted
 from workbench.bricks.hub import CARD, Hub
-from workbench.bricks.integers import check_integers
-from workbench.bricks.origin import NamedBase, changes_nothing, check_origin, recorded_digests
-from workbench.bricks.source import BrickSource
-from workbench.bricks.tied import base_for
+from workbench.bricks.origin import NamedBase, base_for, changes_nothing, check_integers, check_origin, recorded_digests
 from workbench.errors import WorkbenchError
 from workbench.models.architecture import text_parts
 from workbench.models.layout import Model
@@ -25,10 +22,9 @@ from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod, MergeMethod, Step
 from workbench.steps.fields import Where
 from workbench.train import TrainSpec, training_texts
-from workbench.vocabulary.check import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
+from workbench.vocabulary.tokens import check_adapter_vocabulary, check_same_vocabulary, with_vocabulary_hint
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.foreign import is_stand_in
-from workbench.weights.header import HeadersOnlyError
+from workbench.weights.header import HeadersOnlyError, has_headers_only
 
 # Fields of config.json that change the function computed from equal weights.
 _SHARED = frozenset({
@@ -158,7 +154,7 @@ def check_brick(brick: Brick, resolved: Resolved, hub: Hub, findings: Findings) 
         with findings.or_at_run(f"{brick.label}: its integer tensors equal the base's"):
             warnings += check_integers(brick, plain, weights)
     warnings += _check_origin(brick, resolved, hub, findings)
-    if not brick.headers_only and not is_stand_in(plain.path) and changes_nothing(brick, base, resolved.cache):
+    if not brick.headers_only and not has_headers_only(plain.path) and changes_nothing(brick, base, resolved.cache):
         warnings.append(f"{brick.label} changes nothing: every tensor of its delta is zero")
     return warnings
 

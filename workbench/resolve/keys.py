@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from workbench.bricks.brick import Brick
-from workbench.bricks.source import BrickSource
+from workbench.bricks.brick import Brick, BrickSource
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.identity import WatchedFiles

@@ -8,12 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 
-from workbench.bricks.adapted import AdaptedCheckpoint, base_adapter, base_digest
-from workbench.bricks.brick import Brick
+from workbench.bricks.brick import Brick, BrickSource
 from workbench.bricks.hub import FETCH, Hub
-from workbench.bricks.locate import resolve_base, resolve_brick
-from workbench.bricks.source import BrickSource
-from workbench.bricks.tied import find_ties, rows_of, untied
+from workbench.bricks.locate import AdaptedCheckpoint, base_adapter, base_digest, resolve_base, resolve_brick
+from workbench.bricks.origin import find_ties, rows_of, untied
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.models.layout import Model
 from workbench.project import cache_of

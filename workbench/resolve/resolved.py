@@ -10,17 +10,15 @@ from types import MappingProxyType
 from typing import Any
 
 from workbench.adapters.read import Adapter
-from workbench.bricks.adapted import base_adapter, base_digest
-from workbench.bricks.brick import Brick, check_files
+from workbench.bricks.brick import Brick, BrickSource, check_files
 from workbench.bricks.card import read_licence
-from workbench.bricks.source import BrickSource
-from workbench.bricks.standins import Download, download_of
+from workbench.bricks.header_folders import Download, download_of
+from workbench.bricks.locate import base_adapter, base_digest
 from workbench.emergent.sets import RECORD, TENSORS, NeuronSet, read_set
 from workbench.files import bytes_digest, json_digest
 from workbench.identity import WatchedFiles
 from workbench.lazy import torch
-from workbench.models.generation import generation_settings
-from workbench.models.identity import shipped_files, tokens_digest
+from workbench.models.identity import generation_settings, shipped_files, tokens_digest
 from workbench.models.layout import Model
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe, dump_steps
@@ -31,7 +29,7 @@ from workbench.steps.fields import parse_size
 from workbench.vocabulary.aligned import AlignedVocabulary
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import digests_known, stamp
-from workbench.weights.foreign import is_stand_in
+from workbench.weights.header import has_headers_only
 
 
 @dataclass(frozen=True)
@@ -104,7 +102,7 @@ class Resolved:
     @property
     def headers_only(self) -> bool:
         """True if tensors of an input are not local, so that the recipe can be planned but not run."""
-        return is_stand_in(self.base_path) or any(b.headers_only for b in self._sources)
+        return has_headers_only(self.base_path) or any(b.headers_only for b in self._sources)
 
     @property
     def tokenizer_path(self) -> Path:

@@ -15,8 +15,7 @@ from workbench.resolve.findings import Findings, read_digest
 from workbench.resolve.resolved import Resolved
 from workbench.steps import GrowMethod
 from workbench.steps.fields import Where
-from workbench.vocabulary.check import check_same_vocabulary
-from workbench.vocabulary.tokens import has_tokenizer
+from workbench.vocabulary.tokens import check_same_vocabulary, has_tokenizer
 
 
 def check_teacher(name: str, resolved: Resolved) -> None:

@@ -12,9 +12,9 @@ from pydantic import Field
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.batching import side_by_side
+from workbench.models.architecture import counterpart
 from workbench.models.hooks import hooked, shaped
-from workbench.models.names import counterpart
+from workbench.models.texts import side_by_side
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.route.deciding.samples import Samples
@@ -23,8 +23,7 @@ from workbench.route.features.hidden import token_batches, token_rows, windows
 from workbench.steps import CalibratedRoute, RouteContext, register
 from workbench.steps.fields import Whole
 from workbench.steps.route import Router
-from workbench.weights.lowrank import Factors
-from workbench.weights.svd import core
+from workbench.weights.lowrank import Factors, core
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -11,7 +11,7 @@ from pydantic import Field, PrivateAttr, model_validator
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.models.architecture import is_embedding
 from workbench.models.layout import Model
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.route.mixing.roles import Role, RolesRouter, restore_roles
 from workbench.steps import Problem, RouteContext, RouteMethod, register
 from workbench.steps.fields import Real, Strict, Whole

@@ -6,7 +6,7 @@ import re
 from typing import Any
 
 from workbench import yamldoc
-from workbench.bricks.axes import Axes, axes_of
+from workbench.bricks.card import Axes, axes_of
 from workbench.edit.places.knowledge import said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import printable

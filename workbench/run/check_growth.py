@@ -22,7 +22,7 @@ from workbench.models.skeleton import causal_skeleton, loading_class
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext
 from workbench.weights.checkpoint import Checkpoint, read_config
-from workbench.weights.parallel import one_thread
+from workbench.weights.device import one_thread
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,21 +20,18 @@ from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.manifest import publish_sealed, reusable
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.deltas import Deltas
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.deltas import AlignedDeltas, Deltas, StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
-from workbench.merge.streaming.realigned import AlignedDeltas
+from workbench.models.architecture import with_head_of
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.tied import with_head_of
 from workbench.recipe.methods import method
 from workbench.resolve.output import MemoryAt, RouterAt, adapt, changes_result
 from workbench.resolve.resolved import Resolved
 from workbench.run.kind import GrownStep, StepContext, StepResult, Taught, kind_of
 from workbench.steps import MergeMethod
 from workbench.vocabulary.aligned import AlignedVocabulary
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 
 if TYPE_CHECKING:
     from workbench.models.layout import Model

@@ -14,15 +14,15 @@ from workbench.adapters.computed import KINDS, Computed
 from workbench.adapters.read import Adapter
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import size
-from workbench.merge.measuring.overlap import overlap_bytes
+from workbench.merge.measuring.matrices import overlap_bytes
 from workbench.models.layout import Model
 from workbench.resolve.resolved import Resolved
 from workbench.run.directory import RunDirectory
 from workbench.steps import MergeMethod
 from workbench.vocabulary.tokens import reading_bytes, same_file
 from workbench.weights.header import HeadersOnlyError
+from workbench.weights.lowrank import OVERSAMPLE
 from workbench.weights.specs import BLOCK_ELEMENTS, DEVICE_BLOCK_ELEMENTS, TensorSpec
-from workbench.weights.svd import OVERSAMPLE
 
 # Additional bytes once transformers has built a model on the meta device to list its modules: measured 0.16 GB.
 TRANSFORMERS = 160_000_000

@@ -12,17 +12,15 @@ from workbench.adapters.read import Adapter
 from workbench.bricks.brick import fitted
 from workbench.events import Events, no_events
 from workbench.lazy import torch
-from workbench.models.device import has_cuda, pick_device
+from workbench.models.architecture import UntiedWeights
+from workbench.models.identity import has_cuda, pick_device
 from workbench.models.layout import Model
-from workbench.models.tied import UntiedWeights
 from workbench.resolve.resolved import Resolved
 from workbench.steps import MergeMethod, Step
-from workbench.weights.arrays import HOST
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.compiled import backend
-from workbench.weights.kernels import KINDS
-from workbench.weights.parallel import default_threads
-from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.device import default_threads
+from workbench.weights.kernels import KINDS, backend
+from workbench.weights.specs import NUMPY, TensorSpec, Weights
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
@@ -37,13 +35,13 @@ def device_of_run(name: str, resolved: Resolved) -> torch.device:
         resolved: The recipe.
 
     Returns:
-        `HOST` for a run on the CPU that needs no torch; the written files are the same as with torch. Otherwise torch's device.
+        `NUMPY` for a run on the CPU that needs no torch; the written files are the same as with torch. Otherwise torch's device.
 
     Raises:
         WorkbenchError: If there is no such device.
     """
     on_cpu = name == "cpu" or (name == "auto" and not has_cuda())
-    return HOST if on_cpu and runs_without_torch(resolved) else pick_device(name)
+    return NUMPY if on_cpu and runs_without_torch(resolved) else pick_device(name)
 
 
 def runs_without_torch(resolved: Resolved) -> bool:

@@ -31,11 +31,10 @@ from workbench.run.materialize import remember_digest
 from workbench.run.record import RunResult
 from workbench.run.teaching import EfficacyError, check_efficacy
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.compiled import backend
-from workbench.weights.device import exact
+from workbench.weights.device import exact, peak_bytes
 from workbench.weights.digests import tensor_digests
 from workbench.weights.header import read_header
-from workbench.weights.parallel import peak_bytes
+from workbench.weights.kernels import backend
 
 if TYPE_CHECKING:
     from workbench.run.directory import RunDirectory

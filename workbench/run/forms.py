@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from workbench.adapters.approximate import LARGE
+from workbench.adapters.linear import RANKS, served_rank
 from workbench.adapters.read import Adapter
-from workbench.adapters.served import RANKS, served_rank
 from workbench.bricks.brick import Brick
 from workbench.bricks.locate import locate
 from workbench.errors import InvalidRecipeError, shell, size

@@ -13,17 +13,15 @@ from workbench.errors import WorkbenchError
 from workbench.events import Events, no_events
 from workbench.files import json_digest, read_json, write_json
 from workbench.lazy import torch
-from workbench.models.conversion import live_names
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
+from workbench.models.live import compute, live_model, live_names
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.memories import attach_memory
 from workbench.run.routers import attach_router
-from workbench.weights.device import exact
+from workbench.weights.device import default_threads, each, exact
 from workbench.weights.digests import tensor_digest, weights_digest
-from workbench.weights.parallel import default_threads, each
 from workbench.weights.specs import load
 from workbench.weights.writer import output_specs
 

@@ -23,12 +23,12 @@ from workbench.facts import Fact, write_facts
 from workbench.facts.log import ADD, ADDED, FEEDBACK, LOG, RECIPE, REMOVE, UPDATE, Credibility, Log, append, lines_of, read_log
 from workbench.files import json_digest, read_json
 from workbench.manifest import changing
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.steps import Kept, Memory, MemoryMethod, MethodContext, Remembered
 from workbench.weights.digests import tensor_digest
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

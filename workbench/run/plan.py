@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from workbench.bricks.standins import Download, space_problems
+from workbench.bricks.header_folders import Download, space_problems
 from workbench.resolve.findings import licence_warnings
 from workbench.resolve.resolved import Resolved
 from workbench.results import Number, Result, absent
@@ -15,7 +15,7 @@ from workbench.run.directory import run_of
 from workbench.run.forms import form_of
 from workbench.run.kind import kind_of
 from workbench.run.record import StepVerb
-from workbench.weights.parallel import default_threads
+from workbench.weights.device import default_threads
 
 # Resident memory of Python with torch and the workbench, before any tensor: measured 0.25 GB on Linux.
 _INTERPRETER = 250_000_000

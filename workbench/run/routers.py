@@ -22,7 +22,7 @@ from workbench.bricks.card import RoutingStatistics
 from workbench.bricks.hub import CARD
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, read_json
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.resolve.output import RouterAt

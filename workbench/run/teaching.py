@@ -17,7 +17,7 @@ from workbench.lazy import torch
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.run.compose import Composition, compose
 from workbench.run.kind import Taught

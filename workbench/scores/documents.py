@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, ValidationIn
 
 from workbench.errors import WorkbenchError
 from workbench.jsondoc import read_object
-from workbench.models.generation import identity
+from workbench.models.identity import identity
 from workbench.scores.files import Rows, is_number, wrong_value
 from workbench.scores.plan import ScorePlan
 from workbench.scores.statistics import RATIOS, interval, score

@@ -19,8 +19,7 @@ from workbench.evaluate.suitechoice import suites_of
 from workbench.events import Events, no_events
 from workbench.files import json_digest
 from workbench.identity import installed
-from workbench.models.device import pick_device
-from workbench.models.identity import computed_on
+from workbench.models.identity import computed_on, pick_device
 from workbench.project import cache_of
 from workbench.recipe.recipe import Recipe
 from workbench.resolve.resolve import resolve

@@ -10,7 +10,7 @@ from workbench import jsondoc
 from workbench.files import write_json
 from workbench.lazy import torch
 from workbench.train.rows import batch_loss, collate
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from workbench.identity import installed
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut
 from workbench.train.inputs import read_inputs, scheduled

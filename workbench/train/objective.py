@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import torch
-from workbench.models.divergence import mean_divergence
+from workbench.models.hooks import mean_divergence
 from workbench.train.rows import batch_loss, collate, learned_logits
 
 if TYPE_CHECKING:

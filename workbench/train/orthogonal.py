@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.entries import Stored
+from workbench.adapters.keys import Stored
 from workbench.adapters.read import CONFIG, Adapter
 from workbench.errors import InvalidRecipeError
 from workbench.files import json_digest

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, refuse_misspelt
 from workbench.facts import joined
-from workbench.models.conversations import encode_turn
-from workbench.models.prompts import encode_pair, encode_text
+from workbench.models.prompts import encode_pair, encode_text, encode_turn
 from workbench.models.texts import ANSWERS, Text
 from workbench.train.spec import TrainSpec
 
@@ -126,7 +125,7 @@ def collate(rows: Sequence[tuple[list[int], int]]) -> dict[str, Tensor]:
     """
     import torch
 
-    from workbench.models.batching import side_by_side
+    from workbench.models.texts import side_by_side
 
     batch = side_by_side([ids for ids, _ in rows])
     width = batch.tokens.shape[1]
@@ -176,7 +175,7 @@ def learned_logits(model: Any, batch: Mapping[str, Tensor]) -> tuple[Tensor, Ten
     """
     import torch
 
-    from workbench.models.attention import head_sees
+    from workbench.models.hooks import head_sees
 
     head, places = model.get_output_embeddings(), batch["places"]
     if head is None:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.files import json_digest, write_text
 from workbench.identity import installed
 from workbench.models.identity import loaded_tokens_digest
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.steps import TrainMethod
 from workbench.train.fit import SILENT, Reports, Watch, fit
 from workbench.train.heldout import HeldOut

@@ -9,7 +9,7 @@ from typing import Any
 
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import file_digest, json_digest
-from workbench.models.conversations import plain
+from workbench.models.prompts import plain
 from workbench.models.texts import Text, conversation, read_texts
 from workbench.train.spec import HubData, TrainSpec
 

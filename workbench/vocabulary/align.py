@@ -11,7 +11,8 @@ import numpy as np
 from workbench import jsondoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.files import json_digest
-from workbench.vocabulary.aligned import AlignedVocabulary, Donor, Member, vocabulary_tensors
+from workbench.vocabulary.aligned import VERSION as MADE_VERSION
+from workbench.vocabulary.aligned import AlignedVocabulary, Donor, MadeRows, Member, counterparts, vocabulary_tensors
 from workbench.vocabulary.fields import TokenizerFields, TokenRow
 from workbench.vocabulary.files import (
     Addition,
@@ -22,10 +23,7 @@ from workbench.vocabulary.files import (
     tokenizer_digests,
     write_tokenizer,
 )
-from workbench.vocabulary.missing import VERSION as MADE_VERSION
-from workbench.vocabulary.missing import MadeRows, counterparts
-from workbench.vocabulary.spelling import shared_rows, spelling
-from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file
+from workbench.vocabulary.tokens import Tokens, has_tokenizer, read_tokens, same_file, shared_rows, spelling
 from workbench.weights.row_alignment import MADE, MEAN, PAD, ZERO, RowPlan
 from workbench.weights.specs import TensorSpec
 

@@ -1,22 +1,215 @@
-"""An output's vocabulary, and every model's weights with its rows."""
+"""An output's vocabulary, and every model's weights with its rows.
+
+Rows of tokens that no merged model has can be made of rows of tokens that the base and another model, the donor, share. The donor gives
+the output its tokenizer, and its rows may have any width: a donor's row is approximated by a sparse combination of the donor's rows of
+shared tokens (orthogonal matching pursuit), and the same combination of the base's rows is the new row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.errors import WorkbenchError
+from workbench.files import bytes_digest, json_digest
+from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_embedding_module, is_head_module
+from workbench.models.identity import computed_on
 from workbench.models.layout import Model
-from workbench.vocabulary.missing import MadeRows
-from workbench.weights.row_alignment import AlignedWeights, RowPlan, WholeTensors
-from workbench.weights.specs import TensorSpec, Weights
+from workbench.weights.header import save_tensors
+from workbench.weights.row_alignment import AlignedWeights, Combination, RowPlan, WholeTensors
+from workbench.weights.specs import TensorSpec, Weights, load
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from workbench.weights.row_alignment import Index
+
+
+# Elements of the largest intermediate result, targets x atoms.
+_ELEMENTS = 1 << 26
+# An atom whose part outside the chosen ones is shorter than this adds nothing but rounding errors.
+_DEPENDENT = 1e-4
+
+
+@dataclass(frozen=True)
+class Combinations:
+    """Sparse combinations of atoms, one for each target.
+
+    Attributes:
+        atoms: [targets, k]: indices of atoms, 0 where fewer than k are used.
+        coefficients: [targets, k], float32; 0 where fewer than k are used.
+        residuals: [targets], float32: length of what no combination explains, over the target's length.
+    """
+
+    atoms: Tensor
+    coefficients: Tensor
+    residuals: Tensor
+
+
+@no_grad
+def pursue(targets: Tensor, atoms: Tensor, k: int) -> Combinations:
+    """Approximate each target by a combination of at most k atoms.
+
+    In each of k rounds the atom with the largest absolute cosine with the residual is chosen, and the target is projected on all
+    chosen atoms. An orthonormal basis of them grows by one vector a round (Gram-Schmidt, done twice), so that no least-squares
+    problem is solved again.
+
+    Args:
+        targets: [targets, width], float32.
+        atoms: [atoms, width], float32, on the same device. Atoms of length 0 are never chosen.
+        k: Largest number of atoms of a combination.
+
+    Source: Pati, Rezaiifar and Krishnaprasad 1993, Orthogonal Matching Pursuit.
+    """
+    k = min(k, len(atoms), targets.shape[1])
+    lengths = atoms.norm(dim=1)
+    unit = atoms / lengths.clamp_min(torch.finfo(torch.float32).tiny)[:, None]
+    size = max(1, _ELEMENTS // max(1, len(atoms)))
+    parts = [_pursue(targets[start : start + size], unit, lengths, k) for start in range(0, len(targets), size)]
+    if not parts:
+        empty = targets.new_zeros(0, k)
+        return Combinations(empty.long(), empty, targets.new_zeros(0))
+    return Combinations(
+        torch.cat([part.atoms for part in parts]),
+        torch.cat([part.coefficients for part in parts]),
+        torch.cat([part.residuals for part in parts]),
+    )
+
+
+def _pursue(targets: Tensor, unit: Tensor, lengths: Tensor, k: int) -> Combinations:
+    """Return the combinations of some targets.
+
+    Args:
+        targets: [targets, width].
+        unit: [atoms, width]: atoms of length 1, or 0.
+        lengths: [atoms]: lengths of the atoms.
+        k: Largest number of atoms of a combination.
+    """
+    count, width = targets.shape
+    chosen = torch.zeros(count, k, dtype=torch.long, device=targets.device)
+    basis = targets.new_zeros(count, k, width)
+    triangle = torch.eye(k, dtype=targets.dtype, device=targets.device).repeat(count, 1, 1)
+    inside = targets.new_zeros(count, k)
+    residual = targets.clone()
+    for number in range(k):
+        # The residual is orthogonal to all chosen atoms, so that none of them is the best again.
+        likeness, best = (residual @ unit.T).abs_().max(1)
+        new, before = unit[best], basis[:, :number]
+        along = targets.new_zeros(count, number)
+        for _ in range(2):  # once loses orthogonality where atoms are alike
+            part = torch.einsum("nkd,nd->nk", before, new)
+            along += part
+            new = new - torch.einsum("nk,nkd->nd", part, before)
+        length = new.norm(dim=1)
+        is_used = (length > _DEPENDENT) & (likeness > 0)
+        new = torch.where(is_used[:, None], new / length.clamp_min(_DEPENDENT)[:, None], 0.0)
+        basis[:, number] = new
+        chosen[:, number] = torch.where(is_used, best, 0)
+        triangle[:, :number, number] = torch.where(is_used[:, None], along, 0.0)
+        triangle[:, number, number] = torch.where(is_used, length, 1.0)
+        inside[:, number] = (residual * new).sum(1)
+        residual = residual - inside[:, number, None] * new
+    # unit[chosen] = basis @ triangle, so that the coefficients solve triangle @ x = inside.
+    of_units = torch.linalg.solve_triangular(triangle, inside[:, :, None], upper=True)[:, :, 0]
+    scale = lengths[chosen]
+    coefficients = torch.where(scale > 0, of_units / scale.clamp_min(torch.finfo(torch.float32).tiny), 0.0)
+    norms = targets.norm(dim=1)
+    return Combinations(chosen, coefficients, torch.where(norms > 0, residual.norm(dim=1) / norms, 0.0))
+
+
+VERSION = 1
+"""Version of the combinations; part of the keys of all that depends on them."""
+
+
+@dataclass
+class MadeRows:
+    """Combinations for the rows that a base lacks; those of a tensor are computed when they are first read, and kept in the cache.
+
+    Attributes:
+        donor: The donor's weights.
+        tensors: Tensor of the base -> tensor of the donor.
+        rows: [made]: rows of the output, and of the donor, that are made.
+        shared: [shared]: the donor's rows of tokens that the base has.
+        base: [shared]: the base's rows of the same tokens.
+        k: Largest number of rows of a combination.
+        size: Number of rows of the output.
+        cache: Folder for combinations.
+        residuals: Tensor -> mean share of a donor's row that its combination leaves unexplained, for tensors that were computed.
+    """
+
+    donor: Weights
+    tensors: Mapping[str, str]
+    rows: Index
+    shared: Index
+    base: Index
+    k: int
+    size: int
+    cache: Path
+    residuals: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the largest tensor of the donor in float32, twice, for the time of the computation."""
+        return 2 * max(4 * self.donor.specs[name].numel for name in self.tensors.values())
+
+    def combination(self, name: str, device: torch.device) -> Combination:
+        """Return the combinations of a tensor's rows.
+
+        Args:
+            name: Tensor of the base.
+            device: Device to compute on.
+        """
+        spec = self.donor.specs[self.tensors[name]]
+        rows = load(self.donor, self.tensors[name], torch.float32, device).view(spec.rows, spec.cols)
+        found = self._kept(rows, device)
+        self.residuals[name] = float(found["residuals"].mean()) if len(self.rows) else 0.0
+        number = np.full(self.size, -1, dtype=np.int64)
+        number[self.rows] = np.arange(len(self.rows))
+        atoms = torch.from_numpy(self.base).to(device)[found["atoms"].to(device)]
+        return Combination(number, atoms, found["coefficients"].to(device))
+
+    def _kept(self, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Return atoms (numbers of shared tokens), coefficients and residuals, from the cache if they are there."""
+        from safetensors.torch import load_file
+
+        words = [VERSION, self.k, computed_on(device), *(bytes_digest(part.tobytes()) for part in (self.rows, self.shared))]
+        place = self.cache / "combinations" / f"{json_digest([*words, bytes_digest(rows.cpu().numpy().tobytes())])}.safetensors"
+        if not place.is_file():
+            made, shared = (rows[torch.from_numpy(index).to(device)] for index in (self.rows, self.shared))
+            found = pursue(made, shared, self.k)
+            save_tensors({"atoms": found.atoms, "coefficients": found.coefficients, "residuals": found.residuals}, place)
+        kept: dict[str, Tensor] = load_file(place)
+        return kept
+
+    def describe(self) -> dict[str, Any]:
+        """Return the fields for the run's record."""
+        return {
+            "shared": len(self.shared),
+            "made": len(self.rows),
+            "k": self.k,
+            **({"residual": {name: round(value, 4) for name, value in self.residuals.items()}} if self.residuals else {}),
+        }
+
+
+def counterparts(tensors: Sequence[str], donors: Sequence[str]) -> dict[str, str]:
+    """Return for each vocabulary tensor of the base the donor's tensor that its combinations are computed from.
+
+    Embeddings go with embeddings, and a head with the donor's head, or with its embeddings where these are tied. A bias has the
+    combinations of its head.
+
+    Args:
+        tensors: Vocabulary tensors of the base.
+        donors: Vocabulary tensors of the donor, embeddings first.
+    """
+    matrices = [name for name in donors if name.endswith(".weight")]
+    heads = [name for name in matrices if is_head_module(name.rpartition(".")[0])]
+    return {name: heads[0] if heads and is_head_module(name.rpartition(".")[0]) else matrices[0] for name in tensors}
 
 
 @dataclass(frozen=True)

@@ -13,11 +13,10 @@ from typing import Any
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
 from workbench.files import file_digest, publish, write_json
-from workbench.models.identity import tokenizer_files
+from workbench.models.identity import GENERATION, tokenizer_files
 from workbench.vocabulary.tokens import Tokens, checked_tokenizer
-from workbench.weights.configuration import TEXT_CONFIGS
+from workbench.weights.header import TEXT_CONFIGS
 
-GENERATION = "generation_config.json"
 SPECIAL_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 # Files with a second copy of the vocabulary, which would lack the added tokens.
 _SECOND_COPIES = ("tokenizer.model", "spiece.model", "vocab.json", "merges.txt")

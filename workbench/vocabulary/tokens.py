@@ -1,15 +1,23 @@
-"""Token strings and ids of a tokenizer directory, read from its files without building the tokenizer."""
+"""Tokens of a tokenizer directory, read from its files without building the tokenizer; the text that each stands for; checks of bricks.
+
+Byte-level tokenizers write " the" as "Ġthe", SentencePiece writes it as "▁the", and WordPiece as "the" (and "the" as "##the"). Tokens of
+tokenizers with different conventions are compared by their bytes. Without a `tokenizer` block, bricks must have the base's vocabulary.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+import re
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
+from workbench.vocabulary.aligned import vocabulary_tensors
+from workbench.weights.specs import TensorSpec
 
 _SLOW = ("tokenizer.model", "spiece.model", "vocab.json", "vocab.txt")
 _FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -161,3 +169,214 @@ def _count(tokens: dict[str, Any]) -> str:
 def _list_examples(examples: Iterable[str], total: int) -> str:
     examples = list(examples)
     return ", ".join(examples) + (", …" if total > len(examples) else "")
+
+
+_BYTE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+def spelling(path: Path, label: str) -> Callable[[str], bytes | None]:
+    """Return the function that gives the bytes of an ordinary token; None for one that it cannot spell.
+
+    Tokenizers of one convention have the same function, so that the functions can be compared.
+
+    Args:
+        path: Directory of the tokenizer.
+        label: The model's name in messages.
+
+    Raises:
+        WorkbenchError: If there is no tokenizer, or its file is invalid.
+    """
+    file = path / "tokenizer.json"
+    if file.is_file():
+        data = jsondoc.read_object(file, f"{label}: {file}", "Download the file again.")
+    else:
+        data = json.loads(checked_tokenizer(path, label).backend_tokenizer.to_str())
+    kinds = set(_kinds([data.get("pre_tokenizer"), data.get("decoder")]))
+    if "ByteLevel" in kinds:
+        return _byte_level
+    return _word_piece if (data.get("model") or {}).get("type") == "WordPiece" else _sentence_piece
+
+
+def respelled(spell: Callable[[str], bytes | None], text: bytes) -> str | None:
+    """Return a text as a tokenizer's model reads it, inside a text; None if the text is not whole characters.
+
+    Args:
+        spell: The tokenizer's convention, as returned by `spelling`.
+        text: Bytes of the text.
+    """
+    if spell is _byte_level:
+        return "".join(_CHARACTERS[byte] for byte in text)
+    try:
+        written = text.decode()
+    except UnicodeDecodeError:
+        return None
+    return written.removeprefix(" ") if spell is _word_piece else written.replace(" ", "\u2581")
+
+
+def shared_rows(
+    tokens: Tokens, spell: Callable[[str], bytes | None], others: Tokens, spell_others: Callable[[str], bytes | None]
+) -> dict[str, int]:
+    """Return another tokenizer's tokens that a tokenizer has as well -> the id there.
+
+    Tokens of one convention are the same if their strings are. Otherwise ordinary tokens are the same if they stand for the same text: the
+    same string may then stand for other texts. Added tokens, such as special ones, are compared by their strings.
+
+    Args:
+        tokens: The tokenizer's tokens.
+        spell: Its convention, as returned by `spelling`.
+        others: The other tokenizer's tokens.
+        spell_others: Its convention.
+    """
+    if spell is spell_others:
+        return {token: tokens.ids[token] for token in others.ids if token in tokens.ids}
+    # Of several tokens with one text, such as a letter and its byte, the last one is the ordinary one: bytes come first.
+    by_text = {text: i for token, i in tokens.ids.items() if token not in tokens.added and (text := spell(token)) is not None}
+    rows = {token: tokens.ids[token] for token in others.added if token in tokens.added}
+    for token in others.ids:
+        if token not in others.added and (text := spell_others(token)) in by_text:
+            rows[token] = by_text[text]
+    return rows
+
+
+def _kinds(nodes: Any) -> Iterator[str]:
+    """Yield the types of all parts of a pre-tokenizer or decoder."""
+    if isinstance(nodes, Mapping):
+        yield str(nodes.get("type"))
+        nodes = list(nodes.values())
+    if isinstance(nodes, list):
+        for node in nodes:
+            yield from _kinds(node)
+
+
+def _byte_level(token: str) -> bytes | None:
+    """Return the bytes of a token in which every byte is written as a character of its own; None if it is not such a token."""
+    found = [_BYTES.get(character) for character in token]
+    return bytes(byte for byte in found if byte is not None) if None not in found else None
+
+
+def _word_piece(token: str) -> bytes:
+    """Return the bytes of a token that begins a word unless it starts with "##"."""
+    return (token.removeprefix("##") if token.startswith("##") else " " + token).encode()
+
+
+def _sentence_piece(token: str) -> bytes:
+    """Return the bytes of a token that writes a space as "▁", and a byte without a token as "<0x0A>"."""
+    byte = _BYTE.fullmatch(token)
+    return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+
+
+def _characters() -> dict[str, int]:
+    """Return the byte of each character of byte-level tokens: printable ones stand for themselves, others follow from U+0100 on."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + number): byte for number, byte in enumerate(others)}
+
+
+_BYTES = _characters()
+_CHARACTERS = {byte: character for character, byte in _BYTES.items()}
+
+
+_BLOCK = (
+    "Add `tokenizer: {source: union}` (the tokens of the base and the bricks), `{source: base}` or `{source: BRICK}` to the recipe: "
+    "rows are then aligned by token."
+)
+
+
+def check_same_vocabulary(
+    name: str, path: Path, specs: Mapping[str, TensorSpec], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> list[str]:
+    """Check that the rows of a checkpoint brick and of the base belong to the same tokens.
+
+    Args:
+        name: The brick's name.
+        path: The brick's directory.
+        specs: The brick's tensors.
+        base_path: The base's directory.
+        base_specs: The base's tensors.
+
+    Returns:
+        Warnings about tokens that only one of them has.
+
+    Raises:
+        WorkbenchError: If their numbers of rows differ, or if a token has different ids.
+    """
+    tensor = next(iter(_vocabulary_tensors(base_specs)), "")
+    if tensor not in specs:
+        return []  # another check reports missing tensors
+    rows, base_rows = specs[tensor].shape[0], base_specs[tensor].shape[0]
+    difference = _difference(path, base_path, f"brick '{name}'")
+    text = f"brick '{name}': its vocabulary differs from the base's: "
+    if rows != base_rows:
+        raise WorkbenchError(
+            f"{text}{tensor} has {rows:,} rows{_count_text(path)}, the base's {base_rows:,}{_count_text(base_path)}"
+            + (f"; {difference or 'the tokens are the same, the other rows are padding'}" if difference is not None else ""),
+            _BLOCK,
+        )
+    if difference is None or not difference:
+        return []
+    if difference.moved:
+        raise WorkbenchError(f"{text}{rows:,} rows each, but {difference}", _BLOCK)
+    return [f"{text}{difference}; the base's tokenizer is written. {_BLOCK}"]
+
+
+def check_adapter_vocabulary(
+    name: str, path: Path, places: Collection[str], base_path: Path, base_specs: Mapping[str, TensorSpec]
+) -> list[str]:
+    """Compare the tokenizer in an adapter's directory, if there is one, with the base's.
+
+    Args:
+        name: The brick's name.
+        path: The adapter's directory.
+        places: Tensors that the adapter updates.
+        base_path: The base's directory.
+        base_specs: The base's tensors.
+
+    Returns:
+        Warnings about the differences.
+
+    Raises:
+        WorkbenchError: If a token has different ids and the adapter updates vocabulary rows.
+    """
+    difference = _difference(path, base_path, f"brick '{name}'")
+    if difference is None or not difference:
+        return []
+    text = f"brick '{name}': the tokenizer in its directory differs from the base's: {difference}"
+    if difference.moved and any(tensor in places for tensor in _vocabulary_tensors(base_specs)):
+        raise WorkbenchError(
+            text,
+            "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, then use "
+            f"`checkpoint:` with `tokenizer: {{source: {name}}}`.",
+        )
+    return [f"{text}; the base's tokenizer is written (`tokenizer: {{source: {name}}}` writes the adapter's)"]
+
+
+def with_vocabulary_hint(error: WorkbenchError, name: str, path: Path, base_path: Path) -> WorkbenchError:
+    """Add a hint to the error of an adapter that does not fit the base, if its tokenizer differs from the base's."""
+    difference = _difference(path, base_path, f"brick '{name}'")
+    if not difference:
+        return error
+    return error.reworded(
+        f"{error.message}; the tokenizer in its directory differs from the base's: {difference}",
+        "The adapter updates rows of another vocabulary: bake it into a checkpoint of the model that it was trained on, with that "
+        f"tokenizer, then use `checkpoint: DIR` with `tokenizer: {{source: union}}` or `{{source: {name}}}`.",
+    )
+
+
+def _vocabulary_tensors(specs: Mapping[str, TensorSpec]) -> list[str]:
+    try:
+        return vocabulary_tensors(specs)
+    except WorkbenchError:
+        return []
+
+
+def _difference(path: Path, base_path: Path, label: str) -> TokenDifference | None:
+    """Return the difference between two directories' vocabularies; None if one has no tokenizer."""
+    if not (has_tokenizer(path) and has_tokenizer(base_path)):
+        return None
+    if same_file(path, base_path):  # large vocabularies take more memory than a merge
+        return TokenDifference({}, {}, {})
+    return TokenDifference.between(read_tokens(path, label).ids, read_tokens(base_path, "base").ids)
+
+
+def _count_text(path: Path) -> str:
+    return f" for {len(read_tokens(path, str(path)).ids):,} tokens" if has_tokenizer(path) else ""

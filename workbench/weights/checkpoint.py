@@ -16,15 +16,10 @@ from workbench.errors import WorkbenchError
 from workbench.identity import FileIdentity, check_unchanged
 from workbench.lazy import torch
 from workbench.weights import kernels
-from workbench.weights.arrays import as_tensor
-from workbench.weights.configuration import check_config, is_file_name
 from workbench.weights.device import Staging
-from workbench.weights.foreign import TOKENIZER_TOO, convert_command, dequantise
-from workbench.weights.fp8 import fold, is_read
-from workbench.weights.gguf_record import gguf_entries, is_gguf
-from workbench.weights.header import Entry, read_header
-from workbench.weights.specs import Source, TensorSpec, typed
-from workbench.weights.unpacking import PackedSource
+from workbench.weights.header import TOKENIZER_TOO, Entry, check_config, convert_command, dequantise, is_file_name, read_header
+from workbench.weights.packed import PackedSource, fold, gguf_entries, is_gguf, is_read
+from workbench.weights.specs import Source, TensorSpec, as_tensor, typed
 
 if TYPE_CHECKING:
     from torch import Tensor

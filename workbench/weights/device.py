@@ -1,4 +1,4 @@
-"""Settings and buffers for accelerators: float32 without TF32, reproducible results, and staged copies.
+"""Computation on devices and in threads: exact float32, reproducible results, staged copies, and work on tensors in several threads.
 
 All threads of a run queue their work on one stream, the device's default stream. Work on one stream runs in order, so a tensor
 that one thread creates is complete when another thread reads it, and memory that is freed while work on it is queued is not reused
@@ -9,17 +9,20 @@ as the kernels, and reading the files takes longer than both.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from workbench.lazy import torch
-from workbench.weights.arrays import HOST, as_array
-from workbench.weights.specs import empty
+from workbench.weights.specs import NUMPY, Weights, as_array, empty, load
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +54,7 @@ def exact(device: torch.device | None = None) -> Iterator[None]:
         device: On a CUDA device, operators also use their deterministic implementation if they have one, so that results are reproducible.
             On the device of arrays, torch computes nothing and is not imported.
     """
-    if device is HOST:
+    if device is NUMPY:
         yield
         return
     operators, memory = _operators(), _memory()
@@ -104,7 +107,7 @@ class Staging:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._cuda = device.type == "cuda"
-        self._memory = device if device is HOST else torch.device("cpu")
+        self._memory = device if device is NUMPY else torch.device("cpu")
         self._pieces = [empty(0, "U8", self._memory) for _ in range(2 if self._cuda else 1)]
         self._copied: list[torch.cuda.Event | None] = [None] * len(self._pieces)
         self._turn = 0
@@ -157,3 +160,108 @@ class Landing:
         array = as_array(host)
         flat = host.view(-1).view(torch.uint8).numpy() if array is None else array.data.reshape(-1).view(np.uint8)
         return flat.data
+
+
+# malloc.h of glibc
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3
+
+
+def default_threads() -> int:
+    """Return the number of cores, at most 8, since more threads only compete for memory bandwidth."""
+    return min(8, os.cpu_count() or 1)
+
+
+def each(work: Callable[[str], None], names: Iterable[str], threads: int, device: torch.device | None = None) -> None:
+    """Call `work` for every tensor, in file order, on several threads; stop at the first error.
+
+    On a CUDA device all threads queue work on one stream; see `weights/device.py`. While one thread reads a file, the device copies
+    and computes for the others.
+
+    Torch itself computes on one thread meanwhile: its threads gain nothing on blocks that fit a core's cache (on a busy machine
+    they wait for each other thirty times longer than they work), and a matrix product's last bits may depend on their number.
+
+    Args:
+        work: Called with a tensor's name.
+        names: Names of the tensors.
+        threads: Number of threads.
+        device: The device that `work` computes on; None is the CPU. On the device of arrays, torch is not used.
+    """
+    device = device or torch.device("cpu")
+    _keep_freed_memory()
+    before = None if device is NUMPY else torch.get_num_threads()
+    pool = ThreadPoolExecutor(max(1, threads), initializer=_begin, initargs=(device,))
+    try:
+        futures = [pool.submit(work, name) for name in names]
+        finished, _ = wait(futures, return_when=FIRST_EXCEPTION)
+        for future in futures:  # of several errors, the first tensor's is raised
+            if future in finished:
+                future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+        if before is not None:
+            torch.set_num_threads(before)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Run torch on one thread, so that the last bits of sums and products do not depend on the number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next tensor's buffers; returning and faulting it in again costs a tenth of a merge's time."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, 1 << 26)
+        mallopt(_TRIM_THRESHOLD, 1 << 27)
+
+
+def peak_bytes() -> int:
+    """Return the peak resident memory of this process since its start, in bytes; 0 on Windows, which does not tell it this way."""
+    try:
+        import resource
+    except ImportError:
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def return_freed_memory() -> None:
+    """Let glibc return memory that was freed, so that it does not count as memory of what runs next; elsewhere nothing happens."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+def _begin(device: torch.device) -> None:
+    if device is NUMPY:
+        return
+    torch.set_num_threads(1)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)  # the default of a new thread is device 0
+
+
+def load_all(weights: Weights, dtype: torch.dtype | None, device: torch.device, threads: int | None = None) -> dict[str, Tensor]:
+    """Load every tensor, computed in float32 and cast once, with the same bytes as a written file.
+
+    Args:
+        weights: The weights.
+        dtype: The dtype of floating-point tensors; None keeps the dtype of each tensor.
+        device: The device of the tensors.
+        threads: Number of threads; None chooses by the number of cores.
+    """
+    loaded: dict[str, Tensor] = {}
+
+    def work(name: str) -> None:
+        loaded[name] = load(weights, name, dtype or weights.specs[name].dtype, device)
+
+    each(work, weights.specs, threads or default_threads(), device)
+    return {name: loaded[name] for name in weights.specs}

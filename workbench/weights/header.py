@@ -1,18 +1,275 @@
-"""Headers of safetensors files: where a tensor lies, its shape and its dtype."""
+"""What the files of a model say: safetensors headers, fields of config.json, and numbers in fewer bits. Small files are written at once.
+
+A model that cannot be read gets the command that converts it.
+"""
 
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from workbench import jsondoc
 from workbench.errors import WorkbenchError
+from workbench.files import atomic_write
 from workbench.identity import FileIdentity, settled_identity
-from workbench.weights.foreign import dequantise, is_stand_in
-from workbench.weights.packing import PACKED, Packing
 from workbench.weights.specs import DTYPES, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+MAX_LAYERS = 10_000
+MAX_SIZE = 2**40
+# Fields for the number of layers, the number of positions, and the text decoder of a multimodal model; `models/architecture.py` reads
+# them. If several of POSITIONS are set, the first one counts, as in lm-eval.
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers", "decoder_layers", "num_decoder_layers")
+POSITIONS = ("n_positions", "max_position_embeddings", "n_ctx")
+TEXT_CONFIGS = ("text_config", "llm_config")
+_PARTS = (*TEXT_CONFIGS, "vision_config", "audio_config")
+_NAME_BYTES = 255
+
+
+def is_file_name(name: str) -> bool:
+    """Return whether a text from an untrusted file is a plain file name: no path, no NUL, not too long for a file system."""
+    is_plain = name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    try:
+        return is_plain and len(os.fsencode(name)) <= _NAME_BYTES
+    except UnicodeEncodeError:  # an unpaired surrogate
+        return False
+
+
+def _is_integer_up_to(limit: int) -> Callable[[Any], bool]:
+    return lambda value: (type(value) is int or (type(value) is float and value.is_integer())) and 0 <= value <= limit
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(text, str) for text in value)
+
+
+def _is_token(value: Any) -> bool:
+    is_integer = type(value) is int and abs(value) < 2**31
+    return is_integer or (isinstance(value, list) and all(type(number) is int and abs(number) < 2**31 for number in value))
+
+
+def is_number(value: Any) -> bool:
+    """Return whether a JSON value is a number of a usual size."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e30
+
+
+_LAYERS = f"a whole number from 0 to {MAX_LAYERS:,}"
+_SIZE = "a whole number from 0"
+# Field -> (test, description of the expected value). null is always allowed: transformers then takes its default.
+_FIELDS: dict[str, tuple[Callable[[Any], bool], str]] = {
+    **dict.fromkeys(DEPTHS, (_is_integer_up_to(MAX_LAYERS), _LAYERS)),
+    **dict.fromkeys(("vocab_size", "n_embd", "d_model", *POSITIONS), (_is_integer_up_to(MAX_SIZE), _SIZE)),
+    "model_type": (lambda value: isinstance(value, str), "a text"),
+    "architectures": (_is_list_of_texts, "a list of texts"),
+    "layer_types": (_is_list_of_texts, "a list of texts"),
+    "tie_word_embeddings": (lambda value: isinstance(value, bool), "true or false"),
+    "initializer_range": (is_number, "a number"),
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), (_is_token, "a token id, or a list of them")),
+    **dict.fromkeys(
+        (*_PARTS, "auto_map", "rope_scaling", "rope_parameters"), (lambda value: isinstance(value, dict), "an object")
+    ),
+}
+
+
+def check_config(config: Mapping[str, Any], label: str) -> None:
+    """Check the fields of config.json that the workbench reads, including those of parts such as `text_config`.
+
+    Args:
+        config: The content of config.json.
+        label: The file's name in messages.
+
+    Raises:
+        WorkbenchError: If a field has the wrong type or a number is out of range. The message names file and field.
+    """
+    check_fields(config, _FIELDS, label)
+    for name in _PARTS:
+        if config.get(name):
+            check_fields(config[name], _FIELDS, f"{label}: {name}")
+
+
+def check_fields(content: Mapping[str, Any], fields: Mapping[str, tuple[Callable[[Any], bool], str]], label: str) -> None:
+    """Check the fields of an untrusted JSON object; null is always valid.
+
+    Args:
+        content: The object. Fields without an entry in `fields` are ignored.
+        fields: Field -> (test, description of the expected value).
+        label: The object's name in messages.
+
+    Raises:
+        WorkbenchError: If a field is invalid.
+    """
+    for name, value in content.items():
+        test, expected = fields.get(name, (None, ""))
+        if test is not None and value is not None and not test(value):
+            actual = jsondoc.kind(value) if isinstance(value, (dict, list)) else repr(value)[:60]
+            raise WorkbenchError(
+                f"{label}: {name}: expected {expected}, found {actual}", "The file is damaged: download it again."
+            )
+
+
+# Dtypes of safetensors that hold 8-bit floats -> name in torch.
+PACKED = {"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E8M0": "float8_e8m0fnu"}
+
+# Largest change of a value when it is rounded to a kind of storage. The fp8 bounds are half a step of the mantissa; they hold for
+# values that are not close to zero. The bounds of GGUF kinds follow from the steps of a block (llama.cpp, ggml-quants.c); kinds with
+# scales of scales have no such bound.
+BOUNDS = {
+    "F8_E4M3": "6.25 % of the value (more for values near zero)",
+    "F8_E5M2": "12.5 % of the value (more for values near zero)",
+    "Q8_0": "0.5 % of the largest value in a block of 32",
+    "Q5_0": "6.3 % of the largest value in a block of 32",
+    "Q5_1": "1.7 % of the range of a block of 32",
+    "Q4_0": "12.5 % of the largest value in a block of 32",
+    "Q4_1": "3.4 % of the range of a block of 32",
+}
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The scales that a packed tensor is multiplied by.
+
+    Attributes:
+        file: The file that holds them.
+        start: Offset of the first scale; None if only the file's header was downloaded.
+        stored: Their dtype in safetensors. "U8" are exponents of two with an offset of 127, which is what F8_E8M0 means.
+        shape: Their shape, with one dimension for each dimension of the tensor.
+        blocks: For each dimension, how many consecutive rows or columns share a scale. The last block may be incomplete.
+        identity: Identity of the file when its header was read.
+    """
+
+    file: Path
+    start: int | None
+    stored: str
+    shape: tuple[int, ...]
+    blocks: tuple[int, ...]
+    identity: FileIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Packing:
+    """The way from a tensor's bytes to its numbers.
+
+    Attributes:
+        kind: Dtype in safetensors ("F8_E4M3"), or type in a GGUF file ("Q4_K", "F32").
+        nbytes: Number of stored bytes, without the scales.
+        scale: The scales that 8-bit floats are multiplied by.
+        heads: Number of attention heads whose rows are interleaved, as llama.cpp stores them; 0 if no row moves.
+        shift: Number that is added to every value.
+    """
+
+    kind: str
+    nbytes: int
+    scale: Scale | None = None
+    heads: int = 0
+    shift: float = 0.0
+
+    def meaning(self) -> list[Any]:
+        """Return what gives the bytes their meaning, as plain data for digests."""
+        scale = self.scale
+        return [self.kind, self.heads, self.shift, [scale.stored, list(scale.shape), list(scale.blocks)] if scale else None]
+
+    def identity(self) -> list[Any]:
+        """Return `meaning` and the identity of the file with the scales, for keys of cached digests."""
+        scale = self.scale
+        stored = scale.identity.storable if scale and scale.identity else None
+        return [*self.meaning(), [str(scale.file.resolve()), scale.start, stored] if scale else None]
+
+
+# The safetensors files in a directory with this file have real headers, but no tensor data (see hub.py).
+HEADERS_ONLY = "headers-only.json"
+_LOAD = (
+    'python -c "from transformers import {kind} as M{more}; M.from_pretrained({path!r}{options}){then}.save_pretrained({out!r})"'
+)
+TOKENIZER_TOO = "A base also needs its tokenizer files: copy them to the same directory."
+# Quantizations that transformers can undo while it loads a model. Of the others, only bitsandbytes can be undone afterwards.
+_UNDONE_ON_LOAD = {
+    "mxfp4": "Mxfp4Config",
+    "compressed-tensors": "CompressedTensorsConfig",
+    "metal": "MetalConfig",
+}
+
+
+def convert_command(path: Path, more: str = "", options: str = "", then: str = "") -> str:
+    """Return the shell command that loads a model with transformers and saves it as safetensors.
+
+    Args:
+        path: The model's directory. For a directory with headers only, the command names the hub repository.
+        more: Further names to import, with a comma in front.
+        options: Further arguments of `from_pretrained`, with a comma in front.
+        then: A method call between loading and saving.
+    """
+    kind = _saved_class(path)
+    if has_headers_only(path):
+        path = Path(str((jsondoc.read_cached(path / HEADERS_ONLY) or {}).get("repository", path)))
+    return _LOAD.format(kind=kind, path=str(path), out=f"{path}-safetensors", more=more, options=options, then=then)
+
+
+def _saved_class(path: Path) -> str:
+    """Return the class that loads the whole model: AutoModelForCausalLM would ignore the towers of a multimodal model."""
+    architectures = (jsondoc.read_cached(path / "config.json") or {}).get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    if isinstance(first, str) and first.isidentifier() and "ForConditionalGeneration" in first:
+        return first
+    return "AutoModelForCausalLM"
+
+
+def dequantise(method: str | None, path: Path) -> str:
+    """Return the hint for an error about a quantized checkpoint.
+
+    Args:
+        method: `quant_method` of config.json; None if unknown.
+        path: The checkpoint's directory.
+    """
+    if method in _UNDONE_ON_LOAD:
+        kind = _UNDONE_ON_LOAD[method]
+        options = f", dtype='bfloat16', quantization_config={kind}(dequantize=True)"
+        return f"Dequantize it: {convert_command(path, f', {kind}', options)}  {TOKENIZER_TOO}"
+    if method is not None and method.startswith("bitsandbytes"):
+        return f"Dequantize it on a machine that can run bitsandbytes: {convert_command(path, then='.dequantize()')}  {TOKENIZER_TOO}"
+    return (
+        "Use the model that it was quantized from (`base_model` in its README). transformers cannot undo this format exactly, "
+        "so deltas would be taken from rounded weights."
+    )
+
+
+def has_headers_only(path: Path) -> bool:
+    """Return whether the safetensors files of a directory have headers but no tensor data."""
+    return (path / HEADERS_ONLY).is_file()
+
+
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file atomically and create its directory if necessary.
+
+    Args:
+        tensors: Name -> tensor.
+        path: The file.
+        metadata: Text fields for the header.
+
+    Raises:
+        OSError: If the file cannot be written.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    with atomic_write(path) as temporary:
+        try:
+            save_file(dict(tensors), temporary, metadata=metadata)
+        except SafetensorError as error:  # the library reports operating system errors only as text
+            if match := _OS_ERROR.search(str(error)):
+                number = int(match[1])
+                raise OSError(number, os.strerror(number), str(path)) from error
+            raise
+
 
 MAX_HEADER = 100_000_000
 MAX_DIMENSIONS = 16
@@ -29,7 +286,7 @@ class Entry:
 
     Attributes:
         file: The tensor's file.
-        start: Offset of the tensor's first byte; None if the file is a stand-in with a header only.
+        start: Offset of the tensor's first byte; None if the file has a header only.
         spec: Shape and dtype.
         identity: Identity of the file when its header was read. Readers raise an error if it has changed; None skips that check.
         packing: How the numbers are computed from the stored bytes; None if they are stored as `spec` says.
@@ -87,7 +344,7 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
     header.pop("__metadata__", None)
     described = [_parse_entry(file, name, info) for name, info in header.items()]
     entries: dict[str, Entry] = {}
-    stand_in = is_stand_in(file.parent)
+    headers_only = has_headers_only(file.parent)
     expected = 0
     for start, stop, name, dtype, shape in sorted(described):
         if dtype not in DTYPES and not (packed and dtype in PACKED):
@@ -97,7 +354,7 @@ def read_header(file: Path, watched: bool = True, packed: bool = False) -> dict[
             )
         spec = TensorSpec(shape, dtype if dtype in DTYPES else "BF16")
         packing = None if dtype in DTYPES else Packing(dtype, spec.numel)
-        entry = Entry(file, None if stand_in else 8 + length + start, spec, identity, packing)
+        entry = Entry(file, None if headers_only else 8 + length + start, spec, identity, packing)
         if start != expected or stop - start != entry.nbytes or min(shape, default=0) < 0:
             raise WorkbenchError(
                 f"{file}: {name} has offsets {start}-{stop}, expected {expected}-{expected + entry.nbytes}",

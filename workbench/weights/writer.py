@@ -24,11 +24,10 @@ from workbench.identity import installed
 from workbench.lazy import torch
 from workbench.weights import kernels
 from workbench.weights.checkpoint import INDEX, SINGLE
-from workbench.weights.compiled import backend
-from workbench.weights.device import Landing
+from workbench.weights.device import Landing, each
 from workbench.weights.digests import entry_digest
 from workbench.weights.header import Entry, read_header
-from workbench.weights.parallel import each
+from workbench.weights.kernels import backend
 from workbench.weights.specs import TensorSpec, Weights, block_elements, buffer, matrix, stored_name
 
 JOURNAL = "journal.jsonl"

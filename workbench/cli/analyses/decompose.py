@@ -50,7 +50,7 @@ def decompose(
     from workbench.api.naming import open_named
     from workbench.cli.documents.decompose import DecompositionDocument
     from workbench.library.neurons_decompose import DecomposeOptions, analyze_decomposition
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     texts = (labelled_texts(data), str(data)) if data else None

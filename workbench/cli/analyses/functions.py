@@ -66,7 +66,7 @@ def functions(
     from workbench.library.neurons_beside import check_beside, functions_beside
     from workbench.library.neurons_functions import analyze_functions
     from workbench.library.neurons_subject import open_neurons
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     texts = labelled_texts(data)

@@ -53,7 +53,7 @@ def locate(
     from workbench.cli.documents.locate import KnowledgeDocument
     from workbench.emergent.knowledge import LocateSettings
     from workbench.library.neurons_facts import knowledge_report
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     settings = LocateSettings(

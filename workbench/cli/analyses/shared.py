@@ -100,6 +100,6 @@ def open_subject(model: str, device: str) -> NeuronSubject:
     """Load a recipe's result, or a model, with its neurons."""
     from workbench.api.naming import open_named
     from workbench.library.neurons_subject import open_neurons
-    from workbench.models.device import pick_device
+    from workbench.models.identity import pick_device
 
     return open_neurons(open_named(model, out.event), pick_device(device), out.event)

@@ -21,8 +21,7 @@ from workbench.facts import Fact, Start, fact_of, latest, read_facts
 from workbench.facts.facts import EXPECTED, read_rows
 from workbench.files import file_digest, read_json
 from workbench.manifest import require_whole
-from workbench.weights.header import read_header
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import read_header, save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

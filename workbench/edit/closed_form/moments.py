@@ -26,11 +26,10 @@ from workbench.errors import WorkbenchError
 from workbench.facts import joined
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.models.batching import side_by_side
 from workbench.models.hooks import Stopped, hooked
-from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts
+from workbench.models.texts import BATCH_TOKENS, longest_row, read_texts, side_by_side
 from workbench.steps import MethodContext
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,7 +22,7 @@ from workbench.facts import Fact
 from workbench.files import json_digest
 from workbench.lazy import torch
 from workbench.steps import MethodContext
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

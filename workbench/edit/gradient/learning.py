@@ -14,7 +14,7 @@ from workbench.edit.places.passes import logits_at, run
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.divergence import mean_divergence
+from workbench.models.hooks import mean_divergence
 from workbench.models.prompts import encode_rendered
 from workbench.models.texts import TextRow
 

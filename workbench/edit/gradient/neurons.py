@@ -11,15 +11,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.edit.places.parts import Padded, Parts
 from workbench.edit.places.passes import run
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
 from workbench.models.architecture import is_conv1d
-from workbench.models.batching import side_by_side
-from workbench.models.feedforward import is_attention, n_outputs
-from workbench.models.hooks import Stopped, hooked
+from workbench.models.hooks import Stopped, hooked, is_attention, n_outputs
+from workbench.models.texts import side_by_side
 from workbench.steps import MethodContext
 from workbench.weights.lowrank import Factors
 

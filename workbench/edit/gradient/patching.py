@@ -20,8 +20,7 @@ from workbench.edit.places.passes import logits_at, run, upper
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.feedforward import n_outputs
-from workbench.models.hooks import hooked
+from workbench.models.hooks import hooked, n_outputs
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -22,8 +22,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from workbench.errors import WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.prompts import encode_inside
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import encode_inside, load_tokenizer
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -20,7 +20,7 @@ from workbench.facts import joined
 from workbench.facts.facts import UNSPACED
 from workbench.lazy import torch
 from workbench.models.architecture import max_positions
-from workbench.models.attention import CACHES
+from workbench.models.hooks import CACHES
 from workbench.steps import Remembered
 
 if TYPE_CHECKING:

@@ -17,8 +17,7 @@ from workbench.edit.places.parts import EditRow, Padded, Parts, Position, padded
 from workbench.edit.places.passes import logits_at, run, target_log_probabilities
 from workbench.facts import Fact
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.hooks import Stopped, first_of, hooked, shaped, with_first
+from workbench.models.hooks import Stopped, first_of, head_sees, hooked, shaped, with_first
 from workbench.steps import MethodContext
 
 if TYPE_CHECKING:

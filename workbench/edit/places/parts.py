@@ -7,15 +7,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from workbench.adapters.places import Places
+from workbench.adapters.lora import Places
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.facts import Fact
 from workbench.lazy import torch
 from workbench.models.architecture import is_conv1d
-from workbench.models.batching import side_by_side
-from workbench.models.feedforward import feed_forward_mixers, hidden_width, is_attention, output_projections
+from workbench.models.hooks import feed_forward_mixers, hidden_width, is_attention, output_projections
 from workbench.models.layout import stack_prefix
 from workbench.models.prompts import PromptPair, encode_pair
+from workbench.models.texts import side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from workbench.edit.places.parts import Padded, Parts
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import additive_masks, cache_name, head_sees, windows
-from workbench.models.hooks import Stopped, hooked, shaped, states_of
+from workbench.models.hooks import Stopped, additive_masks, cache_name, head_sees, hooked, shaped, states_of, windows
 
 if TYPE_CHECKING:
     from torch import Tensor

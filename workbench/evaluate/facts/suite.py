@@ -29,7 +29,7 @@ from workbench.facts.facts import FactKind
 from workbench.files import json_digest, read_json, write_bytes
 from workbench.models.architecture import max_positions
 from workbench.models.identity import tokenizer_digest
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.prompts import load_tokenizer
 from workbench.resolve.resolved import Resolved
 from workbench.scores.suite import FactTasks, Suite
 

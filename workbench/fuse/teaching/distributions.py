@@ -12,9 +12,8 @@ from workbench.errors import WorkbenchError
 from workbench.fuse.teaching.shards import Shards
 from workbench.fuse.teaching.syncs import Reading
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import head_sees
-from workbench.models.batching import by_length, side_by_side
-from workbench.models.texts import batch_limit
+from workbench.models.hooks import head_sees
+from workbench.models.texts import batch_limit, by_length, side_by_side
 from workbench.train.surroundings import quiet, reproducible
 
 if TYPE_CHECKING:

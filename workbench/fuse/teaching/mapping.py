@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from workbench.fuse.teaching.syncs import Vocabulary
-from workbench.vocabulary.spelling import respelled, shared_rows
+from workbench.vocabulary.tokens import respelled, shared_rows
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

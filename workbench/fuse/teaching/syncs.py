@@ -11,8 +11,7 @@ import numpy as np
 from workbench.errors import WorkbenchError
 from workbench.facts import joined
 from workbench.models.prompts import encode_pair
-from workbench.vocabulary.spelling import spelling
-from workbench.vocabulary.tokens import Tokens, checked_tokenizer, read_tokens
+from workbench.vocabulary.tokens import Tokens, checked_tokenizer, read_tokens, spelling
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -12,7 +12,7 @@ import numpy as np
 
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.lazy import torch
-from workbench.models.conversion import live_runs
+from workbench.models.live import live_runs
 
 if TYPE_CHECKING:
     from torch import Tensor

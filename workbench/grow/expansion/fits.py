@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import GateFailedError, WorkbenchError
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.models.architecture import model_depth
-from workbench.models.conversion import live_names
 from workbench.models.layout import Layout, Model
+from workbench.models.live import live_names
 from workbench.models.skeleton import skeleton
 from workbench.steps import Growth
 from workbench.weights.specs import TensorSpec

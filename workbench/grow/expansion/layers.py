@@ -10,7 +10,7 @@ from workbench.models.architecture import LAYER_KINDS, model_depth
 from workbench.models.layout import Layout
 from workbench.models.skeleton import parse_config
 from workbench.steps import Grown
-from workbench.weights.configuration import DEPTHS, TEXT_CONFIGS
+from workbench.weights.header import DEPTHS, TEXT_CONFIGS
 
 # Fields of config.json with layer numbers, or with a pattern over them: their meaning changes when layers move.
 _NUMBERED = (

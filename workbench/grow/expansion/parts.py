@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.norms import is_norm
 from workbench.models.architecture import is_conv1d
-from workbench.models.conversion import live_names
 from workbench.models.layout import Model
+from workbench.models.live import live_names
 from workbench.models.skeleton import skeleton
 from workbench.steps import Grown
-from workbench.weights.configuration import TEXT_CONFIGS
+from workbench.weights.header import TEXT_CONFIGS
 from workbench.weights.specs import TensorSpec
 
 if TYPE_CHECKING:

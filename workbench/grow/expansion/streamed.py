@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.models.layout import Model, in_decoder
-from workbench.models.placement import Piece, live_layout
+from workbench.models.layout import Model, Piece, in_decoder, live_layout
 from workbench.weights.specs import Weights, load
 
 if TYPE_CHECKING:

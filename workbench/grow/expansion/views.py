@@ -9,12 +9,10 @@ from typing import Any
 from workbench.errors import InvalidRecipeError
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.difference import WeightsDelta
+from workbench.merge.streaming.deltas import StepBricks, WeightsDelta
 from workbench.merge.streaming.merged import MergedWeights
-from workbench.models.architecture import head_of, is_embedding
+from workbench.models.architecture import UntiedWeights, head_of, is_embedding, tied_embeddings
 from workbench.models.layout import Layout, Model
-from workbench.models.tied import UntiedWeights, tied_embeddings
 from workbench.steps import MergeMethod, Sources
 from workbench.weights.specs import Source, TensorSpec, Weights
 

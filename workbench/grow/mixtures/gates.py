@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
 from workbench.lazy import no_grad, torch
-from workbench.models.conversion import live_names
 from workbench.models.layout import Model
+from workbench.models.live import live_names
 from workbench.models.prompts import encode_text
 from workbench.models.texts import TextRow, batches
 from workbench.steps import GrowContext, Grown
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import check_places, check_shapes, text_config, with_text
 from workbench.models.architecture import EXPERT_COUNTS
-from workbench.models.conversion import live_names
 from workbench.models.layout import Model
+from workbench.models.live import live_names
 from workbench.models.skeleton import parse_config, skeleton
 from workbench.steps import Axis, Grown
 from workbench.weights.specs import TensorSpec

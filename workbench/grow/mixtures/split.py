@@ -15,7 +15,7 @@ from workbench.files import read_json, write_json
 from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Measured
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor

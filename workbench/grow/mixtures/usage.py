@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from workbench.lazy import no_grad, torch
-from workbench.models.experts import chosen, expert_modules, unread
+from workbench.models.hooks import chosen, expert_modules, unread
 from workbench.models.texts import TextRow, batches
 
 if TYPE_CHECKING:

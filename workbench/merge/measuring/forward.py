@@ -6,28 +6,24 @@ cache, one file per layer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from safetensors import safe_open
 
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest, write_json
 from workbench.lazy import torch
-from workbench.merge.measuring.calibration import Calibrated
-from workbench.merge.measuring.grams import INDEX, in_cache
-from workbench.merge.measuring.layers import Call, LayerStack
-from workbench.merge.measuring.least_squares import check_weights
+from workbench.merge.measuring.calibration import Calibrated, check_weights
+from workbench.merge.measuring.layers import INDEX, Call, LayerStack, in_cache
+from workbench.merge.measuring.matrices import rows_of
 from workbench.models.architecture import is_conv1d
-from workbench.models.batching import Batch
-from workbench.models.texts import TextRow, batches
-from workbench.steps import Block, Group, Measured, MergeContext, Prepared
+from workbench.models.texts import Batch, TextRow, batches
+from workbench.steps import Group, Measured, MergeContext, Prepared
 from workbench.steps.fields import value_at
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -53,11 +49,7 @@ class LayerDeltas:
             group.notes[group.tensor] = {"norm_ratio": self.norm_ratios[group.tensor]}
         with safe_open(self.folder / self.files[group.tensor], "pt") as file:
             delta: Tensor = file.get_tensor(group.tensor).to(group.device).view(group.spec.rows, group.spec.cols)
-
-        def rows(block: Block) -> Tensor:
-            return delta[block.start : block.start + block.base.shape[0]]
-
-        return rows
+        return rows_of(delta)
 
 
 @dataclass
@@ -67,7 +59,7 @@ class Walk:
     Attributes:
         context: Source of the models.
         step: The merge step, for weights and `where`.
-        factors: Function that returns each brick's factor in the sum of deltas at a tensor.
+        scale: Function that returns λ at a tensor: the merge starts from λ times the weighted sum of the deltas.
         merged: The merged model, layer by layer.
         bricks: Each brick's model, layer by layer.
         data: Each brick's texts in batches.
@@ -78,7 +70,7 @@ class Walk:
 
     context: MergeContext
     step: Calibrated
-    factors: Factors
+    scale: Callable[[str], float]
     merged: LayerStack
     bricks: dict[str, LayerStack]
     data: dict[str, list[Batch]]
@@ -88,14 +80,10 @@ class Walk:
     _load: dict[str, Callable[[str], Tensor]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], factors: Factors) -> Walk:
+    def of(
+        cls, context: MergeContext, step: Calibrated, texts: Mapping[str, Sequence[TextRow]], scale: Callable[[str], float]
+    ) -> Walk:
         """Return the texts in front of the first layer.
-
-        Args:
-            context: Source of the models.
-            step: The merge step.
-            texts: Each brick's texts.
-            factors: Function that returns each brick's factor in the sum of deltas at a tensor.
 
         Raises:
             WorkbenchError: If transformers fuses weights of this architecture.
@@ -106,11 +94,11 @@ class Walk:
             raise WorkbenchError(
                 f"{step.name}: transformers fuses weights of {context.base.config.get('model_type')}, such as experts, so that its layers "
                 "cannot be merged one by one",
-                "Use `merge: regmean` with the bricks' own inputs.",
+                "Use `merge: regmean`.",
             )
         base = stacks.pop("")
         data = {brick: list(batches(rows, context.device)) for brick, rows in texts.items()}
-        walk = cls(context, step, factors, base, stacks, data, _load=loaders)
+        walk = cls(context, step, scale, base, stacks, data, _load=loaders)
         walk.merged = replace(base, tensor=walk._merged)
         for brick, rows in walk.data.items():
             walk.hidden[brick], walk.calls[brick] = walk.merged.enter(rows)
@@ -128,8 +116,9 @@ class Walk:
         if not self.changes(tensor):
             return theta
         total = torch.zeros_like(theta)
-        for brick, factor in self.factors(self, tensor).items():
-            total.add_(self.weight(brick, tensor) - theta, alpha=factor)
+        lam = self.scale(tensor)
+        for brick, weight in self.weights(tensor).items():
+            total.add_(self.weight(brick, tensor) - theta, alpha=lam * weight)
         return theta + total
 
     def base(self, tensor: str) -> Tensor:
@@ -171,20 +160,16 @@ class Walk:
                     states[i] = self.merged.run(layer, state, self.calls[brick][i][layer])
 
 
-Factors = Callable[[Walk, str], Mapping[str, float]]
-"""Function that returns each brick's factor in the sum of deltas at a tensor."""
-Solve = Callable[[Walk, int], None]
-"""Function that sets `Walk.solved` for a layer, or for the head after the last layer."""
-
-
-def measured_in_order(step: Calibrated, context: MergeContext, factors: Factors, solve: Solve) -> Measured:
+def measured_in_order(
+    step: Calibrated, context: MergeContext, scale: Callable[[str], float], solve: Callable[[Walk, int], None]
+) -> Measured:
     """Merge layer by layer, or find the result in the cache.
 
     Args:
         step: The merge step.
         context: Source of the models.
-        factors: Function that returns each brick's factor in the sum of deltas at a tensor.
-        solve: Function that merges a layer.
+        scale: Function that returns λ at a tensor.
+        solve: Function that sets `Walk.solved` for a layer.
 
     Returns:
         The `LayerDeltas`, and a record of the texts.
@@ -203,7 +188,7 @@ def measured_in_order(step: Calibrated, context: MergeContext, factors: Factors,
     )
 
     def merge(out: Path) -> None:
-        _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, factors), out, solve)
+        _merge(Walk.of(context, step, {brick: rows for brick, (rows, _) in texts.items()}, scale), out, solve)
 
     place = context.cache / "forward" / key
     index = in_cache(place, merge, files=dict, norm_ratios=dict)
@@ -213,12 +198,12 @@ def measured_in_order(step: Calibrated, context: MergeContext, factors: Factors,
     return Measured(LayerDeltas(place, index["files"], index["norm_ratios"]), {"calibration": record})
 
 
-def _merge(walk: Walk, out: Path, solve: Solve) -> None:
-    """Merge all layers and the head, and write their deltas and the index to a directory."""
+def _merge(walk: Walk, out: Path, solve: Callable[[Walk, int], None]) -> None:
+    """Merge all layers, and write their deltas and the index to a directory."""
     files, ratios = dict[str, str](), dict[str, float]()
     depth = len(walk.merged.layers)
-    for layer in range(depth + 1):
-        walk.context.progress(layer, depth, f"merging layer {layer}" if layer < depth else "merging layers")
+    for layer in range(depth):
+        walk.context.progress(layer, depth, f"merging layer {layer}")
         walk.solved = {}
         solve(walk, layer)
         for tensor, delta in walk.solved.items():
@@ -235,8 +220,8 @@ def _merge(walk: Walk, out: Path, solve: Solve) -> None:
             file = f"layer-{layer}.safetensors"
             save_tensors({tensor: delta.float().contiguous().cpu() for tensor, delta in walk.solved.items()}, out / file)
             files |= dict.fromkeys(walk.solved, file)
-        if layer < depth:
-            walk.advance(layer)
+        walk.advance(layer)
+    walk.context.progress(depth, depth, "merging layers")
     write_json(out / INDEX, {"files": files, "norm_ratios": ratios})
 
 
@@ -248,36 +233,3 @@ def bias_of(tensor: str) -> str:
 def flipped(module: nn.Module, weight: Tensor) -> Tensor:
     """Return a weight as [out, in] from its stored orientation, or the other way round."""
     return weight.T if is_conv1d(module) else weight
-
-
-def masked(inputs: Tensor, batch: Batch) -> Tensor:
-    """Return the inputs of a linear layer without padding, [token, in] in float32."""
-    return inputs.reshape(-1, inputs.shape[-1])[batch.mask.flatten().bool()].float()
-
-
-@contextmanager
-def inputs_read(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
-    """Record the last input of some linear layers, by the tensor name of their weight."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
-        found[name] = args[0]
-
-    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in readers.items()]
-    try:
-        yield found
-    finally:
-        for hook in hooks:
-            hook.remove()
-
-
-def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
-    """Return the readers of each distinct input that has one row per token: first reader -> all readers."""
-    seen: list[tuple[Tensor, list[str]]] = []
-    for name, tensor in inputs.items():
-        readers = next((readers for known, readers in seen if known is tensor), None)
-        if readers is not None:
-            readers.append(name)
-        elif tensor.numel() == batch.mask.numel() * tensor.shape[-1]:
-            seen.append((tensor, [name]))
-    return {readers[0]: readers for _, readers in seen}

@@ -1,30 +1,38 @@
-"""Run a model over all texts one decoder layer at a time, so that only one layer is in memory.
+"""Models that run over all texts one decoder layer at a time, so that only one layer is in memory, and statistics of layers' inputs.
 
 First, recorders replace the layers. They keep the arguments that the model passes to each layer for every batch (masks, rotary
 positions) and the hidden states that enter the first layer. Then each layer is loaded, run over all batches and freed.
+
+A Gram matrix is the second moment of a linear layer's inputs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
+from safetensors import safe_open
+
 from workbench.errors import WorkbenchError
+from workbench.files import publish, read_json, write_json
 from workbench.lazy import torch
-from workbench.models.architecture import is_conv1d, is_head
-from workbench.models.batching import Batch
+from workbench.models.architecture import counterpart, is_conv1d, is_head
 from workbench.models.layout import stack_prefix
-from workbench.models.names import counterpart
+from workbench.models.texts import Batch, TextRow, batches
 from workbench.steps import MergeContext
+from workbench.weights.header import save_tensors
 from workbench.weights.specs import load
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
+INDEX = "index.json"
 Call: TypeAlias = tuple[tuple[Any, ...], dict[str, Any]]
 """Positional and keyword arguments that a model passes to a layer, without the hidden states."""
 
@@ -175,3 +183,208 @@ class LayerStack:
     def _shaped(self, hidden: Tensor) -> Any:
         """Return hidden states in the form of this architecture's layer output: some layers return a tuple."""
         return (hidden, None, None) if self._tuples else hidden
+
+
+def without_padding(inputs: Tensor, batch: Batch) -> Tensor:
+    """Return the inputs of a linear layer without padding, [token, in] in float32."""
+    return inputs.reshape(-1, inputs.shape[-1])[batch.mask.flatten().bool()].float()
+
+
+@contextmanager
+def inputs_read(readers: Mapping[str, nn.Module]) -> Iterator[dict[str, Tensor]]:
+    """Record the last input of some linear layers, by the tensor name of their weight."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str, _module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[0]
+
+    hooks = [module.register_forward_pre_hook(partial(keep, name)) for name, module in readers.items()]
+    try:
+        yield found
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def shared(inputs: Mapping[str, Tensor], batch: Batch) -> dict[str, list[str]]:
+    """Return the readers of each distinct input that has one row per token: first reader -> all readers."""
+    seen: list[tuple[Tensor, list[str]]] = []
+    for name, tensor in inputs.items():
+        readers = next((readers for known, readers in seen if known is tensor), None)
+        if readers is not None:
+            readers.append(name)
+        elif tensor.numel() == batch.mask.numel() * tensor.shape[-1]:
+            seen.append((tensor, [name]))
+    return {readers[0]: readers for _, readers in seen}
+
+
+@dataclass(frozen=True)
+class InputWalk:
+    """A pass of a brick's model over texts, one decoder layer at a time, that sums up a statistic of every linear layer's inputs.
+
+    Attributes:
+        context: Source of the model.
+        brick: Name of the brick; "" is the base.
+        rows: The texts.
+        statistic: Function from the inputs of some tokens, parts of [token, in], to their sum.
+    """
+
+    context: MergeContext
+    brick: str
+    rows: Sequence[TextRow]
+    statistic: Callable[[Sequence[Tensor]], Tensor]
+
+    @cached_property
+    def _data(self) -> list[Batch]:
+        return list(batches(self.rows, self.context.device))
+
+    @cached_property
+    def _stack(self) -> LayerStack:
+        return LayerStack.of(self.context, self.brick)
+
+    @cached_property
+    def tokens(self) -> int:
+        """Number of tokens."""
+        return sum(int(batch.mask.sum()) for batch in self._data)
+
+    @property
+    def record(self) -> dict[str, Any]:
+        """Number of `tokens` read, and whether the model was `streamed`."""
+        return {"tokens": self.tokens, "streamed": self._stack.tensor is not None}
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        """Yield each distinct input's statistic over all tokens, with the tensor names of the linear layers that read the input.
+
+        Raises:
+            WorkbenchError: If the model does not run its layers in sequence.
+        """
+        stack, who = self._stack, self.brick or "base"
+        depth = len(stack.layers)
+        hidden, calls = stack.enter(self._data)
+        for layer in range(depth):
+            self.context.progress(layer, depth, f"{who}: inputs of layer {layer}")
+            sums: dict[str, tuple[Tensor, list[str]]] = {}
+            with stack.loaded(layer), inputs_read(stack.readers(layer)) as read:
+                for i, batch in enumerate(self._data):
+                    read.clear()
+                    hidden[i] = stack.run(layer, hidden[i], calls[i][layer])
+                    for first, readers in shared(read, batch).items():
+                        part = self.statistic([without_padding(read[first], batch)])
+                        if first in sums:
+                            sums[first][0].add_(part)
+                        else:
+                            sums[first] = part, readers
+            yield from sums.values()
+        if stack.head is not None:
+            with stack.loaded():
+                states = [stack.leave(batch, h)[batch.mask.bool()] for batch, h in zip(self._data, hidden, strict=True)]
+            yield self.statistic(states), [stack.head]
+        self.context.progress(depth, depth, f"{who}: inputs")
+
+
+@dataclass(frozen=True)
+class Grams:
+    """One brick's Gram matrices in the cache: one file per distinct input, shared by the linear layers that read that input.
+
+    Attributes:
+        folder: Directory of the files.
+        files: Tensor name of a linear layer's weight -> file name.
+        record: Number of `tokens` read, and whether the model was `streamed`.
+    """
+
+    folder: Path
+    files: Mapping[str, str]
+    record: dict[str, Any]
+
+    def gram(self, tensor: str, device: torch.device, off_diagonal: float = 1.0) -> Tensor:
+        """Return the mean of x xᵀ over all tokens [in, in] in float32, with its off-diagonal elements scaled by a factor."""
+        with safe_open(self.folder / self.files[tensor], "pt") as file:
+            full = _unpack(file.get_tensor("gram")).to(device)
+        diagonal = full.diagonal().clone()
+        full.mul_(off_diagonal).diagonal().copy_(diagonal)
+        return full
+
+
+def collect(context: MergeContext, brick: str, rows: Sequence[TextRow], key: str) -> Grams:
+    """Return one brick's Grams from the cache, or collect them and cache them.
+
+    Memory holds one layer of the brick's model, the hidden states of all rows and the Grams of one layer; before and after the
+    layers, it holds the embeddings.
+
+    Args:
+        context: Source of the model.
+        brick: Name of the brick.
+        rows: Calibration texts.
+        key: Cache key of the model and the texts.
+
+    Raises:
+            WorkbenchError: If the inputs of a layer are not finite, or the cached index is damaged.
+    """
+    place = context.cache / "grams" / key
+    index = in_cache(place, lambda out: _collect(context, brick, rows, out), files=dict, record=dict)
+    return Grams(place, index["files"], index["record"])
+
+
+def in_cache(place: Path, measure: Callable[[Path], None], **fields: type) -> dict[str, Any]:
+    """Return the index of a directory in the cache, which is measured first if it is missing or damaged.
+
+    Args:
+        place: The directory.
+        measure: Function that writes the content and INDEX into an empty directory; it runs without gradients.
+        fields: Name -> type of the index's fields.
+
+    Raises:
+        WorkbenchError: If the index cannot be read after the measurement.
+    """
+    if read_json(place / INDEX, **fields) is None:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=place.parent, prefix=".measuring-") as name, torch.no_grad():
+            made = Path(name) / "made"
+            made.mkdir()
+            measure(made)
+            publish(made, place)
+    index = read_json(place / INDEX, **fields)
+    if index is None:
+        raise WorkbenchError(f"{place / INDEX}: the file is damaged", f"Delete {place}; the next run measures it again.")
+    return index
+
+
+def _collect(context: MergeContext, brick: str, rows: Sequence[TextRow], out: Path) -> None:
+    """Measure the Grams of a brick layer by layer, and write them to a directory."""
+    files: dict[str, str] = {}
+    walk = InputWalk(context, brick, rows, _sum_of_squares)
+    for gram, readers in walk:
+        if not bool(torch.isfinite(gram).all()):
+            raise WorkbenchError(
+                f"brick '{brick}': the inputs of {readers[0]} on the calibration texts are NaN or infinite",
+                "Train or fetch the brick again.",
+            )
+        save_tensors({"gram": _pack(gram.div_(walk.tokens).cpu())}, out / f"{readers[0]}.safetensors")
+        files |= dict.fromkeys(readers, f"{readers[0]}.safetensors")
+    write_json(out / INDEX, {"files": files, "record": walk.record})
+
+
+def _sum_of_squares(parts: Sequence[Tensor]) -> Tensor:
+    """Return Σ x xᵀ [in, in] over all rows x of the parts [row, in], in float32."""
+    total = torch.zeros(parts[0].shape[1], parts[0].shape[1], device=parts[0].device)
+    for part in parts:
+        total.addmm_(part.float().T, part.float())
+    return total
+
+
+def _pack(gram: Tensor) -> Tensor:
+    """Return the upper triangle of a symmetric matrix, row by row."""
+    return torch.cat([gram[i, i:] for i in range(gram.shape[0])])
+
+
+def _unpack(packed: Tensor) -> Tensor:
+    """Return the symmetric matrix of an upper triangle, the inverse of `_pack`."""
+    size = int((2 * packed.numel() + 0.25) ** 0.5)
+    full = torch.empty(size, size, dtype=packed.dtype)
+    start = 0
+    for i in range(size):
+        row = packed[start : start + size - i]
+        full[i, i:] = row
+        full[i:, i] = row
+        start += size - i
+    return full

@@ -12,8 +12,17 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
-from workbench.merge.mergekit.api import Parameter, base_policy, merge_tensors, parameters, seed_of, version_number
-from workbench.merge.mergekit.table import KNOWN, Known
+from workbench.merge.measuring.matrices import rows_of
+from workbench.merge.mergekit.table import (
+    KNOWN,
+    Known,
+    Parameter,
+    base_policy,
+    merge_tensors,
+    parameters,
+    seed_of,
+    version_number,
+)
 from workbench.steps import Block, Group, MergeMethod, register
 from workbench.steps.fields import BrickEntry, Bricks, Number, constants, value_at
 
@@ -165,12 +174,7 @@ class Bridge(MergeMethod):
 
     def prepare(self, group: Group) -> Callable[[Block], Tensor]:
         """Merge the whole tensor at once, and return its rows block by block."""
-        delta = self._delta(group)
-
-        def rows(block: Block) -> Tensor:
-            return delta[block.start : block.start + len(block.base)]
-
-        return rows
+        return rows_of(self._delta(group))
 
     @no_grad
     def _delta(self, group: Group) -> Tensor:

@@ -1,22 +1,25 @@
-"""Protocols through which a merge reads a brick."""
+"""The bricks of a merge step, and the forms of a brick's deltas: differences of checkpoints, masked ones, and ones on another vocabulary."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
+import numpy as np
+
+from workbench.adapters.dense import DeltaRows
 from workbench.lazy import torch
+from workbench.weights import kernels
 from workbench.weights.lowrank import Factors
-from workbench.weights.specs import Source
+from workbench.weights.masks import TensorMask
+from workbench.weights.row_alignment import runs
+from workbench.weights.specs import Source, StoredSource, Weights
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-
-class DeltaSource(Protocol):
-    """The delta of one tensor, readable in blocks of rows."""
-
-    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
-        """Fill `out` [stop - start, cols] with the delta of rows start..stop; `base` holds the same rows of the base."""
+    from workbench.weights.row_alignment import Index
 
 
 class Deltas(Protocol):
@@ -25,7 +28,7 @@ class Deltas(Protocol):
     def touches(self, name: str) -> bool:
         """Return whether the brick may differ from the base at this tensor."""
 
-    def open_delta(self, name: str, device: torch.device) -> DeltaSource:
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
         """Open the delta of one tensor that the brick touches."""
 
     def factors(self, name: str, device: torch.device) -> Factors | None:
@@ -33,3 +36,168 @@ class Deltas(Protocol):
 
     def open_model(self, name: str, device: torch.device) -> Source | None:
         """Open the fine-tuned tensor itself, or return None if the brick stores an update instead."""
+
+
+class WeightsDelta:
+    """Deltas of a full set of weights (a checkpoint, or another recipe's result): its difference from the base."""
+
+    def __init__(self, weights: Weights, base: Weights) -> None:
+        self._weights = weights
+        self._base = base
+
+    def touches(self, name: str) -> bool:
+        """Return True: every tensor may differ."""
+        return True
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """Open θ − θ₀ of one tensor."""
+        return _Difference(self._weights.open(name, device))
+
+    def open_model(self, name: str, device: torch.device) -> Source:
+        """Open θ of one tensor."""
+        return self._weights.open(name, device)
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """Return None: a difference of checkpoints has full rank."""
+        return None
+
+
+class _Difference:
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._stored = source if isinstance(source, StoredSource) else None
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        if self._stored is None:
+            self._source.read(start, stop, out)
+            out.sub_(base)
+        elif not kernels.difference(self._stored.raw(start, stop), base, out):
+            self._stored.refuse_non_finite(start, stop)
+
+
+class MaskedDeltas:
+    """Deltas that are zero outside the chosen rows or columns. Low-rank deltas stay low-rank. Implements `Deltas`.
+
+    Args:
+        inner: The brick's deltas.
+        masks: Tensor of the base -> rows or columns to keep. Other tensors keep their whole delta.
+    """
+
+    def __init__(self, inner: Deltas, masks: Mapping[str, TensorMask]) -> None:
+        self._inner = inner
+        self._masks = masks
+
+    def touches(self, name: str) -> bool:
+        """Return whether the brick may differ from the base at a chosen row or column of this tensor."""
+        return self._inner.touches(name) and not (name in self._masks and self._masks[name].empty)
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """Open the delta of one tensor."""
+        source = self._inner.open_delta(name, device)
+        return _MaskedDelta(source, self._masks[name].to(device)) if name in self._masks else source
+
+    def open_model(self, name: str, device: torch.device) -> Source | None:
+        """Open the fine-tuned tensor; None for a masked tensor, which no file holds."""
+        return None if name in self._masks else self._inner.open_model(name, device)
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """Return the factors with zeros in the rows of the left one, or in the columns of the right one."""
+        factors = self._inner.factors(name, device)
+        return self._masks[name].to(device).factors(factors) if factors is not None and name in self._masks else factors
+
+
+class _MaskedDelta:
+    def __init__(self, source: DeltaRows, mask: TensorMask) -> None:
+        self._source, self._mask = source, mask
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        if self._mask.skips(start, stop):
+            out.zero_()
+            return
+        self._source.read_delta(start, stop, base, out)
+        self._mask.keep(start, stop, out)
+
+
+class AlignedDeltas:
+    """Deltas with rows moved from the base's vocabulary to the output's; zero in rows that the base does not have.
+
+    Args:
+        inner: Deltas on the base as stored on disk.
+        index: [rows of the output], the base's row or -1.
+        tensors: Names of the tensors that have one row per token.
+    """
+
+    def __init__(self, inner: Deltas, index: Index, tensors: Collection[str]) -> None:
+        self._inner = inner
+        self._index = index
+        self._tensors = tensors
+
+    def touches(self, name: str) -> bool:
+        """Return whether the adapter may differ from the base at this tensor."""
+        return self._inner.touches(name)
+
+    def open_delta(self, name: str, device: torch.device) -> DeltaRows:
+        """Open the delta of one tensor."""
+        source = self._inner.open_delta(name, device)
+        return _AlignedDelta(source, self._index) if name in self._tensors else source
+
+    def open_model(self, name: str, device: torch.device) -> Source | None:
+        """Open the fine-tuned tensor if its rows do not move; otherwise return None."""
+        return None if name in self._tensors else self._inner.open_model(name, device)
+
+    def factors(self, name: str, device: torch.device) -> Factors | None:
+        """Return the factors, with the rows of the left factor moved."""
+        factors = self._inner.factors(name, device)
+        if factors is None or name not in self._tensors:
+            return factors
+        left = torch.cat([factors.left, factors.left.new_zeros(1, factors.rank)])
+        return Factors(left[torch.from_numpy(self._index).to(device)], factors.right)
+
+
+class _AlignedDelta:
+    def __init__(self, source: DeltaRows, index: Index) -> None:
+        self._source = source
+        self._index = index
+
+    def read_delta(self, start: int, stop: int, base: Tensor, out: Tensor) -> None:
+        index = self._index[start:stop]
+        places = np.flatnonzero(index >= 0)
+        if len(places) < len(index):
+            out.zero_()
+        if len(places):
+            for offset, row, length in runs(places, index[places]):
+                self._source.read_delta(row, row + length, base[offset : offset + length], out[offset : offset + length])
+
+
+@dataclass(frozen=True)
+class StepBricks:
+    """The bricks of a merge step.
+
+    Attributes:
+        deltas: Their deltas by name.
+        keys: Sort keys by name; the name itself for a brick without one. If the method is permutation invariant, bricks are processed
+            in the order of these keys, so that the last bits of sums depend neither on the bricks' names nor on their order in the
+            recipe.
+        digests: Function that returns the digest of each brick's content, for random masks and the memo. It may read whole bricks,
+            so it is called only when a method needs it. None: the sort keys.
+        masks: Base's tensor -> the rows or columns that the step may change; other tensors may change everywhere. The bricks' deltas
+            are zero elsewhere (`MaskedDeltas`), and current values stay there, although some methods spread a delta over its tensor.
+    """
+
+    deltas: Mapping[str, Deltas]
+    keys: Mapping[str, str] = field(default_factory=dict)
+    digests: Callable[[], Mapping[str, str]] | None = None
+    masks: Mapping[str, TensorMask] = field(default_factory=dict)
+
+    def key(self, name: str) -> str:
+        """Return the sort key of a brick."""
+        return self.keys.get(name, name)
+
+    def in_order(self, *, by_key: bool) -> dict[str, Deltas]:
+        """Return the deltas in the order of their keys, or in that of the recipe."""
+        order = sorted(self.deltas, key=lambda name: (self.key(name), name)) if by_key else self.deltas
+        return {name: self.deltas[name] for name in order}
+
+    def contents(self) -> Mapping[str, str]:
+        """Return the digest of each brick's content."""
+        return self.digests() if self.digests else {name: self.key(name) for name in self.deltas}

@@ -17,10 +17,9 @@ import numpy as np
 
 from workbench.lazy import torch
 from workbench.steps import Group
-from workbench.weights.arrays import Array, as_array
 from workbench.weights.kernels import INFINITE, magnitude_bits
 from workbench.weights.sparse import ALL_TIES, Trim, find, window
-from workbench.weights.specs import TensorSpec, block_elements, empty
+from workbench.weights.specs import Array, TensorSpec, as_array, block_elements, empty
 
 if TYPE_CHECKING:
     from torch import Tensor

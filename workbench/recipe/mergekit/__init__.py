@@ -10,8 +10,7 @@ from typing import Any
 from workbench import jsondoc, yamldoc
 from workbench.bricks.locate import kinds_of
 from workbench.errors import WorkbenchError, shell
-from workbench.merge.mergekit.api import base_policy
-from workbench.merge.mergekit.table import KNOWN
+from workbench.merge.mergekit.table import KNOWN, base_policy
 from workbench.models.layout import Layout, Model
 from workbench.project import find_project
 from workbench.recipe.mergekit.config import Config, Make, Reference, is_mixture, read_config, read_mixture, read_reference

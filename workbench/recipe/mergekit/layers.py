@@ -9,8 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from workbench import yamldoc
-from workbench.merge.mergekit.api import base_policy, parameters
-from workbench.merge.mergekit.table import KNOWN
+from workbench.merge.mergekit.table import KNOWN, base_policy, parameters
 from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import (
     Config,

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from workbench.errors import nearest
-from workbench.merge.mergekit.api import Parameter, base_policy, parameters
-from workbench.merge.mergekit.table import KNOWN
+from workbench.merge.mergekit.table import KNOWN, Parameter, base_policy, parameters
 from workbench.recipe.mergekit.config import Config, ModelSource
 from workbench.recipe.mergekit.settings import Names, Setting, complement, is_default, setting
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from workbench import yamldoc
 from workbench.errors import InvalidRecipeError, WorkbenchError, shell
+from workbench.models.architecture import tied_embeddings
 from workbench.models.layout import Layout, Model
-from workbench.models.tied import tied_embeddings
 from workbench.recipe.mergekit.config import Reference
 from workbench.weights.checkpoint import Checkpoint
 

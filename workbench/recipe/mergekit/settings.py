@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol
 
 from workbench import yamldoc
-from workbench.merge.mergekit.api import Parameter
+from workbench.merge.mergekit.table import Parameter
 from workbench.models.layout import Layout
 from workbench.recipe.mergekit.config import ImportReport, Scope
 

@@ -20,7 +20,7 @@ from workbench.files import bytes_digest
 from workbench.lazy import torch
 from workbench.route.deciding.copies import copies
 from workbench.route.features.hidden import POOLING, pooled, token_rows
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from typing import Any

@@ -14,11 +14,10 @@ from typing import TYPE_CHECKING, Any
 from workbench.errors import InvalidRecipeError
 from workbench.lazy import no_grad, torch
 from workbench.models.architecture import model_depth
-from workbench.models.batching import side_by_side
 from workbench.models.hooks import Stopped, hooked, states_of
 from workbench.models.layout import stack_prefix
 from workbench.models.prompts import encode_text
-from workbench.models.texts import batch_limit, longest_row
+from workbench.models.texts import batch_limit, longest_row, side_by_side
 
 if TYPE_CHECKING:
     from torch import Tensor

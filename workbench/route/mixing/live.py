@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError, nearest
 from workbench.lazy import no_grad, torch
-from workbench.models.attention import CACHES
+from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.chat import ChatFrame
 from workbench.route.features.hidden import pooled

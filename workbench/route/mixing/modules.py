@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.models.architecture import is_conv1d
-from workbench.models.names import counterpart, nearest_name
+from workbench.models.architecture import counterpart, is_conv1d, nearest_name
 from workbench.route.mixing.kernel import Mix, Pair, StackedFactors
 
 if TYPE_CHECKING:

@@ -25,8 +25,8 @@ from workbench.run.kind import Kind, StepContext, StepResult, Taught, place_of
 from workbench.run.teaching import LiveSession, is_counted, live_session
 from workbench.steps import Edit, EditMethod
 from workbench.weights.digests import tensor_digests
+from workbench.weights.header import save_tensors
 from workbench.weights.lowrank import Factors, LowRankSum
-from workbench.weights.saving import save_tensors
 from workbench.weights.specs import TensorSpec
 
 RECORD, FACTS, KEYS = "edit.json", "facts.jsonl", "keys.safetensors"

@@ -17,12 +17,11 @@ from workbench.grow.expansion.preserve import TOKENS
 from workbench.grow.expansion.remap import GrownWeights
 from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
+from workbench.merge.streaming.deltas import StepBricks
 from workbench.merge.streaming.merged import MergedWeights
-from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
-from workbench.models.tokenizer import load_tokenizer
+from workbench.models.live import Aligned, compute, live_model, live_names
+from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.resolved import Resolved
 from workbench.run.check_growth import compare
@@ -32,7 +31,7 @@ from workbench.steps import GrowContext, GrowMethod, Grown, Growth, Measured, Me
 from workbench.train import CROSS_ENTROPY, Objective, TrainSpec, distillation, reports, train_parameters, training_cost
 from workbench.train.routing import Routing
 from workbench.weights.checkpoint import Checkpoint
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 from workbench.weights.specs import Weights, load
 from workbench.weights.writer import output_specs
 

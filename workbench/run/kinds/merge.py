@@ -12,23 +12,21 @@ from workbench.emergent.places import set_masks
 from workbench.emergent.sets import NeuronSet
 from workbench.files import json_digest
 from workbench.lazy import torch
-from workbench.merge.streaming.bricks import StepBricks
-from workbench.merge.streaming.deltas import Deltas
-from workbench.merge.streaming.masked import MaskedDeltas
+from workbench.merge.streaming.deltas import Deltas, MaskedDeltas, StepBricks
 from workbench.merge.streaming.merged import MergedWeights
 from workbench.models.identity import computed_on
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import method
 from workbench.resolve.keys import products
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Merged, Needs, largest, merge_bytes, numel, set_row
 from workbench.run.kind import Kind, StepContext, StepResult, kind_of
 from workbench.steps import Measured, MergeContext, MergeMethod
+from workbench.weights.device import one_thread
 from workbench.weights.masks import TensorMask
-from workbench.weights.parallel import one_thread
 from workbench.weights.specs import Weights
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from workbench.manifest import reusable
 from workbench.models.identity import tokenizer_digest
 from workbench.models.layout import Model
 from workbench.models.live import compute, live_model
+from workbench.models.prompts import load_tokenizer
 from workbench.models.skeleton import causal_skeleton
-from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
@@ -30,7 +30,7 @@ from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_be
 from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows, known_statistics
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
-from workbench.weights.saving import save_tensors
+from workbench.weights.header import save_tensors
 from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:

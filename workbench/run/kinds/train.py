@@ -12,9 +12,8 @@ from workbench.bricks.brick import Brick
 from workbench.bricks.card import BaseRecord, BrickCard, read_card, write_card
 from workbench.files import json_digest, publish
 from workbench.lazy import torch
-from workbench.models.conversion import Aligned
 from workbench.models.layout import Model
-from workbench.models.live import compute, live_model
+from workbench.models.live import Aligned, compute, live_model
 from workbench.resolve.resolved import Resolved
 from workbench.run.costs import Needs, numel, with_seconds
 from workbench.run.kind import Kind, StepContext, StepResult, place_of

@@ -1,8 +1,8 @@
-"""Stand-ins: directories with the small files of a hub repository and the headers of its weights, for `plan`.
+"""Header folders: directories with the small files of a hub repository and the headers of its weights, for `plan`.
 
 They are stored in the project's cache, `.workbench/hub/<org>/<name>@<commit>/`. Every safetensors file in them is a sparse file
 of the full size that contains only the header. Readers get shapes and vocabularies from it as from the real model. Its tensors
-have no offset (`weights.checkpoint.Entry.offset`), so an attempt to read one raises an error.
+have no offset (`weights.header.Entry.offset`), so an attempt to read one raises an error.
 """
 
 from __future__ import annotations
@@ -18,8 +18,7 @@ from workbench.errors import size
 from workbench.files import publish_once, read_json, write_json
 from workbench.project import cache_of
 from workbench.results import Part
-from workbench.weights.foreign import STAND_IN
-from workbench.weights.header import MAX_HEADER
+from workbench.weights.header import HEADERS_ONLY, MAX_HEADER
 
 _CONNECTIONS = 8
 
@@ -46,10 +45,10 @@ class Repository:
     sizes: dict[str, int]
 
 
-def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None:
-    """Return the newest stand-in for this revision, or None."""
+def known_header_folder(name: str, revision: str | None, project: Path) -> Path | None:
+    """Return the newest header folder for this revision, or None."""
     top = cache_of(project) / "hub"
-    records = sorted(top.glob(f"{name}@*/{STAND_IN}"), key=lambda file: file.stat().st_mtime, reverse=True)
+    records = sorted(top.glob(f"{name}@*/{HEADERS_ONLY}"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in records:
         record = read_json(file) or {}
         if revision == record.get("commit") or (revision or "main") in record.get("revisions", ()):
@@ -57,22 +56,24 @@ def kept_stand_in(name: str, revision: str | None, project: Path) -> Path | None
     return None
 
 
-def stand_in(repository: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path) -> Path:
-    """Return the stand-in of a repository, creating it atomically if it does not exist.
+def header_folder(
+    repository: Repository, revision: str | None, small: Sequence[str], weights: Sequence[str], project: Path
+) -> Path:
+    """Return the header folder of a repository, creating it atomically if it does not exist.
 
     Args:
         repository: The repository at a commit.
         revision: Revision to record for the commit; None is the default branch.
         small: Files to download whole.
         weights: Safetensors files, of which only the headers are downloaded.
-        project: Project whose cache holds the stand-in.
+        project: Project whose cache holds the header folder.
     """
     place = cache_of(project) / "hub" / f"{repository.name}@{repository.commit}"
-    record = read_json(place / STAND_IN, files=dict, revisions=list)
+    record = read_json(place / HEADERS_ONLY, files=dict, revisions=list)
     label = revision or "main"
     if record is not None and all((place / file).is_file() for file in record["files"]):
         if label not in record["revisions"]:
-            write_json(place / STAND_IN, {**record, "revisions": [*record["revisions"], label]})
+            write_json(place / HEADERS_ONLY, {**record, "revisions": [*record["revisions"], label]})
         return place
     shutil.rmtree(place, ignore_errors=True)
     place.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def stand_in(repository: Repository, revision: str | None, small: Sequence[str],
             "files": {file: repository.sizes[file] for file in (*small, *weights)},
         }
         for parent in {partial, *((partial / file).parent for file in weights)}:
-            write_json(parent / STAND_IN, data)
+            write_json(parent / HEADERS_ONLY, data)
         publish_once(partial, place)
     return place
 
@@ -134,8 +135,8 @@ def _range(url: str, start: int, stop: int) -> bytes:
 
 
 def download_of(path: Path) -> Download | None:
-    """Return the download that a stand-in still requires, or None if the directory is not a stand-in."""
-    record = read_json(path / STAND_IN, repository=str, commit=str, files=dict)
+    """Return the download that a header folder still requires, or None if the directory is not a header folder."""
+    record = read_json(path / HEADERS_ONLY, repository=str, commit=str, files=dict)
     if record is None:
         return None
     name, commit = record["repository"], record["commit"]

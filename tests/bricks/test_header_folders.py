@@ -1,4 +1,4 @@
-"""Stand-ins: headers without tensors, which nothing can read, and the room that the downloads need."""
+"""Header folders: headers without tensors, which nothing can read, and the room that the downloads need."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from worlds.project import CPU
 
 from workbench.adapters.bind import bind
 from workbench.adapters.read import Adapter
-from workbench.bricks import standins
+from workbench.bricks import header_folders
+from workbench.bricks.header_folders import Download, space_problems
 from workbench.bricks.hub import HEADERS
-from workbench.bricks.standins import Download, space_problems
 from workbench.errors import WorkbenchError
 from workbench.weights.checkpoint import Checkpoint
 from workbench.weights.digests import entry_digest, fingerprint
@@ -26,7 +26,7 @@ from workbench.weights.header import HeadersOnlyError, read_header
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path: Path) -> None:
+def test_nothing_reads_tensors_of_a_header_folder(llama: Path, bricks: Path, tmp_path: Path) -> None:
     for source, file in ((llama, "model.safetensors"), (bricks / "one", "adapter_model.safetensors")):
         out = tmp_path / source.name
         shutil.copytree(source, out)
@@ -50,7 +50,7 @@ def test_nothing_reads_tensors_of_a_stand_in(llama: Path, bricks: Path, tmp_path
 
 def test_downloads_need_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(standins.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
+    monkeypatch.setattr(header_folders.shutil, "disk_usage", lambda _: SimpleNamespace(free=2 * 10**9))
     wanted = [
         Download(repository="org/a", commit=COMMIT, files=1, bytes=10**9),
         Download(repository="org/b", commit=COMMIT, files=2, bytes=8 * 10**8),
