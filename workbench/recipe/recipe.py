@@ -313,6 +313,11 @@ def dump_step(step: BaseModel) -> dict[str, Any]:
     return step.model_dump(mode="json", by_alias=True, exclude={"id", *getattr(step, "unkeyed", ()), *unset})
 
 
+def keyed_step(step: Step) -> dict[str, Any]:
+    """Return what `dump_step` returns, with the constants that were fields of the method once, for keys."""
+    return {**step.keyed_constants, **dump_step(step)}
+
+
 def dump_steps(recipe: Recipe) -> list[dict[str, Any]]:
     """Return all steps of a recipe as plain data."""
     return [dump_step(step) for step in recipe.steps]
@@ -328,6 +333,7 @@ __all__ = [
     "dump_steps",
     "find_project",
     "from_data",
+    "keyed_step",
     "load_recipe",
     "recipe_model",
     "recipe_schema",

@@ -110,6 +110,8 @@ class Step(Strict):
     """Fields that do not change the result and are not part of any key."""
     keyed_if_set: ClassVar[frozenset[str]] = frozenset()
     """Fields that are part of keys only where they differ from their defaults, so that recipes without them keep their keys."""
+    keyed_constants: ClassVar[Mapping[str, Any]] = {}
+    """Fields of earlier versions that are constants today, with their values: part of keys, so that recipes keep theirs."""
     plugin: ClassVar[Plugin | None] = None
     """Origin of a method outside this package; None for built-in methods."""
     merges: ClassVar[bool] = False
