@@ -95,7 +95,7 @@ def measured(label: str, method: str, known: dict[str, KeptStates], negatives: b
     prompts = step.prompts(PROJECT)
     for name in prompts if method == "ridge" else ():
         if name not in known:
-            known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model, None), WINDOW)
+            known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model), WINDOW)
     start = time.process_time()
     own = near_negatives(list(prompts)) if negatives else []
     router = step.fit(RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own))

@@ -38,7 +38,6 @@ ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "centroid": ("centroid", {}, 1),
     "text": ("text", {}, 1),
     "arrow": ("arrow", {"samples": 16}, 8),
-    "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (

@@ -33,7 +33,7 @@ class Skills:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.names = route_skills.skills()
-        self.layer = depth_of(model, None)
+        self.layer = depth_of(model)
         self.fits = [route_skills.prompts(name, False, route_skills.PROMPTS) for name in self.names]
         self.tests = {
             "seen": [route_skills.seen_tests(name) for name in self.names],

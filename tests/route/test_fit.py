@@ -98,7 +98,7 @@ def test_bricks_with_the_same_kind_of_prompts_are_tied(world: tuple[Any, Any], n
 def test_a_restored_router_decides_as_the_fitted_one(world: tuple[Any, Any], name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()}, mix=2)
+    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()})
     save_file(router.tensors(), tmp_path / "router.safetensors")
     settings = json.loads(json.dumps(router.settings()))
     again = methods()[f"route:{name}"].restore(settings, load_file(tmp_path / "router.safetensors"))  # type: ignore[attr-defined]
@@ -110,15 +110,15 @@ def test_a_restored_router_decides_as_the_fitted_one(world: tuple[Any, Any], nam
     assert again.settings() == router.settings()
 
 
-def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) -> None:
+def test_the_record_has_accuracies_and_the_threshold(world: tuple[Any, Any]) -> None:
     record = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).record
     assert record == json.loads(json.dumps(record))
     assert record["prompts"] == {"a": 16, "b": 16, "c": 16}
     assert set(record["templates"]) == set(BRICKS)
-    for table in (record["accuracy"], record["beside_text"]):
-        assert set(table["seen_templates"]) == set(table["held_out_templates"]) == set(COPIES)
-        assert set(table["by_brick"]) == set(BRICKS)
-        assert table["seen_templates"]["plain"] >= 0.9
+    table = record["accuracy"]
+    assert set(table["seen_templates"]) == set(table["held_out_templates"]) == set(COPIES)
+    assert set(table["by_brick"]) == set(BRICKS)
+    assert table["seen_templates"]["plain"] >= 0.9
     abstain = record["abstain"]
     assert abstain["share"] == 0.01
     rule = abstain["rule"]

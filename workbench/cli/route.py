@@ -178,10 +178,6 @@ def measure(
     samples: Annotated[
         int, typer.Option("--samples", min=4, help="Largest number of prompts, with every frequent wording of the file.")
     ] = 64,
-    layer: Annotated[
-        int | None, typer.Option("--layer", min=1, help="Number of blocks whose output is pooled; default: half of them.")
-    ] = None,
-    window: Annotated[int, typer.Option("--window", min=1, help="Number of last tokens that are pooled.")] = 16,
     base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the card names.")] = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
@@ -200,7 +196,7 @@ def measure(
     if calibration is not None and len(bricks) > 1:
         raise UsageError(f"--calibration holds the prompts of one brick, found {len(bricks)} bricks", "Measure them one by one.")
     folders = [brick_directory(name) for name in bricks]
-    chosen = [measuring(folder, calibration, samples, layer, window) for folder in folders]
+    chosen = [measuring(folder, calibration, samples) for folder in folders]
     rows = []
     for folder, what in zip(folders, chosen, strict=True):
         found = measure_brick(folder, what, base, pick_device(device), out.event)

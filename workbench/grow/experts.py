@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 from workbench.errors import InvalidRecipeError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
 from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
-from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
+from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE, encode_prompts, prompt_gates, ridge_gates
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model
@@ -54,6 +54,7 @@ class Experts(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    keyed_constants: ClassVar[Mapping[str, Any]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
 
     grow: Literal["experts"]
     experts: Whole | None = Field(None, ge=2)
@@ -84,13 +85,6 @@ class Experts(TextMethod):
     samples: Whole = Field(256, ge=5)
     """Largest number of texts read from each file, evenly spaced over the file. Every fifth text is held out, to measure how
     often the router selects the right expert."""
-    ridge: Real = Field(1e-2, gt=0)
-    """Only with `gate: ridge`: value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal."""
-    temperature: Real = Field(0.1, gt=0)
-    """Only with `gate: ridge` or `prompts`: divisor of the regression's values (about 0 and 1), or of the cosines to the prompts'
-    means. A lower value makes the router more decided."""
-    norm_topk_prob: bool = True
-    """Normalize the weights of a token's selected experts so that they add up to one. Only true is supported."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Experts:
@@ -100,11 +94,6 @@ class Experts(TextMethod):
             raise ValueError("expected at least two experts: one brick needs `anchor: true`")
         if self.top_k > len(self.members()):
             raise ValueError(f"expected top_k of at most {len(self.members())}, the number of experts; found {self.top_k}")
-        if not self.norm_topk_prob:
-            raise ValueError(
-                "`norm_topk_prob: false` is not supported: the weights of the selected experts would add up to less than one, and "
-                "the grown model would not compute what the dense one does"
-            )
         if self.redraw and self.bricks:
             raise ValueError("`redraw` applies to `experts` only; experts made from bricks differ already")
         if self.gate != "random":
@@ -163,10 +152,10 @@ class Experts(TextMethod):
                 )
                 for m in members
             }
-            gates = prompt_gates(context, prompts, changes, readers, model, self.temperature)
+            gates = prompt_gates(context, prompts, changes, readers, model)
         else:
             rows = {m: self.rows(f, model, context) for m in members if (f := self.texts(m)) is not None}
-            gates = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
+            gates = ridge_gates(context, rows, changes, readers, model)
         return Measured(gates.rows, {"gate": gates.record})
 
     def expand(self, model: Model) -> Growth:

@@ -63,7 +63,7 @@ class Prune(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     removes: ClassVar[bool] = True
-    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden", "multiple_of"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     grow: Literal["prune"]
     layers: Whole | Real | tuple[Whole, ...] | None = None
@@ -79,9 +79,8 @@ class Prune(TextMethod):
     """Share of the key-value heads of every layer to remove, with their query heads: those with the lowest mean |activation| times output
     norm, summed over their channels."""
     hidden: Real | None = Field(None, gt=0, lt=1)
-    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms."""
-    multiple_of: Whole | None = Field(None, ge=1)
-    """Number that the channels left by `hidden` are a multiple of. If omitted, they are a multiple of 8 and of the number of heads."""
+    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms. What
+    remains is a multiple of 8 and of the number of heads."""
     calibration: str | None = None
     """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
     of layers needs none."""
@@ -94,8 +93,6 @@ class Prune(TextMethod):
     def _check_fields(self) -> Prune:
         if self.layers is None and not self._shrinks():
             raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25`, `heads: 0.25` and `hidden: 0.25`")
-        if self.multiple_of is not None and self.hidden is None:
-            raise ValueError("multiple_of: it rounds the number of channels that remain, and `hidden` is not set")
         if isinstance(self.layers, tuple):
             if not self.layers:
                 raise ValueError("layers: expected at least one layer to remove, found an empty list")
@@ -156,7 +153,6 @@ class Prune(TextMethod):
                     plan.keep("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden,
-                    self.multiple_of,
                     live,
                     rows,
                     lambda done, total: context.progress(done, total, "channels"),
@@ -192,7 +188,7 @@ class Prune(TextMethod):
                 kept, scales = (
                     (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)
                 )
-                plan.keep_channels(self.hidden, self.multiple_of, kept, scales)
+                plan.keep_channels(self.hidden, kept, scales)
             resized = plan.growth("narrowed")
             tensors, config, record = dict(resized.tensors), resized.config, resized.record
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")

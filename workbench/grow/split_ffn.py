@@ -19,7 +19,7 @@ from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
-from workbench.steps.fields import Real, Whole
+from workbench.steps.fields import Whole
 
 _ALWAYS = ("torch_dtype", "dtype")
 _ALIGNED = 8
@@ -44,14 +44,13 @@ class SplitFfn(TextMethod):
     formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    keyed_constants: ClassVar[Mapping[str, Any]] = {"sparsity": None, "seed": 0}
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)
     """Number of experts of a layer, shared ones included. It divides the number of neurons into multiples of 8."""
-    top_k: Whole | None = Field(None, ge=1)
+    top_k: Whole = Field(ge=1)
     """Number of experts that serve a token, shared ones included."""
-    sparsity: Real | None = Field(None, ge=0, lt=1)
-    """Instead of `top_k`: share of the experts that a token does not use. 0.25 of 16 experts leaves 12."""
     method: Literal["random", "kmeans", "coactivation", "cmoe"] = "kmeans"
     """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
     which neurons are active (`coactivation`); or as CMoE does (`cmoe`)."""
@@ -66,34 +65,21 @@ class SplitFfn(TextMethod):
     best on the calibration texts (`ridge`)."""
     into: str | None = None
     """Architecture of the result: glm4_moe if there are shared experts, otherwise the usual one for the model, as in `experts`."""
-    seed: Whole = Field(0, ge=0)
-    """Seed of the partition and of the sample of tokens."""
 
     _partition: Partition | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_fields(self) -> SplitFfn:
-        if (self.top_k is None) == (self.sparsity is None):
-            raise ValueError("expected one of `top_k: 12` and `sparsity: 0.25`")
-        if self.sparsity is not None and abs(self._count() - (1 - self.sparsity) * self.experts) > 1e-6:
+        if self.top_k > self.experts:
+            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self.top_k}")
+        if self.shared is not None and self.shared >= self.top_k:
             raise ValueError(
-                f"sparsity {self.sparsity:g} of {self.experts} experts leaves {(1 - self.sparsity) * self.experts:g}, which is no number "
-                "of experts"
-            )
-        if self._count() > self.experts:
-            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self._count()}")
-        if self.shared is not None and self.shared >= self._count():
-            raise ValueError(
-                f"expected fewer shared experts than the {self._count()} that serve a token, so that the router selects at least one; "
+                f"expected fewer shared experts than the {self.top_k} that serve a token, so that the router selects at least one; "
                 f"found {self.shared}"
             )
         if self.calibration is None and (needs := self._needs_texts()):
             raise ValueError(f"{needs} needs `calibration`, a JSONL file of texts")
         return self
-
-    def _count(self) -> int:
-        """Return the number of experts of a token."""
-        return self.top_k if self.top_k is not None else round((1 - (self.sparsity or 0)) * self.experts)
 
     def _needs_texts(self) -> str:
         """Return what needs calibration texts; empty if nothing does."""
@@ -101,17 +87,17 @@ class SplitFfn(TextMethod):
             return f"`method: {self.method}`"
         if self.shared:
             return "`shared`"
-        return "a router that selects experts" if self._count() < self.experts else ""
+        return "a router that selects experts" if self.top_k < self.experts else ""
 
     def _beside(self) -> int:
         """Return the number of shared experts, the same in every layer."""
         if self.shared is not None or self.method != "cmoe":
             return self.shared or 0
-        return self._count() // 2
+        return self.top_k // 2
 
     def promises(self) -> Preserves:
         """Return whether the function is preserved: it is if every token takes all experts."""
-        return "approximate" if self._count() == self.experts else "no"
+        return "approximate" if self.top_k == self.experts else "no"
 
     def measures(self) -> bool:
         """Return True: the partition comes from weights or texts."""
@@ -120,11 +106,10 @@ class SplitFfn(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Divide the neurons, and make the routers."""
         target, _ = self._target(model)
-        top_k = self._count()
         beside = self._beside()
-        division = Division(self.method, self.experts, beside, seed=self.seed)
+        division = Division(self.method, self.experts, beside)
         texts = self.rows(self.calibration, model, context) if self.calibration else None
-        measured = measure_split(SplitPlan(division, top_k, self.router), texts, model.layout.depth, context)
+        measured = measure_split(SplitPlan(division, self.top_k, self.router), texts, model.layout.depth, context)
         return replace(
             measured,
             value={f"{model.layout.prefix}{n}.{target.router}": rows[beside:] for n, rows in measured.rows.items()},
@@ -155,7 +140,7 @@ class SplitFfn(TextMethod):
         check_places(config, specs, "split_ffn", "Try another architecture under `into`.")
         check_shapes(config, specs, "split_ffn")
         routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
-        record = {"into": target.model_type, "experts": self.experts, "top_k": self._count(), "method": self.method}
+        record = {"into": target.model_type, "experts": self.experts, "top_k": self.top_k, "method": self.method}
         return Growth(tensors, config, record, routers=routers)
 
     def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
@@ -221,7 +206,7 @@ class SplitFfn(TextMethod):
     def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of config.json that the target adds."""
         beside = self._beside()
-        selected = self._count() - beside
+        selected = self.top_k - beside
         sizes = dict.fromkeys(target.sizes, units // self.experts) | dict(target.fixed)
         sizes |= {target.experts: self.experts - beside, target.top_k: selected}
         if target.beside:
@@ -253,7 +238,7 @@ class _SplitLayers:
                 f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
         index, beside = self._experts(layer), self.step._beside()
-        factor = 1.0 if target.factor else float(self.step._count())
+        factor = 1.0 if target.factor else float(self.step.top_k)
         experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[beside:]]
         tensors = {
             prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()

@@ -169,7 +169,9 @@ class Resolved:
     @property
     def fingerprint(self) -> str:
         """Sort key of the result, as a brick of another recipe, from samples of the bricks."""
-        return json_digest([sorted(self.fingerprints.items()), [keyed_step(step) for step in self.recipe.steps], *self._rows(self.fingerprints)])
+        return json_digest(
+            [sorted(self.fingerprints.items()), [keyed_step(step) for step in self.recipe.steps], *self._rows(self.fingerprints)]
+        )
 
     @property
     def known(self) -> bool:

@@ -21,6 +21,10 @@ from workbench.weights.saving import save_tensors
 if TYPE_CHECKING:
     from torch import Tensor
 
+RIDGE = 1e-2
+"""Value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal, as in DUME."""
+TEMPERATURE = 0.1
+"""Divisor of the regression's values (about 0 and 1), and of cosines. A lower value makes the router more decided. DUME's value."""
 HELD_OUT = 5
 """Every fifth text is held out."""
 SAME = 0.9999
@@ -57,8 +61,6 @@ def ridge_gates(
     changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str],
     model: Model,
-    ridge: float,
-    temperature: float,
 ) -> Gates:
     """Solve every layer's router by ridge regression (DUME, arXiv 2603.29765).
 
@@ -72,8 +74,6 @@ def ridge_gates(
         changes: Expert -> its tensors in the model before growth.
         readers: Dense matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
-        ridge: λ, relative to the mean of the diagonal.
-        temperature: Divisor of the solution.
     """
     if (cached := load_gates(context)) is not None:
         return cached
@@ -82,7 +82,7 @@ def ridge_gates(
     for number, (expert, texts) in enumerate(rows.items()):
         context.progress(number, len(rows), f"{expert or 'anchor'}: inputs of the router")
         moments[expert] = _moments(context, changes[expert], texts, modules)
-    solved = {reader: _solve([moments[e][reader] for e in rows], ridge) / temperature for reader in readers}
+    solved = {reader: _solve([moments[e][reader] for e in rows]) / TEMPERATURE for reader in readers}
     shares = {reader: [_selected_shares(solved[reader], moments[e][reader].held_out) for e in rows] for reader in readers}
     hits = {reader: [float(share[i]) for i, share in enumerate(expert_shares)] for reader, expert_shares in shares.items()}
     selected = torch.stack([torch.stack(expert_shares).mean(0) for expert_shares in shares.values()]).mean(0)
@@ -102,7 +102,6 @@ def prompt_gates(
     changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str],
     model: Model,
-    temperature: float,
     old_rows: Mapping[str, Tensor] | None = None,
 ) -> Gates:
     """Make a row for every expert from the mean of the router's inputs on its prompts.
@@ -117,7 +116,6 @@ def prompt_gates(
         changes: Expert -> its tensors in the model before growth, for its own prompts.
         readers: Matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
-        temperature: Divisor of the cosines.
         old_rows: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
 
     Returns:
@@ -143,7 +141,7 @@ def prompt_gates(
     new_rows = {reader: torch.stack(unit_rows) for reader, unit_rows in rows.items()}
     _check_distinct(list(prompts), new_rows)
     for reader, w in new_rows.items():
-        w /= torch.cat([unit_rows[reader] for unit_rows in expert_inputs.values()]).norm(dim=1).mean() * temperature
+        w /= torch.cat([unit_rows[reader] for unit_rows in expert_inputs.values()]).norm(dim=1).mean() * TEMPERATURE
     all_rows = {r: torch.cat([old_rows[r], w]) if old_rows else w for r, w in new_rows.items()}
     hits = {
         r: [float(_selected_shares(w, [expert_inputs[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)]
@@ -278,11 +276,11 @@ def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[st
             hook.remove()
 
 
-def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
+def _solve(moments: Sequence[_Moments]) -> Tensor:
     """Solve the ridge regression; return [experts, hidden] in float64."""
     gram = sum((m.gram.double() / m.count for m in moments), torch.zeros_like(moments[0].gram, dtype=torch.float64))
     means = torch.stack([m.total.double() / m.count for m in moments])
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution: Tensor = torch.linalg.solve(gram, means.T)
     return solution.T
 

@@ -201,14 +201,6 @@ class Mixture:
             name, base=base, rows=None if place.columns else axis, cols=axis if place.columns else None, shape=shape, new=base
         )
 
-    def of_expert(self, layer: int, number: int) -> list[str]:
-        """Return the tensors that belong to one expert alone."""
-        return [n for n, p in self.places.items() if p.layer == layer and p.number == number]
-
-    def shared(self, layer: int) -> list[str]:
-        """Return the tensors that have a part for every expert of a layer: the router, and experts stored in one tensor."""
-        return [n for n, p in self.places.items() if p.layer == layer and p.number is None]
-
     def check(self, config: Mapping[str, Any], specs: Mapping[str, TensorSpec]) -> None:
         """Check that the tensors match the model that transformers builds from a config.json.
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
@@ -15,11 +13,9 @@ from workbench.route.deciding.copies import copies
 from workbench.route.deciding.fitting import fitted
 from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
 from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
-from workbench.route.deciding.texts import beside
 from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, shrunk, solve
 from workbench.steps import CalibratedRoute, RouteContext
-from workbench.steps.fields import Whole
 from workbench.steps.route import Prompts, Router
 
 if TYPE_CHECKING:
@@ -39,17 +35,14 @@ _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
-    layer: Whole | None = Field(None, ge=1)
-    """Number of decoder blocks that run for the choice; their output is pooled. Default: half of the depth."""
-    window: Whole = Field(WINDOW, ge=1)
-    """Number of tokens that are pooled, up to the last one or up to one 4, 8 or 12 before it. The first token of a text does not count."""
+    keyed_constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.keyed_constants, "layer": None, "window": WINDOW}
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
 
         Bricks are measured one by one, as `brick train` and `route measure` do, so that states from a card have the same bits.
         """
-        layer = depth_of(context.model, self.layer)
+        layer = depth_of(context.model)
         samples = Samples.of(context.calibration, context.negatives)
         parts = []
         for number, brick in enumerate(context.bricks):
@@ -58,21 +51,21 @@ class PooledRoute(CalibratedRoute):
             parts.append(self._states(context, brick, texts, layer))
         others = [text for text, inside in zip(samples.texts, samples.inside.tolist(), strict=True) if not inside]
         context.progress(len(context.bricks), len(context.bricks), f"{len(others)} other requests through {layer} blocks")
-        parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, self.window))
+        parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, WINDOW))
         context.progress(len(context.bricks), len(context.bricks), f"{len(samples.texts)} prompts through {layer} blocks")
         return samples.with_features(torch.cat(parts)), layer
 
     def _states(self, context: RouteContext, brick: str, texts: Sequence[str], layer: int) -> Tensor:
         """Return the states of a brick's prompts and their copies, from its card if they are there."""
         if (known := context.known.get(brick)) is not None:
-            reason = known.differs(layer, self.window)
+            reason = known.differs(layer, WINDOW)
             states = None if reason else known.of(texts)
             if states is not None:
                 return states
             reason = reason or "are of other prompts than its calibration prompts"
             context.notice(f"brick '{brick}': the routing statistics on its card {reason}, so its prompts are measured again")
         different = list(dict.fromkeys(texts))
-        states = pooled(context.model, token_rows(context.tokenizer, different), layer, self.window)
+        states = pooled(context.model, token_rows(context.tokenizer, different), layer, WINDOW)
         places = {text: row for row, text in enumerate(different)}
         return states[torch.tensor([places[text] for text in texts])]
 
@@ -86,11 +79,10 @@ class PooledRoute(CalibratedRoute):
             context: What the step is fitted with.
         """
         router = fitted(samples, make, self, joined, context.notice)
-        record = {**router.record, "beside_text": beside(samples)}
         if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
             context.notice(_UNREAD)
-            record["warnings"] = [*record["warnings"], _UNREAD]
-        return replace(router, record=record)
+            return replace(router, record={**router.record, "warnings": [*router.record["warnings"], _UNREAD]})
+        return router
 
 
 @dataclass(frozen=True, kw_only=True)

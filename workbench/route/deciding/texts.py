@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from workbench.lazy import torch
-from workbench.route.deciding.fitting import accuracies, confusion_of, held_out, tied
 from workbench.route.deciding.logistic import fit_logistic
-from workbench.route.deciding.router import Choice, Fitted
-from workbench.route.deciding.samples import Samples
+from workbench.route.deciding.router import Fitted
 from workbench.route.features.tfidf import Vocabulary
 from workbench.steps.route import Prompts
 
@@ -71,16 +69,3 @@ def fit_texts(bricks: tuple[str, ...], texts: Sequence[str], labels: Tensor) -> 
     means = torch.stack([torch.from_numpy(rows[member].sum(0).A1.copy()) for member in members])
     means = means / means.norm(dim=1, keepdim=True).clamp(min=1e-30)
     return TextRouter(bricks, vocabulary=vocabulary, weights=weights, biases=biases, means=means)
-
-
-def beside(samples: Samples) -> dict[str, Any]:
-    """Return the accuracy that a text router reaches on the same folds, with ties of its own."""
-
-    def make(rows: Tensor) -> TextRouter:
-        rows = rows[samples.kind("plain")[rows]]
-        return fit_texts(samples.bricks, [samples.texts[i] for i in rows.tolist()], samples.labels[rows])
-
-    at_random = held_out(samples, samples.at_random, make)
-    by_template = held_out(samples, samples.by_template, make)
-    ties = tied(samples.bricks, confusion_of(samples, at_random.scores))
-    return {**accuracies(samples, Choice(ties=ties), at_random, by_template), "ties": [list(group) for group in ties]}

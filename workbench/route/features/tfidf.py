@@ -1,4 +1,4 @@
-"""Character n-grams of texts, weighted by TF-IDF: the features of `text`, and of the comparison beside every other router.
+"""Character n-grams of texts, weighted by TF-IDF: the features of `text` and of templates.
 
 The numbers are those of scikit-learn's TfidfVectorizer(analyzer="char_wb", ngram_range=(2, 5)), which is no dependency.
 """
