@@ -21,11 +21,10 @@ from record import keep_head, parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.library.route import Asked, check
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import load_recipe
-from workbench.route.deciding.kept import KeptStates, measure_states
-from workbench.route.features.hidden import WINDOW, depth_of
+from workbench.route.deciding.checking import Asked, check
+from workbench.route.deciding.hidden import WINDOW, KeptStates, depth_of, measure_states
 from workbench.route.mixing.live import Routing
 from workbench.steps import RouteContext
 
@@ -105,7 +104,7 @@ def measured(label: str, method: str, known: dict[str, KeptStates], negatives: b
     chosen = ("plain", "near misses", "outside") if negatives else tuple(asked)
     rows = []
     for name in chosen:
-        rows.append(check(routing, tokenizer, name, asked[name]).summary())
+        rows.append(check(routing, tokenizer, name, asked[name]).summary().to_dict())
         print(label, method, negatives, json.dumps(rows[-1]), flush=True)
     record = {key: router.record[key] for key in ("templates", "abstain", "curve", "warnings")}
     fitting = {"negatives": len(own), "cpu_seconds": round(time.process_time() - start, 1)}

@@ -15,13 +15,11 @@ from record import parser_of, write_results
 
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.centroid import CentroidRouter
-from workbench.route.deciding.copies import copies
-from workbench.route.deciding.pooling import STRENGTH
-from workbench.route.deciding.samples import built_in
-from workbench.route.deciding.texts import fit_texts
-from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.features.statistics import Statistics
+from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
+from workbench.route.deciding.pooling import STRENGTH, Statistics
+from workbench.route.deciding.samples import built_in, copies
 from workbench.route.ridge import RidgeRouter
+from workbench.route.text import fit_texts
 from workbench.steps import Prompts
 
 PROJECT = Path(__file__).resolve().parents[1]

@@ -15,8 +15,7 @@ from workbench.adapters.bind import bind
 from workbench.adapters.linear import linear_bytes, linear_factors, not_linear, ranks_of
 from workbench.adapters.read import Adapter
 from workbench.models.layout import Model
-from workbench.route.mixing.kernel import Mix
-from workbench.route.mixing.modules import Mixer
+from workbench.route.mixing.kernel import Mix, Mixer
 from workbench.weights.checkpoint import Checkpoint
 
 PLAIN = {

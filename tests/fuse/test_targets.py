@@ -15,15 +15,11 @@ from transformers import AutoTokenizer
 from worlds.fused import save_base, save_teacher, text
 from worlds.jsonl import write_jsonl
 
-from workbench.fuse.avgce import AvgCE
-from workbench.fuse.mince import MinCE
+from workbench.fuse.fusellm import AvgCE, MinCE
 from workbench.fuse.teaching import distributions
-from workbench.fuse.teaching.distributions import Pass, measure
-from workbench.fuse.teaching.lesson import Room, Teacher, lesson
-from workbench.fuse.teaching.loss import fused_loss, taught_loss
-from workbench.fuse.teaching.mapping import NONE
-from workbench.fuse.teaching.shards import Shards
-from workbench.fuse.teaching.syncs import Reading, Vocabulary
+from workbench.fuse.teaching.alignment import NONE, Reading, Vocabulary
+from workbench.fuse.teaching.distributions import Pass, Shards, measure
+from workbench.fuse.teaching.lesson import Room, Teacher, fused_loss, lesson, taught_loss
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.models.texts import Text
 from workbench.train import collate, encode
@@ -87,7 +83,7 @@ def test_the_model_with_the_lower_loss_of_the_row_teaches_it() -> None:
     ids, values, tally = fused(MINCE, "sequence")
     assert ids[:, 0].tolist() == [7, 0, 8, 8]
     assert values.tolist() == [[0.75, 0, 0], [0, 0, 0], [0.5, 0, 0], [0.25, 0, 0]]
-    assert tally.document(["one", "two"]) == {
+    assert tally.record(["one", "two"]).to_dict() == {
         "learned": 4,
         "taught": 0.75,
         "rest": 0.5,

@@ -15,7 +15,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.grow.mixtures.usage import usage
+from workbench.grow.mixtures.mixture import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.plan import plan

@@ -8,26 +8,26 @@ from worlds.commands import call
 from worlds.project import Project
 from worlds.texts import write_rows
 
-from workbench.grow.expansion.told import told_removal
+from workbench.grow.expansion.wording import removal_line
 
 
 def test_words_of_a_record() -> None:
     sizes = {"parameters": [134_500_000, 4_000], "bytes": [269_000_000, 8_000]}
     influence = {"by": "influence", "influence": [1.0, 0.02, 0.5, 0.01, 0.03, 0.6]}
     record = {"grow": "prune", "layers": [6, 3], "gone_layers": [1, 3, 4], "importance": influence, **sizes}
-    assert told_removal(record) == (
+    assert removal_line(record) == (
         "6 -> 3 layers, removed 1, 3-4 (influence 0.01 to 0.03, the others 0.5 to 1); 134.5 million -> 4,000 parameters, "
         "269 MB -> 8.0 kB"
     )
     greedy = {"by": "perplexity", "removed": [3, 1], "losses": [2.0, 2.25, 2.5], "heads_kept_strength": [0.8, 0.95]}
     record = {"grow": "prune", "layers": [6, 4], "gone_layers": [1, 3], "key_value_heads": [3, 2], "importance": greedy, **sizes}
-    assert told_removal(record) == (
+    assert removal_line(record) == (
         "6 -> 4 layers, removed 1, 3 (in the order 3, 1; loss 2 -> 2.5); 3 -> 2 key-value heads with 80 to 95 % of their importance; "
         "134.5 million -> 4,000 parameters, 269 MB -> 8.0 kB"
     )
     listed = {"grow": "prune", "layers": [6, 5], "gone_layers": [5], **sizes}
-    assert str(told_removal(listed)).startswith("6 -> 5 layers, removed 5; 134.5 million")
-    assert told_removal({"grow": "stack", **sizes}) is None
+    assert str(removal_line(listed)).startswith("6 -> 5 layers, removed 5; 134.5 million")
+    assert removal_line({"grow": "stack", **sizes}) is None
 
 
 def test_plan_run_and_card(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:

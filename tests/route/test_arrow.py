@@ -15,7 +15,7 @@ from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
 from workbench.models.tokenizer import load_tokenizer
 from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
-from workbench.route.features.hidden import token_rows, windows
+from workbench.route.deciding.hidden import token_rows, windows
 from workbench.steps.route import Prompts
 
 BRICKS = ("one", "two", "three")

@@ -4,8 +4,17 @@ from __future__ import annotations
 
 from collections import Counter
 
-from workbench.route.deciding.copies import COPIES, GREETINGS, PARAGRAPHS, THANKS, copies, copy, negative_copies
-from workbench.route.deciding.samples import NEGATIVES, built_in
+from workbench.route.deciding.samples import (
+    COPIES,
+    GREETINGS,
+    NEGATIVES,
+    PARAGRAPHS,
+    THANKS,
+    built_in,
+    copies,
+    copy,
+    negative_copies,
+)
 
 PROMPT = "Please add 2 and 3. The answer is"
 

@@ -15,9 +15,9 @@ from worlds.tiny import live, save_model
 from workbench.errors import WorkbenchError
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.methods import methods
-from workbench.route.deciding.copies import COPIES
+from workbench.route.deciding.hidden import pooled, token_rows
 from workbench.route.deciding.pooling import measure_brick
-from workbench.route.features.hidden import pooled, token_rows
+from workbench.route.deciding.samples import COPIES
 from workbench.steps.route import Prompts, Router
 
 BRICKS = {"a": 0, "b": 1, "c": 2}

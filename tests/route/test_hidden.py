@@ -11,7 +11,7 @@ import torch
 
 from worlds.tiny import live, save_model
 
-from workbench.route.features.hidden import depth_of, hidden_states, moving, pooled, token_batches, windows
+from workbench.route.deciding.hidden import depth_of, hidden_states, moving, pooled, token_batches, windows
 
 ROWS = [[5, 9, 3, 7, 2, 11, 8], [4], [6, 3], [9, 8, 7, 6, 5, 4, 3, 2, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23]]
 

@@ -8,9 +8,9 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
 from workbench.route.deciding.fitting import confusion_of, curve_of, quantile, threshold_of, tied
+from workbench.route.deciding.pooling import Statistics
 from workbench.route.deciding.router import REFUSED, Choice
 from workbench.route.deciding.samples import NEGATIVES, OUTSIDE, Samples
-from workbench.route.features.statistics import Statistics
 from workbench.route.fixed import Fixed
 from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps import RouteContext

@@ -115,15 +115,15 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
     """Print the steps of a plan as a table, then the sources of stacked layers and sizes of pruned models, then its totals."""
-    from workbench.grow.expansion.told import told_blocks, told_removal
+    from workbench.grow.expansion.wording import removal_line, stack_parts
 
     later = "" if planned.run else "  (`run` names it after the content of the inputs, once it has read them)"
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}{later}")
     out.table(["step", "method", "inputs"], [_row(step) for step in planned.steps] or [["(none)", "", "the base as it is"]])
     for step in planned.steps:
-        if rows := list(told_blocks(step)):
+        if rows := list(stack_parts(step)):
             out.table([step["id"], "source"], [list(row) for row in rows])
-        if removal := told_removal(step):
+        if removal := removal_line(step):
             out.line(f"{step['id']}: {removal}")
     for edit in (edit for step in planned.steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
@@ -217,17 +217,16 @@ def _print_result(result: Mapping[str, Any], place: str, described: str) -> None
         described: Description of the result.
     """
     from workbench.edit.greedy import told as said_in_words
-    from workbench.grow.expansion.kept import told
-    from workbench.grow.expansion.told import told_removal
+    from workbench.grow.expansion.wording import check_line, removal_line
 
     for name, row in result["said"].items():
         out.say(f"{name}: the model says {said_in_words(row)}")
     out.line(place)
     for step in result["steps"]:
-        if removal := told_removal(step):
+        if removal := removal_line(step):
             out.say(f"{step['id']}: {removal}")
         if "check" in step:
-            out.say(f"{step['id']}: {told(step['check'])}")
+            out.say(f"{step['id']}: {check_line(step['check'])}")
     out.say(f"{result['seconds']:.1f} s, peak memory {size(result['peak_bytes'])}, {described}")
 
 

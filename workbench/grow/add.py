@@ -9,11 +9,9 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.appended import corrections, from_base, from_bricks, routers
-from workbench.grow.expansion.never import never_gates
-from workbench.grow.expansion.targets import TARGETS
-from workbench.grow.mixtures.gates import TEMPERATURE, encode_prompts, prompt_gates
+from workbench.grow.mixtures.gates import TEMPERATURE, encode_prompts, never_gates, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.targets import TARGETS, corrections, from_base, from_bricks, routers
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model

@@ -10,8 +10,8 @@ from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
-from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE, encode_prompts, prompt_gates, ridge_gates
+from workbench.grow.mixtures.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model

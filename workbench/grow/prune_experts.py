@@ -8,9 +8,8 @@ from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
-from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.mixture import Mixture, usage
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.grow.mixtures.usage import usage
 from workbench.models.layout import Model
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import Whole
@@ -81,7 +80,7 @@ class PruneExperts(TextMethod):
             context.live({}), rows, context.device, lambda done, total: context.progress(done, total, "counting selected experts")
         )
         keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
-        record: dict[str, Any] = {"kept": keep, **counts.document()}
+        record: dict[str, Any] = {"kept": keep, **counts.counts().to_dict()}
         context.check_inputs()
         context.cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record)

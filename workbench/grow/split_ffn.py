@@ -12,8 +12,8 @@ from pydantic import Field, PrivateAttr, model_validator
 from workbench.emergent.partition import WITH_TEXTS, Division, Partition
 from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
 from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
-from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
+from workbench.grow.mixtures.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model

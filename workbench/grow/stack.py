@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.layers import in_order, reordered
+from workbench.grow.expansion.layers import head_name, in_order, reordered
 from workbench.grow.expansion.parts import text_config, with_text
 from workbench.grow.expansion.slices import Part, PartField, Slice
 from workbench.grow.expansion.stacking import Factors, Layer, Stacking
-from workbench.grow.expansion.views import head_name
 from workbench.models.architecture import is_embedding, is_head
 from workbench.models.layout import Model
 from workbench.models.tied import untied_config

@@ -21,8 +21,8 @@ from workbench.models.live import compute, live_model
 from workbench.models.texts import read_prompts
 from workbench.models.tokenizer import load_tokenizer
 from workbench.project import find_project
-from workbench.route.deciding.kept import FILE, measure_states
-from workbench.route.features.hidden import WINDOW, depth_of
+from workbench.results import Part
+from workbench.route.deciding.hidden import FILE, WINDOW, depth_of, measure_states
 from workbench.run.brick_statistics import write_statistics
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
@@ -35,6 +35,13 @@ if TYPE_CHECKING:
 
 SAMPLES = 64
 """Number of prompts that route steps read by default."""
+
+
+class MeasuredBrick(RoutingStatistics, Part):
+    """Routing statistics of a brick, as on its card."""
+
+    brick: str
+    """Name of the brick."""
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,9 @@ from workbench.models.batching import side_by_side
 from workbench.models.hooks import hooked, shaped
 from workbench.models.names import counterpart
 from workbench.route.deciding.fitting import fitted
+from workbench.route.deciding.hidden import WINDOW, token_batches, token_rows, windows
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.route.deciding.samples import Samples
-from workbench.route.features.hidden import WINDOW, token_batches, token_rows, windows
 from workbench.steps import CalibratedRoute, RouteContext, register
 from workbench.steps.route import Router
 from workbench.weights.lowrank import Factors

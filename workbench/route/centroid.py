@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
-from workbench.route.features.hidden import WINDOW
 from workbench.steps import RouteContext, register
 from workbench.steps.route import Router
 

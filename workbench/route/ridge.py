@@ -8,10 +8,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import WorkbenchError
-from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, statistics_of
+from workbench.route.deciding.hidden import WINDOW
+from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, solve, statistics_of
 from workbench.route.deciding.router import REPAIR
-from workbench.route.features.hidden import WINDOW
-from workbench.route.features.statistics import solve
 from workbench.steps import RouteContext, register
 from workbench.steps.route import Router
 

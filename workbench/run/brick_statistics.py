@@ -11,7 +11,7 @@ from workbench.bricks.card import RoutingStatistics
 from workbench.bricks.hub import CARD
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
-from workbench.route.deciding.kept import FILE, KeptStates, read_states
+from workbench.route.deciding.hidden import FILE, KeptStates, read_states
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:

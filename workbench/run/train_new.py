@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
-from workbench.grow.expansion.added import new_elements
-from workbench.grow.expansion.remap import GrownWeights
+from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.lazy import torch
 from workbench.models.conversion import Aligned, live_names
 from workbench.models.layout import Model

@@ -38,7 +38,7 @@ class Prompts:
 
     Attributes:
         texts: The prompts without chat template and special tokens.
-        hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.features.hidden.pooled`
+        hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.deciding.hidden.pooled`
             with the router's `layer` and `window`; None if the router's `layer` is None.
         measured: Result of the router's `measure` for these prompts.
     """
@@ -110,7 +110,7 @@ class Router(Protocol):
 
 
 class KnownStates(Protocol):
-    """Pooled states of a brick's prompts that were measured before; see `workbench.route.deciding.kept`."""
+    """Pooled states of a brick's prompts that were measured before; see `workbench.route.deciding.hidden`."""
 
     def differs(self, layer: int, window: int) -> str | None:
         """Return how the states differ from those that a router needs; None if they fit."""

@@ -21,20 +21,23 @@ from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.edits import FactsCheckDocument, FactsImportDocument, RebaseDocument, TraceDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
-from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
+from workbench.cli.documents.machine import DoctorDocument
 from workbench.cli.documents.memories import MemoryChange, MemoryDocument
 from workbench.cli.documents.methods import MethodDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
 from workbench.cli.documents.recipes import RecipeDiffDocument
-from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.run import PlanDocument, RunDocument, RunRecord, RunRow
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.search import SearchDocument
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
 from workbench.cli.documents.transplant import CarriedDocument
+from workbench.grow.mixtures.mixture import ExpertsUsed
+from workbench.library.route import Explanation
+from workbench.library.route_statistics import MeasuredBrick
 from workbench.results import Part
+from workbench.route.deciding.checking import RouteCheck
 from workbench.steps.fields import field_docs
 
 DOCUMENTS: Mapping[str, Any] = {
@@ -68,8 +71,8 @@ DOCUMENTS: Mapping[str, Any] = {
     "edit trace": TraceDocument,
     "memory ls": MemoryDocument,
     "memory log": list[MemoryChange],
-    "route explain": ExplainDocument,
-    "route check": RouteCheckDocument,
+    "route explain": Explanation,
+    "route check": RouteCheck,
     "route measure": list[MeasuredBrick],
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
@@ -79,7 +82,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze decompose": DecompositionDocument,
     "analyze import": ImportedSetsDocument,
     "analyze all": EverythingDocument,
-    "experts": ExpertsDocument,
+    "experts": ExpertsUsed,
     "push": PushDocument,
     "export write": ExportDocument,
     "export check": ExportCheckDocument,

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.fuse.teaching.distributions import Pass
-from workbench.fuse.teaching.mapping import NONE
-from workbench.fuse.teaching.shards import Shards
-from workbench.fuse.teaching.syncs import Reading
+from workbench.fuse.teaching.alignment import NONE, Reading
+from workbench.fuse.teaching.distributions import Pass, Shards
+from workbench.results import Number, Part, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,23 +60,44 @@ class Tally:
     nats: list[float] = field(default_factory=list)
     compared: int = 0
 
-    def document(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the counts as plain data for the record of the training."""
+    def record(self, names: Sequence[str]) -> FusedRecord:
+        """Return the counts as shares for the record of the training."""
         per = max(1, self.learned), max(1, self.taught), max(1, self.compared)
         models = {
-            name: {
-                "aligned": round(self.aligned[m] / per[0], 4),
-                "share": round(self.share[m] / per[1], 4),
-                "loss": round(self.nats[m] / per[2], 4),
-            }
+            name: FusedModel(
+                aligned=round(self.aligned[m] / per[0], 4),
+                share=round(self.share[m] / per[1], 4),
+                loss=round(self.nats[m] / per[2], 4),
+            )
             for m, name in enumerate(names)
         }
-        return {
-            "learned": self.learned,
-            "taught": round(self.taught / per[0], 4),
-            "rest": round(self.rest / per[1], 4),
-            "models": models,
-        }
+        return FusedRecord(
+            learned=self.learned, taught=round(self.taught / per[0], 4), rest=round(self.rest / per[1], 4), models=models
+        )
+
+
+class FusedModel(Part):
+    """What one model gave to the fused distributions."""
+
+    aligned: Number
+    """Share of the learned tokens that it has a distribution for."""
+    share: Number
+    """Its mean share in the fused distributions."""
+    loss: Number
+    """Nats per token of the trained model, on the text that all models share."""
+
+
+class FusedRecord(Result):
+    """What was fused, as in the record of the training and on the brick's card."""
+
+    learned: int
+    """Learned tokens of all texts."""
+    taught: Number
+    """Share of them with a fused distribution."""
+    rest: Number
+    """Mean probability outside of the kept tokens."""
+    models: dict[str, FusedModel]
+    """Brick, or "base" -> what it gave."""
 
 
 @dataclass(frozen=True, eq=False)

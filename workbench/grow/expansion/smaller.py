@@ -15,8 +15,7 @@ from workbench.emergent.channels import channel_strengths, scale_ratios
 from workbench.emergent.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
-from workbench.grow.expansion.residual import StreamNorms, resize_stream, stream_norms
-from workbench.grow.expansion.resize import Resize
+from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
 from workbench.lazy import torch
 from workbench.models.layout import Model

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.route.deciding.copies import COPIES
 from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
-from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.route.deciding.samples import COPIES, OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute
 
 if TYPE_CHECKING:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Joined = Literal["sum", "largest"]
 """How the scores of tied bricks become one: their sum, or their largest."""
+BASE = "base"
+"""Label of prompts that no brick answers."""
 REFUSED = -100.0
 """Confidence of prompts that are more like one of the step's own negatives than like any brick: below every threshold of the rule."""
 REPAIR = "Run the recipe again: `workbench run` writes both files."

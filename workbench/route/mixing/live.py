@@ -19,18 +19,16 @@ from workbench.lazy import no_grad, torch
 from workbench.models.attention import CACHES
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.chat import ChatFrame
-from workbench.route.features.hidden import pooled
-from workbench.route.mixing.kernel import Mix, Pair
-from workbench.route.mixing.modules import Mixer
-from workbench.route.mixing.tokens import SEEN, weights_by_token
+from workbench.route.deciding.hidden import pooled
+from workbench.route.deciding.router import BASE
+from workbench.route.mixing.kernel import Mix, Mixer, Pair
+from workbench.route.mixing.roles import SEEN, weights_by_token
 from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BASE = "base"
-"""Label of prompts that no brick answers."""
 _KEPT = "_routed_choice"
 
 
@@ -112,6 +110,11 @@ class Routing:
     def bricks(self) -> tuple[str, ...]:
         """The bricks, in the order of the columns of weights."""
         return self.router.bricks
+
+    @property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of bricks that count as one, because prompts do not tell them apart."""
+        return tuple(tuple(group) for group in self.router.settings().get("ties", ()))
 
     @property
     def by_token(self) -> bool:

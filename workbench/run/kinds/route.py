@@ -23,7 +23,7 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
 from workbench.route.deciding.samples import NEGATIVES
-from workbench.route.mixing.modules import check_places
+from workbench.route.mixing.kernel import check_places
 from workbench.run.brick_statistics import known_statistics
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
@@ -38,7 +38,7 @@ from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
-    from workbench.route.deciding.kept import KeptStates
+    from workbench.route.deciding.hidden import KeptStates
 
 # Copies of a prompt and tokens of each, for the estimate of `plan`: calibration prompts are short, apart from paragraphs before some.
 _COPIES, _TOKENS = 5, 64
