@@ -9,13 +9,12 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.mixtures.gates import TEMPERATURE, encode_prompts, never_gates, prompt_gates
+from workbench.grow.mixtures.gates import TEMPERATURE, never_gates, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
 from workbench.grow.mixtures.targets import TARGETS, corrections, from_base, from_bricks, routers
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model
-from workbench.models.texts import longest_row
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import BrickEntry, Bricks, Whole
 from workbench.weights.specs import load
@@ -108,16 +107,11 @@ class AddExpert(TextMethod):
         mixture = Mixture(model, self.name)
         names = list(routers(mixture).values())
         old = {name: load(model.weights, name, torch.float32) for name in names}
-        longest = longest_row(model.config, self.max_length)
         if self.way == "prompts":
-            prompts = {
-                b: (
-                    encode_prompts(self.prompts_of(b), context, longest, b),
-                    encode_prompts(self.prompts_of(b, True), context, longest, b),
-                )
-                for b in self.names()
-            }
-            gates = prompt_gates(context, prompts, {brick: {} for brick in prompts}, {n: n for n in names}, model, old)
+            prompts = {b: (self.prompts_of(b), self.prompts_of(b, True)) for b in self.names()}
+            gates = prompt_gates(
+                context, prompts, {name: {} for name in prompts}, {n: n for n in names}, model, self.max_length, old
+            )
             rows = gates.rows
         else:
             assert self.calibration is not None

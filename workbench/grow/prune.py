@@ -10,16 +10,15 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.emergent.blocks import block_influence, losses_without
 from workbench.errors import InvalidRecipeError
-from workbench.files import file_digest, read_json, write_json
+from workbench.files import file_digest
 from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
 from workbench.grow.expansion.smaller import Smaller, count_removed
-from workbench.grow.mixtures.texts import TextMethod
+from workbench.grow.mixtures.texts import TextMethod, load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -125,8 +124,10 @@ class Prune(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
         depth = model.layout.depth
-        if (cached := _load(context)) is not None and len(removable(model.config, depth, cached.gone, depth)) == len(cached.gone):
-            return cached
+        if (found := load_measured(context, gone=list, record=dict)) is not None:
+            kept, cached = found
+            if len(removable(model.config, depth, cached["gone"], depth)) == len(cached["gone"]):
+                return MeasuredPrune({}, cached["record"], tuple(cached["gone"]), kept)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         record: dict[str, Any] = {
@@ -138,10 +139,10 @@ class Prune(TextMethod):
             }
         }
         live, gone = context.live({}), tuple[int, ...]()
-        kept: dict[str, Tensor] = {}
+        kept = {}
         if isinstance(self.layers, (int, float)):
-            gone, found = self._least(live, model, rows, context)
-            record |= found
+            gone, least = self._least(live, model, rows, context)
+            record |= least
         if self._shrinks():
             plan = Smaller(model)
             for units in ("neurons", "heads"):
@@ -157,7 +158,8 @@ class Prune(TextMethod):
                     rows,
                     lambda done, total: context.progress(done, total, "channels"),
                 )
-        return _save(context, MeasuredPrune({}, {"importance": record}, gone, kept))
+        save_measured(context, kept, {"gone": list(gone), "record": {"importance": record}})
+        return MeasuredPrune({}, {"importance": record}, gone, kept)
 
     def settled(self, measured: Measured) -> Prune:
         """Return the step with the parts that remain."""
@@ -260,20 +262,3 @@ class Prune(TextMethod):
             losses.append(found.without[least])
         record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
         return tuple(gone), record
-
-
-def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:
-    """Write a measurement to the cache, and return it."""
-    context.check_inputs()
-    context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({name: kept.contiguous() for name, kept in measured.kept.items()}, context.cache)
-    write_json(context.cache.with_suffix(".json"), {"gone": list(measured.gone), "record": measured.record})
-    return measured
-
-
-def _load(context: GrowContext) -> MeasuredPrune | None:
-    """Return the cached measurement of an earlier call, or None."""
-    from safetensors.torch import load_file
-
-    stored = read_json(context.cache.with_suffix(".json"), gone=list, record=dict) if context.cache.is_file() else None
-    return None if stored is None else MeasuredPrune({}, stored["record"], tuple(stored["gone"]), load_file(context.cache))

@@ -10,10 +10,20 @@ import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.emergent.partition import WITH_TEXTS, Division, Partition
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.grow.expansion.parts import replace_layers
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
-from workbench.grow.mixtures.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
+from workbench.grow.mixtures.targets import (
+    DOWN,
+    GATE,
+    SPLIT_PAIRS,
+    Target,
+    check_mixture,
+    chosen_target,
+    dense_layer,
+    expert_tensors,
+    mixture_config,
+)
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
@@ -21,7 +31,6 @@ from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import Whole
 
-_ALWAYS = ("torch_dtype", "dtype")
 _ALIGNED = 8
 """Rows of an expert must be a multiple of 16 bytes for grouped matrix products, also in bfloat16."""
 _UNUSED = 64
@@ -136,9 +145,7 @@ class SplitFfn(TextMethod):
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {absent[0]} has no gate_proj, up_proj and down_proj; expected a gated feed-forward layer"
             )
-        specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
-        check_places(config, specs, "split_ffn", "Try another architecture under `into`.")
-        check_shapes(config, specs, "split_ffn")
+        check_mixture(model, tensors, config, "split_ffn")
         routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
         record = {"into": target.model_type, "experts": self.experts, "top_k": self.top_k, "method": self.method}
         return Growth(tensors, config, record, routers=routers)
@@ -161,12 +168,7 @@ class SplitFfn(TextMethod):
             )
         has_shared = self._beside() != 0
         into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))
-        if into not in pairs:
-            raise InvalidRecipeError(
-                f"grow split_ffn: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
-                f"{', '.join(pairs)}. {nearest(into, TARGETS)}"
-            )
-        target = TARGETS[into]
+        target = chosen_target(model, pairs, into, "split_ffn")
         if has_shared and not target.beside:
             raise InvalidRecipeError(
                 f"grow split_ffn: {into} has no experts that serve every token, and `method: {self.method}` makes some",
@@ -196,12 +198,7 @@ class SplitFfn(TextMethod):
                 if fitting
                 else "This model cannot be divided.",
             )
-        fields = set(parse_config({"model_type": into}).to_dict())
-        config = {k: v for k, v in parsed.items() if k in fields or k in _ALWAYS}
-        return target, config | self._sizes(target, units, pairs[into](parsed)) | {
-            "model_type": into,
-            "architectures": [target.architecture],
-        }
+        return target, mixture_config(parsed, target, self._sizes(target, units, pairs[into](parsed)))
 
     def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of config.json that the target adds."""
@@ -228,7 +225,7 @@ class _SplitLayers:
 
     def dense(self, layer: int) -> dict[str, str]:
         """Return the tensors of a dense feed-forward layer, by part."""
-        return {part: f"{self.model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+        return dense_layer(self.model, layer)
 
     def layer(self, layer: int) -> dict[str, Grown]:
         """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
@@ -241,15 +238,10 @@ class _SplitLayers:
         factor = 1.0 if target.factor else float(self.step.top_k)
         experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[beside:]]
         tensors = {
-            prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
+            # The factor of each part marks the whole tensor as rescaled.
+            name: replace(grown, scale=grown.parts[0].scale) if grown.parts else grown
+            for name, grown in expert_tensors(self.model, target, prefix, experts).items()
         }
-        for name, parts in target.fused.items():
-            specs = [self.model.weights.specs[dense[part]] for part in parts]
-            size = index.shape[1]
-            rows, cols = (specs[0].rows, size) if parts == (DOWN,) else (size * len(parts), specs[0].cols)
-            joined = tuple(expert[part] for expert in experts for part in parts)
-            scale = factor if parts == (DOWN,) else 1.0  # marks the whole tensor as rescaled; each part carries the factor
-            tensors[prefix + name] = Grown(dense[parts[0]], parts=joined, shape=(len(experts), rows, cols), scale=scale)
         tensors[prefix + target.router] = _zeros(dense[GATE], rows=len(experts))
         for name in target.zeros:
             tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))

@@ -9,14 +9,13 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, write_json
+from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.lazy import no_grad, torch
 from workbench.models.conversion import live_names
 from workbench.models.layout import Model
 from workbench.models.prompts import encode_text
-from workbench.models.texts import TextRow, batches
+from workbench.models.texts import TextRow, batches, longest_row
 from workbench.steps import GrowContext, Grown
-from workbench.weights.saving import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -76,7 +75,7 @@ def ridge_gates(
         readers: Dense matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
     """
-    if (cached := load_gates(context)) is not None:
+    if (cached := _cached(context)) is not None:
         return cached
     modules = live_modules(model, readers)
     moments: dict[str, dict[str, _Moments]] = {}
@@ -94,15 +93,16 @@ def ridge_gates(
         "used": {e or "anchor": round(float(selected[i]), 4) for i, e in enumerate(rows)},
     }
     context.progress(len(rows), len(rows), "routers")
-    return save_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
+    return _kept(context, {readers[reader]: w for reader, w in solved.items()}, record)
 
 
 def prompt_gates(
     context: GrowContext,
-    prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]],
+    prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]],
     changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str],
     model: Model,
+    max_length: int,
     old_rows: Mapping[str, Tensor] | None = None,
 ) -> Gates:
     """Make a row for every expert from the mean of the router's inputs on its prompts.
@@ -117,6 +117,7 @@ def prompt_gates(
         changes: Expert -> its tensors in the model before growth, for its own prompts.
         readers: Matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
+        max_length: Largest number of tokens of a prompt.
         old_rows: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
 
     Returns:
@@ -124,18 +125,19 @@ def prompt_gates(
         first on the prompts from which the rows were made.
 
     Raises:
-        WorkbenchError: If the rows of two experts have the same direction (cosine above 0.9999).
+        WorkbenchError: If a prompt has no token, or the rows of two experts have the same direction (cosine above 0.9999).
     """
-    if (cached := load_gates(context)) is not None:
+    if (cached := _cached(context)) is not None:
         return cached
-    modules = live_modules(model, readers)
+    modules, longest = live_modules(model, readers), longest_row(model.config, max_length)
     expert_inputs: dict[str, dict[str, Tensor]] = {}
     rows: dict[str, list[Tensor]] = {reader: [] for reader in readers}
     for number, (expert, (positive, negative)) in enumerate(prompts.items()):
         context.progress(number, len(prompts), f"{expert or 'anchor'}: inputs of the router on prompts")
         live = context.live(changes[expert])
-        expert_inputs[expert] = read_all_inputs(live, modules, positive, context)
-        negative_inputs = read_all_inputs(live, modules, negative, context) if negative else {}
+        wanted, unwanted = (_encoded(texts, context, longest, expert) for texts in (positive, negative))
+        expert_inputs[expert] = _all_inputs(live, modules, wanted, context)
+        negative_inputs = _all_inputs(live, modules, unwanted, context) if unwanted else {}
         for reader, x in expert_inputs[expert].items():
             unit = torch.nn.functional.normalize(x.mean(0), dim=0)
             rows[reader].append(unit - (torch.nn.functional.normalize(negative_inputs[reader].mean(0), dim=0) if negative else 0))
@@ -156,7 +158,7 @@ def prompt_gates(
         "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
     }
     context.progress(len(prompts), len(prompts), "routers")
-    return save_gates(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
+    return _kept(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
 
 
 def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
@@ -178,12 +180,8 @@ def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
                 )
 
 
-def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, expert: str) -> list[TextRow]:
-    """Tokenize prompts, and truncate them to `longest` tokens.
-
-    Raises:
-        WorkbenchError: If a prompt has no token.
-    """
+def _encoded(prompts: Sequence[str], context: GrowContext, longest: int, expert: str) -> list[TextRow]:
+    """Return prompts as tokens, at most `longest` of each. Raises WorkbenchError if a prompt has no token."""
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
@@ -191,22 +189,17 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, e
     return rows
 
 
-def load_gates(context: GrowContext) -> Gates | None:
-    """Return the cached gates of an earlier call, or None."""
-    from safetensors.torch import load_file
-
-    record = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
-    return None if record is None else Gates(load_file(context.cache), record)
+def _cached(context: GrowContext) -> Gates | None:
+    """Return the gates of an earlier call, or None."""
+    found = load_measured(context)
+    return None if found is None else Gates(*found)
 
 
-def save_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
-    """Write gates to the cache for the next call, and return them."""
-    gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
-    context.check_inputs()
-    context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(gates, context.cache)
-    write_json(context.cache.with_suffix(".json"), record)
-    return Gates(gates, record)
+def _kept(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
+    """Return gates, and cache them for the next call."""
+    gates = Gates({name: w.float().cpu() for name, w in rows.items()}, record)
+    save_measured(context, gates.rows, record)
+    return gates
 
 
 def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
@@ -252,7 +245,7 @@ def read_inputs(
         yield {reader: x.reshape(-1, x.shape[-1])[is_token].float() for reader, x in inputs.items()}
 
 
-def read_all_inputs(live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
+def _all_inputs(live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
     """Return the inputs of modules on all texts [tokens, hidden], on the CPU."""
     recorded = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, modules, texts, context.device)]
     return {reader: torch.cat([inputs[reader] for inputs in recorded]) for reader in modules}
@@ -325,7 +318,7 @@ def never_gates(
     Raises:
         WorkbenchError: If no c works in a layer, because tokens point away from the mean.
     """
-    if (cached := load_gates(context)) is not None:
+    if (cached := _cached(context)) is not None:
         return cached
     live, modules = context.live({}), live_modules(model, routers)
     sums = {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()}
@@ -362,7 +355,7 @@ def never_gates(
         new_rows[name] = -strengths[name] * direction[name][None]
     context.progress(2, 2, "routers")
     record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}
-    return save_gates(context, new_rows, record)
+    return _kept(context, new_rows, record)
 
 
 def _strength(threshold: Tensor, along: Tensor) -> float:

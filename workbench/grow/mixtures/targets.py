@@ -12,9 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
+from workbench.grow.expansion.parts import check_places, check_shapes
 from workbench.grow.mixtures.mixture import Mixture, numbered
 from workbench.models.layout import Model
+from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, Grown
 from workbench.weights.specs import TensorSpec
 
@@ -123,6 +125,69 @@ SPLIT_PAIRS: dict[str, dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]]]
 }
 """Dense architecture -> mixtures into which its neurons can be divided. glm4_moe alone has experts that serve every token: it adds their
 output without a gate, and its router has a bias on the choice of experts."""
+
+
+def chosen_target(model: Model, pairs: Mapping[str, Any], into: str, step: str) -> Target:
+    """Return the architecture of the result.
+
+    Raises:
+        WorkbenchError: If the model cannot become it.
+    """
+    if into not in pairs:
+        raise InvalidRecipeError(
+            f"grow {step}: `into: {into}`: {model.config.get('model_type')} cannot become {into} without changing its function; expected "
+            f"{', '.join(pairs)}. {nearest(into, TARGETS)}"
+        )
+    return TARGETS[into]
+
+
+def mixture_config(parsed: Mapping[str, Any], target: Target, changes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the config.json of a mixture: the dense model's fields that it has, and changed ones.
+
+    Args:
+        parsed: The dense model's config.json as transformers reads it.
+        target: The mixture.
+        changes: Fields with other values.
+    """
+    known = {*parse_config({"model_type": target.model_type}).to_dict(), "torch_dtype", "dtype"}
+    own = {key: value for key, value in parsed.items() if key in known}
+    return {**own, **changes, "model_type": target.model_type, "architectures": [target.architecture]}
+
+
+def dense_layer(model: Model, layer: int) -> dict[str, str]:
+    """Return the tensors of a dense feed-forward layer, by part."""
+    return {part: f"{model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+
+
+def expert_tensors(model: Model, target: Target, prefix: str, experts: Sequence[Mapping[str, Grown]]) -> dict[str, Grown]:
+    """Return the tensors of a layer's experts under the names of the mixture; experts that share a tensor are its parts.
+
+    Args:
+        model: The dense model.
+        target: The mixture.
+        prefix: Name of the layer.
+        experts: The matrices of each expert, by part.
+    """
+    tensors = {
+        prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
+    }
+    for name, parts in target.fused.items():
+        sizes = [one.spec(model.weights.specs[one.source]) for one in (experts[0][part] for part in parts)]
+        joined = tuple(expert[part] for expert in experts for part in parts)
+        shape = (len(experts), sum(size.rows for size in sizes), sizes[0].cols)
+        tensors[prefix + name] = Grown(joined[0].source, parts=joined, shape=shape)
+    return tensors
+
+
+def check_mixture(model: Model, tensors: Mapping[str, Grown], config: Mapping[str, Any], step: str) -> None:
+    """Check that the architecture of a config.json needs exactly these tensors, in these shapes.
+
+    Raises:
+        WorkbenchError: If it does not.
+    """
+    specs = {name: grown.spec(model.weights.specs[grown.source]) for name, grown in tensors.items()}
+    check_places(config, specs, step, "Try another architecture under `into`.")
+    check_shapes(config, specs, step)
 
 
 def from_base(mixture: Mixture, base: Model, numbers: Sequence[int]) -> dict[str, Grown]:
