@@ -24,7 +24,7 @@ from workbench.adapters.read import Adapter
 from workbench.models.tokenizer import load_tokenizer
 from workbench.recipe.recipe import load_recipe
 from workbench.route.deciding.checking import Asked, check
-from workbench.route.deciding.hidden import WINDOW, KeptStates, depth_of, measure_states
+from workbench.route.deciding.hidden import WINDOW, BrickStates, depth_of, measure_states
 from workbench.route.mixing.live import Routing
 from workbench.steps import RouteContext
 
@@ -86,7 +86,7 @@ def load() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), load_tokenizer(BASE)
 
 
-def measured(label: str, method: str, known: dict[str, KeptStates], negatives: bool) -> dict[str, Any]:
+def measured(label: str, method: str, known: dict[str, BrickStates], negatives: bool) -> dict[str, Any]:
     """Return what a router of a recipe decides, with its record."""
     model, tokenizer = load()
     recipe = load_recipe(PROJECT / RECIPES[label], [f"0.route={method}"])
@@ -117,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again, for both sets of bricks")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    known: dict[str, KeptStates] = {}
+    known: dict[str, BrickStates] = {}
     before = json.loads(options.out.read_text("utf-8")) if options.only else {}
     kept = {(row["set"], row["router"], row["negatives"] > 0): row for row in before.get("routers", [])}
     document: dict[str, Any] = {"routers": []}

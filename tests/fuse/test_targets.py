@@ -150,7 +150,7 @@ def test_an_interrupted_pass_continues_with_the_same_bytes(tmp_path: Path, monke
     readings = [vocabulary.read(Text("", text(seed, 4 + seed), "row")) for seed in range(9)]
     passes = [Pass(readings, 10, 4, tmp_path / name) for name in ("whole", "stopped")]
     limit = 25 * (8 * 4 + 4)  # about three texts
-    files = [Shards(w.place, [len(w.kept(n)) for n in range(9)], 8 * 4 + 4, limit) for w in passes]
+    files = [Shards(w.place, [len(w.places(n)) for n in range(9)], 8 * 4 + 4, limit) for w in passes]
     assert len(files[0].parts) > 3
     measure(passes[0], files[0], lambda: live(place), CPU, lambda *_: None)
 

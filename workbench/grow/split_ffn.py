@@ -98,7 +98,7 @@ class SplitFfn(TextMethod):
             return "`shared`"
         return "a router that selects experts" if self.top_k < self.experts else ""
 
-    def _beside(self) -> int:
+    def _shared_count(self) -> int:
         """Return the number of shared experts, the same in every layer."""
         if self.shared is not None or self.method != "cmoe":
             return self.shared or 0
@@ -115,13 +115,13 @@ class SplitFfn(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Divide the neurons, and make the routers."""
         target, _ = self._target(model)
-        beside = self._beside()
-        division = Division(self.method, self.experts, beside)
+        shared = self._shared_count()
+        division = Division(self.method, self.experts, shared)
         texts = self.rows(self.calibration, model, context) if self.calibration else None
         measured = measure_split(SplitPlan(division, self.top_k, self.router), texts, model.layout.depth, context)
         return replace(
             measured,
-            value={f"{model.layout.prefix}{n}.{target.router}": rows[beside:] for n, rows in measured.rows.items()},
+            value={f"{model.layout.prefix}{n}.{target.router}": rows[shared:] for n, rows in measured.rows.items()},
         )
 
     def settled(self, measured: Measured) -> SplitFfn:
@@ -166,20 +166,20 @@ class SplitFfn(TextMethod):
                 f"{', '.join(SPLIT_PAIRS)}",
                 "`workbench analyze partition` divides the neurons of any dense model, and measures the loss.",
             )
-        has_shared = self._beside() != 0
+        has_shared = self._shared_count() != 0
         into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))
         target = chosen_target(model, pairs, into, "split_ffn")
-        if has_shared and not target.beside:
+        if has_shared and not target.serving_all:
             raise InvalidRecipeError(
                 f"grow split_ffn: {into} has no experts that serve every token, and `method: {self.method}` makes some",
                 "Write `into: glm4_moe`." if "glm4_moe" in pairs else "Write `shared: 0`.",
             )
-        if target.beside and self.experts - self._beside() < 2:
+        if target.serving_all and self.experts - self._shared_count() < 2:
             raise InvalidRecipeError(
-                f"grow split_ffn: {self._beside()} shared experts of {self.experts} leaves 1 expert to the router; {into} needs 2 or more",
+                f"grow split_ffn: {self._shared_count()} shared experts of {self.experts} leaves 1 expert to the router; {into} needs 2 or more",
                 "Choose fewer shared experts.",
             )
-        if target.beside and (parsed.get("sliding_window") and parsed.get("use_sliding_window", True)):
+        if target.serving_all and (parsed.get("sliding_window") and parsed.get("use_sliding_window", True)):
             raise InvalidRecipeError(
                 f"grow split_ffn: {into} has no sliding window, and the model has one of {parsed['sliding_window']} tokens",
                 f"Write `shared: 0` and `into: {next(iter(pairs))}`.",
@@ -202,12 +202,12 @@ class SplitFfn(TextMethod):
 
     def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of config.json that the target adds."""
-        beside = self._beside()
-        selected = self.top_k - beside
+        shared = self._shared_count()
+        selected = self.top_k - shared
         sizes = dict.fromkeys(target.sizes, units // self.experts) | dict(target.fixed)
-        sizes |= {target.experts: self.experts - beside, target.top_k: selected}
-        if target.beside:
-            sizes[target.beside[1]] = max(1, beside)
+        sizes |= {target.experts: self.experts - shared, target.top_k: selected}
+        if target.serving_all:
+            sizes[target.serving_all[1]] = max(1, shared)
         if target.factor:
             sizes[target.factor] = float(selected)
         if target.shared:
@@ -234,9 +234,9 @@ class _SplitLayers:
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
-        index, beside = self._experts(layer), self.step._beside()
+        index, shared = self._experts(layer), self.step._shared_count()
         factor = 1.0 if target.factor else float(self.step.top_k)
-        experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[beside:]]
+        experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[shared:]]
         tensors = {
             # The factor of each part marks the whole tensor as rescaled.
             name: replace(grown, scale=grown.parts[0].scale) if grown.parts else grown
@@ -247,10 +247,10 @@ class _SplitLayers:
             tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))
         if target.always:
             tensors[prefix + target.always] = _zeros(self._vector(layer), rows=len(experts))
-        if target.beside:
-            module, own = target.beside[0], index[: max(1, beside)].flatten()
+        if target.serving_all:
+            module, own = target.serving_all[0], index[: max(1, shared)].flatten()
             for part, name in dense.items():
-                made = self._slice(name, part, own, 1.0) if beside else _unused(name, part, len(own))
+                made = self._slice(name, part, own, 1.0) if shared else _unused(name, part, len(own))
                 tensors[f"{prefix}{module}.{part}.weight"] = made
         if target.shared:
             size = min(_UNUSED, self.model.weights.specs[dense[GATE]].rows)

@@ -121,7 +121,7 @@ class Stack(GrowMethod):
             "gone_layers": sorted(set(range(model.layout.depth)) - set(first)),
         }
         record |= {"blocks": [{k: v for k, v in block.items() if k != "count"} for block in stacking.blocks]}
-        record |= {name: _told(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        record |= {name: _source_of(part) for name in _PARTS if (part := getattr(self, name)) is not None}
         record |= {"tokenizer": self.tokenizer} if self.tokenizer else {}
         config = self._with_vocabulary(reordered(config, depth, order, "stack"), model, tensors, stacking)
         return Growth(tensors, config, record, models=stacking.models)
@@ -203,7 +203,7 @@ class Stack(GrowMethod):
         }
 
 
-def _told(part: Part) -> Any:
+def _source_of(part: Part) -> Any:
     """Return the source of a part outside the layers, as plain data for records."""
     if part.merge is None:
         return part.brick or "the configuration so far"

@@ -11,7 +11,7 @@ from workbench.bricks.card import RoutingStatistics
 from workbench.bricks.hub import CARD
 from workbench.errors import WorkbenchError
 from workbench.files import json_digest
-from workbench.route.deciding.hidden import FILE, KeptStates, read_states
+from workbench.route.deciding.hidden import FILE, BrickStates, read_states
 from workbench.weights.digests import tensor_digest
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def write_statistics(
-    folder: Path, states: KeptStates, *, base: str, tokenizer: str, prompts: int, source: str
+    folder: Path, states: BrickStates, *, base: str, tokenizer: str, prompts: int, source: str
 ) -> RoutingStatistics:
     """Write the statistics of a brick beside its card, and return their record for the card.
 
@@ -47,7 +47,7 @@ def write_statistics(
     )
 
 
-def read_statistics(folder: Path, record: RoutingStatistics) -> KeptStates:
+def read_statistics(folder: Path, record: RoutingStatistics) -> BrickStates:
     """Return the statistics beside a card.
 
     Args:
@@ -63,7 +63,7 @@ def read_statistics(folder: Path, record: RoutingStatistics) -> KeptStates:
     return states
 
 
-def known_statistics(brick: Brick, base: str, tokenizer: str, told: Callable[[str], None]) -> KeptStates | None:
+def known_statistics(brick: Brick, base: str, tokenizer: str, told: Callable[[str], None]) -> BrickStates | None:
     """Return the statistics of a brick for a model; None if its card has none, or if they do not fit, which is told.
 
     Args:

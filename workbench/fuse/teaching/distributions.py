@@ -122,7 +122,7 @@ class Pass:
     k: int
     place: Path
 
-    def kept(self, number: int) -> range:
+    def places(self, number: int) -> range:
         """Return the indices of the tokens of a text after which a distribution is kept."""
         reading = self.readings[number]
         return range(reading.first, max(reading.first, min(len(reading.ids), self.longest)))
@@ -132,7 +132,7 @@ class Pass:
 
         `nll` is −log p of the text's next token in nats, and 0 at its end.
         """
-        return Shards(self.place, [len(self.kept(n)) for n in range(len(self.readings))], 8 * self.k + 4)
+        return Shards(self.place, [len(self.places(n)) for n in range(len(self.readings))], 8 * self.k + 4)
 
 
 def measure(
@@ -169,7 +169,7 @@ def measure(
 def _arrays(model: Any, work: Pass, rows: range, device: torch.device) -> Mapping[str, Tensor]:
     """Return the arrays of some texts, one text after another."""
     found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    tokens = {n: work.readings[n].ids[: work.longest].tolist() for n in rows if len(work.kept(n))}
+    tokens = {n: work.readings[n].ids[: work.longest].tolist() for n in rows if len(work.places(n))}
     limit = max(1, min(batch_limit(device), _LOGITS // model.config.get_text_config().vocab_size))
     numbers = list(tokens)
     for index in by_length([len(tokens[n]) for n in numbers], limit):
@@ -186,7 +186,7 @@ def _batch(
     """Return (ids, probabilities, nll) of the texts of one forward pass."""
     batch = side_by_side([tokens[n] for n in rows], device)
     width = batch.tokens.shape[1]
-    kept = [work.kept(n) for n in rows]
+    kept = [work.places(n) for n in rows]
     places = torch.tensor([i * width + place for i, part in enumerate(kept) for place in part], device=device)
     head = model.get_output_embeddings()
     with head_sees(head, places):

@@ -107,7 +107,7 @@ class Room:
         tokenizer: Directory of the tokenizer of the model that is trained.
         rows: Number of tokens that the model has logits for.
         device: Device of the teachers.
-        told: Receives a line for the user.
+        notice: Receives a line for the user.
         progress: Receives (done, total, text).
     """
 
@@ -116,7 +116,7 @@ class Room:
     tokenizer: Path
     rows: int
     device: torch.device
-    told: Callable[[str], None]
+    notice: Callable[[str], None]
     progress: Callable[[int, int, str], None]
 
 
@@ -167,13 +167,13 @@ def lesson(step: FuseMethod, settings: TrainSpec, teachers: Sequence[Teacher], b
     models = [*([base] if step.with_base else []), *teachers]
     sources = [_source(model, corpus, step.top_k, room) for model in models]
     for model, source in zip(models, sources, strict=True):
-        room.told(f"'{model.name}' reads {len(corpus.texts):,} texts")
+        room.notice(f"'{model.name}' reads {len(corpus.texts):,} texts")
         measure(source.work, source.shards, model.live, room.device, room.progress)
     k = min(step.top_k, corpus.vocabulary.size - 1)  # the rest is at least one token
     words = [step.tag, type(step).code_key(), step.by, k, tokens_digest(room.tokenizer), corpus.rows, room.rows]
     digest = json_digest([VERSION, *words, [[source.name, source.work.place.name] for source in sources]])
     fused, record = _fused(step, corpus, sources, k, room.cache / "lessons" / digest)
-    room.told(_summary(record, k))
+    room.notice(_summary(record, k))
     taught = _Taught({(count, *ids): n for n, (ids, count) in enumerate(corpus.rows)}, fused, k)
     loss = partial(taught_loss, weight=step.weight)
     return Objective(taught.collate, loss, json_digest([digest, step.weight]), {"fused": record.to_dict()})

@@ -131,7 +131,7 @@ class Fusion:
             only zeros; so have the columns after the last known token of a distribution.
         """
         arrays = [source.shards.row(number) for source in self.sources]
-        pairs = [self._kept(source, number) for source in self.sources]
+        pairs = [self._common(source, number) for source in self.sources]
         common, shares = self._spans(number, arrays, pairs)
         at, ids, values, given = [], [], [], np.zeros((len(reading.ids), len(pairs)))
         for m, (source, (i, j)) in enumerate(zip(self.sources, pairs, strict=True)):
@@ -139,7 +139,7 @@ class Fusion:
             inside = (i >= learned.start) & (i < learned.stop)
             self.tally.aligned[m] += int(inside.sum())
             used = inside & (share > 0)
-            i, row, share = i[used], j[used] - source.work.kept(number).start, share[used]
+            i, row, share = i[used], j[used] - source.work.places(number).start, share[used]
             given[i, m] = share
             at.append(np.repeat(i, source.work.k))
             # A model may have more logits than its tokenizer has tokens.
@@ -151,10 +151,10 @@ class Fusion:
         self._count(given[rows], probabilities[rows])
         return found[rows].astype(np.int32), probabilities[rows].astype(np.float32)
 
-    def _kept(self, source: Source, number: int) -> tuple[Whole, Whole]:
+    def _common(self, source: Source, number: int) -> tuple[Whole, Whole]:
         """Return the places where both models' tokens end and the model has a distribution."""
         i, j = source.syncs[number]
-        kept = source.work.kept(number)
+        kept = source.work.places(number)
         inside = (j >= kept.start) & (j < kept.stop)
         return i[inside], j[inside]
 
@@ -175,7 +175,7 @@ class Fusion:
         losses = np.empty((len(lengths), len(pairs)))
         for m, (source, (i, j)) in enumerate(zip(self.sources, pairs, strict=True)):
             sums = np.concatenate(([0.0], np.cumsum(arrays[m]["nll"].astype(np.float64))))
-            ends = sums[j[np.searchsorted(i, common)] - source.work.kept(number).start]
+            ends = sums[j[np.searchsorted(i, common)] - source.work.places(number).start]
             losses[:, m] = np.diff(ends) / lengths
             self.tally.nats[m] += float(ends[-1] - ends[0])
         self.tally.compared += int(lengths.sum())

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import GateFailedError, WorkbenchError
+from workbench.grow.expansion.parts import NOT_BUILT
 from workbench.grow.expansion.remap import runs
 from workbench.grow.expansion.streamed import decoder_layers
 from workbench.lazy import torch
@@ -27,17 +28,6 @@ if TYPE_CHECKING:
 
 
 _REPORT = "Report this architecture. `check: off` in the step writes the model without this check."
-_BUILDING = (
-    ValueError,
-    RuntimeError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    NotImplementedError,
-)
 # Attributes that hold the number of a module's own layer, under the names that architectures use.
 _NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
@@ -52,7 +42,7 @@ def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
         return skeleton(json.dumps(dict(config), sort_keys=True))
     except WorkbenchError as error:
         raise GateFailedError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT) from None
-    except _BUILDING as error:
+    except NOT_BUILT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GateFailedError(
             f"step {step}: transformers cannot build a model from the grown config.json: {reason[:200]}", _REPORT

@@ -114,8 +114,7 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
             if isinstance(config.get(part), dict):
                 return {**config, part: reordered(config[part], depth, order, step)}
     config = _all_sparse(_explicit(config, depth), depth)
-    numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
-    if numbered:
+    if numbered := _fields_with_numbers(config):
         raise WorkbenchError(
             f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), and growth moves layers",
             "Grow a model without these fields.",
@@ -129,12 +128,10 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     for key, value in config.items():
         if key in DEPTHS:
             grown[key] = len(order)
-        elif isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types")):
-            grown[key] = [value[old] for old in order]
-        elif key in _LETTERS and isinstance(value, str) and len(value) == depth:
-            grown[key] = "".join(value[old] for old in order)
-        elif isinstance(value, dict) and value and all(str(k).isdigit() for k in value) and "layer" in key:
-            # Settings of individual layers, by number.
+        elif _has_entry_per_layer(key, value, depth):
+            entries = [value[old] for old in order]
+            grown[key] = "".join(entries) if isinstance(value, str) else entries
+        elif _is_by_number(key, value):
             grown[key] = {str(new): value[str(old)] for new, old in enumerate(order) if str(old) in value}
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo states it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
@@ -160,10 +157,7 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
                 return {**first, part: concatenated([(config.get(part) or {}, depth) for config, depth in configs], step)}
     explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
     for config, _ in explicit:
-        by_number = [
-            k for k, v in config.items() if isinstance(v, dict) and v and "layer" in k and all(str(n).isdigit() for n in v)
-        ]
-        if numbered := [*by_number, *(key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1))]:
+        if numbered := [*(key for key, value in config.items() if _is_by_number(key, value)), *_fields_with_numbers(config)]:
             raise WorkbenchError(
                 f"grow {step}: config.json of a model refers to layers by number ({', '.join(numbered)}), and its layers move",
                 "Stack layers of models without these fields.",
@@ -173,8 +167,7 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
         if key in DEPTHS:
             joined[key] = sum(depth for _, depth in explicit)
             continue
-        is_list = isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types"))
-        if not (is_list or (key in _LETTERS and isinstance(value, str) and len(value) == depth)):
+        if not _has_entry_per_layer(key, value, depth):
             continue
         for config, count in explicit[1:]:
             other = config.get(key)
@@ -185,6 +178,23 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
                 )
             joined[key] = joined[key] + other
     return joined
+
+
+def _fields_with_numbers(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields that refer to layers by number."""
+    return [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
+
+
+def _has_entry_per_layer(key: str, value: Any, depth: int) -> bool:
+    """Return whether a field is a list with one entry per layer, or a text with one character per layer."""
+    if isinstance(value, list):
+        return len(value) == depth and ("layer" in key or key.endswith("_types"))
+    return key in _LETTERS and isinstance(value, str) and len(value) == depth
+
+
+def _is_by_number(key: str, value: Any) -> bool:
+    """Return whether a field has settings of individual layers, by their numbers."""
+    return isinstance(value, dict) and bool(value) and "layer" in key and all(str(number).isdigit() for number in value)
 
 
 def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:

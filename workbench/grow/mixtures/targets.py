@@ -43,7 +43,7 @@ class Target:
         zeros: Names of further tensors [1, experts] that start as zeros.
         always: Name of the router's bias on the choice of experts [experts], which does not change their weights.
         factor: Field of config.json by which the weights of the selected experts are multiplied.
-        beside: Name within a layer of the module of experts that serve every token, and the field for their number.
+        serving_all: Name within a layer of the module of experts that serve every token, and the field for their number.
     """
 
     model_type: str
@@ -59,7 +59,7 @@ class Target:
     zeros: tuple[str, ...] = ()
     always: str | None = None
     factor: str | None = None
-    beside: tuple[str, str] | None = None
+    serving_all: tuple[str, str] | None = None
 
 
 _CLASSIC = {part: f"mlp.experts.{{e}}.{part}.weight" for part in (GATE, UP, DOWN)}
@@ -82,7 +82,7 @@ TARGETS = {
                zeros=("mlp.moe_statics.e_score_correction_bias",)),
         Target("glm4_moe", "Glm4MoeForCausalLM", "mlp.gate.weight", "n_routed_experts", expert=_CLASSIC, sizes=("intermediate_size", "moe_intermediate_size"),
                fixed={**_NORMED, "n_group": 1, "topk_group": 1, "first_k_dense_replace": 0, "num_nextn_predict_layers": 0},
-               always="mlp.gate.e_score_correction_bias", factor="routed_scaling_factor", beside=("mlp.shared_experts", "n_shared_experts")),
+               always="mlp.gate.e_score_correction_bias", factor="routed_scaling_factor", serving_all=("mlp.shared_experts", "n_shared_experts")),
     )
 }  # fmt: skip
 

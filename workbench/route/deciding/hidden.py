@@ -155,7 +155,7 @@ _SHAPES = {"states": 3, "digests": 2}
 
 
 @dataclass(frozen=True)
-class KeptStates:
+class BrickStates:
     """Pooled states of a brick's prompts and their copies.
 
     Attributes:
@@ -206,7 +206,7 @@ def text_digest(text: str) -> str:
     return bytes_digest(text.encode("utf-8", "surrogatepass"))
 
 
-def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: int, window: int) -> KeptStates:
+def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: int, window: int) -> BrickStates:
     """Run the base over prompts and their copies.
 
     Args:
@@ -218,10 +218,10 @@ def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: in
     """
     texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
     states = pooled(model, token_rows(tokenizer, texts), layer, window)
-    return KeptStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
+    return BrickStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
 
 
-def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[KeptStates, dict[str, Tensor]]:
+def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[BrickStates, dict[str, Tensor]]:
     """Read the file; the arguments that it does not hold come from the card.
 
     Returns:
@@ -246,4 +246,4 @@ def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[Kept
     if wrong or len(tensors["states"]) != len(tensors["digests"]):
         raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
     digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
-    return KeptStates(tensors["states"], digests, layer, window, pooling), tensors
+    return BrickStates(tensors["states"], digests, layer, window, pooling), tensors

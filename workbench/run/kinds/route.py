@@ -29,7 +29,7 @@ from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
 from workbench.run.kind import Kind, StepContext, StepResult, place_of
 from workbench.run.recipe_adapters import cached_adapter
-from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows
+from workbench.run.routers import RECORD, TENSORS, RouterRecord, SavedRouter, brick_rows, calibration_rows
 from workbench.run.shapes import specs_before
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
@@ -38,7 +38,7 @@ from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
-    from workbench.route.deciding.hidden import KeptStates
+    from workbench.route.deciding.hidden import BrickStates
 
 # Copies of a prompt and tokens of each, for the estimate of `plan`: calibration prompts are short, apart from paragraphs before some.
 _COPIES, _TOKENS = 5, 64
@@ -52,7 +52,7 @@ class RouteKind(Kind[RouteMethod]):
         adapters = {name: context.adapter(name) for name in context.recipe.used_bricks(step)}
         saved = SavedRouter(_fitted(step, context, current, adapters))
         router = saved.at({name: adapter.path for name, adapter in adapters.items()})
-        record = {"bricks": list(adapters), "solved_on": saved.record["solved_on"], "router": saved.record["record"]}
+        record = {"bricks": list(adapters), "solved_on": saved.record.solved_on, "router": saved.record.record}
         return StepResult(current, record, router=router)
 
     def plan_row(
@@ -147,24 +147,23 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
         )
     )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(router.tensors().items())}
-    record = {
-        "format": FORMAT,
-        "method": step.name,
-        "method_version": step.version,
-        "layer": router.layer,
-        "window": router.window,
-        "threshold": router.threshold,
-        "settings": router.settings(),
-        "tensors": {name: tensor_digest(tensor) for name, tensor in state.items()},
-        "bricks": brick_rows(adapters, step.descriptions()),
-        "calibration": calibration_rows(prompts, step.prompt_files),
-        "step": dump_step(step),
-        "seed": context.seed,
-        "base": resolved.base_digest,
-        "solved_on": solved_on,
-        "record": router.record,
-    }
-    _check_finite(record, context.id)
+    _check_finite([router.settings(), router.record], context.id)
+    record = RouterRecord(
+        method=step.name,
+        method_version=step.version,
+        layer=router.layer,
+        window=router.window,
+        threshold=router.threshold,
+        settings=router.settings(),
+        tensors={name: tensor_digest(tensor) for name, tensor in state.items()},
+        bricks=brick_rows(adapters, step.descriptions()),
+        calibration=calibration_rows(prompts, step.prompt_files),
+        step=dump_step(step),
+        seed=context.seed,
+        base=resolved.base_digest,
+        solved_on=solved_on,
+        record=router.record,
+    ).to_dict()
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=place.parent, prefix=".fitting-") as folder:
         unfinished = Path(folder) / "router"
@@ -179,7 +178,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
 
 def _known(
     step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
-) -> dict[str, KeptStates]:
+) -> dict[str, BrickStates]:
     """Return brick -> states of its prompts on the current model, from the cards of the bricks.
 
     Args:
@@ -197,10 +196,10 @@ def _known(
     return {name: states for name, states in found.items() if states is not None}
 
 
-def _check_finite(record: dict[str, Any], step_id: str) -> None:
+def _check_finite(parts: list[dict[str, Any]], step_id: str) -> None:
     """Raise WorkbenchError if a router's settings or record hold NaN or infinity, which JSON has no numbers for."""
     try:
-        json.dumps(record, allow_nan=False)
+        json.dumps(parts, allow_nan=False)
     except ValueError:
         raise WorkbenchError(
             f"step '{step_id}': the fitted router has NaN or infinite numbers",
