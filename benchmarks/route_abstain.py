@@ -21,11 +21,10 @@ from record import keep_head, parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.library.route import Asked, check
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.recipe import load_recipe
-from workbench.route.deciding.kept import KeptStates, measure_states
-from workbench.route.features.hidden import WINDOW, depth_of
+from workbench.route.deciding.checking import Asked, check
+from workbench.route.deciding.hidden import WINDOW, BrickStates, depth_of, measure_states
 from workbench.route.mixing.live import Routing
 from workbench.steps import RouteContext
 
@@ -87,7 +86,7 @@ def load() -> tuple[Any, Any]:
     return AutoModelForCausalLM.from_pretrained(BASE, dtype=torch.float32).eval(), load_tokenizer(BASE)
 
 
-def measured(label: str, method: str, known: dict[str, KeptStates], negatives: bool) -> dict[str, Any]:
+def measured(label: str, method: str, known: dict[str, BrickStates], negatives: bool) -> dict[str, Any]:
     """Return what a router of a recipe decides, with its record."""
     model, tokenizer = load()
     recipe = load_recipe(PROJECT / RECIPES[label], [f"0.route={method}"])
@@ -95,7 +94,7 @@ def measured(label: str, method: str, known: dict[str, KeptStates], negatives: b
     prompts = step.prompts(PROJECT)
     for name in prompts if method == "ridge" else ():
         if name not in known:
-            known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model, None), WINDOW)
+            known[name] = measure_states(model, tokenizer, prompts[name], depth_of(model), WINDOW)
     start = time.process_time()
     own = near_negatives(list(prompts)) if negatives else []
     router = step.fit(RouteContext(model, tokenizer, torch.device("cpu"), prompts, known=known, negatives=own))
@@ -105,7 +104,7 @@ def measured(label: str, method: str, known: dict[str, KeptStates], negatives: b
     chosen = ("plain", "near misses", "outside") if negatives else tuple(asked)
     rows = []
     for name in chosen:
-        rows.append(check(routing, tokenizer, name, asked[name]).summary())
+        rows.append(check(routing, tokenizer, name, asked[name]).summary().to_dict())
         print(label, method, negatives, json.dumps(rows[-1]), flush=True)
     record = {key: router.record[key] for key in ("templates", "abstain", "curve", "warnings")}
     fitting = {"negatives": len(own), "cpu_seconds": round(time.process_time() - start, 1)}
@@ -118,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="*", choices=list(ROUTERS), help="measure these routers again, for both sets of bricks")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    known: dict[str, KeptStates] = {}
+    known: dict[str, BrickStates] = {}
     before = json.loads(options.out.read_text("utf-8")) if options.only else {}
     kept = {(row["set"], row["router"], row["negatives"] > 0): row for row in before.get("routers", [])}
     document: dict[str, Any] = {"routers": []}

@@ -21,12 +21,12 @@ from record import keep_head, parser_of, write_results
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
-from workbench.library.route import Asked, judged
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
 from workbench.recipe.methods import methods
 from workbench.route.deciding.chat import ChatFrame
-from workbench.route.features.hidden import pooled, token_rows
+from workbench.route.deciding.checking import Asked, judged
+from workbench.route.deciding.hidden import pooled, token_rows
 from workbench.steps import Prompts, RouteContext
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -38,7 +38,6 @@ ROUTERS: dict[str, tuple[str, dict[str, Any], int]] = {
     "centroid": ("centroid", {}, 1),
     "text": ("text", {}, 1),
     "arrow": ("arrow", {"samples": 16}, 8),
-    "arrow, standardized": ("arrow", {"samples": 16, "standardize": True}, 8),
 }
 # Greetings that no copy of a calibration prompt has.
 GREETINGS = (
@@ -101,7 +100,7 @@ def accuracy(model: Any, tokenizer: Any, names: Sequence[str], found: dict[str, 
                 states[part] = pooled(model, tokens, router.layer, router.window)
             hidden = None if router.layer is None else states[part]
             decisions = router.decide(Prompts(texts, hidden, router.measure(model, tokens)))
-            rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary())
+            rows.append(judged(part, taken, decisions, BRICKS, router.choice.ties).summary().to_dict())
         found[label] = {
             "sets": rows,
             "fields": fields,

@@ -15,13 +15,11 @@ from record import parser_of, write_results
 
 from workbench.models.prompts import load_tokenizer
 from workbench.route.centroid import CentroidRouter
-from workbench.route.deciding.copies import copies
-from workbench.route.deciding.pooling import STRENGTH
-from workbench.route.deciding.samples import built_in
-from workbench.route.deciding.texts import fit_texts
-from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.features.statistics import Statistics
+from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
+from workbench.route.deciding.pooling import STRENGTH, Statistics
+from workbench.route.deciding.samples import built_in, copies
 from workbench.route.ridge import RidgeRouter
+from workbench.route.text import fit_texts
 from workbench.steps import Prompts
 
 PROJECT = Path(__file__).resolve().parents[1]
@@ -33,7 +31,7 @@ class Skills:
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self.names = route_skills.skills()
-        self.layer = depth_of(model, None)
+        self.layer = depth_of(model)
         self.fits = [route_skills.prompts(name, False, route_skills.PROMPTS) for name in self.names]
         self.tests = {
             "seen": [route_skills.seen_tests(name) for name in self.names],

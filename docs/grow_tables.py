@@ -6,12 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
+from cells import interval, measured, of_results, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
 BRICKS = "benchmarks/results/transplant-bricks.json"
-MAPS = "benchmarks/results/grow-maps.json"
 PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
@@ -55,7 +54,7 @@ def _giga(count: float) -> str:
 
 @of_results(STARTER)
 def starter_block(found: dict[str, Any]) -> str:
-    """Models that grow from two skills beside merges of the same bricks, and paired differences against the two merges."""
+    """Models that grow from two skills beside merges of the same bricks."""
     tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
     primary = {t["task"]: t["metric"] for t in found["tasks"]}
     cells: dict[tuple[str, str], dict[str, Any]] = {
@@ -71,22 +70,11 @@ def starter_block(found: dict[str, Any]) -> str:
                 *(interval(kept.get(b)) for b in ("add", "reverse")),
             ]
         )
-    parts = [table(["configuration", *tasks, "kept of `add`", "kept of `reverse`"], rows, left=1)]
-    for baseline, against in found["against"].items():
-        of = {(r["configuration"], r["task"]): r for r in against if r["metric"] == primary.get(r["task"])}
-        names = [
-            c["name"]
-            for c in found["configurations"]
-            if c["name"].startswith(("grow", "starter", "average")) and c["name"] != baseline
-        ]
-        lines = [[f"`{n}`", *(_difference(of.get((n, task))) for task in tasks)] for n in names]
-        parts.append(f"Differences against `{baseline}` in points, paired by item, with intervals for the whole family:")
-        parts.append(table(["configuration", *tasks], lines, left=1))
     note = (
         "Scores in percent with 95 % intervals, all items; kept: the share of a brick's own gain over the base. `starter-two` is the sum of `add` and "
-        f"`reverse`, `starter-glossary` of the three. {SIGNED}. {measured(found)} The source: [{STARTER}](../{STARTER})."
+        f"`reverse`, `starter-glossary` of the three. {measured(found)} The source: [{STARTER}](../{STARTER})."
     )
-    return "\n\n".join([*parts, note])
+    return table(["configuration", *tasks, "kept of `add`", "kept of `reverse`"], rows, left=1) + "\n\n" + note
 
 
 def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], name: str, task: str) -> str:
@@ -94,14 +82,6 @@ def _score(cells: dict[tuple[str, str], dict[str, Any]], found: dict[str, Any], 
     if (name, task) in cells:
         return points(cells[name, task]["value"])
     return points(next((r["baseline_value"] for r in found["rows"] if r["task"] == task), None))
-
-
-def _difference(row: dict[str, Any] | None) -> str:
-    if row is None or row["diff"] is None:
-        return ""
-    low, high = row["low_adj"], row["high_adj"]
-    between = f" [{signed(low)}, {signed(high)}]" if low is not None and high is not None else ""
-    return f"{signed(row['diff'])}{between} {SIGNS.get(row['verdict'], '')}".strip()
 
 
 @of_results(SPLIT)
@@ -217,28 +197,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@of_results(MAPS)
-def maps_block(found: dict[str, Any]) -> str:
-    """Losses of grown models after equal numbers of steps, by how their new layers begin."""
-    budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
-    seeds = len({row["seed"] for row in found["rows"]})
-    lines = []
-    for arm in dict.fromkeys(row["arm"] for row in found["rows"]):
-        own = [row for row in found["rows"] if row["arm"] == arm]
-        cells = [_losses([row["loss"] for row in own if row["budget"] == budget]) for budget in budgets]
-        lines.append([arm, _losses([row["grown"] for row in own if row["budget"] == budgets[0]]), *cells])
-    note = (
-        f"Four layers of a small Llama, trained for {found['base_steps']} steps, become six; loss of held-out answers in nats a token, mean and range of {seeds} seeds. All steps count, also the {found['map_steps']} that "
-        f"train the coefficients of learned maps. {measured(found)} The source: [{MAPS}](../{MAPS})."
-    )
-    heads = ["new layers", "after growth", *(f"after {budget} steps" for budget in budgets)]
-    return table(heads, lines, left=1) + "\n\n" + note
-
-
-def _losses(values: Sequence[float]) -> str:
-    return f"{_mean(values):.3f} ({min(values):.3f}–{max(values):.3f})"
-
-
 def _of_seeds(rows: Sequence[dict[str, Any]]) -> str:
     """A score with its interval, or the mean over seeds with its range."""
     if len(rows) <= 1:
@@ -261,6 +219,5 @@ BLOCKS: dict[str, Callable[[Path], str]] = {
     "grow-starter": starter_block,
     "grow-split": split_block,
     "grow-prune": prune_block,
-    "grow-maps": maps_block,
     "transplant-bricks": bricks_block,
 }

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from cells import SIGNED, SIGNS, interval, measured, of_results, signed, table
+from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
 
 from workbench.report.routed import advised
 
@@ -79,16 +79,16 @@ def retrieval_block(found: dict[str, Any]) -> str:
     sizes = sorted({row["bricks"] for row in found["rows"]})
     lines = []
     for router in dict.fromkeys(row["router"] for row in found["rows"]):
-        for templates in ("seen", "unseen"):
-            rows = {row["bricks"]: row for row in found["rows"] if (row["router"], row["templates"]) == (router, templates)}
-            lines.append([f"`{router}`", templates, *(f"{rows[s]['recall_1']:.2f} / {rows[s]['recall_3']:.2f}" for s in sizes)])
+        rows = {row["bricks"]: row for row in found["rows"] if (row["router"], row["templates"]) == (router, "unseen")}
+        lines.append([f"`{router}`", *(f"{rows[s]['recall_1']:.2f} / {rows[s]['recall_3']:.2f}" for s in sizes)])
+    least = min(row["recall_1"] for row in found["rows"] if row["templates"] == "seen")
     note = (
-        f"Recall@1 / recall@3 on new prompts, by number of bricks; {found['prompts']} calibration prompts a brick in three templates. "
+        f"Recall@1 / recall@3 on prompts of unseen templates, by number of bricks; on seen templates, recall@1 is {least:.2f} or more; {found['prompts']} calibration prompts a brick in three templates. "
         "Synthetic skills: eight operations on eight kinds of words, so that every skill shares its operation with seven others and its "
         "words with seven others. "
     )
-    heads = ["router", "templates", *(f"{size} bricks" for size in sizes)]
-    return "\n\n".join([table(heads, lines, left=2), note + _source(found, RETRIEVAL)])
+    heads = ["router", *(f"{size} bricks" for size in sizes)]
+    return "\n\n".join([table(heads, lines, left=1), note + _source(found, RETRIEVAL)])
 
 
 @of_results(KERNEL)
@@ -120,7 +120,7 @@ def kernel_block(found: dict[str, Any]) -> str:
 @of_results(BESIDE)
 def beside_block(found: dict[str, Any]) -> str:
     """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
-    parts = []
+    parts: list[str] = []
     for part in found["found"]:
         skills = [task for task in part["tasks"] if task["role"] == "skill"]
         retention = next(task["task"] for task in part["tasks"] if task["role"] == "retention")
@@ -142,19 +142,20 @@ def beside_block(found: dict[str, Any]) -> str:
                 f"{others[c['name'], t['task']]:.0f} of {t['n']}" for t in part["tasks"] if others.get((c["name"], t["task"]))
             ]
             false = (", ".join(wrong) or "none") if (c["name"], retention) in others else ""
-            scores = [interval(c["scores"].get(task["task"])) for task in skills]
+            scores = [points((c["scores"].get(task["task"]) or {}).get("value")) for task in skills]
             lines.append([c["name"], interval(c["kept_mean"]), *scores, change, false])
         heads = [
             "configuration",
             "kept",
-            *(f"{t['task']} (n = {t['n']})" for t in skills),
+            *(t["task"] for t in skills),
             f"{retention}, difference",
             "false routing",
         ]
-        parts += [f"`recipes/{part['recipe']}.yaml`:", table(heads, lines, left=1), " ".join(advised(part))]
+        shown = [] if parts else [table(heads, lines, left=1)]  # the second one has the same order
+        parts += [f"`recipes/{part['recipe']}.yaml`:", *shown, " ".join(advised(part))]
     note = (
-        "Scores in percent of items with 95 % intervals. Kept: share of the best single brick's score on each task, its oracle, corrected for "
-        f"chance, mean over skills. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "
+        f"Scores in percent of {skills[0]['n']} items a task. Kept: share of the best single brick's score on each task, its oracle, corrected for "
+        f"chance, mean over skills, with a 95 % interval. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "
         "another brick than its own answered. The merges have the fields of the starter recipes, untuned. "
     )
     return "\n\n".join([*parts, note + _source(found, BESIDE)])
@@ -162,26 +163,22 @@ def beside_block(found: dict[str, Any]) -> str:
 
 @of_results(ROLES)
 def roles_block(found: dict[str, Any]) -> str:
-    """Bricks of three roles, alone and composed, where roles have codes of their own and where they share codes."""
+    """Bricks of three roles, alone and composed, where roles have codes of their own; the order is the same where they share codes."""
     kinds = {"role": "one role", "two roles": "two roles in a prompt", "text": "text alone"}
-    parts = []
-    for world in dict.fromkeys(row["world"] for row in found["summary"]):
-        lines = []
-        for row in found["summary"]:
-            if row["world"] == world and row["way"] != "base":
-                over = row.get("over")
-                gap = f"{_levels(over['role'], '+.0f')}" if over else ""
-                lines.append([row["way"], *(_levels(row[kind], ".0f", 0.0, 100.0) if kind in row else "" for kind in kinds), gap])
-        parts += [
-            f"Roles with {world}:",
-            table(["configuration", *kinds.values(), "one role, above the best NaiveMC"], lines, left=1),
-        ]
+    first = found["summary"][0]["world"]
+    lines = []
+    for row in found["summary"]:
+        if row["world"] == first and row["way"] != "base":
+            over = row.get("over")
+            gap = f"{_levels(over['role'], '+.0f')}" if over else ""
+            lines.append([row["way"], *(_levels(row[kind], ".0f", 0.0, 100.0) if kind in row else "" for kind in kinds), gap])
     note = (
         f"Percent of {found['items']} held-out prompts a set whose whole answer is right; a small Llama and bricks trained by the script, three roles, "
         f"{found['seeds']} seeds. Intervals, 95 %: a t distribution over pairs of seed and role. `one brick` and `a pair` are the bricks of one role alone, as NaiveMC and DAMC train them. "
         "A base of four layers has little room for sums of adapters: the paper's NaiveMC loses less. "
     )
-    return "\n\n".join([*parts, note + _source(found, ROLES)])
+    heads = ["configuration", *kinds.values(), "one role, above the best NaiveMC"]
+    return table(heads, lines, left=1) + "\n\n" + note + _source(found, ROLES)
 
 
 def _levels(found: dict[str, float], form: str, least: float = -100.0, most: float = 100.0) -> str:

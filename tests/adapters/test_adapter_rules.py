@@ -23,8 +23,7 @@ from workbench.adapters.linear import linear_bytes, linear_factors, not_linear, 
 from workbench.adapters.read import Adapter
 from workbench.errors import WorkbenchError
 from workbench.models.layout import Model
-from workbench.route.mixing.kernel import Mix
-from workbench.route.mixing.modules import Mixer
+from workbench.route.mixing.kernel import Mix, Mixer
 from workbench.weights.checkpoint import Checkpoint
 
 FIRST = "model.layers.0.self_attn.q_proj"

@@ -60,7 +60,7 @@ COMMANDS = {
     "report": "--baseline --batch-size --csv --figures --latex --limit --max-points --out --quiet --runs-dir --set --suite --sweep --trust-project-code",
     "route check": "--copies --device --json --no-copies --prompts --quiet --runs-dir --trust-project-code",
     "route explain": "--device --html --json --quiet --runs-dir --trust-project-code",
-    "route measure": "--base --calibration --device --json --layer --quiet --samples --window",
+    "route measure": "--base --calibration --device --json --quiet --samples",
     "run": "--device --json --out --quiet --rehash --require-license --runs-dir --set --threads --trust-project-code --verbose --wait",
     "runs ls": "--json --runs-dir",
     "runs rm": "--runs-dir --yes",

@@ -57,22 +57,3 @@ def test_figure(build: ModuleType) -> None:
     assert drawn.count("M") > 12
     for arm in ("influence", "last", "random-0"):
         assert f">{arm}</text>" in drawn
-
-
-def test_learned_maps(build: ModuleType, tmp_path: Path) -> None:
-    def row(seed: int, budget: int, arm: str, loss: float) -> dict[str, Any]:
-        return {"seed": seed, "budget": budget, "arm": arm, "grown": 0.2, "loss": loss}
-
-    rows = [
-        row(0, 100, "zero start", 0.1),
-        row(1, 100, "zero start", 0.3),
-        row(0, 400, "zero start", 0.02),
-        row(1, 400, "zero start", 0.04),
-    ]
-    path = tmp_path / "benchmarks" / "results" / "grow-maps.json"
-    path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({**HEAD, "base_steps": 300, "map_steps": 25, "rows": rows}))
-    block = build.BLOCKS["grow-maps"](tmp_path)
-    assert "| new layers | after growth | after 100 steps | after 400 steps |" in block
-    assert "| zero start | 0.200 (0.200–0.200) | 0.200 (0.100–0.300) | 0.030 (0.020–0.040) |" in block
-    assert "mean and range of 2 seeds" in block

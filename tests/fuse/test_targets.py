@@ -15,15 +15,11 @@ from transformers import AutoTokenizer
 from worlds.fused import save_base, save_teacher, text
 from worlds.jsonl import write_jsonl
 
-from workbench.fuse.avgce import AvgCE
-from workbench.fuse.mince import MinCE
+from workbench.fuse.fusellm import AvgCE, MinCE
 from workbench.fuse.teaching import distributions
-from workbench.fuse.teaching.distributions import Pass, measure
-from workbench.fuse.teaching.lesson import Room, Teacher, lesson
-from workbench.fuse.teaching.loss import fused_loss, taught_loss
-from workbench.fuse.teaching.mapping import NONE
-from workbench.fuse.teaching.shards import Shards
-from workbench.fuse.teaching.syncs import Reading, Vocabulary
+from workbench.fuse.teaching.alignment import NONE, Reading, Vocabulary
+from workbench.fuse.teaching.distributions import Pass, Shards, measure
+from workbench.fuse.teaching.lesson import Room, Teacher, fused_loss, lesson, taught_loss
 from workbench.fuse.teaching.targets import Fusion, Source, new_tally
 from workbench.models.texts import Text
 from workbench.train import collate, encode
@@ -87,7 +83,7 @@ def test_the_model_with_the_lower_loss_of_the_row_teaches_it() -> None:
     ids, values, tally = fused(MINCE, "sequence")
     assert ids[:, 0].tolist() == [7, 0, 8, 8]
     assert values.tolist() == [[0.75, 0, 0], [0, 0, 0], [0.5, 0, 0], [0.25, 0, 0]]
-    assert tally.document(["one", "two"]) == {
+    assert tally.record(["one", "two"]).to_dict() == {
         "learned": 4,
         "taught": 0.75,
         "rest": 0.5,
@@ -154,7 +150,7 @@ def test_an_interrupted_pass_continues_with_the_same_bytes(tmp_path: Path, monke
     readings = [vocabulary.read(Text("", text(seed, 4 + seed), "row")) for seed in range(9)]
     passes = [Pass(readings, 10, 4, tmp_path / name) for name in ("whole", "stopped")]
     limit = 25 * (8 * 4 + 4)  # about three texts
-    files = [Shards(w.place, [len(w.kept(n)) for n in range(9)], 8 * 4 + 4, limit) for w in passes]
+    files = [Shards(w.place, [len(w.places(n)) for n in range(9)], 8 * 4 + 4, limit) for w in passes]
     assert len(files[0].parts) > 3
     measure(passes[0], files[0], lambda: live(place), CPU, lambda *_: None)
 

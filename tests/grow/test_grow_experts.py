@@ -136,7 +136,7 @@ def test_a_solved_router_is_kept(mixed: Project, monkeypatch: pytest.MonkeyPatch
 def prompted(one: str, two: str, anchor: str = "w12 w13", more: str = "") -> str:
     """A mixture whose router is made from prompts."""
     return (f"{BRICKS}steps: [{{grow: experts, bricks: {{one: {{prompts: [{one}]}}, two: {{prompts: [{two}]{more}}}}}, prompts: [{anchor}], "
-            "gate: prompts, temperature: 0.2, top_k: 1}]\noutput: {dtype: float32}\n")  # fmt: skip
+            "gate: prompts, top_k: 1}]\noutput: {dtype: float32}\n")  # fmt: skip
 
 
 def test_a_router_of_prompts(mixed: Project) -> None:
@@ -167,7 +167,7 @@ def test_a_router_of_prompts(mixed: Project) -> None:
     inputs = [read("anchor", "w12 w13"), read("one", "w0 w1 w2", "w3 w4"), read("two", "w6 w7", "w8 w9 w10")]
     rows = torch.stack([unit(x) for x in inputs])
     rows[2] -= unit(read("two", "w0 w1 w12"))
-    expected = rows / torch.cat(inputs).norm(dim=1).mean() / 0.2
+    expected = rows / torch.cat(inputs).norm(dim=1).mean() / 0.1
     assert torch.allclose(live(document["model"]).model.layers[2].mlp.gate.weight, expected, atol=1e-4)
 
 
@@ -203,7 +203,7 @@ REFUSED = {
     "{grow: experts, experts: 2, bricks: {one: 1}}": "expected one of `experts: 4` and `bricks",
     "{grow: experts, bricks: {one: 1}, anchor: off}": "one brick needs `anchor: true`",
     "{grow: experts, experts: 2, top_k: 3}": "expected top_k of at most 2",
-    "{grow: experts, experts: 4, norm_topk_prob: false}": "would not compute what the dense one does",
+    "{grow: experts, experts: 4, norm_topk_prob: false}": "norm_topk_prob: unknown field",
     "{grow: experts, experts: 4, gate: ridge}": "copies are all alike",
     "{grow: experts, bricks: {one: 1, two: 1}, gate: ridge}": "for the anchor (the step's `calibration`), one, two",
     "{grow: experts, experts: 4, gate: prompts}": "copies are all alike",

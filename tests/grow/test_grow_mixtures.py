@@ -15,7 +15,7 @@ from worlds.project import CPU, Project
 from worlds.tiny import WORDS, edit_json, save_finetuned, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.grow.mixtures.usage import usage
+from workbench.grow.mixtures.mixture import usage
 from workbench.models.texts import TextRow
 from workbench.run.compose import compose
 from workbench.run.kind import written_specs
@@ -269,7 +269,7 @@ def test_never_that_some_token_takes(project: Project) -> None:
 
 def test_prompts_of_a_new_expert(project: Project) -> None:
     """Its row is the unit mean of what the router reads on its prompts, over the temperature and the mean norm."""
-    text = grown("bricks: {two: {prompts: [w1 w2 w3, w4 w5]}}, gate: prompts, temperature: 0.5")
+    text = grown("bricks: {two: {prompts: [w1 w2 w3, w4 w5]}}, gate: prompts")
     document = project.run(text)
     assert document["steps"][1]["gate"]["tokens"] == {"two": 5}
     model = live(
@@ -284,7 +284,7 @@ def test_prompts_of_a_new_expert(project: Project) -> None:
         for row in ("w1 w2 w3", "w4 w5"):
             model(torch.tensor([[WORDS.index(word) for word in row.split()]]))
     x = torch.cat(seen)
-    row = torch.nn.functional.normalize(x.mean(0), dim=0) / x.norm(dim=1).mean() / 0.5
+    row = torch.nn.functional.normalize(x.mean(0), dim=0) / x.norm(dim=1).mean() / 0.1
     after = live(document["model"])
     assert torch.allclose(after.model.layers[1].mlp.gate.weight[2], row, atol=1e-5)
     # the first layer reads the same after growth: there the share is that of the grown model's own choices

@@ -18,11 +18,11 @@ from worlds.project import CPU, Project
 from worlds.tiny import VOCABULARY, edit_json, save_model, tensors_of
 
 from workbench.errors import WorkbenchError
-from workbench.grow.expansion.fits import check_fits
+from workbench.grow.expansion.checks import check_fits
 from workbench.grow.expansion.norms import Norm, is_norm, rms_norm
 from workbench.grow.expansion.parts import DecoderParts, with_text
 from workbench.grow.expansion.preserve import TOKENS as LENGTH
-from workbench.grow.expansion.residual import StreamNorms
+from workbench.grow.expansion.resize import StreamNorms
 from workbench.grow.expansion.streamed import Streamed, decoder_layers
 from workbench.models.layout import Model
 from workbench.models.skeleton import causal_skeleton

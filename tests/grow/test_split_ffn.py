@@ -113,7 +113,7 @@ def partition_of(model: Any, shared: list[int], beside: int) -> tuple[Partition,
 @pytest.mark.parametrize(
     "fields",
     [
-        {"method": "cmoe", "sparsity": 1 / 3},
+        {"method": "cmoe", "top_k": 4},
         {"method": "kmeans", "shared": 1, "top_k": 3, "router": "ridge"},
     ],
 )
@@ -187,9 +187,7 @@ def test_bricks_after_a_split_are_refused(project: Project) -> None:
     [
         ({"experts": 5, "top_k": 5}, "layer 0 has 48 neurons, which 5 experts do not divide into equal parts"),
         ({"experts": 12, "top_k": 12}, "12 experts have 4 neurons each, and .* multiple of 8"),
-        ({}, "expected one of `top_k: 12` and `sparsity: 0.25`"),
-        ({"top_k": 4, "sparsity": 0.5}, "expected one of `top_k: 12` and `sparsity: 0.25`"),
-        ({"sparsity": 0.25}, "sparsity 0.25 of 6 experts leaves 4.5"),
+        ({}, "top_k"),
         ({"top_k": 7}, "expected top_k of at most 6, the number of experts; found 7"),
         ({"top_k": 4}, "a router that selects experts needs `calibration`"),
         ({"top_k": 6, "method": "cmoe"}, "`method: cmoe` needs `calibration`"),

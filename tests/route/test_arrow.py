@@ -13,9 +13,10 @@ from worlds.tiny import live, save_adapter, save_model
 
 from workbench.adapters.linear import linear_factors
 from workbench.adapters.read import Adapter
+from workbench.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.route.arrow import Arrow, alignments, pooled_alignments, prototypes
-from workbench.route.features.hidden import token_rows, windows
+from workbench.route.deciding.hidden import token_rows, windows
 from workbench.steps.route import Prompts
 
 BRICKS = ("one", "two", "three")
@@ -108,3 +109,14 @@ def test_it_is_fitted_and_restored(folder: Path) -> None:
     one, two = (r.decide(Prompts(texts, None, measured)) for r in (router, again))
     assert torch.equal(one.weights, two.weights)
     assert torch.equal(one.scores, two.scores)
+
+
+def test_standardized_scores_of_earlier_versions_are_refused(folder: Path) -> None:
+    step = Arrow.model_validate({"route": "arrow", "calibration": "{brick}.jsonl"})
+    parts = dict(zip(BRICKS, factors(folder), strict=True))
+    calibration = {name: prompts(i, count=8, templates=2) for i, name in enumerate(BRICKS)}
+    router = step.fit(context(live(folder / "base"), load_tokenizer(folder / "base"), calibration, factors=parts.__getitem__))
+    plain = {**router.tensors(), "centre": torch.zeros(3), "scale": torch.ones(3)}
+    assert Arrow.restore(router.settings(), plain).bricks == BRICKS
+    with pytest.raises(WorkbenchError, match="has standardized scores, which arrow no longer makes"):
+        Arrow.restore(router.settings(), {**plain, "centre": torch.ones(3)})

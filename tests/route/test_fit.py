@@ -15,9 +15,9 @@ from worlds.tiny import live, save_model
 from workbench.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.recipe.methods import methods
-from workbench.route.deciding.copies import COPIES
+from workbench.route.deciding.hidden import pooled, token_rows
 from workbench.route.deciding.pooling import measure_brick
-from workbench.route.features.hidden import pooled, token_rows
+from workbench.route.deciding.samples import COPIES
 from workbench.steps.route import Prompts, Router
 
 BRICKS = {"a": 0, "b": 1, "c": 2}
@@ -98,7 +98,7 @@ def test_bricks_with_the_same_kind_of_prompts_are_tied(world: tuple[Any, Any], n
 def test_a_restored_router_decides_as_the_fitted_one(world: tuple[Any, Any], name: str, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()}, mix=2)
+    router = fit(world, name, {brick: prompts(i) for brick, i in BRICKS.items()})
     save_file(router.tensors(), tmp_path / "router.safetensors")
     settings = json.loads(json.dumps(router.settings()))
     again = methods()[f"route:{name}"].restore(settings, load_file(tmp_path / "router.safetensors"))  # type: ignore[attr-defined]
@@ -110,15 +110,15 @@ def test_a_restored_router_decides_as_the_fitted_one(world: tuple[Any, Any], nam
     assert again.settings() == router.settings()
 
 
-def test_the_record_has_accuracy_beside_a_text_router(world: tuple[Any, Any]) -> None:
+def test_the_record_has_accuracies_and_the_threshold(world: tuple[Any, Any]) -> None:
     record = fit(world, "ridge", {brick: prompts(i) for brick, i in BRICKS.items()}).record
     assert record == json.loads(json.dumps(record))
     assert record["prompts"] == {"a": 16, "b": 16, "c": 16}
     assert set(record["templates"]) == set(BRICKS)
-    for table in (record["accuracy"], record["beside_text"]):
-        assert set(table["seen_templates"]) == set(table["held_out_templates"]) == set(COPIES)
-        assert set(table["by_brick"]) == set(BRICKS)
-        assert table["seen_templates"]["plain"] >= 0.9
+    table = record["accuracy"]
+    assert set(table["seen_templates"]) == set(table["held_out_templates"]) == set(COPIES)
+    assert set(table["by_brick"]) == set(BRICKS)
+    assert table["seen_templates"]["plain"] >= 0.9
     abstain = record["abstain"]
     assert abstain["share"] == 0.01
     rule = abstain["rule"]

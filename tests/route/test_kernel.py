@@ -13,8 +13,7 @@ from worlds.routed_models import RANKS, factors, ids, peft_of, routed, save_rank
 from worlds.tiny import live
 
 from workbench.errors import WorkbenchError
-from workbench.route.mixing.kernel import Mix, StackedFactors
-from workbench.route.mixing.modules import Mixer
+from workbench.route.mixing.kernel import Mix, Mixer, StackedFactors
 
 PROMPT = "w1 w5 is w9 of w3 w50 w2"
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from workbench.route.centroid import CentroidRouter
-from workbench.route.features.hidden import pooled
-from workbench.route.features.statistics import Statistics, by_brick
+from workbench.route.deciding.hidden import pooled
+from workbench.route.deciding.pooling import Statistics, by_brick
 from workbench.route.ridge import RidgeRouter
 from workbench.steps.route import Prompts
 

@@ -1,4 +1,4 @@
-"""From scores to weights: ties, the threshold, several bricks, and saved states."""
+"""From scores to weights: ties, the threshold, and saved states."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import Centroid
 from workbench.route.deciding.fitting import confusion_of, curve_of, quantile, threshold_of, tied
+from workbench.route.deciding.pooling import Statistics
 from workbench.route.deciding.router import REFUSED, Choice
 from workbench.route.deciding.samples import NEGATIVES, OUTSIDE, Samples
-from workbench.route.features.statistics import Statistics
 from workbench.route.fixed import Fixed
 from workbench.route.ridge import Ridge, RidgeRouter
 from workbench.steps import RouteContext
@@ -44,15 +44,6 @@ def test_tied_bricks_share_their_scores_and_the_first_acts() -> None:
     largest = Choice(ties=(("a", "c"),), joined="largest")
     assert largest.join(torch.tensor([[0.25, 0.4, 0.3]]), BRICKS)[0].tolist() == pytest.approx([0.3, 0.4, 0.3])
     assert weights(largest, [0.25, 0.4, 0.3]) == [0, 1, 0]
-
-
-def test_several_bricks_share_the_weight_in_proportion_to_their_scores() -> None:
-    assert weights(Choice(mix=2), [0.1, 0.6, 0.3]) == pytest.approx([0, 2 / 3, 1 / 3])
-    assert weights(Choice(mix=3), [-0.5, 0.6, 0.2]) == pytest.approx([0, 0.75, 0.25])  # a score below zero counts nothing
-    assert weights(Choice(mix=2), [-0.5, -0.2, -0.3]) == [0, 1, 0]
-    assert weights(Choice(mix=2, threshold=0.5), [0.1, 0.6, 0.3], 0.4) == [0, 0, 0]
-    # Tied bricks count as one and are never mixed with each other.
-    assert weights(Choice(mix=2, ties=(("a", "b"),)), [0.3, 0.3, 0.2]) == pytest.approx([0.75, 0, 0.25])
 
 
 def test_the_quantile_counts_every_brick_alike() -> None:
@@ -133,7 +124,7 @@ def ridge_state() -> tuple[RidgeRouter, dict[str, object], dict[str, torch.Tenso
     torch.manual_seed(0)
     parts = tuple(Statistics.of(torch.randn(5, 8)) for _ in BRICKS)
     made = RidgeRouter(
-        BRICKS, Choice(0.1, (("a", "c"),), 2), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1
+        BRICKS, Choice(0.1, (("a", "c"),)), 3, 9, statistics=parts, negatives=Statistics.of(torch.randn(9, 8)), strength=0.1
     )
     return made, made.settings(), made.tensors()
 
@@ -158,6 +149,7 @@ def test_a_restored_router_decides_alike() -> None:
         ({"bricks": None}, "is missing or invalid"),
         ({"ties": [["a", "z"]]}, r"ties or scores name \['z'\]"),
         ({"lambda": -1}, "expected a number above 0 in the router's entry 'lambda', found -1"),
+        ({"mix": 2}, "the router mixes 2 bricks, and one brick acts today"),
         ({"joined": "mean"}, "ties or scores name mean"),
     ],
 )

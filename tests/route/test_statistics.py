@@ -10,9 +10,8 @@ from torch import Tensor
 
 from workbench.errors import WorkbenchError
 from workbench.route.centroid import CentroidRouter
-from workbench.route.deciding.pooling import SHRINKAGE
+from workbench.route.deciding.pooling import SHRINKAGE, Scatter, Statistics, by_brick, solve
 from workbench.route.deciding.router import REFUSED
-from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, solve
 from workbench.route.ridge import RidgeRouter
 from workbench.steps.route import Prompts
 
@@ -68,7 +67,7 @@ def test_statistics_are_read_from_tensors() -> None:
     vectors, _ = states()
     tensors = Statistics.of(vectors).tensors("a.")
     assert set(tensors) == {"a.count", "a.total", "a.root"}
-    found = read(tensors, "a.")
+    found = Statistics.read(tensors, "a.")
     assert found.count == len(vectors)
     torch.testing.assert_close(found.gram, Statistics.of(vectors).gram, rtol=1e-12, atol=1e-9)
 

@@ -10,9 +10,8 @@ import torch
 
 from worlds.places import PROJECT
 
-from workbench.route.deciding.logistic import fit_logistic
-from workbench.route.deciding.texts import STRENGTH, fit_texts
-from workbench.route.features.tfidf import Vocabulary, ngrams
+from workbench.route.deciding.templates import Vocabulary, ngrams
+from workbench.route.text import STRENGTH, fit_logistic, fit_texts
 from workbench.steps.route import Prompts
 
 BRICKS = ("add", "reverse", "glossary")

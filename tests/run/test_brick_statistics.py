@@ -21,9 +21,8 @@ from workbench.errors import WorkbenchError
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
 from workbench.route.deciding import pooling
-from workbench.route.deciding.copies import copies
-from workbench.route.deciding.samples import NEGATIVES
-from workbench.route.features.hidden import hidden_states, token_rows, windows
+from workbench.route.deciding.hidden import hidden_states, token_rows, windows
+from workbench.route.deciding.samples import NEGATIVES, copies
 from workbench.run.compose import compose
 from workbench.run.routers import SavedRouter
 

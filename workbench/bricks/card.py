@@ -153,7 +153,7 @@ class RoutingStatistics(Strict):
     """Statistics of the brick's calibration prompts beside the card, from which routers are fitted without running the base."""
 
     file: str = "routing.safetensors"
-    """File beside the card: pooled hidden states of the prompts and their copies, digests of the texts, n-grams."""
+    """File beside the card: pooled hidden states of the prompts and their copies, digests of the texts."""
     digest: str
     """Digest of the file's tensors."""
     base: str

@@ -20,10 +20,9 @@ from workbench.cli.documents.bricks import BrickDocument, ExtractDocument, Shown
 from workbench.cli.documents.decompose import DecompositionDocument
 from workbench.cli.documents.items import ItemsDocument
 from workbench.cli.documents.locate import KnowledgeDocument
-from workbench.cli.documents.machine import DoctorDocument, ExpertsDocument
+from workbench.cli.documents.machine import DoctorDocument
 from workbench.cli.documents.neuron_files import ImportedSetsDocument
 from workbench.cli.documents.partition import PartitionDocument
-from workbench.cli.documents.routing import ExplainDocument, MeasuredBrick, RouteCheckDocument
 from workbench.cli.documents.scores import CompareDocument, EvalDocument, ImportedScores, PulledScores, StoredPlan
 from workbench.cli.documents.shipping import ExportCheckDocument, ExportDocument, PushDocument
 from workbench.cli.documents.suites import SuiteCheckDocument, SuiteDocument, SuiteNewDocument, SuiteRow
@@ -31,12 +30,16 @@ from workbench.cli.documents.transplant import CarriedDocument
 from workbench.cli.memory import MemoryFacts
 from workbench.facts.imported import ImportedFacts
 from workbench.facts.log import MemoryChange
+from workbench.grow.mixtures.mixture import ExpertsUsed
 from workbench.library.facts import FactsReport
 from workbench.library.rebase import Rebased
 from workbench.library.recipediff import RecipeDifference
+from workbench.library.route import Explanation
+from workbench.library.route_statistics import MeasuredBrick
 from workbench.library.trace import TraceTable
 from workbench.recipe.describe import MethodDescription
 from workbench.results import Part
+from workbench.route.deciding.checking import RouteCheck
 from workbench.run.plan import RunPlan
 from workbench.run.record import RunRecord, RunResult, RunRow
 from workbench.search.result import SearchResult
@@ -73,8 +76,8 @@ DOCUMENTS: Mapping[str, Any] = {
     "edit trace": TraceTable,
     "memory ls": MemoryFacts,
     "memory log": list[MemoryChange],
-    "route explain": ExplainDocument,
-    "route check": RouteCheckDocument,
+    "route explain": Explanation,
+    "route check": RouteCheck,
     "route measure": list[MeasuredBrick],
     "analyze functions": FunctionsDocument,
     "analyze sparsity": SparsityDocument,
@@ -84,7 +87,7 @@ DOCUMENTS: Mapping[str, Any] = {
     "analyze decompose": DecompositionDocument,
     "analyze import": ImportedSetsDocument,
     "analyze all": EverythingDocument,
-    "experts": ExpertsDocument,
+    "experts": ExpertsUsed,
     "push": PushDocument,
     "export write": ExportDocument,
     "export check": ExportCheckDocument,

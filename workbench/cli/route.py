@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,6 +14,8 @@ from workbench.cli._trust import reads_recipes
 from workbench.errors import UsageError, WorkbenchError, shell
 
 if TYPE_CHECKING:
+    from workbench.library.route import Explanation
+    from workbench.route.deciding.checking import RouteCheck
     from workbench.route.mixing.live import Routing
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Show and check which bricks a routed configuration chooses.")
@@ -37,54 +40,52 @@ def explain(
     quiet: QuietOpt = False,
 ) -> None:
     """Show which bricks a prompt gets, and why: scores, confidence and threshold, and the choice at each token."""
-    from workbench.cli.documents.routing import ExplainDocument
     from workbench.library.route import explain as explained
 
     out.quiet = json or quiet
     prompt = typer.get_text_stream("stdin").read().rstrip("\n") if text == "-" else text
     routing, model, tokenizer = _open(target, runs_dir, device)
-    document = explained(routing, model, tokenizer, prompt)
+    found = explained(routing, model, tokenizer, prompt)
     if html is not None:
         from workbench.report.routing import explain_page
 
         html.parent.mkdir(parents=True, exist_ok=True)
-        html.write_text(explain_page(document, routing.bricks), "utf-8")
-    out.result(
-        lambda: ExplainDocument.model_validate(document), lambda: _say_explained(document, list(routing.bricks)), json=json
-    )
+        html.write_text(explain_page(found, routing.bricks), "utf-8")
+    out.result(lambda: found, lambda: _say_explained(found, routing.bricks), json=json)
     if html is not None:
         out.say(f"written: {html}")
 
 
-def _say_roles(document: dict[str, Any]) -> None:
-    text = " + ".join(f"{weight:g} {name}" for name, weight in document["chosen"].items())
-    out.line(f"{document['method']}: {text or 'base'} on text")
+def _say_roles(found: Explanation) -> None:
+    text = " + ".join(f"{weight:g} {name}" for name, weight in found.chosen.items())
+    out.line(f"{found.method}: {text or 'base'} on text")
     spans: list[list[str]] = []
-    for token in document["tokens"]:
-        role = token["role"] or "text"
+    for token in found.tokens:
+        role = token.role or "text"
         if not spans or spans[-1][0] != role:
             spans.append([role, "0", ""])
-        spans[-1] = [role, str(int(spans[-1][1]) + 1), spans[-1][2] + token["token"]]
+        spans[-1] = [role, str(int(spans[-1][1]) + 1), spans[-1][2] + token.token]
     out.table(["role", "tokens", "text"], spans, right=(1,))
 
 
-def _say_explained(document: dict[str, Any], bricks: list[str]) -> None:
-    if any("role" in token for token in document["tokens"]):
-        _say_roles(document)
+def _say_explained(found: Explanation, bricks: Sequence[str]) -> None:
+    if found.by_role:
+        _say_roles(found)
         return
-    chosen = ", ".join(name if weight == 1 else f"{name} {weight:.2f}" for name, weight in document["chosen"].items())
-    out.line(f"{document['method']}: {chosen or 'base'}")
-    threshold = document["threshold"]
-    limit = "no threshold" if threshold is None else f"threshold {threshold:.4g}"
-    out.line(f"confidence {document['confidence']:.4g}, {limit}{'' if chosen else ': below it, the base answers alone'}")
-    ranked = sorted(document["scores"].items(), key=lambda item: -item[1])
-    tied = {name: group for group in document["ties"] for name in group}
-    rows = [[name, f"{score:.4f}", f"tied: {', '.join(tied[name])}" if name in tied else ""] for name, score in ranked]
+    chosen = ", ".join(name if weight == 1 else f"{name} {weight:.2f}" for name, weight in found.chosen.items())
+    out.line(f"{found.method}: {chosen or 'base'}")
+    limit = "no threshold" if found.threshold is None else f"threshold {found.threshold:.4g}"
+    out.line(f"confidence {found.confidence:.4g}, {limit}{'' if found.chosen else ': below it, the base answers alone'}")
+    tied = {name: group for group in found.ties for name in group}
+    rows = [
+        [name, f"{score:.4f}", f"tied: {', '.join(tied[name])}" if name in tied else ""]
+        for name, score in sorted(found.scores.items(), key=lambda item: -item[1])
+    ]
     out.table(["brick", "score", ""], rows, right=(1,))
-    if document["tokens"]:
+    if found.tokens:
         colors = {name: _COLORS[i % len(_COLORS)] for i, name in enumerate(bricks)}
-        out.colored([(token["token"], colors.get(token["chosen"] or "", "")) for token in document["tokens"]])
-        used = dict.fromkeys(token["chosen"] for token in document["tokens"])
+        out.colored([(token.token, colors.get(token.chosen or "", "")) for token in found.tokens])
+        used = dict.fromkeys(token.chosen for token in found.tokens)
         out.colored([(f"{name or 'base'}  ", colors.get(name or "", "")) for name in used])
 
 
@@ -113,8 +114,7 @@ def check(
     quiet: QuietOpt = False,
 ) -> None:
     """Check a router on prompts whose bricks are known: right, wrong and to the base, and who is confused with whom."""
-    from workbench.cli.documents.routing import RouteCheckDocument
-    from workbench.library.route import check_sets, read_asked
+    from workbench.route.deciding.checking import check_sets, read_asked
 
     out.quiet = json or quiet
     if len(set(prompts)) < len(prompts):
@@ -123,26 +123,29 @@ def check(
         read_asked(path, str(path))  # errors in a file, before a router is fitted
     routing, _, tokenizer = _open(target, runs_dir, device)
     sets = {str(path): read_asked(path, str(path), routing.bricks) for path in prompts}
-    document = check_sets(routing, tokenizer, sets, copies)
-    out.result(lambda: RouteCheckDocument.model_validate(document), lambda: _say_checked(document), json=json)
+    found = check_sets(routing, tokenizer, sets, copies)
+    out.result(lambda: found, lambda: _say_checked(found), json=json)
 
 
-def _say_checked(document: dict[str, Any]) -> None:
-    def share(row: dict[str, Any], key: str) -> str:
-        return f"{100 * row[key]:.1f} %" if key in row else ""
+_SHARES = {
+    "right": "right",
+    "right_score": "right score",
+    "to_base": "to base",
+    "wrong_brick": "wrong brick",
+    "kept_by_base": "no brick, kept by base",
+}
 
-    known = ("right", "right_score", "to_base", "wrong_brick", "kept_by_base")
-    keys = [key for key in known if any(key in row for row in document["sets"])]
-    heads = {
-        "right_score": "right score",
-        "to_base": "to base",
-        "wrong_brick": "wrong brick",
-        "kept_by_base": "no brick, kept by base",
-    }
-    rows = [[row["set"], str(row["prompts"]), *(share(row, key) for key in keys)] for row in document["sets"]]
-    out.table(["set", "prompts", *(heads.get(key, key) for key in keys)], rows, right=range(1, len(keys) + 2))
-    for name, table in document["confusion"].items():
-        columns = [c for c in [*document["bricks"], "base"] if any(c in row for row in table.values())]
+
+def _say_checked(found: RouteCheck) -> None:
+    shares = [{key: getattr(row, key) for key in _SHARES if getattr(row, key) is not None} for row in found.sets]
+    keys = [key for key in _SHARES if any(key in row for row in shares)]
+    rows = [
+        [checked.set, str(checked.prompts), *(f"{100 * row[key]:.1f} %" if key in row else "" for key in keys)]
+        for checked, row in zip(found.sets, shares, strict=True)
+    ]
+    out.table(["set", "prompts", *(_SHARES[key] for key in keys)], rows, right=range(1, len(keys) + 2))
+    for name, table in found.confusion.items():
+        columns = [c for c in [*found.bricks, "base"] if any(c in row for row in table.values())]
         out.line("")
         out.line(f"{name}: rows are for, columns went to")
         out.table(
@@ -150,14 +153,12 @@ def _say_checked(document: dict[str, Any]) -> None:
             [[w, *(str(row.get(c, "")) for c in columns)] for w, row in table.items()],
             right=range(1, len(columns) + 1),
         )
-    if document["curve"]:
+    if found.curve:
         out.line("")
         out.line("what other thresholds cost: `threshold:` in the route step sets one")
-        points = [
-            [f"{p['threshold']:.4g}", *(f"{100 * p[key]:.1f} %" for key in ("to_base", "routed"))] for p in document["curve"]
-        ]
+        points = [[f"{p.threshold:.4g}", f"{100 * p.to_base:.1f} %", f"{100 * p.routed:.1f} %"] for p in found.curve]
         out.table(["threshold", "falsely to base", "falsely routed"], points, right=range(3))
-    for group in document["ties"]:
+    for group in found.ties:
         out.say(f"tied:   {', '.join(group)} have the same kind of prompts; {group[0]} acts, and they count as one here")
 
 
@@ -178,10 +179,6 @@ def measure(
     samples: Annotated[
         int, typer.Option("--samples", min=4, help="Largest number of prompts, with every frequent wording of the file.")
     ] = 64,
-    layer: Annotated[
-        int | None, typer.Option("--layer", min=1, help="Number of blocks whose output is pooled; default: half of them.")
-    ] = None,
-    window: Annotated[int, typer.Option("--window", min=1, help="Number of last tokens that are pooled.")] = 16,
     base: Annotated[str | None, typer.Option("--base", help="Base model; default: the one that the card names.")] = None,
     device: DeviceOpt = "auto",
     json: JsonOpt = False,
@@ -192,28 +189,25 @@ def measure(
     Routers that are fitted later take them instead of running the base again. `brick train` measures them by itself.
     """
     from workbench.cli._bricks import brick_directory
-    from workbench.cli.documents.routing import MeasuredBrick
-    from workbench.library.route_statistics import measure_brick, measuring
+    from workbench.library.route_statistics import MeasuredBrick, measure_brick, measuring
     from workbench.models.identity import pick_device
 
     out.quiet = json or quiet
     if calibration is not None and len(bricks) > 1:
         raise UsageError(f"--calibration holds the prompts of one brick, found {len(bricks)} bricks", "Measure them one by one.")
     folders = [brick_directory(name) for name in bricks]
-    chosen = [measuring(folder, calibration, samples, layer, window) for folder in folders]
+    chosen = [measuring(folder, calibration, samples) for folder in folders]
     rows = []
     for folder, what in zip(folders, chosen, strict=True):
         found = measure_brick(folder, what, base, pick_device(device), out.event)
-        rows.append({"brick": folder.resolve().name, **found.model_dump(mode="json")})
+        rows.append(MeasuredBrick(brick=folder.resolve().name, **found.model_dump()))
 
     def text() -> None:
         for row, folder in zip(rows, folders, strict=True):
-            out.line(
-                f"{row['brick']}: {row['prompts']} prompts of {row['source']}, layer {row['layer']}, last {row['window']} tokens"
-            )
-            out.say(f"written: {folder / row['file']}")
+            out.line(f"{row.brick}: {row.prompts} prompts of {row.source}, layer {row.layer}, last {row.window} tokens")
+            out.say(f"written: {folder / row.file}")
 
-    out.result(lambda: [MeasuredBrick.model_validate(row) for row in rows], text, json=json)
+    out.result(lambda: rows, text, json=json)
 
 
 def _open(target: str, runs_dir: Path | None, device: str) -> tuple[Routing, Any, Any]:

@@ -109,16 +109,16 @@ def _print_plans(plans: Sequence[RunPlan]) -> None:
 
 def _print_plan(planned: RunPlan, runs: Path) -> None:
     """Print the steps of a plan as a table, then the sources of stacked layers and sizes of pruned models, then its totals."""
-    from workbench.grow.expansion.told import told_blocks, told_removal
+    from workbench.grow.expansion.wording import removal_line, stack_parts
 
     later = "" if planned.run else "  (`run` names it after the content of the inputs, once it has read them)"
     out.line(f"{planned.recipe} -> {runs / (planned.run or f'{planned.recipe}-…')}{later}")
     steps = [step.to_dict() for step in planned.steps]  # with the entries that only some methods have
     out.table(["step", "method", "inputs"], [_row(step) for step in steps] or [["(none)", "", "the base as it is"]])
     for step in steps:
-        if rows := list(told_blocks(step)):
+        if rows := list(stack_parts(step)):
             out.table([step["id"], "source"], [list(row) for row in rows])
-        if removal := told_removal(step):
+        if removal := removal_line(step):
             out.line(f"{step['id']}: {removal}")
     for edit in (edit for step in steps for edit in (step, *step.get("edits", ())) if "cost" in edit):
         out.line(f"{edit['id']}: {_cost(edit)}")
@@ -204,17 +204,16 @@ def run(
 def _print_result(result: RunResult, described: str) -> None:
     """Print the result's directory, facts that the model says, what was removed, checks of grow steps, time and memory."""
     from workbench.edit.places.knowledge import said_in_words
-    from workbench.grow.expansion.kept import told
-    from workbench.grow.expansion.told import told_removal
+    from workbench.grow.expansion.wording import check_line, removal_line
 
     for name, row in result.said.items():
         out.say(f"{name}: the model says {said_in_words(row.to_dict())}")
     out.line(result.place)
     for step in (step.to_dict() for step in result.steps):
-        if removal := told_removal(step):
+        if removal := removal_line(step):
             out.say(f"{step['id']}: {removal}")
         if "check" in step:
-            out.say(f"{step['id']}: {told(step['check'])}")
+            out.say(f"{step['id']}: {check_line(step['check'])}")
     out.say(f"{result.seconds:.1f} s, peak memory {size(result.peak_bytes)}, {described}")
 
 

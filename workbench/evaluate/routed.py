@@ -106,7 +106,7 @@ def calibration_of(resolved: Resolved) -> dict[str, str]:
     if step is None:
         return {}
     rows = calibration_rows(step.prompts(resolved.recipe.project), step.prompt_files)
-    return {digest: f"{row['file']} (brick '{row['name']}')" for row in rows for digest in row["prompts"]}
+    return {digest: row.where for row in rows for digest in row.prompts}
 
 
 def refuse_calibrated_plan(plan: ScorePlan, calibration: Mapping[str, str], who: str) -> None:

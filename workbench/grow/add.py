@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.appended import corrections, from_base, from_bricks, routers
-from workbench.grow.expansion.never import never_gates
-from workbench.grow.expansion.targets import TARGETS
-from workbench.grow.mixtures.gates import encode_prompts, prompt_gates
+from workbench.grow.mixtures.gates import TEMPERATURE, never_gates, prompt_gates
 from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.targets import TARGETS, corrections, from_base, from_bricks, routers
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model
-from workbench.models.texts import longest_row
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
-from workbench.steps.fields import BrickEntry, Bricks, Real, Whole
+from workbench.steps.fields import BrickEntry, Bricks, Whole
 from workbench.weights.specs import load
 
 
@@ -46,6 +44,7 @@ class AddExpert(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    constants: ClassVar[Mapping[str, Any]] = {"temperature": TEMPERATURE}
 
     grow: Literal["add_expert"]
     copy_of: Whole | None = Field(None, ge=0, alias="copy")
@@ -61,8 +60,6 @@ class AddExpert(TextMethod):
     training. `prompts`: the mean of the router's inputs on each expert's prompts. `random`: random numbers."""
     calibration: str | None = None
     """Only with `gate: never`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
-    temperature: Real = Field(0.1, gt=0)
-    """Only with `gate: prompts`: divisor of the cosines to the prompts' means. A lower value makes the router more decided."""
 
     _base: Model | None = PrivateAttr(None)
 
@@ -110,17 +107,10 @@ class AddExpert(TextMethod):
         mixture = Mixture(model, self.name)
         names = list(routers(mixture).values())
         old = {name: load(model.weights, name, torch.float32) for name in names}
-        longest = longest_row(model.config, self.max_length)
         if self.way == "prompts":
-            prompts = {
-                b: (
-                    encode_prompts(self.prompts_of(b), context, longest, b),
-                    encode_prompts(self.prompts_of(b, True), context, longest, b),
-                )
-                for b in self.names()
-            }
+            prompts = {b: (self.prompts_of(b), self.prompts_of(b, True)) for b in self.names()}
             gates = prompt_gates(
-                context, prompts, {brick: {} for brick in prompts}, {n: n for n in names}, model, self.temperature, old
+                context, prompts, {name: {} for name in prompts}, {n: n for n in names}, model, self.max_length, old
             )
             rows = gates.rows
         else:

@@ -3,26 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from workbench.errors import InvalidRecipeError, nearest
-from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
-from workbench.grow.expansion.targets import DOWN, GATE, PAIRS, TARGETS, UP, Target
-from workbench.grow.mixtures.gates import encode_prompts, prompt_gates, ridge_gates
+from workbench.errors import InvalidRecipeError
+from workbench.grow.expansion.parts import replace_layers
+from workbench.grow.mixtures.gates import RIDGE, TEMPERATURE, prompt_gates, ridge_gates
+from workbench.grow.mixtures.targets import (
+    DOWN,
+    GATE,
+    PAIRS,
+    UP,
+    Target,
+    check_mixture,
+    chosen_target,
+    dense_layer,
+    expert_tensors,
+    mixture_config,
+)
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.lazy import torch
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
-from workbench.models.texts import longest_row
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import BrickEntry, Bricks, Real, Whole
 
 _SHARED = 64
 """Number of neurons of the shared expert that some architectures require; its output starts as zero."""
-_ALWAYS = ("torch_dtype", "dtype")
 
 
 class ExpertEntry(BrickEntry):
@@ -54,6 +64,7 @@ class Experts(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     random: ClassVar[bool] = True
+    constants: ClassVar[Mapping[str, Any]] = {"ridge": RIDGE, "temperature": TEMPERATURE, "norm_topk_prob": True}
 
     grow: Literal["experts"]
     experts: Whole | None = Field(None, ge=2)
@@ -84,13 +95,6 @@ class Experts(TextMethod):
     samples: Whole = Field(256, ge=5)
     """Largest number of texts read from each file, evenly spaced over the file. Every fifth text is held out, to measure how
     often the router selects the right expert."""
-    ridge: Real = Field(1e-2, gt=0)
-    """Only with `gate: ridge`: value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal."""
-    temperature: Real = Field(0.1, gt=0)
-    """Only with `gate: ridge` or `prompts`: divisor of the regression's values (about 0 and 1), or of the cosines to the prompts'
-    means. A lower value makes the router more decided."""
-    norm_topk_prob: bool = True
-    """Normalize the weights of a token's selected experts so that they add up to one. Only true is supported."""
 
     @model_validator(mode="after")
     def _check_fields(self) -> Experts:
@@ -100,11 +104,6 @@ class Experts(TextMethod):
             raise ValueError("expected at least two experts: one brick needs `anchor: true`")
         if self.top_k > len(self.members()):
             raise ValueError(f"expected top_k of at most {len(self.members())}, the number of experts; found {self.top_k}")
-        if not self.norm_topk_prob:
-            raise ValueError(
-                "`norm_topk_prob: false` is not supported: the weights of the selected experts would add up to less than one, and "
-                "the grown model would not compute what the dense one does"
-            )
         if self.redraw and self.bricks:
             raise ValueError("`redraw` applies to `experts` only; experts made from bricks differ already")
         if self.gate != "random":
@@ -151,22 +150,15 @@ class Experts(TextMethod):
         """Measure the rows of each layer's router."""
         target, _ = self._target(model)
         plan = _ExpertsPlan(self, model, target)
-        longest = longest_row(model.config, self.max_length)
         layers, members = range(model.layout.depth), self.members()
         changes = {m: {n: Grown(n, brick=m or None) for layer in layers for n in plan.dense(layer).values()} for m in members}
         readers = {plan.dense(i)[GATE]: f"{model.layout.prefix}{i}.{target.router}" for i in layers}
         if self.gate == "prompts":
-            prompts = {
-                m: (
-                    encode_prompts(self.prompts_of(m), context, longest, m),
-                    encode_prompts(self.prompts_of(m, True), context, longest, m),
-                )
-                for m in members
-            }
-            gates = prompt_gates(context, prompts, changes, readers, model, self.temperature)
+            prompts = {m: (self.prompts_of(m), self.prompts_of(m, True)) for m in members}
+            gates = prompt_gates(context, prompts, changes, readers, model, self.max_length)
         else:
             rows = {m: self.rows(f, model, context) for m in members if (f := self.texts(m)) is not None}
-            gates = ridge_gates(context, rows, changes, readers, model, self.ridge, self.temperature)
+            gates = ridge_gates(context, rows, changes, readers, model)
         return Measured(gates.rows, {"gate": gates.record})
 
     def expand(self, model: Model) -> Growth:
@@ -179,9 +171,7 @@ class Experts(TextMethod):
         target, config = self._target(model)
         plan = _ExpertsPlan(self, model, target)
         tensors, done = replace_layers(model, plan)
-        specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
-        check_places(config, specs, "experts", "Try another architecture under `into`.")
-        check_shapes(config, specs, "experts")
+        check_mixture(model, tensors, config, "experts")
         routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
         record = {"into": target.model_type, "experts": [m or "current" for m in self.members()], "top_k": self.top_k}
         return Growth(tensors, config, record, routers=routers)
@@ -197,25 +187,13 @@ class Experts(TextMethod):
                 f"function with identical experts; supported: {', '.join(PAIRS)}",
                 "See `workbench methods experts`.",
             )
-        into = self.into or next(iter(pairs))
-        if into not in pairs:
-            raise InvalidRecipeError(
-                f"grow experts: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
-                f"{', '.join(pairs)}. {nearest(into, TARGETS)}",
-            )
-        target = TARGETS[into]
-        target_fields = set(parse_config({"model_type": into}).to_dict())
-        config = {k: v for k, v in parsed.items() if k in target_fields or k in _ALWAYS}
+        target = chosen_target(model, pairs, self.into or next(iter(pairs)), "experts")
         neurons = int(parsed["intermediate_size"])
-        config |= (
-            dict.fromkeys(target.sizes, neurons)
-            | dict(target.fixed)
-            | {target.experts: len(self.members()), target.top_k: self.top_k}
-        )
+        sizes = dict.fromkeys(target.sizes, neurons) | dict(target.fixed)
+        sizes |= {target.experts: len(self.members()), target.top_k: self.top_k}
         if target.shared:
-            config[target.shared[2]] = min(_SHARED, neurons)
-        config |= pairs[into](parsed) | {"model_type": into, "architectures": [target.architecture]}
-        return target, config
+            sizes[target.shared[2]] = min(_SHARED, neurons)
+        return target, mixture_config(parsed, target, {**sizes, **pairs[target.model_type](parsed)})
 
 
 class _ExpertsPlan:
@@ -229,7 +207,7 @@ class _ExpertsPlan:
 
     def dense(self, layer: int) -> dict[str, str]:
         """Return the tensors of a dense feed-forward layer, by part."""
-        return {part: f"{self.model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+        return dense_layer(self.model, layer)
 
     def layer(self, layer: int) -> dict[str, Grown]:
         """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
@@ -240,16 +218,9 @@ class _ExpertsPlan:
             )
         experts = [{part: self._expert(name, part, layer, e) for part, name in dense.items()} for e in range(self.count)]
         tensors = {
-            prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
+            name: replace(grown, new=True) if grown.parts else grown
+            for name, grown in expert_tensors(self.model, target, prefix, experts).items()
         }
-        for name, parts in target.fused.items():
-            rows, cols = self._fused_size(dense, parts)
-            tensors[prefix + name] = Grown(
-                dense[parts[0]],
-                new=True,
-                parts=tuple(expert[part] for expert in experts for part in parts),
-                shape=(len(experts), rows, cols),
-            )
         tensors[prefix + target.router] = self._new_tensor(dense[GATE], rows=len(experts), std=self.std)
         for name in target.zeros:
             tensors[prefix + name] = self._new_tensor(dense[GATE], rows=1, cols=len(experts))
@@ -277,11 +248,6 @@ class _ExpertsPlan:
         index[torch.randperm(count, generator=generator)[: round(self.step.redraw * count)].numpy()] = NEW
         axis = Axis(index)
         return Grown(name, new=True, like=True, rows=None if part == DOWN else axis, cols=axis if part == DOWN else None)
-
-    def _fused_size(self, dense: Mapping[str, str], parts: tuple[str, ...]) -> tuple[int, int]:
-        """Return the rows and columns of one expert in a tensor that joins these parts."""
-        specs = [self.model.weights.specs[dense[part]] for part in parts]
-        return sum(s.rows for s in specs), specs[0].cols
 
     @staticmethod
     def _new_tensor(source: str, rows: int | None = None, cols: int | None = None, std: float = 0.0) -> Grown:

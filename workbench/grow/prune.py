@@ -10,16 +10,15 @@ from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.emergent.blocks import block_influence, losses_without
 from workbench.errors import InvalidRecipeError
-from workbench.files import file_digest, read_json, write_json
+from workbench.files import file_digest
 from workbench.grow.expansion.layers import in_order, removable, reordered
 from workbench.grow.expansion.parts import check_shapes
 from workbench.grow.expansion.smaller import Smaller, count_removed
-from workbench.grow.mixtures.texts import TextMethod
+from workbench.grow.mixtures.texts import TextMethod, load_measured, save_measured
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Grown, Growth, Learns, Measured, Preserves, Recovery, register
 from workbench.steps.fields import Real, Whole
-from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +62,7 @@ class Prune(TextMethod):
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     removes: ClassVar[bool] = True
-    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden", "multiple_of"})
+    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"hidden"})
 
     grow: Literal["prune"]
     layers: Whole | Real | tuple[Whole, ...] | None = None
@@ -79,9 +78,8 @@ class Prune(TextMethod):
     """Share of the key-value heads of every layer to remove, with their query heads: those with the lowest mean |activation| times output
     norm, summed over their channels."""
     hidden: Real | None = Field(None, gt=0, lt=1)
-    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms."""
-    multiple_of: Whole | None = Field(None, ge=1)
-    """Number that the channels left by `hidden` are a multiple of. If omitted, they are a multiple of 8 and of the number of heads."""
+    """Share of the channels of the residual stream (hidden_size) to remove: those with the lowest mean |output| of the norms. What
+    remains is a multiple of 8 and of the number of heads."""
     calibration: str | None = None
     """JSONL file of texts that importance is measured on, relative to the project: {"text":} or {"prompt":, "completion":} a line. A list
     of layers needs none."""
@@ -94,8 +92,6 @@ class Prune(TextMethod):
     def _check_fields(self) -> Prune:
         if self.layers is None and not self._shrinks():
             raise ValueError("expected at least one of `layers: 8`, `neurons: 0.25`, `heads: 0.25` and `hidden: 0.25`")
-        if self.multiple_of is not None and self.hidden is None:
-            raise ValueError("multiple_of: it rounds the number of channels that remain, and `hidden` is not set")
         if isinstance(self.layers, tuple):
             if not self.layers:
                 raise ValueError("layers: expected at least one layer to remove, found an empty list")
@@ -128,8 +124,10 @@ class Prune(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> MeasuredPrune:
         """Measure the importance of layers, neurons and heads on the model before the step. The result is cached."""
         depth = model.layout.depth
-        if (cached := _load(context)) is not None and len(removable(model.config, depth, cached.gone, depth)) == len(cached.gone):
-            return cached
+        if (found := load_measured(context, gone=list, record=dict)) is not None:
+            kept, cached = found
+            if len(removable(model.config, depth, cached["gone"], depth)) == len(cached["gone"]):
+                return MeasuredPrune({}, cached["record"], tuple(cached["gone"]), kept)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         record: dict[str, Any] = {
@@ -141,10 +139,10 @@ class Prune(TextMethod):
             }
         }
         live, gone = context.live({}), tuple[int, ...]()
-        kept: dict[str, Tensor] = {}
+        kept = {}
         if isinstance(self.layers, (int, float)):
-            gone, found = self._least(live, model, rows, context)
-            record |= found
+            gone, least = self._least(live, model, rows, context)
+            record |= least
         if self._shrinks():
             plan = Smaller(model)
             for units in ("neurons", "heads"):
@@ -156,12 +154,12 @@ class Prune(TextMethod):
                     plan.keep("heads", self.heads, None)
                 kept["hidden"], record["channels_kept_strength"], record["norm_scales"] = plan.strongest_channels(
                     self.hidden,
-                    self.multiple_of,
                     live,
                     rows,
                     lambda done, total: context.progress(done, total, "channels"),
                 )
-        return _save(context, MeasuredPrune({}, {"importance": record}, gone, kept))
+        save_measured(context, kept, {"gone": list(gone), "record": {"importance": record}})
+        return MeasuredPrune({}, {"importance": record}, gone, kept)
 
     def settled(self, measured: Measured) -> Prune:
         """Return the step with the parts that remain."""
@@ -192,7 +190,7 @@ class Prune(TextMethod):
                 kept, scales = (
                     (measured.kept["hidden"].numpy(), measured.record["importance"]["norm_scales"]) if measured else (None, None)
                 )
-                plan.keep_channels(self.hidden, self.multiple_of, kept, scales)
+                plan.keep_channels(self.hidden, kept, scales)
             resized = plan.growth("narrowed")
             tensors, config, record = dict(resized.tensors), resized.config, resized.record
             check_shapes(config, {n: g.spec(specs[g.source]) for n, g in tensors.items()}, "prune")
@@ -264,20 +262,3 @@ class Prune(TextMethod):
             losses.append(found.without[least])
         record = {"by": "perplexity", "removed": gone, "losses": [round(loss, 6) for loss in losses]}
         return tuple(gone), record
-
-
-def _save(context: GrowContext, measured: MeasuredPrune) -> MeasuredPrune:
-    """Write a measurement to the cache, and return it."""
-    context.check_inputs()
-    context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors({name: kept.contiguous() for name, kept in measured.kept.items()}, context.cache)
-    write_json(context.cache.with_suffix(".json"), {"gone": list(measured.gone), "record": measured.record})
-    return measured
-
-
-def _load(context: GrowContext) -> MeasuredPrune | None:
-    """Return the cached measurement of an earlier call, or None."""
-    from safetensors.torch import load_file
-
-    stored = read_json(context.cache.with_suffix(".json"), gone=list, record=dict) if context.cache.is_file() else None
-    return None if stored is None else MeasuredPrune({}, stored["record"], tuple(stored["gone"]), load_file(context.cache))

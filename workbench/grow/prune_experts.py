@@ -1,23 +1,18 @@
-"""Remove experts from a mixture-of-experts model, or merge them into those that remain."""
+"""Remove experts from a mixture-of-experts model."""
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, PrivateAttr, model_validator
+from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
-from workbench.grow.mixtures.merging import Merger, grouped, logit_similarity
-from workbench.grow.mixtures.mixture import Mixture
+from workbench.grow.mixtures.mixture import Mixture, usage
 from workbench.grow.mixtures.texts import TextMethod
-from workbench.grow.mixtures.usage import Usage, usage
 from workbench.models.layout import Model
-from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Growth, Learns, Measured, Preserves, register
 from workbench.steps.fields import Whole
-from workbench.weights.header import save_tensors
 
 
 @register
@@ -29,18 +24,14 @@ class PruneExperts(TextMethod):
     A token whose expert was removed goes to the next best one. If no token selected the removed experts, logits stay the same. The
     exceptions are models whose expert weights do not add up to one (`norm_topk_prob: false`), and models that add a bias to the
     softmax before the selection (ernie4_5_moe).
-
-    With `average`, each removed expert is averaged into a remaining one instead (Li et al. 2024, MC-SMoE). In the paper, the router keeps
-    the rows of all experts; here a merged expert has the same average of their rows, because a stock mixture has one row per expert.
     """
 
-    paper = "Chen et al. 2022, Task-Specific Expert Pruning for Sparse Mixture-of-Experts, arXiv 2206.00277; Lu et al. 2024, Not All Experts are Equal, arXiv 2402.14800; Li et al. 2024, MC-SMoE, arXiv 2310.01334"
-    formula = "W_r ↦ W_r[kept], E ↦ {E_i : i in kept}; with `to`: kept = the N experts that most tokens of the texts select, layer by layer; with `average`: E ↦ Σ f_j π_j(E_j) / Σ f_j, W_r ↦ Σ f_j w_j / Σ f_j over a group"
+    paper = "Chen et al. 2022, Task-Specific Expert Pruning for Sparse Mixture-of-Experts, arXiv 2206.00277; Lu et al. 2024, Not All Experts are Equal, arXiv 2402.14800"
+    formula = "W_r ↦ W_r[kept], E ↦ {E_i : i in kept}; with `to`: kept = the N experts that most tokens of the texts select, layer by layer"
     preserves: ClassVar[Preserves] = "no"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
     removes: ClassVar[bool] = True
-    keyed_if_set: ClassVar[frozenset[str]] = frozenset({"average"})
 
     grow: Literal["prune_experts"]
     drop: tuple[Whole, ...] | None = Field(None, min_length=1)
@@ -51,13 +42,8 @@ class PruneExperts(TextMethod):
     """Instead of `drop`: how many experts to keep in each layer: those that the most tokens of `calibration` select."""
     calibration: str | None = None
     """Only with `to`: JSONL file of texts, relative to the project: {"text":} or {"prompt":, "completion":} a line."""
-    average: Literal["frequency"] | None = None
-    """Only with `to`: average each removed expert into the remaining one with the most similar router logits, weighted by how often
-    tokens select them. Neurons are matched before. The record has the `groups`. If omitted, experts are removed."""
     top_k: Whole | None = Field(None, ge=1)
     """Number of experts that the router selects for each token afterwards; if omitted, it does not change."""
-
-    _merged: frozenset[str] = PrivateAttr(frozenset())
 
     @model_validator(mode="after")
     def _check_fields(self) -> PruneExperts:
@@ -69,8 +55,6 @@ class PruneExperts(TextMethod):
             )
         if (self.to is None) != (self.calibration is None):
             raise ValueError("`to` needs `calibration`, a JSONL file of texts to count on, and only `to` reads it")
-        if self.average is not None and self.to is None:
-            raise ValueError("average: experts are grouped and weighted on texts; expected `to: 4` with `calibration`")
         for numbers_kept in self.keep or ():
             if len(numbers_kept) != len(self.keep[0] if self.keep else ()) or not numbers_kept:
                 raise ValueError(
@@ -87,63 +71,27 @@ class PruneExperts(TextMethod):
 
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Count how often each expert is selected, layer by layer; of experts with equal counts, the first is kept."""
-        from safetensors.torch import load_file
-
         file = context.cache.with_suffix(".json")
-        if (cached := read_json(file)) is not None and (self.average is None or context.cache.is_file()):
-            return Measured(load_file(context.cache) if self.average else {}, cached)
+        if (cached := read_json(file)) is not None:
+            return Measured({}, cached)
         assert self.calibration is not None
         rows = self.rows(self.calibration, model, context)
         counts = usage(
             context.live({}), rows, context.device, lambda done, total: context.progress(done, total, "counting selected experts")
         )
         keep = [sorted(row.argsort(descending=True, stable=True)[: self.to].tolist()) for row in counts.shares]
-        record: dict[str, Any] = {"kept": keep, **counts.document()}
-        merged: dict[str, Any] = {}
-        if self.average is not None:
-            merged, record["groups"] = self._merge(model, keep, counts, rows, context)
-            context.check_inputs()
-            context.cache.parent.mkdir(parents=True, exist_ok=True)
-            save_tensors(merged, context.cache)
+        record: dict[str, Any] = {"kept": keep, **counts.counts().to_dict()}
+        context.check_inputs()
+        context.cache.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, record)
-        return Measured(merged, record)
-
-    def _merge(
-        self, model: Model, keep: list[list[int]], counts: Usage, rows: list[TextRow], context: GrowContext
-    ) -> tuple[dict[str, Any], list[list[list[int]]]]:
-        """Return the tensors of merged experts, by their names in the smaller model, and the groups of each layer.
-
-        Args:
-            model: The model before the step.
-            keep: Experts that stay, for each layer.
-            counts: How often tokens select each expert.
-            rows: The texts as tokens.
-            context: Live models and progress.
-        """
-        mixture = Mixture(model, self.name)
-        mergers = {layer: Merger(mixture, layer) for layer in mixture.layers}
-        similarity = logit_similarity(
-            mixture,
-            {layer: merger.router for layer, merger in mergers.items()},
-            context.live({}),
-            rows,
-            lambda done, total: context.progress(done, total, "logits of the router"),
-        )
-        tensors: dict[str, Any] = {}
-        groups = [grouped(kept, similarity[layer]) for layer, kept in zip(mixture.layers, keep, strict=True)]
-        for number, (layer, layer_groups) in enumerate(zip(mixture.layers, groups, strict=True)):
-            context.progress(number, len(groups), "merging experts")
-            tensors |= mergers[layer].merged(layer_groups, counts.shares[number].tolist())
-        return tensors, groups
+        return Measured({}, record)
 
     def settled(self, measured: Measured) -> PruneExperts:
         """Return the step with the measured lists of experts to keep."""
         if not self.measures():
             return self
         keep = tuple(map(tuple, measured.record["kept"]))
-        step = self.model_copy(update={"keep": keep, "to": None, "calibration": None})
-        step._merged = frozenset(measured.value)
-        return step
+        return self.model_copy(update={"keep": keep, "to": None, "calibration": None})
 
     def expand(self, model: Model) -> Growth:
         """Plan the model with the remaining experts.
@@ -163,13 +111,7 @@ class PruneExperts(TextMethod):
                 f"Set `top_k: {count}` or lower in the step.",
             )
         config = mixture.config(count, self.top_k)
-        if self.average is not None:
-            for layer in mixture.layers:
-                Merger(mixture, layer)  # refuses experts whose neurons are unknown
-        tensors = {
-            name: replace(grown, new=True) if name in self._merged else grown
-            for name, grown in mixture.regrown(lambda layer: experts[layer]).items()
-        }
+        tensors = mixture.regrown(lambda layer: experts[layer])
         mixture.check(config, {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()})
         return Growth(tensors, config, {"experts": count, "of": mixture.count, "top_k": top_k, "layers": mixture.layers})
 

@@ -10,18 +10,27 @@ import numpy as np
 from pydantic import Field, PrivateAttr, model_validator
 
 from workbench.emergent.partition import WITH_TEXTS, Division, Partition
-from workbench.errors import InvalidRecipeError, WorkbenchError, nearest
-from workbench.grow.expansion.parts import check_places, check_shapes, replace_layers
-from workbench.grow.expansion.targets import DOWN, GATE, SPLIT_PAIRS, TARGETS, UP, Target
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.grow.expansion.parts import replace_layers
 from workbench.grow.mixtures.split import MeasuredSplit, SplitPlan, measure_split
+from workbench.grow.mixtures.targets import (
+    DOWN,
+    GATE,
+    SPLIT_PAIRS,
+    Target,
+    check_mixture,
+    chosen_target,
+    dense_layer,
+    expert_tensors,
+    mixture_config,
+)
 from workbench.grow.mixtures.texts import TextMethod
 from workbench.models.architecture import EXPERT_COUNTS
 from workbench.models.layout import Model
 from workbench.models.skeleton import parse_config
 from workbench.steps import NEW, Axis, GrowContext, Grown, Growth, Learns, Measured, Preserves, register
-from workbench.steps.fields import Real, Whole
+from workbench.steps.fields import Whole
 
-_ALWAYS = ("torch_dtype", "dtype")
 _ALIGNED = 8
 """Rows of an expert must be a multiple of 16 bytes for grouped matrix products, also in bfloat16."""
 _UNUSED = 64
@@ -44,14 +53,13 @@ class SplitFfn(TextMethod):
     formula = "FFN(x) = Σ_e FFN_e(x) ↦ Σ over shared e, and over the top k of W_r x, of FFN_e(x)"
     learns: ClassVar[Learns] = "when_selected"
     builds: ClassVar[bool] = True
+    constants: ClassVar[Mapping[str, Any]] = {"sparsity": None, "seed": 0}
 
     grow: Literal["split_ffn"]
     experts: Whole = Field(ge=2)
     """Number of experts of a layer, shared ones included. It divides the number of neurons into multiples of 8."""
-    top_k: Whole | None = Field(None, ge=1)
+    top_k: Whole = Field(ge=1)
     """Number of experts that serve a token, shared ones included."""
-    sparsity: Real | None = Field(None, ge=0, lt=1)
-    """Instead of `top_k`: share of the experts that a token does not use. 0.25 of 16 experts leaves 12."""
     method: Literal["random", "kmeans", "coactivation", "cmoe"] = "kmeans"
     """How neurons are divided: at `random`; by balanced clusters of the normalized rows of the gate (`kmeans`), or of the tokens on
     which neurons are active (`coactivation`); or as CMoE does (`cmoe`)."""
@@ -66,34 +74,21 @@ class SplitFfn(TextMethod):
     best on the calibration texts (`ridge`)."""
     into: str | None = None
     """Architecture of the result: glm4_moe if there are shared experts, otherwise the usual one for the model, as in `experts`."""
-    seed: Whole = Field(0, ge=0)
-    """Seed of the partition and of the sample of tokens."""
 
     _partition: Partition | None = PrivateAttr(None)
 
     @model_validator(mode="after")
     def _check_fields(self) -> SplitFfn:
-        if (self.top_k is None) == (self.sparsity is None):
-            raise ValueError("expected one of `top_k: 12` and `sparsity: 0.25`")
-        if self.sparsity is not None and abs(self._count() - (1 - self.sparsity) * self.experts) > 1e-6:
+        if self.top_k > self.experts:
+            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self.top_k}")
+        if self.shared is not None and self.shared >= self.top_k:
             raise ValueError(
-                f"sparsity {self.sparsity:g} of {self.experts} experts leaves {(1 - self.sparsity) * self.experts:g}, which is no number "
-                "of experts"
-            )
-        if self._count() > self.experts:
-            raise ValueError(f"expected top_k of at most {self.experts}, the number of experts; found {self._count()}")
-        if self.shared is not None and self.shared >= self._count():
-            raise ValueError(
-                f"expected fewer shared experts than the {self._count()} that serve a token, so that the router selects at least one; "
+                f"expected fewer shared experts than the {self.top_k} that serve a token, so that the router selects at least one; "
                 f"found {self.shared}"
             )
         if self.calibration is None and (needs := self._needs_texts()):
             raise ValueError(f"{needs} needs `calibration`, a JSONL file of texts")
         return self
-
-    def _count(self) -> int:
-        """Return the number of experts of a token."""
-        return self.top_k if self.top_k is not None else round((1 - (self.sparsity or 0)) * self.experts)
 
     def _needs_texts(self) -> str:
         """Return what needs calibration texts; empty if nothing does."""
@@ -101,17 +96,17 @@ class SplitFfn(TextMethod):
             return f"`method: {self.method}`"
         if self.shared:
             return "`shared`"
-        return "a router that selects experts" if self._count() < self.experts else ""
+        return "a router that selects experts" if self.top_k < self.experts else ""
 
-    def _beside(self) -> int:
+    def _shared_count(self) -> int:
         """Return the number of shared experts, the same in every layer."""
         if self.shared is not None or self.method != "cmoe":
             return self.shared or 0
-        return self._count() // 2
+        return self.top_k // 2
 
     def promises(self) -> Preserves:
         """Return whether the function is preserved: it is if every token takes all experts."""
-        return "approximate" if self._count() == self.experts else "no"
+        return "approximate" if self.top_k == self.experts else "no"
 
     def measures(self) -> bool:
         """Return True: the partition comes from weights or texts."""
@@ -120,14 +115,13 @@ class SplitFfn(TextMethod):
     def measure(self, model: Model, context: GrowContext) -> Measured:
         """Divide the neurons, and make the routers."""
         target, _ = self._target(model)
-        top_k = self._count()
-        beside = self._beside()
-        division = Division(self.method, self.experts, beside, seed=self.seed)
+        shared = self._shared_count()
+        division = Division(self.method, self.experts, shared)
         texts = self.rows(self.calibration, model, context) if self.calibration else None
-        measured = measure_split(SplitPlan(division, top_k, self.router), texts, model.layout.depth, context)
+        measured = measure_split(SplitPlan(division, self.top_k, self.router), texts, model.layout.depth, context)
         return replace(
             measured,
-            value={f"{model.layout.prefix}{n}.{target.router}": rows[beside:] for n, rows in measured.rows.items()},
+            value={f"{model.layout.prefix}{n}.{target.router}": rows[shared:] for n, rows in measured.rows.items()},
         )
 
     def settled(self, measured: Measured) -> SplitFfn:
@@ -151,11 +145,9 @@ class SplitFfn(TextMethod):
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {absent[0]} has no gate_proj, up_proj and down_proj; expected a gated feed-forward layer"
             )
-        specs = {n: g.spec(model.weights.specs[g.source]) for n, g in tensors.items()}
-        check_places(config, specs, "split_ffn", "Try another architecture under `into`.")
-        check_shapes(config, specs, "split_ffn")
+        check_mixture(model, tensors, config, "split_ffn")
         routers = tuple(f"{model.layout.prefix}{layer}.{target.router}" for layer in done)
-        record = {"into": target.model_type, "experts": self.experts, "top_k": self._count(), "method": self.method}
+        record = {"into": target.model_type, "experts": self.experts, "top_k": self.top_k, "method": self.method}
         return Growth(tensors, config, record, routers=routers)
 
     def _target(self, model: Model) -> tuple[Target, dict[str, Any]]:
@@ -174,25 +166,20 @@ class SplitFfn(TextMethod):
                 f"{', '.join(SPLIT_PAIRS)}",
                 "`workbench analyze partition` divides the neurons of any dense model, and measures the loss.",
             )
-        has_shared = self._beside() != 0
+        has_shared = self._shared_count() != 0
         into = self.into or ("glm4_moe" if has_shared and "glm4_moe" in pairs else next(iter(pairs)))
-        if into not in pairs:
-            raise InvalidRecipeError(
-                f"grow split_ffn: `into: {into}`: {kind} cannot become {into} without changing its function; expected "
-                f"{', '.join(pairs)}. {nearest(into, TARGETS)}"
-            )
-        target = TARGETS[into]
-        if has_shared and not target.beside:
+        target = chosen_target(model, pairs, into, "split_ffn")
+        if has_shared and not target.serving_all:
             raise InvalidRecipeError(
                 f"grow split_ffn: {into} has no experts that serve every token, and `method: {self.method}` makes some",
                 "Write `into: glm4_moe`." if "glm4_moe" in pairs else "Write `shared: 0`.",
             )
-        if target.beside and self.experts - self._beside() < 2:
+        if target.serving_all and self.experts - self._shared_count() < 2:
             raise InvalidRecipeError(
-                f"grow split_ffn: {self._beside()} shared experts of {self.experts} leaves 1 expert to the router; {into} needs 2 or more",
+                f"grow split_ffn: {self._shared_count()} shared experts of {self.experts} leaves 1 expert to the router; {into} needs 2 or more",
                 "Choose fewer shared experts.",
             )
-        if target.beside and (parsed.get("sliding_window") and parsed.get("use_sliding_window", True)):
+        if target.serving_all and (parsed.get("sliding_window") and parsed.get("use_sliding_window", True)):
             raise InvalidRecipeError(
                 f"grow split_ffn: {into} has no sliding window, and the model has one of {parsed['sliding_window']} tokens",
                 f"Write `shared: 0` and `into: {next(iter(pairs))}`.",
@@ -211,21 +198,16 @@ class SplitFfn(TextMethod):
                 if fitting
                 else "This model cannot be divided.",
             )
-        fields = set(parse_config({"model_type": into}).to_dict())
-        config = {k: v for k, v in parsed.items() if k in fields or k in _ALWAYS}
-        return target, config | self._sizes(target, units, pairs[into](parsed)) | {
-            "model_type": into,
-            "architectures": [target.architecture],
-        }
+        return target, mixture_config(parsed, target, self._sizes(target, units, pairs[into](parsed)))
 
     def _sizes(self, target: Target, units: int, derived: Mapping[str, Any]) -> dict[str, Any]:
         """Return the fields of config.json that the target adds."""
-        beside = self._beside()
-        selected = self._count() - beside
+        shared = self._shared_count()
+        selected = self.top_k - shared
         sizes = dict.fromkeys(target.sizes, units // self.experts) | dict(target.fixed)
-        sizes |= {target.experts: self.experts - beside, target.top_k: selected}
-        if target.beside:
-            sizes[target.beside[1]] = max(1, beside)
+        sizes |= {target.experts: self.experts - shared, target.top_k: selected}
+        if target.serving_all:
+            sizes[target.serving_all[1]] = max(1, shared)
         if target.factor:
             sizes[target.factor] = float(selected)
         if target.shared:
@@ -243,7 +225,7 @@ class _SplitLayers:
 
     def dense(self, layer: int) -> dict[str, str]:
         """Return the tensors of a dense feed-forward layer, by part."""
-        return {part: f"{self.model.layout.prefix}{layer}.mlp.{part}.weight" for part in (GATE, UP, DOWN)}
+        return dense_layer(self.model, layer)
 
     def layer(self, layer: int) -> dict[str, Grown]:
         """Return the tensors of a layer's experts and router, and the others that the architecture needs."""
@@ -252,28 +234,23 @@ class _SplitLayers:
             raise InvalidRecipeError(
                 f"grow split_ffn: layer {layer} has no {missing[0]}; expected a gated layer with gate_proj, up_proj and down_proj"
             )
-        index, beside = self._experts(layer), self.step._beside()
-        factor = 1.0 if target.factor else float(self.step._count())
-        experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[beside:]]
+        index, shared = self._experts(layer), self.step._shared_count()
+        factor = 1.0 if target.factor else float(self.step.top_k)
+        experts = [{part: self._slice(name, part, own, factor) for part, name in dense.items()} for own in index[shared:]]
         tensors = {
-            prefix + name.format(e=e): expert[part] for e, expert in enumerate(experts) for part, name in target.expert.items()
+            # The factor of each part marks the whole tensor as rescaled.
+            name: replace(grown, scale=grown.parts[0].scale) if grown.parts else grown
+            for name, grown in expert_tensors(self.model, target, prefix, experts).items()
         }
-        for name, parts in target.fused.items():
-            specs = [self.model.weights.specs[dense[part]] for part in parts]
-            size = index.shape[1]
-            rows, cols = (specs[0].rows, size) if parts == (DOWN,) else (size * len(parts), specs[0].cols)
-            joined = tuple(expert[part] for expert in experts for part in parts)
-            scale = factor if parts == (DOWN,) else 1.0  # marks the whole tensor as rescaled; each part carries the factor
-            tensors[prefix + name] = Grown(dense[parts[0]], parts=joined, shape=(len(experts), rows, cols), scale=scale)
         tensors[prefix + target.router] = _zeros(dense[GATE], rows=len(experts))
         for name in target.zeros:
             tensors[prefix + name] = _zeros(dense[GATE], rows=1, cols=len(experts))
         if target.always:
             tensors[prefix + target.always] = _zeros(self._vector(layer), rows=len(experts))
-        if target.beside:
-            module, own = target.beside[0], index[: max(1, beside)].flatten()
+        if target.serving_all:
+            module, own = target.serving_all[0], index[: max(1, shared)].flatten()
             for part, name in dense.items():
-                made = self._slice(name, part, own, 1.0) if beside else _unused(name, part, len(own))
+                made = self._slice(name, part, own, 1.0) if shared else _unused(name, part, len(own))
                 tensors[f"{prefix}{module}.{part}.weight"] = made
         if target.shared:
             size = min(_UNUSED, self.model.weights.specs[dense[GATE]].rows)

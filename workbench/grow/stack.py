@@ -8,11 +8,10 @@ from typing import Any, ClassVar, Literal
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.layers import in_order, reordered
+from workbench.grow.expansion.layers import head_name, in_order, reordered
 from workbench.grow.expansion.parts import text_config, with_text
 from workbench.grow.expansion.slices import Part, PartField, Slice
 from workbench.grow.expansion.stacking import Factors, Layer, Stacking
-from workbench.grow.expansion.views import head_name
 from workbench.models.architecture import is_embedding, is_head, untied_config
 from workbench.models.layout import Model
 from workbench.steps import GrowMethod, Grown, Growth, KeyContext, Learns, Preserves, Problem, register
@@ -121,7 +120,7 @@ class Stack(GrowMethod):
             "gone_layers": sorted(set(range(model.layout.depth)) - set(first)),
         }
         record |= {"blocks": [{k: v for k, v in block.items() if k != "count"} for block in stacking.blocks]}
-        record |= {name: _told(part) for name in _PARTS if (part := getattr(self, name)) is not None}
+        record |= {name: _source_of(part) for name in _PARTS if (part := getattr(self, name)) is not None}
         record |= {"tokenizer": self.tokenizer} if self.tokenizer else {}
         config = self._with_vocabulary(reordered(config, depth, order, "stack"), model, tensors, stacking)
         return Growth(tensors, config, record, models=stacking.models)
@@ -203,7 +202,7 @@ class Stack(GrowMethod):
         }
 
 
-def _told(part: Part) -> Any:
+def _source_of(part: Part) -> Any:
     """Return the source of a part outside the layers, as plain data for records."""
     if part.merge is None:
         return part.brick or "the configuration so far"

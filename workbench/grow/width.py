@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 
 from workbench.errors import InvalidRecipeError
 from workbench.grow.expansion.parts import DecoderParts, check_shapes
-from workbench.grow.expansion.residual import resize_stream, stream_norms
-from workbench.grow.expansion.resize import Resize
+from workbench.grow.expansion.resize import Resize, resize_stream, stream_norms
 from workbench.models.layout import Model
 from workbench.steps import Axis, GrowMethod, Growth, Learns, Preserves, register
 from workbench.steps.fields import Whole

@@ -142,11 +142,11 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
         )
     adapters = {name: Adapter(place, f"brick '{name}'") for name, place in whole.router.adapters.items()}
     examples: dict[str, list[str]] = {}
-    for row in saved.record["calibration"]:
-        for name in row.get("files", [row.get("file")]):
-            file = find_project(path.resolve() / RUN) / str(name)
+    for row in saved.record.calibration:
+        for name in row.files or [row.file]:
+            file = find_project(path.resolve() / RUN) / name
             if file.is_file():
-                examples.setdefault(row["name"], []).extend(read_prompts(file, str(name), EXAMPLES))
+                examples.setdefault(row.name, []).extend(read_prompts(file, name, EXAMPLES))
     model = replace(whole, router=None)
     return Subject(
         whole.recipe.name,
@@ -156,7 +156,7 @@ def of_configuration(path: Path, hub: Hub = FETCH) -> Subject:
         model.recipe.fields.base_name,
         tuple(prompts[0] for prompts in examples.values()),
         whole.router.path,
-        {row["name"]: str(row["description"]) for row in saved.record["bricks"] if "description" in row},
+        {row.name: row.description for row in saved.record.bricks if row.description is not None},
         examples,
     )
 

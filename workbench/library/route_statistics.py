@@ -21,8 +21,8 @@ from workbench.models.live import compute, live_model
 from workbench.models.prompts import load_tokenizer
 from workbench.models.texts import read_prompts
 from workbench.project import find_project
-from workbench.route.deciding.kept import FILE, measure_states
-from workbench.route.features.hidden import WINDOW, depth_of
+from workbench.results import Part
+from workbench.route.deciding.hidden import FILE, WINDOW, depth_of, measure_states
 from workbench.run.routers import write_statistics
 from workbench.weights.device import exact
 from workbench.weights.digests import tensor_digest, weights_digest
@@ -37,6 +37,13 @@ SAMPLES = 64
 """Number of prompts that route steps read by default."""
 
 
+class MeasuredBrick(RoutingStatistics, Part):
+    """Routing statistics of a brick, as on its card."""
+
+    brick: str
+    """Name of the brick."""
+
+
 @dataclass(frozen=True)
 class Measuring:
     """What is measured.
@@ -45,28 +52,20 @@ class Measuring:
         file: JSONL file of prompts.
         label: The file's name on the card and in messages.
         samples: Largest number of prompts, with every frequent wording of the file.
-        layer: Number of decoder blocks whose output is pooled; None for half of them.
-        window: Number of last tokens that are pooled.
     """
 
     file: Path
     label: str
     samples: int = SAMPLES
-    layer: int | None = None
-    window: int = WINDOW
 
 
-def measuring(
-    folder: Path, file: Path | None = None, samples: int = SAMPLES, layer: int | None = None, window: int = WINDOW
-) -> Measuring:
+def measuring(folder: Path, file: Path | None = None, samples: int = SAMPLES) -> Measuring:
     """Return what `measure_brick` measures, after reading card and prompts once.
 
     Args:
         folder: Directory of the brick's card.
         file: JSONL file of prompts; None: the rows that the brick was trained on.
         samples: Largest number of prompts.
-        layer: Number of decoder blocks whose output is pooled; None for half of them.
-        window: Number of last tokens that are pooled.
 
     Raises:
         WorkbenchError: If the brick has no card or is no adapter, or the file is missing or has fewer than four different prompts.
@@ -74,7 +73,7 @@ def measuring(
     card = _card(folder)
     found = trained_on(folder, card) if file is None else Measuring(file, str(file))
     read_prompts(found.file, found.label, samples, least=4)
-    return Measuring(found.file, found.label, samples, layer, window)
+    return Measuring(found.file, found.label, samples)
 
 
 def measure_brick(
@@ -121,7 +120,7 @@ def measured(
         tensors = compute(Model(base, base.config), None, device)
         digests = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
         model = live_model(base.config, tensors, base.path, device)
-        states = measure_states(model, load_tokenizer(base.path), prompts, depth_of(model, what.layer), what.window)
+        states = measure_states(model, load_tokenizer(base.path), prompts, depth_of(model), WINDOW)
     return write_statistics(
         folder,
         states,

@@ -3,58 +3,60 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from workbench.report.page import filled
+
+if TYPE_CHECKING:
+    from workbench.library.route import Explanation
 
 # Red, green and blue of the bricks in order, readable on light and on dark paper; more bricks use them again.
 _COLORS = ("0 114 178", "213 94 0", "0 158 115", "204 121 167", "230 159 0", "86 180 233", "140 86 75", "120 94 240")
 _WIDEST = 240  # pixels of the largest score's bar
 
 
-def explain_page(document: Mapping[str, Any], bricks: Sequence[str]) -> str:
+def explain_page(found: Explanation, bricks: Sequence[str]) -> str:
     """Return a self-contained page that makes no request.
 
     Args:
-        document: What `workbench.library.route.explain` returns.
+        found: What the router does with a text.
         bricks: The router's bricks, in order.
     """
-    roles = any("role" in token for token in document["tokens"])
+    roles = found.by_role
     numbers = {name: i % len(_COLORS) for i, name in enumerate(bricks)}
-    scores = sorted(document["scores"].items(), key=lambda item: -item[1])
+    scores = sorted(found.scores.items(), key=lambda item: -item[1])
     largest = max((abs(score) for _, score in scores), default=0.0) or 1.0
-    tied = {name: group for group in document["ties"] for name in group}
+    tied = {name: group for group in found.ties for name in group}
     rows = [
         {
             "name": name,
             "score": f"{score:.4f}".replace("-", "−"),
             "width": round(_WIDEST * max(0.0, score) / largest),
-            "note": "" if roles else _note(name, document["chosen"], tied),
+            "note": "" if roles else _note(name, found.chosen, tied),
         }
         for name, score in scores
     ]
-    key, none = ("role", "text") if roles else ("chosen", "base")
+    none = "text" if roles else "base"
+    names = [token.role if roles else token.chosen for token in found.tokens]
     tokens = [
         {
-            "text": token["token"],
-            "number": numbers.get(token[key]),
-            "tip": _sum(token["weights"])
+            "text": token.token,
+            "number": numbers.get(name or ""),
+            "tip": _sum(token.weights)
             if roles
-            else f"{token['chosen'] or 'base'}; best {token['best']} {token['score']:.3f}, confidence {token['confidence']:.3f}",
+            else f"{name or none}; best {token.best} {token.score:.3f}, confidence {token.confidence:.3f}",
         }
-        for token in document["tokens"]
+        for token, name in zip(found.tokens, names, strict=True)
     ]
-    used = list(dict.fromkeys(token[key] for token in document["tokens"]))
+    used = list(dict.fromkeys(names))
     context = {
-        "title": ", ".join(name or none for name in used) if roles else ", ".join(document["chosen"]) or "base",
-        "method": document["method"],
+        "title": ", ".join(name or none for name in used) if roles else ", ".join(found.chosen) or "base",
+        "method": found.method,
         "roles": roles,
-        "lead": f"Each brick acts on the tokens of its role. On text acts: {_sum(document['chosen'])}."
-        if roles
-        else _lead(document),
+        "lead": f"Each brick acts on the tokens of its role. On text acts: {_sum(found.chosen)}." if roles else _lead(found),
         "rows": rows,
         "tokens": tokens,
-        "legend": [(name or none, numbers.get(name)) for name in used],
+        "legend": [(name or none, numbers.get(name or "")) for name in used],
         "colors": _COLORS,
     }
     return filled("routing.html.j2", context, (), ("report.css",))
@@ -65,10 +67,9 @@ def _sum(weights: Mapping[str, float]) -> str:
     return " + ".join(f"{weight:g} {name}" for name, weight in weights.items()) or "the base alone"
 
 
-def _lead(document: Mapping[str, Any]) -> str:
+def _lead(found: Explanation) -> str:
     """Return a sentence on the decision."""
-    confidence, threshold = document["confidence"], document["threshold"]
-    names = " and ".join(document["chosen"])
+    confidence, threshold, names = found.confidence, found.threshold, " and ".join(found.chosen)
     if threshold is None:
         return f"The prompt goes to {names}. This router sends no prompt to the base."
     if names:

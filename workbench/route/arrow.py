@@ -5,10 +5,8 @@ from __future__ import annotations
 import threading
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import no_grad, torch
@@ -16,12 +14,10 @@ from workbench.models.architecture import counterpart
 from workbench.models.hooks import hooked, shaped
 from workbench.models.texts import side_by_side
 from workbench.route.deciding.fitting import fitted
+from workbench.route.deciding.hidden import WINDOW, token_batches, token_rows, windows
 from workbench.route.deciding.router import REPAIR, Fitted, restored, state
 from workbench.route.deciding.samples import Samples
-from workbench.route.deciding.texts import beside
-from workbench.route.features.hidden import token_batches, token_rows, windows
 from workbench.steps import CalibratedRoute, RouteContext, register
-from workbench.steps.fields import Whole
 from workbench.steps.route import Router
 from workbench.weights.lowrank import Factors, core
 
@@ -31,47 +27,6 @@ if TYPE_CHECKING:
 
     from workbench.route.mixing.kernel import Pair
     from workbench.steps.route import Prompts
-
-
-@dataclass(frozen=True, kw_only=True)
-class MeasuredRouter(Fitted):
-    """The brick with the largest number, in standard deviations from its mean over calibration prompts.
-
-    Attributes:
-        centre: [bricks], each brick's mean.
-        scale: [bricks], each brick's standard deviation.
-    """
-
-    centre: Tensor = field(repr=False)
-    scale: Tensor = field(repr=False)
-
-    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
-        """Return the standardized numbers [n, bricks] and the largest of each row [n]."""
-        assert prompts.measured is not None
-        scores = (prompts.measured.double() - self.centre) / self.scale
-        return scores, scores.amax(1)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Return means and standard deviations."""
-        return {"centre": self.centre, "scale": self.scale}
-
-
-def standard(samples: Samples, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return mean and standard deviation [bricks] of what was measured on some samples, where every brick's prompts count alike.
-
-    Args:
-        samples: The samples, with `measured`.
-        rows: Numbers of samples; only prompts as they are count.
-    """
-    assert samples.measured is not None
-    rows = rows[samples.kind("plain")[rows]]
-    labels = samples.labels[rows]
-    weights = (1.0 / torch.bincount(labels).double())[labels]
-    weights = weights / weights.sum()
-    values = samples.measured[rows].double()
-    centre = weights @ values
-    scale = (weights @ (values - centre).square()).sqrt()
-    return centre, scale.clamp(min=1e-12)
 
 
 _PROTOTYPES = "prototypes."
@@ -86,30 +41,22 @@ class Arrow(CalibratedRoute):
     """
 
     version = 2
+    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "window": WINDOW, "standardize": False}
     paper = "Ostapenko et al. 2024, Towards modular LLMs by building and reusing a library of LoRAs, arXiv 2405.11157"
     formula = "sᵢ(x) = meanₘₜ |xₘₜ·vₘᵢ|,  vₘᵢ = first right singular vector of BₘᵢAₘᵢ"
 
     route: Literal["arrow"]
-    window: Whole = Field(16, ge=1)
-    """Number of last tokens over which scores are averaged. The first token of a text does not count."""
-    standardize: bool = False
-    """Measure each brick's scores in standard deviations from their mean over the calibration prompts. Not part of Arrow."""
 
     def fit(self, context: RouteContext) -> Router:
         """Compute the directions, and the scores of all calibration prompts."""
         samples = Samples.of(context.calibration, context.negatives)
         found = prototypes([context.factors(name) for name in context.bricks])
         rows = token_rows(context.tokenizer, samples.texts)
-        samples = samples.with_features(None, pooled_alignments(context.model, found, rows, self.window))
-
-        def make(rows: Tensor) -> ArrowRouter:
-            size = len(context.bricks)
-            plain = (torch.zeros(size, dtype=torch.float64), torch.ones(size, dtype=torch.float64))
-            centre, scale = standard(samples, rows) if self.standardize else plain
-            return ArrowRouter(context.bricks, window=self.window, centre=centre, scale=scale, prototypes=found)
-
-        router = fitted(samples, make, self, "largest", context.notice)
-        return replace(router, record={**router.record, "beside_text": beside(samples)})
+        samples = samples.with_features(None, pooled_alignments(context.model, found, rows, WINDOW))
+        router = ArrowRouter(
+            context.bricks, window=WINDOW, prototypes=found
+        )  # prompts calibrate the threshold and the ties alone
+        return fitted(samples, lambda _rows: router, self, "largest", context.notice)
 
     @classmethod
     def restore(cls, settings: Mapping[str, object], tensors: Mapping[str, Tensor]) -> Router:
@@ -121,14 +68,13 @@ class Arrow(CalibratedRoute):
             raise WorkbenchError(
                 f"router.safetensors: has no tensor '{_PROTOTYPES}…'; the file belongs to another router", REPAIR
             )
-        found = {name: state(tensors, f"{_PROTOTYPES}{name}", [size, None]) for name in names}
-        return ArrowRouter(
-            **fields, centre=state(tensors, "centre", [size]), scale=state(tensors, "scale", [size]), prototypes=found
-        )
+        if "centre" in tensors and bool(tensors["centre"].any()):
+            raise WorkbenchError("router.safetensors: has standardized scores, which arrow no longer makes", REPAIR)
+        return ArrowRouter(**fields, prototypes={name: state(tensors, f"{_PROTOTYPES}{name}", [size, None]) for name in names})
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArrowRouter(MeasuredRouter):
+class ArrowRouter(Fitted):
     """Alignment of a prompt's states with each brick's strongest input directions.
 
     Attributes:
@@ -146,9 +92,15 @@ class ArrowRouter(MeasuredRouter):
         """Return the scores [n, bricks]."""
         return pooled_alignments(model, self.prototypes, rows, self.window)
 
+    def score(self, prompts: Prompts) -> tuple[Tensor, Tensor]:
+        """Return the scores [n, bricks] that `measure` gave, and the largest of each row [n]."""
+        assert prompts.measured is not None
+        scores = prompts.measured.double()
+        return scores, scores.amax(1)
+
     def tensors(self) -> dict[str, Tensor]:
-        """Return the directions, means and standard deviations."""
-        return {**super().tensors(), **{f"{_PROTOTYPES}{name}": vectors for name, vectors in self.prototypes.items()}}
+        """Return the directions."""
+        return {f"{_PROTOTYPES}{name}": vectors for name, vectors in self.prototypes.items()}
 
 
 def prototypes(factors: Sequence[Mapping[str, Pair]]) -> dict[str, Tensor]:

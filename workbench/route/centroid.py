@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+from workbench.route.deciding.hidden import WINDOW
 from workbench.route.deciding.pooling import PooledRoute, PooledRouter, cosines, restored_statistics, statistics_of
 from workbench.steps import RouteContext, register
 from workbench.steps.route import Router
@@ -33,7 +34,7 @@ class Centroid(PooledRoute):
         samples, layer = self.measured(context)
 
         def make(rows: Tensor) -> CentroidRouter:
-            return CentroidRouter(context.bricks, layer=layer, window=self.window, **statistics_of(samples, rows))
+            return CentroidRouter(context.bricks, layer=layer, window=WINDOW, **statistics_of(samples, rows))
 
         return self.finished(samples, make, "largest", context)
 

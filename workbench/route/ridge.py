@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from workbench.errors import WorkbenchError
-from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, statistics_of
+from workbench.route.deciding.hidden import WINDOW
+from workbench.route.deciding.pooling import STRENGTH, PooledRoute, PooledRouter, restored_statistics, solve, statistics_of
 from workbench.route.deciding.router import REPAIR
-from workbench.route.features.statistics import solve
 from workbench.steps import RouteContext, register
-from workbench.steps.fields import Real
 from workbench.steps.route import Router
 
 if TYPE_CHECKING:
@@ -30,12 +27,11 @@ class Ridge(PooledRoute):
     """
 
     version = 3
+    constants: ClassVar[Mapping[str, Any]] = {**PooledRoute.constants, "lambda": STRENGTH}
     paper = "Closed-form gates as in DUME, arXiv 2603.29765; ridge regression on one-hot targets"
     formula = "s(x) = (h(x) − μ)ᵀ (S + λ·tr(S)/d·I)⁻¹ M + 1/n,  S = mean over bricks of their scatter around μ, M = (mᵢ − μ)/n"
 
     route: Literal["ridge"]
-    ridge: Real = Field(STRENGTH, gt=0, alias="lambda")
-    """Strength of the penalty, relative to the mean variance of the states."""
 
     def fit(self, context: RouteContext) -> Router:
         """Solve the regression, its threshold and its ties."""
@@ -43,7 +39,7 @@ class Ridge(PooledRoute):
 
         def make(rows: Tensor) -> RidgeRouter:
             found = statistics_of(samples, rows)
-            return RidgeRouter(context.bricks, layer=layer, window=self.window, strength=self.ridge, **found)
+            return RidgeRouter(context.bricks, layer=layer, window=WINDOW, strength=STRENGTH, **found)
 
         return self.finished(samples, make, "sum", context)
 

@@ -96,7 +96,7 @@ class Roles(RouteMethod):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise WorkbenchError(
                 f"route {self.name}: the model has no tokenizer that transformers can load from {tokenizer} ({str(error)[:120]})",
-                "Roles are told by tokens: use a base with its tokenizer's files.",
+                "Roles are found by tokens: use a base with its tokenizer's files.",
             ) from None
         rows = next((spec.rows for name, spec in base.weights.specs.items() if is_embedding(name)), len(known))
         roles = tuple(_role(name, tokens, known, rows) for name, tokens in self.roles.items())

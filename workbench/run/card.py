@@ -10,8 +10,7 @@ from workbench.bricks.card import Axes, axes_of
 from workbench.edit.places.knowledge import said_in_words
 from workbench.emergent.sets import NeuronSet
 from workbench.errors import printable
-from workbench.grow.expansion.kept import told
-from workbench.grow.expansion.told import told_blocks, told_removal
+from workbench.grow.expansion.wording import check_line, removal_line, stack_parts
 from workbench.models.skeleton import loading_class
 from workbench.resolve.findings import base_title
 from workbench.resolve.resolved import Resolved
@@ -80,7 +79,7 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
     if warnings := record.get("warnings", resolved.warnings):
         lines += ["", *(f"- {_line(w)}" for w in warnings)]
     for step in record.get("steps", ()):
-        if rows := list(told_blocks(step)):
+        if rows := list(stack_parts(step)):
             lines += ["", f"## Layers of `{step['id']}`", "", "| part | source |", "| --- | --- |"]
             lines += [f"| {part} | {as_markdown(source)} |" for part, source in rows]
     lines += _growth(record)
@@ -111,8 +110,8 @@ def model_card(resolved: Resolved, record: dict[str, Any], recipe_text: str) -> 
 
 def _growth(record: dict[str, Any]) -> list[str]:
     """Return the section of grow steps: what they removed, and the results of their checks; empty if there are none."""
-    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := told_removal(step))]
-    grown = [f"- `{step['id']}`: {told(step['check'])}" for step in record.get("steps", ()) if "check" in step]
+    removed = [f"- `{step['id']}`: {text}" for step in record.get("steps", ()) if (text := removal_line(step))]
+    grown = [f"- `{step['id']}`: {check_line(step['check'])}" for step in record.get("steps", ()) if "check" in step]
     return ["", "## Growth", "", *removed, *grown] if removed or grown else []
 
 

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import GateFailedError, WorkbenchError
 from workbench.events import Events, no_events
-from workbench.grow.expansion.fits import check_fits
-from workbench.grow.expansion.kept import old_elements
+from workbench.grow.expansion.checks import check_fits, old_elements
 from workbench.grow.expansion.preserve import TOLERANCES, answers, check_growth_on, finite_logits, prompts, same_logits
 from workbench.grow.expansion.streamed import Streamed
 from workbench.lazy import torch

@@ -7,13 +7,14 @@ adapters/NAME/        the bricks, as PEFT adapters (in a configuration directory
 
 from __future__ import annotations
 
-import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from pydantic import Field
 
 from workbench.adapters.linear import linear_factors, ranks_of
 from workbench.adapters.read import CONFIG, WEIGHTS, Adapter
@@ -26,7 +27,8 @@ from workbench.models.prompts import load_tokenizer
 from workbench.project import find_project
 from workbench.recipe.methods import method
 from workbench.resolve.output import RouterAt
-from workbench.route.deciding.kept import FILE, KeptStates, read_states
+from workbench.results import Number, Part, Result, absent
+from workbench.route.deciding.hidden import FILE, BrickStates, read_states
 from workbench.steps import RouteMethod
 from workbench.steps.fields import NAME
 from workbench.steps.route import Router
@@ -43,19 +45,81 @@ RECORD, TENSORS, ADAPTERS = "routing.json", "router.safetensors", "adapters"
 FORMAT = 1
 AGAIN = "Run the recipe again: `workbench run` writes all files of a routed configuration."
 _COPIED = (CONFIG, WEIGHTS, CARD, "README.md")
-_SHAPE: Mapping[str, type] = {
-    "method": str,
-    "settings": dict,
-    "tensors": dict,
-    "bricks": list,
-    "calibration": list,
-    "record": dict,
-}
 
 
 def prompt_digest(text: str) -> str:
     """Return the digest of a prompt; upper case and white space do not count."""
     return json_digest(" ".join(text.split()).casefold())
+
+
+class RouterBrick(Part):
+    """A brick of a router, in routing.json."""
+
+    name: str = Field(pattern=NAME)
+    """Name of the brick."""
+    adapter: str = ""
+    """Its directory within a configuration."""
+    digest: str | None = None
+    """Digest of its content."""
+    modules: int = 0
+    """Number of modules that it updates."""
+    ranks: list[int] = []
+    """Ranks of its updates, each once."""
+    description: str | None = absent()
+    """A line that says what it does."""
+
+
+class RouterPrompts(Part):
+    """Calibration prompts of a brick, in routing.json."""
+
+    name: str = Field(pattern=NAME)
+    """Name of the brick."""
+    file: str = ""
+    """Their files, for messages."""
+    files: list[str] = []
+    """Their files, relative to the project."""
+    prompts: list[str]
+    """Digest of each prompt, for the check that no prompt is scored."""
+
+    @property
+    def where(self) -> str:
+        """Files and brick, for messages."""
+        return f"{self.file} (brick '{self.name}')"
+
+
+class RouterRecord(Result):
+    """Content of routing.json."""
+
+    format: int = FORMAT
+    """Version of the format."""
+    method: str
+    """Method of the router."""
+    method_version: int | None = None
+    """Version of the method."""
+    layer: int | None = None
+    """Number of decoder blocks whose output is pooled; null for routers that read no hidden states."""
+    window: int = 0
+    """Number of last tokens that are pooled."""
+    threshold: Number | None = None
+    """Smallest confidence with which a prompt goes to a brick; null if no prompt goes to the base."""
+    settings: dict[str, Any]
+    """What the method restores the router from, beside the tensors."""
+    tensors: dict[str, str]
+    """Tensor of router.safetensors -> its digest."""
+    bricks: list[RouterBrick]
+    """The bricks, in the router's order."""
+    calibration: list[RouterPrompts]
+    """Prompts of the bricks; empty for methods that read none."""
+    step: dict[str, Any] = {}
+    """The route step."""
+    seed: int = 0
+    """The recipe's seed."""
+    base: str = ""
+    """Digest of the recipe's base."""
+    solved_on: str = ""
+    """Digest of the weights of the model that the router was fitted on."""
+    record: dict[str, Any]
+    """Measurements of the fit, which depend on the method."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +129,7 @@ class SavedRouter:
     path: Path
 
     @cached_property
-    def record(self) -> dict[str, Any]:
+    def record(self) -> RouterRecord:
         """Content of routing.json. Raises WorkbenchError if the file is missing, damaged or of another format."""
         content = read_json(self.path / RECORD)
         if content is None:
@@ -77,24 +141,12 @@ class SavedRouter:
             raise WorkbenchError(
                 f"{self.path / RECORD}: has format {str(content.get('format'))[:20]}, this version reads format {FORMAT}", AGAIN
             )
-        for key, kind in _SHAPE.items():
-            if not isinstance(content.get(key), kind):
-                raise WorkbenchError(f"{self.path / RECORD}: {key}: expected {kind.__name__}", AGAIN)
-        for key in ("bricks", "calibration"):
-            names = [row.get("name") if isinstance(row, dict) else None for row in content[key]]
-            if not all(isinstance(name, str) and re.fullmatch(NAME, name) for name in names):
-                raise WorkbenchError(f"{self.path / RECORD}: {key}: expected a list of objects with the name of a brick", AGAIN)
-        for row in content["calibration"]:
-            if not isinstance(row.get("prompts"), list) or not all(isinstance(digest, str) for digest in row["prompts"]):
-                raise WorkbenchError(
-                    f"{self.path / RECORD}: calibration: expected the digests of the prompts of each brick", AGAIN
-                )
-        return content
+        return RouterRecord.of(content, str(self.path / RECORD), AGAIN)
 
     @property
     def bricks(self) -> list[str]:
         """The bricks, in the router's order."""
-        return [row["name"] for row in self.record["bricks"]]
+        return [row.name for row in self.record.bricks]
 
     @cached_property
     def router(self) -> Router:
@@ -103,25 +155,23 @@ class SavedRouter:
         Raises:
             WorkbenchError: If its files are damaged or do not belong together, or its method no longer exists.
         """
-        tensors = self._tensors()
+        tensors, record = self._tensors(), self.record
         stored = {name: tensor_digest(tensor) for name, tensor in tensors.items()}
-        if stored != self.record["tensors"]:
-            differing = sorted(
-                n for n in stored.keys() | self.record["tensors"] if stored.get(n) != self.record["tensors"].get(n)
-            )
+        if stored != record.tensors:
+            differing = sorted(n for n in stored.keys() | record.tensors if stored.get(n) != record.tensors.get(n))
             raise WorkbenchError(
                 f"{self.path / TENSORS}: tensor '{differing[0]}' is not the one that {RECORD} was written with: the file belongs to "
                 "another router, or has changed",
                 AGAIN,
             )
-        kind = method(RouteMethod, self.record["method"], find_project(self.path.resolve() / RECORD), self.path / RECORD)
-        if self.record.get("method_version") != kind.version:
+        kind = method(RouteMethod, record.method, find_project(self.path.resolve() / RECORD), self.path / RECORD)
+        if record.method_version != kind.version:
             raise WorkbenchError(
-                f"{self.path / RECORD}: the router was fitted by version {self.record.get('method_version')} of '{kind.name}', and this is "
+                f"{self.path / RECORD}: the router was fitted by version {record.method_version} of '{kind.name}', and this is "
                 f"version {kind.version}, whose confidences and threshold differ",
                 AGAIN,
             )
-        router = kind.restore(self.record["settings"], tensors)
+        router = kind.restore(record.settings, tensors)
         if list(router.bricks) != self.bricks:
             raise WorkbenchError(
                 f"{self.path / RECORD}: the router chooses among {', '.join(router.bricks)}, but the bricks are {', '.join(self.bricks)}",
@@ -145,16 +195,12 @@ class SavedRouter:
     def digest(self) -> str:
         """Digest of everything that decides which bricks act, and of the bricks."""
         record = self.record
-        bricks = [[row["name"], row.get("digest")] for row in record["bricks"]]
-        return json_digest([record["method"], record.get("method_version"), record["settings"], record["tensors"], bricks])
+        bricks = [[row.name, row.digest] for row in record.bricks]
+        return json_digest([record.method, record.method_version, record.settings, record.tensors, bricks])
 
     def calibration(self) -> dict[str, str]:
         """Return digest of each calibration prompt -> the file that has it and its brick, for messages."""
-        return {
-            digest: f"{row.get('file')} (brick '{row['name']}')"
-            for row in self.record["calibration"]
-            for digest in row["prompts"]
-        }
+        return {digest: row.where for row in self.record.calibration for digest in row.prompts}
 
     def at(self, adapters: Mapping[str, Path] | None = None) -> RouterAt:
         """Return the router with its bricks, whose content is compared with the record.
@@ -166,19 +212,19 @@ class SavedRouter:
             WorkbenchError: If a brick is missing or has changed.
         """
         places = {name: (adapters or {}).get(name, self.path / ADAPTERS / name) for name in self.bricks}
-        for row in self.record["bricks"]:
-            place = places[row["name"]]
-            digest = Brick(row["name"], "adapter", place).digest(None)
-            if digest != row.get("digest"):
+        for row in self.record.bricks:
+            place = places[row.name]
+            digest = Brick(row.name, "adapter", place).digest(None)
+            if digest != row.digest:
                 raise WorkbenchError(
-                    f"{place}: brick '{row['name']}' is not the one that the router was fitted on (digest {digest[:10]}, "
-                    f"recorded {str(row.get('digest'))[:10]})",
+                    f"{place}: brick '{row.name}' is not the one that the router was fitted on (digest {digest[:10]}, "
+                    f"recorded {str(row.digest)[:10]})",
                     f"Restore the adapter. {AGAIN}",
                 )
         return RouterAt(self.path, places, self.digest)
 
 
-def brick_rows(adapters: Mapping[str, Adapter], descriptions: Mapping[str, str]) -> list[dict[str, Any]]:
+def brick_rows(adapters: Mapping[str, Adapter], descriptions: Mapping[str, str]) -> list[RouterBrick]:
     """Return `bricks` of routing.json.
 
     Args:
@@ -189,32 +235,29 @@ def brick_rows(adapters: Mapping[str, Adapter], descriptions: Mapping[str, str])
     for name, adapter in adapters.items():
         ranks = ranks_of(adapter)
         rows.append(
-            {
-                "name": name,
-                "adapter": f"{ADAPTERS}/{name}",
-                "digest": Brick(name, "adapter", adapter.path).digest(None),
-                "modules": len(ranks),
-                "ranks": sorted(set(ranks.values())),
-                **({"description": descriptions[name]} if name in descriptions else {}),
-            }
+            RouterBrick(
+                name=name,
+                adapter=f"{ADAPTERS}/{name}",
+                digest=Brick(name, "adapter", adapter.path).digest(None),
+                modules=len(ranks),
+                ranks=sorted(set(ranks.values())),
+                description=descriptions.get(name),
+            )
         )
     return rows
 
 
-def calibration_rows(prompts: Mapping[str, Sequence[str]], files: Callable[[str], Sequence[str]]) -> list[dict[str, Any]]:
-    """Return `calibration` of routing.json: the digests of each brick's prompts, for the check that no prompt is scored.
+def calibration_rows(prompts: Mapping[str, Sequence[str]], files: Callable[[str], Sequence[str]]) -> list[RouterPrompts]:
+    """Return `calibration` of routing.json.
 
     Args:
         prompts: Brick -> its prompts.
         files: Returns the files of a brick's prompts.
     """
     return [
-        {
-            "name": name,
-            "file": ", ".join(files(name)),
-            "files": list(files(name)),
-            "prompts": [prompt_digest(text) for text in texts],
-        }
+        RouterPrompts(
+            name=name, file=", ".join(files(name)), files=list(files(name)), prompts=[prompt_digest(text) for text in texts]
+        )
         for name, texts in prompts.items()
         if texts
     ]
@@ -258,7 +301,7 @@ def attach_router(model: PreTrainedModel, at: RouterAt, tokenizer_path: Path) ->
 
 
 def write_statistics(
-    folder: Path, states: KeptStates, *, base: str, tokenizer: str, prompts: int, source: str
+    folder: Path, states: BrickStates, *, base: str, tokenizer: str, prompts: int, source: str
 ) -> RoutingStatistics:
     """Write the statistics of a brick beside its card, and return their record for the card.
 
@@ -284,7 +327,7 @@ def write_statistics(
     )
 
 
-def read_statistics(folder: Path, record: RoutingStatistics) -> KeptStates:
+def read_statistics(folder: Path, record: RoutingStatistics) -> BrickStates:
     """Return the statistics beside a card.
 
     Args:
@@ -300,7 +343,7 @@ def read_statistics(folder: Path, record: RoutingStatistics) -> KeptStates:
     return states
 
 
-def known_statistics(brick: Brick, base: str, tokenizer: str, told: Callable[[str], None]) -> KeptStates | None:
+def known_statistics(brick: Brick, base: str, tokenizer: str, told: Callable[[str], None]) -> BrickStates | None:
     """Return the statistics of a brick for a model; None if its card has none, or if they do not fit, which is told.
 
     Args:

@@ -38,7 +38,7 @@ class Prompts:
 
     Attributes:
         texts: The prompts without chat template and special tokens.
-        hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.features.hidden.pooled`
+        hidden: [n, window, hidden size], float32, on the CPU: hidden states of the base, pooled by `workbench.route.deciding.hidden.pooled`
             with the router's `layer` and `window`; None if the router's `layer` is None.
         measured: Result of the router's `measure` for these prompts.
     """
@@ -110,7 +110,7 @@ class Router(Protocol):
 
 
 class KnownStates(Protocol):
-    """Pooled states of a brick's prompts that were measured before; see `workbench.route.deciding.kept`."""
+    """Pooled states of a brick's prompts that were measured before; see `workbench.route.deciding.hidden`."""
 
     def differs(self, layer: int, window: int) -> str | None:
         """Return how the states differ from those that a router needs; None if they fit."""
@@ -245,6 +245,8 @@ class RouteMethod(BrickStep):
 class CalibratedRoute(RouteMethod):
     """Base of route methods that learn from the bricks' calibration prompts."""
 
+    constants: ClassVar[Mapping[str, Any]] = {"mix": 1}
+
     bricks: dict[str, RoutedBrick] | None = None
     """Brick name -> {calibration:, description:}, in the order in which tied bricks act. Omitted: all bricks of the recipe."""
     calibration: str | None = None
@@ -262,8 +264,6 @@ class CalibratedRoute(RouteMethod):
     abstain: Real | None = Field(0.01, ge=0, lt=1)
     """Share of calibration prompts and their copies, on held-out templates, that the rule for the threshold leaves out at the lower end.
     null: no prompt goes to the base."""
-    mix: Whole = Field(1, ge=1)
-    """Number of bricks whose weighted updates act together. Tied bricks count as one, and only the first of them acts."""
 
     @model_validator(mode="after")
     def _check_threshold(self) -> Self:
@@ -316,12 +316,6 @@ class CalibratedRoute(RouteMethod):
         """Read every file once, so that errors in it appear before any work."""
         self.prompts(project)
         self.own_negatives(project)
-
-    def check_names(self, names: Sequence[str], known: Sequence[str]) -> Iterator[Problem]:
-        """Yield the errors in the brick names of the step, and an error if `mix` is larger than their number."""
-        yield from super().check_names(names, known)
-        if self.mix > len(names):
-            yield Problem(("mix",), f"expected a number up to {len(names)}, the number of bricks; found {self.mix}")
 
     def prompts(self, project: Path) -> dict[str, list[str]]:
         """Return brick -> its calibration prompts.

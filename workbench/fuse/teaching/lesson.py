@@ -11,24 +11,67 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from workbench.errors import WorkbenchError
-from workbench.files import json_digest, read_json, write_json
-from workbench.fuse.teaching.distributions import VERSION, Pass, measure
-from workbench.fuse.teaching.loss import taught_loss
-from workbench.fuse.teaching.mapping import NONE, token_map
-from workbench.fuse.teaching.shards import Shards
-from workbench.fuse.teaching.syncs import Reading, Vocabulary, sync_points
-from workbench.fuse.teaching.targets import Fusion, Source, new_tally
+from workbench.files import json_digest, read_json
+from workbench.fuse.teaching.alignment import NONE, Reading, Vocabulary, sync_points, token_map
+from workbench.fuse.teaching.distributions import VERSION, Pass, Shards, measure
+from workbench.fuse.teaching.targets import FusedRecord, Fusion, Source, new_tally
 from workbench.lazy import torch
 from workbench.models.identity import computed_on, tokens_digest
 from workbench.models.texts import Text
 from workbench.steps import FuseMethod
 from workbench.train import Objective, TrainSpec, collate
 from workbench.train.inputs import read_inputs
+from workbench.train.rows import learned_logits
 from workbench.train.texts import rows_digest
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from torch import Tensor
     from transformers import PreTrainedModel
+
+
+def fused_loss(logits: Tensor, targets: Tensor, ids: Tensor, probabilities: Tensor, weight: float) -> Tensor:
+    """Return the mean loss of the learned tokens.
+
+    A token with a fused distribution P has the loss (1 − w) · −log Q(text) + w · −Σ P log Q over the k tokens of P and the rest, which
+    is all other tokens together. A token without one has the loss −log Q(text).
+
+    Args:
+        logits: Logits that predict the learned tokens, [learned token, vocabulary].
+        targets: The learned tokens, [learned token].
+        ids: Tokens of the fused distributions, [learned token, k].
+        probabilities: Their probabilities, [learned token, k]; only zeros where there is no distribution.
+        weight: The share w of the fused loss.
+    """
+    losses = torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    taught = probabilities[:, 0] > 0
+    if not bool(taught.any()):
+        return losses.mean()
+    chosen, known = logits[taught], probabilities[taught]
+    # Empty columns repeat the first token with probability 0, so that they change neither sum.
+    tokens = torch.where(known > 0, ids[taught], ids[taught][:, :1]).long()
+    whole = chosen.logsumexp(-1)
+    logs = chosen.gather(1, tokens) - whole[:, None]
+    # The rest is summed without the k tokens: 1 − Σ would lose all digits where Q is nearly certain of them.
+    rest = chosen.scatter(1, tokens, -torch.inf).logsumexp(-1) - whole
+    fused = -(known * logs).sum(1) - (1 - known.sum(1)).clamp(min=0) * rest
+    mixed = losses.masked_scatter(taught, (1 - weight) * losses[taught] + weight * fused)
+    return mixed.mean()
+
+
+def taught_loss(model: Any, batch: Mapping[str, Tensor], weight: float) -> Tensor:
+    """Return the loss of a live model on a batch, plus the router loss if the model's configuration enables it.
+
+    Args:
+        model: A live causal language model.
+        batch: A batch of `rows.collate` with `taught_ids` and `taught`, the fused distributions of its learned tokens.
+        weight: Share of the fused loss.
+    """
+    logits, routers = learned_logits(model, batch)
+    loss = fused_loss(logits, batch["targets"], batch["taught_ids"], batch["taught"], weight)
+    return loss if routers is None else loss + routers
+
 
 LEAST_ALIGNED = 0.05
 """Smallest share of the learned tokens that a teacher needs a distribution for."""
@@ -64,7 +107,7 @@ class Room:
         tokenizer: Directory of the tokenizer of the model that is trained.
         rows: Number of tokens that the model has logits for.
         device: Device of the teachers.
-        told: Receives a line for the user.
+        notice: Receives a line for the user.
         progress: Receives (done, total, text).
     """
 
@@ -73,7 +116,7 @@ class Room:
     tokenizer: Path
     rows: int
     device: torch.device
-    told: Callable[[str], None]
+    notice: Callable[[str], None]
     progress: Callable[[int, int, str], None]
 
 
@@ -124,16 +167,16 @@ def lesson(step: FuseMethod, settings: TrainSpec, teachers: Sequence[Teacher], b
     models = [*([base] if step.with_base else []), *teachers]
     sources = [_source(model, corpus, step.top_k, room) for model in models]
     for model, source in zip(models, sources, strict=True):
-        room.told(f"'{model.name}' reads {len(corpus.texts):,} texts")
+        room.notice(f"'{model.name}' reads {len(corpus.texts):,} texts")
         measure(source.work, source.shards, model.live, room.device, room.progress)
     k = min(step.top_k, corpus.vocabulary.size - 1)  # the rest is at least one token
     words = [step.tag, type(step).code_key(), step.by, k, tokens_digest(room.tokenizer), corpus.rows, room.rows]
     digest = json_digest([VERSION, *words, [[source.name, source.work.place.name] for source in sources]])
     fused, record = _fused(step, corpus, sources, k, room.cache / "lessons" / digest)
-    room.told(_summary(record, k))
+    room.notice(_summary(record, k))
     taught = _Taught({(count, *ids): n for n, (ids, count) in enumerate(corpus.rows)}, fused, k)
     loss = partial(taught_loss, weight=step.weight)
-    return Objective(taught.collate, loss, json_digest([digest, step.weight]), {"fused": record})
+    return Objective(taught.collate, loss, json_digest([digest, step.weight]), {"fused": record.to_dict()})
 
 
 def _read(settings: TrainSpec, room: Room) -> _Corpus:
@@ -176,12 +219,12 @@ def _source(model: Teacher, corpus: _Corpus, k: int, room: Room) -> Source:
     return Source(model.name, work, syncs, np.where(tokens < room.rows, tokens, NONE), work.shards())
 
 
-def _fused(step: FuseMethod, corpus: _Corpus, sources: Sequence[Source], k: int, place: Path) -> tuple[Shards, dict[str, Any]]:
+def _fused(step: FuseMethod, corpus: _Corpus, sources: Sequence[Source], k: int, place: Path) -> tuple[Shards, FusedRecord]:
     """Return the fused distributions of all texts and their record, from the cache if it has them."""
     fused = Shards(place, [len(corpus.learned(n)) for n in range(len(corpus.texts))], 8 * k)
-    record = read_json(place / _RECORD)
-    if record is not None and not fused.missing():
-        return fused, record
+    known = read_json(place / _RECORD, models=dict)
+    if known is not None and not fused.missing():
+        return fused, FusedRecord.of(known, str(place / _RECORD))
     tally = new_tally(len(sources))
     fusion = Fusion(sources, step.shares, step.by, k, tally)
 
@@ -194,17 +237,17 @@ def _fused(step: FuseMethod, corpus: _Corpus, sources: Sequence[Source], k: int,
 
     for number in range(len(fused.parts)):
         fused.write(number, arrays)
-    record = tally.document([source.name for source in sources])
-    write_json(place / _RECORD, record, indent=2)
+    record = tally.record([source.name for source in sources])
+    record.write(place / _RECORD)
     return fused, record
 
 
-def _summary(record: Mapping[str, Any], k: int) -> str:
+def _summary(record: FusedRecord, k: int) -> str:
     """Return a line about what was fused."""
-    models = ", ".join(f"'{name}' {found['aligned']:.0%}" for name, found in record["models"].items())
+    models = ", ".join(f"'{name}' {found.aligned:.0%}" for name, found in record.models.items())
     return (
-        f"{record['taught']:.0%} of {record['learned']:,} learned tokens have a fused distribution (aligned: {models}); "
-        f"{record['rest']:.1%} of its probability is outside of its {k} tokens"
+        f"{record.taught:.0%} of {record.learned:,} learned tokens have a fused distribution (aligned: {models}); "
+        f"{record.rest:.1%} of its probability is outside of its {k} tokens"
     )
 
 

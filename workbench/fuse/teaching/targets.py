@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from workbench.fuse.teaching.distributions import Pass
-from workbench.fuse.teaching.mapping import NONE
-from workbench.fuse.teaching.shards import Shards
-from workbench.fuse.teaching.syncs import Reading
+from workbench.fuse.teaching.alignment import NONE, Reading
+from workbench.fuse.teaching.distributions import Pass, Shards
+from workbench.results import Number, Part, Result
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -61,23 +60,44 @@ class Tally:
     nats: list[float] = field(default_factory=list)
     compared: int = 0
 
-    def document(self, names: Sequence[str]) -> dict[str, Any]:
-        """Return the counts as plain data for the record of the training."""
+    def record(self, names: Sequence[str]) -> FusedRecord:
+        """Return the counts as shares for the record of the training."""
         per = max(1, self.learned), max(1, self.taught), max(1, self.compared)
         models = {
-            name: {
-                "aligned": round(self.aligned[m] / per[0], 4),
-                "share": round(self.share[m] / per[1], 4),
-                "loss": round(self.nats[m] / per[2], 4),
-            }
+            name: FusedModel(
+                aligned=round(self.aligned[m] / per[0], 4),
+                share=round(self.share[m] / per[1], 4),
+                loss=round(self.nats[m] / per[2], 4),
+            )
             for m, name in enumerate(names)
         }
-        return {
-            "learned": self.learned,
-            "taught": round(self.taught / per[0], 4),
-            "rest": round(self.rest / per[1], 4),
-            "models": models,
-        }
+        return FusedRecord(
+            learned=self.learned, taught=round(self.taught / per[0], 4), rest=round(self.rest / per[1], 4), models=models
+        )
+
+
+class FusedModel(Part):
+    """What one model gave to the fused distributions."""
+
+    aligned: Number
+    """Share of the learned tokens that it has a distribution for."""
+    share: Number
+    """Its mean share in the fused distributions."""
+    loss: Number
+    """Nats per token of the trained model, on the text that all models share."""
+
+
+class FusedRecord(Result):
+    """What was fused, as in the record of the training and on the brick's card."""
+
+    learned: int
+    """Learned tokens of all texts."""
+    taught: Number
+    """Share of them with a fused distribution."""
+    rest: Number
+    """Mean probability outside of the kept tokens."""
+    models: dict[str, FusedModel]
+    """Brick, or "base" -> what it gave."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +131,7 @@ class Fusion:
             only zeros; so have the columns after the last known token of a distribution.
         """
         arrays = [source.shards.row(number) for source in self.sources]
-        pairs = [self._kept(source, number) for source in self.sources]
+        pairs = [self._common(source, number) for source in self.sources]
         common, shares = self._spans(number, arrays, pairs)
         at, ids, values, given = [], [], [], np.zeros((len(reading.ids), len(pairs)))
         for m, (source, (i, j)) in enumerate(zip(self.sources, pairs, strict=True)):
@@ -119,7 +139,7 @@ class Fusion:
             inside = (i >= learned.start) & (i < learned.stop)
             self.tally.aligned[m] += int(inside.sum())
             used = inside & (share > 0)
-            i, row, share = i[used], j[used] - source.work.kept(number).start, share[used]
+            i, row, share = i[used], j[used] - source.work.places(number).start, share[used]
             given[i, m] = share
             at.append(np.repeat(i, source.work.k))
             # A model may have more logits than its tokenizer has tokens.
@@ -131,10 +151,10 @@ class Fusion:
         self._count(given[rows], probabilities[rows])
         return found[rows].astype(np.int32), probabilities[rows].astype(np.float32)
 
-    def _kept(self, source: Source, number: int) -> tuple[Whole, Whole]:
+    def _common(self, source: Source, number: int) -> tuple[Whole, Whole]:
         """Return the places where both models' tokens end and the model has a distribution."""
         i, j = source.syncs[number]
-        kept = source.work.kept(number)
+        kept = source.work.places(number)
         inside = (j >= kept.start) & (j < kept.stop)
         return i[inside], j[inside]
 
@@ -155,7 +175,7 @@ class Fusion:
         losses = np.empty((len(lengths), len(pairs)))
         for m, (source, (i, j)) in enumerate(zip(self.sources, pairs, strict=True)):
             sums = np.concatenate(([0.0], np.cumsum(arrays[m]["nll"].astype(np.float64))))
-            ends = sums[j[np.searchsorted(i, common)] - source.work.kept(number).start]
+            ends = sums[j[np.searchsorted(i, common)] - source.work.places(number).start]
             losses[:, m] = np.diff(ends) / lengths
             self.tally.nats[m] += float(ends[-1] - ends[0])
         self.tally.compared += int(lengths.sum())

@@ -1,16 +1,22 @@
-"""Tensor names and config.json of a model with its layers in a new order."""
+"""Layers in a new order: tensor names, config.json, and views of some layers of a model for stacks and merges of slices."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
-from workbench.errors import WorkbenchError
-from workbench.models.architecture import LAYER_KINDS, model_depth
-from workbench.models.layout import Layout
+from workbench.errors import InvalidRecipeError, WorkbenchError
+from workbench.files import json_digest
+from workbench.lazy import torch
+from workbench.merge.streaming.deltas import StepBricks, WeightsDelta
+from workbench.merge.streaming.merged import MergedWeights
+from workbench.models.architecture import LAYER_KINDS, UntiedWeights, head_of, is_embedding, model_depth, tied_embeddings
+from workbench.models.layout import Layout, Model
 from workbench.models.skeleton import parse_config
-from workbench.steps import Grown
+from workbench.steps import Grown, MergeMethod, Sources
 from workbench.weights.header import DEPTHS, TEXT_CONFIGS
+from workbench.weights.specs import Source, TensorSpec, Weights
 
 # Fields of config.json with layer numbers, or with a pattern over them: their meaning changes when layers move.
 _NUMBERED = (
@@ -106,8 +112,7 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
             if isinstance(config.get(part), dict):
                 return {**config, part: reordered(config[part], depth, order, step)}
     config = _all_sparse(_explicit(config, depth), depth)
-    numbered = [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
-    if numbered:
+    if numbered := _fields_with_numbers(config):
         raise WorkbenchError(
             f"grow {step}: config.json refers to layers by number ({', '.join(numbered)}), and growth moves layers",
             "Grow a model without these fields.",
@@ -121,12 +126,10 @@ def reordered(config: dict[str, Any], depth: int, order: Sequence[int], step: st
     for key, value in config.items():
         if key in DEPTHS:
             grown[key] = len(order)
-        elif isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types")):
-            grown[key] = [value[old] for old in order]
-        elif key in _LETTERS and isinstance(value, str) and len(value) == depth:
-            grown[key] = "".join(value[old] for old in order)
-        elif isinstance(value, dict) and value and all(str(k).isdigit() for k in value) and "layer" in key:
-            # Settings of individual layers, by number.
+        elif _has_entry_per_layer(key, value, depth):
+            entries = [value[old] for old in order]
+            grown[key] = "".join(entries) if isinstance(value, str) else entries
+        elif _is_by_number(key, value):
             grown[key] = {str(new): value[str(old)] for new, old in enumerate(order) if str(old) in value}
     if "attention_types" in config and "attention_layers" in config:  # GPT-Neo states it twice, once run-length encoded
         grown["attention_types"] = [[grown["attention_layers"], 1]]
@@ -152,10 +155,7 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
                 return {**first, part: concatenated([(config.get(part) or {}, depth) for config, depth in configs], step)}
     explicit = [(_all_sparse(_explicit(config, depth), depth), depth) for config, depth in configs]
     for config, _ in explicit:
-        by_number = [
-            k for k, v in config.items() if isinstance(v, dict) and v and "layer" in k and all(str(n).isdigit() for n in v)
-        ]
-        if numbered := [*by_number, *(key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1))]:
+        if numbered := [*(key for key, value in config.items() if _is_by_number(key, value)), *_fields_with_numbers(config)]:
             raise WorkbenchError(
                 f"grow {step}: config.json of a model refers to layers by number ({', '.join(numbered)}), and its layers move",
                 "Stack layers of models without these fields.",
@@ -165,8 +165,7 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
         if key in DEPTHS:
             joined[key] = sum(depth for _, depth in explicit)
             continue
-        is_list = isinstance(value, list) and len(value) == depth and ("layer" in key or key.endswith("_types"))
-        if not (is_list or (key in _LETTERS and isinstance(value, str) and len(value) == depth)):
+        if not _has_entry_per_layer(key, value, depth):
             continue
         for config, count in explicit[1:]:
             other = config.get(key)
@@ -177,6 +176,23 @@ def concatenated(configs: Sequence[tuple[dict[str, Any], int]], step: str) -> di
                 )
             joined[key] = joined[key] + other
     return joined
+
+
+def _fields_with_numbers(config: Mapping[str, Any]) -> list[str]:
+    """Return the fields that refer to layers by number."""
+    return [key for key in _NUMBERED if config.get(key) not in (None, [], 0, 1, -1)]
+
+
+def _has_entry_per_layer(key: str, value: Any, depth: int) -> bool:
+    """Return whether a field is a list with one entry per layer, or a text with one character per layer."""
+    if isinstance(value, list):
+        return len(value) == depth and ("layer" in key or key.endswith("_types"))
+    return key in _LETTERS and isinstance(value, str) and len(value) == depth
+
+
+def _is_by_number(key: str, value: Any) -> bool:
+    """Return whether a field has settings of individual layers, by their numbers."""
+    return isinstance(value, dict) and bool(value) and "layer" in key and all(str(number).isdigit() for number in value)
 
 
 def _all_sparse(config: dict[str, Any], depth: int) -> dict[str, Any]:
@@ -206,3 +222,123 @@ def _explicit(config: dict[str, Any], depth: int) -> dict[str, Any]:
         **config,
         **{key: parsed[key] for key in sorted(absent) if isinstance(parsed.get(key), list) and len(parsed[key]) == depth},
     }
+
+
+class RenamedWeights:
+    """Some tensors of a model under other names. They are the base of the merges within a stack, so each is its own origin.
+
+    Args:
+        weights: The model's weights.
+        names: New name -> the model's name.
+    """
+
+    def __init__(self, weights: Weights, names: Mapping[str, str]) -> None:
+        self._weights = weights
+        self._names = names
+        self._specs = {name: weights.specs[old] for name, old in names.items()}
+
+    @property
+    def specs(self) -> Mapping[str, TensorSpec]:
+        """Specs by the new names."""
+        return self._specs
+
+    def origin(self, name: str) -> str | None:
+        """Return the name itself."""
+        return name
+
+    def open(self, name: str, device: torch.device) -> Source:
+        """Open a tensor of the model."""
+        return self._weights.open(self._names[name], device)
+
+
+class View(Model):
+    """A part of a model with a layout of its own, which schedules of merges follow.
+
+    Args:
+        weights: The tensors.
+        config: The model's config.json.
+        layout: Layers of the view.
+    """
+
+    def __init__(self, weights: Weights, config: dict[str, Any], layout: Layout) -> None:
+        super().__init__(weights, config)
+        object.__setattr__(self, "_layout", layout)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """The layers of the view."""
+        layout: Layout = vars(self)["_layout"]
+        return layout
+
+
+def layers_of(model: Model, first: int, stop: int) -> View:
+    """Return the view of a range of layers, numbered from 0.
+
+    Args:
+        model: The model.
+        first: The first layer.
+        stop: The layer after the last one.
+    """
+    prefix, names = model.layout.prefix, dict[str, str]()
+    for number, layer in enumerate(range(first, stop)):
+        before = len(f"{prefix}{layer}.")
+        names |= {f"{prefix}{number}.{name[before:]}": name for name in model.layout.in_layer(layer)}
+    return View(RenamedWeights(model.weights, names), model.config, Layout(prefix, stop - first, tuple(names)))
+
+
+def group_of(model: Model, group: str) -> View:
+    """Return the view of the tensors outside the layers that belong to one part of the model; see `Layout.group`."""
+    names = {name: name for name in model.layout.names if model.layout.group(name) == group}
+    return View(RenamedWeights(model.weights, names), model.config, Layout(model.layout.prefix, 0, tuple(names)))
+
+
+def with_head(model: Model, like: Model) -> Model:
+    """Return a model with a head as a separate tensor: its own, or a copy of its embeddings if it ties them.
+
+    Args:
+        model: The model.
+        like: The model whose name for the head is used.
+    """
+    tied = tied_embeddings(model.weights.specs, model.config)
+    if tied is None:
+        return model
+    head = next((name for name in like.layout.names if like.layout.group(name) == "head" and name.endswith(".weight")), tied[1])
+    return Model(UntiedWeights(model.weights, tied[0], head), model.config)
+
+
+def head_name(model: Model) -> str | None:
+    """Return the name that the head of a tied model would have as a separate tensor; None if the model is not tied."""
+    if tied_embeddings(model.weights.specs, model.config) is None:
+        return None
+    return head_of(model.config, next(name for name in model.layout.names if is_embedding(name)))
+
+
+def merged_views(
+    method: MergeMethod, base: View, views: Mapping[str, View], sources: Sources, ranges: Mapping[str, Any], where: str
+) -> View:
+    """Return the merge of views with the same tensors.
+
+    Args:
+        method: The merge method, with its bricks.
+        base: The view that deltas are taken from.
+        views: Brick -> its view.
+        sources: Keys of the bricks, and the seed.
+        ranges: Brick -> the layers that its view shows; random masks differ between ranges.
+        where: The place in the step, for errors.
+
+    Raises:
+        WorkbenchError: If the method merges nothing.
+    """
+    if method.where is not None and (unmatched := method.where.unmatched(base)):
+        raise InvalidRecipeError(
+            f"{where}: {unmatched} matches no tensor of the slice",
+            "Layers are counted from the first layer of the slice: its first one is layer 0.",
+        )
+
+    def contents() -> Mapping[str, str]:
+        digests = sources.contents() if sources.contents else {}
+        return {name: json_digest([digests.get(name, name), ranges.get(name)]) for name in views}
+
+    deltas = {name: WeightsDelta(view.weights, base.weights) for name, view in views.items()}
+    merged = MergedWeights(base, base, method, StepBricks(deltas, sources.keys, contents), seed=sources.seed)
+    return View(merged, base.config, base.layout)

@@ -36,6 +36,8 @@ READERS = (*QUERIES, *KEYS, STACKED, *FFN_IN)
 WRITERS = ("o_proj", "dense", "down_proj", "fc2", "c_proj")
 HEAD_NORMS = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
 NEURONS = ("intermediate_size", "n_inner", "ffn_dim", "ffn_hidden_size")
+NOT_BUILT = (ValueError, RuntimeError, TypeError, KeyError, IndexError, AttributeError, AssertionError, ArithmeticError)
+"""What transformers raises for a config.json that it cannot build a model from (NotImplementedError is a RuntimeError)."""
 _HINT = "Report this architecture: workbench/grow/expansion/parts.py lacks its module names."
 
 
@@ -256,16 +258,7 @@ def check_builds(config: Mapping[str, Any], step: str) -> PreTrainedModel:
     """
     try:
         return skeleton(json.dumps(dict(config), sort_keys=True))
-    except (
-        ValueError,
-        RuntimeError,
-        TypeError,
-        KeyError,
-        AttributeError,
-        AssertionError,
-        ArithmeticError,
-        WorkbenchError,
-    ) as error:
+    except (*NOT_BUILT, WorkbenchError) as error:
         reason = error.message if isinstance(error, WorkbenchError) else " ".join(str(error).split())
         raise InvalidRecipeError(
             f"grow {step}: transformers cannot build a model of these sizes: {reason[:300]}", "Choose other sizes."

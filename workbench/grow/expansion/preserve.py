@@ -6,8 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import GateFailedError
-from workbench.grow.expansion.added import new_elements
-from workbench.grow.expansion.remap import GrownWeights
+from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.lazy import no_grad, torch
 from workbench.steps import GrowMethod
 

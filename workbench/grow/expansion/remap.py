@@ -1,24 +1,26 @@
-"""Weights of a grown model, computed lazily from the weights before growth."""
+"""Weights of a grown model, computed lazily from the weights before growth, and masks of its added elements in a live model."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate, pairwise
 from threading import Lock
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from workbench.files import json_digest
 from workbench.lazy import torch
+from workbench.models.live import live_runs
 from workbench.steps import NEW, Axis, Grown, Growth
 from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights, buffer, load, matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
+    from transformers import PreTrainedModel
 
 
 class GrownWeights:
@@ -317,3 +319,36 @@ def runs(index: NDArray[np.int64]) -> Iterator[tuple[int, int]]:
     breaks = np.flatnonzero((added[1:] != added[:-1]) | (~added[1:] & (index[1:] != index[:-1] + 1))) + 1
     ends = [0, *breaks.tolist(), len(index)]
     yield from ((a, b - a) for a, b in pairwise(ends))
+
+
+def new_elements(
+    model: PreTrainedModel, weights: GrownWeights, config: Mapping[str, Any], names: Collection[str] | None = None
+) -> dict[str, Tensor | None]:
+    """Return the parameters that have added elements.
+
+    Args:
+        model: The grown model.
+        weights: The grown weights on disk.
+        config: The grown config.json.
+        names: Tensors to look at; None for all.
+
+    Returns:
+        Parameter name -> bool tensor of its shape, true for added elements; None if all elements are added.
+    """
+    checked = weights.specs if names is None else names
+    added = {name: mask for name in checked if (mask := weights.added(name)) is not None}
+    parameters = dict(model.named_parameters())
+    masks: dict[str, Tensor | None] = {}
+    for live, runs in live_runs(config, weights.specs).items():
+        if live not in parameters or not any(run.name in added for run in runs):
+            continue
+        rows = []
+        for run in runs:
+            spec = weights.specs[run.name]
+            mask = added.get(run.name, np.zeros((spec.rows, spec.cols), bool))
+            rows.append(mask[run.row : run.row + run.count])
+        is_added = np.concatenate(rows)
+        if is_added.any():
+            parameter = parameters[live]
+            masks[live] = None if is_added.all() else torch.from_numpy(is_added).reshape(parameter.shape).to(parameter.device)
+    return masks

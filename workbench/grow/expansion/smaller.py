@@ -15,8 +15,7 @@ from workbench.emergent.channels import channel_strengths, scale_ratios
 from workbench.emergent.sites import Site
 from workbench.errors import InvalidRecipeError, WorkbenchError
 from workbench.grow.expansion.parts import DecoderParts
-from workbench.grow.expansion.residual import StreamNorms, resize_stream, stream_norms
-from workbench.grow.expansion.resize import Resize
+from workbench.grow.expansion.resize import Resize, StreamNorms, resize_stream, stream_norms
 from workbench.grow.mixtures.gates import live_modules
 from workbench.lazy import torch
 from workbench.models.layout import Model
@@ -86,7 +85,6 @@ class Smaller(Resize):
     def keep_channels(
         self,
         share: float,
-        multiple: int | None,
         kept: NDArray[np.int64] | None,
         scales: Mapping[str, float] | None,
     ) -> None:
@@ -94,7 +92,6 @@ class Smaller(Resize):
 
         Args:
             share: Share of the channels to remove.
-            multiple: Number that the channels that remain are a multiple of; see `_channels_after`.
             kept: Numbers of the channels that remain [channels], in order; None keeps the first ones.
             scales: Live name of a norm -> factor of its weight; None takes the factor for removed channels of zero.
 
@@ -102,32 +99,27 @@ class Smaller(Resize):
             WorkbenchError: If the architecture does not allow it, or the share removes nothing or everything.
         """
         try:
-            count, norms = self._channels_after(share, multiple)
+            count, norms = self._channels_after(share)
             axis = Axis(np.arange(count) if kept is None else kept)
             resize_stream(self, norms, axis, self.heads(ONLY_LAYERS).size, scales)
         except WorkbenchError as error:
             raise self._refusal(self.parts.model, error) from None
 
-    def _channels_after(self, share: float, multiple: int | None) -> tuple[int, StreamNorms]:
-        """Return how many channels remain, and the norms of the residual stream.
-
-        Args:
-            share: Share of the channels to remove.
-            multiple: Number that the channels that remain are a multiple of; None stands for the least common multiple of 8 and the
-                number of query heads, which some architectures divide the channels by.
-        """
+    def _channels_after(self, share: float) -> tuple[int, StreamNorms]:
+        """Return how many channels remain, and the norms of the residual stream."""
         heads, before, instead = (
             self.heads(ONLY_LAYERS),
             int(self.parts.size("hidden_size") or 0),
             "Prune `layers` or `neurons` instead.",
         )
-        step = multiple or math.lcm(8, int(self.config.get("num_attention_heads", heads.queries)))
+        # Some architectures divide the channels by the number of query heads.
+        step = math.lcm(8, int(self.config.get("num_attention_heads", heads.queries)))
         count = step * int((1 - share) * before / step + 0.5)
         if not 0 < count < before:
             raise InvalidRecipeError(
                 f"grow prune: `hidden: {share:g}` leaves {count} of {before} channels, in multiples of {step}; expected some to go and some "
                 "to stay",
-                f"A share of {step / before:.2g} removes {step} channels; `multiple_of` sets another number.",
+                f"A share of {step / before:.2g} removes {step} channels.",
             )
         names = ("num_attention_heads", "num_key_value_heads")
         sizes: dict[str, int] = {key: self.config[key] for key in names if key in self.config}
@@ -138,7 +130,6 @@ class Smaller(Resize):
     def strongest_channels(
         self,
         share: float,
-        multiple: int | None,
         live: PreTrainedModel,
         rows: Sequence[TextRow],
         progress: Callable[[int, int], None],
@@ -147,12 +138,11 @@ class Smaller(Resize):
 
         Args:
             share: Share of the channels to remove.
-            multiple: Number that the channels that remain are a multiple of; see `_channels_after`.
             live: The live model.
             rows: The texts as tokens.
             progress: Receives (texts done in both passes, texts of both).
         """
-        count, norms = self._channels_after(share, multiple)
+        count, norms = self._channels_after(share)
         texts = 2 * len(rows)
         strengths = channel_strengths(live, list(norms.centered), rows, lambda done, _: progress(done, texts))
         kept = strengths.argsort(descending=True, stable=True)[:count].sort().values

@@ -9,10 +9,9 @@ from functools import cached_property
 from typing import Any
 
 from workbench.errors import InvalidRecipeError
-from workbench.grow.expansion.layers import concatenated
+from workbench.grow.expansion.layers import View, concatenated, group_of, layers_of, merged_views, with_head
 from workbench.grow.expansion.parts import text_config
 from workbench.grow.expansion.slices import Part, Slice
-from workbench.grow.expansion.views import View, group_of, layers_of, merged_views, with_head
 from workbench.models.architecture import is_embedding, is_head_module
 from workbench.models.layout import Model
 from workbench.steps import Grown, Sources

@@ -1,4 +1,4 @@
-"""Routers made from the router's own inputs on texts: by ridge regression, or from the mean over prompts."""
+"""Rows of routers from the router's own inputs on texts: by ridge regression, from the mean over prompts, or such that no token selects them."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError
-from workbench.files import read_json, write_json
+from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.lazy import no_grad, torch
 from workbench.models.layout import Model
 from workbench.models.live import live_names
 from workbench.models.prompts import encode_text
-from workbench.models.texts import TextRow, batches
+from workbench.models.texts import TextRow, batches, longest_row
 from workbench.steps import GrowContext, Grown
-from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+
+RIDGE = 1e-2
+"""Value added to the diagonal of the inputs' second moments, relative to the mean of the diagonal, as in DUME."""
+TEMPERATURE = 0.1
+"""Divisor of the regression's values (about 0 and 1), and of cosines. A lower value makes the router more decided. DUME's value."""
 HELD_OUT = 5
 """Every fifth text is held out."""
 SAME = 0.9999
@@ -57,8 +61,6 @@ def ridge_gates(
     changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str],
     model: Model,
-    ridge: float,
-    temperature: float,
 ) -> Gates:
     """Solve every layer's router by ridge regression (DUME, arXiv 2603.29765).
 
@@ -72,17 +74,15 @@ def ridge_gates(
         changes: Expert -> its tensors in the model before growth.
         readers: Dense matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
-        ridge: λ, relative to the mean of the diagonal.
-        temperature: Divisor of the solution.
     """
-    if (cached := load_gates(context)) is not None:
+    if (cached := _cached(context)) is not None:
         return cached
     modules = live_modules(model, readers)
     moments: dict[str, dict[str, _Moments]] = {}
     for number, (expert, texts) in enumerate(rows.items()):
         context.progress(number, len(rows), f"{expert or 'anchor'}: inputs of the router")
         moments[expert] = _moments(context, changes[expert], texts, modules)
-    solved = {reader: _solve([moments[e][reader] for e in rows], ridge) / temperature for reader in readers}
+    solved = {reader: _solve([moments[e][reader] for e in rows]) / TEMPERATURE for reader in readers}
     shares = {reader: [_selected_shares(solved[reader], moments[e][reader].held_out) for e in rows] for reader in readers}
     hits = {reader: [float(share[i]) for i, share in enumerate(expert_shares)] for reader, expert_shares in shares.items()}
     selected = torch.stack([torch.stack(expert_shares).mean(0) for expert_shares in shares.values()]).mean(0)
@@ -93,16 +93,16 @@ def ridge_gates(
         "used": {e or "anchor": round(float(selected[i]), 4) for i, e in enumerate(rows)},
     }
     context.progress(len(rows), len(rows), "routers")
-    return save_gates(context, {readers[reader]: w for reader, w in solved.items()}, record)
+    return _kept(context, {readers[reader]: w for reader, w in solved.items()}, record)
 
 
 def prompt_gates(
     context: GrowContext,
-    prompts: Mapping[str, tuple[Sequence[TextRow], Sequence[TextRow]]],
+    prompts: Mapping[str, tuple[Sequence[str], Sequence[str]]],
     changes: Mapping[str, Mapping[str, Grown]],
     readers: Mapping[str, str],
     model: Model,
-    temperature: float,
+    max_length: int,
     old_rows: Mapping[str, Tensor] | None = None,
 ) -> Gates:
     """Make a row for every expert from the mean of the router's inputs on its prompts.
@@ -117,7 +117,7 @@ def prompt_gates(
         changes: Expert -> its tensors in the model before growth, for its own prompts.
         readers: Matrix with the same inputs as the router -> tensor name of the router.
         model: Model before growth.
-        temperature: Divisor of the cosines.
+        max_length: Largest number of tokens of a prompt.
         old_rows: Matrix, as in `readers` -> the router's old rows [experts, hidden], for the record.
 
     Returns:
@@ -125,25 +125,26 @@ def prompt_gates(
         first on the prompts from which the rows were made.
 
     Raises:
-        WorkbenchError: If the rows of two experts have the same direction (cosine above 0.9999).
+        WorkbenchError: If a prompt has no token, or the rows of two experts have the same direction (cosine above 0.9999).
     """
-    if (cached := load_gates(context)) is not None:
+    if (cached := _cached(context)) is not None:
         return cached
-    modules = live_modules(model, readers)
+    modules, longest = live_modules(model, readers), longest_row(model.config, max_length)
     expert_inputs: dict[str, dict[str, Tensor]] = {}
     rows: dict[str, list[Tensor]] = {reader: [] for reader in readers}
     for number, (expert, (positive, negative)) in enumerate(prompts.items()):
         context.progress(number, len(prompts), f"{expert or 'anchor'}: inputs of the router on prompts")
         live = context.live(changes[expert])
-        expert_inputs[expert] = read_all_inputs(live, modules, positive, context)
-        negative_inputs = read_all_inputs(live, modules, negative, context) if negative else {}
+        wanted, unwanted = (_encoded(texts, context, longest, expert) for texts in (positive, negative))
+        expert_inputs[expert] = _all_inputs(live, modules, wanted, context)
+        negative_inputs = _all_inputs(live, modules, unwanted, context) if unwanted else {}
         for reader, x in expert_inputs[expert].items():
             unit = torch.nn.functional.normalize(x.mean(0), dim=0)
             rows[reader].append(unit - (torch.nn.functional.normalize(negative_inputs[reader].mean(0), dim=0) if negative else 0))
     new_rows = {reader: torch.stack(unit_rows) for reader, unit_rows in rows.items()}
     _check_distinct(list(prompts), new_rows)
     for reader, w in new_rows.items():
-        w /= torch.cat([unit_rows[reader] for unit_rows in expert_inputs.values()]).norm(dim=1).mean() * temperature
+        w /= torch.cat([unit_rows[reader] for unit_rows in expert_inputs.values()]).norm(dim=1).mean() * TEMPERATURE
     all_rows = {r: torch.cat([old_rows[r], w]) if old_rows else w for r, w in new_rows.items()}
     hits = {
         r: [float(_selected_shares(w, [expert_inputs[e][r]])[i - len(prompts)]) for i, e in enumerate(prompts)]
@@ -157,7 +158,7 @@ def prompt_gates(
         "found_on_prompts_by_layer": [round(sum(h) / len(h), 4) for h in hits.values()],
     }
     context.progress(len(prompts), len(prompts), "routers")
-    return save_gates(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
+    return _kept(context, {readers[reader]: w for reader, w in new_rows.items()}, record)
 
 
 def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
@@ -179,12 +180,8 @@ def _check_distinct(experts: Sequence[str], rows: Mapping[str, Tensor]) -> None:
                 )
 
 
-def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, expert: str) -> list[TextRow]:
-    """Tokenize prompts, and truncate them to `longest` tokens.
-
-    Raises:
-        WorkbenchError: If a prompt has no token.
-    """
+def _encoded(prompts: Sequence[str], context: GrowContext, longest: int, expert: str) -> list[TextRow]:
+    """Return prompts as tokens, at most `longest` of each. Raises WorkbenchError if a prompt has no token."""
     rows = [TextRow(encode_text(context.tokenizer, text)[:longest], 0) for text in prompts]
     for text, row in zip(prompts, rows, strict=True):
         if not row.tokens:
@@ -192,22 +189,17 @@ def encode_prompts(prompts: Sequence[str], context: GrowContext, longest: int, e
     return rows
 
 
-def load_gates(context: GrowContext) -> Gates | None:
-    """Return the cached gates of an earlier call, or None."""
-    from safetensors.torch import load_file
-
-    record = read_json(context.cache.with_suffix(".json")) if context.cache.is_file() else None
-    return None if record is None else Gates(load_file(context.cache), record)
+def _cached(context: GrowContext) -> Gates | None:
+    """Return the gates of an earlier call, or None."""
+    found = load_measured(context)
+    return None if found is None else Gates(*found)
 
 
-def save_gates(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
-    """Write gates to the cache for the next call, and return them."""
-    gates = {name: w.float().cpu().contiguous() for name, w in rows.items()}
-    context.check_inputs()
-    context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(gates, context.cache)
-    write_json(context.cache.with_suffix(".json"), record)
-    return Gates(gates, record)
+def _kept(context: GrowContext, rows: Mapping[str, Tensor], record: dict[str, Any]) -> Gates:
+    """Return gates, and cache them for the next call."""
+    gates = Gates({name: w.float().cpu() for name, w in rows.items()}, record)
+    save_measured(context, gates.rows, record)
+    return gates
 
 
 def live_modules(model: Model, tensors: Iterable[str]) -> dict[str, str]:
@@ -253,7 +245,7 @@ def read_inputs(
         yield {reader: x.reshape(-1, x.shape[-1])[is_token].float() for reader, x in inputs.items()}
 
 
-def read_all_inputs(live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
+def _all_inputs(live: Any, modules: Mapping[str, str], texts: Sequence[TextRow], context: GrowContext) -> dict[str, Tensor]:
     """Return the inputs of modules on all texts [tokens, hidden], on the CPU."""
     recorded = [{r: x.cpu() for r, x in inputs.items()} for inputs in read_inputs(live, modules, texts, context.device)]
     return {reader: torch.cat([inputs[reader] for inputs in recorded]) for reader in modules}
@@ -278,11 +270,11 @@ def _recording_inputs(live: Any, modules: Mapping[str, str]) -> Iterator[dict[st
             hook.remove()
 
 
-def _solve(moments: Sequence[_Moments], ridge: float) -> Tensor:
+def _solve(moments: Sequence[_Moments]) -> Tensor:
     """Solve the ridge regression; return [experts, hidden] in float64."""
     gram = sum((m.gram.double() / m.count for m in moments), torch.zeros_like(moments[0].gram, dtype=torch.float64))
     means = torch.stack([m.total.double() / m.count for m in moments])
-    gram.diagonal().add_(ridge * gram.diagonal().mean())
+    gram.diagonal().add_(RIDGE * gram.diagonal().mean())
     solution: Tensor = torch.linalg.solve(gram, means.T)
     return solution.T
 
@@ -292,3 +284,88 @@ def _selected_shares(router: Tensor, inputs: Sequence[Tensor]) -> Tensor:
     x = torch.cat(list(inputs)).double().to(router.device)
     first = (x @ router.double().T).argmax(1)
     return torch.bincount(first, minlength=len(router)).double().cpu() / max(1, len(x))
+
+
+STRENGTH = 10.0
+"""Default negative logit of the new expert, for a token in the direction of the mean."""
+
+
+@no_grad
+def never_gates(
+    context: GrowContext,
+    rows: Sequence[TextRow],
+    routers: Mapping[str, Tensor],
+    corrections: Mapping[str, Tensor],
+    model: Model,
+    top_k: int,
+) -> Gates:
+    """Return a router row per layer, -c m / (|m| s), with which no token selects the new expert.
+
+    m is the mean of the router's inputs, s their mean norm, and c is chosen so that no token selects the expert.
+
+    Args:
+        context: Live model, cache and progress.
+        rows: Texts as tokens, read in two passes.
+        routers: Router's tensor name -> its current rows [experts, hidden].
+        corrections: Router's tensor name -> bias [experts] that is added to the softmax before the selection; a router without
+            one selects by logits.
+        model: Model with these routers.
+        top_k: Number of experts that the router selects for each token.
+
+    Returns:
+        Router's tensor name -> [1, hidden]; the record states the number of tokens that select the new expert, 0.
+
+    Raises:
+        WorkbenchError: If no c works in a layer, because tokens point away from the mean.
+    """
+    if (cached := _cached(context)) is not None:
+        return cached
+    live, modules = context.live({}), live_modules(model, routers)
+    sums = {name: torch.zeros(w.shape[1], dtype=torch.float64) for name, w in routers.items()}
+    norms = dict.fromkeys(routers, 0.0)
+    tokens = 0
+    context.progress(0, 2, "mean of the router's inputs")
+    for inputs in read_inputs(live, modules, rows, context.device):
+        for name, x in inputs.items():
+            sums[name] += x.sum(0).double().cpu()
+            norms[name] += float(x.norm(dim=1).sum())
+        tokens += len(next(iter(inputs.values())))
+    # m / (|m| s), the new row for c = -1
+    direction = {name: (torch.nn.functional.normalize(t, dim=0) / (norms[name] / tokens)).float() for name, t in sums.items()}
+    batch_scores: dict[str, list[Tensor]] = {name: [] for name in routers}
+    context.progress(1, 2, "tokens that would select the new expert")
+    for inputs in read_inputs(live, modules, rows, context.device):
+        for name, x in inputs.items():
+            batch_scores[name].append((x @ torch.cat([routers[name], direction[name][None]]).to(x.device).T).cpu())
+    strengths, new_rows = {}, {}
+    for name, parts in batch_scores.items():
+        scores = torch.cat(parts)  # [tokens, experts + 1], the new expert last
+        lowest_selected = scores[:, :-1].topk(top_k).values[:, -1]
+        strengths[name] = _strength(lowest_selected, scores[:, -1])
+        scores[:, -1] *= -strengths[name]
+        if name in corrections:
+            scores = scores.softmax(1) + torch.nn.functional.pad(corrections[name], (0, 1))
+        selected = int((scores.topk(top_k).indices == scores.shape[1] - 1).any(1).sum())
+        if selected:
+            raise InvalidRecipeError(
+                f"gate: never: {selected} of {tokens} tokens still select the new expert ({name}): they point against the mean input "
+                "of the router",
+                "Use other texts, `gate: prompts` or `gate: random`.",
+            )
+        new_rows[name] = -strengths[name] * direction[name][None]
+    context.progress(2, 2, "routers")
+    record = {"tokens": tokens, "selected": 0, "strength": [round(v, 3) for v in strengths.values()]}
+    return _kept(context, new_rows, record)
+
+
+def _strength(threshold: Tensor, along: Tensor) -> float:
+    """Return a c for which -c `along` stays below `threshold` for every token, close to `STRENGTH` if the valid range allows.
+
+    Args:
+        threshold: [tokens], the lowest logit among the experts that a token selects.
+        along: [tokens], the logit of a row in the direction of the mean.
+    """
+    with_mean, against_mean = along > 0, along < 0
+    low = max(0.0, float((-threshold / along)[with_mean].max())) if with_mean.any() else 0.0
+    high = float((threshold / -along)[against_mean].min()) if against_mean.any() else float("inf")
+    return min(max(2 * low, STRENGTH), (low + high) / 2) if high > low else STRENGTH

@@ -11,11 +11,10 @@ from workbench.emergent.labelled import ItemRow
 from workbench.emergent.partition import Division, LayerPartition, Partition, divide
 from workbench.emergent.selectors import Linear, captured, centroids, oracle, ridges
 from workbench.emergent.sites import find_sites
-from workbench.files import read_json, write_json
+from workbench.grow.mixtures.texts import load_measured, save_measured
 from workbench.lazy import no_grad, torch
 from workbench.models.texts import TextRow
 from workbench.steps import GrowContext, Measured
-from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -112,23 +111,18 @@ def _router(plan: SplitPlan, layers: Sequence[FeedForward], sample: FeedForwardS
 def _save(context: GrowContext, partition: Partition, router: Linear, record: dict[str, Any]) -> MeasuredSplit:
     """Write the measurement to the cache, and return it."""
     rows = dict(zip(partition.layers, (r.float().cpu().contiguous() for r in router.rows), strict=True))
-    tensors = {f"experts.{n}": of.experts.contiguous() for n, of in partition.layers.items()}
+    tensors = {f"experts.{n}": of.experts for n, of in partition.layers.items()}
     tensors |= {f"router.{n}": own for n, own in rows.items()}
-    context.check_inputs()
-    context.cache.parent.mkdir(parents=True, exist_ok=True)
-    save_tensors(tensors, context.cache)
-    write_json(context.cache.with_suffix(".json"), {"method": partition.method, "record": record})
+    save_measured(context, tensors, {"method": partition.method, "record": record})
     return MeasuredSplit({}, {"split": record}, partition, rows)
 
 
 def _load(context: GrowContext) -> MeasuredSplit | None:
     """Return the cached measurement of an earlier call, or None."""
-    from safetensors.torch import load_file
-
-    stored = read_json(context.cache.with_suffix(".json"), method=str, record=dict) if context.cache.is_file() else None
-    if stored is None:
+    if (found := load_measured(context, method=str, record=dict)) is None:
         return None
-    tensors, record = load_file(context.cache), stored["record"]
+    tensors, stored = found
+    record = stored["record"]
     numbers = sorted(int(name.partition(".")[2]) for name in tensors if name.startswith("experts."))
     layers = {n: LayerPartition(tensors[f"experts.{n}"], shared) for n, shared in zip(numbers, record["shared"], strict=True)}
     rows = {n: tensors[f"router.{n}"] for n in numbers}

@@ -1,15 +1,22 @@
-"""Base class of growth methods that read texts."""
+"""Base class of growth methods that read texts, and the cache of what they measure."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pydantic import Field
 
+from workbench.files import read_json, write_json
 from workbench.models.layout import Model
 from workbench.models.texts import TextRow, encode, longest_row, read_texts
 from workbench.steps import GrowContext, GrowMethod
 from workbench.steps.fields import Whole
+from workbench.weights.header import save_tensors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 class TextMethod(GrowMethod):
@@ -41,3 +48,23 @@ class TextMethod(GrowMethod):
         """Return the texts of a file as tokens."""
         texts = read_texts(context.project / file, file, self.samples)
         return encode(texts, context.tokenizer, longest_row(model.config, self.max_length))
+
+
+def load_measured(context: GrowContext, **needs: type) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+    """Return the tensors and the data that an earlier call has cached; None without them, or if a field of `needs` is missing."""
+    from safetensors.torch import load_file
+
+    data = read_json(context.cache.with_suffix(".json"), **needs) if context.cache.is_file() else None
+    return None if data is None else (load_file(context.cache), data)
+
+
+def save_measured(context: GrowContext, tensors: Mapping[str, Tensor], data: Mapping[str, Any]) -> None:
+    """Write a measurement to the cache for the next call.
+
+    Raises:
+        WorkbenchError: If an input file has changed since.
+    """
+    context.check_inputs()
+    context.cache.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors({name: tensor.contiguous() for name, tensor in tensors.items()}, context.cache)
+    write_json(context.cache.with_suffix(".json"), data)

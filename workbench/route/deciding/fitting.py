@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.route.deciding.copies import COPIES
 from workbench.route.deciding.router import REFUSED, Choice, Fitted, Joined
-from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
+from workbench.route.deciding.samples import COPIES, OUTSIDE, OWN, Samples
 from workbench.steps import CalibratedRoute
 
 if TYPE_CHECKING:
@@ -97,7 +96,7 @@ def fitted(
     Args:
         samples: The calibration prompts with the features that the method needs.
         make: Fits a router to some samples (numbers), without ties and threshold.
-        step: The step, with `abstain`, `threshold` and `mix`.
+        step: The step, with `abstain` and `threshold`.
         joined: How scores of tied bricks become one.
         notice: Receives a line for the user about each brick with too few prompts or templates.
     """
@@ -107,7 +106,7 @@ def fitted(
     ties = tied(samples.bricks, confusion)
     found = None if step.abstain is None else threshold_of(samples, by_template.confidence, step.abstain)
     threshold = step.threshold if step.threshold is not None or found is None else found["threshold"]
-    choice = Choice(threshold, ties, step.mix, joined)
+    choice = Choice(threshold, ties, joined)
     router = make(torch.arange(len(samples.texts)))
     warnings = samples.warnings()
     for warning in warnings:

@@ -1,29 +1,149 @@
-"""What routers on pooled hidden states share: their fields, their statistics and their confidence."""
+"""What routers on pooled hidden states share: statistics of each brick's states, which are added for more prompts or bricks, and confidence."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Self
-
-from pydantic import Field
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.route.deciding.copies import copies
 from workbench.route.deciding.fitting import fitted
+from workbench.route.deciding.hidden import WINDOW, depth_of, pooled, token_rows
 from workbench.route.deciding.router import REFUSED, Fitted, Joined, restored, state
-from workbench.route.deciding.samples import OUTSIDE, OWN, Samples
-from workbench.route.deciding.texts import beside
-from workbench.route.features.hidden import WINDOW, depth_of, pooled, token_rows
-from workbench.route.features.statistics import Scatter, Statistics, by_brick, read, shrunk, solve
+from workbench.route.deciding.samples import OUTSIDE, OWN, Samples, copies
 from workbench.steps import CalibratedRoute, RouteContext
-from workbench.steps.fields import Whole
 from workbench.steps.route import Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Count, sum and Gram of vectors.
+
+    The Gram [d, d] is kept as a root R with RᵀR = Gram, which has as many rows as there are vectors, at most d: for 64 prompts and
+    d = 4096, 2 MB instead of 134 MB.
+
+    Attributes:
+        count: Number of vectors.
+        total: [d], float64, their sum.
+        root: [rows, d], float64.
+    """
+
+    count: int
+    total: Tensor
+    root: Tensor
+
+    @classmethod
+    def of(cls, vectors: Tensor) -> Statistics:
+        """Return the statistics of vectors [n, d]."""
+        vectors = vectors.double()
+        return cls(len(vectors), vectors.sum(0), _reduced(vectors))
+
+    @classmethod
+    def read(cls, tensors: Mapping[str, Tensor], prefix: str) -> Statistics:
+        """Return the statistics from the tensors of a file; see `tensors`."""
+        return cls(int(tensors[f"{prefix}count"][0]), tensors[f"{prefix}total"], tensors[f"{prefix}root"])
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean [d]."""
+        return self.total / self.count
+
+    @property
+    def gram(self) -> Tensor:
+        """The sum of the vectors' outer products, [d, d]."""
+        return self.root.T @ self.root
+
+    @property
+    def covariance(self) -> Tensor:
+        """The covariance [d, d]."""
+        return self.gram / self.count - torch.outer(self.mean, self.mean)
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(self.count + other.count, self.total + other.total, _reduced(torch.cat([self.root, other.root])))
+
+    def tensors(self, prefix: str) -> dict[str, Tensor]:
+        """Return the statistics as tensors for a file, under names that begin with `prefix`."""
+        count = torch.tensor([self.count], dtype=torch.int64)
+        return {f"{prefix}count": count, f"{prefix}total": self.total, f"{prefix}root": self.root.contiguous()}
+
+
+@dataclass(frozen=True)
+class Scatter:
+    """Centers and scatter of bricks, in which each brick counts as much as any other, however many prompts it has.
+
+    Attributes:
+        centre: [d], the mean of the bricks' means.
+        means: [bricks, d], relative to the centre.
+        total: [d, d], the mean over bricks of the mean outer product around the centre.
+    """
+
+    centre: Tensor
+    means: Tensor
+    total: Tensor
+
+    @classmethod
+    def of(cls, statistics: Sequence[Statistics]) -> Scatter:
+        """Return the scatter of bricks with these statistics."""
+        means = torch.stack([part.mean for part in statistics])
+        centre = means.mean(0)
+        total = -torch.outer(centre, centre)
+        for part in statistics:
+            total += part.gram / (part.count * len(statistics))
+        return cls(centre, means - centre, total)
+
+    @property
+    def within(self) -> Tensor:
+        """The mean covariance of a brick's vectors around the brick's own mean, [d, d]."""
+        return self.total - self.means.T @ self.means / len(self.means)
+
+
+def shrunk(covariance: Tensor, share: float, least: float = 0.0) -> Tensor:
+    """Return (1 − share)·covariance + share·v·I, which can be inverted; v is the mean variance, or `least` if that is larger."""
+    scaled: Tensor = (1 - share) * covariance
+    scaled.diagonal().add_(share * max(float(covariance.trace()) / len(covariance), least))
+    return scaled
+
+
+def solve(scatter: Scatter, strength: float) -> Tensor:
+    """Return the map [hidden size, bricks] that minimizes the squared error to one-hot targets plus the penalty.
+
+    Every brick has the same total weight. With S = scatter.total, the mean outer product around the center μ, and one-hot targets y,
+    the normal equations are (S + λ·tr(S)/d·I) W = mean of (x − μ) yᵀ = means / bricks.
+
+    Args:
+        scatter: Centers and scatter of the bricks.
+        strength: λ.
+    """
+    matrix = scatter.total.clone()
+    size = len(matrix)
+    matrix.diagonal().add_(strength * scatter.total.trace() / size)
+    solution: Tensor = torch.linalg.solve(matrix, scatter.means.T / len(scatter.means))
+    return solution
+
+
+def by_brick(vectors: Tensor, labels: Tensor, bricks: int) -> list[Statistics]:
+    """Return the statistics of each brick's vectors.
+
+    Args:
+        vectors: [n, d].
+        labels: [n], the brick of each vector.
+        bricks: Number of bricks.
+    """
+    return [Statistics.of(vectors[labels == brick]) for brick in range(bricks)]
+
+
+def _reduced(rows: Tensor) -> Tensor:
+    """Return a matrix with the same Gram and at most as many rows as columns."""
+    if len(rows) <= rows.shape[1]:
+        return rows
+    triangle: Tensor = torch.linalg.qr(rows, mode="r").R
+    return triangle
+
 
 SHRINKAGE = 0.3
 """Weight of equal variances in the covariances of the confidence, which are measured on fewer prompts than there are dimensions."""
@@ -39,17 +159,14 @@ _STATISTICS, _NEGATIVES, _REFUSED = "statistics.", "negatives.", "refused."
 class PooledRoute(CalibratedRoute):
     """Base of route methods that read pooled hidden states of the base."""
 
-    layer: Whole | None = Field(None, ge=1)
-    """Number of decoder blocks that run for the choice; their output is pooled. Default: half of the depth."""
-    window: Whole = Field(WINDOW, ge=1)
-    """Number of tokens that are pooled, up to the last one or up to one 4, 8 or 12 before it. The first token of a text does not count."""
+    constants: ClassVar[Mapping[str, Any]] = {**CalibratedRoute.constants, "layer": None, "window": WINDOW}
 
     def measured(self, context: RouteContext) -> tuple[Samples, int]:
         """Return the calibration prompts with their pooled states, and the layer.
 
         Bricks are measured one by one, as `brick train` and `route measure` do, so that states from a card have the same bits.
         """
-        layer = depth_of(context.model, self.layer)
+        layer = depth_of(context.model)
         samples = Samples.of(context.calibration, context.negatives)
         parts = []
         for number, brick in enumerate(context.bricks):
@@ -58,21 +175,21 @@ class PooledRoute(CalibratedRoute):
             parts.append(self._states(context, brick, texts, layer))
         others = [text for text, inside in zip(samples.texts, samples.inside.tolist(), strict=True) if not inside]
         context.progress(len(context.bricks), len(context.bricks), f"{len(others)} other requests through {layer} blocks")
-        parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, self.window))
+        parts.append(pooled(context.model, token_rows(context.tokenizer, others), layer, WINDOW))
         context.progress(len(context.bricks), len(context.bricks), f"{len(samples.texts)} prompts through {layer} blocks")
         return samples.with_features(torch.cat(parts)), layer
 
     def _states(self, context: RouteContext, brick: str, texts: Sequence[str], layer: int) -> Tensor:
         """Return the states of a brick's prompts and their copies, from its card if they are there."""
         if (known := context.known.get(brick)) is not None:
-            reason = known.differs(layer, self.window)
+            reason = known.differs(layer, WINDOW)
             states = None if reason else known.of(texts)
             if states is not None:
                 return states
             reason = reason or "are of other prompts than its calibration prompts"
             context.notice(f"brick '{brick}': the routing statistics on its card {reason}, so its prompts are measured again")
         different = list(dict.fromkeys(texts))
-        states = pooled(context.model, token_rows(context.tokenizer, different), layer, self.window)
+        states = pooled(context.model, token_rows(context.tokenizer, different), layer, WINDOW)
         places = {text: row for row, text in enumerate(different)}
         return states[torch.tensor([places[text] for text in texts])]
 
@@ -86,11 +203,10 @@ class PooledRoute(CalibratedRoute):
             context: What the step is fitted with.
         """
         router = fitted(samples, make, self, joined, context.notice)
-        record = {**router.record, "beside_text": beside(samples)}
         if float(router.negatives.covariance.trace()) < float(router.scatter.within.trace()):
             context.notice(_UNREAD)
-            record["warnings"] = [*record["warnings"], _UNREAD]
-        return replace(router, record=record)
+            return replace(router, record={**router.record, "warnings": [*router.record["warnings"], _UNREAD]})
+        return router
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +338,7 @@ def restored_statistics(settings: Mapping[str, Any], tensors: Mapping[str, Tenso
         state(tensors, f"{prefix}total", [size])
         state(tensors, f"{prefix}root", [None, size])
         state(tensors, f"{prefix}count", [1])
-        return read(tensors, prefix)
+        return Statistics.read(tensors, prefix)
 
     return {
         **fields,

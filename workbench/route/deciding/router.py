@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 Joined = Literal["sum", "largest"]
 """How the scores of tied bricks become one: their sum, or their largest."""
+BASE = "base"
+"""Label of prompts that no brick answers."""
 REFUSED = -100.0
 """Confidence of prompts that are more like one of the step's own negatives than like any brick: below every threshold of the rule."""
 REPAIR = "Run the recipe again: `workbench run` writes both files."
@@ -28,13 +30,11 @@ class Choice:
     Attributes:
         threshold: Smallest confidence with which a prompt goes to a brick; None if no prompt goes to the base.
         ties: Groups of bricks that prompts do not tell apart. The first brick of a group acts for it.
-        mix: Number of bricks, or groups, that act together.
         joined: How the scores of a group become one.
     """
 
     threshold: float | None = None
     ties: tuple[tuple[str, ...], ...] = ()
-    mix: int = 1
     joined: Joined = "sum"
 
     def join(self, scores: Tensor, bricks: Sequence[str]) -> Tensor:
@@ -48,23 +48,11 @@ class Choice:
         return joined
 
     def weigh(self, joined: Tensor, bricks: Sequence[str], confidence: Tensor) -> Tensor:
-        """Return the weights [n, bricks] of joined scores.
-
-        With `mix: 1` the brick with the highest score gets weight 1. Otherwise the best bricks share a weight of 1 in proportion to
-        their scores; scores below zero count as zero.
-        """
+        """Return the weights [n, bricks] of joined scores: 1 for the brick with the highest score, if its confidence suffices."""
         silent = [bricks.index(name) for group in self.ties for name in group[1:]]
         ranked = joined.clone()
         ranked[:, silent] = -torch.inf
-        weights = torch.zeros_like(joined)
-        best = ranked.argmax(1, keepdim=True)
-        if self.mix > 1:
-            top, columns = ranked.topk(min(self.mix, len(bricks) - len(silent)), dim=1)
-            weights.scatter_(1, columns, top.clamp(min=0))
-            total = weights.sum(1, keepdim=True)
-            weights = torch.where(total > 0, weights / total.clamp(min=1e-30), torch.zeros_like(weights).scatter_(1, best, 1.0))
-        else:
-            weights.scatter_(1, best, 1.0)
+        weights = torch.zeros_like(joined).scatter_(1, ranked.argmax(1, keepdim=True), 1.0)
         if self.threshold is not None:
             weights[confidence < self.threshold] = 0.0
         return weights
@@ -130,7 +118,7 @@ class Fitted:
             "window": self.window,
             "threshold": self.choice.threshold,
             "ties": [list(group) for group in self.choice.ties],
-            "mix": self.choice.mix,
+            "mix": 1,  # number of bricks that act together; earlier versions wrote others and read it
             "joined": self.choice.joined,
             **self.own_settings(),
         }
@@ -152,11 +140,13 @@ def restored(settings: Mapping[str, Any], method: str) -> dict[str, Any]:
         bricks = tuple(str(name) for name in settings["bricks"])
         ties = tuple(tuple(str(name) for name in group) for group in settings["ties"])
         threshold = None if settings["threshold"] is None else float(settings["threshold"])
-        choice = Choice(threshold, ties, int(settings["mix"]), settings["joined"])
+        choice = Choice(threshold, ties, settings["joined"])
         layer = None if settings["layer"] is None else int(settings["layer"])
         fields = {"bricks": bricks, "choice": choice, "layer": layer, "window": int(settings["window"])}
     except (KeyError, TypeError, ValueError) as error:
         raise WorkbenchError(f"routing.json: the router's entry {error} is missing or invalid", REPAIR) from error
+    if settings.get("mix", 1) != 1:
+        raise WorkbenchError(f"routing.json: the router mixes {settings['mix']} bricks, and one brick acts today", REPAIR)
     unknown = sorted({name for group in ties for name in group} - set(bricks))
     if unknown or choice.joined not in ("sum", "largest"):
         raise WorkbenchError(f"routing.json: the router's ties or scores name {unknown or choice.joined}, not its bricks", REPAIR)

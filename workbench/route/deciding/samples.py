@@ -1,8 +1,12 @@
-"""Calibration prompts of the bricks and requests that no brick is for, with their copies, folds and features."""
+"""Calibration prompts of the bricks and requests that no brick is for, with their copies, folds and features.
+
+Copies are prompts as users might write them: in lower case, behind a greeting, mistyped, with thanks, in other languages, after a text.
+"""
 
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
@@ -10,12 +14,128 @@ from typing import TYPE_CHECKING
 
 from workbench.errors import WorkbenchError
 from workbench.lazy import torch
-from workbench.route.deciding.copies import COPIES, copies, negative_copies
 from workbench.route.deciding.templates import FOLDS, folds
 from workbench.steps.route import Prompts
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+GREETINGS = (
+    "Hello! ",
+    "Hi there. ",
+    "Good morning, I have a request. ",
+    "Hey, can you help me with something? ",
+    "Thank you for your last answer, that was useful. ",
+    "I am working on a list and need one more thing. ",
+)
+"""Texts in front of a prompt. A greeting may be as long as the prompt."""
+THANKS = (
+    " Thanks!",
+    " Thank you in advance.",
+    " Thanks a lot for your help!",
+    " Please be quick, I am in a hurry.",
+    " Let me know if anything is unclear. Best regards",
+    " That is all for now, thank you.",
+)
+"""Texts behind a prompt."""
+PARAGRAPHS = (
+    "The market opens at seven in the morning, and by noon most of the stalls are empty. Farmers from the valley bring cheese, honey and "
+    "vegetables, while people from the coast sell fish that they caught during the night. Visitors like to sit on the steps of the town hall "
+    "with a cup of coffee and to watch how the square slowly fills and empties again.\n\n",
+    "When the company moved to the new building, nobody knew where anything was. Boxes stood in the corridors for weeks, the telephones rang "
+    "in the wrong rooms, and the coffee machine could not be found until the second Monday. By now everyone has a desk, the plants have "
+    "grown to the ceiling, and hardly anyone remembers how small the old office had been.\n\n",
+    "Mountains shape the weather of the land around them. Air that is pushed up their slopes cools, clouds form, and rain falls on the side "
+    "that faces the wind. Behind the ridge the air sinks and becomes warm and dry, so that a valley there may have vineyards although snow "
+    "lies on the peaks for most of the year. Travelers notice the change within an hour.\n\n",
+    "My grandmother kept a notebook in which she wrote down what she had cooked, who had come to visit and what they had talked about. It "
+    "has no recipes, and still one learns from it how people lived in her street. On some days there is only one line, on others she "
+    "filled two pages. The last entry tells of a long walk along the canal in the first warm week of spring.\n\n",
+)
+"""Texts of some sixty words in front of a prompt that have nothing to do with it."""
+LANGUAGES = ("de", "fr", "es")
+_TABLE = """
+the der le el; a ein un un; an ein un un; and und et y; or oder ou o; of von de de; in in dans en; to zu à a; is ist est es; are sind sont son;
+what was que qué; which welche quel cuál; who wer qui quién; how wie comment cómo; where wo où dónde; when wann quand cuándo; why warum pourquoi por-qué;
+this dies ceci esto; these diese ces estos; that das cela eso; it es il ello; its sein son su; they sie ils ellos; you du tu tú; i ich je yo;
+my mein mon mi; me mir moi me; please bitte s'il-te-plaît por-favor; answer Antwort réponse respuesta; question Frage question pregunta;
+task Aufgabe tâche tarea; result Ergebnis résultat resultado; exercise Übung exercice ejercicio; solution Lösung solution solución;
+write schreibe écris escribe; read lies lis lee; give gib donne da; tell sag dis di; can kann peux puedes; do tun fais haz; does macht fait hace;
+now jetzt maintenant ahora; here hier ici aquí; with mit avec con; for für pour para; from von de de; only nur seulement solo; by durch par por;
+two zwei deux dos; one eins un uno; number Zahl nombre número; numbers Zahlen nombres números; word Wort mot palabra; words Wörter mots palabras;
+letters Buchstaben lettres letras; list Liste liste lista; make mach fais haz; find finde trouve encuentra; work arbeite travaille trabaja; get bekommst obtiens obtienes;
+"""
+# word -> the word in German, French and Spanish; a hyphen stands for a space
+_WORDS = {
+    first: [other.replace("-", " ") for other in others]
+    for first, *others in (entry.split() for entry in _TABLE.replace("\n", " ").split(";") if entry.strip())
+}
+COPIES = ("plain", "lower", "greeting", "typos", "behind", "language", "paragraph")
+"""Kinds of copies."""
+
+
+def copy(prompt: str, kind: str, number: int) -> str:
+    """Return a prompt in one kind of copy.
+
+    Args:
+        prompt: The prompt.
+        kind: One of `COPIES`.
+        number: The prompt's number, which chooses the greeting, the language and so on.
+    """
+    match kind:
+        case "lower":
+            return prompt.lower()
+        case "greeting":
+            return GREETINGS[number % len(GREETINGS)] + prompt
+        case "typos":
+            return _mistyped(prompt, number)
+        case "behind":
+            return prompt + THANKS[number // 2 % len(THANKS)]
+        case "language":
+            return _in_words_of(prompt, number // 2 % len(LANGUAGES))
+        case "paragraph":
+            return PARAGRAPHS[number // 4 % len(PARAGRAPHS)] + prompt
+    return prompt
+
+
+def copies(prompt: str, number: int) -> dict[str, str]:
+    """Return a prompt of a brick by kind of copy: rarer kinds are those of every second or fourth prompt.
+
+    Args:
+        prompt: The prompt.
+        number: Its number among the brick's prompts.
+    """
+    kinds = ["plain", "lower", "greeting", *(("language",) if number % 2 else ("typos", "behind"))]
+    return {kind: copy(prompt, kind, number) for kind in [*kinds, *["paragraph"] * (number % 4 == 0)]}
+
+
+def negative_copies(prompt: str, number: int) -> dict[str, str]:
+    """Return a prompt that no brick is for by kind of copy, so that greetings, thanks and paragraphs say nothing about the bricks."""
+    kinds = ["plain", "behind" if number % 2 else "greeting", *{0: ["typos"], 1: ["paragraph"]}.get(number // 2 % 4, [])]
+    return {kind: copy(prompt, kind, number) for kind in kinds}
+
+
+def _mistyped(prompt: str, number: int) -> str:
+    """Swap two letters inside every third longer word, or drop one of them in turn. Digits and single letters stay."""
+    words = prompt.split(" ")
+    places = [i for i, word in enumerate(words) if len(word) > 3 and word.isalpha()]
+    for turn, i in enumerate(places[number % 2 :: 3] or places[:1]):
+        word = words[i]
+        at = 1 + (number + turn) % (len(word) - 2)
+        words[i] = word[:at] + word[at + 1 : at + 2] + ("" if (number // 2 + turn) % 2 else word[at]) + word[at + 2 :]
+    return " ".join(words)
+
+
+def _in_words_of(prompt: str, language: int) -> str:
+    """Put common words into another language, one by one; what the prompt is about stays as it is."""
+
+    def other(found: re.Match[str]) -> str:
+        word = _WORDS.get(found[0].lower(), [found[0]] * len(LANGUAGES))[language]
+        return word[:1].upper() + word[1:] if found[0][0].isupper() else word
+
+    return re.sub(r"[A-Za-z]{2,}|\bI\b", other, prompt)
+
 
 NEGATIVES = 700
 """Texts of the built-in requests that no brick is for, with their copies."""

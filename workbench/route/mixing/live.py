@@ -19,19 +19,17 @@ from workbench.lazy import no_grad, torch
 from workbench.models.hooks import CACHES
 from workbench.models.prompts import encode_text
 from workbench.route.deciding.chat import ChatFrame
-from workbench.route.features.hidden import pooled
-from workbench.route.mixing.kernel import Mix, Pair
-from workbench.route.mixing.modules import Mixer
-from workbench.route.mixing.tokens import SEEN, weights_by_token
+from workbench.route.deciding.hidden import pooled
+from workbench.route.deciding.router import BASE
+from workbench.route.mixing.kernel import Mix, Mixer, Pair
+from workbench.route.mixing.roles import SEEN, weights_by_token
 from workbench.steps.route import Decisions, Prompts, Router
 
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-BASE = "base"
-"""Label of prompts that no brick answers."""
-_KEPT = "_routed_choice"
+_CHOICE = "_routed_choice"
 
 
 class Choice:
@@ -112,6 +110,11 @@ class Routing:
     def bricks(self) -> tuple[str, ...]:
         """The bricks, in the order of the columns of weights."""
         return self.router.bricks
+
+    @property
+    def ties(self) -> tuple[tuple[str, ...], ...]:
+        """Groups of bricks that count as one, because prompts do not tell them apart."""
+        return tuple(tuple(group) for group in self.router.settings().get("ties", ()))
 
     @property
     def by_token(self) -> bool:
@@ -260,7 +263,7 @@ def attach(
         if choice is None and routing.by_token:
             choice, seen = routing._of_tokens(ids, named.get("attention_mask"), caches)
         elif choice is None:
-            choice = _kept(caches)
+            choice = _choice_of(caches)
         if choice is None:
             choice = routing._of_prompts(ids, named.get("attention_mask"))
             _check_positions(named.get("position_ids"), named.get("attention_mask"))
@@ -271,7 +274,7 @@ def attach(
         caches += [value for name, value in output.items() if name in CACHES] if isinstance(output, dict) else []
         for cache in caches:
             if cache is not None and not isinstance(cache, (tuple, list, torch.Tensor)):
-                setattr(cache, *((_KEPT, choice) if not routing.by_token else (SEEN, seen)))
+                setattr(cache, *((_CHOICE, choice) if not routing.by_token else (SEEN, seen)))
         return output
 
     @functools.wraps(generate)
@@ -285,7 +288,7 @@ def attach(
                 return generate(kwargs.pop("input_ids", None), **kwargs)
             finally:
                 routing._call.generated = None
-        choice = routing._chosen() or _kept([cache for name in CACHES if (cache := kwargs.get(name)) is not None])
+        choice = routing._chosen() or _choice_of([cache for name in CACHES if (cache := kwargs.get(name)) is not None])
         if choice is None:
             ids, mask = kwargs.get("input_ids"), kwargs.get("attention_mask")
             choice = routing._of_prompts(ids, _padding(ids, mask, kwargs, model, tokenizer))
@@ -307,13 +310,13 @@ def attach(
     return routing  # type: ignore[no-any-return]
 
 
-def _kept(caches: Sequence[Any]) -> Choice | None:
+def _choice_of(caches: Sequence[Any]) -> Choice | None:
     """Return the choice of the text that filled a cache; None if there is no cache, or an empty one."""
     for cache in caches:
         length = getattr(cache, "get_seq_length", None)
         if length is not None and not length():
             continue
-        if (choice := getattr(cache, _KEPT, None)) is not None:
+        if (choice := getattr(cache, _CHOICE, None)) is not None:
             return choice  # type: ignore[no-any-return]
         raise WorkbenchError(
             "a routed model does not know which bricks acted when this cache was filled",

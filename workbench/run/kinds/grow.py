@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from workbench.errors import InvalidRecipeError
 from workbench.files import read_json, write_json
-from workbench.grow.expansion.added import new_elements
 from workbench.grow.expansion.preserve import TOKENS
-from workbench.grow.expansion.remap import GrownWeights
+from workbench.grow.expansion.remap import GrownWeights, new_elements
 from workbench.grow.expansion.streamed import streamed_bytes
 from workbench.lazy import torch
 from workbench.merge.streaming.deltas import StepBricks

@@ -22,12 +22,20 @@ from workbench.recipe.recipe import dump_step
 from workbench.resolve.resolved import Resolved
 from workbench.route.deciding.pooling import PooledRoute
 from workbench.route.deciding.samples import NEGATIVES
-from workbench.route.mixing.modules import check_places
+from workbench.route.mixing.kernel import check_places
 from workbench.run.compose import cached_adapter
 from workbench.run.costs import FLOPS_PER_SECOND, Needs, numel
 from workbench.run.forms import brick_bytes
 from workbench.run.kind import Kind, StepContext, StepResult, place_of, specs_before
-from workbench.run.routers import FORMAT, RECORD, TENSORS, SavedRouter, brick_rows, calibration_rows, known_statistics
+from workbench.run.routers import (
+    RECORD,
+    TENSORS,
+    RouterRecord,
+    SavedRouter,
+    brick_rows,
+    calibration_rows,
+    known_statistics,
+)
 from workbench.steps import RouteContext, RouteMethod
 from workbench.weights.digests import tensor_digest, weights_digest
 from workbench.weights.header import save_tensors
@@ -35,7 +43,7 @@ from workbench.weights.writer import output_specs
 
 if TYPE_CHECKING:
     from workbench.adapters.read import Adapter
-    from workbench.route.deciding.kept import KeptStates
+    from workbench.route.deciding.hidden import BrickStates
 
 # Copies of a prompt and tokens of each, for the estimate of `plan`: calibration prompts are short, apart from paragraphs before some.
 _COPIES, _TOKENS = 5, 64
@@ -49,7 +57,7 @@ class RouteKind(Kind[RouteMethod]):
         adapters = {name: context.adapter(name) for name in context.recipe.used_bricks(step)}
         saved = SavedRouter(_fitted(step, context, current, adapters))
         router = saved.at({name: adapter.path for name, adapter in adapters.items()})
-        record = {"bricks": list(adapters), "solved_on": saved.record["solved_on"], "router": saved.record["record"]}
+        record = {"bricks": list(adapters), "solved_on": saved.record.solved_on, "router": saved.record.record}
         return StepResult(current, record, router=router)
 
     def plan_row(
@@ -144,24 +152,23 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
         )
     )
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in sorted(router.tensors().items())}
-    record = {
-        "format": FORMAT,
-        "method": step.name,
-        "method_version": step.version,
-        "layer": router.layer,
-        "window": router.window,
-        "threshold": router.threshold,
-        "settings": router.settings(),
-        "tensors": {name: tensor_digest(tensor) for name, tensor in state.items()},
-        "bricks": brick_rows(adapters, step.descriptions()),
-        "calibration": calibration_rows(prompts, step.prompt_files),
-        "step": dump_step(step),
-        "seed": context.seed,
-        "base": resolved.base_digest,
-        "solved_on": solved_on,
-        "record": router.record,
-    }
-    _check_finite(record, context.id)
+    _check_finite([router.settings(), router.record], context.id)
+    record = RouterRecord(
+        method=step.name,
+        method_version=step.version,
+        layer=router.layer,
+        window=router.window,
+        threshold=router.threshold,
+        settings=router.settings(),
+        tensors={name: tensor_digest(tensor) for name, tensor in state.items()},
+        bricks=brick_rows(adapters, step.descriptions()),
+        calibration=calibration_rows(prompts, step.prompt_files),
+        step=dump_step(step),
+        seed=context.seed,
+        base=resolved.base_digest,
+        solved_on=solved_on,
+        record=router.record,
+    ).to_dict()
     with context.made(place) as unfinished:
         unfinished.mkdir()
         save_tensors(state, unfinished / TENSORS)
@@ -172,7 +179,7 @@ def _fitted(step: RouteMethod, context: StepContext, current: Model, adapters: M
 
 def _known(
     step: RouteMethod, resolved: Resolved, solved_on: str, tokenizer: Path, told: Callable[[str], None]
-) -> dict[str, KeptStates]:
+) -> dict[str, BrickStates]:
     """Return brick -> states of its prompts on the current model, from the cards of the bricks."""
     if not isinstance(step, PooledRoute):
         return {}
@@ -182,10 +189,10 @@ def _known(
     return {name: states for name, states in found.items() if states is not None}
 
 
-def _check_finite(record: dict[str, Any], step_id: str) -> None:
+def _check_finite(parts: list[dict[str, Any]], step_id: str) -> None:
     """Raise WorkbenchError if a router's settings or record hold NaN or infinity, which JSON has no numbers for."""
     try:
-        json.dumps(record, allow_nan=False)
+        json.dumps(parts, allow_nan=False)
     except ValueError:
         raise WorkbenchError(
             f"step '{step_id}': the fitted router has NaN or infinite numbers",

@@ -1,30 +1,44 @@
-"""Hidden states of the base at one depth, pooled over the last tokens of each prompt.
+"""Hidden states of the base at one depth, pooled over the last tokens of each prompt; of a brick's prompts they are kept beside its card.
 
 The mean over the last tokens follows the request wherever it stands in the text; a mean over the whole prompt changes with a greeting
 in front of it. Models give the first token of a text, and sometimes one or two early ones, a state of very large norm that has nothing
 to do with its meaning (attention sinks). One of them would outweigh all other states in the mean, so they are left out.
+
+The file beside a card holds digests of the prompts, not the prompts:
+
+states       [prompt or copy, window, hidden size], float32; see `windows`
+digests      [prompt or copy, 16], uint8: digest of each text
 """
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from workbench.errors import InvalidRecipeError
+from workbench.errors import WorkbenchError
+from workbench.files import bytes_digest
 from workbench.lazy import no_grad, torch
 from workbench.models.architecture import model_depth
 from workbench.models.hooks import Stopped, hooked, states_of
 from workbench.models.layout import stack_prefix
 from workbench.models.prompts import encode_text
 from workbench.models.texts import batch_limit, longest_row, side_by_side
+from workbench.route.deciding.samples import copies
+from workbench.weights.header import save_tensors
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from torch import Tensor
     from transformers import PreTrainedModel
 
+
 WINDOW = 16
-"""Default number of last tokens that are pooled."""
+"""Number of last tokens that are pooled."""
 SHIFTS = (0, 4, 8, 12)
 """Tokens after each of the windows of a prompt. The request may stand before thanks or a signature."""
 POOLING = 2
@@ -33,21 +47,12 @@ SINK = 4.0
 """A state whose norm is larger than this multiple of the row's median norm is left out. Other states lie below twice the median."""
 
 
-def depth_of(model: PreTrainedModel, layer: int | None) -> int:
-    """Return the number of decoder blocks whose output is pooled: `layer`, or half of the blocks.
+def depth_of(model: PreTrainedModel) -> int:
+    """Return the number of decoder blocks whose output is pooled: half of them.
 
-    Raises:
-        InvalidRecipeError: If the model has fewer blocks.
+    A third of the depth fails on some sets of bricks, and two thirds take longer and route no better.
     """
-    depth = model_depth(model.config.to_dict())
-    if layer is None:
-        return max(1, depth // 2)
-    if not 1 <= layer <= depth:
-        raise InvalidRecipeError(
-            f"route: layer {layer} does not exist; expected 1 to {depth}, the number of decoder blocks that are run",
-            f"Remove `layer`: the default is {max(1, depth // 2)}, half of the depth.",
-        )
-    return layer
+    return max(1, model_depth(model.config.to_dict()) // 2)
 
 
 def token_rows(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
@@ -141,3 +146,103 @@ def token_batches(rows: Sequence[Sequence[int]], device: torch.device) -> list[l
         else:
             groups.append([i])
     return groups
+
+
+FILE = "routing.safetensors"
+"""Name of the file beside a card."""
+_SHAPES = {"states": 3, "digests": 2}
+
+
+@dataclass(frozen=True)
+class BrickStates:
+    """Pooled states of a brick's prompts and their copies.
+
+    Attributes:
+        states: [text, window, hidden size], float32.
+        digests: Digest of each text, in the same order.
+        layer: Number of decoder blocks whose output was pooled.
+        window: Number of last tokens that were pooled.
+        pooling: Version of the pooling.
+    """
+
+    states: Tensor
+    digests: tuple[str, ...]
+    layer: int
+    window: int
+    pooling: int
+
+    @cached_property
+    def _rows(self) -> dict[str, int]:
+        return {digest: row for row, digest in enumerate(self.digests)}
+
+    def differs(self, layer: int, window: int) -> str | None:
+        """Return how the states differ from those that a router needs; None if they fit."""
+        if self.layer != layer:
+            return f"are of layer {self.layer}, and the router reads layer {layer}"
+        if self.window != window:
+            return f"are of the last {self.window} tokens, and the router reads the last {window}"
+        if self.pooling != POOLING:
+            return f"were pooled by version {self.pooling}, and this is version {POOLING}"
+        return None
+
+    def of(self, texts: Sequence[str]) -> Tensor | None:
+        """Return the states [text, window, hidden size] of some texts; None if one of them is missing."""
+        rows = [self._rows.get(text_digest(text)) for text in texts]
+        return None if None in rows else self.states[torch.tensor(rows, dtype=torch.long)]
+
+    def save(self, path: Path) -> dict[str, Tensor]:
+        """Write the file, and return its tensors."""
+        tensors = {
+            "states": self.states.contiguous(),
+            "digests": torch.tensor([list(bytes.fromhex(digest)) for digest in self.digests], dtype=torch.uint8),
+        }
+        save_tensors(tensors, path)
+        return tensors
+
+
+def text_digest(text: str) -> str:
+    """Return the digest of a text as it is."""
+    return bytes_digest(text.encode("utf-8", "surrogatepass"))
+
+
+def measure_states(model: Any, tokenizer: Any, prompts: Sequence[str], layer: int, window: int) -> BrickStates:
+    """Run the base over prompts and their copies.
+
+    Args:
+        model: The live base; no brick acts on it.
+        tokenizer: Its tokenizer.
+        prompts: The prompts of a brick.
+        layer: Number of decoder blocks whose output is pooled.
+        window: Number of last tokens that are pooled.
+    """
+    texts = list(dict.fromkeys(text for number, prompt in enumerate(prompts) for text in copies(prompt, number).values()))
+    states = pooled(model, token_rows(tokenizer, texts), layer, window)
+    return BrickStates(states, tuple(map(text_digest, texts)), layer, window, POOLING)
+
+
+def read_states(path: Path, layer: int, window: int, pooling: int) -> tuple[BrickStates, dict[str, Tensor]]:
+    """Read the file; the arguments that it does not hold come from the card.
+
+    Returns:
+        The states, and the file's tensors for their digest.
+
+    Raises:
+        WorkbenchError: If the file is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors = load_file(path)
+    except FileNotFoundError:
+        raise WorkbenchError(f"{path} is missing") from None
+    except SafetensorError as error:
+        raise WorkbenchError(f"{path} is not a safetensors file: {str(error)[:100]}") from None
+    older = 2 if pooling != POOLING else 3  # one window a text: such states are measured again, with a line that says so
+    wrong = [
+        n for n, dimensions in _SHAPES.items() if n not in tensors or tensors[n].ndim not in (dimensions, min(dimensions, older))
+    ]
+    if wrong or len(tensors["states"]) != len(tensors["digests"]):
+        raise WorkbenchError(f"{path} is not a file of routing statistics: '{wrong[0] if wrong else 'digests'}' does not fit")
+    digests = tuple(bytes(row).hex() for row in tensors["digests"].tolist())
+    return BrickStates(tensors["states"], digests, layer, window, pooling), tensors

@@ -1,4 +1,4 @@
-"""Check that a grown model's config.json matches its tensors, with the model that transformers builds from the file."""
+"""Checks of the files of a grown model: config.json matches the tensors, and old elements are unchanged, row by row."""
 
 from __future__ import annotations
 
@@ -8,31 +8,26 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from workbench.errors import GateFailedError, WorkbenchError
+from workbench.grow.expansion.parts import NOT_BUILT
+from workbench.grow.expansion.remap import runs
 from workbench.grow.expansion.streamed import decoder_layers
+from workbench.lazy import torch
 from workbench.models.architecture import model_depth
 from workbench.models.layout import Layout, Model
 from workbench.models.live import live_names
 from workbench.models.skeleton import skeleton
-from workbench.steps import Growth
-from workbench.weights.specs import TensorSpec
+from workbench.steps import NEW, Grown, Growth
+from workbench.weights.specs import BLOCK_ELEMENTS, Source, TensorSpec, Weights
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
+
 _REPORT = "Report this architecture. `check: off` in the step writes the model without this check."
-_BUILDING = (
-    ValueError,
-    RuntimeError,
-    TypeError,
-    KeyError,
-    IndexError,
-    AttributeError,
-    AssertionError,
-    ArithmeticError,
-    NotImplementedError,
-)
 # Attributes that hold the number of a module's own layer, under the names that architectures use.
 _NUMBER = re.compile(r"(^|_)(idx|index|number|num)s?$|(layer|block)_?(idx|index|id|number|num)s?$")
 
@@ -47,7 +42,7 @@ def built_model(config: Mapping[str, Any], step: str) -> PreTrainedModel:
         return skeleton(json.dumps(dict(config), sort_keys=True))
     except WorkbenchError as error:
         raise GateFailedError(f"step {step}: {error.message}, so the growth cannot be checked", _REPORT) from None
-    except _BUILDING as error:
+    except NOT_BUILT as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise GateFailedError(
             f"step {step}: transformers cannot build a model from the grown config.json: {reason[:200]}", _REPORT
@@ -163,3 +158,88 @@ def _depths(before: Model, growth: Growth, specs: Mapping[str, TensorSpec]) -> s
     numbers = {int(n) for name in specs if name.startswith(prefix) and (n := name[len(prefix) :].partition(".")[0]).isdigit()}
     stated, present = model_depth(growth.config), len(numbers)
     return "" if stated == present else f": config.json states {stated} layers, the tensors have {present}"
+
+
+def old_elements(growth: Growth, before: Weights, saved: Weights, names: Mapping[str, str], step: str) -> dict[str, int]:
+    """Compare old rows and columns in the files with those before growth, cast to the files' dtype, block by block.
+
+    Args:
+        growth: The plan.
+        before: The weights before growth.
+        saved: The weights in the files.
+        names: Tensor after the step -> its name in the files, for tensors that no later step changes.
+        step: Id of the step, for errors.
+
+    Returns:
+        Numbers of tensors: `identical`, `with_additions` (their old elements are identical), `rescaled` by the method, `new`, and
+        `changed_later`; `shortened` if there are tensors that lost elements (the others are identical).
+
+    Raises:
+        WorkbenchError: If an old element differs (exit code 3).
+    """
+    counts = dict.fromkeys(("identical", "with_additions", "shortened", "rescaled", "new", "changed_later"), 0)
+    uses = Counter(grown.source for grown in growth.tensors.values())
+    for name, grown in growth.tensors.items():
+        if grown.new:
+            counts["new"] += 1
+        elif name not in names:
+            counts["changed_later"] += 1
+        elif grown.rescaled:
+            counts["rescaled"] += 1
+        else:
+            # The first part is the old tensor: `Mixture` appends new experts to the old ones.
+            old = grown.parts[0] if grown.parts else grown
+            if (row := _first_difference(old, before, saved, names[name])) is not None:
+                raise GateFailedError(
+                    f"step {step}: {names[name]} differs in row {row} from {grown.source} before growth",
+                    "Report this architecture. `check: off` in the step writes the model without this check.",
+                )
+            counts[_kind(grown, before.specs[grown.source], uses[grown.source])] += 1
+    return counts if counts["shortened"] else {key: count for key, count in counts.items() if key != "shortened"}
+
+
+def _kind(grown: Grown, spec: TensorSpec, uses: int) -> str:
+    """Return the count that a tensor whose old elements are identical belongs to.
+
+    Args:
+        grown: The tensor.
+        spec: Shape and dtype of its source.
+        uses: Number of tensors with this source. If there are several, the source is divided among them.
+    """
+    if not grown.reshaped:
+        return "identical"
+    return "with_additions" if grown.parts or uses > 1 or grown.added(spec) is not None else "shortened"
+
+
+def _first_difference(grown: Grown, before: Weights, saved: Weights, name: str) -> int | None:
+    """Return the first row with a different old element, or None if all are bit-identical."""
+    old, new = before.specs[grown.source], saved.specs[name]
+    rows = np.arange(old.rows) if grown.rows is None else grown.rows.index
+    cols = np.arange(old.cols) if grown.cols is None else grown.cols.index
+    if new.rows < len(rows) or new.cols < len(cols):
+        return 0
+    new_columns, old_columns = torch.from_numpy(np.flatnonzero(cols != NEW)), torch.from_numpy(cols[cols != NEW])
+    all_columns = len(new_columns) == old.cols == new.cols and grown.cols is None
+    cpu = torch.device("cpu")
+    old_source, new_source = before.open(grown.source, cpu), saved.open(name, cpu)
+    step = max(1, BLOCK_ELEMENTS // max(old.cols, new.cols))
+    for start in range(0, len(rows), step):
+        index = rows[start : start + step]
+        written = _read(new_source, new, start, len(index))
+        for place, length in runs(index):
+            if index[place] == NEW:
+                continue
+            expected, actual = _read(old_source, old, int(index[place]), length), written[place : place + length]
+            if not all_columns:
+                expected, actual = expected[:, old_columns], actual[:, new_columns]
+            equal_rows = (expected.to(new.dtype) == actual.to(new.dtype)).all(1)
+            if not bool(equal_rows.all()):
+                return start + place + int((~equal_rows).nonzero()[0])
+    return None
+
+
+def _read(source: Source, spec: TensorSpec, start: int, count: int) -> torch.Tensor:
+    """Read rows of a tensor, in float32 or in the tensor's own integer dtype."""
+    out = torch.empty(count, spec.cols, dtype=torch.float32 if spec.is_float else spec.dtype)
+    source.read(start, start + count, out)
+    return out

@@ -1,4 +1,4 @@
-"""Origin of the parts of a stack, and the parts that pruning removed, in words."""
+"""Records of growth in words: the result of a check, the origin of the parts of a stack, and what pruning removed."""
 
 from __future__ import annotations
 
@@ -8,7 +8,40 @@ from typing import Any
 from workbench.errors import size
 
 
-def told_blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def check_line(check: Mapping[str, Any]) -> str:
+    """Return the result of a growth check in one line.
+
+    Example: "259 old tensors are bit-identical, 54 new; logits differ by 0, cached generation agrees; transformers loads it".
+    """
+    counts = check.get("kept", {})
+    words = {
+        "identical": "old tensors are bit-identical",
+        "with_additions": "with additions keep their old elements",
+        "shortened": "shorter ones keep their other elements",
+        "rescaled": "rescaled",
+        "new": "new",
+        "changed_later": "changed by later steps",
+        "trained": "tensors trained",
+    }
+    parts = [", ".join(f"{counts[key]} {text}" for key, text in words.items() if counts.get(key))]
+    if "max_logit_difference" in check:
+        parts.append(
+            f"logits differ by {check['max_logit_difference']:.2g}"
+            + (", cached generation agrees" if check.get("same_generation") else "")
+        )
+    elif check.get("finite_logits"):
+        parts.append("logits are finite")
+    if waiting := check.get("at_first_without"):
+        parts.append(
+            f"{len(waiting)} of the new tensors ({waiting[0]}) have no gradient until the zeros that follow them are trained"
+        )
+    if share := check.get("new_token_probability"):
+        parts.append(f"new tokens take {100 * share:.2g} % of the probability")
+    parts += ["transformers loads it"] if check.get("reloaded") else []
+    return "; ".join(filter(None, parts))
+
+
+def stack_parts(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield (part of the result, its source) for a step's record or plan row.
 
     Example: ("layers 0-15", "brick one, layers 0-15"), ("layers 16-23", "ties of one 16-23, two 18-25 on base"), ("head", "brick two").
@@ -31,7 +64,7 @@ def told_blocks(record: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield part, _named(source)
 
 
-def told_removal(record: Mapping[str, Any]) -> str | None:
+def removal_line(record: Mapping[str, Any]) -> str | None:
     """Return the sizes of a model before and after pruning, and what was removed, for a step's record or plan row.
 
     Example: "30 -> 22 layers, removed 12-17, 25-26 (influence 0.0231 to 0.027, the others 0.0271 to 1.01); 134.5 million -> 106.2 million
