@@ -306,11 +306,11 @@ def test_family_and_correction_of_older_documents_are_told(correction: str, tmp_
 
 def test_axis_has_zero_and_round_ticks() -> None:
     empty = axis([], POINTS)
-    assert 0.0 in empty.ticks
+    assert 0.0 in empty.ticks(100)
     wide = axis(view_of(make_document()).rows, POINTS)
     assert wide.low >= -1
     assert wide.high <= 1
-    assert all(abs(100 * t - round(100 * t)) < 1e-9 for t in wide.ticks)
+    assert all(abs(100 * t - round(100 * t)) < 1e-9 for t in wide.ticks(100))
 
 
 def test_how_numbers_are_written() -> None:

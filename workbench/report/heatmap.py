@@ -11,9 +11,9 @@ from markupsafe import Markup
 
 from workbench.files import write_bytes
 from workbench.library.measure import DeltaSums, Measures
+from workbench.report.chart import joined, svg
 from workbench.report.numbers import MISSING, signed
 from workbench.report.page import filled
-from workbench.report.svg import joined, svg
 from workbench.report.tints import BFLOAT16, SCALES, Stop, TintScale, null_reason
 
 HEIGHT, GAP, TOP = 24, 2, 22

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from workbench.report.curves import Chart, TintedTable
+from workbench.report.chart import Chart
+from workbench.report.tints import TintedTable
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from workbench.report.curves import Chart, Curve, Level, Scales, chart
-from workbench.report.forest import decimals, ticks
+from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
 from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
 from workbench.report.view import View
 
@@ -217,7 +216,7 @@ def _charts(grid: Grid, measure: Mapping[str, Any], baseline: str, ringed: str |
         levels = [Level(baseline, measure["baseline"] * unit.scale, "item")] if measure["baseline"] is not None else []
         if (fixed_level := grid.level(None, column, measure)) and grid.across:
             levels.append(Level(f"{name}, without {grid.across['label']}", fixed_level["value"] * unit.scale, "own"))
-        drawn: list[tuple[tuple[float, float], tuple[float, float] | None, str]] = []
+        drawn: list[tuple[tuple[float, float], Ends, str]] = []
         rings: list[tuple[float, float]] = []
         for row, place in sorted(enumerate(grid.places), key=lambda pair: pair[1]):
             level = grid.level(row, column, measure)
@@ -240,13 +239,12 @@ def _scales(grid: Grid, measure: Mapping[str, Any], unit: Unit) -> tuple[Scales,
     """Return the scales that the charts of a measure share, and the texts of the x values in hover texts."""
     assert grid.across is not None
     values = [] if measure["baseline"] is None else [measure["baseline"] * unit.scale]
-    for (row, column), _ in grid.points.items():
+    for row, column in grid.points:
         if level := grid.level(row, column, measure):
             values += [level["value"] * unit.scale, *(_ends(level, unit) or ())]
-    low, high = min(values), max(values)
-    room = 0.04 * (high - low) or abs(high) * 0.1 or 1.0
-    marks = ticks(low - room, high + room)
-    places = decimals(marks)
+    up = Scale.over(values, room=0.04)
+    marks = up.ticks()
+    digits = decimals(marks)
     label = grid.across["label"] or grid.across["name"]
     words = [text if isinstance(grid.across["values"][0], list) else f"{label} {text}" for text in grid.rows]
     first, last = (min(grid.places), max(grid.places)) if grid.places else (0.0, 1.0)
@@ -254,10 +252,10 @@ def _scales(grid: Grid, measure: Mapping[str, Any], unit: Unit) -> tuple[Scales,
     by_place = dict(zip(grid.places, grid.rows, strict=True))
     scales = Scales(
         (first - margin, last + margin),
-        (low - room, high + room),
+        (up.low, up.high),
         marks,
         _apart(grid, first - margin, last + margin),
-        lambda v: fixed(v, places),
+        lambda v: fixed(v, digits),
         lambda v: by_place[v].removesuffix("s").removesuffix(" brick") if v in by_place else f"{v:g}",
     )
     return scales, words
@@ -278,6 +276,6 @@ def _apart(grid: Grid, low: float, high: float) -> list[float]:
     return shown
 
 
-def _ends(level: Mapping[str, Any], unit: Unit) -> tuple[float, float] | None:
+def _ends(level: Mapping[str, Any], unit: Unit) -> Ends:
     low, high = level.get("low"), level.get("high")
     return None if low is None or high is None else (low * unit.scale, high * unit.scale)

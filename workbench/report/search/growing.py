@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from workbench.report.numbers import count, listed, plural
-from workbench.report.search.history import best_so_far
-from workbench.report.search.pareto import on_front
+from workbench.report.search.charts import best_so_far, on_front
 from workbench.report.search.view import ObjectiveView, Progress, SearchView
 from workbench.report.search.wording import items, level, tried
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from workbench.errors import shell
 from workbench.report.markdown import bullets, differences
 from workbench.report.numbers import MISSING, PERCENT, count, listed
-from workbench.report.search import pareto, wording
-from workbench.report.search.history import best_so_far
+from workbench.report.search import wording
+from workbench.report.search.charts import best_so_far, pareto
 from workbench.report.search.view import Candidate, SearchView, TestedView, written
 from workbench.tables import as_markdown as escape
 from workbench.tables import fence
@@ -122,7 +122,7 @@ def _importances(view: SearchView) -> list[str]:
 
 def _front(view: SearchView) -> list[str]:
     """Return the Pareto front and its hypervolume; empty for one objective."""
-    plot = pareto.pareto(view)
+    plot = pareto(view)
     if plot is None:
         return []
     text = f"Candidates that no other candidate beats on both {listed(o.name for o in view.objectives)}: {listed(plot.front)}."

@@ -9,7 +9,7 @@ from typing import Any
 from workbench.report import facts, forest, numbers
 from workbench.report.page import filled, write_files
 from workbench.report.reading import finite
-from workbench.report.search import dimensions, growing, history, parallel, pareto, wording
+from workbench.report.search import charts, growing, parallel, wording
 from workbench.report.search.markdown import markdown
 from workbench.report.search.reading import search_of
 from workbench.report.search.view import SearchView, written
@@ -75,13 +75,13 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "interval": wording.interval,
         "written": written,
         "missing": numbers.MISSING,
-        "histories": history.history(view),
-        "bars": dimensions.importances(view),
+        "histories": charts.history(view),
+        "bars": charts.importances(view),
         "parallel": parallel.parallel(view),
         "whiskers": any(c.intervals for c in view.candidates),
-        "curves": dimensions.curves(view),
-        "pareto": pareto.pareto(view),
-        "hypervolume": history.hypervolume(view),
+        "curves": charts.curves(view),
+        "pareto": charts.pareto(view),
+        "hypervolume": charts.hypervolume(view),
         "facts": wording.facts(view),
         "stopped": any(c.stopped for c in view.candidates),
         "failed": any(c.failed for c in view.candidates),
