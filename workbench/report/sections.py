@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from workbench.report.chart import Chart
 from workbench.report.tints import TintedTable
+from workbench.tables import Table
 
 
 @dataclass(frozen=True)
@@ -36,3 +37,8 @@ class Section:
     legend: Sequence[tuple[str, str]] = ()
     tables: Sequence[TintedTable] = ()
     details: Sequence[str] = ()
+
+    def saved(self) -> list[Table]:
+        """Return its table and matrices, which the page's buttons save."""
+        own = [Table(self.id, self.columns, self.rows)] if self.rows else []
+        return [*own, *(Table(f"{self.id}-{t.title}", [t.corner, *t.columns], t.cells) for t in self.tables)]

@@ -125,7 +125,8 @@ def text_of(value: Any) -> str:
 def _cell(level: Mapping[str, Any] | None, unit: Unit) -> str:
     if not level:
         return MISSING
-    return f"{unit.score(level['value'])} {unit.levels(level.get('low'), level.get('high'))}".rstrip()
+    value, low, high = (level.get(key) for key in ("value", "low", "high"))
+    return unit.cell(f"{unit.score(value)} {unit.levels(low, high)}".rstrip(), value, low, high)
 
 
 def _grid(sweep: Mapping[str, Any]) -> Grid:

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from workbench.tables import Cell
+
 if TYPE_CHECKING:
     from workbench.library.measure import DeltaSums
 
@@ -169,6 +171,14 @@ class TintedTable:
     stops: Sequence[Stop]
     neutral: str
     unit: str
+
+    @property
+    def cells(self) -> list[list[str]]:
+        """The rows as cells of a table that is saved."""
+        return [
+            [name, *(Cell(c.text, {"": None if math.isnan(c.value) else c.value}, self.unit) for c in row)]
+            for name, row in self.rows
+        ]
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from workbench.report import facts, forest, numbers
+from workbench.report.files import with_tables
 from workbench.report.page import filled, write_files
 from workbench.report.reading import finite
 from workbench.report.search import charts, growing, parallel, wording
-from workbench.report.search.markdown import markdown
+from workbench.report.search.markdown import markdown, tables
 from workbench.report.search.reading import search_of
 from workbench.report.search.view import SearchView, written
 from workbench.report.view import View
@@ -88,7 +89,8 @@ def html(view: SearchView, watched: int | None = None) -> str:
         "forest": comparison is not None,
         **(_comparison(comparison) if comparison is not None else {}),
     }
-    return filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
+    page = filled("search.html.j2", context, SCRIPTS if watched is None else (*SCRIPTS, "watch.js"), STYLES)
+    return with_tables(page, tables(view))
 
 
 def _tested(view: SearchView, *kinds: str) -> list[Any]:
