@@ -47,7 +47,7 @@ def _parts(document: Mapping[str, Any], view: View) -> list[str | Table]:
     return [
         f"# {escape(wording.title(view))}",
         *_decision(view),
-        *_sweeps(view),
+        *sweeps.tables(view),
         *([f"**{escape(' '.join(losses))}**"] if (losses := guard.harm(view)) else []),
         escape(" ".join(wording.headline(view))),
         escape(wording.scope(view)),
@@ -105,27 +105,6 @@ def _decision(view: View) -> list[str | Table]:
         *([Table("leaders", header, rows)] if rows else []),
         escape(found.family),
     ]
-
-
-def _sweeps(view: View) -> list[str | Table]:
-    """Return one table for each measure of each sweep."""
-    parts: list[str | Table] = []
-    for grid in sweeps.grids(view.sweeps):
-        if not grid.across:
-            parts.append(escape(sweeps.sentence(grid)))
-            continue
-        for measure in grid.measures:
-            head, rows = grid.table(measure)
-            over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
-            parts += [
-                f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}",
-                Table(f"sweep-of-{grid.name}-{measure['text']}", head, rows),
-            ]
-            if measure["baseline"] is not None:
-                parts.append(
-                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
-                )
-    return parts
 
 
 def bullets(lines: Iterable[str]) -> str:

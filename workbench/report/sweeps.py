@@ -10,6 +10,8 @@ from typing import Any
 from workbench.report.chart import Chart, Curve, Ends, Level, Scale, Scales, chart, decimals
 from workbench.report.numbers import MISSING, POINTS, Unit, fixed, listed, plural, raw
 from workbench.report.view import View
+from workbench.tables import Table
+from workbench.tables import as_markdown as escape
 
 Point = Mapping[str, Any]
 SPREAD = 20
@@ -111,6 +113,27 @@ def sentence(grid: Grid) -> str:
             between = "" if level["between"] is None else f", standard deviation between seeds {unit.score(level['between'])}"
             parts.append(f"{measure['text']} {_cell(level, unit)}{between}")
     return f"{grid.name}, mean over {plural(grid.seeds, 'seed')}: {'; '.join(parts)}." if parts else ""
+
+
+def tables(view: View) -> list[str | Table]:
+    """Return the parts of the Markdown report: one table for each measure of each sweep."""
+    parts: list[str | Table] = []
+    for grid in grids(view.sweeps):
+        if not grid.across:
+            parts.append(escape(sentence(grid)))
+            continue
+        for measure in grid.measures:
+            head, rows = grid.table(measure)
+            over = f", mean over {grid.seeds} seeds" if grid.seeds > 1 else ""
+            parts += [
+                f"## Sweep of {escape(grid.name)}: {escape(measure['text'])}{over}",
+                Table(f"sweep-of-{grid.name}-{measure['text']}", head, rows),
+            ]
+            if measure["baseline"] is not None:
+                parts.append(
+                    f"{escape(view.baseline)}: {grid.unit(measure).score(measure['baseline'])}. Brackets are 95 % intervals."
+                )
+    return parts
 
 
 def text_of(value: Any) -> str:
