@@ -8,6 +8,8 @@ from functools import wraps
 from pathlib import Path
 from typing import Any
 
+from workbench.tables import markdown_rows
+
 MISSING = "Not measured yet."
 SIGNS = {
     "better": "+",
@@ -23,8 +25,7 @@ SIGNED = "+ better, − worse, = equivalent or unchanged, ? cannot tell; on guar
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: int = 2) -> str:
     """A Markdown table; the first `left` columns are left-aligned, the others right-aligned."""
-    rule = ["---" if i < left else "--:" for i in range(len(heads))]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (heads, rule, *rows))
+    return "\n".join(markdown_rows(heads, rows, left))
 
 
 def interval(found: Mapping[str, Any] | None) -> str:

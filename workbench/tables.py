@@ -138,6 +138,19 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]], left: i
     return "\n".join("| " + " | ".join(line) + " |" for line in (head, rule, *lines))
 
 
+def markdown_rows(header: Sequence[str], rows: Iterable[Sequence[str]], left: int | None = None) -> list[str]:
+    """Return the lines of a table whose cells are Markdown already; bars in them are escaped.
+
+    Args:
+        header: Heads of the columns.
+        rows: Cells of each row.
+        left: Number of columns at the left that are left-aligned, the others right-aligned; None for all.
+    """
+    rule = ["---" if left is None or i < left else "--:" for i in range(len(header))]
+    cells = ([re.sub(r"(?<!\\)\|", r"\\|", " ".join(cell.split())) for cell in row] for row in (header, rule, *rows))
+    return ["| " + " | ".join(row) + " |" for row in cells]
+
+
 def fence(text: str, language: str = "") -> str:
     """Return a Markdown code block whose fence is longer than any run of backticks in the text."""
     ticks = "`" * max(3, 1 + max((len(run) for run in re.findall(r"`+", text)), default=0))
