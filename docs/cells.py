@@ -62,15 +62,35 @@ def results(project: Path, name: str) -> dict[str, Any] | None:
     return json.loads(path.read_text("utf-8")) if path.is_file() else None
 
 
-def of_results(name: str) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[Path], str]]:
-    """Make a block of a page from a function of a results file; where the file is missing, the block says that nothing is measured."""
+BLOCKS: dict[str, Callable[[Path], str]] = {}
+"""Function that writes a block of the pages, by the block's name."""
 
-    def block(write: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
+
+def block(name: str, source: str, *, cited: bool = True) -> Callable[[Callable[[dict[str, Any]], str]], Callable[[Path], str]]:
+    """Make a block of a page from a function of a results file, and register it.
+
+    Args:
+        name: Name of the block in the pages.
+        source: The results file; where it is missing, the block says that nothing is measured.
+        cited: Write at the end where the results were measured.
+    """
+
+    def register(write: Callable[[dict[str, Any]], str]) -> Callable[[Path], str]:
         @wraps(write)
         def written(project: Path) -> str:
-            found = results(project, name)
-            return MISSING if found is None else write(found)
+            found = results(project, source)
+            if found is None:
+                return MISSING
+            text = write(found)
+            apart = "" if text.endswith(("\n", " ")) else " "
+            return f"{text}{apart}{cite(found, source)}" if cited else text
 
+        BLOCKS[name] = written
         return written
 
-    return block
+    return register
+
+
+def cite(found: Mapping[str, Any], source: str) -> str:
+    """Where results were measured, with a link to their file."""
+    return f"{measured(found)} The source: [{source}](../{source})."

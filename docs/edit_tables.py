@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from cells import MISSING, SIGNS, interval, measured, of_results, results, signed, table
+from cells import MISSING, SIGNS, block, interval, signed, table
 
 METHODS = "benchmarks/results/edit-methods.json"
-FIXTURES = {
-    "benchmarks/results/edit-fixture.json": "The model that finds facts at the subject",
-    "benchmarks/results/edit-fixture-prompt.json": "The model that finds facts at the prompt's last token",
-}
 MERGE = "benchmarks/results/edit-merge.json"
 SPEED = "benchmarks/results/edit.json"
 SOLVE = "benchmarks/results/edit-solve.json"
@@ -36,7 +30,7 @@ PREFERRED = {
 MERGES = {"task-arithmetic": "task arithmetic", "ties": "TIES", "dare": "DARE"}
 
 
-@of_results(METHODS)
+@block("edit-methods", METHODS)
 def methods_block(found: dict[str, Any]) -> str:
     """Every method on the same facts of the starter base: what is taught, what is spared, what it costs."""
     rows = [row for row in found["rows"] if "error" not in row]
@@ -56,14 +50,14 @@ def methods_block(found: dict[str, Any]) -> str:
     ]
     if refused := [f"`{row['row']}`: {row['error']}" for row in found["rows"] if "error" in row]:
         parts.append("Refused: " + "; ".join(refused) + ".")
-    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."])
+    return "\n\n".join([*parts, ""])
 
 
-@of_results(METHODS)
+@block("edit-methods-alone", METHODS)
 def alone_block(found: dict[str, Any]) -> str:
     """Facts edited one at a time, and what strengths trade."""
     parts = _single(found.get("single")) + _curve(found.get("curve"))
-    return "\n\n".join([*parts, f"{measured(found)} The source: [{METHODS}](../{METHODS})."]) if parts else MISSING
+    return "\n\n".join([*parts, ""]) if parts else MISSING
 
 
 SECONDS = {"statistics": "statistics, CPU s", "values": "values", "search": "place", "solve": "solve"}
@@ -189,15 +183,12 @@ def _fields(row: Row) -> str:
     return ", ".join([*told, *([f"{row['preserved']} other prompts preserved"] if row.get("preserved") else [])])
 
 
-def fixture_block(project: Path, index: int) -> str:
-    """The same methods on a trained fixture of FIXTURES, over the number of facts: a table a kind of score."""
-    name, title = list(FIXTURES.items())[index]
-    return "\n\n".join(_fixture(results(project, name), name, title)) or MISSING
+def _fixture_block(name: str, file: str, title: str) -> None:
+    """Register the table of the same methods on a trained fixture, over the number of facts: a table a kind of score."""
+    block(name, file)(lambda found: "\n\n".join(_fixture(found, title)))
 
 
-def _fixture(found: Row | None, file: str, title: str) -> list[str]:
-    if found is None:
-        return []
+def _fixture(found: Row, title: str) -> list[str]:
     numbers = found["numbers"]
     names = list(dict.fromkeys(row["row"] for part in numbers for row in part["rows"]))
     parts = []
@@ -209,7 +200,7 @@ def _fixture(found: Row | None, file: str, title: str) -> list[str]:
             )
     note = (
         f"{title}, facts at once; in percent of prompts with 95 % intervals, strict scores. Paraphrases include the question form, neighbours the subject's other attributes. "
-        f"–: the method refuses these facts. {measured(found)} The source: [{file}](../{file})."
+        f"–: the method refuses these facts."
     )
     return [*parts, note]
 
@@ -221,7 +212,7 @@ def _at(part: Row, name: str, kind: str) -> str:
     return "–" if "error" in row else interval(row["scores"].get(kind))
 
 
-@of_results(MERGE)
+@block("edit-merge", MERGE)
 def merge_block(found: dict[str, Any]) -> str:
     """Facts after a merge with two skills, and after a rebase onto it."""
     rows = [line for row in found["rows"] for line in _merges(row)]
@@ -242,7 +233,7 @@ def merge_block(found: dict[str, Any]) -> str:
         f"{found['facts']} facts of `{found['file']}` as one brick, merged with {' and '.join(f'`{s}`' for s in found['skills'])}, all with weight 1: "
         f"{'; '.join(_settings(name, fields) for name, fields in found['merges'].items())}. Strict scores; right alone: {alone}. In percent with 95 % intervals over facts; "
         "skills: in the merge with the edit, and after the rebase in brackets. Said without the edit: targets that the merge of the skills alone says. "
-        f"{measured(found)} The source: [{MERGE}](../{MERGE})."
+        f""
     )
     return table(heads, rows) + "\n\n" + note
 
@@ -276,7 +267,7 @@ def _settings(name: str, fields: Row) -> str:
     return f"{MERGES.get(name, name)} (" + ", ".join(f"`{key}: {value}`" for key, value in fields.items() if key != "merge") + ")"
 
 
-@of_results(SPEED)
+@block("edit-speed", SPEED)
 def speed_block(found: dict[str, Any]) -> str:
     """Values and solve apart, memory, and a straightforward implementation in the same run."""
     rows = [
@@ -300,12 +291,10 @@ def speed_block(found: dict[str, Any]) -> str:
         + " ".join(_growth(name, part) for name in part["linear"])
         for title, part in _places(found)
     ]
-    return "\n\n".join(
-        [table(heads, rows), *notes, *_peer(found.get("peer")), f"{measured(found)} The source: [{SPEED}](../{SPEED})."]
-    )
+    return "\n\n".join([table(heads, rows), *notes, *_peer(found.get("peer")), ""])
 
 
-@of_results(SOLVE)
+@block("edit-solve", SOLVE)
 def solve_block(found: dict[str, Any]) -> str:
     """The linear solve alone, for thousands of facts, beside systems that grow with the facts."""
     heads = ["inputs", "facts", "CPU s", "whole systems, CPU s", "ratio", "peak MB", "whole systems, peak MB"]
@@ -331,7 +320,7 @@ def solve_block(found: dict[str, Any]) -> str:
         f"Random facts behind {found['contexts'] + 1} beginnings each, MEMIT's metric. Whole systems: one of facts x beginnings and one of facts, as earlier "
         f"versions solved them, in the same run. The two updates differ by {worst:.0e} of the largest wanted change. Peaks are above what keys and changes take."
     )
-    return "\n\n".join([table(heads, rows, left=0), note, f"{measured(found)} The source: [{SOLVE}](../{SOLVE})."])
+    return "\n\n".join([table(heads, rows, left=0), note, ""])
 
 
 def _places(found: Row) -> list[tuple[str, Row]]:
@@ -387,12 +376,7 @@ def _ours(blocks: Sequence[Row]) -> float:
     return float(sum(b["values"][0] + b["solve"] for b in blocks))
 
 
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "edit-methods": methods_block,
-    "edit-methods-alone": alone_block,
-    "edit-fixture": partial(fixture_block, index=0),
-    "edit-fixture-prompt": partial(fixture_block, index=1),
-    "edit-merge": merge_block,
-    "edit-solve": solve_block,
-    "edit-speed": speed_block,
-}
+_fixture_block("edit-fixture", "benchmarks/results/edit-fixture.json", "The model that finds facts at the subject")
+_fixture_block(
+    "edit-fixture-prompt", "benchmarks/results/edit-fixture-prompt.json", "The model that finds facts at the prompt's last token"
+)

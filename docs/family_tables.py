@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from cells import measured, of_results, table
+from cells import block, measured, table
 
 FAMILIES = "benchmarks/results/families.json"
 COLUMNS = {
@@ -31,7 +30,7 @@ _SHORTER = (
 )
 
 
-@of_results(FAMILIES)
+@block("families", FAMILIES, cited=False)
 def families_block(found: dict[str, Any]) -> str:
     """A row a family; numbers in brackets name the reasons below."""
     reasons: dict[str, int] = {}
@@ -75,6 +74,3 @@ def _counts(found: Mapping[str, Any]) -> str:
     families = found["families"].values()
     counts = [f"{head} {sum(f[name]['status'] == 'works' for f in families)}" for name, head in COLUMNS.items()]
     return f"Of {len(families)} families that were walked, these work: {', '.join(counts)}."
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {"families": families_block}

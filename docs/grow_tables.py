@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
-from cells import SIGNED, SIGNS, interval, measured, of_results, points, signed, table
+from cells import SIGNED, SIGNS, block, interval, points, signed, table
 
 COST, STARTER = "benchmarks/results/grow-M.json", "benchmarks/results/starter-grow.json"
 SPLIT = "benchmarks/results/split-ffn.json"
@@ -15,7 +14,7 @@ MAPS = "benchmarks/results/grow-maps.json"
 PRUNE, PRUNE_FIGURE = "benchmarks/results/prune.json", "growing-pruned.svg"
 
 
-@of_results(COST)
+@block("grow-cost", COST)
 def cost_block(found: dict[str, Any]) -> str:
     """Bytes, seconds and memory of every operator, beside the floor and mergekit."""
     rows = []
@@ -45,7 +44,7 @@ def cost_block(found: dict[str, Any]) -> str:
         "mergekit, peak, GB",
         "ratio of CPU s",
     ]
-    note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`. {measured(found)} The source: [{COST}](../{COST})."
+    note = f"The base has {_giga(found['base_bytes'])} GB; one core, start-up included; the ratio is of `check: off`, the peak of `check: tensors`."
     return table(heads, rows, left=1) + f"\n\n{note}"
 
 
@@ -53,7 +52,7 @@ def _giga(count: float) -> str:
     return f"{count / 1e9:.2f}"
 
 
-@of_results(STARTER)
+@block("grow-starter", STARTER)
 def starter_block(found: dict[str, Any]) -> str:
     """Models that grow from two skills beside merges of the same bricks, and paired differences against the two merges."""
     tasks = [t["task"] for t in found["tasks"] if t["role"] in ("skill", "retention")]
@@ -84,7 +83,7 @@ def starter_block(found: dict[str, Any]) -> str:
         parts.append(table(["configuration", *tasks], lines, left=1))
     note = (
         "Scores in percent with 95 % intervals, all items; kept: the share of a brick's own gain over the base. `starter-two` is the sum of `add` and "
-        f"`reverse`, `starter-glossary` of the three. {SIGNED}. {measured(found)} The source: [{STARTER}](../{STARTER})."
+        f"`reverse`, `starter-glossary` of the three. {SIGNED}."
     )
     return "\n\n".join([*parts, note])
 
@@ -104,7 +103,7 @@ def _difference(row: dict[str, Any] | None) -> str:
     return f"{signed(row['diff'])}{between} {SIGNS.get(row['verdict'], '')}".strip()
 
 
-@of_results(SPLIT)
+@block("grow-split", SPLIT)
 def split_block(found: dict[str, Any]) -> str:
     """Dense layers as experts without training."""
     rows = [["dense", "", "", "100 %", f"{found['perplexity']:,.1f}", ""]]
@@ -127,7 +126,7 @@ def split_block(found: dict[str, Any]) -> str:
         f"share of |activation| times the norm of the output column that the selected experts have. {found.get('note', '')} "
     )
     heads = ["partition", "selector", "shared experts", "mass", "perplexity", "rise of the loss, nats"]
-    return table(heads, rows) + f"\n\n{note}{measured(found)} The source: [{SPLIT}](../{SPLIT})."
+    return table(heads, rows) + f"\n\n{note}"
 
 
 _ROUTERS = {
@@ -138,7 +137,7 @@ _ROUTERS = {
 }
 
 
-@of_results(BRICKS)
+@block("transplant-bricks", BRICKS)
 def bricks_block(found: dict[str, Any]) -> str:
     """Bricks carried to siblings of their base: scores by way, beside training on the sibling with as many steps."""
     skills = found["skills"]
@@ -171,10 +170,10 @@ def bricks_block(found: dict[str, Any]) -> str:
         f"on {found['texts']} texts of the skill, from the way with the lowest loss on held-out texts, or from a new adapter. {found.get('note', '')} "
     )
     heads = ["sibling", "way", "matched", *skills, "kept"]
-    return table(heads, lines) + f"\n\n{note}{measured(found)} The source: [{BRICKS}](../{BRICKS})."
+    return table(heads, lines) + f"\n\n{note}"
 
 
-@of_results(PRUNE)
+@block("grow-prune", PRUNE)
 def prune_block(found: dict[str, Any]) -> str:
     """Models without a share of their layers, before and after training, in words of perplexity and retention."""
     rows = [["the model before", "", *_pruned_cells(found["before"]), "", "", "", ""]]
@@ -200,7 +199,7 @@ def prune_block(found: dict[str, Any]) -> str:
     )
     heads = ["removed by", "layers", "perplexity", "retention", "trained: perplexity", "retention", "difference", "CPU min"]
     picture = f"![Perplexity and retention of pruned models, before and after training]({PRUNE_FIGURE})"
-    return f"{picture}\n\n{table(heads, rows)}\n\n{note}{measured(found)} The source: [{PRUNE}](../{PRUNE})."
+    return f"{picture}\n\n{table(heads, rows)}\n\n{note}"
 
 
 def _pruned_cells(state: dict[str, Any]) -> list[str]:
@@ -217,7 +216,7 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-@of_results(MAPS)
+@block("grow-maps", MAPS)
 def maps_block(found: dict[str, Any]) -> str:
     """Losses of grown models after equal numbers of steps, by how their new layers begin."""
     budgets = list(dict.fromkeys(row["budget"] for row in found["rows"]))
@@ -229,7 +228,7 @@ def maps_block(found: dict[str, Any]) -> str:
         lines.append([arm, _losses([row["grown"] for row in own if row["budget"] == budgets[0]]), *cells])
     note = (
         f"Four layers of a small Llama, trained for {found['base_steps']} steps, become six; loss of held-out answers in nats a token, mean and range of {seeds} seeds. All steps count, also the {found['map_steps']} that "
-        f"train the coefficients of learned maps. {measured(found)} The source: [{MAPS}](../{MAPS})."
+        f"train the coefficients of learned maps."
     )
     heads = ["new layers", "after growth", *(f"after {budget} steps" for budget in budgets)]
     return table(heads, lines, left=1) + "\n\n" + note
@@ -253,14 +252,4 @@ _WAYS = {
     "sibling": "the sibling",
     "from the transplant": "best way, trained",
     "anew": "new adapter, trained",
-}
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "grow-cost": cost_block,
-    "grow-starter": starter_block,
-    "grow-split": split_block,
-    "grow-prune": prune_block,
-    "grow-maps": maps_block,
-    "transplant-bricks": bricks_block,
 }

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-from cells import SIGNED, SIGNS, interval, measured, of_results, signed, table
+from cells import SIGNED, SIGNS, block, interval, signed, table
 
 from workbench.report.routed import advised
 
@@ -18,7 +16,7 @@ BESIDE = "benchmarks/results/merge-or-route.json"
 ROLES = "benchmarks/results/roles.json"
 
 
-@of_results(ROUTING)
+@block("route_accuracy", ROUTING)
 def accuracy_block(found: dict[str, Any]) -> str:
     """Share of prompts whose brick has the highest score, for each router and set."""
     names = [row["set"] for row in _rows(found, "ridge") if "right_score" in row]
@@ -37,10 +35,10 @@ def accuracy_block(found: dict[str, Any]) -> str:
         f"{found['samples']} calibration prompts a brick, {len(found['bricks'])} bricks. {'; '.join(fewer)}{'. ' * bool(fewer)}"
     )
     heads = ["router", *(f"{name} (n = {counts[name]})" for name in names)]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
-@of_results(ABSTAIN)
+@block("route_abstain", ABSTAIN)
 def abstain_block(found: dict[str, Any]) -> str:
     """False abstention, wrong bricks and false routing by the way in which a prompt is written."""
     columns = [row for row in found["routers"] if not row["negatives"]]
@@ -61,7 +59,7 @@ def abstain_block(found: dict[str, Any]) -> str:
         f"{' and '.join(str(row['negatives']) for row in marks if row)} near misses of other kinds. "
     )
     heads = ["prompts", *(f"`{column['router']}`, {column['set']} bricks" for column in columns)]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, ABSTAIN)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
 def _costs(column: dict[str, Any], name: str) -> str:
@@ -73,7 +71,7 @@ def _costs(column: dict[str, Any], name: str) -> str:
     return f"{_percent(1 - row['kept_by_base'])} ({row['prompts']})"
 
 
-@of_results(RETRIEVAL)
+@block("route_retrieval", RETRIEVAL)
 def retrieval_block(found: dict[str, Any]) -> str:
     """Recall by number of skills."""
     sizes = sorted({row["bricks"] for row in found["rows"]})
@@ -88,10 +86,10 @@ def retrieval_block(found: dict[str, Any]) -> str:
         "words with seven others. "
     )
     heads = ["router", "templates", *(f"{size} bricks" for size in sizes)]
-    return "\n\n".join([table(heads, lines, left=2), note + _source(found, RETRIEVAL)])
+    return "\n\n".join([table(heads, lines, left=2), note])
 
 
-@of_results(KERNEL)
+@block("route_kernel", KERNEL)
 def kernel_block(found: dict[str, Any]) -> str:
     """Time of PEFT's mixed batches and Arrow over the kernel's, and memory of a call, by number of bricks."""
     kinds = {
@@ -114,10 +112,10 @@ def kernel_block(found: dict[str, Any]) -> str:
         f"{found['rank']} on all linear layers, {found['threads']} thread. "
     )
     heads = ["", *(f"bricks: {row['bricks']}" for row in found["results"])]
-    return "\n\n".join([table(heads, lines, left=1), note + _source(found, KERNEL)])
+    return "\n\n".join([table(heads, lines, left=1), note])
 
 
-@of_results(BESIDE)
+@block("merge_or_route", BESIDE)
 def beside_block(found: dict[str, Any]) -> str:
     """Routed recipes beside merges of the same bricks: skills, retention, false routing, and what the report advises."""
     parts = []
@@ -157,10 +155,10 @@ def beside_block(found: dict[str, Any]) -> str:
         f"chance, mean over skills. Difference from the base in points, adjusted interval; {SIGNED}. False routing: items of a task that "
         "another brick than its own answered. The merges have the fields of the starter recipes, untuned. "
     )
-    return "\n\n".join([*parts, note + _source(found, BESIDE)])
+    return "\n\n".join([*parts, note])
 
 
-@of_results(ROLES)
+@block("roles", ROLES)
 def roles_block(found: dict[str, Any]) -> str:
     """Bricks of three roles, alone and composed, where roles have codes of their own and where they share codes."""
     kinds = {"role": "one role", "two roles": "two roles in a prompt", "text": "text alone"}
@@ -181,7 +179,7 @@ def roles_block(found: dict[str, Any]) -> str:
         f"{found['seeds']} seeds. Intervals, 95 %: a t distribution over pairs of seed and role. `one brick` and `a pair` are the bricks of one role alone, as NaiveMC and DAMC train them. "
         "A base of four layers has little room for sums of adapters: the paper's NaiveMC loses less. "
     )
-    return "\n\n".join([*parts, note + _source(found, ROLES)])
+    return "\n\n".join([*parts, note])
 
 
 def _levels(found: dict[str, float], form: str, least: float = -100.0, most: float = 100.0) -> str:
@@ -202,17 +200,3 @@ def _percent(value: float) -> str:
 
 def _ordinal(number: int) -> str:
     return {2: "second", 3: "third"}.get(number, f"{number}th")
-
-
-def _source(found: dict[str, Any], name: str = ROUTING) -> str:
-    return f"{measured(found)} The source: [{name}](../{name})."
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "roles": roles_block,
-    "route_accuracy": accuracy_block,
-    "route_abstain": abstain_block,
-    "route_retrieval": retrieval_block,
-    "route_kernel": kernel_block,
-    "merge_or_route": beside_block,
-}

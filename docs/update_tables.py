@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-from cells import interval, measured, of_results, points, signed, table
+from cells import block, interval, points, signed, table
 
 STREAM = "benchmarks/results/edit-stream.json"
 STREAM_STARTER = "benchmarks/results/edit-stream-starter.json"
@@ -17,19 +16,19 @@ ADAPTER = "benchmarks/results/edit-adapter.json"
 STARTER = "bricks/starter/base"
 
 
-@of_results(STREAM)
+@block("edit-stream", STREAM)
 def stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the fixture."""
-    return _stream(found, STREAM)
+    return _stream(found)
 
 
-@of_results(STREAM_STARTER)
+@block("edit-stream-starter", STREAM_STARTER)
 def starter_stream_block(found: dict[str, Any]) -> str:
     """Write the table of a stream on the starter base."""
-    return _stream(found, STREAM_STARTER)
+    return _stream(found)
 
 
-def _stream(found: dict[str, Any], source: str) -> str:
+def _stream(found: dict[str, Any]) -> str:
     """Shares of facts that the model says after a number of rows, and perplexity; the cost of a row below."""
     start, *checkpoints = found["checkpoints"]
     lines = [
@@ -47,7 +46,7 @@ def _stream(found: dict[str, Any], source: str) -> str:
         f"`memit` on layer {found['layer']} of {_model(found['base'])}, {found['batch']} rows at a time; {found['updates']} of {found['rows']:,} rows update an earlier fact. Said: percent of facts with "
         f"all tokens of the current target the most likely ones. Perplexity is that of other text, {start['perplexity']:.2f} before the stream. A row takes {min(costs):.3f} to {max(costs):.3f} CPU s in windows "
         f"of {windows[0]['rows']} rows; the last window takes {flat['both']:.2f} times the first full one, its solve {flat['solve']:.2f} times. Peak memory grows from {windows[0]['peak'] / 1e6:.0f} to "
-        f"{windows[-1]['peak'] / 1e6:.0f} MB. {measured(found)} The source: [{source}](../{source})."
+        f"{windows[-1]['peak'] / 1e6:.0f} MB."
     )
     heads = ["rows", "facts", "latest batch said", "all said", "ten oldest said", "perplexity"]
     return table(heads, lines, left=0) + "\n\n" + note
@@ -57,7 +56,7 @@ def _model(base: str) -> str:
     return "the starter base" if base == "starter" else "a fixture of 0.6 M parameters"
 
 
-@of_results(STEER)
+@block("steer", STEER)
 def steer_block(found: dict[str, Any]) -> str:
     """Write what a direction changes in continuations, by strength, and the accuracy on `retention` beside it."""
     tasks = list(found["rows"][0].get("retention", ()))
@@ -74,12 +73,12 @@ def steer_block(found: dict[str, Any]) -> str:
     counts = [f"{task} (n = {found['rows'][0]['retention'][task]['n']})" for task in tasks]
     note = (
         f"After layer {found['layer']} of the starter base, continuations of {found['tokens']} tokens, greedy. The share is that of capital letters among letters, or of bad words among good and bad ones; "
-        f"different words are a share of all. All columns in percent. {measured(found)} The source: [{STEER}](../{STEER})."
+        f"different words are a share of all. All columns in percent."
     )
     return table(["direction", "strength", "share", "different words", *counts], lines, left=1) + "\n\n" + note
 
 
-@of_results(FORGETTING)
+@block("forgetting", FORGETTING)
 def forgetting_block(found: dict[str, Any]) -> str:
     """Capitals unlearned at several strengths; the chosen weights of each kind marked."""
     tasks = list(found["rows"][0]["scores"])
@@ -88,23 +87,23 @@ def forgetting_block(found: dict[str, Any]) -> str:
     for row in found["rows"]:
         weights = [f"{row[brick]:+g}".replace("-", "−") if row[brick] else "" for brick in ("learned", "kept")]
         rows.append([*weights, *(interval(row["scores"][task]) for task in tasks), "chosen" if row.get("chosen") else ""])
-    note = f"Scores in percent of items with 95 % intervals; the first row is the base. {measured(found)}"
-    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note} The source: [{FORGETTING}](../{FORGETTING})."
+    note = "Scores in percent of items with 95 % intervals; the first row is the base."
+    return table(["learned", "kept", *heads, ""], rows) + f"\n\n{note}"
 
 
-@of_results(PRESERVING)
+@block("edit-preserving", PRESERVING)
 def preserving_block(found: dict[str, Any]) -> str:
     """Scores of edits that preserve prompts, of their controls, and the paired differences from memit."""
-    return _draws(found, PRESERVING, [], {row["row"]: [] for row in found["rows"]})
+    return _draws(found, [], {row["row"]: [] for row in found["rows"]})
 
 
-@of_results(ADAPTER)
+@block("edit-adapter", ADAPTER)
 def adapter_block(found: dict[str, Any]) -> str:
     """Scores of facts in adapters, of their controls, the paired differences from memit, and CPU seconds a fact."""
     facts = found["draws"] * found["count"]
     lines = {row["row"]: [f"{row['seconds'] / facts:.1f}" if "step" in row else ""] for row in found["rows"]}
     return (
-        _draws(found, ADAPTER, ["CPU s a fact"], lines)
+        _draws(found, ["CPU s a fact"], lines)
         + " What an earlier row has solved is taken from the cache, and its seconds count there: values of memit, and neurons at subjects without ends."
     )
 
@@ -118,7 +117,7 @@ SENTENCE = {
 """Arms of the README's sentence, and their names in it."""
 
 
-@of_results(ADAPTER)
+@block("edits", ADAPTER, cited=False)
 def edits_block(found: dict[str, Any]) -> str:
     """The README's sentence about edits: what some arms say, keep and end."""
     scores = {row["row"]: row["scores"] for row in found["rows"]}
@@ -132,12 +131,11 @@ def edits_block(found: dict[str, Any]) -> str:
     return f"Edits of {facts} CounterFact facts reach, in percent (said, said in unseen wordings, strict neighbours unchanged, answer and stop): {'; '.join(parts)} ([intervals](docs/editing-results-single.md#adapters-and-neurons))."
 
 
-def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Mapping[str, list[str]]) -> str:
+def _draws(found: dict[str, Any], further: list[str], cells_of: Mapping[str, list[str]]) -> str:
     """Return the table of a measurement on draws of facts.
 
     Args:
         found: The results.
-        source: Their file.
         further: Heads of further columns.
         cells_of: Arm -> its cells in these columns.
     """
@@ -160,7 +158,7 @@ def _draws(found: dict[str, Any], source: str, further: list[str], cells_of: Map
     count = next(iter(found["rows"][0]["scores"].values()))["n"]
     note = (
         f"{found['draws']} draws of {found['count']} CounterFact facts ({count} in all) on {_base(found)}. Percent of items with 95 % intervals over facts; below each row the paired "
-        f"difference from memit, in points. {'The column perplexity' if further else 'The last column'} is the change of the perplexity of other text in percent. {measured(found)} The source: [{source}](../{source})."
+        f"difference from memit, in points. {'The column perplexity' if further else 'The last column'} is the change of the perplexity of other text in percent."
     )
     return table(["arm", *(heads[task] for task in tasks), "perplexity", *further], lines, left=1) + "\n\n" + note
 
@@ -171,14 +169,3 @@ def _base(found: Mapping[str, Any]) -> str:
 
 def _difference(found: Mapping[str, float]) -> str:
     return f"{signed(found['diff'])} [{signed(found['low'])}, {signed(found['high'])}]"
-
-
-BLOCKS: dict[str, Callable[[Path], str]] = {
-    "edit-stream": stream_block,
-    "edit-stream-starter": starter_stream_block,
-    "steer": steer_block,
-    "forgetting": forgetting_block,
-    "edit-preserving": preserving_block,
-    "edit-adapter": adapter_block,
-    "edits": edits_block,
-}
