@@ -74,6 +74,8 @@ def outputs(project: Path) -> dict[Path, str]:
         if path not in found and MARK.search(text):
             found[path] = fill(text, project)
     found[docs / "architecture.svg"] = road_figure.figure((docs / "architecture.md").read_text("utf-8"))
+    if (families := results(project, family_tables.FAMILIES)) is not None:
+        found[docs / "families.csv"] = family_tables.families_csv(families)
     if (pruned := results(project, grow_tables.PRUNE)) is not None:
         found[docs / grow_tables.PRUNE_FIGURE] = prune_figure.figure(pruned)
     if (pools := results(project, merge_tables.POOLS)) is not None:
